@@ -1,0 +1,415 @@
+"""From a registry's challenge to an `Authorization` header: Basic, and Bearer with its tokens.
+
+The rules are those of RFC 9110 section 11 (challenges), RFC 7617 (Basic), and of the distribution project's
+"Token Authentication" and "Oauth2 Token Authentication". This room knows no sockets and no files: credentials
+come from a callable, and token requests leave through another one, which checks where they go and retries.
+Which origin may be trusted, and the retry after a 401, are not here but in `ocistream.transport`.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from ocistream import limits
+from ocistream.credentials import TOKEN_USERNAME
+from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
+from ocistream.model import parse_json
+from ocistream.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ocistream.credentials import Credential
+
+__all__ = ["Authenticator", "Challenge", "TokenAnswer", "TokenRequest", "parse_challenges", "scopes_for"]
+
+CLIENT_ID: Final = "ocistream"
+#: Seconds that a token lives whose server does not say so (token specification, `expires_in`).
+DEFAULT_LIFETIME: Final = 60.0
+#: A token is renewed when fewer seconds than this are left, or a tenth of its life: the request that carries
+#: it takes time too. Never more than half of its life, so that one of 60 s serves for 50 and one of 4 s for 2.
+RENEWAL_SECONDS: Final = 10.0
+#: Scopes that a registry's challenges may add to those that the caller named; real ones add one, if any.
+MAX_ADDED_SCOPES: Final = 16
+
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+#: What a challenge is made of. At any place that is no separator one of the three matches, and none of them
+#: goes over a character twice, so that a hostile header takes time linear in its length.
+_ITEM: Final = re.compile(
+    rf"""
+      (?P<name>{_WORD}) [ \t]*+ = [ \t]*+ (?: (?P<word>{_WORD}) | "(?P<quoted>(?:[^"\\]|\\.)*+)" )
+    | (?P<scheme>{_WORD}) (?=[ \t,]|\Z) (?![ \t]*+=) (?: [ \t]++ [0-9A-Za-z._~+/-]++ =*+ [ \t]*+ (?=,|\Z) )?
+    | (?P<garbage> [^ \t,"\\] (?:[^",\\])*+ | \\.? | "(?:[^"\\]|\\.)*+ (?:"|\\?\Z) )
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+#: Visible ASCII: anything else in a token would end its header line, or start another one.
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One challenge of a 401: `scheme` ("bearer", "basic") and the names of `parameters` are lower case."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What is to be sent to a token server. Whoever sends it decides whether `url` may be trusted with it."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAnswer:
+    """What a token server said: an HTTP status and the body, up to `limits.MAX_TOKEN_ANSWER` bytes of it."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+def parse_challenges(values: Sequence[str]) -> list[Challenge]:
+    """Parse the values of `WWW-Authenticate` (RFC 9110, section 11.6.1), each with one challenge or several.
+
+    Never raises. What is not understood is skipped, a token68 too, since neither Basic nor Bearer has one. Of
+    a parameter that is given twice the first counts; a comma that is missing between two is not missed.
+    """
+    challenges: list[Challenge] = []
+    for value in values:
+        parameters: dict[str, str] | None = None
+        for item in _ITEM.finditer(value):
+            if item["scheme"]:
+                parameters = {}
+                challenges.append(Challenge(item["scheme"].lower(), parameters))
+            elif item["name"] and parameters is not None:
+                text = item["word"] or re.sub(r"\\(.)", r"\1", item["quoted"], flags=re.DOTALL)
+                parameters.setdefault(item["name"].lower(), text)
+    return challenges
+
+
+def scopes_for(repository: str, *actions: str) -> str:
+    """Write one scope: `scopes_for("org/app", "pull", "push")` is "repository:org/app:pull,push"."""
+    return f"repository:{repository}:{','.join(actions)}"
+
+
+def _split_scope(scope: str) -> tuple[str, frozenset[str]]:
+    resource, _, actions = scope.rpartition(":")
+    return resource, frozenset(actions.split(","))
+
+
+def _uncovered(wanted: Iterable[str], held: Iterable[str]) -> tuple[str, ...]:
+    """Give those of the `wanted` scopes that the `held` ones do not include, each once, in their order."""
+    known = [_split_scope(scope) for scope in held]
+    missing = []
+    for scope in dict.fromkeys(wanted):
+        resource, actions = _split_scope(scope)
+        if not any(resource == other and actions <= more for other, more in known):
+            missing.append(scope)
+    return tuple(missing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A token as the header that shows it, and what it was asked for; `renew_at` is in the clock's time."""
+
+    header: str = field(repr=False)
+    scopes: tuple[str, ...]
+    credential: Credential | None
+    renew_at: float
+
+
+class Authenticator:
+    """What to show to one registry (one host and port).
+
+    Thread-safe: of several threads that ask for the same scopes, one fetches the token and the others wait
+    for it. Threads that ask for different ones do not wait for each other.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        find: Callable[[str], Credential | None],
+        send: Callable[[TokenRequest], TokenAnswer],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Speak for `registry` ("docker.io", "localhost:5000"); nothing is asked for yet.
+
+        `find(repository)` gives the credential, None for anonymous; it is asked when a challenge needs it,
+        once for each repository. `send` sends a token request and gives its answer. `clock` counts seconds.
+        """
+        self._registry = registry
+        self._find = find
+        self._send = send
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._finding = threading.Lock()
+        self._challenge: Challenge | None = None
+        self._credentials: dict[str, Credential | None] = {}
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._gates: dict[tuple[str, ...], threading.Lock] = {}
+        self._extra: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._refusals: dict[tuple[str, ...], str] = {}
+
+    def authorization(self, scopes: tuple[str, ...]) -> str | None:
+        """Give the header value to send up front; None while the registry has not challenged anybody.
+
+        After a Bearer challenge this is a token for `scopes`, a held one that covers them or a fresh one, so
+        that no body is sent only to be refused. After Basic it is the credential, None if there is none.
+
+        Raises:
+            AuthenticationError: the token server refused the credential.
+            RegistryError: the token server or its answer is broken.
+            UsageError: the credential cannot be sent.
+        """
+        challenge = self._challenge
+        if challenge is None:
+            return None
+        if challenge.scheme == "bearer":
+            return self._bearer(challenge, scopes)
+        credential = self._credential(scopes)
+        return _basic(credential) if credential else None
+
+    def challenged(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
+        """Give the header value with which to repeat a request that got a 401.
+
+        `www_authenticate` are the answer's header values; without any the registry's last challenge counts
+        (gcr.io, REGISTRIES.md 19). `refused` is the value that the request had been sent with: a token that
+        equals it is forgotten and replaced. That a fresh one is refused again is for the caller to notice.
+
+        Raises:
+            AuthenticationError: there is nothing to show, or it was refused.
+            RegistryError: the challenge, the token server or its answer is broken.
+            UsageError: the credential cannot be sent.
+        """
+        challenge = self._challenge = self._choose(parse_challenges(www_authenticate)) or self._challenge
+        if challenge is None:
+            msg = f"{self._registry} answers 401 and does not say how to authenticate"
+            raise AuthenticationError(msg)
+        if challenge.scheme == "bearer":
+            asked = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
+            with self._lock:
+                extra = self._extra.get(scopes, ())
+                self._extra[scopes] = (extra + _uncovered(asked, scopes + extra))[:MAX_ADDED_SCOPES]
+                self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
+            return self._bearer(challenge, scopes)
+        return self._basic_after(refused, scopes)
+
+    def _choose(self, challenges: list[Challenge]) -> Challenge | None:
+        """Prefer Bearer with a realm, then Basic; None where no challenge was made at all."""
+        bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+        basic = [challenge for challenge in challenges if challenge.scheme == "basic"]
+        for challenge in [one for one in bearer if one.parameters.get("realm")] + basic:
+            return challenge
+        if bearer:
+            msg = f"{self._registry} asks for a Bearer token without a realm to get one from"
+            raise RegistryError(msg, status=401)
+        if challenges:
+            schemes = ", ".join(dict.fromkeys(printable(challenge.scheme, 40) for challenge in challenges))
+            msg = f"{self._registry} wants authentication by {schemes}; only Basic and Bearer are known"
+            raise AuthenticationError(msg)
+        return None
+
+    def _credential(self, scopes: tuple[str, ...]) -> Credential | None:
+        """The credential for the first repository that `scopes` name: the one pushed to, for a mount."""
+        resources = (_split_scope(scope)[0] for scope in scopes)
+        names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
+        repository = next(names, "")
+        with self._finding:
+            if repository not in self._credentials:
+                self._credentials[repository] = _checked(self._find(repository))
+            return self._credentials[repository]
+
+    def _basic_after(self, refused: str | None, scopes: tuple[str, ...]) -> str:
+        credential = self._credential(scopes)
+        if credential is None:
+            msg = f"{self._registry} wants a user name and a password, and none were found"
+            raise self._denied(msg)
+        header = _basic(credential)
+        if header == refused:
+            msg = f"{self._registry} refused {_origin(credential)}"
+            raise self._denied(msg)
+        return header
+
+    def _denied(self, what: str) -> AuthenticationError:
+        return AuthenticationError(what, hint=f"ocistream login {self._registry}")
+
+    # -- tokens -----------------------------------------------------------------------------------------
+
+    def _bearer(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
+        """Give a held token that covers `scopes`, or fetch one."""
+        credential = self._credential(scopes)
+        with self._lock:
+            wanted = scopes + self._extra.get(scopes, ())
+            gate = self._gates.setdefault(wanted, threading.Lock())
+        with gate:
+            held = self._held(wanted, credential)
+            if held is not None:
+                return held.header
+            if wanted in self._refusals:
+                # A wrong password that is shown again and again locks accounts.
+                raise self._denied(self._refusals[wanted])
+            fresh = self._fetch(challenge, wanted, credential)
+            with self._lock:
+                self._tokens[wanted] = fresh
+            return fresh.header
+
+    def _held(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
+        """Find a token that still lives: the one for just these scopes, else one that covers them.
+
+        In this order, since some registries heed only a token's first scope (REGISTRIES.md 18). One that was
+        got with another credential does not count: it may have been granted less.
+        """
+        now = self._clock()
+        with self._lock:
+            tokens = [self._tokens[wanted]] if wanted in self._tokens else []
+            tokens += self._tokens.values()
+        for token in tokens:
+            if now < token.renew_at and token.credential == credential and not _uncovered(wanted, token.scopes):
+                return token
+        return None
+
+    def _fetch(self, challenge: Challenge, wanted: tuple[str, ...], credential: Credential | None) -> _Token:
+        realm, server = self._realm(challenge)
+        service = challenge.parameters.get("service", "")
+        if credential is not None and credential.identity_token is not None:
+            answer = self._send(_oauth_request(realm, service, wanted, credential.identity_token))
+            if answer.status in {404, 405}:
+                # Not every token server speaks OAuth2 (distribution, "Oauth2 Token Authentication").
+                answer = self._send(_get_request(realm, service, wanted, credential))
+        else:
+            answer = self._send(_get_request(realm, service, wanted, credential))
+        if answer.status in {401, 403}:
+            why = f"refused {_origin(credential)}" if credential else "wants credentials, and none were found"
+            self._refusals[wanted] = f"the token server {server} of {self._registry} {why}"
+            raise self._denied(self._refusals[wanted])
+        where = f"the answer of the token server {server} of {self._registry}"
+        if not 200 <= answer.status < 300:
+            msg = f"the token server {server} of {self._registry} answered {answer.status}"
+            raise RegistryError(msg, status=answer.status)
+        try:
+            fields = parse_json(answer.body, where, limits.MAX_TOKEN_ANSWER)
+            token = _token_of(fields, where)
+        except ArchiveError as error:
+            # Without its cause, which holds the answer and so the token.
+            raise RegistryError(error.what, status=answer.status) from None
+        lifetime = _lifetime(fields.get("expires_in"))
+        margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
+        return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
+
+    def _realm(self, challenge: Challenge) -> tuple[str, str]:
+        """Check that the realm is an absolute http(s) URL; give it without a fragment, and its host."""
+        realm = challenge.parameters["realm"]
+        host = None
+        try:
+            parts = urlsplit(realm)
+            if parts.scheme in {"http", "https"} and "@" not in parts.netloc and parts.port != 0:
+                host = parts.hostname
+        except ValueError:
+            pass
+        if not host or not _VISIBLE.match(realm):
+            msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
+            raise RegistryError(msg, status=401)
+        return realm.partition("#")[0], host
+
+
+def _get_request(realm: str, service: str, scopes: tuple[str, ...], credential: Credential | None) -> TokenRequest:
+    """Ask as the token specification says: GET, with Basic where there is a credential."""
+    fields = [("service", service)] if service else []
+    fields += [("scope", scope) for scope in scopes]
+    headers = {"Accept": "application/json"}
+    if credential is not None:
+        headers["Authorization"] = _basic(credential)
+        if credential.username not in {"", TOKEN_USERNAME}:
+            fields.append(("account", credential.username))
+    query = urlencode(fields, errors="surrogateescape")
+    separator = "&" if urlsplit(realm).query else "?" if "?" not in realm else ""
+    return TokenRequest("GET", f"{realm}{separator}{query}" if query else realm, headers, None)
+
+
+def _oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_token: str) -> TokenRequest:
+    """Ask as OAuth2 says: POST, with the identity token as what it calls a refresh token."""
+    fields = {"grant_type": "refresh_token", "refresh_token": identity_token, "client_id": CLIENT_ID}
+    fields |= {"service": service} if service else {}
+    fields |= {"scope": " ".join(scopes)} if scopes else {}
+    headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+    return TokenRequest("POST", realm, headers, urlencode(fields, errors="surrogateescape").encode())
+
+
+def _basic(credential: Credential) -> str:
+    """Write a credential as RFC 7617 does; an identity token stands in the password's place.
+
+    Raises:
+        UsageError: the user name holds a colon, where the registry would cut it.
+    """
+    username, secret = credential.username, credential.secret
+    if credential.identity_token is not None:
+        username, secret = username or TOKEN_USERNAME, credential.identity_token
+    if ":" in username:
+        msg = f"the user name of {_origin(credential)} holds a colon, which no registry can take"
+        raise UsageError(msg)
+    plain = f"{username}:{secret}".encode(errors="surrogateescape")
+    return f"Basic {base64.b64encode(plain).decode()}"
+
+
+def _checked(credential: Credential | None) -> Credential | None:
+    """Refuse a credential with half a character in it, which JSON can write and no header can carry.
+
+    Raises:
+        UsageError: it is such a one.
+    """
+    if credential is not None:
+        try:
+            parts = credential.username, credential.secret, credential.identity_token or ""
+            "".join(parts).encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            msg = f"{_origin(credential)} are not text"
+            # Without its cause, which holds the password.
+            raise UsageError(msg) from None
+    return credential
+
+
+def _origin(credential: Credential) -> str:
+    return f"the credentials from {credential.source}" if credential.source else "the credentials"
+
+
+def _token_of(fields: Mapping[str, Any], where: str) -> str:
+    """Take `token`, else `access_token`; null and "" are as good as absent.
+
+    Raises:
+        ArchiveError: there is none, or it cannot stand in a header.
+    """
+    token = fields.get("token") or fields.get("access_token")
+    if not token:
+        msg = f"{where} has no token"
+        raise ArchiveError(msg)
+    if not isinstance(token, str) or not _VISIBLE.match(token):
+        msg = f"{where} has a token that cannot stand in a header"
+        raise ArchiveError(msg)
+    return token
+
+
+def _lifetime(expires_in: object) -> float:
+    """Read `expires_in` in seconds, as a number or its text; what makes no sense is as good as absent.
+
+    `issued_at` is not looked at: it is from another machine's clock.
+    """
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
+        return DEFAULT_LIFETIME
+    try:
+        seconds = float(expires_in)
+    except (ValueError, OverflowError):
+        return DEFAULT_LIFETIME
+    return seconds if math.isfinite(seconds) and seconds > 0 else DEFAULT_LIFETIME

@@ -1,0 +1,140 @@
+"""The command line: the lazy table of commands, and `main`, where every error becomes an exit code.
+
+The only room that looks at argv, the environment and a terminal. A command is one file in here and one line in
+`COMMANDS`; nothing that it needs is imported before it is called, so that `--version` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from ocistream import __version__, files
+from ocistream.cli.console import Console
+from ocistream.errors import OcistreamError, OutputClosedError, TerminatedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+__all__ = ["COMMANDS", "main", "run"]
+
+#: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
+COMMANDS: Final = {
+    "pull": ("ocistream.cli.pull:pull", "Write images from registries into an archive (default: stdout)."),
+    "push": ("ocistream.cli.push:push", "Push the images of an archive (default: stdin) to a registry."),
+    "copy": ("ocistream.cli.copy:copy", "Copy an image from any end to any end."),
+    "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),
+    "login": ("ocistream.cli.login:login", "Check a registry's credential and keep it in Docker's file."),
+    "logout": ("ocistream.cli.login:logout", "Forget a registry's credential."),
+}
+
+_SIGINT_EXIT: Final = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Give the commands in the order of a day's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Move container images as a stream: out of a registry, through a pipe or a file, into another.
+
+    \b
+    ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
+    """
+
+
+def run() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line and give its exit code (CLI.md, "Exit codes")."""
+    signal.signal(signal.SIGTERM, _terminate)
+    console = Console.from_arguments(arguments)
+    try:
+        cli.main(list(arguments), prog_name="ocistream", standalone_mode=False, obj=console)
+        # Flushed here, so that a full disk or a closed pipe behind stdout is a failure.
+        with files.disk_errors("cannot write to stdout"):
+            sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - no traceback reaches a user
+        code = _report(console, error)
+        console.trace(traceback.format_exc)
+        return code
+    return 0
+
+
+def _report(console: Console, error: BaseException) -> int:
+    """Say what went wrong, and give the exit code for it."""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        console.error("interrupted", code=_SIGINT_EXIT)
+        return _SIGINT_EXIT
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
+    if isinstance(error, click.ClickException):
+        console.error(error.format_message(), hint=_usage_hint(error), code=UsageError.exit_code)
+        return UsageError.exit_code
+    if isinstance(error, BrokenPipeError):
+        error = OutputClosedError("cannot write to stdout: whoever read it has gone away")
+    if isinstance(error, OutputClosedError):
+        _let_go_of_stdout()
+    if isinstance(error, OcistreamError):
+        console.error(error.what, hint=error.hint, code=error.exit_code)
+        return error.exit_code
+    console.error(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="this is a bug in ocistream: please report it with what the same command says with -vv",
+        code=1,
+    )
+    return 1
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
+    # An exception, so that every `finally` and `with` cleans up behind itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    msg = "terminated"
+    raise TerminatedError(msg)
+
+
+def _usage_hint(error: click.ClickException) -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"see `{context.command_path} --help`" if context is not None else None
+
+
+def _let_go_of_stdout() -> None:
+    """Point stdout at nothing, so that Python's own flush at exit does not fail and complain."""
+    with contextlib.suppress(OSError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)

@@ -1,0 +1,78 @@
+"""What people and log collectors read: one line a message on stderr, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Console"]
+
+
+class Console:
+    """stderr, at a verbosity: -1 (-q, errors only), 0, 1 (-v), 2 (-vv, with tracebacks).
+
+    `above` is set by a progress bar to what prints a line without tearing the bar.
+    """
+
+    def __init__(self, verbosity: int = 0, *, as_json: bool = False) -> None:
+        """Begin with settings that the options of a command may still change."""
+        self.verbosity = verbosity
+        self.as_json = as_json
+        self.above: Callable[[str], None] | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Console:
+        """Look for a JSON log format before anything is parsed, so that a usage error is JSON as well."""
+        text = " ".join(arguments)
+        return cls(as_json="--log-format=json" in text or "--log-format json" in text)
+
+    def note(self, message: str, *, level: int = 0, **fields: Any) -> None:
+        """Say something; it is printed from verbosity `level` on. `fields` go into JSON only."""
+        if self.verbosity >= level:
+            self._print("info" if level <= 0 else "debug", message, fields)
+
+    def warning(self, message: str, **fields: Any) -> None:
+        """Say something that the user should look at, unless with -q."""
+        if self.verbosity >= 0:
+            self._print("warning", message, fields)
+
+    def error(self, message: str, *, hint: str | None = None, code: int | None = None) -> None:
+        """Say what failed, and on a second line what can be done about it."""
+        if self.as_json:
+            fields = {key: value for key, value in {"hint": hint, "exit_code": code}.items() if value is not None}
+            self._print("error", message, fields)
+            return
+        self._line(f"ocistream: error: {message}")
+        if hint:
+            self._line(f"  {hint}")
+
+    def trace(self, text: Callable[[], str]) -> None:
+        """Print a traceback, for those who asked for it twice."""
+        if self.verbosity > 1:
+            self._line(text().rstrip())
+
+    def _print(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        if self.as_json:
+            self._line(json.dumps({"level": level, "message": message, **fields}))
+        elif level == "warning":
+            self._line(f"ocistream: warning: {message}")
+        else:
+            self._line(f"ocistream: {message}")
+
+    def _line(self, text: str) -> None:
+        if self.above is not None:
+            self.above(text)
+        else:
+            # A closed stderr is no reason to fail.
+            try:
+                print(text, file=sys.stderr, flush=True)
+            except OSError:
+                self.above = _silence
+
+
+def _silence(text: str) -> None:
+    """Print nothing, since nobody can read it."""

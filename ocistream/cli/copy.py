@@ -1,0 +1,68 @@
+"""`ocistream copy`: an image from any end to any end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from ocistream.cli.moving import move
+from ocistream.cli.options import Session, credential_options, platform_choice, platform_option, transfer_options
+from ocistream.errors import UsageError
+from ocistream.stores import Want, open_sink, open_source, parse_end
+from ocistream.stores.index import every_image, only_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocistream.graph import Graph, Root
+    from ocistream.interfaces import Sink, Source
+    from ocistream.stores import End
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@platform_option("all, the index as it is")
+@credential_options("src-", "dest-")
+@transfer_options
+def copy(session: Session, source: str, destination: str, platforms: tuple[str, ...]) -> None:
+    """Copy between a registry's image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]` and plain paths.
+
+    Within one registry blobs are mounted, not sent.
+
+    \b
+    ocistream copy nginx:1 registry.example.com/mirror/nginx:1
+    ocistream copy oci:build:app registry.example.com/app:2
+    """
+    src, dst = parse_end(source), parse_end(destination)
+    single = dst.kind == "docker" or dst.name is not None
+    want = Want(only_image if single else every_image, platform_choice(platforms, None))
+
+    def open_ends() -> tuple[Source, Sink]:
+        opened = open_source(src, session.surroundings("SRC"), want)
+        try:
+            return opened, open_sink(dst, session.surroundings("DEST"))
+        except BaseException:
+            opened.close()
+            raise
+
+    def label(root: Root) -> str:
+        if dst.reference is not None:
+            return dst.reference.name
+        return root.name or root.origin or src.text
+
+    move(session, open_ends, label, to_stdout=dst.is_stream, rename=renamed(dst) if dst.name else None)
+
+
+def renamed(end: End) -> Callable[[Graph], Graph]:
+    """Give the way to call the one root of a graph as the destination is called."""
+
+    def rename(graph: Graph) -> Graph:
+        if len(graph.roots) != 1:
+            msg = f"{len(graph.roots)} images cannot all be called {end.name!r}"
+            raise UsageError(msg)
+        return replace(graph, roots=(replace(graph.roots[0], name=end.name),))
+
+    return rename

@@ -1,0 +1,113 @@
+"""`ocistream login` and `logout`: a registry's credential in and out of Docker's file, or its helper."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ocistream import __version__
+from ocistream.cli.options import apply_verbosity, home, proxies, read_password, verbosity_options
+from ocistream.errors import AuthenticationError, UsageError
+from ocistream.reference import parse_registry
+
+if TYPE_CHECKING:
+    from ocistream.cli.console import Console
+    from ocistream.credentials import Credential
+
+
+@click.command()
+@click.argument("registry", default="docker.io")
+@click.option("-u", "--username", metavar="USER", help="User name.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
+@click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS.")
+@verbosity_options
+@click.pass_obj
+def login(
+    console: Console, /, registry: str, username: str | None, password_stdin: bool, plain_http: bool, **options: Any
+) -> None:
+    """Check a registry's credential, and keep it where `docker login` would (default: Docker Hub).
+
+    \b
+    ocistream login -u me --password-stdin registry.example.com < token
+    """
+    from ocistream.credentials import Credential, Keychain
+
+    apply_verbosity(console, options)
+    host = parse_registry(registry)
+    username = username or os.environ.get("OCISTREAM_USERNAME") or _ask("Username: ")
+    if password_stdin:
+        secret = read_password()
+    else:
+        secret = os.environ.get("OCISTREAM_PASSWORD") or _ask("Password: ", secret=True)
+    credential = Credential(username, secret, source="the given user name and password")
+    _check(host, credential, plain_http=plain_http)
+    where = Keychain(os.environ, home=home()).save(host, credential)
+    console.note(f"logged in to {host}; the credential is kept in {where}")
+
+
+@click.command()
+@click.argument("registry", default="docker.io")
+@verbosity_options
+@click.pass_obj
+def logout(console: Console, /, registry: str, **options: Any) -> None:
+    """Forget a registry's credential (default: Docker Hub's).
+
+    \b
+    ocistream logout registry.example.com
+    """
+    from ocistream.credentials import Keychain
+
+    apply_verbosity(console, options)
+    host = parse_registry(registry)
+    where = Keychain(os.environ, home=home()).erase(host)
+    console.note(f"removed the credential of {host} from {where}" if where else f"not logged in to {host}")
+
+
+def _check(host: str, credential: Credential, *, plain_http: bool) -> None:
+    """Show the registry the credential.
+
+    Raises:
+        AuthenticationError: it is refused.
+        NetworkError: the registry does not answer.
+    """
+    from ocistream.transport import Transport, TransportSettings
+
+    settings = TransportSettings(
+        plain_http=plain_http,
+        ca_file=os.environ.get("SSL_CERT_FILE") or None,
+        proxies=proxies(os.environ),
+        user_agent=f"ocistream/{__version__}",
+    )
+    transport = Transport(settings, lambda registry, _: credential if registry == host else None)
+    endpoint = transport.endpoint(host)
+    try:
+        transport.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
+    except AuthenticationError as error:
+        msg = f"{host} refused the user name or the password"
+        raise AuthenticationError(msg, hint=error.what) from error
+    finally:
+        transport.close()
+
+
+def _ask(prompt: str, *, secret: bool = False) -> str:
+    """Ask at the terminal.
+
+    Raises:
+        UsageError: there is none, or the answer is empty.
+    """
+    if not sys.stdin or not sys.stdin.isatty():
+        msg = "there is no terminal to ask for the user name or the password"
+        raise UsageError(msg, hint="give --username, and the password with --password-stdin or OCISTREAM_PASSWORD")
+    if secret:
+        answer = getpass.getpass(prompt, stream=sys.stderr)
+    else:
+        print(prompt, end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline().strip()
+    if not answer:
+        msg = "nothing was entered"
+        raise UsageError(msg)
+    return answer

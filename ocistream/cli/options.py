@@ -1,0 +1,282 @@
+"""The options that several commands share, each written once, and what they are turned into.
+
+`transfer_options` decorates a command, which then gets one `Session` in place of a dozen parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import platform as machine
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ocistream import __version__, limits
+from ocistream.errors import UsageError
+from ocistream.graph import PlatformChoice
+from ocistream.model import Platform, parse_platform
+from ocistream.stores import Surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ocistream.cli.console import Console
+    from ocistream.credentials import Credential
+    from ocistream.retry import Retried
+    from ocistream.transport import Transport
+
+__all__ = ["Session", "default_platform", "platform_choice", "platform_option", "transfer_options"]
+
+#: Waits shorter than this (seconds) are only told with -v.
+_WORTH_TELLING: Final = 5.0
+_PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_MACHINES: Final = {
+    "x86_64": "amd64",
+    "amd64": "amd64",
+    "aarch64": "arm64",
+    "arm64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i386": "386",
+    "i686": "386",
+}
+
+
+@dataclass(slots=True)
+class Session:
+    """What the shared options come to: the console, and everything a transfer needs of this process."""
+
+    console: Console
+    options: Mapping[str, Any]
+    cancelled: threading.Event
+    #: How often something had to be tried again.
+    retried: int = 0
+
+    @property
+    def jobs(self) -> int:
+        """How many blobs move at once."""
+        return int(self.options["jobs"])
+
+    def surroundings(self, side: str = "") -> Surroundings:
+        """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own."""
+        return Surroundings(
+            transport=functools.cache(functools.partial(self._transport, side)),
+            stdin=self._stdin,
+            stdout=self._stdout,
+            mtime=_source_date(os.environ),
+        )
+
+    def _transport(self, side: str) -> Transport:
+        from ocistream.credentials import Keychain
+        from ocistream.retry import Patience
+        from ocistream.transport import Transport, TransportSettings
+
+        prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
+        keychain = Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix)
+        settings = TransportSettings(
+            plain_http=bool(self.options["plain_http"]),
+            patience=Patience(attempts=int(self.options["retries"]) + 1),
+            ca_file=os.environ.get("SSL_CERT_FILE") or None,
+            proxies=proxies(os.environ),
+            user_agent=f"ocistream/{__version__}",
+        )
+        return Transport(settings, keychain.find, on_retry=self._tell_retry, cancelled=self.cancelled)
+
+    def _credential(self, side: str) -> Credential | None:
+        key = f"{side.lower()}_" if side else ""
+        username = self.options.get(f"{key}username")
+        from_stdin = self.options.get(f"{key}password_stdin")
+        option = f"--{key}username".replace("_", "-")
+        if username is None:
+            if from_stdin:
+                msg = f"{option.replace('username', 'password-stdin')} needs {option}"
+                raise UsageError(msg)
+            return None
+        if not from_stdin:
+            variable = f"OCISTREAM_{side}_PASSWORD" if side else "OCISTREAM_PASSWORD"
+            secret = os.environ.get(variable) or os.environ.get("OCISTREAM_PASSWORD")
+            if secret is None:
+                msg = f"{option} needs a password"
+                raise UsageError(msg, hint=f"set {variable}, or give the password on stdin with --{key}password-stdin")
+        else:
+            secret = read_password()
+        from ocistream.credentials import Credential
+
+        return Credential(username, secret, source=option)
+
+    def _tell_retry(self, retried: Retried) -> None:
+        self.retried += 1
+        where = f"{retried.url}: " if retried.url else ""
+        self.console.note(
+            f"{where}{retried.reason}; trying again in {retried.wait:.1f} s",
+            level=0 if retried.wait >= _WORTH_TELLING else 1,
+        )
+
+    def _stdin(self) -> io.BufferedReader:
+        if self.options.get("password_stdin"):
+            msg = "stdin cannot be both the archive and the password"
+            raise UsageError(msg, hint="set OCISTREAM_PASSWORD, or name the archive with -i")
+        if sys.stdin is None or sys.stdin.isatty():
+            msg = "an archive is expected on stdin, which is a terminal"
+            raise UsageError(msg, hint="pipe an archive in, or name one with -i")
+        return io.BufferedReader(io.FileIO(sys.stdin.fileno(), "rb", closefd=False), 64 * limits.KIB)
+
+    def _stdout(self) -> io.FileIO:
+        if sys.stdout is None or sys.stdout.isatty():
+            msg = "an archive is not written to a terminal"
+            raise UsageError(msg, hint="name a file with -o, or pipe it on: `ocistream pull IMAGE | ssh host ...`")
+        return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+
+
+def home() -> Path:
+    """Give the user's home directory, or the root where there is none (an empty container)."""
+    return Path(os.environ.get("HOME") or "/")
+
+
+def read_password() -> str:
+    """Read a password from stdin, as `docker login --password-stdin` does: all of it, less the line's end.
+
+    Raises:
+        UsageError: there is none.
+    """
+    secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
+    if not secret:
+        msg = "no password came on stdin"
+        raise UsageError(msg)
+    return secret
+
+
+def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of every transfer, and hand it a `Session` as `session`."""
+
+    @_stack(
+        click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs moved at once."),
+        click.option(
+            "--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Tries after the first one."
+        ),
+        click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS, to hosts other than this one."),
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "bar", "plain", "json", "none"]),
+            default="auto",
+            show_default=True,
+            help="How progress is shown on stderr.",
+        ),
+        click.option("--result", type=click.Path(dir_okay=False, path_type=Path), help="Write what was done as JSON."),
+        verbosity_options,
+    )
+    @click.pass_obj
+    @functools.wraps(command)
+    def wrapped(console: Console, /, **options: Any) -> None:
+        apply_verbosity(console, options)
+        own = {key: options.pop(key) for key in list(options) if key in _SESSION_OPTIONS}
+        command(Session(console, own, threading.Event()), **options)
+
+    return wrapped
+
+
+_SESSION_OPTIONS: Final = frozenset(
+    {
+        "jobs",
+        "retries",
+        "plain_http",
+        "progress",
+        "result",
+        *(f"{side}{name}" for side in ("", "src_", "dest_") for name in ("username", "password_stdin")),
+    }
+)
+
+
+def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command -q, -v and --log-format."""
+    return _stack(
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+        click.option("-v", "--verbose", count=True, help="Say more; twice: with tracebacks."),
+        click.option(
+            "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of messages."
+        ),
+    )(command)
+
+
+def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
+    """Take the options of `verbosity_options` out of `options` and set the console by them."""
+    quiet, verbose = options.pop("quiet"), options.pop("verbose")
+    console.verbosity = -1 if quiet else int(verbose)
+    console.as_json = options.pop("log_format") == "json"
+
+
+def credential_options(*sides: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options for a user name and a password, for each of `sides` ("" or "src-" and "dest-")."""
+    found = []
+    for side in sides:
+        of = {"src-": " for the source", "dest-": " for the destination"}.get(side, "")
+        found.append(click.option(f"--{side}username", metavar="USER", help=f"User name{of}."))
+        found.append(click.option(f"--{side}password-stdin", is_flag=True, help=f"Read the password{of} from stdin."))
+    return _stack(*found)
+
+
+def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command --platform; `default` says in --help what holds without it."""
+    return click.option(
+        "--platform",
+        "platforms",
+        multiple=True,
+        metavar="OS/ARCH[/VARIANT]|all",
+        help=f"Platform of an index to take; repeats; `all` keeps the index as it is.  [default: {default}]",
+    )
+
+
+def platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
+    """Turn --platform's values into a choice; `default` is what none of them means, None for all.
+
+    Raises:
+        InvalidNameError: one is malformed.
+    """
+    if "all" in platforms:
+        return PlatformChoice()
+    if platforms:
+        return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, platforms))))
+    return PlatformChoice((default,), explicit=False) if default else PlatformChoice()
+
+
+def default_platform() -> Platform:
+    """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
+    name = machine.machine().lower()
+    return Platform("linux", _MACHINES.get(name, name), "v6" if name == "armv6l" else "")
+
+
+def proxies(env: Mapping[str, str]) -> dict[str, str]:
+    """Read the proxy variables, the lower-case ones first, as curl does."""
+    found: dict[str, str] = {}
+    for name in _PROXY_VARIABLES:
+        if value := env.get(name) or env.get(name.upper()):
+            found[name.removesuffix("_proxy") if name != "no_proxy" else name] = value
+    return found
+
+
+def _source_date(env: Mapping[str, str]) -> int:
+    """Read SOURCE_DATE_EPOCH, seconds since 1970.
+
+    Raises:
+        UsageError: it is not a number that a tar can hold.
+    """
+    text = env.get("SOURCE_DATE_EPOCH") or "0"
+    if not text.isascii() or not text.isdigit() or int(text) >= 8**11:
+        msg = f"SOURCE_DATE_EPOCH is not a number of seconds: {text[:40]!r}"
+        raise UsageError(msg)
+    return int(text)
+
+
+def _stack(*decorators: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Join decorators into one, so that --help lists their options in this order."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return functools.reduce(lambda inner, outer: outer(inner), reversed(decorators), command)
+
+    return decorate

@@ -1,0 +1,76 @@
+"""`ocistream pull`: images out of registries, into one archive or layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ocistream.cli.moving import move
+from ocistream.cli.options import (
+    Session,
+    credential_options,
+    default_platform,
+    platform_choice,
+    platform_option,
+    transfer_options,
+)
+from ocistream.errors import UsageError
+from ocistream.reference import parse_reference
+from ocistream.stores import End, open_sink
+
+if TYPE_CHECKING:
+    from ocistream.graph import Root
+    from ocistream.interfaces import Sink, Source
+
+FORMATS = ("oci", "oci-archive", "docker-archive")
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    metavar="PATH",
+    help="Where to; a directory (or PATH/) is a layout.  [default: stdout]",
+)
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
+@platform_option("linux on this machine's architecture")
+@credential_options("")
+@transfer_options
+def pull(session: Session, images: tuple[str, ...], output: str, kind: str | None, platforms: tuple[str, ...]) -> None:
+    """Write images from registries into one archive, a layout directory, or stdout.
+
+    Nothing gets its name before every byte of it is verified.
+
+    \b
+    ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
+    ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
+    """
+    references = [parse_reference(image) for image in images]
+    choice = platform_choice(platforms, default_platform())
+    end = output_end(output, kind)
+    if end.is_stream and end.kind == "oci":
+        msg = "a layout directory cannot be written to stdout"
+        raise UsageError(msg, hint="name a directory with -o")
+    around = session.surroundings()
+
+    def open_ends() -> tuple[Source, Sink]:
+        sink = open_sink(end, around)
+        from ocistream.stores.registry import RegistrySource
+
+        return RegistrySource(around.transport(), references, platforms=choice), sink
+
+    move(session, open_ends, label, to_stdout=end.is_stream)
+
+
+def output_end(output: str, kind: str | None) -> End:
+    """Make an end of -o and --format."""
+    return End(kind or "path", output, path=Path(output).expanduser())
+
+
+def label(root: Root) -> str:
+    """Name an image in the results."""
+    return root.name or root.origin

@@ -1,0 +1,259 @@
+"""One repository in a registry, in the distribution-spec's verbs: manifests, blobs, mounts; uploads are in upload.py.
+
+It knows URLs, media types and statuses, and how a broken download goes on by Range. It knows nothing of archives, and
+what it hands out of a blob is not verified yet: manifests are.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, FinalNetworkError, IntegrityError, NetworkError, NotFoundError, RegistryError
+from ocistream.model import (
+    ACCEPTED_TYPES,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    media_type_of,
+    parse_json,
+)
+from ocistream.origins import redacted
+from ocistream.reference import is_digest, printable
+from ocistream.stream import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocistream.stream import Chunk
+    from ocistream.transport import Answer, Endpoint, Transport
+
+__all__ = ["Repository"]
+
+_MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)\Z")
+_PUT_DONE: Final = (200, 201, 202, 204)
+
+
+class Repository:
+    """One repository, for reading and for writing. Safe for several threads."""
+
+    def __init__(self, transport: Transport, registry: str, name: str, *, writes: bool = False) -> None:
+        """Name a repository such as `library/nginx` in a registry such as `docker.io`.
+
+        `writes` asks for push rights from the first request on, so that one token serves for all of them.
+        """
+        self.transport = transport
+        self.name = name
+        self.endpoint: Endpoint = transport.endpoint(registry)
+        self.scopes = (f"repository:{name}:pull,push" if writes else f"repository:{name}:pull",)
+
+    def __str__(self) -> str:
+        """Give `registry/name`."""
+        return f"{self.endpoint.registry}/{self.name}"
+
+    def url(self, path: str) -> str:
+        """Give the URL of something in this repository, such as `blobs/uploads/`."""
+        return f"{self.endpoint.url}/v2/{self.name}/{path}"
+
+    # -- manifests --------------------------------------------------------------------------------------
+
+    def resolve(self, target: str) -> Manifest:
+        """Get the manifest that a tag or a digest stands for, as exact bytes with a descriptor made from them.
+
+        Raises:
+            NotFoundError: it is not there.
+            IntegrityError: a digest was asked for and other bytes came (GHSA-qv35-3gw6-8q4j).
+            ArchiveError: it is no manifest, or it is not what the registry says it is.
+        """
+        answer = self._get_manifest(target, ", ".join(ACCEPTED_TYPES))
+        declared = (answer.header("Content-Type") or "").partition(";")[0].strip()
+        raw = self._read_manifest(answer, target)
+        # The bytes are hashed and believed over any header (REGISTRIES 23).
+        digest = digest_of(raw, target.partition(":")[0] if is_digest(target) else "sha256")
+        if is_digest(target) and digest != target:
+            msg = f"{self}@{target}: the registry sent a manifest with the digest {digest}"
+            raise IntegrityError(msg)
+        media_type = self._media_type(raw, declared, f"manifest {target} of {self}")
+        return Manifest(Descriptor(media_type, digest, len(raw)), raw)
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """Get the bytes of a manifest that another document lists; whoever asked verifies them.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+        answer = self._get_manifest(descriptor.digest, descriptor.media_type)
+        return self._read_manifest(answer, descriptor.digest)
+
+    def has_manifest(self, digest: str) -> bool:
+        """Say whether a manifest is there."""
+        return self.digest_of(digest) is not None
+
+    def digest_of(self, target: str) -> str | None:
+        """Ask what a tag stands for, or whether a digest is there; None where it is not.
+
+        A registry that does not say the digest of a tag in answer to HEAD gives "": something, but not known what.
+        """
+        answer = self.transport.request(
+            self.endpoint,
+            "HEAD",
+            self.url(f"manifests/{target}"),
+            scopes=self.scopes,
+            headers={"Accept": ", ".join(ACCEPTED_TYPES)},
+            expected=(200, 404),
+        )
+        answer.close()
+        return (answer.header("Docker-Content-Digest") or "") if answer.status == 200 else None
+
+    def put_manifest(self, target: str, manifest: Manifest) -> None:
+        """Push a manifest's exact bytes under a tag or its digest.
+
+        Raises:
+            RegistryError: the registry does not want it.
+            IntegrityError: the registry says that it stored something else.
+        """
+        answer = self.transport.request(
+            self.endpoint,
+            "PUT",
+            self.url(f"manifests/{target}"),
+            scopes=self.scopes,
+            headers={"Content-Type": manifest.descriptor.media_type},
+            body=manifest.raw,
+            expected=_PUT_DONE,
+        )
+        answer.drain()
+        stored = answer.header("Docker-Content-Digest")
+        algorithm = manifest.descriptor.digest.partition(":")[0]
+        if stored and stored.startswith(f"{algorithm}:") and stored != manifest.descriptor.digest:
+            msg = f"{self}:{target}: pushed {manifest.descriptor.digest}, the registry stored {printable(stored)}"
+            raise IntegrityError(msg)
+
+    def _get_manifest(self, target: str, accept: str) -> Answer:
+        return self.transport.request(
+            self.endpoint, "GET", self.url(f"manifests/{target}"), scopes=self.scopes, headers={"Accept": accept}
+        )
+
+    def _read_manifest(self, answer: Answer, target: str) -> bytes:
+        raw = answer.read(limits.MAX_MANIFEST)
+        if len(raw) > limits.MAX_MANIFEST:
+            msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
+            raise ArchiveError(msg)
+        return raw
+
+    @staticmethod
+    def _media_type(raw: bytes, declared: str, what: str) -> str:
+        """Settle what a manifest is: by its own word, else by the registry's, else by its shape (REGISTRIES 28).
+
+        Raises:
+            ArchiveError: the document and the registry contradict each other (CVE-2021-41190).
+        """
+        own = parse_json(raw, what).get("mediaType")
+        if isinstance(own, str) and own:
+            if declared in _MANIFEST_TYPES and own in _MANIFEST_TYPES and own != declared:
+                msg = f"{what} was sent as {declared} but says it is {own}"
+                raise ArchiveError(msg)
+            return own
+        return declared if declared in _MANIFEST_TYPES else media_type_of(raw, what)
+
+    # -- blobs ------------------------------------------------------------------------------------------
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob is there, by HEAD; one of another size is not it."""
+        answer = self.transport.request(
+            self.endpoint,
+            "HEAD",
+            self.url(f"blobs/{descriptor.digest}"),
+            scopes=self.scopes,
+            expected=(200, 404),
+        )
+        answer.close()
+        length = answer.header("Content-Length")
+        # Some registries leave the length away in answers to HEAD (REGISTRIES 23).
+        return answer.status == 200 and (length is None or length == str(descriptor.size))
+
+    def blob_chunks(self, descriptor: Descriptor) -> Iterator[Chunk]:
+        """Download a blob, unverified; a connection that breaks is replaced by one that goes on from there.
+
+        At most one byte more than the promised size is handed out, so that a longer body shows.
+
+        Raises:
+            NotFoundError: it is not there.
+            NetworkError: it broke off and trying again did not help.
+        """
+        offset = 0
+        tries = self.transport.tries()
+        while True:
+            try:
+                for chunk in self._blob_from(descriptor, offset):
+                    offset += len(chunk)
+                    yield chunk
+                    tries.reset()
+                    if offset > descriptor.size:
+                        return
+            except (RegistryError, FinalNetworkError):
+                raise
+            except NetworkError as error:
+                if not tries.again(error):
+                    raise
+            else:
+                if offset >= descriptor.size:
+                    return
+                # A body that ended early without an error, as one of a wrong Content-Length does.
+                short = NetworkError(f"{self.url(f'blobs/{descriptor.digest}')}: ended at byte {offset}")
+                if not tries.again(short):
+                    raise short
+
+    def _blob_from(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+        url = self.url(f"blobs/{descriptor.digest}")
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        answer = self.transport.request(
+            self.endpoint, "GET", url, scopes=self.scopes, headers=headers, expected=(200, 206)
+        )
+        skip = 0
+        if offset:
+            skip = _bytes_to_skip(answer, offset)
+        elif answer.status != 200:
+            answer.close()
+            msg = f"GET {redacted(answer.url)}: a part of the blob came though all of it was asked for"
+            raise FinalNetworkError(msg)
+        for chunk in answer.chunks():
+            if skip >= len(chunk):
+                skip -= len(chunk)
+                continue
+            yield chunk[skip:] if skip else chunk
+            skip = 0
+
+
+def _bytes_to_skip(answer: Answer, offset: int) -> int:
+    """Look at the answer to a Range request: how many bytes of it are known already (REGISTRIES 24).
+
+    Raises:
+        FinalNetworkError: it is not what was asked for, or too much would have to be read again.
+    """
+    where = f"GET {redacted(answer.url)}"
+    if answer.status == 206:
+        match = _CONTENT_RANGE.match(answer.header("Content-Range") or "")
+        if match and int(match[1]) == offset:
+            return 0
+        answer.close()
+        msg = f"{where}: asked for bytes from {offset} on, got {printable(answer.header('Content-Range') or 'others')}"
+        raise FinalNetworkError(msg)
+    if offset > limits.MAX_DISCARD:
+        answer.close()
+        msg = f"{where}: broke off after {offset} bytes, and this registry cannot go on from there"
+        raise FinalNetworkError(msg)
+    return offset
+
+
+def not_found(repository: Repository, target: str, error: NotFoundError) -> NotFoundError:
+    """Say "not found" in the words of a user, who named an image and not a URL."""
+    separator = "@" if is_digest(target) else ":"
+    return NotFoundError(
+        f"{repository}{separator}{target} is not there ({error.what})",
+        hint="are the repository and the tag spelt right?" if separator == ":" else None,
+    )

@@ -1,0 +1,152 @@
+"""Every error that ocistream raises on purpose, each with its exit code.
+
+The tree, with the exit code of CLI.md's table behind each name::
+
+    OcistreamError                       1
+      UsageError                         2   also a malformed name
+        InvalidNameError                  2
+      AuthenticationError                3   wrong, missing or insufficient credentials
+      NotFoundError                      4   image, repository, file, directory or platform
+      IntegrityError                     5   a size or a digest is wrong
+      ArchiveError                       6   malformed, truncated or hostile input
+        MissingContentError              6   blobs that neither side has
+      NetworkError                       7   connection, TLS, time-out, truncated body
+        FinalNetworkError                7   of a kind that trying again does not cure
+        RegistryError                    7   a registry's own answer, after all retries
+      UnsupportedError                   8   well formed, but not supported
+      LocalDiskError                     9   full, read-only, no permission
+      TerminatedError                  143   SIGTERM
+      OutputClosedError                141   the reader of our stdout has gone
+      CancelledError                     -   another worker's error is the one that is reported
+
+This module imports nothing of the project, so that every other may raise from it. It may not format for a
+terminal, nor end the process: that is `ocistream.cli`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "ArchiveError",
+    "AuthenticationError",
+    "CancelledError",
+    "FinalNetworkError",
+    "IntegrityError",
+    "InvalidNameError",
+    "LocalDiskError",
+    "MissingContentError",
+    "NetworkError",
+    "NotFoundError",
+    "OcistreamError",
+    "OutputClosedError",
+    "RegistryError",
+    "TerminatedError",
+    "UnsupportedError",
+    "UsageError",
+]
+
+
+class OcistreamError(Exception):
+    """The root of the tree: one line of what failed and where, and perhaps one of what to do.
+
+    `str(error)` is the first line. It names the digest, image or redacted URL concerned and holds no secret.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
+        """Keep `what` (the first line) and `hint` (what the user can do about it, or None)."""
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+
+class UsageError(OcistreamError):
+    """The command line asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class InvalidNameError(UsageError):
+    """A malformed image name, tag, digest, platform or end."""
+
+
+class AuthenticationError(OcistreamError):
+    """The registry wants other credentials, or more rights than these have."""
+
+    exit_code = 3
+
+
+class NotFoundError(OcistreamError):
+    """An image, repository, blob, platform, file or directory is not there."""
+
+    exit_code = 4
+
+
+class IntegrityError(OcistreamError):
+    """Bytes arrived whose size or digest is not what was promised."""
+
+    exit_code = 5
+
+
+class ArchiveError(OcistreamError):
+    """An archive, layout or document that is malformed, truncated or hostile."""
+
+    exit_code = 6
+
+
+class MissingContentError(ArchiveError):
+    """The source lacks blobs that the destination lacks too; nothing was made visible."""
+
+
+class NetworkError(OcistreamError):
+    """The network failed, after all retries."""
+
+    exit_code = 7
+
+
+class FinalNetworkError(NetworkError):
+    """A failure that trying again does not cure: a certificate, a name that does not exist, a forbidden redirect."""
+
+
+class RegistryError(NetworkError):
+    """A registry answered with an error that retrying did not cure.
+
+    `status` is the HTTP status, and `codes` are the error codes of the distribution-spec's error body
+    (such as `MANIFEST_INVALID`), an empty tuple where there was none.
+    """
+
+    def __init__(self, what: str, *, status: int, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
+        """Keep the answer's `status` and `codes` beside the text."""
+        super().__init__(what, hint=hint)
+        self.status = status
+        self.codes = codes
+
+
+class UnsupportedError(OcistreamError):
+    """Well formed, but nothing that this version can move."""
+
+    exit_code = 8
+
+
+class LocalDiskError(OcistreamError):
+    """The local disk is full or read-only, or permission is lacking."""
+
+    exit_code = 9
+
+
+class TerminatedError(OcistreamError):
+    """SIGTERM arrived."""
+
+    exit_code = 143
+
+
+class OutputClosedError(OcistreamError):
+    """Whoever read our stdout has gone away."""
+
+    exit_code = 141
+
+
+class CancelledError(OcistreamError):
+    """The transfer failed or was stopped elsewhere; whoever gets this gives up, and nobody gets to see it."""

@@ -1,0 +1,125 @@
+"""What goes wrong on a network, in our own words: exceptions of the libraries below, and registries' error bodies."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import requests
+import urllib3.exceptions
+
+from ocistream import limits
+from ocistream.errors import (
+    ArchiveError,
+    AuthenticationError,
+    FinalNetworkError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+)
+from ocistream.model import parse_json
+from ocistream.origins import redacted
+from ocistream.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["network_error", "reason", "refusal"]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Walk to the root of what requests and urllib3 wrap, which is where the reason stands."""
+    seen: set[int] = set()
+    todo: list[BaseException] = [error]
+    while todo:
+        current = todo.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inner = [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
+        todo.extend(item for item in reversed(inner) if isinstance(item, BaseException))
+
+
+def reason(error: BaseException) -> str:
+    """Say why in a few words, without the object addresses and URLs that those libraries put in."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if (text := _known_reason(cause)) is not None:
+            return text
+    last = causes[-1]
+    if isinstance(last, OSError) and last.strerror:
+        return last.strerror.lower()
+    return printable(str(last)) or type(last).__name__
+
+
+def _known_reason(cause: BaseException) -> str | None:
+    text: str | None = None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        text = f"the certificate is not trusted: {cause.verify_message}"
+    elif isinstance(cause, socket.gaierror):
+        text = f"the host name cannot be resolved: {cause.strerror}"
+    elif isinstance(cause, urllib3.exceptions.IncompleteRead):
+        text = f"{cause.partial} bytes came, {cause.expected} more were promised"
+    elif isinstance(cause, ConnectionError) and cause.strerror:
+        text = cause.strerror.lower()
+    elif isinstance(cause, ssl.SSLError):
+        text = f"TLS failed: {cause.reason or 'the connection broke off'}"
+    elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError | requests.Timeout):
+        text = "timed out"
+    return text
+
+
+def network_error(method: str, url: str, error: Exception) -> NetworkError:
+    """Turn an exception of requests or urllib3 into one of ours, final where trying again is of no use."""
+    final = False
+    hint = None
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            final, hint = True, "if the registry has a CA of its own, name its file with SSL_CERT_FILE"
+        elif isinstance(cause, ssl.SSLError) and cause.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
+            final, hint = True, "the registry seems to speak plain HTTP: --plain-http"
+        elif isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+            final, hint = True, "is the name right?"
+        elif isinstance(cause, requests.exceptions.ProxyError):
+            hint = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        elif isinstance(cause, requests.exceptions.InvalidURL | requests.exceptions.InvalidHeader):
+            final = True
+    kind = FinalNetworkError if final else NetworkError
+    return kind(f"{method} {redacted(url)}: {reason(error)}", hint=hint)
+
+
+def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
+    """Read the distribution-spec's error body: its codes, and its first message made printable."""
+    try:
+        errors = parse_json(raw, "error", limits.MAX_ERROR_BODY).get("errors")
+    except ArchiveError:
+        return (), ""
+    if not isinstance(errors, list):
+        return (), ""
+    found = [entry for entry in errors if isinstance(entry, dict)]
+    codes = tuple(dict.fromkeys(printable(entry["code"], 64) for entry in found if isinstance(entry.get("code"), str)))
+    messages = [entry["message"] for entry in found if isinstance(entry.get("message"), str)]
+    return codes, printable(messages[0], 300) if messages else ""
+
+
+def refusal(registry: str, method: str, url: str, status: int, body: bytes) -> OcistreamError:
+    """Say what a registry's answer means, in one line without secrets; `body` is its beginning."""
+    codes, message = _error_body(body)
+    said = ": ".join(part for part in (" ".join(codes), message) if part)
+    what = f"{method} {redacted(url)}: {status}" + (f" {said}" if said else "")
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        hint = f"is the name right, and may you do this? `ocistream login {registry}` sets a credential"
+        return AuthenticationError(f"{registry} refused: {what}", hint=hint)
+    if status == HTTPStatus.NOT_FOUND:
+        return NotFoundError(what)
+    limited = status == HTTPStatus.TOO_MANY_REQUESTS
+    return RegistryError(
+        what,
+        status=status,
+        codes=codes,
+        hint="the registry limits how much it gives: wait, or log in for a higher limit" if limited else None,
+    )

@@ -1,0 +1,142 @@
+"""Files that are whole or not there: atomic writes, locks, and the disk's errors in our own words.
+
+It knows nothing of images. Every file of ours that others may see comes into being here, by a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from io import FileIO
+from typing import TYPE_CHECKING
+
+from ocistream.errors import LocalDiskError, NotFoundError, OcistreamError, OutputClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["atomic_file", "disk_errors", "locked_directory", "open_for_reading", "read_bounded", "write_all"]
+
+#: Temporary files of ours; the dot keeps them out of `ls`, the suffix lets `gc` and the next run find them.
+PARTIAL_SUFFIX = ".partial"
+
+_HINTS = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "the quota is used up: free some space and run the same command again",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+}
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an `OSError` of the local disk within the block into an error of ours that begins with `what`.
+
+    Raises:
+        NotFoundError: a file or directory is not there (exit 4).
+        OutputClosedError: a pipe whose reader has gone (exit 141).
+        LocalDiskError: everything else (exit 9).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(what, error) from error
+
+
+def disk_error(what: str, error: OSError) -> OcistreamError:
+    """Say an `OSError` in our own words; `what` is what was being done, with the path."""
+    if isinstance(error, BrokenPipeError):
+        return OutputClosedError(f"{what}: whoever read it has gone away")
+    if error.errno == errno.ENOENT:
+        return NotFoundError(f"{what}: no such file or directory")
+    return LocalDiskError(f"{what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
+    """Write a file that gets its name only when the block ends well.
+
+    The bytes go to a temporary file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is flushed, synced
+    and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`.
+    """
+    # The process umask decides on the final rights, as it does for any file that a user's command makes.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with FileIO(os.open(temporary, flags, mode), "r+b") as file:
+            yield file
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Hold the advisory lock on `directory` itself, so that no lock file is left lying about.
+
+    Two of our processes that change one layout's `index.json` take turns by it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_for_reading(path: Path) -> FileIO:
+    """Open a regular file unbuffered, without following a symbolic link in its last part.
+
+    A hostile layout may hold a link to a file of the reader's (LIMITS: files written), or a FIFO to hang on.
+
+    Raises:
+        OSError: as `open` does; ELOOP where the name is a link, EINVAL where it is not a regular file.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    file = FileIO(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
+    """Write all of `chunk` to an unbuffered file, which may take less than it is given."""
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Read a small regular file whole, up to `limit` + 1 bytes: a longer answer tells the caller it is too large.
+
+    Raises:
+        OSError: as `open_for_reading`.
+    """
+    parts: list[bytes] = []
+    left = limit + 1
+    with open_for_reading(path) as file:
+        while left > 0 and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)

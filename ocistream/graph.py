@@ -1,0 +1,348 @@
+"""The walk over manifests: from the roots a user named to everything that has to move, and in which order.
+
+A source feeds `GraphBuilder` with manifests as it comes by them (by request, from a directory, as they pass in a pipe)
+and asks it what is still needed. It may not do any I/O itself, and only here is a platform chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError
+from ocistream.model import (
+    CONFIG_TYPES,
+    Descriptor,
+    Document,
+    Manifest,
+    Platform,
+    canonical_json,
+    parse_document,
+    platform_of_config,
+)
+from ocistream.stream import digest_of, wrong_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+__all__ = ["Graph", "GraphBuilder", "PlatformChoice", "Root"]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One image that the user asked for: its name (None where it has none) and what the name stands for.
+
+    `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing.
+    """
+
+    name: str | None
+    descriptor: Descriptor
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformChoice:
+    """Which platforms of an index are wanted: all of them where `platforms` is empty.
+
+    `explicit` is False for the default that a user did not ask for: an image that has no choice to offer is then
+    taken as it is.
+    """
+
+    platforms: tuple[Platform, ...] = ()
+    explicit: bool = True
+
+
+ALL_PLATFORMS = PlatformChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Everything small about what is moved: one image or many.
+
+    `manifests` has children before their parents; `blobs` are unique, configs first, in the order of the stream.
+    `absent` are manifests that the source lacks, `foreign` layers that are never moved.
+    """
+
+    roots: tuple[Root, ...]
+    manifests: tuple[Manifest, ...]
+    blobs: tuple[Descriptor, ...]
+    absent: tuple[Descriptor, ...] = ()
+    foreign: tuple[Descriptor, ...] = ()
+    documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        """All blobs together, in bytes."""
+        return sum(blob.size for blob in self.blobs)
+
+    def reachable(self, root: Root) -> set[str]:
+        """Give the digests of everything that one root needs, its own included."""
+        found: set[str] = set()
+        todo = [root.descriptor.digest]
+        while todo:
+            digest = todo.pop()
+            if digest not in found:
+                found.add(digest)
+                if document := self.documents.get(digest):
+                    todo.extend(child.digest for child in children_of(document))
+        return found
+
+    def images(self) -> Iterator[tuple[Manifest, Document]]:
+        """Give the image manifests (those with a config and layers) in order, with what they say."""
+        for manifest in self.manifests:
+            document = self.documents[manifest.descriptor.digest]
+            if document.config is not None:
+                yield manifest, document
+
+
+def children_of(document: Document) -> tuple[Descriptor, ...]:
+    """Give what a document needs to be whole; its subject is not among it (a referrer may come first)."""
+    config = (document.config,) if document.config else ()
+    return (*document.manifests, *config, *document.layers)
+
+
+def is_image(document: Document) -> bool:
+    """Say whether this is a runnable image, and not some other artifact."""
+    return document.config is not None and document.config.media_type in CONFIG_TYPES
+
+
+class GraphBuilder:
+    """Collects manifests until nothing more is needed, then gives the `Graph`.
+
+    `needs` are the manifests still wanted, the oldest wish first. Each is answered by `supply` (with its bytes) or
+    `lacks`. A root that is an index, and of which only some platforms are wanted, is narrowed as soon as all its
+    nested indexes are known, so that manifests of other platforms are never asked for.
+    """
+
+    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS) -> None:
+        """Begin with no roots; `choice` applies to each root."""
+        self.needs: dict[str, Descriptor] = {}
+        self._choice = choice
+        self._roots: list[Root] = []
+        self._narrowing: list[tuple[int, Root]] = []
+        self._raw: dict[str, Manifest] = {}
+        self._documents: dict[str, Document] = {}
+        self._absent: dict[str, Descriptor] = {}
+        self._depths: dict[str, int] = {}
+        self._bytes = 0
+
+    def add_root(self, root: Root) -> None:
+        """Ask for an image; the manifests it needs appear in `needs`."""
+        self._roots.append(root)
+        if root.descriptor.is_index and self._choice.platforms:
+            self._narrowing.append((len(self._roots) - 1, root))
+        self._need(root.descriptor, 0)
+        self._narrow()
+
+    def supply(self, digest: str, raw: bytes) -> None:
+        """Answer a need with the manifest's bytes.
+
+        Raises:
+            IntegrityError: they are not what the descriptor promised.
+            ArchiveError: they are malformed, or there is more than the limits allow.
+            NotFoundError: a wanted platform is not in the index.
+        """
+        descriptor = self.needs.pop(digest)
+        if len(raw) != descriptor.size:
+            raise wrong_size(descriptor, len(raw))
+        if (got := digest_of(raw, digest.partition(":")[0])) != digest:
+            msg = f"{digest}: the manifest's bytes have the digest {got}"
+            raise IntegrityError(msg)
+        self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
+        self._narrow()
+        self._want_children(digest)
+
+    def lacks(self, digest: str) -> None:
+        """Answer a need by saying that the source does not have it (a layout may lack what it references)."""
+        self._absent[digest] = self.needs.pop(digest)
+        self._narrow()
+
+    def graph(self) -> Graph:
+        """Put it all in order, once `needs` is empty."""
+        manifests: dict[str, Manifest] = {}
+        for root in self._roots:
+            self._add_in_order(root.descriptor.digest, manifests)
+        documents = {digest: self._documents[digest] for digest in manifests}
+        configs = [d.config for d in documents.values() if d.config]
+        layers = [layer for d in documents.values() for layer in d.layers]
+        blobs = _unique([blob for blob in (*configs, *layers) if not blob.is_foreign])
+        return Graph(
+            roots=tuple(self._roots),
+            manifests=tuple(manifests.values()),
+            blobs=blobs,
+            absent=tuple(self._absent.values()),
+            foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
+            documents=documents,
+        )
+
+    def _need(self, descriptor: Descriptor, depth: int) -> None:
+        if depth > limits.MAX_INDEX_DEPTH:
+            msg = f"{descriptor.digest}: indexes are nested more than {limits.MAX_INDEX_DEPTH} deep"
+            raise ArchiveError(msg)
+        known = self._raw.get(descriptor.digest)
+        if known is not None and known.descriptor.media_type != descriptor.media_type:
+            msg = f"{descriptor.digest} is referenced as {known.descriptor.media_type} and as {descriptor.media_type}"
+            raise ArchiveError(msg)
+        if known is None and descriptor.digest not in self._absent:
+            if descriptor.size > limits.MAX_MANIFEST:
+                msg = f"manifest {descriptor.digest} is larger than {limits.MAX_MANIFEST} bytes"
+                raise ArchiveError(msg)
+            self.needs.setdefault(descriptor.digest, descriptor)
+            self._depths.setdefault(descriptor.digest, depth)
+
+    def _keep(self, manifest: Manifest, document: Document) -> None:
+        self._bytes += len(manifest.raw)
+        if len(self._raw) >= limits.MAX_MANIFESTS or self._bytes > limits.MAX_GRAPH_BYTES:
+            msg = (
+                f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
+                "in one transfer"
+            )
+            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+        self._raw[manifest.descriptor.digest] = manifest
+        self._documents[manifest.descriptor.digest] = document
+
+    def _want_children(self, digest: str) -> None:
+        """Need what a manifest lists, unless it is an index of which it is not yet known which part is wanted."""
+        depth = self._depths[digest] + 1
+        undecided = any(digest in self._nested(root.descriptor) for _, root in self._narrowing)
+        for child in self._documents[digest].manifests:
+            if child.is_index or not undecided:
+                self._need(child, depth)
+
+    def _nested(self, descriptor: Descriptor) -> set[str]:
+        """Give the digests of an index and of the known indexes within it."""
+        found: set[str] = set()
+        todo = [descriptor.digest]
+        while todo:
+            digest = todo.pop()
+            if digest in found or digest not in self._documents:
+                continue
+            found.add(digest)
+            todo.extend(child.digest for child in self._documents[digest].manifests if child.is_index)
+        return found
+
+    def _narrow(self) -> None:
+        """Decide every narrowed root whose indexes are all known by now."""
+        for item in list(self._narrowing):
+            place, root = item
+            leaves = self._leaves(root.descriptor)
+            if leaves is None:
+                continue
+            self._narrowing.remove(item)
+            if root.descriptor.digest in self._absent:
+                continue
+            chosen = choose(leaves, self._choice, root)
+            if chosen is None:
+                for child in leaves:
+                    self._need(child, 1)
+                continue
+            self._roots[place] = self._narrowed(root, chosen)
+            for child in chosen:
+                self._need(child, 1)
+
+    def _leaves(self, index: Descriptor) -> list[Descriptor] | None:
+        """List the manifests of an index and of those within it, in order; None while one is not known yet."""
+        document = self._documents.get(index.digest)
+        if document is None:
+            return [] if index.digest in self._absent else None
+        leaves: list[Descriptor] = []
+        for child in document.manifests:
+            if not child.is_index:
+                leaves.append(child)
+                continue
+            nested = self._leaves(child)
+            if nested is None:
+                return None
+            leaves.extend(nested)
+        return leaves
+
+    def _narrowed(self, root: Root, chosen: Sequence[Descriptor]) -> Root:
+        if len(chosen) == 1:
+            return replace(root, descriptor=chosen[0])
+        return replace(root, descriptor=self._smaller_index(root.descriptor, chosen))
+
+    def _smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+        """Write an index that lists only the chosen manifests, each in its own words.
+
+        An index that names what is left out could not be pushed: registries refuse it.
+        """
+        entries: dict[str, object] = {}
+        for digest in self._nested(index):
+            for entry in self._documents[digest].fields["manifests"]:
+                entries.setdefault(entry["digest"], entry)
+        fields = dict(self._documents[index.digest].fields)
+        fields["manifests"] = [entries[child.digest] for child in chosen]
+        raw = canonical_json(fields)
+        descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
+        self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
+        self._depths[descriptor.digest] = 0
+        return descriptor
+
+    def _add_in_order(self, digest: str, ordered: dict[str, Manifest]) -> None:
+        if digest in ordered or digest not in self._raw:
+            return
+        for child in self._documents[digest].manifests:
+            self._add_in_order(child.digest, ordered)
+        ordered[digest] = self._raw[digest]
+
+
+#: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
+_ATTESTS = "vnd.docker.reference.digest"
+
+
+def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, root: Root) -> list[Descriptor] | None:
+    """Pick the manifests that a choice of platforms means; None where there is nothing to choose from.
+
+    With several platforms, attestations go along with the images that they vouch for.
+
+    Raises:
+        NotFoundError: a platform is not there; the message lists those that are.
+    """
+    offered = [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
+    if not offered and not choice.explicit:
+        return None
+    picked: dict[str, Descriptor] = {}
+    for wanted in choice.platforms:
+        matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
+        if not matches:
+            there = ", ".join(dict.fromkeys(str(platform) for _, platform in offered)) or "none that is named"
+            msg = f"{root.name or root.descriptor.digest} has no platform {wanted}"
+            raise NotFoundError(msg, hint=f"its platforms are: {there}; choose one with --platform, or all")
+        best = next((leaf for leaf, platform in matches if wanted.prefers(platform)), matches[0][0])
+        picked[best.digest] = best
+    if len(picked) > 1:
+        picked.update({leaf.digest: leaf for leaf in leaves if leaf.annotations.get(_ATTESTS) in picked})
+    if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
+        return None
+    return [leaf for leaf in {leaf.digest: leaf for leaf in leaves}.values() if leaf.digest in picked]
+
+
+def check_platform(choice: PlatformChoice, root: Root, config: Callable[[], bytes]) -> None:
+    """Hold an image that is no index against an explicit choice; `config` reads its configuration.
+
+    Raises:
+        NotFoundError: it is for another platform.
+    """
+    if not choice.platforms or root.descriptor.platform is not None:
+        return
+    platform = platform_of_config(config(), f"the config of {root.name or root.descriptor.digest}")
+    if platform is not None and not any(wanted.covers(platform) for wanted in choice.platforms):
+        wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
+        msg = f"{root.name or root.descriptor.digest} has no platform {wanted_text}"
+        raise NotFoundError(msg, hint=f"it is a single image, for {platform}")
+
+
+def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
+    """Drop repetitions.
+
+    Raises:
+        ArchiveError: one digest is promised with two sizes.
+    """
+    found: dict[str, Descriptor] = {}
+    for blob in blobs:
+        first = found.setdefault(blob.digest, blob)
+        if first.size != blob.size:
+            msg = f"{blob.digest} is referenced with {first.size} and with {blob.size} bytes"
+            raise ArchiveError(msg)
+    return tuple(found.values())

@@ -1,0 +1,104 @@
+"""The vocabulary of every store: Source, Sink, Blob, and the optional powers a sink may have.
+
+A blob is a promise (a descriptor) plus an iterator of bytes. Only types live here, so that stores need not know each
+other, and `transfer` need not know any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.graph import Graph
+    from ocistream.model import Descriptor
+    from ocistream.stream import Chunk
+
+__all__ = ["Blob", "Early", "Mounts", "Recalls", "Sink", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A promise and the way to its bytes.
+
+    `open()` gives the raw, unverified chunks from the first byte on; where `replayable`, it may be called again.
+    """
+
+    descriptor: Descriptor
+    open: Callable[[], Iterator[Chunk]]
+    replayable: bool = True
+
+
+class Early(Protocol):
+    """Where a source may leave blobs that pass before it knows its graph: an archive whose index comes last."""
+
+    def put(self, blob: Blob) -> None:
+        """Take a blob at once; its bytes are verified, and all of them are consumed when this returns."""
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Give back small content that was put, for a manifest that could not be told from other JSON."""
+
+
+class Source(Protocol):
+    """Where images come from. Bytes are handed out as they are: `transfer` verifies them."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several of its blobs may be read at once, each in a thread of its own."""
+
+    def graph(self, early: Early) -> Graph:
+        """Find out what is to be moved. A stream may hand over blobs that pass before its index does."""
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs, in the order this source can give them.
+
+        A blob is to be used up before the next is asked for, unless the source is `parallel`. What the source lacks
+        is left out, not reported: the caller knows what it asked for.
+        """
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class Sink(Protocol):
+    """Where images go. Bytes that reach it are verified: if their iterator raises, nothing of them may be visible."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several blobs may be put at once, each from a thread of its own."""
+
+    def begin(self, graph: Graph) -> None:
+        """Learn what will come. A tar writes its small files here, in the order that readers like best."""
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Say whether the blob is there already, whole."""
+
+    def has_manifest(self, descriptor: Descriptor) -> bool:
+        """Say whether a manifest that the source lacks is there already."""
+
+    def put(self, blob: Blob) -> None:
+        """Store a blob. It may come before `begin`, from a source that does not know its graph yet."""
+
+    def commit(self, graph: Graph) -> None:
+        """Make all of it visible: manifests, children first, and names at the very end."""
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+
+
+@runtime_checkable
+class Mounts(Protocol):
+    """A sink that may have a blob without its bytes being sent (distribution-spec, "Mounting a blob")."""
+
+    def mount(self, descriptor: Descriptor, source: Source) -> bool:
+        """Try to take the blob from where `source` holds it; False where it must be sent after all."""
+
+
+@runtime_checkable
+class Recalls(Protocol):
+    """A sink that can give small content back which was put into it."""
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Read back content of at most `MAX_MANIFEST` bytes that was put, verified."""

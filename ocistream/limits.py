@@ -1,0 +1,71 @@
+"""The one table of limits on input that is not trusted: archives, registries, token servers.
+
+Every room takes its bound from here, so that the table can be read, and changed, in one place. Sizes are bytes,
+times are seconds. It holds numbers only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# Documents -------------------------------------------------------------------------------------------------
+#: A manifest, an image index, `index.json` or `manifest.json`. Registries take 4 MiB as well
+#: (distribution-spec, "Pushing Manifests"), so nothing that can be pushed is lost.
+MAX_MANIFEST: Final = 4 * MIB
+#: An image configuration, which is only parsed for its platform and diff_ids.
+MAX_CONFIG: Final = 8 * MIB
+#: `oci-layout` holds one short field.
+MAX_LAYOUT_FILE: Final = 4 * KIB
+#: Nesting of JSON objects and arrays; real documents stay under ten.
+MAX_JSON_DEPTH: Final = 64
+#: Items of one JSON document, counted by its commas and brackets: four megabytes of `[],[],` would otherwise
+#: become a hundred of Python's lists.
+MAX_JSON_ITEMS: Final = 250_000
+#: Indexes within indexes. A cycle is impossible by digest, but a long chain costs a request each.
+MAX_INDEX_DEPTH: Final = 8
+#: Manifests and indexes in one transfer.
+MAX_MANIFESTS: Final = 10_000
+#: All manifests of one transfer together, since they are held until the end (promise 3: 48 MiB in all).
+MAX_GRAPH_BYTES: Final = 8 * MIB
+
+# Archives --------------------------------------------------------------------------------------------------
+#: One PAX extended header (CVE-2025-8194 came from believing such sizes).
+MAX_PAX_HEADER: Final = 1 * MIB
+#: A GNU long name or long link: PATH_MAX.
+MAX_LONG_NAME: Final = 4 * KIB
+#: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
+MAX_HELD_JSON: Final = 6 * MIB
+#: Entries of a tar, the skipped ones included.
+MAX_ENTRIES: Final = 200_000
+
+# Registries ------------------------------------------------------------------------------------------------
+#: A token server's answer.
+MAX_TOKEN_ANSWER: Final = 128 * KIB
+#: The body of an error answer: what is beyond this is not read.
+MAX_ERROR_BODY: Final = 64 * KIB
+#: A referrers answer or a page of tags.
+MAX_LIST_PAGE: Final = 4 * MIB
+#: Redirects that one request may follow.
+MAX_REDIRECTS: Final = 5
+#: How much of a 200 answer to a Range request is read and thrown away to get where the download broke;
+#: beyond it, starting again on another connection is no cheaper.
+MAX_DISCARD: Final = 64 * MIB
+
+# Clients of the embedded registry --------------------------------------------------------------------------
+#: Uploads under way at once.
+MAX_UPLOADS: Final = 1_000
+#: After so many seconds without a byte an upload is taken for abandoned.
+UPLOAD_IDLE: Final = 3_600.0
+#: After so many seconds of a client's silence its connection is closed; a slow pipe may well pause for minutes.
+CLIENT_IDLE: Final = 900.0
+#: What is still to come of a refused request's body is read, up to this, to keep the connection.
+MAX_DRAINED: Final = 256 * KIB
+#: One line of the chunked transfer coding: a size, and extensions that nobody uses.
+MAX_CHUNK_LINE: Final = 4 * KIB
+
+# Streams ---------------------------------------------------------------------------------------------------
+#: The unit in which bytes flow. 1 MiB costs less per byte than 64 KiB, and a few of them fit the budget.
+CHUNK: Final = 1 * MIB

@@ -1,0 +1,105 @@
+"""Where a request may go: origins, loopback and inward addresses, and URLs made fit to be shown.
+
+Rules only (LIMITS.md: redirects, realms, private addresses); nothing is sent from here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from ocistream.errors import FinalNetworkError
+from ocistream.reference import printable
+
+__all__ = ["Origin", "check_target", "is_loopback", "redacted"]
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+#: Instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
+_METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port: what a credential is for. `:443` and no port are the same (oras-go#177)."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """Take the origin of a URL.
+
+        Raises:
+            NetworkError: it is not an http or https URL with a host.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+            parts = urlsplit("")
+        if parts.scheme not in _DEFAULT_PORTS or not host:
+            msg = f"{redacted(url)} is not an http or https URL"
+            raise FinalNetworkError(msg)
+        return cls(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
+
+
+def check_target(home: Origin, url: str) -> None:
+    """Refuse a redirect, Location or realm that leads somewhere it has no business to lead.
+
+    Raises:
+        FinalNetworkError: from https to http (CVE-2026-48978), or from a host outside to an address of this machine.
+    """
+    target = Origin.of(url)
+    if home.scheme == "https" and target.scheme != "https":
+        msg = f"{home.host} leads from https to {redacted(url)}: not followed"
+        raise FinalNetworkError(msg)
+    if target.host != home.host and _is_inward(target.host) and not _is_inward(home.host):
+        msg = f"{home.host} leads to {target.host}, an address inside of this machine or network: not followed"
+        raise FinalNetworkError(msg)
+
+
+def redacted(url: str) -> str:
+    """Give a URL for people: without user, password, query (which may be a signature) and fragment."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "(a malformed URL)"
+    return printable(f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else ""), 400)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host's name means this machine, so that plain HTTP needs no asking."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_inward(host: str) -> bool:
+    """Say whether a host is, or resolves to, loopback, link-local, unspecified or a metadata service."""
+    try:
+        found = {host} if _is_address(host) else {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    for text in found:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        if address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES:
+            return True
+    return False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,196 @@
+"""Parsing names: digests, image references, platforms. Strings in, small frozen values out.
+
+Everything that becomes a path, a URL or a file name passes through here first (CVE-2024-3727). It may not touch the
+network or the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ocistream.errors import InvalidNameError, UnsupportedError
+
+__all__ = [
+    "DEFAULT_REGISTRY",
+    "Digest",
+    "Reference",
+    "is_digest",
+    "is_repository",
+    "is_tag",
+    "parse_digest",
+    "parse_reference",
+]
+
+DEFAULT_REGISTRY: Final = "docker.io"
+DEFAULT_TAG: Final = "latest"
+#: Docker's own spellings of Docker Hub, all of them the same registry.
+_HUB_ALIASES: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+
+#: Hex characters behind each registered algorithm (image-spec, descriptor.md, "Registered algorithms").
+DIGEST_HEX_LENGTHS: Final = {"sha256": 64, "sha512": 128}
+
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")
+_OTHER_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+\Z")
+# distribution-spec, "Pulling manifests": <name> and <reference>.
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
+_HOST = re.compile(
+    r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
+    r"|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
+)
+#: Longest repository name that Docker and the distribution-spec's advice (host included) accept.
+_MAX_NAME: Final = 255
+
+
+def is_digest(text: object) -> bool:
+    """Say whether `text` is a sha256 or sha512 digest in lower-case hex, which is all that is accepted."""
+    return isinstance(text, str) and _DIGEST.match(text) is not None
+
+
+def is_repository(text: str) -> bool:
+    """Say whether `text` is a repository's path (distribution-spec), of at most 255 characters."""
+    return len(text) <= _MAX_NAME and _REPOSITORY.match(text) is not None
+
+
+def is_tag(text: str) -> bool:
+    """Say whether `text` is a tag (distribution-spec), of at most 128 characters."""
+    return _TAG.match(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A digest in its two parts: `algorithm` ("sha256" or "sha512") and lower-case `hex`."""
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        """Give the digest as it is written: `sha256:<hex>`."""
+        return f"{self.algorithm}:{self.hex}"
+
+
+def parse_digest(text: str) -> Digest:
+    """Split a digest such as `sha256:<64 hex>`.
+
+    Raises:
+        UnsupportedError: a legal digest of an algorithm that is not registered.
+        InvalidNameError: anything else that is not a digest.
+    """
+    if _DIGEST.match(text):
+        algorithm, _, hexadecimal = text.partition(":")
+        return Digest(algorithm, hexadecimal)
+    algorithm = text.partition(":")[0]
+    if _OTHER_DIGEST.match(text) and algorithm not in DIGEST_HEX_LENGTHS:
+        msg = f"digest algorithm {algorithm!r} is not supported (only sha256 and sha512 are)"
+        raise UnsupportedError(msg)
+    msg = f"malformed digest {printable(text)!r}"
+    raise InvalidNameError(msg)
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Shorten `text` and strip control characters from it, so that a stranger's words cannot drive a terminal."""
+    clean = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
+    return clean[:limit] + "…" if len(clean) > limit else clean
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An image's full name in a registry.
+
+    `registry` is a host with an optional port ("docker.io", "localhost:5000", "[::1]:5000"), `repository` a path
+    ("library/nginx"). A reference without a tag and without a digest means the tag "latest".
+    """
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        """Give the full name: `docker.io/library/nginx:1@sha256:...`."""
+        return self.name + (f"@{self.digest}" if self.digest else "")
+
+    @property
+    def name(self) -> str:
+        """The full name without the digest: `docker.io/library/nginx:1`."""
+        return f"{self.registry}/{self.repository}" + (f":{self.tag}" if self.tag else "")
+
+    @property
+    def familiar(self) -> str:
+        """The name as `docker images` shows it, Docker Hub's defaults left out: `nginx:1`."""
+        if self.registry != DEFAULT_REGISTRY:
+            return self.name
+        return self.name.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
+
+    @property
+    def target(self) -> str:
+        """What is asked of the registry: the digest where there is one, else the tag."""
+        return self.digest or self.tag or DEFAULT_TAG
+
+    def with_digest(self, digest: str) -> Reference:
+        """Give the same name, pinned to `digest`."""
+        return replace(self, digest=digest)
+
+
+def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
+    """Parse `[docker://]HOST[:PORT]/REPO[:TAG][@DIGEST]`, or one of Docker Hub's short names as Docker expands them.
+
+    `default_tag` fills in "latest" where neither a tag nor a digest is given.
+
+    Raises:
+        InvalidNameError: the text is not a reference; the message says which part is wrong.
+    """
+    rest = text.removeprefix("docker://")
+    shown = printable(text)
+    if "://" in rest:
+        msg = f"malformed image name {shown!r}: a URL is not a name"
+        raise InvalidNameError(msg, hint="write HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], without http:// or https://")
+    rest, at, digest = rest.partition("@")
+    if at:
+        parse_digest(digest)
+    registry, repository, tag = _split(rest)
+    if not _HOST.match(registry):
+        msg = f"malformed image name {shown!r}: {printable(registry)!r} is not a registry's host"
+        raise InvalidNameError(msg)
+    if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
+        hint = "repository names are lower case" if repository.lower() != repository else None
+        msg = f"malformed image name {shown!r}: {printable(repository)!r} is not a repository"
+        raise InvalidNameError(msg, hint=hint)
+    if tag is not None and not _TAG.match(tag):
+        msg = f"malformed image name {shown!r}: {printable(tag)!r} is not a tag"
+        raise InvalidNameError(msg)
+    if tag is None and not digest and default_tag:
+        tag = DEFAULT_TAG
+    return Reference(registry, repository, tag, digest or None)
+
+
+def _split(name: str) -> tuple[str, str, str | None]:
+    """Split `[HOST/]REPO[:TAG]` as Docker does: a first part with a dot, a port, or the word localhost is a host."""
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        registry, path = first, rest
+    else:
+        registry, path = DEFAULT_REGISTRY, name
+    repository, colon, tag = path.partition(":")
+    if registry in _HUB_ALIASES:
+        registry = DEFAULT_REGISTRY
+        if repository and "/" not in repository:
+            repository = f"library/{repository}"
+    return registry, repository, tag if colon else None
+
+
+def parse_registry(text: str) -> str:
+    """Check a registry's `HOST[:PORT]` as `login` and `--to` take it, and give it in its usual spelling.
+
+    Raises:
+        InvalidNameError: it is not a host.
+    """
+    host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
+    host = host.removesuffix("/v1").removesuffix("/v2")
+    if not _HOST.match(host):
+        msg = f"malformed registry {printable(text)!r}"
+        raise InvalidNameError(msg, hint="write HOST[:PORT]")
+    return DEFAULT_REGISTRY if host in _HUB_ALIASES else host

@@ -1,0 +1,119 @@
+"""Trying again: how often, after how long, and when it is of no use (REGISTRIES 29, 30)."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Protocol
+
+from ocistream.errors import FinalNetworkError, NetworkError
+from ocistream.origins import redacted
+
+__all__ = ["Patience", "Retried", "Tries", "retry_after"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """One failure that is about to be tried again: where (a redacted URL), why, and after how many seconds."""
+
+    url: str
+    reason: str
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to go on trying. Times are in seconds."""
+
+    #: How often one piece of work is tried at the most.
+    attempts: int = 6
+    #: The first wait; it doubles up to `backoff_limit`, with jitter.
+    backoff: float = 0.4
+    backoff_limit: float = 20.0
+    #: The longest `Retry-After` that is obeyed.
+    retry_after_limit: float = 300.0
+
+
+class Refusal(Protocol):
+    """An answer that may be a better one the next time."""
+
+    url: str
+    status: int
+
+    def header(self, name: str) -> str | None:
+        """Give a header's value, or None."""
+
+    def drain(self) -> None:
+        """Read the body, so that the connection can be used again."""
+
+
+class Waits(Protocol):
+    """Who waits, and keeps others from asking the same host in the meantime: the transport."""
+
+    patience: Patience
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raises CancelledError when the transfer is cancelled in the meantime."""
+
+    def hold_back(self, url: str, seconds: float) -> None:
+        """Let nobody else ask this URL's host for so long."""
+
+    def retried(self, retried: Retried) -> None:
+        """Tell whoever wants to know."""
+
+
+class Tries:
+    """Counts the tries of one piece of work, and waits between them."""
+
+    def __init__(self, waits: Waits) -> None:
+        """Begin with none used up."""
+        self._waits = waits
+        self._used = 0
+
+    def reset(self) -> None:
+        """Forget the failures, since there was progress."""
+        self._used = 0
+
+    def again(self, failure: Refusal | NetworkError) -> bool:
+        """Say whether to try again, after having waited; False once all tries are used up, or where it is no use.
+
+        An answer's body is drained if there is another try.
+        """
+        self._used += 1
+        if isinstance(failure, FinalNetworkError) or self._used >= self._waits.patience.attempts:
+            return False
+        if isinstance(failure, NetworkError):
+            wait = self._backoff()
+            self._waits.retried(Retried("", failure.what, wait))
+        else:
+            asked = retry_after(failure.header("Retry-After"))
+            if asked is not None and asked > self._waits.patience.retry_after_limit:
+                return False
+            wait = self._backoff() if asked is None else asked
+            failure.drain()
+            if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+                self._waits.hold_back(failure.url, wait)
+            self._waits.retried(Retried(redacted(failure.url), f"answered {failure.status}", wait))
+        self._waits.wait(wait)
+        return True
+
+    def _backoff(self) -> float:
+        patience = self._waits.patience
+        longest = min(patience.backoff_limit, patience.backoff * 2.0 ** (self._used - 1))
+        # Jitter: many clients that failed together are not to come back together.
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+
+
+def retry_after(value: str | None) -> float | None:
+    """Read a Retry-After header, seconds or a date, as seconds from now; None where it is absent or makes no sense."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,199 @@
+"""The ends that images move between: how they are written, and the table of their kinds.
+
+To add a kind: one file beside this one, one line in `_KINDS`, one parameter of the contract tests. It may not look at
+the command line's streams or environment: those come in `Surroundings`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from ocistream.errors import InvalidNameError, UnsupportedError
+from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
+from ocistream.reference import Reference, parse_reference, printable
+from ocistream.stores.index import Selection, every_image, images_named
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable
+
+    from ocistream.interfaces import Sink, Source
+    from ocistream.stores.tar import Input
+    from ocistream.transport import Transport
+
+__all__ = ["End", "Surroundings", "Want", "open_sink", "open_source", "parse_end"]
+
+#: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
+_FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "docker-daemon", "ostree", "sif"})
+_PATH = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a transfer: its `kind`, and where it is.
+
+    `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
+    the others by what is found there. `name` chooses an image within it, or gives it a name.
+    """
+
+    kind: str
+    text: str
+    reference: Reference | None = None
+    path: Path | None = None
+    name: str | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether this is stdin or stdout."""
+        return self.path is not None and str(self.path) == "-"
+
+
+def parse_end(text: str) -> End:
+    """Parse one end as CLI.md writes it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
+
+    Raises:
+        InvalidNameError: it is none of these.
+        UnsupportedError: it is a transport that other tools know.
+    """
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix in _KINDS and prefix != "docker":
+        where, _, name = rest.partition(":")
+        if not where:
+            msg = f"malformed end {printable(text)!r}: there is no path in it"
+            raise InvalidNameError(msg, hint=f"write {prefix}:PATH[:NAME]")
+        return End(prefix, text, path=Path(where).expanduser(), name=name or None)
+    if colon and prefix in _FOREIGN_TRANSPORTS:
+        msg = f"{printable(text)!r}: the transport {prefix} is not supported"
+        raise UnsupportedError(msg, hint="save the image to a file and name that")
+    if _PATH.match(text):
+        return End("path", text, path=Path(text).expanduser())
+    return End("docker", text, reference=parse_reference(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an end may need of the process around it, each opened only when it is asked for."""
+
+    transport: Callable[[], Transport]
+    stdin: Callable[[], Input]
+    stdout: Callable[[], io.FileIO]
+    #: Seconds since 1970 for every entry of an archive.
+    mtime: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Which of a source's images and platforms are wanted."""
+
+    select: Selection = field(default=every_image)
+    platforms: PlatformChoice = ALL_PLATFORMS
+
+
+def open_source(end: End, around: Surroundings, want: Want) -> Source:
+    """Open an end to read from.
+
+    Raises:
+        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
+    """
+    if end.name is not None:
+        want = Want(images_named([end.name]), want.platforms)
+    return _KINDS[_kind_of_source(end)][0](end, around, want)
+
+
+def open_sink(end: End, around: Surroundings) -> Sink:
+    """Open an end to write to.
+
+    Raises:
+        UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
+    """
+    return _KINDS[_kind_of_sink(end)][1](end, around)
+
+
+def _kind_of_source(end: End) -> str:
+    if end.kind != "path":
+        return end.kind
+    return "oci" if _path(end).is_dir() else "oci-archive"
+
+
+def _kind_of_sink(end: End) -> str:
+    if end.kind != "path":
+        return end.kind
+    return "oci" if end.text.endswith("/") or _path(end).is_dir() else "oci-archive"
+
+
+def _path(end: End) -> Path:
+    assert end.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_end sees to it
+    return end.path
+
+
+def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
+    from ocistream.stores.registry import RegistrySource
+
+    references = [end.reference] if end.reference else []
+    return RegistrySource(around.transport(), references, platforms=want.platforms)
+
+
+def _registry_sink(end: End, around: Surroundings) -> Sink:
+    from ocistream.stores.registry import RegistrySink
+
+    reference = end.reference
+    assert reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
+
+    def target(_: Root) -> Reference:
+        return reference
+
+    return RegistrySink(around.transport(), target, early=reference)
+
+
+def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
+    from ocistream.stores.layout import LayoutSource
+
+    return LayoutSource(_path(end), select=want.select, platforms=want.platforms)
+
+
+def _layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the table's form
+    from ocistream.stores.layout import LayoutSink
+
+    return LayoutSink(_path(end))
+
+
+def _archive_source(end: End, around: Surroundings, want: Want) -> Source:
+    from ocistream.stores.archive_file import ArchiveFileSource
+    from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
+
+    path = _path(end)
+    if end.is_stream:
+        return ArchiveStreamSource(around.stdin(), select=want.select, platforms=want.platforms)
+    if path.exists() and not path.is_file():
+        # A FIFO, say: it can be read once, as stdin can.
+        return open_stream(path, select=want.select, platforms=want.platforms)
+    return ArchiveFileSource(path, select=want.select, platforms=want.platforms)
+
+
+def _archive_sink(end: End, around: Surroundings) -> Sink:
+    from ocistream.stores.archive import ArchiveSink, file_output, open_output, stream_output
+
+    path = _path(end)
+    if end.is_stream:
+        output = stream_output(around.stdout(), "to stdout")
+    elif path.exists() and not path.is_file():
+        output = open_output(path)
+    else:
+        output = file_output(path)
+    return ArchiveSink(output, mtime=around.mtime)
+
+
+def _no_docker_archive(end: End, *_: object) -> NoReturn:
+    msg = f"{printable(end.text)!r}: docker-archive is not supported yet"
+    raise UnsupportedError(msg, hint="an OCI archive of ours is taken by `docker load` as it is")
+
+
+_KINDS: Final[dict[str, tuple[Callable[[End, Surroundings, Want], Source], Callable[[End, Surroundings], Sink]]]] = {
+    "docker": (_registry_source, _registry_sink),
+    "oci": (_layout_source, _layout_sink),
+    "oci-archive": (_archive_source, _archive_sink),
+    "docker-archive": (_no_docker_archive, _no_docker_archive),
+}

@@ -1,0 +1,134 @@
+"""OCI archives in a regular file: its headers are read once, by seeking, then every blob is at hand.
+
+So the order of the entries does not matter here, and blobs can be read side by side.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING
+
+from ocistream import files, limits
+from ocistream.errors import ArchiveError
+from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
+from ocistream.interfaces import Blob
+from ocistream.stores.entries import Contents
+from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
+from ocistream.stores.tar import Entry, TarReader
+from ocistream.stream import chunks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from ocistream.interfaces import Early
+    from ocistream.model import Descriptor
+    from ocistream.stream import Chunk
+
+__all__ = ["ArchiveFileSource"]
+
+
+class ArchiveFileSource:
+    """Images out of a tar file."""
+
+    parallel = True
+
+    def __init__(
+        self, path: Path, *, select: Selection = every_image, platforms: PlatformChoice = ALL_PLATFORMS
+    ) -> None:
+        """Open the file and read its headers.
+
+        Raises:
+            NotFoundError: it is not there.
+            LocalDiskError: it cannot be read.
+            ArchiveError: it is malformed or truncated.
+        """
+        self._what = f"cannot read {path}"
+        self._select = select
+        self._platforms = platforms
+        with files.disk_errors(self._what):
+            self._file = io.FileIO(path, "rb")
+        try:
+            self._contents = self._scan()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a file can be read in any order
+        """Read `index.json` and every manifest below the chosen images."""
+        contents = self._contents
+        if contents.layout is not None:
+            parse_layout_file(self._read(contents.layout, limits.MAX_LAYOUT_FILE))
+        index = contents.required_index()
+        builder = GraphBuilder(self._platforms)
+        for root in self._select(roots_of(parse_index(self._read(index, limits.MAX_MANIFEST)))):
+            builder.add_root(root)
+        while builder.needs:
+            digest = next(iter(builder.needs))
+            entry = contents.blobs.get(digest)
+            if entry is None:
+                builder.lacks(digest)
+            else:
+                builder.supply(digest, self._read(entry, limits.MAX_MANIFEST))
+        return builder.graph()
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs that are there, in the order in which they are wanted."""
+        for descriptor in wanted:
+            if (entry := self._contents.blobs.get(descriptor.digest)) is not None:
+                yield Blob(descriptor, self._opener(entry))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _scan(self) -> Contents:
+        contents = Contents()
+        with files.disk_errors(self._what):
+            for entry in _SeekingReader(self._file):
+                contents.add(entry)
+        return contents
+
+    def _read(self, entry: Entry, limit: int) -> bytes:
+        if entry.size > limit:
+            msg = f"{entry.name!r} in the archive is larger than {limit} bytes"
+            raise ArchiveError(msg)
+        return b"".join(bytes(chunk) for chunk in self._opener(entry)())
+
+    def _opener(self, entry: Entry) -> Callable[[], Iterator[Chunk]]:
+        def chunks() -> Iterator[Chunk]:
+            with files.disk_errors(self._what):
+                yield from chunks_of(_Window(self._file.fileno(), entry.offset), entry.size)
+
+        return chunks
+
+
+class _SeekingReader(TarReader):
+    """Passes over bytes without reading them, but makes sure that they are there."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        # Unbuffered headers: what lies between two of them is passed over, so reading ahead would be for nothing.
+        super().__init__(file)
+        self._seekable = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def _skip(self, size: int) -> None:
+        self._position += size
+        if self._position > self._size:
+            self._position = self._size
+            raise self._truncated("in the middle of an entry")
+        self._seekable.seek(self._position)
+
+
+class _Window:
+    """Reads at an offset of its own, so that several threads can share the file."""
+
+    def __init__(self, descriptor: int, offset: int) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+
+    def readinto(self, buffer: memoryview) -> int:
+        got = os.preadv(self._descriptor, [buffer], self._offset)
+        self._offset += got
+        return got

@@ -1,0 +1,209 @@
+"""OCI archives out of a pipe, in one pass, without temporary space and in bounded memory.
+
+Our own archives have everything small first. Most others are the other way round: exporters that sort names or walk a
+directory put `blobs/...` before `index.json`. Then small blobs that look like JSON are held, within a budget, and
+everything else goes straight to the sink, under the digest that its name promises: content addressing makes that safe.
+Held JSON over the budget goes there too, and is read back if it turns out to be a manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocistream import files, limits
+from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
+from ocistream.interfaces import Blob
+from ocistream.model import Descriptor
+from ocistream.stores.entries import Contents, plain_name
+from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
+from ocistream.stores.tar import Entry, Input, TarReader
+from ocistream.stream import verified
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from ocistream.interfaces import Early
+    from ocistream.stream import Chunk
+
+__all__ = ["ArchiveStreamSource", "open_stream"]
+
+#: What a blob is called of which only the name in the tar is known so far.
+_UNKNOWN_TYPE = "application/octet-stream"
+
+
+class ArchiveStreamSource:
+    """Images out of a stream that can be read once."""
+
+    parallel = False
+
+    def __init__(
+        self,
+        file: Input,
+        *,
+        what: str = "the archive on stdin",
+        select: Selection = every_image,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+    ) -> None:
+        """Read from where `file` stands; nothing is read yet. `what` names it in errors."""
+        self._file = file
+        self._reader = TarReader(file)
+        self._entries = iter(self._reader)
+        self._what = f"cannot read {what}"
+        self._select = select
+        self._platforms = platforms
+        self._contents = Contents()
+        self._held: dict[str, bytes] = {}
+        self._held_bytes = 0
+        self._spilled: dict[str, Descriptor] = {}
+        self._given: set[str] = set()
+        self._next: tuple[Entry, str] | None = None
+
+    def graph(self, early: Early) -> Graph:
+        """Read until the index and every manifest below the chosen images are known."""
+        builder = GraphBuilder(self._platforms)
+        for entry in self._read_entries():
+            digest = self._contents.add(entry)
+            if digest is not None:
+                self._take_blob(builder, entry, digest, early)
+            elif entry is self._contents.index:
+                raw = self._reader.read(entry, limits.MAX_MANIFEST)
+                for root in self._select(roots_of(parse_index(raw))):
+                    builder.add_root(root)
+            elif plain_name(entry.name) == "oci-layout":
+                parse_layout_file(self._reader.read(entry, limits.MAX_LAYOUT_FILE))
+            self._answer(builder, early)
+            if self._next is not None or (self._contents.index is not None and not builder.needs):
+                return builder.graph()
+        self._contents.required_index()
+        while builder.needs:
+            builder.lacks(next(iter(builder.needs)))
+        return builder.graph()
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs as they pass, and read on to the very end, whatever is wanted.
+
+        Raises:
+            ArchiveError: the archive ends too early.
+            IntegrityError: a digest that stands twice has other bytes the second time.
+        """
+        by_digest = {descriptor.digest: descriptor for descriptor in wanted}
+        for digest, content in self._held.items():
+            self._given.add(digest)
+            if digest in by_digest:
+                yield Blob(by_digest[digest], partial(_once, content))
+        self._held.clear()
+        for entry, digest in self._remaining():
+            descriptor = by_digest.get(digest)
+            if digest in self._given:
+                self._check_again(entry, digest)
+            elif descriptor is not None:
+                self._given.add(digest)
+                yield Blob(descriptor, self._content(entry), replayable=False)
+        with files.disk_errors(self._what):
+            self._reader.drain()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _take_blob(self, builder: GraphBuilder, entry: Entry, digest: str, early: Early) -> None:
+        """Decide what a blob that passes before the graph is known is for."""
+        if digest in self._given or digest in self._held:
+            self._check_again(entry, digest)
+        elif digest in builder.needs:
+            self._given.add(digest)
+            builder.supply(digest, self._read(entry))
+        elif self._contents.index is not None and not builder.needs:
+            self._next = (entry, digest)
+        else:
+            self._hold_or_pass_on(entry, digest, early)
+
+    def _hold_or_pass_on(self, entry: Entry, digest: str, early: Early) -> None:
+        descriptor = Descriptor(_UNKNOWN_TYPE, digest, entry.size)
+        chunks = self._content(entry)()
+        first = bytes(next(chunks, b""))
+        whole = len(first) == entry.size
+        looks_like_json = first[:1] == b"{" and entry.size <= limits.MAX_MANIFEST
+        if looks_like_json and self._held_bytes + entry.size <= limits.MAX_HELD_JSON:
+            content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
+            # It is verified now, since later nobody knows any more whether it was.
+            self._held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
+            self._held_bytes += entry.size
+            return
+        self._given.add(digest)
+        rest = itertools.chain([first], chunks)
+        early.put(Blob(descriptor, lambda: rest, replayable=False))
+        if looks_like_json:
+            self._spilled[digest] = descriptor
+
+    def _answer(self, builder: GraphBuilder, early: Early) -> None:
+        """Give the builder what it needs and has passed already."""
+        while found := next((d for d in builder.needs if d in self._held or d in self._spilled), None):
+            if found in self._held:
+                content = self._held.pop(found)
+                self._held_bytes -= len(content)
+                self._given.add(found)
+            else:
+                content = early.recall(self._spilled[found])
+            builder.supply(found, content)
+
+    def _remaining(self) -> Iterator[tuple[Entry, str]]:
+        if self._next is not None:
+            yield self._next
+            self._next = None
+        for entry in self._read_entries():
+            digest = self._contents.add(entry)
+            if digest is not None:
+                yield entry, digest
+
+    def _read_entries(self) -> Iterator[Entry]:
+        # Not `yield from`: that would end the reader together with this generator, and a second one goes on later.
+        while True:
+            with files.disk_errors(self._what):
+                entry = next(self._entries, None)
+            if entry is None:
+                return
+            yield entry
+
+    def _content(self, entry: Entry) -> _Content:
+        return _Content(self._reader, entry, self._what)
+
+    def _read(self, entry: Entry) -> bytes:
+        with files.disk_errors(self._what):
+            return self._reader.read(entry, limits.MAX_MANIFEST)
+
+    def _check_again(self, entry: Entry, digest: str) -> None:
+        for _ in verified(self._content(entry)(), Descriptor(_UNKNOWN_TYPE, digest, entry.size)):
+            pass
+
+
+def open_stream(path: Path, *, select: Selection, platforms: PlatformChoice) -> ArchiveStreamSource:
+    """Open something that is no regular file, such as a FIFO, to read it once.
+
+    Raises:
+        LocalDiskError: it cannot be read.
+    """
+    with files.disk_errors(f"cannot read {path}"):
+        file = io.BufferedReader(io.FileIO(path, "rb"), 64 * limits.KIB)
+    return ArchiveStreamSource(file, what=str(path), select=select, platforms=platforms)
+
+
+class _Content:
+    """The way to an entry's bytes, once."""
+
+    def __init__(self, reader: TarReader, entry: Entry, what: str) -> None:
+        self._reader = reader
+        self._entry = entry
+        self._what = what
+
+    def __call__(self) -> Iterator[Chunk]:
+        with files.disk_errors(self._what):
+            yield from self._reader.content(self._entry)
+
+
+def _once(content: bytes) -> Iterator[Chunk]:
+    yield content

@@ -1,0 +1,226 @@
+"""`index.json` and `manifest.json`: how the images in a layout or an archive are named, listed and chosen.
+
+Shared by the directory and the tar. It may not open files: bytes and values only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UsageError
+from ocistream.graph import Graph, Root, is_image
+from ocistream.model import OCI_INDEX, Descriptor, Manifest, canonical_json, parse_descriptor, parse_json
+from ocistream.reference import parse_digest, parse_reference, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocistream.model import Document
+    from ocistream.reference import Reference
+
+#: The tag, or whatever a tool calls an image by (image-spec, annotations.md).
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+#: The full name; containerd, Docker and Podman read it first.
+FULL_NAME: Final = "io.containerd.image.name"
+
+OCI_LAYOUT: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
+
+Selection: TypeAlias = "Callable[[Sequence[Root]], Sequence[Root]]"
+
+
+def parse_layout_file(raw: bytes) -> None:
+    """Check the contents of `oci-layout`.
+
+    Raises:
+        ArchiveError: it is malformed, or of a version that is not known.
+    """
+    version = parse_json(raw, "oci-layout").get("imageLayoutVersion")
+    # umoci and buildah write 1.0.0, as the spec says; any other 1.x may only add to it.
+    if not isinstance(version, str) or not version.startswith("1."):
+        msg = f"oci-layout has the version {printable(str(version))!r}, only 1.0.0 is known"
+        raise ArchiveError(msg)
+
+
+def parse_index(raw: bytes) -> list[Descriptor]:
+    """Give the entries of an `index.json`, in order.
+
+    Raises:
+        ArchiveError: it is malformed.
+    """
+    fields = parse_json(raw, "index.json")
+    listed = fields.get("manifests")
+    if listed is None and "manifests" in fields:
+        listed = []
+    if not isinstance(listed, list) or "layers" in fields:
+        msg = "index.json has no list of manifests"
+        raise ArchiveError(msg)
+    return [parse_descriptor(entry, f"manifests[{i}] of index.json") for i, entry in enumerate(listed)]
+
+
+def name_of(entry: Descriptor) -> str | None:
+    """Give the name an entry of `index.json` goes by: the full one where it has one, else its tag."""
+    return entry.annotations.get(FULL_NAME) or entry.annotations.get(REF_NAME) or None
+
+
+def roots_of(entries: Sequence[Descriptor]) -> list[Root]:
+    """Give every entry as a root."""
+    return [Root(name_of(entry), entry) for entry in entries]
+
+
+def entry_for(root: Root) -> Descriptor:
+    """Give the descriptor that stands for a root in `index.json`, with the annotations that name it.
+
+    A full name is kept whole for those who read it and its tag for the others; a plain NAME, as in `oci:DIR:NAME`,
+    is written as it is. A root that is called as its entry was keeps the entry's annotations as they were.
+    """
+    entry = root.descriptor
+    if root.name is None or root.name == name_of(entry):
+        return entry
+    annotations = {k: v for k, v in entry.annotations.items() if k not in {REF_NAME, FULL_NAME}}
+    reference = full_reference(root.name)
+    if reference is None:
+        annotations[REF_NAME] = root.name
+    else:
+        annotations[FULL_NAME] = reference.name
+        annotations[REF_NAME] = reference.tag or reference.name
+    return replace(entry, annotations=annotations)
+
+
+def full_reference(name: str) -> Reference | None:
+    """Parse a name if it is a full one, with its registry and its tag, or give None."""
+    try:
+        reference = parse_reference(name, default_tag=False)
+    except InvalidNameError:
+        return None
+    return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
+
+
+def index_json(entries: Sequence[Descriptor]) -> bytes:
+    """Write an `index.json`."""
+    return canonical_json(
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.to_json() for entry in entries]}
+    )
+
+
+def every_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Choose all images."""
+    return roots
+
+
+def only_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Choose the one image there is; what has no name beside one that has (a signature, say) does not count.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: there are several.
+    """
+    if not roots:
+        msg = "there is no image in it"
+        raise NotFoundError(msg)
+    candidates = [root for root in roots if root.name] or list(roots)
+    if len({root.descriptor.digest for root in candidates}) > 1:
+        msg = f"there are {len(candidates)} images in it"
+        raise UsageError(msg, hint=f"choose one with --image, or all with --to: {names_there(candidates)}")
+    return candidates[:1]
+
+
+def images_named(names: Sequence[str]) -> Selection:
+    """Choose images by name: by the full name, its short form, or the tag; or by digest.
+
+    The choice raises NotFoundError, with the names there are, where one is not there.
+    """
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        chosen: list[Root] = []
+        for name in names:
+            matches = [root for root in roots if _goes_by(root, name)]
+            if not matches:
+                msg = f"there is no image {printable(name)!r} in it"
+                raise NotFoundError(msg, hint=f"its images are: {names_there(roots)}")
+            if len({root.descriptor.digest for root in matches}) > 1:
+                msg = f"there are {len(matches)} images that go by {printable(name)!r}"
+                raise UsageError(msg, hint=f"choose one by its full name: {names_there(matches)}")
+            chosen.append(matches[0])
+        return chosen
+
+    return select
+
+
+def _goes_by(root: Root, name: str) -> bool:
+    if name in {root.name, root.descriptor.annotations.get(REF_NAME), root.descriptor.digest}:
+        return True
+    try:
+        wanted = parse_reference(name)
+    except InvalidNameError:
+        return False
+    return root.name is not None and wanted.name == root.name
+
+
+def names_there(roots: Sequence[Root]) -> str:
+    """List names for a hint, at most ten of them."""
+    names = [printable(root.name) if root.name else root.descriptor.digest for root in roots]
+    shown = ", ".join(names[:10]) or "none"
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
+
+
+def blob_name(digest: str) -> str:
+    """Give the path of a blob within a layout: `blobs/<algorithm>/<hex>`."""
+    parsed = parse_digest(digest)
+    return f"blobs/{parsed.algorithm}/{parsed.hex}"
+
+
+def docker_manifest_json(graph: Graph) -> bytes:
+    """Write the `manifest.json` by which `docker load` of any age takes an OCI archive as it is.
+
+    One entry an image; its paths point into `blobs/`, its tag is the short name that `docker save` would write. Of
+    an index there can be only one: linux/amd64 where it is there, else the first, the same on every machine.
+    """
+    images = {manifest.descriptor.digest: (manifest, document) for manifest, document in graph.images()}
+    entries: dict[str, dict[str, Any]] = {}
+    for root in graph.roots:
+        found = [images[digest] for digest in _leaves(graph, root.descriptor) if digest in images]
+        runnable = [pair for pair in found if is_image(pair[1]) and not _is_attestation(graph, root, pair[0])]
+        if not runnable:
+            continue
+        manifest, document = next((pair for pair in runnable if _is_default(graph, root, pair[0])), runnable[0])
+        entry = entries.setdefault(manifest.descriptor.digest, _docker_entry(document))
+        reference = full_reference(root.name) if root.name else None
+        if reference is not None:
+            entry["RepoTags"] = [*(entry["RepoTags"] or []), reference.familiar]
+    return canonical_json(list(entries.values()))
+
+
+def _docker_entry(document: Document) -> dict[str, Any]:
+    config = document.config
+    return {
+        "Config": blob_name(config.digest) if config else "",
+        "RepoTags": None,
+        "Layers": [blob_name(layer.digest) for layer in document.layers],
+    }
+
+
+def _leaves(graph: Graph, descriptor: Descriptor) -> list[str]:
+    document = graph.documents.get(descriptor.digest)
+    if document is None or not document.manifests:
+        return [descriptor.digest]
+    return [digest for child in document.manifests for digest in _leaves(graph, child)]
+
+
+def _platform_in(graph: Graph, descriptor: Descriptor, wanted: str) -> str | None:
+    """Give the platform that an index, or one within it, claims for a manifest."""
+    document = graph.documents.get(descriptor.digest)
+    for child in document.manifests if document else ():
+        if child.digest == wanted:
+            return str(child.platform) if child.platform else None
+        if (found := _platform_in(graph, child, wanted)) is not None:
+            return found
+    return None
+
+
+def _is_attestation(graph: Graph, root: Root, manifest: Manifest) -> bool:
+    return _platform_in(graph, root.descriptor, manifest.descriptor.digest) == "unknown/unknown"
+
+
+def _is_default(graph: Graph, root: Root, manifest: Manifest) -> bool:
+    return _platform_in(graph, root.descriptor, manifest.descriptor.digest) == "linux/amd64"

@@ -1,0 +1,260 @@
+"""A registry as a store: images out of repositories, and into them.
+
+Which URLs and statuses that takes is distribution.py's and upload.py's business; here is which repository a blob is
+in, and in what order things become visible.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocistream.distribution import Repository, not_found
+from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
+from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root, check_platform, is_image
+from ocistream.interfaces import Blob
+from ocistream.stream import verified
+from ocistream.upload import Uploader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.interfaces import Early, Source
+    from ocistream.model import Descriptor, Manifest
+    from ocistream.reference import Reference
+    from ocistream.stream import Chunk
+    from ocistream.transport import Transport
+
+__all__ = ["RegistrySink", "RegistrySource"]
+
+
+class RegistrySource:
+    """Images out of one registry or several, by reference."""
+
+    parallel = True
+
+    def __init__(
+        self, transport: Transport, references: Sequence[Reference], *, platforms: PlatformChoice = ALL_PLATFORMS
+    ) -> None:
+        """Name the images; nothing is asked for yet."""
+        self._transport = transport
+        self._references = tuple(dict.fromkeys(references))
+        self._platforms = platforms
+        #: Where each manifest and blob can be had: the first repository that was seen to need it.
+        self._homes: dict[str, Repository] = {}
+
+    def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a registry gives names before bytes
+        """Get every manifest below the named images.
+
+        Raises:
+            NotFoundError: an image or a platform is not there.
+        """
+        builder = GraphBuilder(self._platforms)
+        for reference in self._references:
+            repository = Repository(self._transport, reference.registry, reference.repository)
+            self._collect(reference, repository, builder)
+        graph = builder.graph()
+        for digest, document in graph.documents.items():
+            # An index that was cut down to some platforms is ours; no repository has it, and it has no blobs.
+            home = self._homes.get(digest)
+            if home is not None:
+                for blob in (*document.layers, *((document.config,) if document.config else ())):
+                    self._homes.setdefault(blob.digest, home)
+        self._check_platforms(graph)
+        return graph
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs in the order in which they are wanted."""
+        for descriptor in wanted:
+            yield Blob(descriptor, self._opener(descriptor))
+
+    def home(self, digest: str) -> tuple[str, str] | None:
+        """Say in which registry and repository a blob is, for a sink that can mount it from there."""
+        repository = self._homes.get(digest)
+        return (repository.endpoint.registry, repository.name) if repository else None
+
+    def close(self) -> None:
+        """The transport belongs to whoever made it."""
+
+    def _collect(self, reference: Reference, repository: Repository, builder: GraphBuilder) -> None:
+        try:
+            manifest = repository.resolve(reference.target)
+        except NotFoundError as error:
+            raise not_found(repository, reference.target, error) from error
+        descriptor = manifest.descriptor
+        self._homes.setdefault(descriptor.digest, repository)
+        builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
+        if descriptor.digest in builder.needs:
+            builder.supply(descriptor.digest, manifest.raw)
+        while builder.needs:
+            child = next(iter(builder.needs.values()))
+            self._homes.setdefault(child.digest, repository)
+            try:
+                raw = repository.manifest(child)
+            except NotFoundError:
+                builder.lacks(child.digest)
+            else:
+                builder.supply(child.digest, raw)
+
+    def _check_platforms(self, graph: Graph) -> None:
+        """Hold an image that is no index against the platform that was asked for, by its config."""
+        for root in graph.roots:
+            document = graph.documents.get(root.descriptor.digest)
+            if self._platforms.explicit and document and document.config and is_image(document):
+                check_platform(self._platforms, root, partial(self._small, document.config))
+
+    def _small(self, descriptor: Descriptor) -> bytes:
+        return b"".join(bytes(chunk) for chunk in verified(self._opener(descriptor)(), descriptor))
+
+    def _opener(self, descriptor: Descriptor) -> Callable[[], Iterator[Chunk]]:
+        home = self._homes[descriptor.digest]
+        return lambda: home.blob_chunks(descriptor)
+
+
+class RegistrySink:
+    """Images into repositories of one registry, each root under the reference that `target` gives it."""
+
+    parallel = True
+
+    def __init__(
+        self, transport: Transport, target: Callable[[Root], Reference], *, early: Reference | None = None
+    ) -> None:
+        """Take the way to name things.
+
+        `early` is where blobs go that come before the graph is known; without it they cannot be taken.
+        """
+        self._transport = transport
+        self._target = target
+        self._early = early
+        self._uploaders: dict[str, tuple[Repository, Uploader]] = {}
+        #: For each digest, the repositories that need it.
+        self._needed_in: dict[str, list[str]] = {}
+        self._present: set[tuple[str, str]] = set()
+
+    def begin(self, graph: Graph) -> None:
+        """Find out which repository needs what.
+
+        Raises:
+            IntegrityError: a digest was given as the destination's and the image has another.
+        """
+        for root in graph.roots:
+            reference = self._target(root)
+            if reference.digest and reference.digest != root.descriptor.digest:
+                msg = f"{reference.name}: {reference.digest} was asked for, the image is {root.descriptor.digest}"
+                raise IntegrityError(msg)
+            self._repository(reference)
+            for digest in graph.reachable(root):
+                homes = self._needed_in.setdefault(digest, [])
+                if reference.repository not in homes:
+                    homes.append(reference.repository)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Ask, in every repository that needs the blob, whether it is there."""
+        return not self._lacking(descriptor)
+
+    def has_manifest(self, descriptor: Descriptor) -> bool:
+        """Ask, in every repository that needs the manifest, whether it is there."""
+        homes = self._needed_in.get(descriptor.digest, [])
+        return all(self._uploaders[home][0].has_manifest(descriptor.digest) for home in homes)
+
+    def mount(self, descriptor: Descriptor, source: Source) -> bool:
+        """Mount a blob from where another repository of the same registry has it."""
+        place = source.home(descriptor.digest) if isinstance(source, RegistrySource) else None
+        if place is None:
+            return False
+        registry, repository = place
+        for home in self._lacking(descriptor):
+            mine, uploader = self._uploaders[home]
+            if mine.endpoint.registry != registry or not uploader.mount(descriptor, repository):
+                return False
+            self._present.add((home, descriptor.digest))
+        return True
+
+    def put(self, blob: Blob) -> None:
+        """Upload a blob to the first repository that needs it, and mount it from there into the others."""
+        homes = self._lacking(blob.descriptor)
+        if not homes:
+            # It came early, and is there already.
+            for _ in blob.open():
+                pass
+            return
+        first, *others = homes
+        self._uploaders[first][1].upload(blob)
+        self._present.add((first, blob.descriptor.digest))
+        for home in others:
+            self._share(blob, first, home)
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Read small content back that was put early."""
+        repository, _ = self._repository(self._early_reference())
+        chunks = repository.blob_chunks(descriptor)
+        return b"".join(bytes(chunk) for chunk in verified(chunks, descriptor))
+
+    def commit(self, graph: Graph) -> None:
+        """Push the manifests, children first, and the tags at the very end."""
+        children = {child.digest for document in graph.documents.values() for child in document.manifests}
+        tagged = {root.descriptor.digest for root in graph.roots if self._target(root).tag}
+        for manifest in graph.manifests:
+            digest = manifest.descriptor.digest
+            if digest in tagged and digest not in children:
+                continue
+            for home in self._needed_in[digest]:
+                repository, _ = self._uploaders[home]
+                if repository.digest_of(digest) is None:
+                    repository.put_manifest(digest, manifest)
+        by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        for root in graph.roots:
+            reference = self._target(root)
+            if reference.tag:
+                self._tag(reference, by_digest[root.descriptor.digest])
+
+    def close(self) -> None:
+        """Uploads that failed were dropped where they failed."""
+
+    def _tag(self, reference: Reference, manifest: Manifest) -> None:
+        """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same."""
+        repository, _ = self._repository(reference)
+        tag = reference.tag or ""
+        if repository.digest_of(tag) != manifest.descriptor.digest:
+            repository.put_manifest(tag, manifest)
+
+    def _share(self, blob: Blob, source: str, home: str) -> None:
+        uploader = self._uploaders[home][1]
+        if not uploader.mount(blob.descriptor, source):
+            if not blob.replayable:
+                msg = f"{blob.descriptor.digest}: {home} needs it too, and it can neither be mounted nor read again"
+                raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
+            uploader.upload(blob)
+        self._present.add((home, blob.descriptor.digest))
+
+    def _lacking(self, descriptor: Descriptor) -> list[str]:
+        """Give the repositories that need a blob and do not have it; each is asked once."""
+        homes = self._needed_in.get(descriptor.digest)
+        if homes is None:
+            homes = [self._early_reference().repository]
+        missing: list[str] = []
+        for home in homes:
+            if (home, descriptor.digest) in self._present:
+                continue
+            if self._repository_named(home).has_blob(descriptor):
+                self._present.add((home, descriptor.digest))
+            else:
+                missing.append(home)
+        return missing
+
+    def _early_reference(self) -> Reference:
+        if self._early is None:
+            msg = "the archive's index comes after its layers, so it is not known yet where they belong"
+            raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
+        return self._early
+
+    def _repository(self, reference: Reference) -> tuple[Repository, Uploader]:
+        if reference.repository not in self._uploaders:
+            repository = Repository(self._transport, reference.registry, reference.repository, writes=True)
+            self._uploaders[reference.repository] = (repository, Uploader(repository))
+        return self._uploaders[reference.repository]
+
+    def _repository_named(self, name: str) -> Repository:
+        if name not in self._uploaders:
+            self._repository(self._early_reference())
+        return self._uploaders[name][0]

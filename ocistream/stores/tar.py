@@ -1,0 +1,253 @@
+"""The tar format, as far as image archives need it: entries in, one after the other, and entries out.
+
+Python's `tarfile` in its stream modes slices every buffer anew and costs more than SHA-256 does; only its header
+parser and writer are used here. It knows nothing of images, and never writes a file.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.reference import printable
+from ocistream.stream import chunks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocistream.stream import Chunk
+
+__all__ = ["END", "Entry", "TarReader", "header", "padding"]
+
+BLOCK: Final = 512
+#: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
+END: Final = bytes(2 * BLOCK)
+_ZEROS: Final = bytes(BLOCK)
+
+#: Compressed files, by how they begin.
+_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
+_LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
+
+
+class Input(Protocol):
+    """A buffered binary file that is read forward only; `readinto` fills the buffer unless the file ends."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill `buffer` and say how many bytes that were."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: `name` as it stands there, `size` in bytes, `offset` of its first byte from where reading began.
+
+    `kind` is "file", "directory", "link" (`target` is where it points) or "other".
+    """
+
+    name: str
+    size: int
+    kind: str
+    offset: int
+    target: str = ""
+
+
+class TarReader:
+    """Reads entries in order. Understands ustar, GNU and pax headers, and believes none of them.
+
+    `skip` is how bytes are passed over: read and dropped, unless a subclass can seek.
+    """
+
+    def __init__(self, file: Input) -> None:
+        """Read from where `file` stands."""
+        self._file = file
+        self._position = 0
+        self._left = 0
+        self._padding = 0
+        self._block = bytearray(BLOCK)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Give the entries; each one's `content` is to be read before the next is asked for, or is passed over.
+
+        Raises:
+            ArchiveError: the archive is malformed, hostile, or ends too early.
+        """
+        for _ in range(limits.MAX_ENTRIES):
+            entry = self._next()
+            if entry is None:
+                return
+            yield entry
+        msg = f"the archive has more than {limits.MAX_ENTRIES} entries"
+        raise ArchiveError(msg)
+
+    def content(self, entry: Entry) -> Iterator[Chunk]:
+        """Read the present entry's bytes, or those that are left of them.
+
+        Raises:
+            ArchiveError: the archive ends before they do.
+        """
+        for chunk in chunks_of(self._file, self._left):
+            self._position += len(chunk)
+            self._left -= len(chunk)
+            yield chunk
+        if self._left:
+            raise self._truncated(f"in the middle of {printable(entry.name)!r}")
+
+    def read(self, entry: Entry, limit: int) -> bytes:
+        """Read a small entry whole.
+
+        Raises:
+            ArchiveError: it is larger than `limit` bytes, or the archive ends before it does.
+        """
+        if entry.size > limit:
+            msg = f"{printable(entry.name)!r} in the archive is larger than {limit} bytes"
+            raise ArchiveError(msg)
+        return b"".join(bytes(chunk) for chunk in self.content(entry))
+
+    def drain(self) -> None:
+        """Read on to the end of the file: whoever writes a pipe is not to find it closed."""
+        buffer = memoryview(bytearray(limits.CHUNK))
+        while self._file.readinto(buffer):
+            pass
+
+    def _skip(self, size: int) -> None:
+        for chunk in chunks_of(self._file, size):
+            self._position += len(chunk)
+            size -= len(chunk)
+        if size:
+            raise self._truncated("in the middle of an entry")
+
+    def _next(self) -> Entry | None:
+        self._finish_entry()
+        extended: dict[str, str] = {}
+        name, target = "", ""
+        while True:
+            block = self._read_block()
+            if block == _ZEROS:
+                if self._read_block() != _ZEROS:
+                    msg = "the archive goes on after a block of zeros, where it should end"
+                    raise ArchiveError(msg)
+                return None
+            info = self._parse(block)
+            if info.type == tarfile.XHDTYPE:
+                extended = self._read_pax(info.size)
+            elif info.type == tarfile.XGLTYPE:
+                # Global headers carry comments (git writes one); names and sizes in them would be a trap.
+                self._read_small(info.size, limits.MAX_PAX_HEADER, "a pax header")
+            elif info.type == tarfile.GNUTYPE_LONGNAME:
+                name = self._read_text(info.size)
+            elif info.type == tarfile.GNUTYPE_LONGLINK:
+                target = self._read_text(info.size)
+            else:
+                return self._entry(info, extended, name, target)
+
+    def _entry(self, info: tarfile.TarInfo, extended: dict[str, str], name: str, target: str) -> Entry:
+        name = extended.get("path") or name or info.name
+        if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
+            msg = f"{printable(name)!r} in the archive is a sparse file, which an image archive has no use for"
+            raise ArchiveError(msg)
+        size = info.size
+        if "size" in extended:
+            if not extended["size"].isascii() or not extended["size"].isdigit() or len(extended["size"]) > 19:
+                msg = f"{printable(name)!r} in the archive has a malformed size"
+                raise ArchiveError(msg)
+            size = int(extended["size"])
+        if info.type in _REGULAR:
+            kind = "file"
+        else:
+            kind = "directory" if info.type == tarfile.DIRTYPE else "link" if info.type in _LINKS else "other"
+            # By POSIX the size of a link or a directory says nothing of bytes that follow.
+            size = size if kind == "other" else 0
+        self._left, self._padding = size, -size % BLOCK
+        return Entry(name, size, kind, self._position, extended.get("linkpath") or target or info.linkname)
+
+    def _finish_entry(self) -> None:
+        left, self._left = self._left + self._padding, 0
+        self._padding = 0
+        if left:
+            self._skip(left)
+
+    def _parse(self, block: bytes) -> tarfile.TarInfo:
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            if self._position == BLOCK and (kind := next((k for m, k in _MAGICS.items() if block.startswith(m)), None)):
+                msg = f"the archive is compressed with {kind}, which is not supported"
+                raise UnsupportedError(
+                    msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
+                ) from None
+            msg = f"no tar header at byte {self._position - BLOCK} of the archive: {printable(str(error))}"
+            raise ArchiveError(msg) from error
+        if info.size < 0:
+            msg = f"{printable(info.name)!r} in the archive has a negative size"
+            raise ArchiveError(msg)
+        return info
+
+    def _read_block(self) -> bytes:
+        got = self._file.readinto(memoryview(self._block)) or 0
+        self._position += got
+        if got < BLOCK:
+            raise self._truncated("without an end-of-archive mark")
+        return bytes(self._block)
+
+    def _read_small(self, size: int, limit: int, what: str) -> bytes:
+        if size > limit:
+            msg = f"{what} in the archive is larger than {limit} bytes"
+            raise ArchiveError(msg)
+        self._left, self._padding = size, -size % BLOCK
+        content = b"".join(bytes(chunk) for chunk in chunks_of(self._file, size))
+        self._position += len(content)
+        self._left -= len(content)
+        if self._left:
+            raise self._truncated("in the middle of a header")
+        self._finish_entry()
+        return content
+
+    def _read_text(self, size: int) -> str:
+        text = self._read_small(size, limits.MAX_LONG_NAME, "a long name")
+        return text.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+    def _read_pax(self, size: int) -> dict[str, str]:
+        """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header").
+
+        Raises:
+            ArchiveError: a length does not fit, or a key stands twice.
+        """
+        content = self._read_small(size, limits.MAX_PAX_HEADER, "a pax header")
+        found: dict[str, str] = {}
+        position = 0
+        while position < len(content):
+            digits, space, _ = content[position : position + 20].partition(b" ")
+            length = int(digits) if space and digits.isdigit() else 0
+            record = content[position : position + length]
+            key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
+            name = key.decode("utf-8", "surrogateescape")
+            if length < len(digits) + 4 or not equals or not record.endswith(b"\n") or name in found:
+                msg = "a pax header in the archive is malformed"
+                raise ArchiveError(msg)
+            found[name] = value.decode("utf-8", "surrogateescape")
+            position += length
+        return found
+
+    def _truncated(self, where: str) -> ArchiveError:
+        return ArchiveError(
+            f"the archive is truncated: it ends at byte {self._position}, {where}",
+            hint="whatever wrote it failed or was interrupted",
+        )
+
+
+def header(name: str, size: int, mtime: int = 0) -> bytes:
+    """Write the header of a regular file: no owner, no rights that matter, the same bytes on every machine."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, mtime, 0o644
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def padding(size: int) -> bytes:
+    """Give the zeros that fill the last block of an entry of `size` bytes."""
+    return bytes(-size % BLOCK)

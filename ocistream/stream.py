@@ -1,0 +1,119 @@
+"""The only loops over a blob's bytes: verifying them, counting them, reading them from a file.
+
+A chunk is `bytes` or a `memoryview`; a memoryview is valid only until the next chunk is asked for, so that whoever
+reads a file or a socket can do it into one buffer. Nothing here opens anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from ocistream.errors import IntegrityError
+from ocistream.limits import CHUNK
+from ocistream.reference import parse_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ocistream.model import Descriptor
+
+__all__ = ["Chunk", "Hasher", "chunks_of", "counted", "digest_of", "new_hash", "verified"]
+
+Chunk: TypeAlias = "bytes | memoryview"
+
+
+class Hasher(Protocol):
+    """What of `hashlib`'s objects is used."""
+
+    def update(self, data: Chunk, /) -> object:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Give the lower-case hex of all bytes so far."""
+
+
+def new_hash(digest: str) -> Hasher:
+    """Make a hash object of the algorithm that `digest` names."""
+    return hashlib.new(parse_digest(digest).algorithm, usedforsecurity=True)
+
+
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    """Give the digest of small content that is held."""
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+
+
+def verified(chunks: Iterable[Chunk], descriptor: Descriptor) -> Iterator[Chunk]:
+    """Pass a blob's chunks on, the last one only after size and digest were found right.
+
+    So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
+    and the other side fails as well.
+
+    Raises:
+        IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.
+    """
+    hasher = new_hash(descriptor.digest)
+    seen = 0
+    for chunk in chunks:
+        if not chunk:
+            continue
+        seen += len(chunk)
+        if seen > descriptor.size:
+            raise wrong_size(descriptor, seen)
+        hasher.update(chunk)
+        if seen == descriptor.size:
+            check_digest(descriptor, hasher)
+        yield chunk
+    if seen < descriptor.size:
+        raise wrong_size(descriptor, seen)
+    if not seen:
+        check_digest(descriptor, hasher)
+
+
+def wrong_size(descriptor: Descriptor, seen: int) -> IntegrityError:
+    """Say that a blob has another size than it should; `seen` bytes of it have come."""
+    more = "or more " if seen > descriptor.size else ""
+    return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {seen} {more}".rstrip())
+
+
+def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
+    """Compare what was hashed with what was promised.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    algorithm, _, expected = descriptor.digest.partition(":")
+    got = hasher.hexdigest()
+    if got != expected:
+        msg = f"{descriptor.digest}: the bytes have the digest {algorithm}:{got}"
+        raise IntegrityError(msg)
+
+
+def counted(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
+    """Pass chunks on and report the size of each, in bytes, once whoever asked for it comes back for the next."""
+    for chunk in chunks:
+        size = len(chunk)
+        yield chunk
+        advance(size)
+
+
+class Readable(Protocol):
+    """A raw binary file: reads into a buffer and says how much it was."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the beginning of `buffer`; 0 at the end of the file."""
+
+
+def chunks_of(file: Readable, size: int, chunk_size: int = CHUNK) -> Iterator[memoryview]:
+    """Read up to `size` bytes of `file` in chunks of at most `chunk_size` bytes, all in the same buffer.
+
+    It ends early where the file does; `verified` is who finds that out. `OSError` is left to the caller.
+    """
+    buffer = memoryview(bytearray(min(chunk_size, size)))
+    left = size
+    while left > 0:
+        got = file.readinto(buffer[: min(left, len(buffer))])
+        if not got:
+            return
+        left -= got
+        yield buffer[:got]

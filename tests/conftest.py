@@ -1,0 +1,136 @@
+"""Fixtures for every test.
+
+None of them touches the user's HOME, and each peer has its files in a folder of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ocistream
+from tests.certificates import Certificate, make_certificate
+from tests.debian_image import DebianImage, debian_rootfs_image
+from tests.images import Layout
+from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry, dockerd, isolated_tools
+from tests.token_server import TokenServer, token_server
+
+#: What could lead a program to the user's own credentials, daemon or configuration.
+_LEADING_OUT = (
+    "BUILDAH_ISOLATION",
+    "CONTAINERS_CONF",
+    "CONTAINERS_REGISTRIES_CONF",
+    "CONTAINERS_STORAGE_CONF",
+    "CONTAINER_HOST",
+    "DOCKER_AUTH_CONFIG",
+    "DOCKER_CERT_PATH",
+    "DOCKER_CONFIG",
+    "DOCKER_CONTEXT",
+    "DOCKER_HOST",
+    "DOCKER_TLS_VERIFY",
+    "NETRC",
+    "OCISTREAM_DEST_PASSWORD",
+    "OCISTREAM_DEST_USERNAME",
+    "OCISTREAM_PASSWORD",
+    "OCISTREAM_SRC_PASSWORD",
+    "OCISTREAM_SRC_USERNAME",
+    "OCISTREAM_USERNAME",
+    "REGISTRY_AUTH_FILE",
+    "SOURCE_DATE_EPOCH",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+)
+
+
+def pytest_report_header() -> str:
+    """Say what is tested: the installed wheel, or a source tree."""
+    return f"ocistream: {ocistream.__file__}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give the run a HOME of its own and take away what leads out of it."""
+    home = tmp_path_factory.mktemp("home")
+    runtime = tmp_path_factory.mktemp("runtime")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _LEADING_OUT:
+            patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        # A proxy may stand before the package archives; the peers are on this machine.
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield home
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Return a self-signed certificate for 127.0.0.1, for TLS and for signing tokens."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Return an empty layout, to make images in."""
+    return Layout(tmp_path / "made")
+
+
+@pytest.fixture
+def start_registry(tmp_path: Path) -> Iterator[Callable[..., DockerRegistry]]:
+    """Return a function that starts a docker-registry; its arguments are those of `docker_registry`."""
+    with contextlib.ExitStack() as stack:
+        started: list[DockerRegistry] = []
+
+        def start(**options: object) -> DockerRegistry:
+            folder = tmp_path / f"registry-{len(started)}"
+            started.append(stack.enter_context(docker_registry(folder, **options)))  # type: ignore[arg-type]
+            return started[-1]
+
+        yield start
+
+
+@pytest.fixture
+def registry(start_registry: Callable[..., DockerRegistry]) -> DockerRegistry:
+    """Return an empty docker-registry that is open to all."""
+    return start_registry()
+
+
+@pytest.fixture
+def other_registry(start_registry: Callable[..., DockerRegistry]) -> DockerRegistry:
+    """Return a second empty docker-registry that is open to all."""
+    return start_registry()
+
+
+@pytest.fixture
+def start_token_server(certificate: Certificate) -> Iterator[Callable[..., TokenServer]]:
+    """Return a function that starts a token server; its arguments are those of `token_server`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: object) -> TokenServer:
+            return stack.enter_context(token_server(certificate, **options))  # type: ignore[arg-type]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
+    """Return Docker's daemon, one for the whole run: its images stay, so each test uses names of its own."""
+    with dockerd(tmp_path_factory.mktemp("dockerd")) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Iterator[Tools]:
+    """Return skopeo, umoci, podman and buildah, with storage that is the test's own."""
+    with isolated_tools(tmp_path / "tools") as isolated:
+        yield isolated
+
+
+@pytest.fixture(scope="session")
+def debian_image(pytestconfig: pytest.Config) -> DebianImage:
+    """Return the Debian image, made once and kept in .cache between runs. Not to be written to."""
+    return debian_rootfs_image(pytestconfig.rootpath / ".cache" / "tests")

@@ -1,0 +1,1 @@
+"""Tests against the real peers: registries, daemons and tools of others."""

@@ -1,0 +1,164 @@
+"""The real peers, proven to work before anything is proven with them. No line of ocistream runs here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.debian_image import DebianImage
+from tests.images import Layout, digest_of, small_image, two_platforms
+from tests.peers import Dockerd, DockerRegistry, Tools
+from tests.registry_http import assert_no_image, basic, get, manifest, manifest_digest, seed, tags
+from tests.token_server import TokenServer, User
+
+Start = Callable[..., DockerRegistry]
+StartTokens = Callable[..., TokenServer]
+
+
+def test_a_registry_takes_from_skopeo_and_gives_back_the_same_digest(
+    registry: DockerRegistry, tools: Tools, layout: Layout, tmp_path: Path
+) -> None:
+    image = small_image(layout, name="v1")
+    tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/team/app:v1")
+    assert registry.tags("team/app") == {"v1": image["digest"]}
+    assert manifest_digest(registry.host, "team/app", "v1") == image["digest"]
+    tools.run("skopeo", "copy", f"docker://{registry.host}/team/app:v1", f"oci:{tmp_path / 'back'}:v1")
+    assert (tmp_path / "back/blobs/sha256" / image["digest"][7:]).is_file()
+    assert any(line.startswith("PUT /v2/team/app/manifests/v1 201") for line in registry.requests())
+
+
+def test_an_index_is_seeded_with_all_its_images(registry: DockerRegistry, layout: Layout) -> None:
+    index = two_platforms(layout)
+    seed(layout, index, registry.host, "app", "both")
+    children = {child["digest"] for child in layout.read(index["digest"])["manifests"]}
+    assert registry.manifests("app") == {index["digest"], *children}
+    assert tags(registry.host, "app") == ["both"]
+    assert registry.uploads("app") == []
+
+
+def test_a_registry_holds_nested_indexes_and_an_artifact_with_a_subject(
+    registry: DockerRegistry, layout: Layout
+) -> None:
+    image = small_image(layout)
+    seed(layout, layout.index([two_platforms(layout), image]), registry.host, "app", "nested")
+    sbom = layout.artifact(b"sbom", subject=image)
+    seed(layout, sbom, registry.host, "app")
+    assert manifest_digest(registry.host, "app", sbom["digest"]) == sbom["digest"]
+
+
+def test_a_registry_holds_sha512_blobs_but_knows_manifests_by_sha256_alone(
+    registry: DockerRegistry, layout: Layout
+) -> None:
+    image = small_image(layout, algorithm="sha512")
+    seed(layout, image, registry.host, "app", "v1")
+    content = layout.file(image["digest"]).read_bytes()
+    assert manifest(registry.host, "app", "v1") == content
+    assert registry.manifests("app") == {digest_of(content)}
+    with pytest.raises(AssertionError, match="DIGEST_INVALID"):
+        seed(layout, image, registry.host, "app")
+
+
+def test_an_empty_registry_is_seen_as_one_and_a_full_one_is_not(registry: DockerRegistry, layout: Layout) -> None:
+    assert_no_image(registry)
+    seed(layout, small_image(layout), registry.host, "app", "v1")
+    with pytest.raises(AssertionError):
+        assert_no_image(registry)
+    assert manifest_digest(registry.host, "app", "v2") is None
+
+
+def test_a_stopped_registry_answers_no_more(registry: DockerRegistry) -> None:
+    registry.stop()
+    with pytest.raises(ConnectionError):
+        get(registry.host, "/v2/")
+
+
+def test_htpasswd_lets_in_who_knows_the_password(start_registry: Start, layout: Layout) -> None:
+    registry = start_registry(auth={"ada": "lovelace"})
+    assert get(registry.host, "/v2/")[0] == 401
+    assert get(registry.host, "/v2/", headers=basic("ada", "wrong"))[0] == 401
+    seed(layout, small_image(layout), registry.host, "app", "v1", headers=basic("ada", "lovelace"))
+    assert list(registry.tags("app")) == ["v1"]
+
+
+def test_token_authentication_refuses_an_anonymous_push_and_takes_a_users(
+    start_registry: Start, start_token_server: StartTokens, tools: Tools, layout: Layout
+) -> None:
+    tokens = start_token_server(users={"ada": User("lovelace")}, anonymous={"*": ["pull"]})
+    registry = start_registry(auth=tokens)
+    small_image(layout, name="v1")
+    copy = ("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/team/app:v1")
+    refused = tools.run(*copy, check=False)
+    assert refused.returncode != 0
+    assert_no_image(registry)
+    tools.run(*copy, "--dest-creds=ada:lovelace")
+    assert list(registry.tags("team/app")) == ["v1"]
+    tools.run("skopeo", "inspect", f"docker://{registry.host}/team/app:v1")
+    assert {request.user for request in tokens.requests} == {None, "ada"}
+    assert any("repository:team/app:pull,push" in request.scopes for request in tokens.requests)
+
+
+def test_a_token_that_has_ended_is_refused(start_registry: Start, start_token_server: StartTokens) -> None:
+    tokens = start_token_server(anonymous={"*": ["pull"]})
+    registry = start_registry(auth=tokens)
+    access = tokens.granted(tokens.anonymous, ["repository:app:pull"])
+    good = {"Authorization": f"Bearer {tokens.token('', access)}"}
+    assert get(registry.host, "/v2/app/tags/list", headers=good)[0] == 404
+    tokens.lifetime = -61
+    ended = {"Authorization": f"Bearer {tokens.token('', access)}"}
+    assert get(registry.host, "/v2/app/tags/list", headers=ended)[0] == 401
+
+
+def test_dockers_daemon_pulls_from_and_pushes_to_a_registry_on_loopback(
+    docker_daemon: Dockerd, registry: DockerRegistry, layout: Layout
+) -> None:
+    seed(layout, small_image(layout), registry.host, "app", "v1")
+    docker_daemon.docker("pull", f"{registry.host}/app:v1")
+    docker_daemon.docker("tag", f"{registry.host}/app:v1", f"{registry.host}/copy:v1")
+    docker_daemon.docker("push", f"{registry.host}/copy:v1")
+    assert list(registry.tags("copy")) == ["v1"]
+
+
+def test_dockers_daemon_loads_the_debian_image_and_runs_it(
+    docker_daemon: Dockerd, debian_image: DebianImage, tools: Tools, tmp_path: Path
+) -> None:
+    archive = tmp_path / "debian.tar"
+    source = f"oci:{debian_image.layout.path}:debian"
+    tools.run("skopeo", "copy", source, f"docker-archive:{archive}:localhost/debian:peers")
+    docker_daemon.docker("load", stdin=archive)
+    output = docker_daemon.docker("run", "--rm", "--network=none", "localhost/debian:peers").stdout
+    assert output.split(".")[0].isdigit()
+
+
+def test_the_debian_image_is_a_real_one_of_about_100_mb(debian_image: DebianImage) -> None:
+    manifest = debian_image.layout.read(debian_image.manifest["digest"])
+    assert len(manifest["layers"]) == 4
+    assert 80_000_000 < sum(layer["size"] for layer in manifest["layers"]) < 150_000_000
+
+
+def test_podman_and_buildah_read_an_archive_of_skopeos(tools: Tools, layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="v1")
+    archive = tmp_path / "image.tar"
+    tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"oci-archive:{archive}:v1")
+    tools.run("podman", "load", "--input", archive)
+    assert json.loads(tools.run("podman", "images", "--format=json").stdout)
+    assert tools.run("buildah", "pull", f"oci-archive:{archive}").stdout.strip()
+
+
+def test_umoci_unpacks_a_layout(tools: Tools, layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="v1")
+    tools.run("umoci", "unpack", "--image", f"{layout.path}:v1", tmp_path / "bundle")
+    assert (tmp_path / "bundle/rootfs/etc/motd").read_bytes() == b"hello\n"
+
+
+def test_a_registry_speaks_tls(start_registry: Start, tools: Tools, certificate: object) -> None:
+    registry = start_registry(tls=certificate)
+    assert registry.url.startswith("https://127.0.0.1:")
+    refused = subprocess.run(
+        [*tools("skopeo"), "list-tags", f"docker://{registry.host}/app"], capture_output=True, check=False
+    )
+    assert refused.returncode != 0
+    assert get(registry.host, "/v2/")[0] == 400

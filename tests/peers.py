@@ -1,0 +1,340 @@
+"""Starters for the real parts: distribution's registry, Docker's daemon, and the tools of others.
+
+Each peer gets a free port or a socket of its own and keeps all its files in a folder of the test. Where one
+is missing the test is skipped, and with CI=true it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.certificates import Certificate
+from tests.token_server import TokenServer
+
+#: Seconds until a peer must be ready; far more than any needs on a busy machine.
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 30.0
+
+T = TypeVar("T")
+
+
+def need(*programs: str, root: bool = False) -> None:
+    """Skip the test (with CI=true: fail it) unless `programs` are in PATH and, with `root`, it is root."""
+    lacking = [f"{program} is not installed" for program in programs if shutil.which(program) is None]
+    if root and os.geteuid() != 0:
+        lacking.append("not root")
+    if not lacking:
+        return
+    reason = f"{', '.join(lacking)} (see scripts/peers)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"a real peer is missing: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class DockerRegistry:
+    """A running docker-registry (distribution 2.8). `root` is its storage, `log` its log file."""
+
+    host: str
+    url: str
+    root: Path
+    log: Path
+    stop: Callable[[], None]
+    authority: Path | None = None
+
+    def repository(self, name: str) -> Path:
+        """Return the folder in which the storage keeps what it knows of repository `name`."""
+        return self.root / "docker/registry/v2/repositories" / name
+
+    def repositories(self) -> list[str]:
+        """Return the repositories that the storage knows, those that hold only an upload included."""
+        top = self.repository("")
+        known = {path.parent for path in top.glob("**/*") if path.name in {"_layers", "_manifests", "_uploads"}}
+        return sorted(str(path.relative_to(top)) for path in known)
+
+    def tags(self, name: str) -> dict[str, str]:
+        """Return the tags of repository `name` with the digest that each points to, read from the storage."""
+        links = self.repository(name).glob("_manifests/tags/*/current/link")
+        return {link.parent.parent.name: link.read_text() for link in sorted(links)}
+
+    def manifests(self, name: str) -> set[str]:
+        """Return the digests of all manifests of repository `name`, read from the storage."""
+        return _linked(self.repository(name) / "_manifests/revisions")
+
+    def blobs(self, name: str) -> set[str]:
+        """Return the digests of all blobs that repository `name` may serve, read from the storage."""
+        return _linked(self.repository(name) / "_layers")
+
+    def uploads(self, name: str) -> list[str]:
+        """Return the upload sessions of repository `name` that were neither completed nor deleted."""
+        return sorted(path.name for path in self.repository(name).glob("_uploads/*"))
+
+    def requests(self) -> list[str]:
+        """Return every request so far as "METHOD TARGET STATUS", from the access log."""
+        pattern = re.compile(r'"([A-Z]+) (\S+) HTTP/[0-9.]+" (\d{3}) ')
+        return [" ".join(found.groups()) for found in pattern.finditer(self.log.read_text())]
+
+
+def _linked(folder: Path) -> set[str]:
+    return {f"{link.parent.parent.name}:{link.parent.name}" for link in folder.glob("*/*/link")}
+
+
+@contextlib.contextmanager
+def docker_registry(
+    folder: Path,
+    *,
+    auth: Mapping[str, str] | TokenServer | None = None,
+    tls: Certificate | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[DockerRegistry]:
+    """Run a docker-registry over `folder`, with filesystem storage and deleting allowed.
+
+    `auth` is None for an open one, {user: password} for htpasswd, or a token server to send clients to.
+    `settings` are further environment variables of distribution, such as REGISTRY_HTTP_RELATIVEURLS.
+    """
+    need("docker-registry")
+    folder.mkdir(parents=True, exist_ok=True)
+    root, log = folder / "storage", folder / "log"
+    root.mkdir(exist_ok=True)
+    config = {
+        "version": "0.1",
+        "log": {"level": "info"},
+        "storage": {"filesystem": {"rootdirectory": str(root)}, "delete": {"enabled": True}},
+        "http": {"addr": "127.0.0.1:0", **_tls(tls)},
+        **_auth(folder, auth),
+    }
+    file = folder / "config.yml"
+    # JSON is YAML.
+    file.write_text(json.dumps(config))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(file)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(settings or {})},
+        )
+    try:
+        host = _wait(lambda: _listening(log), process, log)
+        url = f"{'https' if tls else 'http'}://{host}"
+        yield DockerRegistry(host, url, root, log, lambda: _end(process), tls.file if tls else None)
+    finally:
+        _end(process)
+
+
+def _tls(certificate: Certificate | None) -> dict[str, object]:
+    if certificate is None:
+        return {}
+    return {"tls": {"certificate": str(certificate.file), "key": str(certificate.key_file)}}
+
+
+def _auth(folder: Path, auth: Mapping[str, str] | TokenServer | None) -> dict[str, object]:
+    if auth is None:
+        return {}
+    if isinstance(auth, TokenServer):
+        return {
+            "auth": {
+                "token": {
+                    "realm": auth.realm,
+                    "service": auth.service,
+                    "issuer": auth.issuer,
+                    "rootcertbundle": str(auth.certificate.file),
+                }
+            }
+        }
+    need("htpasswd")
+    file = folder / "htpasswd"
+    lines = [
+        # distribution takes bcrypt only; 4 is its lowest cost, for speed.
+        subprocess.run(
+            ["htpasswd", "-niB", "-C", "4", user], input=password.encode(), capture_output=True, check=True
+        ).stdout
+        for user, password in auth.items()
+    ]
+    file.write_bytes(b"".join(lines))
+    return {"auth": {"htpasswd": {"realm": "registry.test", "path": str(file)}}}
+
+
+def _listening(log: Path) -> str | None:
+    """Read the address from the log: the kernel chose the port, so no two peers can want the same."""
+    found = re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())
+    return found[1] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dockerd:
+    """A running Docker daemon with its own state. `host` is the DOCKER_HOST of its socket."""
+
+    host: str
+    log: Path
+    config: Path
+
+    def docker(
+        self, *arguments: str | Path, stdin: Path | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Docker's client against this daemon, `stdin` a file; output is captured as text."""
+        command = ["docker", "--host", self.host, "--config", self.config, *arguments]
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(stdin.open("rb")) if stdin else subprocess.DEVNULL
+            done = subprocess.run(command, stdin=source, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            pytest.fail(f"docker {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}")
+        return done
+
+
+@contextlib.contextmanager
+def dockerd(folder: Path) -> Iterator[Dockerd]:
+    """Run Docker's daemon as root, with all its state in `folder` and no network of its own.
+
+    It starts a containerd of its own. Registries on 127.0.0.0/8 are spoken to in plain HTTP.
+    """
+    need("dockerd", "docker", "containerd", "runc", root=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log"
+    # A socket's path has at most 107 bytes (unix(7)); a test's folder may be longer than that.
+    with tempfile.TemporaryDirectory(prefix="dockerd-") as short:
+        host = f"unix://{short}/docker.sock"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    "dockerd",
+                    f"--host={host}",
+                    f"--data-root={folder / 'data'}",
+                    f"--exec-root={short}/exec",
+                    f"--pidfile={short}/pid",
+                    "--bridge=none",
+                    "--iptables=false",
+                    "--ip-masq=false",
+                    "--storage-driver=vfs",
+                    "--insecure-registry=127.0.0.0/8",
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        try:
+            daemon = Dockerd(host, log, folder / "config")
+            _wait(lambda: daemon.docker("version", check=False).returncode == 0, process, log)
+            yield daemon
+            containers = daemon.docker("ps", "--quiet").stdout.split()
+            if containers:
+                daemon.docker("kill", *containers)
+        finally:
+            _end(process)
+            _unmount(folder, Path(short))
+
+
+def _unmount(*folders: Path) -> None:
+    """Unmount what a daemon left below `folders`, innermost first."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in reversed(mounts):
+        if any(Path(mount).is_relative_to(folder) for folder in folders):
+            subprocess.run(["umount", "--lazy", mount], check=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """The tools of others, each with its storage and configuration below one folder."""
+
+    folder: Path
+    runroot: Path
+
+    def __call__(self, name: str) -> list[str]:
+        """Return the start of a command line for skopeo, umoci, podman or buildah.
+
+        Images need no signature, and registries on 127.0.0.1 are spoken to in plain HTTP.
+        """
+        need("env", name)
+        storage = [
+            f"--root={self.folder / 'storage'}",
+            f"--runroot={self.runroot}",
+            "--storage-driver=vfs",
+        ]
+        options = {
+            "skopeo": [],
+            "umoci": [],
+            # cgroupfs: no systemd is asked; events in a file: no journal either.
+            "podman": [*storage, "--cgroup-manager=cgroupfs", "--events-backend=file"],
+            "buildah": storage,
+        }[name]
+        if name in {"podman", "buildah"}:
+            need(name, root=True)
+        return [*self._environment(), name, *options]
+
+    def run(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `command`, the tool's name first, and capture its output as text."""
+        name, *arguments = command
+        done = subprocess.run(
+            [*self(str(name)), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def _environment(self) -> Sequence[str]:
+        """These tools look below HOME before /etc, so one HOME isolates them all."""
+        home = self.folder / "home"
+        configuration = home / ".config/containers"
+        if not configuration.exists():
+            configuration.mkdir(parents=True)
+            (configuration / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}\n')
+            (configuration / "registries.conf").write_text(
+                'unqualified-search-registries = []\n[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n'
+            )
+            (self.folder / "runtime").mkdir(mode=0o700)
+        return [
+            "env",
+            f"HOME={home}",
+            f"XDG_RUNTIME_DIR={self.folder / 'runtime'}",
+            f"TMPDIR={self.folder}",
+            "BUILDAH_ISOLATION=chroot",
+        ]
+
+
+@contextlib.contextmanager
+def isolated_tools(folder: Path) -> Iterator[Tools]:
+    """Keep the tools' storage and configuration in `folder` while the block runs."""
+    # Podman refuses a runroot of more than 50 characters; a test's folder may be longer.
+    with tempfile.TemporaryDirectory(prefix="run-") as runroot:
+        yield Tools(folder, Path(runroot))
+
+
+def _wait(ready: Callable[[], T | None], process: subprocess.Popen[bytes], log: Path) -> T:
+    """Call `ready` until it answers something true; give up when the process has ended or time is over."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while process.poll() is None and time.monotonic() < deadline:
+        answer = ready()
+        if answer:
+            return answer
+        time.sleep(0.02)
+    pytest.fail(f"{process.args!r} did not become ready:\n{log.read_text()[-4000:]}", pytrace=False)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a peer politely, and after a while not."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
