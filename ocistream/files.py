@@ -113,11 +113,12 @@ def open_for_reading(path: Path) -> FileIO:
         OSError: as `open` does; ELOOP where the name is a link, EINVAL where it is not a regular file.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    file = FileIO(os.open(path, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, flags)
+    # Asked before FileIO sees it: of a directory's descriptor FileIO lets go without closing it.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
+    return FileIO(descriptor, "rb")
 
 
 def write_all(file: FileIO, chunk: bytes | memoryview) -> None:

@@ -21,6 +21,7 @@ from ocistream.model import (
     parse_document,
     platform_of_config,
 )
+from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
 
 if TYPE_CHECKING:
@@ -162,34 +163,40 @@ class GraphBuilder:
         """Put it all in order, once `needs` is empty."""
         manifests: dict[str, Manifest] = {}
         for root in self._roots:
-            self._add_in_order(root.descriptor.digest, manifests)
+            self._add_in_order(root.descriptor.digest, 0, manifests)
         documents = {digest: self._documents[digest] for digest in manifests}
         configs = [d.config for d in documents.values() if d.config]
         layers = [layer for d in documents.values() for layer in d.layers]
         blobs = _unique([blob for blob in (*configs, *layers) if not blob.is_foreign])
+        # An index that was left out by a choice of platforms may lack what it likes.
+        listed = {child.digest for document in documents.values() for child in document.manifests}
+        listed.update(root.descriptor.digest for root in self._roots)
         return Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
             blobs=blobs,
-            absent=tuple(self._absent.values()),
+            absent=tuple(manifest for digest, manifest in self._absent.items() if digest in listed),
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
         )
 
     def _need(self, descriptor: Descriptor, depth: int) -> None:
-        if depth > limits.MAX_INDEX_DEPTH:
-            msg = f"{descriptor.digest}: indexes are nested more than {limits.MAX_INDEX_DEPTH} deep"
-            raise ArchiveError(msg)
-        known = self._raw.get(descriptor.digest)
-        if known is not None and known.descriptor.media_type != descriptor.media_type:
-            msg = f"{descriptor.digest} is referenced as {known.descriptor.media_type} and as {descriptor.media_type}"
-            raise ArchiveError(msg)
-        if known is None and descriptor.digest not in self._absent:
+        digest = descriptor.digest
+        _check_depth(digest, depth)
+        known = self._raw.get(digest)
+        promised = known.descriptor if known else self.needs.get(digest) or self._absent.get(digest)
+        if promised is None:
             if descriptor.size > limits.MAX_MANIFEST:
-                msg = f"manifest {descriptor.digest} is larger than {limits.MAX_MANIFEST} bytes"
+                msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            self.needs.setdefault(descriptor.digest, descriptor)
-            self._depths.setdefault(descriptor.digest, depth)
+            self.needs[digest] = descriptor
+            self._depths[digest] = depth
+        elif (promised.media_type, promised.size) != (descriptor.media_type, descriptor.size):
+            msg = (
+                f"{digest} is referenced as {promised.media_type} of {promised.size} bytes "
+                f"and as {descriptor.media_type} of {descriptor.size} bytes"
+            )
+            raise ArchiveError(msg)
 
     def _keep(self, manifest: Manifest, document: Document) -> None:
         self._bytes += len(manifest.raw)
@@ -203,24 +210,23 @@ class GraphBuilder:
         self._documents[manifest.descriptor.digest] = document
 
     def _want_children(self, digest: str) -> None:
-        """Need what a manifest lists, unless it is an index of which it is not yet known which part is wanted."""
+        """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
         depth = self._depths[digest] + 1
-        undecided = any(digest in self._nested(root.descriptor) for _, root in self._narrowing)
         for child in self._documents[digest].manifests:
-            if child.is_index or not undecided:
+            if child.is_index or not self._choice.platforms:
                 self._need(child, depth)
 
-    def _nested(self, descriptor: Descriptor) -> set[str]:
-        """Give the digests of an index and of the known indexes within it."""
-        found: set[str] = set()
+    def _nested(self, descriptor: Descriptor) -> list[str]:
+        """Give the digests of an index and of the known indexes within it, in the order of `_leaves`."""
+        found: dict[str, None] = {}
         todo = [descriptor.digest]
         while todo:
             digest = todo.pop()
             if digest in found or digest not in self._documents:
                 continue
-            found.add(digest)
-            todo.extend(child.digest for child in self._documents[digest].manifests if child.is_index)
-        return found
+            found[digest] = None
+            todo.extend(child.digest for child in reversed(self._documents[digest].manifests) if child.is_index)
+        return list(found)
 
     def _narrow(self) -> None:
         """Decide every narrowed root whose indexes are all known by now."""
@@ -242,19 +248,23 @@ class GraphBuilder:
                 self._need(child, 1)
 
     def _leaves(self, index: Descriptor) -> list[Descriptor] | None:
-        """List the manifests of an index and of those within it, in order; None while one is not known yet."""
-        document = self._documents.get(index.digest)
-        if document is None:
-            return [] if index.digest in self._absent else None
+        """List the manifests of an index and of those within it, in order; None while one is not known yet.
+
+        Each index is looked into once: a few that list each other many times over would make billions of leaves.
+        """
         leaves: list[Descriptor] = []
-        for child in document.manifests:
-            if not child.is_index:
-                leaves.append(child)
-                continue
-            nested = self._leaves(child)
-            if nested is None:
+        seen: set[str] = set()
+        todo = [index]
+        while todo:
+            descriptor = todo.pop()
+            document = self._documents.get(descriptor.digest)
+            if not descriptor.is_index:
+                leaves.append(descriptor)
+            elif document is None and descriptor.digest not in self._absent:
                 return None
-            leaves.extend(nested)
+            elif document is not None and descriptor.digest not in seen:
+                seen.add(descriptor.digest)
+                todo.extend(reversed(document.manifests))
         return leaves
 
     def _narrowed(self, root: Root, chosen: Sequence[Descriptor]) -> Root:
@@ -269,22 +279,29 @@ class GraphBuilder:
         """
         entries: dict[str, object] = {}
         for digest in self._nested(index):
-            for entry in self._documents[digest].fields["manifests"]:
+            for entry in self._documents[digest].fields["manifests"] or ():
                 entries.setdefault(entry["digest"], entry)
         fields = dict(self._documents[index.digest].fields)
         fields["manifests"] = [entries[child.digest] for child in chosen]
         raw = canonical_json(fields)
         descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
         self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
-        self._depths[descriptor.digest] = 0
         return descriptor
 
-    def _add_in_order(self, digest: str, ordered: dict[str, Manifest]) -> None:
+    def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> None:
         if digest in ordered or digest not in self._raw:
             return
+        # A root that lists every index of a chain made each of them look as if it were near the top.
+        _check_depth(digest, depth)
         for child in self._documents[digest].manifests:
-            self._add_in_order(child.digest, ordered)
+            self._add_in_order(child.digest, depth + 1, ordered)
         ordered[digest] = self._raw[digest]
+
+
+def _check_depth(digest: str, depth: int) -> None:
+    if depth > limits.MAX_INDEX_DEPTH:
+        msg = f"{digest}: indexes are nested more than {limits.MAX_INDEX_DEPTH} deep"
+        raise ArchiveError(msg)
 
 
 #: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
@@ -306,16 +323,18 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, root: Root) -> 
     for wanted in choice.platforms:
         matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
         if not matches:
-            there = ", ".join(dict.fromkeys(str(platform) for _, platform in offered)) or "none that is named"
-            msg = f"{root.name or root.descriptor.digest} has no platform {wanted}"
-            raise NotFoundError(msg, hint=f"its platforms are: {there}; choose one with --platform, or all")
+            there = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in offered))
+            msg = f"{_shown(root)} has no platform {wanted}"
+            hint = f"its platforms are: {there or 'none that is named'}; choose one with --platform, or all"
+            raise NotFoundError(msg, hint=hint)
         best = next((leaf for leaf, platform in matches if wanted.prefers(platform)), matches[0][0])
         picked[best.digest] = best
     if len(picked) > 1:
         picked.update({leaf.digest: leaf for leaf in leaves if leaf.annotations.get(_ATTESTS) in picked})
     if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
         return None
-    return [leaf for leaf in {leaf.digest: leaf for leaf in leaves}.values() if leaf.digest in picked]
+    # A digest may be listed for several platforms: it is what it was picked as.
+    return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
 
 
 def check_platform(choice: PlatformChoice, root: Root, config: Callable[[], bytes]) -> None:
@@ -326,11 +345,15 @@ def check_platform(choice: PlatformChoice, root: Root, config: Callable[[], byte
     """
     if not choice.platforms or root.descriptor.platform is not None:
         return
-    platform = platform_of_config(config(), f"the config of {root.name or root.descriptor.digest}")
+    platform = platform_of_config(config(), f"the config of {_shown(root)}")
     if platform is not None and not any(wanted.covers(platform) for wanted in choice.platforms):
         wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
-        msg = f"{root.name or root.descriptor.digest} has no platform {wanted_text}"
-        raise NotFoundError(msg, hint=f"it is a single image, for {platform}")
+        msg = f"{_shown(root)} has no platform {wanted_text}"
+        raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")
+
+
+def _shown(root: Root) -> str:
+    return printable(root.name) if root.name else root.descriptor.digest
 
 
 def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:

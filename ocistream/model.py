@@ -7,6 +7,7 @@ Bytes in, frozen values out. A document is parsed to be understood, never to be 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -204,8 +205,8 @@ def canonical_json(document: object) -> bytes:
 def parse_json(raw: bytes, what: str, limit: int = limits.MAX_MANIFEST) -> dict[str, Any]:
     """Parse a JSON object from a stranger; `what` names it in errors, `limit` is its greatest size in bytes.
 
-    Duplicate keys, NaN and Infinity, deep nesting and non-objects are refused: two parsers that read one document
-    differently are how a signature is made to cover something else.
+    Duplicate keys, NaN and Infinity, halves of surrogate pairs, any encoding but UTF-8, deep nesting and non-objects
+    are refused: two parsers that read one document differently are how a signature is made to cover something else.
 
     Raises:
         ArchiveError: the document is malformed or too large.
@@ -217,7 +218,11 @@ def parse_json(raw: bytes, what: str, limit: int = limits.MAX_MANIFEST) -> dict[
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
     try:
-        document = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = raw.decode()
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        if "\\u" in text:
+            # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
+            canonical_json(document)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else printable(str(error))
         msg = f"{what} is not valid JSON: {reason}"
@@ -240,6 +245,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _no_constant(name: str) -> NoReturn:
     msg = f"{name} is not a JSON number"
     raise ValueError(msg)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        msg = "a number is too large"
+        raise ValueError(msg)
+    return number
 
 
 def _check_depth(document: object, what: str) -> None:

@@ -7,6 +7,7 @@ The only room that looks at argv, the environment and a terminal. A command is o
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -18,7 +19,7 @@ import click
 
 from ocistream import __version__, files
 from ocistream.cli.console import Console
-from ocistream.errors import OcistreamError, OutputClosedError, TerminatedError, UsageError
+from ocistream.errors import OcistreamError, TerminatedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main", "run"]
 
+_NAME: Final = "ocistream"
 #: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
 COMMANDS: Final = {
     "pull": ("ocistream.cli.pull:pull", "Write images from registries into an archive (default: stdout)."),
@@ -37,6 +39,8 @@ COMMANDS: Final = {
 }
 
 _SIGINT_EXIT: Final = 130
+#: How writing to stdout fails. Whatever else is written turns its errors into ours where it is written.
+_STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 
 
 class LazyGroup(click.Group):
@@ -80,35 +84,42 @@ def main(arguments: Sequence[str]) -> int:
     """Run a command line and give its exit code (CLI.md, "Exit codes")."""
     signal.signal(signal.SIGTERM, _terminate)
     console = Console.from_arguments(arguments)
+    if not arguments:
+        click.echo(cli.get_help(click.Context(cli, info_name=_NAME)), err=True)
+        return UsageError.exit_code
     try:
-        cli.main(list(arguments), prog_name="ocistream", standalone_mode=False, obj=console)
-        # Flushed here, so that a full disk or a closed pipe behind stdout is a failure.
-        with files.disk_errors("cannot write to stdout"):
-            sys.stdout.flush()
-    except click.exceptions.Exit as end:
-        return end.exit_code
+        return _run(arguments, console)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - no traceback reaches a user
         code = _report(console, error)
         console.trace(traceback.format_exc)
+        _settle_stdout()
         return code
-    return 0
+
+
+def _run(arguments: Sequence[str], console: Console) -> int:
+    """Parse and run, without click's own `main`: it has other exit codes for Ctrl-C and for a closed pipe."""
+    code = 0
+    try:
+        with cli.make_context(_NAME, list(arguments), obj=console) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    # Flushed here, so that a full disk or a closed pipe behind stdout is a failure.
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
 
 
 def _report(console: Console, error: BaseException) -> int:
     """Say what went wrong, and give the exit code for it."""
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt):
         console.error("interrupted", code=_SIGINT_EXIT)
         return _SIGINT_EXIT
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
-        return UsageError.exit_code
     if isinstance(error, click.ClickException):
         console.error(error.format_message(), hint=_usage_hint(error), code=UsageError.exit_code)
         return UsageError.exit_code
-    if isinstance(error, BrokenPipeError):
-        error = OutputClosedError("cannot write to stdout: whoever read it has gone away")
-    if isinstance(error, OutputClosedError):
-        _let_go_of_stdout()
+    if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
+        error = files.disk_error("cannot write to stdout", error)
     if isinstance(error, OcistreamError):
         console.error(error.what, hint=error.hint, code=error.exit_code)
         return error.exit_code
@@ -132,9 +143,14 @@ def _usage_hint(error: click.ClickException) -> str | None:
     return f"see `{context.command_path} --help`" if context is not None else None
 
 
-def _let_go_of_stdout() -> None:
-    """Point stdout at nothing, so that Python's own flush at exit does not fail and complain."""
-    with contextlib.suppress(OSError):
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.close(nothing)
+def _settle_stdout() -> None:
+    """Write out what stdout still holds, or point it at nothing: Python's own flush at exit would complain."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stdout.fileno())
+            os.close(nothing)

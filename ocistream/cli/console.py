@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,12 +25,24 @@ class Console:
         self.verbosity = verbosity
         self.as_json = as_json
         self.above: Callable[[str], None] | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Console:
         """Look for a JSON log format before anything is parsed, so that a usage error is JSON as well."""
-        text = " ".join(arguments)
-        return cls(as_json="--log-format=json" in text or "--log-format json" in text)
+        found: dict[str, str] = {}
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            option, _, value = argument.partition("=")
+            found[option] = value or following
+        return cls(as_json=cls.is_json(found.get("--log-format"), found.get("--progress")))
+
+    @staticmethod
+    def is_json(log_format: str | None, progress: str | None) -> bool:
+        """Say whether messages are JSON: where it is asked for, or where progress is and nothing else is asked for.
+
+        So whoever reads progress as one object a line meets nothing else on stderr.
+        """
+        return (log_format or progress) == "json"
 
     def note(self, message: str, *, level: int = 0, **fields: Any) -> None:
         """Say something; it is printed from verbosity `level` on. `fields` go into JSON only."""
@@ -53,11 +67,18 @@ class Console:
     def trace(self, text: Callable[[], str]) -> None:
         """Print a traceback, for those who asked for it twice."""
         if self.verbosity > 1:
-            self._line(text().rstrip())
+            if self.as_json:
+                self._print("debug", text().rstrip(), {})
+            else:
+                self._line(text().rstrip())
+
+    def event(self, **fields: Any) -> None:
+        """Print one JSON object on a line of its own, whatever the verbosity and the format of messages."""
+        self._line(json.dumps(fields))
 
     def _print(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
-            self._line(json.dumps({"level": level, "message": message, **fields}))
+            self.event(level=level, message=message, **fields)
         elif level == "warning":
             self._line(f"ocistream: warning: {message}")
         else:
@@ -67,12 +88,12 @@ class Console:
         if self.above is not None:
             self.above(text)
         else:
-            # A closed stderr is no reason to fail.
-            try:
-                print(text, file=sys.stderr, flush=True)
-            except OSError:
-                self.above = _silence
+            self._write(f"{text}\n")
 
-
-def _silence(text: str) -> None:
-    """Print nothing, since nobody can read it."""
+    def _write(self, text: str) -> None:
+        # One write a line and one at a time: several threads have something to say. A stderr that is closed (or, as
+        # after `2>&-`, None) is no reason to fail, and must not make its text end up on stdout, as `print` would.
+        with self._lock, contextlib.suppress(OSError):
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+                sys.stderr.flush()

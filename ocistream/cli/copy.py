@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.moving import move
-from ocistream.cli.options import Session, credential_options, platform_choice, platform_option, transfer_options
+from ocistream.cli.moving import move, renamed
+from ocistream.cli.options import (
+    Session,
+    credential_options,
+    platform_choice,
+    platform_option,
+    stdout_end,
+    transfer_options,
+)
 from ocistream.errors import UsageError
 from ocistream.stores import Want, open_sink, open_source, parse_end
-from ocistream.stores.index import every_image, only_image
+from ocistream.stores.index import every_image, names_there, only_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    from ocistream.graph import Graph, Root
+    from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
-    from ocistream.stores import End
 
 
 @click.command()
@@ -36,9 +41,9 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1
     ocistream copy oci:build:app registry.example.com/app:2
     """
-    src, dst = parse_end(source), parse_end(destination)
+    src, dst = parse_end(source), stdout_end(parse_end(destination))
     single = dst.kind == "docker" or dst.name is not None
-    want = Want(only_image if single else every_image, platform_choice(platforms, None))
+    want = Want(the_image if single else every_image, platform_choice(platforms, None))
 
     def open_ends() -> tuple[Source, Sink]:
         opened = open_source(src, session.surroundings("SRC"), want)
@@ -56,13 +61,14 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
     move(session, open_ends, label, to_stdout=dst.is_stream, rename=renamed(dst) if dst.name else None)
 
 
-def renamed(end: End) -> Callable[[Graph], Graph]:
-    """Give the way to call the one root of a graph as the destination is called."""
+def the_image(roots: Sequence[Root]) -> Sequence[Root]:
+    """Choose the one image there is, as `only_image`, and say how `copy` is told which one if there are several.
 
-    def rename(graph: Graph) -> Graph:
-        if len(graph.roots) != 1:
-            msg = f"{len(graph.roots)} images cannot all be called {end.name!r}"
-            raise UsageError(msg)
-        return replace(graph, roots=(replace(graph.roots[0], name=end.name),))
-
-    return rename
+    Raises:
+        NotFoundError, UsageError: as `only_image`.
+    """
+    try:
+        return only_image(roots)
+    except UsageError as error:
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {names_there(roots)}"
+        raise UsageError(error.what, hint=hint) from error

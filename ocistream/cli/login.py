@@ -5,18 +5,21 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import __version__
-from ocistream.cli.options import apply_verbosity, home, proxies, read_password, verbosity_options
+from ocistream.cli.options import apply_verbosity, ca_file, home, proxies, read_password, verbosity_options
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.reference import parse_registry
 
 if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.credentials import Credential
+
+#: Somebody waits at a terminal, so less often than a transfer tries.
+_ATTEMPTS: Final = 3
 
 
 @click.command()
@@ -74,11 +77,13 @@ def _check(host: str, credential: Credential, *, plain_http: bool) -> None:
         AuthenticationError: it is refused.
         NetworkError: the registry does not answer.
     """
+    from ocistream.retry import Patience
     from ocistream.transport import Transport, TransportSettings
 
     settings = TransportSettings(
         plain_http=plain_http,
-        ca_file=os.environ.get("SSL_CERT_FILE") or None,
+        patience=Patience(attempts=_ATTEMPTS),
+        ca_file=ca_file(os.environ),
         proxies=proxies(os.environ),
         user_agent=f"ocistream/{__version__}",
     )
@@ -103,9 +108,12 @@ def _ask(prompt: str, *, secret: bool = False) -> str:
         msg = "there is no terminal to ask for the user name or the password"
         raise UsageError(msg, hint="give --username, and the password with --password-stdin or OCISTREAM_PASSWORD")
     if secret:
-        answer = getpass.getpass(prompt, stream=sys.stderr)
+        try:
+            answer = getpass.getpass(prompt, stream=sys.stderr)
+        except EOFError:
+            answer = ""
     else:
-        print(prompt, end="", file=sys.stderr, flush=True)
+        click.echo(prompt, nl=False, err=True)
         answer = sys.stdin.readline().strip()
     if not answer:
         msg = "nothing was entered"

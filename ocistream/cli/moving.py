@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import transfer
 from ocistream.cli.progress import progress
-from ocistream.cli.report import print_results, summarize, write_result
+from ocistream.cli.report import check_result, print_results, summarize, write_result
+from ocistream.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     from ocistream.cli.options import Session
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.stores import End
 
-__all__ = ["move"]
+__all__ = ["move", "renamed"]
 
 
 def move(
@@ -34,6 +37,9 @@ def move(
     Raises:
         OcistreamError: it failed, and nothing is visible at the destination.
     """
+    result = session.options["result"]
+    if result is not None:
+        check_result(result)
     with contextlib.ExitStack() as stack:
         source, sink = open_ends()
         stack.callback(source.close)
@@ -42,8 +48,23 @@ def move(
             report = transfer.copy(
                 source, sink, observer, jobs=session.jobs, cancelled=session.cancelled, rename=rename
             )
-    if session.options["result"] is not None:
-        write_result(session.options["result"], report, label, retried=session.retried)
+    if result is not None:
+        write_result(result, report, label, retried=session.retried)
     if not to_stdout:
         print_results(report, label)
     summarize(session.console, report)
+
+
+def renamed(end: End) -> Callable[[Graph], Graph]:
+    """Give the way to call the one root of a graph as the destination is called.
+
+    What it gives raises UsageError where there are several roots.
+    """
+
+    def rename(graph: Graph) -> Graph:
+        if len(graph.roots) != 1:
+            msg = f"{len(graph.roots)} images cannot all be called {end.name!r}"
+            raise UsageError(msg)
+        return replace(graph, roots=(replace(graph.roots[0], name=end.name),))
+
+    return rename

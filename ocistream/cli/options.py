@@ -11,17 +11,17 @@ import os
 import platform as machine
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import __version__, limits
-from ocistream.errors import UsageError
+from ocistream.errors import NotFoundError, UsageError
 from ocistream.graph import PlatformChoice
 from ocistream.model import Platform, parse_platform
-from ocistream.stores import Surroundings
+from ocistream.stores import End, Surroundings, parse_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,33 +82,35 @@ class Session:
         settings = TransportSettings(
             plain_http=bool(self.options["plain_http"]),
             patience=Patience(attempts=int(self.options["retries"]) + 1),
-            ca_file=os.environ.get("SSL_CERT_FILE") or None,
+            ca_file=ca_file(os.environ),
             proxies=proxies(os.environ),
             user_agent=f"ocistream/{__version__}",
         )
         return Transport(settings, keychain.find, on_retry=self._tell_retry, cancelled=self.cancelled)
 
     def _credential(self, side: str) -> Credential | None:
-        key = f"{side.lower()}_" if side else ""
-        username = self.options.get(f"{key}username")
-        from_stdin = self.options.get(f"{key}password_stdin")
-        option = f"--{key}username".replace("_", "-")
-        if username is None:
-            if from_stdin:
-                msg = f"{option.replace('username', 'password-stdin')} needs {option}"
-                raise UsageError(msg)
+        """Put a credential together of the options of one side, and of the environment for what they leave out."""
+        key, option, prefix = "", "--", "OCISTREAM"
+        if side:
+            key, option, prefix = f"{side.lower()}_", f"--{side.lower()}-", f"OCISTREAM_{side}"
+        username, from_stdin = self.options[f"{key}username"], self.options[f"{key}password_stdin"]
+        if username is None and not from_stdin:
             return None
-        if not from_stdin:
-            variable = f"OCISTREAM_{side}_PASSWORD" if side else "OCISTREAM_PASSWORD"
-            secret = os.environ.get(variable) or os.environ.get("OCISTREAM_PASSWORD")
-            if secret is None:
-                msg = f"{option} needs a password"
-                raise UsageError(msg, hint=f"set {variable}, or give the password on stdin with --{key}password-stdin")
+        if username is None:
+            username = os.environ.get(f"{prefix}_USERNAME") or os.environ.get("OCISTREAM_USERNAME")
+            if not username:
+                msg = f"{option}password-stdin needs {option}username"
+                raise UsageError(msg, hint=f"or set {prefix}_USERNAME")
+        if from_stdin:
+            secret: str | None = read_password()
         else:
-            secret = read_password()
+            secret = os.environ.get(f"{prefix}_PASSWORD") or os.environ.get("OCISTREAM_PASSWORD")
+        if not secret:
+            msg = f"{option}username needs a password"
+            raise UsageError(msg, hint=f"set {prefix}_PASSWORD, or give it on stdin with {option}password-stdin")
         from ocistream.credentials import Credential
 
-        return Credential(username, secret, source=option)
+        return Credential(username, secret, source=f"{option}username")
 
     def _tell_retry(self, retried: Retried) -> None:
         self.retried += 1
@@ -119,16 +121,22 @@ class Session:
         )
 
     def _stdin(self) -> io.BufferedReader:
-        if self.options.get("password_stdin"):
+        if any(self.options.get(name) for name in _PASSWORD_ON_STDIN):
             msg = "stdin cannot be both the archive and the password"
-            raise UsageError(msg, hint="set OCISTREAM_PASSWORD, or name the archive with -i")
-        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError(msg, hint="set OCISTREAM_PASSWORD, or read the archive from a file")
+        if sys.stdin is None:
+            msg = "an archive is expected on stdin, which is closed"
+            raise UsageError(msg, hint="pipe an archive in, or name one with -i")
+        if sys.stdin.isatty():
             msg = "an archive is expected on stdin, which is a terminal"
             raise UsageError(msg, hint="pipe an archive in, or name one with -i")
         return io.BufferedReader(io.FileIO(sys.stdin.fileno(), "rb", closefd=False), 64 * limits.KIB)
 
     def _stdout(self) -> io.FileIO:
-        if sys.stdout is None or sys.stdout.isatty():
+        if sys.stdout is None:
+            msg = "the archive is to go to stdout, which is closed"
+            raise UsageError(msg, hint="name a file with -o")
+        if sys.stdout.isatty():
             msg = "an archive is not written to a terminal"
             raise UsageError(msg, hint="name a file with -o, or pipe it on: `ocistream pull IMAGE | ssh host ...`")
         return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
@@ -176,11 +184,15 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(console: Console, /, **options: Any) -> None:
         apply_verbosity(console, options)
         own = {key: options.pop(key) for key in list(options) if key in _SESSION_OPTIONS}
+        if sum(bool(own.get(name)) for name in _PASSWORD_ON_STDIN) > 1:
+            msg = "only one of the two passwords can come on stdin"
+            raise UsageError(msg, hint="set OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD for the other")
         command(Session(console, own, threading.Event()), **options)
 
     return wrapped
 
 
+_PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 _SESSION_OPTIONS: Final = frozenset(
     {
         "jobs",
@@ -188,7 +200,10 @@ _SESSION_OPTIONS: Final = frozenset(
         "plain_http",
         "progress",
         "result",
-        *(f"{side}{name}" for side in ("", "src_", "dest_") for name in ("username", "password_stdin")),
+        "username",
+        "src_username",
+        "dest_username",
+        *_PASSWORD_ON_STDIN,
     }
 )
 
@@ -199,7 +214,9 @@ def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
         click.option("-v", "--verbose", count=True, help="Say more; twice: with tracebacks."),
         click.option(
-            "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of messages."
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            help="How messages are written on stderr.  [default: text, or json with --progress json]",
         ),
     )(command)
 
@@ -208,7 +225,7 @@ def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
     """Take the options of `verbosity_options` out of `options` and set the console by them."""
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
     console.verbosity = -1 if quiet else int(verbose)
-    console.as_json = options.pop("log_format") == "json"
+    console.as_json = console.is_json(options.pop("log_format"), options.get("progress"))
 
 
 def credential_options(*sides: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -249,6 +266,44 @@ def default_platform() -> Platform:
     """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
     name = machine.machine().lower()
     return Platform("linux", _MACHINES.get(name, name), "v6" if name == "armv6l" else "")
+
+
+def path_end(text: str) -> End:
+    """Parse what follows -o and -i: an end as everywhere, but what could be an image's name is a path.
+
+    Raises:
+        InvalidNameError, UnsupportedError: as `parse_end`.
+    """
+    end = parse_end(text)
+    return parse_end(f"./{text}") if end.kind == "docker" else end
+
+
+def stdout_end(end: End) -> End:
+    """Give `-` for a path that leads to our own stdout, such as `/dev/stdout`; any other end as it is.
+
+    What is printed beside an archive would get into it, and a file cannot be replaced that is being written to.
+    """
+    if end.path is None or end.kind == "oci" or sys.stdout is None:
+        return end
+    try:
+        same = os.path.samestat(end.path.stat(), os.fstat(sys.stdout.fileno()))
+    except OSError:
+        # It is not there, or stdout is no file. What is wrong with it is found out where it is opened.
+        return end
+    return replace(end, text="-", path=Path("-")) if same else end
+
+
+def ca_file(env: Mapping[str, str]) -> str | None:
+    """Read SSL_CERT_FILE, and make sure now that it is there: a connection would be tried again and again.
+
+    Raises:
+        NotFoundError: it is not.
+    """
+    path = env.get("SSL_CERT_FILE") or None
+    if path is not None and not Path(path).exists():
+        msg = f"SSL_CERT_FILE: {path}: no such file"
+        raise NotFoundError(msg)
+    return path
 
 
 def proxies(env: Mapping[str, str]) -> dict[str, str]:

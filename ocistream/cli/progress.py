@@ -6,7 +6,6 @@ Every renderer is an `Observer` of a transfer, called from any of its threads.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
@@ -32,16 +31,19 @@ def progress(kind: str, console: Console) -> Iterator[Observer]:
     """Show the progress of what happens within the block.
 
     `kind` is --progress's value; "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q.
+    Where messages are JSON, a bar would get in their way.
     """
     if kind == "auto":
-        kind = "none" if console.verbosity < 0 else "bar" if _is_terminal() else "plain"
-    if kind == "bar":
+        kind = "none" if console.verbosity < 0 else "bar" if _is_terminal() and not console.as_json else "plain"
+    if kind == "bar" and sys.stderr is not None:
         with _Bar(console) as bar:
             yield bar
-    elif kind == "none":
-        yield Silent()
+    elif kind == "plain":
+        yield _Lines(console)
+    elif kind == "json":
+        yield _Events(console)
     else:
-        yield _Lines(console) if kind == "plain" else _Events()
+        yield Silent()
 
 
 def human_size(size: float) -> str:
@@ -106,9 +108,10 @@ class _Lines:
 
 
 class _Events:
-    """One JSON object a line: `planned`, `progress` (at most one a second), `blob`."""
+    """One JSON object a line: `planned`, `progress` (at most one a second, and one at the total), `blob`."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._lock = threading.Lock()
         self._total = 0
         self._moved = 0
@@ -117,7 +120,7 @@ class _Events:
     def planned(self, graph: Graph) -> None:
         self._total = graph.size
         images = [{"name": root.name, "digest": root.descriptor.digest} for root in graph.roots]
-        self._emit({"event": "planned", "images": images, "blobs": len(graph.blobs), "total": self._total})
+        self._console.event(event="planned", images=images, blobs=len(graph.blobs), total=self._total)
 
     def advance(self, size: int) -> None:
         with self._lock:
@@ -126,16 +129,17 @@ class _Events:
             if now < self._next:
                 return
             self._next = now + _EVENT_EVERY
-        self._emit({"event": "progress", "bytes": self._moved, "total": self._total})
+            self._progress()
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        self._emit({"event": "blob", "digest": descriptor.digest, "size": descriptor.size, "how": how})
-        if self._moved >= self._total > 0:
-            self._emit({"event": "progress", "bytes": self._moved, "total": self._total})
+        self._console.event(event="blob", digest=descriptor.digest, size=descriptor.size, how=how)
+        with self._lock:
+            if self._moved >= self._total > 0:
+                self._progress()
 
-    def _emit(self, event: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            print(json.dumps(event), file=sys.stderr, flush=True)
+    def _progress(self) -> None:
+        # Within the lock, so that no older number comes after a newer one.
+        self._console.event(event="progress", bytes=self._moved, total=self._total)
 
 
 class _Bar:
@@ -150,6 +154,7 @@ class _Bar:
         self._console = console
         self._tqdm = tqdm
         self._bar: tqdm[Any] | None = None
+        self._lock = threading.Lock()
         self._before = 0
 
     def __enter__(self) -> Self:
@@ -162,22 +167,25 @@ class _Bar:
             self._bar.close()
 
     def planned(self, graph: Graph) -> None:
-        self._bar = self._tqdm(
-            total=graph.size,
-            initial=self._before,
-            unit="B",
-            unit_scale=True,
-            dynamic_ncols=True,
-            leave=False,
-            file=sys.stderr,
-        )
+        with self._lock:
+            self._bar = self._tqdm(
+                total=graph.size,
+                initial=self._before,
+                unit="B",
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stderr,
+            )
 
     def advance(self, size: int) -> None:
-        if self._bar is None:
-            # Blobs that come before the total is known.
-            self._before += size
-        else:
-            self._bar.update(size)
+        # tqdm adds up without a lock, and would lose what two threads add at once.
+        with self._lock:
+            if self._bar is None:
+                # Blobs that come before the total is known.
+                self._before += size
+            else:
+                self._bar.update(size)
 
     def done(self, descriptor: Descriptor, how: str) -> None:
         self._console.note(f"{how} {descriptor.digest} ({human_size(descriptor.size)})", level=1)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.moving import move
+from ocistream.cli.moving import move, renamed
 from ocistream.cli.options import (
     Session,
     credential_options,
     default_platform,
+    path_end,
     platform_choice,
     platform_option,
+    stdout_end,
     transfer_options,
 )
 from ocistream.errors import UsageError
 from ocistream.reference import parse_reference
-from ocistream.stores import End, open_sink
+from ocistream.stores import open_sink
 
 if TYPE_CHECKING:
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.stores import End
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
 
@@ -58,17 +61,19 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
     around = session.surroundings()
 
     def open_ends() -> tuple[Source, Sink]:
-        sink = open_sink(end, around)
         from ocistream.stores.registry import RegistrySource
 
-        return RegistrySource(around.transport(), references, platforms=choice), sink
+        # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
+        source = RegistrySource(around.transport(), references, platforms=choice)
+        return source, open_sink(end, around)
 
-    move(session, open_ends, label, to_stdout=end.is_stream)
+    move(session, open_ends, label, to_stdout=end.is_stream, rename=renamed(end) if end.name else None)
 
 
 def output_end(output: str, kind: str | None) -> End:
-    """Make an end of -o and --format."""
-    return End(kind or "path", output, path=Path(output).expanduser())
+    """Make an end of -o and --format; the latter has the last word."""
+    end = stdout_end(path_end(output))
+    return replace(end, kind=kind) if kind else end
 
 
 def label(root: Root) -> str:

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.cli.moving import move
-from ocistream.cli.options import Session, credential_options, platform_choice, platform_option, transfer_options
+from ocistream.cli.options import (
+    Session,
+    credential_options,
+    path_end,
+    platform_choice,
+    platform_option,
+    transfer_options,
+)
 from ocistream.errors import InvalidNameError, UsageError
-from ocistream.reference import Reference, parse_reference, parse_registry
-from ocistream.stores import Want, open_source, parse_end
+from ocistream.reference import Reference, parse_reference, parse_registry, printable
+from ocistream.stores import Want, open_source
 from ocistream.stores.index import images_named, only_image
 
 if TYPE_CHECKING:
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.stores.index import Selection
 
 
 @click.command()
@@ -47,19 +55,17 @@ def push(
     if (image is None) == (prefix is None):
         msg = "give either one IMAGE to push to, or --to HOST[/PREFIX]"
         raise UsageError(msg)
+    end = path_end(path)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
         reference = parse_reference(image)
         target, early = _always(reference), reference
+        select = images_named(chosen) if chosen else only_image
     else:
         target, early = _under(prefix or ""), None
-    select = images_named(chosen) if chosen else only_image if image is not None else named_images
-    end = parse_end(path)
-    if end.kind == "docker":
-        # What follows -i is a path, whatever it looks like.
-        end = parse_end(f"./{path}")
+        select = _apart(target, images_named(chosen) if chosen else named_images)
     want = Want(select, platform_choice(platforms, None))
     around = session.surroundings()
 
@@ -67,7 +73,11 @@ def push(
         from ocistream.stores.registry import RegistrySink
 
         source = open_source(end, around, want)
-        return source, RegistrySink(around.transport(), target, early=early)
+        try:
+            return source, RegistrySink(around.transport(), target, early=early)
+        except BaseException:
+            source.close()
+            raise
 
     move(session, open_ends, lambda root: target(root).name)
 
@@ -86,6 +96,8 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     registry = parse_registry(host)
 
     def target(root: Root) -> Reference:
+        if not _has_repository(root):
+            raise _nowhere(f"the image {printable(root.name or root.descriptor.digest)} has no full name")
         own = parse_reference(root.name or "")
         repository = own.repository.removeprefix("library/") if own.registry == "docker.io" else own.repository
         return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{own.tag}")
@@ -93,6 +105,26 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     if path:
         parse_reference(f"{registry}/{path}/x")
     return target
+
+
+def _apart(target: Callable[[Root], Reference], select: Selection) -> Selection:
+    """Make sure that of the images that `select` chooses no two go to one place: the second would replace the first.
+
+    What it gives raises UsageError where they do.
+    """
+
+    def chosen(roots: Sequence[Root]) -> Sequence[Root]:
+        found = select(roots)
+        places: dict[Reference, Root] = {}
+        for root in found:
+            place = target(root)
+            if places.setdefault(place, root).descriptor.digest != root.descriptor.digest:
+                both = f"{printable(places[place].name or '')} and {printable(root.name or '')}"
+                msg = f"{both} would both become {place.name}"
+                raise UsageError(msg, hint="push one of them with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
+        return found
+
+    return chosen
 
 
 def named_images(roots: Sequence[Root]) -> Sequence[Root]:
@@ -103,9 +135,13 @@ def named_images(roots: Sequence[Root]) -> Sequence[Root]:
     """
     found = [root for root in roots if _has_repository(root)]
     if not found:
-        msg = "no image in it has a full name, so --to does not know where they belong"
-        raise UsageError(msg, hint="push one with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
+        raise _nowhere("no image in it has a full name")
     return found
+
+
+def _nowhere(what: str) -> UsageError:
+    hint = "push one with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+    return UsageError(f"{what}, so --to does not know where it belongs", hint=hint)
 
 
 def _has_repository(root: Root) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import tempfile
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import files
 from ocistream.cli.progress import human_size
+from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,13 +21,17 @@ if TYPE_CHECKING:
     from ocistream.graph import Root
     from ocistream.transfer import Report
 
-__all__ = ["print_results", "summarize", "write_result"]
+__all__ = ["check_result", "print_results", "summarize", "write_result"]
+
+
+#: Characters of a name in a result line; a registry's names are shorter.
+_MAX_NAME: Final = 1024
 
 
 def print_results(report: Report, label: Callable[[Root], str]) -> None:
-    """Print one line an image, `NAME@sha256:...`, on stdout."""
+    """Print one line an image, `NAME@sha256:...`, on stdout. A name out of an archive cannot make two lines of it."""
     for root in report.graph.roots:
-        click.echo(f"{label(root)}@{root.descriptor.digest}")
+        click.echo(f"{printable(label(root), _MAX_NAME)}@{root.descriptor.digest}")
 
 
 def summarize(console: Console, report: Report) -> None:
@@ -41,6 +48,19 @@ def summarize(console: Console, report: Report) -> None:
     if report.graph.foreign:
         parts.append(f"{len(report.graph.foreign)} foreign layers left where they are")
     console.note("moved " + "; ".join(parts))
+
+
+def check_result(path: Path) -> None:
+    """Make sure that --result can be written, while nothing is done yet: afterwards it is too late to fail.
+
+    Raises:
+        NotFoundError: its folder is not there.
+        LocalDiskError: the folder cannot be written to.
+    """
+    path = path.resolve()
+    if path.is_file() or not path.exists():
+        with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def write_result(path: Path, report: Report, label: Callable[[Root], str], *, retried: int) -> None:
@@ -72,7 +92,10 @@ def write_result(path: Path, report: Report, label: Callable[[Root], str], *, re
         "retried": retried,
         "seconds": round(report.seconds, 3),
     }
-    with files.disk_errors(f"cannot write {path}"), files.atomic_file(path) as file:
+    # What a link leads to is replaced, not the link; and what is no file (/dev/null, a FIFO) is written to.
+    path = path.resolve()
+    special = path.exists() and not path.is_file()
+    with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
         files.write_all(file, json.dumps(document, indent=2).encode() + b"\n")
 
 

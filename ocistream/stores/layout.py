@@ -84,7 +84,7 @@ class LayoutDirectory:
             raise ArchiveError(msg)
         marker = self.path / "oci-layout"
         # Some tools leave `oci-layout` away; the index is what counts.
-        with files.disk_errors(f"cannot read {marker}"), contextlib.suppress(FileNotFoundError):
+        with files.disk_errors(f"cannot read {marker}"), contextlib.suppress(FileNotFoundError), _regular(f"{marker}"):
             parse_layout_file(files.read_bounded(marker, limits.MAX_LAYOUT_FILE))
 
     def blob_path(self, digest: str) -> Path:
@@ -105,11 +105,17 @@ class LayoutDirectory:
         return self._real_directory(self._real_directory(self.path / "blobs") / algorithm)
 
     def blob_size(self, digest: str) -> int | None:
-        """Give the size in bytes of a blob that is there as a regular file, or None."""
-        try:
-            status = os.lstat(self.blob_path(digest))
-        except FileNotFoundError:
-            return None
+        """Give the size in bytes of a blob that is there as a regular file, or None.
+
+        Raises:
+            ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
+            LocalDiskError: it cannot be looked at.
+        """
+        with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
+            try:
+                status = os.lstat(self.blob_path(digest))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def open_blob(self, digest: str) -> FileIO:
@@ -120,14 +126,9 @@ class LayoutDirectory:
             ArchiveError: it is a link or something else that is no regular file.
             LocalDiskError: it cannot be read.
         """
-        with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
-            try:
-                return files.open_for_reading(self.blob_path(digest))
-            except OSError as error:
-                if error.errno in {errno.ELOOP, errno.EINVAL, errno.EISDIR}:
-                    msg = f"{self.path}: the blob {digest} is not a regular file"
-                    raise ArchiveError(msg) from error
-                raise
+        what = f"the blob {digest} in {self.path}"
+        with files.disk_errors(f"cannot read {what}"), _regular(what):
+            return files.open_for_reading(self.blob_path(digest))
 
     def blob_chunks(self, digest: str, size: int) -> Iterator[Chunk]:
         """Read a blob as unverified chunks; one byte over `size` is read, so that a longer file shows.
@@ -174,15 +175,25 @@ class LayoutDirectory:
                 for chunk in verified_chunks:
                     files.write_all(file, chunk)
 
+    def delete_blob(self, digest: str) -> None:
+        """Remove a blob; who needs it is the caller's concern.
+
+        Raises:
+            NotFoundError: it is not there.
+            LocalDiskError: it cannot be removed.
+        """
+        with files.disk_errors(f"cannot delete the blob {digest} in {self.path}"):
+            self.blob_path(digest).unlink()
+
     def entries(self) -> list[Descriptor]:
         """Give what `index.json` lists; nothing where there is none yet.
 
         Raises:
-            ArchiveError: it is malformed.
+            ArchiveError: it is malformed, or a link.
             LocalDiskError: it cannot be read.
         """
         path = self.path / "index.json"
-        with files.disk_errors(f"cannot read {path}"):
+        with files.disk_errors(f"cannot read {path}"), _regular(f"{path}"):
             try:
                 raw = files.read_bounded(path, limits.MAX_MANIFEST)
             except FileNotFoundError:
@@ -212,6 +223,18 @@ class LayoutDirectory:
             msg = f"{path} is a symbolic link, which is not followed out of a layout"
             raise ArchiveError(msg)
         return path
+
+
+@contextlib.contextmanager
+def _regular(what: str) -> Iterator[None]:
+    """Say of a link, or of anything else in a file's place, that the layout is malformed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EINVAL}:
+            msg = f"{what} is not a regular file"
+            raise ArchiveError(msg) from error
+        raise
 
 
 class LayoutSource:

@@ -1,0 +1,345 @@
+"""The endpoints of distribution-spec v1.1, each a few lines between HTTP and what the layout holds.
+
+A test derives from `Handler` to make a registry that behaves badly; what is here behaves well. Nothing of a path is
+used before it was found to be a repository, a tag or a digest.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Final, cast
+from urllib.parse import quote
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, NotFoundError, OcistreamError
+from ocistream.model import OCI_INDEX, canonical_json
+from ocistream.reference import is_digest, is_repository, parse_digest
+from ocistream.serve.exchange import AccessEntry, Answer, Exchange, Part
+from ocistream.serve.pages import list_page, referrers_page
+from ocistream.serve.ranges import chunk_range, requested_range
+from ocistream.serve.refusals import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeAlias
+
+    from ocistream.serve.server import Registry, Server
+    from ocistream.serve.uploads import Upload
+
+    Endpoints: TypeAlias = Mapping[str, Callable[[], None]]
+
+__all__ = ["Handler"]
+
+_JSON: Final = {"Content-Type": "application/json"}
+_READING: Final = frozenset({"GET", "HEAD"})
+
+
+class Handler(Exchange):
+    """Serves one connection of a `Registry`."""
+
+    #: What `OCI-Chunk-Min-Length` says in the answer that opens an upload, in bytes; None leaves it out.
+    chunk_min_length: ClassVar[int | None] = None
+
+    @property
+    def registry(self) -> Registry:
+        """The registry that this connection belongs to."""
+        return cast("Server", self.server).registry
+
+    def finished(self, entry: AccessEntry) -> None:
+        """Hand the request to the registry's log."""
+        if self.registry.log is not None:
+            self.registry.log(entry)
+
+    def write_head(self, answer: Answer) -> None:
+        """Say of every answer which API it belongs to: Docker's clients look for it."""
+        headers = {"Docker-Distribution-Api-Version": "registry/2.0", **answer.headers}
+        super().write_head(Answer(answer.status, headers, answer.body))
+
+    def dispatch(self) -> None:
+        """Serve the endpoint that the path names."""
+        segments, self.parameters = self.target()
+        endpoints = self._endpoints(segments)
+        if self.registry.read_only:
+            endpoints = {method: serve for method, serve in endpoints.items() if method in _READING}
+        serve = endpoints.get(self.command)
+        if serve is None:
+            allow = {"Allow": ", ".join(endpoints)}
+            raise RefusedError(405, "UNSUPPORTED", f"{self.command} is not possible here", headers=allow)
+        serve()
+
+    def _endpoints(self, segments: list[str]) -> Endpoints:
+        """Give what can be done with a path, by method.
+
+        Raises:
+            RefusedError: it is none of the API (404), or a part of it is malformed (400).
+        """
+        match segments:
+            case ["", "v2"] | ["", "v2", ""]:
+                return _reading(self._base)
+            case ["", "v2", "_catalog"]:
+                return _reading(self._catalog)
+            case ["", "v2", *rest]:
+                return self._repository_endpoints(rest)
+        raise _no_endpoint()
+
+    def _repository_endpoints(self, segments: list[str]) -> Endpoints:
+        # From the end: any of these words may be part of a repository's name as well.
+        match segments:
+            case [*name, "tags", "list"]:
+                return _reading(partial(self._tags, _repository(name)))
+            case [*name, "referrers", digest]:
+                return _reading(partial(self._referrers, _repository(name), _digest(digest)))
+            case [*name, "manifests", reference]:
+                return self._manifest_endpoints(_repository(name), reference)
+            case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
+                return {"POST": partial(self._begin_upload, _repository(name))}
+            case [*name, "blobs", "uploads", identifier]:
+                return self._upload_endpoints(_repository(name), identifier)
+            case [*name, "blobs", digest]:
+                return self._blob_endpoints(_repository(name), _digest(digest))
+        raise _no_endpoint()
+
+    def _base(self) -> None:
+        self.answer(Answer(200, _JSON, b"{}"))
+
+    def _catalog(self) -> None:
+        shown, link = list_page(self.registry.repositories.names(), self.parameters)
+        self._answer_page("/v2/_catalog", {"repositories": shown}, link)
+
+    # Blobs -------------------------------------------------------------------------------------------------
+
+    def _blob_endpoints(self, repository: str, digest: str) -> Endpoints:
+        endpoints = dict(_reading(partial(self._get_blob, digest)))
+        endpoints["DELETE"] = partial(self._delete_blob, digest)
+        del repository  # Every blob of the layout is visible in all of them.
+        return endpoints
+
+    def _get_blob(self, digest: str) -> None:
+        try:
+            file = self.registry.layout.open_blob(digest)
+        except (NotFoundError, ArchiveError) as error:
+            raise _no_blob(digest) from error
+        with file:
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Docker-Content-Digest": digest,
+                "ETag": f'"{digest}"',
+                "Accept-Ranges": "bytes",
+            }
+            self._answer_content(headers, file=Part(file, 0, os.fstat(file.fileno()).st_size))
+
+    def _answer_content(self, headers: Mapping[str, str], file: Part) -> None:
+        tag = headers["ETag"]
+        if tag in _tags_in(self.headers.get("If-None-Match")):
+            self.answer(Answer(304, headers))
+            return
+        # Only a GET has ranges; and only of the same content, if the client says which one it began with.
+        wanted = self.headers.get("Range") if self.command == "GET" else None
+        if self.headers.get("If-Range", tag).strip() != tag:
+            wanted = None
+        found = requested_range(wanted, file.size)
+        if found is None:
+            self.answer(Answer(200, headers, file))
+            return
+        start, count = found
+        part = {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{file.size}"}
+        self.answer(Answer(206, part, Part(file.file, start, count)))
+
+    def _delete_blob(self, digest: str) -> None:
+        try:
+            self.registry.layout.delete_blob(digest)
+        except NotFoundError as error:
+            raise _no_blob(digest) from error
+        self.answer(Answer(202))
+
+    # Uploads -----------------------------------------------------------------------------------------------
+
+    def _upload_endpoints(self, repository: str, identifier: str) -> Endpoints:
+        find = partial(self.registry.uploads.find, repository, identifier)
+        return {
+            **_reading(lambda: self._answer_upload(204, find())),
+            "PATCH": lambda: self._continue_upload(find()),
+            "PUT": lambda: self._finish_upload(find()),
+            "DELETE": lambda: self._cancel_upload(find()),
+        }
+
+    def _begin_upload(self, repository: str) -> None:
+        mounted, digest = self._parameter("mount"), self._parameter("digest")
+        if is_digest(mounted) and self.registry.layout.blob_size(mounted) is not None:
+            self._answer_created(repository, mounted)
+            return
+        if digest:
+            _digest(digest)
+            upload = self.registry.uploads.begin(repository, parse_digest(digest).algorithm)
+            self._upload_at_once(upload, digest)
+            return
+        # What cannot be mounted is uploaded (distribution-spec, "Mounting a blob from another repository").
+        algorithm = self._parameter("digest-algorithm") or mounted.partition(":")[0]
+        if algorithm not in {"", "sha256", "sha512"}:
+            raise RefusedError(400, "DIGEST_INVALID", "the digest algorithm is none of sha256 and sha512")
+        upload = self.registry.uploads.begin(repository, algorithm or "sha256")
+        self._answer_upload(202, upload)
+
+    def _upload_at_once(self, upload: Upload, digest: str) -> None:
+        with self.registry.uploads.hold(upload):
+            try:
+                upload.receive(self.read_body, self.buffer)
+                upload.finish(digest)
+            finally:
+                # The client was never told of the session, so nobody can go on with it.
+                upload.discard()
+        self._answer_created(upload.repository, digest)
+
+    def _continue_upload(self, upload: Upload) -> None:
+        with self.registry.uploads.hold(upload):
+            self._receive_chunk(upload)
+        self._answer_upload(202, upload)
+
+    def _finish_upload(self, upload: Upload) -> None:
+        digest = _digest(self._parameter("digest"))
+        with self.registry.uploads.hold(upload):
+            upload.expect(digest)
+            self._receive_chunk(upload)
+            upload.finish(digest)
+        self._answer_created(upload.repository, digest)
+
+    def _cancel_upload(self, upload: Upload) -> None:
+        with self.registry.uploads.hold(upload):
+            upload.discard()
+        self.answer(Answer(204))
+
+    def _receive_chunk(self, upload: Upload) -> None:
+        """Append the request's body to an upload, if it belongs there.
+
+        Raises:
+            RefusedError: it belongs elsewhere (416), or its range is malformed or not its length (400).
+        """
+        stated = self.headers.get("Content-Range")
+        if stated is not None:
+            start, count = chunk_range(stated)
+            if start != upload.offset:
+                headers = self._upload_headers(upload)
+                what = f"the next byte of the upload is {upload.offset}"
+                raise RefusedError(416, "BLOB_UPLOAD_INVALID", what, headers=headers)
+            if self.body.size != count:
+                raise RefusedError(400, "SIZE_INVALID", "Content-Length is not what Content-Range states")
+        upload.receive(self.read_body, self.buffer)
+
+    def _answer_upload(self, status: int, upload: Upload) -> None:
+        headers = self._upload_headers(upload)
+        if self.command == "POST" and self.chunk_min_length is not None:
+            headers["OCI-Chunk-Min-Length"] = str(self.chunk_min_length)
+        self.answer(Answer(status, headers))
+
+    def _upload_headers(self, upload: Upload) -> dict[str, str]:
+        return {
+            "Location": f"/v2/{upload.repository}/blobs/uploads/{upload.identifier}",
+            # No byte and one byte look the same: it is how distribution says it.
+            "Range": f"0-{max(upload.offset - 1, 0)}",
+            "Docker-Upload-UUID": upload.identifier,
+        }
+
+    def _answer_created(self, repository: str, digest: str) -> None:
+        location = f"/v2/{repository}/blobs/{digest}"
+        self.answer(Answer(201, {"Location": location, "Docker-Content-Digest": digest}))
+
+    # Manifests ---------------------------------------------------------------------------------------------
+
+    def _manifest_endpoints(self, repository: str, reference: str) -> Endpoints:
+        if ":" in reference:
+            _digest(reference)
+        return {
+            **_reading(partial(self._get_manifest, repository, reference)),
+            "PUT": partial(self._put_manifest, repository, reference),
+            "DELETE": partial(self._delete_manifest, repository, reference),
+        }
+
+    def _get_manifest(self, repository: str, reference: str) -> None:
+        stored = self.registry.repositories.manifest(repository, reference)
+        tag = f'"{stored.digest}"'
+        headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
+        same = tag in _tags_in(self.headers.get("If-None-Match"))
+        self.answer(Answer(304, headers) if same else Answer(200, headers, stored.raw))
+
+    def _put_manifest(self, repository: str, reference: str) -> None:
+        raw = self.read_small_body(limits.MAX_MANIFEST)
+        if raw is None:
+            what = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
+            raise RefusedError(413, "MANIFEST_INVALID", what)
+        media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
+        hosts = (self.headers.get("Host", ""), self.registry.host)
+        pushed = self.registry.repositories.push(repository, reference, raw, media_type, hosts)
+        headers = {
+            "Location": f"/v2/{repository}/manifests/{pushed.digest}",
+            "Docker-Content-Digest": pushed.digest,
+        }
+        if pushed.subject is not None:
+            headers["OCI-Subject"] = pushed.subject
+        self.answer(Answer(201, headers))
+
+    def _delete_manifest(self, repository: str, reference: str) -> None:
+        self.registry.repositories.delete(repository, reference)
+        self.answer(Answer(202))
+
+    # Lists -------------------------------------------------------------------------------------------------
+
+    def _tags(self, repository: str) -> None:
+        shown, link = list_page(self.registry.repositories.tags(repository), self.parameters)
+        self._answer_page(f"/v2/{repository}/tags/list", {"name": repository, "tags": shown}, link)
+
+    def _referrers(self, repository: str, digest: str) -> None:
+        # A plus sign in a query is a space, which no media type has: it was one that was not encoded.
+        kind = self._parameter("artifactType").replace(" ", "+")
+        found = self.registry.repositories.referrers(digest)
+        if kind:
+            found = [entry for entry in found if entry.get("artifactType") == kind]
+        shown, last = referrers_page(found, self._parameter("last"))
+        link = None
+        if last:
+            link = f"last={last}" + (f"&artifactType={quote(kind, safe='')}" if kind else "")
+        headers = {"Content-Type": OCI_INDEX}
+        if kind:
+            headers["OCI-Filters-Applied"] = "artifactType"
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": shown}
+        self._answer_page(f"/v2/{repository}/referrers/{digest}", document, link, headers)
+
+    def _answer_page(
+        self, path: str, document: Mapping[str, object], link: str | None, headers: Mapping[str, str] = _JSON
+    ) -> None:
+        linked = {"Link": f'<{path}?{link}>; rel="next"'} if link else {}
+        self.answer(Answer(200, {**headers, **linked}, canonical_json(document)))
+
+    def _parameter(self, name: str) -> str:
+        return self.parameters.get(name, [""])[0]
+
+
+def _reading(serve: Callable[[], None]) -> Endpoints:
+    return {"GET": serve, "HEAD": serve}
+
+
+def _repository(segments: list[str]) -> str:
+    name = "/".join(segments)
+    if not is_repository(name):
+        raise RefusedError(400, "NAME_INVALID", "the repository's name is malformed")
+    return name
+
+
+def _digest(text: str) -> str:
+    try:
+        parse_digest(text)
+    except OcistreamError as error:
+        raise RefusedError(400, "DIGEST_INVALID", error.what) from error
+    return text
+
+
+def _no_endpoint() -> RefusedError:
+    return RefusedError(404, "UNSUPPORTED", "there is no such endpoint")
+
+
+def _no_blob(digest: str) -> RefusedError:
+    return RefusedError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
+
+
+def _tags_in(header: str | None) -> list[str]:
+    return [tag.strip() for tag in (header or "").split(",")]

@@ -1,0 +1,354 @@
+"""What the layout holds, seen as repositories: tags, manifests, referrers; and how pushing and deleting change it.
+
+The layout is flat, so every blob and every manifest of it is visible in every repository by its digest; only tags
+belong to one. Other processes may change the layout at any time: `index.json` is looked at for each request, and
+changed under its lock. HTTP is not known here, but for the refusals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ocistream import files, limits
+from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
+from ocistream.graph import children_of
+from ocistream.model import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Descriptor,
+    Document,
+    media_type_of,
+    parse_document,
+    parse_json,
+)
+from ocistream.reference import is_digest, is_tag
+from ocistream.serve.names import full_name, repository_of_directory, spellings
+from ocistream.serve.refusals import RefusedError
+from ocistream.stores.index import FULL_NAME, REF_NAME, name_of
+from ocistream.stream import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ocistream.stores.layout import LayoutDirectory
+
+__all__ = ["Pushed", "Repositories", "StoredManifest"]
+
+_DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """A manifest or index as it is served: its exact bytes, and the media type to serve them as."""
+
+    media_type: str
+    digest: str
+    raw: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What became of a pushed manifest: its digest, and that of its subject if it has one."""
+
+    digest: str
+    subject: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Links:
+    """Where a manifest points: its subject, and the media type behind each manifest that it lists."""
+
+    subject: str | None = None
+    manifests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """What one state of `index.json` says. `reached` is found out when it is first asked for."""
+
+    key: tuple[int, ...]
+    entries: list[Descriptor]
+    images: dict[str, dict[str, Descriptor]]
+    listed: list[str]
+    reached: dict[str, str] | None = None
+
+
+class Repositories:
+    """The repositories of one layout. Safe for several threads."""
+
+    def __init__(self, layout: LayoutDirectory) -> None:
+        """Serve from `layout`; it is read when something is asked for."""
+        self._layout = layout
+        self._fallback = repository_of_directory(layout.path.resolve().name)
+        self._lock = threading.Lock()
+        self._snapshot: _Snapshot | None = None
+        # By digest, so what is in it stays true; what nothing points to any more is dropped.
+        self._links: dict[str, _Links] = {}
+
+    def names(self) -> list[str]:
+        """Give the repositories that have tags, each by the first of its spellings, sorted."""
+        return self._now().listed
+
+    def tags(self, repository: str) -> list[str]:
+        """Give a repository's tags in ASCII order.
+
+        Raises:
+            RefusedError: it has none (404).
+        """
+        images = self._now().images.get(repository)
+        if images is None:
+            raise RefusedError(404, "NAME_UNKNOWN", f"there is no repository {repository}")
+        return sorted(images)
+
+    def manifest(self, repository: str, reference: str) -> StoredManifest:
+        """Give the manifest that a tag or a digest means.
+
+        Raises:
+            RefusedError: there is none (404).
+            OcistreamError: it is there and cannot be read, or is damaged.
+        """
+        unknown = RefusedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
+        try:
+            if is_digest(reference):
+                raw = self._read(reference)
+                media_type = _own_type(raw) or self._reached(self._now()).get(reference) or _guess(raw)
+                if media_type is None:
+                    raise unknown
+                return StoredManifest(media_type, reference, raw)
+            entry = self._now().images.get(repository, {}).get(reference)
+            if entry is None:
+                raise unknown
+            if entry.size > limits.MAX_MANIFEST:
+                msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
+                raise ArchiveError(msg)
+            raw = self._layout.read_blob(entry)
+            return StoredManifest(_own_type(raw) or entry.media_type, entry.digest, raw)
+        except NotFoundError as error:
+            raise unknown from error
+
+    def push(self, repository: str, reference: str, raw: bytes, media_type: str, hosts: tuple[str, ...]) -> Pushed:
+        """Store a manifest under a tag or a digest; `hosts` are tried in turn to make its full name.
+
+        `media_type` is what the client calls it, "" where it does not say.
+
+        Raises:
+            RefusedError: it is malformed, not what it is called, or lacks something that it refers to (400).
+            LocalDiskError: it cannot be written.
+        """
+        if not is_digest(reference) and not is_tag(reference):
+            raise RefusedError(400, "MANIFEST_INVALID", "what is neither a tag nor a digest cannot be pushed to")
+        digest = digest_of(raw, reference.partition(":")[0] if is_digest(reference) else "sha256")
+        if is_digest(reference) and reference != digest:
+            raise RefusedError(400, "DIGEST_INVALID", "the manifest has another digest", details=[{"digest": digest}])
+        try:
+            entry = Descriptor(media_type or media_type_of(raw, "the manifest"), digest, len(raw))
+            document = parse_document(entry, raw)
+        except (ArchiveError, UnsupportedError) as error:
+            raise RefusedError(400, "MANIFEST_INVALID", error.what) from error
+        if entry.media_type not in _DOCUMENT_TYPES:
+            raise RefusedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
+        self._check_children(document)
+        if is_tag(reference):
+            name = full_name(hosts, repository, reference)
+            entry = replace(entry, annotations={FULL_NAME: name, REF_NAME: reference})
+
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            # Under the lock, so that nobody deletes between this and the entry.
+            if not self._layout.holds(entry):
+                self._layout.write_blob(digest, [raw])
+            return self._with(entries, entry, repository, reference)
+
+        try:
+            self._layout.change_index(change)
+        except UnsupportedError as error:
+            raise RefusedError(400, "MANIFEST_INVALID", "the registry's index.json has no room for more") from error
+        return Pushed(digest, document.subject.digest if document.subject else None)
+
+    def delete(self, repository: str, reference: str) -> None:
+        """Take a tag away; or, by digest, a manifest and all tags of `repository` that mean it.
+
+        The manifest's own blob goes too, unless another image needs it; other blobs are for `gc`.
+
+        Raises:
+            RefusedError: it is not there (404), or only others have it, so nothing can be taken away (405).
+        """
+        if not is_digest(reference):
+            self._delete_tag(repository, reference)
+            return
+        self.manifest(repository, reference)
+        self._layout.change_index(lambda entries: self._without(entries, repository, reference))
+
+    def referrers(self, subject: str) -> list[dict[str, Any]]:
+        """Give the descriptors of all manifests whose subject is `subject` (distribution-spec, "Listing Referrers").
+
+        They are in the order of `index.json`.
+        """
+        found = []
+        for digest, media_type in self._reached(self._now()).items():
+            if self._links_of(digest, media_type).subject == subject:
+                # Gone since: another process may delete.
+                with contextlib.suppress(NotFoundError):
+                    raw = self._read(digest)
+                    descriptor = Descriptor(media_type, digest, len(raw))
+                    found.append(_referrer(descriptor, parse_document(descriptor, raw)))
+        return found
+
+    def _check_children(self, document: Document) -> None:
+        missing: dict[str, None] = {}
+        for child in children_of(document):
+            if child.is_foreign:
+                continue
+            size = self._layout.blob_size(child.digest)
+            if size is None:
+                missing[child.digest] = None
+            elif size != child.size:
+                detail = {"digest": child.digest, "size": size}
+                raise RefusedError(400, "MANIFEST_INVALID", "a size is wrong", details=[detail])
+        if missing:
+            details = [{"digest": digest} for digest in missing]
+            raise RefusedError(400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", details=details)
+
+    def _with(
+        self, entries: Sequence[Descriptor], new: Descriptor, repository: str, reference: str
+    ) -> list[Descriptor]:
+        """Add a pushed manifest to the entries.
+
+        One without a tag has an entry too, since it may be a referrer or an image that is known by its digest; but
+        not if another entry leads to it, as is the case for the images of an index once that is pushed.
+        """
+        kept = [entry for entry in entries if (repository, reference) not in spellings(entry, self._fallback)]
+        below = self._reach([new])
+        kept = [entry for entry in kept if name_of(entry) or entry.digest not in below]
+        if name_of(new) is None and new.digest in self._reach(kept):
+            return kept
+        return [*kept, new]
+
+    def _delete_tag(self, repository: str, tag: str) -> None:
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            kept = [entry for entry in entries if (repository, tag) not in spellings(entry, self._fallback)]
+            if len(kept) == len(entries):
+                raise RefusedError(404, "MANIFEST_UNKNOWN", f"there is no tag {tag} in {repository}")
+            return kept
+
+        self._layout.change_index(change)
+
+    def _without(self, entries: Sequence[Descriptor], repository: str, digest: str) -> list[Descriptor]:
+        kept = [entry for entry in entries if entry.digest != digest or not self._belongs(entry, repository)]
+        needed = digest in self._reach(kept)
+        if needed and len(kept) == len(entries):
+            what = "an index, or a tag of another repository, still needs this manifest: delete that first"
+            raise RefusedError(405, "UNSUPPORTED", what, headers={"Allow": "GET, HEAD, PUT"})
+        if not needed:
+            with contextlib.suppress(NotFoundError):
+                self._layout.delete_blob(digest)
+        return kept
+
+    def _belongs(self, entry: Descriptor, repository: str) -> bool:
+        spelled = spellings(entry, self._fallback)
+        return not spelled or any(path == repository for path, _ in spelled)
+
+    def _now(self) -> _Snapshot:
+        """Give what `index.json` says at present; it is parsed only if it is another file than the last time."""
+        with self._lock:
+            key = self._key()
+            if self._snapshot is None or self._snapshot.key != key:
+                self._snapshot = self._take(key)
+            return self._snapshot
+
+    def _key(self) -> tuple[int, ...]:
+        path = self._layout.path / "index.json"
+        with files.disk_errors(f"cannot read {path}"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                return ()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _take(self, key: tuple[int, ...]) -> _Snapshot:
+        entries = self._layout.entries()
+        images: dict[str, dict[str, Descriptor]] = {}
+        listed: set[str] = set()
+        for entry in entries:
+            spelled = spellings(entry, self._fallback)
+            listed.update(path for path, _ in spelled[:1])
+            for path, tag in spelled:
+                # Where two entries are served alike, the later one was added later.
+                images.setdefault(path, {})[tag] = entry
+        return _Snapshot(key, entries, images, sorted(listed))
+
+    def _reached(self, snapshot: _Snapshot) -> dict[str, str]:
+        if snapshot.reached is None:
+            snapshot.reached = self._reach(snapshot.entries)
+            self._links = {digest: self._links[digest] for digest in snapshot.reached if digest in self._links}
+        return snapshot.reached
+
+    def _reach(self, entries: Iterable[Descriptor]) -> dict[str, str]:
+        """Give the digest and media type of every manifest that the entries lead to, themselves first."""
+        found = {entry.digest: entry.media_type for entry in entries}
+        todo = list(found.items())
+        for digest, media_type in todo:
+            for child in self._links_of(digest, media_type).manifests.items():
+                if child[0] not in found:
+                    found[child[0]] = child[1]
+                    todo.append(child)
+        return found
+
+    def _links_of(self, digest: str, media_type: str) -> _Links:
+        links = self._links.get(digest)
+        if links is None:
+            try:
+                raw = self._read(digest) if media_type in _DOCUMENT_TYPES else b"{}"
+                document = parse_document(Descriptor(media_type, digest, len(raw)), raw)
+            except OcistreamError:
+                # Not there, malformed or damaged: it leads nowhere. That is no reason not to serve the others.
+                return _Links()
+            subject = document.subject.digest if document.subject else None
+            links = _Links(subject, {child.digest: child.media_type for child in document.manifests})
+            self._links[digest] = links
+        return links
+
+    def _read(self, digest: str) -> bytes:
+        """Read what may be a manifest, verified.
+
+        Raises:
+            NotFoundError: it is not there, or too large to be one.
+            IntegrityError: it is damaged.
+        """
+        size = self._layout.blob_size(digest)
+        if size is None or size > limits.MAX_MANIFEST:
+            msg = f"there is no manifest {digest}"
+            raise NotFoundError(msg)
+        return self._layout.read_blob(Descriptor("application/octet-stream", digest, size))
+
+
+def _own_type(raw: bytes) -> str | None:
+    """Give the media type that a document claims, if it is one that is served."""
+    try:
+        own = parse_json(raw, "the manifest").get("mediaType")
+    except ArchiveError:
+        return None
+    return own if isinstance(own, str) and own in _DOCUMENT_TYPES else None
+
+
+def _guess(raw: bytes) -> str | None:
+    """Tell a manifest to which nothing leads, and which does not say what it is, from a blob such as a config."""
+    try:
+        if parse_json(raw, "the manifest").get("schemaVersion") != 2:
+            return None
+        guessed = media_type_of(raw, "the manifest")
+    except ArchiveError:
+        return None
+    return guessed if guessed in _DOCUMENT_TYPES else None
+
+
+def _referrer(descriptor: Descriptor, document: Document) -> dict[str, Any]:
+    """Describe a referrer as the list of referrers has it: with its type and its annotations."""
+    kind = document.artifact_type or (document.config.media_type if document.config else None)
+    fields = replace(descriptor, artifact_type=kind).to_json()
+    annotations = document.fields.get("annotations")
+    if isinstance(annotations, dict) and all(isinstance(value, str) for value in annotations.values()):
+        fields["annotations"] = annotations
+    return fields

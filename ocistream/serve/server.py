@@ -1,0 +1,235 @@
+"""The sockets and threads of the embedded registry: a thread a connection, on loopback, until it is stopped.
+
+What is answered is `handler`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import socketserver
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING, Final, cast
+
+from ocistream.errors import NetworkError, UsageError
+from ocistream.reference import printable
+from ocistream.serve.handler import Handler
+from ocistream.serve.repositories import Repositories
+from ocistream.serve.uploads import Uploads
+from ocistream.stores.layout import LayoutDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, Self, TypeAlias
+
+    from ocistream.serve.exchange import AccessEntry
+
+    #: As socketserver's methods take it, whose datagram servers have a tuple there.
+    Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
+
+__all__ = ["Registry", "Server"]
+
+#: How soon, in seconds, the accepting thread notices that it is to stop, where nothing wakes it.
+_POLL: Final = 0.5
+#: How long, in seconds, connections that were cut have to end.
+_STOP: Final = 5.0
+_MAX_PORT: Final = 65535
+
+
+class Registry:
+    """A registry over a layout directory, for this machine only.
+
+    Many clients may read and write at once, other processes may change the layout meanwhile. It listens as soon as
+    it is made, and answers from `start`, or `serve_forever`, on.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        read_only: bool = False,
+        handler: type[Handler] = Handler,
+        log: Callable[[AccessEntry], None] | None = None,
+    ) -> None:
+        """Open the layout at `path` (made if it is not there, unless `read_only`) and listen at `address`.
+
+        Port 0 lets the kernel choose one; `host` says which. `log` is called for each request, in the thread of
+        its connection.
+
+        Raises:
+            UsageError: the address is not on loopback, or the directory holds something else than a layout.
+            NotFoundError, ArchiveError: there is no layout to read.
+            NetworkError: the address is taken, or may not be had.
+            LocalDiskError: the layout cannot be made.
+        """
+        self.layout = LayoutDirectory(path)
+        self.read_only = read_only
+        self.log = log
+        self.repositories = Repositories(self.layout)
+        self.uploads = Uploads(self.layout)
+        self._thread: threading.Thread | None = None
+        self._serving = False
+        family, resolved = _loopback(address)
+        self._open_layout()
+        try:
+            self._server = Server(self, family, resolved, handler)
+        except OSError as error:
+            msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
+            raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
+
+    @property
+    def host(self) -> str:
+        """The registry as it stands in an image's name: `127.0.0.1:5000`, `[::1]:5000`."""
+        name, port = self._server.server_address[:2]
+        return f"[{name!s}]:{port}" if ":" in str(name) else f"{name!s}:{port}"
+
+    def start(self) -> None:
+        """Answer in a thread of its own, until `stop`."""
+        self._serving = True
+        self._thread = threading.Thread(target=self._serve, name=f"registry {self.host}", daemon=True)
+        self._thread.start()
+
+    def serve_forever(self) -> None:
+        """Answer until this thread is interrupted by an exception, or another one calls `stop`.
+
+        After `start` it only waits for that: the other thread goes on answering.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self._serve()
+
+    def stop(self) -> None:
+        """Stop listening, cut every connection, drop unfinished uploads. May be called twice.
+
+        From a signal's handler in the thread that serves it would wait for itself: raise an exception there.
+        """
+        if self._serving:
+            # On Linux this wakes the accepting thread; elsewhere it may fail.
+            with contextlib.suppress(OSError):
+                self._server.socket.shutdown(socket.SHUT_RDWR)
+            self._server.shutdown()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._server.server_close()
+        self._server.cut_connections()
+        self.uploads.close()
+
+    def admit(self, connection: socket.socket) -> socket.socket:
+        """Take a new connection as it is; what this gives is what the handler speaks through."""
+        return connection
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def _serve(self) -> None:
+        self._serving = True
+        try:
+            self._server.serve_forever(poll_interval=_POLL)
+        finally:
+            self._serving = False
+
+    def _open_layout(self) -> None:
+        if self.read_only:
+            self.layout.check()
+            return
+        self.layout.create()
+        if not (self.layout.path / "index.json").exists():
+            # Without one it would be no layout until the first push.
+            self.layout.change_index(lambda entries: entries)
+        self.layout.check()
+        self.uploads.clean()
+
+
+class Server(ThreadingHTTPServer):
+    """The listening socket, and the threads of its connections."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler]
+    ) -> None:
+        """Listen at an address that was found to be on loopback."""
+        self.registry = registry
+        self.address_family = family
+        self._connections: set[Connection] = set()
+        self._changed = threading.Condition()
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Bind without asking the name service who we are, as the base class would: that may take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        name, port = self.server_address[:2]
+        self.server_name, self.server_port = str(name), int(port)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        connection, client = super().get_request()
+        return self.registry.admit(connection), client
+
+    def process_request(self, request: Connection, client_address: object) -> None:
+        """Start a connection's thread; `cut_connections` knows of it from now on."""
+        with self._changed:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Connection) -> None:
+        """Close a connection that is over."""
+        super().shutdown_request(request)
+        with self._changed:
+            self._connections.discard(request)
+            self._changed.notify_all()
+
+    def handle_error(self, request: Connection, client_address: object) -> None:
+        """Say nothing of a client that went away; a mistake of ours is shown as Python shows it, on stderr."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+    def cut_connections(self) -> None:
+        """End every connection, and wait a while until the threads have noticed."""
+        with self._changed:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    cast("socket.socket", connection).shutdown(socket.SHUT_RDWR)
+            self._changed.wait_for(lambda: not self._connections, _STOP)
+
+
+def _loopback(address: tuple[str, int]) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Give the family and the numeric form of an address on loopback.
+
+    Raises:
+        UsageError: it is another one, or malformed.
+    """
+    name, port = address
+    if not 0 <= port <= _MAX_PORT:
+        msg = f"there is no port {port}"
+        raise UsageError(msg)
+    try:
+        numeric = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name.strip("[]"))
+    except ValueError:
+        numeric = None
+    if numeric is None or not numeric.is_loopback:
+        msg = f"{printable(name)} is not an address on loopback"
+        hint = "there are no passwords and no TLS, so only this machine may connect: 127.0.0.1 or [::1]"
+        raise UsageError(msg, hint=hint)
+    family = socket.AF_INET if numeric.version == 4 else socket.AF_INET6
+    return family, (str(numeric), port)

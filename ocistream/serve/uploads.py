@@ -1,0 +1,241 @@
+"""Upload sessions: bytes that have come, hashed while they are written, until they are a blob or dropped.
+
+A session's bytes are in a partial file among the layout's blobs, where a rename makes it one and where `gc` finds it
+if this process is killed. Sessions live in this process only. HTTP is not known here, but for the refusals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from io import FileIO
+from typing import TYPE_CHECKING, Final
+
+from ocistream import files, limits
+from ocistream.reference import DIGEST_HEX_LENGTHS, parse_digest
+from ocistream.serve.refusals import RefusedError
+from ocistream.stream import chunks_of, new_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocistream.stores.layout import LayoutDirectory
+    from ocistream.stream import Hasher
+
+__all__ = ["Upload", "Uploads"]
+
+_SUFFIX: Final = f".upload{files.PARTIAL_SUFFIX}"
+#: How long, in seconds, a request waits for another one of the same upload to end.
+_PATIENCE: Final = 5.0
+_MODE: Final = 0o644
+
+
+class Upload:
+    """One session. `offset` is how many bytes have come; `identifier` is what its URL ends in.
+
+    `is_open` says whether it may be gone on with. Whoever changes it holds it, by `Uploads.hold`.
+    """
+
+    def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str) -> None:
+        """Begin with no bytes; `algorithm` is the one that the digest is expected to have.
+
+        Raises:
+            LocalDiskError: there is no room, or no permission.
+        """
+        self.identifier = str(uuid.uuid4())
+        self.repository = repository
+        self.offset = 0
+        self.touched = time.monotonic()
+        self._layout = layout
+        self._lock = threading.Lock()
+        self.is_open = True
+        self._hash_with(algorithm)
+        folder = layout.blob_folder(algorithm)
+        self._path = folder / f".{self.identifier}{_SUFFIX}"
+        with self._disk():
+            folder.mkdir(exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(self._path, flags, _MODE))
+
+    def expect(self, digest: str) -> None:
+        """Hash with the algorithm of the digest that was promised, if no byte has come yet."""
+        if not self.offset:
+            self._hash_with(parse_digest(digest).algorithm)
+
+    def receive(self, read: Callable[[memoryview], int], buffer: memoryview) -> None:
+        """Append all that `read` puts into `buffer`, until it says 0. What came before it raised is kept.
+
+        Raises:
+            LocalDiskError: the disk is full, or otherwise in the way.
+        """
+        with self._disk():
+            file = self._file()
+        with file:
+            file.seek(self.offset)
+            while got := read(buffer):
+                chunk = buffer[:got]
+                with self._disk():
+                    files.write_all(file, chunk)
+                self._hash.update(chunk)
+                self.offset += got
+                self.touched = time.monotonic()
+
+    def finish(self, digest: str) -> None:
+        """Make a blob of the bytes, if they are the ones that `digest` promises. The session is over either way.
+
+        Raises:
+            RefusedError: they are not (400).
+            LocalDiskError: they cannot be made to stay.
+        """
+        try:
+            if self._digest(parse_digest(digest).algorithm) != digest:
+                detail = {"digest": digest, "received": self.offset}
+                raise RefusedError(400, "DIGEST_INVALID", "the bytes have another digest", details=[detail])
+            path = self._layout.blob_path(digest)
+            with self._disk(), self._file() as file:
+                # What a full disk took of a chunk, before it refused the rest, was never counted.
+                file.truncate(self.offset)
+                os.fsync(file.fileno())
+                path.parent.mkdir(exist_ok=True)
+                self._path.replace(path)
+                files.sync_directory(path.parent)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """End the session and drop its bytes, if they have not become a blob."""
+        self.is_open = False
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other requests off this upload, but for those that only ask for its offset.
+
+        Raises:
+            RefusedError: it is not there any more (404), or another request does not let go of it (429).
+        """
+        if not self._lock.acquire(timeout=_PATIENCE):
+            what = "another request is still writing to this upload"
+            raise RefusedError(429, "TOOMANYREQUESTS", what, headers={"Retry-After": "1"})
+        try:
+            if not self.is_open:
+                raise _unknown(self.identifier)
+            yield
+        finally:
+            self.touched = time.monotonic()
+            self._lock.release()
+
+    def discard_if_idle(self, before: float) -> bool:
+        """End the session if no request holds it and none did since `before`; say whether it is over."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self.touched < before:
+                self.discard()
+            return not self.is_open
+        finally:
+            self._lock.release()
+
+    def _hash_with(self, algorithm: str) -> None:
+        self._algorithm = algorithm
+        self._hash: Hasher = new_hash(f"{algorithm}:{'0' * DIGEST_HEX_LENGTHS[algorithm]}")
+
+    def _digest(self, algorithm: str) -> str:
+        """Give the digest; the bytes are read again only if another algorithm was expected when they came."""
+        if algorithm != self._algorithm:
+            self._hash_with(algorithm)
+            with self._disk(), files.open_for_reading(self._path) as file:
+                for chunk in chunks_of(file, self.offset):
+                    self._hash.update(chunk)
+        return f"{algorithm}:{self._hash.hexdigest()}"
+
+    def _file(self) -> FileIO:
+        return FileIO(os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb")
+
+    def _disk(self) -> contextlib.AbstractContextManager[None]:
+        return files.disk_errors(f"cannot write the upload {self.identifier}")
+
+
+class Uploads:
+    """All sessions of one registry. Safe for several threads."""
+
+    def __init__(self, layout: LayoutDirectory) -> None:
+        """Keep the bytes of uploads in `layout`, among its blobs."""
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._uploads: dict[str, Upload] = {}
+
+    def begin(self, repository: str, algorithm: str = "sha256") -> Upload:
+        """Start a session, after those were dropped that nobody goes on with.
+
+        Raises:
+            RefusedError: there are too many (429).
+            LocalDiskError: there is no room for it, or no permission.
+        """
+        self._drop(idle_since=time.monotonic() - limits.UPLOAD_IDLE)
+        with self._lock:
+            if len(self._uploads) >= limits.MAX_UPLOADS:
+                raise RefusedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
+            upload = Upload(self._layout, repository, algorithm)
+            self._uploads[upload.identifier] = upload
+        return upload
+
+    def find(self, repository: str, identifier: str) -> Upload:
+        """Give the session that a repository has under this identifier.
+
+        Raises:
+            RefusedError: there is none (404).
+        """
+        with self._lock:
+            upload = self._uploads.get(identifier)
+        if upload is None or upload.repository != repository:
+            raise _unknown(identifier)
+        return upload
+
+    @contextlib.contextmanager
+    def hold(self, upload: Upload) -> Iterator[None]:
+        """Keep other requests off a session within the block, and forget it if it is over then.
+
+        Raises:
+            RefusedError: it is over already (404), or another request does not let go of it (429).
+        """
+        with upload.held():
+            try:
+                yield
+            finally:
+                if not upload.is_open:
+                    self._forget(upload)
+
+    def clean(self) -> None:
+        """Remove the partial files of sessions whose process was killed, once they are as old as an idle one."""
+        for algorithm in DIGEST_HEX_LENGTHS:
+            for path in self._layout.blob_folder(algorithm).glob(f".*{_SUFFIX}"):
+                with contextlib.suppress(OSError):
+                    if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE:
+                        path.unlink()
+
+    def close(self) -> None:
+        """Drop all sessions, whoever holds them."""
+        with self._lock:
+            for upload in self._uploads.values():
+                upload.discard()
+            self._uploads.clear()
+
+    def _drop(self, idle_since: float) -> None:
+        with self._lock:
+            uploads: list[Upload] = list(self._uploads.values())
+        for upload in uploads:
+            if upload.discard_if_idle(idle_since):
+                self._forget(upload)
+
+    def _forget(self, upload: Upload) -> None:
+        with self._lock:
+            self._uploads.pop(upload.identifier, None)
+
+
+def _unknown(identifier: str) -> RefusedError:
+    return RefusedError(404, "BLOB_UPLOAD_UNKNOWN", f"there is no upload {identifier}")

@@ -1,0 +1,1 @@
+"""The contract of a source and a sink, run over every store."""

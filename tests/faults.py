@@ -1,0 +1,421 @@
+"""A registry that misbehaves as it is told: faults, passwords and tokens as data, and a record of every request.
+
+`FaultyRegistry` is the embedded registry with a handler that does, to the requests that a `Fault` names, what its
+action says. Everything else is answered as in production. TLS is there too, for clients that want it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import gzip
+import os
+import re
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from email.message import Message
+from email.utils import formatdate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+
+from ocistream.serve import Answer, Handler, Part, RefusedError, Registry
+from tests.faulty_auth import Auth, Denied
+
+if TYPE_CHECKING:
+    from ocistream.serve.bodies import SizedBody
+    from tests.certificates import Certificate
+
+_PIECE = 1 << 16
+#: Seconds until what was sent before a reset must have reached the client's machine.
+_FLUSH_TIMEOUT = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class HangUp:
+    """Close the connection without an answer; the request's body is not read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reset:
+    """Reset the connection (RST): without an answer, or `after` so many bytes of the answer's body."""
+
+    after: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Close the connection properly `after` so many bytes of the answer's body, whatever Content-Length says."""
+
+    after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stall:
+    """Fall silent, before the answer or `after` so many bytes of its body, then go on.
+
+    It ends after so many seconds, or with `FaultyRegistry.release`, or when the registry stops.
+    """
+
+    seconds: float | None = None
+    after: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """Answer with this instead; the request's body is not read."""
+
+    status: int
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    body: bytes = b""
+
+
+def refusal(status: int, code: str = "UNKNOWN", message: str = "no", **headers: str) -> Reply:
+    """Answer with an error body of the distribution-spec; `Retry_After="1"` is a header."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = RefusedError(status, code, message).body()
+    return Reply(status, {"Content-Type": "application/json", **named}, body)
+
+
+def too_many_requests(retry_after: float | None = None, *, as_date: bool = False) -> Reply:
+    """Answer 429; `retry_after` is in seconds, and a date says it where `as_date`."""
+    if retry_after is None:
+        return refusal(429, "TOOMANYREQUESTS")
+    stated = formatdate(time.time() + retry_after, usegmt=True) if as_date else f"{retry_after:g}"
+    return refusal(429, "TOOMANYREQUESTS", Retry_After=stated)
+
+
+def redirect(url: str, status: int = 307) -> Reply:
+    """Send the client to `url`, absolute or relative."""
+    return Reply(status, {"Location": url})
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Flip the lowest bit of one byte of the answer's body, `at` so many bytes from its start."""
+
+    at: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Send a body that is `by` bytes longer, or shorter where negative, and say so; or not, where not `stated`."""
+
+    by: int
+    stated: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class NoContentLength:
+    """Leave out Content-Length: the answer's body ends with the connection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IgnoreRange:
+    """Answer 200 with all of a blob to a request for a part of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """Change one header of the answer: give it another value, compute that from the present one, or drop it."""
+
+    name: str
+    value: str | Callable[[str], str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StopReading:
+    """Hang up, by a reset where it says so, `after` so many bytes of the request's body."""
+
+    after: int
+    reset: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Gzip:
+    """Compress the answer's body on the way, as a proxy might."""
+
+
+Action: TypeAlias = (
+    HangUp | Reset | Drop | Stall | Reply | Flip | Resize | NoContentLength | IgnoreRange | Header | StopReading | Gzip
+)
+
+
+@dataclasses.dataclass
+class Fault:
+    """`action` is done to requests with this method and with `path` (searched for in path and query).
+
+    The first `skip` of them are spared, then it is done `times` times, or forever where that is None. Both patterns
+    are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that.
+    """
+
+    action: Action
+    method: str = ".*"
+    path: str = ""
+    times: int | None = 1
+    skip: int = 0
+    larger_than: int = -1
+
+    def strikes(self, request: Request) -> bool:
+        """Say whether it is this request's turn, and count it."""
+        if not re.fullmatch(self.method, request.method) or not re.search(self.path, request.target):
+            return False
+        if int(request.headers.get("Content-Length", "0")) <= self.larger_than or self.times == 0:
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.times = None if self.times is None else self.times - 1
+        return True
+
+
+@dataclasses.dataclass
+class Request:
+    """A request as it came. `status` is None until it is answered, `received` grows as its body is read."""
+
+    method: str
+    target: str
+    path: str
+    query: Mapping[str, list[str]]
+    headers: Message
+    handler: dataclasses.InitVar[FaultyHandler]
+    status: int | None = None
+    fault: Action | None = None
+
+    def __post_init__(self, handler: FaultyHandler) -> None:
+        self._body: SizedBody = handler.body
+
+    @property
+    def received(self) -> int:
+        """How many bytes of the body were read."""
+        return self._body.received
+
+
+class FaultyRegistry(Registry):
+    """The embedded registry, with faults; `requests` has every request in the order in which they came."""
+
+    def __init__(
+        self,
+        path: Path,
+        *faults: Fault,
+        auth: Auth | None = None,
+        tls: Certificate | None = None,
+        chunk_min_length: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Take the options of `Registry`, and what is wrong or special with this one."""
+        self.faults = list(faults)
+        self.auth = auth
+        self.requests: list[Request] = []
+        self.released = threading.Event()
+        self._record = threading.Lock()
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
+        if tls and self._tls:
+            self._tls.load_cert_chain(tls.file, tls.key_file)
+        kind = type("_Handler", (FaultyHandler,), {"chunk_min_length": chunk_min_length})
+        super().__init__(path, handler=kind, **options)
+
+    @property
+    def url(self) -> str:
+        """Where it is: `http://127.0.0.1:PORT`."""
+        return f"{'https' if self._tls else 'http'}://{self.host}"
+
+    def asked(self, method: str = ".*", path: str = "") -> list[Request]:
+        """Return the requests that have this method and this in path and query (regular expressions)."""
+        return [
+            request
+            for request in self.requests
+            if re.fullmatch(method, request.method) and re.search(path, request.target)
+        ]
+
+    def release(self) -> None:
+        """End every `Stall`, those to come too."""
+        self.released.set()
+
+    def stop(self) -> None:
+        self.release()
+        super().stop()
+
+    def admit(self, connection: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return connection
+        # The handshake is the connection's thread's business: a client may take its time.
+        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+    def note(self, request: Request) -> None:
+        """Record a request."""
+        with self._record:
+            self.requests.append(request)
+
+    def fault_for(self, request: Request) -> Action | None:
+        """Return what is to be done to a request: the action of the first fault that strikes it."""
+        with self._record:
+            for fault in self.faults:
+                if fault.strikes(request):
+                    request.fault = fault.action
+                    return fault.action
+        return None
+
+
+class FaultyHandler(Handler):
+    """Serves one connection, well or badly."""
+
+    action: Action | None = None
+    request_now: Request
+
+    @property
+    def registry(self) -> FaultyRegistry:
+        return cast("FaultyRegistry", super().registry)
+
+    def dispatch(self) -> None:
+        segments, parameters = self.target()
+        self.action = None
+        self.request_now = Request(self.command, self.path, "/".join(segments), parameters, self.headers, handler=self)
+        self.registry.note(self.request_now)
+        auth = self.registry.auth
+        try:
+            # A fault strikes only what would be served otherwise, so that a 401 does not use it up.
+            path = auth.admit(self.request_now, self.registry.url) if auth else self.path
+        except Denied as denied:
+            self.answer(denied.answer)
+            return
+        self.path = path
+        self.action = self.registry.fault_for(self.request_now)
+        match self.action:
+            case HangUp():
+                self.hang_up()
+            case Reset(None):
+                self.reset()
+            case Stall(seconds, None):
+                self.registry.released.wait(seconds)
+            case IgnoreRange():
+                del self.headers["Range"]
+            case Reply(status, headers, body):
+                self.answer(Answer(status, headers, body))
+                return
+        if auth and auth.is_token_endpoint(self.request_now):
+            self.answer(auth.token(self.request_now, self.read_small_body(_PIECE) or b""))
+        else:
+            super().dispatch()
+
+    def read_body(self, buffer: memoryview) -> int:
+        if not isinstance(self.action, StopReading):
+            return super().read_body(buffer)
+        left = self.action.after - self.body.received
+        if left <= 0:
+            self.reset() if self.action.reset else self.hang_up()
+        return super().read_body(buffer[:left])
+
+    def transmit(self, answer: Answer) -> None:
+        match self.action:
+            case Header(name, value):
+                headers = dict(answer.headers)
+                present = headers.pop(name, "")
+                if value is not None:
+                    headers[name] = value if isinstance(value, str) else value(present)
+                answer = dataclasses.replace(answer, headers=headers)
+            case Gzip():
+                body = gzip.compress(b"".join(_pieces_of(answer.body)))
+                answer = Answer(answer.status, {**answer.headers, "Content-Encoding": "gzip"}, body)
+            case NoContentLength() | Resize(stated=False):
+                # What does not end where it says it does cannot be followed by another answer.
+                self.close_connection = True
+        self.request_now.status = answer.status
+        super().transmit(answer)
+
+    def stated_size(self, answer: Answer) -> int | None:
+        size = super().stated_size(answer)
+        match self.action:
+            case NoContentLength():
+                return None
+            case Resize(by, True) if size is not None:
+                return size + by
+        return size
+
+    def write_body(self, body: bytes | Part) -> None:
+        if not isinstance(self.action, Reset | Drop | Stall | Flip | Resize):
+            super().write_body(body)
+            return
+        for piece in self._spoiled(_pieces_of(body), self.action):
+            self.wfile.write(piece)
+            self.sent += len(piece)
+
+    def _spoiled(self, pieces: Iterator[bytes], action: Reset | Drop | Stall | Flip | Resize) -> Iterator[bytes]:
+        """Give the pieces of a body as the action wants them to arrive."""
+        match action:
+            case Reset(after) | Drop(after) if after is not None:
+                yield from _cut(pieces, after)[0]
+                self.reset() if isinstance(action, Reset) else self.hang_up()
+            case Stall(seconds, after) if after is not None:
+                first, rest = _cut(pieces, after)
+                yield from first
+                self.registry.released.wait(seconds)
+                yield from rest
+            case Flip(at):
+                first, rest = _cut(pieces, at)
+                yield from first
+                changed = bytearray(next(rest))
+                changed[0] ^= 1
+                yield bytes(changed)
+                yield from rest
+            case Resize(by):
+                body = b"".join(pieces)
+                yield body[:by] if by < 0 else body + b"x" * by
+            case _:
+                yield from pieces
+
+    def hang_up(self) -> NoReturn:
+        """Close the connection, without an answer or in the middle of one."""
+        self.close_connection = True
+        raise ConnectionAbortedError
+
+    def reset(self) -> NoReturn:
+        """Reset the connection, once what was sent has reached the other side."""
+        self.close_connection = True
+        deadline = time.monotonic() + _FLUSH_TIMEOUT
+        while _unacknowledged(self.connection) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Closed at once: a shutdown first, as the server would do, is a proper end.
+        os.close(self.connection.detach())
+        raise ConnectionAbortedError
+
+
+def _unacknowledged(connection: socket.socket) -> int:
+    return struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]
+
+
+def _pieces_of(body: bytes | Part) -> Iterator[bytes]:
+    if isinstance(body, bytes):
+        yield body
+        return
+    body.file.seek(body.offset)
+    left = body.size
+    while left:
+        piece = body.file.read(min(_PIECE, left))
+        yield piece
+        left -= len(piece)
+
+
+def _cut(pieces: Iterator[bytes], count: int) -> tuple[Iterator[bytes], Iterator[bytes]]:
+    """Split after `count` bytes. The first part is to be used up before the second."""
+    left = [count]
+    held: list[bytes] = []
+
+    def first() -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece[: left[0]]
+            if len(piece) > left[0]:
+                held.append(piece[left[0] :])
+                return
+            left[0] -= len(piece)
+
+    def rest() -> Iterator[bytes]:
+        yield from held
+        yield from pieces
+
+    return first(), rest()

@@ -1,0 +1,100 @@
+"""HTTP spoken plainly over one connection, to see exactly what a server answers; and not HTTP at all, over a socket."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import socket
+from collections.abc import Iterable, Mapping
+from email.message import Message
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tests.images import digest_of
+
+_TIMEOUT: Final = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """An answer that was read to its end."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body, parsed."""
+        return json.loads(self.body)
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes of a distribution-spec error body."""
+        return [error["code"] for error in self.json()["errors"]]
+
+
+class Client:
+    """One connection that is kept, to a server at HOST:PORT."""
+
+    def __init__(self, host: str) -> None:
+        self.connection = http.client.HTTPConnection(host, timeout=_TIMEOUT, blocksize=1 << 20)
+
+    def __call__(
+        self,
+        method: str,
+        target: str,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Send a request and read its answer; a body that is no bytes is sent in chunks."""
+        chunked = not isinstance(body, bytes | None) and "Content-Length" not in (headers or {})
+        self.connection.request(method, target, body, dict(headers or {}), encode_chunked=chunked)
+        answer = self.connection.getresponse()
+        return Response(answer.status, answer.headers, answer.read())
+
+    def upload(self, content: bytes, repository: str = "app", algorithm: str = "sha256") -> str:
+        """Push a blob, and return its digest."""
+        digest = digest_of(content, algorithm)  # type: ignore[arg-type]
+        answer = self("POST", f"/v2/{repository}/blobs/uploads/?digest={digest}", content)
+        assert answer.status == 201, answer
+        return digest
+
+    def push(self, document: Any, reference: str | None = None, repository: str = "app") -> str:
+        """Push a manifest, by tag, or by its digest where that is None; and return its digest."""
+        content = document if isinstance(document, bytes) else json.dumps(document).encode()
+        digest = digest_of(content)
+        answer = self("PUT", f"/v2/{repository}/manifests/{reference or digest}", content)
+        assert answer.status == 201, answer
+        return digest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.connection.close()
+
+
+def connect(host: str) -> socket.socket:
+    """Open a bare connection to HOST:PORT, or [HOST]:PORT."""
+    name, _, port = host.rpartition(":")
+    return socket.create_connection((name.strip("[]"), int(port)), timeout=_TIMEOUT)
+
+
+def converse(host: str, *parts: bytes) -> bytes:
+    """Send bytes, say that this is all, and return everything that comes back until the server closes."""
+    with connect(host) as connection:
+        for part in parts:
+            connection.sendall(part)
+        connection.shutdown(socket.SHUT_WR)
+        return read_all(connection)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Return everything that comes until the server closes."""
+    received = b""
+    while piece := connection.recv(1 << 16):
+        received += piece
+    return received

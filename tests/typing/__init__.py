@@ -1,0 +1,1 @@
+"""The public API, type-checked as its user calls it."""

@@ -1,0 +1,420 @@
+"""The embedded registry's uploads: every way to push a blob, and every way in which it goes wrong."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ocistream.serve import Handler, Registry
+from tests.images import digest_of
+from tests.talking import Client, connect, converse, read_all
+
+CONTENT = os.urandom(3000)
+DIGEST = digest_of(CONTENT)
+FIRST, SECOND = CONTENT[:1000], CONTENT[1000:]
+
+
+def blobs(registry: Registry) -> list[str]:
+    """Return what lies in the layout's `blobs`, unfinished uploads too."""
+    return sorted(path.name for path in (registry.layout.path / "blobs").glob("*/*"))
+
+
+def begin(ask: Client, query: str = "") -> str:
+    """Open an upload, and return its location."""
+    answer = ask("POST", f"/v2/app/blobs/uploads/{query}")
+    assert (answer.status, answer.body) == (202, b"")
+    assert answer.headers["Range"] == "0-0"
+    assert answer.headers["Docker-Upload-UUID"] in answer.headers["Location"]
+    return answer.headers["Location"]
+
+
+def closed(ask: Client, location: str, digest: str = DIGEST, body: bytes | None = None) -> int:
+    """Close an upload with its last bytes, and return the status."""
+    return ask("PUT", f"{location}?digest={digest}", body).status
+
+
+def is_stored(ask: Client, digest: str = DIGEST, content: bytes = CONTENT) -> bool:
+    answer = ask("GET", f"/v2/app/blobs/{digest}")
+    return answer.status == 200 and answer.body == content
+
+
+class TestWays:
+    def test_one_post_with_everything(self, ask: Client) -> None:
+        answer = ask("POST", f"/v2/app/blobs/uploads/?digest={DIGEST}", CONTENT)
+        assert (answer.status, answer.body) == (201, b"")
+        assert answer.headers["Location"] == f"/v2/app/blobs/{DIGEST}"
+        assert answer.headers["Docker-Content-Digest"] == DIGEST
+        assert is_stored(ask)
+
+    def test_a_post_and_a_put_with_everything(self, ask: Client) -> None:
+        answer = ask("PUT", f"{begin(ask)}?digest={DIGEST}", CONTENT)
+        assert (answer.status, answer.headers["Location"]) == (201, f"/v2/app/blobs/{DIGEST}")
+        assert is_stored(ask)
+
+    @pytest.mark.parametrize("chunked", [True, False])
+    def test_one_streamed_patch_and_an_empty_put(self, ask: Client, chunked: bool) -> None:
+        location = begin(ask)
+        answer = ask("PATCH", location, iter([FIRST, SECOND]) if chunked else CONTENT)
+        assert (answer.status, answer.headers["Range"]) == (202, "0-2999")
+        assert closed(ask, answer.headers["Location"]) == 201
+        assert is_stored(ask)
+
+    def test_chunks_with_their_ranges_the_last_in_the_put(self, ask: Client) -> None:
+        location = begin(ask)
+        answer = ask("PATCH", location, FIRST, {"Content-Range": "0-999"})
+        assert (answer.status, answer.headers["Range"]) == (202, "0-999")
+        answer = ask("PUT", f"{location}?digest={DIGEST}", SECOND, {"Content-Range": "1000-2999"})
+        assert answer.status == 201
+        assert is_stored(ask)
+
+    def test_an_empty_blob(self, ask: Client) -> None:
+        assert closed(ask, begin(ask), digest_of(b"")) == 201
+        assert is_stored(ask, digest_of(b""), b"")
+
+    def test_other_parameters_of_the_location_are_not_minded(self, ask: Client) -> None:
+        assert ask("PUT", f"{begin(ask)}?_state=a%3D&digest={DIGEST.replace(':', '%3A')}", CONTENT).status == 201
+
+    def test_nothing_but_the_blob_is_left_behind(self, ask: Client, served: Registry) -> None:
+        assert closed(ask, begin(ask), body=CONTENT) == 201
+        assert blobs(served) == [DIGEST[7:]]
+
+    def test_the_same_blob_again_does_no_harm_and_repairs_a_damaged_one(
+        self, ask: Client, served: Registry
+    ) -> None:
+        ask.upload(CONTENT)
+        (served.layout.path / "blobs/sha256" / DIGEST[7:]).write_bytes(b"damaged")
+        ask.upload(CONTENT)
+        assert is_stored(ask)
+
+
+class TestAlgorithms:
+    SHA512 = digest_of(CONTENT, "sha512")
+
+    def test_sha512_in_one_request(self, ask: Client, served: Registry) -> None:
+        assert ask.upload(CONTENT, algorithm="sha512") == self.SHA512
+        assert (served.layout.path / "blobs/sha512" / self.SHA512[7:]).read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("query", ["", "?digest-algorithm=sha512"])
+    @pytest.mark.parametrize("in_put", [True, False])
+    def test_sha512_whether_it_was_expected_or_not(self, ask: Client, query: str, in_put: bool) -> None:
+        location = begin(ask, query)
+        if not in_put:
+            ask("PATCH", location, CONTENT)
+        assert closed(ask, location, self.SHA512, CONTENT if in_put else None) == 201
+        assert is_stored(ask, self.SHA512)
+
+    def test_sha256_where_sha512_was_expected(self, ask: Client) -> None:
+        location = begin(ask, "?digest-algorithm=sha512")
+        ask("PATCH", location, CONTENT)
+        assert closed(ask, location) == 201
+
+    def test_a_wrong_sha512_is_found_when_the_bytes_are_read_again(self, ask: Client, served: Registry) -> None:
+        location = begin(ask)
+        ask("PATCH", location, CONTENT)
+        assert closed(ask, location, digest_of(b"another", "sha512")) == 400
+        assert blobs(served) == []
+
+    @pytest.mark.parametrize("query", ["?digest-algorithm=md5", f"?digest=md5:{'0' * 32}", "?digest=sha256:x"])
+    def test_another_algorithm_is_refused_at_once(self, ask: Client, served: Registry, query: str) -> None:
+        answer = ask("POST", f"/v2/app/blobs/uploads/{query}")
+        assert (answer.status, answer.codes) == (400, ["DIGEST_INVALID"])
+        assert blobs(served) == []
+
+
+class TestDigests:
+    @pytest.mark.parametrize("way", ["post", "put", "patch"])
+    def test_bytes_of_another_digest_never_become_a_blob(self, ask: Client, served: Registry, way: str) -> None:
+        if way == "post":
+            answer = ask("POST", f"/v2/app/blobs/uploads/?digest={DIGEST}", b"another")
+        else:
+            location = begin(ask)
+            if way == "patch":
+                ask("PATCH", location, b"another")
+            answer = ask("PUT", f"{location}?digest={DIGEST}", b"another" if way == "put" else None)
+            assert ask("GET", location).status == 404
+        assert (answer.status, answer.codes) == (400, ["DIGEST_INVALID"])
+        assert answer.json()["errors"][0]["detail"] == {"digest": DIGEST, "received": 7}
+        assert blobs(served) == []
+
+    @pytest.mark.parametrize("query", ["", "?digest=", "?digest=sha256:abc", f"?digest=md5:{'0' * 32}"])
+    def test_a_put_without_a_digest_is_refused_and_the_upload_goes_on(self, ask: Client, query: str) -> None:
+        location = begin(ask)
+        ask("PATCH", location, FIRST)
+        answer = ask("PUT", location + query, SECOND)
+        assert (answer.status, answer.codes) == (400, ["DIGEST_INVALID"])
+        assert closed(ask, location, body=SECOND) == 201
+
+
+class TestChunks:
+    @pytest.mark.parametrize("stated", ["0-999", "2000-2999", "999-1998"])
+    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+    def test_a_chunk_that_does_not_follow_is_refused_with_the_offset(
+        self, ask: Client, method: str, stated: str
+    ) -> None:
+        location = begin(ask)
+        ask("PATCH", location, FIRST, {"Content-Range": "0-999"})
+        answer = ask(method, f"{location}?digest={DIGEST}", FIRST, {"Content-Range": stated})
+        assert (answer.status, answer.codes) == (416, ["BLOB_UPLOAD_INVALID"])
+        assert answer.headers["Range"] == "0-999"
+        assert answer.headers["Location"] == location
+        assert closed(ask, location, body=SECOND) == 201
+
+    @pytest.mark.parametrize("stated", ["bytes 0-999/*", "0-999/1000", "0", "-999", "5-4", "0-" + "9" * 40, ""])
+    def test_a_malformed_range_is_refused(self, ask: Client, stated: str) -> None:
+        answer = ask("PATCH", begin(ask), FIRST, {"Content-Range": stated})
+        assert (answer.status, answer.codes) == (400, ["BLOB_UPLOAD_INVALID"])
+
+    @pytest.mark.parametrize("chunked", [True, False])
+    def test_a_range_that_is_not_the_length_is_refused_and_nothing_taken(
+        self, ask: Client, chunked: bool
+    ) -> None:
+        location = begin(ask)
+        body = iter([FIRST]) if chunked else FIRST
+        answer = ask("PATCH", location, body, {"Content-Range": "0-998"})
+        assert (answer.status, answer.codes) == (400, ["SIZE_INVALID"])
+        assert closed(ask, location, body=CONTENT) == 201
+
+    def test_a_smallest_chunk_is_announced_where_there_is_one(self, tmp_path: Path, ask: Client) -> None:
+        assert "OCI-Chunk-Min-Length" not in ask("POST", "/v2/app/blobs/uploads/").headers
+
+        class Choosy(Handler):
+            chunk_min_length = 4096
+
+        with Registry(tmp_path / "choosy", handler=Choosy) as registry, Client(registry.host) as client:
+            answer = client("POST", "/v2/app/blobs/uploads/")
+            assert answer.headers["OCI-Chunk-Min-Length"] == "4096"
+            assert "OCI-Chunk-Min-Length" not in client("GET", answer.headers["Location"]).headers
+
+
+class TestBrokenBodies:
+    def send(self, registry: Registry, head: str, body: bytes) -> bytes:
+        return converse(registry.host, f"{head}\r\n\r\n".encode(), body)
+
+    def test_what_came_of_a_body_that_ended_early_is_kept_and_gone_on_with(
+        self, ask: Client, served: Registry
+    ) -> None:
+        location = begin(ask)
+        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nContent-Length: 3000", FIRST)
+        assert raw.startswith(b"HTTP/1.1 400 ")
+        assert b"SIZE_INVALID" in raw
+        answer = ask("GET", location)
+        assert (answer.status, answer.headers["Range"], answer.body) == (204, "0-999", b"")
+        assert "Content-Length" not in answer.headers
+        assert ask("PATCH", location, SECOND, {"Content-Range": "1000-2999"}).status == 202
+        assert closed(ask, location) == 201
+        assert is_stored(ask)
+
+    def test_the_same_where_the_connection_is_reset(self, ask: Client, served: Registry) -> None:
+        location = begin(ask)
+        with connect(served.host) as connection:
+            connection.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
+            while ask("GET", location).headers["Range"] != "0-999":
+                time.sleep(0.01)
+        assert ask("PATCH", location, SECOND, {"Content-Range": "1000-2999"}).status == 202
+        assert closed(ask, location) == 201
+
+    def test_a_closing_put_that_ended_early_closes_nothing(self, ask: Client, served: Registry) -> None:
+        location = begin(ask)
+        self.send(served, f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nContent-Length: 3000", FIRST)
+        assert ask("GET", location).headers["Range"] == "0-999"
+        assert ask("HEAD", f"/v2/app/blobs/{DIGEST}").status == 404
+        assert closed(ask, location, body=SECOND) == 201
+
+    def test_a_single_post_that_ended_early_leaves_nothing(self, served: Registry) -> None:
+        head = f"POST /v2/app/blobs/uploads/?digest={DIGEST} HTTP/1.1\r\nContent-Length: 3000"
+        assert self.send(served, head, FIRST).startswith(b"HTTP/1.1 400 ")
+        assert blobs(served) == []
+
+    @pytest.mark.parametrize(
+        ("body", "kept"),
+        [
+            (b"3e8\r\n" + FIRST + b"\r\n", "0-999"),
+            (b"3e8\r\n" + FIRST[:500], "0-499"),
+            (b"3e8\r\n" + FIRST + b"XX0\r\n\r\n", "0-999"),
+            (b"3e8\r\n" + FIRST + b"\r\n0\r\nA: b\r\n", "0-999"),
+            (b"3e8\r\n" + FIRST + b"\r\n0\r\n" + b"A: b\r\n" * 40 + b"\r\n", "0-999"),
+            (b"what\r\n", "0-0"),
+            (b"-1\r\n", "0-0"),
+            (b"1" * 5000 + b"\r\n", "0-0"),
+            (b"fffffffffffffffff\r\n", "0-0"),
+        ],
+    )
+    def test_malformed_chunks_end_the_request_and_what_came_before_is_kept(
+        self, ask: Client, served: Registry, body: bytes, kept: str
+    ) -> None:
+        location = begin(ask)
+        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nTransfer-Encoding: chunked", body)
+        assert raw.startswith(b"HTTP/1.1 400 ")
+        assert b"Connection: close" in raw
+        assert ask("GET", location).headers["Range"] == kept
+
+    def test_extensions_and_trailers_of_chunks_are_passed_over(self, ask: Client, served: Registry) -> None:
+        location = begin(ask)
+        body = b"3e8 ; a=b\r\n" + FIRST + b"\r\n0\r\nA: b\r\nC: d\r\n\r\nGET /v2/ HTTP/1.1\r\n\r\n"
+        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nTransfer-Encoding: chunked", body)
+        assert raw.count(b"HTTP/1.1 202 ") == raw.count(b"HTTP/1.1 200 ") == 1
+        assert closed(ask, location, body=SECOND) == 201
+
+
+class TestSessions:
+    def test_an_upload_says_how_far_it_is(self, ask: Client) -> None:
+        location = begin(ask)
+        assert ask("GET", location).headers["Range"] == "0-0"
+        ask("PATCH", location, FIRST)
+        for method in ("GET", "HEAD"):
+            answer = ask(method, location)
+            assert (answer.status, answer.headers["Range"]) == (204, "0-999")
+            assert answer.headers["Location"] == location
+
+    def test_a_cancelled_upload_is_gone_with_its_bytes(self, ask: Client, served: Registry) -> None:
+        location = begin(ask)
+        ask("PATCH", location, FIRST)
+        assert ask("DELETE", location).status == 204
+        assert blobs(served) == []
+        for method in ("GET", "PATCH", "PUT", "DELETE"):
+            assert ask(method, f"{location}?digest={DIGEST}", b"x").status == 404
+
+    def test_an_unknown_upload_is_an_error(self, ask: Client) -> None:
+        answer = ask("PATCH", "/v2/app/blobs/uploads/nothing", FIRST)
+        assert (answer.status, answer.codes) == (404, ["BLOB_UPLOAD_UNKNOWN"])
+
+    def test_an_upload_belongs_to_its_repository(self, ask: Client) -> None:
+        assert ask("PATCH", begin(ask).replace("/app/", "/other/"), FIRST).status == 404
+
+    def test_two_requests_take_turns_with_one_upload(self, ask: Client, served: Registry) -> None:
+        location = begin(ask)
+        with connect(served.host) as first:
+            first.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500])
+            while ask("GET", location).headers["Range"] != "0-499":
+                time.sleep(0.01)
+            statuses: list[int] = []
+
+            def close() -> None:
+                with Client(served.host) as other:
+                    statuses.append(closed(other, location, body=SECOND))
+
+            second = threading.Thread(target=close)
+            second.start()
+            first.sendall(FIRST[500:])
+            assert first.recv(12) == b"HTTP/1.1 202"
+            second.join()
+        assert statuses == [201]
+        assert is_stored(ask)
+
+    def test_a_request_that_would_wait_too_long_is_told_to_come_again(
+        self, ask: Client, served: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ocistream.serve.uploads._PATIENCE", 0.01)
+        location = begin(ask)
+        with connect(served.host) as first:
+            first.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
+            while ask("GET", location).headers["Range"] != "0-999":
+                time.sleep(0.01)
+            answer = ask("PATCH", location, SECOND)
+            assert (answer.status, answer.codes) == (429, ["TOOMANYREQUESTS"])
+            assert answer.headers["Retry-After"] == "1"
+            first.sendall(SECOND)
+            assert first.recv(12) == b"HTTP/1.1 202"
+        assert closed(ask, location) == 201
+
+    def test_a_request_that_waited_for_the_end_of_an_upload_is_told_so(
+        self, ask: Client, served: Registry
+    ) -> None:
+        location = begin(ask)
+        with connect(served.host) as first, connect(served.host) as second:
+            first.sendall(f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nContent-Length: 3000\r\n\r\n".encode())
+            first.sendall(FIRST)
+            while ask("GET", location).headers["Range"] != "0-999":
+                time.sleep(0.01)
+            second.sendall(f"DELETE {location} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+            first.sendall(SECOND)
+            assert first.recv(12) == b"HTTP/1.1 201"
+            assert b"BLOB_UPLOAD_UNKNOWN" in read_all(second)
+        assert is_stored(ask)
+
+    def test_abandoned_uploads_are_dropped_and_the_others_kept(
+        self, ask: Client, served: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        abandoned, held = begin(ask), begin(ask)
+        with connect(served.host) as connection:
+            connection.sendall(f"PATCH {held} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500])
+            while ask("GET", held).headers["Range"] != "0-499":
+                time.sleep(0.01)
+            monkeypatch.setattr("ocistream.limits.UPLOAD_IDLE", -1.0)
+            begin(ask)
+            monkeypatch.undo()
+            assert ask("GET", abandoned).status == 404
+            assert ask("GET", held).status == 204
+            connection.sendall(FIRST[500:])
+            assert connection.recv(12) == b"HTTP/1.1 202"
+        assert len(blobs(served)) == 2
+
+    def test_too_many_uploads_are_refused(self, ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ocistream.limits.MAX_UPLOADS", 2)
+        location = begin(ask)
+        begin(ask)
+        answer = ask("POST", "/v2/app/blobs/uploads/")
+        assert (answer.status, answer.codes) == (429, ["TOOMANYREQUESTS"])
+        ask("DELETE", location)
+        begin(ask)
+
+    def test_uploads_end_with_the_registry(self, ask: Client, served: Registry) -> None:
+        ask("PATCH", begin(ask), FIRST)
+        begin(ask)
+        assert len(blobs(served)) == 2
+        served.stop()
+        assert blobs(served) == []
+
+    def test_what_a_killed_registry_left_is_removed_when_it_is_old(self, tmp_path: Path) -> None:
+        folder = tmp_path / "layout/blobs/sha256"
+        folder.mkdir(parents=True)
+        old, new = folder / ".old.upload.partial", folder / ".new.upload.partial"
+        for path in (old, new):
+            path.write_bytes(FIRST)
+        os.utime(old, (time.time() - 7200,) * 2)
+        with Registry(tmp_path / "layout"):
+            assert list(folder.iterdir()) == [new]
+
+
+class TestMounts:
+    @pytest.mark.parametrize("source", ["&from=other", ""])
+    def test_a_blob_that_is_there_is_mounted(self, ask: Client, source: str) -> None:
+        ask.upload(CONTENT, "other")
+        answer = ask("POST", f"/v2/app/blobs/uploads/?mount={DIGEST}{source}")
+        assert (answer.status, answer.headers["Location"]) == (201, f"/v2/app/blobs/{DIGEST}")
+        assert answer.headers["Docker-Content-Digest"] == DIGEST
+
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+    def test_one_that_is_not_there_is_uploaded(self, ask: Client, algorithm: str) -> None:
+        digest = digest_of(CONTENT, algorithm)  # type: ignore[arg-type]
+        location = begin(ask, f"?mount={digest}&from=other")
+        ask("PATCH", location, CONTENT)
+        assert closed(ask, location, digest) == 201
+
+
+class TestDisk:
+    def test_a_full_disk_is_an_error_and_the_upload_can_go_on(
+        self, ask: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        location = begin(ask)
+        ask("PATCH", location, FIRST)
+        import ocistream.files as files  # noqa: PLC0415, PLR0402 - only this test breaks it
+
+        write_all = files.write_all
+
+        def fill(file: object, chunk: bytes | memoryview) -> None:
+            write_all(file, chunk[:700])  # type: ignore[arg-type]
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(files, "write_all", fill)
+            answer = ask("PATCH", location, SECOND)
+        assert (answer.status, answer.codes) == (500, ["UNKNOWN"])
+        assert ask("GET", location).headers["Range"] == "0-999"
+        short = CONTENT[:1500]
+        assert closed(ask, location, digest_of(short), short[1000:]) == 201
+        assert is_stored(ask, digest_of(short), short)
