@@ -365,7 +365,7 @@ def _basic(credential: Credential) -> str:
 
 
 def _checked(credential: Credential | None) -> Credential | None:
-    """Refuse a credential with half a character in it, which JSON can write and no header can carry.
+    """Refuse a credential with half a character in it (a lone surrogate), which has no bytes to be sent as.
 
     Raises:
         UsageError: it is such a one.

@@ -29,8 +29,10 @@ from ocistream.stream import digest_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocistream.connections import Answer
+    from ocistream.retry import Tries
     from ocistream.stream import Chunk
-    from ocistream.transport import Answer, Endpoint, Transport
+    from ocistream.transport import Endpoint, Transport
 
 __all__ = ["Repository"]
 
@@ -70,9 +72,7 @@ class Repository:
             IntegrityError: a digest was asked for and other bytes came (GHSA-qv35-3gw6-8q4j).
             ArchiveError: it is no manifest, or it is not what the registry says it is.
         """
-        answer = self._get_manifest(target, ", ".join(ACCEPTED_TYPES))
-        declared = (answer.header("Content-Type") or "").partition(";")[0].strip()
-        raw = self._read_manifest(answer, target)
+        raw, declared = self._get_manifest(target, ", ".join(ACCEPTED_TYPES))
         # The bytes are hashed and believed over any header (REGISTRIES 23).
         digest = digest_of(raw, target.partition(":")[0] if is_digest(target) else "sha256")
         if is_digest(target) and digest != target:
@@ -87,8 +87,7 @@ class Repository:
         Raises:
             NotFoundError: it is not there.
         """
-        answer = self._get_manifest(descriptor.digest, descriptor.media_type)
-        return self._read_manifest(answer, descriptor.digest)
+        return self._get_manifest(descriptor.digest, descriptor.media_type)[0]
 
     def has_manifest(self, digest: str) -> bool:
         """Say whether a manifest is there."""
@@ -133,17 +132,24 @@ class Repository:
             msg = f"{self}:{target}: pushed {manifest.descriptor.digest}, the registry stored {printable(stored)}"
             raise IntegrityError(msg)
 
-    def _get_manifest(self, target: str, accept: str) -> Answer:
-        return self.transport.request(
-            self.endpoint, "GET", self.url(f"manifests/{target}"), scopes=self.scopes, headers={"Accept": accept}
-        )
-
-    def _read_manifest(self, answer: Answer, target: str) -> bytes:
-        raw = answer.read(limits.MAX_MANIFEST)
-        if len(raw) > limits.MAX_MANIFEST:
-            msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
-            raise ArchiveError(msg)
-        return raw
+    def _get_manifest(self, target: str, accept: str) -> tuple[bytes, str]:
+        """Get a manifest's bytes, and the media type that the registry says they have."""
+        url = self.url(f"manifests/{target}")
+        tries = self.transport.tries()
+        while True:
+            answer = self.transport.request(
+                self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, tries=tries
+            )
+            try:
+                raw = answer.read(limits.MAX_MANIFEST)
+            except NetworkError as error:
+                if tries.again(error):
+                    continue
+                raise
+            if len(raw) > limits.MAX_MANIFEST:
+                msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
+                raise ArchiveError(msg)
+            return raw, (answer.header("Content-Type") or "").partition(";")[0].strip()
 
     @staticmethod
     def _media_type(raw: bytes, declared: str, what: str) -> str:
@@ -162,14 +168,15 @@ class Repository:
 
     # -- blobs ------------------------------------------------------------------------------------------
 
-    def has_blob(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob is there, by HEAD; one of another size is not it."""
+    def has_blob(self, descriptor: Descriptor, tries: Tries | None = None) -> bool:
+        """Say whether a blob is there, by HEAD; one of another size is not it. `tries` are those of a larger work."""
         answer = self.transport.request(
             self.endpoint,
             "HEAD",
             self.url(f"blobs/{descriptor.digest}"),
             scopes=self.scopes,
             expected=(200, 404),
+            tries=tries,
         )
         answer.close()
         length = answer.header("Content-Length")
@@ -179,7 +186,7 @@ class Repository:
     def blob_chunks(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Download a blob, unverified; a connection that breaks is replaced by one that goes on from there.
 
-        At most one byte more than the promised size is handed out, so that a longer body shows.
+        A body that is longer than was promised ends soon after that, but not before it shows.
 
         Raises:
             NotFoundError: it is not there.
@@ -189,7 +196,7 @@ class Repository:
         tries = self.transport.tries()
         while True:
             try:
-                for chunk in self._blob_from(descriptor, offset):
+                for chunk in self._blob_from(descriptor, offset, tries):
                     offset += len(chunk)
                     yield chunk
                     tries.reset()
@@ -204,23 +211,23 @@ class Repository:
                 if offset >= descriptor.size:
                     return
                 # A body that ended early without an error, as one of a wrong Content-Length does.
-                short = NetworkError(f"{self.url(f'blobs/{descriptor.digest}')}: ended at byte {offset}")
+                url = redacted(self.url(f"blobs/{descriptor.digest}"))
+                short = NetworkError(f"GET {url}: ended after {offset} of {descriptor.size} bytes")
                 if not tries.again(short):
                     raise short
 
-    def _blob_from(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+    def _blob_from(self, descriptor: Descriptor, offset: int, tries: Tries) -> Iterator[bytes]:
+        """Read a blob from byte `offset` on; nothing comes where the registry says that there is nothing more."""
         url = self.url(f"blobs/{descriptor.digest}")
         headers = {"Range": f"bytes={offset}-"} if offset else {}
+        expected = (200, 206, 416) if offset else (200,)
         answer = self.transport.request(
-            self.endpoint, "GET", url, scopes=self.scopes, headers=headers, expected=(200, 206)
+            self.endpoint, "GET", url, scopes=self.scopes, headers=headers, expected=expected, tries=tries
         )
-        skip = 0
-        if offset:
-            skip = _bytes_to_skip(answer, offset)
-        elif answer.status != 200:
-            answer.close()
-            msg = f"GET {redacted(answer.url)}: a part of the blob came though all of it was asked for"
-            raise FinalNetworkError(msg)
+        if answer.status == 416:
+            answer.drain()
+            return
+        skip = _bytes_to_skip(answer, offset) if offset else 0
         for chunk in answer.chunks():
             if skip >= len(chunk):
                 skip -= len(chunk)

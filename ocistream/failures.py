@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import requests
 import urllib3.exceptions
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["network_error", "reason", "refusal"]
 
+#: What the libraries below say of a URL, or of a proxy's, holds all of it: a password or a signature too.
+_MALFORMED: Final = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+    urllib3.exceptions.LocationValueError,
+    http.client.InvalidURL,
+)
+
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Walk to the root of what requests and urllib3 wrap, which is where the reason stands."""
@@ -50,10 +60,10 @@ def reason(error: BaseException) -> str:
     for cause in causes:
         if (text := _known_reason(cause)) is not None:
             return text
-    last = causes[-1]
-    if isinstance(last, OSError) and last.strerror:
-        return last.strerror.lower()
-    return printable(str(last)) or type(last).__name__
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+    return printable(str(causes[-1])) or type(causes[-1]).__name__
 
 
 def _known_reason(cause: BaseException) -> str | None:
@@ -64,12 +74,15 @@ def _known_reason(cause: BaseException) -> str | None:
         text = f"the host name cannot be resolved: {cause.strerror}"
     elif isinstance(cause, urllib3.exceptions.IncompleteRead):
         text = f"{cause.partial} bytes came, {cause.expected} more were promised"
-    elif isinstance(cause, ConnectionError) and cause.strerror:
-        text = cause.strerror.lower()
     elif isinstance(cause, ssl.SSLError):
         text = f"TLS failed: {cause.reason or 'the connection broke off'}"
+    elif isinstance(cause, urllib3.exceptions.NewConnectionError):
+        # urllib3 counts it among the time-outs, whatever the reason; that one lies deeper.
+        text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError | requests.Timeout):
         text = "timed out"
+    elif isinstance(cause, _MALFORMED):
+        text = "the URL, or that of a proxy, is malformed or of an unknown kind"
     return text
 
 
@@ -86,7 +99,7 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
             final, hint = True, "is the name right?"
         elif isinstance(cause, requests.exceptions.ProxyError):
             hint = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
-        elif isinstance(cause, requests.exceptions.InvalidURL | requests.exceptions.InvalidHeader):
+        elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
             final = True
     kind = FinalNetworkError if final else NetworkError
     return kind(f"{method} {redacted(url)}: {reason(error)}", hint=hint)
@@ -106,8 +119,13 @@ def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
     return codes, printable(messages[0], 300) if messages else ""
 
 
-def refusal(registry: str, method: str, url: str, status: int, body: bytes) -> OcistreamError:
-    """Say what a registry's answer means, in one line without secrets; `body` is its beginning."""
+def refusal(
+    registry: str, method: str, url: str, status: int, body: bytes, wait: float | None = None
+) -> OcistreamError:
+    """Say what a registry's answer means, in one line without secrets.
+
+    `body` is its beginning, `wait` the seconds after which it asks to be asked again.
+    """
     codes, message = _error_body(body)
     said = ": ".join(part for part in (" ".join(codes), message) if part)
     what = f"{method} {redacted(url)}: {status}" + (f" {said}" if said else "")
@@ -116,10 +134,8 @@ def refusal(registry: str, method: str, url: str, status: int, body: bytes) -> O
         return AuthenticationError(f"{registry} refused: {what}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
         return NotFoundError(what)
-    limited = status == HTTPStatus.TOO_MANY_REQUESTS
-    return RegistryError(
-        what,
-        status=status,
-        codes=codes,
-        hint="the registry limits how much it gives: wait, or log in for a higher limit" if limited else None,
-    )
+    pause: str | None = f"the registry asks to be left alone for {wait:.0f} s" if wait else None
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        length = f" {wait:.0f} s" if wait else ""
+        pause = f"the registry limits how much it gives: wait{length}, or log in for a higher limit"
+    return RegistryError(what, status=status, codes=codes, hint=pause)

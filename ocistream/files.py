@@ -20,10 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["atomic_file", "disk_errors", "locked_directory", "open_for_reading", "read_bounded", "write_all"]
+__all__ = [
+    "atomic_file",
+    "disk_errors",
+    "drop_unfinished",
+    "locked_directory",
+    "open_for_reading",
+    "read_bounded",
+    "write_all",
+]
 
 #: Temporary files of ours; the dot keeps them out of `ls`, the suffix lets `gc` and the next run find them.
 PARTIAL_SUFFIX = ".partial"
+
+#: Those that are being written now, by any thread.
+_unfinished: set[Path] = set()
 
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -68,6 +79,7 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    _unfinished.add(temporary)
     try:
         with FileIO(os.open(temporary, flags, mode), "r+b") as file:
             yield file
@@ -77,7 +89,16 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        _unfinished.discard(temporary)
     sync_directory(path.parent)
+
+
+def drop_unfinished() -> None:
+    """Remove the temporary files of threads that will not get to do it: the process ends without waiting for them."""
+    for temporary in list(_unfinished):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sync_directory(directory: Path) -> None:

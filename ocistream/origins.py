@@ -1,4 +1,4 @@
-"""Where a request may go: origins, loopback and inward addresses, and URLs made fit to be shown.
+"""Where a request may go: origins, redirects, loopback and inward addresses, proxies; URLs made fit to be shown.
 
 Rules only (LIMITS.md: redirects, realms, private addresses); nothing is sent from here.
 """
@@ -6,19 +6,24 @@ Rules only (LIMITS.md: redirects, realms, private addresses); nothing is sent fr
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from ocistream.errors import FinalNetworkError
 from ocistream.reference import printable
 
-__all__ = ["Origin", "check_target", "is_loopback", "redacted"]
+__all__ = ["Origin", "bypasses_proxy", "check_target", "is_loopback", "redacted", "resolved"]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
+#: What cannot stand in a request's first line.
+_UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
+#: An entry of NO_PROXY that is no address: a host or a domain, with or without its first dot, and perhaps a port.
+_NO_PROXY: Final = re.compile(r"\.?(\[[^\]]+\]|[^:]+)(?::([0-9]{1,5}))?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,28 @@ def check_target(home: Origin, url: str) -> None:
     target = Origin.of(url)
     if home.scheme == "https" and target.scheme != "https":
         msg = f"{home.host} leads from https to {redacted(url)}: not followed"
-        raise FinalNetworkError(msg)
+        hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
+        raise FinalNetworkError(msg, hint=hint if target.host == home.host else None)
     if target.host != home.host and _is_inward(target.host) and not _is_inward(home.host):
         msg = f"{home.host} leads to {target.host}, an address inside of this machine or network: not followed"
         raise FinalNetworkError(msg)
+
+
+def resolved(base: str, location: str) -> str:
+    """Give the URL that a Location means, which may be relative, in the answer to a request for `base`.
+
+    It stays as it is, byte for byte, since it may be signed (REGISTRIES 1, 2); only what cannot be sent is
+    percent-encoded.
+
+    Raises:
+        FinalNetworkError: it is malformed.
+    """
+    try:
+        # A header's bytes were read as Latin-1.
+        return urljoin(base, _UNSENDABLE.sub(lambda match: quote(match[0], safe="", encoding="latin-1"), location))
+    except ValueError as error:
+        msg = f"{redacted(base)} leads to {redacted(location)}"
+        raise FinalNetworkError(msg) from error
 
 
 def redacted(url: str) -> str:
@@ -81,6 +104,32 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def bypasses_proxy(url: str, no_proxy: str) -> bool:
+    """Say whether a URL is asked for without a proxy: on this machine, or because NO_PROXY says so.
+
+    `no_proxy` is a list of hosts and domains, perhaps with a port, of addresses and networks (`10.0.0.0/8`); `*` is
+    everything. (requests has a function for it, which writes to the environment; with several threads that breaks.)
+    """
+    origin = Origin.of(url)
+    return is_loopback(origin.host) or any(
+        entry == "*" or _exempts(entry, origin) for entry in no_proxy.lower().replace(",", " ").split()
+    )
+
+
+def _exempts(entry: str, origin: Origin) -> bool:
+    if _is_address(origin.host):
+        try:
+            return ipaddress.ip_address(origin.host) in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            # It is no network, but may still be the address with a port.
+            pass
+    match = _NO_PROXY.match(entry)
+    if match is None or (match[2] and int(match[2]) != origin.port):
+        return False
+    name = match[1].strip("[]")
+    return origin.host == name or origin.host.endswith(f".{name}")
 
 
 def _is_inward(host: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Protocol
@@ -66,7 +67,7 @@ class Waits(Protocol):
 
 
 class Tries:
-    """Counts the tries of one piece of work, and waits between them."""
+    """Counts the tries of one piece of work, however many requests it takes, and waits between them."""
 
     def __init__(self, waits: Waits) -> None:
         """Begin with none used up."""
@@ -89,10 +90,11 @@ class Tries:
             wait = self._backoff()
             self._waits.retried(Retried("", failure.what, wait))
         else:
-            asked = retry_after(failure.header("Retry-After"))
-            if asked is not None and asked > self._waits.patience.retry_after_limit:
+            asked = retry_after(failure.header("Retry-After")) or 0.0
+            if asked > self._waits.patience.retry_after_limit:
                 return False
-            wait = self._backoff() if asked is None else asked
+            # Who answers "Retry-After: 0" again and again is not to use up all tries in no time.
+            wait = max(asked, self._backoff())
             failure.drain()
             if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
                 self._waits.hold_back(failure.url, wait)
@@ -109,11 +111,12 @@ class Tries:
 
 def retry_after(value: str | None) -> float | None:
     """Read a Retry-After header, seconds or a date, as seconds from now; None where it is absent or makes no sense."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
         return None
+    # Without a zone it is UTC all the same (RFC 9110, section 5.6.7).
+    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())

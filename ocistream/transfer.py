@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ocistream.errors import CancelledError, MissingContentError, UnsupportedError
 from ocistream.interfaces import Blob, Mounts, Recalls
-from ocistream.stream import counted, verified
+from ocistream.stream import counted, verified, wrong_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +27,10 @@ __all__ = ["Moved", "Observer", "Report", "copy"]
 
 #: How many blobs move at once. More connections cost memory, and gain little where one line is shared.
 DEFAULT_JOBS = 4
+#: Seconds that a failed or interrupted transfer gives its threads to clean up behind themselves.
+_GRACE = 3.0
+#: Seconds between two looks at whether one thread has failed while another is waited for.
+_LOOK_EVERY = 0.2
 
 _T = TypeVar("_T")
 
@@ -101,15 +105,15 @@ class _Transfer:
         self._observer.planned(graph)
         self._sink.begin(graph)
         absent = [manifest for manifest in graph.absent if not self._sink.has_manifest(manifest)]
-        waiting = [blob for blob in graph.blobs if blob.digest not in self._moved]
-        wanted = self._without_those_there(waiting)
+        wanted = self._without_those_there(self._waiting(graph))
         # Even where nothing is wanted any more, a pipe is read to its end.
         self._put_all(wanted)
         lacking = [*absent, *(blob for blob in wanted if blob.digest not in self._moved)]
         if lacking:
             raise _missing(lacking)
         self._sink.commit(graph)
-        blobs = [self._moved[blob.digest] for blob in graph.blobs]
+        # Of what came early, only the digest was known.
+        blobs = [Moved(blob, self._moved[blob.digest].how) for blob in graph.blobs]
         return Report(graph, blobs, time.monotonic() - began)
 
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
@@ -127,6 +131,21 @@ class _Transfer:
         return self._sink.recall(descriptor)
 
     # -- the steps ---------------------------------------------------------------------------------------
+
+    def _waiting(self, graph: Graph) -> list[Descriptor]:
+        """List the blobs that have not come early.
+
+        Raises:
+            IntegrityError: one that has come is not of the size that the manifests give it.
+        """
+        waiting: list[Descriptor] = []
+        for blob in graph.blobs:
+            moved = self._moved.get(blob.digest)
+            if moved is None:
+                waiting.append(blob)
+            elif moved.descriptor.size != blob.size:
+                raise wrong_size(blob, moved.descriptor.size)
+        return waiting
 
     def _without_those_there(self, blobs: list[Descriptor]) -> list[Descriptor]:
         """Ask for every blob whether the sink has it, or can have it without its bytes being sent."""
@@ -212,12 +231,24 @@ class _Workers(Generic[_T]):
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join()
+                # One that is stalled on its socket is not to hold up what another one has to report.
+                while thread.is_alive() and self._failure is None:
+                    thread.join(_LOOK_EVERY)
         except BaseException:
             self._cancelled.set()
+            self._wait_a_little(threads)
             raise
         if self._failure is not None:
+            self._wait_a_little(threads)
             raise self._failure
+
+    @staticmethod
+    def _wait_a_little(threads: list[threading.Thread]) -> None:
+        """Let those that notice the cancellation drop what they have begun; who waits for a socket is left to it."""
+        deadline = time.monotonic() + _GRACE
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _loop(self) -> None:
         try:

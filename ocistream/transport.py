@@ -1,44 +1,40 @@
-"""HTTP as registries need it: one session, retries, redirects, origins, errors, and nothing secret in any text.
+"""HTTP as registries need it: authorization, redirects, retries, errors, and nothing secret in any text.
 
-The only room that imports requests. It knows which origin a credential belongs to and that a body must be replayable
-to be sent again; it knows nothing of manifests and blobs.
+It knows which origin a credential belongs to and that a body must be replayable to be sent again; it knows nothing of
+manifests and blobs, and leaves the sockets to `ocistream.connections`.
 """
 
 from __future__ import annotations
 
-import http.cookiejar
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit
-
-import requests
-import requests.adapters
-import requests.utils
-import urllib3.exceptions
+from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.auth import Authenticator, TokenAnswer, TokenRequest
-from ocistream.errors import CancelledError, FinalNetworkError, NetworkError
-from ocistream.failures import network_error, reason, refusal
-from ocistream.origins import Origin, check_target, is_loopback, redacted
-from ocistream.retry import Patience, Retried, Tries
+from ocistream.connections import Answer, Body, Connections
+from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
+from ocistream.failures import refusal
+from ocistream.origins import Origin, check_target, is_loopback, redacted, resolved
+from ocistream.retry import Patience, Retried, Tries, retry_after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.credentials import Credential
-    from ocistream.stream import Chunk
+    from ocistream.errors import OcistreamError
 
-__all__ = ["Answer", "Body", "Endpoint", "SizedBody", "Transport", "TransportSettings"]
+__all__ = ["Endpoint", "Transport", "TransportSettings"]
 
 #: Answers that may be better the next time (REGISTRIES 29, 30).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
+_STORING: Final = frozenset({"PATCH", "PUT"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-#: Connecting and reading, in seconds, when an abandoned upload is deleted: nobody is to wait for that.
-_CLEANUP_TIMEOUT: Final = (3.0, 3.0)
+#: How long an abandoned upload's deletion may take, in seconds: nobody is to wait for that.
+_CLEANUP_TIMEOUT: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +46,15 @@ class TransportSettings:
     connect_timeout: float = 15.0
     #: A read or write that moves no byte for so long is a stall. There is no limit for the whole of a transfer.
     stall_timeout: float = 60.0
+    #: How long a registry may be silent after the last byte of a blob: some move or hash all of it before they
+    #: answer, and a hundred gigabytes on a slow disk or in an object store take minutes.
+    store_timeout: float = 900.0
     patience: Patience = field(default_factory=Patience)
     #: A file of CA certificates in place of the bundled ones.
     ca_file: str | None = None
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts, as the environment names them.
     proxies: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "ocistream"
-
-
-class Body:
-    """A request body that is made while it is sent, in chunked encoding since its length is not known.
-
-    It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was
-    asked for, after which only a body that can be opened again may be sent again.
-    """
-
-    def __init__(self, chunks: Callable[[], Iterator[Chunk]]) -> None:
-        """Keep the way to the chunks; they are opened when they are asked for."""
-        self._chunks = chunks
-        self.begun = False
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Send."""
-        self.begun = True
-        return self._chunks()
-
-
-class SizedBody(Body):
-    """A request body of known length."""
-
-    def __init__(self, chunks: Callable[[], Iterator[Chunk]], length: int) -> None:
-        """Keep the length in bytes, which must not be 0: that would become chunked encoding."""
-        super().__init__(chunks)
-        self._length = length
-
-    def __len__(self) -> int:
-        """Give the length, which becomes the Content-Length."""
-        return self._length
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,67 +67,25 @@ class Endpoint:
     authenticator: Authenticator
 
 
-class Answer:
-    """A response whose body has not been read yet."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What stays the same when a request is sent again, or elsewhere. Times are in seconds."""
 
-    def __init__(self, response: requests.Response, method: str, url: str) -> None:
-        """Wrap what requests gave."""
-        self._response = response
-        self.method = method
-        self.url = url
-        self.status = response.status_code
+    method: str
+    headers: Mapping[str, str]
+    body: bytes | Body | None = None
+    #: How long connecting may take, and how long the answer may be waited for and stall.
+    timeout: tuple[float, float] | None = None
 
-    def header(self, name: str) -> str | None:
-        """Give a header's value, or None."""
-        return self._response.headers.get(name)
+    @property
+    def begun(self) -> bool:
+        """Whether a part of the body has gone already, so that it cannot be sent again."""
+        return isinstance(self.body, Body) and self.body.begun
 
-    def challenges(self) -> Sequence[str]:
-        """Give every WWW-Authenticate header."""
-        raw = self._response.raw
-        return list(raw.headers.getlist("WWW-Authenticate"))
-
-    def chunks(self, size: int = limits.CHUNK) -> Iterator[bytes]:
-        """Read the body in chunks of `size` bytes, the last one shorter.
-
-        Raises:
-            NetworkError: it broke off, or stalled.
-        """
-        raw = self._response.raw
-        try:
-            while chunk := raw.read(size, decode_content=False):
-                yield chunk
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            msg = f"{self.method} {redacted(self.url)}: the answer broke off: {reason(error)}"
-            raise NetworkError(msg) from error
-        finally:
-            self.close()
-
-    def read(self, limit: int) -> bytes:
-        """Read a small body whole, up to `limit` + 1 bytes: a longer answer tells that it is too long.
-
-        Raises:
-            NetworkError: it broke off.
-        """
-        parts: list[bytes] = []
-        length = 0
-        for chunk in self.chunks(64 * limits.KIB):
-            parts.append(chunk)
-            length += len(chunk)
-            if length > limit:
-                break
-        self.close()
-        return b"".join(parts)[: limit + 1]
-
-    def drain(self) -> None:
-        """Read what little body there may be, so that the connection can be used again."""
-        self.read(limits.MAX_ERROR_BODY)
-
-    def close(self) -> None:
-        """Give the connection back, or close it where the body was not read to its end."""
-        raw = self._response.raw
-        if raw.length_remaining or not raw.isclosed():
-            raw.close()
-        raw.release_conn()
+    def with_authorization(self, value: str | None) -> _Request:
+        """Give the same request with this Authorization, or without one."""
+        headers = {name: text for name, text in self.headers.items() if name != "Authorization"}
+        return replace(self, headers=headers | {"Authorization": value} if value else headers)
 
 
 class Transport:
@@ -185,11 +111,17 @@ class Transport:
         self._lock = threading.Lock()
         self._not_before: dict[str, float] = {}
         self.cancelled = cancelled or threading.Event()
-        self._session = _new_session(settings)
+        self._connections = Connections(
+            connect_timeout=settings.connect_timeout,
+            stall_timeout=settings.stall_timeout,
+            ca_file=settings.ca_file,
+            proxies=settings.proxies,
+            user_agent=settings.user_agent,
+        )
 
     def close(self) -> None:
         """Close all idle connections."""
-        self._session.close()
+        self._connections.close()
 
     def endpoint(self, registry: str) -> Endpoint:
         """Give the endpoint of a registry such as `docker.io` or `localhost:5000`."""
@@ -219,11 +151,13 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         body: bytes | Body | None = None,
         expected: Sequence[int] = (200,),
+        tries: Tries | None = None,
     ) -> Answer:
         """Send a request until it is answered for good, and give an answer of an `expected` status.
 
         Authorization is sent to the endpoint's own origin and nowhere else. A `Body` that was begun is not sent
-        again by this method, whatever happens: who made it must decide from where.
+        again by this method, whatever happens: who made it must decide from where. `tries` are those of the work
+        that this request is a part of.
 
         Raises:
             AuthenticationError: 401 or 403, after a fresh token was tried.
@@ -231,20 +165,26 @@ class Transport:
             RegistryError: any other status, after all retries.
             NetworkError: no answer, after all retries.
         """
-        tries = self.tries()
+        # Of a manifest a registry has nothing to store that takes long.
+        storing = method in _STORING and not isinstance(body, bytes)
+        answer_timeout = self._settings.store_timeout if storing else self._settings.stall_timeout
+        request = _Request(method, headers or {}, body, (self._settings.connect_timeout, answer_timeout))
+        tries = tries or self.tries()
         while True:
             try:
-                answer = self._authorized(endpoint, method, url, scopes, dict(headers or {}), body)
+                answer = self._authorized(endpoint, request, url, scopes)
+            except RegistryError:
+                # The token server's, which was tried again already.
+                raise
             except NetworkError as error:
-                if _begun(body) or not tries.again(error):
+                if request.begun or not tries.again(error):
                     raise
                 continue
             if answer.status in expected:
                 return answer
-            if answer.status in _RETRIED_STATUSES and not _begun(body) and tries.again(answer):
+            if answer.status in _RETRIED_STATUSES and not request.begun and tries.again(answer):
                 continue
-            beginning = answer.read(limits.MAX_ERROR_BODY)
-            raise refusal(endpoint.registry, method, answer.url, answer.status, beginning)
+            raise _refused(endpoint, answer)
 
     def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> None:
         """Send a request whose failure does not matter, even after a cancellation: cleaning up behind oneself.
@@ -252,12 +192,12 @@ class Transport:
         Raises:
             OcistreamError: it failed; it is not tried again.
         """
-        headers = {}
-        if Origin.of(url) == endpoint.origin and (known := endpoint.authenticator.authorization(scopes)):
-            headers["Authorization"] = known
+        request = _Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
+        if Origin.of(url) == endpoint.origin:
+            request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
             check_target(endpoint.origin, url)
-        self._send(method, url, headers, None, timeout=_CLEANUP_TIMEOUT).drain()
+        self._send(request, url).drain()
 
     def tries(self) -> Tries:
         """Begin counting the tries of one piece of work."""
@@ -285,79 +225,49 @@ class Transport:
 
     # -- one request, with its authorization and its redirects ------------------------------------------
 
-    def _authorized(
-        self,
-        endpoint: Endpoint,
-        method: str,
-        url: str,
-        scopes: tuple[str, ...],
-        headers: dict[str, str],
-        body: bytes | Body | None,
-    ) -> Answer:
+    def _authorized(self, endpoint: Endpoint, request: _Request, url: str, scopes: tuple[str, ...]) -> Answer:
         if Origin.of(url) != endpoint.origin:
             check_target(endpoint.origin, url)
-            return self._redirected(method, url, headers, body)
-        authorization = endpoint.authenticator.authorization(scopes)
-        if authorization:
-            headers["Authorization"] = authorization
-        answer = self._redirected(method, url, headers, body)
-        if answer.status != HTTPStatus.UNAUTHORIZED or _begun(body):
+            return self._redirected(request, url)
+        shown = endpoint.authenticator.authorization(scopes)
+        answer = self._redirected(request.with_authorization(shown), url)
+        if answer.status != HTTPStatus.UNAUTHORIZED or Origin.of(answer.url) != endpoint.origin:
             return answer
         challenges = answer.challenges()
         answer.drain()
-        headers["Authorization"] = endpoint.authenticator.challenged(challenges, scopes, authorization)
-        return self._redirected(method, url, headers, body)
+        fresh = endpoint.authenticator.challenged(challenges, scopes, shown)
+        if request.begun:
+            msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
+            raise NetworkError(msg)
+        return self._redirected(request.with_authorization(fresh), url)
 
-    def _redirected(self, method: str, url: str, headers: dict[str, str], body: bytes | Body | None) -> Answer:
+    def _redirected(self, request: _Request, url: str) -> Answer:
         """Send, and follow redirects by LIMITS.md's rules: at most five, never down to http, credentials stay."""
         home = Origin.of(url)
         for _ in range(limits.MAX_REDIRECTS + 1):
             self._wait_for_turn(url)
-            answer = self._send(method, url, headers, body)
+            answer = self._send(request, url)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
             answer.drain()
-            target = urljoin(url, location)
+            where = f"{request.method} {redacted(url)}"
+            target = resolved(url, location)
             if Origin.of(target) != home:
-                headers = {k: v for k, v in headers.items() if k != "Authorization"}
-                if body is not None:
-                    msg = f"{method} {redacted(url)} was redirected to another host, {redacted(target)}: not followed"
+                request = request.with_authorization(None)
+                if request.body is not None:
+                    msg = f"{where} was redirected to another host, {redacted(target)}: not followed"
                     raise FinalNetworkError(msg)
-            if _begun(body):
-                msg = f"{method} {redacted(url)} was redirected after its body was sent"
+            if request.begun:
+                msg = f"{where} was redirected after its body was sent"
                 raise FinalNetworkError(msg)
             check_target(Origin.of(url), target)
             url = target
-        msg = f"{method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
+        msg = f"{request.method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
         raise FinalNetworkError(msg)
 
-    def _send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | Body | None,
-        timeout: tuple[float, float] | None = None,
-    ) -> Answer:
-        request = requests.Request(method, url, headers=headers, data=b"" if body is None else body)
-        try:
-            prepared = self._session.prepare_request(request)
-            # A signed URL is to arrive as it was given; requests would quote it anew (REGISTRIES 2).
-            prepared.url = url
-            if not body and method in {"POST", "PUT", "PATCH"}:
-                prepared.headers["Content-Length"] = "0"
-            response = self._session.send(
-                prepared,
-                stream=True,
-                allow_redirects=False,
-                timeout=timeout or (self._settings.connect_timeout, self._settings.stall_timeout),
-                proxies=self._proxies(url),
-                verify=self._settings.ca_file or True,
-            )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise network_error(method, url, error) from error
-        return Answer(response, method, url)
+    def _send(self, request: _Request, url: str) -> Answer:
+        return self._connections.send(request.method, url, request.headers, request.body, request.timeout)
 
     def _wait_for_turn(self, url: str) -> None:
         if self.cancelled.is_set():
@@ -373,12 +283,13 @@ class Transport:
         tries = self.tries()
         while True:
             try:
-                answer = self._redirected(request.method, request.url, dict(request.headers), request.body)
+                answer = self._redirected(_Request(request.method, request.headers, request.body), request.url)
                 if answer.status not in _RETRIED_STATUSES or not tries.again(answer):
                     return TokenAnswer(answer.status, answer.read(limits.MAX_TOKEN_ANSWER))
             except NetworkError as error:
                 if not tries.again(error):
-                    raise
+                    # Whoever needs the token is not to begin all this anew.
+                    raise FinalNetworkError(error.what, hint=error.hint) from error
 
     # -- where a request may go -------------------------------------------------------------------------
 
@@ -388,30 +299,7 @@ class Transport:
         scheme = "http" if self._settings.plain_http or is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
         return f"{scheme}://{host}"
 
-    def _proxies(self, url: str) -> dict[str, str]:
-        proxies = self._settings.proxies
-        no_proxy = proxies.get("no_proxy", "")
-        if is_loopback(urlsplit(url).hostname or "") or (
-            no_proxy and requests.utils.should_bypass_proxies(url, no_proxy=no_proxy)
-        ):
-            return {}
-        return {scheme: proxy for scheme, proxy in proxies.items() if scheme != "no_proxy"}
 
-
-def _begun(body: bytes | Body | None) -> bool:
-    return isinstance(body, Body) and body.begun
-
-
-def _new_session(settings: TransportSettings) -> requests.Session:
-    session = requests.Session()
-    # netrc would override a Bearer header, also on redirects; proxies and CA come by `settings`.
-    session.trust_env = False
-    # A cookie makes Harbor ask for a CSRF token (REGISTRIES 21).
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    # A CDN that gzips a blob breaks its length and digest (REGISTRIES 22).
-    session.headers.clear()
-    session.headers.update({"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"})
-    adapter = requests.adapters.HTTPAdapter(pool_connections=16, pool_maxsize=16, max_retries=0)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
+def _refused(endpoint: Endpoint, answer: Answer) -> OcistreamError:
+    asked = retry_after(answer.header("Retry-After"))
+    return refusal(endpoint.registry, answer.method, answer.url, answer.status, answer.explanation(), asked)

@@ -10,22 +10,34 @@ from __future__ import annotations
 import contextlib
 import itertools
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError, RegistryError
-from ocistream.origins import redacted
-from ocistream.transport import Body, SizedBody
+from ocistream.connections import Body
+from ocistream.errors import (
+    AuthenticationError,
+    FinalNetworkError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+)
+from ocistream.origins import redacted, resolved
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ocistream.connections import Answer
     from ocistream.distribution import Repository
     from ocistream.interfaces import Blob
     from ocistream.model import Descriptor
-    from ocistream.transport import Answer
+    from ocistream.retry import Tries
+    from ocistream.stream import Chunk
 
 __all__ = ["Uploader"]
 
 _PATCHED: Final = (200, 201, 202, 204)
 _CLOSED: Final = (200, 201, 202, 204)
+_OCTETS: Final = {"Content-Type": "application/octet-stream"}
 
 
 class Uploader:
@@ -41,11 +53,14 @@ class Uploader:
     def mount(self, descriptor: Descriptor, source: str) -> bool:
         """Try to mount a blob from the repository `source` of the same registry.
 
-        Any failure to do so means a plain upload (ggcr#1404, #1679).
+        Any refusal to do so means a plain upload (ggcr#1404, #1679).
+
+        Raises:
+            NetworkError: there was no answer, after all retries.
         """
         query = f"mount={descriptor.digest}&from={quote(source, safe='/')}"
         try:
-            answer = self._repository.transport.request(
+            answer = self._transport.request(
                 self._repository.endpoint,
                 "POST",
                 self._repository.url(f"blobs/uploads/?{query}"),
@@ -53,15 +68,13 @@ class Uploader:
                 scopes=(*self._repository.scopes, f"repository:{source}:pull"),
                 expected=(201, 202),
             )
-        except (RegistryError, OcistreamError) as error:
-            if isinstance(error, NetworkError) and not isinstance(error, RegistryError):
-                raise
+        except (AuthenticationError, NotFoundError, RegistryError):
             return False
         answer.drain()
         if answer.status == 201:
             return True
-        with contextlib.suppress(NetworkError):
-            self._opened[descriptor.digest] = _location(answer)
+        with contextlib.suppress(FinalNetworkError):
+            self._opened[descriptor.digest] = _session(answer)
         return False
 
     def upload(self, blob: Blob) -> None:
@@ -72,53 +85,90 @@ class Uploader:
             OcistreamError: whatever the blob's own chunks raise, with the session deleted.
         """
         tries = self._transport.tries()
-        while True:
-            try:
-                self._upload_once(blob)
-            except FinalNetworkError:
-                raise
-            except NetworkError as error:
-                if isinstance(error, RegistryError) and not _may_pass(error):
-                    raise
-                if not blob.replayable or not tries.again(error):
-                    raise
-            else:
-                return
+        while (failure := self._attempt(blob, tries)) is not None:
+            if not blob.replayable:
+                hint = "what comes from a pipe cannot be sent again: push from a file, or run both sides once more"
+                raise NetworkError(failure.what, hint=hint) from failure
+            if not tries.again(failure):
+                raise failure
 
-    def _upload_once(self, blob: Blob) -> None:
-        chunks = iter(blob.open())
-        # A slow source must not keep a session waiting until the registry closes it (skopeo#2101).
-        first = next(chunks, b"")
-        location = self._begin(blob.descriptor)
+    def _attempt(self, blob: Blob, tries: Tries) -> NetworkError | None:
+        """Send a blob once; None if it is there, else what a new attempt may cure. Other failures are raised."""
+        chunks = blob.open()
         try:
-            if first:
-                rest = itertools.chain([first], chunks)
-                body = SizedBody(lambda: rest, blob.descriptor.size)
-                answer = self._send(location, "PATCH", body, {"Content-Type": "application/octet-stream"}, _PATCHED)
-                location = _location(answer)
-            self._finish(blob.descriptor, location)
+            # A slow source must not keep a session waiting until the registry closes it (skopeo#2101).
+            first = next(chunks, b"")
+            body = Body(itertools.chain([first], chunks), blob.descriptor.size) if first else None
+            try:
+                self._send_blob(blob.descriptor, body, tries)
+            except NetworkError as error:
+                # Whoever reads the blob has tried again already.
+                if (body and body.failure) or not _may_pass(error):
+                    raise
+                return error
+        finally:
+            _close(chunks)
+        return None
+
+    def _send_blob(self, descriptor: Descriptor, body: Body | None, tries: Tries) -> None:
+        location = self._open_session(descriptor, tries)
+        try:
+            if body is not None:
+                answer = self._continue(location, "PATCH", _PATCHED, tries, body)
+                location = _next(answer)
+            self._finish(descriptor, location, tries)
         except BaseException:
             self._abandon(location)
             raise
 
-    def _begin(self, descriptor: Descriptor) -> str:
+    def _open_session(self, descriptor: Descriptor, tries: Tries) -> str:
         """Open a session and give its URL; the token is had here, before any body is sent."""
         if (location := self._opened.pop(descriptor.digest, None)) is not None:
             return location
-        answer = self._send(self._repository.url("blobs/uploads/"), "POST", None, {}, (202,))
-        return _location(answer)
-
-    def _finish(self, descriptor: Descriptor, location: str) -> None:
-        url = _with_query(location, f"digest={descriptor.digest}")
         try:
-            self._send(url, "PUT", None, {"Content-Type": "application/octet-stream"}, _CLOSED)
+            answer = self._send("POST", self._repository.url("blobs/uploads/"), (202,), tries)
+        except NotFoundError as error:
+            hint = "some registries want a repository to be made before the first push to it"
+            raise NotFoundError(error.what, hint=hint) from error
+        return _session(answer)
+
+    def _finish(self, descriptor: Descriptor, location: str, tries: Tries) -> None:
+        try:
+            self._continue(_with_query(location, f"digest={descriptor.digest}"), "PUT", _CLOSED, tries)
         except OcistreamError:
             # An answer that was lost: the retry finds no session, since the first try had closed it.
-            if not self._repository.has_blob(descriptor):
+            if not self._is_there(descriptor, tries):
                 raise
 
+    def _is_there(self, descriptor: Descriptor, tries: Tries) -> bool:
+        try:
+            return self._repository.has_blob(descriptor, tries)
+        except OcistreamError:
+            # What became of the upload is the news, not that asking failed as well.
+            return False
+
+    def _continue(
+        self, location: str, method: str, expected: tuple[int, ...], tries: Tries, body: Body | None = None
+    ) -> Answer:
+        """Send to a session.
+
+        Raises:
+            NetworkError: among other reasons, the registry does not know it any more; a new one may be opened.
+        """
+        try:
+            return self._send(method, location, expected, tries, _OCTETS, body)
+        except NotFoundError as error:
+            msg = f"the registry has lost the upload: {error.what}"
+            raise NetworkError(msg) from error
+
     def _send(
-        self, url: str, method: str, body: Body | None, headers: dict[str, str], expected: tuple[int, ...]
+        self,
+        method: str,
+        url: str,
+        expected: tuple[int, ...],
+        tries: Tries,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
     ) -> Answer:
         answer = self._transport.request(
             self._repository.endpoint,
@@ -128,6 +178,7 @@ class Uploader:
             headers=headers,
             body=body,
             expected=expected,
+            tries=tries,
         )
         answer.drain()
         return answer
@@ -138,22 +189,34 @@ class Uploader:
             self._transport.request_once(self._repository.endpoint, "DELETE", location, scopes=self._repository.scopes)
 
 
-def _may_pass(error: RegistryError) -> bool:
-    """Say whether an upload that got this answer is worth another try: a lost session, or a server in trouble."""
-    return error.status >= 500 or error.status in {408, 416, 429}
+def _close(chunks: Iterator[Chunk]) -> None:
+    """Let go at once of the connection or file that a generator reads from; an exception would keep it."""
+    if (close := getattr(chunks, "close", None)) is not None:
+        close()
 
 
-def _location(answer: Answer) -> str:
-    """Give the URL that an answer says to go on with, resolved against the request's own (REGISTRIES 1).
+def _may_pass(error: NetworkError) -> bool:
+    """Say whether an upload that failed so is worth another try: a server in trouble, or a connection that broke."""
+    if isinstance(error, RegistryError):
+        return error.status >= 500 or error.status in {408, 416, 429}
+    return not isinstance(error, FinalNetworkError)
+
+
+def _session(answer: Answer) -> str:
+    """Give the URL of the session that an answer opens.
 
     Raises:
-        NetworkError: there is none.
+        FinalNetworkError: there is none.
     """
-    location = answer.header("Location")
-    if not location:
+    if not answer.header("Location"):
         msg = f"{answer.method} {redacted(answer.url)}: the answer has no Location"
         raise FinalNetworkError(msg)
-    return urljoin(answer.url, location)
+    return _next(answer)
+
+
+def _next(answer: Answer) -> str:
+    """Give the URL to go on with: each answer may name another one (REGISTRIES 1, 3), or none where it is the same."""
+    return resolved(answer.url, answer.header("Location") or "")
 
 
 def _with_query(url: str, query: str) -> str:

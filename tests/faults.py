@@ -358,9 +358,9 @@ class FaultyHandler(Handler):
             case Flip(at):
                 first, rest = _cut(pieces, at)
                 yield from first
-                changed = bytearray(next(rest))
-                changed[0] ^= 1
-                yield bytes(changed)
+                for piece in rest:
+                    yield bytes([piece[0] ^ 1]) + piece[1:]
+                    break
                 yield from rest
             case Resize(by):
                 body = b"".join(pieces)

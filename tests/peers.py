@@ -80,8 +80,11 @@ class DockerRegistry:
         return _linked(self.repository(name) / "_layers")
 
     def uploads(self, name: str) -> list[str]:
-        """Return the upload sessions of repository `name` that were neither completed nor deleted."""
-        return sorted(path.name for path in self.repository(name).glob("_uploads/*"))
+        """Return the upload sessions of repository `name` that were neither completed nor deleted.
+
+        A deleted one leaves an empty folder behind; `startedat` is what makes it a session for the registry.
+        """
+        return sorted(path.parent.name for path in self.repository(name).glob("_uploads/*/startedat"))
 
     def requests(self) -> list[str]:
         """Return every request so far as "METHOD TARGET STATUS", from the access log."""
@@ -233,6 +236,52 @@ def dockerd(folder: Path) -> Iterator[Dockerd]:
             containers = daemon.docker("ps", "--quiet").stdout.split()
             if containers:
                 daemon.docker("kill", *containers)
+        finally:
+            _end(process)
+            _unmount(folder, Path(short))
+
+
+@dataclasses.dataclass(frozen=True)
+class Containerd:
+    """A running containerd with its own state, and no namespace but "default" in use."""
+
+    socket: Path
+
+    def ctr(self, *arguments: str | Path) -> str:
+        """Run containerd's own client against this daemon and return its stdout."""
+        command = ["ctr", "--address", self.socket, *arguments]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.fail(f"ctr {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+
+@contextlib.contextmanager
+def containerd(folder: Path) -> Iterator[Containerd]:
+    """Run containerd as root, with all its state in `folder`; its "native" snapshotter works everywhere."""
+    need("containerd", "ctr", root=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log"
+    with tempfile.TemporaryDirectory(prefix="containerd-") as short:
+        socket = Path(short) / "grpc"
+        file = folder / "config.toml"
+        file.write_text(
+            f"version = 2\nroot = {json.dumps(str(folder / 'root'))}\nstate = {json.dumps(f'{short}/state')}\n"
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f"[grpc]\naddress = {json.dumps(str(socket))}\n[ttrpc]\naddress = {json.dumps(f'{short}/ttrpc')}\n"
+        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["containerd", "--config", str(file)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        try:
+            daemon = Containerd(socket)
+            version = ["ctr", "--address", str(socket), "version"]
+            _wait(lambda: subprocess.run(version, capture_output=True, check=False).returncode == 0, process, log)
+            yield daemon
         finally:
             _end(process)
             _unmount(folder, Path(short))

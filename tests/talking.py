@@ -92,9 +92,9 @@ def converse(host: str, *parts: bytes) -> bytes:
         return read_all(connection)
 
 
-def read_all(connection: socket.socket) -> bytes:
-    """Return everything that comes until the server closes."""
-    received = b""
+def read_all(connection: socket.socket, received: bytearray | None = None) -> bytes:
+    """Return everything that comes until the server closes; `received` keeps it if the connection breaks."""
+    received = bytearray() if received is None else received
     while piece := connection.recv(1 << 16):
         received += piece
-    return received
+    return bytes(received)

@@ -92,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - no traceback reaches a user
         code = _report(console, error)
         console.trace(traceback.format_exc)
+        files.drop_unfinished()
         _settle_stdout()
         return code
 

@@ -31,7 +31,7 @@ class Console:
     def from_arguments(cls, arguments: Sequence[str]) -> Console:
         """Look for a JSON log format before anything is parsed, so that a usage error is JSON as well."""
         found: dict[str, str] = {}
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
             option, _, value = argument.partition("=")
             found[option] = value or following
         return cls(as_json=cls.is_json(found.get("--log-format"), found.get("--progress")))

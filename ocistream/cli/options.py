@@ -290,7 +290,7 @@ def stdout_end(end: End) -> End:
     except OSError:
         # It is not there, or stdout is no file. What is wrong with it is found out where it is opened.
         return end
-    return replace(end, text="-", path=Path("-")) if same else end
+    return replace(end, is_stream=True) if same else end
 
 
 def ca_file(env: Mapping[str, str]) -> str | None:

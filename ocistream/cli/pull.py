@@ -58,6 +58,9 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
     if end.is_stream and end.kind == "oci":
         msg = "a layout directory cannot be written to stdout"
         raise UsageError(msg, hint="name a directory with -o")
+    if end.name and len(references) > 1:
+        msg = f"{len(references)} images cannot all be called {end.name!r}"
+        raise UsageError(msg)
     around = session.surroundings()
 
     def open_ends() -> tuple[Source, Sink]:

@@ -10,6 +10,7 @@ import contextlib
 import re
 import socket
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -75,7 +76,7 @@ class AccessEntry:
     problem: str | None = None
 
 
-class Exchange(BaseHTTPRequestHandler):
+class Exchange(BaseHTTPRequestHandler, ABC):
     """Serves one connection, request by request."""
 
     protocol_version = "HTTP/1.1"
@@ -132,9 +133,9 @@ class Exchange(BaseHTTPRequestHandler):
             self._buffer = memoryview(bytearray(limits.CHUNK))
         return self._buffer
 
+    @abstractmethod
     def dispatch(self) -> None:
         """Find out what is asked for and `answer` it, or raise `RefusedError`."""
-        raise NotImplementedError
 
     def serve(self) -> None:
         """Serve one request whose headers were read; whatever goes wrong, the client gets no traceback."""

@@ -57,7 +57,14 @@ class Handler(Exchange):
         super().write_head(Answer(answer.status, headers, answer.body))
 
     def dispatch(self) -> None:
-        """Serve the endpoint that the path names."""
+        """Serve the endpoint that the path names.
+
+        Raises:
+            RefusedError: there is none, or not with this method; or it is a web page that asks (403). Listening on
+                loopback keeps other machines out, but not the pages that this one's browsers show.
+        """
+        if "Origin" in self.headers:
+            raise RefusedError(403, "DENIED", "this registry does not talk to web pages")
         segments, self.parameters = self.target()
         endpoints = self._endpoints(segments)
         if self.registry.read_only:

@@ -49,7 +49,9 @@ def _of_name(name: str) -> tuple[Spelling, ...]:
         return ()
     paths = [reference.repository, f"{reference.registry}/{reference.repository}"]
     if reference.registry == DEFAULT_REGISTRY and reference.repository.startswith(_HUB_LIBRARY):
-        paths.append(reference.repository.removeprefix(_HUB_LIBRARY))
+        short = reference.repository.removeprefix(_HUB_LIBRARY)
+        # A name that was written in short is listed in short.
+        paths.insert(0 if name.startswith(short) else len(paths), short)
     # A host with a port or in brackets is no part of a repository's name.
     return tuple((path, reference.tag) for path in paths if is_repository(path))
 

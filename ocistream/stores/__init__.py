@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from ocistream import files
 from ocistream.errors import InvalidNameError, UnsupportedError
 from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
 from ocistream.reference import Reference, parse_reference, printable
@@ -36,7 +37,8 @@ class End:
     """One end of a transfer: its `kind`, and where it is.
 
     `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
-    the others by what is found there. `name` chooses an image within it, or gives it a name.
+    the others by what is found there. `name` chooses an image within it, or gives it a name. `is_stream` says that
+    this is stdin or stdout, and no file that is called `-`.
     """
 
     kind: str
@@ -44,11 +46,7 @@ class End:
     reference: Reference | None = None
     path: Path | None = None
     name: str | None = None
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether this is stdin or stdout."""
-        return self.path is not None and str(self.path) == "-"
+    is_stream: bool = False
 
 
 def parse_end(text: str) -> End:
@@ -64,13 +62,23 @@ def parse_end(text: str) -> End:
         if not where:
             msg = f"malformed end {printable(text)!r}: there is no path in it"
             raise InvalidNameError(msg, hint=f"write {prefix}:PATH[:NAME]")
-        return End(prefix, text, path=Path(where).expanduser(), name=name or None)
+        # A directory cannot be streamed: `oci:-` is one of that name.
+        is_stream = where == "-" and prefix != "oci"
+        return End(prefix, text, path=_expanded(where), name=name or None, is_stream=is_stream)
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file and name that")
     if _PATH.match(text):
-        return End("path", text, path=Path(text).expanduser())
+        return End("path", text, path=_expanded(text), is_stream=text == "-")
     return End("docker", text, reference=parse_reference(text))
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        msg = f"malformed path {printable(text)!r}: it is not known where that home directory is"
+        raise InvalidNameError(msg) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,8 @@ def open_source(end: End, around: Surroundings, want: Want) -> Source:
     """
     if end.name is not None:
         want = Want(images_named([end.name]), want.platforms)
-    return _KINDS[_kind_of_source(end)][0](end, around, want)
+    with files.disk_errors(f"cannot open {printable(end.text)}"):
+        return _KINDS[_kind_of_source(end)][0](end, around, want)
 
 
 def open_sink(end: End, around: Surroundings) -> Sink:
@@ -109,19 +118,21 @@ def open_sink(end: End, around: Surroundings) -> Sink:
     Raises:
         UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
-    return _KINDS[_kind_of_sink(end)][1](end, around)
+    with files.disk_errors(f"cannot open {printable(end.text)}"):
+        return _KINDS[_kind_of_sink(end)][1](end, around)
 
 
 def _kind_of_source(end: End) -> str:
     if end.kind != "path":
         return end.kind
-    return "oci" if _path(end).is_dir() else "oci-archive"
+    return "oci" if not end.is_stream and _path(end).is_dir() else "oci-archive"
 
 
 def _kind_of_sink(end: End) -> str:
     if end.kind != "path":
         return end.kind
-    return "oci" if end.text.endswith("/") or _path(end).is_dir() else "oci-archive"
+    is_directory = end.text.endswith("/") or (not end.is_stream and _path(end).is_dir())
+    return "oci" if is_directory else "oci-archive"
 
 
 def _path(end: End) -> Path:

@@ -14,6 +14,7 @@ from io import FileIO
 from typing import TYPE_CHECKING, Protocol
 
 from ocistream import files, limits
+from ocistream.errors import UsageError
 from ocistream.model import canonical_json
 from ocistream.stores import tar
 from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, entry_for, index_json
@@ -135,7 +136,7 @@ class _StreamOutput:
         self._what = f"cannot write {what}"
         # A larger pipe saves switches between the two processes; where the user may not, it stays as it is.
         with contextlib.suppress(OSError):
-            fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.CHUNK)
+            fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.PIPE)
 
     def write(self, chunk: Chunk) -> None:
         with files.disk_errors(self._what):
@@ -162,10 +163,16 @@ def open_output(path: Path) -> Output:
     """Give the output that writes to something that is there and is no regular file: a FIFO, a device.
 
     Raises:
+        UsageError: it is a terminal.
         LocalDiskError: it cannot be written.
     """
     with files.disk_errors(f"cannot write {path}"):
-        return _StreamOutput(FileIO(path, "wb"), str(path))
+        file = FileIO(path, "wb")
+    if file.isatty():
+        file.close()
+        msg = f"{path} is a terminal, to which no archive is written"
+        raise UsageError(msg)
+    return _StreamOutput(file, str(path))
 
 
 def file_output(path: Path) -> Output:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import files, limits
+from ocistream.errors import UsageError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
 from ocistream.interfaces import Blob
 from ocistream.model import Descriptor
@@ -60,7 +61,6 @@ class ArchiveStreamSource:
         self._held_bytes = 0
         self._spilled: dict[str, Descriptor] = {}
         self._given: set[str] = set()
-        self._next: tuple[Entry, str] | None = None
 
     def graph(self, early: Early) -> Graph:
         """Read until the index and every manifest below the chosen images are known."""
@@ -70,17 +70,19 @@ class ArchiveStreamSource:
             if digest is not None:
                 self._take_blob(builder, entry, digest, early)
             elif entry is self._contents.index:
-                raw = self._reader.read(entry, limits.MAX_MANIFEST)
+                raw = self._read(entry, limits.MAX_MANIFEST)
                 for root in self._select(roots_of(parse_index(raw))):
                     builder.add_root(root)
             elif plain_name(entry.name) == "oci-layout":
-                parse_layout_file(self._reader.read(entry, limits.MAX_LAYOUT_FILE))
+                parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
             self._answer(builder, early)
-            if self._next is not None or (self._contents.index is not None and not builder.needs):
+            if self._contents.index is not None and not builder.needs:
                 return builder.graph()
         self._contents.required_index()
         while builder.needs:
             builder.lacks(next(iter(builder.needs)))
+            # Once an index is known to be lacking, it may be decided which of the held manifests are wanted.
+            self._answer(builder, early)
         return builder.graph()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -116,9 +118,7 @@ class ArchiveStreamSource:
             self._check_again(entry, digest)
         elif digest in builder.needs:
             self._given.add(digest)
-            builder.supply(digest, self._read(entry))
-        elif self._contents.index is not None and not builder.needs:
-            self._next = (entry, digest)
+            builder.supply(digest, self._read(entry, limits.MAX_MANIFEST))
         else:
             self._hold_or_pass_on(entry, digest, early)
 
@@ -127,7 +127,7 @@ class ArchiveStreamSource:
         chunks = self._content(entry)()
         first = bytes(next(chunks, b""))
         whole = len(first) == entry.size
-        looks_like_json = first[:1] == b"{" and entry.size <= limits.MAX_MANIFEST
+        looks_like_json = first[: limits.KIB].lstrip()[:1] == b"{" and entry.size <= limits.MAX_MANIFEST
         if looks_like_json and self._held_bytes + entry.size <= limits.MAX_HELD_JSON:
             content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
             # It is verified now, since later nobody knows any more whether it was.
@@ -152,9 +152,6 @@ class ArchiveStreamSource:
             builder.supply(found, content)
 
     def _remaining(self) -> Iterator[tuple[Entry, str]]:
-        if self._next is not None:
-            yield self._next
-            self._next = None
         for entry in self._read_entries():
             digest = self._contents.add(entry)
             if digest is not None:
@@ -172,9 +169,9 @@ class ArchiveStreamSource:
     def _content(self, entry: Entry) -> _Content:
         return _Content(self._reader, entry, self._what)
 
-    def _read(self, entry: Entry) -> bytes:
+    def _read(self, entry: Entry, limit: int) -> bytes:
         with files.disk_errors(self._what):
-            return self._reader.read(entry, limits.MAX_MANIFEST)
+            return self._reader.read(entry, limit)
 
     def _check_again(self, entry: Entry, digest: str) -> None:
         for _ in verified(self._content(entry)(), Descriptor(_UNKNOWN_TYPE, digest, entry.size)):
@@ -185,10 +182,15 @@ def open_stream(path: Path, *, select: Selection, platforms: PlatformChoice) -> 
     """Open something that is no regular file, such as a FIFO, to read it once.
 
     Raises:
+        UsageError: it is a terminal.
         LocalDiskError: it cannot be read.
     """
     with files.disk_errors(f"cannot read {path}"):
         file = io.BufferedReader(io.FileIO(path, "rb"), 64 * limits.KIB)
+    if file.isatty():
+        file.close()
+        msg = f"{path} is a terminal, from which no archive is read"
+        raise UsageError(msg)
     return ArchiveStreamSource(file, what=str(path), select=select, platforms=platforms)
 
 

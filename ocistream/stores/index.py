@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UsageError
+from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
-from ocistream.model import OCI_INDEX, Descriptor, Manifest, canonical_json, parse_descriptor, parse_json
+from ocistream.model import OCI_INDEX, Descriptor, canonical_json, parse_descriptor, parse_json
 from ocistream.reference import parse_digest, parse_reference, printable
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def full_reference(name: str) -> Reference | None:
     """Parse a name if it is a full one, with its registry and its tag, or give None."""
     try:
         reference = parse_reference(name, default_tag=False)
-    except InvalidNameError:
+    except (InvalidNameError, UnsupportedError):
         return None
     return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
 
@@ -176,15 +176,16 @@ def docker_manifest_json(graph: Graph) -> bytes:
     One entry an image; its paths point into `blobs/`, its tag is the short name that `docker save` would write. Of
     an index there can be only one: linux/amd64 where it is there, else the first, the same on every machine.
     """
-    images = {manifest.descriptor.digest: (manifest, document) for manifest, document in graph.images()}
+    images = {manifest.descriptor.digest: document for manifest, document in graph.images() if is_image(document)}
     entries: dict[str, dict[str, Any]] = {}
     for root in graph.roots:
-        found = [images[digest] for digest in _leaves(graph, root.descriptor) if digest in images]
-        runnable = [pair for pair in found if is_image(pair[1]) and not _is_attestation(graph, root, pair[0])]
+        platforms = _leaves(graph, root.descriptor)
+        # Attestations look like images, of a platform that is not known.
+        runnable = [digest for digest in platforms if digest in images and platforms[digest] != "unknown/unknown"]
         if not runnable:
             continue
-        manifest, document = next((pair for pair in runnable if _is_default(graph, root, pair[0])), runnable[0])
-        entry = entries.setdefault(manifest.descriptor.digest, _docker_entry(document))
+        digest = next((digest for digest in runnable if platforms[digest] == "linux/amd64"), runnable[0])
+        entry = entries.setdefault(digest, _docker_entry(images[digest]))
         reference = full_reference(root.name) if root.name else None
         if reference is not None:
             entry["RepoTags"] = [*(entry["RepoTags"] or []), reference.familiar]
@@ -200,27 +201,20 @@ def _docker_entry(document: Document) -> dict[str, Any]:
     }
 
 
-def _leaves(graph: Graph, descriptor: Descriptor) -> list[str]:
-    document = graph.documents.get(descriptor.digest)
-    if document is None or not document.manifests:
-        return [descriptor.digest]
-    return [digest for child in document.manifests for digest in _leaves(graph, child)]
+def _leaves(graph: Graph, root: Descriptor) -> dict[str, str | None]:
+    """Give the manifests that are no index, in order, each with the platform that is claimed for it.
 
-
-def _platform_in(graph: Graph, descriptor: Descriptor, wanted: str) -> str | None:
-    """Give the platform that an index, or one within it, claims for a manifest."""
-    document = graph.documents.get(descriptor.digest)
-    for child in document.manifests if document else ():
-        if child.digest == wanted:
-            return str(child.platform) if child.platform else None
-        if (found := _platform_in(graph, child, wanted)) is not None:
-            return found
-    return None
-
-
-def _is_attestation(graph: Graph, root: Root, manifest: Manifest) -> bool:
-    return _platform_in(graph, root.descriptor, manifest.descriptor.digest) == "unknown/unknown"
-
-
-def _is_default(graph: Graph, root: Root, manifest: Manifest) -> bool:
-    return _platform_in(graph, root.descriptor, manifest.descriptor.digest) == "linux/amd64"
+    Each index is looked into once, however often it is listed.
+    """
+    leaves: dict[str, str | None] = {}
+    seen: set[str] = set()
+    todo = [root]
+    while todo:
+        descriptor = todo.pop()
+        document = graph.documents.get(descriptor.digest)
+        if document is None or not document.manifests:
+            leaves.setdefault(descriptor.digest, str(descriptor.platform) if descriptor.platform else None)
+        elif descriptor.digest not in seen:
+            seen.add(descriptor.digest)
+            todo.extend(reversed(document.manifests))
+    return leaves

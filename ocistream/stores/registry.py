@@ -154,7 +154,7 @@ class RegistrySink:
 
     def has_manifest(self, descriptor: Descriptor) -> bool:
         """Ask, in every repository that needs the manifest, whether it is there."""
-        homes = self._needed_in.get(descriptor.digest, [])
+        homes = self._needed_in[descriptor.digest]
         return all(self._uploaders[home][0].has_manifest(descriptor.digest) for home in homes)
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
@@ -193,14 +193,17 @@ class RegistrySink:
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first, and the tags at the very end."""
         children = {child.digest for document in graph.documents.values() for child in document.manifests}
-        tagged = {root.descriptor.digest for root in graph.roots if self._target(root).tag}
+        #: What comes with its tag need not be pushed without it before; a child must be, or its parent is refused.
+        tagged = {
+            (reference.repository, root.descriptor.digest)
+            for root in graph.roots
+            if (reference := self._target(root)).tag and root.descriptor.digest not in children
+        }
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
-            if digest in tagged and digest not in children:
-                continue
             for home in self._needed_in[digest]:
                 repository, _ = self._uploaders[home]
-                if repository.digest_of(digest) is None:
+                if (home, digest) not in tagged and repository.digest_of(digest) is None:
                     repository.put_manifest(digest, manifest)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         for root in graph.roots:

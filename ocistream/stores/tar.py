@@ -31,6 +31,8 @@ _ZEROS: Final = bytes(BLOCK)
 _MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
+#: By POSIX the size of these says nothing of bytes that follow; who reads it otherwise sees other entries after it.
+_WITHOUT_CONTENT: Final = _LINKS | {tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
 
 
 class Input(Protocol):
@@ -161,8 +163,8 @@ class TarReader:
             kind = "file"
         else:
             kind = "directory" if info.type == tarfile.DIRTYPE else "link" if info.type in _LINKS else "other"
-            # By POSIX the size of a link or a directory says nothing of bytes that follow.
-            size = size if kind == "other" else 0
+            if info.type in _WITHOUT_CONTENT:
+                size = 0
         self._left, self._padding = size, -size % BLOCK
         return Entry(name, size, kind, self._position, extended.get("linkpath") or target or info.linkname)
 
@@ -227,7 +229,8 @@ class TarReader:
             record = content[position : position + length]
             key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
             name = key.decode("utf-8", "surrogateescape")
-            if length < len(digits) + 4 or not equals or not record.endswith(b"\n") or name in found:
+            fits = len(digits) + 4 <= length == len(record)
+            if not fits or not equals or not record.endswith(b"\n") or name in found:
                 msg = "a pax header in the archive is malformed"
                 raise ArchiveError(msg)
             found[name] = value.decode("utf-8", "surrogateescape")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
+import ocistream
 from tests.cli import run
 
 MIB = 1 << 20
@@ -42,6 +44,12 @@ def test_an_environment_variable_can_be_set_and_taken_away(monkeypatch: pytest.M
     monkeypatch.setenv("GONE", "1")
     code = "import os; print(os.environ.get('GONE'), os.environ.get('SET'))"
     assert run.run(python(code), env={"GONE": None, "SET": "2"}).out == b"None 2\n"
+
+
+def test_ocistream_is_the_installed_command(tmp_path: Path) -> None:
+    result = run.ocistream("--version", cwd=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert ocistream.__version__ in result.out.decode()
 
 
 WRITER = """

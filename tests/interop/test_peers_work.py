@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -69,6 +71,17 @@ def test_an_empty_registry_is_seen_as_one_and_a_full_one_is_not(registry: Docker
     with pytest.raises(AssertionError):
         assert_no_image(registry)
     assert manifest_digest(registry.host, "app", "v2") is None
+
+
+def test_a_deleted_upload_session_is_no_longer_counted(registry: DockerRegistry) -> None:
+    with contextlib.closing(http.client.HTTPConnection(registry.host)) as connection:
+        connection.request("POST", "/v2/app/blobs/uploads/", headers={"Content-Length": "0"})
+        answer = connection.getresponse()
+        answer.read()
+        assert len(registry.uploads("app")) == 1
+        connection.request("DELETE", answer.headers["Location"])
+        assert connection.getresponse().status == 204
+    assert registry.uploads("app") == []
 
 
 def test_a_stopped_registry_answers_no_more(registry: DockerRegistry) -> None:

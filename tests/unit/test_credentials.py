@@ -495,6 +495,24 @@ def test_a_helper_that_answers_nothing_knows_nothing(home: Home, said: str) -> N
     assert home.keychain().find("r.example") is None
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"Username": "alice"}, ("alice", "")),
+        ({"Secret": "s"}, ("", "s")),
+        ({"Username": "alice", "Secret": "credentials not found in native keychain"}, None),
+    ],
+)
+def test_a_helpers_answer_counts_when_it_ended_well_and_said_anything(
+    home: Home, said: dict[str, str], expected: tuple[str, str] | None
+) -> None:
+    home.helper("some", f"#!/bin/sh\necho '{json.dumps(said)}'\n")
+    write(home.docker, {"credsStore": "some"})
+    found = home.keychain().find("r.example")
+    assert found is not None
+    assert (found.username, found.secret) == (expected or tuple(said.values()))
+
+
 def test_a_helper_gets_the_environment_that_was_handed_in(home: Home) -> None:
     home.helper("env", '#!/bin/sh\nprintf \'{"Username": "%s", "Secret": "%s"}\' "$WHO" "${LEAK-none}"\n')
     write(home.docker, {"credsStore": "env"})
@@ -613,7 +631,7 @@ def test_everything_else_in_the_file_stays_as_it_is(home: Home) -> None:
     before: dict[str, object] = {
         "HttpHeaders": {"X": "ü"},
         "auths": {"other.example": {"auth": "kept as it is", "new": 1}, "r.example/org": entry("scoped"), "?": None},
-        "unknown": {"deep": [1, 2.5, None, True, 10**30, "\ud800"]},
+        "unknown": {"deep": [1, 2.5, None, True, 10**30, "é"]},
     }
     write(home.docker, before)
     home.keychain().save("r.example", ALICE)

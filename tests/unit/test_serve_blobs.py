@@ -65,9 +65,7 @@ class TestReading:
         os.mkfifo(blob)
         assert ask("GET", f"/v2/app/blobs/{digest}").status == 404
 
-    def test_memory_does_not_grow_with_a_blob_that_is_written_or_read(
-        self, ask: Client, served: Registry
-    ) -> None:
+    def test_memory_does_not_grow_with_a_blob_that_is_written_or_read(self, ask: Client, served: Registry) -> None:
         whole, piece = hashlib.sha256(), os.urandom(MIB)
         for _ in range(64):
             whole.update(piece)
@@ -106,18 +104,14 @@ class TestRanges:
             ("bytes= 10 - 19", 10, 20),
         ],
     )
-    def test_a_part_of_a_blob_comes_as_asked(
-        self, ask: Client, digest: str, asked: str, start: int, stop: int
-    ) -> None:
+    def test_a_part_of_a_blob_comes_as_asked(self, ask: Client, digest: str, asked: str, start: int, stop: int) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": asked})
         assert (answer.status, answer.body) == (206, CONTENT[start:stop])
         assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
         assert answer.headers["Docker-Content-Digest"] == digest
 
     @pytest.mark.parametrize("asked", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"])
-    def test_a_part_beyond_the_end_is_refused_with_the_size(
-        self, ask: Client, digest: str, asked: str
-    ) -> None:
+    def test_a_part_beyond_the_end_is_refused_with_the_size(self, ask: Client, digest: str, asked: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": asked})
         assert (answer.status, answer.codes) == (416, ["UNSUPPORTED"])
         assert answer.headers["Content-Range"] == f"bytes */{SIZE}"
@@ -126,9 +120,7 @@ class TestRanges:
         "asked",
         ["bytes=0-1,5-6", "bytes=5-1", "bytes=-", "bytes=a-b", "bits=0-1", "0-1", "", "bytes=1" + "0" * 5000 + "-"],
     )
-    def test_a_range_that_makes_no_sense_or_is_several_is_ignored(
-        self, ask: Client, digest: str, asked: str
-    ) -> None:
+    def test_a_range_that_makes_no_sense_or_is_several_is_ignored(self, ask: Client, digest: str, asked: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": asked})
         assert (answer.status, answer.body) == (200, CONTENT)
 

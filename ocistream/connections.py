@@ -1,0 +1,287 @@
+"""One HTTP request out and its answer back, over connections that are kept: the only room that imports requests.
+
+What goes out is what was asked for and nothing more: no cookie, no netrc, nothing of the environment. It follows no
+redirect, tries nothing twice and knows no credential: all that is `ocistream.transport`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.cookiejar
+import socket
+from typing import TYPE_CHECKING, Final, cast
+
+import requests
+import requests.adapters
+import urllib3
+import urllib3.exceptions
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from ocistream import limits
+from ocistream.errors import NetworkError, OcistreamError
+from ocistream.failures import network_error, reason
+from ocistream.origins import bypasses_proxy, redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ocistream.stream import Chunk
+
+__all__ = ["Answer", "Body", "Connections"]
+
+#: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
+_HOSTS: Final = 16
+_IDLE_CONNECTIONS: Final = 32
+#: After so many seconds of silence the kernel asks whether the other side is still there.
+_KEEPALIVE: Final = 60
+
+
+class Body:
+    """A request body of known length that is made while it is sent.
+
+    It has `__iter__` and `__len__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any
+    of it was asked for, after which it cannot be sent again. `failure` is what its own chunks raised, if they did.
+    """
+
+    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
+        """Keep the chunks, and their length in bytes; it must not be 0, which would become chunked encoding."""
+        self._chunks = chunks
+        self._length = length
+        self.begun = False
+        self.failure: Exception | None = None
+
+    def __len__(self) -> int:
+        """Give the length, which becomes the Content-Length."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Send."""
+        self.begun = True
+        try:
+            yield from self._chunks
+        except (OcistreamError, OSError, ValueError) as error:
+            # urllib3 would take an error of a file for one of the network, or overlook it.
+            self.failure = error
+            raise
+
+
+class Answer:
+    """A response whose body has not been read yet."""
+
+    def __init__(self, response: requests.Response, method: str, url: str) -> None:
+        """Wrap what requests gave."""
+        self._response = response
+        self.method = method
+        self.url = url
+        self.status = response.status_code
+
+    def header(self, name: str) -> str | None:
+        """Give a header's value, or None."""
+        return self._response.headers.get(name)
+
+    def challenges(self) -> Sequence[str]:
+        """Give every WWW-Authenticate header."""
+        raw = self._response.raw
+        return list(raw.headers.getlist("WWW-Authenticate"))
+
+    def chunks(self, size: int = limits.CHUNK) -> Iterator[bytes]:
+        """Read the body in chunks of `size` bytes, the last one shorter.
+
+        Raises:
+            NetworkError: it broke off, or stalled.
+        """
+        raw = self._response.raw
+        try:
+            while chunk := raw.read(size, decode_content=False):
+                yield chunk
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            msg = f"{self.method} {redacted(self.url)}: the answer broke off: {reason(error)}"
+            raise NetworkError(msg) from error
+        finally:
+            self.close()
+
+    def read(self, limit: int) -> bytes:
+        """Read a small body whole, up to `limit` + 1 bytes: a longer answer tells that it is too long.
+
+        Raises:
+            NetworkError: it broke off.
+        """
+        content = bytearray()
+        self._read_into(content, limit)
+        return bytes(content[: limit + 1])
+
+    def explanation(self) -> bytes:
+        """Read the body of a refusal as far as it can be had: its status is what counts, even if the rest broke off."""
+        content = bytearray()
+        with contextlib.suppress(NetworkError):
+            self._read_into(content, limits.MAX_ERROR_BODY)
+        return bytes(content[: limits.MAX_ERROR_BODY])
+
+    def drain(self) -> None:
+        """Read what little body there may be, so that the connection can be used again."""
+        self.explanation()
+
+    def close(self) -> None:
+        """Give the connection back, or close it where the body was not read to its end."""
+        raw = self._response.raw
+        if raw.length_remaining or not raw.isclosed():
+            raw.close()
+        raw.release_conn()
+
+    def _read_into(self, content: bytearray, limit: int) -> None:
+        for chunk in self.chunks(64 * limits.KIB):
+            content += chunk
+            if len(content) > limit:
+                break
+        self.close()
+
+
+class Connections:
+    """The connections to any number of hosts. Safe for several threads. Times are in seconds."""
+
+    def __init__(
+        self,
+        *,
+        connect_timeout: float,
+        stall_timeout: float,
+        ca_file: str | None,
+        proxies: Mapping[str, str],
+        user_agent: str,
+    ) -> None:
+        """Set up; no connection is made yet."""
+        self._timeout = (connect_timeout, stall_timeout)
+        self._verify = ca_file or True
+        self._proxies = {scheme: proxy for scheme, proxy in proxies.items() if scheme != "no_proxy"}
+        self._no_proxy = proxies.get("no_proxy", "")
+        self._session = _new_session(user_agent, stall_timeout)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self._session.close()
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Body | None,
+        timeout: tuple[float, float] | None = None,
+    ) -> Answer:
+        """Send a request and wait for the head of its answer, whatever its status.
+
+        `timeout` is how long connecting may take, and how long the answer may then be waited for and stall.
+
+        Raises:
+            NetworkError: there is no answer.
+            Exception: what a `Body`'s chunks raise comes out as it is.
+        """
+        request = requests.Request(method, url, headers=headers, data=b"" if body is None else body, auth=_as_it_is)
+        try:
+            prepared = self._session.prepare_request(request)
+            # A signed URL is to arrive as it was given; requests would quote it anew (REGISTRIES 2).
+            prepared.url = url
+            response = self._session.send(
+                prepared,
+                stream=True,
+                allow_redirects=False,
+                timeout=timeout or self._timeout,
+                proxies=self._proxies_for(url),
+                verify=self._verify,
+            )
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            if (failure := _failure_of(body)) is None:
+                raise network_error(method, url, error) from error
+        else:
+            if (failure := _failure_of(body)) is None:
+                return Answer(response, method, url)
+            response.close()
+        raise failure
+
+    def _proxies_for(self, url: str) -> dict[str, str]:
+        return {} if bypasses_proxy(url, self._no_proxy) else self._proxies
+
+
+def _failure_of(body: bytes | Body | None) -> Exception | None:
+    return body.failure if isinstance(body, Body) else None
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Stand in for an authentication, since requests would take one from a user and password in the URL."""
+    return request
+
+
+def _new_session(user_agent: str, stall_timeout: float) -> requests.Session:
+    session = requests.Session()
+    # netrc would override a Bearer header; proxies and CA come by arguments.
+    session.trust_env = False
+    # A cookie makes Harbor ask for a CSRF token (REGISTRIES 21).
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    # A CDN that gzips a blob breaks its length and digest (REGISTRIES 22).
+    session.headers.clear()
+    session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"})
+    adapter = _Adapter(stall_timeout)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """What gives requests its connections: ours."""
+
+    def __init__(self, stall_timeout: float) -> None:
+        self._pools = _pools(stall_timeout)
+        super().__init__(pool_connections=_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
+        super().init_poolmanager(connections, maxsize, block, **options, socket_options=_socket_options())
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: str, **options: object) -> urllib3.ProxyManager:
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options, socket_options=_socket_options())
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    """Keep a connection alive while a registry is silent over a large blob: firewalls forget those that are."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
+    return options
+
+
+def _pools(stall_timeout: float) -> dict[str, type[HTTPConnectionPool]]:
+    """Make the pools, by scheme, of connections that send for as long as bytes move.
+
+    urllib3's send under the time-out for connecting, and `sendall` counts it for all of a chunk: on a slow line every
+    upload would fail.
+    """
+
+    class Plain(HTTPConnection):
+        def send(self, data: object) -> None:
+            _send(self, data, stall_timeout)
+
+    class Encrypted(HTTPSConnection):
+        def send(self, data: object) -> None:
+            _send(self, data, stall_timeout)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class EncryptedPool(HTTPSConnectionPool):
+        ConnectionCls = Encrypted
+
+    return {"http": PlainPool, "https": EncryptedPool}
+
+
+def _send(connection: HTTPConnection, data: object, stall_timeout: float) -> None:
+    """Send all of `data`; that none of it moves for `stall_timeout` seconds is a failure."""
+    if connection.sock is None:
+        connection.connect()
+    if connection.sock.gettimeout() != stall_timeout:
+        connection.sock.settimeout(stall_timeout)
+    with memoryview(cast("Chunk", data)) as view:
+        sent = 0
+        while sent < len(view):
+            sent += connection.sock.send(view[sent:])

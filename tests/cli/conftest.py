@@ -1,0 +1,42 @@
+"""Fixtures for the tests of the command line: registries that the tests start in their own process."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import FaultyRegistry
+
+pytest.register_assert_rewrite("tests.cli.expect")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
+    """Return a function that starts an embedded registry; its arguments are those of `FaultyRegistry`."""
+    with contextlib.ExitStack() as stack:
+        started: list[FaultyRegistry] = []
+
+        def start_one(*faults: Any, **options: Any) -> FaultyRegistry:
+            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", *faults, **options))
+            return stack.enter_context(started[-1])
+
+        yield start_one
+
+
+@pytest.fixture
+def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    """Return an empty embedded registry that is open to all."""
+    return start()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let children be interrupted even where the tests run in a shell's background, which ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -1,0 +1,90 @@
+"""What the tests of the command line look for after a run: in its result, in a folder, in a registry."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ocistream.serve import Registry
+from tests.cli.run import Result
+
+#: Seconds until something that is waited for must have happened: far more than it takes.
+_PATIENCE: Final = 60.0
+
+
+def success(result: Result) -> None:
+    """Assert that a run ended well."""
+    assert result.code == 0, (result.argv, result.code, result.err)
+
+
+def failure(result: Result, code: int, *words: str) -> None:
+    """Assert that a run failed with `code`, said why in a line or two that hold all of `words`, and printed nothing."""
+    assert result.code == code, (result.argv, result.code, result.err)
+    lines = [line for line in result.err.splitlines() if not line.startswith("ocistream: warning:")]
+    assert 1 <= len(lines) <= 2, result.err
+    assert lines[0].startswith("ocistream: error: "), result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err, (word, result.err)
+    assert result.out == b""
+
+
+def nothing_left(folder: Path, *expected: str) -> None:
+    """Assert that a folder holds just the files and folders `expected`, hidden ones included."""
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted(expected)
+
+
+def no_partial_files(folder: Path) -> None:
+    """Assert that nowhere below `folder` a temporary file is left."""
+    left = [str(path) for path in folder.rglob("*") if path.is_file() and path.name.startswith(".")]
+    assert left == []
+
+
+def no_image(registry: Registry) -> None:
+    """Assert that a registry shows no tag, and no manifest among its images."""
+    assert json.loads((registry.layout.path / "index.json").read_bytes())["manifests"] == []
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until `condition` holds."""
+    end = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
+
+
+def entries(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each file of a tar, in order."""
+    with tarfile.open(archive) as tar:
+        for entry in tar:
+            file = tar.extractfile(entry)
+            yield entry.name, file.read() if file else b""
+
+
+def index_of(archive: Path) -> list[dict[str, Any]]:
+    """Return what the index.json of an archive, or of a layout, lists."""
+    raw = (archive / "index.json").read_bytes() if archive.is_dir() else dict(entries(archive))["index.json"]
+    return list(json.loads(raw)["manifests"])
+
+
+def names_in(archive: Path) -> list[str]:
+    """Return how the images in an archive or a layout are called, by the annotation that all tools know."""
+    return [entry["annotations"]["org.opencontainers.image.ref.name"] for entry in index_of(archive)]
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Return every line of `text` as the JSON object that it must be."""
+    parsed = [json.loads(line) for line in text.splitlines()]
+    assert all(isinstance(line, dict) for line in parsed), text
+    return parsed
+
+
+def tar_with_index_last(layout: Path, archive: Path) -> None:
+    """Write a layout as a tar in the order in which many tools do it: blobs first, and then what explains them."""
+    with tarfile.open(archive, "w") as tar:
+        for name in ("blobs", "index.json", "oci-layout"):
+            tar.add(layout / name, name)

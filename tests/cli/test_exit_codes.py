@@ -1,0 +1,494 @@
+"""Each exit code by causes that are real, and that a failure says what failed and leaves nothing to be seen."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.privileges import without_privileges
+from tests.cli.run import Argument, command, ocistream, run
+from tests.faults import Drop, Fault, FaultyRegistry, Flip, Resize, refusal, too_many_requests
+from tests.faulty_auth import Basic
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.peers import need
+from tests.registry_http import seed, tags
+
+MIB = 1 << 20
+NO_DIGEST = f"sha256:{'0' * 64}"
+#: What a registry keeps that has seen no push.
+EMPTY_LAYOUT = ["blobs", "index.json", "oci-layout"]
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image with a layer of 2 MiB, called `app` in the layout."""
+    return layout.image([2 * MIB, b"a second one"], name="app")
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that holds the image as `app:1`."""
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty folder, to see what a run leaves in it."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    return path
+
+
+# 0 -----------------------------------------------------------------------------------------------------------
+
+
+def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, image: Descriptor) -> None:
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar"))
+    expect.nothing_left(folder, "app.tar")
+    assert expect.index_of(folder / "app.tar")[0]["digest"] == image["digest"]
+
+
+# 2 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("frobnicate", "frobnicate"),
+        ("pull", "IMAGE"),
+        ("pull --frobnicate x", "--frobnicate"),
+        ("pull a.example/Upper", "repository names are lower case"),
+        ("pull a.example/x:bad/tag", "bad/tag"),
+        ("pull https://a.example/x", "without http://"),
+        ("pull a..example/x", "a..example"),
+        ("pull a.example/x@sha256:1234", "sha256:1234"),
+        ("pull a.example/x --platform linux", "linux"),
+        ("pull a.example/x --jobs 0", "--jobs"),
+        ("pull a.example/x --retries 21", "--retries"),
+        ("pull a.example/x --progress loud", "--progress"),
+        ("pull a.example/x --log-format xml", "--log-format"),
+        ("pull a.example/x --format zip", "--format"),
+        ("pull a.example/x --format oci", "name a directory with -o"),
+        ("pull a.example/x -o x.tar --result .", "--result"),
+        ("pull a.example/x -o x.tar --username me", "--password-stdin"),
+        ("pull a.example/x -o x.tar --password-stdin", "--username"),
+        ("pull a.example/x a.example/y -o oci:x:both", "both"),
+        ("push", "--to HOST[/PREFIX]"),
+        ("push a.example/x --to a.example", "--to HOST[/PREFIX]"),
+        ("push a.example/x --image a --image b", "--to HOST[/PREFIX]"),
+        ("push --to a.example/UPPER", "UPPER"),
+        ("push --to a.example/x/../y", "'x/../x'"),
+        ("push a.example/x -i oci:", "oci:PATH[:NAME]"),
+        ("copy a.example/x", "DST"),
+        ("copy a.example/x oci-archive:", "oci-archive:PATH[:NAME]"),
+        ("copy oci:a oci:b --src-password-stdin --dest-password-stdin", "OCISTREAM_SRC_PASSWORD"),
+        ("copy - a.example/x --dest-username me --dest-password-stdin", "both the archive and the password"),
+        ("push a.example/x --username me --password-stdin", "both the archive and the password"),
+        ("login not/a/host", "HOST[:PORT]"),
+        ("login a.example", "--password-stdin"),
+        ("login a.example -u me --password-stdin", "no password"),
+        ("logout not/a/host", "HOST[:PORT]"),
+        ("serve --listen nowhere", "HOST:PORT"),
+        ("serve --listen 127.0.0.1:65536", "HOST:PORT"),
+        ("serve --listen 0.0.0.0:0", "loopback"),
+    ],
+)
+def test_2_for_a_command_line_that_makes_no_sense(argv: str, words: str, folder: Path) -> None:
+    expect.failure(ocistream(*argv.split(), cwd=folder), 2, words)
+    expect.nothing_left(folder)
+
+
+def test_2_for_an_archive_of_several_images_with_one_place_to_go(served: FaultyRegistry, layout: Layout) -> None:
+    small_image(layout, name="first")
+    two_platforms(layout, name="second")
+    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1")
+    expect.failure(result, 2, "first", "second", "--image", "--to")
+    expect.no_image(served)
+
+
+def test_2_for_a_directory_that_holds_something_else(registry: FaultyRegistry, folder: Path) -> None:
+    (folder / "letter.txt").write_text("Dear reader")
+    expect.failure(ocistream("pull", f"{registry.host}/app:1", "-o", folder), 2, "not an OCI layout")
+    expect.nothing_left(folder, "letter.txt")
+
+
+# 3 -----------------------------------------------------------------------------------------------------------
+
+
+def test_3_for_a_wrong_password(start: Callable[..., FaultyRegistry], folder: Path) -> None:
+    guarded = start(auth=Basic("me", "right"))
+    result = ocistream(
+        "pull", f"{guarded.host}/app:1", "-o", folder / "app.tar", "--username=me", env={"OCISTREAM_PASSWORD": "wrong"}
+    )
+    expect.failure(result, 3, guarded.host, "ocistream login")
+    assert "wrong" not in result.err
+    expect.nothing_left(folder)
+
+
+def test_3_for_no_right_to_push(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    del image
+    served.faults = [Fault(refusal(403, "DENIED", "you may not"), "POST", times=None)]
+    expect.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 3, "DENIED: you may not")
+    expect.no_image(served)
+
+
+# 4 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["app:2", "nothing/here:1", f"app@{NO_DIGEST}"])
+def test_4_for_an_image_that_is_not_there(registry: FaultyRegistry, folder: Path, name: str) -> None:
+    result = ocistream("pull", f"{registry.host}/{name}", "-o", folder / "app.tar")
+    expect.failure(result, 4, f"{registry.host}/{name} is not there")
+    expect.nothing_left(folder)
+
+
+def test_4_for_one_image_of_two(registry: FaultyRegistry, folder: Path) -> None:
+    result = ocistream("pull", f"{registry.host}/app:1", f"{registry.host}/gone:1", "-o", folder / "both.tar")
+    expect.failure(result, 4, f"{registry.host}/gone:1")
+    expect.nothing_left(folder)
+
+
+def test_4_for_a_blob_that_the_registry_has_lost(registry: FaultyRegistry, layout: Layout, folder: Path) -> None:
+    lost = layout.read(expect.index_of(layout.path)[0]["digest"])["layers"][0]["digest"]
+    registry.layout.delete_blob(lost)
+    result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar")
+    expect.failure(result, 4, lost)
+    expect.nothing_left(folder)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("push 127.0.0.1:1/x -i missing.tar", "missing.tar"),
+        ("push 127.0.0.1:1/x -i oci:missing", "missing"),
+        ("copy ./missing.tar ./x.tar", "missing.tar"),
+        ("copy oci-archive:missing.tar:name x.example/x", "missing.tar"),
+    ],
+)
+def test_4_for_a_file_or_directory_that_is_not_there(argv: str, words: str, folder: Path) -> None:
+    expect.failure(ocistream(*argv.split(), cwd=folder), 4, words, "no such")
+    expect.nothing_left(folder)
+
+
+def test_4_for_a_folder_to_write_to_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
+    result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "missing" / "app.tar")
+    expect.failure(result, 4, "cannot write", "missing/app.tar", "no such file or directory")
+    assert registry.requests == []
+
+
+def test_4_for_a_name_that_the_archive_does_not_have(served: FaultyRegistry, layout: Layout) -> None:
+    small_image(layout, name="there")
+    expect.failure(ocistream("push", "-i", layout.path, f"{served.host}/x", "--image", "gone"), 4, "gone", "there")
+    expect.failure(ocistream("copy", f"oci:{layout.path}:gone", f"{served.host}/x"), 4, "gone", "there")
+    expect.no_image(served)
+
+
+def test_4_for_a_platform_that_is_not_there_with_those_that_are(
+    served: FaultyRegistry, layout: Layout, folder: Path
+) -> None:
+    seed(layout, two_platforms(layout), served.host, "app", "1")
+    result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/s390x", "-o", folder / "app.tar")
+    expect.failure(result, 4, "no platform linux/s390x", "linux/amd64, linux/arm64/v8")
+    expect.nothing_left(folder)
+
+
+def test_4_for_a_single_image_of_another_platform(registry: FaultyRegistry, folder: Path) -> None:
+    result = ocistream("pull", f"{registry.host}/app:1", "--platform", "linux/s390x", "-o", folder / "app.tar")
+    expect.failure(result, 4, "no platform linux/s390x", "linux/amd64")
+    expect.nothing_left(folder)
+
+
+def test_4_for_an_authority_file_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
+    result = ocistream(
+        "pull", f"{registry.host}/app:1", "-o", folder / "app.tar", env={"SSL_CERT_FILE": str(folder / "ca.pem")}
+    )
+    expect.failure(result, 4, "SSL_CERT_FILE", "ca.pem")
+    expect.nothing_left(folder)
+
+
+# 5 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [Flip(5000), Resize(-1, stated=True), Resize(1, stated=True)])
+@pytest.mark.parametrize("target", ["file", "layout", "registry"])
+def test_5_for_a_blob_that_is_not_what_was_promised(
+    registry: FaultyRegistry,
+    start: Callable[..., FaultyRegistry],
+    folder: Path,
+    fault: Flip | Resize,
+    target: str,
+) -> None:
+    registry.faults = [Fault(fault, "GET", "/blobs/", times=None, skip=1)]
+    other = start()
+    end = {"file": f"{folder}/app.tar", "layout": f"oci:{folder}", "registry": f"{other.host}/app:1"}[target]
+    result = ocistream("copy", f"{registry.host}/app:1", end, "--retries", "0")
+    # A body that is shorter than the blob may also be one that was cut, so it is asked for again first.
+    expect.failure(result, 7 if fault == Resize(-1, stated=True) else 5, "sha256:")
+    expect.no_partial_files(folder)
+    assert not (folder / "app.tar").exists()
+    assert not (folder / "index.json").exists()
+    expect.no_image(other)
+
+
+def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
+    registry.faults = [Fault(Flip(MIB), "GET", "/blobs/", skip=1)]
+    other = start()
+    pull = ocistream("pull", f"{registry.host}/app:1")
+    assert pull.code == 5
+    expect.failure(ocistream("push", f"{other.host}/app:1", stdin=pull.out), 6)
+    expect.no_image(other)
+
+
+def test_5_for_a_manifest_that_is_not_what_was_asked_for(
+    registry: FaultyRegistry, image: Descriptor, folder: Path
+) -> None:
+    registry.faults = [Fault(Flip(20), "GET", "/manifests/", times=None)]
+    result = ocistream("pull", f"{registry.host}/app@{image['digest']}", "-o", folder / "app.tar")
+    expect.failure(result, 5, image["digest"])
+    expect.nothing_left(folder)
+
+
+@pytest.mark.parametrize("source", ["file", "pipe", "layout"])
+def test_5_for_a_byte_that_was_changed_on_the_way(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, source: str
+) -> None:
+    archive = folder / "app.tar"
+    expect.success(ocistream("copy", layout.path, archive))
+    layer = layout.read(image["digest"])["layers"][0]["digest"]
+    damaged = layout.file(layer) if source == "layout" else archive
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    options: dict[str, list[Argument]] = {"layout": ["-i", layout.path], "file": ["-i", archive], "pipe": []}
+    result = ocistream("push", *options[source], f"{served.host}/app:1", stdin=bytes(content))
+    expect.failure(result, 5, layer)
+    expect.no_image(served)
+
+
+def test_5_for_a_destination_with_another_digest(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1@{NO_DIGEST}")
+    expect.failure(result, 5, NO_DIGEST, image["digest"])
+    assert served.asked("POST|PUT|PATCH") == []
+
+
+# 6 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["file", "pipe"])
+@pytest.mark.parametrize("percent", [0, 3, 50, 99])
+def test_6_for_an_archive_that_ends_early(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, percent: int, how: str
+) -> None:
+    del image
+    whole = folder / "whole.tar"
+    expect.success(ocistream("copy", layout.path, whole))
+    cut = folder / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
+    given: list[Argument] = ["-i", cut] if how == "file" else []
+    expect.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=cut), 6)
+    expect.no_image(served)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"no tar " * 1000, bytes(512), bytes(10240)])
+@pytest.mark.parametrize("how", ["file", "pipe"])
+def test_6_for_something_that_is_no_archive(served: FaultyRegistry, folder: Path, content: bytes, how: str) -> None:
+    path = folder / "letter"
+    path.write_bytes(content)
+    given: list[Argument] = ["-i", path] if how == "file" else []
+    expect.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=content), 6)
+    expect.no_image(served)
+
+
+def test_6_for_a_directory_that_is_no_layout(served: FaultyRegistry, folder: Path) -> None:
+    expect.failure(ocistream("push", "-i", folder, f"{served.host}/app:1"), 6, "not an OCI layout")
+
+
+def test_6_for_blobs_that_neither_side_has(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    lost = layout.read(image["digest"])["layers"][1]["digest"]
+    layout.file(lost).unlink()
+    expect.failure(ocistream("push", "-i", layout.path, f"{served.host}/app:1"), 6, lost)
+    expect.no_image(served)
+
+
+# 7 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Return a port on which nobody listens, and nobody else will."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_7_for_a_registry_that_is_not_there(closed_port: int, layout: Layout, image: Descriptor, folder: Path) -> None:
+    del image
+    host = f"127.0.0.1:{closed_port}"
+    pulled = ocistream("pull", f"{host}/app:1", "--retries", "0", "-o", folder / "app.tar")
+    expect.failure(pulled, 7, f"http://{host}/v2/app/", "refused")
+    expect.failure(ocistream("push", f"{host}/app:1", "--retries", "0", "-i", layout.path), 7, host, "refused")
+    expect.nothing_left(folder)
+
+
+@pytest.mark.parametrize("fault", [refusal(503, "UNAVAILABLE"), too_many_requests(0), Drop(0)])
+def test_7_for_a_registry_that_fails_until_the_tries_are_used_up(
+    registry: FaultyRegistry, folder: Path, fault: object
+) -> None:
+    registry.faults = [Fault(fault, "GET", "/blobs/", times=None)]  # type: ignore[arg-type]
+    result = ocistream("pull", f"{registry.host}/app:1", "--retries", "1", "--jobs", "1", "-o", folder / "app.tar")
+    expect.failure(result, 7, f"http://{registry.host}/v2/app/blobs/sha256:")
+    tried = registry.asked("GET", "/blobs/")
+    assert len(tried) >= 2
+    assert tried[0].path == tried[1].path
+    expect.nothing_left(folder)
+
+
+def test_retries_are_those_after_the_first_try(registry: FaultyRegistry, folder: Path) -> None:
+    registry.faults = [Fault(refusal(503), "GET", "/manifests/", times=None)]
+    for retries in (0, 2):
+        registry.requests.clear()
+        result = ocistream("pull", f"{registry.host}/app:1", f"--retries={retries}", "-o", folder / "app.tar")
+        expect.failure(result, 7, "503")
+        assert len(registry.requests) == 1 + retries
+
+
+def test_7_for_a_port_that_is_taken(served: FaultyRegistry, folder: Path) -> None:
+    expect.failure(ocistream("serve", folder / "layout", "--listen", served.host), 7, served.host)
+
+
+# 8 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("copy docker-archive:x.tar oci:x", "docker-archive"),
+        ("copy oci:. docker-archive:x.tar", "docker-archive"),
+        ("pull a.example/x --format docker-archive -o x.tar", "docker"),
+        ("copy containers-storage:x oci:x", "containers-storage"),
+        ("copy docker-daemon:x oci:x", "docker-daemon"),
+        ("pull a.example/x@sha384:abcd -o x.tar", "sha384"),
+        ("serve oci-layout", "oci-archive:oci-layout"),
+    ],
+)
+def test_8_for_what_is_well_formed_and_not_supported(argv: str, words: str, layout: Layout) -> None:
+    small_image(layout, name="app")
+    expect.failure(ocistream(*argv.split(), cwd=layout.path), 8, words)
+    expect.nothing_left(layout.path, *EMPTY_LAYOUT)
+
+
+def test_8_for_an_archive_that_is_compressed(served: FaultyRegistry) -> None:
+    expect.failure(ocistream("push", f"{served.host}/app:1", stdin=gzip.compress(bytes(10240))), 8, "gzip -dc")
+
+
+# 9 -----------------------------------------------------------------------------------------------------------
+
+
+def test_9_for_a_full_disk_behind_stdout(layout: Layout, image: Descriptor) -> None:
+    del image
+    for end in ("-", "/dev/full"):
+        result = ocistream("copy", layout.path, end, stdout=Path("/dev/full"))
+        expect.failure(result, 9, "cannot write", "No space left on device")
+
+
+def test_9_for_a_full_disk_behind_the_result_lines(layout: Layout, image: Descriptor, folder: Path) -> None:
+    del image
+    result = ocistream("copy", layout.path, folder / "app.tar", stdout=Path("/dev/full"))
+    expect.failure(result, 9, "stdout", "No space left on device")
+
+
+def test_9_for_a_full_disk_behind_help_and_version() -> None:
+    for argv in (["--version"], ["--help"], ["pull", "--help"]):
+        expect.failure(ocistream(*argv, stdout=Path("/dev/full")), 9, "stdout", "No space left on device")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a disk of 1 MiB."""
+    need("mount", root=True)
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_9_for_a_full_disk(registry: FaultyRegistry, small_disk: Path) -> None:
+    (small_disk / "app.tar").write_bytes(b"what was there before")
+    for end in ("app.tar", "layout/"):
+        result = ocistream("pull", f"{registry.host}/app:1", "-o", f"{small_disk}/{end}")
+        expect.failure(result, 9, "No space left on device", "free some space")
+    expect.no_partial_files(small_disk)
+    assert (small_disk / "app.tar").read_bytes() == b"what was there before"
+    assert not (small_disk / "layout" / "index.json").exists()
+
+
+def test_9_for_a_file_that_may_not_grow_so_large(layout: Layout, image: Descriptor, folder: Path) -> None:
+    del image
+    line = ["prlimit", f"--fsize={MIB}", *command(), "copy", str(layout.path), str(folder / "app.tar")]
+    without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
+    expect.failure(run(line, env=without_coverage), 9, "app.tar", "too large")
+    expect.nothing_left(folder)
+
+
+@pytest.fixture
+def closed_folder(folder: Path) -> Iterator[Path]:
+    """Return a folder that may not be written to."""
+    folder.chmod(0o555)
+    yield folder
+    folder.chmod(0o755)
+
+
+def test_9_for_a_folder_that_may_not_be_written_to(registry: FaultyRegistry, closed_folder: Path) -> None:
+    for end in ("app.tar", "layout/"):
+        result = without_privileges("pull", f"{registry.host}/app:1", "-o", f"{closed_folder}/{end}")
+        expect.failure(result, 9, "Permission denied", "check the permissions")
+    expect.nothing_left(closed_folder)
+
+
+def test_9_for_a_file_that_may_not_be_read(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
+    layout.file(image["digest"]).chmod(0)
+    result = without_privileges("push", "-i", layout.path, f"{served.host}/app:1")
+    expect.failure(result, 9, image["digest"], "Permission denied")
+    expect.no_image(served)
+
+
+# Words ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_traceback_is_for_those_who_ask_twice(closed_port: int) -> None:
+    argv = ["push", f"127.0.0.1:{closed_port}/app:1", "-i", "/missing.tar"]
+    assert "Traceback" not in ocistream(*argv, "-v").err
+    assert "Traceback" in ocistream(*argv, "-vv").err
+    for line in expect.json_lines(ocistream(*argv, "-vv", "--log-format=json").err):
+        assert line["level"] in {"error", "debug"}
+
+
+def test_what_a_registry_says_cannot_drive_the_terminal(registry: FaultyRegistry, folder: Path) -> None:
+    registry.faults = [Fault(refusal(403, "DENIED", "\x1b[2Jgone\r\nocistream: all is well"), times=None)]
+    result = ocistream("pull", f"{registry.host}/app:1", "-o", folder / "app.tar")
+    expect.failure(result, 3, "?[2Jgone")
+
+
+def test_an_index_that_names_images_with_control_characters_makes_no_lines_of_them(
+    layout: Layout, folder: Path
+) -> None:
+    descriptor = small_image(layout)
+    layout.name(descriptor, f"real@{NO_DIGEST}\nfake\x1b[2J")
+    result = ocistream("copy", layout.path, folder / "app.tar")
+    expect.success(result)
+    assert result.lines() == [f"real@{NO_DIGEST}?fake?[2J@{descriptor['digest']}"]
+
+
+def test_an_error_names_no_tag_where_nothing_was_pushed(served: FaultyRegistry) -> None:
+    expect.failure(ocistream("push", f"{served.host}/app:1", stdin=b""), 6)
+    assert tags(served.host, "app") == []

@@ -1,0 +1,196 @@
+"""What is said of what was done: result lines on stdout, and the document of --result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.privileges import without_privileges
+from tests.cli.run import ocistream, pipe
+from tests.faults import Fault, FaultyRegistry, Flip, refusal
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.registry_http import seed
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image, called `app` in the layout."""
+    return small_image(layout, name="app")
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that holds the image as `app:1`."""
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+def document(path: Path) -> dict[str, Any]:
+    """Return what --result wrote."""
+    return dict(json.loads(path.read_bytes()))
+
+
+# Result lines ------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_a_name_and_a_digest(registry: FaultyRegistry, image: Descriptor, tmp_path: Path) -> None:
+    host, digest = registry.host, image["digest"]
+    for argv, line in (
+        (["pull", f"{host}/app:1", "-o", "PATH/1.tar"], f"{host}/app:1@{digest}"),
+        (["pull", f"docker://{host}/app:1", "-o", "PATH/1.tar"], f"{host}/app:1@{digest}"),
+        (["pull", f"{host}/app@{digest}", "-o", "PATH/2.tar"], f"{host}/app@{digest}"),
+        (["pull", f"{host}/app:1@{digest}", "-o", "PATH/layout/"], f"{host}/app:1@{digest}"),
+        (["push", f"{host}/new", "-i", "PATH/1.tar"], f"{host}/new:latest@{digest}"),
+        (["push", f"{host}/new@{digest}", "-i", "PATH/2.tar"], f"{host}/new@{digest}"),
+        (["push", "--to", f"{host}/mirror", "-i", "PATH/1.tar"], f"{host}/mirror/app:1@{digest}"),
+        (["copy", "oci-archive:PATH/1.tar", f"{host}/copied:1"], f"{host}/copied:1@{digest}"),
+        (["copy", "oci-archive:PATH/1.tar", "oci:PATH/layout"], f"{host}/app:1@{digest}"),
+        (["copy", "oci-archive:PATH/1.tar", "oci:PATH/layout:other"], f"other@{digest}"),
+        (["copy", f"{host}/app@{digest}", "oci:PATH/layout"], f"{host}/app@{digest}"),
+        (["copy", "PATH/2.tar", "PATH/3.tar"], f"PATH/2.tar@{digest}"),
+    ):
+        result = ocistream(*[word.replace("PATH", str(tmp_path)) for word in argv])
+        assert result.lines() == [line.replace("PATH", str(tmp_path))], (argv, result.err)
+
+
+def test_the_digest_is_that_of_what_was_pulled(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    index = two_platforms(layout)
+    amd64, arm64 = layout.read(index["digest"])["manifests"]
+    name = f"{served.host}/app:1"
+    seed(layout, index, served.host, "app", "1")
+    for platform, digest in (("all", index), ("linux/amd64", amd64), ("linux/arm64/v8", arm64)):
+        result = ocistream("pull", name, "--platform", platform, "-o", tmp_path / "app.tar")
+        assert result.lines() == [f"{name}@{digest['digest']}"]
+
+
+# --result ----------------------------------------------------------------------------------------------------
+
+
+def test_the_document_says_what_was_moved(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", "--result", path))
+    manifest = layout.read(image["digest"])
+    blobs = [{key: blob[key] for key in ("mediaType", "digest", "size")} for blob in blobs_of(manifest)]
+    total = sum(blob["size"] for blob in blobs)
+    seconds = document(path)["seconds"]
+    assert isinstance(seconds, float)
+    described = {key: image[key] for key in ("mediaType", "digest", "size")}
+    assert document(path) == {
+        "images": [{**described, "name": f"{registry.host}/app:1", "size": total}],
+        "manifests": [described],
+        "blobs": [{**blob, "how": "copied"} for blob in blobs],
+        "foreign": [],
+        "bytes": {"copied": total, "skipped": 0, "mounted": 0},
+        "retried": 0,
+        "seconds": seconds,
+    }
+
+
+def blobs_of(manifest: dict[str, Any]) -> list[Descriptor]:
+    return [manifest["config"], *manifest["layers"]]
+
+
+def test_the_document_says_what_was_skipped_mounted_and_tried_again(
+    registry: FaultyRegistry, tmp_path: Path, layout: Layout, image: Descriptor
+) -> None:
+    path = tmp_path / "result.json"
+    total = sum(blob["size"] for blob in blobs_of(layout.read(image["digest"])))
+    # A blob that one repository has is visible in all of an embedded registry, so a HEAD must be answered with no.
+    registry.faults = [Fault(refusal(404), "HEAD", "/v2/mounted/blobs/", times=None)]
+    expect.success(ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path))
+    assert document(path)["bytes"] == {"copied": 0, "skipped": 0, "mounted": total}
+    assert {blob["how"] for blob in document(path)["blobs"]} == {"mounted"}
+    registry.faults = [Fault(refusal(503), "HEAD", "/blobs/", times=2)]
+    expect.success(ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path))
+    assert document(path)["bytes"] == {"copied": 0, "skipped": total, "mounted": 0}
+    assert document(path)["retried"] == 2
+
+
+def test_the_document_names_foreign_layers_that_stay_where_they_are(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    foreign = {
+        "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "digest": f"sha256:{'1' * 64}",
+        "size": 12,
+        "urls": ["https://a.example/layer"],
+    }
+    image = layout.read(small_image(layout)["digest"])
+    layout.document({**image, "layers": [*image["layers"], foreign]}, name="app")
+    path = tmp_path / "result.json"
+    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--result", path)
+    expect.success(result)
+    assert "1 foreign layers left where they are" in result.err
+    assert document(path)["foreign"] == [{key: foreign[key] for key in ("mediaType", "digest", "size")}]
+
+
+def test_both_sides_of_a_pipe_have_a_document(registry: FaultyRegistry, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    host = registry.host
+    pull, push = pipe(["pull", f"{host}/app:1", "--result", one], ["push", f"{host}/app:2", "--result", two])
+    assert (pull.code, push.code) == (0, 0)
+    assert document(one)["manifests"] == document(two)["manifests"]
+    assert document(two)["images"][0]["name"] == f"{host}/app:2"
+
+
+def test_there_is_no_document_of_a_failure(registry: FaultyRegistry, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    registry.faults = [Fault(Flip(10), "GET", "/blobs/", times=None)]
+    argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar", "--result"]
+    expect.failure(ocistream(*argv, folder / "result.json"), 5)
+    expect.nothing_left(folder)
+    (folder / "result.json").write_text("of the run before")
+    expect.failure(ocistream(*argv, folder / "result.json"), 5)
+    assert (folder / "result.json").read_text() == "of the run before"
+
+
+def test_a_document_that_cannot_be_written_is_found_out_before_anything_is_done(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    expect.failure(
+        ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", tmp_path / "missing" / "r.json"),
+        4,
+        "missing/r.json",
+    )
+    assert registry.requests == []
+    closed = tmp_path / "closed"
+    closed.mkdir(0o555)
+    result = without_privileges("push", "-i", layout.path, f"{registry.host}/app:2", "--result", closed / "r.json")
+    expect.failure(result, 9, "closed/r.json", "Permission denied")
+    assert registry.requests == []
+
+
+def test_the_document_goes_through_links_and_into_what_is_no_file(registry: FaultyRegistry, tmp_path: Path) -> None:
+    pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "app.tar"), "--result"]
+    (tmp_path / "link.json").symlink_to("real.json")
+    for _ in range(2):
+        expect.success(ocistream(*pull, tmp_path / "link.json"))
+        assert (tmp_path / "link.json").is_symlink()
+        assert document(tmp_path / "real.json")["retried"] == 0
+    expect.success(ocistream(*pull, "/dev/null"))
+    assert Path("/dev/null").is_char_device()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
+        expect.success(ocistream(*pull, fifo))
+        assert json.loads(reader.communicate(timeout=60)[0])["retried"] == 0
+
+
+def test_an_image_that_is_there_already_has_a_line_and_a_document(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    argv = ["push", "-i", str(layout.path), f"{registry.host}/app:1", "--result", str(tmp_path / "r.json")]
+    result = ocistream(*argv)
+    assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
+    assert document(tmp_path / "r.json")["images"][0]["digest"] == image["digest"]
+    assert registry.asked("PUT|POST|PATCH") == []

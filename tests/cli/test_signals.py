@@ -1,0 +1,144 @@
+"""What is left when a run is ended from outside: by Ctrl-C, by SIGTERM, by a reader that goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Argument, command, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.images import Layout
+from tests.registry_http import seed, tags
+
+MIB = 1 << 20
+#: How a run is ended -> its exit code.
+ENDED = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@pytest.fixture
+def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegistry:
+    """Return a registry with an image `app:1`, one layer of which comes to a halt in its middle."""
+    image = layout.image([3 * MIB, 2 * MIB])
+    registry = start()
+    seed(layout, image, registry.host, "app", "1")
+    registry.faults = [Fault(Stall(after=MIB + 1), "GET", "/blobs/", skip=1)]
+    return registry
+
+
+@contextlib.contextmanager
+def stopped_in_the_middle(
+    registry: FaultyRegistry, number: signal.Signals, *argv: Argument
+) -> Iterator[Callable[[], tuple[int, bytes, str]]]:
+    """Send a signal once a transfer has come to a halt, and give the way to how it ended."""
+    with started(*argv) as process:
+        expect.wait_for(lambda: [request for request in registry.requests if request.fault])
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        yield lambda: (process.returncode, out, err.decode())
+
+
+@pytest.mark.parametrize(("number", "code"), ENDED)
+def test_a_pull_into_a_file_that_is_stopped_leaves_no_file(
+    stalling: FaultyRegistry, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with stopped_in_the_middle(stalling, number, "pull", f"{stalling.host}/app:1", "-o", folder / "app.tar") as end:
+        got, out, err = end()
+    assert (got, out) == (code, b"")
+    assert err.startswith("ocistream: error: ")
+    assert len(err.splitlines()) == 1
+    expect.nothing_left(folder)
+
+
+def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_and_no_partial_file(
+    stalling: FaultyRegistry, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pulled"
+    interrupt = signal.SIGINT
+    with stopped_in_the_middle(stalling, interrupt, "pull", f"{stalling.host}/app:1", "-o", f"{folder}/") as end:
+        assert end()[0] == 130
+    assert not (folder / "index.json").exists()
+    expect.no_partial_files(folder)
+
+
+@pytest.mark.parametrize(("number", "code"), ENDED)
+def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
+    stalling: FaultyRegistry, number: signal.Signals, code: int
+) -> None:
+    with stopped_in_the_middle(stalling, number, "pull", f"{stalling.host}/app:1") as end:
+        got, out, _ = end()
+    assert got == code
+    assert 0 < len(out) < 5 * MIB
+    pushed = ocistream("push", f"{stalling.host}/other:1", stdin=out)
+    expect.failure(pushed, 6, "truncated")
+    assert tags(stalling.host, "other") == []
+
+
+@pytest.mark.parametrize(("number", "code"), ENDED)
+def test_a_push_that_is_stopped_leaves_no_image(
+    start: Callable[..., FaultyRegistry], layout: Layout, number: signal.Signals, code: int
+) -> None:
+    layout.image([3 * MIB], name="app")
+    registry = start(Fault(Stall(seconds=1), "PATCH", larger_than=MIB))
+    with stopped_in_the_middle(registry, number, "push", "-i", layout.path, f"{registry.host}/app:1") as end:
+        got, out, err = end()
+    assert (got, out) == (code, b"")
+    assert len(err.splitlines()) == 1
+    expect.no_image(registry)
+
+
+def test_a_push_that_waits_for_its_pipe_can_be_stopped(served: FaultyRegistry) -> None:
+    with started("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(b"blobs/")
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in {143, -signal.SIGTERM}
+    expect.no_image(served)
+
+
+def test_a_reader_that_goes_away_ends_a_pull(stalling: FaultyRegistry) -> None:
+    stalling.faults = []
+    with started("pull", f"{stalling.host}/app:1") as process:
+        assert process.stdout
+        assert process.stderr
+        assert len(process.stdout.read(100_000)) == 100_000
+        process.stdout.close()
+        err = process.stderr.read().decode()
+        assert process.wait(60) == 141
+    assert err.splitlines() == ["ocistream: error: cannot write to stdout: whoever read it has gone away"]
+
+
+def test_result_lines_that_nobody_reads_are_a_closed_stdout(layout: Layout, tmp_path: Path) -> None:
+    layout.image([b"layer"], name="app")
+    read, write = os.pipe()
+    os.close(read)
+    line = [*command(), "copy", f"oci:{layout.path}:app", str(tmp_path / "app.tar")]
+    with os.fdopen(write, "wb") as nobody:
+        done = subprocess.run(line, stdout=nobody, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 141
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_the_second_of_two_ends_when_the_first_is_killed(stalling: FaultyRegistry, served: FaultyRegistry) -> None:
+    """`pull | push`, and the pull dies of SIGKILL, so that it cannot say anything any more."""
+    with started("pull", f"{stalling.host}/app:1") as pull:
+        assert pull.stdout
+        with started("push", f"{served.host}/app:1", stdin=pull.stdout.fileno()) as push:
+            pull.stdout.close()
+            expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
+            pull.kill()
+            out, err = push.communicate(timeout=60)
+    assert (push.returncode, out) == (6, b"")
+    assert "truncated" in err.decode()
+    expect.no_image(served)

@@ -1,0 +1,218 @@
+"""What goes to stdout, what to stderr, and that an archive never meets a terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import command, ocistream, started
+from tests.cli.terminal import on_terminal
+from tests.faults import Fault, FaultyRegistry, redirect, refusal
+from tests.images import Layout, small_image, two_platforms
+from tests.registry_http import seed, tags
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
+    """Return a registry that holds `app:1`, and `multi:1` of two platforms."""
+    seed(layout, small_image(layout, name="app"), served.host, "app", "1")
+    seed(layout, two_platforms(layout, name="multi"), served.host, "multi", "1")
+    return served
+
+
+def test_an_archive_on_stdout_is_all_that_is_there(registry: FaultyRegistry, tmp_path: Path) -> None:
+    image = f"{registry.host}/app:1"
+    expect.success(ocistream("pull", image, "-o", tmp_path / "app.tar"))
+    archive = (tmp_path / "app.tar").read_bytes()
+    for argv in (
+        ["pull", image],
+        ["pull", image, "-o", "-"],
+        ["pull", image, "-o", "/dev/stdout"],
+        ["pull", image, "-o", "oci-archive:-"],
+        ["pull", image, "--format", "oci-archive", "-vv"],
+        ["copy", "--platform=all", image, "-"],
+        ["copy", image, "oci-archive:-"],
+    ):
+        assert ocistream(*argv).out == archive, argv
+
+
+def test_a_file_behind_stdout_stays_the_shells(registry: FaultyRegistry, tmp_path: Path) -> None:
+    """`pull -o /dev/stdout > app.tar` writes into the file that the shell opened: it must not be replaced."""
+    target = tmp_path / "app.tar"
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", "/dev/stdout", stdout=target))
+    assert Path("/dev/stdout").is_symlink()
+    assert [name for name, _ in expect.entries(target)][:2] == ["oci-layout", "index.json"]
+    expect.nothing_left(tmp_path, "app.tar", "made", "served-0")
+
+
+def test_result_lines_are_all_there_is_on_stdout_otherwise(registry: FaultyRegistry, tmp_path: Path) -> None:
+    app, multi = f"{registry.host}/app:1", f"{registry.host}/multi:1"
+    for argv, count in (
+        (["pull", app, multi, "-o", f"{tmp_path}/both.tar", "-vv"], 2),
+        (["pull", app, "-o", f"{tmp_path}/layout/", "--progress=json"], 1),
+        (["push", "-i", f"{tmp_path}/layout", f"{registry.host}/other:1", "--log-format=json"], 1),
+        (["copy", f"{tmp_path}/both.tar", f"oci:{tmp_path}/layout"], 2),
+    ):
+        lines = ocistream(*argv).lines()
+        assert len(lines) == count, argv
+        for line in lines:
+            name, _, digest = line.partition("@sha256:")
+            assert name.startswith(registry.host)
+            assert len(digest) == 64
+
+
+@pytest.mark.parametrize("end", ["-", "/dev/stdout", "/dev/tty", "oci-archive:-"])
+def test_an_archive_is_never_written_to_a_terminal(registry: FaultyRegistry, end: str) -> None:
+    registry.requests.clear()
+    seen = on_terminal("pull", f"{registry.host}/app:1", "-o", end, streams=["stdout", "stderr"])
+    assert "oci-layout" not in seen.screen
+    if end == "/dev/tty":
+        # There is none to be opened: this process controls no terminal.
+        assert seen.code == 9
+    else:
+        assert seen.code == 2
+        assert "not written to a terminal" in seen.screen
+    assert registry.requests == []
+
+
+def test_a_terminal_that_is_named_is_a_terminal_as_well(registry: FaultyRegistry) -> None:
+    ours, theirs = os.openpty()
+    try:
+        path = os.ttyname(theirs)
+        expect.failure(ocistream("pull", f"{registry.host}/app:1", "-o", path), 2, path, "terminal")
+        expect.failure(ocistream("push", f"{registry.host}/app:2", "-i", path), 2, path, "terminal")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    "argv", [["push", "HOST/app:2"], ["push", "HOST/app:2", "-i", "-"], ["copy", "-", "HOST/app:2"]]
+)
+def test_an_archive_is_never_read_from_a_terminal(registry: FaultyRegistry, argv: list[str]) -> None:
+    registry.requests.clear()
+    seen = on_terminal(*[word.replace("HOST", registry.host) for word in argv], streams=["stdin", "stderr"])
+    assert seen.code == 2
+    assert "stdin, which is a terminal" in seen.screen
+    assert registry.requests == []
+
+
+@pytest.mark.parametrize("argv", [["pull", "-h"], ["--version"], ["--help"]])
+def test_what_is_for_people_may_go_to_a_terminal(argv: list[str]) -> None:
+    seen = on_terminal(*argv)
+    assert seen.code == 0
+    assert "ocistream" in seen.screen
+
+
+def test_a_transfer_says_one_line_at_its_end(registry: FaultyRegistry, tmp_path: Path) -> None:
+    result = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("ocistream: moved 3 blobs, ")
+
+
+def test_quiet_says_nothing_but_errors(registry: FaultyRegistry, tmp_path: Path) -> None:
+    result = ocistream("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
+    assert (result.code, result.err) == (0, "")
+    assert len(result.lines()) == 1
+    expect.failure(ocistream("pull", "-q", f"{registry.host}/gone:1", "-o", tmp_path / "app.tar"), 4, "gone:1")
+    seen = on_terminal("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", streams=["stderr"])
+    assert (seen.code, seen.screen) == (0, "")
+
+
+def test_verbose_tells_what_became_of_each_blob_and_what_was_tried_again(
+    registry: FaultyRegistry, tmp_path: Path
+) -> None:
+    registry.faults = [Fault(refusal(503), "GET", "/blobs/")]
+    result = ocistream("pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
+    expect.success(result)
+    assert result.err.count("ocistream: copied sha256:") == 3
+    assert f"http://{registry.host}/v2/app/blobs/sha256:" in result.err
+    assert "answered 503; trying again in " in result.err
+    again = ocistream("pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
+    assert again.err.count("ocistream: skipped sha256:") == 3
+
+
+def test_a_long_wait_is_told_without_being_asked(registry: FaultyRegistry, tmp_path: Path) -> None:
+    registry.faults = [Fault(refusal(503, Retry_After="30"), "GET", "/manifests/")]
+    with started("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar") as process:
+        assert process.stderr
+        assert b"answered 503; trying again in 30.0 s" in process.stderr.readline()
+
+
+@pytest.mark.parametrize("verbosity", [[], ["-v"], ["-vv"]])
+def test_every_line_on_stderr_is_json_where_it_is_asked_for(
+    registry: FaultyRegistry, tmp_path: Path, verbosity: list[str]
+) -> None:
+    argv = ["--log-format", "json", *verbosity]
+    moved = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", *argv)
+    assert {line["level"] for line in expect.json_lines(moved.err)} <= {"info", "debug"}
+    failed = ocistream("push", "-i", tmp_path / "gone.tar", f"{registry.host}/app:1", *argv)
+    first, *rest = expect.json_lines(failed.err)
+    assert (first["level"], first["exit_code"]) == ("error", 4)
+    assert "gone.tar" in first["message"]
+    assert len(rest) == (1 if verbosity == ["-vv"] else 0)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["pull", "--log-format=json", "UPPER/CASE", "-o", "x.tar"],
+        ["pull", "--log-format=json", "--no-such-option"],
+        ["copy", "a", "--log-format", "json"],
+        ["pull", "x", "--progress", "json", "--jobs", "many"],
+    ],
+)
+def test_a_usage_error_is_json_too(argv: list[str]) -> None:
+    result = ocistream(*argv)
+    (line,) = expect.json_lines(result.err)
+    assert (result.code, line["exit_code"], line["level"]) == (2, 2, "error")
+    assert line["hint"]
+
+
+def test_messages_in_json_leave_no_room_for_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+    seen = on_terminal("pull", "--log-format=json", f"{registry.host}/app:1", "-o", tmp_path / "x", streams=["stderr"])
+    assert seen.code == 0
+    (line,) = expect.json_lines(seen.screen)
+    assert line["message"].startswith("moved 3 blobs")
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+def test_streams_that_are_closed_are_no_trap(registry: FaultyRegistry, tmp_path: Path, closed: str) -> None:
+    redirect = " ".join(f"{number}>&-" for number in closed)
+    line = ["sh", "-c", f'exec "$@" {redirect}', "-", *command()]
+    argv = ["pull", f"{registry.host}/app:1", "-v", "-o", str(tmp_path / "app.tar")]
+    done = subprocess.run([*line, *argv], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"copied" not in done.stdout
+    assert done.stdout.count(b"\n") == (0 if "1" in closed else 1)
+    assert next(expect.entries(tmp_path / "app.tar"))[0] == "oci-layout"
+
+
+def test_a_stream_that_is_needed_and_closed_is_a_mistake_of_whoever_called(registry: FaultyRegistry) -> None:
+    pull = ["sh", "-c", 'exec "$@" >&-', "-", *command(), "pull", f"{registry.host}/app:1"]
+    push = ["sh", "-c", 'exec "$@" <&-', "-", *command(), "push", f"{registry.host}/new:1"]
+    for line in (pull, push):
+        done = subprocess.run(line, capture_output=True, check=False)
+        assert done.returncode == 2
+        assert b"closed" in done.stderr
+    assert tags(registry.host, "new") == []
+
+
+def test_no_secret_and_no_signed_query_is_printed(
+    start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
+) -> None:
+    registry = start(Fault(refusal(500), "GET", "signature=hunter2", times=None))
+    seed(layout, small_image(layout), registry.host, "app", "1")
+    blob = f"http://{registry.host}/v2/app/blobs/sha256:{'0' * 64}?signature=hunter2"
+    registry.faults.append(Fault(redirect(blob), "GET", "/blobs/", times=None))
+    result = ocistream(
+        "pull", f"{registry.host}/app:1", "-o", tmp_path / "x.tar", "--retries=1", "-vv", "--username=me",
+        env={"OCISTREAM_PASSWORD": "hunter2"},
+    )  # fmt: skip
+    assert result.code == 7
+    assert "hunter2" not in result.err

@@ -1,0 +1,328 @@
+"""The stores that the contract is checked on, each with a place of its own, and what others see there.
+
+`fill` puts images in and `images` and `blobs` look for them without a line of ocistream's stores, so that a mistake
+in a sink cannot be hidden by the same mistake in a source.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import fcntl
+import io
+import json
+import os
+import select
+import struct
+import termios
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
+from ocistream.interfaces import Sink, Source
+from ocistream.reference import Reference, parse_reference
+from ocistream.serve import Registry
+from ocistream.stores.archive import ArchiveSink, file_output, stream_output
+from ocistream.stores.archive_file import ArchiveFileSource
+from ocistream.stores.archive_stream import ArchiveStreamSource
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.transport import Transport, TransportSettings
+from tests import registry_http
+from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
+from tests.images import Layout, digest_of
+
+REPOSITORY = "made/app"
+REF_NAME = "org.opencontainers.image.ref.name"
+
+
+class Store(abc.ABC):
+    """One kind of place for images. Names are tags: the last part of an image's full name.
+
+    What `source` and `sink` open is closed by `close`, if it was not closed before.
+    """
+
+    #: Whether blobs are asked for one by one, over a connection.
+    is_remote: ClassVar[bool] = False
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stack = contextlib.ExitStack()
+
+    @abc.abstractmethod
+    def fill(self, layout: Layout) -> None:
+        """Put every image of `layout` in."""
+
+    @abc.abstractmethod
+    def damage(self, digest: str, content: bytes | None) -> None:
+        """Replace the bytes of a blob or manifest that was put in by `fill`, or remove it."""
+
+    @abc.abstractmethod
+    def images(self) -> dict[str, bytes]:
+        """Return the manifest's bytes of every image that is visible, by its name."""
+
+    @abc.abstractmethod
+    def blobs(self) -> set[str]:
+        """Return the digests of all that is visible, after checking that it is what it claims to be."""
+
+    @abc.abstractmethod
+    def _open_source(self, platforms: PlatformChoice) -> Source: ...
+
+    @abc.abstractmethod
+    def _open_sink(self) -> Sink: ...
+
+    def source(self, *, platforms: PlatformChoice = ALL_PLATFORMS) -> Source:
+        """Open it to read every image."""
+        source = self._open_source(platforms)
+        self._stack.callback(source.close)
+        return source
+
+    def sink(self) -> Sink:
+        """Open it to write."""
+        sink = self._open_sink()
+        self._stack.callback(sink.close)
+        return sink
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._stack.close()
+
+
+class LayoutStore(Store):
+    """A layout directory."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._path = folder / "layout"
+
+    def fill(self, layout: Layout) -> None:
+        for name, content in items_of(layout):
+            (self._path / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._path / name).write_bytes(content or b"")
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        path = self._path / blob_name(digest)
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        return LayoutSource(self._path, platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        return LayoutSink(self._path)
+
+    def images(self) -> dict[str, bytes]:
+        return _named(self._files())
+
+    def blobs(self) -> set[str]:
+        return check_blobs(self._files())
+
+    def _files(self) -> dict[str, bytes]:
+        files = [path for path in self._path.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self._path)): path.read_bytes() for path in files}
+
+
+class ArchiveFileStore(Store):
+    """A tar file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._path = folder / "images.tar"
+        self._items: dict[str, bytes | None] = {}
+
+    def fill(self, layout: Layout) -> None:
+        self._items = dict(items_of(layout))
+        self._write()
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        if content is None:
+            del self._items[blob_name(digest)]
+        else:
+            self._items[blob_name(digest)] = content
+        self._write()
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        return ArchiveFileSource(self._path, platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        return ArchiveSink(file_output(self._path))
+
+    def images(self) -> dict[str, bytes]:
+        return _named(files_in(self._path.read_bytes())) if self._path.exists() else {}
+
+    def blobs(self) -> set[str]:
+        return check_blobs(files_in(self._path.read_bytes())) if self._path.exists() else set()
+
+    def _write(self) -> None:
+        self._path.write_bytes(tar_of(self._items.items()))
+
+
+class PipeStore(Store):
+    """A real pipe, with a thread at its other end that writes or reads a tar; everything small comes first."""
+
+    index_last: ClassVar[bool] = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._items: dict[str, bytes | None] = {}
+        self._taken = bytearray()
+        self._lock = threading.Lock()
+        self._outlet: int | None = None
+
+    def fill(self, layout: Layout) -> None:
+        self._items = dict(items_of(layout) if self.index_last else small_first(layout))
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        if content is None:
+            del self._items[blob_name(digest)]
+        else:
+            self._items[blob_name(digest)] = content
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        outlet, inlet = os.pipe()
+        thread = threading.Thread(target=_feed, args=(inlet, tar_of(self._items.items())), daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        return ArchiveStreamSource(io.BufferedReader(io.FileIO(outlet, "rb")), platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        self._outlet, inlet = os.pipe()
+        file = io.FileIO(inlet, "wb")
+        thread = threading.Thread(target=self._drain, args=(self._outlet,), daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(file.close)
+        return ArchiveSink(stream_output(file, "to the pipe"))
+
+    def images(self) -> dict[str, bytes]:
+        return _named(self._whole())
+
+    def blobs(self) -> set[str]:
+        return check_blobs(self._whole())
+
+    def _whole(self) -> dict[str, bytes]:
+        """Return the files of what came through the pipe, if it has an end: without one it is no archive."""
+        while self._outlet is not None:
+            with self._lock:
+                if not _waiting(self._outlet):
+                    taken = bytes(self._taken)
+                    return files_in(taken) if taken.endswith(END) else {}
+            time.sleep(0.001)
+        return {}
+
+    def _drain(self, outlet: int) -> None:
+        while True:
+            select.select([outlet], [], [])
+            with self._lock:
+                got = os.read(outlet, 1 << 16)
+                self._taken += got
+            if not got:
+                os.close(outlet)
+                return
+
+
+class IndexLastPipeStore(PipeStore):
+    """A pipe whose tar has its names sorted, so that blobs come before the index."""
+
+    index_last: ClassVar[bool] = True
+
+
+class RegistryStore(Store):
+    """The embedded registry, spoken to over a real socket."""
+
+    is_remote: ClassVar[bool] = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._path = folder / "registry"
+        self._registry = self._stack.enter_context(Registry(self._path))
+        self._transport = Transport(TransportSettings(), lambda *_: None)
+        self._stack.callback(self._transport.close)
+
+    def fill(self, layout: Layout) -> None:
+        for entry in json.loads((layout.path / "index.json").read_bytes())["manifests"]:
+            registry_http.seed(layout, entry, self._registry.host, REPOSITORY, entry["annotations"][REF_NAME])
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        path = self._path / blob_name(digest)
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        references = [self._reference(tag) for tag in self._tags()]
+        return RegistrySource(self._transport, references, platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        return RegistrySink(self._transport, self._target, early=self._reference("early"))
+
+    def images(self) -> dict[str, bytes]:
+        found = {tag: registry_http.manifest(self._registry.host, REPOSITORY, tag) for tag in self._tags()}
+        return {tag: raw for tag, raw in found.items() if raw is not None}
+
+    def blobs(self) -> set[str]:
+        files = [path for path in (self._path / "blobs").rglob("*") if path.is_file()]
+        return check_blobs({str(path.relative_to(self._path)): path.read_bytes() for path in files})
+
+    def _tags(self) -> Sequence[str]:
+        return registry_http.tags(self._registry.host, REPOSITORY)
+
+    def _target(self, root: Root) -> Reference:
+        return self._reference((root.name or "").rpartition(":")[2])
+
+    def _reference(self, tag: str) -> Reference:
+        return parse_reference(f"{self._registry.host}/{REPOSITORY}:{tag}")
+
+
+SOURCES: dict[str, type[Store]] = {
+    "layout": LayoutStore,
+    "archive-file": ArchiveFileStore,
+    "archive-pipe": PipeStore,
+    "archive-pipe-index-last": IndexLastPipeStore,
+    "registry": RegistryStore,
+}
+SINKS: dict[str, type[Store]] = {
+    "layout": LayoutStore,
+    "archive-file": ArchiveFileStore,
+    "archive-pipe": PipeStore,
+    "registry": RegistryStore,
+}
+
+
+@contextlib.contextmanager
+def opened(kind: type[Store], folder: Path) -> Iterator[Store]:
+    """Make a store in `folder`, and give everything back at the end."""
+    store = kind(folder)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _feed(inlet: int, content: bytes) -> None:
+    # Whoever reads may have found a mistake, and gone.
+    with contextlib.suppress(BrokenPipeError), io.FileIO(inlet, "wb") as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+
+
+def _waiting(outlet: int) -> int:
+    """Return how many bytes lie in the pipe."""
+    with contextlib.suppress(OSError):
+        return int(struct.unpack("i", fcntl.ioctl(outlet, termios.FIONREAD, bytes(4)))[0])
+    return 0
+
+
+def _named(files: dict[str, bytes]) -> dict[str, bytes]:
+    if "index.json" not in files:
+        return {}
+    entries = [entry for entry in index_in(files) if REF_NAME in entry.get("annotations", {})]
+    found = {entry["annotations"][REF_NAME]: files[blob_name(entry["digest"])] for entry in entries}
+    for entry in entries:
+        assert digest_of(files[blob_name(entry["digest"])], entry["digest"].partition(":")[0]) == entry["digest"]
+    return found

@@ -1,0 +1,46 @@
+"""What several of these tests share, made once for the run: the Debian image in a registry, and as pulled from it.
+
+Nothing here is to be written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.run import ocistream
+from tests.debian_image import DebianImage
+from tests.peers import Containerd, DockerRegistry, containerd, docker_registry
+from tests.registry_http import seed
+
+
+@pytest.fixture(scope="session")
+def debian_registry(tmp_path_factory: pytest.TempPathFactory, debian_image: DebianImage) -> Iterator[DockerRegistry]:
+    """Return a docker-registry that holds the Debian image as team/debian:v1."""
+    with docker_registry(tmp_path_factory.mktemp("debian-registry")) as registry:
+        seed(debian_image.layout, debian_image.manifest, registry.host, "team/debian", "v1")
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def debian_name(debian_registry: DockerRegistry) -> str:
+    """Return the full name of the Debian image in its registry."""
+    return f"{debian_registry.host}/team/debian:v1"
+
+
+@pytest.fixture(scope="session")
+def debian_archive(debian_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Debian image as `ocistream pull` wrote it into a file."""
+    archive = tmp_path_factory.mktemp("debian-archive") / "debian.tar"
+    pulled = ocistream("pull", debian_name, "-o", archive)
+    assert pulled.code == 0, pulled.err
+    return archive
+
+
+@pytest.fixture(scope="session")
+def containerd_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    """Return a containerd, one for the whole run: its images stay, so each test uses names of its own."""
+    with containerd(tmp_path_factory.mktemp("containerd")) as daemon:
+        yield daemon

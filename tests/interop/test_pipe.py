@@ -1,0 +1,239 @@
+"""The main job, `ocistream pull | ocistream push` between two real registries: whole, or not there at all."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cli.run import Result, command, measured, ocistream, pipe, run_measured
+from tests.debian_image import DebianImage
+from tests.images import OCI_LAYER, Descriptor, Layout
+from tests.peers import DockerRegistry, docker_registry, need
+from tests.registry_http import assert_no_image, manifest, manifest_digest
+
+MIB: Final = 1 << 20
+#: CLI.md, promise 3: what a process may have at its peak, in bytes, whatever the size of the image.
+BUDGET: Final = 48 * MIB
+
+
+@dataclasses.dataclass(frozen=True)
+class BigImage:
+    """An image that is alone in its layout."""
+
+    layout: Layout
+    manifest: Descriptor
+
+
+def assert_within_budget(*results: Result) -> None:
+    for result in results:
+        assert result.code == 0, result.err
+        assert result.peak is not None
+        assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB at the peak"
+
+
+def blobs_of(layout: Layout, image: Descriptor) -> set[str]:
+    document = layout.read(image["digest"])
+    return {blob["digest"] for blob in [document["config"], *document["layers"]]}
+
+
+def test_a_real_image_crosses_a_pipe_unchanged_and_in_bounded_memory(
+    debian_name: str, debian_image: DebianImage, registry: DockerRegistry
+) -> None:
+    name, digest = f"{registry.host}/copies/debian:v2", debian_image.manifest["digest"]
+    pulled, pushed = pipe(["pull", debian_name], ["push", name])
+    assert_within_budget(pulled, pushed)
+    assert pushed.lines() == [f"{name}@{digest}"]
+    assert registry.tags("copies/debian") == {"v2": digest}
+    assert manifest(registry.host, "copies/debian", "v2") == debian_image.layout.file(digest).read_bytes()
+    assert registry.blobs("copies/debian") == blobs_of(debian_image.layout, debian_image.manifest)
+    assert registry.uploads("copies/debian") == []
+
+
+@pytest.mark.parametrize("way", ["copy", "pull", "push"])
+def test_layers_that_move_side_by_side_stay_within_the_budget_too(
+    way: str, debian_name: str, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry, tmp_path: Path
+) -> None:
+    name, digest = f"{registry.host}/copies/debian:v2", debian_image.manifest["digest"]
+    result = {
+        "copy": lambda: measured("copy", debian_name, name),
+        "pull": lambda: measured("pull", debian_name, "-o", f"{tmp_path}/layout/"),
+        "push": lambda: measured("push", name, "-i", debian_archive),
+    }[way]()
+    assert_within_budget(result)
+    assert result.out.decode().strip().endswith(f"@{digest}")
+
+
+@pytest.mark.parametrize("percent", [10, 50, 99])
+def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest(
+    percent: int, debian_name: str, debian_archive: Path, registry: DockerRegistry
+) -> None:
+    cut = debian_archive.stat().st_size * percent // 100
+    pulled, pushed = pipe(["pull", debian_name], ["push", f"{registry.host}/copies/debian:v2"], cut=cut)
+    assert (pushed.code, pushed.out) == (6, b"")
+    assert "truncated" in pushed.err
+    assert len(pushed.err.splitlines()) <= 2
+    # What is left of a cut pipe may all fit into its buffer, and then `pull` cannot know.
+    assert pulled.code in ({141} if percent < 99 else {0, 141})
+    assert_no_image(registry)
+    # This registry believes only the Location of an answer, and one to the request that broke off never came: what
+    # it was sent of that blob stays until its own clean-up.
+    assert "DELETE" in {request.split()[0] for request in registry.requests()}
+
+
+def test_after_a_cut_the_next_push_completes_the_image(
+    debian_name: str, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
+) -> None:
+    name = f"{registry.host}/copies/debian:v2"
+    cut = debian_archive.stat().st_size * 9 // 10
+    _, first = pipe(["pull", debian_name], ["push", name], cut=cut)
+    assert first.code == 6
+    there = len(registry.blobs("copies/debian"))
+    assert there
+    _, second = pipe(["pull", debian_name], ["push", name])
+    assert second.code == 0
+    assert f"{there} skipped" in second.err
+    assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
+
+
+@pytest.mark.parametrize("where", ["in the manifest", "in the config", "in a layer", "at the end of the last layer"])
+def test_a_flipped_byte_is_refused_and_nothing_is_visible(
+    where: str, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
+) -> None:
+    document = debian_image.layout.read(debian_image.manifest["digest"])
+    digest, position = {
+        "in the manifest": (debian_image.manifest["digest"], 0.5),
+        "in the config": (document["config"]["digest"], 0.5),
+        "in a layer": (document["layers"][1]["digest"], 0.5),
+        "at the end of the last layer": (document["layers"][-1]["digest"], 1.0),
+    }[where]
+    pushed = ocistream("push", f"{registry.host}/copies/debian:v2", stdin=flipped(debian_archive, digest, position))
+    assert (pushed.code, pushed.out) == (5, b"")
+    assert digest in pushed.err
+    assert_no_image(registry)
+
+
+def test_neither_side_of_a_pipe_can_write_a_file_and_neither_needs_to(
+    debian_name: str, debian_image: DebianImage, registry: DockerRegistry
+) -> None:
+    without_files = no_files()
+    with subprocess.Popen(
+        [*without_files, *command(), "pull", debian_name], stdout=subprocess.PIPE, env=uncovered()
+    ) as pull:
+        line = [*without_files, *command(), "push", f"{registry.host}/copies/debian:v2"]
+        pushed = subprocess.run(line, stdin=pull.stdout, capture_output=True, env=uncovered(), check=False)
+    assert (pull.returncode, pushed.returncode) == (0, 0), pushed.stderr
+    assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
+
+
+@pytest.fixture(scope="module")
+def two_gibibytes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
+    """Return an image of four layers of 512 MiB; the disk has it no longer than this module's tests take."""
+    folder = tmp_path_factory.mktemp("two-gibibytes")
+    layout = Layout(folder)
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            layers = list(pool.map(lambda number: noise(layout, 512, number), range(4)))
+        yield BigImage(layout, layout.image(layers))
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def big_target(tmp_path: Path) -> Iterator[DockerRegistry]:
+    """Return an empty docker-registry whose storage is deleted with it."""
+    folder = tmp_path / "target"
+    try:
+        with docker_registry(folder) as registry:
+            yield registry
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_two_gibibytes_cross_a_pipe_unchanged_and_in_bounded_memory(
+    two_gibibytes: BigImage, registry: DockerRegistry, big_target: DockerRegistry
+) -> None:
+    layout, digest = two_gibibytes.layout, two_gibibytes.manifest["digest"]
+    place(two_gibibytes, registry, "big", "v1")
+    pulled, pushed = pipe(["pull", f"{registry.host}/big:v1"], ["push", f"{big_target.host}/big:v1"])
+    assert_within_budget(pulled, pushed)
+    assert manifest_digest(registry.host, "big", "v1") == digest
+    assert manifest_digest(big_target.host, "big", "v1") == digest
+    assert big_target.blobs("big") == blobs_of(layout, two_gibibytes.manifest)
+
+
+def test_two_gibibytes_with_their_index_last_are_pushed_from_a_pipe_without_a_file(
+    two_gibibytes: BigImage, big_target: DockerRegistry, tmp_path: Path
+) -> None:
+    layout, manifest = two_gibibytes.layout, two_gibibytes.manifest
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    names = ["blobs", "index.json", "oci-layout"]
+    layout.name(manifest, "big")
+    with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", layout.path, *names]) as tar:
+        line = [*no_files(), *command(), "push", f"{big_target.host}/big:v1"]
+        pushed = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
+    assert tar.returncode == 0
+    assert_within_budget(pushed)
+    assert big_target.tags("big") == {"v1": manifest["digest"]}
+    assert big_target.blobs("big") == blobs_of(layout, manifest)
+
+
+def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:
+    """Write a blob of so many MiB, each of them different; no registry looks into a layer, so it is no tar file."""
+    block = random.Random(seed).randbytes(MIB - 8)
+    file = layout.path / f"noise-{seed}"
+    with file.open("wb") as out:
+        for number in range(mebibytes):
+            out.write(number.to_bytes(8))
+            out.write(block)
+    return layout.adopt(file, OCI_LAYER)
+
+
+def flipped(archive: Path, digest: str, position: float) -> bytes:
+    """Return the archive's bytes with one of them changed: at `position`, 0 to 1, of the blob `digest`."""
+    content = bytearray(archive.read_bytes())
+    with tarfile.open(archive) as tar:
+        member = tar.getmember(f"blobs/{digest.replace(':', '/')}")
+    content[member.offset_data + int((member.size - 1) * position)] ^= 1
+    return bytes(content)
+
+
+def no_files() -> list[str]:
+    """Return what to put before a command so that it cannot write a byte into any file, root or not."""
+    need("prlimit")
+    return ["prlimit", "--fsize=0"]
+
+
+def uncovered() -> dict[str, str]:
+    """Return the environment without coverage, which writes files."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
+def place(image: BigImage, registry: DockerRegistry, repository: str, tag: str) -> None:
+    """Put an image into a registry's storage by hard links: no copy of its layers is made.
+
+    The storage is laid out as distribution's `registry/storage/paths.go` says.
+    """
+    folder, top = registry.repository(repository), image.manifest["digest"]
+    for digest in [top, *blobs_of(image.layout, image.manifest)]:
+        data = registry.root / f"docker/registry/v2/blobs/sha256/{digest[7:9]}/{digest[7:]}/data"
+        data.parent.mkdir(parents=True)
+        data.hardlink_to(image.layout.file(digest))
+        link(folder / "_layers/sha256" / digest[7:], digest)
+    link(folder / "_manifests/revisions/sha256" / top[7:], top)
+    link(folder / "_manifests/tags" / tag / "current", top)
+
+
+def link(folder: Path, digest: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "link").write_text(digest)

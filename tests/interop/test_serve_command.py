@@ -1,0 +1,55 @@
+"""`ocistream serve` as a user runs it, between Docker's daemon and the other commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.run import ocistream, pipe, started
+from tests.images import Layout, small_image
+from tests.peers import Dockerd, DockerRegistry
+from tests.registry_http import seed
+from tests.schemas import validate_layout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def host(folder: Path) -> Iterator[str]:
+    """Return the address that `ocistream serve` says it has."""
+    with started("serve", folder, "--listen", "127.0.0.1:0") as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().decode().strip()
+
+
+def test_docker_pushes_what_goes_on_to_another_registry_and_back_into_docker(
+    host: str, folder: Path, registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd
+) -> None:
+    seed(layout, small_image(layout, config={"Cmd": ["there and back"]}), registry.host, "app", "v1")
+    docker_daemon.docker("pull", f"{registry.host}/app:v1")
+    docker_daemon.docker("tag", f"{registry.host}/app:v1", f"{host}/team/app:v1")
+    docker_daemon.docker("push", f"{host}/team/app:v1")
+    pulled, pushed = pipe(["pull", f"{host}/team/app:v1"], ["push", f"{registry.host}/back:v1"])
+    assert (pulled.code, pushed.code) == (0, 0), (pulled.err, pushed.err)
+    docker_daemon.docker("rmi", f"{registry.host}/app:v1", f"{host}/team/app:v1")
+    docker_daemon.docker("pull", f"{registry.host}/back:v1")
+    command = docker_daemon.docker("inspect", "--format={{index .Config.Cmd 0}}", f"{registry.host}/back:v1").stdout
+    assert command.strip() == "there and back"
+
+
+def test_what_is_pushed_to_it_is_a_layout_that_docker_can_pull_from(
+    host: str, folder: Path, registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd
+) -> None:
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "v1")
+    copied = ocistream("copy", f"{registry.host}/app:v1", f"{host}/team/app:v2")
+    assert copied.code == 0, copied.err
+    assert validate_layout(folder) == 4
+    docker_daemon.docker("pull", f"{host}/team/app:v2")
+    digests = docker_daemon.docker("inspect", "--format={{index .RepoDigests 0}}", f"{host}/team/app:v2").stdout
+    assert digests.strip() == f"{host}/team/app@{image['digest']}"

@@ -1,0 +1,363 @@
+"""The faults that other tests rely on, each proven to happen as it is said to, and only when it is to."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Certificate
+from tests.faults import (
+    Drop,
+    Fault,
+    FaultyRegistry,
+    Flip,
+    Gzip,
+    HangUp,
+    Header,
+    IgnoreRange,
+    NoContentLength,
+    Reply,
+    Reset,
+    Resize,
+    Stall,
+    StopReading,
+    redirect,
+    refusal,
+    too_many_requests,
+)
+from tests.faulty_auth import Basic, Bearer
+from tests.images import digest_of
+from tests.registry_http import basic
+from tests.talking import Client, Response, connect, converse, read_all
+
+CONTENT = bytes(range(256)) * 1024
+SIZE = len(CONTENT)
+DIGEST = digest_of(CONTENT)
+BLOB = f"/v2/app/blobs/{DIGEST}"
+GET = f"GET {BLOB} HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+
+Start = Callable[..., FaultyRegistry]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts a registry that holds a blob, with the given faults."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*faults: Fault, **options: object) -> FaultyRegistry:
+            registry = FaultyRegistry(tmp_path / "layout", *faults, **options)  # type: ignore[arg-type]
+            blob = registry.layout.blob_path(DIGEST)
+            blob.parent.mkdir(exist_ok=True)
+            blob.write_bytes(CONTENT)
+            return stack.enter_context(registry)
+
+        yield run
+
+
+def get(registry: FaultyRegistry, target: str = BLOB, **headers: str) -> Response:
+    """Ask once, over a connection of its own; `If_Range` is a header."""
+    with Client(registry.host) as ask:
+        return ask("GET", target, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def raw_body(registry: FaultyRegistry) -> bytes:
+    """Return what comes of the blob's body, however it ends."""
+    with connect(registry.host) as connection:
+        connection.sendall(GET)
+        return read_all(connection).partition(b"\r\n\r\n")[2]
+
+
+class TestWhen:
+    def test_a_fault_strikes_the_requests_it_names_as_often_as_it_says(self, start: Start) -> None:
+        registry = start(Fault(refusal(503), method="GET|HEAD", path=r"/blobs/sha256:", skip=1, times=2))
+        assert [get(registry).status for _ in range(5)] == [200, 503, 503, 200, 200]
+        assert get(registry, "/v2/").status == 200
+        assert [request.status for request in registry.asked(path="blobs")] == [200, 503, 503, 200, 200]
+        assert [bool(request.fault) for request in registry.requests] == [False, True, True, False, False, False]
+
+    def test_it_may_strike_forever(self, start: Start) -> None:
+        registry = start(Fault(refusal(500), times=None))
+        assert {get(registry).status for _ in range(5)} == {500}
+
+    def test_it_may_strike_only_large_bodies(self, start: Start) -> None:
+        registry = start(Fault(refusal(413), method="PATCH", larger_than=100, times=None))
+        with Client(registry.host) as ask:
+            location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
+            statuses = [ask("PATCH", location, b"x" * size).status for size in (100, 101, 10)]
+        assert statuses == [202, 413, 202]
+
+    def test_the_first_of_several_strikes(self, start: Start) -> None:
+        registry = start(Fault(refusal(500)), Fault(refusal(502)))
+        registry.faults.append(Fault(refusal(503)))
+        assert [get(registry).status for _ in range(4)] == [500, 502, 503, 200]
+
+
+class TestRecord:
+    def test_every_request_is_recorded_with_what_was_read_of_it(self, start: Start) -> None:
+        registry = start(Fault(StopReading(1000), method="PATCH"))
+        with Client(registry.host) as ask:
+            location = ask("POST", "/v2/app/blobs/uploads/?x=1&x=2", headers={"X-Test": "yes"}).headers["Location"]
+            with pytest.raises(ConnectionError):
+                ask("PATCH", location, CONTENT)
+        post, patch = registry.requests
+        assert (post.method, post.path, post.status) == ("POST", "/v2/app/blobs/uploads/", 202)
+        assert post.query == {"x": ["1", "2"]}
+        assert post.headers["x-test"] == "yes"
+        assert (patch.method, patch.received, patch.status) == ("PATCH", 1000, None)
+        assert registry.asked("POST") == [post]
+        assert get(registry, location).headers["Range"] == "0-999"
+
+
+class TestConnections:
+    def test_hang_up(self, start: Start) -> None:
+        with pytest.raises(http.client.RemoteDisconnected):
+            get(start(Fault(HangUp())))
+
+    def test_reset_before_the_answer(self, start: Start) -> None:
+        with pytest.raises(ConnectionResetError):
+            get(start(Fault(Reset())))
+
+    def test_reset_in_the_answer(self, start: Start) -> None:
+        registry = start(Fault(Reset(after=100_000)))
+        received = bytearray()
+        with connect(registry.host) as connection:
+            connection.sendall(GET)
+            with pytest.raises(ConnectionResetError):
+                read_all(connection, received)
+        assert received.partition(b"\r\n\r\n")[2] == CONTENT[:100_000]
+
+    @pytest.mark.parametrize("after", [0, 1, 65536, 100_000])
+    def test_drop(self, start: Start, after: int) -> None:
+        with pytest.raises(http.client.IncompleteRead) as caught:
+            get(start(Fault(Drop(after))))
+        assert caught.value.partial == CONTENT[:after]
+        assert caught.value.expected == SIZE - after
+
+    @pytest.mark.parametrize("after", [None, 0, 100_000])
+    def test_stall_until_it_is_released(self, start: Start, after: int | None) -> None:
+        registry = start(Fault(Stall(after=after)))
+        answers: list[Response] = []
+        thread = threading.Thread(target=lambda: answers.append(get(registry)))
+        thread.start()
+        while not registry.asked("GET"):
+            time.sleep(0.01)
+        assert answers == []
+        registry.release()
+        thread.join()
+        assert answers[0].body == CONTENT
+
+    def test_stall_for_some_seconds(self, start: Start) -> None:
+        assert get(start(Fault(Stall(0.01)))).body == CONTENT
+
+    def test_a_stall_does_not_outlive_the_registry(self, tmp_path: Path) -> None:
+        registry = FaultyRegistry(tmp_path / "layout", Fault(Stall()))
+        with registry, connect(registry.host) as connection:
+            connection.sendall(GET)
+            while not registry.requests:
+                time.sleep(0.01)
+        assert registry.released.is_set()
+
+    @pytest.mark.parametrize("reset", [True, False])
+    def test_stop_reading(self, start: Start, reset: bool) -> None:
+        registry = start(Fault(StopReading(0, reset=reset), method="POST"))
+        with Client(registry.host) as ask, pytest.raises(ConnectionError):
+            ask("POST", f"/v2/app/blobs/uploads/?digest={DIGEST}", CONTENT)
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("status", [401, 403, 404, 408, 413, 500, 502, 503])
+    def test_any_status_with_an_error_body(self, start: Start, status: int) -> None:
+        answer = get(start(Fault(refusal(status, "DENIED", "not today", X_Reason="none"))))
+        assert (answer.status, answer.codes, answer.headers["X-Reason"]) == (status, ["DENIED"], "none")
+
+    def test_any_answer(self, start: Start) -> None:
+        answer = get(start(Fault(Reply(203, {"A": "b"}, b"hello"))))
+        assert (answer.status, answer.headers["A"], answer.body) == (203, "b", b"hello")
+
+    def test_too_many_requests(self, start: Start) -> None:
+        registry = start(
+            Fault(too_many_requests()), Fault(too_many_requests(7)), Fault(too_many_requests(7, as_date=True))
+        )
+        plain, seconds, date = [get(registry) for _ in range(3)]
+        assert {plain.status, seconds.status, date.status} == {429}
+        assert plain.headers["Retry-After"] is None
+        assert seconds.headers["Retry-After"] == "7"
+        assert abs(parsedate_to_datetime(date.headers["Retry-After"]).timestamp() - time.time()) < 60
+
+    def test_redirect(self, start: Start) -> None:
+        answer = get(start(Fault(redirect("https://elsewhere.example/x"))))
+        assert (answer.status, answer.headers["Location"]) == (307, "https://elsewhere.example/x")
+
+    @pytest.mark.parametrize("at", [0, 65535, 65536, SIZE - 1])
+    def test_flip(self, start: Start, at: int) -> None:
+        expected = bytearray(CONTENT)
+        expected[at] ^= 1
+        assert get(start(Fault(Flip(at)))).body == bytes(expected)
+
+    def test_flip_beyond_the_end_changes_nothing(self, start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+        registry = start(Fault(Flip(SIZE)))
+        assert get(registry).body == CONTENT
+        registry.stop()
+        assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize(("by", "expected"), [(3, CONTENT + b"xxx"), (-3, CONTENT[:-3])])
+    def test_resize(self, start: Start, by: int, expected: bytes) -> None:
+        registry = start(Fault(Resize(by)), Fault(Resize(by, stated=False)))
+        answer = get(registry)
+        assert (answer.body, answer.headers["Content-Length"]) == (expected, str(SIZE + by))
+        assert raw_body(registry) == expected
+
+    def test_no_content_length(self, start: Start) -> None:
+        registry = start(Fault(NoContentLength(), times=2))
+        answer = get(registry)
+        assert (answer.body, answer.headers["Content-Length"]) == (CONTENT, None)
+        head = converse(registry.host, f"HEAD {BLOB} HTTP/1.1\r\n\r\n".encode())
+        assert b"Content-Length" not in head
+
+    def test_ignore_range(self, start: Start) -> None:
+        registry = start(Fault(IgnoreRange()))
+        assert get(registry, Range="bytes=5-").status == 200
+        assert get(registry, Range="bytes=5-").status == 206
+
+    def test_header(self, start: Start) -> None:
+        registry = start(
+            Fault(Header("Content-Range", "bytes 7-9/10")),
+            Fault(Header("Content-Range", lambda value: value + "0")),
+            Fault(Header("Docker-Content-Digest", None)),
+            Fault(Header("X-New", "x")),
+        )
+        assert get(registry, Range="bytes=5-").headers["Content-Range"] == "bytes 7-9/10"
+        assert get(registry, Range="bytes=5-6").headers["Content-Range"] == f"bytes 5-6/{SIZE}0"
+        assert get(registry).headers["Docker-Content-Digest"] is None
+        assert get(registry).headers["X-New"] == "x"
+
+    def test_gzip(self, start: Start) -> None:
+        answer = get(start(Fault(Gzip())))
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(answer.body) == CONTENT
+
+    def test_a_smallest_chunk(self, start: Start) -> None:
+        with Client(start(chunk_min_length=4096).host) as ask:
+            assert ask("POST", "/v2/app/blobs/uploads/").headers["OCI-Chunk-Min-Length"] == "4096"
+
+
+class TestBasic:
+    def test_only_who_knows_the_password_is_let_in(self, start: Start) -> None:
+        registry = start(auth=Basic("ada", "lovelace"))
+        refused = get(registry)
+        assert (refused.status, refused.codes) == (401, ["UNAUTHORIZED"])
+        assert refused.headers["WWW-Authenticate"] == 'Basic realm="registry.test"'
+        assert get(registry, **basic("ada", "wrong")).status == 401
+        assert get(registry, **basic("ada", "lovelace")).body == CONTENT
+        assert get(registry, "/token", **basic("ada", "lovelace")).status == 404
+
+
+class TestBearer:
+    def token(self, registry: FaultyRegistry, scope: str, **headers: str) -> str:
+        answer = get(registry, f"/token?service=registry.test&scope={scope}", **headers)
+        assert answer.status == 200
+        return str(answer.json()["token"])
+
+    def test_a_challenge_leads_to_a_token_that_is_let_in(self, start: Start) -> None:
+        auth = Bearer()
+        registry = start(Fault(refusal(500), path="blobs"), auth=auth)
+        refused = get(registry)
+        assert refused.status == 401
+        assert refused.headers["WWW-Authenticate"] == (
+            f'Bearer realm="{registry.url}/token",service="registry.test",scope="repository:app:pull"'
+        )
+        token = self.token(registry, "repository:app:pull")
+        assert get(registry, Authorization=f"Bearer {token}").status == 500
+        assert get(registry, Authorization=f"Bearer {token}").body == CONTENT
+        assert get(registry, "/v2/other/tags/list", Authorization=f"Bearer {token}").status == 401
+        assert [(r.method, r.user, r.scopes) for r in auth.requests] == [("GET", None, ("repository:app:pull",))]
+
+    def test_users_have_more_rights_than_others(self, start: Start) -> None:
+        registry = start(auth=Bearer({"ada": "lovelace"}, anonymous=("pull",)))
+        scope = "repository:app:pull,push"
+        statuses = []
+        for headers in ({}, basic("ada", "lovelace")):
+            bearer = {"Authorization": f"Bearer {self.token(registry, scope, **headers)}"}
+            with Client(registry.host) as ask:
+                statuses.append(ask("POST", "/v2/app/blobs/uploads/", headers=bearer).status)
+                statuses.append(ask("DELETE", BLOB, headers=bearer).status)
+        assert statuses == [401, 401, 202, 401]
+        assert get(registry, "/token", **basic("ada", "wrong")).status == 401
+
+    def test_tokens_end_by_use_by_time_and_when_told(self, start: Start) -> None:
+        auth = Bearer(uses=2)
+        registry = start(auth=auth)
+
+        def statuses(token: str) -> list[int]:
+            return [get(registry, Authorization=f"Bearer {token}").status for _ in range(3)]
+
+        assert statuses(self.token(registry, "repository:app:pull")) == [200, 200, 401]
+        auth.lifetime, auth.uses = 0.0, None
+        assert statuses(self.token(registry, "repository:app:pull")) == [401, 401, 401]
+        auth.lifetime = 300.0
+        token = self.token(registry, "repository:app:pull")
+        auth.expire()
+        assert statuses(token) == [401, 401, 401]
+
+    def test_tokens_by_post_where_it_is_spoken(self, start: Start) -> None:
+        auth = Bearer({"ada": "lovelace"}, field="access_token", expires_in=None)
+        registry = start(auth=auth)
+        form = "grant_type=password&username=ada&password=lovelace&service=s&scope=repository:app:pull"
+        with Client(registry.host) as ask:
+            answer = ask("POST", "/token", form.encode())
+            assert (answer.status, list(answer.json())) == (200, ["access_token"])
+            auth.oauth2 = False
+            assert ask("POST", "/token", form.encode()).status == 404
+        assert [(r.user, r.service, r.status) for r in auth.requests] == [("ada", "s", 200), (None, "s", 404)]
+
+    def test_the_challenge_may_be_left_out_or_lead_elsewhere(self, start: Start) -> None:
+        auth = Bearer(challenge=False, scope=False, realm="https://auth.example/token")
+        registry = start(auth=auth)
+        assert get(registry).headers["WWW-Authenticate"] is None
+        expected = 'Bearer realm="https://auth.example/token",service="registry.test"'
+        assert get(registry, "/v2/").headers["WWW-Authenticate"] == expected
+
+    def test_a_mount_without_rights_on_its_source_is_an_upload(self, start: Start) -> None:
+        registry = start(auth=Bearer())
+        target = f"/v2/app/blobs/uploads/?mount={DIGEST}&from=other"
+        scope = "repository:app:pull,push"
+        answers = []
+        for scopes in (scope, f"{scope}&scope=repository:other:pull"):
+            with Client(registry.host) as ask:
+                bearer = {"Authorization": f"Bearer {self.token(registry, scopes)}"}
+                answers.append(ask("POST", target, headers=bearer).status)
+        assert answers == [202, 201]
+
+
+class TestTls:
+    def test_it_speaks_tls(self, start: Start, certificate: Certificate) -> None:
+        registry = start(tls=certificate)
+        assert registry.url == f"https://{registry.host}"
+        context = ssl.create_default_context(cafile=certificate.file)
+        connection = http.client.HTTPSConnection(registry.host, context=context, timeout=60)
+        connection.request("GET", BLOB)
+        assert connection.getresponse().read() == CONTENT
+        connection.request("GET", "/v2/none", headers={"Connection": "close"})
+        assert json.loads(connection.getresponse().read())["errors"]
+        connection.close()
+
+    def test_what_is_no_tls_is_let_go(
+        self, start: Start, certificate: Certificate, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        registry = start(tls=certificate)
+        with connect(registry.host) as connection, contextlib.suppress(ConnectionError, socket.timeout):
+            connection.sendall(GET)
+            read_all(connection)
+        registry.stop()
+        assert capfd.readouterr().err == ""

@@ -1,0 +1,226 @@
+"""Files are whole or not there, and the disk's errors come in our own words."""
+
+from __future__ import annotations
+
+import errno
+import io
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from ocistream import files
+from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
+from ocistream.files import atomic_file, disk_errors, locked_directory, open_for_reading, read_bounded, write_all
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def open_descriptors() -> int:
+    return len(names_in(Path("/proc/self/fd")))
+
+
+class TestAtomicFile:
+    def test_the_file_has_its_name_only_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        with atomic_file(path) as file:
+            write_all(file, b"new")
+            assert not path.exists()
+        assert path.read_bytes() == b"new"
+        assert names_in(tmp_path) == ["a"]
+
+    def test_an_old_file_stays_until_then(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"old")
+        with atomic_file(path) as file:
+            write_all(file, b"new")
+            assert path.read_bytes() == b"old"
+        assert path.read_bytes() == b"new"
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_a_failure_leaves_everything_as_it_was(self, tmp_path: Path, error: type[BaseException]) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"old")
+        before = open_descriptors()
+
+        def fail() -> None:
+            with atomic_file(path) as file:
+                write_all(file, b"new")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert path.read_bytes() == b"old"
+        assert names_in(tmp_path) == ["a"]
+        assert open_descriptors() == before
+
+    def test_a_failing_rename_leaves_no_temporary_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a" / "full").mkdir(parents=True)
+        with pytest.raises(OSError, match="a"), atomic_file(tmp_path / "a") as file:
+            write_all(file, b"new")
+        assert names_in(tmp_path) == ["a"]
+
+    def test_a_symbolic_link_is_replaced_and_not_written_through(self, tmp_path: Path) -> None:
+        (tmp_path / "precious").write_bytes(b"mine")
+        (tmp_path / "a").symlink_to(tmp_path / "precious")
+        with atomic_file(tmp_path / "a") as file:
+            write_all(file, b"new")
+        assert (tmp_path / "precious").read_bytes() == b"mine"
+        assert not (tmp_path / "a").is_symlink()
+
+    def test_the_rights_are_those_of_any_new_file(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            with atomic_file(tmp_path / "a"):
+                pass
+            with atomic_file(tmp_path / "b", mode=0o600):
+                pass
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+        assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
+
+    def test_a_folder_that_is_not_there_is_said_as_such(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "no" / "a"):
+            pass
+
+
+class TestDiskErrors:
+    @pytest.mark.parametrize(
+        ("number", "kind", "code", "hint"),
+        [
+            (errno.ENOENT, NotFoundError, 4, None),
+            (errno.EPIPE, OutputClosedError, 141, None),
+            (errno.ENOSPC, LocalDiskError, 9, "free some space"),
+            (errno.EDQUOT, LocalDiskError, 9, "quota"),
+            (errno.EROFS, LocalDiskError, 9, "read-only"),
+            (errno.EACCES, LocalDiskError, 9, "permissions"),
+            (errno.EIO, LocalDiskError, 9, None),
+        ],
+    )
+    def test_each_has_its_kind_and_its_advice(
+        self, number: int, kind: type[LocalDiskError], code: int, hint: str | None
+    ) -> None:
+        with pytest.raises(kind, match=r"^cannot write x: ") as caught, disk_errors("cannot write x"):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.exit_code == code
+        assert (hint or "") in (caught.value.hint or "")
+        assert (caught.value.hint is None) == (hint is None)
+
+    def test_an_error_without_a_number_keeps_its_words(self) -> None:
+        with pytest.raises(LocalDiskError, match="cannot read x: odd"), disk_errors("cannot read x"):
+            raise OSError("odd")
+
+    def test_other_errors_pass(self) -> None:
+        with pytest.raises(ZeroDivisionError), disk_errors("x"):
+            raise ZeroDivisionError
+
+    def test_a_full_disk_is_one(self) -> None:
+        with (
+            pytest.raises(LocalDiskError, match="No space left"),
+            disk_errors("x"),
+            io.FileIO("/dev/full", "wb") as file,
+        ):
+            write_all(file, b"x")
+
+
+class TestLockedDirectory:
+    def test_threads_take_turns(self, tmp_path: Path) -> None:
+        inside: list[int] = []
+        seen: list[int] = []
+
+        def work() -> None:
+            for _ in range(50):
+                with locked_directory(tmp_path):
+                    inside.append(1)
+                    seen.append(len(inside))
+                    inside.pop()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(seen) == {1}
+        assert len(seen) == 200
+
+    def test_processes_take_turns(self, tmp_path: Path) -> None:
+        counter = tmp_path / "counter"
+        counter.write_text("0")
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=_count, args=(counter, 40)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        assert counter.read_text() == "120"
+
+    def test_the_lock_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        before = open_descriptors()
+        with locked_directory(tmp_path):
+            pass
+        assert names_in(tmp_path) == []
+        assert open_descriptors() == before
+
+
+def _count(counter: Path, times: int) -> None:
+    for _ in range(times):
+        with locked_directory(counter.parent):
+            counter.write_text(str(int(counter.read_text()) + 1))
+
+
+class TestReading:
+    def test_a_symbolic_link_is_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("mine")
+        (tmp_path / "a").symlink_to("secret")
+        with pytest.raises(OSError, match="symbolic") as caught:
+            open_for_reading(tmp_path / "a")
+        assert caught.value.errno == errno.ELOOP
+
+    def test_a_fifo_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a")
+        before = open_descriptors()
+        with pytest.raises(OSError, match="not a regular file"):
+            open_for_reading(tmp_path / "a")
+        assert open_descriptors() == before
+
+    def test_a_directory_is_refused_and_nothing_stays_open(self, tmp_path: Path) -> None:
+        before = open_descriptors()
+        with pytest.raises(OSError, match="not a regular file"):
+            open_for_reading(tmp_path)
+        assert open_descriptors() == before
+
+    def test_a_file_is_opened_for_reading_only(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"abc")
+        with open_for_reading(tmp_path / "a") as file:
+            assert file.read() == b"abc"
+            with pytest.raises(io.UnsupportedOperation):
+                file.write(b"x")
+
+    @pytest.mark.parametrize(("size", "got"), [(0, 0), (9, 9), (10, 10), (11, 11), (1000, 11)])
+    def test_no_more_than_one_byte_beyond_the_limit_is_read(self, tmp_path: Path, size: int, got: int) -> None:
+        (tmp_path / "a").write_bytes(b"x" * size)
+        assert len(read_bounded(tmp_path / "a", 10)) == got
+
+
+class Stingy(io.FileIO):
+    """A file that takes three bytes at a time."""
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        return super().write(data[:3])
+
+
+def test_all_of_a_chunk_is_written_though_the_file_takes_less(tmp_path: Path) -> None:
+    with Stingy(tmp_path / "a", "wb") as file:
+        write_all(file, memoryview(b"0123456789"))
+        write_all(file, b"")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path: Path) -> None:
+    files.sync_directory(tmp_path / "gone")

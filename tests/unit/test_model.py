@@ -1,0 +1,395 @@
+"""Documents of strangers: what is legal is understood, and what two parsers could read differently is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
+from ocistream.model import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Document,
+    Platform,
+    canonical_json,
+    media_type_of,
+    parse_descriptor,
+    parse_document,
+    parse_json,
+    parse_platform,
+    platform_of_config,
+)
+
+DIGEST = "sha256:" + "a" * 64
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+#: A descriptor that is legal.
+GOOD: dict[str, Any] = {"mediaType": LAYER, "digest": DIGEST, "size": 7}
+
+
+def document_of(fields: dict[str, Any] | bytes, media_type: str = OCI_MANIFEST) -> Document:
+    raw = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
+    return parse_document(Descriptor(media_type, DIGEST, len(raw)), raw)
+
+
+class TestJson:
+    def test_an_object_is_parsed(self) -> None:
+        assert parse_json(b' {"a": [1, -2.5, null, true, {}], "\\u00e4": "\\ud83d\\ude00"}\n', "x") == {
+            "a": [1, -2.5, None, True, {}],
+            "ä": "😀",
+        }
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b"",
+            b" ",
+            b"{",
+            b"{}x",
+            b"{}{}",
+            b'{"a": 1,}',
+            b'{"a": 01}',
+            b"{'a': 1}",
+            b'{"a": "\n"}',
+            b'{"a": NaN}',
+            b'{"a": Infinity}',
+            b'{"a": [-Infinity]}',
+            b'{"a": 1e999}',
+            b'{"a": ' + b"1" * 5000 + b"}",
+            b'{"a": 1, "a": 1}',
+            b'{"a": {"b": 1, "\\u0062": 2}}',
+            b'{"a": "\\ud800"}',
+            b'{"a": "\\udc00\\ud800"}',
+            b'{"\\ud800": 1}',
+            b'{"a": "\xed\xa0\x80"}',
+            b'{"a": "\xff"}',
+            b"\xef\xbb\xbf{}",
+            '{"a": 1}'.encode("utf-16"),
+            '{"a": 1}'.encode("utf-32"),
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+        ],
+    )
+    def test_what_is_not_json_or_not_to_everyone_is_refused(self, raw: bytes) -> None:
+        with pytest.raises(ArchiveError, match=r"^the thing is not valid JSON: ") as caught:
+            parse_json(raw, "the thing")
+        assert caught.value.exit_code == 6
+
+    @pytest.mark.parametrize("raw", [b"[]", b"1", b"null", b'"{}"', b"true"])
+    def test_what_is_no_object_is_refused(self, raw: bytes) -> None:
+        with pytest.raises(ArchiveError, match="not a JSON object"):
+            parse_json(raw, "x")
+
+    def test_nesting_has_a_limit(self) -> None:
+        def nested(depth: int) -> bytes:
+            return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+        parse_json(nested(limits.MAX_JSON_DEPTH), "x")
+        with pytest.raises(ArchiveError, match="more than 64 deep"):
+            parse_json(nested(limits.MAX_JSON_DEPTH + 1), "x")
+
+    def test_items_have_a_limit(self) -> None:
+        def wide(items: int) -> bytes:
+            return b'{"a":[' + b",".join([b"1"] * items) + b"]}"
+
+        # One brace, one bracket, and a comma less than there are items.
+        parse_json(wide(limits.MAX_JSON_ITEMS - 1), "x")
+        with pytest.raises(ArchiveError, match="more than 250000 items"):
+            parse_json(wide(limits.MAX_JSON_ITEMS), "x")
+
+    def test_size_has_a_limit(self) -> None:
+        assert parse_json(b"{}" + b" " * 8, "x", 10) == {}
+        with pytest.raises(ArchiveError, match="larger than 10 bytes"):
+            parse_json(b"{}" + b" " * 9, "x", 10)
+
+    @given(st.binary(max_size=60))
+    def test_any_bytes_are_an_object_or_one_of_our_errors(self, raw: bytes) -> None:
+        try:
+            parse_json(raw, "x")
+        except OcistreamError as error:
+            assert error.what.isprintable()
+
+    json_values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        max_leaves=20,
+    )
+
+    @given(st.dictionaries(st.text(), json_values, max_size=5))
+    def test_what_was_parsed_can_be_written_again(self, document: dict[str, Any]) -> None:
+        parsed = parse_json(json.dumps(document).encode(), "x")
+        assert parse_json(canonical_json(parsed), "x") == document
+
+
+class TestDescriptors:
+    def test_every_field_is_taken(self) -> None:
+        fields = {
+            **GOOD,
+            "platform": {"os": "linux", "architecture": "arm64", "variant": "v8", "os.version": "1", "os.features": []},
+            "annotations": {"b": "2", "a": "1"},
+            "artifactType": "application/x",
+            "urls": ["https://elsewhere.example"],
+        }
+        descriptor = parse_descriptor(fields, "it")
+        assert descriptor == Descriptor(
+            LAYER, DIGEST, 7, Platform("linux", "arm64", "v8", "1"), {"a": "1", "b": "2"}, "application/x"
+        )
+        assert descriptor.to_json() == {
+            "mediaType": LAYER,
+            "digest": DIGEST,
+            "size": 7,
+            "artifactType": "application/x",
+            "platform": {"architecture": "arm64", "os": "linux", "os.version": "1", "variant": "v8"},
+            "annotations": {"a": "1", "b": "2"},
+        }
+
+    def test_what_is_not_there_is_not_written(self) -> None:
+        assert parse_descriptor(GOOD, "it").to_json() == GOOD
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"mediaType": None},
+            {"mediaType": ""},
+            {"mediaType": 1},
+            {"mediaType": "nonsense"},
+            {"mediaType": "a/b\n"},
+            {"mediaType": "a/b; charset=utf-8"},
+            {"mediaType": "a/" + "b" * 128},
+            {"digest": None},
+            {"digest": 1},
+            {"digest": ""},
+            {"digest": "sha256:" + "A" * 64},
+            {"digest": "sha256:" + "a" * 63},
+            {"digest": "sha256:../../etc/passwd"},
+            {"size": None},
+            {"size": -1},
+            {"size": True},
+            {"size": False},
+            {"size": 7.0},
+            {"size": "7"},
+            {"size": 2**63},
+            {"platform": []},
+            {"platform": "linux/amd64"},
+            {"platform": {"os": 1, "architecture": "amd64"}},
+            {"platform": {"os": "linux", "architecture": "amd64", "variant": ["v8"]}},
+            {"annotations": []},
+            {"annotations": {"a": 1}},
+            {"annotations": {"a": None}},
+            {"artifactType": 1},
+        ],
+    )
+    def test_a_wrong_field_is_refused(self, changed: dict[str, Any]) -> None:
+        with pytest.raises(ArchiveError, match=r"^layers\[0\]"):
+            parse_descriptor({**GOOD, **changed}, "layers[0]")
+
+    @pytest.mark.parametrize("fields", [None, [], "x", 1])
+    def test_what_is_no_object_is_no_descriptor(self, fields: object) -> None:
+        with pytest.raises(ArchiveError, match="it is not a descriptor"):
+            parse_descriptor(fields, "it")
+
+    def test_an_unknown_algorithm_is_not_supported(self) -> None:
+        with pytest.raises(UnsupportedError, match="blake3") as caught:
+            parse_descriptor({**GOOD, "digest": "blake3:" + "a" * 64}, "it")
+        assert caught.value.exit_code == 8
+
+    @pytest.mark.parametrize("size", [0, 2**63 - 1])
+    def test_the_ends_of_the_range_of_sizes_are_legal(self, size: int) -> None:
+        assert parse_descriptor({**GOOD, "size": size}, "it").size == size
+
+    @pytest.mark.parametrize("platform", [{}, {"os": "", "architecture": ""}, {"os": "linux"}, None])
+    def test_an_empty_platform_is_none(self, platform: dict[str, str] | None) -> None:
+        assert parse_descriptor({**GOOD, "platform": platform}, "it").platform is None
+
+    def test_media_types_tell_what_is_promised(self) -> None:
+        kinds = {
+            kind: (Descriptor(kind, DIGEST, 1).is_index, Descriptor(kind, DIGEST, 1).is_manifest)
+            for kind in (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, LAYER)
+        }
+        assert list(kinds.values()) == [(True, False)] * 2 + [(False, True)] * 2 + [(False, False)]
+        foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+        assert Descriptor(foreign, DIGEST, 1).is_foreign
+        assert not Descriptor(LAYER, DIGEST, 1).is_foreign
+
+
+class TestDocuments:
+    def test_an_image_manifest_is_understood(self) -> None:
+        subject = {**GOOD, "mediaType": OCI_MANIFEST}
+        document = document_of({"schemaVersion": 2, "config": GOOD, "layers": [GOOD, GOOD], "subject": subject})
+        assert document.config == parse_descriptor(GOOD, "")
+        assert document.layers == (document.config, document.config)
+        assert document.manifests == ()
+        assert document.subject == parse_descriptor(subject, "")
+
+    @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
+    def test_an_index_is_understood(self, media_type: str) -> None:
+        document = document_of({"mediaType": media_type, "manifests": [GOOD], "artifactType": "a/b"}, media_type)
+        assert document.config is None
+        assert document.layers == ()
+        assert document.manifests == (parse_descriptor(GOOD, ""),)
+        assert document.artifact_type == "a/b"
+
+    @pytest.mark.parametrize(("key", "media_type"), [("layers", OCI_MANIFEST), ("manifests", OCI_INDEX)])
+    def test_an_empty_list_may_be_written_as_null(self, key: str, media_type: str) -> None:
+        fields = {"config": GOOD} if key == "layers" else {}
+        document = document_of({**fields, key: None}, media_type)
+        assert (document.layers, document.manifests) == ((), ())
+
+    def test_a_leaf_of_an_unknown_kind_is_carried_and_not_looked_into(self) -> None:
+        document = document_of({"layers": "nonsense"}, "application/vnd.example.future.v9+json")
+        assert (document.config, document.layers, document.manifests) == (None, (), ())
+
+    @pytest.mark.parametrize(
+        ("fields", "media_type"),
+        [
+            ({"config": GOOD, "layers": [], "manifests": []}, OCI_MANIFEST),
+            ({"layers": [], "manifests": []}, OCI_INDEX),
+            ({"config": GOOD, "manifests": []}, OCI_INDEX),
+            ({"config": GOOD, "manifests": None}, OCI_MANIFEST),
+        ],
+    )
+    def test_an_image_and_an_index_at_once_is_refused(self, fields: dict[str, Any], media_type: str) -> None:
+        with pytest.raises(ArchiveError, match="an image and an index at once"):
+            document_of(fields, media_type)
+
+    @pytest.mark.parametrize(
+        ("own", "media_type"), [(OCI_INDEX, OCI_MANIFEST), (OCI_MANIFEST, OCI_INDEX), (DOCKER_MANIFEST, OCI_MANIFEST)]
+    )
+    def test_a_media_type_that_contradicts_the_reference_is_refused(self, own: str, media_type: str) -> None:
+        with pytest.raises(ArchiveError, match="was referenced as"):
+            document_of({"mediaType": own, "config": GOOD, "layers": []}, media_type)
+
+    @pytest.mark.parametrize(
+        ("fields", "media_type"),
+        [
+            ({}, OCI_MANIFEST),
+            ({"layers": []}, OCI_MANIFEST),
+            ({"config": GOOD}, OCI_MANIFEST),
+            ({"config": None, "layers": []}, OCI_MANIFEST),
+            ({"config": GOOD, "layers": {}}, OCI_MANIFEST),
+            ({"config": GOOD, "layers": [None]}, OCI_MANIFEST),
+            ({"config": GOOD, "layers": [], "subject": "x"}, OCI_MANIFEST),
+            ({"config": GOOD, "layers": [], "mediaType": 1}, OCI_MANIFEST),
+            ({}, OCI_INDEX),
+            ({"manifests": GOOD}, OCI_INDEX),
+            ({"layers": [GOOD]}, OCI_INDEX),
+            ({"manifests": [{**GOOD, "size": -1}]}, OCI_INDEX),
+            (b"[]", OCI_INDEX),
+            (b"\x1f\x8b\x08", OCI_MANIFEST),
+        ],
+    )
+    def test_a_malformed_document_is_refused(self, fields: dict[str, Any] | bytes, media_type: str) -> None:
+        with pytest.raises(ArchiveError, match=DIGEST):
+            document_of(fields, media_type)
+
+    @pytest.mark.parametrize(
+        "media_type",
+        [
+            "application/vnd.docker.distribution.manifest.v1+json",
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            "application/vnd.oci.artifact.manifest.v1+json",
+            "application/vnd.cncf.oras.artifact.manifest.v1+json",
+        ],
+    )
+    def test_an_old_kind_is_not_supported(self, media_type: str) -> None:
+        with pytest.raises(UnsupportedError, match="not supported"):
+            document_of({}, media_type)
+
+    def test_a_schema_1_manifest_in_disguise_is_not_supported(self) -> None:
+        with pytest.raises(UnsupportedError, match="schema 1"):
+            document_of({"schemaVersion": 1, "fsLayers": []}, DOCKER_MANIFEST)
+
+
+class TestMediaTypeOf:
+    @pytest.mark.parametrize(
+        ("fields", "media_type"),
+        [
+            ({"mediaType": DOCKER_LIST, "manifests": []}, DOCKER_LIST),
+            ({"manifests": []}, OCI_INDEX),
+            ({"config": {}}, OCI_MANIFEST),
+            ({"layers": []}, OCI_MANIFEST),
+            ({"schemaVersion": 1}, "application/vnd.docker.distribution.manifest.v1+json"),
+        ],
+    )
+    def test_a_manifest_is_known_by_its_word_or_its_shape(self, fields: dict[str, Any], media_type: str) -> None:
+        assert media_type_of(json.dumps(fields).encode(), "it") == media_type
+
+    def test_what_is_neither_is_refused(self) -> None:
+        with pytest.raises(ArchiveError, match="neither a manifest nor an index"):
+            media_type_of(b'{"schemaVersion": 2}', "it")
+
+
+class TestPlatforms:
+    @pytest.mark.parametrize(
+        ("text", "platform"),
+        [
+            ("linux/amd64", Platform("linux", "amd64")),
+            ("linux/arm64/v8", Platform("linux", "arm64", "v8")),
+            ("linux/x86_64", Platform("linux", "amd64")),
+            ("linux/aarch64", Platform("linux", "arm64")),
+            ("linux/i386", Platform("linux", "386")),
+            ("windows(10.0.17763.1)/amd64", Platform("windows", "amd64", "", "10.0.17763.1")),
+        ],
+    )
+    def test_a_platform_is_parsed(self, text: str, platform: Platform) -> None:
+        assert parse_platform(text) == platform
+        assert parse_platform(str(platform)) == platform
+
+    @pytest.mark.parametrize(
+        "text", ["", "linux", "linux/", "/amd64", "linux/amd64/", "linux/amd64/v1/x", "Linux/amd64", "linux/amd64\n"]
+    )
+    def test_a_malformed_platform_is_refused(self, text: str) -> None:
+        with pytest.raises(InvalidNameError, match="malformed platform") as caught:
+            parse_platform(text)
+        assert caught.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("wanted", "offered", "covered"),
+        [
+            ("linux/arm64", "linux/arm64/v8", True),
+            ("linux/arm64/v8", "linux/arm64", True),
+            ("linux/arm64", "linux/arm64/v9", True),
+            ("linux/arm64/v9", "linux/arm64", False),
+            ("linux/arm", "linux/arm/v6", True),
+            ("linux/arm/v7", "linux/arm", True),
+            ("linux/arm/v6", "linux/arm/v7", False),
+            ("linux/amd64/v1", "linux/amd64", True),
+            ("linux/amd64/v3", "linux/amd64", False),
+            ("linux/riscv64/x", "linux/riscv64", False),
+            ("linux/amd64", "windows/amd64", False),
+            ("windows/amd64", "windows(10.0.1)/amd64", True),
+            ("windows(10.0.1)/amd64", "windows(10.0.2)/amd64", False),
+        ],
+    )
+    def test_variants_match_as_the_specification_has_it(self, wanted: str, offered: str, covered: bool) -> None:  # noqa: FBT001 - pytest's parameter
+        assert parse_platform(wanted).covers(parse_platform(offered)) is covered
+
+    def test_the_plain_form_is_preferred(self) -> None:
+        wanted = parse_platform("linux/arm")
+        assert wanted.prefers(parse_platform("linux/arm/v7"))
+        assert not wanted.prefers(parse_platform("linux/arm/v6"))
+
+    def test_a_configuration_names_its_platform(self) -> None:
+        raw = json.dumps({"os": "linux", "architecture": "arm64", "variant": "v8", "config": {}}).encode()
+        assert platform_of_config(raw, OCI_CONFIG) == Platform("linux", "arm64", "v8")
+        assert platform_of_config(b"{}", OCI_CONFIG) is None
+        with pytest.raises(ArchiveError, match="the config"):
+            platform_of_config(b'{"os": 1}', "the config")
+
+    def test_a_configuration_may_be_larger_than_a_manifest(self) -> None:
+        raw = b"{}" + b" " * limits.MAX_MANIFEST
+        assert platform_of_config(raw, "it") is None
+        with pytest.raises(ArchiveError, match="larger"):
+            platform_of_config(b"{}" + b" " * limits.MAX_CONFIG, "it")
+
+
+def test_our_own_documents_are_written_the_same_each_time() -> None:
+    assert canonical_json({"b": [1, "ä"], "a": None}) == '{"b":[1,"ä"],"a":null}'.encode()

@@ -1,0 +1,288 @@
+"""The embedded registry's manifests: pushed, read, deleted, and what `index.json` says of them afterwards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.serve import AccessEntry, Registry
+from tests.images import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Layout,
+    digest_of,
+    two_platforms,
+)
+from tests.registry_http import seed
+from tests.talking import Client
+from tests.unit.pushing import described, entries, image, index_of, untagged
+
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+
+class TestPushing:
+    def test_a_tag_is_entered_by_its_full_name_and_served_byte_for_byte(self, ask: Client, served: Registry) -> None:
+        content = json.dumps(image(ask), indent=7).encode()
+        answer = ask("PUT", "/v2/team/app/manifests/v1", content, {"Content-Type": OCI_MANIFEST})
+        digest = digest_of(content)
+        assert (answer.status, answer.body) == (201, b"")
+        assert answer.headers["Location"] == f"/v2/team/app/manifests/{digest}"
+        assert answer.headers["Docker-Content-Digest"] == digest
+        assert "OCI-Subject" not in answer.headers
+        for reference in ("v1", digest):
+            got = ask("GET", f"/v2/team/app/manifests/{reference}")
+            assert (got.status, got.body) == (200, content)
+            assert got.headers["Content-Type"] == OCI_MANIFEST
+            assert got.headers["Docker-Content-Digest"] == digest
+        assert entries(served) == [
+            {
+                "mediaType": OCI_MANIFEST,
+                "digest": digest,
+                "size": len(content),
+                "annotations": {
+                    "io.containerd.image.name": f"{served.host}/team/app:v1",
+                    "org.opencontainers.image.ref.name": "v1",
+                },
+            }
+        ]
+
+    def test_a_tag_that_is_pushed_again_means_the_new_image(self, ask: Client, served: Registry) -> None:
+        ask.push(image(ask, b"old"), "v1")
+        ask.push(image(ask, b"other"), "v2")
+        new = ask.push(image(ask, b"new"), "v1")
+        assert ask("HEAD", "/v2/app/manifests/v1").headers["Docker-Content-Digest"] == new
+        assert len(entries(served)) == 2
+
+    @pytest.mark.parametrize("host", ["other.example:5000", "localhost:5000", "[::1]:5000", "registry.example"])
+    def test_the_full_name_has_the_host_by_which_the_client_knows_us(
+        self, ask: Client, served: Registry, host: str
+    ) -> None:
+        content = json.dumps(image(ask)).encode()
+        assert ask("PUT", "/v2/app/manifests/v1", content, {"Host": host}).status == 201
+        assert entries(served)[0]["annotations"]["io.containerd.image.name"] == f"{host}/app:v1"
+
+    @pytest.mark.parametrize("host", ["", "docker.io", "nothing", "a b", "x/y", "Über.example"])
+    def test_what_is_no_host_of_ours_is_replaced_by_our_own(self, ask: Client, served: Registry, host: str) -> None:
+        content = json.dumps(image(ask)).encode()
+        assert ask("PUT", "/v2/app/manifests/v1", content, {"Host": host}).status == 201
+        assert entries(served)[0]["annotations"]["io.containerd.image.name"] == f"{served.host}/app:v1"
+
+    def test_a_name_that_no_client_could_pull_again_is_refused(self, ask: Client) -> None:
+        answer = ask("PUT", f"/v2/{'a' * 250}/manifests/v1", json.dumps(image(ask)).encode())
+        assert (answer.status, answer.codes) == (400, ["NAME_INVALID"])
+
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+    def test_a_digest_of_any_algorithm_can_be_pushed_to(self, ask: Client, served: Registry, algorithm: str) -> None:
+        content = json.dumps(image(ask)).encode()
+        digest = digest_of(content, algorithm)  # type: ignore[arg-type]
+        answer = ask("PUT", f"/v2/app/manifests/{digest}", content)
+        assert (answer.status, answer.headers["Docker-Content-Digest"]) == (201, digest)
+        assert ask("GET", f"/v2/app/manifests/{digest}").body == content
+        assert untagged(served) == [digest]
+
+    def test_the_subject_is_said_to_be_known_and_need_not_be_there(self, ask: Client) -> None:
+        subject = described(b"not there", OCI_MANIFEST)
+        answer = ask("PUT", "/v2/app/manifests/v1", json.dumps(image(ask, subject=subject)).encode())
+        assert (answer.status, answer.headers["OCI-Subject"]) == (201, subject["digest"])
+
+    def test_parameters_of_the_content_type_are_not_minded(self, ask: Client) -> None:
+        headers = {"Content-Type": f"{OCI_MANIFEST}; charset=utf-8"}
+        assert ask("PUT", "/v2/app/manifests/v1", json.dumps(image(ask)).encode(), headers).status == 201
+
+    def test_a_body_in_chunks_is_taken(self, ask: Client) -> None:
+        content = json.dumps(image(ask)).encode()
+        assert ask("PUT", "/v2/app/manifests/v1", iter([content[:9], content[9:]])).status == 201
+
+    def test_a_foreign_layer_need_not_be_there(self, ask: Client) -> None:
+        document = image(ask)
+        document["layers"].append(described(b"elsewhere", FOREIGN))
+        ask.push(document, "v1")
+
+    def test_the_same_manifest_again_changes_nothing_but_repairs_a_damaged_one(
+        self, ask: Client, served: Registry
+    ) -> None:
+        document = image(ask)
+        digest = ask.push(document, "v1")
+        served.layout.blob_path(digest).write_bytes(b"{}")
+        assert ask("GET", "/v2/app/manifests/v1").status == 500
+        ask.push(document, "v1")
+        assert ask("GET", "/v2/app/manifests/v1").json() == document
+        assert len(entries(served)) == 1
+
+
+class TestRefusing:
+    def refused(self, ask: Client, content: bytes, reference: str = "v1", kind: str = "") -> Any:
+        """Push what is refused, see that nothing of it is there, and return the answer."""
+        headers = {"Content-Type": kind} if kind else {}
+        answer = ask("PUT", f"/v2/app/manifests/{reference}", content, headers)
+        assert ask("GET", "/v2/_catalog").json() == {"repositories": []}
+        return answer
+
+    def test_missing_blobs_and_manifests_are_all_named(self, ask: Client) -> None:
+        layers = [described(b"one", OCI_LAYER), described(b"two", OCI_LAYER), described(b"one", OCI_LAYER)]
+        answer = self.refused(ask, json.dumps(image(ask, layers=layers)).encode())
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_BLOB_UNKNOWN"] * 2)
+        missing = [error["detail"]["digest"] for error in answer.json()["errors"]]
+        assert missing == [digest_of(b"one"), digest_of(b"two")]
+        answer = self.refused(ask, json.dumps(index_of(image(ask))).encode())
+        assert answer.codes == ["MANIFEST_BLOB_UNKNOWN"]
+
+    def test_a_wrong_size_is_refused(self, ask: Client) -> None:
+        layer = {**described(b"layer", OCI_LAYER), "size": 6}
+        answer = self.refused(ask, json.dumps(image(ask, layers=[layer])).encode())
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
+        assert answer.json()["errors"][0]["detail"] == {"digest": layer["digest"], "size": 5}
+
+    def test_another_digest_is_refused(self, ask: Client) -> None:
+        content = json.dumps(image(ask)).encode()
+        answer = self.refused(ask, content, digest_of(b"another"))
+        assert (answer.status, answer.codes) == (400, ["DIGEST_INVALID"])
+        assert answer.json()["errors"][0]["detail"] == {"digest": digest_of(content)}
+
+    @pytest.mark.parametrize("reference", [".hidden", "a" * 129, "%2e%2e", "a%2Fb", "-v1", ""])
+    def test_a_malformed_tag_is_refused(self, ask: Client, reference: str) -> None:
+        answer = self.refused(ask, json.dumps(image(ask)).encode(), reference)
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"{}",
+            b'{"schemaVersion": 2, "schemaVersion": 2}',
+            b'{"schemaVersion": 1, "fsLayers": []}',
+            b'{"schemaVersion": 2, "mediaType": "%b", "manifests": [], "layers": []}' % OCI_INDEX.encode(),
+            b'{"schemaVersion": 2, "mediaType": "%b", "manifests": [{}]}' % OCI_INDEX.encode(),
+            b'{"schemaVersion": 2, "mediaType": "application/vnd.example+json"}',
+            b"[" * 100_000,
+        ],
+    )
+    def test_what_is_no_manifest_is_refused(self, ask: Client, content: bytes) -> None:
+        answer = self.refused(ask, content)
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
+
+    @pytest.mark.parametrize("kind", [OCI_INDEX, DOCKER_MANIFEST, "application/json", "nonsense"])
+    def test_what_is_not_what_it_is_called_is_refused(self, ask: Client, kind: str) -> None:
+        answer = self.refused(ask, json.dumps(image(ask)).encode(), kind=kind)
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
+
+    @pytest.mark.parametrize("chunked", [True, False])
+    def test_more_than_four_mebibytes_are_refused(self, ask: Client, chunked: bool) -> None:
+        size = limits.MAX_MANIFEST + 1
+        body: Any = (bytes(1 << 19) for _ in range(9)) if chunked else bytes(size)
+        try:
+            answer = self.refused(ask, body)
+        finally:
+            ask.connection.close()
+        assert (answer.status, answer.codes) == (413, ["MANIFEST_INVALID"])
+
+    def test_exactly_four_mebibytes_are_taken(self, ask: Client) -> None:
+        document = image(ask, annotations={"padding": ""})
+        padding = limits.MAX_MANIFEST - len(json.dumps(document))
+        content = json.dumps({**document, "annotations": {"padding": "x" * padding}}).encode()
+        assert len(content) == limits.MAX_MANIFEST
+        assert ask("GET", f"/v2/app/manifests/{ask.push(content)}").body == content
+
+    def test_more_than_index_json_can_hold_is_refused(
+        self, ask: Client, served: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = json.dumps(image(ask)).encode()
+        monkeypatch.setattr("ocistream.limits.MAX_MANIFEST", len(content))
+        answer = self.refused(ask, content, "v" * 128)
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
+        assert entries(served) == []
+
+
+class TestMediaTypes:
+    def test_a_manifest_that_does_not_say_what_it_is_is_served_as_what_it_was_pushed_as(self, ask: Client) -> None:
+        document = image(ask)
+        del document["mediaType"]
+        content = json.dumps(document).encode()
+        ask("PUT", "/v2/app/manifests/v1", content, {"Content-Type": DOCKER_MANIFEST})
+        for reference in ("v1", digest_of(content)):
+            assert ask("GET", f"/v2/app/manifests/{reference}").headers["Content-Type"] == DOCKER_MANIFEST
+
+    def test_one_that_an_index_lists_is_served_as_what_the_index_calls_it(self, ask: Client) -> None:
+        document = image(ask)
+        del document["mediaType"]
+        content = json.dumps(document).encode()
+        ask("PUT", f"/v2/app/manifests/{digest_of(content)}", content, {"Content-Type": DOCKER_MANIFEST})
+        ask.push({**index_of(), "manifests": [described(content, DOCKER_MANIFEST)]}, "v1")
+        answer = ask("GET", f"/v2/app/manifests/{digest_of(content)}")
+        assert answer.headers["Content-Type"] == DOCKER_MANIFEST
+
+    def test_one_to_which_nothing_leads_is_known_by_its_form(self, ask: Client) -> None:
+        document = image(ask)
+        del document["mediaType"]
+        content = json.dumps(document).encode()
+        ask.upload(content)
+        answer = ask("GET", f"/v2/app/manifests/{digest_of(content)}")
+        assert answer.headers["Content-Type"] == OCI_MANIFEST
+
+    def test_the_content_type_of_an_index_of_dockers_is_dockers(
+        self, ask: Client, layout: Layout, served: Registry
+    ) -> None:
+        seed(layout, two_platforms(layout, media="docker"), served.host, "app", "v1")
+        assert ask("HEAD", "/v2/app/manifests/v1").headers["Content-Type"] == DOCKER_LIST
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"layer",
+            b'{"config": {"Cmd": ["true"]}, "rootfs": {}}',
+            b'{"schemaVersion": 2}',
+            b'{"schemaVersion": 1, "fsLayers": []}',
+            b'{"schemaVersion": 2, "mediaType": 5, "layers": []}',
+            b"x" * (limits.MAX_MANIFEST + 1),
+        ],
+    )
+    def test_a_blob_that_is_no_manifest_is_not_served_as_one(self, ask: Client, content: bytes) -> None:
+        for method in ("GET", "DELETE"):
+            answer = ask(method, f"/v2/app/manifests/{ask.upload(content)}")
+            assert (answer.status, answer.codes) == (404, ["MANIFEST_UNKNOWN"])
+        assert ask("HEAD", f"/v2/app/blobs/{digest_of(content)}").status == 200
+
+
+class TestReading:
+    @pytest.mark.parametrize("reference", ["v2", ".INVALID", "%2e%2e", digest_of(b"nothing")])
+    def test_a_manifest_that_is_not_there_is_unknown(self, ask: Client, reference: str) -> None:
+        ask.push(image(ask), "v1")
+        for method in ("GET", "DELETE"):
+            answer = ask(method, f"/v2/app/manifests/{reference}")
+            assert (answer.status, answer.codes) == (404, ["MANIFEST_UNKNOWN"])
+
+    def test_a_tag_belongs_to_its_repository_and_a_digest_to_all(self, ask: Client) -> None:
+        digest = ask.push(image(ask), "v1")
+        assert ask("GET", "/v2/other/manifests/v1").status == 404
+        assert ask("GET", f"/v2/other/manifests/{digest}").status == 200
+
+    def test_a_tag_whose_manifest_is_lacking_is_unknown(self, ask: Client, served: Registry) -> None:
+        served.layout.blob_path(ask.push(image(ask), "v1")).unlink()
+        assert ask("GET", "/v2/app/manifests/v1").codes == ["MANIFEST_UNKNOWN"]
+
+    def test_a_tag_of_something_too_large_is_an_error(self, layout: Layout, access_log: list[AccessEntry]) -> None:
+        blob = layout.blob(bytes(limits.MAX_MANIFEST + 1), "application/octet-stream")
+        layout.name(blob, "app:v1")
+        with Registry(layout.path, log=access_log.append) as registry, Client(registry.host) as other:
+            assert other("GET", "/v2/app/manifests/v1").status == 500
+        assert "larger than" in str(access_log[-1].problem)
+
+    def test_what_a_layout_calls_by_a_media_type_of_its_own_is_served_as_that(self, layout: Layout) -> None:
+        kind = "application/vnd.example.thing"
+        layout.name(layout.blob(b"no JSON", kind), "app:v1")
+        with Registry(layout.path) as registry, Client(registry.host) as ask:
+            answer = ask("GET", "/v2/app/manifests/v1")
+            assert (answer.headers["Content-Type"], answer.body) == (kind, b"no JSON")
+
+    def test_what_the_client_has_is_not_sent_again(self, ask: Client) -> None:
+        digest = ask.push(image(ask), "v1")
+        answer = ask("GET", "/v2/app/manifests/v1", headers={"If-None-Match": f'"{digest}"'})
+        assert (answer.status, answer.body, answer.headers["ETag"]) == (304, b"", f'"{digest}"')

@@ -1,0 +1,139 @@
+"""The loops over a blob's bytes: nothing wrong gets to its end, everything right is counted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream.errors import IntegrityError
+from ocistream.limits import CHUNK
+from ocistream.model import Descriptor
+from ocistream.stream import Chunk, chunks_of, counted, digest_of, new_hash, verified
+
+
+def descriptor_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
+    return Descriptor("text/plain", digest_of(content, algorithm), len(content))
+
+
+def cut(content: bytes, size: int) -> list[Chunk]:
+    return [content[at : at + size] for at in range(0, len(content), size)]
+
+
+def passed_on(chunks: Iterator[Chunk]) -> tuple[bytes, IntegrityError | None]:
+    """Return what came out before the end, or before the error."""
+    found = b""
+    try:
+        for chunk in chunks:
+            found += chunk
+    except IntegrityError as error:
+        return found, error
+    return found, None
+
+
+class TestVerified:
+    @given(st.binary(max_size=300), st.integers(1, 100), st.sampled_from(["sha256", "sha512"]))
+    def test_right_bytes_pass_however_they_are_cut(self, content: bytes, size: int, algorithm: str) -> None:
+        chunks: list[Chunk] = [b"", *cut(content, size), b""]
+        assert passed_on(verified(chunks, descriptor_of(content, algorithm))) == (content, None)
+
+    @given(st.binary(min_size=1, max_size=300), st.integers(1, 100), st.data())
+    def test_a_blob_with_one_wrong_bit_is_never_completed(self, content: bytes, size: int, data: st.DataObject) -> None:
+        at, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
+        wrong = bytearray(content)
+        wrong[at] ^= 1 << bit
+        found, error = passed_on(verified(cut(bytes(wrong), size), descriptor_of(content)))
+        assert error is not None
+        assert error.exit_code == 5
+        assert digest_of(content) in error.what
+        assert digest_of(bytes(wrong)) in error.what
+        assert len(found) < len(content)
+
+    @given(st.binary(min_size=1, max_size=300), st.integers(1, 100), st.data())
+    def test_a_short_blob_is_refused(self, content: bytes, size: int, data: st.DataObject) -> None:
+        kept = content[: data.draw(st.integers(0, len(content) - 1))]
+        found, error = passed_on(verified(cut(kept, size), descriptor_of(content)))
+        assert error is not None
+        assert f"expected {len(content)} bytes, got {len(kept)}" in error.what
+        assert found == kept
+
+    def test_a_blob_that_is_too_long_is_given_up_at_the_first_chunk_too_many(self) -> None:
+        def endless() -> Iterator[Chunk]:
+            while True:
+                yield b"12345"
+
+        found, error = passed_on(verified(endless(), descriptor_of(b"1234512")))
+        assert error is not None
+        assert "expected 7 bytes, got 10 or more" in error.what
+        assert found == b"12345"
+
+    def test_an_empty_blob_is_checked_too(self) -> None:
+        assert passed_on(verified([], descriptor_of(b""))) == (b"", None)
+        wrong = Descriptor("text/plain", digest_of(b"x"), 0)
+        assert passed_on(verified([], wrong))[1] is not None
+        assert passed_on(verified([b"x"], descriptor_of(b"")))[1] is not None
+
+    def test_a_buffer_that_is_used_again_is_hashed_in_time(self) -> None:
+        content = bytes(range(250))
+        assert passed_on(verified(chunks_of(io.BytesIO(content), 250, 7), descriptor_of(content))) == (content, None)
+
+
+class TestCounted:
+    def test_a_chunk_counts_once_the_next_is_asked_for(self) -> None:
+        sizes: list[int] = []
+        given: list[Chunk] = [b"12", memoryview(b"345")]
+        chunks = counted(given, sizes.append)
+        assert next(chunks) == b"12"
+        assert sizes == []
+        assert bytes(next(chunks)) == b"345"
+        assert sizes == [2]
+        assert next(chunks, None) is None
+        assert sizes == [2, 3]
+
+
+class Trickle(io.RawIOBase):
+    """A file that gives fewer bytes than it is asked for, as a pipe does."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = content
+        self.asked: list[int] = []
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self.asked.append(len(buffer))
+        part = self._rest[: min(3, len(buffer))]
+        self._rest = self._rest[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+class TestChunksOf:
+    def test_no_more_than_size_is_read(self) -> None:
+        file = io.BytesIO(b"0123456789")
+        assert b"".join(bytes(chunk) for chunk in chunks_of(file, 7, 4)) == b"0123456"
+        assert file.read() == b"789"
+
+    def test_it_ends_where_the_file_does(self) -> None:
+        assert [bytes(chunk) for chunk in chunks_of(io.BytesIO(b"01234"), 9, 4)] == [b"0123", b"4"]
+
+    def test_short_reads_are_no_end(self) -> None:
+        assert b"".join(bytes(chunk) for chunk in chunks_of(Trickle(b"0123456789"), 8, 100)) == b"01234567"
+
+    def test_a_size_that_is_claimed_is_not_allocated(self) -> None:
+        file = Trickle(b"01234")
+        assert b"".join(bytes(chunk) for chunk in chunks_of(file, 1 << 60)) == b"01234"
+        assert max(file.asked) == CHUNK
+
+    def test_nothing_is_read_for_an_empty_blob(self) -> None:
+        file = Trickle(b"0")
+        assert list(chunks_of(file, 0)) == []
+        assert file.asked == []
+
+
+def test_the_hash_is_the_one_that_the_digest_names() -> None:
+    for algorithm in ("sha256", "sha512"):
+        hasher = new_hash(digest_of(b"x", algorithm))
+        hasher.update(memoryview(b"abc"))
+        assert hasher.hexdigest() == hashlib.new(algorithm, b"abc").hexdigest()
