@@ -7,7 +7,6 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
-import http.cookiejar
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
@@ -60,10 +59,17 @@ class Body:
         self.begun = True
         try:
             yield from self._chunks
-        except (OcistreamError, OSError, ValueError) as error:
-            # urllib3 would take an error of a file for one of the network, or overlook it.
+        except OcistreamError as error:
             self.failure = error
             raise
+        except (OSError, ValueError) as error:
+            self.failure = error
+            # urllib3 would take it for a failure of the network, or overlook it and wait for an answer.
+            raise _BodyError from error
+
+
+class _BodyError(Exception):
+    """What a body's chunks raised, on its way past urllib3."""
 
 
 class Answer:
@@ -119,11 +125,11 @@ class Answer:
         return bytes(content[: limits.MAX_ERROR_BODY])
 
     def drain(self) -> None:
-        """Read what little body there may be, so that the connection can be used again."""
+        """Read what little body there may be, or none in answer to HEAD, so that the connection can be used again."""
         self.explanation()
 
     def close(self) -> None:
-        """Give the connection back, or close it where the body was not read to its end."""
+        """Close the connection, unless the body was read to its end: then it is kept for the next request."""
         raw = self._response.raw
         if raw.length_remaining or not raw.isclosed():
             raw.close()
@@ -154,11 +160,13 @@ class Connections:
         self._verify = ca_file or True
         self._proxies = {scheme: proxy for scheme, proxy in proxies.items() if scheme != "no_proxy"}
         self._no_proxy = proxies.get("no_proxy", "")
-        self._session = _new_session(user_agent, stall_timeout)
+        # A CDN that gzips a blob breaks its length and digest (REGISTRIES 22).
+        self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
+        self._adapter = _Adapter(stall_timeout)
 
     def close(self) -> None:
         """Close all idle connections."""
-        self._session.close()
+        self._adapter.close()
 
     def send(
         self,
@@ -176,54 +184,34 @@ class Connections:
             NetworkError: there is no answer.
             Exception: what a `Body`'s chunks raise comes out as it is.
         """
-        request = requests.Request(method, url, headers=headers, data=b"" if body is None else body, auth=_as_it_is)
+        # Not by a session, which would read all of a redirect's body, remember cookies (they make Harbor ask for a
+        # CSRF token, REGISTRIES 21), and let netrc override a Bearer header.
+        data = b"" if body is None else body
+        request = requests.Request(method, url, headers={**self._headers, **headers}, data=data, auth=_as_it_is)
         try:
-            prepared = self._session.prepare_request(request)
-            # A signed URL is to arrive as it was given; requests would quote it anew (REGISTRIES 2).
+            prepared = request.prepare()
+            # A signed URL is to arrive as it was given; requests would decode `%7E` and the like (REGISTRIES 2).
             prepared.url = url
-            response = self._session.send(
+            response = self._adapter.send(
                 prepared,
                 stream=True,
-                allow_redirects=False,
                 timeout=timeout or self._timeout,
                 proxies=self._proxies_for(url),
                 verify=self._verify,
             )
+        except _BodyError as error:
+            raise cast("Exception", error.__cause__) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            if (failure := _failure_of(body)) is None:
-                raise network_error(method, url, error) from error
-        else:
-            if (failure := _failure_of(body)) is None:
-                return Answer(response, method, url)
-            response.close()
-        raise failure
+            raise network_error(method, url, error) from error
+        return Answer(response, method, url)
 
     def _proxies_for(self, url: str) -> dict[str, str]:
         return {} if bypasses_proxy(url, self._no_proxy) else self._proxies
 
 
-def _failure_of(body: bytes | Body | None) -> Exception | None:
-    return body.failure if isinstance(body, Body) else None
-
-
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Stand in for an authentication, since requests would take one from a user and password in the URL."""
     return request
-
-
-def _new_session(user_agent: str, stall_timeout: float) -> requests.Session:
-    session = requests.Session()
-    # netrc would override a Bearer header; proxies and CA come by arguments.
-    session.trust_env = False
-    # A cookie makes Harbor ask for a CSRF token (REGISTRIES 21).
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    # A CDN that gzips a blob breaks its length and digest (REGISTRIES 22).
-    session.headers.clear()
-    session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"})
-    adapter = _Adapter(stall_timeout)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
 
 
 class _Adapter(requests.adapters.HTTPAdapter):

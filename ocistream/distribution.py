@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.auth import scopes_for
 from ocistream.errors import ArchiveError, FinalNetworkError, IntegrityError, NetworkError, NotFoundError, RegistryError
 from ocistream.model import (
     ACCEPTED_TYPES,
@@ -19,6 +20,7 @@ from ocistream.model import (
     OCI_MANIFEST,
     Descriptor,
     Manifest,
+    is_media_type,
     media_type_of,
     parse_json,
 )
@@ -52,7 +54,7 @@ class Repository:
         self.transport = transport
         self.name = name
         self.endpoint: Endpoint = transport.endpoint(registry)
-        self.scopes = (f"repository:{name}:pull,push" if writes else f"repository:{name}:pull",)
+        self.scopes = (scopes_for(name, "pull", "push") if writes else scopes_for(name, "pull"),)
 
     def __str__(self) -> str:
         """Give `registry/name`."""
@@ -106,7 +108,7 @@ class Repository:
             headers={"Accept": ", ".join(ACCEPTED_TYPES)},
             expected=(200, 404),
         )
-        answer.close()
+        answer.drain()
         return (answer.header("Docker-Content-Digest") or "") if answer.status == 200 else None
 
     def put_manifest(self, target: str, manifest: Manifest) -> None:
@@ -160,6 +162,9 @@ class Repository:
         """
         own = parse_json(raw, what).get("mediaType")
         if isinstance(own, str) and own:
+            if not is_media_type(own):
+                msg = f"{what} says it is {printable(own)!r}, which is no media type"
+                raise ArchiveError(msg)
             if declared in _MANIFEST_TYPES and own in _MANIFEST_TYPES and own != declared:
                 msg = f"{what} was sent as {declared} but says it is {own}"
                 raise ArchiveError(msg)
@@ -178,7 +183,7 @@ class Repository:
             expected=(200, 404),
             tries=tries,
         )
-        answer.close()
+        answer.drain()
         length = answer.header("Content-Length")
         # Some registries leave the length away in answers to HEAD (REGISTRIES 23).
         return answer.status == 200 and (length is None or length == str(descriptor.size))

@@ -15,9 +15,9 @@ The tree, with the exit code of CLI.md's table behind each name::
         RegistryError                    7   a registry's own answer, after all retries
       UnsupportedError                   8   well formed, but not supported
       LocalDiskError                     9   full, read-only, no permission
-      TerminatedError                  143   SIGTERM
       OutputClosedError                141   the reader of our stdout has gone
       CancelledError                     -   another worker's error is the one that is reported
+    TerminatedError                    143   SIGTERM; no error of a transfer, and so outside the tree
 
 This module imports nothing of the project, so that every other may raise from it. It may not format for a
 terminal, nor end the process: that is `ocistream.cli`.
@@ -136,10 +136,10 @@ class LocalDiskError(OcistreamError):
     exit_code = 9
 
 
-class TerminatedError(OcistreamError):
-    """SIGTERM arrived."""
+class TerminatedError(BaseException):
+    """SIGTERM arrived. Outside the tree, as KeyboardInterrupt is: no clean-up that catches errors may swallow it."""
 
-    exit_code = 143
+    exit_code: ClassVar[int] = 143
 
 
 class OutputClosedError(OcistreamError):

@@ -25,7 +25,7 @@ from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Graph", "GraphBuilder", "PlatformChoice", "Root"]
 
@@ -126,6 +126,7 @@ class GraphBuilder:
         self._documents: dict[str, Document] = {}
         self._absent: dict[str, Descriptor] = {}
         self._depths: dict[str, int] = {}
+        self._configs: dict[str, Root] = {}
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
@@ -148,16 +149,26 @@ class GraphBuilder:
         if len(raw) != descriptor.size:
             raise wrong_size(descriptor, len(raw))
         if (got := digest_of(raw, digest.partition(":")[0])) != digest:
-            msg = f"{digest}: the manifest's bytes have the digest {got}"
+            msg = f"{digest}: the bytes have the digest {got}"
             raise IntegrityError(msg)
+        if (root := self._configs.get(digest)) is not None:
+            check_platform(self._choice, root, raw)
+            return
         self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
         self._narrow()
         self._want_children(digest)
+        self._want_config(digest)
+
+    def wants_config(self, digest: str) -> bool:
+        """Say whether a need is an image's config, which a registry keeps elsewhere and the graph counts as a blob."""
+        return digest in self._configs
 
     def lacks(self, digest: str) -> None:
         """Answer a need by saying that the source does not have it (a layout may lack what it references)."""
-        self._absent[digest] = self.needs.pop(digest)
-        self._narrow()
+        descriptor = self.needs.pop(digest)
+        if digest not in self._configs:
+            self._absent[digest] = descriptor
+            self._narrow()
 
     def graph(self) -> Graph:
         """Put it all in order, once `needs` is empty."""
@@ -208,6 +219,25 @@ class GraphBuilder:
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
         self._raw[manifest.descriptor.digest] = manifest
         self._documents[manifest.descriptor.digest] = document
+
+    def _want_config(self, digest: str) -> None:
+        """Need the config of an image that is no part of an index, where one platform was asked for: it says which.
+
+        Raises:
+            ArchiveError: it is larger than a config may be.
+        """
+        document = self._documents[digest]
+        root = next((root for root in self._roots if root.descriptor.digest == digest), None)
+        if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
+            return
+        config = document.config
+        if config is None or root.descriptor.platform is not None or config.digest in self._raw:
+            return
+        if config.size > limits.MAX_CONFIG:
+            msg = f"the config {config.digest} is larger than {limits.MAX_CONFIG} bytes"
+            raise ArchiveError(msg)
+        self._configs[config.digest] = root
+        self.needs[config.digest] = config
 
     def _want_children(self, digest: str) -> None:
         """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
@@ -337,15 +367,13 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, root: Root) -> 
     return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
 
 
-def check_platform(choice: PlatformChoice, root: Root, config: Callable[[], bytes]) -> None:
-    """Hold an image that is no index against an explicit choice; `config` reads its configuration.
+def check_platform(choice: PlatformChoice, root: Root, config: bytes) -> None:
+    """Hold an image that is no index against a choice, by its configuration.
 
     Raises:
         NotFoundError: it is for another platform.
     """
-    if not choice.platforms or root.descriptor.platform is not None:
-        return
-    platform = platform_of_config(config(), f"the config of {_shown(root)}")
+    platform = platform_of_config(config, f"the config of {_shown(root)}")
     if platform is not None and not any(wanted.covers(platform) for wanted in choice.platforms):
         wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
         msg = f"{_shown(root)} has no platform {wanted_text}"

@@ -79,7 +79,7 @@ class Sink(Protocol):
         """Say whether a manifest that the source lacks is there already."""
 
     def put(self, blob: Blob) -> None:
-        """Store a blob. It may come before `begin`, from a source that does not know its graph yet."""
+        """Store a blob of which `has` said no. It may come before `begin`, from a source without its graph yet."""
 
     def commit(self, graph: Graph) -> None:
         """Make all of it visible: manifests, children first, and names at the very end."""

@@ -39,15 +39,13 @@ MAX_LONG_NAME: Final = 4 * KIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
 MAX_HELD_JSON: Final = 6 * MIB
 #: Entries of a tar, the skipped ones included.
-MAX_ENTRIES: Final = 200_000
+MAX_ENTRIES: Final = 50_000
 
 # Registries ------------------------------------------------------------------------------------------------
 #: A token server's answer.
 MAX_TOKEN_ANSWER: Final = 128 * KIB
 #: The body of an error answer: what is beyond this is not read.
 MAX_ERROR_BODY: Final = 64 * KIB
-#: A referrers answer or a page of tags.
-MAX_LIST_PAGE: Final = 4 * MIB
 #: Redirects that one request may follow.
 MAX_REDIRECTS: Final = 5
 #: How much of a 200 answer to a Range request is read and thrown away to get where the download broke;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -134,6 +135,8 @@ class Descriptor:
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=lambda: _NO_ANNOTATIONS)
     artifact_type: str | None = None
+    #: The whole object where it stands in an `index.json`, which is written again: others' fields are to stay.
+    written: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_index(self) -> bool:
@@ -152,11 +155,13 @@ class Descriptor:
 
     def to_json(self) -> dict[str, Any]:
         """Give the descriptor as it stands in an `index.json`."""
-        document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        document: dict[str, Any] = dict(self.written or {})
+        document.pop("annotations", None)
+        document |= {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
         if self.platform:
-            document["platform"] = _platform_json(self.platform)
+            document["platform"] = (document.get("platform") or {}) | _platform_json(self.platform)
         if self.annotations:
             document["annotations"] = dict(sorted(self.annotations.items()))
         return document
@@ -185,7 +190,8 @@ class Document:
     """What a manifest or index says, as far as moving it needs to know.
 
     An image manifest has `config` and `layers`; an index has `manifests`, and neither of the others. `subject` is
-    what a referrer refers to. `fields` is the whole parsed object.
+    what a referrer refers to. `fields` is an index's whole parsed object, to make a smaller one of it; of anything
+    else it is empty, since thousands of manifests are held at once.
     """
 
     media_type: str
@@ -194,6 +200,7 @@ class Document:
     manifests: tuple[Descriptor, ...]
     subject: Descriptor | None
     artifact_type: str | None
+    annotations: Mapping[str, str]
     fields: Mapping[str, Any] = field(repr=False)
 
 
@@ -297,7 +304,8 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
         msg = f"{where} has no legal size"
         raise ArchiveError(msg)
     return Descriptor(
-        media_type,
+        # There are few of them, and tens of thousands of descriptors.
+        sys.intern(media_type),
         digest,
         size,
         _parse_platform_fields(fields.get("platform"), where),
@@ -361,6 +369,10 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     config: Descriptor | None = None
     layers: tuple[Descriptor, ...] = ()
     manifests: tuple[Descriptor, ...] = ()
+    known = descriptor.is_index or descriptor.is_manifest
+    if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
+        msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
+        raise UnsupportedError(msg)
     if descriptor.is_index:
         manifests = _descriptors(fields, "manifests", what)
     elif descriptor.is_manifest:
@@ -374,8 +386,17 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         manifests,
         None if subject is None else parse_descriptor(subject, f"subject of {what}"),
         _optional_text(fields, "artifactType", what),
-        fields,
+        _own_annotations(fields),
+        fields if descriptor.is_index else {},
     )
+
+
+def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
+    """Give a document's own annotations, which nothing that moves it depends on: malformed ones are none."""
+    annotations = fields.get("annotations")
+    if isinstance(annotations, dict) and all(isinstance(value, str) for value in annotations.values()):
+        return annotations
+    return _NO_ANNOTATIONS
 
 
 def _descriptors(fields: Mapping[str, Any], key: str, what: str) -> tuple[Descriptor, ...]:
@@ -397,6 +418,11 @@ def platform_of_config(raw: bytes, what: str) -> Platform | None:
     """
     fields = parse_json(raw, what, limits.MAX_CONFIG)
     return _parse_platform_fields(fields, what)
+
+
+def is_media_type(text: str) -> bool:
+    """Say whether this has the form of a media type (RFC 6838, section 4.2)."""
+    return _MEDIA_TYPE.match(text) is not None
 
 
 def media_type_of(raw: bytes, what: str) -> str:

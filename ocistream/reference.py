@@ -7,7 +7,7 @@ network or the disk.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ocistream.errors import InvalidNameError, UnsupportedError
@@ -129,10 +129,6 @@ class Reference:
     def target(self) -> str:
         """What is asked of the registry: the digest where there is one, else the tag."""
         return self.digest or self.tag or DEFAULT_TAG
-
-    def with_digest(self, digest: str) -> Reference:
-        """Give the same name, pinned to `digest`."""
-        return replace(self, digest=digest)
 
 
 def parse_reference(text: str, *, default_tag: bool = True) -> Reference:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ocistream.errors import CancelledError, MissingContentError, UnsupportedError
@@ -104,9 +105,12 @@ class _Transfer:
             graph = rename(graph)
         self._observer.planned(graph)
         self._sink.begin(graph)
-        absent = [manifest for manifest in graph.absent if not self._sink.has_manifest(manifest)]
+        roots = {root.descriptor.digest for root in graph.roots}
+        # A name can only be given to a manifest whose bytes are at hand.
+        absent = [m for m in graph.absent if m.digest in roots or not self._sink.has_manifest(m)]
         wanted = self._without_those_there(self._waiting(graph))
         # Even where nothing is wanted any more, a pipe is read to its end.
+        wanted = self._put_manifests_wanted_as_blobs(graph, wanted)
         self._put_all(wanted)
         lacking = [*absent, *(blob for blob in wanted if blob.digest not in self._moved)]
         if lacking:
@@ -119,15 +123,20 @@ class _Transfer:
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
 
     def put(self, blob: Blob) -> None:
-        """Move a blob right now."""
-        if blob.descriptor.digest not in self._moved:
+        """Move a blob right now, or read it to its end where the sink has it."""
+        if blob.descriptor.digest in self._moved or self._sink.has(blob.descriptor):
+            for _ in self._stoppable(verified(blob.open(), blob.descriptor)):
+                pass
+            if blob.descriptor.digest not in self._moved:
+                self._note(blob.descriptor, "skipped")
+        else:
             self._put(blob)
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Have the sink give back what it was given."""
         if not isinstance(self._sink, Recalls):
             msg = f"{descriptor.digest}: too many small blobs come before the archive's index to hold all of them"
-            raise UnsupportedError(msg, hint="write to a file or a directory instead of a pipe")
+            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         return self._sink.recall(descriptor)
 
     # -- the steps ---------------------------------------------------------------------------------------
@@ -158,6 +167,14 @@ class _Transfer:
 
         self._each(ask, blobs, side_by_side=self._sink.parallel)
         return [blob for blob in blobs if blob.digest not in self._moved]
+
+    def _put_manifests_wanted_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
+        """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway."""
+        held = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+        for descriptor in wanted:
+            if descriptor.digest in held:
+                self._put(Blob(descriptor, partial(_whole, held[descriptor.digest])))
+        return [descriptor for descriptor in wanted if descriptor.digest not in held]
 
     def _put_all(self, wanted: list[Descriptor]) -> None:
         side_by_side = self._source.parallel and self._sink.parallel
@@ -195,6 +212,10 @@ class _Transfer:
                 work(item)
             return
         _Workers(work, iter(items), self._cancelled).run(self._jobs)
+
+
+def _whole(content: bytes) -> Iterator[Chunk]:
+    yield content
 
 
 class _Counter:

@@ -239,7 +239,12 @@ class Transport:
         if request.begun:
             msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
             raise NetworkError(msg)
-        return self._redirected(request.with_authorization(fresh), url)
+        answer = self._redirected(request.with_authorization(fresh), url)
+        refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
+        if refused and fresh.startswith("Basic "):
+            # The password itself was refused: this raises, and says where it came from.
+            endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
+        return answer
 
     def _redirected(self, request: _Request, url: str) -> Answer:
         """Send, and follow redirects by LIMITS.md's rules: at most five, never down to http, credentials stay."""

@@ -1,8 +1,8 @@
 """One blob up into a repository (distribution-spec, "Pushing blobs"): POST, one streamed PATCH, PUT.
 
 It is what docker, skopeo and crane do, and what every registry takes. The session is opened when the first bytes are
-there and not before, and abandoned sessions are deleted. Chunks come verified: if they raise, the PATCH stays short
-and the upload is never closed.
+there and not before (but for one that a registry opens in place of a mount), and abandoned sessions are deleted.
+Chunks come verified: if they raise, the PATCH stays short and the upload is never closed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from ocistream.auth import scopes_for
 from ocistream.connections import Body
 from ocistream.errors import (
     AuthenticationError,
@@ -65,7 +66,7 @@ class Uploader:
                 "POST",
                 self._repository.url(f"blobs/uploads/?{query}"),
                 # Push first: some token servers grant what the first scope asks for (REGISTRIES 18).
-                scopes=(*self._repository.scopes, f"repository:{source}:pull"),
+                scopes=(*self._repository.scopes, scopes_for(source, "pull")),
                 expected=(201, 202),
             )
         except (AuthenticationError, NotFoundError, RegistryError):
@@ -91,6 +92,11 @@ class Uploader:
                 raise NetworkError(failure.what, hint=hint) from failure
             if not tries.again(failure):
                 raise failure
+
+    def close(self) -> None:
+        """Delete the sessions that were opened in place of mounts and not used since."""
+        while self._opened:
+            self._abandon(self._opened.popitem()[1])
 
     def _attempt(self, blob: Blob, tries: Tries) -> NetworkError | None:
         """Send a blob once; None if it is there, else what a new attempt may cure. Other failures are raised."""

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """An RSA key and its self-signed certificate, valid for a day, for 127.0.0.1 and localhost.
+    """An RSA key and its self-signed certificate, valid for a day, for 127.0.0.1, localhost and registry.test.
 
     `file` and `key_file` are PEM files; `file` is also the bundle of authorities that trusts it.
     """
@@ -38,6 +38,7 @@ def make_certificate(folder: Path) -> Certificate:
     now = dt.datetime.now(dt.UTC)
     addresses: list[x509.GeneralName] = [
         x509.DNSName("localhost"),
+        x509.DNSName("registry.test"),
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
     ]
     certificate = (

@@ -85,11 +85,11 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     console = Console.from_arguments(arguments)
     if not arguments:
-        click.echo(cli.get_help(click.Context(cli, info_name=_NAME)), err=True)
+        click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
     try:
         return _run(arguments, console)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - no traceback reaches a user
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
         code = _report(console, error)
         console.trace(traceback.format_exc)
         files.drop_unfinished()
@@ -116,6 +116,9 @@ def _report(console: Console, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         console.error("interrupted", code=_SIGINT_EXIT)
         return _SIGINT_EXIT
+    if isinstance(error, TerminatedError):
+        console.error("terminated", code=error.exit_code)
+        return error.exit_code
     if isinstance(error, click.ClickException):
         console.error(error.format_message(), hint=_usage_hint(error), code=UsageError.exit_code)
         return UsageError.exit_code
@@ -135,8 +138,7 @@ def _report(console: Console, error: BaseException) -> int:
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
     # An exception, so that every `finally` and `with` cleans up behind itself.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    msg = "terminated"
-    raise TerminatedError(msg)
+    raise TerminatedError
 
 
 def _usage_hint(error: click.ClickException) -> str | None:

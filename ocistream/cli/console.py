@@ -49,11 +49,6 @@ class Console:
         if self.verbosity >= level:
             self._print("info" if level <= 0 else "debug", message, fields)
 
-    def warning(self, message: str, **fields: Any) -> None:
-        """Say something that the user should look at, unless with -q."""
-        if self.verbosity >= 0:
-            self._print("warning", message, fields)
-
     def error(self, message: str, *, hint: str | None = None, code: int | None = None) -> None:
         """Say what failed, and on a second line what can be done about it."""
         if self.as_json:
@@ -79,8 +74,6 @@ class Console:
     def _print(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
             self.event(level=level, message=message, **fields)
-        elif level == "warning":
-            self._line(f"ocistream: warning: {message}")
         else:
             self._line(f"ocistream: {message}")
 

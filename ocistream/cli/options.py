@@ -21,10 +21,10 @@ from ocistream import __version__, limits
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.graph import PlatformChoice
 from ocistream.model import Platform, parse_platform
-from ocistream.stores import End, Surroundings, parse_end
+from ocistream.stores import End, Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ocistream.cli.console import Console
     from ocistream.credentials import Credential
@@ -71,6 +71,21 @@ class Session:
             stdout=self._stdout,
             mtime=_source_date(os.environ),
         )
+
+    def check_credentials(self, registries: Collection[str]) -> None:
+        """Refuse one user name and password where several registries might ask: which one is it for?
+
+        Raises:
+            UsageError: there are several, and one name for all of them was given.
+        """
+        given = "--username" if self.options.get("username") is not None else ""
+        if not given and os.environ.get("OCISTREAM_USERNAME"):
+            sides = ("OCISTREAM_SRC_USERNAME", "OCISTREAM_DEST_USERNAME")
+            given = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
+        if given and len(registries) > 1:
+            msg = f"{given} cannot be for {' and '.join(sorted(registries))} at once"
+            hint = "use `ocistream login` for each, or, with copy, OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
+            raise UsageError(msg, hint=hint)
 
     def _transport(self, side: str) -> Transport:
         from ocistream.credentials import Keychain
@@ -266,16 +281,6 @@ def default_platform() -> Platform:
     """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
     name = machine.machine().lower()
     return Platform("linux", _MACHINES.get(name, name), "v6" if name == "armv6l" else "")
-
-
-def path_end(text: str) -> End:
-    """Parse what follows -o and -i: an end as everywhere, but what could be an image's name is a path.
-
-    Raises:
-        InvalidNameError, UnsupportedError: as `parse_end`.
-    """
-    end = parse_end(text)
-    return parse_end(f"./{text}") if end.kind == "docker" else end
 
 
 def stdout_end(end: End) -> End:

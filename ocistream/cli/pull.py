@@ -12,7 +12,6 @@ from ocistream.cli.options import (
     Session,
     credential_options,
     default_platform,
-    path_end,
     platform_choice,
     platform_option,
     stdout_end,
@@ -20,7 +19,7 @@ from ocistream.cli.options import (
 )
 from ocistream.errors import UsageError
 from ocistream.reference import parse_reference
-from ocistream.stores import open_sink
+from ocistream.stores import open_sink, parse_end
 
 if TYPE_CHECKING:
     from ocistream.graph import Root
@@ -53,6 +52,7 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
     """
     references = [parse_reference(image) for image in images]
+    session.check_credentials({reference.registry for reference in references})
     choice = platform_choice(platforms, default_platform())
     end = output_end(output, kind)
     if end.is_stream and end.kind == "oci":
@@ -75,7 +75,7 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
 
 def output_end(output: str, kind: str | None) -> End:
     """Make an end of -o and --format; the latter has the last word."""
-    end = stdout_end(path_end(output))
+    end = stdout_end(parse_end(output, bare_is_path=True))
     return replace(end, kind=kind) if kind else end
 
 

@@ -10,14 +10,13 @@ from ocistream.cli.moving import move
 from ocistream.cli.options import (
     Session,
     credential_options,
-    path_end,
     platform_choice,
     platform_option,
     transfer_options,
 )
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
-from ocistream.stores import Want, open_source
+from ocistream.stores import Want, open_source, parse_end
 from ocistream.stores.index import images_named, only_image
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def push(
     if (image is None) == (prefix is None):
         msg = "give either one IMAGE to push to, or --to HOST[/PREFIX]"
         raise UsageError(msg)
-    end = path_end(path)
+    end = parse_end(path, bare_is_path=True)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"

@@ -93,7 +93,6 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         """Begin a connection; the buffer for bodies comes into being with the first of them."""
         super().setup()
         self._buffer: memoryview | None = None
-        self._begin()
 
     def _begin(self) -> None:
         self.body = SizedBody(self.rfile, 0)
@@ -165,9 +164,8 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         try:
             return body_of(self.headers, self.rfile, self._continue)
         except RefusedError:
-            # Nobody knows where it ends, so what follows cannot be read.
+            # Nobody knows where it ends: that is the end of the connection.
             self.body = ChunkedBody(self.rfile)
-            self.close_connection = True
             raise
 
     def target(self) -> tuple[list[str], dict[str, list[str]]]:

@@ -348,7 +348,6 @@ def _referrer(descriptor: Descriptor, document: Document) -> dict[str, Any]:
     """Describe a referrer as the list of referrers has it: with its type and its annotations."""
     kind = document.artifact_type or (document.config.media_type if document.config else None)
     fields = replace(descriptor, artifact_type=kind).to_json()
-    annotations = document.fields.get("annotations")
-    if isinstance(annotations, dict) and all(isinstance(value, str) for value in annotations.values()):
-        fields["annotations"] = annotations
+    if document.annotations:
+        fields["annotations"] = dict(document.annotations)
     return fields

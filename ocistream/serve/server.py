@@ -142,10 +142,7 @@ class Registry:
 
     def _serve(self) -> None:
         self._serving = True
-        try:
-            self._server.serve_forever(poll_interval=_POLL)
-        finally:
-            self._serving = False
+        self._server.serve_forever(poll_interval=_POLL)
 
     def _open_layout(self) -> None:
         if self.read_only:

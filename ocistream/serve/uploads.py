@@ -81,7 +81,6 @@ class Upload:
                     files.write_all(file, chunk)
                 self._hash.update(chunk)
                 self.offset += got
-                self.touched = time.monotonic()
 
     def finish(self, digest: str) -> None:
         """Make a blob of the bytes, if they are the ones that `digest` promises. The session is over either way.
@@ -223,7 +222,6 @@ class Uploads:
         with self._lock:
             for upload in self._uploads.values():
                 upload.discard()
-            self._uploads.clear()
 
     def _drop(self, idle_since: float) -> None:
         with self._lock:

@@ -49,8 +49,10 @@ class End:
     is_stream: bool = False
 
 
-def parse_end(text: str) -> End:
+def parse_end(text: str, *, bare_is_path: bool = False) -> End:
     """Parse one end as CLI.md writes it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
+
+    With `bare_is_path` what could be an image's name is a path: behind -o and -i.
 
     Raises:
         InvalidNameError: it is none of these.
@@ -68,7 +70,7 @@ def parse_end(text: str) -> End:
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file and name that")
-    if _PATH.match(text):
+    if bare_is_path or _PATH.match(text):
         return End("path", text, path=_expanded(text), is_stream=text == "-")
     return End("docker", text, reference=parse_reference(text))
 
@@ -140,18 +142,21 @@ def _path(end: End) -> Path:
     return end.path
 
 
+def _reference(end: End) -> Reference:
+    assert end.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
+    return end.reference
+
+
 def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
     from ocistream.stores.registry import RegistrySource
 
-    references = [end.reference] if end.reference else []
-    return RegistrySource(around.transport(), references, platforms=want.platforms)
+    return RegistrySource(around.transport(), [_reference(end)], platforms=want.platforms)
 
 
 def _registry_sink(end: End, around: Surroundings) -> Sink:
     from ocistream.stores.registry import RegistrySink
 
-    reference = end.reference
-    assert reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
+    reference = _reference(end)
 
     def target(_: Root) -> Reference:
         return reference

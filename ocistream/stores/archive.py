@@ -154,6 +154,15 @@ class _StreamOutput:
         """What was written cannot be taken back: it has no end, so that no reader takes it for whole."""
 
 
+class _OpenedOutput(_StreamOutput):
+    """The same, for a file that was opened here."""
+
+    def close(self) -> None:
+        # Whoever reads a FIFO waits for this. What could fail late was found out by `finish`.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
 def stream_output(file: FileIO, what: str) -> Output:
     """Give the output that writes to an open, unbuffered file which is called `what` in errors."""
     return _StreamOutput(file, what)
@@ -172,7 +181,7 @@ def open_output(path: Path) -> Output:
         file.close()
         msg = f"{path} is a terminal, to which no archive is written"
         raise UsageError(msg)
-    return _StreamOutput(file, str(path))
+    return _OpenedOutput(file, str(path))
 
 
 def file_output(path: Path) -> Output:
@@ -182,4 +191,5 @@ def file_output(path: Path) -> Output:
         NotFoundError: its folder is not there.
         LocalDiskError: it cannot be written.
     """
-    return _FileOutput(path)
+    # A link is followed, as `>` does it: what it points to is replaced.
+    return _FileOutput(path.resolve() if path.is_symlink() else path)

@@ -13,7 +13,7 @@ from ocistream import files, limits
 from ocistream.errors import ArchiveError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
 from ocistream.interfaces import Blob
-from ocistream.stores.entries import Contents
+from ocistream.stores.entries import Contents, Place
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, TarReader
 from ocistream.stream import chunks_of
@@ -66,18 +66,18 @@ class ArchiveFileSource:
             builder.add_root(root)
         while builder.needs:
             digest = next(iter(builder.needs))
-            entry = contents.blobs.get(digest)
-            if entry is None:
+            place = contents.blobs.get(digest)
+            if place is None:
                 builder.lacks(digest)
             else:
-                builder.supply(digest, self._read(entry, limits.MAX_MANIFEST))
+                builder.supply(digest, self._read(place, limits.MAX_CONFIG))
         return builder.graph()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted."""
         for descriptor in wanted:
-            if (entry := self._contents.blobs.get(descriptor.digest)) is not None:
-                yield Blob(descriptor, self._opener(entry))
+            if (place := self._contents.blobs.get(descriptor.digest)) is not None:
+                yield Blob(descriptor, self._opener(place))
 
     def close(self) -> None:
         """Close the file."""
@@ -90,16 +90,16 @@ class ArchiveFileSource:
                 contents.add(entry)
         return contents
 
-    def _read(self, entry: Entry, limit: int) -> bytes:
-        if entry.size > limit:
-            msg = f"{entry.name!r} in the archive is larger than {limit} bytes"
+    def _read(self, place: Entry | Place, limit: int) -> bytes:
+        if place.size > limit:
+            msg = f"the document at byte {place.offset} of the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return b"".join(bytes(chunk) for chunk in self._opener(entry)())
+        return b"".join(bytes(chunk) for chunk in self._opener(place)())
 
-    def _opener(self, entry: Entry) -> Callable[[], Iterator[Chunk]]:
+    def _opener(self, place: Entry | Place) -> Callable[[], Iterator[Chunk]]:
         def chunks() -> Iterator[Chunk]:
             with files.disk_errors(self._what):
-                yield from chunks_of(_Window(self._file.fileno(), entry.offset), entry.size)
+                yield from chunks_of(_Window(self._file.fileno(), place.offset), place.size)
 
         return chunks
 

@@ -102,8 +102,9 @@ class ArchiveStreamSource:
             descriptor = by_digest.get(digest)
             if digest in self._given:
                 self._check_again(entry, digest)
-            elif descriptor is not None:
-                self._given.add(digest)
+                continue
+            self._given.add(digest)
+            if descriptor is not None:
                 yield Blob(descriptor, self._content(entry), replayable=False)
         with files.disk_errors(self._what):
             self._reader.drain()
@@ -116,7 +117,7 @@ class ArchiveStreamSource:
         """Decide what a blob that passes before the graph is known is for."""
         if digest in self._given or digest in self._held:
             self._check_again(entry, digest)
-        elif digest in builder.needs:
+        elif digest in builder.needs and not builder.wants_config(digest):
             self._given.add(digest)
             builder.supply(digest, self._read(entry, limits.MAX_MANIFEST))
         else:
@@ -143,12 +144,15 @@ class ArchiveStreamSource:
     def _answer(self, builder: GraphBuilder, early: Early) -> None:
         """Give the builder what it needs and has passed already."""
         while found := next((d for d in builder.needs if d in self._held or d in self._spilled), None):
-            if found in self._held:
+            if found not in self._held:
+                content = early.recall(self._spilled[found])
+            elif builder.wants_config(found):
+                # It is a blob as well, and will be asked for.
+                content = self._held[found]
+            else:
                 content = self._held.pop(found)
                 self._held_bytes -= len(content)
                 self._given.add(found)
-            else:
-                content = early.recall(self._spilled[found])
             builder.supply(found, content)
 
     def _remaining(self) -> Iterator[tuple[Entry, str]]:

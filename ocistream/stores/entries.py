@@ -6,7 +6,7 @@ A name becomes nothing but a key: no path is ever made from it (LIMITS.md, "a ta
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.reference import printable
@@ -14,7 +14,7 @@ from ocistream.reference import printable
 if TYPE_CHECKING:
     from ocistream.stores.tar import Entry
 
-__all__ = ["Contents", "blob_digest", "plain_name"]
+__all__ = ["Contents", "Place", "blob_digest", "plain_name"]
 
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
 
@@ -32,6 +32,13 @@ def blob_digest(name: str) -> str | None:
     return f"{match[1] or match[3]}:{match[2] or match[4]}" if match else None
 
 
+class Place(NamedTuple):
+    """Where a blob lies in a tar, in bytes: as little as is needed, since there may be tens of thousands."""
+
+    offset: int
+    size: int
+
+
 class Contents:
     """What an archive was seen to contain so far."""
 
@@ -40,7 +47,7 @@ class Contents:
         self.layout: Entry | None = None
         self.index: Entry | None = None
         self.docker: Entry | None = None
-        self.blobs: dict[str, Entry] = {}
+        self.blobs: dict[str, Place] = {}
         self.skipped = 0
 
     def add(self, entry: Entry) -> str | None:
@@ -60,7 +67,7 @@ class Contents:
             msg = f"{printable(entry.name)!r} in the archive is not a regular file"
             raise ArchiveError(msg)
         if digest is not None:
-            first = self.blobs.setdefault(digest, entry)
+            first = self.blobs.setdefault(digest, Place(entry.offset, entry.size))
             if first.size != entry.size:
                 msg = f"{printable(entry.name)!r} stands twice in the archive, with different sizes"
                 raise ArchiveError(msg)

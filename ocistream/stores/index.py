@@ -55,7 +55,8 @@ def parse_index(raw: bytes) -> list[Descriptor]:
     if not isinstance(listed, list) or "layers" in fields:
         msg = "index.json has no list of manifests"
         raise ArchiveError(msg)
-    return [parse_descriptor(entry, f"manifests[{i}] of index.json") for i, entry in enumerate(listed)]
+    parsed = [parse_descriptor(entry, f"manifests[{i}] of index.json") for i, entry in enumerate(listed)]
+    return [replace(descriptor, written=entry) for descriptor, entry in zip(parsed, listed, strict=True)]
 
 
 def name_of(entry: Descriptor) -> str | None:
@@ -96,11 +97,10 @@ def full_reference(name: str) -> Reference | None:
     return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
 
 
-def index_json(entries: Sequence[Descriptor]) -> bytes:
-    """Write an `index.json`."""
-    return canonical_json(
-        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.to_json() for entry in entries]}
-    )
+def index_json(entries: Sequence[Descriptor], before: bytes | None = None) -> bytes:
+    """Write an `index.json`; of the one that was there `before`, other fields (annotations, say) are kept."""
+    fields = parse_json(before, "index.json") if before else {"schemaVersion": 2, "mediaType": OCI_INDEX}
+    return canonical_json(fields | {"manifests": [entry.to_json() for entry in entries]})
 
 
 def every_image(roots: Sequence[Root]) -> Sequence[Root]:

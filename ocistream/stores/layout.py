@@ -52,6 +52,22 @@ class LayoutDirectory:
         """Say whether there is a layout here: an `oci-layout`, or at least an `index.json`."""
         return (self.path / "oci-layout").exists() or (self.path / "index.json").exists()
 
+    def check_free(self) -> None:
+        """Make sure that the directory, if it is there, is a layout or may become one.
+
+        Raises:
+            UsageError: there are other things in it.
+            LocalDiskError: it is no directory, or cannot be read.
+        """
+        with files.disk_errors(f"cannot create the layout {self.path}"):
+            if not self.path.exists():
+                return
+            # In this order: what another process is making a layout of may become one between the two.
+            others = [entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)]
+            if others and not self.exists():
+                msg = f"{self.path} is not empty and not an OCI layout"
+                raise UsageError(msg, hint="name an empty or a new directory")
+
     def create(self) -> None:
         """Make the directory a layout without images, unless it is one.
 
@@ -59,11 +75,9 @@ class LayoutDirectory:
             UsageError: there are other things in the directory.
             LocalDiskError: it cannot be made.
         """
+        self.check_free()
         with files.disk_errors(f"cannot create the layout {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.exists() and any(entry.name != "blobs" for entry in self.path.iterdir()):
-                msg = f"{self.path} is not empty and not an OCI layout"
-                raise UsageError(msg, hint="name an empty or a new directory")
             self._real_directory(self.path / "blobs").mkdir(exist_ok=True)
             if not (self.path / "oci-layout").exists():
                 with files.atomic_file(self.path / "oci-layout") as file:
@@ -192,13 +206,16 @@ class LayoutDirectory:
             ArchiveError: it is malformed, or a link.
             LocalDiskError: it cannot be read.
         """
+        raw = self._index()
+        return parse_index(raw) if raw is not None else []
+
+    def _index(self) -> bytes | None:
         path = self.path / "index.json"
         with files.disk_errors(f"cannot read {path}"), _regular(f"{path}"):
             try:
-                raw = files.read_bounded(path, limits.MAX_MANIFEST)
+                return files.read_bounded(path, limits.MAX_MANIFEST)
             except FileNotFoundError:
-                return []
-        return parse_index(raw)
+                return None
 
     def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
         """Replace `index.json` by what `change` makes of its entries, while no other process of ours does.
@@ -210,7 +227,8 @@ class LayoutDirectory:
         """
         path = self.path / "index.json"
         with files.disk_errors(f"cannot write {path}"), files.locked_directory(self.path):
-            raw = index_json(change(self.entries()))
+            before = self._index()
+            raw = index_json(change(parse_index(before) if before is not None else []), before)
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{path} would be larger than {limits.MAX_MANIFEST} bytes"
                 raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
@@ -235,6 +253,11 @@ def _regular(what: str) -> Iterator[None]:
             msg = f"{what} is not a regular file"
             raise ArchiveError(msg) from error
         raise
+
+
+def _is_ours(name: str) -> bool:
+    """Say whether a directory with an entry of this name may still become a layout: `blobs`, or a partial file."""
+    return name == "blobs" or (name.startswith(".") and name.endswith(files.PARTIAL_SUFFIX))
 
 
 class LayoutSource:
@@ -288,17 +311,23 @@ class LayoutSink:
     parallel = True
 
     def __init__(self, path: Path) -> None:
-        """Make the directory a layout, unless it is one.
+        """Name the directory; it is made when there is something to put there, and not for an image that is not.
 
         Raises:
             UsageError: there are other things in the directory.
-            LocalDiskError: it cannot be made.
+            LocalDiskError: it is no directory, or cannot be read.
         """
         self._layout = LayoutDirectory(path)
-        self._layout.create()
+        self._layout.check_free()
+        self._created = False
 
-    def begin(self, graph: Graph) -> None:
-        """Nothing is needed in advance."""
+    def begin(self, graph: Graph) -> None:  # noqa: ARG002 - a directory needs to know nothing in advance
+        """Make the directory a layout, unless it is one.
+
+        Raises:
+            LocalDiskError: it cannot be made.
+        """
+        self._create()
 
     def has(self, descriptor: Descriptor) -> bool:
         """Hash what is there under the blob's name; if it is not the blob, it will be written over."""
@@ -308,6 +337,8 @@ class LayoutSink:
 
     def put(self, blob: Blob) -> None:
         """Write the blob under a temporary name, and rename it once all of it has been verified."""
+        if not self._created:
+            self._create()
         self._layout.write_blob(blob.descriptor.digest, blob.open())
 
     def recall(self, descriptor: Descriptor) -> bytes:
@@ -324,6 +355,10 @@ class LayoutSink:
 
     def close(self) -> None:
         """Nothing is left to drop: a blob that was not finished has gone with its temporary file."""
+
+    def _create(self) -> None:
+        self._layout.create()
+        self._created = True
 
 
 def merge(entries: Sequence[Descriptor], roots: Sequence[Root]) -> list[Descriptor]:

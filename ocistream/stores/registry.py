@@ -6,12 +6,11 @@ in, and in what order things become visible.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream.distribution import Repository, not_found
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root, check_platform, is_image
+from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root
 from ocistream.interfaces import Blob
 from ocistream.stream import verified
 from ocistream.upload import Uploader
@@ -60,7 +59,6 @@ class RegistrySource:
             if home is not None:
                 for blob in (*document.layers, *((document.config,) if document.config else ())):
                     self._homes.setdefault(blob.digest, home)
-        self._check_platforms(graph)
         return graph
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -90,18 +88,11 @@ class RegistrySource:
             child = next(iter(builder.needs.values()))
             self._homes.setdefault(child.digest, repository)
             try:
-                raw = repository.manifest(child)
+                raw = self._small(child) if builder.wants_config(child.digest) else repository.manifest(child)
             except NotFoundError:
                 builder.lacks(child.digest)
             else:
                 builder.supply(child.digest, raw)
-
-    def _check_platforms(self, graph: Graph) -> None:
-        """Hold an image that is no index against the platform that was asked for, by its config."""
-        for root in graph.roots:
-            document = graph.documents.get(root.descriptor.digest)
-            if self._platforms.explicit and document and document.config and is_image(document):
-                check_platform(self._platforms, root, partial(self._small, document.config))
 
     def _small(self, descriptor: Descriptor) -> bytes:
         return b"".join(bytes(chunk) for chunk in verified(self._opener(descriptor)(), descriptor))
@@ -129,7 +120,8 @@ class RegistrySink:
         self._uploaders: dict[str, tuple[Repository, Uploader]] = {}
         #: For each digest, the repositories that need it.
         self._needed_in: dict[str, list[str]] = {}
-        self._present: set[tuple[str, str]] = set()
+        #: What was asked, or done, about a blob in a repository.
+        self._has: dict[tuple[str, str], bool] = {}
 
     def begin(self, graph: Graph) -> None:
         """Find out which repository needs what.
@@ -163,24 +155,20 @@ class RegistrySink:
         if place is None:
             return False
         registry, repository = place
+        homes = self._needed_in[descriptor.digest]
+        if any(self._uploaders[home][0].endpoint.registry != registry for home in homes):
+            return False
         for home in self._lacking(descriptor):
-            mine, uploader = self._uploaders[home]
-            if mine.endpoint.registry != registry or not uploader.mount(descriptor, repository):
+            if not self._uploaders[home][1].mount(descriptor, repository):
                 return False
-            self._present.add((home, descriptor.digest))
+            self._has[home, descriptor.digest] = True
         return True
 
     def put(self, blob: Blob) -> None:
         """Upload a blob to the first repository that needs it, and mount it from there into the others."""
-        homes = self._lacking(blob.descriptor)
-        if not homes:
-            # It came early, and is there already.
-            for _ in blob.open():
-                pass
-            return
-        first, *others = homes
+        first, *others = self._lacking(blob.descriptor)
         self._uploaders[first][1].upload(blob)
-        self._present.add((first, blob.descriptor.digest))
+        self._has[first, blob.descriptor.digest] = True
         for home in others:
             self._share(blob, first, home)
 
@@ -212,7 +200,9 @@ class RegistrySink:
                 self._tag(reference, by_digest[root.descriptor.digest])
 
     def close(self) -> None:
-        """Uploads that failed were dropped where they failed."""
+        """Drop the upload sessions that registries opened in place of mounts and that were not used."""
+        for _, uploader in self._uploaders.values():
+            uploader.close()
 
     def _tag(self, reference: Reference, manifest: Manifest) -> None:
         """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same."""
@@ -228,22 +218,17 @@ class RegistrySink:
                 msg = f"{blob.descriptor.digest}: {home} needs it too, and it can neither be mounted nor read again"
                 raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
             uploader.upload(blob)
-        self._present.add((home, blob.descriptor.digest))
+        self._has[home, blob.descriptor.digest] = True
 
     def _lacking(self, descriptor: Descriptor) -> list[str]:
         """Give the repositories that need a blob and do not have it; each is asked once."""
         homes = self._needed_in.get(descriptor.digest)
         if homes is None:
             homes = [self._early_reference().repository]
-        missing: list[str] = []
         for home in homes:
-            if (home, descriptor.digest) in self._present:
-                continue
-            if self._repository_named(home).has_blob(descriptor):
-                self._present.add((home, descriptor.digest))
-            else:
-                missing.append(home)
-        return missing
+            if (home, descriptor.digest) not in self._has:
+                self._has[home, descriptor.digest] = self._repository_named(home).has_blob(descriptor)
+        return [home for home in homes if not self._has[home, descriptor.digest]]
 
     def _early_reference(self) -> Reference:
         if self._early is None:

@@ -81,10 +81,3 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     parsed = [json.loads(line) for line in text.splitlines()]
     assert all(isinstance(line, dict) for line in parsed), text
     return parsed
-
-
-def tar_with_index_last(layout: Path, archive: Path) -> None:
-    """Write a layout as a tar in the order in which many tools do it: blobs first, and then what explains them."""
-    with tarfile.open(archive, "w") as tar:
-        for name in ("blobs", "index.json", "oci-layout"):
-            tar.add(layout / name, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import Argument, Result, ocistream
 from tests.faults import FaultyRegistry
@@ -44,11 +45,11 @@ def test_a_name_may_say_docker_and_have_a_tag_and_a_digest(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     seed(layout, image, served.host, "some/app", "latest")
-    for name in ("some/app", "some/app:latest", f"some/app@{image['digest']}", f"some/app:latest@{image['digest']}"):
-        for prefix in ("", "docker://"):
-            result = ocistream("pull", f"{prefix}{served.host}/{name}", "-o", tmp_path / "app.tar")
-            expect.success(result)
-            assert result.out.endswith(f"@{image['digest']}\n".encode())
+    digest = image["digest"]
+    for name in ("some/app", f"some/app@{digest}", f"some/app:latest@{digest}"):
+        result = ocistream("pull", f"docker://{served.host}/{name}", "-o", tmp_path / "app.tar")
+        expect.success(result)
+        assert result.out.endswith(f"@{digest}\n".encode())
 
 
 def test_a_digest_is_what_is_asked_for_whatever_the_tag_says(
@@ -65,7 +66,8 @@ def test_a_digest_is_what_is_asked_for_whatever_the_tag_says(
 
 def test_a_sha512_digest_is_one_as_well(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, algorithm="sha512")
-    seed(layout, image, served.host, "app", "1")
+    # By its digest: under a tag a registry gives it a digest of its own choice.
+    seed(layout, image, served.host, "app")
     expect.success(ocistream("pull", f"{served.host}/app@{image['digest']}", "-o", tmp_path / "app.tar"))
     assert expect.index_of(tmp_path / "app.tar")[0]["digest"] == image["digest"]
 
@@ -74,15 +76,12 @@ def test_a_sha512_digest_is_one_as_well(served: FaultyRegistry, layout: Layout, 
     ("name", "url"),
     [
         ("nginx", "https://registry-1.docker.io/v2/library/nginx/manifests/latest"),
-        ("nginx:1", "https://registry-1.docker.io/v2/library/nginx/manifests/1"),
         ("org/app:1", "https://registry-1.docker.io/v2/org/app/manifests/1"),
-        ("docker.io/nginx", "https://registry-1.docker.io/v2/library/nginx/manifests/latest"),
         ("index.docker.io/org/app", "https://registry-1.docker.io/v2/org/app/manifests/latest"),
         ("docker://nginx", "https://registry-1.docker.io/v2/library/nginx/manifests/latest"),
         ("a.example/x:1", "https://a.example/v2/x/manifests/1"),
         ("a.example:8443/x/y/z", "https://a.example:8443/v2/x/y/z/manifests/latest"),
         ("intranet:5000/x", "https://intranet:5000/v2/x/manifests/latest"),
-        ("10.0.0.1/x", "https://10.0.0.1/v2/x/manifests/latest"),
         ("[fd00::1]:5000/x", "https://[fd00::1]:5000/v2/x/manifests/latest"),
     ],
 )
@@ -99,12 +98,9 @@ def test_short_names_expand_as_with_docker_and_hosts_speak_tls(name: str, url: s
 def test_a_layout(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, source: str) -> None:
     if source.startswith("made"):
         source = str(tmp_path / source)
-    copy(source, "oci:copied")
-    copy("./copied", "oci:again:renamed")
-    assert expect.names_in(tmp_path / "copied") == ["app"]
-    assert expect.names_in(tmp_path / "again") == ["renamed"]
-    for name in ("copied", "again"):
-        assert expect.index_of(tmp_path / name)[0]["digest"] == image["digest"]
+    copy(source, "oci:copied:renamed")
+    assert expect.names_in(tmp_path / "copied") == ["renamed"]
+    assert expect.index_of(tmp_path / "copied")[0]["digest"] == image["digest"]
 
 
 @pytest.mark.parametrize("target", ["oci-archive:x.tar", "./x.tar", "../PARENT/x.tar", "ABSOLUTE/x.tar"])
@@ -112,8 +108,7 @@ def test_an_archive(copy: Callable[..., Result], tmp_path: Path, image: Descript
     written = target.replace("PARENT", tmp_path.name).replace("ABSOLUTE", str(tmp_path))
     copy("oci:made", written)
     copy(written, "oci:back")
-    copy(f"oci-archive:{tmp_path}/x.tar:app", "oci:by-name")
-    for name in ("x.tar", "back", "by-name"):
+    for name in ("x.tar", "back"):
         assert expect.index_of(tmp_path / name)[0]["digest"] == image["digest"]
 
 
@@ -129,13 +124,14 @@ def test_a_name_in_an_archive(copy: Callable[..., Result], tmp_path: Path, image
         copy(f"oci-archive:x.tar:{name}", "./y.tar")
 
 
-@pytest.mark.parametrize("stdin", ["-", "oci-archive:-", "oci-archive:-:app", "/dev/stdin"])
-@pytest.mark.parametrize("stdout", ["-", "oci-archive:-", "oci-archive:-:new"])
+@pytest.mark.parametrize(
+    ("stdin", "stdout"),
+    [("-", "oci-archive:-"), ("oci-archive:-", "-"), ("oci-archive:-:app", "oci-archive:-:new"), ("/dev/stdin", "-")],
+)
 def test_standard_input_and_output(
-    copy: Callable[..., Result], tmp_path: Path, image: Descriptor, stdin: str, stdout: str
+    copy: Callable[..., Result], layout: Layout, tmp_path: Path, image: Descriptor, stdin: str, stdout: str
 ) -> None:
-    copy("oci:made", "./x.tar")
-    result = copy(stdin, stdout, stdin=(tmp_path / "x.tar").read_bytes())
+    result = copy(stdin, stdout, stdin=tar_of(small_first(layout)))
     (tmp_path / "y.tar").write_bytes(result.out)
     assert expect.index_of(tmp_path / "y.tar")[0]["digest"] == image["digest"]
     assert expect.names_in(tmp_path / "y.tar") == ["new" if stdout.endswith("new") else "app"]
@@ -170,7 +166,7 @@ def test_what_follows_o_and_i_is_a_path_even_where_it_looks_like_an_image(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     seed(layout, image, served.host, "app", "1")
-    for name in ("nginx", "nginx:1", "a.example/nginx"):
+    for name in ("nginx:1", "a.example/nginx"):
         (tmp_path / "a.example").mkdir(exist_ok=True)
         expect.success(ocistream("pull", f"{served.host}/app:1", "-o", name, cwd=tmp_path))
         assert (tmp_path / name).is_file()

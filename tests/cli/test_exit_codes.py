@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import small_first, tar_of
 from tests.cli import expect
 from tests.cli.privileges import without_privileges
 from tests.cli.run import Argument, command, ocistream, run
@@ -86,7 +87,7 @@ def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, 
         ("push a.example/x --to a.example", "--to HOST[/PREFIX]"),
         ("push a.example/x --image a --image b", "--to HOST[/PREFIX]"),
         ("push --to a.example/UPPER", "UPPER"),
-        ("push --to a.example/x/../y", "'x/../x'"),
+        ("push --to a.example/x/../y", "'x/../y/x'"),
         ("push a.example/x -i oci:", "oci:PATH[:NAME]"),
         ("copy a.example/x", "DST"),
         ("copy a.example/x oci-archive:", "oci-archive:PATH[:NAME]"),
@@ -218,21 +219,30 @@ def test_4_for_an_authority_file_that_is_not_there(registry: FaultyRegistry, fol
 # 5 -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [Flip(5000), Resize(-1, stated=True), Resize(1, stated=True)])
-@pytest.mark.parametrize("target", ["file", "layout", "registry"])
+@pytest.mark.parametrize(
+    ("fault", "target"),
+    [
+        *((Flip(5000), target) for target in ("file", "layout", "registry")),
+        (Resize(-1, stated=True), "registry"),
+        (Resize(1, stated=True), "file"),
+    ],
+)
 def test_5_for_a_blob_that_is_not_what_was_promised(
     registry: FaultyRegistry,
     start: Callable[..., FaultyRegistry],
+    layout: Layout,
+    image: Descriptor,
     folder: Path,
     fault: Flip | Resize,
     target: str,
 ) -> None:
-    registry.faults = [Fault(fault, "GET", "/blobs/", times=None, skip=1)]
+    layer = layout.read(image["digest"])["layers"][0]["digest"]
+    registry.faults = [Fault(fault, "GET", f"/blobs/{layer}", times=None)]
     other = start()
     end = {"file": f"{folder}/app.tar", "layout": f"oci:{folder}", "registry": f"{other.host}/app:1"}[target]
     result = ocistream("copy", f"{registry.host}/app:1", end, "--retries", "0")
     # A body that is shorter than the blob may also be one that was cut, so it is asked for again first.
-    expect.failure(result, 7 if fault == Resize(-1, stated=True) else 5, "sha256:")
+    expect.failure(result, 7 if fault == Resize(-1, stated=True) else 5, layer)
     expect.no_partial_files(folder)
     assert not (folder / "app.tar").exists()
     assert not (folder / "index.json").exists()
@@ -262,7 +272,7 @@ def test_5_for_a_byte_that_was_changed_on_the_way(
     served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, source: str
 ) -> None:
     archive = folder / "app.tar"
-    expect.success(ocistream("copy", layout.path, archive))
+    archive.write_bytes(tar_of(small_first(layout)))
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     damaged = layout.file(layer) if source == "layout" else archive
     content = bytearray(damaged.read_bytes())
@@ -284,21 +294,20 @@ def test_5_for_a_destination_with_another_digest(served: FaultyRegistry, layout:
 
 
 @pytest.mark.parametrize("how", ["file", "pipe"])
-@pytest.mark.parametrize("percent", [0, 3, 50, 99])
+@pytest.mark.parametrize("percent", [3, 50, 99])
 def test_6_for_an_archive_that_ends_early(
     served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, percent: int, how: str
 ) -> None:
     del image
-    whole = folder / "whole.tar"
-    expect.success(ocistream("copy", layout.path, whole))
+    whole = tar_of(small_first(layout))
     cut = folder / "cut.tar"
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
+    cut.write_bytes(whole[: len(whole) * percent // 100])
     given: list[Argument] = ["-i", cut] if how == "file" else []
     expect.failure(ocistream("push", *given, f"{served.host}/app:1", stdin=cut), 6)
     expect.no_image(served)
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"no tar " * 1000, bytes(512), bytes(10240)])
+@pytest.mark.parametrize("content", [b"", b"no tar " * 1000, bytes(10240)])
 @pytest.mark.parametrize("how", ["file", "pipe"])
 def test_6_for_something_that_is_no_archive(served: FaultyRegistry, folder: Path, content: bytes, how: str) -> None:
     path = folder / "letter"
@@ -354,7 +363,7 @@ def test_7_for_a_registry_that_fails_until_the_tries_are_used_up(
 
 def test_retries_are_those_after_the_first_try(registry: FaultyRegistry, folder: Path) -> None:
     registry.faults = [Fault(refusal(503), "GET", "/manifests/", times=None)]
-    for retries in (0, 2):
+    for retries in (0, 1):
         registry.requests.clear()
         result = ocistream("pull", f"{registry.host}/app:1", f"--retries={retries}", "-o", folder / "app.tar")
         expect.failure(result, 7, "503")
@@ -387,7 +396,7 @@ def test_8_for_what_is_well_formed_and_not_supported(argv: str, words: str, layo
 
 
 def test_8_for_an_archive_that_is_compressed(served: FaultyRegistry) -> None:
-    expect.failure(ocistream("push", f"{served.host}/app:1", stdin=gzip.compress(bytes(10240))), 8, "gzip -dc")
+    expect.failure(ocistream("push", f"{served.host}/app:1", stdin=gzip.compress(os.urandom(10240))), 8, "gzip -dc")
 
 
 # 9 -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import ocistream, started
 from tests.cli.terminal import on_terminal
@@ -75,14 +76,11 @@ def test_what_is_there_already_counts_as_moved(
 
 
 def test_a_pipe_adds_up_whatever_comes_first_in_it(
-    served: FaultyRegistry, layout: Layout, total: int, tmp_path: Path
+    served: FaultyRegistry, start: Callable[..., FaultyRegistry], layout: Layout, total: int
 ) -> None:
-    ours = tmp_path / "ours.tar"
-    expect.success(ocistream("copy", layout.path, ours))
-    check(events("push", f"{served.host}/app:1", stdin=ours.read_bytes()), total, {"copied"})
-    foreign = tmp_path / "foreign.tar"
-    expect.tar_with_index_last(layout.path, foreign)
-    lines = events("push", f"{served.host}/new/app:1", stdin=foreign.read_bytes())
+    check(events("push", f"{served.host}/app:1", stdin=tar_of(small_first(layout))), total, {"copied"})
+    # Blobs that come before the index are moved before the total is known.
+    lines = events("push", f"{start().host}/app:1", stdin=tar_of(items_of(layout)))
     done = [line for line in lines if line.get("event") == "progress"]
     assert done[-1] == {"event": "progress", "bytes": total, "total": total}
 

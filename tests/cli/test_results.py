@@ -44,13 +44,11 @@ def test_a_line_is_a_name_and_a_digest(registry: FaultyRegistry, image: Descript
     host, digest = registry.host, image["digest"]
     for argv, line in (
         (["pull", f"{host}/app:1", "-o", "PATH/1.tar"], f"{host}/app:1@{digest}"),
-        (["pull", f"docker://{host}/app:1", "-o", "PATH/1.tar"], f"{host}/app:1@{digest}"),
         (["pull", f"{host}/app@{digest}", "-o", "PATH/2.tar"], f"{host}/app@{digest}"),
         (["pull", f"{host}/app:1@{digest}", "-o", "PATH/layout/"], f"{host}/app:1@{digest}"),
         (["push", f"{host}/new", "-i", "PATH/1.tar"], f"{host}/new:latest@{digest}"),
         (["push", f"{host}/new@{digest}", "-i", "PATH/2.tar"], f"{host}/new@{digest}"),
         (["push", "--to", f"{host}/mirror", "-i", "PATH/1.tar"], f"{host}/mirror/app:1@{digest}"),
-        (["copy", "oci-archive:PATH/1.tar", f"{host}/copied:1"], f"{host}/copied:1@{digest}"),
         (["copy", "oci-archive:PATH/1.tar", "oci:PATH/layout"], f"{host}/app:1@{digest}"),
         (["copy", "oci-archive:PATH/1.tar", "oci:PATH/layout:other"], f"other@{digest}"),
         (["copy", f"{host}/app@{digest}", "oci:PATH/layout"], f"{host}/app@{digest}"),

@@ -30,7 +30,8 @@ def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegi
     image = layout.image([3 * MIB, 2 * MIB])
     registry = start()
     seed(layout, image, registry.host, "app", "1")
-    registry.faults = [Fault(Stall(after=MIB + 1), "GET", "/blobs/", skip=1)]
+    layer = layout.read(image["digest"])["layers"][0]["digest"]
+    registry.faults = [Fault(Stall(after=MIB + 1), "GET", f"/blobs/{layer}")]
     return registry
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
-from ocistream.interfaces import Sink, Source
+from ocistream.interfaces import Blob, Sink, Source
+from ocistream.model import Descriptor
 from ocistream.reference import Reference, parse_reference
 from ocistream.serve import Registry
 from ocistream.stores.archive import ArchiveSink, file_output, stream_output
@@ -291,6 +292,18 @@ SINKS: dict[str, type[Store]] = {
     "archive-pipe": PipeStore,
     "registry": RegistryStore,
 }
+
+
+class NothingEarly:
+    """For sources that know their graph before any blob: they hand nothing over early."""
+
+    def put(self, blob: Blob) -> None:
+        """Fail."""
+        raise AssertionError(blob)
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Fail."""
+        raise AssertionError(descriptor)
 
 
 @contextlib.contextmanager

@@ -17,37 +17,9 @@ from ocistream.model import Descriptor
 from ocistream.stores.layout import LayoutSource
 from ocistream.stream import Chunk
 from tests.contract.shapes import SHAPES, named_in, parts_of
-from tests.contract.stores import REF_NAME, SINKS, SOURCES, LayoutStore, Store, opened
+from tests.contract.stores import REF_NAME, SINKS, SOURCES, LayoutStore, NothingEarly, Store, opened
 from tests.images import Layout, small_image, tar_layer, two_platforms
-
-
-class Watched:
-    """An observer that adds up what it is told."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.moved = 0
-        self.how: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def planned(self, graph: Graph) -> None:
-        self.total = graph.size
-
-    def advance(self, size: int) -> None:
-        with self._lock:
-            self.moved += size
-
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        with self._lock:
-            self.how[descriptor.digest] = how
-
-
-class NothingEarly:
-    def put(self, blob: Blob) -> None:
-        raise AssertionError(blob.descriptor.digest)
-
-    def recall(self, descriptor: Descriptor) -> bytes:
-        raise AssertionError(descriptor.digest)
+from tests.observers import Watch
 
 
 class Broken(Exception):  # noqa: N818 - it stands for any exception at all
@@ -60,7 +32,7 @@ def opened_layout(layout: Layout) -> tuple[Source, Graph]:
 
 
 def put_all(sink: Sink, source: Source, graph: Graph) -> None:
-    for blob in source.blobs(graph.blobs):
+    for blob in source.blobs([blob for blob in graph.blobs if not sink.has(blob)]):
         sink.put(blob)
 
 
@@ -133,7 +105,7 @@ class TestVisibility:
     def test_a_name_keeps_its_old_meaning_until_commit(self, lasting: Store, layout: Layout, tmp_path: Path) -> None:
         old = Layout(tmp_path / "old")
         small_image(old, name="v1")
-        transfer.copy(opened_layout(old)[0], lasting.sink(), Watched())
+        transfer.copy(opened_layout(old)[0], lasting.sink(), Watch())
         small_image(layout, name="v1", platform="linux/arm64")
         source, graph = opened_layout(layout)
         sink = lasting.sink()
@@ -147,7 +119,7 @@ class TestVisibility:
         for number in range(3):
             other = Layout(tmp_path / str(number))
             other.image([tar_layer({"n": bytes([number])})], name=f"v{number}")
-            transfer.copy(opened_layout(other)[0], lasting.sink(), Watched())
+            transfer.copy(opened_layout(other)[0], lasting.sink(), Watch())
         assert set(lasting.images()) == {"v0", "v1", "v2"}
 
 
@@ -195,6 +167,16 @@ class TestPut:
         assert all(sink.has(blob) for blob in graph.blobs)
         sink.commit(graph)
         is_visible_as_made(store, layout)
+
+    def test_the_same_can_be_committed_again(self, lasting: Store, layout: Layout) -> None:
+        small_image(layout, name="v1")
+        source, graph = opened_layout(layout)
+        for _ in range(2):
+            sink = lasting.sink()
+            sink.begin(graph)
+            put_all(sink, source, graph)
+            sink.commit(graph)
+        is_visible_as_made(lasting, layout)
 
     def test_two_blobs_are_put_side_by_side_where_the_sink_says_so(self, store: Store, layout: Layout) -> None:
         layout.image([3 << 20, (3 << 20) + 1], name="v1")
@@ -255,7 +237,7 @@ class TestCopies:
     ) -> None:
         for name, make in SHAPES.items():
             make(layout, name)
-        watched = Watched()
+        watched = Watch()
         with opened(SOURCES[kind], tmp_path / "from") as origin:
             origin.fill(layout)
             report = transfer.copy(origin.source(), store.sink(), watched)
@@ -266,8 +248,8 @@ class TestCopies:
 
     def test_what_is_there_is_not_moved_again(self, lasting: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
-        transfer.copy(opened_layout(layout)[0], lasting.sink(), Watched())
-        watched = Watched()
+        transfer.copy(opened_layout(layout)[0], lasting.sink(), Watch())
+        watched = Watch()
         transfer.copy(opened_layout(layout)[0], lasting.sink(), watched)
         assert set(watched.how.values()) == {"skipped"}
         assert watched.moved == watched.total
@@ -282,7 +264,7 @@ class TestCopies:
             origin.damage(digest, content[:-1] + bytes([content[-1] ^ 1]))
             sink = store.sink()
             with pytest.raises(IntegrityError, match=digest):
-                transfer.copy(origin.source(), sink, Watched())
+                transfer.copy(origin.source(), sink, Watch())
             sink.close()
         assert store.images() == {}
         assert digest not in store.blobs()
@@ -293,19 +275,19 @@ class TestCopies:
         layout.file(digest).unlink()
         sink = store.sink()
         with pytest.raises(MissingContentError, match=digest):
-            transfer.copy(LayoutSource(layout.path), sink, Watched())
+            transfer.copy(LayoutSource(layout.path), sink, Watch())
         sink.close()
         assert store.images() == {}
 
     def test_what_the_source_lacks_may_be_at_the_destination_already(self, lasting: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
-        transfer.copy(opened_layout(layout)[0], lasting.sink(), Watched())
+        transfer.copy(opened_layout(layout)[0], lasting.sink(), Watch())
         child = layout.read(index["digest"])["manifests"][0]
         for blob in parts_of(layout, child).blobs:
             layout.file(blob).unlink()
         layout.file(child["digest"]).unlink()
         layout.name(index, "v2")
-        transfer.copy(LayoutSource(layout.path), lasting.sink(), Watched())
+        transfer.copy(LayoutSource(layout.path), lasting.sink(), Watch())
         assert lasting.images()["v2"] == layout.file(index["digest"]).read_bytes()
 
 
@@ -317,5 +299,5 @@ def test_a_layout_is_a_place_to_copy_within(layout: Layout, tmp_path: Path) -> N
         def renamed(graph: Graph) -> Graph:
             return dataclasses.replace(graph, roots=(Root("v2", graph.roots[0].descriptor),))
 
-        transfer.copy(store.source(), store.sink(), Watched(), rename=renamed)
+        transfer.copy(store.source(), store.sink(), Watch(), rename=renamed)
         assert set(store.images()) == {"v1", "v2"}

@@ -164,6 +164,21 @@ class TestPlatforms:
             graph_of(store.source(platforms=PlatformChoice((parse_platform("linux/s390x"),))))
         assert "linux/amd64, linux/arm64/v8" in (caught.value.hint or "")
 
+    def test_a_single_image_of_another_platform_is_not_found(self, store: Store, layout: Layout) -> None:
+        small_image(layout, name="v1")
+        store.fill(layout)
+        with pytest.raises(NotFoundError, match="linux/s390x") as caught:
+            graph_of(store.source(platforms=PlatformChoice((parse_platform("linux/s390x"),))))
+        assert "linux/amd64" in (caught.value.hint or "")
+
+    def test_a_single_image_of_the_right_one_arrives_whole(self, store: Store, layout: Layout) -> None:
+        # Its config was looked at to know that.
+        image = small_image(layout, name="v1")
+        layout.name(image, "v2")
+        store.fill(layout)
+        source = store.source(platforms=PlatformChoice((parse_platform("linux/amd64"),)))
+        assert fetched(source, everything) == parts_of(layout).blobs
+
     def test_what_was_not_chosen_may_be_missing(self, store: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
         kept, lost = layout.read(index["digest"])["manifests"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import random
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +62,12 @@ def test_a_real_image_crosses_a_pipe_unchanged_and_in_bounded_memory(
 
 @pytest.mark.parametrize("way", ["copy", "pull", "push"])
 def test_layers_that_move_side_by_side_stay_within_the_budget_too(
-    way: str, debian_name: str, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry, tmp_path: Path
+    way: str,
+    debian_name: str,
+    debian_archive: Path,
+    debian_image: DebianImage,
+    registry: DockerRegistry,
+    tmp_path: Path,
 ) -> None:
     name, digest = f"{registry.host}/copies/debian:v2", debian_image.manifest["digest"]
     result = {
@@ -149,43 +155,46 @@ def two_gibibytes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage
 
 
 @pytest.fixture
-def big_target(tmp_path: Path) -> Iterator[DockerRegistry]:
-    """Return an empty docker-registry whose storage is deleted with it."""
-    folder = tmp_path / "target"
-    try:
-        with docker_registry(folder) as registry:
-            yield registry
-    finally:
-        shutil.rmtree(folder)
+def start_big_registry(tmp_path: Path) -> Iterator[Callable[[str], DockerRegistry]]:
+    """Return a function that starts a docker-registry; its storage, called by the argument, is deleted with it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> DockerRegistry:
+            stack.callback(shutil.rmtree, tmp_path / name)
+            return stack.enter_context(docker_registry(tmp_path / name))
+
+        yield start
 
 
 def test_two_gibibytes_cross_a_pipe_unchanged_and_in_bounded_memory(
-    two_gibibytes: BigImage, registry: DockerRegistry, big_target: DockerRegistry
+    two_gibibytes: BigImage, start_big_registry: Callable[[str], DockerRegistry]
 ) -> None:
     layout, digest = two_gibibytes.layout, two_gibibytes.manifest["digest"]
-    place(two_gibibytes, registry, "big", "v1")
-    pulled, pushed = pipe(["pull", f"{registry.host}/big:v1"], ["push", f"{big_target.host}/big:v1"])
+    source, target = start_big_registry("source"), start_big_registry("target")
+    place(two_gibibytes, source, "big", "v1")
+    pulled, pushed = pipe(["pull", f"{source.host}/big:v1"], ["push", f"{target.host}/big:v1"])
     assert_within_budget(pulled, pushed)
-    assert manifest_digest(registry.host, "big", "v1") == digest
-    assert manifest_digest(big_target.host, "big", "v1") == digest
-    assert big_target.blobs("big") == blobs_of(layout, two_gibibytes.manifest)
+    assert manifest_digest(source.host, "big", "v1") == digest
+    assert manifest_digest(target.host, "big", "v1") == digest
+    assert target.blobs("big") == blobs_of(layout, two_gibibytes.manifest)
 
 
 def test_two_gibibytes_with_their_index_last_are_pushed_from_a_pipe_without_a_file(
-    two_gibibytes: BigImage, big_target: DockerRegistry, tmp_path: Path
+    two_gibibytes: BigImage, start_big_registry: Callable[[str], DockerRegistry], tmp_path: Path
 ) -> None:
     layout, manifest = two_gibibytes.layout, two_gibibytes.manifest
+    target = start_big_registry("target")
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     names = ["blobs", "index.json", "oci-layout"]
     layout.name(manifest, "big")
     with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", layout.path, *names]) as tar:
-        line = [*no_files(), *command(), "push", f"{big_target.host}/big:v1"]
+        line = [*no_files(), *command(), "push", f"{target.host}/big:v1"]
         pushed = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
     assert tar.returncode == 0
     assert_within_budget(pushed)
-    assert big_target.tags("big") == {"v1": manifest["digest"]}
-    assert big_target.blobs("big") == blobs_of(layout, manifest)
+    assert target.tags("big") == {"v1": manifest["digest"]}
+    assert target.blobs("big") == blobs_of(layout, manifest)
 
 
 def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:

@@ -33,6 +33,7 @@ StartTokens = Callable[..., TokenServer]
 class Guarded:
     """A registry that wants USER's PASSWORD, with one image in it: team/app:v1, which is `archive` too."""
 
+    scheme: str
     registry: DockerRegistry
     archive: Path
     image: Descriptor
@@ -54,7 +55,7 @@ def guarded(
     with token_server(certificate, users={USER: User(PASSWORD)}) as tokens:
         auth = {USER: PASSWORD} if request.param == "Basic" else tokens
         with docker_registry(folder / "registry", auth=auth) as registry:
-            guarded = Guarded(registry, archive, image)
+            guarded = Guarded(request.param, registry, archive, image)
             pushed = ocistream("push", guarded.name, "-i", archive, env=by_environment(PASSWORD))
             assert pushed.code == 0, pushed.err
             yield guarded
@@ -181,14 +182,17 @@ def assert_silent_about(result: Result, *secrets: str) -> None:
 
 
 @ways
-def test_a_password_opens_the_registry_for_pull_and_push(way: MakeWay, guarded: Guarded, tmp_path: Path) -> None:
+def test_a_password_opens_the_registry(way: MakeWay, guarded: Guarded, tmp_path: Path) -> None:
     given = way(Secret(guarded.registry.host, PASSWORD, tmp_path))
-    pulled = given.run("pull", guarded.name, "-o", tmp_path / "pulled.tar")
-    assert pulled.code == 0, pulled.err
-    repository = f"pushed/{way.__name__}"
-    pushed = given.run("push", f"{guarded.registry.host}/{repository}:v2", "-i", tmp_path / "pulled.tar")
-    assert pushed.code == 0, pushed.err
-    assert guarded.registry.tags(repository) == {"v2": guarded.image["digest"]}
+    # One of the two a scheme: where a password comes from is the same question for both.
+    if guarded.scheme == "Basic":
+        pulled = given.run("pull", guarded.name, "-o", tmp_path / "pulled.tar")
+        assert pulled.lines() == [f"{guarded.name}@{guarded.image['digest']}"], pulled.err
+    else:
+        repository = f"pushed/{way.__name__}"
+        pushed = given.run("push", f"{guarded.registry.host}/{repository}:v2", "-i", guarded.archive)
+        assert pushed.code == 0, pushed.err
+        assert guarded.registry.tags(repository) == {"v2": guarded.image["digest"]}
 
 
 @ways
@@ -323,7 +327,9 @@ def test_a_push_outlives_its_token(
         _, errors = process.communicate(content[half:])
     assert process.returncode == 0, errors
     assert registry.tags("app") == {"v1": image["digest"]}
-    assert len([request for request in tokens.requests if request.status == 200]) >= 2
+    refused = [request for request in registry.requests() if request.startswith("PUT ") and request.endswith(" 401")]
+    # A token whose end is known is renewed before it; one that ends unexpectedly when it has.
+    assert len(refused) == (1 if stated == 300 else 0)
 
 
 def test_a_pull_outlives_its_token(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def host(folder: Path) -> Iterator[str]:
 
 
 def test_docker_pushes_what_goes_on_to_another_registry_and_back_into_docker(
-    host: str, folder: Path, registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd
+    host: str, registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd
 ) -> None:
     seed(layout, small_image(layout, config={"Cmd": ["there and back"]}), registry.host, "app", "v1")
     docker_daemon.docker("pull", f"{registry.host}/app:v1")
@@ -51,5 +52,5 @@ def test_what_is_pushed_to_it_is_a_layout_that_docker_can_pull_from(
     assert copied.code == 0, copied.err
     assert validate_layout(folder) == 4
     docker_daemon.docker("pull", f"{host}/team/app:v2")
-    digests = docker_daemon.docker("inspect", "--format={{index .RepoDigests 0}}", f"{host}/team/app:v2").stdout
-    assert digests.strip() == f"{host}/team/app@{image['digest']}"
+    digests = docker_daemon.docker("inspect", "--format={{json .RepoDigests}}", f"{host}/team/app:v2").stdout
+    assert f"{host}/team/app@{image['digest']}" in json.loads(digests)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ocistream.serve import AccessEntry, Registry
+from tests.network import CountingRegistry, QuickTransport
 from tests.talking import Client
 
 
@@ -29,3 +31,28 @@ def ask(served: Registry) -> Iterator[Client]:
     """Return a connection to `served`."""
     with Client(served.host) as client:
         yield client
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[Callable[..., CountingRegistry]]:
+    """Return a function that starts a registry with faults; its arguments are those of `FaultyRegistry`."""
+    with contextlib.ExitStack() as stack:
+        started: list[CountingRegistry] = []
+
+        def start(*faults: object, **options: object) -> CountingRegistry:
+            path = tmp_path / f"faulty-{len(started)}"
+            started.append(CountingRegistry(path, *faults, **options))  # type: ignore[arg-type]
+            return stack.enter_context(started[-1])
+
+        yield start
+
+
+@pytest.fixture
+def quick() -> Iterator[Callable[..., QuickTransport]]:
+    """Return a function that makes a transport which does not sleep; its arguments are those of `QuickTransport`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: object) -> QuickTransport:
+            return stack.enter_context(QuickTransport(**options))  # type: ignore[arg-type]
+
+        yield make

@@ -186,8 +186,9 @@ def test_each_side_of_a_copy_has_variables_of_its_own_and_falls_back_to_the_comm
     ],
 )
 def test_half_a_pair_in_the_environment_is_an_error(home: Home, env: dict[str, str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         Keychain(env, home=home.path, prefix="OCISTREAM_SRC").find("r.example")
+    assert caught.value.hint == "set both or neither"
 
 
 def test_empty_variables_are_as_good_as_none(home: Home) -> None:
@@ -317,6 +318,8 @@ def test_a_registry_that_is_no_host_is_refused(home: Home) -> None:
             {"auth": auth("alice", "long" * 30)[:80] + "\n" + auth("alice", "long" * 30)[80:]},
             Credential("alice", "long" * 30),
         ),
+        ({"auth": base64.b64encode(b"\xe4:secret").decode()}, Credential("\udce4", "secret")),
+        ({"password": "secret"}, Credential("", "secret")),
         ({"username": "alice", "password": "secret"}, Credential("alice", "secret")),
         ({"auth": auth("alice", "secret"), "username": "bob", "password": "x"}, Credential("alice", "secret")),
         ({"auth": "", "identitytoken": "token"}, Credential("", "", "token")),
@@ -381,6 +384,12 @@ def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(
     home.docker.unlink()
     with pytest.raises(UsageError, match=r"^DOCKER_AUTH_CONFIG"):
         home.keychain(DOCKER_AUTH_CONFIG=content).find("r.example")
+
+
+def test_a_variable_that_is_not_utf8_is_malformed(home: Home) -> None:
+    with pytest.raises(UsageError, match="DOCKER_AUTH_CONFIG is not valid JSON") as caught:
+        home.keychain(DOCKER_AUTH_CONFIG=b'{"\xff": 1}'.decode(errors="surrogateescape")).find("r.example")
+    assert caught.value.hint == "correct it, or move it away and log in again"
 
 
 def test_a_malformed_file_does_not_matter_where_an_earlier_place_knows_the_registry(home: Home) -> None:

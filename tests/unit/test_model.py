@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -112,10 +113,8 @@ class TestJson:
 
     @given(st.binary(max_size=60))
     def test_any_bytes_are_an_object_or_one_of_our_errors(self, raw: bytes) -> None:
-        try:
-            parse_json(raw, "x")
-        except OcistreamError as error:
-            assert error.what.isprintable()
+        with contextlib.suppress(OcistreamError):
+            assert isinstance(parse_json(raw, "x"), dict)
 
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -369,7 +368,7 @@ class TestPlatforms:
             ("windows(10.0.1)/amd64", "windows(10.0.2)/amd64", False),
         ],
     )
-    def test_variants_match_as_the_specification_has_it(self, wanted: str, offered: str, covered: bool) -> None:  # noqa: FBT001 - pytest's parameter
+    def test_variants_match_as_the_specification_has_it(self, wanted: str, offered: str, covered: bool) -> None:
         assert parse_platform(wanted).covers(parse_platform(offered)) is covered
 
     def test_the_plain_form_is_preferred(self) -> None:

@@ -170,9 +170,6 @@ class TestReferences:
         assert reference.target == target
         assert parse_reference(full) == reference
 
-    def test_a_reference_can_be_pinned(self) -> None:
-        assert str(parse_reference("nginx:1").with_digest(DIGEST)) == f"docker.io/library/nginx:1@{DIGEST}"
-
     @given(st.text(max_size=40))
     def test_any_text_is_a_name_or_one_of_our_errors(self, text: str) -> None:
         try:

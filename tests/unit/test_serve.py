@@ -120,6 +120,11 @@ class TestEnding:
         with Registry(tmp_path / "layout", address=("127.0.0.1", port)):
             pass
 
+    def test_it_may_be_stopped_as_soon_as_it_is_started(self, tmp_path: Path) -> None:
+        for _ in range(20):
+            with Registry(tmp_path / "layout"):
+                pass
+
     def test_stop_before_start_frees_the_port(self, tmp_path: Path) -> None:
         registry = Registry(tmp_path / "layout")
         registry.stop()
@@ -222,7 +227,7 @@ class TestFailures:
         ) as registry:
             with Client(registry.host) as ask:
                 digest = ask.upload(b"layer")
-            raw = converse(registry.host, f"GET /v2/app/blobs/{digest} HTTP/1.1\r\n\r\n".encode())
+            raw = converse(registry.host, f"GET /v2/app/blobs/{digest} HTTP/1.1\r\n\r\n".encode() * 2)
         assert b"Content-Length: 5\r\n" in raw
         assert raw.endswith(b"\r\n\r\nla")
         assert problems[-1] == "a file became shorter while it was sent"
@@ -257,7 +262,7 @@ class TestLog:
         assert seen == {"POST": (201, 5, 0), "GET": (200, 0, 5), "HEAD": (404, 0, 0)}
         assert logged["HEAD"].target == "/v2/none?x=1"
         assert logged["HEAD"].problem == "there is no such endpoint"
-        assert logged["-"].status == 400
+        assert (logged["-"].status, logged["-"].sent > 10) == (400, True)
         assert {e.client for e in access_log} == {"127.0.0.1"}
         assert all(e.seconds >= 0 for e in access_log)
 

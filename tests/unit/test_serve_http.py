@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -185,7 +186,7 @@ class TestConnections:
             (b"GET\r\n\r\n", 400),
             (b"GET /v2/ HTTP/3.0\r\n\r\n", 505),
             (b"BREW /v2/ HTTP/1.1\r\n\r\n", 501),
-            (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+            (b"GET /" + b"a" * 5_000_000 + b" HTTP/1.1\r\n\r\n", 414),
             (b"GET /v2/ HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
             (b"GET /v2/ HTTP/1.1\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", 431),
         ],
@@ -246,6 +247,28 @@ class TestConnections:
                 sending.sendall(b"PUT /v2/app/manifests/v1 HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
                 assert read_all(sending) == b""
         assert [(entry.status, "timed out" in str(entry.problem)) for entry in entries] == [(0, True)]
+
+    def test_what_comes_behind_a_body_that_was_given_up_is_no_request(self, tmp_path: Path) -> None:
+        class Impatient(Handler):
+            def read_body(self, buffer: memoryview) -> int:
+                super().read_body(buffer[:5])
+                raise TimeoutError
+
+        with Registry(tmp_path / "layout", handler=Impatient) as registry:
+            head = b"PUT /v2/app/manifests/v1 HTTP/1.1\r\nContent-Length: 99\r\n\r\n"
+            assert converse(registry.host, head + b"12345GET /v2/ HTTP/1.1\r\n\r\n") == b""
+
+    def test_a_client_that_is_refused_and_stays_is_let_go_soon(
+        self, served: Registry, access_log: list[AccessEntry], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ocistream.serve.exchange._LINGER", 0.05)
+        deadline = time.monotonic() + 30
+        with connect(served.host) as connection:
+            connection.sendall(b"PUT /v2/none HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert read_all(connection).startswith(b"HTTP/1.1 404 ")
+            while not access_log and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert [entry.status for entry in access_log] == [404]
 
     def test_a_client_that_never_stops_sending_what_nobody_wants_is_cut(
         self, served: Registry, monkeypatch: pytest.MonkeyPatch

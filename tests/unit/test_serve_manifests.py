@@ -250,6 +250,13 @@ class TestMediaTypes:
             assert (answer.status, answer.codes) == (404, ["MANIFEST_UNKNOWN"])
         assert ask("HEAD", f"/v2/app/blobs/{digest_of(content)}").status == 200
 
+    def test_a_blob_that_is_too_large_for_a_manifest_is_not_even_read(self, ask: Client, served: Registry) -> None:
+        path = served.layout.blob_path(digest_of(b"another"))
+        path.parent.mkdir()
+        with path.open("wb") as file:
+            file.truncate(limits.MAX_MANIFEST + 1)
+        assert ask("GET", f"/v2/app/manifests/{digest_of(b'another')}").codes == ["MANIFEST_UNKNOWN"]
+
 
 class TestReading:
     @pytest.mark.parametrize("reference", ["v2", ".INVALID", "%2e%2e", digest_of(b"nothing")])

@@ -223,7 +223,12 @@ class TestReferrers:
                 "artifactType": "application/vnd.example.sbom",
                 "annotations": notes,
             },
-            by_config: {**found[by_config], "artifactType": OCI_EMPTY, "annotations": {}},
+            by_config: {
+                "mediaType": OCI_MANIFEST,
+                "digest": by_config,
+                "size": found[by_config]["size"],
+                "artifactType": OCI_EMPTY,
+            },
             index: {"mediaType": OCI_INDEX, "digest": index, "size": found[index]["size"]},
         }
 

@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ocistream import files
-from ocistream.serve import Registry
+from ocistream.serve import RefusedError, Registry
 from tests.images import digest_of
 from tests.talking import Client, connect, read_all
 from tests.unit.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
@@ -106,6 +107,23 @@ class TestSessions:
             connection.sendall(FIRST[500:])
             assert connection.recv(12) == b"HTTP/1.1 202"
         assert len(blobs(served)) == 2
+
+    def test_an_upload_that_goes_on_now_and_then_is_not_abandoned(
+        self, ask: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr("ocistream.serve.uploads.time", SimpleNamespace(monotonic=lambda: clock[0]))
+        location = begin(ask)
+        for clock[0], status in ((3000.0, 202), (6000.0, 202), (9700.0, 404)):
+            begin(ask)
+            assert ask("PATCH", location, b"more").status == status
+
+    def test_an_upload_that_is_over_cannot_be_held(self, served: Registry) -> None:
+        upload = served.uploads.begin("app")
+        with served.uploads.hold(upload):
+            upload.discard()
+        with pytest.raises(RefusedError, match="no upload"), served.uploads.hold(upload):
+            pass
 
     def test_too_many_uploads_are_refused(self, ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ocistream.limits.MAX_UPLOADS", 2)

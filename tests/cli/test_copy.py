@@ -1,0 +1,166 @@
+"""`ocistream copy`: from any end to any end, by name and by platform, and by mounting where there is one registry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import items_of, tar_of
+from tests.cli import expect
+from tests.cli.run import ocistream
+from tests.faults import Fault, FaultyRegistry, refusal
+from tests.faulty_auth import Basic
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.registry_http import basic, manifest_digest, seed
+
+ENDS = ["registry", "layout", "archive", "stream"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An end of any kind, with a file, a folder or a repository of its own; what is in it is called `x:1`."""
+
+    kind: str
+    registry: FaultyRegistry
+    path: Path
+
+    @property
+    def end(self) -> str:
+        """How it is written on the command line."""
+        return {
+            "registry": f"{self.registry.host}/{self.path.name}:1",
+            "layout": f"oci:{self.path}:x:1",
+            "archive": f"oci-archive:{self.path}:x:1",
+            "stream": "oci-archive:-:x:1",
+        }[self.kind]
+
+    def fill(self, image: Callable[[Layout], Descriptor]) -> str:
+        """Put an image there, and return its digest."""
+        layout = Layout(self.path if self.kind == "layout" else self.path.with_suffix(".layout"))
+        descriptor = image(layout)
+        layout.name(descriptor, "x:1")
+        if self.kind == "registry":
+            seed(layout, descriptor, self.registry.host, self.path.name, "1")
+        elif self.kind != "layout":
+            self.path.write_bytes(tar_of(items_of(layout)))
+        return str(descriptor["digest"])
+
+    def digest(self) -> str | None:
+        """Return the digest of what is there."""
+        if self.kind == "registry":
+            return manifest_digest(self.registry.host, self.path.name, "1")
+        assert expect.names_in(self.path) == ["x:1"]
+        return str(expect.index_of(self.path)[0]["digest"])
+
+
+@pytest.mark.parametrize("source", ENDS)
+@pytest.mark.parametrize("target", ENDS)
+def test_from_any_end_to_any_end(served: FaultyRegistry, tmp_path: Path, source: str, target: str) -> None:
+    first, second = Place(source, served, tmp_path / "from"), Place(target, served, tmp_path / "to")
+    digest = first.fill(two_platforms)
+    stdin = first.path if source == "stream" else None
+    stdout = second.path if target == "stream" else None
+    result = ocistream("copy", first.end, second.end, stdin=stdin, stdout=stdout)
+    expect.success(result)
+    assert second.digest() == digest
+    name = second.end if target == "registry" else "x:1"
+    assert result.lines() == ([] if target == "stream" else [f"{name}@{digest}"])
+
+
+def test_all_images_are_copied_where_no_name_is_given(layout: Layout, tmp_path: Path) -> None:
+    digests = [small_image(layout, name="one")["digest"], two_platforms(layout, name="two")["digest"]]
+    for target in (tmp_path / "both.tar", f"oci:{tmp_path}/both"):
+        expect.success(ocistream("copy", layout.path, target))
+    for name in ("both.tar", "both"):
+        assert expect.names_in(tmp_path / name) == ["one", "two"]
+        assert [entry["digest"] for entry in expect.index_of(tmp_path / name)] == digests
+
+
+def test_a_name_of_the_destination_needs_one_image(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, name="one")
+    two_platforms(layout, name="two")
+    for target in (f"oci:{tmp_path}/x:new", f"oci-archive:{tmp_path}/x.tar:new", "127.0.0.1:1/x"):
+        result = ocistream("copy", layout.path, target)
+        expect.failure(result, 2, "there are 2 images", "oci:DIR:NAME", "one, two")
+    assert not (tmp_path / "x.tar").exists()
+    expect.success(ocistream("copy", f"oci:{layout.path}:one", f"oci:{tmp_path}/x:new"))
+    assert expect.index_of(tmp_path / "x")[0]["digest"] == image["digest"]
+
+
+def test_a_name_that_is_there_already_gets_its_new_meaning(layout: Layout, tmp_path: Path) -> None:
+    first, second = small_image(layout, name="one"), two_platforms(layout, name="two")
+    target = f"oci:{tmp_path}/x"
+    for source, name in (("one", "kept"), ("one", "moved"), ("two", "moved")):
+        expect.success(ocistream("copy", f"oci:{layout.path}:{source}", f"{target}:{name}"))
+    assert expect.names_in(tmp_path / "x") == ["kept", "moved"]
+    assert [entry["digest"] for entry in expect.index_of(tmp_path / "x")] == [first["digest"], second["digest"]]
+
+
+def test_a_platform_can_be_picked(layout: Layout, tmp_path: Path) -> None:
+    index = two_platforms(layout, name="multi")
+    arm64 = layout.read(index["digest"])["manifests"][1]
+    expect.success(ocistream("copy", "--platform=linux/arm64", layout.path, tmp_path / "x.tar"))
+    assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == arm64["digest"]
+    result = ocistream("copy", "--platform=linux/s390x", layout.path, tmp_path / "y.tar")
+    expect.failure(result, 4, "multi has no platform linux/s390x", "linux/amd64")
+    expect.nothing_left(tmp_path, "made", "x.tar")
+
+
+def test_within_one_registry_blobs_are_mounted_and_not_sent(
+    served: FaultyRegistry, layout: Layout, image: Descriptor
+) -> None:
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    # Here every repository sees every blob, so it must be denied that they are there.
+    served.faults = [Fault(refusal(404), "HEAD", "/v2/other/blobs/", times=None)]
+    expect.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/other:1"))
+    mounts = served.asked("POST", "mount=sha256:[0-9a-f]{64}&from=app$")
+    assert len(mounts) == 3
+    assert served.asked("PATCH") == served.asked("GET", "/blobs/") == []
+    assert manifest_digest(served.host, "other", "1") == image["digest"]
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image."""
+    return small_image(layout, name="app")
+
+
+def test_the_same_registry_and_place_is_nothing_to_do(
+    served: FaultyRegistry, layout: Layout, image: Descriptor
+) -> None:
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    expect.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/app:1"))
+    assert served.asked("PUT|POST|PATCH") == []
+
+
+def test_each_side_has_its_own_credential(
+    start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor
+) -> None:
+    one, two = start(auth=Basic("me", "first")), start(auth=Basic("you", "second"))
+    seed(layout, image, one.host, "app", "1", headers=basic("me", "first"))
+    ends = [f"{one.host}/app:1", f"{two.host}/app:1"]
+    names = ["--src-username=me", "--dest-username=you"]
+    for argv, env, stdin in (
+        ([], {"SRC_USERNAME": "me", "SRC_PASSWORD": "first", "DEST_USERNAME": "you", "DEST_PASSWORD": "second"}, None),
+        (names, {"SRC_PASSWORD": "first", "DEST_PASSWORD": "second"}, None),
+        ([*names, "--src-password-stdin"], {"DEST_PASSWORD": "second"}, b"first\n"),
+        ([*names, "--dest-password-stdin"], {"SRC_PASSWORD": "first"}, b"second\n"),
+        (["--src-password-stdin"], {"SRC_USERNAME": "me", "DEST_USERNAME": "you", "DEST_PASSWORD": "second"}, b"first"),
+    ):
+        found = {f"OCISTREAM_{name}": value for name, value in env.items()}
+        expect.success(ocistream("copy", *ends, *argv, env=found, stdin=stdin))
+    swapped = {"OCISTREAM_SRC_PASSWORD": "second", "OCISTREAM_DEST_PASSWORD": "first"}
+    expect.failure(ocistream("copy", *ends, *names, env=swapped), 3, one.host)
+    expect.failure(ocistream("copy", *ends, *names), 2, "--src-username", "OCISTREAM_SRC_PASSWORD")
+    expect.failure(
+        ocistream("copy", *ends, "--dest-username=you", env={"OCISTREAM_SRC_PASSWORD": "first"}),
+        2,
+        "--dest-username needs a password",
+        "OCISTREAM_DEST_PASSWORD",
+        "--dest-password-stdin",
+    )

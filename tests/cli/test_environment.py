@@ -1,0 +1,199 @@
+"""What the environment decides: proxies, authorities, dates, credentials, and that little of it is needed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Certificate
+from tests.cli import expect
+from tests.cli.proxy import Proxy, tunnelling_to
+from tests.cli.run import Result, ocistream
+from tests.cli.terminal import on_terminal
+from tests.faults import FaultyRegistry
+from tests.faulty_auth import Basic, Bearer
+from tests.images import Descriptor, Layout, small_image
+from tests.registry_http import basic, manifest_digest, seed
+
+#: No variable for a proxy, in either spelling.
+NO_PROXIES = dict.fromkeys(
+    spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
+)
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image, called `app` in the layout."""
+    return small_image(layout, name="app")
+
+
+# Proxies and authorities ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distant(start: Callable[..., FaultyRegistry], certificate: Certificate) -> Iterator[Proxy]:
+    """Return a proxy behind which a registry called `registry.test` speaks TLS."""
+    with tunnelling_to(start(tls=certificate).host) as proxy:
+        yield proxy
+
+
+def there_and_back(layout: Layout, folder: Path, *argv: str, env: dict[str, str | None]) -> tuple[Result, Result]:
+    """Push to `registry.test`, and pull from there."""
+    push = ocistream("push", "-i", layout.path, "registry.test/app:1", *argv, env=env)
+    pull = ocistream("pull", "registry.test/app:1", "-o", folder / "back.tar", *argv, env=env)
+    return push, pull
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_registry_is_reached_through_a_proxy_and_trusted_by_its_authority(
+    distant: Proxy, certificate: Certificate, layout: Layout, image: Descriptor, tmp_path: Path, variable: str
+) -> None:
+    env = {**NO_PROXIES, variable: distant.url, "SSL_CERT_FILE": str(certificate.file)}
+    for result in there_and_back(layout, tmp_path, env=env):
+        expect.success(result)
+        assert result.lines() == [f"registry.test/app:1@{image['digest']}"]
+    assert set(distant.asked) == {"registry.test:443"}
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
+    distant: Proxy, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    del image
+    env = {**NO_PROXIES, "HTTPS_PROXY": distant.url, "SSL_CERT_FILE": None}
+    for result in there_and_back(layout, tmp_path, "--jobs=1", env=env):
+        expect.failure(result, 7, "the certificate is not trusted", "SSL_CERT_FILE")
+    # Trying again would be of no use.
+    assert len(distant.asked) == 2
+
+
+def test_hosts_in_no_proxy_are_asked_themselves(distant: Proxy, tmp_path: Path) -> None:
+    pull = ["pull", "registry.test/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0"]
+    for listed in ("registry.test", "a.example,.test"):
+        env = {**NO_PROXIES, "HTTPS_PROXY": distant.url, "no_proxy": listed}
+        expect.failure(ocistream(*pull, env=env), 7, "https://registry.test/v2/app/manifests/1")
+    assert distant.asked == []
+
+
+def test_this_machine_is_never_behind_a_proxy(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    del image
+    env = {**NO_PROXIES, "HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1"}
+    expect.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=env))
+
+
+def test_plain_http_is_spoken_to_other_hosts_only_where_it_is_asked_for(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    # Without TLS a proxy is sent whole URLs, and the registry takes them as any server must.
+    env = {**NO_PROXIES, "HTTP_PROXY": f"http://{served.host}"}
+    for result in there_and_back(layout, tmp_path, "--plain-http", env=env):
+        expect.success(result)
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert all(request.headers["Host"] == "registry.test" for request in served.asked("PUT"))
+    env |= {"HTTPS_PROXY": "http://127.0.0.1:1"}
+    for result in there_and_back(layout, tmp_path, "--retries=0", env=env):
+        expect.failure(result, 7, "https://registry.test/v2/app/")
+
+
+def test_a_proxy_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:
+    env = {**NO_PROXIES, "HTTPS_PROXY": "http://me:hunter2@127.0.0.1:1"}
+    for argv in (["--retries=0"], ["--retries=1", "-vv"]):
+        result = ocistream("pull", "registry.test/app:1", "-o", tmp_path / "x.tar", *argv, env=env)
+        assert result.code == 7
+        assert "HTTPS_PROXY" in result.err
+        assert "hunter2" not in result.err
+
+
+# Dates and colours ---------------------------------------------------------------------------------------------
+
+
+def test_source_date_epoch_is_the_date_of_every_entry(layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+    del image
+    for date in (None, "0", "1700000000"):
+        expect.success(ocistream("copy", layout.path, tmp_path / "x.tar", env={"SOURCE_DATE_EPOCH": date}))
+        with tarfile.open(tmp_path / "x.tar") as tar:
+            assert {entry.mtime for entry in tar} == {int(date or 0)}
+
+
+@pytest.mark.parametrize("date", ["yesterday", "-1", "1.5", "9" * 20])
+def test_a_source_date_epoch_that_is_none_is_a_usage_error(
+    layout: Layout, image: Descriptor, tmp_path: Path, date: str
+) -> None:
+    del image
+    result = ocistream("copy", layout.path, tmp_path / "x.tar", env={"SOURCE_DATE_EPOCH": date})
+    expect.failure(result, 2, "SOURCE_DATE_EPOCH", date)
+    expect.nothing_left(tmp_path, "made")
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
+def test_there_are_no_colours(layout: Layout, image: Descriptor, tmp_path: Path, env: dict[str, str]) -> None:
+    del image
+    for argv in (["copy", "-v", str(layout.path), str(tmp_path / "x.tar")], ["pull", "-x"]):
+        assert "\x1b[" not in on_terminal(*argv, env=env).screen
+
+
+# Credentials ---------------------------------------------------------------------------------------------------
+
+
+def auths(host: str, password: str) -> str:
+    """Return a document of Docker's format with a credential for `host`."""
+    return json.dumps({"auths": {host: {"auth": base64.b64encode(f"me:{password}".encode()).decode()}}})
+
+
+@pytest.fixture
+def guarded(start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry with `app:1`, open to one user."""
+    registry = start(auth=Basic("me", "right"))
+    seed(layout, image, registry.host, "app", "1", headers=basic("me", "right"))
+    return registry
+
+
+@pytest.mark.parametrize("variable", ["DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "HOME"])
+def test_credentials_are_found_where_other_tools_keep_them(
+    guarded: FaultyRegistry, tmp_path: Path, variable: str
+) -> None:
+    folder = tmp_path / "config"
+    (folder / ".docker").mkdir(parents=True)
+    for path in (folder / "config.json", folder / ".docker" / "config.json"):
+        path.write_text(auths(guarded.host, "right"))
+    value = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "right"), "REGISTRY_AUTH_FILE": str(folder / "config.json")}
+    env = {variable: value.get(variable, str(folder))}
+    expect.success(ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env=env))
+
+
+def test_options_beat_the_environment_and_the_environment_beats_files(guarded: FaultyRegistry, tmp_path: Path) -> None:
+    pull = ["pull", f"{guarded.host}/app:1", "-o", str(tmp_path / "x.tar")]
+    env = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "wrong")}
+    expect.failure(ocistream(*pull, env=env), 3)
+    env |= {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
+    expect.success(ocistream(*pull, env=env))
+    env |= {"OCISTREAM_PASSWORD": "wrong"}
+    expect.failure(ocistream(*pull, env=env), 3)
+    expect.success(ocistream(*pull, "--username=me", "--password-stdin", env=env, stdin=b"right\n"))
+    expect.success(ocistream(*pull, "--password-stdin", env=env, stdin=b"right"))
+    env |= {"OCISTREAM_USERNAME": "you", "OCISTREAM_PASSWORD": "right"}
+    expect.success(ocistream(*pull, "--username=me", env=env))
+
+
+def test_a_token_is_had_with_the_same_credentials(
+    start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor
+) -> None:
+    del image
+    auth = Bearer(users={"me": "right"}, anonymous=())
+    registry = start(auth=auth)
+    push = ["push", "-i", str(layout.path), f"{registry.host}/app:1"]
+    expect.failure(ocistream(*push), 3, registry.host)
+    env = {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
+    expect.success(ocistream(*push, env=env))
+    assert auth.requests[-1].user == "me"
+
+
+def test_no_home_is_needed(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    del image
+    bare: dict[str, str | None] = dict.fromkeys(name for name in os.environ if not name.startswith("COVERAGE_"))
+    expect.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=bare))

@@ -1,0 +1,84 @@
+"""What is said before anything is done: help, version, and that both are light."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+
+import click
+import pytest
+
+import ocistream as package
+from ocistream.cli import COMMANDS
+from tests.cli import expect
+from tests.cli.run import ocistream
+
+HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.transport", "ocistream.serve"}
+
+
+def imported(*argv: str) -> set[str]:
+    """Return the modules that a run imports."""
+    line = [sys.executable, "-P", "-X", "importtime", "-m", "ocistream", *argv]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    return {row.rpartition("|")[2].strip() for row in done.stderr.splitlines() if row.startswith("import time:")}
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["--help"], ["push", "--help"], ["serve", "--help"]])
+def test_what_is_not_needed_is_not_imported(argv: list[str]) -> None:
+    modules = imported(*argv)
+    assert "click" in modules
+    assert modules & HEAVY == set()
+
+
+def test_version_imports_no_command() -> None:
+    assert {name for name in imported("--version") if name.startswith("ocistream.cli.")} == {"ocistream.cli.console"}
+
+
+def test_the_version_is_the_packages() -> None:
+    result = ocistream("--version")
+    assert (result.code, result.out.decode(), result.err) == (0, f"ocistream {package.__version__}\n", "")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "ocistream", "--version"], capture_output=True, check=True)
+    assert done.stdout == ocistream("--version").out
+
+
+def test_help_lists_every_command_with_its_line() -> None:
+    result = ocistream("--help")
+    expect.success(result)
+    for name, (_, line) in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(line.split()[0])}", result.out.decode(), re.MULTILINE)
+    assert ocistream("-h").out == result.out
+    assert ocistream("pull", "-h").out == ocistream("pull", "--help").out
+
+
+def test_a_bare_command_says_what_there_is_and_fails() -> None:
+    result = ocistream()
+    assert (result.code, result.out) == (2, b"")
+    assert result.err == ocistream("--help").out.decode()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> None:
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    result = ocistream(name, "--help")
+    expect.success(result)
+    text = result.out.decode()
+    assert re.search(rf"^  .*ocistream {name} \S", text.partition("Options:")[0], re.MULTILINE)
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert options
+    for option in options:
+        assert option.help
+        assert not option.hidden
+        for spelling in option.opts:
+            assert spelling in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistake_points_to_the_help_of_its_command(name: str) -> None:
+    expect.failure(ocistream(name, "--no-such-option"), 2, "--no-such-option", f"see `ocistream {name} --help`")

@@ -1,0 +1,171 @@
+"""`ocistream login` and `logout`: a credential is checked, kept where Docker keeps it, and forgotten."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, ocistream
+from tests.cli.terminal import on_terminal
+from tests.faults import FaultyRegistry
+from tests.faulty_auth import Basic, Bearer
+
+
+@pytest.fixture
+def registry(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    """Return a registry that is open to one user."""
+    return start(auth=Basic("me", "right"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file in which credentials are kept for the test; it is not there yet."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    return tmp_path / "docker" / "config.json"
+
+
+def login(registry: FaultyRegistry, *argv: str, password: bytes | None = b"right\n") -> Result:
+    options = ["--password-stdin"] if password is not None else []
+    return ocistream("login", *argv, *options, registry.host, stdin=password)
+
+
+def kept(config: Path) -> dict[str, Any]:
+    return dict(json.loads(config.read_bytes())["auths"])
+
+
+def test_what_login_keeps_is_used_until_logout(registry: FaultyRegistry, config: Path, tmp_path: Path) -> None:
+    pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar")]
+    expect.failure(ocistream(*pull), 3, f"ocistream login {registry.host}")
+    result = login(registry, "-u", "me")
+    assert (result.code, result.out) == (0, b"")
+    assert f"logged in to {registry.host}" in result.err
+    assert str(config) in result.err
+    assert kept(config) == {registry.host: {"auth": base64.b64encode(b"me:right").decode()}}
+    assert config.stat().st_mode & 0o777 == 0o600
+    # There is no such image, but who asks is known.
+    expect.failure(ocistream(*pull), 4)
+    result = ocistream("logout", registry.host)
+    assert (result.code, result.out) == (0, b"")
+    assert f"removed the credential of {registry.host}" in result.err
+    assert "me" not in config.read_text()
+    expect.failure(ocistream(*pull), 3)
+
+
+@pytest.mark.parametrize(("user", "password"), [("me", b"wrong"), ("you", b"right")])
+def test_what_is_refused_is_not_kept(registry: FaultyRegistry, config: Path, user: str, password: bytes) -> None:
+    result = login(registry, "-u", user, password=password)
+    expect.failure(result, 3, f"{registry.host} refused the user name or the password")
+    assert not config.exists()
+
+
+def test_what_cannot_be_checked_is_not_kept(registry: FaultyRegistry, config: Path) -> None:
+    registry.stop()
+    expect.failure(login(registry, "-u", "me"), 7, registry.host)
+    assert not config.exists()
+
+
+def test_a_refused_login_leaves_the_one_before(registry: FaultyRegistry, config: Path) -> None:
+    expect.success(login(registry, "-u", "me"))
+    before = config.read_bytes()
+    expect.failure(login(registry, "-u", "me", password=b"wrong"), 3)
+    assert config.read_bytes() == before
+
+
+def test_the_rest_of_the_file_stays_as_it_is(registry: FaultyRegistry, config: Path) -> None:
+    config.parent.mkdir()
+    others = {"auths": {"other.example": {"auth": "eDp5"}}, "psFormat": "table"}
+    config.write_text(json.dumps(others))
+    expect.success(login(registry, "-u", "me"))
+    assert set(kept(config)) == {"other.example", registry.host}
+    expect.success(ocistream("logout", registry.host))
+    assert json.loads(config.read_bytes()) == others
+
+
+def test_the_user_may_come_from_the_environment(
+    registry: FaultyRegistry, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OCISTREAM_USERNAME", "me")
+    expect.success(login(registry))
+    monkeypatch.setenv("OCISTREAM_PASSWORD", "right")
+    expect.success(login(registry, password=None))
+    assert set(kept(config)) == {registry.host}
+
+
+def test_a_token_server_is_asked(start: Callable[..., FaultyRegistry], config: Path) -> None:
+    registry = start(auth=Bearer(users={"me": "right"}))
+    expect.failure(login(registry, "-u", "me", password=b"wrong"), 3)
+    assert not config.exists()
+    expect.success(login(registry, "-u", "me"))
+    assert set(kept(config)) == {registry.host}
+
+
+def test_a_registry_may_be_written_as_a_url(registry: FaultyRegistry, config: Path) -> None:
+    argv = ["-u", "me", "--password-stdin", "--plain-http", f"http://{registry.host}/v2/"]
+    expect.success(ocistream("login", *argv, stdin=b"right"))
+    assert set(kept(config)) == {registry.host}
+
+
+def test_quiet_says_nothing(registry: FaultyRegistry, config: Path) -> None:
+    assert login(registry, "-q", "-u", "me").err == ""
+    assert ocistream("logout", "-q", registry.host).err == ""
+    assert kept(config) == {}
+
+
+def test_messages_may_be_json(registry: FaultyRegistry, config: Path) -> None:
+    (line,) = expect.json_lines(login(registry, "-u", "me", "--log-format=json").err)
+    assert str(config) in line["message"]
+    (line,) = expect.json_lines(login(registry, "-u", "me", "--log-format=json", password=b"wrong").err)
+    assert line["exit_code"] == 3
+
+
+@pytest.mark.usefixtures("config")
+def test_logout_where_nobody_is_logged_in_is_no_failure() -> None:
+    for argv, host in ([], "docker.io"), (["registry.example"], "registry.example"):
+        result = ocistream("logout", *argv)
+        assert (result.code, result.err) == (0, f"ocistream: not logged in to {host}\n")
+
+
+def test_a_file_that_cannot_be_read_is_not_written_over(registry: FaultyRegistry, config: Path) -> None:
+    config.parent.mkdir()
+    config.write_text("{ broken")
+    expect.failure(login(registry, "-u", "me"), 2, str(config))
+    assert config.read_text() == "{ broken"
+
+
+# At a terminal -------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_is_asked_and_shows_no_password(registry: FaultyRegistry, config: Path) -> None:
+    dialogue = [("Username: ", "me\n"), ("Password: ", "right\n")]
+    seen = on_terminal("login", registry.host, dialogue=dialogue)
+    assert seen.code == 0, seen.screen
+    assert "right" not in seen.screen
+    assert set(kept(config)) == {registry.host}
+
+
+def test_a_terminal_is_asked_only_for_what_is_not_known(registry: FaultyRegistry, config: Path) -> None:
+    seen = on_terminal("login", "-u", "me", registry.host, dialogue=[("Password: ", "right\n")])
+    assert seen.code == 0
+    assert "Username" not in seen.screen
+    assert set(kept(config)) == {registry.host}
+
+
+@pytest.mark.parametrize("dialogue", [[("Username: ", "\n")], [("Username: ", "me\n"), ("Password: ", "\x04")]])
+def test_no_answer_is_no_login(registry: FaultyRegistry, config: Path, dialogue: list[tuple[str, str]]) -> None:
+    seen = on_terminal("login", registry.host, dialogue=dialogue)
+    assert seen.code == 2
+    assert "nothing was entered" in seen.screen
+    assert not config.exists()
+
+
+def test_prompts_are_no_data(registry: FaultyRegistry, config: Path) -> None:
+    dialogue = [("Username: ", "me\n"), ("Password: ", "right\n")]
+    seen = on_terminal("login", registry.host, dialogue=dialogue, streams=["stdin", "stderr"])
+    assert (seen.code, seen.out) == (0, b"")
+    assert config.exists()

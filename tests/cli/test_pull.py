@@ -1,0 +1,262 @@
+"""`ocistream pull`: where it writes to, what it picks, and what it does with what is there already."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Argument, ocistream
+from tests.faults import Fault, FaultyRegistry, Flip, refusal
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.registry_http import seed
+
+MACHINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64/v8"}.get(platform.machine(), "")
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image."""
+    return small_image(layout)
+
+
+@pytest.fixture
+def index(layout: Layout) -> Descriptor:
+    """Return an index of linux/amd64 and linux/arm64/v8."""
+    return two_platforms(layout)
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor, index: Descriptor) -> FaultyRegistry:
+    """Return a registry that holds the image as `app:1` and the index as `multi:1`."""
+    seed(layout, image, served.host, "app", "1")
+    seed(layout, index, served.host, "multi", "1")
+    served.requests.clear()
+    return served
+
+
+def pull(registry: FaultyRegistry, *argv: Argument) -> list[str]:
+    """Pull from the registry: names without a host are there. Return the result lines."""
+    there = {"app:1", "multi:1", "gone:1"}
+    result = ocistream("pull", *(f"{registry.host}/{word}" if word in there else word for word in argv))
+    expect.success(result)
+    return result.lines()
+
+
+def digests_in(target: Path) -> list[str]:
+    return [str(entry["digest"]) for entry in expect.index_of(target)]
+
+
+# Where to --------------------------------------------------------------------------------------------------
+
+
+def test_o_with_a_slash_or_a_directory_is_a_layout_and_otherwise_a_tar(
+    registry: FaultyRegistry, image: Descriptor, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for end, is_layout in (("new/", True), ("deep/er/", True), ("empty", True), ("new/again/../", True), ("x", False)):
+        pull(registry, "app:1", "-o", f"{tmp_path}/{end}")
+        assert (tmp_path / end).is_dir() == is_layout
+        assert digests_in(tmp_path / end) == [image["digest"]]
+
+
+def test_format_has_the_last_word(registry: FaultyRegistry, image: Descriptor, tmp_path: Path) -> None:
+    pull(registry, "app:1", "--format=oci", "-o", tmp_path / "plain")
+    assert digests_in(tmp_path / "plain") == [image["digest"]]
+    assert (tmp_path / "plain").is_dir()
+    pull(registry, "app:1", "--format=oci-archive", "-o", tmp_path / "x.tar")
+    (tmp_path / "directory").mkdir()
+    result = ocistream(
+        "pull", f"{registry.host}/app:1", "--format=oci-archive", "-o", tmp_path / "directory"
+    )  # fmt: skip
+    expect.failure(result, 9, "directory")
+    expect.nothing_left(tmp_path / "directory")
+
+
+def test_the_same_image_gives_the_same_archive(registry: FaultyRegistry, tmp_path: Path) -> None:
+    for name in ("1.tar", "2.tar"):
+        pull(registry, "multi:1", "app:1", "--platform=all", "-o", tmp_path / name)
+    assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
+
+
+def test_an_archive_has_everything_small_first(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    pull(registry, "multi:1", "--platform=all", "-o", tmp_path / "x.tar")
+    names = [name for name, _ in expect.entries(tmp_path / "x.tar")]
+    assert names[:3] == ["oci-layout", "index.json", "manifest.json"]
+    contents = [json.loads(content) for _, content in list(expect.entries(tmp_path / "x.tar"))[3:8]]
+    assert ["manifests" in content for content in contents] == [False, False, True, False, False]
+    assert all("rootfs" in content for content in contents[3:])
+    del layout
+
+
+def test_several_images_go_into_one_archive_and_share_their_blobs(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
+) -> None:
+    manifest = layout.read(image["digest"])
+    shared = manifest["layers"][0]
+    second = layout.image([shared, b"of its own"])
+    seed(layout, second, registry.host, "second", "2")
+    registry.requests.clear()
+    for end in ("both.tar", "both/"):
+        lines = pull(registry, "app:1", f"{registry.host}/second:2", "app:1", "-o", f"{tmp_path}/{end}")
+        assert lines == [
+            f"{registry.host}/app:1@{image['digest']}",
+            f"{registry.host}/second:2@{second['digest']}",
+        ]
+        assert digests_in(tmp_path / end) == [image["digest"], second["digest"]]
+        assert expect.names_in(tmp_path / end) == ["1", "2"]
+    assert len(registry.asked("GET", f"/blobs/{shared['digest']}")) == 2
+
+
+# What is there already ---------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_there_is_replaced_when_all_is_well_and_only_then(
+    registry: FaultyRegistry, tmp_path: Path, image: Descriptor
+) -> None:
+    target = tmp_path / "app.tar"
+    target.write_bytes(b"what was there before")
+    registry.faults = [Fault(Flip(1), "GET", "/blobs/", times=None)]
+    expect.failure(ocistream("pull", f"{registry.host}/app:1", "-o", target), 5)
+    assert target.read_bytes() == b"what was there before"
+    registry.faults = []
+    pull(registry, "app:1", "-o", target)
+    assert digests_in(target) == [image["digest"]]
+    expect.no_partial_files(tmp_path)
+
+
+def test_a_layout_keeps_what_it_has_and_nothing_is_fetched_twice(
+    registry: FaultyRegistry, tmp_path: Path, image: Descriptor, index: Descriptor
+) -> None:
+    target = tmp_path / "layout"
+    pull(registry, "app:1", "-o", f"{target}/")
+    assert len(registry.asked("GET", "/blobs/")) == 3
+    registry.requests.clear()
+    pull(registry, "app:1", "-o", target)
+    assert registry.asked("GET", "/blobs/") == []
+    assert digests_in(target) == [image["digest"]]
+    pull(registry, "multi:1", "--platform=all", "-o", target)
+    assert digests_in(target) == [image["digest"], index["digest"]]
+
+
+def test_a_blob_in_a_layout_that_is_not_what_its_name_says_is_fetched_again(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
+) -> None:
+    target = tmp_path / "layout"
+    pull(registry, "app:1", "-o", f"{target}/")
+    config, *layers = [blob["digest"] for blob in blobs_of(layout, image)]
+    flipped, cut, gone = (target / "blobs" / "sha256" / digest[7:] for digest in (config, *layers))
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"x")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    gone.unlink()
+    registry.requests.clear()
+    pull(registry, "app:1", "-o", target)
+    assert len(registry.asked("GET", "/blobs/")) == 3
+    for path, digest in ((flipped, config), (cut, layers[0]), (gone, layers[1])):
+        assert path.read_bytes() == layout.file(digest).read_bytes()
+
+
+def blobs_of(layout: Layout, image: Descriptor) -> list[Descriptor]:
+    manifest = layout.read(image["digest"])
+    return [manifest["config"], *manifest["layers"]]
+
+
+def test_what_a_failed_pull_into_a_layout_got_is_not_fetched_again(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
+) -> None:
+    last = blobs_of(layout, image)[-1]["digest"]
+    registry.faults = [Fault(refusal(500), "GET", f"/blobs/{last}", times=None)]
+    target = f"{tmp_path}/layout/"
+    result = ocistream("pull", f"{registry.host}/app:1", "--retries=0", "--jobs=1", "-o", target)
+    expect.failure(result, 7, last)
+    assert not (tmp_path / "layout" / "index.json").exists()
+    registry.faults = []
+    registry.requests.clear()
+    pull(registry, "app:1", "-o", target)
+    assert [request.path for request in registry.asked("GET", "/blobs/")] == [f"/v2/app/blobs/{last}"]
+
+
+def test_a_failed_pull_leaves_a_layout_as_it_was(registry: FaultyRegistry, tmp_path: Path) -> None:
+    pull(registry, "app:1", "-o", f"{tmp_path}/layout/")
+    before = (tmp_path / "layout" / "index.json").read_bytes()
+    for image, fault in (("gone:1", None), ("multi:1", Fault(Flip(1), "GET", "/blobs/", times=None))):
+        registry.faults = [fault] if fault else []
+        result = ocistream("pull", f"{registry.host}/{image}", "-o", tmp_path / "layout")
+        assert result.code in {4, 5}
+        assert (tmp_path / "layout" / "index.json").read_bytes() == before
+    expect.no_partial_files(tmp_path)
+
+
+def test_a_pull_of_nothing_leaves_no_trace_of_a_layout(registry: FaultyRegistry, tmp_path: Path) -> None:
+    target = tmp_path / "layout"
+    expect.failure(ocistream("pull", f"{registry.host}/gone:1", "-o", f"{target}/"), 4)
+    assert not target.exists()
+
+
+# Platforms -----------------------------------------------------------------------------------------------------
+
+
+def test_all_keeps_the_index_byte_for_byte(
+    registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
+) -> None:
+    for argv in (["--platform=all"], ["--platform", "linux/amd64", "--platform", "linux/arm64"]):
+        pull(registry, "multi:1", *argv, "-o", tmp_path / "x.tar")
+        assert digests_in(tmp_path / "x.tar") == [index["digest"]]
+        content = dict(expect.entries(tmp_path / "x.tar"))[f"blobs/sha256/{index['digest'][7:]}"]
+        assert content == layout.file(index["digest"]).read_bytes()
+
+
+def test_one_platform_is_its_manifest_and_nothing_else(
+    registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
+) -> None:
+    amd64, arm64 = layout.read(index["digest"])["manifests"]
+    for wanted, manifest, other in (("linux/arm64", arm64, amd64), ("linux/amd64", amd64, arm64)):
+        registry.requests.clear()
+        pull(registry, "multi:1", "--platform", wanted, "-o", tmp_path / "x.tar")
+        assert digests_in(tmp_path / "x.tar") == [manifest["digest"]]
+        assert registry.asked("GET", other["digest"]) == []
+
+
+@pytest.mark.skipif(not MACHINE, reason="the made-up images are for other machines")
+def test_the_default_is_linux_on_this_machine(
+    registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
+) -> None:
+    mine = "/".join(MACHINE.split("/")[:2])
+    (expected,) = [
+        entry["digest"]
+        for entry in layout.read(index["digest"])["manifests"]
+        if f"{entry['platform']['os']}/{entry['platform']['architecture']}" == mine
+    ]
+    pull(registry, "multi:1", "-o", tmp_path / "x.tar")
+    assert digests_in(tmp_path / "x.tar") == [expected]
+
+
+def test_the_default_takes_what_offers_no_choice(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    foreign = layout.image([b"layer"], platform="plan9/mips")
+    artifact = layout.artifact(b"words", subject=foreign)
+    for name, descriptor in (("foreign", foreign), ("artifact", artifact)):
+        seed(layout, descriptor, registry.host, name, "1")
+        pull(registry, f"{registry.host}/{name}:1", "-o", tmp_path / "x.tar")
+        assert digests_in(tmp_path / "x.tar") == [descriptor["digest"]]
+
+
+def test_jobs_bounds_how_many_blobs_move_at_once(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    seed(layout, layout.image([f"layer {number}".encode() for number in range(6)]), registry.host, "many", "1")
+    at_once = 0
+
+    def running() -> int:
+        return sum(request.status is None for request in registry.asked("GET", "/blobs/"))
+
+    note = registry.note
+
+    def noting(request: object) -> None:
+        nonlocal at_once
+        note(request)  # type: ignore[arg-type]
+        at_once = max(at_once, running())
+
+    registry.note = noting  # type: ignore[method-assign]
+    pull(registry, f"{registry.host}/many:1", "--jobs=1", "-o", f"{tmp_path}/one/")
+    assert at_once == 1

@@ -1,0 +1,278 @@
+"""`ocistream push`: which images go where, what is not sent, and in what order things appear."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import expect
+from tests.cli.run import command, ocistream, pipe
+from tests.faults import FaultyRegistry
+from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.registry_http import manifest_digest, seed, tags
+
+MIB = 1 << 20
+#: A writer that notices whether all of what it wrote was read.
+WRITER = "import sys, shutil; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer); sys.stdout.flush()"
+
+
+@pytest.fixture
+def named(layout: Layout) -> dict[str, Descriptor]:
+    """Return the images of a layout, by the names that they have there."""
+    images = {
+        "a.example/team/app:1": small_image(layout),
+        "docker.io/library/nginx:2": two_platforms(layout),
+        "plain": layout.image([b"of its own"]),
+    }
+    for name, descriptor in images.items():
+        layout.name(descriptor, name)
+    return images
+
+
+@pytest.fixture
+def archive(layout: Layout, named: dict[str, Descriptor], tmp_path: Path) -> Path:
+    """Return an archive of those images."""
+    del named
+    path = tmp_path / "all.tar"
+    path.write_bytes(tar_of(small_first(layout)))
+    return path
+
+
+# Which images go where ----------------------------------------------------------------------------------------
+
+
+def test_the_one_image_goes_where_it_is_told(served: FaultyRegistry, layout: Layout) -> None:
+    image = small_image(layout, name="whatever")
+    expect.success(ocistream("push", f"{served.host}/some/where:tag", "-i", layout.path))
+    assert manifest_digest(served.host, "some/where", "tag") == image["digest"]
+
+
+def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistry, layout: Layout) -> None:
+    image = small_image(layout, name="whatever")
+    index = json.loads((layout.path / "index.json").read_bytes())
+    index["manifests"].append(layout.artifact(b"signature", subject=image))
+    (layout.path / "index.json").write_text(json.dumps(index))
+    expect.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+
+@pytest.mark.parametrize("how", ["file", "pipe", "layout"])
+@pytest.mark.parametrize("chosen", ["a.example/team/app:1", "plain"])
+def test_an_image_can_be_chosen_by_its_name(
+    served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str, chosen: str
+) -> None:
+    given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
+    stdin = archive.read_bytes() if how == "pipe" else None
+    result = ocistream("push", f"{served.host}/app:1", "--image", chosen, *given, stdin=stdin)
+    expect.success(result)
+    assert result.lines() == [f"{served.host}/app:1@{named[chosen]['digest']}"]
+    assert manifest_digest(served.host, "app", "1") == named[chosen]["digest"]
+    assert tags(served.host, "app") == ["1"]
+
+
+def test_an_image_goes_by_its_short_name_too(
+    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path
+) -> None:
+    expect.success(ocistream("push", f"{served.host}/app:1", "--image", "nginx:2", "-i", archive))
+    assert manifest_digest(served.host, "app", "1") == named["docker.io/library/nginx:2"]["digest"]
+
+
+def test_an_image_goes_by_its_digest(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
+    digest = named["plain"]["digest"]
+    expect.success(ocistream("push", f"{served.host}/app:1", "--image", digest, "-i", archive))
+    assert manifest_digest(served.host, "app", "1") == digest
+
+
+@pytest.mark.parametrize(("prefix", "before"), [("", ""), ("/mirror", "mirror/"), ("/a/b/", "a/b/")])
+def test_to_sends_every_image_that_has_a_full_name_to_its_own_place(
+    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path, prefix: str, before: str
+) -> None:
+    app, nginx, _ = (descriptor["digest"] for descriptor in named.values())
+    result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", archive)
+    expect.success(result)
+    assert result.lines() == [
+        f"{served.host}/{before}team/app:1@{app}",
+        f"{served.host}/{before}nginx:2@{nginx}",
+    ]
+    assert manifest_digest(served.host, f"{before}team/app", "1") == app
+    assert manifest_digest(served.host, f"{before}nginx", "2") == nginx
+
+
+def test_to_works_from_a_pipe(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
+    expect.success(ocistream("push", "--to", served.host, stdin=archive.read_bytes()))
+    assert manifest_digest(served.host, "nginx", "2") == named["docker.io/library/nginx:2"]["digest"]
+
+
+def test_to_sends_those_that_are_chosen(
+    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path, layout: Layout
+) -> None:
+    layout.name(named["plain"], "a.example/third:3")
+    archive.write_bytes(tar_of(small_first(layout)))
+    argv = ["--to", served.host, "--image", "nginx:2", "--image", "a.example/third:3"]
+    assert len(ocistream("push", *argv, "-i", archive).lines()) == 2
+    assert (tags(served.host, "nginx"), tags(served.host, "third"), tags(served.host, "team/app")) == (["2"], ["3"], [])
+
+
+def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Path) -> None:
+    expect.failure(ocistream("push", "--to", served.host, "--image", "plain", "-i", archive), 2, "plain", "--image")
+    other = Layout(layout.path.with_name("nameless"))
+    small_image(other, name="1")
+    expect.failure(ocistream("push", "--to", served.host, "-i", other.path), 2, "no image in it has a full name")
+    expect.no_image(served)
+
+
+def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Layout) -> None:
+    layout.name(small_image(layout), "a.example/app:1")
+    layout.name(two_platforms(layout), "b.example/app:1")
+    result = ocistream("push", "--to", served.host, "-i", layout.path)
+    expect.failure(result, 2, "a.example/app:1", "b.example/app:1", f"{served.host}/app:1")
+    expect.no_image(served)
+
+
+# What is not sent ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["file", "pipe"])
+def test_what_the_registry_has_is_not_sent(served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str) -> None:
+    small_image(layout, name="app")
+    stdin = tar_of(small_first(layout))
+    (tmp_path / "app.tar").write_bytes(stdin)
+    given = ["-i", str(tmp_path / "app.tar")] if how == "file" else []
+    expect.success(ocistream("push", f"{served.host}/app:1", *given, stdin=stdin))
+    assert len(served.asked("PATCH")) == 3
+    served.requests.clear()
+    expect.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
+    assert len(served.asked("HEAD", "/blobs/")) == 3
+    assert served.asked("POST|PATCH") == []
+    assert [request.path for request in served.asked("PUT")] == ["/v2/app/manifests/2"]
+    served.requests.clear()
+    expect.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
+    assert {request.method for request in served.requests} == {"HEAD"}
+
+
+def test_a_platform_of_an_index_is_sent_alone(served: FaultyRegistry, layout: Layout) -> None:
+    index = two_platforms(layout, name="multi")
+    amd64 = layout.read(index["digest"])["manifests"][0]
+    argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--platform"]
+    expect.success(ocistream(*argv, "linux/amd64"))
+    assert manifest_digest(served.host, "app", "1") == amd64["digest"]
+    assert len(served.asked("PUT", "/manifests/")) == 1
+    expect.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
+
+
+def test_without_platform_all_that_is_there_is_sent(served: FaultyRegistry, layout: Layout) -> None:
+    index = two_platforms(layout, name="multi")
+    for argv in ([], ["--platform=all"]):
+        expect.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, *argv))
+        assert manifest_digest(served.host, "app", "1") == index["digest"]
+
+
+# In what order ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["file", "pipe", "foreign"])
+def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
+) -> None:
+    inner = two_platforms(layout)
+    referrer = layout.artifact(b"statement", subject=inner)
+    outer = layout.index([inner, layout.image([b"third"]), referrer], name="nested")
+    path = tmp_path / "nested.tar"
+    path.write_bytes(tar_of(items_of(layout) if how == "foreign" else small_first(layout)))
+    given = ["-i", str(path)] if how == "file" else []
+    expect.success(ocistream("push", f"{served.host}/app:1", *given, stdin=path))
+    writes = [f"{request.method} {request.path}" for request in served.asked("POST|PATCH|PUT")]
+    first_manifest = next(number for number, write in enumerate(writes) if "/manifests/" in write)
+    assert all("/blobs/" in write for write in writes[:first_manifest])
+    pushed = [write.removeprefix("PUT /v2/app/manifests/") for write in writes[first_manifest:]]
+    assert pushed[-1] == "1"
+    assert len(pushed) == 6
+    children = layout.read(inner["digest"])["manifests"]
+    assert max(pushed.index(child["digest"]) for child in children) < pushed.index(inner["digest"])
+    assert pushed.index(inner["digest"]) < len(pushed) - 1
+    assert manifest_digest(served.host, "app", "1") == outer["digest"]
+
+
+def test_with_several_images_no_tag_appears_before_all_is_there(
+    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path
+) -> None:
+    del named
+    expect.success(ocistream("push", "--to", served.host, "-i", archive))
+    writes = [request.path for request in served.asked("PUT|PATCH|POST")]
+    assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
+
+
+def test_one_image_of_two_that_fails_keeps_both_from_appearing(
+    served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor]
+) -> None:
+    layout.file(layout.read(named["a.example/team/app:1"]["digest"])["layers"][1]["digest"]).unlink()
+    expect.failure(ocistream("push", "--to", served.host, "-i", layout.path), 6)
+    expect.no_image(served)
+
+
+# A pipe -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_a_pipe_is_read_to_its_end_even_where_nothing_of_it_is_needed(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, present: bool
+) -> None:
+    image = layout.image([3 * MIB], name="app")
+    path = tmp_path / "app.tar"
+    # More zeros at the end than a tar in records of 10 KiB has.
+    path.write_bytes(tar_of(small_first(layout)) + bytes(5 * MIB))
+    if present:
+        seed(layout, image, served.host, "app", "1")
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE)
+    with writer:
+        assert writer.stdout
+        line = [*command(), "push", f"{served.host}/app:1"]
+        done = subprocess.run(line, stdin=writer.stdout, capture_output=True, check=False)
+        writer.stdout.close()
+        assert writer.wait(60) == 0
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_writer_that_is_slow_is_waited_for(served: FaultyRegistry, layout: Layout) -> None:
+    image = small_image(layout, name="app")
+    content = tar_of(small_first(layout))
+    read, write = os.pipe()
+    line = [*command(), "push", f"{served.host}/app:1"]
+    with subprocess.Popen(line, stdin=read, stdout=subprocess.PIPE) as process:
+        os.close(read)
+        for start in range(0, len(content), 700):
+            os.write(write, content[start : start + 700])
+        os.close(write)
+        out, _ = process.communicate(timeout=60)
+    assert out.decode() == f"{served.host}/app:1@{image['digest']}\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_min_length": MIB}])
+def test_pull_and_push_are_one_pipe(
+    start: Callable[..., FaultyRegistry], layout: Layout, options: dict[str, int]
+) -> None:
+    image = layout.image([3 * MIB, b"words"])
+    one, two = start(), start(**options)
+    seed(layout, image, one.host, "app", "1")
+    pull, push = pipe(["pull", f"{one.host}/app:1"], ["push", f"{two.host}/app:1"])
+    assert (pull.code, push.code) == (0, 0)
+    assert manifest_digest(two.host, "app", "1") == image["digest"]
+
+
+@pytest.mark.parametrize("cut", [10, 50, 99])
+def test_a_pipe_that_is_cut_leaves_nothing(start: Callable[..., FaultyRegistry], layout: Layout, cut: int) -> None:
+    one, two = start(), start()
+    seed(layout, layout.image([2 * MIB, 2 * MIB]), one.host, "app", "1")
+    pull, push = pipe(["pull", f"{one.host}/app:1"], ["push", f"{two.host}/app:1"], cut=4 * MIB * cut // 100)
+    # What is left fits into the pipe when the end is near, and then the first does not see that nobody reads it.
+    assert pull.code in ({141} if cut < 99 else {0, 141})
+    assert push.code == 6
+    assert "Traceback" not in pull.err + push.err
+    expect.no_image(two)

@@ -1,0 +1,114 @@
+"""`ocistream serve`: a registry for this machine, from the first line on stdout until a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Argument, ocistream, started
+from tests.images import Layout, small_image
+from tests.registry_http import manifest_digest, seed
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@contextlib.contextmanager
+def serving(
+    *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run `ocistream serve`, and give the process and the address that it says."""
+    with started("serve", *argv, "--listen", listen, cwd=cwd) as process:
+        assert process.stdout
+        yield process, process.stdout.readline().decode().rstrip("\n")
+
+
+def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, name="app")
+    with serving(tmp_path / "store") as (process, host):
+        assert host.startswith("127.0.0.1:")
+        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, b"", b"ocistream: error: terminated\n")
+    assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
+    # What was pushed is in the directory, and there for the next one.
+    with serving(tmp_path / "store") as (_, host):
+        assert manifest_digest(host, "app", "1") == image["digest"]
+
+
+def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+    with serving(tmp_path / "store") as (process, _):
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"ocistream: error: interrupted\n")
+
+
+def test_the_directory_is_the_present_one_where_none_is_named(layout: Layout) -> None:
+    image = small_image(layout, name="127.0.0.1/app:1")
+    with serving(cwd=layout.path) as (_, host):
+        assert manifest_digest(host, "app", "1") == image["digest"]
+
+
+def test_read_only_takes_nothing(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, name="127.0.0.1/app:1")
+    before = sorted(layout.path.rglob("*"))
+    with serving(layout.path, "--read-only") as (_, host):
+        expect.failure(ocistream("push", "-i", layout.path, f"{host}/new:1", "--retries=0"), 7, "405")
+        expect.success(ocistream("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar"))
+    assert sorted(layout.path.rglob("*")) == before
+    missing = ocistream("serve", tmp_path / "missing", "--read-only", "--listen", "127.0.0.1:0")
+    expect.failure(missing, 4, "missing", "no such directory")
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("listen", ["localhost:0", "127.0.0.2:0", "[::1]:0"])
+def test_any_address_of_this_machine_will_do(layout: Layout, tmp_path: Path, listen: str) -> None:
+    if listen.startswith("[") and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    small_image(layout, name="app")
+    with serving(tmp_path / "store", listen=listen) as (_, host):
+        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assert host.rpartition(":")[0] == listen.rpartition(":")[0].replace("localhost", "127.0.0.1")
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_requests_are_told_to_those_who_ask(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout)
+    for argv in (["-v"], [], ["-v", "--log-format=json"]):
+        with serving(tmp_path / "store", *argv) as (process, host):
+            seed(layout, image, host, "app", "1")
+            assert manifest_digest(host, "gone", "\x1b[2J"[2:]) is None
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        lines = err.decode().splitlines()
+        if not argv:
+            assert lines == ["ocistream: error: terminated"]
+        elif len(argv) == 1:
+            assert any("127.0.0.1 PUT /v2/app/manifests/1: 201, " in line for line in lines)
+            assert any("GET /v2/gone/manifests/2J: 404, 0 B in" in line for line in lines)
+        else:
+            served = [line for line in expect.json_lines(err.decode()) if line["level"] == "debug"]
+            assert {"PUT", "POST", "GET"} == {line["method"] for line in served}
+            assert all(isinstance(line["received"], int) for line in served)
+
+
+def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("Dear reader")
+    expect.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
+    expect.nothing_left(tmp_path, "letter")

@@ -1,0 +1,218 @@
+"""Ends for the tests of the network half.
+
+A transport that does not sleep, a registry that counts its connections, a server that says exactly what it is told,
+and host names that lead to this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from email.message import Message
+from email.parser import BytesParser
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pytest
+
+from ocistream.credentials import Credential
+from ocistream.model import Descriptor
+from ocistream.retry import Patience, Retried
+from ocistream.stream import verified
+from ocistream.transport import Transport, TransportSettings
+from tests.faults import FaultyRegistry
+from tests.images import digest_of
+
+#: Four tries and hardly a wait.
+QUICK: Final = Patience(attempts=4, backoff=0.001, backoff_limit=0.002)
+OCTETS: Final = "application/octet-stream"
+_TIMEOUT: Final = 60.0
+
+
+class QuickTransport(Transport):
+    """A transport whose waits are noted in `waits`, in seconds, and not waited; `told` is what `on_retry` was told."""
+
+    def __init__(
+        self,
+        *,
+        patience: Patience = QUICK,
+        credential: Credential | None = None,
+        cancelled: threading.Event | None = None,
+        **settings: Any,
+    ) -> None:
+        """`credential` is good for every registry; `settings` are those of `TransportSettings`."""
+        self.waits: list[float] = []
+        self.told: list[Retried] = []
+        super().__init__(
+            TransportSettings(patience=patience, **settings),
+            lambda _registry, _repository: credential,
+            on_retry=self.told.append,
+            cancelled=cancelled,
+        )
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        super().wait(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CountingRegistry(FaultyRegistry):
+    """A faulty registry that counts the connections it has accepted."""
+
+    accepted = 0
+
+    def admit(self, connection: socket.socket) -> socket.socket:
+        self.accepted += 1
+        return super().admit(connection)
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._server._connections)  # noqa: SLF001 - nobody but a test wants to know
+
+    def hold(self, *contents: bytes) -> list[Descriptor]:
+        """Put blobs into the layout, and return their descriptors."""
+        found = []
+        for content in contents:
+            blob = blob_of(content)
+            path = self.layout.blob_path(blob.digest)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            found.append(blob)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """The head of a request that a `RawServer` has read."""
+
+    method: str
+    target: str
+    headers: Message
+
+
+#: What a raw server does with a connection, once the head of the first request on it is read.
+Turn = Callable[[socket.socket, Heard], None]
+
+
+class RawServer:
+    """A server without manners: each connection gets the next of `turns`, the last of them also every later one.
+
+    `heard` has the head of each connection's first request. A turn of bytes sends them and closes.
+    """
+
+    def __init__(self, *turns: Turn | bytes) -> None:
+        self._turns = [turn if callable(turn) else says(turn) for turn in turns]
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"http://{self.host}"
+        self.heard: list[Heard] = []
+
+    def _accept(self) -> None:
+        number = 0
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            turn = self._turns[min(number, len(self._turns) - 1)]
+            number += 1
+            threading.Thread(target=self._serve, args=(connection, turn), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, turn: Turn) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_TIMEOUT)
+            heard = read_head(connection)
+            self.heard.append(heard)
+            turn(connection, heard)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+def read_head(connection: socket.socket) -> Heard:
+    """Read the head of a request, byte by byte, so that nothing of its body is lost."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)
+        if not byte:
+            raise ConnectionAbortedError
+        head += byte
+        if head == b"\x16":
+            # It is TLS, which a server that does not speak it cannot make sense of.
+            return Heard("", "", Message())
+    line, _, rest = head.partition(b"\r\n")
+    method, target, _ = line.decode().split(" ")
+    return Heard(method, target, BytesParser().parsebytes(rest, headersonly=True))
+
+
+def says(answer: bytes) -> Turn:
+    """Return a turn that sends these bytes."""
+
+    def turn(connection: socket.socket, _: Heard) -> None:
+        connection.sendall(answer)
+
+    return turn
+
+
+def blob_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
+    """Return the descriptor of a blob."""
+    return Descriptor(OCTETS, digest_of(content, algorithm), len(content))  # type: ignore[arg-type]
+
+
+def read_blob(chunks: Iterable[bytes | memoryview], blob: Descriptor) -> bytes:
+    """Read a blob as a transfer would: verified."""
+    return b"".join(bytes(chunk) for chunk in verified(chunks, blob))
+
+
+def unused_port() -> int:
+    """Return a port of 127.0.0.1 on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def names(patch: pytest.MonkeyPatch, **addresses: str) -> Iterator[None]:
+    """Make `NAME.test` lead to this machine, while `ocistream.origins` is told the address that is given here.
+
+    So a registry can be a public one as far as the rules are concerned: `names(patch, registry="203.0.113.5")`.
+    """
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, *args: Any, **options: Any) -> Any:
+        return real("127.0.0.1" if str(host).removesuffix(".test") in addresses else host, *args, **options)
+
+    def pretend(host: str, *args: Any, **options: Any) -> Any:
+        return real(addresses.get(host.removesuffix(".test"), host), *args, **options)
+
+    class Pretended:
+        getaddrinfo = staticmethod(pretend)
+
+    with patch.context() as context:
+        context.setattr("socket.getaddrinfo", resolve)
+        context.setattr("ocistream.origins.socket", Pretended)
+        yield
+
+
+def header_values(requests: Sequence[Any], name: str) -> list[str | None]:
+    """Return what each of these requests says in a header."""
+    return [request.headers.get(name) for request in requests]

@@ -1,0 +1,305 @@
+"""What goes wrong on a network, said in our own words: real failures of real sockets, and what registries answer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import requests
+import urllib3.exceptions
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream.connections import Answer, Connections
+from ocistream.errors import (
+    AuthenticationError,
+    FinalNetworkError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+)
+from ocistream.failures import network_error, reason, refusal
+from tests.certificates import Certificate
+from tests.network import CountingRegistry, RawServer, Turn, unused_port
+
+Send = Callable[..., Answer]
+SIGNED = "/v2/app/blobs/x?sig=secret"
+
+
+@pytest.fixture
+def send() -> Iterator[Send]:
+    """Return a function that sends a GET and reads the answer; its options are those of `Connections`."""
+    opened: list[Connections] = []
+
+    def run(url: str, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None) -> Answer:
+        opened.append(
+            Connections(
+                connect_timeout=5.0, stall_timeout=0.3, ca_file=ca_file, proxies=proxies or {}, user_agent="test"
+            )
+        )
+        answer = opened[-1].send("GET", url, {}, None)
+        b"".join(answer.chunks())
+        return answer
+
+    yield run
+    for connections in opened:
+        connections.close()
+
+
+def failure_of(send: Send, url: str, **options: Any) -> NetworkError:
+    """Return the error that a GET ends with; nothing secret is in it, and it says where."""
+    with pytest.raises(NetworkError) as caught:
+        send(url, **options)
+    assert "secret" not in f"{caught.value.what} {caught.value.hint}"
+    assert "0x" not in caught.value.what
+    assert caught.value.exit_code == 7
+    return caught.value
+
+
+def is_final(error: NetworkError) -> bool:
+    return isinstance(error, FinalNetworkError)
+
+
+class TestReasons:
+    def test_a_refused_connection(self, send: Send) -> None:
+        port = unused_port()
+        error = failure_of(send, f"http://127.0.0.1:{port}{SIGNED}")
+        assert error.what == f"GET http://127.0.0.1:{port}/v2/app/blobs/x?...: connection refused"
+        assert not is_final(error)
+
+    @pytest.mark.parametrize(("code", "final"), [(socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)])
+    def test_a_name_that_does_not_resolve_is_final_unless_the_name_server_is_in_trouble(
+        self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int, final: bool
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise socket.gaierror(code, "Name or service not known")
+
+        monkeypatch.setattr("socket.getaddrinfo", fail)
+        error = failure_of(send, f"http://nowhere.test{SIGNED}")
+        assert "the host name cannot be resolved: Name or service not known" in error.what
+        assert is_final(error) == final
+        assert error.hint == ("is the name right?" if final else None)
+
+    @pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET])
+    def test_a_host_that_cannot_be_reached(self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("socket.socket.connect", fail)
+        error = failure_of(send, f"http://127.0.0.1{SIGNED}")
+        assert error.what.endswith(f": {os.strerror(code).lower()}")
+        assert not is_final(error)
+
+    def test_a_connection_that_cannot_be_made_in_time(self, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise TimeoutError
+
+        monkeypatch.setattr("socket.socket.connect", fail)
+        error = failure_of(send, f"http://127.0.0.1{SIGNED}")
+        assert error.what.endswith(": timed out")
+        assert not is_final(error)
+
+    def test_a_certificate_that_is_not_trusted_is_final_and_the_hint_says_how_to_trust_it(
+        self, send: Send, faulty: Callable[..., CountingRegistry], certificate: Certificate
+    ) -> None:
+        registry = faulty(tls=certificate)
+        error = failure_of(send, f"{registry.url}{SIGNED}")
+        assert "the certificate is not trusted: self-signed certificate" in error.what
+        assert error.hint
+        assert "SSL_CERT_FILE" in error.hint
+        assert is_final(error)
+        assert registry.requests == []
+        assert send(f"{registry.url}/v2/", ca_file=str(certificate.file)).status == 200
+
+    def test_a_certificate_for_another_name_is_not_trusted_either(
+        self,
+        send: Send,
+        faulty: Callable[..., CountingRegistry],
+        certificate: Certificate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        port = faulty(tls=certificate).host.rpartition(":")[2]
+        real = socket.getaddrinfo
+        monkeypatch.setattr("socket.getaddrinfo", lambda _, *args, **options: real("127.0.0.1", *args, **options))
+        error = failure_of(send, f"https://other.test:{port}/v2/", ca_file=str(certificate.file))
+        assert "the certificate is not trusted: Hostname mismatch" in error.what
+
+    def test_plain_http_where_tls_was_expected_is_final_and_the_hint_names_the_option(self, send: Send) -> None:
+        with RawServer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") as server:
+            error = failure_of(send, f"https://{server.host}{SIGNED}")
+        assert is_final(error)
+        assert error.hint == "the registry seems to speak plain HTTP: --plain-http"
+
+    def test_silence(self, send: Send, silent: Turn) -> None:
+        with RawServer(silent) as server:
+            error = failure_of(send, f"{server.url}{SIGNED}")
+        assert error.what.endswith(": timed out")
+        assert not is_final(error)
+
+    @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 ", b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 70_000])
+    def test_what_is_no_answer(self, send: Send, answer: bytes) -> None:
+        with RawServer(answer) as server:
+            error = failure_of(send, f"{server.url}{SIGNED}")
+        assert error.what.startswith(f"GET {server.url}/v2/app/blobs/x?...: ")
+        assert len(error.what) < 400
+        assert not is_final(error)
+
+    @pytest.mark.parametrize(
+        ("answer", "said"),
+        [
+            (b"Content-Length: 10\r\n\r\n1234", "4 bytes came, 6 more were promised"),
+            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", ""),
+            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", ""),
+            (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", ""),
+        ],
+    )
+    def test_an_answer_that_breaks_off(self, send: Send, answer: bytes, said: str) -> None:
+        with RawServer(b"HTTP/1.1 200 OK\r\n" + answer) as server:
+            error = failure_of(send, f"{server.url}{SIGNED}")
+        assert error.what.startswith(f"GET {server.url}/v2/app/blobs/x?...: the answer broke off: {said}")
+        assert not is_final(error)
+
+    @pytest.mark.parametrize("proxy", ["http://user:secret@127.0.0.1:{port}", "http://127.0.0.1:{port}"])
+    def test_a_proxy_that_fails_is_named_as_the_reason_by_the_hint(self, send: Send, proxy: str) -> None:
+        proxies = {"http": proxy.format(port=unused_port())}
+        error = failure_of(send, f"http://registry.test{SIGNED}", proxies=proxies)
+        assert error.what.endswith(": connection refused")
+        assert error.hint == "the proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        assert not is_final(error)
+
+    @pytest.mark.parametrize(
+        "proxy", ["http://user:secret@[::1", "http://user:secret@ho st:1", "nonsense://secret@h:1"]
+    )
+    def test_a_malformed_proxy_is_final_and_its_password_not_shown(self, send: Send, proxy: str) -> None:
+        assert is_final(failure_of(send, f"http://registry.test{SIGNED}", proxies={"http": proxy}))
+
+    def test_a_url_that_the_libraries_refuse_is_final_and_not_shown(self, send: Send) -> None:
+        error = failure_of(send, f"http://{'a' * 70}\u00e9.test:1{SIGNED}")
+        assert "malformed" in error.what
+        assert is_final(error)
+
+    def test_a_header_that_cannot_be_sent_is_final(self) -> None:
+        error = network_error("GET", "http://h/", requests.exceptions.InvalidHeader("Invalid return character"))
+        assert is_final(error)
+
+    def test_a_cause_is_found_however_deep_and_a_circle_of_them_ends(self) -> None:
+        inner = OSError(errno.EIO, "Input/output error")
+        outer = urllib3.exceptions.ProtocolError("Connection aborted.", RuntimeError(inner))
+        inner.__cause__ = outer
+        assert reason(requests.exceptions.ConnectionError(outer)) == "input/output error"
+
+    def test_an_exception_without_words_is_named(self) -> None:
+        assert reason(urllib3.exceptions.HTTPError()) == "HTTPError"
+
+    def test_control_characters_are_not_passed_on(self) -> None:
+        assert reason(urllib3.exceptions.HTTPError("\x1b[31mred\n")) == "?[31mred?"
+
+
+@pytest.fixture
+def silent() -> Iterator[Turn]:
+    """Return a turn that says nothing until the test is over."""
+    over = threading.Event()
+
+    def turn(*_: object) -> None:
+        over.wait()
+
+    yield turn
+    over.set()
+
+
+def errors(*entries: object) -> bytes:
+    return json.dumps({"errors": list(entries)}).encode()
+
+
+def refused(status: int, body: bytes = b"", wait: float | None = None) -> Any:
+    return refusal("registry.example", "GET", f"https://user:secret@registry.example{SIGNED}", status, body, wait)
+
+
+WHERE = "GET https://registry.example/v2/app/blobs/x?...: "
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "kind", "code"),
+        [
+            (400, RegistryError, 7),
+            (401, AuthenticationError, 3),
+            (403, AuthenticationError, 3),
+            (404, NotFoundError, 4),
+            (405, RegistryError, 7),
+            (413, RegistryError, 7),
+            (429, RegistryError, 7),
+            (500, RegistryError, 7),
+            (503, RegistryError, 7),
+        ],
+    )
+    def test_a_status_becomes_an_error_with_its_exit_code(
+        self, status: int, kind: type[OcistreamError], code: int
+    ) -> None:
+        error = refused(status)
+        assert type(error) is kind
+        assert error.exit_code == code
+        assert f"{WHERE}{status}" in error.what
+        assert "secret" not in f"{error.what} {error.hint}"
+
+    def test_what_the_registry_says_is_passed_on(self) -> None:
+        body = errors(
+            {"code": "MANIFEST_INVALID", "message": "no such layer", "detail": {"x": 1}},
+            {"code": "MANIFEST_INVALID", "message": "second"},
+            {"code": "UNKNOWN"},
+        )
+        error = refused(400, body)
+        assert error.what == f"{WHERE}400 MANIFEST_INVALID UNKNOWN: no such layer"
+        assert (error.status, error.codes) == (400, ("MANIFEST_INVALID", "UNKNOWN"))
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"<html>502 Bad Gateway</html>",
+            b"[]",
+            b"{}",
+            b'{"errors": null}',
+            b'{"errors": "no"}',
+            errors(),
+            errors(None, 1, "x", []),
+            errors({"code": 1, "message": ["no"]}),
+            b"\xff\xfe",
+            b"[" * 60_000,
+            b'{"errors": [' + b'{"code": "X"}' * 2,
+        ],
+    )
+    def test_a_body_that_is_no_error_document_says_nothing(self, body: bytes) -> None:
+        assert refused(500, body).what == f"{WHERE}500"
+
+    def test_a_stranger_drives_no_terminal_and_fills_no_screen(self) -> None:
+        error = refused(500, errors({"code": "\x1b[2J" + "C" * 1000, "message": "\x1b]0;x\x07\n" + "m" * 5000}))
+        assert error.what.isprintable()
+        assert len(error.what) < 600
+
+    def test_denials_say_how_to_log_in(self) -> None:
+        for status in (401, 403):
+            error = refused(status, errors({"code": "DENIED", "message": "requested access is denied"}))
+            assert error.what.startswith("registry.example refused: ")
+            assert "DENIED: requested access is denied" in error.what
+            assert "ocistream login registry.example" in error.hint
+
+    def test_a_rate_limit_says_what_can_be_done_and_how_long_it_lasts(self) -> None:
+        hint = "the registry limits how much it gives: wait{}, or log in for a higher limit"
+        assert refused(429).hint == hint.format("")
+        assert refused(429, wait=3600.4).hint == hint.format(" 3600 s")
+
+    def test_a_pause_that_is_asked_for_is_passed_on(self) -> None:
+        assert refused(503, wait=600.0).hint == "the registry asks to be left alone for 600 s"
+        assert refused(503).hint is None
+
+    @given(st.binary() | st.text().map(str.encode) | st.builds(errors, st.dictionaries(st.text(), st.text())))
+    def test_no_body_makes_it_fail(self, body: bytes) -> None:
+        assert refused(500, body).what.isprintable()

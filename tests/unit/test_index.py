@@ -1,0 +1,299 @@
+"""What `index.json` and `manifest.json` say: how images are named, listed and chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
+from ocistream.graph import ALL_PLATFORMS, Graph, PlatformChoice, Root
+from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, parse_platform
+from ocistream.stores.index import (
+    FULL_NAME,
+    OCI_LAYOUT,
+    REF_NAME,
+    blob_name,
+    docker_manifest_json,
+    entry_for,
+    every_image,
+    images_named,
+    index_json,
+    name_of,
+    names_there,
+    only_image,
+    parse_index,
+    parse_layout_file,
+    roots_of,
+)
+from ocistream.stores.layout import LayoutSource, merge
+from tests.contract.shapes import nested_index, with_attestation
+from tests.contract.stores import NothingEarly
+from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.schemas import validate
+
+DIGEST = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+
+
+def descriptor(digest: str = DIGEST, **annotations: str) -> Descriptor:
+    return Descriptor(OCI_MANIFEST, digest, 7, annotations=annotations)
+
+
+def named(name: str, digest: str = DIGEST) -> Root:
+    return roots_of([descriptor(digest, **{REF_NAME: name})])[0]
+
+
+class TestLayoutFile:
+    def test_ours_is_valid_and_understood(self) -> None:
+        validate(OCI_LAYOUT, "layout")
+        parse_layout_file(OCI_LAYOUT)
+
+    def test_later_minor_versions_are_understood(self) -> None:
+        parse_layout_file(b'{"imageLayoutVersion": "1.1.0", "more": 1}')
+
+    @pytest.mark.parametrize(
+        "raw", [b"{}", b"", b"[]", b'{"imageLayoutVersion": "2.0.0"}', b'{"imageLayoutVersion": 1.0}', b"x" * 5000]
+    )
+    def test_anything_else_is_refused(self, raw: bytes) -> None:
+        with pytest.raises(ArchiveError, match="oci-layout"):
+            parse_layout_file(raw)
+
+
+class TestParsing:
+    def test_entries_come_in_order(self) -> None:
+        entries = [descriptor(OTHER), descriptor(**{REF_NAME: "v1"}), descriptor(**{FULL_NAME: "r.example/a:1"})]
+        raw = index_json(entries)
+        validate(raw, "index")
+        assert parse_index(raw) == entries
+
+    @pytest.mark.parametrize("raw", [b'{"manifests": null}', b'{"manifests": []}'])
+    def test_an_empty_list_may_be_null(self, raw: bytes) -> None:
+        assert parse_index(raw) == []
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b"",
+            b"{}",
+            b"[]",
+            b"not json",
+            b'{"manifests": {}}',
+            b'{"manifests": [1]}',
+            b'{"manifests": [], "manifests": []}',
+            b'{"manifests": [], "layers": []}',
+            b'{"manifests": [{"mediaType": "a/b", "digest": "sha256:abc", "size": 1}]}',
+            b'{"manifests": []}' + b" " * limits.MAX_MANIFEST,
+        ],
+    )
+    def test_a_malformed_index_is_refused(self, raw: bytes) -> None:
+        with pytest.raises(ArchiveError, match=r"index\.json") as caught:
+            parse_index(raw)
+        assert caught.value.exit_code == 6
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("annotations", "name"),
+        [
+            ({}, None),
+            ({REF_NAME: ""}, None),
+            ({REF_NAME: "v1"}, "v1"),
+            ({FULL_NAME: "r.example/a:v1", REF_NAME: "v1"}, "r.example/a:v1"),
+            ({"other": "x"}, None),
+        ],
+    )
+    def test_an_entry_goes_by_its_full_name_or_its_tag(self, annotations: dict[str, str], name: str | None) -> None:
+        assert name_of(descriptor(**annotations)) == name
+
+    def test_a_root_that_is_called_as_before_keeps_its_entry(self) -> None:
+        entry = descriptor(**{FULL_NAME: "r.example/a:1", REF_NAME: "odd", "x": "y"})
+        assert entry_for(Root("r.example/a:1", entry)) is entry
+        assert entry_for(Root(None, entry)) is entry
+
+    @pytest.mark.parametrize(
+        ("name", "annotations"),
+        [
+            ("r.example/org/app:v1", {FULL_NAME: "r.example/org/app:v1", REF_NAME: "v1"}),
+            ("docker.io/library/nginx:1", {FULL_NAME: "docker.io/library/nginx:1", REF_NAME: "1"}),
+            ("v1", {REF_NAME: "v1"}),
+            ("nginx:1", {REF_NAME: "nginx:1"}),
+            ("r.example/app", {REF_NAME: "r.example/app"}),
+            ("any words", {REF_NAME: "any words"}),
+            ("app:v1@blake3:abc", {REF_NAME: "app:v1@blake3:abc"}),
+        ],
+    )
+    def test_a_root_is_entered_under_its_name(self, name: str, annotations: dict[str, str]) -> None:
+        before = descriptor(**{REF_NAME: "old", FULL_NAME: "r.example/old:1", "x": "y"})
+        assert entry_for(Root(name, before)).annotations == {"x": "y", **annotations}
+
+
+class TestMerging:
+    def test_a_name_gets_its_new_meaning_and_the_others_stay(self) -> None:
+        there = [named("v1").descriptor, named("v2").descriptor, descriptor(OTHER)]
+        merged = merge(there, [named("v1", OTHER)])
+        assert [(name_of(entry), entry.digest) for entry in merged] == [("v2", DIGEST), (None, OTHER), ("v1", OTHER)]
+
+    def test_what_has_no_name_is_entered_once(self) -> None:
+        nameless = Root(None, descriptor(OTHER))
+        merged = merge(merge([named("v1").descriptor], [nameless]), [nameless])
+        assert [(name_of(entry), entry.digest) for entry in merged] == [("v1", DIGEST), (None, OTHER)]
+
+    def test_a_name_does_not_hide_behind_another_one_of_the_same_image(self) -> None:
+        merged = merge([named("v1").descriptor], [named("v2"), Root(None, descriptor())])
+        assert [name_of(entry) for entry in merged] == ["v1", "v2", None]
+
+
+class TestChoosing:
+    full = roots_of(
+        [
+            descriptor(**{FULL_NAME: "docker.io/library/nginx:1", REF_NAME: "1"}),
+            descriptor(OTHER, **{FULL_NAME: "r.example/app:2", REF_NAME: "2"}),
+            descriptor(OTHER, **{FULL_NAME: "r.example/other:1", REF_NAME: "1"}),
+        ]
+    )
+
+    @pytest.mark.parametrize(
+        ("name", "place"),
+        [
+            ("docker.io/library/nginx:1", 0),
+            ("nginx:1", 0),
+            ("r.example/app:2", 1),
+            ("2", 1),
+            (DIGEST, 0),
+        ],
+    )
+    def test_an_image_is_found_by_each_of_its_names(self, name: str, place: int) -> None:
+        assert list(images_named([name])(self.full)) == [self.full[place]]
+
+    def test_images_come_in_the_order_of_the_question(self) -> None:
+        assert list(images_named(["2", "nginx:1"])(self.full)) == [self.full[1], self.full[0]]
+
+    @pytest.mark.parametrize("name", ["3", "nginx", "NGINX", "r.example/app", "", "sha256:" + "c" * 64])
+    def test_one_that_is_not_there_is_not_found_and_those_there_are_listed(self, name: str) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            images_named([name])(self.full)
+        assert "docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
+
+    def test_a_tag_of_two_images_is_no_choice(self) -> None:
+        with pytest.raises(UsageError, match="2 images that go by '1'"):
+            images_named(["1"])(self.full)
+
+    def test_two_entries_of_one_image_are_one(self) -> None:
+        twice = [named("v1"), named("v1")]
+        assert list(images_named(["v1"])(twice)) == twice[:1]
+
+    def test_every_image_is_all_of_them(self) -> None:
+        assert every_image(self.full) == self.full
+
+    def test_the_only_image_is_chosen_without_a_name(self) -> None:
+        nameless = Root(None, descriptor(OTHER))
+        assert list(only_image([nameless])) == [nameless]
+        # A signature beside it, say, does not count.
+        assert list(only_image([nameless, named("v1")])) == [named("v1")]
+        # Two names of one image are one image.
+        assert list(only_image([named("v1"), named("v2")])) == [named("v1")]
+
+    def test_of_several_none_is_the_only_one(self) -> None:
+        with pytest.raises(UsageError, match="there are 3 images") as caught:
+            only_image(self.full)
+        assert "r.example/app:2" in (caught.value.hint or "")
+        with pytest.raises(UsageError):
+            only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
+
+    def test_of_none_there_is_none(self) -> None:
+        with pytest.raises(NotFoundError, match="no image"):
+            only_image([])
+
+    def test_a_long_list_is_cut(self) -> None:
+        assert names_there([]) == "none"
+        assert names_there([named(str(n)) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+        assert names_there([Root(None, descriptor()), named("a\x1bb")]) == f"{DIGEST}, a?b"
+
+
+class TestDockersManifest:
+    def made(self, layout: Layout, platforms: PlatformChoice = ALL_PLATFORMS) -> list[dict[str, Any]]:
+        graph = LayoutSource(layout.path, platforms=platforms).graph(NothingEarly())
+        entries: list[dict[str, Any]] = json.loads(docker_manifest_json(graph))
+        return entries
+
+    def test_an_image_is_entered_with_paths_into_blobs_and_its_short_name(self, layout: Layout) -> None:
+        image = small_image(layout, name="docker.io/library/app:v1")
+        manifest = layout.read(image["digest"])
+        assert self.made(layout) == [
+            {
+                "Config": blob_name(manifest["config"]["digest"]),
+                "RepoTags": ["app:v1"],
+                "Layers": [blob_name(layer["digest"]) for layer in manifest["layers"]],
+            }
+        ]
+
+    def test_several_names_of_one_image_are_one_entry(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        layout.name(image, "r.example/app:v1", "docker.io/org/app:v2")
+        (entry,) = self.made(layout)
+        assert entry["RepoTags"] == ["r.example/app:v1", "org/app:v2"]
+
+    def test_a_name_that_docker_cannot_have_is_none(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        layout.name(image, "a b", "app:v1@blake3:abc")
+        assert self.made(layout)[0]["RepoTags"] is None
+
+    @pytest.mark.parametrize("make", [two_platforms, nested_index])
+    def test_of_an_index_it_is_the_image_for_amd64(self, layout: Layout, make: Callable[..., Any]) -> None:
+        make(layout, name="r.example/app:v1")
+        (entry,) = self.made(layout)
+        config = json.loads((layout.path / entry["Config"]).read_bytes())
+        assert config["architecture"] == "amd64"
+
+    def test_without_one_it_is_the_first(self, layout: Layout) -> None:
+        images = [layout.image([tar_layer({"x": p.encode()})], platform=p) for p in ("linux/s390x", "linux/arm64")]
+        layout.index(images, name="r.example/app:v1")
+        (entry,) = self.made(layout)
+        assert json.loads((layout.path / entry["Config"]).read_bytes())["architecture"] == "s390x"
+
+    def test_attestations_and_artifacts_are_no_images(self, layout: Layout) -> None:
+        with_attestation(layout, "v1")
+        layout.artifact(b"sbom", name="v2")
+        # Older attestations have the config of an image.
+        vouching = {
+            **layout.image([tar_layer({"vouch": b""})]),
+            "platform": {"os": "unknown", "architecture": "unknown"},
+        }
+        layout.index([vouching], name="v3")
+        assert len(self.made(layout)) == 1
+
+    def test_an_index_that_is_lacking_has_no_entry(self, layout: Layout) -> None:
+        index = two_platforms(layout, name="v1")
+        layout.file(index["digest"]).unlink()
+        assert self.made(layout) == []
+
+    def test_a_narrowed_image_is_entered(self, layout: Layout) -> None:
+        two_platforms(layout, name="r.example/app:v1")
+        (entry,) = self.made(layout, PlatformChoice((parse_platform("linux/arm64"),)))
+        assert entry["RepoTags"] == ["r.example/app:v1"]
+
+    def test_indexes_that_list_each_other_a_thousand_times_are_looked_into_once(self, layout: Layout) -> None:
+        found = small_image(layout)
+        for _ in range(limits.MAX_INDEX_DEPTH - 1):
+            found = layout.index([found] * 1000)
+        layout.name(found, "v1")
+        assert len(self.made(layout)) == 1
+
+
+def test_an_index_of_ours_says_so() -> None:
+    document = json.loads(index_json([]))
+    assert document == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+
+
+def test_a_path_is_made_of_a_digest_and_of_nothing_else() -> None:
+    assert blob_name(DIGEST) == "blobs/sha256/" + "a" * 64
+    with pytest.raises(OcistreamError):
+        blob_name("sha256:../../../etc/passwd")
+
+
+def test_an_empty_graph_has_empty_documents() -> None:
+    assert docker_manifest_json(Graph((), (), ())) == b"[]"

@@ -1,0 +1,267 @@
+"""Where a request may go, and how a URL is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream.errors import FinalNetworkError
+from ocistream.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
+from tests.network import names
+
+PUBLIC = Origin("https", "registry.example", 443)
+
+
+class TestOrigin:
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("https://registry.example", "https://registry.example:443/v2/"),
+            ("http://registry.example:80", "http://REGISTRY.example/x?y"),
+            ("https://registry.example/", "https://user:password@registry.example/"),
+            ("http://[::1]:80/", "http://[::1]/"),
+        ],
+    )
+    def test_the_same_scheme_host_and_port_are_the_same_origin(self, one: str, other: str) -> None:
+        assert Origin.of(one) == Origin.of(other)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            "http://registry.example/",
+            "https://registry.example:444/",
+            "https://registry.example.evil.test/",
+            "https://registry.example@evil.test/",
+            "https://evil.test/registry.example",
+        ],
+    )
+    def test_anything_else_is_another_one(self, other: str) -> None:
+        assert Origin.of(other) != PUBLIC
+
+    @pytest.mark.parametrize(
+        "url", ["", "/v2/", "ftp://host/", "file:///etc/passwd", "https://", "https:///x", "http://h:x/", "http://[::1"]
+    )
+    def test_what_is_no_url_with_a_host_has_none(self, url: str) -> None:
+        with pytest.raises(FinalNetworkError, match="not an http or https URL"):
+            Origin.of(url)
+
+
+class TestTargets:
+    @pytest.mark.parametrize("url", ["http://registry.example/", "http://registry.example:443/", "http://cdn.example/"])
+    def test_https_never_leads_to_http(self, url: str) -> None:
+        with pytest.raises(FinalNetworkError, match="leads from https to http://"):
+            check_target(PUBLIC, url)
+
+    def test_a_registry_that_calls_itself_http_is_told_apart(self) -> None:
+        with pytest.raises(FinalNetworkError) as own:
+            check_target(PUBLIC, "http://registry.example/v2/?sig=secret")
+        with pytest.raises(FinalNetworkError) as other:
+            check_target(PUBLIC, "http://other.example/")
+        assert own.value.hint
+        assert "X-Forwarded-Proto" in own.value.hint
+        assert other.value.hint is None
+        assert "secret" not in own.value.what
+
+    def test_http_may_lead_to_https(self) -> None:
+        check_target(Origin("http", "127.0.0.1", 5000), "https://127.0.0.1:5001/")
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",  # noqa: S104 - an address to be refused
+            "169.254.169.254",
+            "100.100.100.200",
+            "[::1]",
+            "[::]",
+            "[fe80::1]",
+            "[fe80::1%25eth0]",
+            "[fd00:ec2::254]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:169.254.169.254]",
+            "localhost",
+            "2130706433",
+            "0x7f000001",
+            "127.1",
+        ],
+    )
+    def test_a_host_outside_never_leads_to_this_machine_or_to_metadata(
+        self, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        with names(monkeypatch, registry="203.0.113.5"):
+            home = Origin("https", "registry.test", 443)
+            with pytest.raises(FinalNetworkError, match="an address inside of this machine or network"):
+                check_target(home, f"https://{host}/")
+
+    @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1", "fe80::1"])
+    def test_nor_by_a_name_that_resolves_to_such_an_address(
+        self, monkeypatch: pytest.MonkeyPatch, address: str
+    ) -> None:
+        with (
+            names(monkeypatch, registry="203.0.113.5", storage=address),
+            pytest.raises(FinalNetworkError, match=r"registry\.test leads to storage\.test, an address inside"),
+        ):
+            check_target(Origin("https", "registry.test", 443), "https://storage.test/")
+
+    @pytest.mark.parametrize("address", ["203.0.113.6", "10.0.0.1", "2001:db8::1"])
+    def test_other_hosts_are_where_blobs_often_are(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+        with names(monkeypatch, registry="203.0.113.5", storage=address):
+            check_target(Origin("https", "registry.test", 443), "https://storage.test/")
+
+    def test_a_registry_on_this_machine_may_lead_to_itself_and_to_others_here(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        check_target(Origin("http", "127.0.0.1", 5000), "http://127.0.0.1:9000/")
+        check_target(Origin("http", "127.0.0.1", 5000), "http://localhost:9000/")
+        with names(monkeypatch, registry="127.0.0.1"):
+            check_target(Origin("http", "registry.test", 80), "http://169.254.1.1/")
+
+    @pytest.mark.parametrize("host", ["nowhere.invalid", "a" * 64 + ".example", "\u2603" * 70])
+    def test_a_name_that_does_not_resolve_is_left_to_the_connection(
+        self, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        class Nobody:
+            @staticmethod
+            def getaddrinfo(host: str, _port: None) -> list[object]:
+                host.encode("idna")
+                raise OSError
+
+        monkeypatch.setattr("ocistream.origins.socket", Nobody)
+        check_target(PUBLIC, f"https://{host}/")
+
+
+class TestLoopback:
+    @pytest.mark.parametrize("host", ["localhost", "app.localhost", "127.0.0.1", "127.5.5.5", "::1"])
+    def test_names_of_this_machine(self, host: str) -> None:
+        assert is_loopback(host)
+
+    @pytest.mark.parametrize("host", ["", "localhost.example", "notlocalhost", "10.0.0.1", "0.0.0.0", "::2"])  # noqa: S104
+    def test_other_names(self, host: str) -> None:
+        assert not is_loopback(host)
+
+
+class TestResolved:
+    BASE = "https://registry.example/v2/app/blobs/uploads/?x=1"
+
+    @pytest.mark.parametrize(
+        ("location", "expected"),
+        [
+            (
+                "/v2/app/blobs/uploads/1?_state=a%3Db%7E",
+                "https://registry.example/v2/app/blobs/uploads/1?_state=a%3Db%7E",
+            ),
+            ("1?_state=a%3D", "https://registry.example/v2/app/blobs/uploads/1?_state=a%3D"),
+            ("?_state=x", "https://registry.example/v2/app/blobs/uploads/?_state=x"),
+            ("//cdn.example/x", "https://cdn.example/x"),
+            ("https://cdn.example/a%2Fb?sig=%2B+/=~", "https://cdn.example/a%2Fb?sig=%2B+/=~"),
+            ("", "https://registry.example/v2/app/blobs/uploads/?x=1"),
+        ],
+    )
+    def test_a_location_is_resolved_and_otherwise_left_byte_for_byte(self, location: str, expected: str) -> None:
+        assert resolved(self.BASE, location) == expected
+
+    @pytest.mark.parametrize(
+        ("location", "expected"),
+        [("/a b", "/a%20b"), ("/\xe9", "/%E9"), ("/\xc3\xa9?n=\xa0", "/%C3%A9?n=%A0"), ("/\x7f", "/%7F")],
+    )
+    def test_what_cannot_be_sent_is_encoded(self, location: str, expected: str) -> None:
+        assert resolved(self.BASE, location) == f"https://registry.example{expected}"
+
+    @pytest.mark.parametrize("location", ["http://[::1/x?sig=secret", "https://[v]/secret", "/\u2603"])
+    def test_a_malformed_one_is_refused_and_not_shown(self, location: str) -> None:
+        with pytest.raises(FinalNetworkError, match="leads to") as caught:
+            resolved(self.BASE, location)
+        assert "secret" not in caught.value.what
+
+    @given(st.text(st.characters(max_codepoint=255)))
+    def test_no_header_makes_it_fail_otherwise(self, location: str) -> None:
+        with contextlib.suppress(FinalNetworkError):
+            assert all("!" <= character <= "~" for character in resolved(self.BASE, location))
+
+
+class TestRedacted:
+    @pytest.mark.parametrize(
+        ("url", "expected"),
+        [
+            ("https://user:password@h:5000/v2/x?sig=secret#part", "https://h:5000/v2/x?..."),
+            ("https://h/v2/", "https://h/v2/"),
+            ("http://a@b@h/", "http://h/"),
+            ("http://h/\x1b[31m\n", "http://h/?[31m"),
+            ("http://[::1/?sig=secret", "(a malformed URL)"),
+        ],
+    )
+    def test_user_password_query_and_control_characters_are_not_shown(self, url: str, expected: str) -> None:
+        assert redacted(url) == expected
+
+    def test_a_long_one_is_cut(self) -> None:
+        assert len(redacted("https://h/" + "x" * 5000)) < 500
+
+
+class TestProxies:
+    @pytest.mark.parametrize(
+        ("url", "no_proxy"),
+        [
+            ("https://registry.example/v2/", "registry.example"),
+            ("https://registry.example/v2/", "other, registry.example"),
+            ("https://registry.example/v2/", "other registry.example"),
+            ("https://a.registry.example/", "registry.example"),
+            ("https://a.registry.example/", ".registry.example"),
+            ("https://registry.example/", "REGISTRY.example:443"),
+            ("https://registry.example:5000/", "registry.example:5000"),
+            ("https://anything.example/", "*"),
+            ("https://10.1.2.3/", "10.0.0.0/8"),
+            ("https://10.1.2.3/", "10.1.2.3"),
+            ("https://10.1.2.3:5000/", "10.1.2.3:5000"),
+            ("https://[2001:db8::1]/", "2001:db8::/32"),
+            ("https://[2001:db8::1]:5000/", "[2001:db8::1]:5000"),
+            ("http://localhost:5000/", ""),
+            ("http://127.0.0.1:5000/", ""),
+            ("http://[::1]:5000/", ""),
+        ],
+    )
+    def test_what_is_asked_for_without_a_proxy(self, url: str, no_proxy: str) -> None:
+        assert bypasses_proxy(url, no_proxy)
+
+    @pytest.mark.parametrize(
+        ("url", "no_proxy"),
+        [
+            ("https://registry.example/", ""),
+            ("https://registry.example/", " , ,"),
+            ("https://registry.example/", "example.registry"),
+            ("https://notregistry.example/", "registry.example"),
+            ("https://registry.example/", "registry.example:5000"),
+            ("https://registry.example/", "10.0.0.0/8"),
+            ("https://10.1.2.3/", "11.0.0.0/8"),
+            ("https://10.1.2.3/", "10.1.2.3:5000"),
+            ("https://10.1.2.3/", "2001:db8::/32"),
+            ("https://registry.example/", "a:b:c"),
+            ("https://registry.example/", "::1"),
+        ],
+    )
+    def test_what_goes_through_the_proxy(self, url: str, no_proxy: str) -> None:
+        assert not bypasses_proxy(url, no_proxy)
+
+    def test_the_environment_is_neither_read_nor_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("no_proxy", "registry.example")
+        assert not bypasses_proxy("https://registry.example/", "other.example")
+        monkeypatch.delenv("no_proxy")
+        failures: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                for _ in range(200):
+                    bypasses_proxy("https://registry.example/", "other.example")
+            except BaseException as error:  # noqa: BLE001 - it is looked at below
+                failures.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []

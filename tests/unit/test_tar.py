@@ -1,0 +1,376 @@
+"""The tar format: what other writers mean is understood, and what a hostile one claims is not believed."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.stores.tar import Entry, TarReader, header, padding
+from tests.archives import BLOCK, END, files_in, member, padded, pax_header, tar_of, with_checksum
+from tests.peers import need
+
+GIB = 1 << 30
+LONG = "blobs/sha512/" + "a" * 128
+
+
+def gnu_tar(*arguments: str | Path) -> bytes:
+    need("tar")
+    return subprocess.run(["tar", *arguments], check=True, capture_output=True).stdout
+
+
+def entries_of(archive: bytes) -> list[Entry]:
+    return list(TarReader(io.BytesIO(archive)))
+
+
+def contents_of(archive: bytes) -> dict[str, bytes]:
+    reader = TarReader(io.BytesIO(archive))
+    return {entry.name: b"".join(bytes(chunk) for chunk in reader.content(entry)) for entry in reader}
+
+
+def changed(block: bytes, at: int, value: bytes) -> bytes:
+    """Return a header with a field written over, and its checksum put right."""
+    return with_checksum(block[:at] + value + block[at + len(value) :])
+
+
+def file_header(name: str = "a", size: int = 0) -> bytes:
+    return member(name, tarfile.REGTYPE, size=size)
+
+
+class TestReading:
+    @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_every_dialect_is_understood(self, kind: int) -> None:
+        items = {"a": b"", "b/c": b"x" * 512, "d/" + "e" * 90 + "/f": b"y" * 513, "ä": b"z"}
+        if kind != tarfile.USTAR_FORMAT:
+            items[LONG] = b"long"
+        assert contents_of(tar_of(items.items(), kind=kind)) == items
+
+    @pytest.mark.parametrize("dialect", ["ustar", "gnu", "oldgnu", "pax", "v7"])
+    def test_what_gnu_tar_writes_is_understood(self, tmp_path: Path, dialect: str) -> None:
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "a").write_bytes(b"x" * 1000)
+        (tmp_path / "index.json").write_bytes(b"{}")
+        (tmp_path / "link").symlink_to("index.json")
+        archive = gnu_tar(f"--format={dialect}", "-C", tmp_path, "-c", ".")
+        entries = {entry.name.rstrip("/"): entry.kind for entry in entries_of(archive)}
+        assert entries == {
+            ".": "directory",
+            "./blobs": "directory",
+            "./blobs/a": "file",
+            "./index.json": "file",
+            "./link": "link",
+        }
+        assert contents_of(archive)["./blobs/a"] == b"x" * 1000
+
+    @pytest.mark.parametrize("dialect", ["gnu", "pax"])
+    def test_long_names_of_gnu_tar_are_understood(self, tmp_path: Path, dialect: str) -> None:
+        path = tmp_path / LONG
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"long")
+        archive = gnu_tar(f"--format={dialect}", "-C", tmp_path, "-c", LONG)
+        assert contents_of(archive) == {LONG: b"long"}
+
+    def test_entries_say_where_their_bytes_are(self) -> None:
+        archive = tar_of([("a", b"12345"), (LONG, b"x" * 600), ("c", b"6")])
+        for entry in entries_of(archive):
+            expected = {"a": b"12345", LONG: b"x" * 600, "c": b"6"}[entry.name]
+            assert archive[entry.offset : entry.offset + entry.size] == expected
+
+    def test_content_that_is_not_read_is_passed_over(self) -> None:
+        archive = tar_of([("a", b"x" * 3000), ("b", b"y" * 3000), ("c", b"z")])
+        reader = TarReader(io.BytesIO(archive))
+        seen = []
+        for entry in reader:
+            seen.append(entry.name)
+            if entry.name == "b":
+                next(reader.content(entry))
+        assert seen == ["a", "b", "c"]
+
+    def test_what_follows_the_end_is_not_looked_at(self) -> None:
+        archive = tar_of([("a", b"1")])
+        assert [entry.name for entry in entries_of(archive + b"garbage" * 1000)] == ["a"]
+
+    def test_draining_reads_to_the_end_of_the_file(self) -> None:
+        file = io.BytesIO(tar_of([("a", b"1")]) + bytes(5 << 20))
+        reader = TarReader(file)
+        assert len(list(reader)) == 1
+        reader.drain()
+        assert file.read() == b""
+
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [
+            (tarfile.REGTYPE, "file"),
+            (tarfile.AREGTYPE, "file"),
+            (tarfile.CONTTYPE, "file"),
+            (tarfile.DIRTYPE, "directory"),
+            (tarfile.SYMTYPE, "link"),
+            (tarfile.LNKTYPE, "link"),
+            (tarfile.FIFOTYPE, "other"),
+            (tarfile.CHRTYPE, "other"),
+            (tarfile.BLKTYPE, "other"),
+            (b"V", "other"),
+        ],
+    )
+    def test_each_type_is_told_apart(self, kind: bytes, expected: str) -> None:
+        (entry,) = entries_of(member("a", kind, target="b") + END)
+        assert (entry.kind, entry.target) == (expected, "b")
+
+    @pytest.mark.parametrize(
+        "kind", [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE]
+    )
+    def test_what_has_no_content_hides_nothing_behind_a_size(self, kind: bytes) -> None:
+        hidden = file_header("hidden", 1) + padded(b"x")
+        archive = changed(member("a", kind), 124, f"{len(hidden):011o}".encode()) + hidden + END
+        assert [entry.name for entry in entries_of(archive)] == ["a", "hidden"]
+        # As others read it.
+        with tarfile.open(fileobj=io.BytesIO(archive)) as reader:
+            assert reader.getnames() == ["a", "hidden"]
+
+    def test_the_content_of_an_unknown_type_is_passed_over(self) -> None:
+        archive = member("volume", b"V", size=700) + padded(b"x" * 700) + file_header("b") + END
+        assert [entry.name for entry in entries_of(archive)] == ["volume", "b"]
+
+    def test_a_global_header_changes_nothing(self) -> None:
+        comment = pax_header(b"52 comment=0123456789012345678901234567890123456789\n", kind=tarfile.XGLTYPE)
+        trap = pax_header(b"15 path=hidden\n", kind=tarfile.XGLTYPE)
+        assert [entry.name for entry in entries_of(comment + trap + file_header() + END)] == ["a"]
+
+    def test_a_pax_header_overrules_the_entry(self) -> None:
+        records = b"12 path=bcd\n15 linkpath=ef\n9 size=3\n"
+        archive = pax_header(records) + file_header("x", 700) + padded(b"123") + file_header("y") + END
+        first, second = entries_of(archive)
+        assert (first.name, first.target, first.size) == ("bcd", "ef", 3)
+        assert second.name == "y"
+
+    def test_an_empty_path_in_a_pax_header_means_the_entrys_own(self) -> None:
+        assert entries_of(pax_header(b"8 path=\n") + file_header("x") + END)[0].name == "x"
+
+    def test_names_that_are_no_utf_8_are_kept_apart(self) -> None:
+        names = [
+            entry.name for entry in entries_of(tar_of([("\udcff", b""), ("\udcfe", b"")], kind=tarfile.GNU_FORMAT))
+        ]
+        assert len(set(names)) == 2
+
+    @given(st.lists(st.tuples(st.text("abc/.ä", min_size=1, max_size=200), st.binary(max_size=1500)), max_size=5))
+    def test_what_tarfile_writes_comes_out_again(self, items: list[tuple[str, bytes]]) -> None:
+        named = {name.rstrip("/"): content for name, content in items if name.rstrip("/")}
+        assert contents_of(tar_of(named.items())) == named
+
+
+class TestReadingSmallEntries:
+    def test_an_entry_is_read_whole(self) -> None:
+        reader = TarReader(io.BytesIO(tar_of([("a", b"12345")])))
+        (data,) = [reader.read(entry, 5) for entry in reader]
+        assert data == b"12345"
+
+    def test_one_that_is_too_large_is_refused_before_it_is_read(self) -> None:
+        reader = TarReader(io.BytesIO(file_header("a\x1bb", 6)))
+        with pytest.raises(ArchiveError, match=r"'a\?b' in the archive is larger than 5 bytes"):
+            reader.read(next(iter(reader)), 5)
+
+
+class TestRefusing:
+    def refused(self, archive: bytes, match: str) -> None:
+        with pytest.raises(ArchiveError, match=match) as caught:
+            contents_of(archive)
+        assert caught.value.exit_code == 6
+        assert caught.value.what.isprintable()
+
+    @pytest.mark.parametrize("content", [b"", b"x", b"x" * 512, b"x" * 1000])
+    def test_an_archive_that_ends_anywhere_before_its_end_is_truncated(self, content: bytes) -> None:
+        archive = tar_of([("a", content), (LONG, content)])
+        for length in range(0, len(archive), 7):
+            self.refused(archive[:length], "truncated")
+        self.refused(archive[:-1], "without an end-of-archive mark")
+
+    def test_it_says_where(self) -> None:
+        archive = tar_of([("a", b"x" * 1000)])
+        self.refused(archive[:700], "ends at byte 700, in the middle of 'a'")
+        with pytest.raises(ArchiveError, match="ends at byte 700, in the middle of an entry"):
+            entries_of(archive[:700])
+        self.refused(pax_header(b"9 size=3\n")[:515], "ends at byte 515, in the middle of a header")
+
+    def test_a_single_block_of_zeros_is_no_end(self) -> None:
+        self.refused(bytes(BLOCK) + file_header() + END, "goes on after a block of zeros")
+
+    @pytest.mark.parametrize("at", [0, 100, 124, 148, 156, 257, 345])
+    def test_a_header_that_was_changed_is_refused(self, at: int) -> None:
+        block = bytearray(file_header("abc", 3))
+        block[at] ^= 1
+        self.refused(bytes(block) + padded(b"123") + END, "no tar header at byte 0")
+
+    def test_what_is_no_tar_is_refused(self) -> None:
+        self.refused(b"<html>" * 1000, "no tar header at byte 0")
+        self.refused(tar_of([("a", b"1")], end=False) + b"x" * BLOCK, "no tar header at byte 1024")
+
+    @pytest.mark.parametrize(
+        ("magic", "name"),
+        [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh9", "bzip2")],
+    )
+    def test_a_compressed_archive_is_known_as_such(self, magic: bytes, name: str) -> None:
+        with pytest.raises(UnsupportedError, match=f"compressed with {name}") as caught:
+            entries_of(magic + bytes(BLOCK))
+        assert f"{name} -dc" in (caught.value.hint or "")
+        # But only at the beginning: later it is garbage.
+        self.refused(tar_of([("a", b"1")], end=False) + magic + bytes(BLOCK), "no tar header")
+
+    @pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12])
+    def test_a_negative_size_is_refused(self, size: bytes) -> None:
+        self.refused(changed(file_header(), 124, size) + END, "negative size|no tar header")
+
+    def test_a_size_that_is_no_number_is_refused(self) -> None:
+        self.refused(changed(file_header(), 124, b"nonsense\0\0\0\0") + END, "no tar header")
+
+    def test_an_enormous_size_is_truncated_and_nothing_is_allocated(self) -> None:
+        self.refused(changed(file_header(), 124, b"\x80" + b"\xff" * 11) + END, "truncated")
+        self.refused(pax_header(b"28 size=9223372036854775807\n") + file_header() + END, "truncated")
+
+    @pytest.mark.parametrize("size", ["", "-1", "+1", "1.5", "0x10", "1 ", "99999999999999999999", "\u0661"])
+    def test_a_malformed_size_in_a_pax_header_is_refused(self, size: str) -> None:
+        value = f" size={size}\n".encode()
+        records = f"{len(value) + 1 + (len(value) > 8)}".encode() + value
+        assert int(records.split(b" ")[0]) == len(records)
+        self.refused(pax_header(records) + file_header() + END, "malformed size")
+
+    @pytest.mark.parametrize(
+        "records",
+        [
+            b"x",
+            b"9 size=3",
+            b"9 size=33\n",
+            b"8 size=3\n",
+            b"10 size=3 \n9",
+            b"99 size=3\n",
+            b"-9 size=3\n",
+            b"size=3\n",
+            b" 9 size=3\n",
+            b"7 size\n",
+            b"0 \n",
+            b"4 a\n",
+            b"9 size=3\n9 size=4\n",
+            b"9 size=3\n\0",
+            b"9" * 30 + b" a=b\n",
+            b"\xff\xfe",
+        ],
+    )
+    def test_a_malformed_pax_header_is_refused(self, records: bytes) -> None:
+        self.refused(
+            pax_header(records) + file_header() + padded(b"123") + END, "pax header in the archive is malformed"
+        )
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+    def test_a_huge_pax_header_is_refused_before_it_is_read(self, kind: bytes) -> None:
+        self.refused(member("pax", kind, size=limits.MAX_PAX_HEADER + 1), "pax header in the archive is larger")
+
+    @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+    def test_a_huge_long_name_is_refused_before_it_is_read(self, kind: bytes) -> None:
+        self.refused(member("././@LongLink", kind, size=limits.MAX_LONG_NAME + 1), "long name in the archive is larger")
+
+    def test_a_long_link_belongs_to_the_next_entry(self) -> None:
+        archive = tarfile.TarInfo("a")
+        archive.type, archive.linkname = tarfile.SYMTYPE, "b" * 300
+        (entry,) = entries_of(archive.tobuf(tarfile.GNU_FORMAT) + END)
+        assert entry.target == "b" * 300
+
+    def test_sparse_files_are_refused(self) -> None:
+        self.refused(member("a", tarfile.GNUTYPE_SPARSE) + END, "'a' in the archive is a sparse file")
+        self.refused(pax_header(b"22 GNU.sparse.major=1\n") + file_header() + END, "sparse file")
+
+    def test_a_sparse_file_of_gnu_tar_is_refused(self, tmp_path: Path) -> None:
+        with (tmp_path / "hole").open("wb") as file:
+            file.truncate(10 << 20)
+        for dialect in ("gnu", "pax"):
+            archive = gnu_tar("--sparse", f"--format={dialect}", "-C", tmp_path, "-c", "hole")
+            self.refused(archive, "sparse file")
+
+    def test_there_is_a_greatest_number_of_entries(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_ENTRIES", 3)
+        assert len(entries_of(tar_of([(name, b"") for name in "ab"]))) == 2
+        self.refused(tar_of([(name, b"") for name in "abc"]), "more than 3 entries")
+
+    @given(st.binary(max_size=2000))
+    def test_any_bytes_are_refused_in_our_own_words(self, raw: bytes) -> None:
+        with pytest.raises((ArchiveError, UnsupportedError)):
+            entries_of(raw[:1000])
+
+    @given(st.integers(0, 511), st.integers(0, 255), st.binary(max_size=40))
+    def test_any_header_is_an_entry_or_one_of_our_errors(self, at: int, value: int, tail: bytes) -> None:
+        block = changed(file_header("a", len(tail)), at, bytes([value])) if not 148 <= at < 156 else file_header()
+        archive = with_checksum(block) + padded(tail) + END
+        try:
+            entries = entries_of(archive)
+        except (ArchiveError, UnsupportedError):
+            return
+        assert len(entries) <= 2
+
+
+class TestWriting:
+    def test_a_header_is_read_by_gnu_tar(self, tmp_path: Path) -> None:
+        archive = header("blobs/a", 5, 1_700_000_000) + b"12345" + padding(5) + header(LONG, 0) + END
+        (tmp_path / "a.tar").write_bytes(archive)
+        first, second = gnu_tar("--utc", "-tvf", tmp_path / "a.tar").decode().splitlines()
+        assert first.split() == ["-rw-r--r--", "0/0", "5", "2023-11-14", "22:13", "blobs/a"]
+        assert second.split()[-1] == LONG
+        assert files_in(archive) == {"blobs/a": b"12345", LONG: b""}
+
+    @pytest.mark.parametrize("size", [8 * GIB - 1, 8 * GIB, 8 * GIB + 1, 1 << 40, (1 << 63) - 1])
+    def test_sizes_beyond_8_gib_are_written_as_others_read_them(self, size: int) -> None:
+        raw = header("a", size)
+        assert len(raw) % BLOCK == 0
+        with tarfile.open(fileobj=io.BytesIO(raw + END)) as reader:
+            info = reader.next()
+        assert info is not None
+        assert (info.name, info.size) == ("a", size)
+        entry = next(iter(TarReader(io.BytesIO(raw))))
+        assert (entry.name, entry.size, entry.offset) == ("a", size, len(raw))
+
+    def test_gnu_tar_reads_a_size_beyond_8_gib(self, tmp_path: Path) -> None:
+        size = 8 * GIB + 5
+        path = tmp_path / "a.tar"
+        with path.open("wb") as file:
+            file.write(header("big", size))
+            # A hole: the file takes no room.
+            file.seek(size + len(padding(size)), io.SEEK_CUR)
+            file.write(header("after", 0) + END)
+        lines = gnu_tar("-tvf", path).decode().splitlines()
+        assert [(line.split()[2], line.split()[-1]) for line in lines] == [(str(size), "big"), ("0", "after")]
+
+    def test_nobodys_name_and_no_clock_is_in_it(self) -> None:
+        info = tarfile.TarInfo.frombuf(header("a", 1), "utf-8", "strict")
+        assert (info.uid, info.gid, info.uname, info.gname, info.mtime, info.mode) == (0, 0, "", "", 0, 0o644)
+        assert header("a", 1) == header("a", 1)
+
+    @pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
+    def test_padding_fills_the_last_block(self, size: int) -> None:
+        assert (size + len(padding(size))) % BLOCK == 0
+        assert len(padding(size)) < BLOCK
+        assert not any(padding(size))
+
+
+def test_short_reads_are_no_end() -> None:
+    # A pipe behind a buffer: a BufferedReader asks again until it has what was asked for, or the pipe ends.
+    archive = tar_of([("a", b"x" * 5000), ("b", b"y")])
+
+    class Pipe(io.RawIOBase):
+        position = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            part = archive[self.position : self.position + min(3, len(buffer))]
+            buffer[: len(part)] = part
+            self.position += len(part)
+            return len(part)
+
+    reader = TarReader(io.BufferedReader(Pipe(), 64))
+    found = {entry.name: b"".join(bytes(chunk) for chunk in reader.content(entry)) for entry in reader}
+    assert found == {"a": b"x" * 5000, "b": b"y"}

@@ -1,0 +1,740 @@
+"""Retries, redirects and authorization, against registries over real sockets that fail as they are told."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.connections import Answer, Body
+from ocistream.credentials import Credential
+from ocistream.errors import (
+    AuthenticationError,
+    CancelledError,
+    FinalNetworkError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+)
+from ocistream.retry import Patience
+from tests.certificates import Certificate
+from tests.faults import (
+    Action,
+    Drop,
+    Fault,
+    Flip,
+    HangUp,
+    Header,
+    Reply,
+    Reset,
+    Stall,
+    redirect,
+    refusal,
+    too_many_requests,
+)
+from tests.faulty_auth import Basic, Bearer
+from tests.network import CountingRegistry, Heard, QuickTransport, RawServer, names, unused_port
+from tests.registry_http import basic
+from tests.token_server import TokenServer, User
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+
+ALICE = Credential("alice", "s3cret", source="the test")
+PULL = ("repository:app:pull",)
+PUSH = ("repository:app:pull,push",)
+#: What costs nothing to serve, and needs a token where there are any.
+TAGS = "/v2/app/tags/list"
+
+
+def ask(
+    transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
+) -> Answer:
+    """Send a GET, or another `method`, to a path or a URL, and drain the answer; the registry's name is its host."""
+    answer = send(transport, registry, target, **options)
+    answer.drain()
+    return answer
+
+
+def send(
+    transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
+) -> Answer:
+    """Send a request as `ask` does, and leave the answer's body to the test."""
+    endpoint = transport.endpoint(registry if isinstance(registry, str) else registry.host)
+    method = options.pop("method", "GET")
+    url = target if "://" in target else f"{endpoint.url}{target}"
+    return transport.request(endpoint, method, url, **options)
+
+
+def under_test(registry: CountingRegistry) -> str:
+    """Return the name of a registry under which it is, as far as we know, not on this machine."""
+    return f"registry.test:{registry.host.rpartition(':')[2]}"
+
+
+def statuses(registry: CountingRegistry) -> list[int | None]:
+    return [request.status for request in registry.requests]
+
+
+class TestRetries:
+    @pytest.mark.parametrize(
+        "failure",
+        [HangUp(), Reset(), *(refusal(status) for status in (408, 429, 500, 502, 503, 504))],
+        ids=lambda failure: str(getattr(failure, "status", type(failure).__name__)),
+    )
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
+    def test_what_may_pass_is_tried_again_until_it_has(
+        self, faulty: Faulty, quick: Quick, failure: Action, method: str
+    ) -> None:
+        registry = faulty(Fault(failure, times=3), Fault(Reply(200, {}, b"done"), path="x"))
+        answer = send(quick(), registry, "/v2/x", method=method, body=b"small" if method == "PUT" else None)
+        assert answer.read(10) == (b"" if method == "HEAD" else b"done")
+        assert len(registry.requests) == 4
+        if method == "PUT":
+            assert registry.requests[-1].headers["Content-Length"] == "5"
+
+    @pytest.mark.parametrize(
+        ("failure", "kind"),
+        [
+            (HangUp(), NetworkError),
+            (Reset(), NetworkError),
+            (refusal(429), RegistryError),
+            (refusal(503), RegistryError),
+        ],
+    )
+    def test_the_number_of_tries_is_bounded_and_the_last_failure_is_told(
+        self, faulty: Faulty, quick: Quick, failure: Action, kind: type[OcistreamError]
+    ) -> None:
+        registry = faulty(Fault(failure, times=None))
+        with pytest.raises(kind) as caught:
+            ask(quick(), registry)
+        assert type(caught.value) is kind
+        assert caught.value.exit_code == 7
+        assert len(registry.requests) == 4
+
+    def test_a_refused_connection_is_tried_again(self, quick: Quick) -> None:
+        transport = quick()
+        port = unused_port()
+        with pytest.raises(NetworkError, match="connection refused"):
+            ask(transport, f"127.0.0.1:{port}")
+        assert len(transport.waits) == 3
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 412, 413, 416, 418, 501, 505])
+    def test_what_will_not_pass_is_not_tried_again(self, faulty: Faulty, quick: Quick, status: int) -> None:
+        registry = faulty(Fault(refusal(status, "CODE", "said"), times=None))
+        transport = quick()
+        with pytest.raises(OcistreamError, match="401" if status == 401 else f"{status} CODE: said|does not say how"):
+            ask(transport, registry)
+        assert len(registry.requests) == 1
+        assert transport.waits == []
+
+    def test_a_final_failure_is_not_tried_again(
+        self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = faulty(tls=certificate)
+        transport = quick()
+        with names(monkeypatch, registry="203.0.113.5"), pytest.raises(FinalNetworkError, match="not trusted"):
+            ask(transport, under_test(registry))
+        assert transport.waits == []
+
+    def test_a_stall_is_tried_again(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Stall()))
+        assert ask(quick(stall_timeout=0.2), registry).status == 200
+        registry.release()
+
+    def test_each_retry_is_told_without_the_query(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(503)), Fault(HangUp()))
+        transport = quick()
+        ask(transport, registry, "/v2/?sig=secret")
+        refused, broken = transport.told
+        assert (refused.url, refused.reason) == (f"{registry.url}/v2/?...", "answered 503")
+        assert (broken.url, broken.reason) == (
+            "",
+            f"GET {registry.url}/v2/?...: Remote end closed connection without response",
+        )
+        assert transport.waits == [refused.wait, broken.wait]
+
+    def test_a_refusal_whose_body_breaks_off_is_a_refusal_all_the_same(self, quick: Quick) -> None:
+        head = b"HTTP/1.1 %s\r\nContent-Length: 100\r\n\r\nshort"
+        with RawServer(head % b"503 No", head % b"404 No") as server:
+            transport = quick()
+            with pytest.raises(NotFoundError):
+                ask(transport, server)
+            assert len(server.heard) == 2
+
+    def test_the_connection_is_used_again_after_a_refusal(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(503), times=3))
+        ask(quick(), registry)
+        assert len(registry.requests) == 4
+        assert registry.accepted == 1
+
+    def test_a_body_that_was_begun_is_not_sent_again(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(503), "PATCH", times=None))
+        transport = quick()
+        with pytest.raises(RegistryError, match="503"):
+            ask(transport, registry, method="PATCH", body=Body(iter([b"x"]), 1))
+        registry.faults = [Fault(HangUp(), "PATCH", times=None)]
+        with pytest.raises(NetworkError):
+            ask(transport, registry, method="PATCH", body=Body(iter([b"x"]), 1))
+        assert len(registry.requests) == 2
+
+    def test_a_body_that_was_not_begun_is(self, quick: Quick) -> None:
+        port = unused_port()
+        body = Body(iter([b"x"]), 1)
+        transport = quick()
+        with pytest.raises(NetworkError):
+            ask(transport, f"127.0.0.1:{port}", method="PATCH", body=body)
+        assert len(transport.waits) == 3
+        assert not body.begun
+
+    def test_several_requests_of_one_work_share_its_tries(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(503), times=3))
+        transport = quick()
+        tries = transport.tries()
+        assert ask(transport, registry, tries=tries).status == 200
+        registry.faults = [Fault(refusal(503), times=1)]
+        with pytest.raises(RegistryError):
+            ask(transport, registry, tries=tries)
+
+
+class TestRetryAfter:
+    @pytest.mark.parametrize("as_date", [False, True])
+    def test_it_is_obeyed(self, faulty: Faulty, quick: Quick, as_date: bool) -> None:
+        registry = faulty(Fault(too_many_requests(100, as_date=as_date)))
+        transport = quick()
+        ask(transport, registry)
+        assert transport.waits[0] == pytest.approx(100, abs=30)
+
+    @pytest.mark.parametrize("value", ["soon", "-1", "\xb2"])
+    def test_one_that_makes_no_sense_is_overlooked(self, faulty: Faulty, quick: Quick, value: str) -> None:
+        registry = faulty(Fault(refusal(429, Retry_After=value)))
+        transport = quick()
+        ask(transport, registry)
+        assert transport.waits[0] < 1.0
+
+    def test_one_beyond_our_patience_is_an_error_that_says_how_long(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(too_many_requests(301), times=None))
+        transport = quick()
+        with pytest.raises(RegistryError, match="429 TOOMANYREQUESTS") as caught:
+            ask(transport, registry)
+        assert caught.value.exit_code == 7
+        assert caught.value.hint
+        assert "wait 301 s" in caught.value.hint
+        assert len(registry.requests) == 1
+        assert transport.waits == []
+
+    def test_429_holds_all_requests_to_that_host_back_and_no_others(self, faulty: Faulty, quick: Quick) -> None:
+        registry, other = faulty(Fault(too_many_requests(100))), faulty()
+        transport = quick()
+        ask(transport, registry)
+        # The wait after the answer, then what was left of it: nothing was really waited.
+        assert len(transport.waits) == 2
+        transport.waits.clear()
+        ask(transport, other)
+        assert transport.waits == []
+        ask(transport, registry)
+        assert transport.waits == [pytest.approx(100, abs=30)]
+
+    def test_503_holds_nobody_else_back(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(503, Retry_After="100")))
+        transport = quick()
+        ask(transport, registry)
+        ask(transport, registry)
+        assert len(transport.waits) == 1
+
+    def test_the_host_is_that_of_the_answer(self, faulty: Faulty, quick: Quick) -> None:
+        storage = faulty(Fault(too_many_requests(100)))
+        registry = faulty(Fault(redirect(f"{storage.url}/v2/"), path="tags", times=None))
+        transport = quick()
+        ask(transport, registry, TAGS)
+        transport.waits.clear()
+        ask(transport, registry)
+        assert transport.waits == []
+        ask(transport, registry, TAGS)
+        assert len(transport.waits) == 1
+
+    def test_a_hold_back_that_is_over_holds_nobody_back(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(too_many_requests()))
+        transport = quick()
+        ask(transport, registry)
+        transport.waits.clear()
+        time.sleep(0.01)
+        ask(transport, registry)
+        assert transport.waits == []
+
+
+class TestCancelling:
+    @pytest.mark.parametrize("failure", [HangUp(), too_many_requests(200), refusal(503, Retry_After="200")])
+    def test_a_wait_ends_at_once(self, faulty: Faulty, failure: Action) -> None:
+        registry = faulty(Fault(failure, times=None))
+        with Sleeping(patience=Patience(attempts=2, backoff=200.0, backoff_limit=200.0)) as transport:
+            transport.cancel_when_it_sleeps()
+            with pytest.raises(CancelledError):
+                ask(transport, registry)
+        assert len(registry.requests) == 1
+
+    def test_a_hold_back_ends_at_once(self, faulty: Faulty) -> None:
+        registry = faulty()
+        with Sleeping() as transport:
+            transport.hold_back(registry.url, 200.0)
+            transport.cancel_when_it_sleeps()
+            with pytest.raises(CancelledError):
+                ask(transport, registry)
+        assert registry.requests == []
+
+    def test_nothing_is_sent_after_it_but_what_cleans_up(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        cancelled = threading.Event()
+        transport = quick(cancelled=cancelled)
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            ask(transport, registry)
+        transport.request_once(transport.endpoint(registry.host), "DELETE", f"{registry.url}/v2/app/blobs/uploads/x")
+        assert [request.method for request in registry.requests] == ["DELETE"]
+
+
+class Sleeping(QuickTransport):
+    """A transport that does sleep, and says so."""
+
+    def __init__(self, **options: Any) -> None:
+        self.sleeping = threading.Event()
+        super().__init__(**options)
+
+    def wait(self, seconds: float) -> None:
+        self.sleeping.set()
+        super(QuickTransport, self).wait(seconds)
+
+    def cancel_when_it_sleeps(self) -> None:
+        def cancel() -> None:
+            self.sleeping.wait()
+            self.cancelled.set()
+
+        threading.Thread(target=cancel).start()
+
+
+class TestRedirects:
+    def test_a_relative_one_and_one_of_the_same_origin_keep_the_authorization(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty(auth=Basic("alice", "s3cret"))
+        registry.faults = [
+            Fault(redirect("tags/list?n=1"), path=r"/v2/app/a$"),
+            Fault(redirect(f"{registry.url}/v2/app/a")),
+        ]
+        answer = ask(quick(credential=ALICE), registry, "/v2/app/x", expected=(404,))
+        assert answer.url == f"{registry.url}/v2/app/tags/list?n=1"
+        # The first one asks for it.
+        assert [request.headers["Authorization"] is None for request in registry.requests] == [True, *[False] * 3]
+
+    def test_another_origin_gets_no_authorization_and_the_request_is_the_same_otherwise(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        storage = faulty()
+        registry = faulty(Fault(redirect(f"{storage.url}/v2/?X-Signature=a%2Fb%7E"), path="tags"), auth=Bearer())
+        answer = ask(quick(), registry, TAGS, scopes=PULL, headers={"Range": "bytes=5-"})
+        assert answer.status == 200
+        (seen,) = storage.requests
+        assert seen.target == "/v2/?X-Signature=a%2Fb%7E"
+        assert sorted(seen.headers.keys()) == ["Accept", "Accept-Encoding", "Host", "Range", "User-Agent"]
+        assert registry.requests[-1].headers["Authorization"].startswith("Bearer ")
+
+    def test_who_was_led_away_and_back_again_shows_nothing_any_more(self, faulty: Faulty, quick: Quick) -> None:
+        registry, storage = faulty(), faulty()
+        registry.auth = Basic("alice", "s3cret")
+        registry.faults = [Fault(redirect(f"{storage.url}/x"), path="app/a")]
+        storage.faults = [Fault(redirect(f"{registry.url}/v2/"))]
+        transport = quick(credential=ALICE)
+        ask(transport, registry)
+        with pytest.raises(AuthenticationError):
+            ask(transport, registry, "/v2/app/a")
+        assert registry.requests[-1].path == "/v2/"
+        assert registry.requests[-1].headers["Authorization"] is None
+
+    @pytest.mark.parametrize("challenge", ['Bearer realm="{}/token"', "Basic"])
+    def test_a_challenge_of_another_origin_is_not_answered(self, faulty: Faulty, quick: Quick, challenge: str) -> None:
+        storage = faulty()
+        storage.faults = [Fault(refusal(401, WWW_Authenticate=challenge.format(storage.url)))]
+        registry = faulty(Fault(redirect(f"{storage.url}/x"), path="app/a"), auth=Basic("alice", "s3cret"))
+        with pytest.raises(AuthenticationError):
+            ask(quick(credential=ALICE), registry, "/v2/app/a")
+        assert len(storage.requests) == 1
+        assert len(registry.requests) == 2
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+    def test_every_kind_keeps_the_method(self, faulty: Faulty, quick: Quick, status: int, method: str) -> None:
+        registry = faulty(Fault(redirect("/v2/y", status)), Fault(Reply(200)))
+        ask(quick(), registry, "/v2/x", method=method)
+        assert [(request.method, request.path) for request in registry.requests] == [
+            (method, "/v2/x"),
+            (method, "/v2/y"),
+        ]
+
+    def test_five_are_followed_and_no_more(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(*(Fault(redirect(f"/v2/{number}")) for number in range(limits.MAX_REDIRECTS)))
+        registry.faults.append(Fault(Reply(200)))
+        assert ask(quick(), registry, "/v2/x").url == f"{registry.url}/v2/4"
+        registry.faults = [Fault(redirect("/v2/x"), times=None)]
+        registry.requests.clear()
+        with pytest.raises(FinalNetworkError, match="more than 5 redirects"):
+            ask(quick(), registry, "/v2/x")
+        assert len(registry.requests) == limits.MAX_REDIRECTS + 1
+
+    @pytest.mark.parametrize("location", [None, ""])
+    def test_one_without_a_location_is_an_answer(self, faulty: Faulty, quick: Quick, location: str | None) -> None:
+        registry = faulty(Fault(Reply(307, {} if location is None else {"Location": location})))
+        with pytest.raises(RegistryError, match="307"):
+            ask(quick(), registry)
+
+    @pytest.mark.parametrize(
+        ("location", "said"),
+        [
+            ("ftp://h/x?secret", "not an http or https URL"),
+            ("http://[::1/?secret", "leads to"),
+            ("file:///etc/passwd", "not an http or https URL"),
+            ("http://user:secret@127.0.0.1:0/?secret", "GET http://127.0.0.1:0/"),
+        ],
+    )
+    def test_a_malformed_one_is_refused_and_not_shown(
+        self, faulty: Faulty, quick: Quick, location: str, said: str
+    ) -> None:
+        registry = faulty(Fault(redirect(location), times=None))
+        with pytest.raises(NetworkError, match=said) as caught:
+            ask(quick(), registry)
+        assert "secret" not in f"{caught.value} {caught.value.hint}"
+
+    def test_an_endless_body_of_one_is_not_read(self, quick: Quick) -> None:
+        def endless(connection: socket.socket, _: Heard) -> None:
+            connection.sendall(b"HTTP/1.1 307 There\r\nLocation: /v2/y\r\nContent-Length: 1099511627776\r\n\r\n")
+            while True:
+                connection.sendall(bytes(1 << 16))
+
+        with RawServer(endless, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
+            assert ask(quick(), server).url == f"{server.url}/v2/y"
+
+    def test_a_body_goes_along_within_an_origin_and_never_to_another(self, faulty: Faulty, quick: Quick) -> None:
+        storage, registry = faulty(), faulty()
+        registry.faults = [Fault(redirect("/v2/y")), Fault(Reply(200)), Fault(redirect(f"{storage.url}/v2/"))]
+        ask(quick(), registry, method="PUT", body=b"manifest")
+        assert registry.requests[1].headers["Content-Length"] == "8"
+        with pytest.raises(FinalNetworkError, match="redirected to another host"):
+            ask(quick(), registry, method="PUT", body=b"manifest")
+        registry.faults = [Fault(redirect(f"{storage.url}/v2/"))]
+        with pytest.raises(FinalNetworkError, match="redirected to another host"):
+            ask(quick(), registry, method="PATCH", body=Body(iter([b"x"]), 1))
+        assert storage.requests == []
+
+    def test_a_body_that_was_sent_cannot_be_sent_again_elsewhere(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(redirect("/v2/y")))
+        with pytest.raises(FinalNetworkError, match="redirected after its body was sent"):
+            ask(quick(), registry, method="PATCH", body=Body(iter([b"x"]), 1))
+
+    def test_https_is_not_left_for_http(
+        self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = faulty()
+        registry = faulty(tls=certificate)
+        host = under_test(registry)
+        transport = quick(ca_file=str(certificate.file))
+        with names(monkeypatch, registry="127.0.0.1"):
+            assert ask(transport, host).status == 200
+            for location in (f"{plain.url}/v2/?secret", f"http://{host}/v2/?secret"):
+                registry.faults = [Fault(redirect(location))]
+                with pytest.raises(FinalNetworkError, match="leads from https to http") as caught:
+                    ask(transport, host)
+                assert "secret" not in str(caught.value)
+        assert plain.requests == []
+
+    def test_http_then_https_then_http_is_refused_at_the_last_step(
+        self, faulty: Faulty, quick: Quick, certificate: Certificate
+    ) -> None:
+        plain = faulty()
+        encrypted = faulty(Fault(redirect(f"{plain.url}/v2/end")), tls=certificate)
+        plain.faults = [Fault(redirect(f"{encrypted.url}/v2/"))]
+        with pytest.raises(FinalNetworkError, match="leads from https to http"):
+            ask(quick(ca_file=str(certificate.file)), plain)
+        assert len(plain.requests) == len(encrypted.requests) == 1
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "[::1]", "storage.test"])
+    def test_a_public_registry_does_not_lead_to_inner_addresses(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch, host: str
+    ) -> None:
+        inner = faulty()
+        port = inner.host.rpartition(":")[2]
+        registry = faulty(Fault(redirect(f"http://{host}:{port}/v2/"), times=None))
+        with (
+            names(monkeypatch, registry="203.0.113.5", storage="127.0.0.1"),
+            pytest.raises(FinalNetworkError, match="an address inside of this machine or network"),
+        ):
+            ask(quick(plain_http=True), under_test(registry))
+        assert len(registry.requests) == 1
+        assert inner.requests == []
+
+
+class TestOrigins:
+    @pytest.mark.parametrize(
+        ("registry", "plain_http", "url"),
+        [
+            ("docker.io", False, "https://registry-1.docker.io"),
+            ("registry.example", False, "https://registry.example"),
+            ("registry.example:5000", True, "http://registry.example:5000"),
+            ("localhost:5000", False, "http://localhost:5000"),
+            ("[::1]:5000", False, "http://[::1]:5000"),
+        ],
+    )
+    def test_a_registry_has_its_url(self, quick: Quick, registry: str, plain_http: bool, url: str) -> None:
+        transport = quick(plain_http=plain_http)
+        assert transport.endpoint(registry).url == url
+        assert transport.endpoint(registry) is transport.endpoint(registry)
+
+    def test_a_url_of_another_origin_gets_no_authorization(self, faulty: Faulty, quick: Quick) -> None:
+        registry, other = faulty(auth=Basic("alice", "s3cret")), faulty()
+        transport = quick(credential=ALICE)
+        ask(transport, registry)
+        ask(transport, registry, f"{other.url}/v2/")
+        transport.request_once(transport.endpoint(registry.host), "DELETE", f"{other.url}/v2/")
+        assert [request.headers["Authorization"] for request in other.requests] == [None, None]
+
+    def test_a_url_that_leads_inward_from_a_public_registry_is_refused(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inner = faulty()
+        transport = quick()
+        with names(monkeypatch, registry="203.0.113.5"):
+            for url in (f"{inner.url}/v2/", f"https://{inner.host}/v2/"):
+                with pytest.raises(FinalNetworkError):
+                    ask(transport, "registry.test", url)
+                with pytest.raises(FinalNetworkError):
+                    transport.request_once(transport.endpoint("registry.test"), "DELETE", url)
+        assert inner.requests == []
+
+
+class TestBasic:
+    def test_it_is_shown_when_it_is_asked_for_and_from_then_on(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Basic("alice", "s3cret"))
+        transport = quick(credential=ALICE)
+        ask(transport, registry)
+        ask(transport, registry, TAGS, expected=(404,))
+        expected = basic("alice", "s3cret")["Authorization"]
+        assert [request.headers["Authorization"] for request in registry.requests] == [None, expected, expected]
+
+    def test_a_wrong_one_is_shown_once(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Basic("alice", "other"))
+        transport = quick(credential=ALICE)
+        with pytest.raises(AuthenticationError, match="refused"):
+            ask(transport, registry)
+        assert len(registry.requests) == 2
+
+    def test_none_at_all_is_an_error(self, faulty: Faulty, quick: Quick) -> None:
+        with pytest.raises(AuthenticationError, match="none were found"):
+            ask(quick(), faulty(auth=Basic("alice", "s3cret")))
+
+
+class TestBearer:
+    @pytest.mark.parametrize("credential", [None, ALICE])
+    def test_one_token_serves_many_requests(self, faulty: Faulty, quick: Quick, credential: Credential | None) -> None:
+        auth = Bearer(users={"alice": "s3cret"}, anonymous=("pull",))
+        registry = faulty(auth=auth)
+        transport = quick(credential=credential)
+        for _ in range(3):
+            ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
+        assert [request.user for request in auth.requests] == [credential and credential.username]
+        assert auth.requests[0].scopes == PULL
+        assert statuses(registry) == [401, 200, 404, 404, 404]
+
+    def test_a_token_for_pushing_serves_for_pulling_and_not_the_other_way_round(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        auth = Bearer(users={"alice": "s3cret"}, anonymous=())
+        registry = faulty(auth=auth)
+        transport = quick(credential=ALICE)
+        for scopes in (PULL, PUSH, PULL, PUSH):
+            ask(transport, registry, TAGS, scopes=scopes, expected=(404,))
+        assert [request.scopes for request in auth.requests] == [PULL, PUSH]
+
+    def test_many_threads_ask_for_one_token(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer()
+        registry = faulty(Fault(Stall(0.05), path="/token"), auth=auth)
+        transport = quick()
+        threads = [
+            threading.Thread(target=lambda: ask(transport, registry, TAGS, scopes=PULL, expected=(404,)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(auth.requests) == 1
+
+    def test_it_is_renewed_before_it_ends(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer(expires_in=1)
+        registry = faulty(auth=auth)
+        transport = quick()
+        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
+        time.sleep(0.6)
+        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
+        # No 401 but the first: the second token was had before the first had to be refused.
+        assert statuses(registry) == [401, 200, 404, 200, 404]
+
+    def test_one_that_is_refused_is_replaced_once(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        transport = quick()
+        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
+        auth.expire()
+        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
+        assert statuses(registry) == [401, 200, 404, 401, 200, 404]
+
+    def test_a_registry_that_refuses_fresh_ones_too_ends_it(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer(uses=0)
+        registry = faulty(auth=auth)
+        with pytest.raises(AuthenticationError, match="401 UNAUTHORIZED") as caught:
+            ask(quick(), registry, TAGS, scopes=PULL)
+        assert caught.value.exit_code == 3
+        assert statuses(registry) == [401, 200, 401]
+
+    def test_a_small_body_is_sent_again_with_the_fresh_token(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        target = "/v2/app/blobs/uploads/"
+        ask(quick(), registry, target, method="POST", body=b"x", scopes=PUSH, expected=(202,))
+        assert [request.headers["Content-Length"] for request in registry.asked("POST")] == ["1", "1"]
+
+    def test_a_large_body_meets_no_401_since_the_token_is_had_before_it(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Bearer())
+        transport = quick()
+        url = "/v2/app/blobs/uploads/"
+        location = ask(transport, registry, url, method="POST", scopes=PUSH, expected=(202,)).header("Location")
+        body = Body(iter([b"x"]), 1)
+        ask(transport, registry, str(location), method="PATCH", body=body, scopes=PUSH, expected=(202,))
+
+    def test_a_401_after_a_large_body_is_no_denial_but_a_reason_to_begin_again(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        transport = quick()
+        url = "/v2/app/blobs/uploads/"
+        ask(transport, registry, url, method="POST", scopes=PUSH, expected=(202,))
+        auth.expire()
+        body = Body(iter([b"x"]), 1)
+        with pytest.raises(NetworkError, match="the token ended"):
+            ask(transport, registry, f"{url}x", method="PATCH", body=body, scopes=PUSH)
+        # The next try has a fresh token from the beginning.
+        ask(transport, registry, url, method="POST", scopes=PUSH, expected=(202,))
+        assert statuses(registry) == [401, 200, 202, 401, 200, 202]
+
+    def test_cleaning_up_shows_the_token_that_there_is(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        transport = quick()
+        endpoint = transport.endpoint(registry.host)
+        url = f"{registry.url}/v2/app/blobs/uploads/x"
+        transport.request_once(endpoint, "DELETE", url, scopes=PUSH)
+        assert statuses(registry) == [401]
+        ask(transport, registry, TAGS, scopes=PUSH, expected=(404,))
+        transport.request_once(endpoint, "DELETE", url, scopes=PUSH)
+        assert registry.requests[-1].headers["Authorization"].startswith("Bearer ")
+
+
+class TestTokenServers:
+    @pytest.mark.parametrize(
+        "failure", [HangUp(), Reset(), Drop(10), refusal(429), refusal(500), refusal(503)], ids=str
+    )
+    def test_one_in_trouble_is_asked_again(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
+        auth = Bearer()
+        registry = faulty(Fault(failure, path="/token", times=3), auth=auth)
+        ask(quick(), registry, TAGS, scopes=PULL, expected=(404,))
+        assert len(registry.asked(path="/token")) == 4
+
+    @pytest.mark.parametrize(
+        ("failure", "kind", "asked"),
+        [
+            (HangUp(), FinalNetworkError, 4),
+            (refusal(500), RegistryError, 4),
+            (refusal(429, Retry_After="1000"), RegistryError, 1),
+            (refusal(400), RegistryError, 1),
+            (Flip(0), RegistryError, 1),
+            (Reply(200, {}, b"x" * (limits.MAX_TOKEN_ANSWER + 1)), RegistryError, 1),
+        ],
+        ids=str,
+    )
+    def test_its_tries_are_not_multiplied_by_those_of_the_request(
+        self, faulty: Faulty, quick: Quick, failure: Action, kind: type[NetworkError], asked: int
+    ) -> None:
+        registry = faulty(Fault(failure, path="/token", times=None), auth=Bearer())
+        with pytest.raises(kind) as caught:
+            ask(quick(), registry, TAGS, scopes=PULL)
+        assert caught.value.exit_code == 7
+        assert len(registry.asked(path="/token")) == asked
+        assert len(registry.asked(path="tags")) == 1
+
+    def test_a_realm_over_http_of_a_registry_over_https_gets_nothing(
+        self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = faulty()
+        registry = faulty(tls=certificate, auth=Bearer(realm=f"{plain.url}/token"))
+        transport = quick(ca_file=str(certificate.file), credential=ALICE)
+        with (
+            names(monkeypatch, registry="127.0.0.1"),
+            pytest.raises(FinalNetworkError, match="leads from https to http"),
+        ):
+            ask(transport, under_test(registry), TAGS, scopes=PULL)
+        assert plain.requests == []
+
+    def test_a_realm_inside_of_the_network_of_a_registry_outside_gets_nothing(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inner = faulty()
+        registry = faulty(auth=Bearer(realm=f"{inner.url}/token"))
+        transport = quick(plain_http=True, credential=ALICE)
+        with (
+            names(monkeypatch, registry="203.0.113.5"),
+            pytest.raises(FinalNetworkError, match="an address inside"),
+        ):
+            ask(transport, under_test(registry), TAGS, scopes=PULL)
+        assert inner.requests == []
+
+    def test_a_real_one_on_another_port_gets_the_credential_and_its_token_is_shown_to_the_registry_only(
+        self, faulty: Faulty, quick: Quick, start_token_server: Callable[..., TokenServer]
+    ) -> None:
+        server = start_token_server(users={"alice": User("s3cret")})
+        registry = faulty(auth=Bearer(realm=server.realm))
+        with pytest.raises(AuthenticationError):
+            # This registry does not know the tokens of that server: what is shown is what counts.
+            ask(quick(credential=ALICE), registry, TAGS, scopes=PULL)
+        assert [(request.user, request.scopes) for request in server.requests] == [("alice", PULL)]
+        first, second = registry.requests
+        assert first.headers["Authorization"] is None
+        assert second.headers["Authorization"].count(".") == 2
+
+    def test_a_redirect_of_it_elsewhere_gets_no_password(self, faulty: Faulty, quick: Quick) -> None:
+        elsewhere = faulty(auth=Bearer())
+        registry = faulty(Fault(redirect(f"{elsewhere.url}/token"), path="/token"), auth=Bearer())
+        with pytest.raises(AuthenticationError):
+            ask(quick(credential=ALICE), registry, TAGS, scopes=PULL)
+        assert registry.asked(path="/token")[0].headers["Authorization"].startswith("Basic ")
+        assert [request.headers["Authorization"] for request in elsewhere.requests] == [None]
+
+    def test_an_identity_token_is_not_carried_along_by_a_redirect(self, faulty: Faulty, quick: Quick) -> None:
+        elsewhere = faulty(auth=Bearer())
+        registry = faulty(Fault(redirect(f"{elsewhere.url}/token"), "POST", "/token"), auth=Bearer())
+        identity = Credential("<token>", "", "identity-of-alice", source="the test")
+        with pytest.raises(FinalNetworkError, match="redirected to another host"):
+            ask(quick(credential=identity), registry, TAGS, scopes=PULL)
+        assert len(registry.asked("POST", "/token")) == 1
+        assert elsewhere.requests == []
+
+
+def test_a_cookie_of_a_registry_is_not_sent_back_by_any_request(faulty: Faulty, quick: Quick) -> None:
+    registry = faulty(Fault(Header("Set-Cookie", "sid=1; Path=/"), times=None), auth=Bearer())
+    transport = quick()
+    for _ in range(2):
+        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
+    assert {request.headers["Cookie"] for request in registry.requests} == {None}
+    assert {request.headers["Accept-Encoding"] for request in registry.requests} == {"identity"}
