@@ -186,7 +186,7 @@ class Authenticator:
         """Give the header value with which to repeat a request that got a 401.
 
         `www_authenticate` are the answer's header values; without any the registry's last challenge counts
-        (gcr.io, REGISTRIES.md 19). `refused` is the value that the request had been sent with: a token that
+        (gcr.io). `refused` is the value that the request had been sent with: a token that
         equals it is forgotten and replaced. That a fresh one is refused again is for the caller to notice.
 
         Raises:
@@ -269,7 +269,7 @@ class Authenticator:
     def _held(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
         """Find a token that still lives: the one for just these scopes, else one that covers them.
 
-        In this order, since some registries heed only a token's first scope (REGISTRIES.md 18). One that was
+        In this order, since some registries heed only a token's first scope (ggcr). One that was
         got with another credential does not count: it may have been granted less.
         """
         now = self._clock()

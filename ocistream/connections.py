@@ -160,7 +160,7 @@ class Connections:
         self._verify = ca_file or True
         self._proxies = {scheme: proxy for scheme, proxy in proxies.items() if scheme != "no_proxy"}
         self._no_proxy = proxies.get("no_proxy", "")
-        # A CDN that gzips a blob breaks its length and digest (REGISTRIES 22).
+        # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._adapter = _Adapter(stall_timeout)
 
@@ -185,12 +185,12 @@ class Connections:
             Exception: what a `Body`'s chunks raise comes out as it is.
         """
         # Not by a session, which would read all of a redirect's body, remember cookies (they make Harbor ask for a
-        # CSRF token, REGISTRIES 21), and let netrc override a Bearer header.
+        # CSRF token), and let netrc override a Bearer header.
         data = b"" if body is None else body
         request = requests.Request(method, url, headers={**self._headers, **headers}, data=data, auth=_as_it_is)
         try:
             prepared = request.prepare()
-            # A signed URL is to arrive as it was given; requests would decode `%7E` and the like (REGISTRIES 2).
+            # A signed URL is to arrive as it was given; requests would decode `%7E` and the like.
             prepared.url = url
             response = self._adapter.send(
                 prepared,

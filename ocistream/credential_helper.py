@@ -33,7 +33,7 @@ __all__ = ["CredentialHelper"]
 MAX_HELPER_ANSWER: Final = 64 * 1024
 #: Seconds that a helper has, a person's typing of a passphrase included.
 HELPER_SECONDS: Final = 30.0
-#: A name becomes part of a program's name (LIMITS: credentials).
+#: A name becomes part of a program's name.
 _NAME: Final = re.compile(r"[a-z0-9-]+\Z")
 #: The one error that every helper words alike (docker-credential-helpers, credentials/error.go).
 _NOT_FOUND: Final = b"credentials not found in native keychain"

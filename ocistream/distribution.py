@@ -75,7 +75,7 @@ class Repository:
             ArchiveError: it is no manifest, or it is not what the registry says it is.
         """
         raw, declared = self._get_manifest(target, ", ".join(ACCEPTED_TYPES))
-        # The bytes are hashed and believed over any header (REGISTRIES 23).
+        # The bytes are hashed and believed over any header (distribution#4895).
         digest = digest_of(raw, target.partition(":")[0] if is_digest(target) else "sha256")
         if is_digest(target) and digest != target:
             msg = f"{self}@{target}: the registry sent a manifest with the digest {digest}"
@@ -155,7 +155,7 @@ class Repository:
 
     @staticmethod
     def _media_type(raw: bytes, declared: str, what: str) -> str:
-        """Settle what a manifest is: by its own word, else by the registry's, else by its shape (REGISTRIES 28).
+        """Settle what a manifest is: by its own word, else by the registry's, else by its shape.
 
         Raises:
             ArchiveError: the document and the registry contradict each other (CVE-2021-41190).
@@ -185,7 +185,7 @@ class Repository:
         )
         answer.drain()
         length = answer.header("Content-Length")
-        # Some registries leave the length away in answers to HEAD (REGISTRIES 23).
+        # Some registries leave the length away in answers to HEAD (distribution#4895).
         return answer.status == 200 and (length is None or length == str(descriptor.size))
 
     def blob_chunks(self, descriptor: Descriptor) -> Iterator[Chunk]:
@@ -242,7 +242,7 @@ class Repository:
 
 
 def _bytes_to_skip(answer: Answer, offset: int) -> int:
-    """Look at the answer to a Range request: how many bytes of it are known already (REGISTRIES 24).
+    """Look at the answer to a Range request: how many bytes of it are known already (container-libs#1114).
 
     Raises:
         FinalNetworkError: it is not what was asked for, or too much would have to be read again.

@@ -1,6 +1,6 @@
 """Every error that ocistream raises on purpose, each with its exit code.
 
-The tree, with the exit code of CLI.md's table behind each name::
+The tree, with the exit code of the README's table behind each name::
 
     OcistreamError                       1
       UsageError                         2   also a malformed name

@@ -128,7 +128,7 @@ def locked_directory(directory: Path) -> Iterator[None]:
 def open_for_reading(path: Path) -> FileIO:
     """Open a regular file unbuffered, without following a symbolic link in its last part.
 
-    A hostile layout may hold a link to a file of the reader's (LIMITS: files written), or a FIFO to hang on.
+    A hostile layout may hold a link to a file of the reader's, or a FIFO to hang on.
 
     Raises:
         OSError: as `open` does; ELOOP where the name is a link, EINVAL where it is not a regular file.

@@ -1,6 +1,6 @@
 """Where a request may go: origins, redirects, loopback and inward addresses, proxies; URLs made fit to be shown.
 
-Rules only (LIMITS.md: redirects, realms, private addresses); nothing is sent from here.
+Rules only for redirects, realms, upload locations and private addresses; nothing is sent from here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_target(home: Origin, url: str) -> None:
 def resolved(base: str, location: str) -> str:
     """Give the URL that a Location means, which may be relative, in the answer to a request for `base`.
 
-    It stays as it is, byte for byte, since it may be signed (REGISTRIES 1, 2); only what cannot be sent is
+    It stays as it is, byte for byte, since it may be signed (distribution-spec#79); only what cannot be sent is
     percent-encoded.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Trying again: how often, after how long, and when it is of no use (REGISTRIES 29, 30)."""
+"""Trying again: how often, after how long, and when it is of no use (seen at Quay, Hub and ECR)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "Transport", "TransportSettings"]
 
-#: Answers that may be better the next time (REGISTRIES 29, 30).
+#: Answers that may be better the next time (seen at Quay, Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _STORING: Final = frozenset({"PATCH", "PUT"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -247,7 +247,7 @@ class Transport:
         return answer
 
     def _redirected(self, request: _Request, url: str) -> Answer:
-        """Send, and follow redirects by LIMITS.md's rules: at most five, never down to http, credentials stay."""
+        """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
         home = Origin.of(url)
         for _ in range(limits.MAX_REDIRECTS + 1):
             self._wait_for_turn(url)

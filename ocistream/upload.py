@@ -65,7 +65,7 @@ class Uploader:
                 self._repository.endpoint,
                 "POST",
                 self._repository.url(f"blobs/uploads/?{query}"),
-                # Push first: some token servers grant what the first scope asks for (REGISTRIES 18).
+                # Push first: some token servers grant what the first scope asks for (ggcr, bearer.go).
                 scopes=(*self._repository.scopes, scopes_for(source, "pull")),
                 expected=(201, 202),
             )
@@ -221,11 +221,11 @@ def _session(answer: Answer) -> str:
 
 
 def _next(answer: Answer) -> str:
-    """Give the URL to go on with: each answer may name another one (REGISTRIES 1, 3), or none where it is the same."""
+    """Give the URL to go on with: each answer may name another one (oras-py#150), or none where it is the same."""
     return resolved(answer.url, answer.header("Location") or "")
 
 
 def _with_query(url: str, query: str) -> str:
-    """Add to a URL's query and leave what is there byte for byte (REGISTRIES 2)."""
+    """Add to a URL's query and leave what is there byte for byte (as distribution has it with its `_state`)."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tests.images import MANIFESTS, Descriptor, Layout
 
@@ -17,7 +17,9 @@ Item = tuple[str, bytes | None]
 #: How every whole archive ends (POSIX pax, "ustar Interchange Format").
 END: Final = bytes(1024)
 BLOCK: Final = 512
-_FIRST: Final = ("oci-layout", "index.json")
+_FIRST: Final[tuple[str, ...]] = ("oci-layout", "index.json")
+#: One of tarfile's formats.
+Kind = Literal[0, 1, 2]
 
 
 def items_of(layout: Layout) -> list[Item]:
@@ -41,8 +43,8 @@ def blob_name(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/")
 
 
-def tar_of(items: Iterable[Item], *, kind: int = tarfile.PAX_FORMAT, prefix: str = "", end: bool = True) -> bytes:
-    """Return a tar file of `items`; `kind` is one of tarfile's formats, `prefix` stands before each name."""
+def tar_of(items: Iterable[Item], *, kind: Kind = tarfile.PAX_FORMAT, prefix: str = "", end: bool = True) -> bytes:
+    """Return a tar file of `items`; `prefix` stands before each name."""
     output = io.BytesIO()
     for name, content in items:
         entry = tarfile.TarInfo(prefix + name)

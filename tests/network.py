@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.message import Message
 from email.parser import BytesParser
@@ -182,6 +183,14 @@ def blob_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
 def read_blob(chunks: Iterable[bytes | memoryview], blob: Descriptor) -> bytes:
     """Read a blob as a transfer would: verified."""
     return b"".join(bytes(chunk) for chunk in verified(chunks, blob))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened that is under way in another thread."""
+    deadline = time.monotonic() + _TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.005)
 
 
 def unused_port() -> int:

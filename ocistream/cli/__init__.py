@@ -81,7 +81,7 @@ def run() -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command line and give its exit code (CLI.md, "Exit codes")."""
+    """Run a command line and give its exit code (README, "In scripts")."""
     signal.signal(signal.SIGTERM, _terminate)
     console = Console.from_arguments(arguments)
     if not arguments:

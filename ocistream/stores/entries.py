@@ -1,6 +1,6 @@
 """Which entries of a tar belong to an OCI archive, by their names; all others are passed over and counted.
 
-A name becomes nothing but a key: no path is ever made from it (LIMITS.md, "a tar entry's name").
+A name becomes nothing but a key: no path is ever made from it.
 """
 
 from __future__ import annotations

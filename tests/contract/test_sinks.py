@@ -18,7 +18,7 @@ from ocistream.stores.layout import LayoutSource
 from ocistream.stream import Chunk
 from tests.contract.shapes import SHAPES, named_in, parts_of
 from tests.contract.stores import REF_NAME, SINKS, SOURCES, LayoutStore, NothingEarly, Store, opened
-from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.images import OCI_LAYER, Layout, small_image, tar_layer, two_platforms
 from tests.observers import Watch
 
 
@@ -245,6 +245,19 @@ class TestCopies:
         parts = parts_of(layout)
         assert {moved.descriptor.digest for moved in report.blobs} == set(parts.blobs)
         assert watched.moved == watched.total == sum(map(len, parts.blobs.values()))
+
+    @pytest.mark.parametrize("kind", SOURCES)
+    def test_a_manifest_that_is_a_layer_of_another_arrives_as_both(
+        self, store: Store, layout: Layout, tmp_path: Path, kind: str
+    ) -> None:
+        inner = small_image(layout)
+        document = layout.read(inner["digest"])
+        document["layers"] = [{**inner, "mediaType": OCI_LAYER}]
+        layout.index([inner, layout.document(document)], name="v1")
+        with opened(SOURCES[kind], tmp_path / "from") as origin:
+            origin.fill(layout)
+            transfer.copy(origin.source(), store.sink(), Watch())
+        is_visible_as_made(store, layout)
 
     def test_what_is_there_is_not_moved_again(self, lasting: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")

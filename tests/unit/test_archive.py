@@ -23,7 +23,7 @@ from ocistream.stores.archive import ArchiveSink, Output, file_output, open_outp
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.layout import LayoutSource
 from ocistream.stream import Chunk, digest_of
-from tests.archives import END, blob_name, files_in, items_of, member, tar_of
+from tests.archives import END, blob_name, check_blobs, files_in, items_of, member, tar_of
 from tests.contract.shapes import SHAPES, parts_of
 from tests.contract.stores import NothingEarly
 from tests.images import OCI_LAYER, Layout, small_image, two_platforms
@@ -98,6 +98,19 @@ class TestContent:
         layout.index([inner, layout.document(document)], name="v1")
         files = files_in(archive_of(LayoutSource(layout.path), tmp_path / "a.tar"))
         assert blob_name(inner["digest"]) in files
+
+    def test_a_manifest_that_came_early_is_not_stored_again(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        source = LayoutSource(layout.path)
+        graph = source.graph(NothingEarly())
+        (manifest,) = graph.manifests
+        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
+        sink.put(Blob(manifest.descriptor, lambda: iter([manifest.raw])))
+        sink.begin(graph)
+        for blob in source.blobs(graph.blobs):
+            sink.put(blob)
+        sink.commit(graph)
+        assert check_blobs(files_in((tmp_path / "a.tar").read_bytes())) >= {manifest.descriptor.digest}
 
     def test_an_archive_of_nothing_is_one(self, tmp_path: Path) -> None:
         sink = ArchiveSink(file_output(tmp_path / "a.tar"))

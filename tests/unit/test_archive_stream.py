@@ -36,7 +36,7 @@ from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
 from ocistream.stores.index import every_image, images_named
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stream import verified
-from tests.archives import END, Item, blob_name, items_of, member, padded, pax_header, small_first, tar_of
+from tests.archives import END, Item, Kind, blob_name, items_of, member, padded, pax_header, small_first, tar_of
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.contract.stores import NothingEarly
 from tests.images import OCI_INDEX, Layout, digest_of, small_image, tar_layer, two_platforms
@@ -164,6 +164,8 @@ STRANGERS: Sequence[Item] = (
     ("a" * 200, b"x" * 700),
 )
 DIRECTORIES: Sequence[Item] = (("blobs", None), ("blobs/sha256", None), ("blobs/sha512", None))
+#: Those that can have long names.
+DIALECTS: Sequence[Kind] = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 CHOICES = (
     ALL_PLATFORMS,
     PlatformChoice((parse_platform("linux/amd64"),)),
@@ -182,7 +184,7 @@ class TestAnyArchive:
             items.insert(data.draw(st.integers(0, len(items))), stranger)
         for again in data.draw(st.lists(st.sampled_from([i for i in items if i[0].startswith("blobs/")]), max_size=3)):
             items.insert(data.draw(st.integers(0, len(items))), again)
-        kind = data.draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+        kind = data.draw(st.sampled_from(DIALECTS))
         prefix = data.draw(st.sampled_from(["", "./"]))
         sizes = data.draw(st.lists(st.integers(20, 5000), min_size=1, max_size=4))
         found = found_in(tar_of(items, kind=kind, prefix=prefix), sizes=sizes)

@@ -18,7 +18,7 @@ from ocistream.connections import Answer, Body, Connections
 from ocistream.errors import IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall
-from tests.network import CountingRegistry, Heard, RawServer, read_head
+from tests.network import CountingRegistry, Heard, RawServer, eventually, read_head
 
 Open = Callable[..., Connections]
 MIB = 1 << 20
@@ -36,8 +36,8 @@ class Tidy(Connections):
         return self.answers[-1]
 
     def close(self) -> None:
-        for answer in self.answers:
-            answer.close()
+        while self.answers:
+            self.answers.pop().close()
         super().close()
 
 
@@ -265,7 +265,7 @@ class TestBodies:
         assert caught.value is failure
         # The body stayed short, so nothing was answered, and the connection is not used again.
         assert get(opened, f"{registry.url}/v2/").status == 200
-        assert registry.asked("PATCH")[0].received == 1000
+        eventually(lambda: registry.asked("PATCH")[0].received == 1000)
         assert registry.accepted == 2
 
     def test_a_slow_reader_is_waited_for_as_long_as_bytes_move(self, connections: Open) -> None:
@@ -423,8 +423,7 @@ class TestReuse:
         threads = [threading.Thread(target=lambda: get(opened, f"{registry.url}/v2/").drain()) for _ in range(jobs)]
         for thread in threads:
             thread.start()
-        while len(registry.requests) < jobs:
-            threading.Event().wait(0.01)
+        eventually(lambda: len(registry.requests) == jobs)
         registry.release()
         for thread in threads:
             thread.join()
@@ -439,8 +438,7 @@ class TestReuse:
         get(opened, f"{registry.url}/v2/").drain()
         assert registry.open_connections == 1
         opened.close()
-        while registry.open_connections:
-            threading.Event().wait(0.01)
+        eventually(lambda: registry.open_connections == 0)
 
     def test_silence_does_not_make_firewalls_forget_a_connection(self, connections: Open) -> None:
         found: list[int] = []

@@ -80,7 +80,7 @@ class TestContents:
         entries = [entry(name) for name in ("oci-layout", "./index.json", "manifest.json", BLOB)]
         assert [contents.add(one) for one in entries] == [None, None, None, f"sha256:{HEX}"]
         assert (contents.layout, contents.index, contents.docker) == tuple(entries[:3])
-        assert contents.blobs == {f"sha256:{HEX}": entries[3]}
+        assert contents.blobs == {f"sha256:{HEX}": (512, 1)}
         assert contents.skipped == 0
         assert contents.required_index() is entries[1]
 
@@ -116,9 +116,9 @@ class TestContents:
 
     def test_a_blob_may_stand_there_twice_and_the_first_counts(self) -> None:
         contents = Contents()
-        first = entry(BLOB, size=5)
-        assert contents.add(first) == contents.add(entry(f"./{BLOB}", size=5)) == f"sha256:{HEX}"
-        assert contents.blobs[f"sha256:{HEX}"] is first
+        again = Entry(f"./{BLOB}", 5, "file", 4096)
+        assert contents.add(entry(BLOB, size=5)) == contents.add(again) == f"sha256:{HEX}"
+        assert contents.blobs[f"sha256:{HEX}"].offset == 512
 
     def test_but_not_with_two_sizes(self) -> None:
         contents = Contents()

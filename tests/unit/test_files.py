@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import multiprocessing
@@ -87,6 +88,35 @@ class TestAtomicFile:
     def test_a_folder_that_is_not_there_is_said_as_such(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "no" / "a"):
             pass
+
+
+class TestDroppingUnfinished:
+    def test_files_of_threads_that_will_not_end_are_removed(self, tmp_path: Path) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def stall() -> None:
+            with contextlib.suppress(FileNotFoundError), atomic_file(tmp_path / "stalled") as file:
+                write_all(file, b"half")
+                begun.set()
+                go_on.wait(60)
+
+        thread = threading.Thread(target=stall)
+        thread.start()
+        begun.wait(60)
+        with atomic_file(tmp_path / "whole"):
+            pass
+        assert len(names_in(tmp_path)) == 2
+        files.drop_unfinished()
+        assert names_in(tmp_path) == ["whole"]
+        go_on.set()
+        thread.join()
+        assert names_in(tmp_path) == ["whole"]
+
+    def test_with_nothing_unfinished_there_is_nothing_to_do(self, tmp_path: Path) -> None:
+        with atomic_file(tmp_path / "whole"):
+            pass
+        files.drop_unfinished()
+        assert names_in(tmp_path) == ["whole"]
 
 
 class TestDiskErrors:

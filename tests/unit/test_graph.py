@@ -388,6 +388,14 @@ class TestSeveralPlatforms:
         assert [entry["platform"]["architecture"] for entry in document["manifests"]] == ["amd64", "riscv64"]
         assert len(walk.manifests) == 3
 
+    def test_nested_indexes_may_be_listed_twice_or_be_lacking(self, layout: Layout) -> None:
+        inner = platforms_index(layout, "linux/amd64", "linux/arm64", "linux/s390x")
+        lost = platforms_index(layout, "linux/riscv64")
+        index = layout.index([inner, lost, inner])
+        walk = Walk(layout, index, platforms=choice("linux/amd64", "linux/arm64"), lacking={lost["digest"]})
+        assert json.loads(walk.graph.manifests[-1].raw)["manifests"] == listed(layout, inner)[:2]
+        assert walk.graph.absent == ()
+
     def test_the_first_entry_of_an_image_is_the_one_that_is_kept(self, layout: Layout) -> None:
         images = listed(layout, platforms_index(layout, "linux/amd64", "linux/arm64", "linux/s390x"))
         noted = [

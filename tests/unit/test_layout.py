@@ -405,14 +405,19 @@ def test_an_index_of_another_tool_keeps_its_entries(layout: Layout, tmp_path: Pa
     image = small_image(layout)
     entry: dict[str, Any] = {
         **image,
+        "platform": {**image["platform"], "os.features": ["win32k"]},
         "artifactType": "application/x",
+        "urls": ["https://elsewhere.example"],
         "annotations": {REF_NAME: "theirs", "org.example": "kept"},
     }
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    document = {"schemaVersion": 2, "manifests": [entry], "annotations": {"of": "the index"}, "unknown": [1]}
+    (layout.path / "index.json").write_text(json.dumps(document))
     other = Layout(tmp_path / "other")
     small_image(other, name="ours")
     copy(other.path, layout.path)
-    assert named_in(layout)[0] == entry
+    after = json.loads((layout.path / "index.json").read_bytes())
+    assert after["manifests"][0] == entry
+    assert {**after, "manifests": [entry]} == document
 
 
 def test_a_root_keeps_what_its_entry_said(layout: Layout, tmp_path: Path) -> None:

@@ -243,8 +243,20 @@ class TestDocuments:
         assert (document.layers, document.manifests) == ((), ())
 
     def test_a_leaf_of_an_unknown_kind_is_carried_and_not_looked_into(self) -> None:
-        document = document_of({"layers": "nonsense"}, "application/vnd.example.future.v9+json")
+        document = document_of({"anything": 1}, "application/vnd.example.future.v9+json")
         assert (document.config, document.layers, document.manifests) == (None, (), ())
+
+    @pytest.mark.parametrize("key", ["config", "layers", "blobs", "manifests"])
+    def test_but_not_where_it_seems_to_need_other_content(self, key: str) -> None:
+        with pytest.raises(UnsupportedError, match=r"future\.v9\+json, which is not supported"):
+            document_of({key: []}, "application/vnd.example.future.v9+json")
+
+    def test_its_own_annotations_are_kept_where_they_are_legal(self) -> None:
+        fields = {"config": GOOD, "layers": []}
+        assert document_of({**fields, "annotations": {"a": "b"}}).annotations == {"a": "b"}
+        malformed: object
+        for malformed in (None, [], {"a": 1}):
+            assert document_of({**fields, "annotations": malformed}).annotations == {}
 
     @pytest.mark.parametrize(
         ("fields", "media_type"),

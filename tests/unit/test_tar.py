@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.stores.tar import Entry, TarReader, header, padding
-from tests.archives import BLOCK, END, files_in, member, padded, pax_header, tar_of, with_checksum
+from tests.archives import BLOCK, END, Kind, files_in, member, padded, pax_header, tar_of, with_checksum
 from tests.peers import need
 
 GIB = 1 << 30
@@ -46,7 +46,7 @@ def file_header(name: str = "a", size: int = 0) -> bytes:
 
 class TestReading:
     @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-    def test_every_dialect_is_understood(self, kind: int) -> None:
+    def test_every_dialect_is_understood(self, kind: Kind) -> None:
         items = {"a": b"", "b/c": b"x" * 512, "d/" + "e" * 90 + "/f": b"y" * 513, "ä": b"z"}
         if kind != tarfile.USTAR_FORMAT:
             items[LONG] = b"long"
