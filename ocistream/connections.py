@@ -101,7 +101,8 @@ class Answer:
         try:
             while chunk := raw.read(size, decode_content=False):
                 yield chunk
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # ValueError: http.client's, over a negative size of a chunk.
             msg = f"{self.method} {redacted(self.url)}: the answer broke off: {reason(error)}"
             raise NetworkError(msg) from error
         finally:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Repository"]
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)\Z")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 _PUT_DONE: Final = (200, 201, 202, 204)
 
 

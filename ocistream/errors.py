@@ -137,9 +137,12 @@ class LocalDiskError(OcistreamError):
 
 
 class TerminatedError(BaseException):
-    """SIGTERM arrived. Outside the tree, as KeyboardInterrupt is: no clean-up that catches errors may swallow it."""
+    """SIGTERM or SIGHUP arrived. Outside the tree, as KeyboardInterrupt is: no clean-up may swallow it."""
 
-    exit_code: ClassVar[int] = 143
+    def __init__(self, exit_code: int = 143) -> None:
+        """Keep the exit code: 128 and the signal's number."""
+        super().__init__("terminated")
+        self.exit_code = exit_code
 
 
 class OutputClosedError(OcistreamError):

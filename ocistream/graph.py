@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, NotFoundError
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.model import (
     CONFIG_TYPES,
     Descriptor,
@@ -131,6 +131,9 @@ class GraphBuilder:
 
     def add_root(self, root: Root) -> None:
         """Ask for an image; the manifests it needs appear in `needs`."""
+        if len(self._roots) >= limits.MAX_IMAGES:
+            msg = f"more than {limits.MAX_IMAGES} images in one transfer"
+            raise UnsupportedError(msg, hint="move fewer at a time: choose them by name")
         self._roots.append(root)
         if root.descriptor.is_index and self._choice.platforms:
             self._narrowing.append((len(self._roots) - 1, root))

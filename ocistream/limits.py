@@ -23,9 +23,11 @@ MAX_LAYOUT_FILE: Final = 4 * KIB
 MAX_JSON_DEPTH: Final = 64
 #: Items of one JSON document, counted by its commas and brackets: four megabytes of `[],[],` would otherwise
 #: become a hundred of Python's lists.
-MAX_JSON_ITEMS: Final = 250_000
+MAX_JSON_ITEMS: Final = 150_000
 #: Indexes within indexes. A cycle is impossible by digest, but a long chain costs a request each.
 MAX_INDEX_DEPTH: Final = 8
+#: Images, by name, in one transfer: each is walked on its own.
+MAX_IMAGES: Final = 1_000
 #: Manifests and indexes in one transfer.
 MAX_MANIFESTS: Final = 10_000
 #: All manifests of one transfer together, since they are held until the end (promise 3: 48 MiB in all).

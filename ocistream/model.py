@@ -386,7 +386,8 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         manifests,
         None if subject is None else parse_descriptor(subject, f"subject of {what}"),
         _optional_text(fields, "artifactType", what),
-        _own_annotations(fields),
+        # A list of referrers shows them; of anything else, they would be held for nothing.
+        _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
         fields if descriptor.is_index else {},
     )
 

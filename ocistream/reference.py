@@ -43,6 +43,7 @@ _HOST = re.compile(
 )
 #: Longest repository name that Docker and the distribution-spec's advice (host included) accept.
 _MAX_NAME: Final = 255
+_MAX_PORT: Final = 65535
 
 
 def is_digest(text: object) -> bool:
@@ -148,7 +149,7 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if at:
         parse_digest(digest)
     registry, repository, tag = _split(rest)
-    if not _HOST.match(registry):
+    if not _is_host(registry):
         msg = f"malformed image name {shown!r}: {printable(registry)!r} is not a registry's host"
         raise InvalidNameError(msg)
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
@@ -161,6 +162,11 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if tag is None and not digest and default_tag:
         tag = DEFAULT_TAG
     return Reference(registry, repository, tag, digest or None)
+
+
+def _is_host(text: str) -> bool:
+    port = text.rpartition(":")[2] if not text.endswith("]") and ":" in text else "0"
+    return _HOST.match(text) is not None and int(port) <= _MAX_PORT
 
 
 def _split(name: str) -> tuple[str, str, str | None]:
@@ -186,7 +192,7 @@ def parse_registry(text: str) -> str:
     """
     host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host = host.removesuffix("/v1").removesuffix("/v2")
-    if not _HOST.match(host):
+    if not _is_host(host):
         msg = f"malformed registry {printable(text)!r}"
         raise InvalidNameError(msg, hint="write HOST[:PORT]")
     return DEFAULT_REGISTRY if host in _HUB_ALIASES else host

@@ -92,6 +92,8 @@ class Tries:
         else:
             asked = retry_after(failure.header("Retry-After")) or 0.0
             if asked > self._waits.patience.retry_after_limit:
+                # Nor is the work to be begun anew before that.
+                self._used = self._waits.patience.attempts
                 return False
             # Who answers "Retry-After: 0" again and again is not to use up all tries in no time.
             wait = max(asked, self._backoff())

@@ -87,16 +87,15 @@ class Uploader:
         """
         tries = self._transport.tries()
         while (failure := self._attempt(blob, tries)) is not None:
-            if not blob.replayable:
-                hint = "what comes from a pipe cannot be sent again: push from a file, or run both sides once more"
-                raise NetworkError(failure.what, hint=hint) from failure
             if not tries.again(failure):
                 raise failure
 
     def close(self) -> None:
         """Delete the sessions that were opened in place of mounts and not used since."""
-        while self._opened:
-            self._abandon(self._opened.popitem()[1])
+        # The first that fails ends it: many time-outs are not worth waiting for.
+        with contextlib.suppress(OcistreamError):
+            while self._opened:
+                self._delete(self._opened.popitem()[1])
 
     def _attempt(self, blob: Blob, tries: Tries) -> NetworkError | None:
         """Send a blob once; None if it is there, else what a new attempt may cure. Other failures are raised."""
@@ -108,10 +107,15 @@ class Uploader:
             try:
                 self._send_blob(blob.descriptor, body, tries)
             except NetworkError as error:
-                # Whoever reads the blob has tried again already.
+                # What the source of the blob could not mend is not tried again here.
                 if (body and body.failure) or not _may_pass(error):
                     raise
-                return error
+                if blob.replayable:
+                    return error
+                if not body or not body.begun:
+                    raise
+                hint = "what comes from a pipe cannot be sent again: push from a file, or run both sides once more"
+                raise NetworkError(error.what, hint=hint) from error
         finally:
             _close(chunks)
         return None
@@ -164,6 +168,8 @@ class Uploader:
         try:
             return self._send(method, location, expected, tries, _OCTETS, body)
         except NotFoundError as error:
+            if body and body.failure:
+                raise
             msg = f"the registry has lost the upload: {error.what}"
             raise NetworkError(msg) from error
 
@@ -192,7 +198,10 @@ class Uploader:
     def _abandon(self, location: str) -> None:
         """Delete a session that will not be closed; if that fails, the registry's own clean-up has to do."""
         with contextlib.suppress(OcistreamError):
-            self._transport.request_once(self._repository.endpoint, "DELETE", location, scopes=self._repository.scopes)
+            self._delete(location)
+
+    def _delete(self, location: str) -> None:
+        self._transport.request_once(self._repository.endpoint, "DELETE", location, scopes=self._repository.scopes)
 
 
 def _close(chunks: Iterator[Chunk]) -> None:

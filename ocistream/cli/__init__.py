@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
@@ -83,6 +84,9 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run a command line and give its exit code (README, "In scripts")."""
     signal.signal(signal.SIGTERM, _terminate)
+    # A session that is dropped is to leave nothing behind; who was started by nohup ignores it, and goes on to.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _terminate)
     console = Console.from_arguments(arguments)
     if not arguments:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
@@ -91,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
         return _run(arguments, console)
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
         code = _report(console, error)
-        console.trace(traceback.format_exc)
+        console.trace(partial(_trace, error))
         files.drop_unfinished()
         _settle_stdout()
         return code
@@ -135,10 +139,22 @@ def _report(console: Console, error: BaseException) -> int:
     return 1
 
 
+def _trace(error: BaseException) -> str:
+    """Give the stack of an error and the kinds of its causes, whose own texts may hold signed URLs."""
+    lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+    cause: BaseException | None = error
+    while cause is not None:
+        lines.append(f"{type(cause).__name__}\n")
+        cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            lines.append(f"caused by\n{''.join(traceback.format_tb(cause.__traceback__))}")
+    return "".join(lines)
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
     # An exception, so that every `finally` and `with` cleans up behind itself.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise TerminatedError
+    signal.signal(number, signal.SIG_IGN)
+    raise TerminatedError(128 + number)
 
 
 def _usage_hint(error: click.ClickException) -> str | None:

@@ -47,6 +47,9 @@ def push(
 
     What the registry has is not sent. No manifest and no tag appears before every blob it needs is there.
 
+    From a pipe whose index comes last, blobs of images that are not chosen are sent too: it is not known yet whose
+    they are. From a file they are not.
+
     \b
     ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2
     ocistream push -i app.tar --to registry.example.com/mirror
@@ -93,6 +96,10 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     """
     host, _, path = prefix.rstrip("/").partition("/")
     registry = parse_registry(host)
+    if parse_reference(f"{registry}/x/y").registry != registry:
+        # In an image's name it would be a part of a repository on Docker Hub, and that is where it would go.
+        msg = f"--to {printable(host)!r} does not look like a registry's host"
+        raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
 
     def target(root: Root) -> Reference:
         if not _has_repository(root):

@@ -185,10 +185,12 @@ def docker_manifest_json(graph: Graph) -> bytes:
         if not runnable:
             continue
         digest = next((digest for digest in runnable if platforms[digest] == "linux/amd64"), runnable[0])
-        entry = entries.setdefault(digest, _docker_entry(images[digest]))
+        if digest not in entries:
+            entries[digest] = _docker_entry(images[digest])
         reference = full_reference(root.name) if root.name else None
         if reference is not None:
-            entry["RepoTags"] = [*(entry["RepoTags"] or []), reference.familiar]
+            entries[digest]["RepoTags"] = entries[digest]["RepoTags"] or []
+            entries[digest]["RepoTags"].append(reference.familiar)
     return canonical_json(list(entries.values()))
 
 

@@ -7,6 +7,7 @@ import errno
 import io
 import multiprocessing
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -178,7 +179,9 @@ class TestLockedDirectory:
         assert set(seen) == {1}
         assert len(seen) == 200
 
-    def test_processes_take_turns(self, tmp_path: Path) -> None:
+    def test_processes_take_turns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # A process that is spawned looks for this module in the path, where importlib's mode does not put it.
+        monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2])])
         counter = tmp_path / "counter"
         counter.write_text("0")
         context = multiprocessing.get_context("spawn")

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -364,7 +365,9 @@ class TestTogether:
             thread.join()
         assert sorted(entry["size"] for entry in named_in(layout)) == list(range(80))
 
-    def test_nor_do_processes(self, layout: Layout) -> None:
+    def test_nor_do_processes(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        # A process that is spawned looks for this module in the path, where importlib's mode does not put it.
+        monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2])])
         context = multiprocessing.get_context("spawn")
         processes = [context.Process(target=_add, args=(layout.path, n * 20, 20)) for n in range(3)]
         for process in processes:

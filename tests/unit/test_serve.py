@@ -149,8 +149,7 @@ class TestEnding:
         class Interrupting(Registry):
             def admit(self, connection: socket.socket) -> socket.socket:
                 connection.close()
-                message = "SIGTERM"
-                raise TerminatedError(message)
+                raise TerminatedError
 
         registry = Interrupting(tmp_path / "layout")
         with connect(registry.host), pytest.raises(TerminatedError):

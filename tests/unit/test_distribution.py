@@ -1,0 +1,627 @@
+"""One repository: manifests that are what they say, and downloads that go on where they broke."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.credentials import Credential
+from ocistream.distribution import Repository, not_found
+from ocistream.errors import (
+    ArchiveError,
+    AuthenticationError,
+    FinalNetworkError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    RegistryError,
+)
+from ocistream.model import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+)
+from ocistream.stream import digest_of
+from tests.faults import (
+    Action,
+    Drop,
+    Fault,
+    Flip,
+    Gzip,
+    HangUp,
+    Header,
+    IgnoreRange,
+    NoContentLength,
+    Reply,
+    Reset,
+    Resize,
+    Stall,
+    redirect,
+    refusal,
+)
+from tests.faulty_auth import Basic, Bearer
+from tests.network import CountingRegistry, QuickTransport, RawServer, blob_of, eventually, read_blob
+from tests.talking import Client
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+
+MIB = 1 << 20
+CONTENT = random.Random(0).randbytes(MIB + 12345)
+BLOB = blob_of(CONTENT)
+SIZE = len(CONTENT)
+
+
+@pytest.fixture
+def registry(faulty: Faulty) -> CountingRegistry:
+    """Return a registry that holds the blob."""
+    found = faulty()
+    found.hold(CONTENT)
+    return found
+
+
+def repository(transport: QuickTransport, registry: CountingRegistry | RawServer, **options: Any) -> Repository:
+    return Repository(transport, registry.host, "app", **options)
+
+
+def download(transport: QuickTransport, registry: CountingRegistry | RawServer, blob: Descriptor = BLOB) -> bytes:
+    """Read a blob as a transfer does, verified."""
+    return read_blob(repository(transport, registry).blob_chunks(blob), blob)
+
+
+def ranges(registry: CountingRegistry) -> list[str | None]:
+    """Return the Range of each download, as it came."""
+    return [request.headers["Range"] for request in registry.asked("GET", "/blobs/")]
+
+
+class TestDownloads:
+    def test_a_blob_comes_in_one_request(self, registry: CountingRegistry, quick: Quick) -> None:
+        transport = quick()
+        assert download(transport, registry) == CONTENT
+        assert ranges(registry) == [None]
+        assert transport.told == []
+
+    @pytest.mark.parametrize("content", [b"", b"x", bytes(limits.CHUNK), bytes(limits.CHUNK + 1)], ids=len)
+    def test_of_any_size(self, registry: CountingRegistry, quick: Quick, content: bytes) -> None:
+        (blob,) = registry.hold(content)
+        assert download(quick(), registry, blob) == content
+
+    def test_sha512_too(self, registry: CountingRegistry, quick: Quick) -> None:
+        blob = blob_of(CONTENT, "sha512")
+        path = registry.layout.blob_path(blob.digest)
+        path.parent.mkdir()
+        path.write_bytes(CONTENT)
+        assert download(quick(), registry, blob) == CONTENT
+
+    @pytest.mark.parametrize("after", [1, limits.CHUNK, limits.CHUNK + 1, SIZE - 1])
+    def test_a_connection_that_is_closed_early_is_replaced_by_one_that_goes_on_exactly_there(
+        self, registry: CountingRegistry, quick: Quick, after: int
+    ) -> None:
+        registry.faults = [Fault(Drop(after))]
+        transport = quick()
+        assert download(transport, registry) == CONTENT
+        assert ranges(registry) == [None, f"bytes={after}-"]
+        assert len(transport.told) == 1
+        assert BLOB.digest in transport.told[0].reason
+
+    @pytest.mark.parametrize("failure", [Reset(after=limits.CHUNK + 5), Stall(after=limits.CHUNK + 5)])
+    def test_one_that_is_reset_or_stalls_goes_on_after_what_was_handed_out(
+        self, registry: CountingRegistry, quick: Quick, failure: Action
+    ) -> None:
+        registry.faults = [Fault(failure)]
+        assert download(quick(stall_timeout=0.3), registry) == CONTENT
+        assert ranges(registry) in (
+            [None, f"bytes={limits.CHUNK}-"],
+            [None, f"bytes={limits.CHUNK + 5}-"],
+        )
+
+    def test_one_that_breaks_before_the_first_byte_begins_again(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Drop(0)), Fault(HangUp())]
+        assert download(quick(), registry) == CONTENT
+        assert ranges(registry) == [None, None, None]
+
+    def test_any_number_of_breaks_is_survived_as_long_as_there_is_progress(
+        self, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        registry.faults = [Fault(Drop(50_000), times=20)]
+        assert download(quick(), registry) == CONTENT
+        assert ranges(registry) == [None, *(f"bytes={number * 50_000}-" for number in range(1, 21))]
+
+    def test_refusals_between_are_survived_too(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [
+            fault for _ in range(4) for fault in (Fault(Drop(50_000)), Fault(refusal(503)), Fault(HangUp()))
+        ]
+        assert download(quick(), registry) == CONTENT
+
+    @pytest.mark.parametrize("failure", [Drop(0), HangUp(), refusal(503)])
+    def test_without_progress_the_tries_are_bounded(
+        self, registry: CountingRegistry, quick: Quick, failure: Action
+    ) -> None:
+        registry.faults = [Fault(Drop(1000)), Fault(failure, times=None)]
+        with pytest.raises(NetworkError) as caught:
+            download(quick(), registry)
+        assert caught.value.exit_code == 7
+        # The first, which brought something, and then no more than four.
+        assert len(registry.requests) == 1 + 3
+
+    def test_a_missing_blob_is_not_asked_for_again(self, registry: CountingRegistry, quick: Quick) -> None:
+        with pytest.raises(NotFoundError, match="BLOB_UNKNOWN"):
+            download(quick(), registry, blob_of(b"missing"))
+        assert len(registry.requests) == 1
+
+    def test_a_refusal_in_the_middle_ends_it(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Drop(1000)), Fault(refusal(400))]
+        with pytest.raises(RegistryError, match="400"):
+            download(quick(), registry)
+        assert len(registry.requests) == 2
+
+
+class TestServersThatIgnoreRanges:
+    def test_what_is_known_is_read_and_thrown_away(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Drop(limits.CHUNK * 2 + 7)), Fault(IgnoreRange())]
+        assert download(quick(), registry) == CONTENT
+        assert [request.status for request in registry.requests] == [200, 200]
+
+    def test_also_when_that_breaks_again_before_there_is_anything_new(self, quick: Quick) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode()
+        pieces = (300_000, 200_000, 0, 400_000, SIZE)
+        with RawServer(*(head + CONTENT[:size] for size in pieces)) as server:
+            assert download(quick(), server) == CONTENT
+            wanted = [heard.headers["Range"] for heard in server.heard]
+        assert wanted == [None, *["bytes=300000-"] * 3, "bytes=400000-"]
+
+    def test_but_only_within_a_bound(
+        self, registry: CountingRegistry, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_DISCARD", 1000)
+        registry.faults = [Fault(Drop(1000)), Fault(IgnoreRange())]
+        assert download(quick(), registry) == CONTENT
+        registry.faults = [Fault(Drop(1001)), Fault(IgnoreRange())]
+        with pytest.raises(FinalNetworkError, match="broke off after 1001 bytes"):
+            download(quick(), registry)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            f"bytes 0-{SIZE - 1}/{SIZE}",
+            f"bytes 999-{SIZE - 1}/{SIZE}",
+            f"bytes 1001-{SIZE - 1}/{SIZE}",
+            f"bytes 10000-{SIZE - 1}/{SIZE}",
+            f"1000-{SIZE - 1}",
+            "bytes */5",
+            "",
+            None,
+        ],
+    )
+    def test_a_part_that_does_not_begin_where_it_should_is_refused(
+        self, registry: CountingRegistry, quick: Quick, value: str | None
+    ) -> None:
+        registry.faults = [Fault(Drop(1000)), Fault(Header("Content-Range", value))]
+        with pytest.raises(FinalNetworkError, match="asked for bytes from 1000 on"):
+            download(quick(), registry)
+        assert len(registry.requests) == 2
+
+    @pytest.mark.parametrize("value", [f"bytes 1000-{SIZE - 1}/*", f"bytes 1000-{SIZE}/{SIZE + 1}"])
+    def test_where_it_ends_is_for_the_digest_to_say(self, registry: CountingRegistry, quick: Quick, value: str) -> None:
+        registry.faults = [Fault(Drop(1000)), Fault(Header("Content-Range", value))]
+        assert download(quick(), registry) == CONTENT
+
+    def test_a_part_that_was_not_asked_for_is_refused(self, quick: Quick) -> None:
+        with RawServer(b"HTTP/1.1 206 Part\r\nContent-Range: bytes 0-2/9\r\nContent-Length: 3\r\n\r\nabc") as server:
+            with pytest.raises(RegistryError, match="206"):
+                download(quick(), server)
+            assert len(server.heard) == 1
+
+
+class TestBodiesThatLie:
+    @pytest.mark.parametrize("at", [0, SIZE // 2, SIZE - 1])
+    def test_a_flipped_bit_is_found_and_the_last_chunk_held_back(
+        self, registry: CountingRegistry, quick: Quick, at: int
+    ) -> None:
+        registry.faults = [Fault(Flip(at))]
+        with pytest.raises(IntegrityError, match=BLOB.digest):
+            download(quick(), registry)
+
+    def test_a_bit_that_was_flipped_before_a_break_is_found_in_the_joined_stream(
+        self, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        path = registry.layout.blob_path(BLOB.digest)
+        path.write_bytes(bytes([CONTENT[0] ^ 1]) + CONTENT[1:])
+        registry.faults = [Fault(Drop(limits.CHUNK))]
+        with pytest.raises(IntegrityError):
+            download(quick(), registry)
+        assert ranges(registry) == [None, f"bytes={limits.CHUNK}-"]
+
+    @pytest.mark.parametrize("by", [1, 3 * MIB])
+    @pytest.mark.parametrize("stated", [True, False])
+    def test_a_longer_body_is_not_read_to_its_end(
+        self, registry: CountingRegistry, quick: Quick, by: int, stated: bool
+    ) -> None:
+        registry.faults = [Fault(Resize(by, stated))]
+        if not stated:
+            # What comes after Content-Length belongs to nobody.
+            assert download(quick(), registry) == CONTENT
+            return
+        sizes = [len(chunk) for chunk in repository(quick(), registry).blob_chunks(BLOB)]
+        assert SIZE < sum(sizes) <= SIZE + limits.CHUNK
+        registry.faults = [Fault(Resize(by))]
+        with pytest.raises(IntegrityError, match=f"expected {SIZE} bytes"):
+            download(quick(), registry)
+
+    def test_a_shorter_body_that_says_so_is_asked_for_the_rest(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Resize(-1000))]
+        transport = quick()
+        assert download(transport, registry) == CONTENT
+        assert ranges(registry) == [None, f"bytes={SIZE - 1000}-"]
+        assert f"ended after {SIZE - 1000} of {SIZE} bytes" in transport.told[0].reason
+
+    def test_a_shorter_body_that_does_not_say_so_is_a_broken_one(
+        self, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        registry.faults = [Fault(Resize(-1000, stated=False))]
+        assert download(quick(), registry) == CONTENT
+        assert ranges(registry) == [None, f"bytes={SIZE - 1000}-"]
+
+    def test_a_body_without_a_length_is_read_to_its_end(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(NoContentLength())]
+        assert download(quick(), registry) == CONTENT
+
+    def test_a_blob_that_is_cut_in_the_registry_is_named_with_both_sizes(
+        self, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        registry.layout.blob_path(BLOB.digest).write_bytes(CONTENT[:5000])
+        with pytest.raises(NetworkError, match=f"{BLOB.digest}: ended after 5000 of {SIZE} bytes"):
+            download(quick(), registry)
+        # 416 is the registry's way to say that this is all.
+        assert [request.status for request in registry.requests] == [200, 416, 416, 416]
+
+    def test_416_to_a_download_from_the_beginning_is_a_refusal(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(refusal(416))]
+        with pytest.raises(RegistryError, match="416"):
+            download(quick(), registry)
+
+    def test_what_a_proxy_compressed_is_not_the_blob(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Gzip(), times=None)]
+        with pytest.raises((IntegrityError, NetworkError)):
+            download(quick(), registry)
+
+
+class TestRedirectedDownloads:
+    def test_the_other_server_sees_no_authorization_and_the_same_range(
+        self, faulty: Faulty, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        registry.faults = [Fault(Drop(1000), times=2)]
+        there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
+        front = faulty(Fault(there, path="/blobs/", times=None), auth=Bearer())
+        assert download(quick(), front) == CONTENT
+        assert ranges(registry) == [None, "bytes=1000-", "bytes=2000-"]
+        for request in registry.requests:
+            assert sorted(request.headers.keys()) in (
+                ["Accept", "Accept-Encoding", "Host", "User-Agent"],
+                ["Accept", "Accept-Encoding", "Host", "Range", "User-Agent"],
+            )
+        # A signed URL may have ended meanwhile, so each part is asked for at the front.
+        assert len(front.asked("GET", "/blobs/")) == 1 + 3
+
+    def test_no_query_of_a_signed_url_is_in_an_error(self, faulty: Faulty, quick: Quick) -> None:
+        storage = faulty(Fault(refusal(400), times=None))
+        front = faulty(Fault(redirect(f"http://user:secret@{storage.host}/x?sig=secret"), times=None))
+        with pytest.raises(RegistryError, match="400") as caught:
+            download(quick(), front)
+        assert "secret" not in str(caught.value)
+        storage.faults = [Fault(HangUp(), times=None)]
+        transport = quick()
+        with pytest.raises(NetworkError) as broken:
+            download(transport, front)
+        assert "secret" not in str(broken.value)
+        assert "secret" not in str(transport.told)
+
+
+class TestReuse:
+    def test_many_small_blobs_need_one_connection(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        blobs = registry.hold(*(str(number).encode() for number in range(200)))
+        source = repository(quick(), registry)
+        for blob in blobs:
+            assert source.has_blob(blob)
+            read_blob(source.blob_chunks(blob), blob)
+        assert registry.accepted == 1
+
+    @pytest.mark.parametrize(
+        ("failure", "kind"),
+        [
+            (Flip(SIZE - 1), IntegrityError),
+            (Resize(MIB), IntegrityError),
+            (refusal(404), NotFoundError),
+            (refusal(400), RegistryError),
+            (Reply(307, {"Location": "http://[", "Content-Length": "0"}), FinalNetworkError),
+        ],
+    )
+    def test_one_that_fails_leaves_no_connection_behind(
+        self, registry: CountingRegistry, quick: Quick, failure: Action, kind: type[Exception]
+    ) -> None:
+        registry.faults = [Fault(failure)]
+        transport = quick()
+        with pytest.raises(kind):
+            download(transport, registry)
+        transport.close()
+        eventually(lambda: registry.open_connections == 0)
+
+    def test_a_reader_that_stops_early_leaves_none_either(self, registry: CountingRegistry, quick: Quick) -> None:
+        transport = quick()
+        chunks = repository(transport, registry).blob_chunks(BLOB)
+        next(chunks)
+        chunks.close()  # type: ignore[attr-defined]
+        transport.close()
+        eventually(lambda: registry.open_connections == 0)
+
+
+class TestHasBlob:
+    def test_it_is_asked_by_head(self, registry: CountingRegistry, quick: Quick) -> None:
+        source = repository(quick(), registry)
+        assert source.has_blob(BLOB)
+        assert not source.has_blob(blob_of(b"missing"))
+        assert [request.method for request in registry.requests] == ["HEAD", "HEAD"]
+
+    def test_one_of_another_size_is_not_it(self, registry: CountingRegistry, quick: Quick) -> None:
+        other = Descriptor(BLOB.media_type, BLOB.digest, SIZE + 1)
+        assert not repository(quick(), registry).has_blob(other)
+
+    def test_one_without_a_size_is(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(NoContentLength())]
+        assert repository(quick(), registry).has_blob(BLOB)
+
+    def test_one_that_is_elsewhere_is_looked_for_there(
+        self, faulty: Faulty, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        front = faulty(Fault(redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}")))
+        assert repository(quick(), front).has_blob(BLOB)
+        assert registry.requests[0].method == "HEAD"
+
+    @pytest.mark.parametrize(("status", "kind"), [(403, AuthenticationError), (400, RegistryError)])
+    def test_another_answer_is_no_answer(
+        self, registry: CountingRegistry, quick: Quick, status: int, kind: type[Exception]
+    ) -> None:
+        registry.faults = [Fault(refusal(status))]
+        with pytest.raises(kind):
+            repository(quick(), registry).has_blob(BLOB)
+
+    @pytest.mark.parametrize(("writes", "scope"), [(False, "repository:app:pull"), (True, "repository:app:pull,push")])
+    def test_the_scope_is_that_of_all_work_in_the_repository(
+        self, faulty: Faulty, quick: Quick, writes: bool, scope: str
+    ) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        source = repository(quick(), registry, writes=writes)
+        assert not source.has_blob(BLOB)
+        assert not source.has_manifest(BLOB.digest)
+        assert [request.scopes for request in auth.requests] == [(scope,)]
+
+    def test_basic_is_shown_too(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Basic("alice", "s3cret"))
+        registry.hold(CONTENT)
+        transport = quick(credential=Credential("alice", "s3cret"))
+        assert repository(transport, registry).has_blob(BLOB)
+        assert download(transport, registry) == CONTENT
+        assert [request.status for request in registry.requests] == [401, 200, 200]
+
+
+# -- manifests -------------------------------------------------------------------------------------------------
+
+
+def image(media_type: str | None = OCI_MANIFEST, **fields: Any) -> bytes:
+    """Return a manifest without layers, laid out as nobody does."""
+    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
+    document = {"schemaVersion": 2, "config": config, "layers": [], **fields}
+    return json.dumps({"mediaType": media_type, **document} if media_type else document, indent=7).encode()
+
+
+def pushed(registry: CountingRegistry, raw: bytes, tag: str = "1") -> str:
+    """Push a manifest plainly, and return its digest."""
+    registry.hold(b"{}")
+    with Client(registry.host) as client:
+        digest = client.push(raw, tag)
+    registry.requests.clear()
+    return digest
+
+
+class TestManifests:
+    @pytest.mark.parametrize("by", ["tag", "digest"])
+    def test_exact_bytes_come_with_a_descriptor_made_of_them(self, faulty: Faulty, quick: Quick, by: str) -> None:
+        registry = faulty()
+        raw = image()
+        digest = pushed(registry, raw)
+        found = repository(quick(), registry).resolve("1" if by == "tag" else digest)
+        assert found == Manifest(Descriptor(OCI_MANIFEST, digest, len(raw)), raw)
+        accepted = registry.requests[0].headers["Accept"].split(", ")
+        assert {OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST} <= set(accepted)
+
+    def test_a_child_is_asked_for_by_its_digest_and_its_own_type(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        raw = image()
+        digest = pushed(registry, raw)
+        assert repository(quick(), registry).manifest(Descriptor(OCI_MANIFEST, digest, len(raw))) == raw
+        assert registry.requests[0].headers["Accept"] == OCI_MANIFEST
+
+    @pytest.mark.parametrize("failure", [Drop(10), Resize(-10, stated=False), Reset(after=10), HangUp(), refusal(503)])
+    @pytest.mark.parametrize("child", [False, True])
+    def test_one_that_breaks_off_is_asked_for_again(
+        self, faulty: Faulty, quick: Quick, failure: Action, child: bool
+    ) -> None:
+        registry = faulty()
+        raw = image()
+        digest = pushed(registry, raw)
+        registry.faults = [Fault(failure, times=3)]
+        source = repository(quick(), registry)
+        assert (
+            source.manifest(Descriptor(OCI_MANIFEST, digest, len(raw))) if child else source.resolve("1").raw
+        ) == raw
+        registry.faults = [Fault(failure, times=None)]
+        with pytest.raises(NetworkError):
+            source.resolve("1")
+        assert len(registry.requests) == 4 + 4
+
+    def test_a_missing_one_is_not_found(self, faulty: Faulty, quick: Quick) -> None:
+        source = repository(quick(), faulty())
+        with pytest.raises(NotFoundError):
+            source.resolve("1")
+        with pytest.raises(NotFoundError):
+            source.manifest(blob_of(b"{}"))
+
+    def test_not_found_is_said_in_the_words_of_a_user(self, quick: Quick) -> None:
+        source = Repository(quick(), "registry.example", "org/app")
+        cause = NotFoundError("GET ...: 404 MANIFEST_UNKNOWN")
+        by_tag = not_found(source, "1", cause)
+        assert by_tag.what == "registry.example/org/app:1 is not there (GET ...: 404 MANIFEST_UNKNOWN)"
+        assert by_tag.hint
+        by_digest = not_found(source, BLOB.digest, cause)
+        assert by_digest.what.startswith(f"registry.example/org/app@{BLOB.digest} is not there")
+        assert by_digest.hint is None
+
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+    def test_a_digest_in_the_reference_must_match(self, faulty: Faulty, quick: Quick, algorithm: str) -> None:
+        registry = faulty(Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, image()), times=None))
+        source = repository(quick(), registry)
+        digest = digest_of(image(), algorithm)
+        assert source.resolve(digest).descriptor.digest == digest
+        other = digest_of(b"other", algorithm)
+        with pytest.raises(IntegrityError, match=other):
+            source.resolve(other)
+
+    @pytest.mark.parametrize("said", [digest_of(b"other"), "sha256:abc", "", None])
+    def test_a_header_that_lies_about_the_digest_is_not_believed(
+        self, faulty: Faulty, quick: Quick, said: str | None
+    ) -> None:
+        registry = faulty()
+        digest = pushed(registry, image())
+        registry.faults = [Fault(Header("Docker-Content-Digest", said), times=None)]
+        source = repository(quick(), registry)
+        assert source.resolve("1").descriptor.digest == digest
+        assert source.resolve(digest).descriptor.digest == digest
+
+    def test_one_that_is_too_large_is_not_read(self, faulty: Faulty, quick: Quick) -> None:
+        body = b" " * (limits.MAX_MANIFEST - len(image())) + image()
+        registry = faulty(Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, body)))
+        assert repository(quick(), registry).resolve("1").descriptor.size == limits.MAX_MANIFEST
+        registry.faults = [Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, b" " + body))]
+        with pytest.raises(ArchiveError, match=r"manifest 1 of 127\.0\.0\.1:\d+/app is larger than"):
+            repository(quick(), registry).resolve("1")
+        assert len(registry.requests) == 2
+
+    @pytest.mark.parametrize(
+        ("declared", "own"),
+        [
+            (OCI_INDEX, OCI_MANIFEST),
+            (OCI_MANIFEST, OCI_INDEX),
+            (DOCKER_MANIFEST, OCI_MANIFEST),
+            (DOCKER_LIST, DOCKER_MANIFEST),
+        ],
+    )
+    def test_one_that_the_registry_calls_something_else_is_refused(
+        self, faulty: Faulty, quick: Quick, declared: str, own: str
+    ) -> None:
+        registry = faulty(Fault(Reply(200, {"Content-Type": declared}, image(own))))
+        with pytest.raises(ArchiveError, match="was sent as"):
+            repository(quick(), registry).resolve("1")
+
+    @pytest.mark.parametrize("declared", ["text/plain", "application/json", "", None, f"{OCI_MANIFEST}; charset=utf-8"])
+    @pytest.mark.parametrize("own", [OCI_MANIFEST, None])
+    def test_one_whose_type_only_its_shape_tells_is_understood(
+        self, faulty: Faulty, quick: Quick, declared: str | None, own: str | None
+    ) -> None:
+        headers = {} if declared is None else {"Content-Type": declared}
+        registry = faulty(Fault(Reply(200, headers, image(own))))
+        assert repository(quick(), registry).resolve("1").descriptor.media_type == OCI_MANIFEST
+
+    def test_where_it_has_no_type_the_registrys_counts(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Reply(200, {"Content-Type": DOCKER_MANIFEST}, image(None))))
+        assert repository(quick(), registry).resolve("1").descriptor.media_type == DOCKER_MANIFEST
+
+    @pytest.mark.parametrize("body", [b"", b"<html>sign in</html>", b"[]", b"{", b'{"mediaType": "not one"}'])
+    def test_what_is_no_manifest_is_refused(self, faulty: Faulty, quick: Quick, body: bytes) -> None:
+        registry = faulty(Fault(Reply(200, {"Content-Type": "text/html"}, body)))
+        with pytest.raises(ArchiveError):
+            repository(quick(), registry).resolve("1")
+
+
+class TestTags:
+    def test_what_a_tag_stands_for_is_asked_by_head(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        digest = pushed(registry, image())
+        target = repository(quick(), registry)
+        assert target.digest_of("1") == digest
+        assert target.digest_of("2") is None
+        assert target.has_manifest(digest)
+        assert not target.has_manifest(digest_of(b"other"))
+        assert {request.method for request in registry.requests} == {"HEAD"}
+        assert OCI_INDEX in registry.requests[0].headers["Accept"]
+        assert registry.accepted == 2
+
+    def test_a_registry_that_does_not_say_gives_something_not_known(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        digest = pushed(registry, image())
+        registry.faults = [Fault(Header("Docker-Content-Digest", None), times=None)]
+        target = repository(quick(), registry)
+        assert target.digest_of("1") == ""
+        assert target.has_manifest(digest)
+
+
+class TestPuttingManifests:
+    def manifest(self, raw: bytes = image(), algorithm: str = "sha256") -> Manifest:
+        return Manifest(Descriptor(OCI_MANIFEST, digest_of(raw, algorithm), len(raw)), raw)
+
+    @pytest.mark.parametrize("by", ["tag", "digest"])
+    def test_exact_bytes_go_up_with_their_own_type(self, faulty: Faulty, quick: Quick, by: str) -> None:
+        registry = faulty()
+        registry.hold(b"{}")
+        manifest = self.manifest()
+        repository(quick(), registry).put_manifest("1" if by == "tag" else manifest.descriptor.digest, manifest)
+        (put,) = registry.requests
+        assert put.headers["Content-Type"] == OCI_MANIFEST
+        assert registry.layout.blob_path(manifest.descriptor.digest).read_bytes() == manifest.raw
+
+    @pytest.mark.parametrize("failure", [HangUp(), Reset(), refusal(429), refusal(500), refusal(503)])
+    def test_it_is_tried_again(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
+        registry = faulty(Fault(failure, "PUT", times=3))
+        registry.hold(b"{}")
+        repository(quick(), registry).put_manifest("1", self.manifest())
+        assert len(registry.requests) == 4
+
+    def test_an_answer_that_breaks_off_is_an_answer(self, quick: Quick) -> None:
+        with RawServer(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n") as server:
+            repository(quick(), server).put_manifest("1", self.manifest())
+            assert len(server.heard) == 1
+
+    @pytest.mark.parametrize("status", [200, 201, 202, 204])
+    def test_every_kind_of_success_is_one(self, faulty: Faulty, quick: Quick, status: int) -> None:
+        repository(quick(), faulty(Fault(Reply(status)))).put_manifest("1", self.manifest())
+
+    def test_a_refusal_says_what_the_registry_said(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(400, "MANIFEST_INVALID", "not like this")))
+        with pytest.raises(RegistryError, match="MANIFEST_INVALID: not like this"):
+            repository(quick(), registry).put_manifest("1", self.manifest())
+        assert len(registry.requests) == 1
+
+    def test_a_registry_that_stores_something_else_is_caught(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Header("Docker-Content-Digest", digest_of(b"other"))))
+        registry.hold(b"{}")
+        with pytest.raises(IntegrityError, match=f"the registry stored {digest_of(b'other')}"):
+            repository(quick(), registry).put_manifest("1", self.manifest())
+
+    @pytest.mark.parametrize("said", [None, digest_of(b"other", "sha512"), "what"])
+    def test_one_that_says_nothing_of_use_is_believed(self, faulty: Faulty, quick: Quick, said: str | None) -> None:
+        registry = faulty(Fault(Header("Docker-Content-Digest", said)))
+        registry.hold(b"{}")
+        repository(quick(), registry).put_manifest("1", self.manifest())
+
+    def test_a_manifest_by_sha512_may_be_stored_by_another_algorithm(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Reply(201, {"Docker-Content-Digest": digest_of(image())})))
+        repository(quick(), registry).put_manifest("1", self.manifest(algorithm="sha512"))

@@ -1,0 +1,636 @@
+"""A registry as a store: which repository a blob is taken from and put into, and what becomes visible when."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ocistream.errors import (
+    CancelledError,
+    IntegrityError,
+    MissingContentError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+    UnsupportedError,
+)
+from ocistream.graph import Graph, PlatformChoice, Root
+from ocistream.interfaces import Blob, Source
+from ocistream.model import Descriptor, parse_platform
+from ocistream.reference import Reference, parse_reference
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.transfer import Report, copy
+from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
+from tests.faulty_auth import Bearer
+from tests.images import Descriptor as Document
+from tests.images import Layout, small_image, two_platforms
+from tests.network import CountingRegistry, QuickTransport, blob_of, eventually
+from tests.registry_http import manifest, seed
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+
+
+class Nobody:
+    """Watches a transfer, and counts."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+        self.total = 0
+
+    def planned(self, graph: Graph) -> None:
+        self.total = graph.size
+
+    def advance(self, size: int) -> None:
+        self.moved += size
+
+    def done(self, descriptor: Descriptor, how: str) -> None:
+        """Take no note."""
+
+
+class NothingEarly:
+    """What a registry never uses: it gives names before bytes."""
+
+    def put(self, blob: Blob) -> None:
+        pytest.fail(f"{blob.descriptor.digest} came early")
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        pytest.fail(f"{descriptor.digest} was wanted back")
+
+
+def source(transport: QuickTransport, *names: str, platforms: PlatformChoice | None = None) -> RegistrySource:
+    references = [parse_reference(name, default_tag=True) for name in names]
+    return RegistrySource(transport, references, platforms=platforms or PlatformChoice())
+
+
+def sink(transport: QuickTransport, *names: str) -> RegistrySink:
+    """Return a sink that gives these names to the images, one after the other, or one name to all."""
+    references = [parse_reference(name) for name in names]
+    given: dict[tuple[str | None, str], Reference] = {}
+
+    def target(root: Root) -> Reference:
+        return given.setdefault((root.name, root.descriptor.digest), references[min(len(given), len(references) - 1)])
+
+    return RegistrySink(transport, target)
+
+
+def move(taken: Source, put: RegistrySink | LayoutSink, jobs: int = 4) -> Report:
+    try:
+        return copy(taken, put, Nobody(), jobs=jobs)
+    finally:
+        put.close()
+
+
+def hows(report: Report) -> set[str]:
+    return {moved.how for moved in report.blobs}
+
+
+def blobs_of(layout: Layout, image: Document) -> list[str]:
+    """Return the digests of an image's config and layers."""
+    document = layout.read(image["digest"])
+    return [blob["digest"] for blob in (document["config"], *document["layers"])]
+
+
+def order(registry: CountingRegistry, method: str = "PUT", path: str = "/manifests/") -> list[str]:
+    """Return what was put, in order, as REPOSITORY/REFERENCE."""
+    found = [request.path.removeprefix("/v2/") for request in registry.asked(method, path)]
+    return [path.replace("manifests/", "") for path in found]
+
+
+class TestSources:
+    def test_an_image_comes_with_everything_below_it(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        index = two_platforms(layout)
+        seed(layout, index, registry.host, "app", "1")
+        graph = source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+        (root,) = graph.roots
+        assert (root.name, root.descriptor.digest) == (f"{registry.host}/app:1", index["digest"])
+        assert root.origin == f"{registry.host}/app"
+        children = [child["digest"] for child in layout.read(index["digest"])["manifests"]]
+        assert [found.descriptor.digest for found in graph.manifests] == [*children, index["digest"]]
+        assert {found.raw for found in graph.manifests} == {
+            layout.file(digest).read_bytes() for digest in (*children, index["digest"])
+        }
+        assert {blob.digest for blob in graph.blobs} == {
+            digest for child in children for digest in blobs_of(layout, {"digest": child})
+        }
+
+    def test_by_digest_it_has_no_name(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        digest = seed(layout, small_image(layout), registry.host, "app", "1")
+        graph = source(quick(), f"{registry.host}/app@{digest}").graph(NothingEarly())
+        assert graph.roots[0].name is None
+        assert not registry.asked(path="/manifests/1") or registry.asked("PUT", "/manifests/1")
+
+    def test_by_tag_and_digest_the_digest_counts_and_the_tag_is_its_name(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        digest = seed(layout, small_image(layout), registry.host, "app", "1")
+        graph = source(quick(), f"{registry.host}/app:other@{digest}").graph(NothingEarly())
+        assert graph.roots[0].name == f"{registry.host}/app:other"
+        assert graph.roots[0].descriptor.digest == digest
+
+    def test_several_images_of_several_repositories_and_registries(
+        self, faulty: Faulty, quick: Quick, layout: Layout, tmp_path: Path
+    ) -> None:
+        one, other = faulty(), faulty()
+        first, second = small_image(layout), layout.image([5000])
+        seed(layout, first, one.host, "a/b", "1")
+        seed(layout, second, other.host, "c", "2")
+        taken = source(quick(), f"{one.host}/a/b:1", f"{other.host}/c:2", f"{one.host}/a/b:1")
+        report = move(taken, LayoutSink(tmp_path / "out"))
+        assert [root.descriptor.digest for root in report.graph.roots] == [first["digest"], second["digest"]]
+        assert {request.path for request in one.asked("GET", "/blobs/")} == {
+            f"/v2/a/b/blobs/{digest}" for digest in blobs_of(layout, first)
+        }
+        for digest in blobs_of(layout, second):
+            assert taken.home(digest) == (other.host, "c")
+        assert taken.home(blob_of(b"unknown").digest) is None
+
+    def test_only_the_wanted_platforms_are_asked_for(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        seed(layout, two_platforms(layout), registry.host, "app", "1")
+        registry.requests.clear()
+        choice = PlatformChoice((parse_platform("linux/arm64"),))
+        graph = source(quick(), f"{registry.host}/app:1", platforms=choice).graph(NothingEarly())
+        assert len(graph.manifests) == 1
+        assert len(registry.asked("GET", "/manifests/")) == 2
+        assert len(registry.asked("GET", "/blobs/")) == 0
+
+    def test_a_smaller_index_has_no_home_and_its_images_have(
+        self, faulty: Faulty, quick: Quick, layout: Layout, tmp_path: Path
+    ) -> None:
+        registry = faulty()
+        images = [layout.image([3100 + number], platform=f"linux/{cpu}") for number, cpu in enumerate("abc")]
+        seed(layout, layout.index(images), registry.host, "app", "1")
+        choice = PlatformChoice((parse_platform("linux/a"), parse_platform("linux/b")))
+        taken = source(quick(), f"{registry.host}/app:1", platforms=choice)
+        report = move(taken, LayoutSink(tmp_path / "out"))
+        assert len(report.graph.manifests) == 3
+        assert taken.home(report.graph.roots[0].descriptor.digest) is None
+        assert {blob.digest for blob in report.graph.blobs} == {
+            digest for image in images[:2] for digest in blobs_of(layout, image)
+        }
+
+    def test_a_single_image_is_held_against_an_explicit_platform_by_its_config(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        seed(layout, small_image(layout), registry.host, "app", "1")
+        name = f"{registry.host}/app:1"
+        right = PlatformChoice((parse_platform("linux/amd64"),))
+        assert len(source(quick(), name, platforms=right).graph(NothingEarly()).manifests) == 1
+        wrong = PlatformChoice((parse_platform("linux/s390x"),))
+        with pytest.raises(NotFoundError, match="has no platform linux/s390x"):
+            source(quick(), name, platforms=wrong).graph(NothingEarly())
+        registry.faults = [Fault(Flip(3), "GET", "/blobs/")]
+        with pytest.raises(IntegrityError):
+            source(quick(), name, platforms=right).graph(NothingEarly())
+
+    def test_a_missing_image_is_named_as_the_user_did(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        with pytest.raises(NotFoundError, match=rf"{registry.host}/app:1 is not there"):
+            source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+
+    def test_a_missing_child_is_absent_and_a_wrong_one_an_error(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        index = two_platforms(layout)
+        seed(layout, index, registry.host, "app", "1")
+        first, second = (child["digest"] for child in layout.read(index["digest"])["manifests"])
+        registry.layout.blob_path(first).unlink()
+        graph = source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+        assert [manifest.digest for manifest in graph.absent] == [first]
+        registry.faults = [Fault(Flip(30), "GET", second)]
+        with pytest.raises(IntegrityError, match=second):
+            source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+
+    def test_a_blob_may_be_opened_again(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        image = small_image(layout)
+        seed(layout, image, registry.host, "app", "1")
+        taken = source(quick(), f"{registry.host}/app:1")
+        graph = taken.graph(NothingEarly())
+        for blob in taken.blobs(graph.blobs):
+            assert blob.replayable
+            content = layout.file(blob.descriptor.digest).read_bytes()
+            assert [b"".join(bytes(chunk) for chunk in blob.open()) for _ in range(2)] == [content] * 2
+        taken.close()
+
+    def test_a_pull_of_many_small_blobs_needs_no_more_connections_than_jobs_and_one(
+        self, faulty: Faulty, quick: Quick, layout: Layout, tmp_path: Path
+    ) -> None:
+        registry = faulty()
+        layers = [layout.blob(str(number).encode(), "application/x-small") for number in range(200)]
+        config = layout.blob(b"{}", "application/vnd.oci.empty.v1+json")
+        document = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config}
+        image = layout.document({**document, "layers": layers})
+        seed(layout, image, registry.host, "app", "1")
+        registry.accepted = 0
+        move(source(quick(), f"{registry.host}/app:1"), LayoutSink(tmp_path / "out"), jobs=4)
+        assert len(registry.asked("GET", "/blobs/")) == 201
+        assert registry.accepted <= 5
+        other = faulty()
+        move(LayoutSource(tmp_path / "out"), sink(quick(), f"{other.host}/app:1"), jobs=4)
+        assert len(other.asked("HEAD", "/blobs/")) == len(other.asked("PATCH")) == 201
+        assert other.accepted <= 5
+
+
+@pytest.fixture
+def made(layout: Layout) -> Layout:
+    """Return a layout with a real image of two layers, named 1."""
+    small_image(layout, name="1")
+    return layout
+
+
+def taken_from(layout: Layout) -> LayoutSource:
+    return LayoutSource(layout.path)
+
+
+class TestSinks:
+    def test_blobs_come_first_then_manifests_children_first_then_tags(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        index = two_platforms(layout, name="1")
+        children = [child["digest"] for child in layout.read(index["digest"])["manifests"]]
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        puts = [request.path for request in registry.asked("PUT")]
+        assert all("/uploads/" in path for path in puts[:-3])
+        assert order(registry) == [*(f"app/{child}" for child in children), "app/1"]
+        assert manifest(registry.host, "app", "1") == layout.file(index["digest"]).read_bytes()
+
+    def test_what_is_there_is_not_sent(self, faulty: Faulty, quick: Quick, made: Layout) -> None:
+        registry = faulty()
+        first = move(taken_from(made), sink(quick(), f"{registry.host}/app:1"))
+        registry.requests.clear()
+        second = move(taken_from(made), sink(quick(), f"{registry.host}/app:1"))
+        assert (hows(first), hows(second)) == ({"copied"}, {"skipped"})
+        assert {request.method for request in registry.requests} == {"HEAD"}
+
+    def test_a_tag_that_points_elsewhere_is_moved_and_one_that_does_not_is_not_written(
+        self, faulty: Faulty, quick: Quick, made: Layout, tmp_path: Path
+    ) -> None:
+        registry = faulty()
+        other = Layout(tmp_path / "other")
+        image = other.image([4000], name="1")
+        for layout in (made, other, other):
+            move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        assert order(registry) == ["app/1", "app/1"]
+        assert manifest(registry.host, "app", "1") == other.file(image["digest"]).read_bytes()
+
+    def test_a_registry_that_does_not_say_where_a_tag_points_gets_it_written(
+        self, faulty: Faulty, quick: Quick, made: Layout
+    ) -> None:
+        registry = faulty(Fault(Header("Docker-Content-Digest", None), "HEAD", times=None))
+        for _ in range(2):
+            move(taken_from(made), sink(quick(), f"{registry.host}/app:1"))
+        assert order(registry) == ["app/1", "app/1"]
+
+    def test_children_that_are_there_are_not_written_again(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        two_platforms(layout, name="1")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        registry.requests.clear()
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:2"))
+        assert order(registry) == ["app/2"]
+
+    def test_a_digest_in_the_destination_must_match_before_anything_is_sent(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout, name="1")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1@{image['digest']}"))
+        registry.requests.clear()
+        wrong = blob_of(b"other").digest
+        with pytest.raises(IntegrityError, match=f"{registry.host}/app:1: {wrong} was asked for"):
+            move(taken_from(layout), sink(quick(), f"{registry.host}/app:1@{wrong}"))
+        assert registry.requests == []
+
+    def test_a_destination_by_digest_alone_is_written_by_digest(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout, name="1")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app@{image['digest']}"))
+        assert order(registry) == [f"app/{image['digest']}"]
+
+    def test_an_image_that_has_a_tag_in_one_repository_and_none_in_another_is_written_to_both(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout, name="1")
+        layout.name(image, "2")
+        targets = sink(quick(), f"{registry.host}/a:1", f"{registry.host}/b@{image['digest']}")
+        move(taken_from(layout), targets)
+        assert sorted(order(registry)) == ["a/1", f"b/{image['digest']}"]
+
+    def test_an_image_that_is_tagged_and_listed_by_an_index_is_there_before_the_index(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout, name="image")
+        index = layout.index([image], name="index")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:image", f"{registry.host}/app:index"))
+        assert order(registry) == [f"app/{image['digest']}", "app/image", "app/index"]
+        assert manifest(registry.host, "app", "index") == layout.file(index["digest"]).read_bytes()
+
+    def test_manifests_that_the_source_lacks_may_be_in_the_destination(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        index = two_platforms(layout, name="1")
+        child = layout.read(index["digest"])["manifests"][0]["digest"]
+        seed(layout, index, registry.host, "app", "0")
+        layout.file(child).unlink()
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        assert manifest(registry.host, "app", "1") == layout.file(index["digest"]).read_bytes()
+        with pytest.raises(MissingContentError, match=child):
+            move(taken_from(layout), sink(quick(), f"{faulty().host}/app:1"))
+
+
+@pytest.mark.usefixtures("separate")
+class TestSeveralRepositories:
+    def test_a_blob_goes_up_once_and_is_mounted_into_the_others(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        image = small_image(layout, name="1")
+        layout.name(image, "2", "3")
+        report = move(taken_from(layout), sink(quick(), *(f"{registry.host}/{name}:1" for name in "abc")), jobs=1)
+        digests = blobs_of(layout, image)
+        assert {request.path.partition("/blobs/")[0] for request in registry.asked("PATCH")} == {"/v2/a"}
+        assert len(registry.asked("PATCH")) == len(digests)
+        mounts = [
+            (request.path, request.query["mount"][0], request.query["from"][0], request.status)
+            for request in registry.asked("POST", "mount=")
+            if request.status != 401
+        ]
+        assert sorted(mounts) == sorted(
+            (f"/v2/{name}/blobs/uploads/", digest, "a", 201) for name in "bc" for digest in digests
+        )
+        assert ("repository:b:pull,push", "repository:a:pull") in [request.scopes for request in auth.requests]
+        assert sorted(order(registry)) == ["a/1", "b/1", "c/1"]
+        assert hows(report) == {"copied"}
+
+    def test_where_it_cannot_be_mounted_it_is_sent_again(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty(Fault(refusal(405), "POST", "mount=", times=None))
+        image = small_image(layout, name="1")
+        layout.name(image, "2")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/a:1", f"{registry.host}/b:1"), jobs=1)
+        assert len(registry.asked("PATCH", "/v2/a/")) == len(registry.asked("PATCH", "/v2/b/")) == 3
+
+    def test_what_can_be_had_only_once_cannot(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty(Fault(refusal(405), "POST", "mount=", times=None))
+        image = small_image(layout, name="1")
+        layout.name(image, "2")
+        put = sink(quick(), f"{registry.host}/a:1", f"{registry.host}/b:1")
+        with pytest.raises(NetworkError, match="neither be mounted nor read again") as caught:
+            move(Once(layout), put, jobs=1)
+        assert caught.value.hint
+        assert order(registry) == []
+
+    def test_only_the_repositories_that_lack_it_get_it(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        image = small_image(layout, name="1")
+        layout.name(image, "2")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/b:1"), jobs=1)
+        registry.requests.clear()
+        move(taken_from(layout), sink(quick(), f"{registry.host}/a:1", f"{registry.host}/b:1"), jobs=1)
+        assert {request.path.partition("/blobs/")[0] for request in registry.asked("PATCH|POST")} == {"/v2/a"}
+        assert order(registry) == ["a/1"]
+
+    def test_each_image_goes_to_its_own(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        small_image(layout, name="1")
+        layout.image([4000], name="2")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/a:1", f"{registry.host}/b:2"), jobs=1)
+        assert len(registry.asked("PATCH", "/v2/a/")) == 3
+        assert len(registry.asked("PATCH", "/v2/b/")) == 2
+        assert sorted(order(registry)) == ["a/1", "b/2"]
+
+
+class Once(LayoutSource):
+    """A layout whose blobs can be read once only, as a pipe's."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout.path)
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        for blob in super().blobs(wanted):
+            yield Blob(blob.descriptor, blob.open, replayable=False)
+
+
+@pytest.fixture
+def separate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make an embedded registry keep its repositories apart, as others do: it shows a blob only where it was put."""
+    shown: set[tuple[str, str]] = set()
+    dispatch = FaultyHandler.dispatch
+    transmit = FaultyHandler.transmit
+
+    def hide(handler: FaultyHandler) -> None:
+        repository, _, digest = handler.path.removeprefix("/v2/").partition("/blobs/sha256:")
+        if handler.command == "HEAD" and digest and (repository, digest) not in shown:
+            handler.path = handler.path.replace(digest, "0" * 64)
+        dispatch(handler)
+
+    def show(handler: FaultyHandler, answer: object) -> None:
+        found = getattr(answer, "headers", {}).get("Location", "")
+        repository, _, digest = found.removeprefix("/v2/").partition("/blobs/sha256:")
+        if getattr(answer, "status", 0) == 201 and digest:
+            shown.add((repository, digest))
+        transmit(handler, answer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FaultyHandler, "dispatch", hide)
+    monkeypatch.setattr(FaultyHandler, "transmit", show)
+
+
+@pytest.mark.usefixtures("separate")
+class TestMounting:
+    def test_a_copy_within_a_registry_moves_no_bytes(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        image = two_platforms(layout)
+        seed(layout, image, registry.host, "a", "1")
+        registry.requests.clear()
+        transport = quick()
+        report = move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/b:1"))
+        assert hows(report) == {"mounted"}
+        assert registry.asked("GET", "/blobs/") == registry.asked("PATCH") == []
+        assert manifest(registry.host, "b", "1") == layout.file(image["digest"]).read_bytes()
+
+    def test_within_a_repository_nothing_is_mounted_either(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        seed(layout, small_image(layout), registry.host, "a", "1")
+        registry.requests.clear()
+        transport = quick()
+        report = move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/a:2"))
+        assert hows(report) == {"skipped"}
+        assert registry.asked("POST") == []
+
+    def test_from_another_registry_nothing_is_mounted(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        one, other = faulty(), faulty()
+        seed(layout, small_image(layout), one.host, "a", "1")
+        transport = quick()
+        report = move(source(transport, f"{one.host}/a:1"), sink(transport, f"{other.host}/a:1"))
+        assert hows(report) == {"copied"}
+        assert other.asked("POST", "mount=") == []
+
+    def test_where_it_is_refused_the_bytes_are_moved(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty(Fault(refusal(403), "POST", "mount=", times=None))
+        image = small_image(layout)
+        seed(layout, image, registry.host, "a", "1")
+        transport = quick()
+        report = move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/b:1"))
+        assert hows(report) == {"copied"}
+        assert manifest(registry.host, "b", "1") == layout.file(image["digest"]).read_bytes()
+
+    def test_sessions_that_were_opened_in_its_place_and_not_used_are_deleted(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout)
+        seed(layout, image, registry.host, "a", "1")
+        registry.faults = [
+            Fault(Header("Location", lambda path: path), "POST", "never"),
+            Fault(refusal(404), "GET", "/blobs/", times=None),
+        ]
+        for digest in blobs_of(layout, image):
+            registry.layout.blob_path(digest).unlink()
+        transport = quick()
+        with pytest.raises(NotFoundError):
+            move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/b:1"), jobs=1)
+        opened = [request for request in registry.asked("POST", "mount=") if request.status == 202]
+        eventually(lambda: len(registry.asked("DELETE")) == len(opened) == 3)
+
+
+class TestFailures:
+    @pytest.mark.parametrize("jobs", [1, 4])
+    @pytest.mark.parametrize(
+        ("fault", "kind"),
+        [
+            (Fault(Flip(100), "GET", "/blobs/", skip=1, times=None), IntegrityError),
+            (Fault(refusal(400), "GET", "/blobs/", skip=1, times=None), RegistryError),
+            (Fault(HangUp(), "GET", "/blobs/", skip=1, times=None), NetworkError),
+        ],
+    )
+    def test_a_source_that_fails_leaves_no_manifest_and_no_session(
+        self, faulty: Faulty, quick: Quick, layout: Layout, fault: Fault, kind: type[OcistreamError], jobs: int
+    ) -> None:
+        one, other = faulty(), faulty()
+        seed(layout, layout.image([300_000, 400_000]), one.host, "a", "1")
+        one.faults = [fault]
+        transport = quick()
+        with pytest.raises(kind):
+            move(source(transport, f"{one.host}/a:1"), sink(transport, f"{other.host}/a:1"), jobs)
+        assert order(other) == []
+        partial = other.layout.path / "blobs"
+        eventually(lambda: all(len(path.name) == 64 for path in partial.glob("*/*")))
+        transport.close()
+        eventually(lambda: other.open_connections == one.open_connections == 0)
+
+    def test_the_tries_of_a_source_are_not_multiplied_by_those_of_the_sink(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        one, other = faulty(), faulty()
+        image = layout.image([500_000])
+        layer = layout.read(image["digest"])["layers"][0]["digest"]
+        seed(layout, image, one.host, "a", "1")
+        one.faults = [Fault(Drop(1000), "GET", layer), Fault(HangUp(), "GET", layer, times=None)]
+        transport = quick()
+        with pytest.raises(NetworkError):
+            move(source(transport, f"{one.host}/a:1"), sink(transport, f"{other.host}/a:1"), jobs=1)
+        assert len(one.asked("GET", layer)) == 4
+
+    def test_progress_that_is_lost_is_taken_back(self, faulty: Faulty, quick: Quick, made: Layout) -> None:
+        registry = faulty(Fault(refusal(503), "PATCH", times=2))
+        watcher = Nobody()
+        copy(taken_from(made), sink(quick(), f"{registry.host}/app:1"), watcher, jobs=1)
+        assert watcher.moved == watcher.total > 0
+
+    def test_a_broken_download_goes_on_without_the_upload_noticing(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        one, other = faulty(), faulty()
+        image = layout.image([2_000_000])
+        layer = layout.read(image["digest"])["layers"][0]["digest"]
+        seed(layout, image, one.host, "a", "1")
+        one.faults = [Fault(Drop(600_000), "GET", layer, times=3)]
+        transport = quick()
+        move(source(transport, f"{one.host}/a:1"), sink(transport, f"{other.host}/a:1"))
+        assert [request.headers["Range"] for request in one.asked("GET", layer)] == [
+            None,
+            "bytes=600000-",
+            "bytes=1200000-",
+            "bytes=1800000-",
+        ]
+        assert len(other.asked("PATCH")) == 2
+        assert manifest(other.host, "a", "1") == layout.file(image["digest"]).read_bytes()
+
+    def test_a_cancelled_transfer_ends(self, faulty: Faulty, quick: Quick, made: Layout) -> None:
+        transport = quick()
+        transport.cancelled.set()
+        registry = faulty()
+        with pytest.raises(CancelledError):
+            move(taken_from(made), sink(transport, f"{registry.host}/app:1"))
+        assert registry.requests == []
+
+
+class TestEarlyBlobs:
+    """What comes before its index does, from a pipe."""
+
+    def test_they_go_where_the_one_image_goes_and_small_ones_can_be_had_back(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty()
+        reference = parse_reference(f"{registry.host}/app:1")
+        put = RegistrySink(quick(), lambda _: reference, early=reference)
+        content = random.Random(3).randbytes(5000)
+        blob = blob_of(content)
+        assert not put.has(blob)
+        put.put(Blob(blob, lambda: iter([content]), replayable=False))
+        assert put.has(blob)
+        assert put.recall(blob) == content
+        assert len(registry.asked("HEAD")) == 1
+        registry.faults = [Fault(Flip(0), "GET")]
+        with pytest.raises(IntegrityError):
+            put.recall(blob)
+
+    def test_without_such_a_place_they_cannot_be_taken(self, faulty: Faulty, quick: Quick) -> None:
+        put = sink(quick(), f"{faulty().host}/app:1")
+        for use in (put.has, put.recall):
+            with pytest.raises(UnsupportedError, match="it is not known yet where they belong") as caught:
+                use(blob_of(b"x"))
+            assert caught.value.exit_code == 8
+            assert caught.value.hint
+
+
+def test_documents_without_a_home_are_never_fetched(faulty: Faulty, quick: Quick, layout: Layout) -> None:
+    """Foreign layers: their `urls` lead anywhere (CVE-2020-15157)."""
+    elsewhere = faulty()
+    registry = faulty()
+    layer = layout.blob(b"elsewhere", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+    config = layout.blob(b"{}", "application/vnd.docker.container.image.v1+json")
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": config,
+        "layers": [{**layer, "urls": [f"{elsewhere.url}/layer"]}],
+    }
+    image = layout.document(document)
+    seed(layout, image, registry.host, "app", "1")
+    registry.requests.clear()
+    transport, target = quick(), faulty()
+    target.hold(b"elsewhere")
+    move(source(transport, f"{registry.host}/app:1"), sink(transport, f"{target.host}/app:1"))
+    assert elsewhere.requests == []
+    assert registry.asked(path=layer["digest"]) == target.asked(path=layer["digest"]) == []
+    assert json.loads(manifest(target.host, "app", "1") or b"") == document

@@ -1,0 +1,593 @@
+"""One blob up into a registry: what is sent, what becomes of it when something fails, and mounts."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ocistream.credentials import Credential
+from ocistream.distribution import Repository
+from ocistream.errors import (
+    AuthenticationError,
+    CancelledError,
+    FinalNetworkError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+)
+from ocistream.interfaces import Blob
+from ocistream.stream import Chunk, verified
+from ocistream.upload import Uploader
+from tests.certificates import Certificate
+from tests.faults import (
+    Action,
+    Fault,
+    FaultyHandler,
+    HangUp,
+    Header,
+    Reply,
+    Reset,
+    Stall,
+    StopReading,
+    redirect,
+    refusal,
+    too_many_requests,
+)
+from tests.faulty_auth import Basic, Bearer
+from tests.network import CountingRegistry, QuickTransport, blob_of, eventually, names
+from tests.talking import Client
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+
+MIB = 1 << 20
+CONTENT = random.Random(1).randbytes(4 * MIB + 5)
+BLOB = blob_of(CONTENT)
+ALICE = Credential("alice", "s3cret", source="the test")
+UPLOADS = "/v2/app/blobs/uploads/"
+
+
+class Source:
+    """A blob's bytes, in a buffer that is used over and over as a file's are; `opened` counts the readers."""
+
+    def __init__(self, content: bytes = CONTENT, *, replayable: bool = True, algorithm: str = "sha256") -> None:
+        self.content = content
+        self.opened = 0
+        self.closed = 0
+        self.before: Callable[[int], None] = lambda _: None
+        self.blob = Blob(blob_of(content, algorithm), self.open, replayable)
+
+    def open(self) -> Iterator[Chunk]:
+        """Read, verified as everything is that reaches a sink."""
+        return verified(self._chunks(), self.blob.descriptor)
+
+    def _chunks(self) -> Iterator[Chunk]:
+        self.opened += 1
+        buffer = bytearray(MIB)
+        try:
+            for start in range(0, len(self.content), MIB):
+                self.before(start)
+                piece = self.content[start : start + MIB]
+                buffer[: len(piece)] = piece
+                yield memoryview(buffer)[: len(piece)]
+        finally:
+            self.closed += 1
+
+
+def uploader(transport: QuickTransport, registry: CountingRegistry | str) -> Uploader:
+    host = registry if isinstance(registry, str) else registry.host
+    return Uploader(Repository(transport, host, "app", writes=True))
+
+
+def methods(registry: CountingRegistry) -> list[str]:
+    return [request.method for request in registry.requests]
+
+
+def is_stored(registry: CountingRegistry, content: bytes = CONTENT) -> bool:
+    path = registry.layout.blob_path(blob_of(content).digest)
+    return path.exists() and path.read_bytes() == content
+
+
+def is_clean(registry: CountingRegistry) -> bool:
+    """Say whether no part of any upload lies about."""
+    return [path.name for path in (registry.layout.path / "blobs").glob("*/*") if len(path.name) != 64] == []
+
+
+class TestWhatIsSent:
+    def test_a_post_one_patch_and_a_put_with_the_digest(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(), registry).upload(Source().blob)
+        post, patch, put = registry.requests
+        assert [request.method for request in registry.requests] == ["POST", "PATCH", "PUT"]
+        assert (post.target, post.headers["Content-Length"]) == (UPLOADS, "0")
+        assert patch.headers["Content-Length"] == str(len(CONTENT))
+        assert patch.headers["Content-Type"] == "application/octet-stream"
+        assert patch.headers["Content-Range"] is patch.headers["Transfer-Encoding"] is None
+        assert put.headers["Content-Length"] == "0"
+        assert put.target == f"{patch.target}?digest={BLOB.digest}"
+        assert is_stored(registry)
+        assert registry.accepted == 1
+
+    def test_an_empty_blob_is_a_put_without_a_patch(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(), registry).upload(Source(b"").blob)
+        assert methods(registry) == ["POST", "PUT"]
+        assert is_stored(registry, b"")
+
+    def test_a_blob_by_sha512(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        source = Source(algorithm="sha512")
+        uploader(quick(), registry).upload(source.blob)
+        assert registry.layout.blob_path(source.blob.descriptor.digest).read_bytes() == CONTENT
+
+    def test_the_session_is_opened_when_the_first_byte_is_there_and_the_rest_is_read_after_it(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty()
+        source = Source()
+        seen: list[tuple[int, int]] = []
+        source.before = lambda start: seen.append((start, len(registry.requests)))
+        uploader(quick(), registry).upload(source.blob)
+        assert seen[0] == (0, 0)
+        assert all(requests >= 1 for _, requests in seen[1:])
+
+    def test_many_small_blobs_need_one_connection(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        target = uploader(quick(), registry)
+        for number in range(50):
+            target.upload(Source(str(number).encode()).blob)
+        assert registry.accepted == 1
+
+    @pytest.mark.parametrize("status", [200, 201, 202, 204])
+    def test_every_kind_of_success_is_one(self, faulty: Faulty, quick: Quick, status: int) -> None:
+        registry = faulty()
+        registry.faults = [
+            Fault(Reply(202, {"Location": f"{UPLOADS}x"}), "POST"),
+            Fault(Reply(status, {"Location": f"{UPLOADS}x"}), "PATCH"),
+            Fault(Reply(status), "PUT"),
+        ]
+        uploader(quick(), registry).upload(Source(b"x").blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+
+
+class TestLocations:
+    @pytest.mark.parametrize("absolute", [False, True])
+    @pytest.mark.parametrize("query", ["", "_state=a%3Db%7E&x=%2B+", "mount=x&from=y"])
+    def test_it_is_used_as_it_is_and_the_digest_added_to_its_query(
+        self, faulty: Faulty, quick: Quick, absolute: bool, query: str
+    ) -> None:
+        registry = faulty()
+        base = registry.url if absolute else ""
+        located = Header("Location", lambda path: f"{base}{path}" + (f"?{query}" if query else ""))
+        registry.faults = [Fault(located, times=None)]
+        uploader(quick(), registry).upload(Source().blob)
+        _, patch, put = registry.requests
+        assert patch.target.partition("?")[2] == query
+        assert put.target.partition("?")[2] == (f"{query}&" if query else "") + f"digest={BLOB.digest}"
+        assert is_stored(registry)
+
+    def test_it_may_be_relative_to_the_request(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        registry.faults = [Fault(Header("Location", lambda path: path.rpartition("/")[2]), times=None)]
+        uploader(quick(), registry).upload(Source().blob)
+        assert is_stored(registry)
+
+    def test_each_answer_may_name_another_one(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        registry.faults = [
+            Fault(Header("Location", lambda path: f"{path}?offset=0"), "POST"),
+            Fault(Header("Location", lambda path: f"{path}?offset={len(CONTENT)}"), "PATCH"),
+        ]
+        uploader(quick(), registry).upload(Source().blob)
+        _, patch, put = registry.requests
+        assert patch.query == {"offset": ["0"]}
+        assert put.query["offset"] == [str(len(CONTENT))]
+
+    def test_an_answer_to_the_patch_may_name_none(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Header("Location", None), "PATCH"))
+        uploader(quick(), registry).upload(Source().blob)
+        assert is_stored(registry)
+
+    def test_one_to_the_post_must(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Header("Location", None), "POST"))
+        with pytest.raises(FinalNetworkError, match="the answer has no Location"):
+            uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry) == ["POST"]
+
+    def test_another_host_in_it_gets_no_authorization(self, faulty: Faulty, quick: Quick) -> None:
+        storage = faulty()
+        with Client(storage.host) as ask:
+            location = storage.url + ask("POST", UPLOADS).headers["Location"]
+        registry = faulty(Fault(Header("Location", location), "POST"), auth=Basic("alice", "s3cret"))
+        uploader(quick(credential=ALICE), registry).upload(Source().blob)
+        assert is_stored(storage)
+        assert [request.method for request in storage.requests[1:]] == ["PATCH", "PUT"]
+        assert [request.headers["Authorization"] for request in storage.requests] == [None] * 3
+
+    @pytest.mark.parametrize("location", ["http://registry.test:1/x?secret", "ftp://h/?secret", "https://[/secret"])
+    def test_one_that_leaves_https_or_is_malformed_is_refused(
+        self,
+        faulty: Faulty,
+        quick: Quick,
+        certificate: Certificate,
+        monkeypatch: pytest.MonkeyPatch,
+        location: str,
+    ) -> None:
+        registry = faulty(Fault(Header("Location", location), "POST"), tls=certificate)
+        host = f"registry.test:{registry.host.rpartition(':')[2]}"
+        target = uploader(quick(ca_file=str(certificate.file)), host)
+        with names(monkeypatch, registry="203.0.113.5"), pytest.raises(FinalNetworkError) as caught:
+            target.upload(Source().blob)
+        assert "secret" not in str(caught.value)
+        assert methods(registry) == ["POST"]
+
+    def test_a_redirect_of_the_patch_within_the_registry_comes_too_late(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(redirect("/v2/elsewhere"), "PATCH"))
+        with pytest.raises(FinalNetworkError):
+            uploader(quick(), registry).upload(Source().blob)
+
+
+class TestSourcesThatFail:
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            IntegrityError("wrong"),
+            NetworkError("the source broke off"),
+            NotFoundError("gone"),
+            RegistryError("the source says 503", status=503),
+            CancelledError("cancelled"),
+            OSError(errno.EIO, "Input/output error"),
+            ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+            KeyboardInterrupt(),
+        ],
+        ids=lambda failure: type(failure).__name__,
+    )
+    @pytest.mark.parametrize("start", [0, 2 * MIB])
+    def test_nothing_is_completed_the_session_is_deleted_and_it_is_not_tried_again(
+        self, faulty: Faulty, quick: Quick, failure: BaseException, start: int
+    ) -> None:
+        def fail(at: int) -> None:
+            if at == start:
+                raise failure
+
+        registry = faulty()
+        source = Source()
+        source.before = fail
+        with pytest.raises(type(failure)) as caught:
+            uploader(quick(), registry).upload(source.blob)
+        assert caught.value is failure
+        assert source.opened == source.closed == 1
+        eventually(lambda: sorted(methods(registry)) == (["DELETE", "PATCH", "POST"] if start else []))
+        assert all(request.received <= start for request in registry.asked("PATCH"))
+        assert not is_stored(registry)
+        eventually(lambda: is_clean(registry))
+
+    def test_the_last_chunk_of_a_wrong_blob_is_never_sent(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        source = Source()
+        source.content = CONTENT[:-1] + b"!"
+        with pytest.raises(IntegrityError):
+            uploader(quick(), registry).upload(source.blob)
+        assert methods(registry) == ["POST", "PATCH", "DELETE"]
+        eventually(lambda: registry.asked("PATCH")[0].received == 4 * MIB)
+
+    @pytest.mark.parametrize("refused", [HangUp(), Reset(), refusal(404), refusal(405), refusal(500)])
+    def test_that_the_session_cannot_be_deleted_is_not_the_news(
+        self, faulty: Faulty, quick: Quick, refused: Action
+    ) -> None:
+        registry = faulty(Fault(refused, "DELETE", times=None))
+        source = Source()
+        source.content = CONTENT[:-1]
+        with pytest.raises(IntegrityError):
+            uploader(quick(), registry).upload(source.blob)
+        assert len(registry.asked("DELETE")) == 1
+
+
+LOST = [HangUp(), Reset(), refusal(500), refusal(503), refusal(429)]
+LOST_ON_THE_WAY = [*LOST, StopReading(0), StopReading(2 * MIB), StopReading(2 * MIB, reset=True)]
+
+
+class TestRetries:
+    @pytest.mark.parametrize("method", ["POST", "PUT"])
+    @pytest.mark.parametrize("failure", LOST)
+    @pytest.mark.parametrize("replayable", [True, False])
+    def test_what_has_no_body_is_sent_again_alone(
+        self, faulty: Faulty, quick: Quick, method: str, failure: Action, replayable: bool
+    ) -> None:
+        registry = faulty(Fault(failure, method, times=3))
+        source = Source(replayable=replayable)
+        uploader(quick(), registry).upload(source.blob)
+        assert is_stored(registry)
+        assert source.opened == 1
+        assert len(registry.asked("PATCH")) == 1
+        assert len(registry.asked(method)) == 4
+
+    @pytest.mark.parametrize("failure", LOST_ON_THE_WAY)
+    def test_a_blob_that_can_be_had_again_is_sent_again_from_its_beginning(
+        self, faulty: Faulty, quick: Quick, failure: Action
+    ) -> None:
+        registry = faulty(Fault(failure, "PATCH", times=3))
+        source = Source()
+        uploader(quick(), registry).upload(source.blob)
+        assert is_stored(registry)
+        # Each reader takes back what the one before has counted.
+        assert source.opened == source.closed == 4
+        assert len(registry.asked("POST")) == len(registry.asked("PATCH")) == 4
+        # The sessions that failed are dropped.
+        assert len(registry.asked("DELETE")) == 3
+        eventually(lambda: is_clean(registry))
+
+    @pytest.mark.parametrize("failure", LOST_ON_THE_WAY)
+    def test_one_that_cannot_fails_and_the_hint_says_why(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
+        registry = faulty(Fault(failure, "PATCH"))
+        source = Source(replayable=False)
+        with pytest.raises(NetworkError) as caught:
+            uploader(quick(), registry).upload(source.blob)
+        assert caught.value.exit_code == 7
+        assert caught.value.hint
+        assert "cannot be sent again: push from a file" in caught.value.hint
+        assert source.opened == source.closed == 1
+        assert methods(registry) == ["POST", "PATCH", "DELETE"]
+
+    def test_what_failed_before_its_first_byte_is_told_as_it_is(self, faulty: Faulty, quick: Quick) -> None:
+        for content in (CONTENT, b""):
+            registry = faulty(Fault(too_many_requests(), "POST", times=None))
+            with pytest.raises(RegistryError) as caught:
+                uploader(quick(), registry).upload(Source(content, replayable=False).blob)
+            assert caught.value.hint
+            assert "the registry limits" in caught.value.hint
+
+    @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+    @pytest.mark.parametrize("failure", [HangUp(), refusal(503)])
+    def test_the_number_of_tries_is_bounded(self, faulty: Faulty, quick: Quick, method: str, failure: Action) -> None:
+        registry = faulty(Fault(failure, method, times=None))
+        with pytest.raises(NetworkError) as caught:
+            uploader(quick(), registry).upload(Source().blob)
+        assert caught.value.exit_code == 7
+        assert len(registry.asked(method)) == 4
+        assert not is_stored(registry)
+
+    @pytest.mark.parametrize("method", ["POST", "PATCH"])
+    def test_a_wait_beyond_our_patience_ends_it_at_once(self, faulty: Faulty, quick: Quick, method: str) -> None:
+        registry = faulty(Fault(refusal(429, Retry_After="100000"), method, times=None))
+        transport = quick()
+        with pytest.raises(RegistryError):
+            uploader(transport, registry).upload(Source().blob)
+        assert len(registry.asked("POST")) <= 4
+        if method == "POST":
+            assert len(registry.asked("POST")) == 1
+            assert transport.waits == []
+
+    @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+    @pytest.mark.parametrize("status", [400, 405, 413])
+    def test_a_refusal_that_will_not_pass_is_not_tried_again(
+        self, faulty: Faulty, quick: Quick, method: str, status: int
+    ) -> None:
+        registry = faulty(Fault(refusal(status, "CODE", "said"), method, times=None))
+        with pytest.raises(RegistryError, match=f"{status} CODE: said"):
+            uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked(method)) == 1
+
+    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+    @pytest.mark.parametrize("status", [404, 416])
+    def test_a_session_that_was_lost_is_replaced(self, faulty: Faulty, quick: Quick, method: str, status: int) -> None:
+        registry = faulty(Fault(refusal(status, "BLOB_UPLOAD_UNKNOWN"), method))
+        source = Source()
+        uploader(quick(), registry).upload(source.blob)
+        assert is_stored(registry)
+        assert source.opened == 2
+
+    def test_one_that_is_lost_again_and_again_is_no_missing_image(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", times=None))
+        with pytest.raises(NetworkError, match="the registry has lost the upload") as caught:
+            uploader(quick(), registry).upload(Source().blob)
+        assert caught.value.exit_code == 7
+
+    def test_a_repository_that_must_be_made_first_is_said_so(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(404, "NAME_UNKNOWN"), "POST", times=None))
+        with pytest.raises(NotFoundError, match="404 NAME_UNKNOWN") as caught:
+            uploader(quick(), registry).upload(Source().blob)
+        assert caught.value.exit_code == 4
+        assert caught.value.hint
+        assert methods(registry) == ["POST"]
+
+    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+    def test_a_registry_may_take_its_time_to_store_a_blob(self, faulty: Faulty, quick: Quick, method: str) -> None:
+        registry = faulty(Fault(Stall(0.8), method))
+        uploader(quick(stall_timeout=0.2), registry).upload(Source(b"x").blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+
+    def test_but_not_forever(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Stall(), "PUT"))
+        uploader(quick(store_timeout=0.2), registry).upload(Source(b"x").blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT", "PUT"]
+
+
+@pytest.fixture
+def loses_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make a registry close the connection once in place of an answer to each of the methods in this list."""
+    lost: list[str] = []
+    transmit = FaultyHandler.transmit
+
+    def maybe(handler: FaultyHandler, answer: Any) -> None:
+        if handler.command in lost:
+            lost.remove(handler.command)
+            handler.hang_up()
+        transmit(handler, answer)
+
+    monkeypatch.setattr(FaultyHandler, "transmit", maybe)
+    return lost
+
+
+class TestLostAnswers:
+    @pytest.mark.parametrize("replayable", [True, False])
+    def test_a_lost_answer_to_the_put_is_absorbed(
+        self, faulty: Faulty, quick: Quick, loses_answers: list[str], replayable: bool
+    ) -> None:
+        registry = faulty()
+        loses_answers.append("PUT")
+        source = Source(replayable=replayable)
+        uploader(quick(), registry).upload(source.blob)
+        # The second PUT finds no session; the HEAD finds the blob.
+        assert methods(registry) == ["POST", "PATCH", "PUT", "PUT", "HEAD"]
+        assert source.opened == 1
+        assert is_stored(registry)
+
+    @pytest.mark.parametrize("method", ["POST", "PATCH"])
+    def test_others_begin_again(self, faulty: Faulty, quick: Quick, loses_answers: list[str], method: str) -> None:
+        registry = faulty()
+        loses_answers.append(method)
+        uploader(quick(), registry).upload(Source().blob)
+        assert is_stored(registry)
+
+    def test_that_nobody_can_say_is_not_the_news(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None), Fault(HangUp(), "HEAD", times=None))
+        with pytest.raises(RegistryError, match="400 DIGEST_INVALID"):
+            uploader(quick(), registry).upload(Source().blob)
+
+
+class TestAuthorization:
+    def test_basic(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Basic("alice", "s3cret"))
+        uploader(quick(credential=ALICE), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "POST", "PATCH", "PUT"]
+        assert is_stored(registry)
+
+    def test_a_token_is_had_on_the_empty_post_for_all_of_it(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer(users={"alice": "s3cret"}, anonymous=())
+        registry = faulty(auth=auth)
+        uploader(quick(credential=ALICE), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "GET", "POST", "PATCH", "PUT"]
+        assert [request.scopes for request in auth.requests] == [("repository:app:pull,push",)]
+
+    def test_a_401_at_the_closing_put_costs_a_token_and_that_put_alone(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Bearer(uses=2))
+        source = Source(replayable=False)
+        uploader(quick(), registry).upload(source.blob)
+        assert methods(registry) == ["POST", "GET", "POST", "PATCH", "PUT", "GET", "PUT"]
+        assert is_stored(registry)
+
+    def test_a_401_at_the_patch_begins_again_with_a_fresh_token(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        challenge = f'Bearer realm="{registry.url}/token"'
+        registry.faults = [Fault(refusal(401, WWW_Authenticate=challenge), "PATCH")]
+        source = Source()
+        uploader(quick(), registry).upload(source.blob)
+        assert is_stored(registry)
+        assert (source.opened, len(auth.requests)) == (2, 2)
+
+    @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+    def test_a_denial_is_not_tried_again(self, faulty: Faulty, quick: Quick, method: str) -> None:
+        registry = faulty(Fault(refusal(403, "DENIED"), method, times=None))
+        with pytest.raises(AuthenticationError, match="403 DENIED") as caught:
+            uploader(quick(), registry).upload(Source().blob)
+        assert caught.value.exit_code == 3
+        assert len(registry.asked(method)) == 1
+
+    def test_the_deletion_of_a_session_shows_the_token(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Bearer())
+        source = Source()
+        source.content = CONTENT[:-1]
+        with pytest.raises(IntegrityError):
+            uploader(quick(), registry).upload(source.blob)
+        (deletion,) = registry.asked("DELETE")
+        # Whether it is enough is for the registry to say: distribution wants the right to delete.
+        assert deletion.headers["Authorization"] == registry.asked("PATCH")[0].headers["Authorization"]
+
+
+class TestMounts:
+    def test_201_is_all_it_takes(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        registry.hold(CONTENT)
+        assert uploader(quick(), registry).mount(BLOB, "other/app")
+        (post,) = registry.requests
+        assert post.target == f"{UPLOADS}?mount={BLOB.digest}&from=other/app"
+
+    def test_pull_on_the_source_is_asked_for_in_the_same_token_after_push(self, faulty: Faulty, quick: Quick) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        registry.hold(CONTENT)
+        assert uploader(quick(), registry).mount(BLOB, "other/app")
+        assert [request.scopes for request in auth.requests] == [
+            ("repository:app:pull,push", "repository:other/app:pull")
+        ]
+
+    def test_the_session_of_a_202_is_used(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        target = uploader(quick(), registry)
+        assert not target.mount(BLOB, "other")
+        target.upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+        assert is_stored(registry)
+        target.upload(Source().blob)
+        assert methods(registry)[3:] == ["POST", "PATCH", "PUT"]
+
+    def test_one_that_has_been_closed_meanwhile_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        target = uploader(quick(), registry)
+        assert not target.mount(BLOB, "other")
+        registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH")]
+        target.upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+
+    def test_a_202_without_a_location_is_a_plain_upload(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(Header("Location", None), "POST"))
+        target = uploader(quick(), registry)
+        assert not target.mount(BLOB, "other")
+        target.upload(Source().blob)
+        assert methods(registry) == ["POST", "POST", "PATCH", "PUT"]
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
+    def test_a_refusal_is_a_plain_upload(self, faulty: Faulty, quick: Quick, status: int) -> None:
+        registry = faulty(Fault(refusal(status), "POST", "mount=", times=None))
+        target = uploader(quick(), registry)
+        assert not target.mount(BLOB, "other")
+        target.upload(Source().blob)
+        assert is_stored(registry)
+
+    def test_no_answer_is_a_failure(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(HangUp(), times=None))
+        with pytest.raises(NetworkError):
+            uploader(quick(), registry).mount(BLOB, "other")
+        assert len(registry.requests) == 4
+
+    def test_a_cancellation_is_not_taken_for_a_refusal(self, faulty: Faulty, quick: Quick) -> None:
+        transport = quick()
+        transport.cancelled.set()
+        with pytest.raises(CancelledError):
+            uploader(transport, faulty()).mount(BLOB, "other")
+
+    def test_sessions_that_were_not_used_are_deleted_at_the_end(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        target = uploader(quick(), registry)
+        for number in range(3):
+            assert not target.mount(blob_of(bytes([number])), "other")
+        target.close()
+        target.close()
+        assert methods(registry) == ["POST"] * 3 + ["DELETE"] * 3
+        assert is_clean(registry)
+
+    def test_a_registry_that_has_gone_is_not_waited_for_many_times(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(HangUp(), "DELETE", times=None))
+        target = uploader(quick(), registry)
+        for number in range(3):
+            assert not target.mount(blob_of(bytes([number])), "other")
+        target.close()
+        assert len(registry.asked("DELETE")) == 1
+
+
+def test_no_error_of_an_upload_shows_the_query_of_its_location(faulty: Faulty, quick: Quick) -> None:
+    located = Header("Location", lambda path: f"{path}?_state=secret")
+    for method in ("PATCH", "PUT"):
+        registry = faulty(Fault(located, "POST", times=None), Fault(refusal(400), method, times=None))
+        transport = quick()
+        with pytest.raises(OcistreamError) as caught:
+            uploader(transport, registry).upload(Source().blob)
+        assert "secret" not in f"{caught.value} {caught.value.hint} {transport.told}"
