@@ -14,7 +14,7 @@ from ocistream.cli.options import (
     platform_option,
     transfer_options,
 )
-from ocistream.errors import InvalidNameError, UsageError
+from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
 from ocistream.stores import Want, open_source, parse_end
 from ocistream.stores.index import images_named, only_image
@@ -155,5 +155,5 @@ def _has_repository(root: Root) -> bool:
         return False
     try:
         return parse_reference(root.name).tag is not None
-    except InvalidNameError:
+    except (InvalidNameError, UnsupportedError):
         return False

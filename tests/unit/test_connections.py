@@ -18,7 +18,7 @@ from ocistream.connections import Answer, Body, Connections
 from ocistream.errors import IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall
-from tests.network import CountingRegistry, Heard, RawServer, eventually, read_head
+from tests.network import CountingRegistry, Heard, RawServer, eventually
 
 Open = Callable[..., Connections]
 MIB = 1 << 20
@@ -440,19 +440,20 @@ class TestReuse:
         opened.close()
         eventually(lambda: registry.open_connections == 0)
 
-    def test_silence_does_not_make_firewalls_forget_a_connection(self, connections: Open) -> None:
-        found: list[int] = []
-
-        def look(connection: socket.socket, heard: Heard) -> None:
-            del heard
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            read_head(connection)
-
-        with RawServer(look) as server:
+    @pytest.mark.parametrize("tunable", [True, False])
+    def test_silence_does_not_make_firewalls_forget_a_connection(
+        self, connections: Open, monkeypatch: pytest.MonkeyPatch, tunable: bool
+    ) -> None:
+        idle = getattr(socket, "TCP_KEEPIDLE", None)
+        if not tunable:
+            # As on some other systems.
+            monkeypatch.delattr(socket, "TCP_KEEPIDLE", raising=False)
+        with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
             answer = get(connections(), server.url)
             raw = answer._response.raw  # noqa: SLF001 - nobody but a test wants to know
             assert raw.connection is not None
             mine = raw.connection.sock
-            found.append(mine.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-            answer.drain()
-        assert found == [1]
+            assert mine.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert mine.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            if tunable and idle is not None:
+                assert mine.getsockopt(socket.IPPROTO_TCP, idle) == 60

@@ -158,6 +158,8 @@ class TestReasons:
             (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", ""),
             (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", ""),
             (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", ""),
+            (b"Transfer-Encoding: chunked\r\n\r\n-5\r\n1234\r\n", ""),
+            (b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\n1234\r\n", ""),
         ],
     )
     def test_an_answer_that_breaks_off(self, send: Send, answer: bytes, said: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, NotFoundError
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root, is_image
 from ocistream.model import Platform, parse_descriptor, parse_platform
 from tests.contract.shapes import nested_index, parts_of, with_attestation
@@ -241,6 +241,13 @@ class TestLimits:
         Walk(layout, two_platforms(layout))
         with pytest.raises(ArchiveError, match="more than 3 manifests"):
             Walk(layout, nested_index(layout, "v1"))
+
+    def test_there_is_a_greatest_number_of_images(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_IMAGES", 2)
+        image = small_image(layout)
+        assert len(Walk(layout, image, image).graph.roots) == 2
+        with pytest.raises(UnsupportedError, match="more than 2 images"):
+            Walk(layout, image, image, image)
 
     def test_all_manifests_together_have_a_limit(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         index = two_platforms(layout)

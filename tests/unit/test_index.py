@@ -210,6 +210,7 @@ class TestChoosing:
 
     def test_a_long_list_is_cut(self) -> None:
         assert names_there([]) == "none"
+        assert names_there([named(str(n)) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
         assert names_there([named(str(n)) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
         assert names_there([Root(None, descriptor()), named("a\x1bb")]) == f"{DIGEST}, a?b"
 

@@ -84,6 +84,12 @@ class TestJson:
             parse_json(raw, "the thing")
         assert caught.value.exit_code == 6
 
+    def test_what_is_too_deep_for_the_parser_is_said_to_be(self) -> None:
+        with pytest.raises(ArchiveError, match="it is nested too deeply"):
+            parse_json(b'{"a":' + b"[" * 100_000, "x")
+        with pytest.raises(ArchiveError, match="a key stands twice in one object"):
+            parse_json(b'{"a": 1, "a": 1}', "x")
+
     @pytest.mark.parametrize("raw", [b"[]", b"1", b"null", b'"{}"', b"true"])
     def test_what_is_no_object_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match="not a JSON object"):
@@ -235,6 +241,9 @@ class TestDocuments:
         assert document.layers == ()
         assert document.manifests == (parse_descriptor(GOOD, ""),)
         assert document.artifact_type == "a/b"
+        # A smaller index is made of what it says; of a manifest nothing needs to be held twice.
+        assert document.fields["manifests"] == [GOOD]
+        assert document_of({"config": GOOD, "layers": []}).fields == {}
 
     @pytest.mark.parametrize(("key", "media_type"), [("layers", OCI_MANIFEST), ("manifests", OCI_INDEX)])
     def test_an_empty_list_may_be_written_as_null(self, key: str, media_type: str) -> None:

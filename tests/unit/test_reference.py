@@ -183,6 +183,12 @@ class TestReferences:
 
 
 class TestParts:
+    def test_host_and_repository_together_have_255_characters_at_most(self) -> None:
+        # The host, a slash, and what is left of 255.
+        assert parse_reference("r.example/" + "a" * 245).repository == "a" * 245
+        with pytest.raises(InvalidNameError, match="is not a repository"):
+            parse_reference("r.example/" + "a" * 246)
+
     def test_the_longest_repository_has_255_characters(self) -> None:
         assert is_repository("a" * 255)
         assert not is_repository("a" * 256)

@@ -150,6 +150,14 @@ class TestReading:
         assert (first.name, first.target, first.size) == ("bcd", "ef", 3)
         assert second.name == "y"
 
+    def test_the_shortest_record_and_the_largest_headers_are_legal(self) -> None:
+        assert entries_of(pax_header(b"5 a=\n") + file_header() + END)[0].name == "a"
+        largest = _record("comment", limits.MAX_PAX_HEADER)
+        assert entries_of(pax_header(largest) + file_header() + END)[0].name == "a"
+        name = "n" * limits.MAX_LONG_NAME
+        long = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=len(name)) + padded(name.encode())
+        assert entries_of(long + file_header() + END)[0].name == name
+
     def test_an_empty_path_in_a_pax_header_means_the_entrys_own(self) -> None:
         assert entries_of(pax_header(b"8 path=\n") + file_header("x") + END)[0].name == "x"
 
@@ -353,6 +361,12 @@ class TestWriting:
         assert (size + len(padding(size))) % BLOCK == 0
         assert len(padding(size)) < BLOCK
         assert not any(padding(size))
+
+
+def _record(key: str, size: int) -> bytes:
+    """Return a line of a pax header that is `size` bytes long."""
+    start = f"{size} {key}=".encode()
+    return start + b"x" * (size - len(start) - 1) + b"\n"
 
 
 def test_short_reads_are_no_end() -> None:
