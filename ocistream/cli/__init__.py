@@ -47,10 +47,6 @@ _STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 class LazyGroup(click.Group):
     """Imports a command when it is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Give the commands in the order of a day's work."""
-        return list(COMMANDS)
-
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import a command."""
         if name not in COMMANDS:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ocistream import transfer
 from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, write_result
-from ocistream.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,15 +55,10 @@ def move(
 
 
 def renamed(end: End) -> Callable[[Graph], Graph]:
-    """Give the way to call the one root of a graph as the destination is called.
-
-    What it gives raises UsageError where there are several roots.
-    """
+    """Give the way to call a graph's root as the destination is called; that there is only one is seen to before."""
 
     def rename(graph: Graph) -> Graph:
-        if len(graph.roots) != 1:
-            msg = f"{len(graph.roots)} images cannot all be called {end.name!r}"
-            raise UsageError(msg)
-        return replace(graph, roots=(replace(graph.roots[0], name=end.name),))
+        (root,) = graph.roots
+        return replace(graph, roots=(replace(root, name=end.name),))
 
     return rename

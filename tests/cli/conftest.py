@@ -15,6 +15,12 @@ from tests.faults import FaultyRegistry
 pytest.register_assert_rewrite("tests.cli.expect")
 
 
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stdout be buffered as it is for a user: in a container of Python's it often is not."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
     """Return a function that starts an embedded registry; its arguments are those of `FaultyRegistry`."""

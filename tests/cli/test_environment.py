@@ -180,6 +180,23 @@ def test_options_beat_the_environment_and_the_environment_beats_files(guarded: F
     expect.success(ocistream(*pull, "--username=me", env=env))
 
 
+def test_one_user_name_is_not_sent_to_two_registries(
+    served: FaultyRegistry, guarded: FaultyRegistry, tmp_path: Path
+) -> None:
+    one, other = f"{guarded.host}/app:1", f"{served.host}/app:1"
+    env: dict[str, str | None] = {"OCISTREAM_USERNAME": "me", "OCISTREAM_PASSWORD": "right"}
+    for argv in (["pull", one, other, "-o", str(tmp_path / "x.tar")], ["copy", one, other]):
+        expect.failure(ocistream(*argv, env=env), 2, "OCISTREAM_USERNAME", guarded.host, served.host)
+    assert served.requests == []
+    env |= {"OCISTREAM_SRC_USERNAME": "me", "OCISTREAM_SRC_PASSWORD": "right"}
+    expect.success(ocistream("copy", one, other, env=env))
+
+
+def test_a_user_name_needs_a_password(guarded: FaultyRegistry, layout: Layout) -> None:
+    result = ocistream("push", "-i", layout.path, f"{guarded.host}/app:1", "--username=me")
+    expect.failure(result, 2, "--username needs a password", "OCISTREAM_PASSWORD", "--password-stdin")
+
+
 def test_a_token_is_had_with_the_same_credentials(
     start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor
 ) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, ocistream
-from tests.faults import Fault, FaultyRegistry, Flip, refusal
+from tests.cli.run import Argument, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Flip, Stall, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
 
@@ -243,20 +243,19 @@ def test_the_default_takes_what_offers_no_choice(registry: FaultyRegistry, layou
         assert digests_in(tmp_path / "x.tar") == [descriptor["digest"]]
 
 
-def test_jobs_bounds_how_many_blobs_move_at_once(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_jobs_is_how_many_blobs_move_at_once(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, jobs: int
+) -> None:
     seed(layout, layout.image([f"layer {number}".encode() for number in range(6)]), registry.host, "many", "1")
-    at_once = 0
-
-    def running() -> int:
-        return sum(request.status is None for request in registry.asked("GET", "/blobs/"))
-
-    note = registry.note
-
-    def noting(request: object) -> None:
-        nonlocal at_once
-        note(request)  # type: ignore[arg-type]
-        at_once = max(at_once, running())
-
-    registry.note = noting  # type: ignore[method-assign]
-    pull(registry, f"{registry.host}/many:1", "--jobs=1", "-o", f"{tmp_path}/one/")
-    assert at_once == 1
+    registry.requests.clear()
+    registry.faults = [Fault(Stall(), "GET", "/blobs/", times=None)]
+    target = f"{tmp_path}/layout/"
+    with started("pull", f"{registry.host}/many:1", f"--jobs={jobs}", "-o", target) as process:
+        expect.wait_for(lambda: len(registry.asked("GET", "/blobs/")) >= jobs)
+        # None of them is answered, so whoever else wanted to ask has had the time to.
+        expect.wait_for(lambda: registry.asked("GET", "/blobs/")[-1].fault)
+        assert len(registry.asked("GET", "/blobs/")) == jobs
+        registry.release()
+        assert process.wait(60) == 0
+    assert len(registry.asked("GET", "/blobs/")) == 7

@@ -128,6 +128,13 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     expect.no_image(served)
 
 
+def test_to_passes_over_names_that_are_no_images(served: FaultyRegistry, layout: Layout) -> None:
+    image = small_image(layout)
+    layout.name(image, "Not/A:Name", "a.example/x@sha384:0123", "a.example/app:1")
+    result = ocistream("push", "--to", served.host, "-i", layout.path)
+    assert result.lines() == [f"{served.host}/app:1@{image['digest']}"], result.err
+
+
 def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Layout) -> None:
     layout.name(small_image(layout), "a.example/app:1")
     layout.name(two_platforms(layout), "b.example/app:1")

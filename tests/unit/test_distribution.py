@@ -197,6 +197,8 @@ class TestServersThatIgnoreRanges:
             f"bytes 10000-{SIZE - 1}/{SIZE}",
             f"1000-{SIZE - 1}",
             "bytes */5",
+            f"bytes {'9' * 5000}-{'9' * 5001}/*",
+            "bytes \xb2-5/9",
             "",
             None,
         ],
@@ -269,6 +271,11 @@ class TestBodiesThatLie:
         registry.faults = [Fault(Resize(-1000, stated=False))]
         assert download(quick(), registry) == CONTENT
         assert ranges(registry) == [None, f"bytes={SIZE - 1000}-"]
+
+    @pytest.mark.parametrize("said", ["9" * 5000, "-1", "x", "\xb2"])
+    def test_a_length_that_makes_no_sense_is_overlooked(self, quick: Quick, said: str) -> None:
+        with RawServer(f"HTTP/1.1 200 OK\r\nContent-Length: {said}\r\n\r\n".encode("latin-1") + CONTENT) as server:
+            assert download(quick(), server) == CONTENT
 
     def test_a_body_without_a_length_is_read_to_its_end(self, registry: CountingRegistry, quick: Quick) -> None:
         registry.faults = [Fault(NoContentLength())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +154,17 @@ class TestSources:
         for digest in blobs_of(layout, second):
             assert taken.home(digest) == (other.host, "c")
         assert taken.home(blob_of(b"unknown").digest) is None
+
+    def test_two_names_of_one_image_are_two_roots_and_everything_else_is_there_once(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout)
+        for tag in "12":
+            seed(layout, image, registry.host, "app", tag)
+        graph = source(quick(), f"{registry.host}/app:1", f"{registry.host}/app:2").graph(NothingEarly())
+        assert [root.name for root in graph.roots] == [f"{registry.host}/app:1", f"{registry.host}/app:2"]
+        assert len(graph.manifests) == 1
 
     def test_only_the_wanted_platforms_are_asked_for(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
         registry = faulty()
@@ -534,6 +546,8 @@ class TestFailures:
         assert order(other) == []
         partial = other.layout.path / "blobs"
         eventually(lambda: all(len(path.name) == 64 for path in partial.glob("*/*")))
+        # The error that was raised holds on to what was read when it was.
+        gc.collect()
         transport.close()
         eventually(lambda: other.open_connections == one.open_connections == 0)
 
