@@ -74,7 +74,8 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
     """Write a file that gets its name only when the block ends well.
 
     The bytes go to a temporary file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is flushed, synced
-    and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`.
+    and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`; it is
+    EINVAL where a device, FIFO or socket has the name.
     """
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
@@ -84,6 +85,7 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
         with FileIO(os.open(temporary, flags, mode), "r+b") as file:
             yield file
             os.fsync(file.fileno())
+        _check_replaceable(path)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -92,6 +94,20 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
     finally:
         _unfinished.discard(temporary)
     sync_directory(path.parent)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of a device, FIFO or socket: root would replace `/dev/null` for everybody.
+
+    Raises:
+        OSError: EINVAL where there is one.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        raise OSError(errno.EINVAL, "not a regular file, and so not replaced", str(path))
 
 
 def drop_unfinished() -> None:

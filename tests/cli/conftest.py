@@ -41,6 +41,18 @@ def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
 
 
 @pytest.fixture
+def dev_stdout(tmp_path: Path) -> Path:
+    """Return a link that leads to a process's own stdout, as /dev/stdout does.
+
+    It stands for the real one: tests may run as root, and code that replaces what it should write to would take
+    the machine's devices away.
+    """
+    link = tmp_path / "stdout"
+    link.symlink_to("/proc/self/fd/1")
+    return link
+
+
+@pytest.fixture
 def interruptible() -> Iterator[None]:
     """Let children be interrupted even where the tests run in a shell's background, which ignores SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,7 @@ import gzip
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, 
     assert expect.index_of(folder / "app.tar")[0]["digest"] == image["digest"]
 
 
+# 1 -----------------------------------------------------------------------------------------------------------
+
+#: A mistake of ours, since none is known: a command that is not there.
+MISTAKE = "import sys; from ocistream import cli; cli.COMMANDS['pull'] = ('nowhere:pull', ''); sys.exit(cli.main(%s))"
+
+
+def test_1_for_a_mistake_of_ours_which_is_said_to_be_one() -> None:
+    result = run([sys.executable, "-P", "-c", MISTAKE % ["pull"]])
+    expect.failure(result, 1, "internal error: ModuleNotFoundError", "nowhere", "report it")
+
+
 # 2 -----------------------------------------------------------------------------------------------------------
 
 
@@ -82,11 +94,13 @@ def test_0_only_when_all_of_it_is_there(registry: FaultyRegistry, folder: Path, 
         ("pull a.example/x -o x.tar --result .", "--result"),
         ("pull a.example/x -o x.tar --username me", "--password-stdin"),
         ("pull a.example/x -o x.tar --password-stdin", "--username"),
+        ("pull a.example/x b.example/y -o x.tar --username me", "a.example and b.example"),
         ("pull a.example/x a.example/y -o oci:x:both", "both"),
         ("push", "--to HOST[/PREFIX]"),
         ("push a.example/x --to a.example", "--to HOST[/PREFIX]"),
         ("push a.example/x --image a --image b", "--to HOST[/PREFIX]"),
         ("push --to a.example/UPPER", "UPPER"),
+        ("push --to intranet", "intranet:443"),
         ("push --to a.example/x/../y", "'x/../y/x'"),
         ("push a.example/x -i oci:", "oci:PATH[:NAME]"),
         ("copy a.example/x", "DST"),
@@ -402,9 +416,9 @@ def test_8_for_an_archive_that_is_compressed(served: FaultyRegistry) -> None:
 # 9 -----------------------------------------------------------------------------------------------------------
 
 
-def test_9_for_a_full_disk_behind_stdout(layout: Layout, image: Descriptor) -> None:
+def test_9_for_a_full_disk_behind_stdout(layout: Layout, image: Descriptor, dev_stdout: Path) -> None:
     del image
-    for end in ("-", "/dev/full"):
+    for end in ("-", dev_stdout):
         result = ocistream("copy", layout.path, end, stdout=Path("/dev/full"))
         expect.failure(result, 9, "cannot write", "No space left on device")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ocistream.cli.progress import human_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import ocistream, started
@@ -132,6 +133,27 @@ def test_a_bar_can_be_had_without_a_terminal(registry: FaultyRegistry, tmp_path:
     result = ocistream("pull", f"{registry.host}/app:1", "--progress=bar", "-o", tmp_path / "app.tar")
     expect.success(result)
     assert "/5.24M" in result.err
+
+
+def test_a_bar_knows_what_came_before_its_total(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+    del image
+    argv = ["push", f"{served.host}/app:1", "--progress=bar"]
+    result = ocistream(*argv, stdin=tar_of(items_of(layout)))
+    expect.success(result)
+    assert "100%" in result.err
+
+
+def test_a_bar_that_never_came_to_be_leaves_only_the_error(served: FaultyRegistry, tmp_path: Path) -> None:
+    argv = ["pull", f"{served.host}/gone:1", "--progress=bar"]
+    expect.failure(ocistream(*argv, "-o", tmp_path / "x.tar"), 4, "gone:1")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_242_880, "5.2 MB"), (2**31, "2.1 GB"), (7.5e12, "7.5 TB")],
+)
+def test_sizes_are_written_for_people(size: float, text: str) -> None:
+    assert human_size(size) == text
 
 
 @pytest.mark.parametrize("kind", ["plain", "none"])

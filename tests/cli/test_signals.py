@@ -19,7 +19,7 @@ from tests.registry_http import seed, tags
 
 MIB = 1 << 20
 #: How a run is ended -> its exit code.
-ENDED = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+ENDED = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -72,7 +72,7 @@ def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_and_no_partial_fil
     expect.no_partial_files(folder)
 
 
-@pytest.mark.parametrize(("number", "code"), ENDED)
+@pytest.mark.parametrize(("number", "code"), ENDED[:2])
 def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
     stalling: FaultyRegistry, number: signal.Signals, code: int
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
     assert tags(stalling.host, "other") == []
 
 
-@pytest.mark.parametrize(("number", "code"), ENDED)
+@pytest.mark.parametrize(("number", "code"), ENDED[:2])
 def test_a_push_that_is_stopped_leaves_no_image(
     start: Callable[..., FaultyRegistry], layout: Layout, number: signal.Signals, code: int
 ) -> None:
@@ -96,6 +96,18 @@ def test_a_push_that_is_stopped_leaves_no_image(
     assert (got, out) == (code, b"")
     assert len(err.splitlines()) == 1
     expect.no_image(registry)
+
+
+def test_a_hangup_that_is_ignored_ends_nothing(stalling: FaultyRegistry, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with started("pull", f"{stalling.host}/app:1", "-o", tmp_path / "app.tar") as process:
+            expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
+            process.send_signal(signal.SIGHUP)
+            stalling.release()
+            assert process.wait(60) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_push_that_waits_for_its_pipe_can_be_stopped(served: FaultyRegistry) -> None:

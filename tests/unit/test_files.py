@@ -91,6 +91,17 @@ class TestAtomicFile:
             pass
 
 
+class TestWhatIsNoFile:
+    def test_a_fifo_is_never_replaced_by_a_file(self, tmp_path: Path) -> None:
+        # As root, the same rename would put a file in the place of /dev/null.
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(OSError, match="not a regular file") as caught, atomic_file(tmp_path / "fifo") as file:
+            write_all(file, b"x")
+        assert caught.value.errno == errno.EINVAL
+        assert (tmp_path / "fifo").is_fifo()
+        assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
 class TestDroppingUnfinished:
     def test_files_of_threads_that_will_not_end_are_removed(self, tmp_path: Path) -> None:
         begun, go_on = threading.Event(), threading.Event()
