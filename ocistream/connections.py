@@ -131,10 +131,7 @@ class Answer:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end: then it is kept for the next request."""
-        raw = self._response.raw
-        if raw.length_remaining or not raw.isclosed():
-            raw.close()
-        raw.release_conn()
+        self._response.raw.close()
 
     def _read_into(self, content: bytearray, limit: int) -> None:
         for chunk in self.chunks(64 * limits.KIB):

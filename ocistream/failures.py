@@ -69,13 +69,13 @@ def reason(error: BaseException) -> str:
 def _known_reason(cause: BaseException) -> str | None:
     text: str | None = None
     if isinstance(cause, ssl.SSLCertVerificationError):
-        text = f"the certificate is not trusted: {cause.verify_message}"
+        text = f"the certificate is not trusted: {getattr(cause, 'verify_message', 'it does not verify')}"
     elif isinstance(cause, socket.gaierror):
         text = f"the host name cannot be resolved: {cause.strerror}"
     elif isinstance(cause, urllib3.exceptions.IncompleteRead):
         text = f"{cause.partial} bytes came, {cause.expected} more were promised"
     elif isinstance(cause, ssl.SSLError):
-        text = f"TLS failed: {cause.reason or 'the connection broke off'}"
+        text = f"TLS failed: {getattr(cause, 'reason', None) or 'the connection broke off'}"
     elif isinstance(cause, urllib3.exceptions.NewConnectionError):
         # urllib3 counts it among the time-outs, whatever the reason; that one lies deeper.
         text = None
@@ -93,7 +93,10 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             final, hint = True, "if the registry has a CA of its own, name its file with SSL_CERT_FILE"
-        elif isinstance(cause, ssl.SSLError) and cause.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
+        elif isinstance(cause, ssl.SSLError) and getattr(cause, "reason", None) in {
+            "WRONG_VERSION_NUMBER",
+            "RECORD_LAYER_FAILURE",
+        }:
             final, hint = True, "the registry seems to speak plain HTTP: --plain-http"
         elif isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
             final, hint = True, "is the name right?"

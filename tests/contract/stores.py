@@ -31,10 +31,10 @@ from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.registry import RegistrySink, RegistrySource
-from ocistream.transport import Transport, TransportSettings
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.images import Layout, digest_of
+from tests.network import QuickTransport
 
 REPOSITORY = "made/app"
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -241,8 +241,7 @@ class RegistryStore(Store):
         super().__init__(folder)
         self._path = folder / "registry"
         self._registry = self._stack.enter_context(Registry(self._path))
-        self._transport = Transport(TransportSettings(), lambda *_: None)
-        self._stack.callback(self._transport.close)
+        self._transport = self._stack.enter_context(QuickTransport())
 
     def fill(self, layout: Layout) -> None:
         for entry in json.loads((layout.path / "index.json").read_bytes())["manifests"]:

@@ -76,6 +76,7 @@ class Kept:
 
     def put(self, blob: Blob) -> None:
         assert not blob.replayable
+        assert blob.descriptor.digest not in self.blobs, "the same blob came twice"
         self.blobs[blob.descriptor.digest] = content_of(blob)
 
     def recall(self, descriptor: Descriptor) -> bytes:
@@ -259,6 +260,14 @@ class TestBudget:
         rest = [item for item in items.items() if item not in first]
         assert found_in(tar_of([*first, *rest])).graph == graph_of(images)
 
+    def test_what_fits_in_exactly_is_held_and_held_once(self, images: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        items = items_of(images)
+        held = [item for item in items if item[0].startswith("blobs/") and (item[1] or b"").startswith(b"{")]
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", sum(len(content or b"") for _, content in held))
+        found = found_in(tar_of([*held, *items]))
+        assert found.graph == graph_of(images)
+        assert not {blob_name(digest) for digest in found.early.blobs} & {name for name, _ in held}
+
     def test_a_layout_gives_it_back(self, images: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
         report = stored(tar_of(items_of(images)), tmp_path / "out")
@@ -276,10 +285,12 @@ class TestBudget:
         assert list(tmp_path.iterdir()) == []
 
     def test_json_that_is_larger_than_any_manifest_is_not_held(self, layout: Layout) -> None:
-        huge = b"{" + b" " * limits.MAX_MANIFEST + b"}"
-        layout.image([huge], name="v1")
+        large = b"{" + b" " * (limits.MAX_MANIFEST - 2) + b"}"
+        huge = large + b" "
+        layout.image([large, huge], name="v1")
         found = found_in(tar_of(items_of(layout)))
-        assert digest_of(huge) in found.early.blobs
+        assert set(found.early.blobs) == {digest_of(huge)}
+        assert found.blobs[digest_of(large)] == large
 
 
 def refused(archive: bytes, path: Path, *kinds: type[OcistreamError]) -> None:

@@ -117,7 +117,7 @@ class TestDownloads:
         self, registry: CountingRegistry, quick: Quick, failure: Action
     ) -> None:
         registry.faults = [Fault(failure)]
-        assert download(quick(stall_timeout=0.3), registry) == CONTENT
+        assert download(quick(stall_timeout=1.0), registry) == CONTENT
         assert ranges(registry) in (
             [None, f"bytes={limits.CHUNK}-"],
             [None, f"bytes={limits.CHUNK + 5}-"],
@@ -170,6 +170,11 @@ class TestServersThatIgnoreRanges:
         assert download(quick(), registry) == CONTENT
         assert [request.status for request in registry.requests] == [200, 200]
 
+    def test_to_the_byte(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Drop(limits.CHUNK)), Fault(IgnoreRange())]
+        sizes = [len(chunk) for chunk in repository(quick(), registry).blob_chunks(BLOB)]
+        assert (sum(sizes), min(sizes) > 0) == (SIZE, True)
+
     def test_also_when_that_breaks_again_before_there_is_anything_new(self, quick: Quick) -> None:
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode()
         pieces = (300_000, 200_000, 0, 400_000, SIZE)
@@ -187,6 +192,8 @@ class TestServersThatIgnoreRanges:
         registry.faults = [Fault(Drop(1001)), Fault(IgnoreRange())]
         with pytest.raises(FinalNetworkError, match="broke off after 1001 bytes"):
             download(quick(), registry)
+        # What is left is that of the download that was whole.
+        eventually(lambda: registry.open_connections == 1)
 
     @pytest.mark.parametrize(
         "value",
@@ -210,6 +217,7 @@ class TestServersThatIgnoreRanges:
         with pytest.raises(FinalNetworkError, match="asked for bytes from 1000 on"):
             download(quick(), registry)
         assert len(registry.requests) == 2
+        eventually(lambda: registry.open_connections == 0)
 
     @pytest.mark.parametrize("value", [f"bytes 1000-{SIZE - 1}/*", f"bytes 1000-{SIZE}/{SIZE + 1}"])
     def test_where_it_ends_is_for_the_digest_to_say(self, registry: CountingRegistry, quick: Quick, value: str) -> None:
@@ -258,6 +266,14 @@ class TestBodiesThatLie:
         with pytest.raises(IntegrityError, match=f"expected {SIZE} bytes"):
             download(quick(), registry)
 
+    def test_one_byte_too_many_is_seen_even_where_a_chunk_ends_before_it(
+        self, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        (blob,) = registry.hold(bytes(2 * limits.CHUNK))
+        registry.faults = [Fault(Resize(1))]
+        with pytest.raises(IntegrityError, match=blob.digest):
+            download(quick(), registry, blob)
+
     def test_a_shorter_body_that_says_so_is_asked_for_the_rest(self, registry: CountingRegistry, quick: Quick) -> None:
         registry.faults = [Fault(Resize(-1000))]
         transport = quick()
@@ -289,6 +305,7 @@ class TestBodiesThatLie:
             download(quick(), registry)
         # 416 is the registry's way to say that this is all.
         assert [request.status for request in registry.requests] == [200, 416, 416, 416]
+        assert registry.accepted == 1
 
     def test_416_to_a_download_from_the_beginning_is_a_refusal(self, registry: CountingRegistry, quick: Quick) -> None:
         registry.faults = [Fault(refusal(416))]
@@ -424,7 +441,7 @@ class TestHasBlob:
 # -- manifests -------------------------------------------------------------------------------------------------
 
 
-def image(media_type: str | None = OCI_MANIFEST, **fields: Any) -> bytes:
+def image(media_type: Any = OCI_MANIFEST, **fields: Any) -> bytes:
     """Return a manifest without layers, laid out as nobody does."""
     config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
     document = {"schemaVersion": 2, "config": config, "layers": [], **fields}
@@ -521,7 +538,10 @@ class TestManifests:
         registry.faults = [Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, b" " + body))]
         with pytest.raises(ArchiveError, match=r"manifest 1 of 127\.0\.0\.1:\d+/app is larger than"):
             repository(quick(), registry).resolve("1")
-        assert len(registry.requests) == 2
+        registry.faults = [Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, b" " + body))]
+        with pytest.raises(ArchiveError, match="is larger than"):
+            repository(quick(), registry).manifest(blob_of(body))
+        assert len(registry.requests) == 3
 
     @pytest.mark.parametrize(
         ("declared", "own"),
@@ -552,7 +572,9 @@ class TestManifests:
         registry = faulty(Fault(Reply(200, {"Content-Type": DOCKER_MANIFEST}, image(None))))
         assert repository(quick(), registry).resolve("1").descriptor.media_type == DOCKER_MANIFEST
 
-    @pytest.mark.parametrize("body", [b"", b"<html>sign in</html>", b"[]", b"{", b'{"mediaType": "not one"}'])
+    @pytest.mark.parametrize(
+        "body", [b"", b"<html>sign in</html>", b"[]", b"{", b'{"mediaType": "not one"}', image(5), image(["x"])]
+    )
     def test_what_is_no_manifest_is_refused(self, faulty: Faulty, quick: Quick, body: bytes) -> None:
         registry = faulty(Fault(Reply(200, {"Content-Type": "text/html"}, body)))
         with pytest.raises(ArchiveError):

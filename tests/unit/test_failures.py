@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -41,7 +42,7 @@ def send() -> Iterator[Send]:
     def run(url: str, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None) -> Answer:
         opened.append(
             Connections(
-                connect_timeout=5.0, stall_timeout=0.3, ca_file=ca_file, proxies=proxies or {}, user_agent="test"
+                connect_timeout=5.0, stall_timeout=1.0, ca_file=ca_file, proxies=proxies or {}, user_agent="test"
             )
         )
         answer = opened[-1].send("GET", url, {}, None)
@@ -196,6 +197,17 @@ class TestReasons:
         outer = urllib3.exceptions.ProtocolError("Connection aborted.", RuntimeError(inner))
         inner.__cause__ = outer
         assert reason(requests.exceptions.ConnectionError(outer)) == "input/output error"
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "TLS failed: the connection broke off"),
+            (ssl.SSLCertVerificationError("wrong host"), "the certificate is not trusted: it does not verify"),
+        ],
+    )
+    def test_an_error_of_tls_that_python_made_itself_is_understood(self, error: ssl.SSLError, said: str) -> None:
+        assert reason(requests.exceptions.SSLError(error)) == said
+        assert network_error("GET", "https://h/", requests.exceptions.SSLError(error)).what.endswith(said)
 
     def test_an_exception_without_words_is_named(self) -> None:
         assert reason(urllib3.exceptions.HTTPError()) == "HTTPError"

@@ -202,6 +202,9 @@ class TestChecks:
 
     def test_a_manifest_that_claims_to_be_too_large_is_not_asked_for(self, layout: Layout) -> None:
         image = {**small_image(layout), "size": limits.MAX_MANIFEST + 1}
+        builder = GraphBuilder()
+        builder.add_root(root_of({**image, "size": limits.MAX_MANIFEST}))
+        assert builder.needs
         with pytest.raises(ArchiveError, match="larger than 4194304 bytes"):
             Walk(layout, image)
 
@@ -240,7 +243,7 @@ class TestLimits:
         monkeypatch.setattr(limits, "MAX_MANIFESTS", 3)
         Walk(layout, two_platforms(layout))
         with pytest.raises(ArchiveError, match="more than 3 manifests"):
-            Walk(layout, nested_index(layout, "v1"))
+            Walk(layout, two_platforms(layout), layout.artifact(b"one more"))
 
     def test_there_is_a_greatest_number_of_images(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_IMAGES", 2)
@@ -473,9 +476,12 @@ class TestSingleImages:
 
     def test_a_config_that_claims_to_be_too_large_is_not_asked_for(self, layout: Layout) -> None:
         document = layout.read(small_image(layout)["digest"])
-        document["config"]["size"] = limits.MAX_CONFIG + 1
+        config = document["config"]["digest"]
+        document["config"]["size"] = limits.MAX_CONFIG
+        Walk(layout, layout.document(document), platforms=choice("linux/amd64"), lacking={config})
+        document["config"]["size"] += 1
         with pytest.raises(ArchiveError, match="larger than 8388608 bytes"):
-            Walk(layout, layout.document(document), platforms=choice("linux/amd64"))
+            Walk(layout, layout.document(document), platforms=choice("linux/amd64"), lacking={config})
 
     def test_the_config_is_not_asked_for_where_it_does_not_matter(self, layout: Layout) -> None:
         root, config = self.made(layout)

@@ -85,6 +85,14 @@ class TestCreating:
             copy(layout.path, tmp_path / "out")
         assert names_in(tmp_path / "out") == ["thesis.txt"]
 
+    @pytest.mark.parametrize("name", [".thesis", "thesis.partial", "blobs.txt"])
+    def test_what_only_looks_a_little_like_ours_is_not(self, layout: Layout, tmp_path: Path, name: str) -> None:
+        small_image(layout, name="v1")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / name).touch()
+        with pytest.raises(UsageError):
+            copy(layout.path, tmp_path / "out")
+
     def test_a_file_in_its_place_is_refused(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         (tmp_path / "out").write_text("mine")

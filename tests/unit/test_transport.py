@@ -39,7 +39,7 @@ from tests.faults import (
     too_many_requests,
 )
 from tests.faulty_auth import Basic, Bearer
-from tests.network import CountingRegistry, Heard, QuickTransport, RawServer, names, unused_port
+from tests.network import CountingRegistry, Heard, QuickTransport, RawServer, eventually, names, unused_port
 from tests.registry_http import basic
 from tests.token_server import TokenServer, User
 
@@ -526,7 +526,7 @@ class TestBasic:
     def test_a_wrong_one_is_shown_once(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(auth=Basic("alice", "other"))
         transport = quick(credential=ALICE)
-        with pytest.raises(AuthenticationError, match="refused"):
+        with pytest.raises(AuthenticationError, match="refused the credentials from the test"):
             ask(transport, registry)
         assert len(registry.requests) == 2
 
@@ -738,3 +738,12 @@ def test_a_cookie_of_a_registry_is_not_sent_back_by_any_request(faulty: Faulty, 
         ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
     assert {request.headers["Cookie"] for request in registry.requests} == {None}
     assert {request.headers["Accept-Encoding"] for request in registry.requests} == {"identity"}
+
+
+def test_closing_ends_the_connections(faulty: Faulty, quick: Quick) -> None:
+    registry = faulty()
+    transport = quick()
+    ask(transport, registry)
+    assert registry.open_connections == 1
+    transport.close()
+    eventually(lambda: registry.open_connections == 0)
