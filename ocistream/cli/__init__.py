@@ -93,8 +93,9 @@ def main(arguments: Sequence[str]) -> int:
         code = _report(console, error)
         console.trace(partial(_trace, error))
         files.drop_unfinished()
-        _settle_stdout()
         return code
+    finally:
+        _settle()
 
 
 def _run(arguments: Sequence[str], console: Console) -> int:
@@ -158,14 +159,19 @@ def _usage_hint(error: click.ClickException) -> str | None:
     return f"see `{context.command_path} --help`" if context is not None else None
 
 
-def _settle_stdout() -> None:
-    """Write out what stdout still holds, or point it at nothing: Python's own flush at exit would complain."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError):
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, sys.stdout.fileno())
-            os.close(nothing)
+def _settle() -> None:
+    """Write out what the streams still hold, or point them at nothing.
+
+    Python's own flush at exit would complain, and end with 120: a full disk behind stderr is no failure of ours, and
+    one behind stdout has been reported by now.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, stream.fileno())
+                os.close(nothing)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import command, ocistream, started
+from tests.cli.run import command, ocistream, run, started
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, redirect, refusal
 from tests.images import Layout, small_image, two_platforms
@@ -211,3 +211,12 @@ def test_no_secret_and_no_signed_query_is_printed(
     )  # fmt: skip
     assert result.code == 7
     assert "hunter2" not in result.err
+
+
+def test_a_full_disk_behind_stderr_changes_no_exit_code(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app:1")
+    # Without that variable, which some machines set, Python keeps what it could not write, and tries again at exit.
+    line = ["env", "-u", "PYTHONUNBUFFERED", "sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command()]
+    copied = run([*line, "copy", str(layout.path), str(tmp_path / "app.tar")])
+    assert (copied.code, copied.out.count(b"@sha256:")) == (0, 1)
+    assert run([*line, "copy", str(tmp_path / "nothing.tar"), str(tmp_path / "other.tar")]).code == 4
