@@ -84,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _terminate)
     console = Console.from_arguments(arguments)
+    # A signal may strike while a library makes an object, whose half then fails to go: no news to a user.
+    sys.unraisablehook = partial(_trace_unraisable, console)
     if not arguments:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
@@ -146,6 +148,12 @@ def _trace(error: BaseException) -> str:
         if cause is not None:
             lines.append(f"caused by\n{''.join(traceback.format_tb(cause.__traceback__))}")
     return "".join(lines)
+
+
+def _trace_unraisable(console: Console, problem: sys.UnraisableHookArgs) -> None:
+    """Print what Python could raise nowhere, for those who asked for tracebacks."""
+    if problem.exc_value is not None:
+        console.trace(partial(_trace, problem.exc_value))
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form

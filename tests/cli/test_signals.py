@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, command, ocistream, started
+from tests.cli.run import Argument, command, ocistream, run, started
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.registry_http import seed, tags
@@ -155,3 +156,25 @@ def test_the_second_of_two_ends_when_the_first_is_killed(stalling: FaultyRegistr
     assert (push.returncode, out) == (6, b"")
     assert "truncated" in err.decode()
     expect.no_image(served)
+
+
+@pytest.mark.parametrize(("option", "shown"), [("-v", False), ("-vv", True)])
+def test_what_python_can_raise_nowhere_is_shown_with_tracebacks_only(option: str, shown: bool, tmp_path: Path) -> None:
+    # As a half-made object of a library does, where a signal struck while it was made.
+    program = """
+import sys
+from ocistream.cli import main
+
+class HalfMade:
+    def __del__(self) -> None:
+        raise AttributeError("half made")
+
+code = main(["copy", sys.argv[1], sys.argv[2], sys.argv[3]])
+HalfMade()
+sys.exit(code)
+"""
+    line = [sys.executable, "-P", "-c", program, option, str(tmp_path / "nothing.tar"), str(tmp_path / "out.tar")]
+    result = run(line)
+    assert result.code == 4
+    assert ("AttributeError" in result.err) is shown
+    assert "Exception ignored" not in result.err
