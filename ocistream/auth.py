@@ -20,8 +20,8 @@ from urllib.parse import urlencode, urlsplit
 from ocistream import limits
 from ocistream.credentials import TOKEN_USERNAME
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
-from ocistream.model import parse_json
 from ocistream.reference import printable
+from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

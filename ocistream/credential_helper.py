@@ -21,8 +21,8 @@ from subprocess import DEVNULL, PIPE
 from typing import IO, TYPE_CHECKING, Final, cast
 
 from ocistream.errors import ArchiveError, AuthenticationError, UsageError
-from ocistream.model import parse_json
 from ocistream.reference import printable
+from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

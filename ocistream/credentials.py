@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream.credential_helper import CredentialHelper
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UsageError
 from ocistream.files import atomic_file, disk_errors, locked_directory, write_all
-from ocistream.model import parse_json
 from ocistream.reference import DEFAULT_REGISTRY, parse_registry, printable
+from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

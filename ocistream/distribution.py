@@ -22,11 +22,11 @@ from ocistream.model import (
     Manifest,
     is_media_type,
     media_type_of,
-    parse_json,
 )
 from ocistream.origins import redacted
 from ocistream.reference import is_digest, printable
 from ocistream.stream import digest_of
+from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

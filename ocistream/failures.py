@@ -21,9 +21,9 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
-from ocistream.model import parse_json
 from ocistream.origins import redacted
 from ocistream.reference import printable
+from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,7 +30,7 @@ __all__ = [
     "write_all",
 ]
 
-#: Temporary files of ours; the dot keeps them out of `ls`, the suffix lets `gc` and the next run find them.
+#: Temporary files of ours; the dot keeps them out of `ls`, the suffix says what a killed process has left.
 PARTIAL_SUFFIX = ".partial"
 
 #: Those that are being written now, by any thread.

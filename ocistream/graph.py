@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
-from ocistream.model import (
-    CONFIG_TYPES,
-    Descriptor,
-    Document,
-    Manifest,
-    Platform,
-    canonical_json,
-    parse_document,
-    platform_of_config,
-)
+from ocistream.model import CONFIG_TYPES, Descriptor, Document, Manifest, Platform, parse_document, platform_of_config
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
+from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

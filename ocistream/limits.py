@@ -1,6 +1,7 @@
 """The one table of limits on input that is not trusted: archives, registries, token servers.
 
-Every room takes its bound from here, so that the table can be read, and changed, in one place. Sizes are bytes,
+What arrives from archives and registries is bounded from here, so that the table can be read, and changed, in one
+place; what only one room knows of (a helper's answer, a header's parameters) has its bound there. Sizes are bytes,
 times are seconds. It holds numbers only.
 """
 

@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError
-from ocistream.model import OCI_INDEX, canonical_json
+from ocistream.model import OCI_INDEX
 from ocistream.reference import is_digest, is_repository, parse_digest
 from ocistream.serve.exchange import AccessEntry, Answer, Exchange, Part
 from ocistream.serve.pages import list_page, referrers_page
 from ocistream.serve.ranges import chunk_range, requested_range
 from ocistream.serve.refusals import RefusedError
+from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

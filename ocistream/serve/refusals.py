@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ocistream.errors import RegistryError
-from ocistream.model import canonical_json
+from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream import files, limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
-from ocistream.model import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    Descriptor,
-    Document,
-    media_type_of,
-    parse_document,
-    parse_json,
-)
+from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Document, media_type_of, parse_document
 from ocistream.reference import is_digest, is_tag
 from ocistream.serve.names import full_name, repository_of_directory, spellings
 from ocistream.serve.refusals import RefusedError
 from ocistream.stores.index import FULL_NAME, REF_NAME, name_of
 from ocistream.stream import digest_of
+from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -170,7 +163,7 @@ class Repositories:
     def delete(self, repository: str, reference: str) -> None:
         """Take a tag away; or, by digest, a manifest and all tags of `repository` that mean it.
 
-        The manifest's own blob goes too, unless another image needs it; other blobs are for `gc`.
+        The manifest's own blob goes too, unless another image needs it; other blobs stay.
 
         Raises:
             RefusedError: it is not there (404), or only others have it, so nothing can be taken away (405).

@@ -1,7 +1,8 @@
 """Upload sessions: bytes that have come, hashed while they are written, until they are a blob or dropped.
 
-A session's bytes are in a partial file among the layout's blobs, where a rename makes it one and where `gc` finds it
-if this process is killed. Sessions live in this process only. HTTP is not known here, but for the refusals.
+A session's bytes are in a partial file among the layout's blobs, where a rename makes it one, and where the next
+start finds it if this process is killed. Sessions live in this process only. HTTP is not known here, but for the
+refusals.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from ocistream import files, limits
 from ocistream.errors import UsageError
-from ocistream.model import canonical_json
 from ocistream.stores import tar
 from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, entry_for, index_json
+from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
-from ocistream.model import OCI_INDEX, Descriptor, canonical_json, parse_descriptor, parse_json
+from ocistream.model import OCI_INDEX, Descriptor, parse_descriptor
 from ocistream.reference import parse_digest, parse_reference, printable
+from ocistream.strict_json import canonical_json, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -21,14 +21,13 @@ from ocistream.model import (
     Descriptor,
     Document,
     Platform,
-    canonical_json,
     media_type_of,
     parse_descriptor,
     parse_document,
-    parse_json,
     parse_platform,
     platform_of_config,
 )
+from ocistream.strict_json import canonical_json, parse_json
 
 DIGEST = "sha256:" + "a" * 64
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
