@@ -13,17 +13,17 @@ from ocistream import files, limits
 from ocistream.errors import ArchiveError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
 from ocistream.interfaces import Blob
+from ocistream.model import Descriptor
 from ocistream.stores.entries import Contents, Place
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, TarReader
-from ocistream.stream import chunks_of
+from ocistream.stream import chunks_of, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ocistream.interfaces import Early
-    from ocistream.model import Descriptor
     from ocistream.stream import Chunk
 
 __all__ = ["ArchiveFileSource"]
@@ -74,7 +74,15 @@ class ArchiveFileSource:
         return builder.graph()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Give the wanted blobs that are there, in the order in which they are wanted."""
+        """Give the wanted blobs that are there, in the order in which they are wanted.
+
+        Raises:
+            IntegrityError: a digest that stands twice has other bytes the second time.
+        """
+        for digest, second in self._contents.repeated:
+            again = Descriptor("application/octet-stream", digest, second.size)
+            for _ in verified(self._opener(second)(), again):
+                pass
         for descriptor in wanted:
             if (place := self._contents.blobs.get(descriptor.digest)) is not None:
                 yield Blob(descriptor, self._opener(place))

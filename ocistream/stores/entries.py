@@ -1,4 +1,4 @@
-"""Which entries of a tar belong to an OCI archive, by their names; all others are passed over and counted.
+"""Which entries of a tar belong to an OCI archive, by their names; all others are passed over.
 
 A name becomes nothing but a key: no path is ever made from it.
 """
@@ -48,7 +48,8 @@ class Contents:
         self.index: Entry | None = None
         self.docker: Entry | None = None
         self.blobs: dict[str, Place] = {}
-        self.skipped = 0
+        #: Blobs that stand there once more, each to be checked as the first one is.
+        self.repeated: list[tuple[str, Place]] = []
 
     def add(self, entry: Entry) -> str | None:
         """Note an entry, and give its digest where it is a blob.
@@ -61,13 +62,15 @@ class Contents:
             return None
         digest = blob_digest(name)
         if digest is None and name not in {"oci-layout", "index.json", "manifest.json"}:
-            self.skipped += 1
             return None
         if entry.kind != "file":
             msg = f"{printable(entry.name)!r} in the archive is not a regular file"
             raise ArchiveError(msg)
         if digest is not None:
-            first = self.blobs.setdefault(digest, Place(entry.offset, entry.size))
+            place = Place(entry.offset, entry.size)
+            first = self.blobs.setdefault(digest, place)
+            if first is not place:
+                self.repeated.append((digest, place))
             if first.size != entry.size:
                 msg = f"{printable(entry.name)!r} stands twice in the archive, with different sizes"
                 raise ArchiveError(msg)

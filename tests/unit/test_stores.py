@@ -13,6 +13,7 @@ import pytest
 from ocistream import transfer
 from ocistream.errors import (
     ArchiveError,
+    IntegrityError,
     InvalidNameError,
     LocalDiskError,
     NotFoundError,
@@ -207,6 +208,24 @@ class TestSources:
             open_source(parse_end("docker-archive:a.tar"), around, Want())
         with pytest.raises(UnsupportedError, match="docker-archive"):
             open_sink(parse_end("docker-archive:a.tar"), around)
+
+
+class TestRepeatedBlobs:
+    def test_a_blob_that_stands_twice_in_a_file_is_checked_twice(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        items = items_of(layout)
+        name, content = next((name, content) for name, content in items if name.startswith("blobs/") and content)
+        for again, good in ((content, True), (content[:-1] + bytes([content[-1] ^ 1]), False)):
+            path = tmp_path / f"{good}.tar"
+            path.write_bytes(tar_of([*items, (name, again)]))
+            source, sink = ArchiveFileSource(path), LayoutSink(tmp_path / f"{good}")
+            if good:
+                transfer.copy(source, sink, Watch())
+            else:
+                with pytest.raises(IntegrityError):
+                    transfer.copy(source, sink, Watch())
+            assert (tmp_path / f"{good}" / "index.json").exists() is good
+            source.close()
 
 
 class TestSinks:
