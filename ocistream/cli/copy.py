@@ -42,6 +42,7 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
     ocistream copy oci:build:app registry.example.com/app:2
     """
     src, dst = parse_end(source), stdout_end(parse_end(destination))
+    session.check_result_apart(src, dst)
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
         session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
     single = dst.kind == "docker" or dst.name is not None

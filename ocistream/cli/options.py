@@ -72,6 +72,18 @@ class Session:
             mtime=_source_date(os.environ),
         )
 
+    def check_result_apart(self, *ends: End) -> None:
+        """Refuse a --result that would be written over one of the ends.
+
+        Raises:
+            UsageError: it has the path of one.
+        """
+        result = self.options["result"]
+        paths = [end.path.resolve() for end in ends if end.path is not None and not end.is_stream]
+        if result is not None and result.resolve() in paths:
+            msg = f"--result {result} is the archive itself"
+            raise UsageError(msg, hint="name another file: it would be written over")
+
     def check_credentials(self, registries: Collection[str]) -> None:
         """Refuse one user name and password where several registries might ask: which one is it for?
 
@@ -189,7 +201,7 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["auto", "bar", "plain", "json", "none"]),
             default="auto",
             show_default=True,
-            help="How progress is shown on stderr.",
+            help="How progress is shown on stderr; json makes the messages there JSON as well.",
         ),
         click.option("--result", type=click.Path(dir_okay=False, path_type=Path), help="Write what was done as JSON."),
         verbosity_options,
@@ -231,7 +243,7 @@ def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--log-format",
             type=click.Choice(["text", "json"]),
-            help="How messages are written on stderr.  [default: text, or json with --progress json]",
+            help="How messages are written on stderr.  [default: text]",
         ),
     )(command)
 

@@ -61,6 +61,7 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
     if end.name and len(references) > 1:
         msg = f"{len(references)} images cannot all be called {end.name!r}"
         raise UsageError(msg)
+    session.check_result_apart(end)
     around = session.surroundings()
 
     def open_ends() -> tuple[Source, Sink]:

@@ -58,6 +58,7 @@ def push(
         msg = "give either one IMAGE to push to, or --to HOST[/PREFIX]"
         raise UsageError(msg)
     end = parse_end(path, bare_is_path=True)
+    session.check_result_apart(end)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"

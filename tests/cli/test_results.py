@@ -192,3 +192,20 @@ def test_an_image_that_is_there_already_has_a_line_and_a_document(
     assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
     assert document(tmp_path / "r.json")["images"][0]["digest"] == image["digest"]
     assert registry.asked("PUT|POST|PATCH") == []
+
+
+@pytest.mark.parametrize("verb", ["pull", "push", "copy"])
+def test_the_document_is_never_written_over_the_archive(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path, verb: str
+) -> None:
+    small_image(layout, name="app:1")
+    archive = tmp_path / "app.tar"
+    assert ocistream("copy", layout.path, archive).code == 0
+    before = archive.read_bytes()
+    ends: dict[str, list[str | Path]] = {
+        "pull": [f"{registry.host}/app:1", "-o", archive],
+        "push": [f"{registry.host}/other:1", "-i", archive],
+        "copy": [archive, layout.path],
+    }
+    expect.failure(ocistream(verb, *ends[verb], "--result", archive), 2, "--result", "is the archive itself")
+    assert archive.read_bytes() == before
