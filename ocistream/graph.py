@@ -113,7 +113,12 @@ class GraphBuilder:
         self.needs: dict[str, Descriptor] = {}
         self._choice = choice
         self._roots: list[Root] = []
-        self._narrowing: list[tuple[int, Root]] = []
+        self._new: list[str] = []
+        #: By the digest of an index: the places of the roots that wait until all of it is known.
+        self._narrowing: dict[str, list[int]] = {}
+        self._nesting = _Nesting()
+        #: By digest, the first root without a platform: whether it is for the wanted one, its config says.
+        self._unlabelled: dict[str, Root] = {}
         self._raw: dict[str, Manifest] = {}
         self._documents: dict[str, Document] = {}
         self._absent: dict[str, Descriptor] = {}
@@ -127,10 +132,19 @@ class GraphBuilder:
             msg = f"more than {limits.MAX_IMAGES} images in one transfer"
             raise UnsupportedError(msg, hint="move fewer at a time: choose them by name")
         self._roots.append(root)
-        if root.descriptor.is_index and self._choice.platforms:
-            self._narrowing.append((len(self._roots) - 1, root))
+        digest = root.descriptor.digest
+        if root.descriptor.platform is None:
+            self._unlabelled.setdefault(digest, root)
         self._need(root.descriptor, 0)
-        self._narrow()
+        if root.descriptor.is_index and self._choice.platforms:
+            self._narrowing.setdefault(digest, []).append(len(self._roots) - 1)
+            if self._nesting.is_whole(digest):
+                self._narrow([digest])
+
+    def new_needs(self) -> list[str]:
+        """Give the digests that were added to `needs` since this was last asked; some may be answered by now."""
+        new, self._new = self._new, []
+        return new
 
     def supply(self, digest: str, raw: bytes) -> None:
         """Answer a need with the manifest's bytes.
@@ -150,7 +164,7 @@ class GraphBuilder:
             check_platform(self._choice, root, raw)
             return
         self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
-        self._narrow()
+        self._arrived(descriptor)
         self._want_children(digest)
         self._want_config(digest)
 
@@ -163,7 +177,7 @@ class GraphBuilder:
         descriptor = self.needs.pop(digest)
         if digest not in self._configs:
             self._absent[digest] = descriptor
-            self._narrow()
+            self._arrived(descriptor)
 
     def graph(self) -> Graph:
         """Put it all in order, once `needs` is empty."""
@@ -196,6 +210,7 @@ class GraphBuilder:
                 msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
             self.needs[digest] = descriptor
+            self._new.append(digest)
             self._depths[digest] = depth
         elif (promised.media_type, promised.size) != (descriptor.media_type, descriptor.size):
             msg = (
@@ -222,17 +237,18 @@ class GraphBuilder:
             ArchiveError: it is larger than a config may be.
         """
         document = self._documents[digest]
-        root = next((root for root in self._roots if root.descriptor.digest == digest), None)
+        root = self._unlabelled.get(digest)
         if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
             return
         config = document.config
-        if config is None or root.descriptor.platform is not None or config.digest in self._raw:
+        if config is None or config.digest in self._raw or config.digest in self.needs:
             return
         if config.size > limits.MAX_CONFIG:
             msg = f"the config {config.digest} is larger than {limits.MAX_CONFIG} bytes"
             raise ArchiveError(msg)
         self._configs[config.digest] = root
         self.needs[config.digest] = config
+        self._new.append(config.digest)
 
     def _want_children(self, digest: str) -> None:
         """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
@@ -253,49 +269,47 @@ class GraphBuilder:
             todo.extend(child.digest for child in reversed(self._documents[digest].manifests) if child.is_index)
         return list(found)
 
-    def _narrow(self) -> None:
-        """Decide every narrowed root whose indexes are all known by now."""
-        for item in list(self._narrowing):
-            place, root = item
-            leaves = self._leaves(root.descriptor)
-            if leaves is None:
+    def _arrived(self, descriptor: Descriptor) -> None:
+        """Decide every root of which all indexes are known, now that one more has come or is known to be absent."""
+        if descriptor.is_index and self._choice.platforms:
+            document = self._documents.get(descriptor.digest)
+            nested = {child.digest for child in document.manifests if child.is_index} if document else set()
+            self._narrow(self._nesting.add(descriptor.digest, nested))
+
+    def _narrow(self, whole: Sequence[str]) -> None:
+        """Decide the roots that are one of these indexes."""
+        for digest in whole:
+            places = self._narrowing.pop(digest, ())
+            if not places or digest in self._absent:
                 continue
-            self._narrowing.remove(item)
-            if root.descriptor.digest in self._absent:
-                continue
-            chosen = choose(leaves, self._choice, root)
-            if chosen is None:
-                for child in leaves:
-                    self._need(child, 1)
-                continue
-            self._roots[place] = self._narrowed(root, chosen)
-            for child in chosen:
+            leaves = self._leaves(digest)
+            chosen = choose(leaves, self._choice, self._roots[places[0]])
+            if chosen is not None:
+                narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
+                for place in places:
+                    self._roots[place] = replace(self._roots[place], descriptor=narrowed)
+            for child in leaves if chosen is None else chosen:
                 self._need(child, 1)
 
-    def _leaves(self, index: Descriptor) -> list[Descriptor] | None:
-        """List the manifests of an index and of those within it, in order; None while one is not known yet.
+    def _leaves(self, index: str) -> list[Descriptor]:
+        """List the manifests of an index and of those within it, in order.
 
         Each index is looked into once: a few that list each other many times over would make billions of leaves.
         """
         leaves: list[Descriptor] = []
-        seen: set[str] = set()
-        todo = [index]
+        seen = {index}
+        todo = list(reversed(self._documents[index].manifests))
         while todo:
             descriptor = todo.pop()
-            document = self._documents.get(descriptor.digest)
             if not descriptor.is_index:
                 leaves.append(descriptor)
-            elif document is None and descriptor.digest not in self._absent:
-                return None
-            elif document is not None and descriptor.digest not in seen:
+            elif descriptor.digest in self._documents and descriptor.digest not in seen:
                 seen.add(descriptor.digest)
-                todo.extend(reversed(document.manifests))
+                todo.extend(reversed(self._documents[descriptor.digest].manifests))
         return leaves
 
-    def _narrowed(self, root: Root, chosen: Sequence[Descriptor]) -> Root:
-        if len(chosen) == 1:
-            return replace(root, descriptor=chosen[0])
-        return replace(root, descriptor=self._smaller_index(root.descriptor, chosen))
+    def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+        return chosen[0] if len(chosen) == 1 else self._smaller_index(index, chosen)
 
     def _smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
         """Write an index that lists only the chosen manifests, each in its own words.
@@ -321,6 +335,36 @@ class GraphBuilder:
         for child in self._documents[digest].manifests:
             self._add_in_order(child.digest, depth + 1, ordered)
         ordered[digest] = self._raw[digest]
+
+
+class _Nesting:
+    """Which indexes are known whole, themselves and all within them. Every nesting is looked at once.
+
+    (To walk what is incomplete again whenever something arrives would cost hours where thousands are nested.)
+    """
+
+    def __init__(self) -> None:
+        self._whole: set[str] = set()
+        self._lacking: dict[str, int] = {}
+        self._around: dict[str, list[str]] = {}
+
+    def is_whole(self, index: str) -> bool:
+        return index in self._whole
+
+    def add(self, index: str, nested: set[str]) -> list[str]:
+        """Take note of an index and the digests of those in it; give the indexes that are whole now and were not."""
+        unknown = nested - self._whole
+        self._lacking[index] = len(unknown)
+        for digest in unknown:
+            self._around.setdefault(digest, []).append(index)
+        whole = [] if unknown else [index]
+        for digest in whole:
+            self._whole.add(digest)
+            for around in self._around.pop(digest, ()):
+                self._lacking[around] -= 1
+                if not self._lacking[around]:
+                    whole.append(around)
+        return whole
 
 
 def _check_depth(digest: str, depth: int) -> None:

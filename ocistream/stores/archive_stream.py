@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ class ArchiveStreamSource:
                     builder.add_root(root)
             elif plain_name(entry.name) == "oci-layout":
                 parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
-            self._answer(builder, early)
+            self._answer(builder, early, digest)
             if self._contents.index is not None and not builder.needs:
                 return builder.graph()
         self._contents.required_index()
@@ -141,19 +142,30 @@ class ArchiveStreamSource:
         if looks_like_json:
             self._spilled[digest] = descriptor
 
-    def _answer(self, builder: GraphBuilder, early: Early) -> None:
-        """Give the builder what it needs and has passed already."""
-        while found := next((d for d in builder.needs if d in self._held or d in self._spilled), None):
-            if found not in self._held:
-                content = early.recall(self._spilled[found])
-            elif builder.wants_config(found):
-                # It is a blob as well, and will be asked for.
-                content = self._held[found]
-            else:
-                content = self._held.pop(found)
-                self._held_bytes -= len(content)
-                self._given.add(found)
-            builder.supply(found, content)
+    def _answer(self, builder: GraphBuilder, early: Early, passed: str | None = None) -> None:
+        """Give the builder what it needs and has passed already.
+
+        Only what was just `passed`, and what is needed since this was last done, can have become answerable: thousands
+        of needs are not gone through again for each entry.
+        """
+        looked_for = deque([passed] if passed else [])
+        looked_for.extend(builder.new_needs())
+        while looked_for:
+            found = looked_for.popleft()
+            if found in builder.needs and (found in self._held or found in self._spilled):
+                builder.supply(found, self._passed_before(builder, found, early))
+                looked_for.extend(builder.new_needs())
+
+    def _passed_before(self, builder: GraphBuilder, digest: str, early: Early) -> bytes:
+        if digest not in self._held:
+            return early.recall(self._spilled[digest])
+        if builder.wants_config(digest):
+            # It is a blob as well, and will be asked for.
+            return self._held[digest]
+        content = self._held.pop(digest)
+        self._held_bytes -= len(content)
+        self._given.add(digest)
+        return content
 
     def _remaining(self) -> Iterator[tuple[Entry, str]]:
         for entry in self._read_entries():
