@@ -7,6 +7,8 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
@@ -18,7 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ocistream import limits
-from ocistream.errors import NetworkError, OcistreamError
+from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError
 from ocistream.failures import network_error, reason
 from ocistream.origins import bypasses_proxy, redacted
 
@@ -27,32 +29,34 @@ if TYPE_CHECKING:
 
     from ocistream.stream import Chunk
 
-__all__ = ["Answer", "Body", "Connections"]
+__all__ = ["Answer", "Body", "Connections", "StreamedBody"]
 
 #: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
 _HOSTS: Final = 16
 _IDLE_CONNECTIONS: Final = 32
 #: After so many seconds of silence the kernel asks whether the other side is still there.
 _KEEPALIVE: Final = 60
+#: Interim answers (RFC 9110, section 15.2) before the one that counts; few servers send even one.
+_MAX_INTERIM: Final = 10
+#: All lines of an answer, in bytes: interim answers, headers, and what stands between the chunks of its body and
+#: behind them. Of headers alone most clients and proxies take no more than 64 KiB.
+_MAX_LINES: Final = 256 * limits.KIB
+#: So many bytes of further lines does each byte of a body allow for: a chunk of one byte needs three.
+_LINES_PER_BYTE: Final = 16
 
 
-class Body:
-    """A request body of known length that is made while it is sent.
+class StreamedBody:
+    """A request body that is made while it is sent, and whose length nobody knows before.
 
-    It has `__iter__` and `__len__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any
-    of it was asked for, after which it cannot be sent again. `failure` is what its own chunks raised, if they did.
+    It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
+    for, after which it cannot be sent again. `failure` is what its own chunks raised, if they did.
     """
 
-    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
-        """Keep the chunks, and their length in bytes; it must not be 0, which would become chunked encoding."""
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """Keep the chunks."""
         self._chunks = chunks
-        self._length = length
         self.begun = False
         self.failure: Exception | None = None
-
-    def __len__(self) -> int:
-        """Give the length, which becomes the Content-Length."""
-        return self._length
 
     def __iter__(self) -> Iterator[Chunk]:
         """Send."""
@@ -66,6 +70,19 @@ class Body:
             self.failure = error
             # urllib3 would take it for a failure of the network, or overlook it and wait for an answer.
             raise _BodyError from error
+
+
+class Body(StreamedBody):
+    """A request body of known length."""
+
+    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
+        """Keep the chunks, and their length in bytes; it must not be 0, which would become chunked encoding."""
+        super().__init__(chunks)
+        self._length = length
+
+    def __len__(self) -> int:
+        """Give the length, which becomes the Content-Length."""
+        return self._length
 
 
 class _BodyError(Exception):
@@ -95,12 +112,15 @@ class Answer:
         """Read the body in chunks of `size` bytes, the last one shorter.
 
         Raises:
-            NetworkError: it broke off, or stalled.
+            NetworkError: it broke off, or stalled; finally so where it is one without an end.
         """
         raw = self._response.raw
         try:
             while chunk := raw.read(size, decode_content=False):
                 yield chunk
+        except _EndlessError as error:
+            msg = f"{self.method} {redacted(self.url)}: {error}"
+            raise FinalNetworkError(msg) from None
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # ValueError: http.client's, over a negative size of a chunk.
             msg = f"{self.method} {redacted(self.url)}: the answer broke off: {reason(error)}"
@@ -171,7 +191,7 @@ class Connections:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | Body | None,
+        body: bytes | StreamedBody | None,
         timeout: tuple[float, float] | None = None,
     ) -> Answer:
         """Send a request and wait for the head of its answer, whatever its status.
@@ -199,6 +219,9 @@ class Connections:
             )
         except _BodyError as error:
             raise cast("Exception", error.__cause__) from None
+        except _EndlessError as error:
+            msg = f"{method} {redacted(url)}: {error}"
+            raise FinalNetworkError(msg) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise network_error(method, url, error) from error
         return Answer(response, method, url)
@@ -238,17 +261,21 @@ def _socket_options() -> list[tuple[int, int, int]]:
 
 
 def _pools(stall_timeout: float) -> dict[str, type[HTTPConnectionPool]]:
-    """Make the pools, by scheme, of connections that send for as long as bytes move.
+    """Make the pools, by scheme, of connections that send for as long as bytes move, and read no endless answers.
 
     urllib3's send under the time-out for connecting, and `sendall` counts it for all of a chunk: on a slow line every
     upload would fail.
     """
 
     class Plain(HTTPConnection):
+        response_class = _Response
+
         def send(self, data: object) -> None:
             _send(self, data, stall_timeout)
 
     class Encrypted(HTTPSConnection):
+        response_class = _Response
+
         def send(self, data: object) -> None:
             _send(self, data, stall_timeout)
 
@@ -271,3 +298,63 @@ def _send(connection: HTTPConnection, data: object, stall_timeout: float) -> Non
         sent = 0
         while sent < len(view):
             sent += connection.sock.send(view[sent:])
+
+
+class _EndlessError(Exception):
+    """An answer that would never end, on its way past urllib3, which would count it among those to try again."""
+
+
+class _Response(http.client.HTTPResponse):
+    """http.client's answer, with bounds on what comes in lines, where http.client has none, or none for their sum.
+
+    Relied on: `response_class` of a connection; that `fp` is the buffered file from which every line of an answer is
+    read by `readline` and its body by `read`, in a tunnel's answer too; and that `begin` reads a head, over any number
+    of `100 Continue`, unless `headers` says that one was read.
+    """
+
+    fp: _Input
+
+    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+        super().__init__(sock, debuglevel, method)
+        self.fp = _Input(self.fp.detach())
+
+    def begin(self) -> None:
+        super().begin()
+        # To http.client an interim answer other than 100 is the answer, and the answer that of the next request.
+        while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
+        self.fp.is_body = True
+
+
+class _Input(io.BufferedReader):
+    """What a server sends of one answer. `is_body` says whether the answer's head is over."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        super().__init__(raw)
+        self.is_body = False
+        self._heads = 0
+        self._left = _MAX_LINES
+
+    def readline(self, size: int | None = -1) -> bytes:
+        most = self._left + 1
+        line = super().readline(most if size is None or size < 0 else min(size, most))
+        self._left -= len(line)
+        if self._left < 0:
+            msg = f"more than {_MAX_LINES} bytes of headers, or between the chunks of the answer's body"
+            raise _EndlessError(msg)
+        if not self.is_body and line in {b"\r\n", b"\n"}:
+            self._heads += 1
+            if self._heads > _MAX_INTERIM + 1:
+                msg = f"more than {_MAX_INTERIM} interim answers"
+                raise _EndlessError(msg)
+        return line
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            # What is read here has a size, unless it is a chunk of a negative one: that would be all there is to come.
+            msg = "a chunk of the answer's body has a negative size"
+            raise _EndlessError(msg)
+        content = super().read(size)
+        self._left = min(self._left + _LINES_PER_BYTE * len(content), _MAX_LINES)
+        return content

@@ -15,10 +15,10 @@ import pytest
 
 from ocistream import limits
 from ocistream.connections import Answer, Body, Connections
-from ocistream.errors import IntegrityError, NetworkError
+from ocistream.errors import FinalNetworkError, IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall
-from tests.network import CountingRegistry, Heard, RawServer, eventually
+from tests.network import CountingRegistry, Heard, RawServer, eventually, read_head
 
 Open = Callable[..., Connections]
 MIB = 1 << 20
@@ -357,6 +357,93 @@ class TestAnswers:
     ) -> None:
         registry = faulty(Fault(Reply(500, {}, b"x" * MIB)))
         assert len(get(connections(), registry.url).explanation()) == limits.MAX_ERROR_BODY
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+#: What a server adds without an end. Here it does end, with a proper answer: who reads that far has no bound.
+ENDLESS = 4 * MIB
+
+
+def repeated(piece: bytes) -> bytes:
+    return piece * (ENDLESS // len(piece))
+
+
+class TestEndlessAnswers:
+    """A server may keep a connection busy with what is not the body; every read of it gets bytes in time."""
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            repeated(CONTINUE) + EMPTY,
+            CONTINUE * 11 + EMPTY,
+            repeated(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n") + EMPTY,
+            (CONTINUE + b"HTTP/1.1 102 Processing\r\n\r\n") * 6 + EMPTY,
+            (b"HTTP/1.1 100 Continue\r\n" + (b"X: %b\r\n" % (b"x" * 60_000)) * 5 + b"\r\n") + EMPTY,
+            b"HTTP/1.1 200 OK\r\n" + (b"X: %b\r\n" % (b"x" * 60_000)) * 90 + b"Content-Length: 0\r\n\r\n",
+        ],
+        ids=["100", "eleven", "103", "mixed", "long-interim", "headers"],
+    )
+    def test_a_head_without_an_end_is_given_up_for_good(self, connections: Open, head: bytes) -> None:
+        with RawServer(head) as server, pytest.raises(FinalNetworkError, match="more than") as caught:
+            get(connections(), f"{server.url}/v2/?secret=1")
+        assert caught.value.exit_code == 7
+        assert caught.value.what.startswith(f"GET {server.url}/v2/")
+        assert "secret=1" not in caught.value.what
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"1\r\nx\r\n0\r\n" + repeated(b"X: y\r\n") + b"\r\n",
+            (b"1;%b\r\nx\r\n" % (b"x" * 60_000)) * 60 + b"0\r\n\r\n",
+            b"1\r\nx\r\n-1\r\n" + bytes(ENDLESS),
+        ],
+        ids=["trailers", "extensions", "negative"],
+    )
+    @pytest.mark.parametrize("small", [True, False])
+    def test_a_body_in_chunks_without_an_end_is_given_up_for_good(
+        self, connections: Open, body: bytes, small: bool
+    ) -> None:
+        with RawServer(CHUNKED + body) as server:
+            opened = connections()
+            answer = get(opened, f"{server.url}/v2/?secret=1")
+            with pytest.raises(FinalNetworkError, match=r"more than|negative") as caught:
+                answer.read(MIB) if small else b"".join(answer.chunks())
+            assert "secret=1" not in caught.value.what
+            # Its connection is not used again.
+            get(opened, server.url).close()
+            assert len(server.heard) == 2
+
+    def test_a_proxys_head_has_bounds_too(self, connections: Open) -> None:
+        head = b"HTTP/1.1 200 Connection established\r\n" + repeated(b"X: y\r\n") + b"\r\n"
+        with RawServer(head) as proxy, pytest.raises(NetworkError, match="more than"):
+            get(connections(proxies={"https": proxy.url}), "https://registry.test/v2/")
+
+    def test_some_interim_answers_of_any_kind_are_passed_over(self, connections: Open) -> None:
+        interim = CONTINUE * 4 + b"HTTP/1.1 102 Processing\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+        answer = interim + CONTINUE * 4 + CHUNKED + b"2\r\nok\r\n0\r\nX-Checksum: 1\r\nX-Other: 2\r\n\r\n"
+
+        def twice(connection: socket.socket, _: Heard) -> None:
+            connection.sendall(answer)
+            read_head(connection)
+            connection.sendall(answer)
+
+        with RawServer(twice) as server:
+            opened = connections()
+            for _ in range(2):
+                found = get(opened, server.url)
+                assert (found.status, found.header("Link"), found.read(100)) == (200, None, b"ok")
+            assert len(server.heard) == 1
+
+    def test_an_answer_that_changes_the_protocol_is_none_to_wait_behind(self, connections: Open) -> None:
+        with RawServer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n") as server:
+            assert get(connections(), server.url).status == 101
+
+    def test_a_body_may_have_any_number_of_chunks_however_small(self, connections: Open) -> None:
+        size = 100_000
+        with RawServer(CHUNKED + b"1;a=b\r\nx\r\n" * size + b"0\r\n\r\n") as server:
+            assert get(connections(), server.url).read(MIB) == b"x" * size
 
 
 class TestReuse:
