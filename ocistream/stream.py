@@ -7,7 +7,8 @@ reads a file or a socket can do it into one buffer. Nothing here opens anything.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from ocistream.errors import IntegrityError
 from ocistream.limits import CHUNK
@@ -15,6 +16,7 @@ from ocistream.reference import parse_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from ocistream.model import Descriptor
 
@@ -47,27 +49,41 @@ def verified(chunks: Iterable[Chunk], descriptor: Descriptor) -> Iterator[Chunk]
     """Pass a blob's chunks on, the last one only after size and digest were found right.
 
     So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
-    and the other side fails as well.
+    and the other side fails as well. However it ends, `chunks` is closed then, if it can be: it is not left to the
+    garbage collector to close a socket or a file below it.
 
     Raises:
         IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.
     """
     hasher = new_hash(descriptor.digest)
     seen = 0
-    for chunk in chunks:
-        if not chunk:
-            continue
-        seen += len(chunk)
-        if seen > descriptor.size:
-            raise wrong_size(descriptor, seen)
-        hasher.update(chunk)
-        if seen == descriptor.size:
-            check_digest(descriptor, hasher)
-        yield chunk
+    with _closing(chunks):
+        for chunk in chunks:
+            if not chunk:
+                continue
+            seen += len(chunk)
+            if seen > descriptor.size:
+                raise wrong_size(descriptor, seen)
+            hasher.update(chunk)
+            if seen == descriptor.size:
+                check_digest(descriptor, hasher)
+            yield chunk
     if seen < descriptor.size:
         raise wrong_size(descriptor, seen)
     if not seen:
         check_digest(descriptor, hasher)
+
+
+def _closing(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
+    """Close what makes the chunks at the end of the block, if it can be: a generator can, a list cannot."""
+    return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
+
+
+class Closeable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> object:
+        """Let go of whatever is below."""
 
 
 def wrong_size(descriptor: Descriptor, seen: int) -> IntegrityError:

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,23 @@ def passed_on(chunks: Iterator[Chunk]) -> tuple[bytes, IntegrityError | None]:
     except IntegrityError as error:
         return found, error
     return found, None
+
+
+class Closing:
+    """Chunks of one byte out of something that is to be closed, as a socket is."""
+
+    def __init__(self, content: bytes) -> None:
+        self._chunks = iter(cut(content, 1))
+        self.closed = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class TestVerified:
@@ -75,6 +93,23 @@ class TestVerified:
         wrong = Descriptor("text/plain", digest_of(b"x"), 0)
         assert passed_on(verified([], wrong))[1] is not None
         assert passed_on(verified([b"x"], descriptor_of(b"")))[1] is not None
+
+    @pytest.mark.parametrize("given", [b"12x", b"1234"], ids=["wrong", "too-long"])
+    def test_a_wrong_blob_closes_what_it_comes_from(self, given: bytes) -> None:
+        source = Closing(given)
+        with pytest.raises(IntegrityError) as caught:
+            list(verified(source, descriptor_of(b"123")))
+        # The error's traceback holds on to all that was at work: nothing is collected as long as it is looked at.
+        assert source.closed
+        assert caught.value.exit_code == 5
+
+    def test_a_blob_that_is_given_up_half_way_closes_what_it_comes_from(self) -> None:
+        source = Closing(b"123")
+        chunks = verified(source, descriptor_of(b"123"))
+        assert next(chunks) == b"1"
+        assert not source.closed
+        chunks.close()  # type: ignore[attr-defined]
+        assert source.closed
 
     def test_a_buffer_that_is_used_again_is_hashed_in_time(self) -> None:
         content = bytes(range(250))
