@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.auth import scopes_for
-from ocistream.errors import ArchiveError, FinalNetworkError, IntegrityError, NetworkError, NotFoundError, RegistryError
+from ocistream.errors import (
+    ArchiveError,
+    FinalNetworkError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    RegistryError,
+    UnsupportedError,
+)
 from ocistream.model import (
     ACCEPTED_TYPES,
     DOCKER_LIST,
@@ -41,6 +49,10 @@ __all__ = ["Repository"]
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 _PUT_DONE: Final = (200, 201, 202, 204)
+#: The algorithm of the digest that every registry gives a manifest. distribution 2.8 knows no other.
+_CANONICAL: Final = "sha256"
+#: How a registry says that it does not take a manifest by the digest that it was given.
+_REFUSES_DIGEST: Final = frozenset({"DIGEST_INVALID", "UNSUPPORTED"})
 
 
 class Repository:
@@ -74,9 +86,10 @@ class Repository:
             IntegrityError: a digest was asked for and other bytes came (GHSA-qv35-3gw6-8q4j).
             ArchiveError: it is no manifest, or it is not what the registry says it is.
         """
-        raw, declared = self._get_manifest(target, ", ".join(ACCEPTED_TYPES))
-        # The bytes are hashed and believed over any header (distribution#4895).
-        digest = digest_of(raw, target.partition(":")[0] if is_digest(target) else "sha256")
+        raw, declared, said = self._get_manifest(target, ", ".join(ACCEPTED_TYPES))
+        # The bytes are hashed and believed over any header (distribution#4895). Of a tag's digest the registry may
+        # say which algorithm it has, and nothing else.
+        digest = digest_of(raw, _algorithm(target if is_digest(target) else said))
         if is_digest(target) and digest != target:
             msg = f"{self}@{target}: the registry sent a manifest with the digest {digest}"
             raise IntegrityError(msg)
@@ -116,8 +129,35 @@ class Repository:
 
         Raises:
             RegistryError: the registry does not want it.
+            UnsupportedError: it was pushed by its digest, and the registry does not know that algorithm.
             IntegrityError: the registry says that it stored something else.
         """
+        if is_canonical(target) or not is_digest(target):
+            self._put_manifest(target, manifest)
+            return
+        try:
+            answer = self._put_manifest(target, manifest)
+        except RegistryError as error:
+            if 400 <= error.status < 500 and not _REFUSES_DIGEST.isdisjoint(error.codes):
+                raise self._unsupported(target, error.what) from error
+            raise
+        if answer.header("Docker-Content-Digest") != target and not self.has_manifest(target):
+            raise self._unsupported(target, "it was taken, and is not there under that digest")
+
+    def put_tag(self, tag: str, manifest: Manifest) -> bool:
+        """Push a manifest by its digest and have a tag point to that (distribution-spec, "Pushing Manifests").
+
+        It says whether the registry did so. The spec has it since after v1.1.1, and who does not know it takes the
+        manifest and overlooks the tag.
+
+        Raises:
+            RegistryError: the registry does not want it.
+            IntegrityError: the registry says that it stored something else.
+        """
+        answer = self._put_manifest(f"{manifest.descriptor.digest}?tag={tag}", manifest)
+        return tag in {name.strip() for name in (answer.header("OCI-Tag") or "").split(",")}
+
+    def _put_manifest(self, target: str, manifest: Manifest) -> Answer:
         answer = self.transport.request(
             self.endpoint,
             "PUT",
@@ -128,14 +168,22 @@ class Repository:
             expected=_PUT_DONE,
         )
         answer.drain()
-        stored = answer.header("Docker-Content-Digest")
-        algorithm = manifest.descriptor.digest.partition(":")[0]
-        if stored and stored.startswith(f"{algorithm}:") and stored != manifest.descriptor.digest:
-            msg = f"{self}:{target}: pushed {manifest.descriptor.digest}, the registry stored {printable(stored)}"
+        stored = answer.header("Docker-Content-Digest") or ""
+        # A registry may call by sha256 what is called by sha512 elsewhere, but it must be the same bytes.
+        if is_digest(stored) and stored != digest_of(manifest.raw, _algorithm(stored)):
+            msg = f"{self}: pushed {manifest.descriptor.digest} as {target}, the registry stored {printable(stored)}"
             raise IntegrityError(msg)
+        return answer
 
-    def _get_manifest(self, target: str, accept: str) -> tuple[bytes, str]:
-        """Get a manifest's bytes, and the media type that the registry says they have."""
+    def _unsupported(self, digest: str, why: str) -> UnsupportedError:
+        algorithm = _algorithm(digest)
+        return UnsupportedError(
+            f"{self} does not take manifests by {algorithm}, so {digest} could not be had from there again ({why})",
+            hint=f"push to a registry that knows {algorithm}, as `ocistream serve` does, or copy to an archive",
+        )
+
+    def _get_manifest(self, target: str, accept: str) -> tuple[bytes, str, str]:
+        """Get a manifest's bytes, and the media type and the digest that the registry says they have."""
         url = self.url(f"manifests/{target}")
         tries = self.transport.tries()
         while True:
@@ -151,7 +199,8 @@ class Repository:
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            return raw, (answer.header("Content-Type") or "").partition(";")[0].strip()
+            media_type = (answer.header("Content-Type") or "").partition(";")[0].strip()
+            return raw, media_type, answer.header("Docker-Content-Digest") or ""
 
     @staticmethod
     def _media_type(raw: bytes, declared: str, what: str) -> str:
@@ -239,6 +288,16 @@ class Repository:
                 continue
             yield chunk[skip:] if skip else chunk
             skip = 0
+
+
+def is_canonical(digest: str) -> bool:
+    """Say whether a digest is of the algorithm by which every registry knows its manifests."""
+    return digest.startswith(f"{_CANONICAL}:")
+
+
+def _algorithm(digest: str) -> str:
+    """Give the algorithm of a digest; of what is none, the one that every registry knows."""
+    return digest.partition(":")[0] if is_digest(digest) else _CANONICAL
 
 
 def _bytes_to_skip(answer: Answer, offset: int) -> int:

@@ -277,11 +277,15 @@ class Handler(Exchange):
             raise RefusedError(413, "MANIFEST_INVALID", what)
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         hosts = (self.headers.get("Host", ""), self.registry.host)
-        pushed = self.registry.repositories.push(repository, reference, raw, media_type, hosts)
+        # Tags that come with a digest stand for it, whatever its algorithm (distribution-spec, "Pushing Manifests").
+        tags = tuple(dict.fromkeys(self.parameters.get("tag", []))) if is_digest(reference) else ()
+        pushed = self.registry.repositories.push(repository, reference, raw, media_type, hosts, tags)
         headers = {
             "Location": f"/v2/{repository}/manifests/{pushed.digest}",
             "Docker-Content-Digest": pushed.digest,
         }
+        if tags:
+            headers["OCI-Tag"] = ", ".join(tags)
         if pushed.subject is not None:
             headers["OCI-Subject"] = pushed.subject
         self.answer(Answer(201, headers))

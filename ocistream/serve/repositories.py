@@ -122,16 +122,26 @@ class Repositories:
         except NotFoundError as error:
             raise unknown from error
 
-    def push(self, repository: str, reference: str, raw: bytes, media_type: str, hosts: tuple[str, ...]) -> Pushed:
-        """Store a manifest under a tag or a digest; `hosts` are tried in turn to make its full name.
+    def push(
+        self,
+        repository: str,
+        reference: str,
+        raw: bytes,
+        media_type: str,
+        hosts: tuple[str, ...],
+        tags: Sequence[str] = (),
+    ) -> Pushed:
+        """Store a manifest under a tag, or under a digest and these `tags`, which then stand for that digest.
 
-        `media_type` is what the client calls it, "" where it does not say.
+        `media_type` is what the client calls it, "" where it does not say. `hosts` are tried in turn to make its
+        full name.
 
         Raises:
             RefusedError: it is malformed, not what it is called, or lacks something that it refers to (400).
             LocalDiskError: it cannot be written.
         """
-        if not is_digest(reference) and not is_tag(reference):
+        tags = tags if is_digest(reference) else (reference,)
+        if not all(map(is_tag, tags)):
             raise RefusedError(400, "MANIFEST_INVALID", "what is neither a tag nor a digest cannot be pushed to")
         digest = digest_of(raw, reference.partition(":")[0] if is_digest(reference) else "sha256")
         if is_digest(reference) and reference != digest:
@@ -144,15 +154,18 @@ class Repositories:
         if entry.media_type not in _DOCUMENT_TYPES:
             raise RefusedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
         self._check_children(document)
-        if is_tag(reference):
-            name = full_name(hosts, repository, reference)
-            entry = replace(entry, annotations={FULL_NAME: name, REF_NAME: reference})
+        named = {
+            tag: replace(entry, annotations={FULL_NAME: full_name(hosts, repository, tag), REF_NAME: tag})
+            for tag in tags
+        }
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             # Under the lock, so that nobody deletes between this and the entry.
             if not self._layout.holds(entry):
                 self._layout.write_blob(digest, [raw])
-            return self._with(entries, entry, repository, reference)
+            for name, new in (named or {reference: entry}).items():
+                entries = self._with(entries, new, repository, name)
+            return entries
 
         try:
             self._layout.change_index(change)

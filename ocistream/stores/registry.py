@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.distribution import Repository, not_found
+from ocistream.distribution import Repository, is_canonical, not_found
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root
 from ocistream.interfaces import Blob
-from ocistream.stream import verified
+from ocistream.stream import digest_of, verified
 from ocistream.upload import Uploader
 
 if TYPE_CHECKING:
@@ -179,13 +179,20 @@ class RegistrySink:
         return b"".join(bytes(chunk) for chunk in verified(chunks, descriptor))
 
     def commit(self, graph: Graph) -> None:
-        """Push the manifests, children first, and the tags at the very end."""
+        """Push the manifests, children first, and the tags at the very end.
+
+        Raises:
+            UnsupportedError: the registry does not know a manifest's digest; no tag was moved then.
+        """
         children = {child.digest for document in graph.documents.values() for child in document.manifests}
-        #: What comes with its tag need not be pushed without it before; a child must be, or its parent is refused.
+        #: What comes with its tag need not be pushed without it before. A child must be, or its parent is refused;
+        #: and what may not be known by its digest afterwards must be, or that is found out when the tag has moved.
         tagged = {
-            (reference.repository, root.descriptor.digest)
+            (reference.repository, digest)
             for root in graph.roots
-            if (reference := self._target(root)).tag and root.descriptor.digest not in children
+            if (reference := self._target(root)).tag
+            and (digest := root.descriptor.digest) not in children
+            and is_canonical(digest)
         }
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
@@ -205,10 +212,17 @@ class RegistrySink:
             uploader.close()
 
     def _tag(self, reference: Reference, manifest: Manifest) -> None:
-        """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same."""
+        """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same.
+
+        Pushed by tag, a manifest gets the digest that is the registry's own choice. If that is another one, the tag
+        still gives the same bytes, and they are there under their own digest as well, since `commit` saw to that.
+        """
         repository, _ = self._repository(reference)
-        tag = reference.tag or ""
-        if repository.digest_of(tag) != manifest.descriptor.digest:
+        tag, digest = reference.tag or "", manifest.descriptor.digest
+        present = repository.digest_of(tag)
+        if present == digest or (not is_canonical(digest) and repository.put_tag(tag, manifest)):
+            return
+        if present != digest_of(manifest.raw):
             repository.put_manifest(tag, manifest)
 
     def _share(self, blob: Blob, source: str, home: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ocistream.serve import Registry
 from tests.cli.run import Result, ocistream, pipe
 from tests.images import (
     DOCKER_LIST,
@@ -18,13 +19,12 @@ from tests.images import (
     OCI_LAYER,
     Descriptor,
     Layout,
-    digest_of,
     small_image,
     tar_layer,
     two_platforms,
 )
 from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
-from tests.registry_http import manifest, manifest_digest, seed
+from tests.registry_http import assert_no_image, manifest, seed
 
 
 def copied(*argv: str | Path) -> Result:
@@ -263,15 +263,33 @@ def test_layers_with_sha512_digests(
         assert f"blobs/{layer['digest'].replace(':', '/')}" in tar.getnames()
 
 
-def test_an_image_that_is_sha512_throughout_arrives_byte_for_byte_where_manifests_are_known_by_sha256(
+def test_an_image_that_is_sha512_throughout_gets_no_tag_where_manifests_are_known_by_sha256_alone(
     registry: DockerRegistry, layout: Layout
 ) -> None:
     image = small_image(layout, algorithm="sha512", name="v1")
-    result = copied(f"oci:{layout.path}:v1", f"{registry.host}/app:v1")
-    content = layout.file(image["digest"]).read_bytes()
-    assert manifest(registry.host, "app", "v1") == content
-    assert manifest_digest(registry.host, "app", "v1") == digest_of(content)
-    assert result.lines() == [f"{registry.host}/app:v1@{image['digest']}"]
+    result = ocistream("copy", f"oci:{layout.path}:v1", f"{registry.host}/app:v1")
+    assert (result.code, result.out) == (8, b"")
+    said, hint = result.err.splitlines()[-2:]
+    assert f"{registry.host}/app does not take manifests by sha512, so {image['digest']}" in said
+    assert "DIGEST_INVALID" in said
+    assert "ocistream serve" in hint
+    assert_no_image(registry)
+
+
+def test_an_image_that_is_sha512_throughout_keeps_its_digest_through_a_registry_that_knows_it(
+    layout: Layout, tools: Tools, tmp_path: Path
+) -> None:
+    digest = small_image(layout, algorithm="sha512", name="v1")["digest"]
+    with Registry(tmp_path / "one") as one, Registry(tmp_path / "two") as two:
+        assert copied(f"oci:{layout.path}:v1", f"{one.host}/app:v1").lines() == [f"{one.host}/app:v1@{digest}"]
+        pulled, pushed = pipe(["pull", f"{one.host}/app:v1"], ["push", f"{two.host}/app:v1"])
+        assert (pulled.code, pushed.code) == (0, 0), (pulled.err, pushed.err)
+        assert pushed.lines() == [f"{two.host}/app:v1@{digest}"]
+        for name in (f"{two.host}/app:v1", f"{two.host}/app@{digest}"):
+            assert copied(name, f"oci:{tmp_path / 'back'}:v1").out.decode().strip().endswith(f"@{digest}")
+        # skopeo stores no blobs by sha512, but the tag is one that it can ask for.
+        raw = tools.run("skopeo", "inspect", "--raw", f"docker://{two.host}/app:v1").stdout
+        assert raw.encode() == layout.file(digest).read_bytes()
 
 
 def test_indexes_within_indexes(registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout) -> None:

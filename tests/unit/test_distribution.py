@@ -20,6 +20,7 @@ from ocistream.errors import (
     NetworkError,
     NotFoundError,
     RegistryError,
+    UnsupportedError,
 )
 from ocistream.model import (
     DOCKER_LIST,
@@ -531,6 +532,15 @@ class TestManifests:
         assert source.resolve("1").descriptor.digest == digest
         assert source.resolve(digest).descriptor.digest == digest
 
+    @pytest.mark.parametrize("said", [image(), b"other"])
+    def test_a_registry_may_say_the_algorithm_of_a_tags_digest_and_nothing_else_of_it(
+        self, faulty: Faulty, quick: Quick, said: bytes
+    ) -> None:
+        registry = faulty()
+        pushed(registry, image())
+        registry.faults = [Fault(Header("Docker-Content-Digest", digest_of(said, "sha512")), times=None)]
+        assert repository(quick(), registry).resolve("1").descriptor.digest == digest_of(image(), "sha512")
+
     def test_one_that_is_too_large_is_not_read(self, faulty: Faulty, quick: Quick) -> None:
         body = b" " * (limits.MAX_MANIFEST - len(image())) + image()
         registry = faulty(Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, body)))
@@ -645,7 +655,15 @@ class TestPuttingManifests:
         with pytest.raises(IntegrityError, match=f"the registry stored {digest_of(b'other')}"):
             repository(quick(), registry).put_manifest("1", self.manifest())
 
-    @pytest.mark.parametrize("said", [None, digest_of(b"other", "sha512"), "what"])
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+    def test_also_if_it_says_so_by_another_algorithm(self, faulty: Faulty, quick: Quick, algorithm: str) -> None:
+        other = digest_of(b"other", "sha512" if algorithm == "sha256" else "sha256")
+        registry = faulty(Fault(Header("Docker-Content-Digest", other)))
+        registry.hold(b"{}")
+        with pytest.raises(IntegrityError, match=f"the registry stored {other}"):
+            repository(quick(), registry).put_manifest("1", self.manifest(algorithm=algorithm))
+
+    @pytest.mark.parametrize("said", [None, "what", "sha384:abc"])
     def test_one_that_says_nothing_of_use_is_believed(self, faulty: Faulty, quick: Quick, said: str | None) -> None:
         registry = faulty(Fault(Header("Docker-Content-Digest", said)))
         registry.hold(b"{}")
@@ -654,3 +672,81 @@ class TestPuttingManifests:
     def test_a_manifest_by_sha512_may_be_stored_by_another_algorithm(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(Reply(201, {"Docker-Content-Digest": digest_of(image())})))
         repository(quick(), registry).put_manifest("1", self.manifest(algorithm="sha512"))
+
+
+class TestManifestsBySha512:
+    MANIFEST = Manifest(Descriptor(OCI_MANIFEST, digest_of(image(), "sha512"), len(image())), image())
+    DIGEST = MANIFEST.descriptor.digest
+
+    def test_one_that_is_known_by_it_afterwards_is_put(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        registry.hold(b"{}")
+        repository(quick(), registry).put_manifest(self.DIGEST, self.MANIFEST)
+        assert [request.method for request in registry.requests] == ["PUT"]
+        assert registry.layout.blob_path(self.DIGEST).read_bytes() == image()
+
+    @pytest.mark.parametrize("code", ["DIGEST_INVALID", "UNSUPPORTED"])
+    def test_a_registry_that_refuses_its_digest_does_not_support_it(
+        self, faulty: Faulty, quick: Quick, code: str
+    ) -> None:
+        registry = faulty(Fault(refusal(400, code, "not like this"), "PUT"))
+        with pytest.raises(
+            UnsupportedError, match=rf"does not take manifests by sha512.*{self.DIGEST}.*{code}"
+        ) as caught:
+            repository(quick(), registry).put_manifest(self.DIGEST, self.MANIFEST)
+        assert caught.value.exit_code == 8
+        assert "ocistream serve" in str(caught.value.hint)
+        assert len(registry.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("status", "code"), [(400, "MANIFEST_INVALID"), (413, "SIZE_INVALID"), (500, "UNSUPPORTED")]
+    )
+    def test_any_other_refusal_is_that(self, faulty: Faulty, quick: Quick, status: int, code: str) -> None:
+        registry = faulty(Fault(refusal(status, code), "PUT", times=None))
+        with pytest.raises(RegistryError, match=code):
+            repository(quick(), registry).put_manifest(self.DIGEST, self.MANIFEST)
+
+    @pytest.mark.parametrize("target", ["1", digest_of(image())])
+    def test_a_refusal_of_a_tag_or_of_sha256_has_other_reasons(self, faulty: Faulty, quick: Quick, target: str) -> None:
+        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT"))
+        with pytest.raises(RegistryError, match="DIGEST_INVALID"):
+            repository(quick(), registry).put_manifest(target, self.MANIFEST)
+
+    @pytest.mark.parametrize("said", [None, digest_of(image())])
+    def test_whether_a_registry_that_does_not_confirm_its_digest_knows_it_is_asked(
+        self, faulty: Faulty, quick: Quick, said: str | None
+    ) -> None:
+        registry = faulty(Fault(Header("Docker-Content-Digest", said), "PUT"))
+        registry.hold(b"{}")
+        target = repository(quick(), registry)
+        target.put_manifest(self.DIGEST, self.MANIFEST)
+        registry.faults = [Fault(Header("Docker-Content-Digest", said), "PUT"), Fault(refusal(404), "HEAD")]
+        with pytest.raises(UnsupportedError, match="it was taken, and is not there under that digest"):
+            target.put_manifest(self.DIGEST, self.MANIFEST)
+
+    def test_a_tag_that_is_put_with_it_stands_for_it(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        registry.hold(b"{}")
+        target = repository(quick(), registry)
+        assert target.put_tag("1", self.MANIFEST)
+        assert target.digest_of("1") == self.DIGEST
+        assert target.resolve("1").descriptor == self.MANIFEST.descriptor
+
+    @pytest.mark.parametrize(
+        ("said", "done"), [("1", True), ("0,1", True), ("0, 1 ,2", True), (None, False), ("", False), ("10", False)]
+    )
+    def test_a_tag_that_the_registry_does_not_name_was_overlooked(
+        self, faulty: Faulty, quick: Quick, said: str | None, done: bool
+    ) -> None:
+        registry = faulty(Fault(Header("OCI-Tag", said)))
+        registry.hold(b"{}")
+        assert repository(quick(), registry).put_tag("1", self.MANIFEST) == done
+
+
+def test_an_endless_download_is_not_tried_again(quick: Quick) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with RawServer(head + b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * MIB) as server:
+        with pytest.raises(FinalNetworkError) as caught:
+            download(quick(), server)
+        assert caught.value.exit_code == 7
+        assert len(server.heard) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ocistream.distribution import Repository
 from ocistream.errors import (
     CancelledError,
     IntegrityError,
@@ -26,11 +27,12 @@ from ocistream.model import Descriptor, parse_platform
 from ocistream.reference import Reference, parse_reference
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stream import Chunk
 from ocistream.transfer import Report, copy
 from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.faulty_auth import Bearer
 from tests.images import Descriptor as Document
-from tests.images import Layout, small_image, two_platforms
+from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.network import CountingRegistry, QuickTransport, blob_of, eventually
 from tests.registry_http import manifest, seed
 
@@ -60,6 +62,10 @@ class NothingEarly:
 
     def put(self, blob: Blob) -> None:
         pytest.fail(f"{blob.descriptor.digest} came early")
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Fail."""
+        raise AssertionError(chunks)
 
     def recall(self, descriptor: Descriptor) -> bytes:
         pytest.fail(f"{descriptor.digest} was wanted back")
@@ -648,3 +654,73 @@ def test_documents_without_a_home_are_never_fetched(faulty: Faulty, quick: Quick
     assert elsewhere.requests == []
     assert registry.asked(path=layer["digest"]) == target.asked(path=layer["digest"]) == []
     assert json.loads(manifest(target.host, "app", "1") or b"") == document
+
+
+class TestDigestsByAnotherAlgorithm:
+    """The digest that went in comes out, or nothing that has a name does."""
+
+    def test_a_tag_stands_for_it_where_the_registry_can(
+        self, faulty: Faulty, quick: Quick, layout: Layout, tmp_path: Path
+    ) -> None:
+        one, other = faulty(), faulty()
+        digest = small_image(layout, name="1", algorithm="sha512")["digest"]
+        move(taken_from(layout), sink(quick(), f"{one.host}/app:1"))
+        assert [request.target.rpartition("/")[2] for request in one.asked("PUT", "/manifests/")] == [
+            digest,
+            f"{digest}?tag=1",
+        ]
+        transport = quick()
+        move(source(transport, f"{one.host}/app:1"), sink(transport, f"{other.host}/app:1"))
+        report = move(source(transport, f"{other.host}/app:1"), LayoutSink(tmp_path / "out"))
+        assert [root.descriptor.digest for root in report.graph.roots] == [digest]
+        assert manifest(other.host, "app", digest) == layout.file(digest).read_bytes()
+        assert move(source(transport, f"{other.host}/app@{digest}"), LayoutSink(tmp_path / "out")).graph.roots
+
+    def test_what_is_there_is_not_sent(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
+        registry = faulty()
+        small_image(layout, name="1", algorithm="sha512")
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        registry.requests.clear()
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        assert {request.method for request in registry.requests} == {"HEAD"}
+
+    def test_a_tag_that_stands_for_the_same_bytes_by_sha256_is_moved(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout, name="1", algorithm="sha512")
+        seed(layout, image, registry.host, "app", "1")
+        transport = quick()
+        target = Repository(transport, registry.host, "app")
+        assert target.digest_of("1") == digest_of(layout.file(image["digest"]).read_bytes())
+        move(taken_from(layout), sink(transport, f"{registry.host}/app:1"))
+        assert target.digest_of("1") == image["digest"]
+
+    def test_a_registry_that_overlooks_the_tag_gets_it_as_ever_and_once(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty(Fault(Header("OCI-Tag", None), "PUT", times=None))
+        image = small_image(layout, name="1", algorithm="sha512")
+        content = layout.file(image["digest"]).read_bytes()
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        assert order(registry) == [*[f"app/{image['digest']}"] * 2, "app/1"]
+        assert manifest(registry.host, "app", "1") == manifest(registry.host, "app", image["digest"]) == content
+        assert Repository(quick(), registry.host, "app").digest_of("1") == digest_of(content)
+        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
+        assert order(registry).count("app/1") == 1
+
+    @pytest.mark.parametrize("listed", [False, True])
+    def test_a_registry_that_does_not_know_it_is_found_out_before_any_tag_moves(
+        self, faulty: Faulty, quick: Quick, layout: Layout, listed: bool
+    ) -> None:
+        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", "/manifests/sha512:", times=None))
+        small_image(layout, name="first")
+        image = small_image(layout, name=None if listed else "second", algorithm="sha512")
+        if listed:
+            layout.index([image], name="second")
+        with pytest.raises(UnsupportedError, match=image["digest"]) as caught:
+            move(taken_from(layout), sink(quick(), f"{registry.host}/app:1", f"{registry.host}/app:2"))
+        assert caught.value.exit_code == 8
+        assert caught.value.hint
+        assert order(registry) == [f"app/{image['digest']}"]
+        assert registry.repositories.names() == []

@@ -86,6 +86,27 @@ class TestPushing:
         assert ask("GET", f"/v2/app/manifests/{digest}").body == content
         assert untagged(served) == [digest]
 
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+    def test_tags_that_come_with_a_digest_stand_for_it(self, ask: Client, served: Registry, algorithm: str) -> None:
+        ask.push(image(ask, b"other"), "1")
+        content = json.dumps(image(ask)).encode()
+        digest = digest_of(content, algorithm)  # type: ignore[arg-type]
+        answer = ask("PUT", f"/v2/app/manifests/{digest}?tag=1.2&tag=1&tag=1.2", content)
+        assert (answer.status, answer.headers["OCI-Tag"]) == (201, "1.2, 1")
+        for reference in ("1", "1.2", digest):
+            found = ask("GET", f"/v2/app/manifests/{reference}")
+            assert (found.headers["Docker-Content-Digest"], found.body) == (digest, content)
+        assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["1", "1.2"]
+        assert [entry["annotations"]["io.containerd.image.name"] for entry in entries(served)] == [
+            f"{served.host}/app:1.2",
+            f"{served.host}/app:1",
+        ]
+
+    def test_a_tag_that_is_pushed_to_takes_no_others_along(self, ask: Client) -> None:
+        answer = ask("PUT", "/v2/app/manifests/v1?tag=v2", json.dumps(image(ask)).encode())
+        assert (answer.status, answer.headers["OCI-Tag"]) == (201, None)
+        assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v1"]
+
     def test_the_subject_is_said_to_be_known_and_need_not_be_there(self, ask: Client) -> None:
         subject = described(b"not there", OCI_MANIFEST)
         answer = ask("PUT", "/v2/app/manifests/v1", json.dumps(image(ask, subject=subject)).encode())
@@ -123,6 +144,13 @@ class TestRefusing:
         answer = ask("PUT", f"/v2/app/manifests/{reference}", content, headers)
         assert ask("GET", "/v2/_catalog").json() == {"repositories": []}
         return answer
+
+    @pytest.mark.parametrize("tag", ["", "-", "a:b", "%2e%2e/x", "x" * 129])
+    def test_of_tags_that_come_with_a_digest_each_must_be_one(self, ask: Client, served: Registry, tag: str) -> None:
+        content = json.dumps(image(ask)).encode()
+        answer = self.refused(ask, content, f"{digest_of(content)}?tag=v1&tag={tag}")
+        assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
+        assert entries(served) == []
 
     def test_missing_blobs_and_manifests_are_all_named(self, ask: Client) -> None:
         layers = [described(b"one", OCI_LAYER), described(b"two", OCI_LAYER), described(b"one", OCI_LAYER)]
