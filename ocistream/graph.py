@@ -7,14 +7,14 @@ and asks it what is still needed. It may not do any I/O itself, and only here is
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.model import CONFIG_TYPES, Descriptor, Document, Manifest, Platform, parse_document, platform_of_config
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
-from ocistream.strict_json import canonical_json
+from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,8 @@ class Graph:
     """Everything small about what is moved: one image or many.
 
     `manifests` has children before their parents; `blobs` are unique, configs first, in the order of the stream.
-    `absent` are manifests that the source lacks, `foreign` layers that are never moved.
+    `absent` are manifests that the source lacks, `foreign` layers that are never moved. `bare` says that the source is
+    of a kind that never compresses its layers.
     """
 
     roots: tuple[Root, ...]
@@ -63,6 +64,7 @@ class Graph:
     absent: tuple[Descriptor, ...] = ()
     foreign: tuple[Descriptor, ...] = ()
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
+    bare: bool = False
 
     @property
     def size(self) -> int:
@@ -124,6 +126,8 @@ class GraphBuilder:
         self._absent: dict[str, Descriptor] = {}
         self._depths: dict[str, int] = {}
         self._configs: dict[str, Root] = {}
+        self._blobs: dict[str, Descriptor] = {}
+        self._variants = 0
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
@@ -227,8 +231,28 @@ class GraphBuilder:
                 "in one transfer"
             )
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+        config = self._shared(document.config) if document.config else None
+        layers = tuple(self._shared(layer) for layer in document.layers)
         self._raw[manifest.descriptor.digest] = manifest
-        self._documents[manifest.descriptor.digest] = document
+        self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers)
+
+    def _shared(self, blob: Descriptor) -> Descriptor:
+        """Give the descriptor of a blob that is held already, if it is the same: images have most layers in common.
+
+        Raises:
+            ArchiveError: there are too many.
+        """
+        known = self._blobs.setdefault(blob.digest, blob)
+        if known == blob:
+            shared = known
+        else:
+            # The same bytes by another type (or, if that is no foreign layer, by a size that will be found wrong).
+            self._variants += 1
+            shared = replace(blob, digest=known.digest)
+        if len(self._blobs) + self._variants > limits.MAX_BLOBS:
+            msg = f"more than {limits.MAX_BLOBS} blobs in one transfer"
+            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+        return shared
 
     def _want_config(self, digest: str) -> None:
         """Need the config of an image that is no part of an index, where one platform was asked for: it says which.
@@ -316,13 +340,19 @@ class GraphBuilder:
 
         An index that names what is left out could not be pushed: registries refuse it.
         """
-        entries: dict[str, object] = {}
-        for digest in self._nested(index):
-            for entry in self._documents[digest].fields["manifests"] or ():
-                entries.setdefault(entry["digest"], entry)
-        fields = dict(self._documents[index.digest].fields)
-        fields["manifests"] = [entries[child.digest] for child in chosen]
-        raw = canonical_json(fields)
+        wanted = {child.digest for child in chosen}
+        entries: dict[str, bytes] = {}
+
+        def keep(_: int, entry: dict[str, Any]) -> None:
+            if entry["digest"] in wanted and entry["digest"] not in entries:
+                entries[entry["digest"]] = canonical_json(entry)
+
+        # They are parsed again: to hold their words, of all indexes, would cost more than the time that this takes.
+        fields, *_ = [
+            parse_json(self._raw[digest].raw, f"manifest {digest}", convert={"manifests": keep})
+            for digest in self._nested(index)
+        ]
+        raw = canonical_json_with(fields, "manifests", (entries[child.digest] for child in chosen))
         descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
         self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
         return descriptor

@@ -23,14 +23,27 @@ MAX_LAYOUT_FILE: Final = 4 * KIB
 #: Nesting of JSON objects and arrays; real documents stay under ten.
 MAX_JSON_DEPTH: Final = 64
 #: Items of one JSON document, counted by its commas and brackets: four megabytes of `[],[],` would otherwise
-#: become a hundred of Python's lists.
-MAX_JSON_ITEMS: Final = 150_000
+#: become a hundred of Python's lists. An index of `MAX_LISTED` images, each with a platform and some annotations,
+#: has half as many.
+MAX_JSON_ITEMS: Final = 250_000
+#: A JSON document up to this is parsed whole, a larger one piece by piece.
+MAX_JSON_WHOLE: Final = 64 * KIB
+#: One such piece, of which Python makes a text and a string of the same size.
+MAX_JSON_PIECE: Final = MAX_MANIFEST
+#: One that is not all ASCII: a single emoji makes Python take four bytes for each character of both.
+MAX_JSON_WIDE_PIECE: Final = 512 * KIB
+#: Items of one such piece, and members of the outermost object.
+MAX_JSON_PIECE_ITEMS: Final = 20_000
+#: Entries of an `index.json` or an image index, layers of a manifest.
+MAX_LISTED: Final = 10_000
 #: Indexes within indexes. A cycle is impossible by digest, but a long chain costs a request each.
 MAX_INDEX_DEPTH: Final = 8
 #: Images, by name, in one transfer: each is walked on its own.
 MAX_IMAGES: Final = 1_000
-#: Manifests and indexes in one transfer.
-MAX_MANIFESTS: Final = 10_000
+#: Manifests and indexes in one transfer: an index of `MAX_LISTED`, and some above it.
+MAX_MANIFESTS: Final = MAX_LISTED + 100
+#: Configs and layers in one transfer, each counted once: a config and a layer for each of `MAX_LISTED` images.
+MAX_BLOBS: Final = 2 * MAX_LISTED
 #: All manifests of one transfer together, since they are held until the end (promise 3: 48 MiB in all).
 MAX_GRAPH_BYTES: Final = 8 * MIB
 
@@ -39,10 +52,21 @@ MAX_GRAPH_BYTES: Final = 8 * MIB
 MAX_PAX_HEADER: Final = 1 * MIB
 #: A GNU long name or long link: PATH_MAX.
 MAX_LONG_NAME: Final = 4 * KIB
+#: All names together of what may belong to a docker-archive, with the links' targets.
+MAX_NAMES: Final = 1 * MIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
 MAX_HELD_JSON: Final = 6 * MIB
-#: Entries of a tar, the skipped ones included.
+#: Entries of a tar, the skipped ones included: `MAX_MANIFESTS`, `MAX_BLOBS`, and as many again of others.
 MAX_ENTRIES: Final = 50_000
+
+# Compressed content ----------------------------------------------------------------------------------------
+#: The window of a zstd frame: what `zstd --long` of its greatest usual width needs. A frame may ask for terabytes.
+MAX_ZSTD_WINDOW: Final = 128 * MIB
+#: How much larger than itself a compressed stream may become, unless --max-ratio says otherwise: well above
+#: what layers reach.
+MAX_RATIO: Final = 200
+#: So much may come out of any compressed stream, however small: a file of zeros is no attack.
+FREE_EXPANSION: Final = 1024 * MIB
 
 # Registries ------------------------------------------------------------------------------------------------
 #: A token server's answer.
@@ -51,6 +75,8 @@ MAX_TOKEN_ANSWER: Final = 128 * KIB
 MAX_ERROR_BODY: Final = 64 * KIB
 #: Redirects that one request may follow.
 MAX_REDIRECTS: Final = 5
+#: Pages of one list.
+MAX_PAGES: Final = 100
 #: How much of a 200 answer to a Range request is read and thrown away to get where the download broke;
 #: beyond it, starting again on another connection is no cheaper.
 MAX_DISCARD: Final = 64 * MIB

@@ -6,15 +6,16 @@ Bytes in, frozen values out. A document is parsed to be understood, never to be 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError
+from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
 from ocistream.reference import is_digest, parse_digest, printable
-from ocistream.strict_json import parse_json
+from ocistream.strict_json import canonical_json, parse_json, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,9 @@ OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+
+#: What a blob is called of which only the digest is known.
+UNKNOWN_TYPE: Final = "application/octet-stream"
 
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -133,8 +137,9 @@ class Descriptor:
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=lambda: _NO_ANNOTATIONS)
     artifact_type: str | None = None
-    #: The whole object where it stands in an `index.json`, which is written again: others' fields are to stay.
-    written: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    #: What else stands in the object of an `index.json`, which is written again: others' fields are to stay. As JSON,
+    #: since thousands of dicts would be held.
+    written: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_index(self) -> bool:
@@ -153,9 +158,8 @@ class Descriptor:
 
     def to_json(self) -> dict[str, Any]:
         """Give the descriptor as it stands in an `index.json`."""
-        document: dict[str, Any] = dict(self.written or {})
-        document.pop("annotations", None)
-        document |= {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        document |= json.loads(self.written) if self.written else {}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
         if self.platform:
@@ -188,8 +192,7 @@ class Document:
     """What a manifest or index says, as far as moving it needs to know.
 
     An image manifest has `config` and `layers`; an index has `manifests`, and neither of the others. `subject` is
-    what a referrer refers to. `fields` is an index's whole parsed object, to make a smaller one of it; of anything
-    else it is empty, since thousands of manifests are held at once.
+    what a referrer refers to. Nothing else is kept, since thousands of manifests are held at once.
     """
 
     media_type: str
@@ -199,7 +202,6 @@ class Document:
     subject: Descriptor | None
     artifact_type: str | None
     annotations: Mapping[str, str]
-    fields: Mapping[str, Any] = field(repr=False)
 
 
 def parse_descriptor(fields: object, where: str) -> Descriptor:
@@ -254,7 +256,8 @@ def _parse_platform_fields(fields: object, where: str) -> Platform | None:
         msg = f"{where}: platform is not an object"
         raise ArchiveError(msg)
     keys = ("os", "architecture", "variant", "os.version")
-    platform = Platform(*(_optional_text(fields, key, where) or "" for key in keys))
+    # There are few of these words, and thousands of platforms.
+    platform = Platform(*(sys.intern(_optional_text(fields, key, where) or "") for key in keys))
     # Tools that know no platform write an empty one.
     return platform if platform.os and platform.architecture else None
 
@@ -265,7 +268,7 @@ def _parse_annotations(fields: object, where: str) -> Mapping[str, str]:
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         msg = f"{where}: annotations are not a map of strings"
         raise ArchiveError(msg)
-    return fields
+    return {sys.intern(key): value for key, value in fields.items()} or _NO_ANNOTATIONS
 
 
 def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
@@ -279,7 +282,10 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
         raise UnsupportedError(msg)
-    fields = parse_json(raw, what)
+    manifests, layers = Listing("manifests", what), Listing("layers", what, bare=True)
+    fields = parse_json(
+        raw, what, keys=_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": passed_over}
+    )
     if fields.get("schemaVersion") == 1:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
         raise UnsupportedError(msg, hint="push the image again with a current tool to have it converted")
@@ -291,30 +297,104 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         msg = f"{what} claims to be an image and an index at once"
         raise ArchiveError(msg)
     # Something else that an index lists is a leaf, whose bytes are carried as they are.
-    config: Descriptor | None = None
-    layers: tuple[Descriptor, ...] = ()
-    manifests: tuple[Descriptor, ...] = ()
     known = descriptor.is_index or descriptor.is_manifest
     if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
         msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
-    if descriptor.is_index:
-        manifests = _descriptors(fields, "manifests", what)
-    elif descriptor.is_manifest:
-        config = parse_descriptor(fields.get("config"), f"config of {what}")
-        layers = _descriptors(fields, "layers", what)
+    config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
     subject = fields.get("subject")
     return Document(
         descriptor.media_type,
-        config,
-        layers,
-        manifests,
+        _bare(config) if config else None,
+        layers.found(fields) if descriptor.is_manifest else (),
+        manifests.found(fields) if descriptor.is_index else (),
         None if subject is None else parse_descriptor(subject, f"subject of {what}"),
         _optional_text(fields, "artifactType", what),
         # A list of referrers shows them; of anything else, they would be held for nothing.
         _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
-        fields if descriptor.is_index else {},
     )
+
+
+#: What of a manifest or index is looked at.
+_FIELDS: Final = frozenset(
+    {
+        "schemaVersion",
+        "mediaType",
+        "config",
+        "layers",
+        "manifests",
+        "blobs",
+        "subject",
+        "artifactType",
+        "annotations",
+    }
+)
+
+
+def _bare(descriptor: Descriptor) -> Descriptor:
+    """Drop what nobody asks of a config or layer, and of which there may be megabytes."""
+    return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+
+
+class Listing:
+    """Makes descriptors of the elements of a document's list while it is parsed.
+
+    What is wrong with one is said by `found`: whether the list counts at all is known only when the whole document is.
+    """
+
+    def __init__(self, key: str, what: str, *, bare: bool = False, written: bool = False) -> None:
+        """Name the list and its document. `bare` keeps no annotations, `written` keeps what `to_json` needs."""
+        self._key = key
+        self._what = what
+        self._bare = bare
+        self._written = written
+        self._wrong: OcistreamError | None = None
+
+    def __call__(self, place: int, item: object) -> Descriptor | None:
+        """Make a descriptor of one element, or None where something was wrong."""
+        if self._wrong is not None:
+            return None
+        try:
+            if place >= limits.MAX_LISTED:
+                msg = f"{self._what} has more than {limits.MAX_LISTED} {self._key}"
+                raise ArchiveError(msg)
+            descriptor = parse_descriptor(item, f"{self._key}[{place}] of {self._what}")
+        except OcistreamError as error:
+            self._wrong = error
+            return None
+        if self._bare:
+            return _bare(descriptor)
+        return replace(descriptor, written=_others(descriptor, item)) if self._written else descriptor
+
+    def found(self, fields: Mapping[str, Any]) -> tuple[Descriptor, ...]:
+        """Give the descriptors that `parse_json` has put into `fields`.
+
+        Raises:
+            ArchiveError: there is no such list, it is too long, or one of them is malformed.
+            UnsupportedError: the algorithm of a digest is not registered.
+        """
+        if self._wrong is not None:
+            raise self._wrong
+        listed = fields.get(self._key)
+        # Go writes an empty list as null.
+        if listed is None and self._key in fields:
+            return ()
+        if not isinstance(listed, list):
+            msg = f"{self._what} has no list of {self._key}"
+            raise ArchiveError(msg)
+        return tuple(listed)
+
+
+def _others(descriptor: Descriptor, item: object) -> bytes | None:
+    """Give what stands in an object and not in the descriptor that was made of it."""
+    known = descriptor.to_json()
+    fields = item if isinstance(item, dict) else {}
+    others = {
+        key: value
+        for key, value in fields.items()
+        if key != "annotations" and (key not in known or value != known[key])
+    }
+    return canonical_json(others) if others else None
 
 
 def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
@@ -325,25 +405,31 @@ def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
     return _NO_ANNOTATIONS
 
 
-def _descriptors(fields: Mapping[str, Any], key: str, what: str) -> tuple[Descriptor, ...]:
-    listed = fields.get(key)
-    # Go writes an empty list as null.
-    if listed is None and key in fields:
-        return ()
-    if not isinstance(listed, list):
-        msg = f"{what} has no list of {key}"
-        raise ArchiveError(msg)
-    return tuple(parse_descriptor(item, f"{key}[{i}] of {what}") for i, item in enumerate(listed))
-
-
 def platform_of_config(raw: bytes, what: str) -> Platform | None:
     """Read the platform out of an image configuration, or None where it names none.
 
     Raises:
         ArchiveError: the configuration is malformed.
     """
-    fields = parse_json(raw, what, limits.MAX_CONFIG)
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys={"os", "architecture", "variant", "os.version"})
     return _parse_platform_fields(fields, what)
+
+
+def diff_ids_of_config(raw: bytes, what: str) -> tuple[str, ...]:
+    """Read the digests of an image's plain layers, bottom first, out of its configuration (image-spec, config.md).
+
+    Raises:
+        ArchiveError: there are none, or they are malformed.
+    """
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, convert={"history": passed_over}).get("rootfs")
+    listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    # Go writes an empty list as null.
+    if isinstance(rootfs, dict) and listed is None:
+        listed = []
+    if not isinstance(listed, list) or not all(isinstance(item, str) and is_digest(item) for item in listed):
+        msg = f"{what} has no list of diff_ids"
+        raise ArchiveError(msg)
+    return tuple(listed)
 
 
 def is_media_type(text: str) -> bool:
@@ -357,7 +443,7 @@ def media_type_of(raw: bytes, what: str) -> str:
     Raises:
         ArchiveError: it is no manifest.
     """
-    fields = parse_json(raw, what)
+    fields = outline(raw, what)
     own_type = _optional_text(fields, "mediaType", what)
     if own_type:
         return own_type
@@ -369,3 +455,13 @@ def media_type_of(raw: bytes, what: str) -> str:
         return "application/vnd.docker.distribution.manifest.v1+json"
     msg = f"{what} is neither a manifest nor an index"
     raise ArchiveError(msg)
+
+
+def outline(raw: bytes, what: str) -> dict[str, Any]:
+    """Parse a manifest of any kind for what it says of itself; its lists are there, with nothing in them.
+
+    Raises:
+        ArchiveError: it is no JSON object.
+    """
+    keys = {"schemaVersion", "mediaType", "config", "layers", "manifests"}
+    return parse_json(raw, what, keys=keys, convert={"layers": passed_over, "manifests": passed_over})

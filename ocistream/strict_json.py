@@ -1,19 +1,31 @@
 """JSON as strangers write it, refused where two parsers could read it differently; and JSON as we write it.
 
 Bytes in, a dict out. What the fields mean is the caller's concern.
+
+A small document is parsed whole. Python's objects take ten to fifty times the room of the text that they stand for, so
+of a larger one there is never more than a piece at a time as objects: a member of the outermost object, or one element
+of a list in it for which the caller names a function that makes something compact of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from typing import Any, NoReturn
+import re
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.reference import printable
 
-__all__ = ["canonical_json", "parse_json"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+__all__ = ["Convert", "canonical_json", "canonical_json_with", "parse_json", "passed_over"]
+
+#: Makes something smaller of one element of a list: it gets the element's place, from 0, and its value.
+Convert: TypeAlias = "Callable[[int, Any], object]"
 
 
 def canonical_json(document: object) -> bytes:
@@ -21,11 +33,35 @@ def canonical_json(document: object) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def parse_json(raw: bytes, what: str, limit: int = limits.MAX_MANIFEST) -> dict[str, Any]:
+def canonical_json_with(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:
+    """Write `fields` with a list under `key`, whose items are canonical JSON already: thousands need not be dicts."""
+    members = {name: canonical_json(value) for name, value in fields.items() if name != key}
+    order = dict.fromkeys((*fields, key))
+    listed = b"[" + b",".join(items) + b"]"
+    return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, listed) for name in order) + b"}"
+
+
+def passed_over(place: int, value: object) -> None:
+    """Keep nothing of a list's element but that it was there."""
+
+
+def parse_json(
+    raw: bytes,
+    what: str,
+    limit: int = limits.MAX_MANIFEST,
+    *,
+    keys: Collection[str] | None = None,
+    convert: Mapping[str, Convert] | None = None,
+    whole: int = limits.MAX_JSON_WHOLE,
+) -> dict[str, Any]:
     """Parse a JSON object from a stranger; `what` names it in errors, `limit` is its greatest size in bytes.
 
     Duplicate keys, NaN and Infinity, halves of surrogate pairs, any encoding but UTF-8, deep nesting and non-objects
     are refused: two parsers that read one document differently are how a signature is made to cover something else.
+
+    Of the outermost object, members other than `keys` are checked and then left out. Where a list stands under a key
+    of `convert`, each of its elements is given to that function, and what it returns takes the element's place.
+    A document of more than `whole` bytes is parsed piece by piece, with the same outcome.
 
     Raises:
         ArchiveError: the document is malformed or too large.
@@ -33,32 +69,65 @@ def parse_json(raw: bytes, what: str, limit: int = limits.MAX_MANIFEST) -> dict[
     if len(raw) > limit:
         msg = f"{what} is larger than {limit} bytes"
         raise ArchiveError(msg)
-    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > limits.MAX_JSON_ITEMS:
+    if _items(raw, 0, len(raw)) > limits.MAX_JSON_ITEMS:
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
+    convert = convert or {}
     try:
-        text = raw.decode()
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-        if "\\u" in text:
-            # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
-            canonical_json(document)
+        if len(raw) > whole:
+            return dict(_Pieces(raw, keys, convert).members())
+        document = _parse(raw.decode(), 0)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else printable(str(error))
         msg = f"{what} is not valid JSON: {reason}"
         raise ArchiveError(msg) from error
+    except _Refused as error:
+        msg = f"{what} {error}"
+        raise ArchiveError(msg) from error
     if not isinstance(document, dict):
         msg = f"{what} is not a JSON object"
         raise ArchiveError(msg)
-    _check_depth(document, what)
-    return document
+    return {
+        key: [convert[key](place, item) for place, item in enumerate(value)]
+        if key in convert and isinstance(value, list)
+        else value
+        for key, value in document.items()
+        if keys is None or key in keys
+    }
+
+
+class _Refused(Exception):  # noqa: N818 - the reason for an error, which it is to become
+    """Says what is wrong with a document that may well be JSON; the text goes on after the document's name."""
+
+
+def _items(raw: bytes, start: int, end: int) -> int:
+    return sum(raw.count(mark, start, end) for mark in (b",", b"[", b"{"))
+
+
+def _parse(text: str, depth: int) -> object:
+    """Parse a whole document, or a piece of one that lies within `depth` objects and arrays.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, or ambiguous.
+        _Refused: it is nested too deeply.
+    """
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    if "\\u" in text:
+        # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
+        canonical_json(value)
+    _check_depth(value, limits.MAX_JSON_DEPTH - depth)
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        msg = "a key stands twice in one object"
-        raise ValueError(msg)
+        raise ValueError(_TWICE)
     return fields
+
+
+_TWICE: Final = "a key stands twice in one object"
+_TOO_EARLY: Final = "it ends too early"
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -74,9 +143,9 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _check_depth(document: object, what: str) -> None:
-    level: list[object] = [document]
-    for _ in range(limits.MAX_JSON_DEPTH):
+def _check_depth(value: object, deepest: int) -> None:
+    level: list[object] = [value]
+    for _ in range(deepest):
         level = [
             child
             for node in level
@@ -85,5 +154,156 @@ def _check_depth(document: object, what: str) -> None:
         ]
         if not level:
             return
-    msg = f"{what} is nested more than {limits.MAX_JSON_DEPTH} deep"
-    raise ArchiveError(msg)
+    if any(isinstance(node, dict | list) for node in level):
+        msg = f"is nested more than {limits.MAX_JSON_DEPTH} deep"
+        raise _Refused(msg)
+
+
+#: A string, or one of the marks between which pieces lie. Possessive: a string without an end is not tried twice.
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},]', re.DOTALL)
+_QUOTE: Final = ord('"')
+_COMMA: Final = ord(",")
+_LIST: Final = ord("[")
+_LIST_END: Final = ord("]")
+_OBJECT: Final = ord("{")
+_OBJECT_END: Final = ord("}")
+_OPENING: Final = frozenset((_LIST, _OBJECT))
+#: JSON's white space (RFC 8259, section 2); `bytes.strip` knows more.
+_BLANK: Final = b" \t\n\r"
+
+_Mark: TypeAlias = "re.Match[bytes]"
+
+
+class _Pieces:
+    """Cuts a document at its brackets and commas, and parses each piece on its own, as strictly as a whole one.
+
+    Where the brackets are wrong it is cut in another place, and then some piece is no JSON: every byte is parsed, or
+    is one of the marks between pieces, or white space.
+    """
+
+    def __init__(self, raw: bytes, keys: Collection[str] | None, convert: Mapping[str, Convert]) -> None:
+        self._raw = raw
+        self._keys = keys
+        self._convert = convert
+        self._tokens = _TOKEN.finditer(raw)
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Give the members of the outermost object in order, or of them those under the keys that are asked for.
+
+        Raises:
+            ValueError, RecursionError, _Refused: as `_parse`; or a piece is too large.
+        """
+        mark = self._next()
+        if self._raw[mark.start()] != _OBJECT or not self._blank(0, mark.start()):
+            msg = "it does not begin as an object"
+            raise ValueError(msg)
+        seen: set[str] = set()
+        while True:
+            start, token = mark.end(), self._next()
+            if self._raw[token.start()] == _OBJECT_END and not seen and self._blank(start, token.start()):
+                mark = token
+                break
+            key = self._key(start, token)
+            if key in seen:
+                raise ValueError(_TWICE)
+            seen.add(key)
+            if len(seen) > limits.MAX_JSON_PIECE_ITEMS:
+                raise self._too_large(start)
+            value, mark = self._value(key, token.end())
+            if self._asked_for(key):
+                yield key, value
+            # The next one needs the room.
+            del value
+            if self._raw[mark.start()] != _COMMA:
+                break
+        if self._raw[mark.start()] != _OBJECT_END or not self._blank(mark.end(), len(self._raw)):
+            msg = f"it is not one object: see byte {mark.start()}"
+            raise ValueError(msg)
+
+    def _asked_for(self, key: str) -> bool:
+        return self._keys is None or key in self._keys
+
+    def _key(self, start: int, token: _Mark) -> str:
+        if self._raw[token.start()] != _QUOTE or not self._blank(start, token.start()):
+            msg = f"a key is expected at byte {start}"
+            raise ValueError(msg)
+        return str(self._piece(token.start(), token.end(), 1))
+
+    def _value(self, key: str, start: int) -> tuple[object, _Mark]:
+        """Parse what stands behind a key, and give the mark behind it as well."""
+        token = self._next()
+        colon = self._raw.find(b":", start, token.start())
+        if colon < 0 or not self._blank(start, colon):
+            msg = f"a colon is expected at byte {start}"
+            raise ValueError(msg)
+        convert = self._convert.get(key) if self._asked_for(key) else passed_over
+        if convert and self._raw[token.start()] == _LIST and self._blank(colon + 1, token.start()):
+            return self._elements(convert, token)
+        mark = self._end(token)
+        return self._piece(colon + 1, mark.start(), 1), mark
+
+    def _elements(self, convert: Convert, mark: _Mark) -> tuple[list[object], _Mark]:
+        """Parse the elements of a list behind its opening mark; give the mark behind the list as well."""
+        values: list[object] = []
+        while self._raw[mark.start()] != _LIST_END:
+            start, mark = mark.end(), self._end(self._next())
+            if values or self._raw[mark.start()] != _LIST_END or not self._blank(start, mark.start()):
+                values.append(convert(len(values), self._piece(start, mark.start(), 2)))
+            if self._raw[mark.start()] == _OBJECT_END:
+                msg = f"a list has the end of an object at byte {mark.start()}"
+                raise ValueError(msg)
+        after = self._next()
+        if not self._blank(mark.end(), after.start()):
+            msg = f"a comma is expected at byte {mark.end()}"
+            raise ValueError(msg)
+        return values, after
+
+    def _piece(self, start: int, end: int, depth: int) -> object:
+        size, many = end - start, limits.MAX_JSON_PIECE_ITEMS
+        # No piece has more items than bytes.
+        if size > limits.MAX_JSON_PIECE or (size > many and _items(self._raw, start, end) > many):
+            raise self._too_large(start)
+        piece = self._raw[start:end]
+        if size > limits.MAX_JSON_WIDE_PIECE and (not piece.isascii() or b"\\u" in piece):
+            raise self._too_large(start)
+        try:
+            text = piece.decode()
+            # The parsed value needs the room.
+            del piece
+            return _parse(text, depth)
+        except ValueError as error:
+            msg = f"{error}, counted from byte {start}"
+            raise ValueError(msg) from error
+
+    @staticmethod
+    def _too_large(start: int) -> _Refused:
+        return _Refused(
+            f"has a part, at byte {start}, of more than {limits.MAX_JSON_PIECE} bytes "
+            f"({limits.MAX_JSON_WIDE_PIECE} if not all of them are ASCII) or {limits.MAX_JSON_PIECE_ITEMS} items"
+        )
+
+    def _end(self, token: _Mark) -> _Mark:
+        """Give the comma or bracket that ends the piece which begins with `token`."""
+        depth = 0
+        for mark in itertools.chain((token,), self._tokens):
+            byte = self._raw[mark.start()]
+            if byte == _QUOTE:
+                continue
+            if byte in _OPENING:
+                depth += 1
+                if depth > limits.MAX_JSON_DEPTH:
+                    raise RecursionError
+            elif not depth:
+                return mark
+            elif byte != _COMMA:
+                depth -= 1
+        raise ValueError(_TOO_EARLY)
+
+    def _next(self) -> _Mark:
+        token = next(self._tokens, None)
+        if token is None:
+            raise ValueError(_TOO_EARLY)
+        return token
+
+    def _blank(self, start: int, end: int) -> bool:
+        return start == end or not self._raw[start:end].strip(_BLANK)

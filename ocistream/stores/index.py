@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
-from ocistream.model import OCI_INDEX, Descriptor, parse_descriptor
+from ocistream.model import OCI_INDEX, Descriptor, Listing
 from ocistream.reference import parse_digest, parse_reference, printable
-from ocistream.strict_json import canonical_json, parse_json
+from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.model import Document
     from ocistream.reference import Reference
@@ -49,15 +49,12 @@ def parse_index(raw: bytes) -> list[Descriptor]:
     Raises:
         ArchiveError: it is malformed.
     """
-    fields = parse_json(raw, "index.json")
-    listed = fields.get("manifests")
-    if listed is None and "manifests" in fields:
-        listed = []
-    if not isinstance(listed, list) or "layers" in fields:
+    listing = Listing("manifests", "index.json", written=True)
+    fields = parse_json(raw, "index.json", keys={"manifests", "layers"}, convert={"manifests": listing})
+    if "layers" in fields:
         msg = "index.json has no list of manifests"
         raise ArchiveError(msg)
-    parsed = [parse_descriptor(entry, f"manifests[{i}] of index.json") for i, entry in enumerate(listed)]
-    return [replace(descriptor, written=entry) for descriptor, entry in zip(parsed, listed, strict=True)]
+    return list(listing.found(fields))
 
 
 def name_of(entry: Descriptor) -> str | None:
@@ -98,10 +95,24 @@ def full_reference(name: str) -> Reference | None:
     return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
 
 
+def docker_tag(name: str) -> str | None:
+    """Give a name as Docker shows it, such as `nginx:1`; None for one that says of no repository that it is in it."""
+    if not {":", "/"} & set(name):
+        # A bare tag, as layouts have them.
+        return None
+    try:
+        reference = parse_reference(name)
+    except (InvalidNameError, UnsupportedError):
+        return None
+    return reference.familiar if reference.tag else None
+
+
 def index_json(entries: Sequence[Descriptor], before: bytes | None = None) -> bytes:
     """Write an `index.json`; of the one that was there `before`, other fields (annotations, say) are kept."""
-    fields = parse_json(before, "index.json") if before else {"schemaVersion": 2, "mediaType": OCI_INDEX}
-    return canonical_json(fields | {"manifests": [entry.to_json() for entry in entries]})
+    fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
+    if before:
+        fields = parse_json(before, "index.json", convert={"manifests": passed_over})
+    return canonical_json_with(fields, "manifests", (canonical_json(entry.to_json()) for entry in entries))
 
 
 def every_image(roots: Sequence[Root]) -> Sequence[Root]:
@@ -177,21 +188,15 @@ def docker_manifest_json(graph: Graph) -> bytes:
     One entry an image; its paths point into `blobs/`, its tag is the short name that `docker save` would write. Of
     an index there can be only one: linux/amd64 where it is there, else the first, the same on every machine.
     """
-    images = {manifest.descriptor.digest: document for manifest, document in graph.images() if is_image(document)}
     entries: dict[str, dict[str, Any]] = {}
     for root in graph.roots:
-        platforms = _leaves(graph, root.descriptor)
-        # Attestations look like images, of a platform that is not known.
-        runnable = [digest for digest in platforms if digest in images and platforms[digest] != "unknown/unknown"]
-        if not runnable:
+        digest = _docker_image(graph, root.descriptor)
+        if digest is None:
             continue
-        digest = next((digest for digest in runnable if platforms[digest] == "linux/amd64"), runnable[0])
         if digest not in entries:
-            entries[digest] = _docker_entry(images[digest])
-        reference = full_reference(root.name) if root.name else None
-        if reference is not None:
-            entries[digest]["RepoTags"] = entries[digest]["RepoTags"] or []
-            entries[digest]["RepoTags"].append(reference.familiar)
+            entries[digest] = _docker_entry(graph.documents[digest])
+        if root.name and (tag := docker_tag(root.name)):
+            entries[digest]["RepoTags"] = [*(entries[digest]["RepoTags"] or []), tag]
     return canonical_json(list(entries.values()))
 
 
@@ -204,20 +209,33 @@ def _docker_entry(document: Document) -> dict[str, Any]:
     }
 
 
-def _leaves(graph: Graph, root: Descriptor) -> dict[str, str | None]:
-    """Give the manifests that are no index, in order, each with the platform that is claimed for it.
+def _docker_image(graph: Graph, root: Descriptor) -> str | None:
+    """Choose the image of a root that `docker load` is to take."""
+    first: str | None = None
+    for digest, platform in _leaves(graph, root):
+        # Attestations look like images, of a platform that is not known.
+        if platform != "unknown/unknown" and digest in graph.documents and is_image(graph.documents[digest]):
+            if platform == "linux/amd64":
+                return digest
+            first = first or digest
+    return first
+
+
+def _leaves(graph: Graph, root: Descriptor) -> Iterator[tuple[str, str | None]]:
+    """Give the manifests that are no index, in order, each once, with the platform that is first claimed for it.
 
     Each index is looked into once, however often it is listed.
     """
-    leaves: dict[str, str | None] = {}
     seen: set[str] = set()
-    todo = [root]
+    todo = [iter((root,))]
     while todo:
-        descriptor = todo.pop()
-        document = graph.documents.get(descriptor.digest)
-        if document is None or not document.manifests:
-            leaves.setdefault(descriptor.digest, str(descriptor.platform) if descriptor.platform else None)
+        descriptor = next(todo[-1], None)
+        if descriptor is None:
+            todo.pop()
         elif descriptor.digest not in seen:
             seen.add(descriptor.digest)
-            todo.extend(reversed(document.manifests))
-    return leaves
+            document = graph.documents.get(descriptor.digest)
+            if document is None or not document.manifests:
+                yield descriptor.digest, str(descriptor.platform) if descriptor.platform else None
+            else:
+                todo.append(iter(document.manifests))

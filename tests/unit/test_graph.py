@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ocistream import limits
+from ocistream import limits, model
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root, is_image
 from ocistream.model import Platform, parse_descriptor, parse_platform
@@ -252,6 +252,47 @@ class TestLimits:
         with pytest.raises(UnsupportedError, match="more than 2 images"):
             Walk(layout, image, image, image)
 
+    def test_there_is_a_greatest_number_of_blobs(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_BLOBS", 5)
+        layers = [tar_layer({"x": b"%d" % number}) for number in range(4)]
+        # Two configs and three layers, one of them in both.
+        first, second = layout.image(layers[:2]), layout.image(layers[1:3])
+        assert len(Walk(layout, first, second).graph.blobs) == 5
+        with pytest.raises(ArchiveError, match="more than 5 blobs"):
+            Walk(layout, first, layout.image(layers[1:4]))
+
+    def test_one_layer_under_many_types_counts_as_many(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_BLOBS", 5)
+        image = layout.read(small_image(layout)["digest"])
+        image["layers"] = [{**image["layers"][0], "mediaType": f"a/{number}"} for number in range(4)]
+        assert len(Walk(layout, layout.document(image)).graph.blobs) == 2
+        image["layers"].append({**image["layers"][0], "mediaType": "a/4"})
+        with pytest.raises(ArchiveError, match="more than 5 blobs"):
+            Walk(layout, layout.document(image))
+
+    def test_a_layer_of_several_images_is_held_once(self, layout: Layout) -> None:
+        documents = Walk(layout, two_platforms(layout)).graph.documents.values()
+        first, second = (document.layers[0] for document in documents if document.layers)
+        assert first is second
+
+    def test_what_is_incomplete_is_not_walked_again_for_each_index_that_comes(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        count, looked_at = 100, 0
+
+        def counted(descriptor: model.Descriptor) -> bool:
+            nonlocal looked_at
+            looked_at += 1
+            return descriptor.media_type in model.INDEX_TYPES
+
+        image = small_image(layout)
+        nested = [layout.index([], subject={**image, "size": number}) for number in range(count)]
+        root = layout.index([*nested, image])
+        monkeypatch.setattr(model.Descriptor, "is_index", property(counted))
+        walk = Walk(layout, root, platforms=choice("linux/amd64"))
+        assert walk.manifests == [image["digest"]]
+        assert looked_at < 10 * count
+
     def test_all_manifests_together_have_a_limit(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         index = two_platforms(layout)
         total = sum(map(len, parts_of(layout, index).manifests.values()))
@@ -263,6 +304,25 @@ class TestLimits:
         assert caught.value.hint == "move fewer images or platforms at a time"
 
 
+class TestNews:
+    def test_each_need_is_announced_once(self, layout: Layout) -> None:
+        index = two_platforms(layout)
+        builder = GraphBuilder()
+        builder.add_root(root_of(index))
+        assert builder.new_needs() == [index["digest"]]
+        builder.supply(index["digest"], layout.file(index["digest"]).read_bytes())
+        assert builder.new_needs() == list(builder.needs)
+        assert builder.new_needs() == []
+
+    def test_so_is_a_config_that_is_to_be_checked(self, layout: Layout) -> None:
+        image = small_image(layout)
+        del image["platform"]
+        builder = GraphBuilder(choice("linux/amd64"))
+        builder.add_root(root_of(image))
+        builder.supply(image["digest"], layout.file(image["digest"]).read_bytes())
+        assert builder.new_needs() == [image["digest"], layout.read(image["digest"])["config"]["digest"]]
+
+
 class TestOnePlatform:
     def test_it_is_the_image_itself_and_no_other_is_asked_for(self, layout: Layout) -> None:
         index = two_platforms(layout)
@@ -272,6 +332,20 @@ class TestOnePlatform:
         assert walk.manifests == [amd["digest"]]
         (root,) = walk.graph.roots
         assert root == root_of(amd)
+
+    def test_it_is_so_under_a_second_name_that_comes_when_the_index_is_known(self, layout: Layout) -> None:
+        index = platforms_index(layout, "linux/amd64", "linux/arm64")
+        builder = GraphBuilder(choice("linux/arm64"))
+        for name in ("v1", "v2"):
+            builder.add_root(root_of(index, name))
+            while builder.needs:
+                digest = next(iter(builder.needs))
+                builder.supply(digest, layout.file(digest).read_bytes())
+        wanted = listed(layout, index)[1]["digest"]
+        assert [(root.name, root.descriptor.digest) for root in builder.graph().roots] == [
+            ("v1", wanted),
+            ("v2", wanted),
+        ]
 
     def test_it_is_found_in_nested_indexes(self, layout: Layout) -> None:
         index = nested_index(layout, "v1")
@@ -447,6 +521,14 @@ class TestSingleImages:
         assert walk.manifests == [root.descriptor.digest]
         assert walk.graph.blobs[0].digest == config
         assert walk.graph.absent == ()
+
+    def test_a_manifest_that_another_image_calls_its_config_is_no_less_needed(self, layout: Layout) -> None:
+        index = platforms_index(layout, "linux/amd64")
+        (image,) = listed(layout, index)
+        config = {"mediaType": OCI_CONFIG, "digest": image["digest"], "size": image["size"]}
+        odd = layout.document({"mediaType": OCI_MANIFEST, "config": config, "layers": []})
+        walk = Walk(layout, index, odd, platforms=choice("linux/amd64"))
+        assert walk.manifests == [image["digest"], odd["digest"]]
 
     def test_another_is_not_found(self, layout: Layout) -> None:
         root, _ = self.made(layout)

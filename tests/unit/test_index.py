@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
 from ocistream.graph import ALL_PLATFORMS, Graph, PlatformChoice, Root
-from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, parse_platform
+from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
 from ocistream.stores.index import (
     FULL_NAME,
     OCI_LAYOUT,
@@ -69,6 +70,27 @@ class TestParsing:
         raw = index_json(entries)
         validate(raw, "index")
         assert parse_index(raw) == entries
+
+    def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(self) -> None:
+        others = {"data": "e30=", "urls": [], "platform": {"os": "linux", "architecture": "arm", "os.features": ["x"]}}
+        entry = {**descriptor(**{REF_NAME: "v1"}).to_json(), **others, "artifactType": None}
+        before = json.dumps({"x": [1], "manifests": [entry] * limits.MAX_LISTED, "y": 2}).encode()
+        entries = parse_index(before)
+        # So large a document is parsed piece by piece.
+        assert len(before) > limits.MAX_JSON_WHOLE
+        written = json.loads(index_json(entries, before))
+        assert written == {"x": [1], "manifests": [entry] * limits.MAX_LISTED, "y": 2}
+        assert list(written) == ["x", "manifests", "y"]
+        with pytest.raises(ArchiveError, match=f"index.json has more than {limits.MAX_LISTED} manifests"):
+            parse_index(json.dumps({"manifests": [entry] * (limits.MAX_LISTED + 1)}).encode())
+
+    def test_of_an_entry_only_what_others_wrote_is_held_beside_the_descriptor(self) -> None:
+        plain = replace(descriptor(**{REF_NAME: "v1"}), platform=Platform("linux", "arm"), artifact_type="a/b")
+        (entry,) = parse_index(json.dumps({"manifests": [plain.to_json()]}).encode())
+        assert entry.written is None
+        (entry,) = parse_index(json.dumps({"manifests": [{**plain.to_json(), "x": None}]}).encode())
+        assert entry.written == b'{"x":null}'
+        assert replace(entry, annotations={}).to_json() == {**replace(plain, annotations={}).to_json(), "x": None}
 
     @pytest.mark.parametrize("raw", [b'{"manifests": null}', b'{"manifests": []}'])
     def test_an_empty_list_may_be_null(self, raw: bytes) -> None:

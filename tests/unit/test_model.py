@@ -22,12 +22,13 @@ from ocistream.model import (
     Document,
     Platform,
     media_type_of,
+    outline,
     parse_descriptor,
     parse_document,
     parse_platform,
     platform_of_config,
 )
-from ocistream.strict_json import canonical_json, parse_json
+from ocistream.strict_json import canonical_json, parse_json, passed_over
 
 DIGEST = "sha256:" + "a" * 64
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -107,9 +108,9 @@ class TestJson:
             return b'{"a":[' + b",".join([b"1"] * items) + b"]}"
 
         # One brace, one bracket, and a comma less than there are items.
-        parse_json(wide(limits.MAX_JSON_ITEMS - 1), "x")
+        parse_json(wide(limits.MAX_JSON_ITEMS - 1), "x", convert={"a": passed_over})
         with pytest.raises(ArchiveError, match=f"more than {limits.MAX_JSON_ITEMS} items"):
-            parse_json(wide(limits.MAX_JSON_ITEMS), "x")
+            parse_json(wide(limits.MAX_JSON_ITEMS), "x", convert={"a": passed_over})
 
     def test_size_has_a_limit(self) -> None:
         assert parse_json(b"{}" + b" " * 8, "x", 10) == {}
@@ -240,9 +241,30 @@ class TestDocuments:
         assert document.layers == ()
         assert document.manifests == (parse_descriptor(GOOD, ""),)
         assert document.artifact_type == "a/b"
-        # A smaller index is made of what it says; of a manifest nothing needs to be held twice.
-        assert document.fields["manifests"] == [GOOD]
-        assert document_of({"config": GOOD, "layers": []}).fields == {}
+
+    @pytest.mark.parametrize(("key", "media_type"), [("layers", OCI_MANIFEST), ("manifests", OCI_INDEX)])
+    def test_a_long_list_is_understood_and_one_that_is_too_long_is_refused(self, key: str, media_type: str) -> None:
+        fields = {"config": GOOD} if key == "layers" else {}
+        # So large a document is parsed piece by piece.
+        document = document_of({**fields, key: [GOOD] * limits.MAX_LISTED}, media_type)
+        assert (document.layers or document.manifests) == (parse_descriptor(GOOD, ""),) * limits.MAX_LISTED
+        with pytest.raises(ArchiveError, match=f"has more than {limits.MAX_LISTED} {key}"):
+            document_of({**fields, key: [GOOD] * (limits.MAX_LISTED + 1)}, media_type)
+
+    def test_of_configs_and_layers_nothing_is_held_but_the_promise(self) -> None:
+        fields = {**GOOD, "annotations": {"a": "b"}, "platform": {"os": "linux", "architecture": "arm"}}
+        document = document_of({"config": fields, "layers": [fields]})
+        assert document.config == document.layers[0] == parse_descriptor(GOOD, "")
+        index = document_of({"manifests": [fields]}, OCI_INDEX)
+        assert index.manifests[0].annotations == {"a": "b"}
+
+    def test_what_a_document_is_counts_before_what_is_wrong_with_its_lists(self) -> None:
+        with pytest.raises(UnsupportedError, match="a Docker schema 1 manifest"):
+            document_of({"schemaVersion": 1, "layers": [1]})
+        with pytest.raises(ArchiveError, match="claims to be an image and an index"):
+            document_of({"config": GOOD, "layers": [1], "manifests": [1]})
+        with pytest.raises(ArchiveError, match=r"layers\[1\] of manifest \S+ is not a descriptor"):
+            document_of({"config": GOOD, "layers": [GOOD, 1, 2]})
 
     @pytest.mark.parametrize(("key", "media_type"), [("layers", OCI_MANIFEST), ("manifests", OCI_INDEX)])
     def test_an_empty_list_may_be_written_as_null(self, key: str, media_type: str) -> None:
@@ -412,3 +434,15 @@ class TestPlatforms:
 
 def test_our_own_documents_are_written_the_same_each_time() -> None:
     assert canonical_json({"b": [1, "ä"], "a": None}) == '{"b":[1,"ä"],"a":null}'.encode()
+
+
+def test_a_manifest_of_any_size_can_be_asked_what_it_is() -> None:
+    lists: dict[str, list[object]] = {"layers": [GOOD] * 9000, "history": [{"v1Compatibility": "x" * 100}] * 9000}
+    raw = json.dumps({"mediaType": OCI_MANIFEST, "schemaVersion": 1, **lists}).encode()
+    fields = outline(raw, "it")
+    assert (fields["mediaType"], fields["schemaVersion"], fields.keys() & lists.keys()) == (OCI_MANIFEST, 1, {"layers"})
+    assert media_type_of(raw, "it") == OCI_MANIFEST
+    # Nor is the length of its lists a reason not to carry what is not looked into.
+    assert document_of({"schemaVersion": 2, "x": lists["layers"]}, "a/future").layers == ()
+    with pytest.raises(UnsupportedError):
+        document_of({"blobs": lists["layers"]}, "a/future")

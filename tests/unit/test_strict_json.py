@@ -1,0 +1,242 @@
+"""A document that is parsed piece by piece is understood, or refused, as one that is parsed whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream import limits
+from ocistream.errors import ArchiveError
+from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
+
+ANY_SIZE = 1 << 40
+
+
+def placed(place: int, value: object) -> object:
+    return ("made", place, value)
+
+
+def outcome(raw: bytes, whole: int, keys: set[str] | None) -> object:
+    """Return what a document is understood as, or that it is refused."""
+    try:
+        return list(parse_json(raw, "it", keys=keys, convert={"a": placed, "b": placed}, whole=whole).items())
+    except ArchiveError:
+        return "refused"
+
+
+def both(raw: bytes, keys: set[str] | None = None) -> object:
+    """Parse a document whole and in pieces, make sure that it comes to the same, and return it."""
+    pieces = outcome(raw, 0, keys)
+    assert pieces == outcome(raw, ANY_SIZE, keys)
+    return pieces
+
+
+_keys = st.sampled_from(["a", "b", "c", "", "a,]}", "\u00e9", "\\", '"'])
+_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _keys
+_values = st.recursive(
+    _scalars | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_keys, inner, max_size=4),
+    max_leaves=8,
+)
+_documents = st.dictionaries(_keys, _values, max_size=5)
+#: How a document may be laid out: json.dumps' indentation, and whether it writes all characters as they are.
+_layouts = st.tuples(st.sampled_from([None, 0, 2]), st.booleans())
+#: What a stranger does to it: at a place (a part of the length), so many bytes make room for others.
+_changes = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.integers(0, 2),
+        st.sampled_from(
+            [b"", *(bytes([mark]) for mark in b'{}[],:"\\ \t\x0b\x00a1-.N\xff'), b'"a":1,', b"[],", b"\\u"]
+        ),
+    ),
+    max_size=3,
+)
+
+
+class TestInPieces:
+    @given(_documents, _layouts, st.none() | st.sets(_keys))
+    def test_a_document_is_understood_as_when_parsed_whole(
+        self, document: dict[str, Any], layout: tuple[int | None, bool], keys: set[str] | None
+    ) -> None:
+        raw = json.dumps(document, indent=layout[0], ensure_ascii=layout[1]).encode()
+        assert both(raw, keys) == [
+            (key, [placed(*pair) for pair in enumerate(value)] if key in {"a", "b"} and type(value) is list else value)
+            for key, value in document.items()
+            if keys is None or key in keys
+        ]
+
+    @given(_documents, _layouts, _changes)
+    def test_what_was_tampered_with_is_refused_as_when_parsed_whole(
+        self, document: dict[str, Any], layout: tuple[int | None, bool], changes: list[tuple[float, int, bytes]]
+    ) -> None:
+        raw = json.dumps(document, indent=layout[0], ensure_ascii=layout[1]).encode()
+        for where, gone, come in changes:
+            place = int(where * len(raw))
+            raw = raw[:place] + come + raw[place + gone :]
+        both(raw)
+
+    @given(
+        st.lists(st.sampled_from([b"{", b"}", b"[", b"]", b",", b":", b'"a"', b'"', b" ", b"1", b"\\"]), max_size=14)
+    )
+    def test_any_marks_in_any_order_are_read_alike(self, marks: list[bytes]) -> None:
+        both(b"".join(marks))
+        both(b'{"a":' + b"".join(marks) + b"}")
+        both(b'{"a":[' + b"".join(marks) + b"]}")
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b'{"a":1}}',
+            b'{"a":1}x',
+            b'{"a":1',
+            b'{"a":[1}',
+            b'{"a":[1},"b":{2]}',
+            b'{"a":[1}2]}',
+            b'{"a":[1,]}',
+            b'{"a":[,1]}',
+            b'{"a":[,]}',
+            b'{"a":[1] 2}',
+            b'{"a":[1]]',
+            b'{"a":1 [1]}',
+            b"{,}",
+            b'{"a":1,}',
+            b'{,"a":1}',
+            b'{"a"}',
+            b'{"a" 1}',
+            b'{"a":}',
+            b'{"a"::1}',
+            b"{:1}",
+            b'{x"a":1}',
+            b'{"a"x:1}',
+            b'{"a":x[1]}',
+            b'{"a":[1]x}',
+            b'{"a":[1],"a":[2]}',
+            b'{"a":1,"\\u0061":2}',
+            b'{"a":[{"x":1,"x":2}]}',
+            b'{"a":[NaN]}',
+            b'{"a":["\\ud800"]}',
+            b'{"\\ud800":[]}',
+            b'{"a":["\xff"]}',
+            b'{"a":["',
+            b'{"a":"\\"}',
+            b"\xef\xbb\xbf{}",
+            b'\x0b{"a":1}',
+            b'{"a":1\x0c}',
+            b'{"a":[\xa0]}',
+            b"[]",
+            b"",
+            b'{"a":[' + b"[" * 63 + b"]" * 63 + b"]}",
+            b'{"c":' + b"[" * 64 + b"]" * 64 + b"}",
+        ],
+    )
+    def test_what_is_malformed_is_refused(self, raw: bytes) -> None:
+        assert both(raw) == "refused"
+
+    @pytest.mark.parametrize(
+        ("raw", "understood"),
+        [
+            (b"{}", []),
+            (b" \n{ \t\r} ", []),
+            (b'{"":0}', [("", 0)]),
+            (b' { "a" : [ 1 , [ 2 ] ] , "c" : "," } ', [("a", [placed(0, 1), placed(1, [2])]), ("c", ",")]),
+            (b'{"a":[]}', [("a", [])]),
+            (b'{"a":[ ],"b":null}', [("a", []), ("b", None)]),
+            (b'{"a":{"a":[1]}}', [("a", {"a": [1]})]),
+            (b'{"\\u0061":[1]}', [("a", [placed(0, 1)])]),
+            (b'{"c":"\\"]}","a":["{\\\\"]}', [("c", '"]}'), ("a", [placed(0, "{\\")])]),
+            (b'{"a":[' + b"[" * 62 + b"]" * 62 + b"]}", [("a", [placed(0, json.loads("[" * 62 + "]" * 62))])]),
+        ],
+    )
+    def test_what_is_well_formed_is_understood(self, raw: bytes, understood: object) -> None:
+        assert both(raw) == understood
+
+    def test_members_that_nobody_asked_for_are_checked_and_left_out(self) -> None:
+        assert both(b'{"c":{"x":1},"a":[1]}', {"a"}) == [("a", [placed(0, 1)])]
+        assert both(b'{"c":{"x":1,"x":2},"a":[1]}', {"a"}) == "refused"
+        assert both(b'{"c":[1,{"x":1,"x":2}],"a":[1]}', {"a"}) == "refused"
+
+
+class TestPieces:
+    def test_a_document_may_be_larger_than_any_of_its_pieces(self) -> None:
+        element = b'{"x":"' + b"x" * (limits.MAX_JSON_PIECE // 2) + b'"}'
+        raw = b'{"a":[' + b",".join([element] * 5) + b'],"b":1}'
+        assert parse_json(raw, "it", ANY_SIZE, convert={"a": passed_over}) == {"a": [None] * 5, "b": 1}
+        with pytest.raises(ArchiveError, match=f"it has a part, at byte 5, of more than {limits.MAX_JSON_PIECE} bytes"):
+            parse_json(raw, "it", ANY_SIZE)
+        # What nobody asked for may be a long list of whatever it likes.
+        assert parse_json(raw, "it", ANY_SIZE, keys={"b"}) == {"b": 1}
+
+    def test_a_piece_has_a_limit_and_a_narrower_one_where_its_characters_may_be_wide(self) -> None:
+        def piece(size: int, character: str) -> bytes:
+            padding = "x" * (size - 2 - len(character.encode()))
+            return b'{"a":"' + f"{padding}{character}".encode() + b'"}'
+
+        for character, limit in (
+            ("x", limits.MAX_JSON_PIECE),
+            ("\U0001f600", limits.MAX_JSON_WIDE_PIECE),
+            ("\\ud83d\\ude00", limits.MAX_JSON_WIDE_PIECE),
+        ):
+            parse_json(piece(limit, character), "it", ANY_SIZE)
+            with pytest.raises(ArchiveError, match="it has a part, at byte 5"):
+                parse_json(piece(limit + 1, character), "it", ANY_SIZE)
+
+    def test_a_piece_and_the_outermost_object_have_so_many_items(self) -> None:
+        def wide(items: int) -> bytes:
+            # A bracket, and a comma less than there are items.
+            return b'{"a":[' + b",".join([b"1234"] * items) + b"]}"
+
+        def members(count: int) -> bytes:
+            return b"{" + b",".join(b'"%d":1' % number for number in range(count)) + b"}"
+
+        for document in (wide, members):
+            parse_json(document(limits.MAX_JSON_PIECE_ITEMS), "it")
+            with pytest.raises(ArchiveError, match=f"or {limits.MAX_JSON_PIECE_ITEMS} items"):
+                parse_json(document(limits.MAX_JSON_PIECE_ITEMS + 1), "it")
+
+    def test_an_error_says_where_it_is(self) -> None:
+        raw = b'{"a":[' + b"1," * limits.MAX_JSON_WHOLE + b"x]}"
+        reason = f"Expecting value: line 1 column 1 (char 0), counted from byte {len(raw) - 3}"
+        with pytest.raises(ArchiveError, match=re.escape(f"it is not valid JSON: {reason}")):
+            parse_json(raw, "it", convert={"a": passed_over})
+
+    def test_what_is_unclosed_and_deep_is_said_to_be_deep(self) -> None:
+        with pytest.raises(ArchiveError, match="it is nested too deeply"):
+            parse_json(b'{"a":' + b"[" * limits.MAX_JSON_WHOLE, "it")
+
+    def test_one_element_at_a_time_is_held_as_objects(self) -> None:
+        raw = b'{"a":[' + b",".join(b'{"x":%d,"y":{},"z":[]}' % number for number in range(10_000)) + b"]}"
+        tracemalloc.start()
+        try:
+            parse_json(raw, "it", convert={"a": passed_over})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # All of them at once take more than five million bytes; the list's places are 8 bytes each.
+        assert peak < 500_000
+
+    def test_what_was_left_out_is_not_held_while_the_next_member_is_parsed(self) -> None:
+        size = 500_000
+        raw = b"{" + b",".join(b'"%d":"%s"' % (number, b"x" * size) for number in range(4)) + b"}"
+        tracemalloc.start()
+        try:
+            parse_json(raw, "it", keys={"a"})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # The text and the string that is made of it, or the piece and its text.
+        assert peak < 2.5 * size
+
+
+@given(_documents, _keys, st.lists(_values, max_size=3))
+def test_a_list_of_canonical_items_is_written_as_the_whole_document_would_be(
+    document: dict[str, Any], key: str, items: list[Any]
+) -> None:
+    written = canonical_json_with(document, key, (canonical_json(item) for item in items))
+    assert written == canonical_json(document | {key: items})
