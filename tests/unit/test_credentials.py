@@ -354,7 +354,7 @@ def test_no_secret_is_in_a_repr(home: Home) -> None:
         ("{", "is not valid JSON"),
         ("[]", "is not a JSON object"),
         ('{"auths": {}, "auths": {}}', "a key stands twice"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 10_000, "nested too deeply"),
         ('{"auths": []}', "auths is not a JSON object"),
         ('{"auths": {"r.example": "hidden"}}', "auths of r.example is not a JSON object"),
         ('{"auths": {"r.example": {"auth": 1}}}', "auths of r.example: auth is not a string"),
