@@ -128,13 +128,13 @@ class GraphBuilder:
         self._configs: dict[str, Root] = {}
         self._blobs: dict[str, Descriptor] = {}
         self._variants = 0
+        self._offered = 0
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
         """Ask for an image; the manifests it needs appear in `needs`."""
         if len(self._roots) >= limits.MAX_IMAGES:
-            msg = f"more than {limits.MAX_IMAGES} images in one transfer"
-            raise UnsupportedError(msg, hint="move fewer at a time: choose them by name")
+            raise _too_much(f"more than {limits.MAX_IMAGES} images in one transfer")
         self._roots.append(root)
         digest = root.descriptor.digest
         if root.descriptor.platform is None:
@@ -195,7 +195,7 @@ class GraphBuilder:
         # An index that was left out by a choice of platforms may lack what it likes.
         listed = {child.digest for document in documents.values() for child in document.manifests}
         listed.update(root.descriptor.digest for root in self._roots)
-        return Graph(
+        graph = Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
             blobs=blobs,
@@ -203,6 +203,12 @@ class GraphBuilder:
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
         )
+        needed = 0
+        for root in self._roots:
+            needed += len(graph.reachable(root))
+            if needed > limits.MAX_NEEDED:
+                raise _too_much(f"the images need more than {limits.MAX_NEEDED} manifests and blobs, each its own")
+        return graph
 
     def _need(self, descriptor: Descriptor, depth: int) -> None:
         digest = descriptor.digest
@@ -307,6 +313,9 @@ class GraphBuilder:
             if not places or digest in self._absent:
                 continue
             leaves = self._leaves(digest)
+            self._offered += len(leaves)
+            if self._offered > limits.MAX_OFFERED:
+                raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
             chosen = choose(leaves, self._choice, self._roots[places[0]])
             if chosen is not None:
                 narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
@@ -395,6 +404,10 @@ class _Nesting:
                 if not self._lacking[around]:
                     whole.append(around)
         return whole
+
+
+def _too_much(what: str) -> UnsupportedError:
+    return UnsupportedError(what, hint="move fewer at a time: choose them by name")
 
 
 def _check_depth(digest: str, depth: int) -> None:

@@ -40,6 +40,10 @@ MAX_LISTED: Final = 10_000
 MAX_INDEX_DEPTH: Final = 8
 #: Images, by name, in one transfer: each is walked on its own.
 MAX_IMAGES: Final = 1_000
+#: What all images together need, counted once for each: a thousand may name one index of thousands.
+MAX_NEEDED: Final = 500_000
+#: Manifests among which platforms are chosen, counted once for each index that is an image.
+MAX_OFFERED: Final = 10 * MAX_LISTED
 #: Manifests and indexes in one transfer: an index of `MAX_LISTED`, and some above it.
 MAX_MANIFESTS: Final = MAX_LISTED + 100
 #: Configs and layers in one transfer, each counted once: a config and a layer for each of `MAX_LISTED` images.

@@ -252,6 +252,24 @@ class TestLimits:
         with pytest.raises(UnsupportedError, match="more than 2 images"):
             Walk(layout, image, image, image)
 
+    def test_what_all_images_need_has_a_limit_even_if_it_is_the_same(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        index = two_platforms(layout)
+        # An index, two manifests, two configs and three layers.
+        monkeypatch.setattr(limits, "MAX_NEEDED", 16)
+        Walk(layout, *(root_of(index, name) for name in "ab"))
+        with pytest.raises(UnsupportedError, match="more than 16 manifests and blobs"):
+            Walk(layout, *(root_of(index, name) for name in "abc"))
+
+    def test_so_has_what_platforms_are_chosen_from(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        inner = two_platforms(layout)
+        roots = [layout.index([inner], subject={**inner, "size": number}) for number in range(3)]
+        monkeypatch.setattr(limits, "MAX_OFFERED", 4)
+        Walk(layout, *roots[:2], platforms=choice("linux/amd64"))
+        with pytest.raises(UnsupportedError, match="more than 4 manifests to choose"):
+            Walk(layout, *roots, platforms=choice("linux/amd64"))
+
     def test_there_is_a_greatest_number_of_blobs(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_BLOBS", 5)
         layers = [tar_layer({"x": b"%d" % number}) for number in range(4)]
