@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ocistream.errors import LocalDiskError, NotFoundError, OcistreamError, OutputClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "disk_errors",
     "drop_unfinished",
     "locked_directory",
+    "named_at_the_end",
     "open_for_reading",
     "read_bounded",
     "write_all",
@@ -77,14 +78,29 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
     and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`; it is
     EINVAL where a device, FIFO or socket has the name.
     """
+    with named_at_the_end(path.parent, path.name, mode=mode) as (file, name):
+        yield file
+        name(path)
+
+
+@contextlib.contextmanager
+def named_at_the_end(
+    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644
+) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
+    """Write a file in `folder` that is given its name, in the same folder, by one call within the block.
+
+    Otherwise as `atomic_file`.
+    """
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    temporary = folder / f".{prefix}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    names: list[Path] = []
     _unfinished.add(temporary)
     try:
         with FileIO(os.open(temporary, flags, mode), "r+b") as file:
-            yield file
+            yield file, names.append
             os.fsync(file.fileno())
+        (path,) = names
         _check_replaceable(path)
         temporary.replace(path)
     except BaseException:
@@ -93,7 +109,7 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
         raise
     finally:
         _unfinished.discard(temporary)
-    sync_directory(path.parent)
+    sync_directory(folder)
 
 
 def _check_replaceable(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The vocabulary of every store: Source, Sink, Blob, and the optional powers a sink may have.
 
-A blob is a promise (a descriptor) plus an iterator of bytes. Only types live here, so that stores need not know each
-other, and `transfer` need not know any of them.
+A blob is a promise (a descriptor) plus an iterator of bytes. Only types live here, and an observer that does nothing,
+so that stores need not know each other, and `transfer` need not know any of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ocistream.model import Descriptor
     from ocistream.stream import Chunk
 
-__all__ = ["Blob", "Early", "Mounts", "Recalls", "Sink", "Source"]
+__all__ = ["Blob", "Early", "Mounts", "Observer", "Recalls", "Sink", "Source", "TakesUnnamed", "Unnamed", "Unwatched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,28 @@ class Blob:
     replayable: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """A blob that is made while it moves: what its digest and size are is known when all of it has passed.
+
+    `open()` gives its chunks; where `replayable` it may be called again, and gives the same. Once they are used up,
+    `descriptor()` is the promise they keep. `instead_of` is the blob of the graph that it stands for, if that is known.
+    """
+
+    open: Callable[[], Iterator[Chunk]]
+    descriptor: Callable[[], Descriptor]
+    instead_of: Descriptor | None = None
+    replayable: bool = True
+
+
 class Early(Protocol):
     """Where a source may leave blobs that pass before it knows its graph: an archive whose index comes last."""
 
     def put(self, blob: Blob) -> None:
         """Take a blob at once; its bytes are verified, and all of them are consumed when this returns."""
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Take a layer at once of which no digest is known; give its size and digest, and what its bytes look like."""
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Give back small content that was put, for a manifest that could not be told from other JSON."""
@@ -88,12 +105,52 @@ class Sink(Protocol):
         """Drop what was not committed."""
 
 
+class Observer(Protocol):
+    """Whoever watches what happens to blobs. Called from any thread; sizes are in bytes."""
+
+    def planned(self, graph: Graph) -> None:
+        """The graph is known, and so is the total."""
+
+    def advance(self, size: int) -> None:
+        """So many bytes have moved, or fewer than was thought: negative where a blob is begun again."""
+
+    def done(self, descriptor: Descriptor, how: str) -> None:
+        """A blob was "copied", "converted", "mounted", "skipped" since it was there, or, where it stays, "verified"."""
+
+
+class Unwatched:
+    """The observer that looks away."""
+
+    def planned(self, graph: Graph) -> None:
+        """Do nothing."""
+
+    def advance(self, size: int) -> None:
+        """Do nothing."""
+
+    def done(self, descriptor: Descriptor, how: str) -> None:
+        """Do nothing."""
+
+
 @runtime_checkable
 class Mounts(Protocol):
     """A sink that may have a blob without its bytes being sent (distribution-spec, "Mounting a blob")."""
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Try to take the blob from where `source` holds it; False where it must be sent after all."""
+
+
+@runtime_checkable
+class TakesUnnamed(Protocol):
+    """A sink that can store a blob whose digest is known only when all of it has passed.
+
+    Such blobs come before `begin`, whose graph is made of what has become of them.
+    """
+
+    def expect(self, graph: Graph) -> None:
+        """Learn what is to come, as the source has it, before blobs of it are converted."""
+
+    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+        """Store a blob, and give its promise. If its chunks raise, nothing of it may be visible."""
 
 
 @runtime_checkable

@@ -6,84 +6,91 @@ the graph, what is there already, the blobs, then what makes them visible. It kn
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-from ocistream.errors import CancelledError, MissingContentError, UnsupportedError
-from ocistream.interfaces import Blob, Mounts, Recalls
+from ocistream import layers, limits
+from ocistream.compression import codec_of
+from ocistream.conversion import Conversion, Tally
+from ocistream.errors import ArchiveError, CancelledError, MissingContentError, UnsupportedError
+from ocistream.interfaces import Blob, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
+from ocistream.model import Descriptor
 from ocistream.stream import counted, verified, wrong_size
+from ocistream.workers import each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from ocistream.conversion import Recompression
     from ocistream.graph import Graph
-    from ocistream.interfaces import Sink, Source
-    from ocistream.model import Descriptor
+    from ocistream.interfaces import Observer, Sink, Source
     from ocistream.stream import Chunk
 
-__all__ = ["Moved", "Observer", "Report", "copy"]
+__all__ = ["Moved", "Report", "copy"]
 
 #: How many blobs move at once. More connections cost memory, and gain little where one line is shared.
 DEFAULT_JOBS = 4
-#: Seconds that a failed or interrupted transfer gives its threads to clean up behind themselves.
-_GRACE = 3.0
-#: Seconds between two looks at whether one thread has failed while another is waited for.
-_LOOK_EVERY = 0.2
-
-_T = TypeVar("_T")
-
-
-class Observer(Protocol):
-    """Whoever watches a transfer. Called from any thread; sizes are in bytes."""
-
-    def planned(self, graph: Graph) -> None:
-        """The graph is known, and so is the total."""
-
-    def advance(self, size: int) -> None:
-        """So many bytes have moved, or fewer than was thought: negative where a blob is begun again."""
-
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        """A blob is where it should be: "copied", "mounted" or "skipped" (it was there)."""
+#: And how many where layers are compressed anew.
+_CONVERTING_JOBS = 2
 
 
 @dataclass(slots=True)
 class Moved:
-    """One blob and what became of it: "copied", "mounted" or "skipped"."""
+    """One blob and what became of it: "copied", "converted", "mounted" or "skipped".
+
+    `source` is the digest of what it was made from, if it was converted.
+    """
 
     descriptor: Descriptor
     how: str
+    source: str | None = None
 
 
 @dataclass(slots=True)
 class Report:
-    """What a transfer did. `seconds` is how long it took."""
+    """What a transfer did. `seconds` is how long it took.
+
+    `graph` is what was written; `source` is what was there to be read, another one only where layers were converted:
+    its roots stand in the same order, and `origins` names what each new manifest was made of.
+    """
 
     graph: Graph
+    source: Graph
     blobs: list[Moved] = field(default_factory=list)
     seconds: float = 0.0
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def copy(
     source: Source,
     sink: Sink,
-    observer: Observer,
+    observer: Observer | None = None,
     *,
     jobs: int = DEFAULT_JOBS,
     cancelled: threading.Event | None = None,
     rename: Callable[[Graph], Graph] | None = None,
+    recompression: Recompression | None = None,
+    bare_layers: Recompression | None = None,
 ) -> Report:
     """Move everything that `source` has been asked for into `sink`, and make it visible only when all of it is there.
 
     `jobs` bounds how many blobs move at once, where both sides allow it. `cancelled` is set when the transfer fails,
-    so that whatever else waits on it stops waiting. `rename` may give the roots other names. Both ends are left open.
+    so that whatever else waits on it stops waiting. `rename` may give the roots other names. With `recompression` the
+    layers of images are compressed anew on the way, where they are not so already; `bare_layers` is what then holds,
+    if nothing else does, for archives that never compress theirs (`docker save`'s). Both ends are left open.
 
     Raises:
         OcistreamError: whatever went wrong first; nothing new is visible in the sink then.
     """
-    return _Transfer(source, sink, observer, jobs, cancelled or threading.Event()).run(rename)
+    transfer = _Transfer(source, sink, observer or Unwatched(), jobs, cancelled or threading.Event())
+    transfer.bare_layers = bare_layers
+    if recompression is not None:
+        transfer.conversion = Conversion(recompression)
+    return transfer.run(rename)
 
 
 class _Transfer:
@@ -97,14 +104,25 @@ class _Transfer:
         self._cancelled = cancelled
         self._moved: dict[str, Moved] = {}
         self._lock = threading.Lock()
+        #: What is to be compressed anew, if anything is.
+        self.conversion: Conversion | None = None
+        self.bare_layers: Recompression | None = None
+        self._bare: Conversion | None = None
+        self._layers: dict[str, Descriptor] = {}
+        self._configs: set[str] = set()
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
         began = time.monotonic()
-        graph = self._source.graph(self)
+        graph = source = self._source.graph(self)
+        if graph.bare:
+            self.conversion = self._of_bare_layers()
         if rename is not None:
-            graph = rename(graph)
+            graph = source = rename(graph)
         self._observer.planned(graph)
-        self._sink.begin(graph)
+        if self._converts(graph):
+            self._unnamed_sink().expect(graph)
+        else:
+            self._sink.begin(graph)
         roots = {root.descriptor.digest for root in graph.roots}
         # A name can only be given to a manifest whose bytes are at hand.
         absent = [m for m in graph.absent if m.digest in roots or not self._sink.has_manifest(m)]
@@ -115,22 +133,58 @@ class _Transfer:
         lacking = [*absent, *(blob for blob in wanted if blob.digest not in self._moved)]
         if lacking:
             raise _missing(lacking)
+        origins: Mapping[str, str] = {}
+        if self._layers and self.conversion is not None:
+            for blob in graph.blobs:
+                # One that came early was not seen for what it is.
+                if blob.digest in self._configs and not self.conversion.knows_config(blob.digest):
+                    _check_config_size(blob)
+                    self.conversion.note_config(blob.digest, self.recall(blob))
+            graph, origins = self.conversion.rewritten(graph)
+            self._sink.begin(graph)
         self._sink.commit(graph)
-        # Of what came early, only the digest was known.
-        blobs = [Moved(blob, self._moved[blob.digest].how) for blob in graph.blobs]
-        return Report(graph, blobs, time.monotonic() - began)
+        return Report(graph, source, self._became(graph), time.monotonic() - began, origins)
+
+    def _became(self, graph: Graph) -> list[Moved]:
+        """Say what became of each blob of what was written."""
+        made = {}
+        if self.conversion is not None:
+            made = {done.result.digest: done for digest in self._layers if (done := self.conversion.done(digest))}
+        # Of what came early, only the digest was known: what the graph says of a blob is shown.
+        return [
+            Moved(blob, "converted", made[blob.digest].source.digest)
+            if blob.digest in made
+            else Moved(blob, self._moved[blob.digest].how)
+            for blob in graph.blobs
+        ]
 
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
 
     def put(self, blob: Blob) -> None:
         """Move a blob right now, or read it to its end where the sink has it."""
+        if self.conversion is not None:
+            blob, beginning = _peeked(blob)
+            if self.conversion.takes(beginning):
+                self._convert(blob, self.conversion)
+                return
         if blob.descriptor.digest in self._moved or self._sink.has(blob.descriptor):
-            for _ in self._stoppable(verified(blob.open(), blob.descriptor)):
-                pass
-            if blob.descriptor.digest not in self._moved:
-                self._note(blob.descriptor, "skipped")
+            self._pass_over(blob)
         else:
             self._put(blob)
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Move a layer of which no digest is known right now, compressed anew where that is asked for."""
+        conversion = self._of_bare_layers()
+        blob, beginning = _peeked(Blob(Descriptor(layers.OCI, "", 0), lambda: chunks, replayable=False))
+        if conversion is not None and conversion.takes_layer(beginning):
+            return self._convert(blob, conversion, known=False)
+        raw = Tally(counted(self._stoppable(blob.open()), self._observer.advance))
+        kind = layers.media_type(layers.OCI, codec_of(beginning).name)
+        descriptor = self._unnamed_sink().put_unnamed(
+            Unnamed(lambda: raw, lambda: Descriptor(kind, raw.digest, raw.size), replayable=False)
+        )
+        self._note(descriptor, "copied", descriptor.size)
+        return descriptor
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Have the sink give back what it was given."""
@@ -140,6 +194,35 @@ class _Transfer:
         return self._sink.recall(descriptor)
 
     # -- the steps ---------------------------------------------------------------------------------------
+
+    def _converts(self, graph: Graph) -> bool:
+        """Find out which layers are to be compressed anew, and whether there are any."""
+        if self.conversion is None:
+            return False
+        # What came early was taken as it looked, and may have been of another compression than it is called.
+        self._layers = {
+            digest: layer
+            for digest, layer in self.conversion.layers_of(graph).items()
+            if digest not in self._moved or self.conversion.done(digest)
+        }
+        self._configs = self.conversion.configs_of(graph)
+        return bool(self._layers)
+
+    def _of_bare_layers(self) -> Conversion | None:
+        """Give what holds for layers of an archive that never compresses its own.
+
+        It is not for other blobs, before the graph has said that this is such an archive: a stray file in an OCI
+        archive may look as if it were.
+        """
+        if self._bare is None and self.bare_layers is not None:
+            self._bare = Conversion(self.bare_layers)
+        return self.conversion or self._bare
+
+    def _unnamed_sink(self) -> TakesUnnamed:
+        if not isinstance(self._sink, TakesUnnamed):
+            msg = "layers cannot be compressed anew on the way to this destination"
+            raise UnsupportedError(msg)
+        return self._sink
 
     def _waiting(self, graph: Graph) -> list[Descriptor]:
         """List the blobs that have not come early.
@@ -152,6 +235,9 @@ class _Transfer:
             moved = self._moved.get(blob.digest)
             if moved is None:
                 waiting.append(blob)
+            elif moved.how == "converted" and blob.digest not in self._layers:
+                msg = f"{blob.digest} looked like a layer, and was compressed anew, before it was known to be none"
+                raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
             elif moved.descriptor.size != blob.size:
                 raise wrong_size(blob, moved.descriptor.size)
         return waiting
@@ -160,13 +246,17 @@ class _Transfer:
         """Ask for every blob whether the sink has it, or can have it without its bytes being sent."""
 
         def ask(descriptor: Descriptor) -> None:
+            if descriptor.digest in self._layers:
+                # Nobody knows yet what it becomes.
+                return
             if self._sink.has(descriptor):
                 self._note(descriptor, "skipped")
             elif isinstance(self._sink, Mounts) and self._sink.mount(descriptor, self._source):
                 self._note(descriptor, "mounted")
 
-        self._each(ask, blobs, side_by_side=self._sink.parallel)
-        return [blob for blob in blobs if blob.digest not in self._moved]
+        each(ask, blobs, jobs=self._jobs if self._sink.parallel else 1, cancelled=self._cancelled)
+        # A config that is there is read all the same: it says what the layers have to be.
+        return [blob for blob in blobs if blob.digest not in self._moved or blob.digest in self._configs]
 
     def _put_manifests_wanted_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
         """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway."""
@@ -177,8 +267,57 @@ class _Transfer:
         return [descriptor for descriptor in wanted if descriptor.digest not in held]
 
     def _put_all(self, wanted: list[Descriptor]) -> None:
-        side_by_side = self._source.parallel and self._sink.parallel
-        self._each(self._put, self._source.blobs(wanted), side_by_side=side_by_side)
+        jobs = self._jobs if self._source.parallel and self._sink.parallel else 1
+        # Each one that is compressed takes its own memory, and by itself more than one core.
+        jobs = min(jobs, _CONVERTING_JOBS) if self._layers else jobs
+        each(self._put_one, self._source.blobs(wanted), jobs=jobs, cancelled=self._cancelled)
+
+    def _put_one(self, blob: Blob) -> None:
+        digest = blob.descriptor.digest
+        if digest in self._layers and self.conversion is not None:
+            self._convert(blob, self.conversion)
+        elif digest in self._configs:
+            self._put_config(blob)
+        elif self.conversion is not None and self.conversion.has_made(digest):
+            # It was asked for before it was there.
+            self._pass_over(blob)
+        else:
+            self._put(blob)
+
+    def _pass_over(self, blob: Blob) -> None:
+        """Read a blob to its end that the sink has."""
+        for _ in self._stoppable(verified(blob.open(), blob.descriptor)):
+            pass
+        if blob.descriptor.digest not in self._moved:
+            self._note(blob.descriptor, "skipped")
+
+    def _put_config(self, blob: Blob) -> None:
+        """Read a config, to check layers by it, and put it where it is not there yet."""
+        descriptor = blob.descriptor
+        _check_config_size(descriptor)
+        content = b"".join(bytes(chunk) for chunk in self._stoppable(verified(blob.open(), descriptor)))
+        if self.conversion is not None:
+            self.conversion.note_config(descriptor.digest, content)
+        if descriptor.digest not in self._moved:
+            self._put(Blob(descriptor, partial(_whole, content)))
+
+    def _convert(self, blob: Blob, conversion: Conversion, *, known: bool = True) -> Descriptor:
+        """Put what a layer becomes; the chunks of the layer itself are verified, counted and can be stopped.
+
+        Without `known` its descriptor says nothing. The layer's own, with size and digest, is given back.
+        """
+        counter = _Counter(self._observer)
+
+        def chunks() -> Iterator[Chunk]:
+            counter.restart()
+            raw = verified(blob.open(), blob.descriptor) if known else blob.open()
+            return counted(self._stoppable(raw), counter.advance)
+
+        recoded = conversion.recoded(chunks, blob.descriptor if known else None, replayable=blob.replayable)
+        self._unnamed_sink().put_unnamed(recoded.unnamed())
+        source = recoded.converted.source
+        self._note(source, "converted", counter.seen)
+        return source
 
     def _put(self, blob: Blob) -> None:
         """Put a blob whose chunks are verified, counted and can be stopped, in this order from the inside."""
@@ -205,17 +344,23 @@ class _Transfer:
         self._observer.advance(descriptor.size - seen)
         self._observer.done(descriptor, how)
 
-    def _each(self, work: Callable[[_T], None], items: Iterable[_T], *, side_by_side: bool) -> None:
-        """Do some work for each item, in this thread or in up to `jobs` others; the first failure ends it all."""
-        if not side_by_side or self._jobs == 1:
-            for item in items:
-                work(item)
-            return
-        _Workers(work, iter(items), self._cancelled).run(self._jobs)
-
 
 def _whole(content: bytes) -> Iterator[Chunk]:
     yield content
+
+
+def _check_config_size(descriptor: Descriptor) -> None:
+    if descriptor.size > limits.MAX_CONFIG:
+        msg = f"the config {descriptor.digest} is larger than {limits.MAX_CONFIG} bytes"
+        raise ArchiveError(msg)
+
+
+def _peeked(blob: Blob) -> tuple[Blob, bytes]:
+    """Look at how a blob that can be read once begins, and give it as if nobody had."""
+    chunks = blob.open()
+    first = next(chunks, b"")
+    whole = itertools.chain([first], chunks) if first else chunks
+    return Blob(blob.descriptor, lambda: whole, replayable=False), bytes(first[: limits.KIB])
 
 
 class _Counter:
@@ -231,60 +376,6 @@ class _Counter:
 
     def restart(self) -> None:
         self.advance(-self.seen)
-
-
-class _Workers(Generic[_T]):
-    """Threads that share one iterator of work. They are daemons: an interrupted process need not wait for a socket.
-
-    (ThreadPoolExecutor would be waited for at exit, whatever is cancelled.)
-    """
-
-    def __init__(self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event) -> None:
-        self._work = work
-        self._items = items
-        self._cancelled = cancelled
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
-
-    def run(self, jobs: int) -> None:
-        threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(jobs)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                # One that is stalled on its socket is not to hold up what another one has to report.
-                while thread.is_alive() and self._failure is None:
-                    thread.join(_LOOK_EVERY)
-        except BaseException:
-            self._cancelled.set()
-            self._wait_a_little(threads)
-            raise
-        if self._failure is not None:
-            self._wait_a_little(threads)
-            raise self._failure
-
-    @staticmethod
-    def _wait_a_little(threads: list[threading.Thread]) -> None:
-        """Let those that notice the cancellation drop what they have begun; who waits for a socket is left to it."""
-        deadline = time.monotonic() + _GRACE
-        for thread in threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _loop(self) -> None:
-        try:
-            while not self._cancelled.is_set():
-                with self._lock:
-                    item = next(self._items, None)
-                if item is None:
-                    return
-                self._work(item)
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            with self._lock:
-                # The first failure is the reason; the others are its consequences.
-                if self._failure is None:
-                    self._failure = error
-            self._cancelled.set()
 
 
 def _missing(lacking: list[Descriptor]) -> MissingContentError:

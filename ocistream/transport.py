@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.auth import Authenticator, TokenAnswer, TokenRequest
-from ocistream.connections import Answer, Body, Connections
+from ocistream.connections import Answer, Connections, StreamedBody
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
 from ocistream.failures import refusal
 from ocistream.origins import Origin, check_target, is_loopback, redacted, resolved
@@ -73,14 +73,14 @@ class _Request:
 
     method: str
     headers: Mapping[str, str]
-    body: bytes | Body | None = None
+    body: bytes | StreamedBody | None = None
     #: How long connecting may take, and how long the answer may be waited for and stall.
     timeout: tuple[float, float] | None = None
 
     @property
     def begun(self) -> bool:
         """Whether a part of the body has gone already, so that it cannot be sent again."""
-        return isinstance(self.body, Body) and self.body.begun
+        return isinstance(self.body, StreamedBody) and self.body.begun
 
     def with_authorization(self, value: str | None) -> _Request:
         """Give the same request with this Authorization, or without one."""
@@ -149,13 +149,13 @@ class Transport:
         *,
         scopes: tuple[str, ...] = (),
         headers: Mapping[str, str] | None = None,
-        body: bytes | Body | None = None,
+        body: bytes | StreamedBody | None = None,
         expected: Sequence[int] = (200,),
         tries: Tries | None = None,
     ) -> Answer:
         """Send a request until it is answered for good, and give an answer of an `expected` status.
 
-        Authorization is sent to the endpoint's own origin and nowhere else. A `Body` that was begun is not sent
+        Authorization is sent to the endpoint's own origin and nowhere else. A `StreamedBody` that was begun is not sent
         again by this method, whatever happens: who made it must decide from where. `tries` are those of the work
         that this request is a part of.
 

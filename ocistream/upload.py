@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ocistream.auth import scopes_for
-from ocistream.connections import Body
+from ocistream.connections import Body, StreamedBody
 from ocistream.errors import (
     AuthenticationError,
     FinalNetworkError,
@@ -22,6 +22,7 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
+from ocistream.interfaces import Blob
 from ocistream.origins import redacted, resolved
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from ocistream.connections import Answer
     from ocistream.distribution import Repository
-    from ocistream.interfaces import Blob
+    from ocistream.interfaces import Unnamed
     from ocistream.model import Descriptor
     from ocistream.retry import Tries
     from ocistream.stream import Chunk
@@ -78,8 +79,11 @@ class Uploader:
             self._opened[descriptor.digest] = _session(answer)
         return False
 
-    def upload(self, blob: Blob) -> None:
+    def upload(self, blob: Blob | Unnamed) -> None:
         """Send a blob; a failure on the way is tried again from the beginning where the blob can be had again.
+
+        Of a blob that has no name yet, the length is unknown when its PATCH begins, so that goes out in the chunked
+        transfer coding, as what Docker's daemon pushes; the digest closes the upload, as ever.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
@@ -97,15 +101,15 @@ class Uploader:
             while self._opened:
                 self._delete(self._opened.popitem()[1])
 
-    def _attempt(self, blob: Blob, tries: Tries) -> NetworkError | None:
+    def _attempt(self, blob: Blob | Unnamed, tries: Tries) -> NetworkError | None:
         """Send a blob once; None if it is there, else what a new attempt may cure. Other failures are raised."""
         chunks = blob.open()
         try:
             # A slow source must not keep a session waiting until the registry closes it (skopeo#2101).
             first = next(chunks, b"")
-            body = Body(itertools.chain([first], chunks), blob.descriptor.size) if first else None
+            body = _body(blob, itertools.chain([first], chunks)) if first else None
             try:
-                self._send_blob(blob.descriptor, body, tries)
+                self._send_blob(blob, body, tries)
             except NetworkError as error:
                 # What the source of the blob could not mend is not tried again here.
                 if (body and body.failure) or not _may_pass(error):
@@ -120,20 +124,20 @@ class Uploader:
             _close(chunks)
         return None
 
-    def _send_blob(self, descriptor: Descriptor, body: Body | None, tries: Tries) -> None:
-        location = self._open_session(descriptor, tries)
+    def _send_blob(self, blob: Blob | Unnamed, body: StreamedBody | None, tries: Tries) -> None:
+        location = self._open_session(blob.descriptor if isinstance(blob, Blob) else None, tries)
         try:
             if body is not None:
                 answer = self._continue(location, "PATCH", _PATCHED, tries, body)
                 location = _next(answer)
-            self._finish(descriptor, location, tries)
+            self._finish(blob.descriptor if isinstance(blob, Blob) else blob.descriptor(), location, tries)
         except BaseException:
             self._abandon(location)
             raise
 
-    def _open_session(self, descriptor: Descriptor, tries: Tries) -> str:
+    def _open_session(self, descriptor: Descriptor | None, tries: Tries) -> str:
         """Open a session and give its URL; the token is had here, before any body is sent."""
-        if (location := self._opened.pop(descriptor.digest, None)) is not None:
+        if descriptor is not None and (location := self._opened.pop(descriptor.digest, None)) is not None:
             return location
         try:
             answer = self._send("POST", self._repository.url("blobs/uploads/"), (202,), tries)
@@ -158,7 +162,7 @@ class Uploader:
             return False
 
     def _continue(
-        self, location: str, method: str, expected: tuple[int, ...], tries: Tries, body: Body | None = None
+        self, location: str, method: str, expected: tuple[int, ...], tries: Tries, body: StreamedBody | None = None
     ) -> Answer:
         """Send to a session.
 
@@ -180,7 +184,7 @@ class Uploader:
         expected: tuple[int, ...],
         tries: Tries,
         headers: Mapping[str, str] | None = None,
-        body: Body | None = None,
+        body: StreamedBody | None = None,
     ) -> Answer:
         answer = self._transport.request(
             self._repository.endpoint,
@@ -202,6 +206,10 @@ class Uploader:
 
     def _delete(self, location: str) -> None:
         self._transport.request_once(self._repository.endpoint, "DELETE", location, scopes=self._repository.scopes)
+
+
+def _body(blob: Blob | Unnamed, chunks: Iterator[Chunk]) -> StreamedBody:
+    return Body(chunks, blob.descriptor.size) if isinstance(blob, Blob) else StreamedBody(chunks)
 
 
 def _close(chunks: Iterator[Chunk]) -> None:

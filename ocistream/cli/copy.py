@@ -9,6 +9,7 @@ import click
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.options import (
     Session,
+    compression_options,
     credential_options,
     platform_choice,
     platform_option,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @platform_option("all, the index as it is")
+@compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("src-", "dest-")
 @transfer_options
 def copy(session: Session, source: str, destination: str, platforms: tuple[str, ...]) -> None:
@@ -46,7 +48,8 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
         session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
     single = dst.kind == "docker" or dst.name is not None
-    want = Want(the_image if single else every_image, platform_choice(platforms, None))
+    select = the_image if single else every_image
+    want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
 
     def open_ends() -> tuple[Source, Sink]:
         opened = open_source(src, session.surroundings("SRC"), want)
@@ -61,7 +64,7 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
             return dst.reference.name
         return root.name or root.origin or src.text
 
-    move(session, open_ends, label, to_stdout=dst.is_stream, rename=renamed(dst) if dst.name else None)
+    move(session, open_ends, label, to=dst, rename=renamed(dst) if dst.name else None)
 
 
 def the_image(roots: Sequence[Root]) -> Sequence[Root]:

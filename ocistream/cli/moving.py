@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from ocistream import transfer
 from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, write_result
+from ocistream.errors import InvalidNameError, UsageError
+from ocistream.reference import parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.cli.options import Session
+    from ocistream.conversion import Recompression
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Sink, Source
     from ocistream.stores import End
@@ -26,17 +29,19 @@ def move(
     open_ends: Callable[[], tuple[Source, Sink]],
     label: Callable[[Root], str],
     *,
-    to_stdout: bool = False,
+    to: End | None = None,
     rename: Callable[[Graph], Graph] | None = None,
 ) -> None:
     """Move images, then print and write what was done.
 
-    `label` names a root in the results. With `to_stdout` the archive is there, and no result lines are printed.
+    `label` names a root in the results. `to` is where the images go, if it is no registry: where that is stdout, the
+    archive is there, and no result lines are printed.
 
     Raises:
         OcistreamError: it failed, and nothing is visible at the destination.
     """
     result = session.options["result"]
+    recompression = _recompression(session, to)
     if result is not None:
         check_result(result)
     with contextlib.ExitStack() as stack:
@@ -45,20 +50,52 @@ def move(
         stack.callback(sink.close)
         with progress(session.options["progress"], session.console) as observer:
             report = transfer.copy(
-                source, sink, observer, jobs=session.jobs, cancelled=session.cancelled, rename=rename
+                source,
+                sink,
+                observer,
+                jobs=session.jobs,
+                cancelled=session.cancelled,
+                rename=rename,
+                recompression=recompression,
+                bare_layers=session.recompression(default="gzip"),
             )
     if result is not None:
         write_result(result, report, label, retried=session.retried)
-    if not to_stdout:
+    if to is None or not to.is_stream:
         print_results(report, label)
     summarize(session.console, report)
 
 
+def _recompression(session: Session, to: End | None) -> Recompression | None:
+    """Give what is asked for; a docker-archive has plain layers, whatever they were.
+
+    Raises:
+        UsageError: it is asked for with compressed ones.
+    """
+    if to is None or to.kind != "docker-archive":
+        return session.recompression()
+    if session.options["compress"] not in {None, "none"}:
+        msg = "the layers of a docker-archive are not compressed"
+        raise UsageError(msg, hint="leave --compress away, or write an oci-archive: `docker load` takes that too")
+    return session.recompression(default="none")
+
+
 def renamed(end: End) -> Callable[[Graph], Graph]:
-    """Give the way to call a graph's root as the destination is called; that there is only one is seen to before."""
+    """Give the way to call a graph's root as the destination is called; that there is only one is seen to before.
+
+    Raises:
+        InvalidNameError: a docker-archive's images have names such as `app:1`, and this is none.
+    """
+    name = end.name
+    if name is not None and end.kind == "docker-archive":
+        reference = parse_reference(name)
+        if reference.digest:
+            msg = f"{name!r} has a digest, and images in a docker-archive are called by tags only"
+            raise InvalidNameError(msg, hint="write it as app:1")
+        name = reference.name
 
     def rename(graph: Graph) -> Graph:
         (root,) = graph.roots
-        return replace(graph, roots=(replace(root, name=end.name),))
+        return replace(graph, roots=(replace(root, name=name),))
 
     return rename

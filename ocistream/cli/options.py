@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from ocistream.cli.console import Console
+    from ocistream.conversion import Recompression
     from ocistream.credentials import Credential
     from ocistream.retry import Retried
     from ocistream.transport import Transport
@@ -83,6 +84,20 @@ class Session:
         if result is not None and result.resolve() in paths:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: it would be written over")
+
+    def recompression(self, default: str | None = None) -> Recompression | None:
+        """Give what --compress asks for, or what `default` says; None where layers stay as they are.
+
+        Raises:
+            UsageError: it is malformed.
+        """
+        asked = self.options["compress"]
+        text = default if asked is None else asked
+        if text is None:
+            return None
+        from ocistream.conversion import parse_recompression
+
+        return parse_recompression(text, int(self.options["max_ratio"]))
 
     def check_credentials(self, registries: Collection[str]) -> None:
         """Refuse one user name and password where several registries might ask: which one is it for?
@@ -187,25 +202,42 @@ def read_password() -> str:
     return secret
 
 
-def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of every transfer, and hand it a `Session` as `session`."""
-
-    @_stack(
-        click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs moved at once."),
+def network_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --retries and --plain-http."""
+    return _stack(
         click.option(
             "--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Tries after the first one."
         ),
         click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS, to hosts other than this one."),
-        click.option(
-            "--progress",
-            type=click.Choice(["auto", "bar", "plain", "json", "none"]),
-            default="auto",
-            show_default=True,
-            help="How progress is shown on stderr; json makes the messages there JSON as well.",
-        ),
+    )(command)
+
+
+def progress_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --progress."""
+    return click.option(
+        "--progress",
+        type=click.Choice(["auto", "bar", "plain", "json", "none"]),
+        default="auto",
+        show_default=True,
+        help="How progress is shown on stderr; json makes the messages there JSON as well.",
+    )(command)
+
+
+def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of every transfer, and hand it a `Session` as `session`."""
+    return _stack(
+        click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs moved at once."),
+        network_options,
+        progress_option,
         click.option("--result", type=click.Path(dir_okay=False, path_type=Path), help="Write what was done as JSON."),
-        verbosity_options,
-    )
+        session_options,
+    )(command)
+
+
+def session_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that all have, and hand it a `Session` of them and of those above as `session`."""
+
+    @verbosity_options
     @click.pass_obj
     @functools.wraps(command)
     def wrapped(console: Console, /, **options: Any) -> None:
@@ -227,12 +259,37 @@ _SESSION_OPTIONS: Final = frozenset(
         "plain_http",
         "progress",
         "result",
+        "compress",
+        "max_ratio",
         "username",
         "src_username",
         "dest_username",
         *_PASSWORD_ON_STDIN,
     }
 )
+
+
+def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command --compress and --max-ratio; `note` says in --help what else there is to know."""
+    return _stack(
+        click.option(
+            "--compress",
+            metavar="gzip|zstd|none[:LEVEL]",
+            help=f"Compress layers anew that are not so already, which changes the image's digest. {note}",
+        ),
+        max_ratio_option,
+    )
+
+
+def max_ratio_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --max-ratio."""
+    return click.option(
+        "--max-ratio",
+        type=click.IntRange(1, 1_000_000),
+        default=limits.MAX_RATIO,
+        show_default=True,
+        help="How much larger than itself anything compressed may become, above the first GiB.",
+    )(command)
 
 
 def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:

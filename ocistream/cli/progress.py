@@ -11,15 +11,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from ocistream.interfaces import Unwatched
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocistream.cli.console import Console
     from ocistream.graph import Graph
+    from ocistream.interfaces import Observer
     from ocistream.model import Descriptor
-    from ocistream.transfer import Observer
 
-__all__ = ["Silent", "human_size", "progress"]
+__all__ = ["human_size", "progress"]
 
 #: Seconds between two lines of plain progress, and between two progress events.
 _LINE_EVERY: Final = 5.0
@@ -43,7 +45,7 @@ def progress(kind: str, console: Console) -> Iterator[Observer]:
     elif kind == "json":
         yield _Events(console)
     else:
-        yield Silent()
+        yield Unwatched()
 
 
 def human_size(size: float) -> str:
@@ -57,19 +59,6 @@ def human_size(size: float) -> str:
 
 def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
-
-
-class Silent:
-    """Shows nothing."""
-
-    def planned(self, graph: Graph) -> None:
-        """Nothing to show."""
-
-    def advance(self, size: int) -> None:
-        """Nothing to show."""
-
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        """Nothing to show."""
 
 
 class _Lines:

@@ -10,6 +10,7 @@ import click
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.options import (
     Session,
+    compression_options,
     credential_options,
     default_platform,
     platform_choice,
@@ -40,6 +41,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 )
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
 @platform_option("linux on this machine's architecture")
+@compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("")
 @transfer_options
 def pull(session: Session, images: tuple[str, ...], output: str, kind: str | None, platforms: tuple[str, ...]) -> None:
@@ -71,7 +73,7 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
         source = RegistrySource(around.transport(), references, platforms=choice)
         return source, open_sink(end, around)
 
-    move(session, open_ends, label, to_stdout=end.is_stream, rename=renamed(end) if end.name else None)
+    move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None)
 
 
 def output_end(output: str, kind: str | None) -> End:

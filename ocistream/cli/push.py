@@ -9,6 +9,7 @@ import click
 from ocistream.cli.moving import move
 from ocistream.cli.options import (
     Session,
+    compression_options,
     credential_options,
     platform_choice,
     platform_option,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
 @click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every named image there, under its own name.")
 @platform_option("all that is there")
+@compression_options("The plain layers of a `docker save` become gzip without being asked to.")
 @credential_options("")
 @transfer_options
 def push(
@@ -69,7 +71,7 @@ def push(
     else:
         target, early = _under(prefix or ""), None
         select = _apart(target, images_named(chosen) if chosen else named_images)
-    want = Want(select, platform_choice(platforms, None))
+    want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
     around = session.surroundings()
 
     def open_ends() -> tuple[Source, Sink]:

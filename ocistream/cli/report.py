@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["check_result", "print_results", "summarize", "write_result"]
 
 
+#: What may become of a blob.
+_HOW: Final = ("copied", "converted", "skipped", "mounted")
 #: Characters of a name in a result line; a registry's names are shorter.
 _MAX_NAME: Final = 1024
 
@@ -36,14 +38,14 @@ def print_results(report: Report, label: Callable[[Root], str]) -> None:
 
 def summarize(console: Console, report: Report) -> None:
     """Say in one line on stderr what was moved and how fast."""
-    sizes = {
-        how: sum(m.descriptor.size for m in report.blobs if m.how == how) for how in ("copied", "skipped", "mounted")
-    }
-    counts = {how: sum(1 for m in report.blobs if m.how == how) for how in sizes}
-    rate = sizes["copied"] / report.seconds if report.seconds else 0.0
-    parts = [
-        f"{counts['copied']} blobs, {human_size(sizes['copied'])}, in {report.seconds:.1f} s ({human_size(rate)}/s)"
-    ]
+    sizes = {how: _total(report, how) for how in _HOW}
+    counts = {how: sum(1 for m in report.blobs if m.how == how) for how in _HOW}
+    written = sizes["copied"] + sizes["converted"]
+    rate = written / report.seconds if report.seconds else 0.0
+    moved = counts["copied"] + counts["converted"]
+    parts = [f"{moved} blobs, {human_size(written)}, in {report.seconds:.1f} s ({human_size(rate)}/s)"]
+    if counts["converted"]:
+        parts.append(f"{counts['converted']} of them compressed anew")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if report.graph.foreign:
         parts.append(f"{len(report.graph.foreign)} foreign layers left where they are")
@@ -66,29 +68,40 @@ def check_result(path: Path) -> None:
 def write_result(path: Path, report: Report, label: Callable[[Root], str], *, retried: int) -> None:
     """Write the JSON document of --result: names, digests, sizes in bytes, what became of each blob, seconds.
 
+    What was made of something else has the digest of that as `from`.
+
     Raises:
         LocalDiskError: it cannot be written.
     """
-    by_digest = {moved.descriptor.digest: moved.how for moved in report.blobs}
     document = {
         "images": [
             {
                 "name": label(root),
                 "digest": root.descriptor.digest,
+                **_from(source.descriptor.digest, root.descriptor.digest),
                 "mediaType": root.descriptor.media_type,
                 "size": sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
             }
-            for root in report.graph.roots
+            for source, root in zip(report.source.roots, report.graph.roots, strict=True)
             for reachable in [report.graph.reachable(root)]
         ],
         "manifests": [
-            _descriptor(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size) for m in report.graph.manifests
+            {
+                **_descriptor(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size),
+                **_from(report.origins.get(m.descriptor.digest), m.descriptor.digest),
+            }
+            for m in report.graph.manifests
         ],
         "blobs": [
-            {**_descriptor(b.media_type, b.digest, b.size), "how": by_digest[b.digest]} for b in report.graph.blobs
+            {
+                **_descriptor(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size),
+                "how": m.how,
+                **_from(m.source, m.descriptor.digest),
+            }
+            for m in report.blobs
         ],
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
-        "bytes": {how: _total(report, how) for how in ("copied", "skipped", "mounted")},
+        "bytes": {how: _total(report, how) for how in _HOW},
         "retried": retried,
         "seconds": round(report.seconds, 3),
     }
@@ -101,6 +114,10 @@ def write_result(path: Path, report: Report, label: Callable[[Root], str], *, re
 
 def _descriptor(media_type: str, digest: str, size: int) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+def _from(source: str | None, result: str) -> dict[str, str]:
+    return {"from": source} if source is not None and source != result else {}
 
 
 def _total(report: Report, how: str) -> int:

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream import files, limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
-from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Document, media_type_of, parse_document
+from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Document, media_type_of, outline, parse_document
 from ocistream.reference import is_digest, is_tag
 from ocistream.serve.names import full_name, repository_of_directory, spellings
 from ocistream.serve.refusals import RefusedError
 from ocistream.stores.index import FULL_NAME, REF_NAME, name_of
 from ocistream.stream import digest_of
-from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ocistream.stores.layout import LayoutDirectory
+    from ocistream.stores.layout_directory import LayoutDirectory
 
 __all__ = ["Pushed", "Repositories", "StoredManifest"]
 
@@ -333,7 +332,7 @@ class Repositories:
 def _own_type(raw: bytes) -> str | None:
     """Give the media type that a document claims, if it is one that is served."""
     try:
-        own = parse_json(raw, "the manifest").get("mediaType")
+        own = outline(raw, "the manifest").get("mediaType")
     except ArchiveError:
         return None
     return own if isinstance(own, str) and own in _DOCUMENT_TYPES else None
@@ -342,7 +341,7 @@ def _own_type(raw: bytes) -> str | None:
 def _guess(raw: bytes) -> str | None:
     """Tell a manifest to which nothing leads, and which does not say what it is, from a blob such as a config."""
     try:
-        if parse_json(raw, "the manifest").get("schemaVersion") != 2:
+        if outline(raw, "the manifest").get("schemaVersion") != 2:
             return None
         guessed = media_type_of(raw, "the manifest")
     except ArchiveError:

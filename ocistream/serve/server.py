@@ -19,7 +19,7 @@ from ocistream.reference import printable
 from ocistream.serve.handler import Handler
 from ocistream.serve.repositories import Repositories
 from ocistream.serve.uploads import Uploads
-from ocistream.stores.layout import LayoutDirectory
+from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

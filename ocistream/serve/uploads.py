@@ -23,7 +23,7 @@ from ocistream.stream import chunks_of, new_hash
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ocistream.stores.layout import LayoutDirectory
+    from ocistream.stores.layout_directory import LayoutDirectory
     from ocistream.stream import Hasher
 
 __all__ = ["Upload", "Uploads"]

@@ -18,7 +18,7 @@ from ocistream.upload import Uploader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.interfaces import Early, Source
+    from ocistream.interfaces import Early, Source, Unnamed
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
     from ocistream.stream import Chunk
@@ -70,6 +70,10 @@ class RegistrySource:
         """Say in which registry and repository a blob is, for a sink that can mount it from there."""
         repository = self._homes.get(digest)
         return (repository.endpoint.registry, repository.name) if repository else None
+
+    def referrers(self, digests: Sequence[str]) -> dict[str, list[Descriptor]]:
+        """Ask what refers to manifests that the graph has; nothing where a registry cannot tell."""
+        return {digest: home.referrers(digest) for digest in digests if (home := self._homes.get(digest))}
 
     def close(self) -> None:
         """The transport belongs to whoever made it."""
@@ -134,6 +138,12 @@ class RegistrySink:
             if reference.digest and reference.digest != root.descriptor.digest:
                 msg = f"{reference.name}: {reference.digest} was asked for, the image is {root.descriptor.digest}"
                 raise IntegrityError(msg)
+        self.expect(graph)
+
+    def expect(self, graph: Graph) -> None:
+        """Find out which repository needs what, while it is not known yet what images will be called by digest."""
+        for root in graph.roots:
+            reference = self._target(root)
             self._repository(reference)
             for digest in graph.reachable(root):
                 homes = self._needed_in.setdefault(digest, [])
@@ -166,11 +176,27 @@ class RegistrySink:
 
     def put(self, blob: Blob) -> None:
         """Upload a blob to the first repository that needs it, and mount it from there into the others."""
-        first, *others = self._lacking(blob.descriptor)
+        lacking = self._lacking(blob.descriptor)
+        if not lacking:
+            # Since `has` was asked, another thread has made the same of some layer that was converted.
+            return
+        first, *others = lacking
         self._uploaders[first][1].upload(blob)
         self._has[first, blob.descriptor.digest] = True
         for home in others:
-            self._share(blob, first, home)
+            self._share(blob, blob.descriptor, first, home)
+
+    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+        """Upload a blob whose digest closes the upload, and mount it into the other repositories that need it."""
+        homes = self._needed_in.get(blob.instead_of.digest) if blob.instead_of else None
+        first, *others = homes or [self._early_reference().repository]
+        self._repository_named(first)
+        self._uploaders[first][1].upload(blob)
+        descriptor = blob.descriptor()
+        self._has[first, descriptor.digest] = True
+        for home in others:
+            self._share(blob, descriptor, first, home)
+        return descriptor
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Read small content back that was put early."""
@@ -225,14 +251,14 @@ class RegistrySink:
         if present != digest_of(manifest.raw):
             repository.put_manifest(tag, manifest)
 
-    def _share(self, blob: Blob, source: str, home: str) -> None:
+    def _share(self, blob: Blob | Unnamed, descriptor: Descriptor, source: str, home: str) -> None:
         uploader = self._uploaders[home][1]
-        if not uploader.mount(blob.descriptor, source):
+        if not uploader.mount(descriptor, source):
             if not blob.replayable:
-                msg = f"{blob.descriptor.digest}: {home} needs it too, and it can neither be mounted nor read again"
+                msg = f"{descriptor.digest}: {home} needs it too, and it can neither be mounted nor read again"
                 raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
             uploader.upload(blob)
-        self._has[home, blob.descriptor.digest] = True
+        self._has[home, descriptor.digest] = True
 
     def _lacking(self, descriptor: Descriptor) -> list[str]:
         """Give the repositories that need a blob and do not have it; each is asked once."""

@@ -49,7 +49,7 @@ class Input(Protocol):
 class Entry:
     """One entry: `name` as it stands there, `size` in bytes, `offset` of its first byte from where reading began.
 
-    `kind` is "file", "directory", "link" (`target` is where it points) or "other".
+    `kind` is "file", "directory", "link" (`target` is where it points, a symbolic one from where it stands) or "other".
     """
 
     name: str
@@ -57,6 +57,7 @@ class Entry:
     kind: str
     offset: int
     target: str = ""
+    is_symbolic: bool = False
 
 
 class TarReader:
@@ -65,9 +66,10 @@ class TarReader:
     `skip` is how bytes are passed over: read and dropped, unless a subclass can seek.
     """
 
-    def __init__(self, file: Input) -> None:
-        """Read from where `file` stands."""
+    def __init__(self, file: Input, what: str = "the archive") -> None:
+        """Read from where `file` stands; `what` names it in errors."""
         self._file = file
+        self._what = what
         self._position = 0
         self._left = 0
         self._padding = 0
@@ -166,7 +168,8 @@ class TarReader:
             if info.type in _WITHOUT_CONTENT:
                 size = 0
         self._left, self._padding = size, -size % BLOCK
-        return Entry(name, size, kind, self._position, extended.get("linkpath") or target or info.linkname)
+        target = extended.get("linkpath") or target or info.linkname
+        return Entry(name, size, kind, self._position, target, info.type == tarfile.SYMTYPE)
 
     def _finish_entry(self) -> None:
         left, self._left = self._left + self._padding, 0
@@ -183,7 +186,7 @@ class TarReader:
                 raise UnsupportedError(
                     msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
                 ) from None
-            msg = f"no tar header at byte {self._position - BLOCK} of the archive: {printable(str(error))}"
+            msg = f"no tar header at byte {self._position - BLOCK} of {self._what}: {printable(str(error))}"
             raise ArchiveError(msg) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
@@ -239,7 +242,7 @@ class TarReader:
 
     def _truncated(self, where: str) -> ArchiveError:
         return ArchiveError(
-            f"the archive is truncated: it ends at byte {self._position}, {where}",
+            f"{self._what} is truncated: it ends at byte {self._position}, {where}",
             hint="whatever wrote it failed or was interrupted",
         )
 
@@ -249,6 +252,16 @@ def header(name: str, size: int, mtime: int = 0) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, mtime, 0o644
     return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def header_of_one_block(name: str, size: int, mtime: int = 0) -> bytes:
+    """Write the same header in one block, whatever the size: room for it was left before the size was known.
+
+    Above 8 GiB that takes GNU's form of numbers, which every tar understands by now.
+    """
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, mtime, 0o644
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def padding(size: int) -> bytes:

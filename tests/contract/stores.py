@@ -26,13 +26,17 @@ from ocistream.interfaces import Blob, Sink, Source
 from ocistream.model import Descriptor
 from ocistream.reference import Reference, parse_reference
 from ocistream.serve import Registry
-from ocistream.stores.archive import ArchiveSink, file_output, stream_output
+from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
+from ocistream.stores.docker_archive import DockerArchiveSink
 from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.outputs import file_output, stream_output
 from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stream import Chunk
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
+from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docker, plain_manifest, saved
 from tests.images import Layout, digest_of
 from tests.network import QuickTransport
 
@@ -162,50 +166,34 @@ class ArchiveFileStore(Store):
         self._path.write_bytes(tar_of(self._items.items()))
 
 
-class PipeStore(Store):
-    """A real pipe, with a thread at its other end that writes or reads a tar; everything small comes first."""
+class _Pipe:
+    """A real pipe, with a thread at its other end that writes or reads a tar."""
 
-    index_last: ClassVar[bool] = False
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._items: dict[str, bytes | None] = {}
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
         self._taken = bytearray()
         self._lock = threading.Lock()
         self._outlet: int | None = None
 
-    def fill(self, layout: Layout) -> None:
-        self._items = dict(items_of(layout) if self.index_last else small_first(layout))
-
-    def damage(self, digest: str, content: bytes | None) -> None:
-        if content is None:
-            del self._items[blob_name(digest)]
-        else:
-            self._items[blob_name(digest)] = content
-
-    def _open_source(self, platforms: PlatformChoice) -> Source:
+    def opened_to_read(self, content: bytes) -> io.BufferedReader:
+        """Return the end out of which `content` comes."""
         outlet, inlet = os.pipe()
-        thread = threading.Thread(target=_feed, args=(inlet, tar_of(self._items.items())), daemon=True)
+        thread = threading.Thread(target=_feed, args=(inlet, content), daemon=True)
         thread.start()
         self._stack.callback(thread.join)
-        return ArchiveStreamSource(io.BufferedReader(io.FileIO(outlet, "rb")), platforms=platforms)
+        return io.BufferedReader(io.FileIO(outlet, "rb"))
 
-    def _open_sink(self) -> Sink:
+    def opened_to_write(self) -> io.FileIO:
+        """Return the end whose other end `whole` looks at."""
         self._outlet, inlet = os.pipe()
         file = io.FileIO(inlet, "wb")
         thread = threading.Thread(target=self._drain, args=(self._outlet,), daemon=True)
         thread.start()
         self._stack.callback(thread.join)
         self._stack.callback(file.close)
-        return ArchiveSink(stream_output(file, "to the pipe"))
+        return file
 
-    def images(self) -> dict[str, bytes]:
-        return _named(self._whole())
-
-    def blobs(self) -> set[str]:
-        return check_blobs(self._whole())
-
-    def _whole(self) -> dict[str, bytes]:
+    def whole(self) -> dict[str, bytes]:
         """Return the files of what came through the pipe, if it has an end: without one it is no archive."""
         while self._outlet is not None:
             with self._lock:
@@ -224,6 +212,38 @@ class PipeStore(Store):
             if not got:
                 os.close(outlet)
                 return
+
+
+class PipeStore(Store):
+    """A real pipe, with a thread at its other end that writes or reads a tar; everything small comes first."""
+
+    index_last: ClassVar[bool] = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._items: dict[str, bytes | None] = {}
+        self._pipe = _Pipe(self._stack)
+
+    def fill(self, layout: Layout) -> None:
+        self._items = dict(items_of(layout) if self.index_last else small_first(layout))
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        if content is None:
+            del self._items[blob_name(digest)]
+        else:
+            self._items[blob_name(digest)] = content
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        return ArchiveStreamSource(self._pipe.opened_to_read(tar_of(self._items.items())), platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        return ArchiveSink(stream_output(self._pipe.opened_to_write(), "to the pipe"))
+
+    def images(self) -> dict[str, bytes]:
+        return _named(self._pipe.whole())
+
+    def blobs(self) -> set[str]:
+        return check_blobs(self._pipe.whole())
 
 
 class IndexLastPipeStore(PipeStore):
@@ -278,6 +298,84 @@ class RegistryStore(Store):
         return parse_reference(f"{self._registry.host}/{REPOSITORY}:{tag}")
 
 
+class DockerArchiveFileStore(Store):
+    """A tar file as `docker save` wrote it before version 25.
+
+    It holds images only, with plain layers, and no manifest: the one that an image gets is made when it is read, so
+    `images` returns what that has to be. Its layers have no digests, and what is lacking or wrong with one may be
+    found out with the graph. So it keeps a part of the contract, which is in test_docker_archives.py.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._path = folder / "docker.tar"
+        self._images: list[Saved] = []
+        self._changed: dict[str, bytes | None] = {}
+
+    def fill(self, layout: Layout) -> None:
+        listed = json.loads((layout.path / "index.json").read_bytes())["manifests"]
+        self._images = [saved(layout, entry, f"{REPOSITORY}:{entry['annotations'][REF_NAME]}") for entry in listed]
+        self._write(self._content())
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        self._changed[digest] = content
+        self._write(self._content())
+
+    def _content(self) -> bytes:
+        entries = [
+            (name, self._changed.get(digest_of(content), content) if isinstance(content, bytes) else content)
+            for name, content in of_docker(self._images)
+        ]
+        return archive_of([entry for entry in entries if entry[1] is not None])
+
+    def _write(self, content: bytes) -> None:
+        self._path.write_bytes(content)
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        return ArchiveFileSource(self._path, platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        return DockerArchiveSink(file_output(self._path))
+
+    def _files(self) -> dict[str, bytes]:
+        return files_in(self._path.read_bytes()) if self._path.exists() else {}
+
+    def images(self) -> dict[str, bytes]:
+        files = self._files()
+        found = images_in(files) if files else []
+        named = {tag.rpartition(":")[2]: image for image in found for tag in image.tags}
+        return {tag: json.dumps(plain_manifest(image), separators=(",", ":")).encode() for tag, image in named.items()}
+
+    def blobs(self) -> set[str]:
+        files = self._files()
+        files.pop("manifest.json", None)
+        for name, content in files.items():
+            assert name.partition(".")[0] == hex_of(content), f"{name} is corrupt"
+        return {digest_of(content) for content in files.values()}
+
+
+class DockerArchivePipeStore(DockerArchiveFileStore):
+    """The same through a real pipe: `manifest.json` comes last, and layers before anybody knows whose they are."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._pipe = _Pipe(self._stack)
+
+    def _write(self, content: bytes) -> None:
+        """Nothing is kept but what `_content` makes."""
+
+    def _open_source(self, platforms: PlatformChoice) -> Source:
+        return ArchiveStreamSource(self._pipe.opened_to_read(self._content()), platforms=platforms)
+
+    def _open_sink(self) -> Sink:
+        return DockerArchiveSink(stream_output(self._pipe.opened_to_write(), "to the pipe"))
+
+    def _files(self) -> dict[str, bytes]:
+        # A plain layer ends as an archive does. Without a list of images there is nothing to be seen.
+        files = self._pipe.whole()
+        return files if "manifest.json" in files else {}
+
+
 SOURCES: dict[str, type[Store]] = {
     "layout": LayoutStore,
     "archive-file": ArchiveFileStore,
@@ -293,12 +391,23 @@ SINKS: dict[str, type[Store]] = {
 }
 
 
+#: Stores that keep a part of the contract, as sources and as sinks.
+DOCKER_ARCHIVES: dict[str, type[Store]] = {
+    "docker-archive-file": DockerArchiveFileStore,
+    "docker-archive-pipe": DockerArchivePipeStore,
+}
+
+
 class NothingEarly:
     """For sources that know their graph before any blob: they hand nothing over early."""
 
     def put(self, blob: Blob) -> None:
         """Fail."""
         raise AssertionError(blob)
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Fail."""
+        raise AssertionError(chunks)
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Fail."""

@@ -12,7 +12,7 @@ from ocistream.errors import IntegrityError, NetworkError, NotFoundError
 from ocistream.graph import Graph, PlatformChoice
 from ocistream.interfaces import Blob, Source
 from ocistream.model import Descriptor, parse_platform
-from ocistream.stream import verified
+from ocistream.stream import Chunk, verified
 from tests.contract.shapes import SHAPES, named_in, nested_index, parts_of
 from tests.contract.stores import REF_NAME, SOURCES, IndexLastPipeStore, RegistryStore, Store, opened
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
@@ -27,6 +27,10 @@ class Kept:
     def put(self, blob: Blob) -> None:
         assert blob.descriptor.digest not in self.blobs
         self.blobs[blob.descriptor.digest] = content_of(blob)
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Fail."""
+        raise AssertionError(chunks)
 
     def recall(self, descriptor: Descriptor) -> bytes:
         return self.blobs[descriptor.digest]

@@ -19,9 +19,10 @@ from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NotFo
 from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob, Recalls, Source
 from ocistream.model import Descriptor
-from ocistream.stores.archive import ArchiveSink, Output, file_output, open_output, stream_output
+from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.layout import LayoutSource
+from ocistream.stores.outputs import Output, file_output, open_output, stream_output
 from ocistream.stream import Chunk, digest_of
 from tests.archives import END, blob_name, check_blobs, files_in, items_of, member, tar_of
 from tests.contract.shapes import SHAPES, parts_of
@@ -342,7 +343,7 @@ class TestReadingFiles:
 
     def test_a_file_without_an_index_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(tar_of([("readme", b"x")]))
-        with pytest.raises(ArchiveError, match=r"no index\.json"):
+        with pytest.raises(ArchiveError, match=r"neither an index\.json"):
             self.graph(tmp_path / "a.tar")
 
     def test_a_file_that_shrinks_meanwhile_is_short(self, layout: Layout, tmp_path: Path) -> None:

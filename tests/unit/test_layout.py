@@ -29,7 +29,8 @@ from ocistream.graph import Graph, Root
 from ocistream.interfaces import Blob
 from ocistream.model import OCI_MANIFEST, Descriptor
 from ocistream.stores.index import REF_NAME
-from ocistream.stores.layout import LayoutDirectory, LayoutSink, LayoutSource
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.layout_directory import LayoutDirectory
 from ocistream.stream import Chunk, digest_of
 from tests.archives import blob_name
 from tests.contract.shapes import named_in, parts_of

@@ -1,0 +1,280 @@
+"""The table of codecs: how layers and archives are compressed, told apart, and made plain again.
+
+A codec turns an iterator of chunks into another; none of them ever holds more than a few chunks, whatever a stranger's
+stream expands to. What is compressed, and why, is decided elsewhere. To add a codec: one entry in `CODECS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+
+from ocistream import limits
+from ocistream.errors import ArchiveError
+from ocistream.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from ocistream.stream import Chunk
+
+__all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "codec_of", "decompressed"]
+
+#: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
+_GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
+#: Threads that compress one zstd stream. The frames are the same with any number of them, but for none at all.
+_ZSTD_THREADS: Final = 2
+#: What each of them takes at a time, in bytes. zstd's own choice costs 50 MiB for each stream at level 3, this one 10,
+#: for frames that are larger by half a hundredth.
+_ZSTD_JOB: Final = 1 * limits.MIB
+#: How a zstd frame begins, and one that decoders pass over (RFC 8878, sections 3.1.1 and 3.1.2).
+_FRAME_MAGIC: Final = 0xFD2FB528
+_SKIPPABLE_MAGIC: Final = 0x184D2A50
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way to compress: its `name` on the command line and in media types, and how its streams begin.
+
+    `compress` takes plain chunks and a level within `levels`; `decompress` gives plain chunks of bounded size, and
+    raises ArchiveError where the stream is malformed or ends too early. `compress` gives the same bytes on every run.
+    """
+
+    name: str
+    magic: bytes
+    levels: range
+    default_level: int
+    compress: Callable[[Iterable[Chunk], int], Iterator[Chunk]]
+    decompress: Callable[[Iterable[Chunk]], Iterator[Chunk]]
+
+
+class _Member(Protocol):
+    """One compressed stream of zlib's on its way to plain bytes."""
+
+    eof: bool
+    unused_data: bytes
+    unconsumed_tail: bytes
+
+    def decompress(self, data: Chunk, max_length: int, /) -> bytes: ...
+
+
+class _Inflate(Protocol):
+    """What of zlib's interface is used."""
+
+    error: type[Exception]
+
+    def decompressobj(self, wbits: int) -> _Member: ...
+
+
+def _as_it_is(chunks: Iterable[Chunk], level: int = 0) -> Iterator[Chunk]:  # noqa: ARG001 - a codec's form
+    yield from chunks
+
+
+def _gzip(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
+    # zlib writes no name and no time into the frame.
+    compressor = zlib.compressobj(level, zlib.DEFLATED, _GZIP_FRAME)
+    for chunk in chunks:
+        if out := compressor.compress(chunk):
+            yield out
+    yield compressor.flush()
+
+
+def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Decompress any number of gzip members, one after the other (RFC 1952, section 2.2)."""
+    library = _inflate()
+    member: _Member | None = None
+    for chunk in chunks:
+        rest: Chunk = chunk
+        while rest:
+            if member is None or member.eof:
+                # Some writers fill the last block of a tape or disk with zeros.
+                rest = _without_zeros(rest) if member is not None else rest
+                if not rest:
+                    break
+                member = library.decompressobj(wbits=_GZIP_FRAME)
+            try:
+                yield from _inflated(member, rest)
+            except library.error as error:
+                raise _malformed("gzip", str(error)) from error
+            rest = member.unused_data
+    if member is None or not member.eof:
+        raise _malformed("gzip", "it ends too early")
+
+
+def _inflated(member: _Member, data: Chunk) -> Iterator[bytes]:
+    """Give what `data` expands to, a chunk at a time."""
+    while True:
+        out = member.decompress(data, limits.CHUNK)
+        if out:
+            yield out
+        data = member.unconsumed_tail
+        # A full chunk may have left more of the same input waiting inside.
+        if member.eof or (not data and len(out) < limits.CHUNK):
+            return
+
+
+def _without_zeros(data: Chunk) -> bytes:
+    return bytes(data).lstrip(b"\0")
+
+
+def _inflate() -> _Inflate:
+    """Give zlib, or isal where it is installed: the same interface, and gunzip in less than half the time."""
+    try:
+        return cast("_Inflate", importlib.import_module("isal.isal_zlib"))
+    except ImportError:
+        return cast("_Inflate", zlib)
+
+
+def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
+    import zstandard  # noqa: PLC0415 - it is slow to import, and most transfers do without
+
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, threads=_ZSTD_THREADS, job_size=_ZSTD_JOB, write_checksum=True, write_content_size=False
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=limits.CHUNK)
+    for chunk in chunks:
+        yield from compressor.compress(chunk)
+    yield from compressor.finish()  # type: ignore[no-untyped-call]
+
+
+def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Decompress any number of zstd frames, one after the other (RFC 8878, section 3.1)."""
+    import zstandard  # noqa: PLC0415 - as above
+
+    frames = _Frames()
+    source = cast("IO[bytes]", _Readable(chunks, frames))
+    reader = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).stream_reader(
+        source, read_size=limits.CHUNK, read_across_frames=True
+    )
+    buffer = memoryview(bytearray(limits.CHUNK))
+    try:
+        while got := reader.readinto(buffer):
+            yield buffer[:got]
+    except zstandard.ZstdError as error:
+        raise _malformed("zstd", str(error)) from error
+    if not frames.complete:
+        # The reader takes any end for the end.
+        raise _malformed("zstd", "it ends too early")
+
+
+class _Readable:
+    """Chunks as a file that can be read, for a library that pulls."""
+
+    def __init__(self, chunks: Iterable[Chunk], frames: _Frames) -> None:
+        # An empty one would be taken for the end.
+        self._chunks = filter(len, chunks)
+        self._frames = frames
+
+    def read(self, size: int) -> bytes:  # noqa: ARG002 - it takes what it gets: a chunk
+        chunk = bytes(next(self._chunks, b""))
+        self._frames.pass_over(chunk)
+        return chunk
+
+
+class _Frames:
+    """Follows zstd frames from block to block, to know whether a stream ends where one of them does."""
+
+    def __init__(self) -> None:
+        self._at_end = False
+        self._got = bytearray()
+        self._steps = self._walk()
+        self._wanted = next(self._steps)
+
+    @property
+    def complete(self) -> bool:
+        """Whether at least one frame has passed, and nothing is missing of the last one."""
+        return self._at_end and not self._got
+
+    def pass_over(self, chunk: bytes) -> None:
+        """Look at the next bytes of the stream."""
+        position = 0
+        while position < len(chunk):
+            if self._wanted < 0:
+                step = min(-self._wanted, len(chunk) - position)
+                self._wanted += step
+                if not self._wanted:
+                    self._wanted = next(self._steps)
+            else:
+                piece = chunk[position : position + self._wanted - len(self._got)]
+                step = len(piece)
+                self._got += piece
+                if len(self._got) == self._wanted:
+                    head = bytes(self._got)
+                    self._got.clear()
+                    self._wanted = self._steps.send(head)
+            position += step
+
+    def _walk(self) -> Generator[int, bytes, None]:
+        """Ask for so many bytes to look at, or, where negative, to pass over (RFC 8878, sections 3.1.1 and 3.1.2)."""
+        while True:
+            magic = int.from_bytes((yield 4), "little")
+            self._at_end = False
+            if magic & ~0xF == _SKIPPABLE_MAGIC:
+                if size := int.from_bytes((yield 4), "little"):
+                    yield -size
+            elif magic == _FRAME_MAGIC:
+                yield from self._frame()
+            else:
+                # The decompressor will say so.
+                yield -(1 << 62)
+            self._at_end = True
+
+    @staticmethod
+    def _frame() -> Generator[int, bytes, None]:
+        (flags,) = yield 1
+        single_segment = flags >> 5 & 1
+        header = (1 - single_segment) + (0, 1, 2, 4)[flags & 3] + (single_segment, 2, 4, 8)[flags >> 6]
+        if header:
+            yield -header
+        last = 0
+        while not last:
+            block = int.from_bytes((yield 3), "little")
+            last, kind, size = block & 1, block >> 1 & 3, block >> 3
+            # A block of one byte repeated has just that byte.
+            if content := 1 if kind == 1 else size:
+                yield -content
+        if flags & 4:
+            yield -4
+
+
+def _malformed(name: str, reason: str) -> ArchiveError:
+    return ArchiveError(f"the {name} stream is malformed: {printable(reason)}")
+
+
+NONE: Final = Codec("none", b"", range(1), 0, _as_it_is, _as_it_is)
+GZIP: Final = Codec("gzip", b"\x1f\x8b\x08", range(1, 10), 6, _gzip, _gunzip)
+ZSTD: Final = Codec("zstd", _FRAME_MAGIC.to_bytes(4, "little"), range(1, 20), 3, _zstd, _unzstd)
+CODECS: Final = {codec.name: codec for codec in (GZIP, ZSTD, NONE)}
+#: So many bytes at the beginning tell one codec from another.
+MAGIC_SIZE: Final = 4
+
+
+def codec_of(beginning: bytes) -> Codec:
+    """Tell by its first bytes how something is compressed; `NONE` where it is not, as far as we know."""
+    return next((codec for codec in CODECS.values() if codec.magic and beginning.startswith(codec.magic)), NONE)
+
+
+def decompressed(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterator[Chunk]:
+    """Decompress something that is not trusted, up to `max_ratio` times its size.
+
+    The first `limits.FREE_EXPANSION` bytes are given whatever they came from: a layer of zeros is no attack.
+
+    Raises:
+        ArchiveError: it is malformed, ends too early, or expands to more.
+    """
+    taken = given = 0
+
+    def counted() -> Iterator[Chunk]:
+        nonlocal taken
+        for chunk in chunks:
+            taken += len(chunk)
+            yield chunk
+
+    for chunk in codec.decompress(counted()):
+        given += len(chunk)
+        if given > max(limits.FREE_EXPANSION, taken * max_ratio):
+            msg = f"the {codec.name} stream expands to more than {max_ratio} times its size"
+            raise ArchiveError(msg, hint="if it is to be trusted, allow more with --max-ratio")
+        yield chunk

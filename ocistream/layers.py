@@ -1,0 +1,52 @@
+"""The media types of image layers: what each says of the compression, and how the same layer is called with another.
+
+Anything that is not listed here is no image layer, and is never compressed anew: a chart, a signature, a policy.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["DOCKER", "DOCKER_CODECS", "OCI", "codec_name", "family_of", "media_type", "oci_media_type"]
+
+#: The two families, by what their layers' media types begin with (image-spec, layer.md; Docker's schema 2).
+OCI: Final = "application/vnd.oci.image.layer.v1.tar"
+DOCKER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+
+#: Family -> name of a codec -> suffix. Docker knows no zstd, but some builders write it all the same.
+_SUFFIXES: Final = {
+    OCI: {"none": "", "gzip": "+gzip", "zstd": "+zstd"},
+    DOCKER: {"none": "", "gzip": ".gzip", "zstd": ".zstd"},
+}
+_KINDS: Final = {family + suffix: (family, name) for family, of in _SUFFIXES.items() for name, suffix in of.items()}
+#: Docker's names for layers that are distributed elsewhere, and OCI's.
+_FOREIGN: Final = {
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    ),
+}
+#: The codecs that Docker's own media types know.
+DOCKER_CODECS: Final = frozenset({"none", "gzip"})
+
+
+def family_of(kind: str) -> str | None:
+    """Give the family of a layer's media type, or None where it is not that of an image layer."""
+    return _KINDS[kind][0] if kind in _KINDS else None
+
+
+def codec_name(kind: str) -> str | None:
+    """Give the name of the codec that a layer's media type says, or None where it is not that of an image layer."""
+    return _KINDS[kind][1] if kind in _KINDS else None
+
+
+def media_type(family: str, codec: str) -> str:
+    """Give the media type of a layer of a family, compressed with a codec."""
+    return family + _SUFFIXES[family][codec]
+
+
+def oci_media_type(kind: str) -> str:
+    """Give what OCI calls a layer of this media type; what it has no other name for stays."""
+    if kind in _KINDS:
+        return media_type(OCI, _KINDS[kind][1])
+    return _FOREIGN.get(kind, kind)

@@ -1,0 +1,285 @@
+"""The directory of an OCI image layout (image-spec, image-layout.md): its blobs by digest, and its `index.json`.
+
+What is in `blobs/` under its final name was verified by whoever wrote it, or so we hope: who relies on it hashes it
+again. It knows no images, only what lies where.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from ocistream import files, limits
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
+from ocistream.reference import is_digest, parse_digest
+from ocistream.stores.index import OCI_LAYOUT, index_json, parse_index, parse_layout_file
+from ocistream.stream import Chunk, chunks_of, verified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from io import FileIO
+    from pathlib import Path
+
+    from ocistream.interfaces import Unnamed
+    from ocistream.model import Descriptor
+
+__all__ = ["LayoutDirectory"]
+
+
+class LayoutDirectory:
+    """The directory itself: blobs by digest, and `index.json` under a lock. Safe for several processes at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; nothing is touched yet."""
+        self.path = path
+
+    def exists(self) -> bool:
+        """Say whether there is a layout here: an `oci-layout`, or at least an `index.json`."""
+        return (self.path / "oci-layout").exists() or (self.path / "index.json").exists()
+
+    def check_free(self) -> None:
+        """Make sure that the directory, if it is there, is a layout or may become one.
+
+        Raises:
+            UsageError: there are other things in it.
+            LocalDiskError: it is no directory, or cannot be read.
+        """
+        with files.disk_errors(f"cannot create the layout {self.path}"):
+            if not self.path.exists():
+                return
+            # In this order: what another process is making a layout of may become one between the two.
+            others = [entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)]
+            if others and not self.exists():
+                msg = f"{self.path} is not empty and not an OCI layout"
+                raise UsageError(msg, hint="name an empty or a new directory")
+
+    def create(self) -> None:
+        """Make the directory a layout without images, unless it is one.
+
+        Raises:
+            UsageError: there are other things in the directory.
+            LocalDiskError: it cannot be made.
+        """
+        self.check_free()
+        with files.disk_errors(f"cannot create the layout {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._real_directory(self.path / "blobs").mkdir(exist_ok=True)
+            if not (self.path / "oci-layout").exists():
+                with files.atomic_file(self.path / "oci-layout") as file:
+                    files.write_all(file, OCI_LAYOUT)
+
+    def check(self) -> None:
+        """Make sure that there is a layout to read.
+
+        Raises:
+            NotFoundError: there is none.
+            ArchiveError: its version is not known.
+        """
+        if not self.path.is_dir():
+            msg = f"{self.path}: no such directory"
+            raise NotFoundError(msg)
+        if not (self.path / "index.json").exists():
+            msg = f"{self.path} is not an OCI layout: it has no index.json"
+            raise ArchiveError(msg)
+        marker = self.path / "oci-layout"
+        # Some tools leave `oci-layout` away; the index is what counts.
+        with files.disk_errors(f"cannot read {marker}"), contextlib.suppress(FileNotFoundError), _regular(f"{marker}"):
+            parse_layout_file(files.read_bounded(marker, limits.MAX_LAYOUT_FILE))
+
+    def blob_path(self, digest: str) -> Path:
+        """Give the path of a blob, after making sure that no symbolic link leads out of the layout on the way.
+
+        Raises:
+            ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
+        """
+        parsed = parse_digest(digest)
+        return self.blob_folder(parsed.algorithm) / parsed.hex
+
+    def blob_folder(self, algorithm: str) -> Path:
+        """Give the directory of the blobs of one algorithm ("sha256", "sha512"), which may not be there yet.
+
+        Raises:
+            ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
+        """
+        return self._real_directory(self._real_directory(self.path / "blobs") / algorithm)
+
+    def blobs(self) -> Iterator[str]:
+        """List the digests under which something lies there, whatever else there is."""
+        with files.disk_errors(f"cannot read {self.path / 'blobs'}"):
+            for algorithm in ("sha256", "sha512"):
+                folder = self.blob_folder(algorithm)
+                names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+                yield from (digest for name in names if is_digest(digest := f"{algorithm}:{name}"))
+
+    def strangers(self) -> Iterator[str]:
+        """List what lies where only blobs do and is none, by its path within the layout; unfinished files are not."""
+        top = self.path / "blobs"
+        with files.disk_errors(f"cannot read {top}"):
+            for folder in sorted(top.iterdir()) if top.is_dir() else ():
+                if not folder.is_dir() or folder.is_symlink():
+                    yield f"blobs/{folder.name}"
+                    continue
+                for entry in sorted(folder.iterdir()):
+                    is_blob = is_digest(f"{folder.name}:{entry.name}") and entry.is_file() and not entry.is_symlink()
+                    if not is_blob and not entry.name.endswith(files.PARTIAL_SUFFIX):
+                        yield f"blobs/{folder.name}/{entry.name}"
+
+    def blob_size(self, digest: str) -> int | None:
+        """Give the size in bytes of a blob that is there as a regular file, or None.
+
+        Raises:
+            ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
+            LocalDiskError: it cannot be looked at.
+        """
+        with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
+            try:
+                status = os.lstat(self.blob_path(digest))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def open_blob(self, digest: str) -> FileIO:
+        """Open a blob for reading, unbuffered.
+
+        Raises:
+            NotFoundError: it is not there.
+            ArchiveError: it is a link or something else that is no regular file.
+            LocalDiskError: it cannot be read.
+        """
+        what = f"the blob {digest} in {self.path}"
+        with files.disk_errors(f"cannot read {what}"), _regular(what):
+            return files.open_for_reading(self.blob_path(digest))
+
+    def blob_chunks(self, digest: str, size: int) -> Iterator[Chunk]:
+        """Read a blob as unverified chunks; one byte over `size` is read, so that a longer file shows.
+
+        Raises:
+            NotFoundError, ArchiveError, LocalDiskError: as `open_blob`.
+        """
+        with self.open_blob(digest) as file, files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
+            yield from chunks_of(file, size)
+            if file.read(1):
+                yield b"\0"
+
+    def read_blob(self, descriptor: Descriptor) -> bytes:
+        """Read a small blob whole, and verify it.
+
+        Raises:
+            NotFoundError, ArchiveError, LocalDiskError: as `open_blob`.
+            IntegrityError: it is not what the descriptor promises.
+        """
+        chunks = self.blob_chunks(descriptor.digest, descriptor.size)
+        return b"".join(bytes(chunk) for chunk in verified(chunks, descriptor))
+
+    def holds(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob is there whole: of the right size, and, read through, of the right digest."""
+        if self.blob_size(descriptor.digest) != descriptor.size:
+            return False
+        try:
+            for _ in verified(self.blob_chunks(descriptor.digest, descriptor.size), descriptor):
+                pass
+        except IntegrityError:
+            return False
+        return True
+
+    def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
+        """Store a blob whose chunks raise if they are not what they should be; it gets its name at the very end.
+
+        Raises:
+            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+        """
+        path = self.blob_path(digest)
+        with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic_file(path) as file:
+                for chunk in verified_chunks:
+                    files.write_all(file, chunk)
+
+    def write_unnamed(self, blob: Unnamed) -> Descriptor:
+        """Store a blob whose digest is known when all of it has passed, and give its promise.
+
+        Raises:
+            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+        """
+        folder = self.blob_folder("sha256")
+        with files.disk_errors(f"cannot write a blob in {self.path}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with files.named_at_the_end(folder) as (file, name):
+                for chunk in blob.open():
+                    files.write_all(file, chunk)
+                descriptor = blob.descriptor()
+                name(self.blob_path(descriptor.digest))
+        return descriptor
+
+    def delete_blob(self, digest: str) -> None:
+        """Remove a blob; who needs it is the caller's concern.
+
+        Raises:
+            NotFoundError: it is not there.
+            LocalDiskError: it cannot be removed.
+        """
+        with files.disk_errors(f"cannot delete the blob {digest} in {self.path}"):
+            self.blob_path(digest).unlink()
+
+    def entries(self) -> list[Descriptor]:
+        """Give what `index.json` lists; nothing where there is none yet.
+
+        Raises:
+            ArchiveError: it is malformed, or a link.
+            LocalDiskError: it cannot be read.
+        """
+        raw = self._index()
+        return parse_index(raw) if raw is not None else []
+
+    def _index(self) -> bytes | None:
+        path = self.path / "index.json"
+        with files.disk_errors(f"cannot read {path}"), _regular(f"{path}"):
+            try:
+                return files.read_bounded(path, limits.MAX_MANIFEST)
+            except FileNotFoundError:
+                return None
+
+    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
+        """Replace `index.json` by what `change` makes of its entries, while no other process of ours does.
+
+        Raises:
+            ArchiveError: the present one is malformed.
+            UnsupportedError: the new one would be so large that nobody would read it.
+            LocalDiskError: it cannot be written.
+        """
+        path = self.path / "index.json"
+        with files.disk_errors(f"cannot write {path}"), files.locked_directory(self.path):
+            before = self._index()
+            raw = index_json(change(parse_index(before) if before is not None else []), before)
+            if len(raw) > limits.MAX_MANIFEST:
+                msg = f"{path} would be larger than {limits.MAX_MANIFEST} bytes"
+                raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
+            with files.atomic_file(path) as file:
+                files.write_all(file, raw)
+
+    @staticmethod
+    def _real_directory(path: Path) -> Path:
+        if path.is_symlink():
+            msg = f"{path} is a symbolic link, which is not followed out of a layout"
+            raise ArchiveError(msg)
+        return path
+
+
+@contextlib.contextmanager
+def _regular(what: str) -> Iterator[None]:
+    """Say of a link, or of anything else in a file's place, that the layout is malformed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EINVAL}:
+            msg = f"{what} is not a regular file"
+            raise ArchiveError(msg) from error
+        raise
+
+
+def _is_ours(name: str) -> bool:
+    """Say whether a directory with an entry of this name may still become a layout: `blobs`, or a partial file."""
+    return name == "blobs" or (name.startswith(".") and name.endswith(files.PARTIAL_SUFFIX))

@@ -1,0 +1,89 @@
+"""A tar as it is written: entries of a known size, and those whose size and name are known when they have passed.
+
+It knows nothing of images; where the bytes go is outputs.py's concern.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+from ocistream import files
+from ocistream.stores import tar
+from ocistream.stores.outputs import Rewritable
+from ocistream.stream import chunks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ocistream.interfaces import Unnamed
+    from ocistream.model import Descriptor
+    from ocistream.stores.outputs import Output
+    from ocistream.stream import Chunk
+
+__all__ = ["TarWriter"]
+
+
+class TarWriter:
+    """One tar, written from the front to the back. `mtime` (seconds since 1970) stands in every entry."""
+
+    def __init__(self, output: Output, mtime: int = 0) -> None:
+        """Write to `output`."""
+        self._output = output
+        self._mtime = mtime
+
+    def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
+        """Write an entry of `size` bytes. If its chunks raise, it stays short and the archive without an end."""
+        self._output.write(tar.header(name, size, self._mtime))
+        for chunk in chunks:
+            self._output.write(chunk)
+        self._output.write(tar.padding(size))
+
+    def add_small(self, name: str, content: bytes) -> None:
+        """Write an entry that is held."""
+        self._output.write(tar.header(name, len(content), self._mtime) + content + tar.padding(len(content)))
+
+    def add_unnamed(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
+        """Write an entry whose size is known when all of it has passed; `name` then gives its name, or None to drop it.
+
+        Where the output can be written over, the header is; else the bytes wait in a temporary file until then.
+        """
+        if isinstance(self._output, Rewritable):
+            return self._add_in_place(blob, name, self._output)
+        return self._add_by_way_of_a_file(blob, name)
+
+    def finish(self) -> None:
+        """Write the end of the archive, and let the output make it visible."""
+        self._output.write(tar.END)
+        self._output.finish()
+
+    def close(self) -> None:
+        """Drop what was not finished."""
+        self._output.close()
+
+    def _add_in_place(self, blob: Unnamed, name: Callable[[Descriptor], str | None], output: Rewritable) -> Descriptor:
+        position = output.position()
+        output.write(bytes(tar.BLOCK))
+        for chunk in blob.open():
+            output.write(chunk)
+        descriptor = blob.descriptor()
+        if (called := name(descriptor)) is None:
+            output.truncate(position)
+        else:
+            output.write(tar.padding(descriptor.size))
+            output.rewrite(position, tar.header_of_one_block(called, descriptor.size, self._mtime))
+        return descriptor
+
+    def _add_by_way_of_a_file(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
+        what = "cannot keep a layer in a temporary file"
+        with files.disk_errors(what), tempfile.TemporaryFile(buffering=0) as spool:
+            for chunk in blob.open():
+                files.write_all(spool, chunk)
+            descriptor = blob.descriptor()
+            if (called := name(descriptor)) is not None:
+                spool.seek(0)
+                self._output.write(tar.header_of_one_block(called, descriptor.size, self._mtime))
+                for chunk in chunks_of(spool, descriptor.size):
+                    self._output.write(chunk)
+                self._output.write(tar.padding(descriptor.size))
+        return descriptor

@@ -1,0 +1,85 @@
+"""The same work for many things, side by side: threads that share one iterator, and stop all when one fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["each"]
+
+#: Seconds that threads are given to clean up behind themselves when one of them has failed, or the user stops all.
+_GRACE = 3.0
+#: Seconds between two looks at whether one thread has failed while another is waited for.
+_LOOK_EVERY = 0.2
+
+_T = TypeVar("_T")
+
+
+def each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelled: threading.Event) -> None:
+    """Do some work for each item, in this thread if `jobs` is 1, or else in so many others.
+
+    The first failure ends it all: it sets `cancelled`, at which work under way is to stop, and is raised here.
+    """
+    if jobs == 1:
+        for item in items:
+            work(item)
+        return
+    _Workers(work, iter(items), cancelled).run(jobs)
+
+
+class _Workers(Generic[_T]):
+    """Threads that share one iterator of work. They are daemons: an interrupted process need not wait for a socket.
+
+    (ThreadPoolExecutor would be waited for at exit, whatever is cancelled.)
+    """
+
+    def __init__(self, work: Callable[[_T], None], items: Iterator[_T], cancelled: threading.Event) -> None:
+        self._work = work
+        self._items = items
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+
+    def run(self, jobs: int) -> None:
+        threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(jobs)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                # One that is stalled on its socket is not to hold up what another one has to report.
+                while thread.is_alive() and self._failure is None:
+                    thread.join(_LOOK_EVERY)
+        except BaseException:
+            self._cancelled.set()
+            self._wait_a_little(threads)
+            raise
+        if self._failure is not None:
+            self._wait_a_little(threads)
+            raise self._failure
+
+    @staticmethod
+    def _wait_a_little(threads: list[threading.Thread]) -> None:
+        """Let those that notice the cancellation drop what they have begun; who waits for a socket is left to it."""
+        deadline = time.monotonic() + _GRACE
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _loop(self) -> None:
+        try:
+            while not self._cancelled.is_set():
+                with self._lock:
+                    item = next(self._items, None)
+                if item is None:
+                    return
+                self._work(item)
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
+            with self._lock:
+                # The first failure is the reason; the others are its consequences.
+                if self._failure is None:
+                    self._failure = error
+            self._cancelled.set()
