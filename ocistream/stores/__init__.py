@@ -7,12 +7,12 @@ the command line's streams or environment: those come in `Surroundings`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import files
-from ocistream.errors import InvalidNameError, UnsupportedError
+from ocistream import files, limits
+from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
 from ocistream.reference import Reference, parse_reference, printable
 from ocistream.stores.index import Selection, every_image, images_named
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.interfaces import Sink, Source
+    from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
 
@@ -83,13 +84,18 @@ def _expanded(text: str) -> Path:
         raise InvalidNameError(msg) from error
 
 
+def _not_here() -> NoReturn:
+    msg = "this end needs something of the process around it that was not given"
+    raise UsageError(msg)
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What an end may need of the process around it, each opened only when it is asked for."""
 
-    transport: Callable[[], Transport]
-    stdin: Callable[[], Input]
-    stdout: Callable[[], io.FileIO]
+    transport: Callable[[], Transport] = field(default=_not_here)
+    stdin: Callable[[], Input] = field(default=_not_here)
+    stdout: Callable[[], io.FileIO] = field(default=_not_here)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
 
@@ -100,6 +106,10 @@ class Want:
 
     select: Selection = field(default=every_image)
     platforms: PlatformChoice = ALL_PLATFORMS
+    #: How much larger than itself what is compressed may become.
+    max_ratio: int = limits.MAX_RATIO
+    #: Whether blobs that no image needs are handed out as well, to be looked at.
+    everything: bool = False
 
 
 def open_source(end: End, around: Surroundings, want: Want) -> Source:
@@ -109,7 +119,7 @@ def open_source(end: End, around: Surroundings, want: Want) -> Source:
         NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
     if end.name is not None:
-        want = Want(images_named([end.name]), want.platforms)
+        want = replace(want, select=images_named([end.name]))
     with files.disk_errors(f"cannot open {printable(end.text)}"):
         return _KINDS[_kind_of_source(end)][0](end, around, want)
 
@@ -167,7 +177,7 @@ def _registry_sink(end: End, around: Surroundings) -> Sink:
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
     from ocistream.stores.layout import LayoutSource
 
-    return LayoutSource(_path(end), select=want.select, platforms=want.platforms)
+    return LayoutSource(_path(end), select=want.select, platforms=want.platforms, everything=want.everything)
 
 
 def _layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the table's form
@@ -179,37 +189,48 @@ def _layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the 
 def _archive_source(end: End, around: Surroundings, want: Want) -> Source:
     from ocistream.stores.archive_file import ArchiveFileSource
     from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
+    from ocistream.stores.unpacked import is_compressed, sniffed
 
     path = _path(end)
     if end.is_stream:
-        return ArchiveStreamSource(around.stdin(), select=want.select, platforms=want.platforms)
-    if path.exists() and not path.is_file():
-        # A FIFO, say: it can be read once, as stdin can.
-        return open_stream(path, select=want.select, platforms=want.platforms)
-    return ArchiveFileSource(path, select=want.select, platforms=want.platforms)
+        what = "the archive on stdin"
+        file = sniffed(around.stdin(), what, want.max_ratio)
+    elif path.is_file() and not is_compressed(path):
+        return ArchiveFileSource(path, select=want.select, platforms=want.platforms, everything=want.everything)
+    else:
+        # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
+        what = str(path)
+        file = sniffed(open_stream(path), what, want.max_ratio)
+    return ArchiveStreamSource(
+        file, what=what, select=want.select, platforms=want.platforms, everything=want.everything
+    )
+
+
+def _output(end: End, around: Surroundings) -> Output:
+    from ocistream.stores.outputs import file_output, open_output, stream_output
+
+    path = _path(end)
+    if end.is_stream:
+        return stream_output(around.stdout(), "to stdout")
+    return open_output(path) if path.exists() and not path.is_file() else file_output(path)
 
 
 def _archive_sink(end: End, around: Surroundings) -> Sink:
-    from ocistream.stores.archive import ArchiveSink, file_output, open_output, stream_output
+    from ocistream.stores.archive import ArchiveSink
 
-    path = _path(end)
-    if end.is_stream:
-        output = stream_output(around.stdout(), "to stdout")
-    elif path.exists() and not path.is_file():
-        output = open_output(path)
-    else:
-        output = file_output(path)
-    return ArchiveSink(output, mtime=around.mtime)
+    return ArchiveSink(_output(end, around), mtime=around.mtime)
 
 
-def _no_docker_archive(end: End, *_: object) -> NoReturn:
-    msg = f"{printable(end.text)!r}: docker-archive is not supported yet"
-    raise UnsupportedError(msg, hint="an OCI archive of ours is taken by `docker load` as it is")
+def _docker_archive_sink(end: End, around: Surroundings) -> Sink:
+    from ocistream.stores.docker_archive import DockerArchiveSink
+
+    return DockerArchiveSink(_output(end, around), mtime=around.mtime)
 
 
+#: A source of an archive finds out by itself which of the two kinds it is.
 _KINDS: Final[dict[str, tuple[Callable[[End, Surroundings, Want], Source], Callable[[End, Surroundings], Sink]]]] = {
     "docker": (_registry_source, _registry_sink),
     "oci": (_layout_source, _layout_sink),
     "oci-archive": (_archive_source, _archive_sink),
-    "docker-archive": (_no_docker_archive, _no_docker_archive),
+    "docker-archive": (_archive_source, _docker_archive_sink),
 }

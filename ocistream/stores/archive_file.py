@@ -1,4 +1,4 @@
-"""OCI archives in a regular file: its headers are read once, by seeking, then every blob is at hand.
+"""Image archives in a regular file: its headers are read once, by seeking, then every blob is at hand.
 
 So the order of the entries does not matter here, and blobs can be read side by side.
 """
@@ -9,15 +9,19 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from ocistream import files, limits
+from ocistream import files, layers, limits
+from ocistream.compression import NONE, codec_of
+from ocistream.conversion import Tally, looks_like_document
 from ocistream.errors import ArchiveError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
 from ocistream.interfaces import Blob
-from ocistream.model import Descriptor
-from ocistream.stores.entries import Contents, Place
+from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.reference import printable
+from ocistream.stores.docker_images import docker_graph, parse_manifest_json
+from ocistream.stores.entries import Contents, Place, blob_digest
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, TarReader
-from ocistream.stream import chunks_of, verified
+from ocistream.stream import chunks_of, digest_of, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,18 +39,27 @@ class ArchiveFileSource:
     parallel = True
 
     def __init__(
-        self, path: Path, *, select: Selection = every_image, platforms: PlatformChoice = ALL_PLATFORMS
+        self,
+        path: Path,
+        *,
+        select: Selection = every_image,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+        everything: bool = False,
     ) -> None:
-        """Open the file and read its headers.
+        """Open the file and read its headers. With `everything`, `blobs` gives those too that no image needs.
 
         Raises:
             NotFoundError: it is not there.
             LocalDiskError: it cannot be read.
             ArchiveError: it is malformed or truncated.
         """
+        self._path = path
         self._what = f"cannot read {path}"
+        #: Layers of a docker-archive, by their names there.
+        self._layers: dict[str, Descriptor] = {}
         self._select = select
         self._platforms = platforms
+        self._everything = everything
         with files.disk_errors(self._what):
             self._file = io.FileIO(path, "rb")
         try:
@@ -56,8 +69,11 @@ class ArchiveFileSource:
             raise
 
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a file can be read in any order
-        """Read `index.json` and every manifest below the chosen images."""
+        """Read `index.json` and every manifest below the chosen images, or make them of a docker-archive's."""
         contents = self._contents
+        if contents.index is None and contents.docker is not None:
+            images = parse_manifest_json(self._read(contents.docker, limits.MAX_MANIFEST))
+            return docker_graph(images, self._select, self._platforms, config=self._config, layer=self._layer)
         if contents.layout is not None:
             parse_layout_file(self._read(contents.layout, limits.MAX_LAYOUT_FILE))
         index = contents.required_index()
@@ -80,21 +96,64 @@ class ArchiveFileSource:
             IntegrityError: a digest that stands twice has other bytes the second time.
         """
         for digest, second in self._contents.repeated:
-            again = Descriptor("application/octet-stream", digest, second.size)
+            again = Descriptor(UNKNOWN_TYPE, digest, second.size)
             for _ in verified(self._opener(second)(), again):
                 pass
         for descriptor in wanted:
             if (place := self._contents.blobs.get(descriptor.digest)) is not None:
                 yield Blob(descriptor, self._opener(place))
+        if self._everything:
+            named = {descriptor.digest for descriptor in wanted}
+            for digest, place in self._contents.blobs.items():
+                if digest not in named:
+                    yield Blob(Descriptor(UNKNOWN_TYPE, digest, place.size), self._opener(place))
+
+    @property
+    def contents(self) -> Contents:
+        """What the archive was seen to contain."""
+        return self._contents
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
+    def _config(self, name: str) -> bytes:
+        name, place = self._contents.resolve(name)
+        raw = self._read(place, limits.MAX_CONFIG)
+        if digest := blob_digest(name):
+            raw = b"".join(bytes(chunk) for chunk in verified([raw], Descriptor(UNKNOWN_TYPE, digest, place.size)))
+        self._lies_at(digest_of(raw), place)
+        return raw
+
+    def _layer(self, name: str, diff_id: str) -> Descriptor:
+        """Say what a layer of a docker-archive is: of a plain one its config has said so, others are hashed."""
+        name, place = self._contents.resolve(name)
+        if (known := self._layers.get(name)) is None:
+            beginning = b"".join(map(bytes, self._opener(Place(place.offset, min(place.size, limits.KIB)))()))
+            if looks_like_document(beginning):
+                msg = f"{printable(name)} in the archive is no layer"
+                raise ArchiveError(msg)
+            codec = codec_of(beginning)
+            digest = blob_digest(name) or (diff_id if codec is NONE else self._hashed(place))
+            known = self._layers[name] = Descriptor(layers.media_type(layers.OCI, codec.name), digest, place.size)
+            self._lies_at(digest, place)
+        return known
+
+    def _hashed(self, place: Place) -> str:
+        raw = Tally(self._opener(place)())
+        for _ in raw:
+            pass
+        return raw.digest
+
+    def _lies_at(self, digest: str, place: Place) -> None:
+        """Note where something lies that has no digest in its name. Where it lies twice, both are to be checked."""
+        if self._contents.blobs.setdefault(digest, place) != place and (digest, place) not in self._contents.repeated:
+            self._contents.repeated.append((digest, place))
+
     def _scan(self) -> Contents:
         contents = Contents()
         with files.disk_errors(self._what):
-            for entry in _SeekingReader(self._file):
+            for entry in _SeekingReader(self._file, str(self._path)):
                 contents.add(entry)
         return contents
 
@@ -115,9 +174,9 @@ class ArchiveFileSource:
 class _SeekingReader(TarReader):
     """Passes over bytes without reading them, but makes sure that they are there."""
 
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: io.FileIO, what: str) -> None:
         # Unbuffered headers: what lies between two of them is passed over, so reading ahead would be for nothing.
-        super().__init__(file)
+        super().__init__(file, what)
         self._seekable = file
         self._size = os.fstat(file.fileno()).st_size
 

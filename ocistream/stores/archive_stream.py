@@ -1,9 +1,12 @@
-"""OCI archives out of a pipe, in one pass, without temporary space and in bounded memory.
+"""Image archives out of a pipe, in one pass, without temporary space and in bounded memory.
 
 Our own archives have everything small first. Most others are the other way round: exporters that sort names or walk a
 directory put `blobs/...` before `index.json`. Then small blobs that look like JSON are held, within a budget, and
 everything else goes straight to the sink, under the digest that its name promises: content addressing makes that safe.
 Held JSON over the budget goes there too, and is read back if it turns out to be a manifest.
+
+The names in a docker-archive say nothing of what they stand for, and its `manifest.json` mostly comes last. What looks
+like a layer goes to the sink at once there as well, without a digest, and the graph is made at the end.
 """
 
 from __future__ import annotations
@@ -14,15 +17,19 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream import files, limits
-from ocistream.errors import UsageError
+from ocistream import files, layers, limits
+from ocistream.compression import NONE, Codec, codec_of
+from ocistream.conversion import looks_like_document, looks_like_layer
+from ocistream.errors import ArchiveError, UsageError
 from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
 from ocistream.interfaces import Blob
-from ocistream.model import Descriptor
-from ocistream.stores.entries import Contents, plain_name
+from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.reference import printable
+from ocistream.stores.docker_images import docker_graph, parse_manifest_json
+from ocistream.stores.entries import Contents, blob_digest, plain_name
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, Input, TarReader
-from ocistream.stream import verified
+from ocistream.stream import digest_of, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,9 +39,6 @@ if TYPE_CHECKING:
     from ocistream.stream import Chunk
 
 __all__ = ["ArchiveStreamSource", "open_stream"]
-
-#: What a blob is called of which only the name in the tar is known so far.
-_UNKNOWN_TYPE = "application/octet-stream"
 
 
 class ArchiveStreamSource:
@@ -49,19 +53,31 @@ class ArchiveStreamSource:
         what: str = "the archive on stdin",
         select: Selection = every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
+        everything: bool = False,
     ) -> None:
-        """Read from where `file` stands; nothing is read yet. `what` names it in errors."""
+        """Read from where `file` stands; nothing is read yet. `what` names it in errors.
+
+        With `everything`, `blobs` gives those too that no image needs.
+        """
         self._file = file
-        self._reader = TarReader(file)
+        self._reader = TarReader(file, what)
         self._entries = iter(self._reader)
         self._what = f"cannot read {what}"
         self._select = select
         self._platforms = platforms
+        self._everything = everything
         self._contents = Contents()
         self._held: dict[str, bytes] = {}
         self._held_bytes = 0
         self._spilled: dict[str, Descriptor] = {}
         self._given: set[str] = set()
+        #: How blobs are compressed that were handed on, if they are.
+        self._codecs: dict[str, Codec] = {}
+        #: A docker-archive's files by name: small JSON that is held, and what was handed on.
+        self._documents: dict[str, bytes] = {}
+        self._layers: dict[str, Descriptor] = {}
+        self._spilled_documents: set[str] = set()
+        self._manifest_json = b""
 
     def graph(self, early: Early) -> Graph:
         """Read until the index and every manifest below the chosen images are known."""
@@ -70,15 +86,13 @@ class ArchiveStreamSource:
             digest = self._contents.add(entry)
             if digest is not None:
                 self._take_blob(builder, entry, digest, early)
-            elif entry is self._contents.index:
-                raw = self._read(entry, limits.MAX_MANIFEST)
-                for root in self._select(roots_of(parse_index(raw))):
-                    builder.add_root(root)
-            elif plain_name(entry.name) == "oci-layout":
-                parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
+            else:
+                self._take_document(builder, entry, early)
             self._answer(builder, early, digest)
             if self._contents.index is not None and not builder.needs:
                 return builder.graph()
+        if self._contents.index is None and self._contents.docker is not None:
+            return self._docker_graph(early)
         self._contents.required_index()
         while builder.needs:
             builder.lacks(next(iter(builder.needs)))
@@ -96,8 +110,9 @@ class ArchiveStreamSource:
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         for digest, content in self._held.items():
             self._given.add(digest)
-            if digest in by_digest:
-                yield Blob(by_digest[digest], partial(_once, content))
+            if digest in by_digest or self._everything:
+                unknown = Descriptor(UNKNOWN_TYPE, digest, len(content))
+                yield Blob(by_digest.get(digest, unknown), partial(_once, content))
         self._held.clear()
         for entry, digest in self._remaining():
             descriptor = by_digest.get(digest)
@@ -105,14 +120,34 @@ class ArchiveStreamSource:
                 self._check_again(entry, digest)
                 continue
             self._given.add(digest)
+            if descriptor is None and self._everything:
+                descriptor = Descriptor(UNKNOWN_TYPE, digest, entry.size)
             if descriptor is not None:
                 yield Blob(descriptor, self._content(entry), replayable=False)
         with files.disk_errors(self._what):
             self._reader.drain()
 
+    @property
+    def contents(self) -> Contents:
+        """What the archive was seen to contain so far."""
+        return self._contents
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _take_document(self, builder: GraphBuilder, entry: Entry, early: Early) -> None:
+        """Read what names the images, and pass over what does not belong to an image archive."""
+        name = plain_name(entry.name)
+        if entry is self._contents.index:
+            for root in self._select(roots_of(parse_index(self._read(entry, limits.MAX_MANIFEST)))):
+                builder.add_root(root)
+        elif entry is self._contents.layout:
+            parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
+        elif entry is self._contents.docker and self._contents.index is None:
+            self._manifest_json = self._read(entry, limits.MAX_MANIFEST)
+        elif entry.kind == "file" and name in self._contents.others:
+            self._take_other(entry, name, early)
 
     def _take_blob(self, builder: GraphBuilder, entry: Entry, digest: str, early: Early) -> None:
         """Decide what a blob that passes before the graph is known is for."""
@@ -125,22 +160,73 @@ class ArchiveStreamSource:
             self._hold_or_pass_on(entry, digest, early)
 
     def _hold_or_pass_on(self, entry: Entry, digest: str, early: Early) -> None:
-        descriptor = Descriptor(_UNKNOWN_TYPE, digest, entry.size)
+        descriptor = Descriptor(UNKNOWN_TYPE, digest, entry.size)
         chunks = self._content(entry)()
         first = bytes(next(chunks, b""))
         whole = len(first) == entry.size
-        looks_like_json = first[: limits.KIB].lstrip()[:1] == b"{" and entry.size <= limits.MAX_MANIFEST
-        if looks_like_json and self._held_bytes + entry.size <= limits.MAX_HELD_JSON:
+        looks_like_json = first[: limits.KIB].lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
+        budget = limits.MAX_HELD_JSON - self._held_bytes
+        if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, budget):
             content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
             # It is verified now, since later nobody knows any more whether it was.
             self._held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
             self._held_bytes += entry.size
             return
         self._given.add(digest)
+        if (codec := codec_of(first[: limits.KIB])) is not NONE:
+            self._codecs[digest] = codec
         rest = itertools.chain([first], chunks)
         early.put(Blob(descriptor, lambda: rest, replayable=False))
         if looks_like_json:
             self._spilled[digest] = descriptor
+
+    def _take_other(self, entry: Entry, name: str, early: Early) -> None:
+        """Hold what may be the config of a docker-archive, and hand on what may be one of its layers."""
+        chunks = self._content(entry)()
+        first = bytes(next(chunks, b""))
+        whole = itertools.chain([first], chunks)
+        if looks_like_document(first):
+            if self._held_bytes + entry.size <= limits.MAX_HELD_JSON:
+                self._documents[name] = b"".join(bytes(chunk) for chunk in whole)
+                self._held_bytes += entry.size
+            elif entry.size <= limits.MAX_CONFIG:
+                self._layers[name] = early.put_unnamed(whole)
+                self._spilled_documents.add(name)
+        elif looks_like_layer(first) or name.endswith(".tar"):
+            self._layers[name] = early.put_unnamed(whole)
+
+    def _docker_graph(self, early: Early) -> Graph:
+        """Make the graph of a docker-archive, all of which has passed."""
+        images = parse_manifest_json(self._manifest_json)
+        config = partial(self._config, early)
+        return docker_graph(images, self._select, self._platforms, config=config, layer=self._layer)
+
+    def _config(self, early: Early, name: str) -> bytes:
+        name, place = self._contents.resolve(name)
+        digest = blob_digest(name)
+        raw = self._documents.get(name) if digest is None else self._held.get(digest)
+        if raw is not None:
+            # It is a blob as well, and will be asked for.
+            self._held[digest_of(raw)] = raw
+            return raw
+        if digest is None and name in self._spilled_documents:
+            digest = self._layers[name].digest
+        elif digest is None or digest not in self._spilled:
+            msg = f"{printable(name)} in the archive is no config, or is larger than {limits.MAX_CONFIG} bytes"
+            raise ArchiveError(msg)
+        return early.recall(Descriptor(UNKNOWN_TYPE, digest, place.size))
+
+    def _layer(self, name: str, diff_id: str) -> Descriptor:  # noqa: ARG002 - what it is was found out
+        name, place = self._contents.resolve(name)
+        digest = blob_digest(name)
+        known = None if name in self._spilled_documents else self._layers.get(name)
+        if digest and digest not in self._spilled and not looks_like_document(self._held.get(digest, b"")):
+            codec = self._codecs.get(digest, NONE)
+            known = Descriptor(layers.media_type(layers.OCI, codec.name), digest, place.size)
+        if known is None:
+            msg = f"{printable(name)} in the archive is no layer"
+            raise ArchiveError(msg, hint="if it is one, of an uncommon form, read it from a file instead of a pipe")
+        return known
 
     def _answer(self, builder: GraphBuilder, early: Early, passed: str | None = None) -> None:
         """Give the builder what it needs and has passed already.
@@ -190,14 +276,15 @@ class ArchiveStreamSource:
             return self._reader.read(entry, limit)
 
     def _check_again(self, entry: Entry, digest: str) -> None:
-        for _ in verified(self._content(entry)(), Descriptor(_UNKNOWN_TYPE, digest, entry.size)):
+        for _ in verified(self._content(entry)(), Descriptor(UNKNOWN_TYPE, digest, entry.size)):
             pass
 
 
-def open_stream(path: Path, *, select: Selection, platforms: PlatformChoice) -> ArchiveStreamSource:
-    """Open something that is no regular file, such as a FIFO, to read it once.
+def open_stream(path: Path) -> Input:
+    """Open something to read it once.
 
     Raises:
+        NotFoundError: it is not there.
         UsageError: it is a terminal.
         LocalDiskError: it cannot be read.
     """
@@ -207,7 +294,7 @@ def open_stream(path: Path, *, select: Selection, platforms: PlatformChoice) -> 
         file.close()
         msg = f"{path} is a terminal, from which no archive is read"
         raise UsageError(msg)
-    return ArchiveStreamSource(file, what=str(path), select=select, platforms=platforms)
+    return file
 
 
 class _Content:

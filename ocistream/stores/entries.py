@@ -1,14 +1,16 @@
-"""Which entries of a tar belong to an OCI archive, by their names; all others are passed over.
+"""Which entries of a tar belong to an image archive, by their names; all others are passed over.
 
 A name becomes nothing but a key: no path is ever made from it.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream import limits
+from ocistream.errors import ArchiveError
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Contents", "Place", "blob_digest", "plain_name"]
 
+#: Files of Docker's first image format, which docker-archives carry along, one of each for every layer.
+_OF_VERSION_1: Final = frozenset({"VERSION", "json", "repositories"})
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
 
 
@@ -24,6 +28,17 @@ def plain_name(name: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     return name
+
+
+def is_illegal(name: str) -> bool:
+    """Say whether a name leads out of the archive, or stands where only blobs do and is none.
+
+    Nothing is ever unpacked here, but whoever wrote it meant no good, or made a mistake.
+    """
+    parts = name.rstrip("/").split("/")
+    if name.startswith("/") or ".." in parts:
+        return True
+    return parts[0] == "blobs" and len(parts) > 2 and blob_digest(name) is None
 
 
 def blob_digest(name: str) -> str | None:
@@ -48,6 +63,15 @@ class Contents:
         self.index: Entry | None = None
         self.docker: Entry | None = None
         self.blobs: dict[str, Place] = {}
+        #: What may belong to a docker-archive, by its name: a file's place, or what a link leads to.
+        self.others: dict[str, Place | str] = {}
+        self._ambiguous: set[str] = set()
+        self._names = 0
+        #: Entries with names that no image archive has, and the first of them.
+        self.illegal = 0
+        self.first_illegal = ""
+        #: Files that belong to no OCI archive.
+        self.foreign = 0
         #: Blobs that stand there once more, each to be checked as the first one is.
         self.repeated: list[tuple[str, Place]] = []
 
@@ -55,13 +79,18 @@ class Contents:
         """Note an entry, and give its digest where it is a blob.
 
         Raises:
-            ArchiveError: a second `index.json`, or something under a blob's name that is no file.
+            ArchiveError: a second `index.json` or `manifest.json`, or something under a blob's name that is no file.
         """
         name = plain_name(entry.name)
+        if is_illegal(name):
+            self.illegal += 1
+            self.first_illegal = self.first_illegal or name
         if entry.kind == "directory":
             return None
         digest = blob_digest(name)
         if digest is None and name not in {"oci-layout", "index.json", "manifest.json"}:
+            self.foreign += 1
+            self._add_other(name, entry)
             return None
         if entry.kind != "file":
             msg = f"{printable(entry.name)!r} in the archive is not a regular file"
@@ -75,28 +104,79 @@ class Contents:
                 msg = f"{printable(entry.name)!r} stands twice in the archive, with different sizes"
                 raise ArchiveError(msg)
             return digest
-        if name == "index.json":
-            if self.index is not None:
-                msg = "index.json stands twice in the archive"
-                raise ArchiveError(msg)
-            self.index = entry
-        elif name == "oci-layout":
+        self._add_document(name, entry)
+        return None
+
+    def resolve(self, name: str) -> tuple[str, Place]:
+        """Find a file of a docker-archive, over at most one link; give its own name and its place.
+
+        Raises:
+            ArchiveError: it is not there, or twice.
+        """
+        found = self._found(name)
+        if isinstance(found, str):
+            name, found = found, self._found(found)
+        if isinstance(found, Place):
+            return name, found
+        msg = f"the archive lacks {printable(name)}, which its manifest.json needs"
+        if isinstance(found, str):
+            msg = f"{printable(name)!r} in the archive is a link to a link"
+        elif self._names > limits.MAX_NAMES:
+            msg += f", or it has more names than the {limits.MAX_NAMES} bytes of them that are kept"
+        raise ArchiveError(msg)
+
+    def _add_document(self, name: str, entry: Entry) -> None:
+        if name == "oci-layout":
             self.layout = entry
+            return
+        if (self.index if name == "index.json" else self.docker) is not None:
+            msg = f"{name} stands twice in the archive"
+            raise ArchiveError(msg)
+        if name == "index.json":
+            self.index = entry
         else:
             self.docker = entry
-        return None
+
+    def _found(self, name: str) -> Place | str | None:
+        if name in self._ambiguous:
+            msg = f"{printable(name)!r} stands twice in the archive"
+            raise ArchiveError(msg)
+        digest = blob_digest(name)
+        return self.blobs.get(digest) if digest else self.others.get(name)
+
+    def _add_other(self, name: str, entry: Entry) -> None:
+        """Note what may belong to a docker-archive, as long as this can still be one, and as far as names have room."""
+        if self.layout or self.index or entry.kind not in {"file", "link"} or posixpath.basename(name) in _OF_VERSION_1:
+            return
+        if self.blobs and not name.startswith("blobs/"):
+            # Bazel's docker-archives have their configs under blobs' names, and `.tar.gz` behind those of their layers.
+            return
+        self._names += len(name) + len(entry.target)
+        if self._names > limits.MAX_NAMES:
+            return
+        if name in self.others:
+            # Which of the two is meant? That matters only if somebody means it.
+            self._ambiguous.add(name)
+        self.others[name] = (
+            Place(entry.offset, entry.size)
+            if entry.kind == "file"
+            else link_target(name, entry.target, entry.is_symbolic)
+        )
 
     def required_index(self) -> Entry:
         """Give the entry of `index.json`.
 
         Raises:
-            UnsupportedError: it is an archive of another kind.
-            ArchiveError: it is none.
+            ArchiveError: it has none.
         """
         if self.index is not None:
             return self.index
-        if self.docker is not None:
-            msg = "this is what older versions of `docker save` write, which this version cannot read"
-            raise UnsupportedError(msg, hint="`skopeo copy docker-archive:FILE oci-archive:FILE` converts it")
-        msg = "this is no OCI archive: it has no index.json"
+        msg = "this is no image archive: it has neither an index.json nor a manifest.json"
         raise ArchiveError(msg)
+
+
+def link_target(name: str, target: str, is_symbolic: bool) -> str:
+    """Give the name in the tar of what a link leads to; a symbolic one is relative to where it stands."""
+    if is_symbolic:
+        target = posixpath.join(posixpath.dirname(name), target)
+    return posixpath.normpath(target)

@@ -10,7 +10,7 @@ import os
 import pty
 import tarfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,14 +28,15 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import ALL_PLATFORMS, Graph, PlatformChoice
+from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
 from ocistream.interfaces import Blob
 from ocistream.model import Descriptor, parse_platform
-from ocistream.stores.archive import ArchiveSink, file_output
+from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
 from ocistream.stores.index import every_image, images_named
 from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stream import verified
+from ocistream.stores.outputs import file_output
+from ocistream.stream import Chunk, verified
 from tests.archives import END, Item, Kind, blob_name, items_of, member, padded, pax_header, small_first, tar_of
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.contract.stores import NothingEarly
@@ -78,6 +79,10 @@ class Kept:
         assert not blob.replayable
         assert blob.descriptor.digest not in self.blobs, "the same blob came twice"
         self.blobs[blob.descriptor.digest] = content_of(blob)
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Fail."""
+        raise AssertionError(chunks)
 
     def recall(self, descriptor: Descriptor) -> bytes:
         self.recalled.append(descriptor.digest)
@@ -452,10 +457,6 @@ class TestHostile:
         strangers: list[Item] = [(str(number), b"") for number in range(20)]
         refused(tar_of([*strangers, *items_of(small)]), tmp_path / "out", ArchiveError)
 
-    def test_an_archive_of_an_older_docker_is_not_supported(self, tmp_path: Path) -> None:
-        with pytest.raises(UnsupportedError, match="docker save"):
-            stored(tar_of([("manifest.json", b"[]"), ("a/layer.tar", b"")]), tmp_path / "out")
-
     def test_an_archive_that_is_compressed_is_not_supported(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="gzip"):
             stored(b"\x1f\x8b\x08" + bytes(1000), tmp_path / "out")
@@ -506,14 +507,14 @@ class TestFailingInput:
 
     def test_what_cannot_be_opened_is_said_with_its_name(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="gone"):
-            open_stream(tmp_path / "gone", select=every_image, platforms=ALL_PLATFORMS)
+            open_stream(tmp_path / "gone")
 
     def test_a_fifo_is_read_as_it_comes(self, small: Layout, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo")
         archive = tar_of(items_of(small))
         thread = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(archive))
         thread.start()
-        source = open_stream(tmp_path / "fifo", select=every_image, platforms=ALL_PLATFORMS)
+        source = ArchiveStreamSource(open_stream(tmp_path / "fifo"))
         transfer.copy(source, LayoutSink(tmp_path / "out"), Watch())
         source.close()
         thread.join()
@@ -523,10 +524,32 @@ class TestFailingInput:
         ours, theirs = pty.openpty()
         try:
             with pytest.raises(UsageError, match="is a terminal"):
-                open_stream(Path(os.ttyname(theirs)), select=every_image, platforms=ALL_PLATFORMS)
+                open_stream(Path(os.ttyname(theirs)))
         finally:
             os.close(ours)
             os.close(theirs)
+
+
+def test_what_is_needed_is_not_gone_through_for_each_entry(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = 0
+
+    class Needs(dict[str, Descriptor]):
+        def __iter__(self) -> Iterator[str]:
+            nonlocal walks
+            walks += 1
+            return super().__iter__()
+
+    begin = GraphBuilder.__init__
+
+    def counted(builder: GraphBuilder, choice: PlatformChoice) -> None:
+        begin(builder, choice)
+        builder.needs = Needs()
+
+    monkeypatch.setattr(GraphBuilder, "__init__", counted)
+    layout.index([layout.image([b"%d" % number]) for number in range(50)], name="many")
+    for items in (small_first(layout), items_of(layout)):
+        assert len(found_in(tar_of(items)).graph.manifests) == 51
+    assert walks == 0
 
 
 def test_memory_does_not_grow_with_the_archive(layout: Layout) -> None:

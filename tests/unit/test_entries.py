@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError
 from ocistream.reference import is_digest
 from ocistream.stores.entries import Contents, blob_digest, plain_name
 from ocistream.stores.tar import Entry
@@ -125,15 +125,8 @@ class TestContents:
         with pytest.raises(ArchiveError, match="stands twice in the archive, with different sizes"):
             contents.add(entry(BLOB, size=6))
 
-    def test_an_archive_of_docker_is_known_as_such(self) -> None:
-        contents = Contents()
-        contents.add(entry("manifest.json"))
-        with pytest.raises(UnsupportedError, match="docker save") as caught:
-            contents.required_index()
-        assert "skopeo" in (caught.value.hint or "")
-
     def test_an_archive_of_something_else_is_refused(self) -> None:
         contents = Contents()
         contents.add(entry("readme.txt"))
-        with pytest.raises(ArchiveError, match=r"it has no index\.json"):
+        with pytest.raises(ArchiveError, match=r"it has neither an index\.json nor a manifest\.json"):
             contents.required_index()

@@ -22,7 +22,7 @@ from ocistream.errors import (
 )
 from ocistream.graph import PlatformChoice
 from ocistream.interfaces import Blob
-from ocistream.model import parse_platform
+from ocistream.model import Descriptor, parse_platform
 from ocistream.reference import parse_reference
 from ocistream.serve import Registry
 from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end
@@ -30,6 +30,7 @@ from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stream import Chunk
 from ocistream.transport import Transport, TransportSettings
 from tests.archives import files_in, items_of, tar_of
 from tests.contract.shapes import parts_of
@@ -203,12 +204,6 @@ class TestSources:
         with pytest.raises(LocalDiskError, match="too long"):
             open_sink(end, around)
 
-    def test_an_archive_of_docker_is_not_supported_yet(self, around: Surroundings) -> None:
-        with pytest.raises(UnsupportedError, match="docker-archive"):
-            open_source(parse_end("docker-archive:a.tar"), around, Want())
-        with pytest.raises(UnsupportedError, match="docker-archive"):
-            open_sink(parse_end("docker-archive:a.tar"), around)
-
 
 class TestRepeatedBlobs:
     def test_a_blob_that_stands_twice_in_a_file_is_checked_twice(self, layout: Layout, tmp_path: Path) -> None:
@@ -312,6 +307,10 @@ class _Forget:
     def put(self, blob: Blob) -> None:
         for _ in blob.open():
             pass
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Fail."""
+        raise AssertionError(chunks)
 
     def recall(self, descriptor: object) -> bytes:
         raise AssertionError(descriptor)

@@ -1,0 +1,196 @@
+"""What `docker save` of before version 25 writes, and podman and skopeo as docker-archive: read as images of OCI's.
+
+Such an archive has a `manifest.json`, which names a config and layers by their names in the tar. There is no manifest,
+so one is made here: an OCI manifest of the config as it is and of the layers as they were found, of which the config
+says what digests they have when they are plain. Which bytes those are is the archive sources' concern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ocistream import layers, limits
+from ocistream.errors import (
+    ArchiveError,
+    IntegrityError,
+    InvalidNameError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
+from ocistream.graph import Graph, GraphBuilder, PlatformChoice, Root
+from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor, diff_ids_of_config
+from ocistream.reference import parse_reference, printable
+from ocistream.stores.entries import blob_digest, plain_name
+from ocistream.stream import digest_of
+from ocistream.strict_json import canonical_json, parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocistream.stores.index import Selection
+
+__all__ = ["Listed", "docker_graph", "parse_manifest_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One image of a `manifest.json`: the names in the tar of its config and of its layers, and its own names."""
+
+    config: str
+    layers: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+def parse_manifest_json(raw: bytes) -> list[Listed]:
+    """Give the images that a `manifest.json` lists.
+
+    Raises:
+        ArchiveError: it is malformed.
+        UnsupportedError: it lists more than `limits.MAX_IMAGES`.
+    """
+    if len(raw) > limits.MAX_MANIFEST:
+        msg = f"manifest.json is larger than {limits.MAX_MANIFEST} bytes"
+        raise ArchiveError(msg)
+    # It is a list, and what is parsed strictly is objects.
+    key = "images"
+    object_around = b'{"%b":%b}' % (key.encode(), raw)
+    members = parse_json(object_around, "manifest.json", len(object_around), convert={key: _listed})
+    listed = members.get(key)
+    # With several members what stands there is no JSON, but goes on where the list ends.
+    if not isinstance(listed, list) or len(members) > 1:
+        msg = "manifest.json is not a list of images"
+        raise ArchiveError(msg)
+    if len(listed) > limits.MAX_IMAGES:
+        msg = f"manifest.json lists more than {limits.MAX_IMAGES} images"
+        raise UnsupportedError(msg, hint="save fewer at a time")
+    return listed
+
+
+def _listed(place: int, item: object) -> Listed:
+    if isinstance(item, dict):
+        # Go writes an empty list as null.
+        config, *named = item.get("Config"), *(item.get(key) for key in ("Layers", "RepoTags"))
+        below, tags = ([] if names is None else names for names in named)
+        if isinstance(config, str) and config and _are_strings(below) and _are_strings(tags):
+            if len(below) > limits.MAX_LISTED:
+                msg = f"manifest.json: what stands at {place} has more than {limits.MAX_LISTED} layers"
+                raise ArchiveError(msg)
+            return Listed(plain_name(config), tuple(map(plain_name, below)), tuple(tag for tag in tags if tag))
+    msg = f"manifest.json: what stands at {place} is no image with a Config and Layers"
+    raise ArchiveError(msg)
+
+
+def _are_strings(listed: object) -> bool:
+    return isinstance(listed, list) and all(isinstance(item, str) for item in listed)
+
+
+def docker_graph(
+    images: Sequence[Listed],
+    select: Selection,
+    platforms: PlatformChoice,
+    *,
+    config: Callable[[str], bytes],
+    layer: Callable[[str, str], Descriptor],
+) -> Graph:
+    """Make the graph of the chosen images; nothing of the others is looked at.
+
+    `config` gives a config's bytes by its name in the tar, `layer` a layer's descriptor by its name and its diff_id.
+
+    Raises:
+        ArchiveError: what `manifest.json` names is not there, or does not fit together.
+        IntegrityError: a plain layer is not the one that the config promises.
+    """
+    manifests = _Manifests(config, layer)
+    builder = GraphBuilder(platforms)
+    for root in _chosen(images, select, manifests):
+        builder.add_root(root)
+    while builder.needs:
+        digest = next(iter(builder.needs))
+        builder.supply(digest, manifests.config(digest) if builder.wants_config(digest) else manifests.raw[digest])
+    return replace(builder.graph(), bare=manifests.bare)
+
+
+def _chosen(images: Sequence[Listed], select: Selection, manifests: _Manifests) -> list[Root]:
+    """Choose by names, before any manifest is made; by digests only if that did not lead to anything."""
+    standing_for: dict[str, Listed] = {}
+    roots: list[Root] = []
+    for image in images:
+        digest = digest_of(canonical_json((image.config, image.layers)))
+        standing_for[digest] = image
+        roots += _roots(image, Descriptor(OCI_MANIFEST, digest, 0))
+    try:
+        chosen = select(roots)
+    except (NotFoundError, UsageError):
+        # One may be chosen by its digest, two may be the same; and in what is said the digests have to be right.
+        return list(select([root for image in images for root in _roots(image, manifests.made(image))]))
+    return [replace(root, descriptor=manifests.made(standing_for[root.descriptor.digest])) for root in chosen]
+
+
+def _roots(image: Listed, descriptor: Descriptor) -> list[Root]:
+    return [Root(_full_name(tag), descriptor) for tag in dict.fromkeys(image.tags)] or [Root(None, descriptor)]
+
+
+class _Manifests:
+    """The manifests that are made here, each when it is asked for. Configs are not held: they may be large."""
+
+    def __init__(self, config: Callable[[str], bytes], layer: Callable[[str, str], Descriptor]) -> None:
+        self._config = config
+        self._layer = layer
+        self._made: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
+        self._names: dict[str, str] = {}
+        self._bytes = 0
+        #: The manifests themselves, by digest.
+        self.raw: dict[str, bytes] = {}
+        #: Whether there are layers that are not under the digests of what they were pushed as.
+        self.bare = False
+
+    def made(self, image: Listed) -> Descriptor:
+        """Make an image's manifest, unless that was done."""
+        key = image.config, image.layers
+        if (known := self._made.get(key)) is None:
+            raw = canonical_json(self._manifest(image))
+            self._bytes += len(raw)
+            if self._bytes > limits.MAX_GRAPH_BYTES:
+                msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes together"
+                raise ArchiveError(msg, hint="move fewer images at a time")
+            known = self._made[key] = Descriptor(OCI_MANIFEST, digest_of(raw), len(raw))
+            self.raw[known.digest] = raw
+        return known
+
+    def config(self, digest: str) -> bytes:
+        """Read a config again."""
+        return self._config(self._names[digest])
+
+    def _manifest(self, image: Listed) -> dict[str, Any]:
+        config, what = self._config(image.config), f"the config {printable(image.config)}"
+        diff_ids = diff_ids_of_config(config, what)
+        if len(diff_ids) != len(image.layers):
+            msg = f"{what} names {len(diff_ids)} layers, manifest.json {len(image.layers)}"
+            raise ArchiveError(msg)
+        found = [_checked(name, self._layer(name, id_), id_) for name, id_ in zip(image.layers, diff_ids, strict=True)]
+        self.bare = self.bare or not all(map(blob_digest, image.layers))
+        descriptor = Descriptor(OCI_CONFIG, digest_of(config), len(config))
+        self._names[descriptor.digest] = image.config
+        return {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor.to_json(),
+            "layers": [layer.to_json() for layer in found],
+        }
+
+
+def _checked(name: str, descriptor: Descriptor, diff_id: str) -> Descriptor:
+    if layers.codec_name(descriptor.media_type) == "none" and descriptor.digest != diff_id:
+        msg = f"the layer {printable(name)} has the digest {descriptor.digest}, its image's config says {diff_id}"
+        raise IntegrityError(msg)
+    return descriptor
+
+
+def _full_name(tag: str) -> str:
+    """Give the whole of a name that Docker has shortened."""
+    try:
+        return parse_reference(tag).name
+    except (InvalidNameError, UnsupportedError):
+        return tag
