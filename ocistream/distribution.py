@@ -30,11 +30,12 @@ from ocistream.model import (
     Manifest,
     is_media_type,
     media_type_of,
+    outline,
+    parse_document,
 )
-from ocistream.origins import redacted
+from ocistream.origins import Origin, redacted, resolved
 from ocistream.reference import is_digest, printable
 from ocistream.stream import digest_of
-from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ __all__ = ["Repository"]
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
+_NEXT = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
 _PUT_DONE: Final = (200, 201, 202, 204)
 #: The algorithm of the digest that every registry gives a manifest. distribution 2.8 knows no other.
 _CANONICAL: Final = "sha256"
@@ -202,6 +204,38 @@ class Repository:
             media_type = (answer.header("Content-Type") or "").partition(";")[0].strip()
             return raw, media_type, answer.header("Docker-Content-Digest") or ""
 
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Ask what refers to a manifest (distribution-spec, "Listing Referrers"), page by page.
+
+        A registry that does not know this API has none to tell of; of one that never ends, `MAX_PAGES` are read.
+        """
+        found: list[Descriptor] = []
+        url: str | None = self.url(f"referrers/{digest}")
+        for _ in range(limits.MAX_PAGES):
+            if url is None:
+                break
+            try:
+                answer = self.transport.request(
+                    self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": OCI_INDEX}
+                )
+            except NotFoundError:
+                break
+            except RegistryError as error:
+                if error.status >= 500 or error.status == 429:
+                    raise
+                break
+            found += self._referrers_of(answer.read(limits.MAX_MANIFEST), digest)
+            url = _next_page(answer)
+        return found
+
+    def _referrers_of(self, raw: bytes, digest: str) -> Iterator[Descriptor]:
+        what = f"the list of referrers of {digest} in {self}"
+        descriptor = Descriptor(OCI_INDEX, digest, len(raw))
+        if len(raw) > limits.MAX_MANIFEST:
+            msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
+            raise ArchiveError(msg)
+        yield from parse_document(descriptor, raw).manifests
+
     @staticmethod
     def _media_type(raw: bytes, declared: str, what: str) -> str:
         """Settle what a manifest is: by its own word, else by the registry's, else by its shape.
@@ -209,7 +243,7 @@ class Repository:
         Raises:
             ArchiveError: the document and the registry contradict each other (CVE-2021-41190).
         """
-        own = parse_json(raw, what).get("mediaType")
+        own = outline(raw, what).get("mediaType")
         if isinstance(own, str) and own:
             if not is_media_type(own):
                 msg = f"{what} says it is {printable(own)!r}, which is no media type"
@@ -298,6 +332,15 @@ def is_canonical(digest: str) -> bool:
 def _algorithm(digest: str) -> str:
     """Give the algorithm of a digest; of what is none, the one that every registry knows."""
     return digest.partition(":")[0] if is_digest(digest) else _CANONICAL
+
+
+def _next_page(answer: Answer) -> str | None:
+    """Give the URL of the next page of a list (RFC 8288), of the registry's own origin, or None."""
+    match = _NEXT.search(answer.header("Link") or "")
+    if match is None:
+        return None
+    url = resolved(answer.url, match[1])
+    return url if Origin.of(url) == Origin.of(answer.url) else None
 
 
 def _bytes_to_skip(answer: Answer, offset: int) -> int:

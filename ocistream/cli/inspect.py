@@ -1,0 +1,120 @@
+"""`ocistream inspect`: what is in an image, an archive or a layout, for people and for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ocistream.cli.options import (
+    Session,
+    credential_options,
+    max_ratio_option,
+    network_options,
+    platform_choice,
+    platform_option,
+    session_options,
+)
+from ocistream.cli.progress import human_size
+from ocistream.reference import printable
+from ocistream.stores import Want, open_source, parse_end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ocistream.interfaces import Source
+    from ocistream.model import Descriptor
+
+#: Annotations are shown up to this many characters each; the JSON has all of them.
+_MAX_SHOWN: Final = 200
+
+
+@click.command()
+@click.argument("end")
+@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON document.")
+@platform_option("all")
+@max_ratio_option
+@credential_options("")
+@network_options
+@session_options
+def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: bool) -> None:
+    """Show what END holds: an image in a registry, a layout directory, or an archive, also one on stdin (-).
+
+    For each image its platforms, digests, layers with their compression, sizes and annotations, what refers to it, and
+    what images share. Nothing is written, and of a registry no layer is fetched.
+
+    \b
+    ocistream inspect nginx:1
+    ssh build cat app.tar | ocistream inspect - --json
+    """
+    from ocistream.inventory import configs_wanted, described
+    from ocistream.verification import Onlooker
+
+    parsed = parse_end(end)
+    want = Want(platforms=platform_choice(platforms, None), max_ratio=int(session.options["max_ratio"]))
+    with contextlib.ExitStack() as stack:
+        source = open_source(parsed, session.surroundings(), want)
+        stack.callback(source.close)
+        onlooker = stack.enter_context(contextlib.closing(Onlooker(session.cancelled)))
+        graph = source.graph(onlooker)
+        configs = onlooker.contents_of(source, configs_wanted(graph))
+        referrers = _referrers(source, [manifest.descriptor.digest for manifest in graph.manifests])
+    names = {root.descriptor.digest: parsed.reference.name for root in graph.roots if parsed.reference}
+    document = {"end": end, **described(graph, configs, referrers, names)}
+    click.echo(json.dumps(document, indent=2) if as_json else "\n".join(_lines(document)))
+
+
+def _referrers(source: Source, digests: Sequence[str]) -> Mapping[str, Sequence[Descriptor]]:
+    """Ask a registry what refers to the manifests of an image; of an archive, what is in it is all there is."""
+    from ocistream.stores.registry import RegistrySource
+
+    return source.referrers(digests) if isinstance(source, RegistrySource) else {}
+
+
+def _lines(document: Mapping[str, Any]) -> Iterator[str]:
+    for image in document["images"]:
+        yield from _manifest_lines(image, printable(image["name"] or "(no name)"), "")
+        yield ""
+    for descriptor in document["missing"]:
+        yield f"missing {descriptor['digest']}"
+    totals = document["totals"]
+    line = f"{totals['images']} images, {totals['manifests']} manifests, {totals['blobs']} blobs, "
+    line += human_size(totals["bytes"])
+    if saved := totals["bytesUnshared"] - totals["bytes"]:
+        line += f" ({human_size(saved)} saved by sharing)"
+    yield line
+
+
+def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Iterator[str]:
+    parts = [title, manifest.get("kind", "missing")]
+    if manifest.get("kind") == "artifact":
+        parts.append(printable(manifest["artifactType"]))
+    if "platform" in manifest and manifest["platform"] != title:
+        parts.append(manifest["platform"])
+    if "layers" in manifest:
+        parts += [f"{len(manifest['layers'])} layers", human_size(manifest["bytes"])]
+    yield indent + "  ".join(parts)
+    indent += "  "
+    yield f"{indent}{manifest['digest']}"
+    if "subject" in manifest:
+        yield f"{indent}refers to {manifest['subject']}"
+    for key, value in {**manifest.get("indexAnnotations", {}), **manifest.get("annotations", {})}.items():
+        yield f"{indent}{printable(key)}: {printable(str(value), _MAX_SHOWN)}"
+    for layer in manifest.get("layers", ()):
+        yield indent + _blob_line(layer)
+    for child in manifest.get("manifests", ()):
+        yield from _manifest_lines(child, child.get("platform", "(no platform)"), indent)
+    for referrer in manifest.get("referrers", ()):
+        kind = printable(referrer.get("artifactType") or referrer["mediaType"])
+        yield f"{indent}referred to by {referrer['digest']}  {kind}"
+
+
+def _blob_line(layer: Mapping[str, Any]) -> str:
+    parts = [f"{layer['digest']}  {human_size(layer['size']):>9}", layer.get("compression") or layer["mediaType"]]
+    if layer.get("foreign"):
+        parts.append("foreign")
+    if "sharedBy" in layer:
+        parts.append(f"in {layer['sharedBy']} images")
+    return "  ".join(parts)

@@ -1,0 +1,390 @@
+"""verify(source): everything that a source holds, read once and held against its digests; nothing is kept or moved.
+
+A blob that is wrong does not end it: all that is wrong is found in one pass. What makes further reading senseless does
+(a tar that ends too early, an index that is malformed) and is raised as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+from ocistream import files, layers, limits
+from ocistream.compression import codec_of, decompressed
+from ocistream.conversion import Tally, looks_like_layer
+from ocistream.errors import ArchiveError, CancelledError, IntegrityError, OcistreamError
+from ocistream.graph import is_image
+from ocistream.interfaces import Unwatched
+from ocistream.model import Descriptor, diff_ids_of_config
+from ocistream.stream import counted, verified, wrong_size
+from ocistream.workers import each
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocistream.graph import Graph
+    from ocistream.interfaces import Blob, Observer, Source
+    from ocistream.stream import Chunk
+
+__all__ = ["Findings", "Onlooker", "Wrong", "verify"]
+
+#: Reading side by side pays as long as there are cores; more are rarely free for this.
+_JOBS = 4
+
+
+def is_layer(descriptor: Descriptor) -> bool:
+    """Say whether something is an image layer, by its media type."""
+    return layers.codec_name(descriptor.media_type) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A blob that is not what it should be: in its bytes, or in what they unpack to; `error` says how."""
+
+    digest: str
+    error: OcistreamError
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found. Sizes are in bytes.
+
+    `missing` are manifests and blobs that images need and that are not there; `unneeded` counts blobs that no image
+    needs, and `unpacked` layers whose plain bytes were looked at.
+    """
+
+    graph: Graph
+    blobs: int = 0
+    size: int = 0
+    unneeded: int = 0
+    unpacked: int = 0
+    missing: list[Descriptor] = field(default_factory=list)
+    wrong: list[Wrong] = field(default_factory=list)
+
+
+def verify(
+    source: Source,
+    observer: Observer | None = None,
+    *,
+    deep: bool = False,
+    max_ratio: int = limits.MAX_RATIO,
+    cancelled: threading.Event | None = None,
+) -> Findings:
+    """Read everything that `source` gives, which is to be opened for `everything`.
+
+    With `deep`, layers are unpacked too, up to `max_ratio` times their size, and held against their configs' diff_ids.
+
+    Raises:
+        OcistreamError: what ends all reading.
+    """
+    check = _Check(observer or Unwatched(), deep=deep, max_ratio=max_ratio, cancelled=cancelled or threading.Event())
+    try:
+        return check.run(source)
+    finally:
+        check.close()
+
+
+class _Check:
+    """One verification; to the source it is where blobs go that come before their images are known."""
+
+    def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
+        self._observer = observer
+        self._deep = deep
+        self._max_ratio = max_ratio
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}
+        self._wrong: dict[str, OcistreamError] = {}
+        #: Digests of plain bytes, of whatever looked like a layer or was known to be one.
+        self._plain: dict[str, str] = {}
+        self._diff_ids: dict[str, tuple[str, ...]] = {}
+        self._kept = _Kept()
+
+    def close(self) -> None:
+        self._kept.close()
+
+    def run(self, source: Source) -> Findings:
+        graph = source.graph(self)
+        self._observer.planned(graph)
+        images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
+        configs = {document.config.digest for document in images if document.config}
+        unpack = {layer.digest for document in images for layer in document.layers if is_layer(layer)}
+        waiting = [blob for blob in graph.blobs if blob.digest not in self._sizes]
+
+        def look(blob: Blob) -> None:
+            digest = blob.descriptor.digest
+            if digest in configs:
+                self._look_at_config(blob)
+            else:
+                self._look(blob.descriptor, blob.open(), unpack=digest in unpack)
+
+        each(look, source.blobs(waiting), jobs=_JOBS if source.parallel else 1, cancelled=self._cancelled)
+        return self._findings(graph)
+
+    # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
+
+    def put(self, blob: Blob) -> None:
+        """Look at a blob of which only the digest is known."""
+        chunks = blob.open()
+        first = bytes(next(chunks, b""))
+        whole: Iterator[Chunk] = itertools.chain([first], chunks)
+        if first[: limits.KIB].lstrip()[:1] == b"{" and blob.descriptor.size <= limits.MAX_MANIFEST:
+            whole = self._kept.keeping(blob.descriptor, whole)
+        self._look(blob.descriptor, whole, unpack=self._deep and looks_like_layer(first))
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Look at a layer of which no digest is known."""
+        first = bytes(next(chunks, b""))
+        kind = layers.media_type(layers.OCI, codec_of(first).name)
+        raw = Tally(itertools.chain([first], chunks))
+        error: OcistreamError | None = None
+        plain = ""
+        try:
+            plain = self._read(raw, unpack=self._deep)
+        except _CannotUnpack as found:
+            error = found.error
+        descriptor = Descriptor(kind, raw.digest, raw.size)
+        self._note(descriptor, error, plain)
+        return descriptor
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Give back small content that was put."""
+        return self._kept.recall(descriptor)
+
+    def keeps(self, descriptor: Descriptor) -> bool:
+        """Say whether `recall` can give it back."""
+        return self._kept.has(descriptor)
+
+    def raise_first(self) -> None:
+        """Raise what was wrong first, if anything was."""
+        for error in self._wrong.values():
+            raise error
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    def _look(self, descriptor: Descriptor, chunks: Iterator[Chunk], *, unpack: bool) -> None:
+        try:
+            self._note(descriptor, None, self._read(verified(chunks, descriptor), unpack=unpack))
+        except IntegrityError as error:
+            self._note(descriptor, error)
+        except _CannotUnpack as found:
+            self._note(descriptor, found.error)
+
+    def _look_at_config(self, blob: Blob) -> None:
+        descriptor = blob.descriptor
+        if descriptor.size > limits.MAX_CONFIG:
+            self._look(descriptor, blob.open(), unpack=False)
+            return
+        parts: list[bytes] = []
+
+        def keeping() -> Iterator[Chunk]:
+            for chunk in blob.open():
+                parts.append(bytes(chunk))
+                yield chunk
+
+        self._look(descriptor, keeping(), unpack=False)
+        if descriptor.digest not in self._wrong:
+            self._note_config(descriptor, b"".join(parts))
+
+    def _note_config(self, descriptor: Descriptor, content: bytes) -> None:
+        try:
+            self._diff_ids[descriptor.digest] = diff_ids_of_config(content, f"the config {descriptor.digest}")
+        except ArchiveError as error:
+            self._wrong[descriptor.digest] = error
+
+    def _read(self, chunks: Iterator[Chunk], *, unpack: bool) -> str:
+        """Read all of a blob and give the digest of its plain bytes, or "" where it is not to be unpacked.
+
+        Raises:
+            _CannotUnpack: it is what it should be, but not a well-formed compressed stream.
+            OcistreamError: what reading it raises.
+        """
+        raw = _Raw(counted(self._stoppable(chunks), self._observer.advance))
+        if not unpack:
+            for _ in raw:
+                pass
+            return ""
+        try:
+            plain = Tally(self._unpacked(raw))
+            for _ in plain:
+                pass
+        except ArchiveError as error:
+            if raw.has_failed:
+                raise
+            # If the bytes are not those that were promised either, that is what is to be said.
+            for _ in raw:
+                pass
+            raise _CannotUnpack(error) from error
+        return plain.digest
+
+    def _unpacked(self, raw: _Raw) -> Iterator[Chunk]:
+        first = bytes(next(raw, b""))
+        return decompressed(codec_of(first), itertools.chain([first], raw), self._max_ratio)
+
+    def _stoppable(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            if self._cancelled.is_set():
+                msg = "cancelled"
+                raise CancelledError(msg)
+            yield chunk
+
+    def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: str = "") -> None:
+        with self._lock:
+            self._sizes[descriptor.digest] = descriptor.size
+            if error is not None:
+                self._wrong[descriptor.digest] = error
+            if plain:
+                self._plain[descriptor.digest] = plain
+        self._observer.done(descriptor, "verified")
+
+    # -- what came of it ---------------------------------------------------------------------------------
+
+    def _findings(self, graph: Graph) -> Findings:
+        for blob in graph.blobs:
+            seen = self._sizes.get(blob.digest)
+            if seen is not None and seen != blob.size:
+                self._wrong.setdefault(blob.digest, wrong_size(blob, seen))
+        if self._deep:
+            self._check_diff_ids(graph)
+        named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
+        return Findings(
+            graph,
+            blobs=len(self._sizes.keys() | {m.descriptor.digest for m in graph.manifests}),
+            size=sum(self._sizes.values())
+            + sum(m.descriptor.size for m in graph.manifests if m.descriptor.digest not in self._sizes),
+            unneeded=len(self._sizes.keys() - named),
+            unpacked=len(self._plain),
+            missing=[*graph.absent, *(blob for blob in graph.blobs if blob.digest not in self._sizes)],
+            wrong=[Wrong(digest, error) for digest, error in self._wrong.items()],
+        )
+
+    def _check_diff_ids(self, graph: Graph) -> None:
+        for manifest, document in graph.images():
+            config = document.config
+            if config is None or not is_image(document) or config.digest in self._wrong:
+                continue
+            if config.digest not in self._diff_ids and self._kept.has(config):
+                self._note_config(config, self._kept.recall(config))
+            promised = self._diff_ids.get(config.digest)
+            if promised is None:
+                # It is missing, which is said.
+                continue
+            if len(promised) != len(document.layers):
+                msg = f"{len(document.layers)} layers, and {len(promised)} diff_ids in the config"
+                self._wrong[manifest.descriptor.digest] = ArchiveError(f"manifest {manifest.descriptor.digest}: {msg}")
+                continue
+            for layer, diff_id in zip(document.layers, promised, strict=True):
+                plain = self._plain.get(layer.digest)
+                if plain is not None and plain != diff_id:
+                    msg = f"{layer.digest}: its plain bytes have the digest {plain}, its image's config says {diff_id}"
+                    self._wrong.setdefault(layer.digest, IntegrityError(msg))
+
+
+class Onlooker:
+    """Where blobs go of a source of which only the graph is asked for: they are verified, and nowhere kept."""
+
+    def __init__(self, cancelled: threading.Event) -> None:
+        """`cancelled` ends it."""
+        self._check = _Check(Unwatched(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
+
+    def put(self, blob: Blob) -> None:
+        """Read a blob to its end.
+
+        Raises:
+            IntegrityError: it is not what its name says.
+        """
+        self._check.put(blob)
+        self._check.raise_first()
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Read a layer to its end."""
+        return self._check.put_unnamed(chunks)
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Give back small content that was put."""
+        return self._check.recall(descriptor)
+
+    def contents_of(self, source: Source, wanted: Sequence[Descriptor]) -> dict[str, bytes]:
+        """Read small blobs whole, as far as the source has them; a stream is read to its end.
+
+        Raises:
+            IntegrityError: one is not what it should be.
+        """
+        found: dict[str, bytes] = {}
+        for blob in source.blobs(wanted):
+            found[blob.descriptor.digest] = b"".join(bytes(c) for c in verified(blob.open(), blob.descriptor))
+        for descriptor in wanted:
+            if descriptor.digest not in found and self._check.keeps(descriptor):
+                found[descriptor.digest] = self._check.recall(descriptor)
+        return found
+
+    def close(self) -> None:
+        """Let go of what was kept."""
+        self._check.close()
+
+
+class _CannotUnpack(Exception):  # noqa: N818 - it carries the error that is meant
+    """A compressed stream is malformed."""
+
+    def __init__(self, error: ArchiveError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Raw:
+    """Chunks that know whether it was they that failed, or who uses them."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self._chunks = chunks
+        self.has_failed = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            return next(self._chunks)
+        except OcistreamError:
+            self.has_failed = True
+            raise
+
+
+class _Kept:
+    """Small JSON that comes before anybody knows what it is, and for which its source had no room: in a file."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def keeping(self, descriptor: Descriptor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Pass chunks on, and keep them."""
+        with files.disk_errors("cannot keep a manifest in a temporary file"):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with this
+            begin = self._file.seek(0, io.SEEK_END)
+        for chunk in chunks:
+            with files.disk_errors("cannot keep a manifest in a temporary file"):
+                self._file.write(chunk)
+            yield chunk
+        self._places[descriptor.digest] = (begin, descriptor.size)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Say whether it was kept."""
+        return descriptor.digest in self._places
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Give it back."""
+        assert self._file is not None, "nothing was kept"  # noqa: S101 - sources ask for what they put
+        begin, size = self._places[descriptor.digest]
+        with files.disk_errors("cannot read a temporary file"):
+            self._file.seek(begin)
+            return self._file.read(size)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
