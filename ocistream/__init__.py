@@ -1,3 +1,93 @@
-"""ocistream: container images as streams."""
+"""ocistream: container images as streams.
+
+What the command line does can be done from Python with the names of `__all__`, which are imported when they are first
+used; everything else may change without notice. A layout into an archive, its layers compressed anew::
+
+    around = ocistream.Surroundings()
+    source = ocistream.open_source(ocistream.parse_end("oci:build:app"), around, ocistream.Want())
+    sink = ocistream.open_sink(ocistream.parse_end("oci-archive:app.tar"), around)
+    try:
+        report = ocistream.copy(source, sink, recompression=ocistream.parse_recompression("zstd"))
+    finally:
+        sink.close()
+        source.close()
+
+For ends in registries, `Surroundings` is given a `Transport`. Every error is an `OcistreamError`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ocistream.conversion import Recompression, parse_recompression
+    from ocistream.errors import OcistreamError
+    from ocistream.graph import Graph, PlatformChoice, Root
+    from ocistream.interfaces import Blob, Observer, Sink, Source
+    from ocistream.model import Descriptor, Platform, parse_platform
+    from ocistream.reference import Reference, parse_reference
+    from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end
+    from ocistream.transfer import Report, copy
+    from ocistream.transport import Transport, TransportSettings
+    from ocistream.verification import Findings, verify
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "conversion": ("Recompression", "parse_recompression"),
+    "errors": ("OcistreamError",),
+    "graph": ("Graph", "PlatformChoice", "Root"),
+    "interfaces": ("Blob", "Observer", "Sink", "Source"),
+    "model": ("Descriptor", "Platform", "parse_platform"),
+    "reference": ("Reference", "parse_reference"),
+    "stores": ("End", "Surroundings", "Want", "open_sink", "open_source", "parse_end"),
+    "transfer": ("Report", "copy"),
+    "transport": ("Transport", "TransportSettings"),
+    "verification": ("Findings", "verify"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Blob",
+    "Descriptor",
+    "End",
+    "Findings",
+    "Graph",
+    "Observer",
+    "OcistreamError",
+    "Platform",
+    "PlatformChoice",
+    "Recompression",
+    "Reference",
+    "Report",
+    "Root",
+    "Sink",
+    "Source",
+    "Surroundings",
+    "Transport",
+    "TransportSettings",
+    "Want",
+    "__version__",
+    "copy",
+    "open_sink",
+    "open_source",
+    "parse_end",
+    "parse_platform",
+    "parse_recompression",
+    "parse_reference",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for (PEP 562): `import ocistream` costs next to nothing."""
+    if name not in _HOME_OF:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List what there is, imported or not."""
+    return sorted(__all__)
