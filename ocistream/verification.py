@@ -233,6 +233,8 @@ class _Check:
             yield chunk
 
     def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: str = "") -> None:
+        if isinstance(error, ArchiveError):
+            error = ArchiveError(f"{descriptor.digest}: {error.what}", hint=error.hint)
         with self._lock:
             self._sizes[descriptor.digest] = descriptor.size
             if error is not None:

@@ -17,7 +17,7 @@ from ocistream.cli.options import (
     platform_option,
     session_options,
 )
-from ocistream.cli.progress import human_size
+from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
 from ocistream.stores import Want, open_source, parse_end
 
@@ -80,8 +80,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     for descriptor in document["missing"]:
         yield f"missing {descriptor['digest']}"
     totals = document["totals"]
-    line = f"{totals['images']} images, {totals['manifests']} manifests, {totals['blobs']} blobs, "
-    line += human_size(totals["bytes"])
+    parts = [counted(totals[f"{what}s"], what) for what in ("image", "manifest", "blob")]
+    line = f"{', '.join(parts)}, {human_size(totals['bytes'])}"
     if saved := totals["bytesUnshared"] - totals["bytes"]:
         line += f" ({human_size(saved)} saved by sharing)"
     yield line
@@ -94,7 +94,7 @@ def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Ite
     if "platform" in manifest and manifest["platform"] != title:
         parts.append(manifest["platform"])
     if "layers" in manifest:
-        parts += [f"{len(manifest['layers'])} layers", human_size(manifest["bytes"])]
+        parts += [counted(len(manifest["layers"]), "layer"), human_size(manifest["bytes"])]
     yield indent + "  ".join(parts)
     indent += "  "
     yield f"{indent}{manifest['digest']}"

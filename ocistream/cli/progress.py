@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ocistream.interfaces import Observer
     from ocistream.model import Descriptor
 
-__all__ = ["human_size", "progress"]
+__all__ = ["counted", "human_size", "progress"]
 
 #: Seconds between two lines of plain progress, and between two progress events.
 _LINE_EVERY: Final = 5.0
@@ -55,6 +55,11 @@ def human_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Write a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
+    return f"{number} {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
 
 
 def _is_terminal() -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream import files
-from ocistream.cli.progress import human_size
+from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def summarize(console: Console, report: Report) -> None:
     counts = {how: sum(1 for m in report.blobs if m.how == how) for how in _HOW}
     written = sizes["copied"] + sizes["converted"]
     rate = written / report.seconds if report.seconds else 0.0
-    moved = counts["copied"] + counts["converted"]
-    parts = [f"{moved} blobs, {human_size(written)}, in {report.seconds:.1f} s ({human_size(rate)}/s)"]
+    moved = counted(counts["copied"] + counts["converted"], "blob")
+    parts = [f"{moved}, {human_size(written)}, in {report.seconds:.1f} s ({human_size(rate)}/s)"]
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them compressed anew")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if report.graph.foreign:
-        parts.append(f"{len(report.graph.foreign)} foreign layers left where they are")
+        parts.append(f"{counted(len(report.graph.foreign), 'foreign layer')} left where they are")
     console.note("moved " + "; ".join(parts))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.options import Session, max_ratio_option, progress_option, session_options
-from ocistream.cli.progress import human_size, progress
+from ocistream.cli.progress import counted, human_size, progress
 from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, OcistreamError, UsageError
 from ocistream.reference import printable
 from ocistream.stores import Want, open_source, parse_end
@@ -45,12 +45,14 @@ def verify(session: Session, path: str, *, deep: bool, as_json: bool) -> None:
     """
     from ocistream import verification
 
-    end = parse_end(path, bare_is_path=True)
-    if end.kind == "docker":
+    if path.startswith("docker://"):
         msg = f"{path!r} is in a registry"
         raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
+    end = parse_end(path, bare_is_path=True)
     max_ratio = int(session.options["max_ratio"])
     with contextlib.ExitStack() as stack:
+        if as_json:
+            stack.enter_context(_said_as_json(path))
         source = open_source(end, session.surroundings(), Want(everything=True, max_ratio=max_ratio))
         stack.callback(source.close)
         with progress(session.options["progress"], session.console) as observer:
@@ -60,6 +62,16 @@ def verify(session: Session, path: str, *, deep: bool, as_json: bool) -> None:
         outcome = _Outcome(path, source, findings, deep=deep)
     click.echo(json.dumps(outcome.document(), indent=2) if as_json else "\n".join(outcome.lines()))
     outcome.raise_what_is_wrong()
+
+
+@contextlib.contextmanager
+def _said_as_json(path: str) -> Iterator[None]:
+    """Print what ends all reading as a document too: whoever reads JSON is to get some."""
+    try:
+        yield
+    except OcistreamError as error:
+        click.echo(json.dumps({"path": path, "ok": False, "error": error.what}, indent=2))
+        raise
 
 
 class _Outcome:
@@ -108,13 +120,13 @@ class _Outcome:
         yield from self._limited([f"missing {descriptor.digest}" for descriptor in found.missing])
         yield from self._limited([f"wrong {wrong.error.what}" for wrong in found.wrong])
         yield from self._limited([f"illegal name {printable(name)!r}" for name in self._illegal])
-        parts = [f"{len(found.graph.roots)} images", f"{found.blobs} blobs", human_size(found.size)]
+        parts = [counted(len(found.graph.roots), "image"), counted(found.blobs, "blob"), human_size(found.size)]
         if found.unneeded:
-            parts.append(f"{found.unneeded} blobs that no image needs")
+            parts.append(f"{counted(found.unneeded, 'blob')} that no image needs")
         if found.unpacked:
-            parts.append(f"{found.unpacked} layers unpacked")
+            parts.append(f"{counted(found.unpacked, 'layer')} unpacked")
         if self._foreign:
-            parts.append(f"{self._foreign} other files")
+            parts.append(counted(self._foreign, "other file"))
         verdict = "ok" if self.document()["ok"] else "NOT ok"
         yield f"{verdict}: {self._format}, {', '.join(parts)}"
 

@@ -1,0 +1,149 @@
+"""`ocistream inspect`: what an end holds, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.archives import items_of, small_first, tar_of
+from tests.cli.run import ocistream
+from tests.faults import FaultyRegistry
+from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
+from tests.registry_http import seed
+
+ENDS = ["layout", "file", "pipe", "pipe, index first"]
+
+
+def inspected(layout: Layout, how: str, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """Return the JSON document about a layout, and what is shown to people."""
+    archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
+    end = {"layout": f"oci:{layout.path}", "file": f"oci-archive:{folder / 'x.tar'}"}.get(how, "-")
+    (folder / "x.tar").write_bytes(archive)
+    stdin = archive if end == "-" else None
+    as_json, as_text = (ocistream("inspect", end, *options, *more, stdin=stdin) for more in (["--json"], []))
+    assert as_json.code == as_text.code == 0, as_json.err
+    return json.loads(as_json.out), as_text.out.decode()
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    return small_image(layout, name="v1", annotations={"org.example.why": "because"})
+
+
+@pytest.mark.parametrize("how", ENDS)
+class TestArchives:
+    def test_an_image_is_described_down_to_its_layers(
+        self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
+    ) -> None:
+        document, text = inspected(layout, how, tmp_path)
+        (found,) = document["images"]
+        manifest = layout.read(image["digest"])
+        assert (found["name"], found["digest"], found["kind"]) == ("v1", image["digest"], "image")
+        assert found["platform"] == "linux/amd64"
+        assert found["annotations"] == {"org.example.why": "because"}
+        assert [(layer["digest"], layer["size"]) for layer in found["layers"]] == [
+            (layer["digest"], layer["size"]) for layer in manifest["layers"]
+        ]
+        assert {layer["compression"] for layer in found["layers"]} == {"gzip"}
+        assert found["bytes"] == manifest["config"]["size"] + sum(layer["size"] for layer in manifest["layers"])
+        for word in ("v1", image["digest"], "linux/amd64", "2 layers", "org.example.why: because", "gzip"):
+            assert word in text
+
+    def test_an_index_is_with_its_platforms_and_what_they_share(self, how: str, layout: Layout, tmp_path: Path) -> None:
+        index = two_platforms(layout, name="both")
+        document, text = inspected(layout, how, tmp_path)
+        (found,) = document["images"]
+        assert (found["kind"], found["digest"]) == ("index", index["digest"])
+        assert [child["platform"] for child in found["manifests"]] == ["linux/amd64", "linux/arm64/v8"]
+        shared = [[layer.get("sharedBy") for layer in child["layers"]] for child in found["manifests"]]
+        assert shared == [[2, None], [2, None]]
+        saved = document["totals"]["bytesUnshared"] - document["totals"]["bytes"]
+        assert saved == found["manifests"][0]["layers"][0]["size"]
+        assert "in 2 images" in text
+        assert "saved by sharing" in text
+
+    def test_one_platform_of_it(self, how: str, layout: Layout, tmp_path: Path) -> None:
+        two_platforms(layout, name="both")
+        document, _ = inspected(layout, how, tmp_path, "--platform", "linux/arm64")
+        assert [image["platform"] for image in document["images"]] == ["linux/arm64/v8"]
+
+    def test_what_refers_to_an_image_is_named_with_it(
+        self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
+    ) -> None:
+        parts = layout.artifact(b"a list of parts", subject=image, name="parts")
+        document, text = inspected(layout, how, tmp_path)
+        by_name = {found["name"]: found for found in document["images"]}
+        (referrer,) = by_name["v1"]["referrers"]
+        assert referrer["digest"] == parts["digest"]
+        assert referrer["artifactType"] == "application/vnd.example.sbom.v1+json"
+        assert by_name["parts"]["subject"] == image["digest"]
+        assert by_name["parts"]["kind"] == "artifact"
+        assert f"referred to by {parts['digest']}" in text
+
+    def test_each_compression_is_told(self, how: str, layout: Layout, tmp_path: Path) -> None:
+        kinds = ("gzip", "zstd", "")
+        layers = [tar_layer({"a": kind.encode()}, compression=kind) for kind in kinds]  # type: ignore[arg-type]
+        layout.image(layers, name="mixed")
+        document, _ = inspected(layout, how, tmp_path)
+        assert [layer["compression"] for layer in document["images"][0]["layers"]] == ["gzip", "zstd", "none"]
+
+    def test_what_is_missing_is_listed(self, how: str, layout: Layout, tmp_path: Path) -> None:
+        index = two_platforms(layout, name="both")
+        child = layout.read(index["digest"])["manifests"][1]["digest"]
+        layout.file(child).unlink()
+        document, text = inspected(layout, how, tmp_path)
+        assert [missing["digest"] for missing in document["missing"]] == [child]
+        assert f"missing {child}" in text
+
+
+def test_a_docker_archive_is_seen_as_the_image_it_will_be(layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+    archive = tmp_path / "x.tar"
+    assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+    for result in (
+        ocistream("inspect", f"docker-archive:{archive}", "--json"),
+        ocistream("inspect", archive, "--json"),
+        ocistream("inspect", "-", "--json", stdin=archive.read_bytes()),
+    ):
+        (found,) = json.loads(result.out)["images"]
+        assert found["name"] == "docker.io/library/app:1"
+        assert {layer["compression"] for layer in found["layers"]} == {"none"}
+        assert found["config"]["digest"] == layout.read(image["digest"])["config"]["digest"]
+
+
+class TestRegistry:
+    def test_an_image_is_described_without_fetching_its_layers(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor
+    ) -> None:
+        seed(layout, image, served.host, "team/app", "v1")
+        before = len(served.requests)
+        result = ocistream("inspect", f"{served.host}/team/app:v1", "--json")
+        assert result.code == 0, result.err
+        document = json.loads(result.out)
+        (found,) = document["images"]
+        assert found["name"] == f"{served.host}/team/app:v1"
+        assert found["platform"] == "linux/amd64"
+        layers = {layer["digest"] for layer in found["layers"]}
+        assert not [request for request in served.requests[before:] if any(digest in request.path for digest in layers)]
+
+    def test_what_the_registry_knows_to_refer_to_it_is_told(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor
+    ) -> None:
+        seed(layout, image, served.host, "team/app", "v1")
+        parts = layout.artifact(b"a list of parts", subject=image)
+        seed(layout, parts, served.host, "team/app", "parts")
+        (found,) = json.loads(ocistream("inspect", f"{served.host}/team/app:v1", "--json").out)["images"]
+        assert [referrer["digest"] for referrer in found["referrers"]] == [parts["digest"]]
+
+    def test_an_image_that_is_not_there(self, served: FaultyRegistry) -> None:
+        assert ocistream("inspect", f"{served.host}/team/app:gone").code == 4
+
+
+def test_text_out_of_an_archive_cannot_steer_a_terminal(layout: Layout) -> None:
+    small_image(layout, name="v\x1b[2J1", annotations={"a\x1b[31m": "b\nc"})
+    result = ocistream("inspect", f"oci:{layout.path}")
+    assert result.code == 0
+    assert b"\x1b" not in result.out
+    assert "b\nc" not in result.out.decode()

@@ -1,0 +1,268 @@
+"""`ocistream verify`: what is whole is said to be, and what is not is named, from a file, a directory and a pipe."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.archives import END, blob_name, items_of, small_first, tar_of
+from tests.cli.run import Result, ocistream
+from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
+
+Verify = Callable[..., Result]
+
+
+@pytest.fixture(params=["file", "pipe"])
+def verify(request: pytest.FixtureRequest, tmp_path: Path) -> Verify:
+    """Return a function that verifies the bytes of an archive, from a file and from a pipe."""
+
+    def run(archive: bytes, *options: str) -> Result:
+        if request.param == "pipe":
+            return ocistream("verify", *options, stdin=archive)
+        path = tmp_path / "archive.tar"
+        path.write_bytes(archive)
+        return ocistream("verify", path, *options)
+
+    return run
+
+
+@pytest.fixture
+def images(layout: Layout) -> Layout:
+    """Return a layout of an image, an index of two, and an artifact that refers to the first."""
+    image = small_image(layout, name="v1")
+    two_platforms(layout, name="both")
+    layout.artifact(b"a list of parts", subject=image, name="parts")
+    return layout
+
+
+def changed(layout: Layout, digest: str, content: bytes | None) -> bytes:
+    """Return an archive in which a blob has other bytes, or is missing."""
+    items = [(name, content if name == blob_name(digest) else was) for name, was in items_of(layout)]
+    return tar_of([item for item in items if item[0] != blob_name(digest) or content is not None])
+
+
+def a_layer(layout: Layout) -> str:
+    """Return the digest of a layer of the image that is called v1."""
+    image = json.loads((layout.path / "index.json").read_bytes())["manifests"][0]
+    return str(layout.read(image["digest"])["layers"][0]["digest"])
+
+
+def document(result: Result) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result.out)
+    return found
+
+
+class TestWhole:
+    @pytest.mark.parametrize("order", [items_of, small_first])
+    @pytest.mark.parametrize("options", [(), ("--deep",)])
+    def test_a_whole_archive_is_said_to_be(
+        self, images: Layout, verify: Verify, order: Callable[[Layout], list[Any]], options: tuple[str, ...]
+    ) -> None:
+        result = verify(tar_of(order(images)), *options)
+        assert result.code == 0, result.err
+        assert result.lines()[-1].startswith("ok: OCI archive, 3 images, ")
+        assert ("unpacked" in result.lines()[-1]) == bool(options)
+        names = {line.partition("@")[0] for line in result.lines()[:-1]}
+        assert names == {"v1", "both", "parts"}
+
+    def test_a_directory_is_too(self, images: Layout) -> None:
+        result = ocistream("verify", images.path, "--deep")
+        assert result.code == 0, result.err
+        assert result.lines()[-1].startswith("ok: OCI layout, 3 images, ")
+
+    def test_the_json_document_counts_what_was_hashed(self, images: Layout, verify: Verify) -> None:
+        found = document(verify(tar_of(items_of(images)), "--json", "--deep"))
+        blobs = [path for path in (images.path / "blobs").rglob("*") if path.is_file()]
+        assert found["ok"] is True
+        assert found["blobs"] == len(blobs)
+        assert found["bytes"] == sum(path.stat().st_size for path in blobs)
+        # The layers of the three images, of which two share one.
+        assert found["unpacked"] == 5
+        assert found["missing"] == found["wrong"] == found["illegalNames"] == []
+
+    @pytest.mark.parametrize("pack", [gzip.compress])
+    def test_an_archive_inside_gzip_is_looked_into(
+        self, images: Layout, verify: Verify, pack: Callable[[bytes], bytes]
+    ) -> None:
+        assert verify(pack(tar_of(items_of(images)))).code == 0
+
+    def test_other_files_are_counted(self, images: Layout, verify: Verify) -> None:
+        result = verify(tar_of([*items_of(images), ("README", b"hello")]))
+        assert result.code == 0
+        assert "1 other file" in result.lines()[-1]
+
+
+class TestWrongBytes:
+    def test_a_flipped_byte_in_a_layer(self, images: Layout, verify: Verify) -> None:
+        digest = a_layer(images)
+        content = images.file(digest).read_bytes()
+        result = verify(changed(images, digest, content[:-1] + b"?"))
+        assert result.code == 5
+        assert digest in result.err
+        assert result.lines()[-1].startswith("NOT ok")
+
+    def test_everything_that_is_wrong_is_named_in_one_pass(self, images: Layout, verify: Verify) -> None:
+        items = items_of(images)
+        layers = _layers(images)[:3]
+        archive = tar_of(
+            [
+                (name, content[:-1] + b"?" if content and name in map(blob_name, layers) else content)
+                for name, content in items
+            ]
+        )
+        result = verify(archive, "--json")
+        assert result.code == 5
+        assert {wrong["digest"] for wrong in document(result)["wrong"]} == set(layers)
+
+    def test_a_layer_of_another_size(self, images: Layout, verify: Verify) -> None:
+        digest = a_layer(images)
+        assert verify(changed(images, digest, images.file(digest).read_bytes()[:-1])).code == 5
+
+    def test_a_flipped_byte_in_a_manifest(self, images: Layout, verify: Verify) -> None:
+        image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]["digest"]
+        content = images.file(image).read_bytes()
+        assert verify(changed(images, image, content[:-1] + b" ")).code == 5
+
+    def test_a_blob_that_no_image_needs_is_hashed_too(self, images: Layout, verify: Verify) -> None:
+        name = blob_name(digest_of(b"unneeded"))
+        good = verify(tar_of([*items_of(images), (name, b"unneeded")]))
+        assert good.code == 0
+        assert "1 blob that no image needs" in good.lines()[-1]
+        assert verify(tar_of([*items_of(images), (name, b"needed!!")])).code == 5
+
+    def test_of_a_directory_as_well(self, images: Layout) -> None:
+        stray = images.blob(b"unneeded", "text/plain")
+        assert "1 blob that no image needs" in ocistream("verify", images.path).lines()[-1]
+        images.file(stray["digest"]).write_bytes(b"needed!!")
+        assert ocistream("verify", images.path).code == 5
+
+
+class TestIncomplete:
+    def test_what_is_missing_is_listed(self, images: Layout, verify: Verify) -> None:
+        digest = a_layer(images)
+        result = verify(changed(images, digest, None))
+        assert result.code == 6
+        assert f"missing {digest}" in result.lines()
+        assert digest in result.err
+
+    def test_a_missing_manifest_is_too(self, images: Layout, verify: Verify) -> None:
+        child = images.read(json.loads((images.path / "index.json").read_bytes())["manifests"][1]["digest"])[
+            "manifests"
+        ][1]
+        result = verify(changed(images, child["digest"], None), "--json")
+        assert result.code == 6
+        assert [missing["digest"] for missing in document(result)["missing"]] == [child["digest"]]
+
+    @pytest.mark.parametrize("less", [1, 512, 1024, 1500, 5000])
+    def test_a_cut_archive(self, images: Layout, verify: Verify, less: int) -> None:
+        result = verify(tar_of(items_of(images))[:-less], "--json")
+        assert result.code == 6
+        assert document(result) == {"path": document(result)["path"], "ok": False, "error": document(result)["error"]}
+        assert "truncated" in result.err
+
+    @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, END])
+    def test_no_archive(self, verify: Verify, content: bytes) -> None:
+        assert verify(content).code == 6
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        assert ocistream("verify", tmp_path / "gone.tar").code == 4
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "blobs/sha256/abc", "blobs/md5/" + "0" * 32])
+    def test_an_illegal_one(self, images: Layout, verify: Verify, name: str) -> None:
+        result = verify(tar_of([*items_of(images), (name, b"x")]))
+        assert result.code == 6
+        assert f"illegal name {name!r}" in result.lines()
+
+    def test_of_a_directory(self, images: Layout) -> None:
+        (images.path / "blobs/sha256/abc").write_bytes(b"x")
+        (images.path / "blobs/sha256" / ("0" * 64)).symlink_to("/etc/passwd")
+        result = ocistream("verify", images.path, "--json")
+        assert result.code == 6
+        assert document(result)["illegalNames"] == ["blobs/sha256/" + "0" * 64, "blobs/sha256/abc"]
+
+    def test_an_unfinished_file_in_a_directory_is_none(self, images: Layout) -> None:
+        (images.path / "blobs/sha256/.abc.123456.partial").write_bytes(b"x")
+        assert ocistream("verify", images.path).code == 0
+
+
+class TestDeep:
+    def made(self, layout: Layout, layer: bytes, diff_ids: list[str]) -> bytes:
+        config = layout.blob(
+            json.dumps(
+                {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+            ).encode(),
+            OCI_CONFIG,
+        )
+        written = layout.blob(layer, f"{OCI_LAYER}+gzip")
+        layout.document(
+            {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [written]}, name="v1"
+        )
+        return tar_of(items_of(layout))
+
+    def test_a_layer_that_is_not_the_one_of_its_config(self, layout: Layout, verify: Verify) -> None:
+        archive = self.made(layout, tar_layer({"a": b"1"}), [digest_of(b"another")])
+        assert verify(archive).code == 0
+        result = verify(archive, "--deep")
+        assert result.code == 5
+        assert digest_of(b"another") in result.err
+
+    def test_a_layer_that_cannot_be_unpacked(self, layout: Layout, verify: Verify) -> None:
+        whole = tar_layer({"a": b"1"})
+        archive = self.made(layout, whole[:-4], [digest_of(gzip.decompress(whole))])
+        assert verify(archive).code == 0
+        result = verify(archive, "--deep")
+        assert result.code == 6
+        assert digest_of(whole[:-4]) in result.err
+
+    def test_a_config_of_another_number_of_layers(self, layout: Layout, verify: Verify) -> None:
+        plain = digest_of(gzip.decompress(tar_layer({"a": b"1"})))
+        assert verify(self.made(layout, tar_layer({"a": b"1"}), [plain, plain]), "--deep").code == 6
+
+    def test_a_layer_that_expands_too_far(self, layout: Layout, verify: Verify) -> None:
+        # The first GiB is free.
+        layer = gzip.compress(bytes(1 << 20), mtime=0) * 1100
+        archive = self.made(layout, layer, [digest_of(b"")])
+        result = verify(archive, "--deep", "--max-ratio", "10")
+        assert result.code == 6
+        assert "--max-ratio" in result.err
+
+
+class TestManySmallBlobs:
+    def test_more_json_than_there_is_room_for_waits_in_a_file(self, images: Layout) -> None:
+        # 8 MiB of JSON before anything that is needed.
+        strays = [b'{"number": %d, "filling": "%b"}' % (number, b"-" * 100_000) for number in range(80)]
+        items = [(blob_name(digest_of(stray)), stray) for stray in strays]
+        result = ocistream("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
+        assert result.code == 0, result.err
+        assert "80 blobs that no image needs" in result.lines()[-1]
+
+
+def test_a_fifo_is_read_once(images: Layout, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    archive = tar_of(items_of(images))
+    writer = threading.Thread(target=(tmp_path / "fifo").write_bytes, args=(archive,))
+    writer.start()
+    result = ocistream("verify", tmp_path / "fifo")
+    writer.join()
+    assert result.code == 0, result.err
+
+
+def test_an_image_in_a_registry_is_told_to_be_pulled_first() -> None:
+    result = ocistream("verify", "docker://r.example/app:1")
+    assert result.code == 2
+    assert "pull" in result.err
+
+
+def _layers(layout: Layout) -> list[str]:
+    """Return the digests of all layers of gzip."""
+    files = [path for path in (layout.path / "blobs/sha256").iterdir() if path.read_bytes()[:2] == b"\x1f\x8b"]
+    return [f"sha256:{path.name}" for path in files]
