@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ocistream.conversion import Recompression, parse_recompression
     from ocistream.errors import OcistreamError
-    from ocistream.graph import Graph, PlatformChoice, Root
+    from ocistream.graph import Graph, Root
     from ocistream.interfaces import Blob, Observer, Sink, Source
     from ocistream.model import Descriptor, Platform, parse_platform
+    from ocistream.platforms import PlatformChoice
     from ocistream.reference import Reference, parse_reference
     from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end
     from ocistream.transfer import Report, copy
@@ -37,9 +38,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "conversion": ("Recompression", "parse_recompression"),
     "errors": ("OcistreamError",),
-    "graph": ("Graph", "PlatformChoice", "Root"),
+    "graph": ("Graph", "Root"),
     "interfaces": ("Blob", "Observer", "Sink", "Source"),
     "model": ("Descriptor", "Platform", "parse_platform"),
+    "platforms": ("PlatformChoice",),
     "reference": ("Reference", "parse_reference"),
     "stores": ("End", "Surroundings", "Want", "open_sink", "open_source", "parse_end"),
     "transfer": ("Report", "copy"),

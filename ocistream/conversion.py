@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import layers, limits
 from ocistream.compression import CODECS, NONE, Codec, codec_of, decompressed
+from ocistream.documents import diff_ids_of_config
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
 from ocistream.graph import Graph, is_image
 from ocistream.interfaces import Unnamed
-from ocistream.model import Descriptor, diff_ids_of_config
+from ocistream.model import Descriptor
 from ocistream.reference import printable
 from ocistream.rewriting import Rewriting
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.auth import scopes_for
+from ocistream.documents import media_type_of, outline, parse_document
 from ocistream.errors import (
     ArchiveError,
     FinalNetworkError,
@@ -29,9 +30,6 @@ from ocistream.model import (
     Descriptor,
     Manifest,
     is_media_type,
-    media_type_of,
-    outline,
-    parse_document,
 )
 from ocistream.origins import Origin, redacted, resolved
 from ocistream.reference import is_digest, printable

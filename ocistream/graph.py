@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
-from ocistream.model import CONFIG_TYPES, Descriptor, Document, Manifest, Platform, parse_document, platform_of_config
+from ocistream.documents import Document, parse_document
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.model import CONFIG_TYPES, Descriptor, Manifest
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_platform, choose
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
@@ -19,7 +21,7 @@ from ocistream.strict_json import canonical_json, canonical_json_with, parse_jso
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Graph", "GraphBuilder", "PlatformChoice", "Root"]
+__all__ = ["Graph", "GraphBuilder", "Root", "is_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,6 @@ class Root:
     name: str | None
     descriptor: Descriptor
     origin: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformChoice:
-    """Which platforms of an index are wanted: all of them where `platforms` is empty.
-
-    `explicit` is False for the default that a user did not ask for: an image that has no choice to offer is then
-    taken as it is.
-    """
-
-    platforms: tuple[Platform, ...] = ()
-    explicit: bool = True
-
-
-ALL_PLATFORMS = PlatformChoice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +152,7 @@ class GraphBuilder:
             msg = f"{digest}: the bytes have the digest {got}"
             raise IntegrityError(msg)
         if (root := self._configs.get(digest)) is not None:
-            check_platform(self._choice, root, raw)
+            check_platform(self._choice, _shown(root), raw)
             return
         self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
         self._arrived(descriptor)
@@ -316,7 +303,7 @@ class GraphBuilder:
             self._offered += len(leaves)
             if self._offered > limits.MAX_OFFERED:
                 raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
-            chosen = choose(leaves, self._choice, self._roots[places[0]])
+            chosen = choose(leaves, self._choice, _shown(self._roots[places[0]]))
             if chosen is not None:
                 narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
                 for place in places:
@@ -414,52 +401,6 @@ def _check_depth(digest: str, depth: int) -> None:
     if depth > limits.MAX_INDEX_DEPTH:
         msg = f"{digest}: indexes are nested more than {limits.MAX_INDEX_DEPTH} deep"
         raise ArchiveError(msg)
-
-
-#: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
-_ATTESTS = "vnd.docker.reference.digest"
-
-
-def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, root: Root) -> list[Descriptor] | None:
-    """Pick the manifests that a choice of platforms means; None where there is nothing to choose from.
-
-    With several platforms, attestations go along with the images that they vouch for.
-
-    Raises:
-        NotFoundError: a platform is not there; the message lists those that are.
-    """
-    offered = [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
-    if not offered and not choice.explicit:
-        return None
-    picked: dict[str, Descriptor] = {}
-    for wanted in choice.platforms:
-        matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
-        if not matches:
-            there = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in offered))
-            msg = f"{_shown(root)} has no platform {wanted}"
-            hint = f"its platforms are: {there or 'none that is named'}; choose one with --platform, or all"
-            raise NotFoundError(msg, hint=hint)
-        best = next((leaf for leaf, platform in matches if wanted.prefers(platform)), matches[0][0])
-        picked[best.digest] = best
-    if len(picked) > 1:
-        picked.update({leaf.digest: leaf for leaf in leaves if leaf.annotations.get(_ATTESTS) in picked})
-    if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
-        return None
-    # A digest may be listed for several platforms: it is what it was picked as.
-    return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
-
-
-def check_platform(choice: PlatformChoice, root: Root, config: bytes) -> None:
-    """Hold an image that is no index against a choice, by its configuration.
-
-    Raises:
-        NotFoundError: it is for another platform.
-    """
-    platform = platform_of_config(config, f"the config of {_shown(root)}")
-    if platform is not None and not any(wanted.covers(platform) for wanted in choice.platforms):
-        wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
-        msg = f"{_shown(root)} has no platform {wanted_text}"
-        raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")
 
 
 def _shown(root: Root) -> str:

@@ -9,16 +9,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ocistream import layers, limits
+from ocistream.documents import platform_of_config
 from ocistream.errors import ArchiveError
 from ocistream.graph import is_image
-from ocistream.model import platform_of_config
 from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ocistream.documents import Document
     from ocistream.graph import Graph, Root
-    from ocistream.model import Descriptor, Document
+    from ocistream.model import Descriptor
 
 __all__ = ["configs_wanted", "described"]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import layers
+from ocistream.documents import Document, parse_document
 from ocistream.graph import is_image
 from ocistream.model import (
     DOCKER_CONFIG,
@@ -18,9 +19,7 @@ from ocistream.model import (
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
-    Document,
     Manifest,
-    parse_document,
 )
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json

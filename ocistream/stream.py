@@ -7,6 +7,7 @@ reads a file or a socket can do it into one buffer. Nothing here opens anything.
 from __future__ import annotations
 
 import hashlib
+import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from ocistream.model import Descriptor
 
-__all__ = ["Chunk", "Hasher", "chunks_of", "counted", "digest_of", "new_hash", "verified"]
+__all__ = ["Chunk", "Hasher", "chunks_of", "counted", "digest_of", "gathered", "new_hash", "verified"]
 
 Chunk: TypeAlias = "bytes | memoryview"
 
@@ -111,6 +112,14 @@ def counted(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator
         size = len(chunk)
         yield chunk
         advance(size)
+
+
+def gathered(chunks: Iterable[Chunk]) -> bytes:
+    """Give small content in one piece. To join a list of chunks would take twice the room."""
+    content = io.BytesIO()
+    for chunk in chunks:
+        content.write(chunk)
+    return content.getvalue()
 
 
 class Readable(Protocol):

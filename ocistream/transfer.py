@@ -19,7 +19,7 @@ from ocistream.conversion import Conversion, Tally
 from ocistream.errors import ArchiveError, CancelledError, MissingContentError, UnsupportedError
 from ocistream.interfaces import Blob, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
 from ocistream.model import Descriptor
-from ocistream.stream import counted, verified, wrong_size
+from ocistream.stream import counted, gathered, verified, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ class _Transfer:
         """Read a config, to check layers by it, and put it where it is not there yet."""
         descriptor = blob.descriptor
         _check_config_size(descriptor)
-        content = b"".join(bytes(chunk) for chunk in self._stoppable(verified(blob.open(), descriptor)))
+        content = gathered(self._stoppable(verified(blob.open(), descriptor)))
         if self.conversion is not None:
             self.conversion.note_config(descriptor.digest, content)
         if descriptor.digest not in self._moved:

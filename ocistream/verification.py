@@ -16,10 +16,11 @@ from typing import IO, TYPE_CHECKING
 from ocistream import files, layers, limits
 from ocistream.compression import codec_of, decompressed
 from ocistream.conversion import Tally, looks_like_layer
+from ocistream.documents import diff_ids_of_config
 from ocistream.errors import ArchiveError, CancelledError, IntegrityError, OcistreamError
 from ocistream.graph import is_image
 from ocistream.interfaces import Unwatched
-from ocistream.model import Descriptor, diff_ids_of_config
+from ocistream.model import Descriptor
 from ocistream.stream import counted, verified, wrong_size
 from ocistream.workers import each
 

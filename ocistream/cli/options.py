@@ -19,8 +19,8 @@ import click
 
 from ocistream import __version__, limits
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.graph import PlatformChoice
 from ocistream.model import Platform, parse_platform
+from ocistream.platforms import PlatformChoice
 from ocistream.stores import End, Surroundings
 
 if TYPE_CHECKING:

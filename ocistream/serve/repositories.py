@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import files, limits
+from ocistream.documents import Document, media_type_of, outline, parse_document
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
-from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Document, media_type_of, outline, parse_document
+from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ocistream.reference import is_digest, is_tag
 from ocistream.serve.names import full_name, repository_of_directory, spellings
 from ocistream.serve.refusals import RefusedError

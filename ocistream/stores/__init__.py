@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from ocistream import files, limits
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
-from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference, printable
 from ocistream.stores.index import Selection, every_image, images_named
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable
 
+    from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
     from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input

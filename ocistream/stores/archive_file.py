@@ -13,15 +13,16 @@ from ocistream import files, layers, limits
 from ocistream.compression import NONE, codec_of
 from ocistream.conversion import Tally, looks_like_document
 from ocistream.errors import ArchiveError
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
+from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, Place, blob_digest
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, TarReader
-from ocistream.stream import chunks_of, digest_of, verified
+from ocistream.stream import chunks_of, digest_of, gathered, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +122,7 @@ class ArchiveFileSource:
         name, place = self._contents.resolve(name)
         raw = self._read(place, limits.MAX_CONFIG)
         if digest := blob_digest(name):
-            raw = b"".join(bytes(chunk) for chunk in verified([raw], Descriptor(UNKNOWN_TYPE, digest, place.size)))
+            raw = gathered(verified([raw], Descriptor(UNKNOWN_TYPE, digest, place.size)))
         self._lies_at(digest_of(raw), place)
         return raw
 
@@ -129,7 +130,7 @@ class ArchiveFileSource:
         """Say what a layer of a docker-archive is: of a plain one its config has said so, others are hashed."""
         name, place = self._contents.resolve(name)
         if (known := self._layers.get(name)) is None:
-            beginning = b"".join(map(bytes, self._opener(Place(place.offset, min(place.size, limits.KIB)))()))
+            beginning = gathered(self._opener(Place(place.offset, min(place.size, limits.KIB)))())
             if looks_like_document(beginning):
                 msg = f"{printable(name)} in the archive is no layer"
                 raise ArchiveError(msg)
@@ -161,7 +162,7 @@ class ArchiveFileSource:
         if place.size > limit:
             msg = f"the document at byte {place.offset} of the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return b"".join(bytes(chunk) for chunk in self._opener(place)())
+        return gathered(self._opener(place)())
 
     def _opener(self, place: Entry | Place) -> Callable[[], Iterator[Chunk]]:
         def chunks() -> Iterator[Chunk]:

@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING
 from ocistream import files, layers, limits
 from ocistream.compression import NONE, Codec, codec_of
 from ocistream.conversion import looks_like_document, looks_like_layer
-from ocistream.errors import ArchiveError, UsageError
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
+from ocistream.errors import ArchiveError, UnsupportedError, UsageError
+from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, blob_digest, plain_name
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, Input, TarReader
-from ocistream.stream import digest_of, verified
+from ocistream.stream import digest_of, gathered, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -187,13 +188,19 @@ class ArchiveStreamSource:
         whole = itertools.chain([first], chunks)
         if looks_like_document(first):
             if self._held_bytes + entry.size <= limits.MAX_HELD_JSON:
-                self._documents[name] = b"".join(bytes(chunk) for chunk in whole)
+                self._documents[name] = gathered(whole)
                 self._held_bytes += entry.size
             elif entry.size <= limits.MAX_CONFIG:
-                self._layers[name] = early.put_unnamed(whole)
+                self._hand_on(name, whole, early)
                 self._spilled_documents.add(name)
         elif looks_like_layer(first) or name.endswith(".tar"):
-            self._layers[name] = early.put_unnamed(whole)
+            self._hand_on(name, whole, early)
+
+    def _hand_on(self, name: str, chunks: Iterator[Chunk], early: Early) -> None:
+        if len(self._layers) >= limits.MAX_LISTED:
+            msg = f"more than {limits.MAX_LISTED} layers come before the archive's manifest.json"
+            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
+        self._layers[name] = early.put_unnamed(chunks)
 
     def _docker_graph(self, early: Early) -> Graph:
         """Make the graph of a docker-archive, all of which has passed."""

@@ -20,9 +20,10 @@ from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
+    from ocistream.documents import Document
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Blob, Unnamed
-    from ocistream.model import Descriptor, Document
+    from ocistream.model import Descriptor
     from ocistream.stores.outputs import Output
 
 __all__ = ["DockerArchiveSink"]

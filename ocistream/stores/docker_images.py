@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ocistream import layers, limits
+from ocistream.documents import diff_ids_of_config
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -19,8 +20,8 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import Graph, GraphBuilder, PlatformChoice, Root
-from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor, diff_ids_of_config
+from ocistream.graph import Graph, GraphBuilder, Root
+from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from ocistream.reference import parse_reference, printable
 from ocistream.stores.entries import blob_digest, plain_name
 from ocistream.stream import digest_of
@@ -29,6 +30,7 @@ from ocistream.strict_json import canonical_json, parse_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ocistream.platforms import PlatformChoice
     from ocistream.stores.index import Selection
 
 __all__ = ["Listed", "docker_graph", "parse_manifest_json"]
@@ -133,13 +135,14 @@ def _roots(image: Listed, descriptor: Descriptor) -> list[Root]:
 
 
 class _Manifests:
-    """The manifests that are made here, each when it is asked for. Configs are not held: they may be large."""
+    """The manifests that are made here, each when it is asked for. Of the configs, which may be large, one is held."""
 
     def __init__(self, config: Callable[[str], bytes], layer: Callable[[str, str], Descriptor]) -> None:
         self._config = config
         self._layer = layer
         self._made: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
         self._names: dict[str, str] = {}
+        self._last = "", b""
         self._bytes = 0
         #: The manifests themselves, by digest.
         self.raw: dict[str, bytes] = {}
@@ -160,10 +163,12 @@ class _Manifests:
         return known
 
     def config(self, digest: str) -> bytes:
-        """Read a config again."""
-        return self._config(self._names[digest])
+        """Give a config once more."""
+        known, raw = self._last
+        return raw if known == digest else self._config(self._names[digest])
 
     def _manifest(self, image: Listed) -> dict[str, Any]:
+        self._last = "", b""
         config, what = self._config(image.config), f"the config {printable(image.config)}"
         diff_ids = diff_ids_of_config(config, what)
         if len(diff_ids) != len(image.layers):
@@ -173,6 +178,7 @@ class _Manifests:
         self.bare = self.bare or not all(map(blob_digest, image.layers))
         descriptor = Descriptor(OCI_CONFIG, digest_of(config), len(config))
         self._names[descriptor.digest] = image.config
+        self._last = descriptor.digest, config
         return {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,

@@ -121,8 +121,8 @@ class Contents:
         msg = f"the archive lacks {printable(name)}, which its manifest.json needs"
         if isinstance(found, str):
             msg = f"{printable(name)!r} in the archive is a link to a link"
-        elif self._names > limits.MAX_NAMES:
-            msg += f", or it has more names than the {limits.MAX_NAMES} bytes of them that are kept"
+        elif self._has_too_many():
+            msg += f", or more than {limits.MAX_BLOBS} others, or {limits.MAX_NAMES} bytes of names, stand before it"
         raise ArchiveError(msg)
 
     def _add_document(self, name: str, entry: Entry) -> None:
@@ -144,6 +144,9 @@ class Contents:
         digest = blob_digest(name)
         return self.blobs.get(digest) if digest else self.others.get(name)
 
+    def _has_too_many(self) -> bool:
+        return self._names > limits.MAX_NAMES or len(self.others) >= limits.MAX_BLOBS
+
     def _add_other(self, name: str, entry: Entry) -> None:
         """Note what may belong to a docker-archive, as long as this can still be one, and as far as names have room."""
         if self.layout or self.index or entry.kind not in {"file", "link"} or posixpath.basename(name) in _OF_VERSION_1:
@@ -151,12 +154,13 @@ class Contents:
         if self.blobs and not name.startswith("blobs/"):
             # Bazel's docker-archives have their configs under blobs' names, and `.tar.gz` behind those of their layers.
             return
-        self._names += len(name) + len(entry.target)
-        if self._names > limits.MAX_NAMES:
-            return
         if name in self.others:
             # Which of the two is meant? That matters only if somebody means it.
             self._ambiguous.add(name)
+            return
+        self._names += len(name) + len(entry.target)
+        if self._has_too_many():
+            return
         self.others[name] = (
             Place(entry.offset, entry.size)
             if entry.kind == "file"

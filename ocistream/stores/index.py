@@ -8,16 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from ocistream.documents import Listing
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
-from ocistream.model import OCI_INDEX, Descriptor, Listing
+from ocistream.model import OCI_INDEX, Descriptor
 from ocistream.reference import parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.model import Document
+    from ocistream.documents import Document
     from ocistream.reference import Reference
 
 #: The tag, or whatever a tool calls an image by (image-spec, annotations.md).

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root
+from ocistream.graph import Graph, GraphBuilder, Root
 from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.stores.index import Selection, entry_for, every_image, name_of, roots_of
 from ocistream.stores.layout_directory import LayoutDirectory
 

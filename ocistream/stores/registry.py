@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ocistream.distribution import Repository, is_canonical, not_found
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root
+from ocistream.graph import Graph, GraphBuilder, Root
 from ocistream.interfaces import Blob
-from ocistream.stream import digest_of, verified
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 
 if TYPE_CHECKING:
@@ -201,8 +202,7 @@ class RegistrySink:
     def recall(self, descriptor: Descriptor) -> bytes:
         """Read small content back that was put early."""
         repository, _ = self._repository(self._early_reference())
-        chunks = repository.blob_chunks(descriptor)
-        return b"".join(bytes(chunk) for chunk in verified(chunks, descriptor))
+        return gathered(verified(repository.blob_chunks(descriptor), descriptor))
 
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first, and the tags at the very end.

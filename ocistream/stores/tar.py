@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.reference import printable
-from ocistream.stream import chunks_of
+from ocistream.stream import chunks_of, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ class TarReader:
         if entry.size > limit:
             msg = f"{printable(entry.name)!r} in the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return b"".join(bytes(chunk) for chunk in self.content(entry))
+        return gathered(self.content(entry))
 
     def drain(self) -> None:
         """Read on to the end of the file: whoever writes a pipe is not to find it closed."""
@@ -257,8 +257,11 @@ def header(name: str, size: int, mtime: int = 0) -> bytes:
 def header_of_one_block(name: str, size: int, mtime: int = 0) -> bytes:
     """Write the same header in one block, whatever the size: room for it was left before the size was known.
 
-    Above 8 GiB that takes GNU's form of numbers, which every tar understands by now.
+    From 8 GiB on that takes GNU's form of numbers, which every tar understands by now.
     """
+    block = header(name, size, mtime)
+    if len(block) == BLOCK:
+        return block
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, mtime, 0o644
     return info.tobuf(tarfile.GNU_FORMAT)

@@ -9,12 +9,14 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from ocistream import files
+from ocistream.errors import LocalDiskError
 from ocistream.stores import tar
 from ocistream.stores.outputs import Rewritable
 from ocistream.stream import chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from io import FileIO
 
     from ocistream.interfaces import Unnamed
     from ocistream.model import Descriptor
@@ -22,6 +24,23 @@ if TYPE_CHECKING:
     from ocistream.stream import Chunk
 
 __all__ = ["TarWriter"]
+
+
+_SPOOLING = "cannot keep a layer in a temporary file"
+
+
+def _spool() -> FileIO:
+    """Open a temporary file that has no name.
+
+    Raises:
+        LocalDiskError: there is no folder for it.
+    """
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except FileNotFoundError as error:
+        # Python has tried all the usual ones, by writing to them.
+        msg = f"{_SPOOLING}: no folder for temporary files can be written to"
+        raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
 class TarWriter:
@@ -75,8 +94,7 @@ class TarWriter:
         return descriptor
 
     def _add_by_way_of_a_file(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
-        what = "cannot keep a layer in a temporary file"
-        with files.disk_errors(what), tempfile.TemporaryFile(buffering=0) as spool:
+        with files.disk_errors(_SPOOLING), _spool() as spool:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
             descriptor = blob.descriptor()

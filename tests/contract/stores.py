@@ -21,9 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from ocistream.graph import ALL_PLATFORMS, PlatformChoice, Root
+from ocistream.graph import Root
 from ocistream.interfaces import Blob, Sink, Source
 from ocistream.model import Descriptor
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference
 from ocistream.serve import Registry
 from ocistream.stores.archive import ArchiveSink

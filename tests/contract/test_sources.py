@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError
-from ocistream.graph import Graph, PlatformChoice
+from ocistream.graph import Graph
 from ocistream.interfaces import Blob, Source
 from ocistream.model import Descriptor, parse_platform
+from ocistream.platforms import PlatformChoice
 from ocistream.stream import Chunk, verified
 from tests.contract.shapes import SHAPES, named_in, nested_index, parts_of
 from tests.contract.stores import REF_NAME, SOURCES, IndexLastPipeStore, RegistryStore, Store, opened

@@ -28,9 +28,10 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice
+from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
 from ocistream.model import Descriptor, parse_platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
 from ocistream.stores.index import every_image, images_named

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from ocistream import limits, model
+from ocistream.documents import parse_descriptor
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
-from ocistream.graph import ALL_PLATFORMS, Graph, GraphBuilder, PlatformChoice, Root, is_image
-from ocistream.model import Platform, parse_descriptor, parse_platform
+from ocistream.graph import Graph, GraphBuilder, Root, is_image
+from ocistream.model import Platform, parse_platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.images import (
     OCI_CONFIG,

@@ -11,8 +11,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
-from ocistream.graph import ALL_PLATFORMS, Graph, PlatformChoice, Root
+from ocistream.graph import Graph, Root
 from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.stores.index import (
     FULL_NAME,
     OCI_LAYOUT,

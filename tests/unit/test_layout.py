@@ -26,7 +26,7 @@ from ocistream.errors import (
     UsageError,
 )
 from ocistream.graph import Graph, Root
-from ocistream.interfaces import Blob
+from ocistream.interfaces import Blob, Unnamed
 from ocistream.model import OCI_MANIFEST, Descriptor
 from ocistream.stores.index import REF_NAME
 from ocistream.stores.layout import LayoutSink, LayoutSource
@@ -441,3 +441,71 @@ def test_a_root_keeps_what_its_entry_said(layout: Layout, tmp_path: Path) -> Non
     assert [entry] == named_in(layout)
     assert entry["platform"] == {"os": "linux", "architecture": "amd64"}
     assert parts_of(Layout(tmp_path / "out")).blobs == parts_of(layout).blobs
+
+
+def made_of(content: bytes, *, fails: bool = False) -> Unnamed:
+    """Return a blob of which the digest is known when all of it was read."""
+    whole: list[bool] = []
+
+    def chunks() -> Iterator[Chunk]:
+        yield content[:10]
+        if fails:
+            raise IntegrityError("wrong")
+        yield memoryview(content[10:])
+        whole.append(True)
+
+    def descriptor() -> Descriptor:
+        assert whole, "asked for too early"
+        return Descriptor("x/y", digest_of(content), len(content))
+
+    return Unnamed(chunks, descriptor)
+
+
+class TestUnnamed:
+    """Blobs that are made while they move."""
+
+    def test_it_lies_under_its_digest_when_all_of_it_has_passed(self, tmp_path: Path) -> None:
+        sink = LayoutSink(tmp_path / "out")
+        content = b"content " * 1000
+        descriptor = sink.put_unnamed(made_of(content))
+        assert (descriptor.digest, descriptor.size) == (digest_of(content), len(content))
+        assert Layout(tmp_path / "out").file(descriptor.digest).read_bytes() == content
+        assert names_in(tmp_path / "out" / "blobs" / "sha256") == [descriptor.digest.partition(":")[2]]
+        assert sink.has(descriptor)
+        # What is there and wrong is replaced, what is right may come again.
+        Layout(tmp_path / "out").file(descriptor.digest).write_bytes(b"wrong")
+        for _ in range(2):
+            sink.put_unnamed(made_of(content))
+            assert sink.has(descriptor)
+
+    def test_one_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(IntegrityError, match="wrong"):
+            LayoutSink(tmp_path / "out").put_unnamed(made_of(b"content " * 1000, fails=True))
+        assert names_in(tmp_path / "out" / "blobs" / "sha256") == []
+
+    def test_the_directory_is_a_layout_once_layers_are_expected(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        LayoutSink(tmp_path / "out").expect(graph_of(layout.path))
+        assert LayoutDirectory(tmp_path / "out").exists()
+        assert not (tmp_path / "out" / "index.json").exists()
+
+    @pytest.mark.parametrize("where", ["blobs", "blobs/sha256"])
+    def test_a_link_is_not_followed_out_of_the_layout(self, tmp_path: Path, where: str) -> None:
+        out = Layout(tmp_path / "out").path
+        (tmp_path / "elsewhere").mkdir()
+        (out / where).rmdir() if (out / where).exists() else None
+        (out / where).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ArchiveError, match="symbolic link"):
+            LayoutSink(out).put_unnamed(made_of(b"content " * 1000))
+        assert names_in(tmp_path / "elsewhere") == []
+
+    def test_a_directory_in_its_place_is_an_error_of_the_disk(self, tmp_path: Path) -> None:
+        content = b"content " * 1000
+        out = Layout(tmp_path / "out")
+        out.file(digest_of(content)).mkdir(parents=True)
+        (out.file(digest_of(content)) / "full").touch()
+        with pytest.raises(LocalDiskError, match="cannot write a blob"):
+            LayoutSink(out.path).put_unnamed(made_of(content))
+        assert [path.name for path in (out.path / "blobs" / "sha256").iterdir()] == [
+            digest_of(content).partition(":")[2]
+        ]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
+from ocistream.documents import Document, media_type_of, outline, parse_descriptor, parse_document, platform_of_config
 from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
 from ocistream.model import (
     DOCKER_LIST,
@@ -19,14 +20,8 @@ from ocistream.model import (
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
-    Document,
     Platform,
-    media_type_of,
-    outline,
-    parse_descriptor,
-    parse_document,
     parse_platform,
-    platform_of_config,
 )
 from ocistream.strict_json import canonical_json, parse_json, passed_over
 

@@ -20,9 +20,9 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import PlatformChoice
 from ocistream.interfaces import Blob
 from ocistream.model import Descriptor, parse_platform
+from ocistream.platforms import PlatformChoice
 from ocistream.reference import parse_reference
 from ocistream.serve import Registry
 from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end

@@ -1,0 +1,81 @@
+"""Which platforms of an image are wanted, and which of the manifests that an index lists are meant by that.
+
+Only here is a platform chosen. `name` is how the image is called in errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ocistream.documents import platform_of_config
+from ocistream.errors import NotFoundError
+from ocistream.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocistream.model import Descriptor, Platform
+
+__all__ = ["ALL_PLATFORMS", "PlatformChoice", "check_platform", "choose"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformChoice:
+    """Which platforms of an index are wanted: all of them where `platforms` is empty.
+
+    `explicit` is False for the default that a user did not ask for: an image that has no choice to offer is then
+    taken as it is.
+    """
+
+    platforms: tuple[Platform, ...] = ()
+    explicit: bool = True
+
+
+ALL_PLATFORMS = PlatformChoice()
+
+
+#: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
+_ATTESTS = "vnd.docker.reference.digest"
+
+
+def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> list[Descriptor] | None:
+    """Pick the manifests that a choice of platforms means; None where there is nothing to choose from.
+
+    With several platforms, attestations go along with the images that they vouch for.
+
+    Raises:
+        NotFoundError: a platform is not there; the message lists those that are.
+    """
+    offered = [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
+    if not offered and not choice.explicit:
+        return None
+    picked: dict[str, Descriptor] = {}
+    for wanted in choice.platforms:
+        matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
+        if not matches:
+            there = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in offered))
+            msg = f"{name} has no platform {wanted}"
+            hint = f"its platforms are: {there or 'none that is named'}; choose one with --platform, or all"
+            raise NotFoundError(msg, hint=hint)
+        best = next((leaf for leaf, platform in matches if wanted.prefers(platform)), matches[0][0])
+        picked[best.digest] = best
+    if len(picked) > 1:
+        picked.update({leaf.digest: leaf for leaf in leaves if leaf.annotations.get(_ATTESTS) in picked})
+    if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
+        return None
+    # A digest may be listed for several platforms: it is what it was picked as.
+    return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
+
+
+def check_platform(choice: PlatformChoice, name: str, config: bytes) -> None:
+    """Hold an image that is no index against a choice, by its configuration.
+
+    Raises:
+        NotFoundError: it is for another platform.
+    """
+    platform = platform_of_config(config, f"the config of {name}")
+    if platform is not None and not any(wanted.covers(platform) for wanted in choice.platforms):
+        wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
+        msg = f"{name} has no platform {wanted_text}"
+        raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")
