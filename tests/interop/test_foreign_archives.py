@@ -13,9 +13,9 @@ import pytest
 
 from tests.cli.run import Result, ocistream
 from tests.debian_image import DebianImage
-from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
-from tests.registry_http import assert_no_image, manifest_digest, seed
+from tests.registry_http import assert_no_image, manifest, manifest_digest, seed
 
 How = Literal["a file", "a pipe"]
 both_ways = pytest.mark.parametrize("how", ["a file", "a pipe"])
@@ -206,17 +206,40 @@ def test_a_cut_archive_with_its_index_last_leaves_nothing_visible(
     assert_no_image(registry)
 
 
-def test_what_older_dockers_save_is_named_as_what_it_is(
-    layout: Layout, registry: DockerRegistry, docker_daemon: Dockerd, tmp_path: Path
+@both_ways
+def test_what_older_dockers_save_is_pushed_and_is_the_same_image_when_it_is_pulled_again(
+    how: How,
+    push: Callable[..., Result],
+    layout: Layout,
+    registry: DockerRegistry,
+    docker_daemon: Dockerd,
+    tmp_path: Path,
+) -> None:
+    name, again = f"{registry.host}/saved:v1", f"{registry.host}/team/app:v2"
+    shared = tar_layer({"etc/motd": b"twice\n"})
+    seed(layout, layout.image([shared, tar_layer({"bin/a": b"b" * 9000}), shared]), registry.host, "saved", "v1")
+    docker_daemon.docker("pull", name)
+    docker_daemon.docker("save", "--output", tmp_path / "saved.tar", name)
+    with tarfile.open(tmp_path / "saved.tar") as archive:
+        assert "manifest.json" in archive.getnames(), "it is not the old kind any more"
+        assert "index.json" not in archive.getnames(), "it is not the old kind any more"
+        assert any(member.issym() for member in archive), "the layer that stands there twice is no link any more"
+    push(tmp_path / "saved.tar", how)
+    docker_daemon.docker("pull", again)
+    wanted = ("inspect", "--format", "{{.Id}} {{json .RootFS.Layers}} {{json .Config.Cmd}}")
+    assert docker_daemon.docker(*wanted, again).stdout == docker_daemon.docker(*wanted, name).stdout
+    document = json.loads(manifest(registry.host, "team/app", "v2") or b"")
+    assert {layer["mediaType"].rpartition("+")[2] for layer in document["layers"]} == {"gzip"}
+
+
+def test_what_older_dockers_save_is_the_same_from_a_file_and_from_a_pipe(
+    push: Callable[..., Result], layout: Layout, registry: DockerRegistry, docker_daemon: Dockerd, tmp_path: Path
 ) -> None:
     name = f"{registry.host}/saved:v1"
     seed(layout, small_image(layout), registry.host, "saved", "v1")
     docker_daemon.docker("pull", name)
     docker_daemon.docker("save", "--output", tmp_path / "saved.tar", name)
-    for result in (
-        ocistream("push", f"{registry.host}/again:v1", "-i", tmp_path / "saved.tar"),
-        ocistream("push", f"{registry.host}/again:v1", stdin=(tmp_path / "saved.tar").read_bytes()),
-    ):
-        assert result.code == 8
-        assert "docker save" in result.err
-    assert registry.tags("again") == {}
+    lines = {push(tmp_path / "saved.tar", how).lines()[0] for how in ("a file", "a pipe")}
+    assert len(lines) == 1
+    (digest,) = registry.tags("team/app").values()
+    assert lines == {f"{registry.host}/team/app:v2@{digest}"}

@@ -1,0 +1,568 @@
+"""docker-archives on the command line: what `docker save` wrote is pushed and copied, and written for old daemons."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from tests import schemas
+from tests.archives import END, files_in, items_of, small_first, tar_of
+from tests.cli import expect
+from tests.cli.run import Argument, Result, measured, ocistream, pipe
+from tests.docker_archives import (
+    DIALECTS,
+    Entry,
+    Link,
+    Saved,
+    archive_of,
+    hex_of,
+    images_in,
+    listed_in,
+    of_docker,
+    of_podman,
+    plain,
+    saved,
+)
+from tests.faults import FaultyRegistry
+from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
+from tests.registry_http import get, manifest, manifest_digest, seed, tags
+
+MIB = 1 << 20
+PROMISED = 48 * MIB
+both = pytest.mark.parametrize("how", ["file", "pipe"])
+
+
+@pytest.fixture
+def images(layout: Layout) -> list[Saved]:
+    """Return two images that share a layer; the first has it twice, and two names."""
+    shared = tar_layer({"etc/motd": b"shared\n"})
+    first = layout.image([shared, tar_layer({"a": b"first " * 500}), shared])
+    second = layout.image([shared, tar_layer({"b": b"second"})], platform="linux/arm64/v8")
+    return [saved(layout, first, "app:1", "a.example:5000/team/app:2"), saved(layout, second, "other:latest")]
+
+
+@pytest.fixture
+def one(images: list[Saved]) -> Saved:
+    return images[0]
+
+
+@pytest.fixture
+def give(tmp_path: Path) -> Callable[..., Result]:
+    """Return what runs a command that reads an archive with -i, or from a pipe."""
+
+    def run(content: bytes, how: str, *argv: Argument, **options: Any) -> Result:
+        if how == "pipe":
+            return ocistream(*argv, stdin=content, **options)
+        (tmp_path / "given.tar").write_bytes(content)
+        return ocistream(*argv, "-i", tmp_path / "given.tar", **options)
+
+    return run
+
+
+def blob(host: str, repository: str, digest: str) -> bytes:
+    """Fetch a blob from a registry, and check it."""
+    status, content = get(host, f"/v2/{repository}/blobs/{digest}")
+    assert status == 200, (digest, status)
+    assert digest_of(content) == digest
+    return content
+
+
+def pushed(host: str, repository: str, tag: str, image: Saved) -> list[str]:
+    """Assert that a registry has an image, as its config says it has to be; return its layers' media types."""
+    document = json.loads(manifest(host, repository, tag) or b"{}")
+    schemas.validate(document, "manifest")
+    assert blob(host, repository, document["config"]["digest"]) == image.config
+    assert document["config"]["size"] == len(image.config)
+    contents = [blob(host, repository, layer["digest"]) for layer in document["layers"]]
+    assert [layer["size"] for layer in document["layers"]] == [len(content) for content in contents]
+    assert [f"sha256:{hex_of(plain(content))}" for content in contents] == image.diff_ids
+    return [layer["mediaType"] for layer in document["layers"]]
+
+
+# In ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_it_is_pushed_from_a_file_and_from_a_pipe_as_the_same(
+    served: FaultyRegistry, one: Saved, dialect: str, give: Callable[..., Result]
+) -> None:
+    archive = archive_of(DIALECTS[dialect]([one]))
+    lines = []
+    for how in ("file", "pipe"):
+        result = give(archive, how, "push", f"{served.host}/{how}:1")
+        expect.success(result)
+        kinds = set(pushed(served.host, how, "1", one))
+        assert kinds == {f"application/vnd.oci.image.layer.v1.tar{'+gzip' if dialect != 'stripped-oci' else ''}"}
+        lines.append(result.lines()[0].rpartition("@")[2])
+    assert (
+        lines[0] == lines[1] == manifest_digest(served.host, "file", "1") == manifest_digest(served.host, "pipe", "1")
+    )
+
+
+@both
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+def test_it_may_be_compressed_as_a_whole(
+    served: FaultyRegistry, one: Saved, how: str, pack: Callable[[bytes], bytes], give: Callable[..., Result]
+) -> None:
+    expect.success(give(archive_of(of_docker([one])), "file", "push", f"{served.host}/plain:1"))
+    expect.success(give(pack(archive_of(of_docker([one]))), how, "push", f"{served.host}/packed:1"))
+    assert manifest_digest(served.host, "packed", "1") == manifest_digest(served.host, "plain", "1")
+
+
+@pytest.mark.parametrize(("compress", "suffix"), [("gzip:9", "+gzip"), ("zstd", "+zstd"), ("none", "")])
+def test_its_layers_are_compressed_as_asked_for(
+    served: FaultyRegistry, one: Saved, compress: str, suffix: str, give: Callable[..., Result]
+) -> None:
+    found = set()
+    for how in ("file", "pipe"):
+        archive = archive_of(of_docker([one]))
+        expect.success(give(archive, how, "push", f"{served.host}/{how}:1", "--compress", compress))
+        assert set(pushed(served.host, how, "1", one)) == {f"application/vnd.oci.image.layer.v1.tar{suffix}"}
+        found.add(manifest_digest(served.host, how, "1"))
+    assert len(found) == 1
+
+
+def test_every_image_goes_to_its_own_place_from_a_file(
+    served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
+) -> None:
+    result = give(archive_of(of_docker(images)), "file", "push", "--to", f"{served.host}/mirror")
+    expect.success(result)
+    places = [
+        ("mirror/app", "1", images[0]),
+        ("mirror/team/app", "2", images[0]),
+        ("mirror/other", "latest", images[1]),
+    ]
+    for repository, tag, image in places:
+        pushed(served.host, repository, tag, image)
+    assert [line.partition("@")[0] for line in result.lines()] == [
+        f"{served.host}/{name}:{tag}" for name, tag, _ in places
+    ]
+
+
+def test_from_a_pipe_it_is_not_known_in_time_where_they_belong(
+    served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
+) -> None:
+    result = give(archive_of(of_docker(images)), "pipe", "push", "--to", served.host)
+    expect.failure(result, 8, "from a file instead of a pipe")
+    expect.no_image(served)
+
+
+@both
+def test_one_of_several_is_chosen_by_name(
+    served: FaultyRegistry, images: list[Saved], how: str, give: Callable[..., Result]
+) -> None:
+    archive = archive_of(of_podman(images))
+    target = f"{served.host}/app:1"
+    expect.failure(give(archive, how, "push", target), 2, "--image", "docker.io/library/app:1")
+    expect.failure(give(archive, how, "push", target, "--image", "nowhere"), 4, "nowhere", "docker.io/library/app:1")
+    expect.no_image(served)
+    expect.success(give(archive, how, "push", target, "--image", "other"))
+    pushed(served.host, "app", "1", images[1])
+
+
+@both
+def test_a_platform_has_to_be_the_images_own(
+    served: FaultyRegistry, one: Saved, how: str, give: Callable[..., Result]
+) -> None:
+    archive = archive_of(of_docker([one]))
+    result = give(archive, how, "push", f"{served.host}/app:1", "--platform", "linux/arm64")
+    expect.failure(result, 4, "linux/arm64", "linux/amd64")
+    expect.no_image(served)
+    expect.success(give(archive, how, "push", f"{served.host}/app:1", "--platform", "linux/amd64"))
+
+
+@pytest.mark.parametrize(
+    "source", ["given.tar", "docker-archive:given.tar", "oci-archive:given.tar", "docker-archive:-"]
+)
+def test_it_is_copied_into_a_layout(one: Saved, source: str, tmp_path: Path) -> None:
+    (tmp_path / "given.tar").write_bytes(archive_of(of_docker([one])))
+    stdin = (tmp_path / "given.tar").read_bytes() if source.endswith("-") else None
+    expect.success(
+        ocistream("copy", f"./{source}" if ":" not in source else source, "oci:out", stdin=stdin, cwd=tmp_path)
+    )
+    schemas.validate_layout(tmp_path / "out")
+    assert expect.names_in(tmp_path / "out") == ["1", "2"]
+    found = Layout(tmp_path / "out")
+    image = saved(found, expect.index_of(found.path)[0])
+    assert (image.config, image.layers) == (one.config, one.layers)
+
+
+def test_one_of_several_is_copied_by_name(images: list[Saved], tmp_path: Path) -> None:
+    (tmp_path / "given.tar").write_bytes(archive_of(of_docker(images)))
+    expect.success(ocistream("copy", "docker-archive:given.tar:a.example:5000/team/app:2", "oci:out:it", cwd=tmp_path))
+    assert expect.names_in(tmp_path / "out") == ["it"]
+    assert saved(Layout(tmp_path / "out"), expect.index_of(tmp_path / "out")[0]).layers == images[0].layers
+
+
+def test_a_push_needs_no_temporary_space(served: FaultyRegistry, one: Saved, tmp_path: Path) -> None:
+    archive = archive_of(of_docker([one]))
+    nowhere = str(tmp_path / "nowhere")
+    expect.success(ocistream("push", f"{served.host}/app:1", stdin=archive, env={"TMPDIR": nowhere}))
+    pushed(served.host, "app", "1", one)
+
+
+# In, and wrong -----------------------------------------------------------------------------------------------
+
+
+def cut(image: Saved) -> bytes:
+    return archive_of(of_podman([image]))[:-3000]
+
+
+def in_the_middle_of_a_layer(image: Saved) -> bytes:
+    whole = archive_of(of_podman([image]))
+    return whole[: whole.index(image.layers[1]) + 700]
+
+
+def wrong_layer(image: Saved) -> bytes:
+    other = dataclasses.replace(
+        image, layers=(image.layers[0], tar_layer({"x": b"y"}, compression=""), image.layers[2])
+    )
+    return archive_of(of_podman([other]))
+
+
+def lacking_layer(image: Saved) -> bytes:
+    return archive_of([entry for entry in of_docker([image]) if entry[1] != image.layers[1]])
+
+
+def out_of_it(image: Saved) -> bytes:
+    return archive_of(
+        [
+            (name, Link("../../../../../etc/passwd") if content == image.layers[1] else content)
+            for name, content in of_docker([image])
+        ]
+    )
+
+
+def nothing_like_it(image: Saved) -> bytes:
+    return archive_of([(name, b"{}" if name == "manifest.json" else content) for name, content in of_docker([image])])
+
+
+@both
+@pytest.mark.parametrize(
+    ("broken", "code", "words"),
+    [
+        (cut, 6, "truncated"),
+        (in_the_middle_of_a_layer, 6, "truncated"),
+        (wrong_layer, 5, "its image's config says"),
+        (lacking_layer, 6, "lacks"),
+        (out_of_it, 6, "lacks ../../../../etc/passwd"),
+        (nothing_like_it, 6, "not a list of images"),
+    ],
+)
+def test_what_is_wrong_with_it_leaves_nothing_to_be_seen(
+    served: FaultyRegistry,
+    one: Saved,
+    how: str,
+    broken: Callable[[Saved], bytes],
+    code: int,
+    words: str,
+    give: Callable[..., Result],
+    tmp_path: Path,
+) -> None:
+    content = broken(one)
+    result = give(content, how, "push", f"{served.host}/app:1")
+    if broken is wrong_layer and how == "file":
+        words = "the bytes have the digest"
+    expect.failure(result, code, words)
+    expect.no_image(served)
+    assert tags(served.host, "app") == []
+    source = tmp_path / "source.tar"
+    source.write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    stdin = content if how == "pipe" else None
+    end = "-" if how == "pipe" else source
+    expect.failure(ocistream("copy", end, f"docker-archive:{out}/out.tar", stdin=stdin), code)
+    expect.nothing_left(out)
+
+
+# Bounded memory ----------------------------------------------------------------------------------------------
+
+
+def strangers(one: Saved) -> bytes:
+    """40,000 files that nobody asked for, with names as long as they may be without a header of their own."""
+    block = tarfile.TarInfo("x")
+    entries = []
+    for number in range(40_000):
+        block.name = f"{number:095}.txt"
+        entries.append(block.tobuf(tarfile.USTAR_FORMAT))
+    return b"".join(entries) + archive_of(of_docker([one]))
+
+
+def long_names(one: Saved) -> bytes:
+    return archive_of([*((f"{'n' * 4000}/{n}", b"") for n in range(4_000)), *of_docker([one])])
+
+
+def short_names(one: Saved) -> bytes:
+    """As many names as there may be, each with something that is held."""
+    return archive_of([*((f"{n:x}", b"{}") for n in range(45_000)), *of_docker([one])])
+
+
+def large_documents(one: Saved) -> bytes:
+    stray = b'{"x":"%b"}' % (b"y" * (3 * MIB))
+    return archive_of([*((f"{n}.json", stray[:-2] + b'%d"}' % n) for n in range(10)), *of_docker([one])])
+
+
+def large_configs(one: Saved) -> bytes:
+    """A hundred images, each with a config as large as it may be."""
+    entries: list[Entry] = [(f"{hex_of(one.layers[0])}.tar", one.layers[0]), ("c.tar", one.layers[1])]
+    listed = []
+    small = {**json.loads(one.config), "rootfs": {"type": "layers", "diff_ids": one.diff_ids[:2]}}
+    for number in range(20):
+        config = json.dumps({**small, "history": [{"created_by": f"{number}" + "x" * 1000}] * 7000}).encode()
+        entries.append((f"{number}.json", config))
+        listed.append({"Config": f"{number}.json", "Layers": [f"{hex_of(one.layers[0])}.tar", "c.tar"]})
+    listed[0]["RepoTags"] = list(one.tags)
+    return archive_of([*entries, ("manifest.json", json.dumps(listed).encode())])
+
+
+def many_listed(one: Saved) -> bytes:
+    """A list as long as it may be, of images that would have as many layers as they may."""
+    entries = of_podman([one])
+    image = listed_in({name: content for name, content in entries if isinstance(content, bytes)})[0]
+    others = [{"Config": "x", "Layers": ["y"] * 9_000}] * 14
+    return archive_of([*entries[:-1], ("manifest.json", json.dumps([image, *others]).encode())])
+
+
+def tiny_layers(one: Saved) -> bytes:
+    """Thousands of files that look like layers, and are none of the image's."""
+    content = [(f"{n}.tar", tar_layer({f"{n}": b""}, compression="")) for n in range(1_000)]
+    return archive_of([*content, *of_docker([one])])
+
+
+@both
+@pytest.mark.parametrize(
+    "content", [strangers, long_names, short_names, large_documents, large_configs, many_listed, tiny_layers]
+)
+def test_memory_does_not_grow_with_what_strangers_put_into_it(
+    served: FaultyRegistry, one: Saved, how: str, content: Callable[[Saved], bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "given.tar").write_bytes(content(one))
+    command = ["push", f"{served.host}/app:1", "--image", "app:1", "--platform", "linux/amd64"]
+    if how == "file":
+        result = measured(*command, "-i", tmp_path / "given.tar")
+    else:
+        result = measured(*command, stdin=(tmp_path / "given.tar").read_bytes())
+    assert result.peak is not None
+    assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
+    if content in {strangers, long_names, short_names}:
+        # More than is kept track of; it is refused, in a line or two.
+        expect.failure(result, 6)
+        expect.no_image(served)
+    else:
+        expect.success(result)
+
+
+# Out ---------------------------------------------------------------------------------------------------------
+
+
+def read_back(content: bytes) -> list[Saved]:
+    """Read a docker-archive as other tools do, after checking that each file is called by what is in it."""
+    files = files_in(content)
+    for name, found in files.items():
+        assert name == "manifest.json" or name.partition(".")[0] == hex_of(found), name
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        assert {entry.mtime for entry in archive} == {0}
+        assert {entry.mode for entry in archive} == {0o644}
+    return images_in(files)
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
+    """Return a registry with images of every kind of layers and manifests."""
+    files = {"a": b"the same in all\n"}
+    seed(layout, layout.image([tar_layer(files), tar_layer({"b": b"c" * 9000})]), served.host, "app", "gzip")
+    zstd = [tar_layer(files, compression="zstd"), tar_layer({"d": b"e"}, compression="zstd")]
+    seed(layout, layout.image(zstd), served.host, "app", "zstd")
+    seed(layout, layout.image([tar_layer(files, compression=""), END]), served.host, "app", "plain")
+    docker = [tar_layer(files), tar_layer({"f": b"g"})]
+    seed(layout, layout.image(docker, media="docker"), served.host, "library/docker", "1")
+    seed(layout, two_platforms(layout), served.host, "app", "index")
+    seed(layout, layout.artifact(b"no image"), served.host, "app", "artifact")
+    return served
+
+
+KINDS = [("app", "gzip"), ("app", "zstd"), ("app", "plain"), ("library/docker", "1")]
+
+
+def as_saved(registry: FaultyRegistry, repository: str, tag: str, name: str | None = None) -> Saved:
+    """Return what a docker-archive is to hold of an image of the registry."""
+    document = json.loads(manifest(registry.host, repository, tag) or b"")
+    layers = tuple(plain(blob(registry.host, repository, layer["digest"])) for layer in document["layers"])
+    config = blob(registry.host, repository, document["config"]["digest"])
+    return Saved(config, layers, (name or f"{registry.host}/{repository}:{tag}",))
+
+
+@pytest.mark.parametrize(("repository", "tag"), KINDS)
+def test_pull_writes_it_to_a_file_and_to_a_pipe_as_the_same(
+    registry: FaultyRegistry, repository: str, tag: str, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/{repository}:{tag}"
+    expect.success(ocistream("pull", "--format", "docker-archive", name, "-o", tmp_path / "out.tar"))
+    content = (tmp_path / "out.tar").read_bytes()
+    assert read_back(content) == [as_saved(registry, repository, tag)]
+    result = ocistream("pull", "--format", "docker-archive", name)
+    expect.success(result)
+    assert result.out == content
+    expect.nothing_left(tmp_path, "made", "out.tar", "served-0")
+
+
+def test_layers_that_several_images_share_are_there_once(registry: FaultyRegistry, tmp_path: Path) -> None:
+    names = [f"{registry.host}/{repository}:{tag}" for repository, tag in KINDS]
+    expect.success(ocistream("pull", "--format", "docker-archive", *names, names[0], "-o", tmp_path / "out.tar"))
+    content = (tmp_path / "out.tar").read_bytes()
+    expected = [as_saved(registry, repository, tag) for repository, tag in KINDS]
+    assert read_back(content) == expected
+    different = {part for image in expected for part in (image.config, *image.layers)}
+    assert len(files_in(content)) == len(different) + 1
+    assert len(different) < sum(len(image.layers) + 1 for image in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("nginx", "nginx:latest"), ("docker.io/library/nginx:1", "nginx:1"), ("a.example:5000/b/c:d", None)],
+)
+def test_copy_names_it_as_docker_shows_it(registry: FaultyRegistry, name: str, tag: str | None, tmp_path: Path) -> None:
+    expect.success(ocistream("copy", f"{registry.host}/app:gzip", f"docker-archive:out.tar:{name}", cwd=tmp_path))
+    (image,) = read_back((tmp_path / "out.tar").read_bytes())
+    assert image.tags == (tag or name,)
+
+
+def test_what_has_no_repository_in_its_name_has_no_tag(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="v1")
+    expect.success(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{tmp_path}/out.tar"))
+    files = files_in((tmp_path / "out.tar").read_bytes())
+    assert listed_in(files)[0]["RepoTags"] is None
+
+
+@pytest.mark.parametrize("name", ["Upper", "app@sha256:" + "0" * 64, "app:1@sha256:" + "0" * 64])
+def test_a_name_that_docker_does_not_take_is_refused(registry: FaultyRegistry, name: str, tmp_path: Path) -> None:
+    registry.requests.clear()
+    result = ocistream("copy", f"{registry.host}/app:gzip", f"docker-archive:out.tar:{name}", cwd=tmp_path)
+    expect.failure(result, 2, name)
+    assert registry.requests == []
+
+
+@pytest.mark.parametrize("items", [items_of, small_first], ids=["index-last", "index-first"])
+def test_from_a_pipe_to_a_pipe(layout: Layout, items: Callable[[Layout], Any], tmp_path: Path) -> None:
+    image = small_image(layout, name="docker.io/library/app:1")
+    result = ocistream("copy", "-", "docker-archive:-", stdin=tar_of(items(layout)))
+    expect.success(result)
+    assert read_back(result.out) == [saved(layout, image, "app:1")]
+    expect.success(ocistream("copy", "-", f"docker-archive:{tmp_path}/out.tar", stdin=tar_of(items(layout))))
+    assert (tmp_path / "out.tar").read_bytes() == result.out
+
+
+def test_what_is_written_is_read_again(registry: FaultyRegistry) -> None:
+    source = ["pull", "--format", "docker-archive", f"{registry.host}/app:gzip"]
+    first, second = pipe(source, ["push", f"{registry.host}/again:1"])
+    expect.success(first)
+    expect.success(second)
+    expected = as_saved(registry, "app", "gzip")
+    assert as_saved(registry, "again", "1") == dataclasses.replace(expected, tags=(f"{registry.host}/again:1",))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_any_dialect_becomes_the_one_that_all_read(images: list[Saved], dialect: str) -> None:
+    archive = archive_of(DIALECTS[dialect](images))
+    result = ocistream("copy", "docker-archive:-", "docker-archive:-", stdin=archive)
+    expect.success(result)
+    assert read_back(result.out) == images
+
+
+def test_its_layers_are_plain(registry: FaultyRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/app:gzip"
+    for compress in ("gzip", "zstd:3"):
+        registry.requests.clear()
+        result = ocistream("copy", name, "docker-archive:out.tar", "--compress", compress, cwd=tmp_path)
+        expect.failure(result, 2, "--compress", "not compressed")
+        result = ocistream(
+            "pull", name, "--format=docker-archive", "-o", "out.tar", "--compress", compress, cwd=tmp_path
+        )
+        expect.failure(result, 2, "--compress", "not compressed")
+        assert registry.requests == []
+    expect.success(ocistream("copy", name, "docker-archive:out.tar", "--compress", "none", cwd=tmp_path))
+    assert read_back((tmp_path / "out.tar").read_bytes()) == [as_saved(registry, "app", "gzip")]
+
+
+def test_an_index_is_none_and_one_of_its_images_is(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    name = f"{registry.host}/app:index"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for argv in (
+        ["copy", name, f"docker-archive:{folder}/out.tar"],
+        ["pull", name, "--format=docker-archive", "--platform=all", "-o", folder / "out.tar"],
+        [
+            "pull",
+            name,
+            "--format=docker-archive",
+            "--platform=linux/amd64",
+            "--platform=linux/arm64",
+            "-o",
+            folder / "x",
+        ],
+    ):
+        expect.failure(ocistream(*argv), 8, "index", "--platform")
+        expect.nothing_left(folder)
+    expect.success(ocistream("copy", name, f"docker-archive:{folder}/out.tar", "--platform", "linux/arm64"))
+    arm = json.loads(manifest(registry.host, "app", "index") or b"")["manifests"][1]
+    assert read_back((folder / "out.tar").read_bytes()) == [saved(layout, arm, name)]
+
+
+def test_an_artifact_is_none(registry: FaultyRegistry, tmp_path: Path) -> None:
+    result = ocistream("copy", f"{registry.host}/app:artifact", "docker-archive:out.tar", cwd=tmp_path)
+    expect.failure(result, 8, "no image", "oci-archive")
+    result = ocistream("pull", f"{registry.host}/app:artifact", "--format=docker-archive")
+    expect.failure(result, 8, "no image", "oci-archive")
+
+
+def test_a_corrupt_layer_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, name="v1")
+    path = layout.file(layout.read(image["digest"])["layers"][1]["digest"])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    expect.failure(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{folder}/out.tar"), 5, path.name)
+    expect.nothing_left(folder)
+
+
+def test_a_config_that_promises_other_layers_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout)
+    document = layout.read(image["digest"])
+    config = layout.read(document["config"]["digest"])
+    config["rootfs"]["diff_ids"].reverse()
+    changed = layout.blob(json.dumps(config).encode(), document["config"]["mediaType"])
+    layout.document({**document, "config": changed}, name="v1")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    result = ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{folder}/out.tar")
+    expect.failure(result, 5, "its image's config says")
+    expect.nothing_left(folder)
+
+
+def test_large_layers_pass_in_little_memory(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    seed(layout, layout.image([64 * MIB, 64 * MIB + 1]), served.host, "large", "1")
+    name = f"{served.host}/large:1"
+    pulled = measured("pull", name, "--format", "docker-archive", "-o", tmp_path / "large.tar")
+    expect.success(pulled)
+    archive = (tmp_path / "large.tar").read_bytes()
+    for how in ("file", "pipe"):
+        given: dict[str, Any] = {"stdin": archive} if how == "pipe" else {}
+        options: list[Argument] = [] if how == "pipe" else ["-i", tmp_path / "large.tar"]
+        done = measured("push", f"{served.host}/{how}:1", "--compress", "gzip:1", *options, **given)
+        expect.success(done)
+        assert done.peak is not None
+        assert done.peak < PROMISED, f"{done.peak / MIB:.0f} MiB"
+    assert pulled.peak is not None
+    assert pulled.peak < PROMISED, f"{pulled.peak / MIB:.0f} MiB"
+    assert manifest_digest(served.host, "pipe", "1") == manifest_digest(served.host, "file", "1")
