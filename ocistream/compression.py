@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
-from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -240,7 +239,7 @@ class _Frames:
 
 
 def _malformed(name: str, reason: str) -> ArchiveError:
-    return ArchiveError(f"the {name} stream is malformed: {printable(reason)}")
+    return ArchiveError(f"the {name} stream is malformed: {reason}")
 
 
 NONE: Final = Codec("none", b"", range(1), 0, _as_it_is, _as_it_is)

@@ -17,7 +17,7 @@ import pytest
 from ocistream import limits, transfer
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NotFoundError, OutputClosedError, UsageError
 from ocistream.graph import Graph, GraphBuilder
-from ocistream.interfaces import Blob, Recalls, Source
+from ocistream.interfaces import Blob, Recalls, Source, Unnamed
 from ocistream.model import Descriptor
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
@@ -52,6 +52,30 @@ def every_shape(layout: Layout) -> Layout:
         if name != "no-layers":
             make(layout, f"registry.example/{name}:v1")
     return layout
+
+
+class TestUnnamed:
+    """Blobs of which the digest is known when all of them has passed: they come before the index."""
+
+    def test_they_come_first_and_each_digest_is_there_once(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="registry.example/app:v1")
+        source = LayoutSource(layout.path)
+        graph = source.graph(NothingEarly())
+        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
+        sink.expect(graph)
+        for blob in source.blobs(graph.blobs):
+            found = sink.put_unnamed(Unnamed(blob.open, lambda blob=blob: blob.descriptor))  # type: ignore[misc]
+            assert found == blob.descriptor
+            assert sink.has(blob.descriptor)
+            # The same may come again: two layers may become one.
+            sink.put_unnamed(Unnamed(blob.open, lambda blob=blob: blob.descriptor))  # type: ignore[misc]
+        sink.begin(graph)
+        sink.commit(graph)
+        files = files_in((tmp_path / "a.tar").read_bytes())
+        expected = [blob_name(blob.digest) for blob in graph.blobs]
+        manifests = [blob_name(manifest.descriptor.digest) for manifest in graph.manifests]
+        assert list(files) == ["oci-layout", *expected, "index.json", "manifest.json", *manifests]
+        assert check_blobs(files) == {*parts_of(layout).blobs, *parts_of(layout).manifests}
 
 
 class TestContent:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.connections import Answer, Body, Connections
+from ocistream.connections import Answer, Body, Connections, StreamedBody
 from ocistream.errors import FinalNetworkError, IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall
@@ -228,6 +228,44 @@ class TestBodies:
         assert (begun_before, body.begun, body.failure) == (False, True, None)
         headers = registry.asked("PATCH")[0].headers
         assert (headers["Content-Length"], headers["Transfer-Encoding"]) == (str(1000 + MIB), None)
+
+    def test_one_of_unknown_length_goes_out_in_chunks_and_ends_as_such(
+        self, connections: Open, faulty: Callable[..., CountingRegistry]
+    ) -> None:
+        registry = faulty()
+        opened = connections()
+        location = opened.send("POST", f"{registry.url}/v2/app/blobs/uploads/", {}, None).header("Location")
+        content: list[bytes | memoryview] = [b"a" * 1000, b"", memoryview(b"b" * MIB)]
+        body = StreamedBody(iter(content))
+        answer = opened.send("PATCH", f"{registry.url}{location}", {}, body)
+        assert (answer.status, answer.header("Range")) == (202, f"0-{1000 + MIB - 1}")
+        assert (body.begun, body.failure) == (True, None)
+        headers = registry.asked("PATCH")[0].headers
+        assert (headers["Content-Length"], headers["Transfer-Encoding"]) == (None, "chunked")
+
+    @pytest.mark.parametrize("failure", [IntegrityError("wrong"), OSError(errno.EIO, "no"), KeyboardInterrupt()])
+    def test_one_of_unknown_length_that_fails_has_no_end(self, connections: Open, failure: BaseException) -> None:
+        got = bytearray()
+        over = threading.Event()
+
+        def listen(connection: socket.socket, _: Heard) -> None:
+            while piece := connection.recv(1 << 16):
+                got.extend(piece)
+            over.set()
+
+        def chunks() -> Iterator[bytes]:
+            yield b"x" * 1000
+            raise failure
+
+        body = StreamedBody(chunks())
+        with RawServer(listen) as server:
+            with pytest.raises(type(failure)) as caught:
+                connections().send("PATCH", f"{server.url}/", {}, body)
+            assert caught.value is failure
+            assert over.wait(60)
+        # The last chunk would be one of no bytes (RFC 9112, section 7.1).
+        assert bytes(got) == b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+        assert body.failure is (None if isinstance(failure, KeyboardInterrupt) else failure)
 
     def test_a_body_has_not_begun_where_no_connection_could_be_made(self, connections: Open) -> None:
         body = Body(iter([b"x"]), 1)

@@ -15,7 +15,15 @@ import pytest
 
 from ocistream import files
 from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
-from ocistream.files import atomic_file, disk_errors, locked_directory, open_for_reading, read_bounded, write_all
+from ocistream.files import (
+    atomic_file,
+    disk_errors,
+    locked_directory,
+    named_at_the_end,
+    open_for_reading,
+    read_bounded,
+    write_all,
+)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -268,3 +276,60 @@ def test_all_of_a_chunk_is_written_though_the_file_takes_less(tmp_path: Path) ->
 
 def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path: Path) -> None:
     files.sync_directory(tmp_path / "gone")
+
+
+class TestNamedAtTheEnd:
+    def test_a_file_gets_its_name_when_the_block_ends_and_not_before(self, tmp_path: Path) -> None:
+        path = tmp_path / "named"
+        path.write_bytes(b"old")
+        with named_at_the_end(tmp_path) as (file, name):
+            write_all(file, b"new")
+            name(path)
+            assert path.read_bytes() == b"old"
+            write_all(file, b"er")
+        assert path.read_bytes() == b"newer"
+        assert names_in(tmp_path) == ["named"]
+
+    def test_until_then_its_name_says_what_it_is(self, tmp_path: Path) -> None:
+        with named_at_the_end(tmp_path, "x") as (_, name):
+            (temporary,) = names_in(tmp_path)
+            assert temporary.startswith(".x.")
+            assert temporary.endswith(files.PARTIAL_SUFFIX)
+            name(tmp_path / "y")
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_a_failure_leaves_nothing_whether_it_was_named_or_not(self, tmp_path: Path, when: str) -> None:
+        before = open_descriptors()
+
+        def fail() -> None:
+            with named_at_the_end(tmp_path) as (file, name):
+                write_all(file, b"new")
+                if when == "after":
+                    name(tmp_path / "named")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert names_in(tmp_path) == []
+        assert open_descriptors() == before
+
+    def test_one_that_was_given_no_name_is_a_mistake_and_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="unpack"), named_at_the_end(tmp_path):
+            pass
+        assert names_in(tmp_path) == []
+
+    def test_a_fifo_is_not_replaced(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(OSError, match="not a regular file"), named_at_the_end(tmp_path) as (_, name):
+            name(tmp_path / "fifo")
+        assert names_in(tmp_path) == ["fifo"]
+
+    def test_an_end_of_the_process_drops_it(self, tmp_path: Path) -> None:
+        def interrupted() -> None:
+            with named_at_the_end(tmp_path) as (_, name):
+                name(tmp_path / "named")
+                files.drop_unfinished()
+
+        with pytest.raises(FileNotFoundError):
+            interrupted()
+        assert names_in(tmp_path) == []

@@ -21,9 +21,10 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
-from ocistream.graph import Graph, PlatformChoice, Root
-from ocistream.interfaces import Blob, Source
+from ocistream.graph import Graph, Root
+from ocistream.interfaces import Blob, Source, Unnamed
 from ocistream.model import Descriptor, parse_platform
+from ocistream.platforms import PlatformChoice
 from ocistream.reference import Reference, parse_reference
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.registry import RegistrySink, RegistrySource
@@ -604,6 +605,10 @@ class TestFailures:
         assert registry.requests == []
 
 
+def unnamed(content: bytes) -> Unnamed:
+    return Unnamed(lambda: iter([content]), lambda: blob_of(content), replayable=False)
+
+
 class TestEarlyBlobs:
     """What comes before its index does, from a pipe."""
 
@@ -624,8 +629,31 @@ class TestEarlyBlobs:
         with pytest.raises(IntegrityError):
             put.recall(blob)
 
+    def test_so_do_those_that_have_no_name_yet(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        reference = parse_reference(f"{registry.host}/app:1")
+        put = RegistrySink(quick(), lambda _: reference, early=reference)
+        content = random.Random(3).randbytes(5000)
+        assert put.put_unnamed(unnamed(content)) == blob_of(content)
+        assert put.has(blob_of(content))
+        # It is known to be there; nobody needs to ask.
+        assert registry.asked("HEAD") == []
+        assert registry.layout.blob_path(blob_of(content).digest).read_bytes() == content
+
+    def test_what_is_there_by_now_is_not_sent(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        reference = parse_reference(f"{registry.host}/app:1")
+        put = RegistrySink(quick(), lambda _: reference, early=reference)
+        assert not put.has(blob_of(b"content"))
+        # Another thread has made the same of something else since.
+        put.put_unnamed(unnamed(b"content"))
+        put.put(Blob(blob_of(b"content"), lambda: iter([b"content"])))
+        assert len(registry.asked("PATCH")) == 1
+
     def test_without_such_a_place_they_cannot_be_taken(self, faulty: Faulty, quick: Quick) -> None:
         put = sink(quick(), f"{faulty().host}/app:1")
+        with pytest.raises(UnsupportedError, match="it is not known yet where they belong"):
+            put.put_unnamed(unnamed(b"x"))
         for use in (put.has, put.recall):
             with pytest.raises(UnsupportedError, match="it is not known yet where they belong") as caught:
                 use(blob_of(b"x"))

@@ -21,7 +21,8 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
-from ocistream.interfaces import Blob
+from ocistream.interfaces import Blob, Unnamed
+from ocistream.model import Descriptor
 from ocistream.stream import Chunk, verified
 from ocistream.upload import Uploader
 from tests.certificates import Certificate
@@ -62,10 +63,16 @@ class Source:
         self.closed = 0
         self.before: Callable[[int], None] = lambda _: None
         self.blob = Blob(blob_of(content, algorithm), self.open, replayable)
+        #: The same as if nobody knew it before it has passed.
+        self.unnamed = Unnamed(self.open, self._descriptor, replayable=replayable)
 
     def open(self) -> Iterator[Chunk]:
         """Read, verified as everything is that reaches a sink."""
         return verified(self._chunks(), self.blob.descriptor)
+
+    def _descriptor(self) -> Descriptor:
+        assert self.opened == self.closed > 0, "asked for too early"
+        return self.blob.descriptor
 
     def _chunks(self) -> Iterator[Chunk]:
         self.opened += 1
@@ -602,3 +609,95 @@ def test_no_error_of_an_upload_shows_the_query_of_its_location(faulty: Faulty, q
         with pytest.raises(OcistreamError) as caught:
             uploader(transport, registry).upload(Source().blob)
         assert "secret" not in f"{caught.value} {caught.value.hint} {transport.told}"
+
+
+class TestUnnamed:
+    """Blobs of which size and digest are known when all of them has passed."""
+
+    def test_the_patch_is_chunked_and_the_digest_closes_the_upload(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(), registry).upload(Source().unnamed)
+        post, patch, put = registry.requests
+        assert [request.method for request in registry.requests] == ["POST", "PATCH", "PUT"]
+        assert (post.target, post.headers["Content-Length"]) == (UPLOADS, "0")
+        assert (patch.headers["Transfer-Encoding"], patch.headers["Content-Length"]) == ("chunked", None)
+        assert patch.headers["Content-Type"] == "application/octet-stream"
+        assert put.target == f"{patch.target}?digest={BLOB.digest}"
+        assert is_stored(registry)
+        assert registry.accepted == 1
+
+    def test_an_empty_one_is_a_put_without_a_patch(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(), registry).upload(Source(b"").unnamed)
+        assert methods(registry) == ["POST", "PUT"]
+        assert is_stored(registry, b"")
+
+    def test_it_is_sent_while_it_is_read(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        source = Source()
+        source.before = lambda start: eventually(
+            lambda: start < 2 * MIB or registry.asked("PATCH")[0].received >= start - MIB
+        )
+        uploader(quick(), registry).upload(source.unnamed)
+        assert is_stored(registry)
+
+    @pytest.mark.parametrize("auth", [Basic("alice", "s3cret"), Bearer({"alice": "s3cret"})])
+    def test_the_first_refusal_is_had_before_any_of_it_is_sent(self, faulty: Faulty, quick: Quick, auth: Any) -> None:
+        registry = faulty(auth=auth)
+        source = Source(replayable=False)
+        uploader(quick(credential=ALICE), registry).upload(source.unnamed)
+        assert len(registry.asked("PATCH")) == 1
+        assert is_stored(registry)
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            IntegrityError("wrong"),
+            CancelledError("cancelled"),
+            OSError(errno.EIO, "Input/output error"),
+            KeyboardInterrupt(),
+        ],
+        ids=lambda failure: type(failure).__name__,
+    )
+    @pytest.mark.parametrize("start", [0, 2 * MIB])
+    def test_one_that_fails_is_never_completed_and_its_session_deleted(
+        self, faulty: Faulty, quick: Quick, failure: BaseException, start: int
+    ) -> None:
+        def fail(at: int) -> None:
+            if at == start:
+                raise failure
+
+        registry = faulty()
+        source = Source()
+        source.before = fail
+        with pytest.raises(type(failure)) as caught:
+            uploader(quick(), registry).upload(source.unnamed)
+        assert caught.value is failure
+        assert source.opened == source.closed == 1
+        eventually(lambda: sorted(methods(registry)) == (["DELETE", "PATCH", "POST"] if start else []))
+        assert not is_stored(registry)
+        eventually(lambda: is_clean(registry))
+
+    @pytest.mark.parametrize("failure", LOST_ON_THE_WAY)
+    def test_one_that_can_be_had_again_is_sent_again(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
+        registry = faulty(Fault(failure, "PATCH", times=3))
+        source = Source()
+        uploader(quick(), registry).upload(source.unnamed)
+        assert is_stored(registry)
+        assert source.opened == source.closed == 4
+        eventually(lambda: is_clean(registry))
+
+    @pytest.mark.parametrize("failure", LOST_ON_THE_WAY)
+    def test_one_that_cannot_fails_and_the_hint_says_why(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
+        registry = faulty(Fault(failure, "PATCH"))
+        with pytest.raises(NetworkError) as caught:
+            uploader(quick(), registry).upload(Source(replayable=False).unnamed)
+        assert "cannot be sent again" in (caught.value.hint or "")
+        assert not is_stored(registry)
+
+    def test_an_answer_to_the_put_that_was_lost_is_no_failure(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(), registry).upload(Source().unnamed)
+        registry.faults = [Fault(refusal(404), "PUT", "/uploads/")]
+        uploader(quick(), registry).upload(Source().unnamed)
+        assert is_stored(registry)

@@ -1,0 +1,58 @@
+"""The media types of image layers: which are known, and how the same layer is called otherwise."""
+
+from __future__ import annotations
+
+import pytest
+
+from ocistream import layers
+from ocistream.compression import CODECS
+from tests.conversions import SUFFIXES
+
+#: Family, codec, and what the two of them are called, as the specifications have it.
+KNOWN = [(family, codec, family + suffix) for family, of in SUFFIXES.items() for codec, suffix in of.items()]
+
+
+@pytest.mark.parametrize(("family", "codec", "kind"), KNOWN)
+def test_a_layer_says_how_it_is_compressed(family: str, codec: str, kind: str) -> None:
+    assert (layers.family_of(kind), layers.codec_name(kind)) == (family, codec)
+    assert layers.media_type(family, codec) == kind
+
+
+def test_every_codec_has_a_name_in_both_families() -> None:
+    for family in (layers.OCI, layers.DOCKER):
+        assert len({layers.media_type(family, codec) for codec in CODECS}) == len(CODECS)
+    assert set(CODECS) > layers.DOCKER_CODECS == {"none", "gzip"}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_docker_layers_have_names_of_ocis(codec: str) -> None:
+    oci = layers.media_type(layers.OCI, codec)
+    assert layers.oci_media_type(layers.media_type(layers.DOCKER, codec)) == oci
+    assert layers.oci_media_type(oci) == oci
+
+
+@pytest.mark.parametrize("suffix", ["", ".gzip"])
+def test_so_do_dockers_foreign_layers(suffix: str) -> None:
+    kind = f"application/vnd.docker.image.rootfs.foreign.diff.tar{suffix}"
+    assert layers.oci_media_type(kind) == (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar" + suffix.replace(".", "+")
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "application/octet-stream",
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+encrypted",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.v1.tar.gzip",
+        "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
+    ],
+)
+def test_anything_else_is_no_layer_of_an_image(kind: str) -> None:
+    assert layers.family_of(kind) is layers.codec_name(kind) is None
+    if "foreign" not in kind:
+        assert layers.oci_media_type(kind) == kind

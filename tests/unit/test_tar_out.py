@@ -1,0 +1,266 @@
+"""A tar as it is written, with entries of unknown size: over again in a file, by way of a spool into a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream.errors import LocalDiskError, OutputClosedError
+from ocistream.interfaces import Unnamed
+from ocistream.model import Descriptor
+from ocistream.stores import tar
+from ocistream.stores.outputs import Output, Rewritable, file_output, open_output, stream_output
+from ocistream.stores.tar_out import TarWriter
+from ocistream.stream import Chunk
+from tests.archives import END, files_in
+from tests.images import digest_of
+
+SIZES: Final = [0, 1, 511, 512, 513, 1_000_000]
+
+
+class Broken(Exception):  # noqa: N818 - it stands for any exception at all
+    """What chunks raise."""
+
+
+class Written:
+    """An output of a kind, and what has become of it."""
+
+    def __init__(self, output: Output, read: Callable[[], bytes]) -> None:
+        self.output = output
+        self.read = read
+
+
+@pytest.fixture(params=["file", "stream"])
+def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Written]:
+    """Return each kind of output."""
+    path = tmp_path / "out.tar"
+    if request.param == "file":
+        yield Written(file_output(path), path.read_bytes)
+        return
+    outlet, inlet = os.pipe()
+    got = bytearray()
+
+    def drain() -> None:
+        while piece := os.read(outlet, 1 << 16):
+            got.extend(piece)
+        os.close(outlet)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    with io.FileIO(inlet, "wb") as file:
+
+        def read() -> bytes:
+            file.close()
+            thread.join()
+            return bytes(got)
+
+        yield Written(stream_output(file, "there"), read)
+    thread.join()
+
+
+def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> Unnamed:
+    """Return a blob whose descriptor is known when all of it was read, in a buffer that is used again."""
+    left: list[int] = []
+
+    def chunks() -> Iterator[Chunk]:
+        left[:] = [1]
+        buffer = bytearray(piece)
+        for start in range(0, len(content), piece):
+            part = content[start : start + piece]
+            buffer[: len(part)] = part
+            yield memoryview(buffer)[: len(part)]
+        if fails:
+            raise Broken
+        left.clear()
+
+    def descriptor() -> Descriptor:
+        assert not left, "asked for too early"
+        return Descriptor("x/y", digest_of(content), len(content))
+
+    left.append(1)
+    return Unnamed(chunks, descriptor)
+
+
+def filled(writer: TarWriter, contents: Sequence[bytes]) -> None:
+    writer.add_small("first", b"small")
+    for number, content in enumerate(contents):
+        blob = unnamed(content)
+        found = writer.add_unnamed(blob, lambda found, number=number: f"entry-{number}-{found.size}")  # type: ignore[misc]
+        assert found == blob.descriptor()
+    last: list[Chunk] = [b"la", memoryview(b"st!")]
+    writer.add("last", 5, last)
+
+
+class TestEntries:
+    def test_entries_of_any_size_are_where_they_belong(self, written: Written) -> None:
+        contents = [bytes([size % 251]) * size for size in SIZES]
+        writer = TarWriter(written.output, 7)
+        filled(writer, contents)
+        writer.finish()
+        archive = written.read()
+        expected = {f"entry-{n}-{len(content)}": content for n, content in enumerate(contents)}
+        assert files_in(archive) == {"first": b"small", **expected, "last": b"last!"}
+        with tarfile.open(fileobj=io.BytesIO(archive)) as reader:
+            assert {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.type) for m in reader} == {(7, 0o644, 0, 0, "", b"0")}
+
+    def test_one_that_nobody_wants_leaves_nothing(self, written: Written) -> None:
+        writer = TarWriter(written.output)
+        writer.add_unnamed(unnamed(b"wanted" * 1000), lambda _: "wanted")
+        assert writer.add_unnamed(unnamed(b"not" * 10_000), lambda _: None).size == 30_000
+        writer.add_small("after", b"it")
+        writer.finish()
+        assert files_in(written.read()) == {"wanted": b"wanted" * 1000, "after": b"it"}
+
+    def test_one_that_fails_leaves_an_archive_without_an_end(self, written: Written, tmp_path: Path) -> None:
+        writer = TarWriter(written.output)
+        writer.add_small("first", b"small")
+        with pytest.raises(Broken):
+            writer.add_unnamed(unnamed(bytes(5000), fails=True), lambda _: "entry")
+        writer.close()
+        if isinstance(written.output, Rewritable):
+            assert list(tmp_path.iterdir()) == []
+        else:
+            # Not even a header of it.
+            assert len(written.read()) == 1024
+
+    def test_the_same_bytes_come_out_either_way(self, tmp_path: Path) -> None:
+        contents = [b"x" * size for size in SIZES]
+        writer = TarWriter(file_output(tmp_path / "a"), 3)
+        filled(writer, contents)
+        writer.finish()
+        with io.FileIO(tmp_path / "b", "wb") as file:
+            writer = TarWriter(stream_output(file, "b"), 3)
+            filled(writer, contents)
+            writer.finish()
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+    def test_a_header_has_one_block_whatever_the_size(self) -> None:
+        for size in (0, 8**11 - 1, 8**11, 1 << 50):
+            block = tar.header_of_one_block("blobs/sha256/" + "0" * 64, size, 5)
+            assert len(block) == 512
+            assert tarfile.TarInfo.frombuf(block, "utf-8", "strict").size == size
+
+
+class TestSpool:
+    @pytest.fixture
+    def spools(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Return the temporary files that are made."""
+        made: list[Any] = []
+        real = tempfile.TemporaryFile
+
+        def noted(**options: Any) -> Any:
+            made.append(real(**options))
+            return made[-1]
+
+        monkeypatch.setattr("tempfile.TemporaryFile", noted)
+        return made
+
+    def test_a_file_needs_none_and_a_stream_one_for_each_entry_at_a_time(
+        self, written: Written, spools: list[Any]
+    ) -> None:
+        writer = TarWriter(written.output)
+        for _ in range(3):
+            writer.add_unnamed(unnamed(b"content"), lambda _: None)
+            assert all(spool.closed for spool in spools)
+        assert len(spools) == (0 if isinstance(written.output, Rewritable) else 3)
+
+    def test_it_is_gone_after_a_failure_too(self, tmp_path: Path, spools: list[Any]) -> None:
+        with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(Broken):
+            TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000), fails=True), lambda _: "entry")
+        assert [spool.closed for spool in spools] == [True]
+
+    def test_a_full_disk_below_it_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Full(io.BytesIO):
+            def write(self, _: Any, /) -> int:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+        with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
+            TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
+        assert "temporary file" in caught.value.what
+        assert "free some space" in (caught.value.hint or "")
+
+    def test_that_there_is_no_folder_for_it_is_a_failure_of_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def nowhere(**_: object) -> Any:
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+        monkeypatch.setattr("tempfile.TemporaryFile", nowhere)
+        with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
+            TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
+        assert caught.value.exit_code == 9
+        assert "TMPDIR" in (caught.value.hint or "")
+
+    def test_a_reader_that_has_gone_is_no_trouble_of_the_spool(self) -> None:
+        outlet, inlet = os.pipe()
+        os.close(outlet)
+        with io.FileIO(inlet, "wb") as file, pytest.raises(OutputClosedError, match="cannot write there"):
+            TarWriter(stream_output(file, "there")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
+
+
+class TestOutputs:
+    def test_only_a_file_can_be_written_over(self, tmp_path: Path) -> None:
+        output = file_output(tmp_path / "out")
+        assert isinstance(output, Rewritable)
+        output.write(b"0123456789")
+        output.rewrite(2, b"ab")
+        assert output.position() == 10
+        output.truncate(6)
+        output.write(memoryview(b"cd"))
+        assert output.position() == 8
+        output.finish()
+        assert (tmp_path / "out").read_bytes() == b"01ab45cd"
+        with io.FileIO(tmp_path / "other", "wb") as file:
+            assert not isinstance(stream_output(file, "it"), Rewritable)
+        os.mkfifo(tmp_path / "fifo")
+        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        with contextlib.closing(open_output(tmp_path / "fifo")) as fifo:
+            assert not isinstance(fifo, Rewritable)
+        os.close(reader)
+
+    @pytest.mark.parametrize("name", ["rewrite", "truncate"])
+    def test_a_disk_that_fails_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        output = file_output(tmp_path / "out")
+        assert isinstance(output, Rewritable)
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        if name == "rewrite":
+            monkeypatch.setattr("os.pwrite", fail)
+            arguments: tuple[Any, ...] = (0, b"a")
+        else:
+            # Nobody can seek to before the beginning.
+            arguments = (-1,)
+        with pytest.raises(LocalDiskError, match="cannot write"):
+            getattr(output, name)(*arguments)
+        output.close()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_that_takes_less_at_a_time_gets_all_of_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.pwrite
+        monkeypatch.setattr("os.pwrite", lambda fd, content, position: real(fd, content[:3], position))
+        output = file_output(tmp_path / "out")
+        assert isinstance(output, Rewritable)
+        output.write(bytes(20))
+        output.rewrite(5, b"0123456789")
+        output.finish()
+        assert (tmp_path / "out").read_bytes() == bytes(5) + b"0123456789" + bytes(5)
+
+    def test_an_archive_ends_as_it_should(self, written: Written) -> None:
+        writer = TarWriter(written.output)
+        writer.finish()
+        assert written.read() == END
