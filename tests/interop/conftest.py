@@ -12,7 +12,8 @@ import pytest
 
 from tests.cli.run import ocistream
 from tests.debian_image import DebianImage
-from tests.peers import Containerd, DockerRegistry, containerd, docker_registry
+from tests.interop.writers import Bench
+from tests.peers import Containerd, DockerRegistry, containerd, docker_registry, isolated_tools
 from tests.registry_http import seed
 
 
@@ -44,3 +45,19 @@ def containerd_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cont
     """Return a containerd, one for the whole run: its images stay, so each test uses names of its own."""
     with containerd(tmp_path_factory.mktemp("containerd")) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def one_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Keep what archives are written with, and what was written, for the whole run."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "tools").mkdir()
+    with isolated_tools(folder / "tools") as tools:
+        yield Bench(folder, tools)
+
+
+@pytest.fixture
+def bench(one_bench: Bench, request: pytest.FixtureRequest) -> Bench:
+    """Return what the tools of others write archives with; a daemon that is missing skips who asks for it."""
+    one_bench.fixture = request.getfixturevalue
+    return one_bench

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -12,19 +13,15 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
-from tests.cli.run import Result, command, measured, ocistream, pipe, run_measured
+from tests.cli.run import command, measured, ocistream, pipe, run_measured
 from tests.debian_image import DebianImage
 from tests.images import OCI_LAYER, Descriptor, Layout
-from tests.peers import DockerRegistry, docker_registry, need
+from tests.interop.bounds import MIB, assert_within_budget, no_files
+from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import assert_no_image, manifest, manifest_digest
-
-MIB: Final = 1 << 20
-#: CLI.md, promise 3: what a process may have at its peak, in bytes, whatever the size of the image.
-BUDGET: Final = 48 * MIB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +30,6 @@ class BigImage:
 
     layout: Layout
     manifest: Descriptor
-
-
-def assert_within_budget(*results: Result) -> None:
-    for result in results:
-        assert result.code == 0, result.err
-        assert result.peak is not None
-        assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB at the peak"
 
 
 def blobs_of(layout: Layout, image: Descriptor) -> set[str]:
@@ -149,7 +139,7 @@ def two_gibibytes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage
     try:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             layers = list(pool.map(lambda number: noise(layout, 512, number), range(4)))
-        yield BigImage(layout, layout.image(layers))
+        yield BigImage(layout, layout.image(layers, name="big"))
     finally:
         shutil.rmtree(folder)
 
@@ -187,7 +177,6 @@ def test_two_gibibytes_with_their_index_last_are_pushed_from_a_pipe_without_a_fi
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     names = ["blobs", "index.json", "oci-layout"]
-    layout.name(manifest, "big")
     with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", layout.path, *names]) as tar:
         line = [*no_files(), *command(), "push", f"{target.host}/big:v1"]
         pushed = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
@@ -195,6 +184,23 @@ def test_two_gibibytes_with_their_index_last_are_pushed_from_a_pipe_without_a_fi
     assert_within_budget(pushed)
     assert target.tags("big") == {"v1": manifest["digest"]}
     assert target.blobs("big") == blobs_of(layout, manifest)
+
+
+def test_two_gibibytes_with_their_index_last_are_verified_from_a_pipe_without_a_file(
+    two_gibibytes: BigImage, tmp_path: Path
+) -> None:
+    layout = two_gibibytes.layout
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    names = ["blobs", "index.json", "oci-layout"]
+    with subprocess.Popen(["tar", "--create", "--file", fifo, "--directory", layout.path, *names]) as tar:
+        line = [*no_files(), *command(), "verify", "--json", "-"]
+        verified = run_measured(line, stdin=fifo, env={"TMPDIR": "/nowhere"})
+    assert tar.returncode == 0
+    assert_within_budget(verified)
+    found = json.loads(verified.out)
+    assert (found["ok"], found["blobs"], found["unneeded"]) == (True, 6, 0)
+    assert found["bytes"] > 2048 * MIB
 
 
 def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:
@@ -215,12 +221,6 @@ def flipped(archive: Path, digest: str, position: float) -> bytes:
         member = tar.getmember(f"blobs/{digest.replace(':', '/')}")
     content[member.offset_data + int((member.size - 1) * position)] ^= 1
     return bytes(content)
-
-
-def no_files() -> list[str]:
-    """Return what to put before a command so that it cannot write a byte into any file, root or not."""
-    need("prlimit")
-    return ["prlimit", "--fsize=0"]
 
 
 def uncovered() -> dict[str, str]:

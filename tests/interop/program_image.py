@@ -1,0 +1,58 @@
+"""A small image that runs: `cat` of this machine with its libraries, made without a line of ocistream."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.images import Descriptor, Layout, tar_layer
+from tests.peers import need
+
+#: What the image prints when it is run.
+GREETING: Final = "hello\n"
+#: How podman runs an image. It wants to raise these limits, which not every root may; runc works with any cgroups.
+PODMAN_RUN: Final = (
+    "run",
+    "--rm",
+    "--network=none",
+    "--runtime=runc",
+    "--ulimit=nofile=1024:1024",
+    "--ulimit=nproc=1024:1024",
+)
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def program_image(layout: Layout, *, name: str | None = None, greeting: str = GREETING, mark: str = "") -> Descriptor:
+    """Write an image that prints `greeting`, of five gzip layers.
+
+    All but one are the same for all images with the same `mark`: a daemon does not unpack again what it has. What is
+    printed lies in two layers, so that it says too whether they were laid over each other in their order; and one layer
+    stands there twice, as those of empty steps do, for which older `docker save` writes a link.
+    """
+    libraries, program = _program(mark)
+    note = tar_layer({"etc/mark": mark.encode()})
+    return layout.image(
+        [libraries, note, program, tar_layer({"etc/motd": greeting.encode()}), note],
+        name=name,
+        platform=f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
+        config={"Cmd": ["/bin/cat", "/etc/motd"]},
+    )
+
+
+@functools.cache
+def _program(mark: str) -> tuple[bytes, bytes]:
+    """Return the layers with the libraries and with the program."""
+    need("cat", "ldd")
+    program = Path(str(shutil.which("cat")))
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    libraries = {path.removeprefix("/"): Path(path).read_bytes() for path in re.findall(r"(/\S+) \(0x", listed)}
+    marked = mark.encode()
+    return (
+        tar_layer({**libraries, "etc/motd": b"covered\n", "etc/first": marked}),
+        tar_layer({"bin/cat": program.read_bytes(), "etc/second": marked}),
+    )

@@ -1,0 +1,118 @@
+"""Docker-archives of any size out of a pipe: pushed in bounded memory, and without a byte written into a file.
+
+They are made while they are read, so that no disk has to hold them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import pytest
+
+from tests.archives import END
+from tests.cli.run import Result, command, run_measured
+from tests.images import digest_of
+from tests.interop.bounds import BUDGET, COMPRESSING_BUDGET, MIB, assert_within_budget, no_files
+from tests.peers import DockerRegistry, docker_registry
+from tests.registry_http import get, manifest
+
+NAME: Final = "big.test/org/app:v1"
+
+
+@pytest.fixture
+def big_registry(tmp_path: Path) -> Iterator[DockerRegistry]:
+    """Return a docker-registry whose storage is deleted with it."""
+    try:
+        with docker_registry(tmp_path / "big") as registry:
+            yield registry
+    finally:
+        shutil.rmtree(tmp_path / "big")
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "options", "budget"),
+    [(512, ("--compress=none",), BUDGET), (64, (), COMPRESSING_BUDGET)],
+    ids=["two GiB as they are", "a quarter of one to gzip"],
+)
+def test_a_docker_archive_of_four_layers_is_pushed_from_a_pipe(
+    mebibytes: int, options: tuple[str, ...], budget: int, big_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    with docker_save(tmp_path / "pipe", mebibytes) as diff_ids:
+        pushed = push(tmp_path / "pipe", *options, f"{big_registry.host}/big:v1")
+    assert_within_budget(pushed, budget=budget)
+    document = json.loads(manifest(big_registry.host, "big", "v1") or b"")
+    _, config = get(big_registry.host, f"/v2/big/blobs/{document['config']['digest']}")
+    assert json.loads(config)["rootfs"]["diff_ids"] == diff_ids
+    layers = [layer["digest"] for layer in document["layers"]]
+    assert (layers == diff_ids) == bool(options)
+    assert big_registry.blobs("big") == {*layers, document["config"]["digest"]}
+    # What does not compress is stored by gzip as it is.
+    assert all(layer["size"] >= mebibytes * MIB for layer in document["layers"])
+
+
+def push(fifo: Path, *arguments: str) -> Result:
+    return run_measured([*no_files(), *command(), "push", *arguments], stdin=fifo, env={"TMPDIR": "/nowhere"})
+
+
+@contextlib.contextmanager
+def docker_save(fifo: Path, mebibytes: int) -> Iterator[list[str]]:
+    """Write an image of four layers of `mebibytes` each into a new FIFO, in the form of older `docker save`.
+
+    What the block gets are the layers' diff_ids, complete when the archive is.
+    """
+    os.mkfifo(fifo)
+    diff_ids: list[str] = []
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), fifo.open("wb") as out:
+            names = [f"{number:064x}/layer.tar" for number in range(4)]
+            diff_ids.extend(layer(out, name, mebibytes, number) for number, name in enumerate(names))
+            config = json.dumps(
+                {
+                    "architecture": "amd64",
+                    "os": "linux",
+                    "config": {},
+                    "rootfs": {"type": "layers", "diff_ids": diff_ids},
+                }
+            ).encode()
+            named = f"{digest_of(config)[7:]}.json"
+            entry(out, named, config)
+            entry(out, "manifest.json", json.dumps([{"Config": named, "RepoTags": [NAME], "Layers": names}]).encode())
+            out.write(END)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    yield diff_ids
+    writer.join()
+
+
+def layer(out: IO[bytes], name: str, mebibytes: int, seed: int) -> str:
+    """Write a layer of so many MiB, each of them different, and return its digest."""
+    block = random.Random(seed).randbytes(MIB - 8)
+    out.write(header(name, mebibytes * MIB))
+    whole = hashlib.sha256()
+    for number in range(mebibytes):
+        for piece in (number.to_bytes(8), block):
+            whole.update(piece)
+            out.write(piece)
+    return f"sha256:{whole.hexdigest()}"
+
+
+def entry(out: IO[bytes], name: str, content: bytes) -> None:
+    out.write(header(name, len(content)) + content + bytes(-len(content) % 512))
+
+
+def header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
