@@ -7,16 +7,17 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
 from tests.images import Descriptor, Layout, tar_layer
-from tests.peers import need
+from tests.peers import STOP_TIMEOUT, Tools, need
 
 #: What the image prints when it is run.
 GREETING: Final = "hello\n"
-#: How podman runs an image. It wants to raise these limits, which not every root may; runc works with any cgroups.
-PODMAN_RUN: Final = (
+#: Podman wants to raise these limits, which not every root may; runc works with any cgroups.
+_PODMAN_RUN: Final = (
     "run",
     "--rm",
     "--network=none",
@@ -42,6 +43,24 @@ def program_image(layout: Layout, *, name: str | None = None, greeting: str = GR
         platform=f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
         config={"Cmd": ["/bin/cat", "/etc/motd"]},
     )
+
+
+def podman_run(tools: Tools, name: str) -> str:
+    """Have podman run an image that is in its storage, and return what that prints."""
+    printed = tools.run("podman", *_PODMAN_RUN, name).stdout
+    # What watched over the container cleans up after it, and may not have ended in folders that the test deletes.
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while any(str(tools.runroot) in _command_line(process) for process in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline, "podman does not end"
+        time.sleep(0.02)
+    return printed
+
+
+def _command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from tests.interop.contents import (
     in_docker_archive,
     in_layout,
 )
-from tests.interop.program_image import GREETING, PODMAN_RUN, program_image
+from tests.interop.program_image import GREETING, podman_run, program_image
 from tests.peers import Containerd, Dockerd, Tools, docker_registry
 from tests.registry_http import seed
 
@@ -176,7 +176,7 @@ def test_podman_loads_and_runs_it_under_its_full_name(kind: str, pulled: Pulled,
     assert seen["RepoTags"] == [name]
     assert (f"sha256:{seen['Id']}", seen["RootFS"]["Layers"]) == (made.config, made.diff_ids)
     assert seen["Digest"] == (digest_in(kind, archive) or seen["Digest"])
-    assert tools.run("podman", *PODMAN_RUN, name).stdout == GREETING
+    assert podman_run(tools, name) == GREETING
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from tests.cli.run import measured, ocistream, pipe
 from tests.debian_image import DebianImage
 from tests.interop.bounds import COMPRESSING_BUDGET, assert_within_budget
 from tests.interop.contents import compression_of, in_layout
-from tests.interop.program_image import PODMAN_RUN
+from tests.interop.program_image import podman_run
 from tests.peers import DockerRegistry, Tools, docker_registry
 from tests.registry_http import manifest, manifest_digest
 
@@ -58,7 +58,7 @@ def test_skopeo_gets_the_layers_of_the_image_in_zstd(
 def test_podman_runs_it(in_zstd: str, target: DockerRegistry, tools: Tools) -> None:
     name = f"{target.host}/debian/zstd@{in_zstd}"
     tools.run("podman", "pull", "--quiet", name)
-    assert tools.run("podman", *PODMAN_RUN, name).stdout.split(".")[0].isdigit()
+    assert podman_run(tools, name).split(".")[0].isdigit()
 
 
 def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
