@@ -140,6 +140,11 @@ class Comparison:
             assert all(layer["mediaType"].startswith(OCI_LAYER) for layer in after["layers"])
         else:
             assert after["config"]["mediaType"] == before["config"]["mediaType"]
+            families = [
+                [layer["mediaType"].startswith(DOCKER_LAYER) for layer in document["layers"]]
+                for document in (before, after)
+            ]
+            assert families[0] == families[1]
 
     def _check_layer(self, old: Descriptor, new: Descriptor, diff_id: str) -> bool:
         content = self.after.file(new["digest"]).read_bytes()
