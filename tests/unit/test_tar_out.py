@@ -190,6 +190,20 @@ class TestSpool:
         assert "temporary file" in caught.value.what
         assert "free some space" in (caught.value.hint or "")
 
+    def test_one_that_takes_less_at_a_time_gets_all_of_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Short(io.FileIO):
+            def write(self, chunk: Any, /) -> int:
+                return super().write(chunk[:300]) or 0
+
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Short(tmp_path / "spool", "w+b"))
+        with io.FileIO(tmp_path / "out", "wb") as file:
+            writer = TarWriter(stream_output(file, "out"))
+            writer.add_unnamed(unnamed(b"0123456789" * 900), lambda _: "entry")
+            writer.finish()
+        assert files_in((tmp_path / "out").read_bytes()) == {"entry": b"0123456789" * 900}
+
     def test_that_there_is_no_folder_for_it_is_a_failure_of_the_disk(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
