@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 @credential_options("src-", "dest-")
 @transfer_options
 def copy(session: Session, source: str, destination: str, platforms: tuple[str, ...]) -> None:
-    """Copy between a registry's image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]` and plain paths.
+    """Copy between a registry's image, a layout `oci:DIR[:NAME]`, an archive and plain paths.
 
-    Within one registry blobs are mounted, not sent.
+    Archives are written `oci-archive:FILE[:NAME]` and `docker-archive:FILE[:NAME]`. Within one registry blobs are
+    mounted, not sent. The plain layers of a docker-archive become gzip, unless another docker-archive is written.
 
     \b
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1

@@ -275,7 +275,8 @@ def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[.
         click.option(
             "--compress",
             metavar="gzip|zstd|none[:LEVEL]",
-            help=f"Compress layers anew that are not so already, which changes the image's digest. {note}",
+            help="Compress layers anew that are not so already, which changes the image's digest. "
+            f"High levels of zstd take hundreds of MB. {note}",
         ),
         max_ratio_option,
     )
