@@ -275,7 +275,7 @@ def diff_ids_of_config(raw: bytes, what: str) -> tuple[str, ...]:
     Raises:
         ArchiveError: there are none, or they are malformed.
     """
-    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, convert={"history": passed_over}).get("rootfs")
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}).get("rootfs")
     listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     # Go writes an empty list as null.
     if isinstance(rootfs, dict) and listed is None:

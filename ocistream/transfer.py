@@ -270,7 +270,14 @@ class _Transfer:
         jobs = self._jobs if self._source.parallel and self._sink.parallel else 1
         # Each one that is compressed takes its own memory, and by itself more than one core.
         jobs = min(jobs, _CONVERTING_JOBS) if self._layers else jobs
-        each(self._put_one, self._source.blobs(wanted), jobs=jobs, cancelled=self._cancelled)
+        blobs = self._source.blobs(wanted)
+        for blob in blobs:
+            if blob.descriptor.digest not in self._configs:
+                blobs = itertools.chain([blob], blobs)
+                break
+            # They come first where blobs are read side by side. Each is held whole, and may have megabytes.
+            self._put_one(blob)
+        each(self._put_one, blobs, jobs=jobs, cancelled=self._cancelled)
 
     def _put_one(self, blob: Blob) -> None:
         digest = blob.descriptor.digest

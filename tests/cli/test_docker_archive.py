@@ -313,7 +313,7 @@ def large_documents(one: Saved) -> bytes:
 
 
 def large_configs(one: Saved) -> bytes:
-    """A hundred images, each with a config as large as it may be."""
+    """Images with configs as large as they may be."""
     entries: list[Entry] = [(f"{hex_of(one.layers[0])}.tar", one.layers[0]), ("c.tar", one.layers[1])]
     listed = []
     small = {**json.loads(one.config), "rootfs": {"type": "layers", "diff_ids": one.diff_ids[:2]}}
@@ -337,6 +337,18 @@ def tiny_layers(one: Saved) -> bytes:
     """Thousands of files that look like layers, and are none of the image's."""
     content = [(f"{n}.tar", tar_layer({f"{n}": b""}, compression="")) for n in range(1_000)]
     return archive_of([*content, *of_docker([one])])
+
+
+def test_nor_with_several_configs_at_once(served: FaultyRegistry, one: Saved, tmp_path: Path) -> None:
+    entries = files_in(large_configs(one))
+    listed = [{**image, "RepoTags": [f"app:{number}"]} for number, image in enumerate(listed_in(entries)[:6])]
+    archive = archive_of({**entries, "manifest.json": json.dumps(listed).encode()}.items())
+    (tmp_path / "given.tar").write_bytes(archive)
+    result = measured("push", "--to", served.host, "-i", tmp_path / "given.tar")
+    expect.success(result)
+    assert len(result.lines()) == 6
+    assert result.peak is not None
+    assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
 
 
 @both

@@ -1,0 +1,92 @@
+"""docker-archives out: what files and images are called in them. What they hold is the contract's business."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ocistream import transfer
+from ocistream.conversion import parse_recompression
+from ocistream.errors import UnsupportedError
+from ocistream.graph import Graph, Root
+from ocistream.interfaces import Blob
+from ocistream.model import Descriptor
+from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.layout import LayoutSource
+from ocistream.stores.outputs import file_output
+from tests.archives import files_in
+from tests.contract.stores import NothingEarly
+from tests.docker_archives import hex_of, images_in, listed_in
+from tests.images import OCI_LAYER, Layout, digest_of, small_image, tar_layer
+from tests.observers import Watch
+
+
+def written(layout: Layout, path: Path, *names: str | None) -> dict[str, bytes]:
+    """Write the first image of a layout, once under each name."""
+
+    def rename(graph: Graph) -> Graph:
+        root = graph.roots[0]
+        return dataclasses.replace(graph, roots=tuple(Root(name, root.descriptor) for name in names))
+
+    sink = DockerArchiveSink(file_output(path))
+    try:
+        none = parse_recompression("none")
+        transfer.copy(LayoutSource(layout.path), sink, Watch(), rename=rename, recompression=none)
+    finally:
+        sink.close()
+    return files_in(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("names", "tags"),
+    [
+        (["docker.io/library/app:1"], ["app:1"]),
+        (["docker.io/org/app:1", "a.example:5000/app:2"], ["org/app:1", "a.example:5000/app:2"]),
+        (["docker.io/library/app:1", "app:1", "library/app:1"], ["app:1"]),
+        (["docker.io/library/app"], ["app:latest"]),
+        (["v1"], None),
+        ([None], None),
+        (["a.example/app@sha256:" + "0" * 64], None),
+        (["Not A Name/at:all"], None),
+        (["v1", "app:1"], ["app:1"]),
+    ],
+)
+def test_an_image_is_called_as_docker_shows_it(
+    layout: Layout, names: list[str | None], tags: list[str] | None, tmp_path: Path
+) -> None:
+    small_image(layout, name="v1")
+    (listed,) = listed_in(written(layout, tmp_path / "out.tar", *names))
+    assert listed["RepoTags"] == tags
+
+
+def test_what_comes_before_its_image_is_called_by_what_its_bytes_look_like(layout: Layout, tmp_path: Path) -> None:
+    layer = tar_layer({"{brace}": b"content"}, compression="")
+    image = layout.image([layer], name="v1")
+    config = layout.file(layout.read(image["digest"])["config"]["digest"]).read_bytes()
+    source = LayoutSource(layout.path)
+    graph = source.graph(NothingEarly())
+    sink = DockerArchiveSink(file_output(tmp_path / "out.tar"))
+    for content in (layer, config):
+        descriptor = Descriptor("application/octet-stream", digest_of(content), len(content))
+        sink.put(Blob(descriptor, lambda content=content: iter([content])))  # type: ignore[misc]
+    sink.begin(graph)
+    sink.commit(graph)
+    files = files_in((tmp_path / "out.tar").read_bytes())
+    assert set(files) == {f"{hex_of(layer)}.tar", f"{hex_of(config)}.json", "manifest.json"}
+    assert images_in(files)[0].layers == (layer,)
+
+
+@pytest.mark.parametrize("kind", [f"{OCI_LAYER}+gzip", "application/vnd.oci.image.layer.v1.tar+encrypted"])
+def test_a_layer_that_is_not_plain_after_all_is_refused_at_the_end(layout: Layout, kind: str, tmp_path: Path) -> None:
+    image = small_image(layout)
+    document = layout.read(image["digest"])
+    layers = [{**layer, "mediaType": kind} for layer in document["layers"]]
+    layout.document({**document, "layers": layers}, name="v1")
+    sink = DockerArchiveSink(file_output(tmp_path / "out.tar"))
+    with pytest.raises(UnsupportedError, match="which a docker-archive cannot hold") as caught:
+        transfer.copy(LayoutSource(layout.path), sink, Watch())
+    sink.close()
+    assert "oci-archive" in (caught.value.hint or "")
+    assert not (tmp_path / "out.tar").exists()
