@@ -42,13 +42,15 @@ def described(
     configs: Mapping[str, bytes],
     referrers: Mapping[str, Sequence[Descriptor]],
     names: Mapping[str, str],
+    lacking: Sequence[Descriptor] = (),
 ) -> dict[str, Any]:
     """Describe a graph. Sizes are in bytes.
 
     `configs` are the bytes of those that were wanted, by digest; `referrers` what a registry says refers to a manifest,
-    and `names` how roots are called that have no name of their own, by digest.
+    `names` how roots are called that have no name of their own, by digest, and `lacking` configs and layers that were
+    found not to be there.
     """
-    return _Description(graph, configs, referrers, names).document()
+    return _Description(graph, configs, referrers, names).document(lacking)
 
 
 class _Description:
@@ -80,7 +82,7 @@ class _Description:
             for digest in {blob.digest for blob in (document.config, *document.layers)}
         )
 
-    def document(self) -> dict[str, Any]:
+    def document(self, lacking: Sequence[Descriptor]) -> dict[str, Any]:
         graph = self._graph
         images = [document for _, document in graph.images()]
         all_of_them = sum(b.size for d in images for b in _unique((d.config, *d.layers)))
@@ -94,27 +96,32 @@ class _Description:
                 # What the same images would take if none shared a blob with another.
                 "bytesUnshared": all_of_them + sum(manifest.descriptor.size for manifest in graph.manifests),
             },
-            "missing": [_short(descriptor) for descriptor in graph.absent],
+            "missing": [_short(descriptor) for descriptor in (*graph.absent, *lacking)],
         }
 
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor
         found: dict[str, Any] = {"name": root.name or self._names.get(descriptor.digest)}
-        found |= self._manifest(descriptor)
-        if descriptor.annotations:
-            found["indexAnnotations"] = dict(descriptor.annotations)
-        return found
+        return found | self._manifest(descriptor)
 
     def _manifest(self, descriptor: Descriptor) -> dict[str, Any]:
         found: dict[str, Any] = _short(descriptor)
+        if descriptor.annotations:
+            # What the index says of it: that it is an attestation, and of which image, stands only there.
+            found["indexAnnotations"] = dict(descriptor.annotations)
         document = self._graph.documents.get(descriptor.digest)
         if document is None:
-            return found | {"missing": True}
+            return found | ({"platform": str(descriptor.platform)} if descriptor.platform else {}) | {"missing": True}
         found |= _kind(document)
         if platform := self._platform(descriptor, document):
             found["platform"] = platform
         # Parsed again, and one at a time: what is only shown is not held for all of them.
-        fields = parse_json(self._raw[descriptor.digest].raw, f"manifest {descriptor.digest}")
+        fields = parse_json(
+            self._raw[descriptor.digest].raw,
+            f"manifest {descriptor.digest}",
+            keys={"annotations", "layers"},
+            convert={"layers": _annotations_of},
+        )
         if isinstance(annotations := fields.get("annotations"), dict) and annotations:
             found["annotations"] = annotations
         if document.subject is not None:
@@ -124,8 +131,8 @@ class _Description:
         if document.config is not None:
             found["config"] = self._blob(document.config)
             found["layers"] = [
-                self._blob(layer) | _layer(layer, written)
-                for layer, written in zip(document.layers, fields.get("layers") or (), strict=True)
+                self._blob(layer) | _layer(layer, annotations)
+                for layer, annotations in zip(document.layers, fields.get("layers") or (), strict=True)
             ]
             found["bytes"] = sum(blob.size for blob in _unique((document.config, *document.layers)))
         if descriptor.digest in self._referrers:
@@ -172,13 +179,19 @@ def _kind(document: Document) -> dict[str, Any]:
     return {"kind": "artifact", "artifactType": document.artifact_type or document.config.media_type}
 
 
-def _layer(layer: Descriptor, written: object) -> dict[str, Any]:
+def _annotations_of(place: int, written: object) -> object:  # noqa: ARG001 - the form of what `parse_json` calls
+    """Keep a layer's annotations, or None where it has none: there may be thousands of layers."""
+    annotations = written.get("annotations") if isinstance(written, dict) else None
+    return annotations if isinstance(annotations, dict) and annotations else None
+
+
+def _layer(layer: Descriptor, annotations: object) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (codec := layers.codec_name(layer.media_type)) is not None:
         found["compression"] = codec
     if layer.is_foreign:
         found["foreign"] = True
-    if isinstance(written, dict) and isinstance(annotations := written.get("annotations"), dict) and annotations:
+    if annotations is not None:
         found["annotations"] = annotations
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +23,16 @@ from ocistream.reference import printable
 from ocistream.stores import Want, open_source, parse_end
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ocistream.interfaces import Source
+    from ocistream.graph import Graph
+    from ocistream.interfaces import Blob, Early, Source
     from ocistream.model import Descriptor
 
 #: Annotations are shown up to this many characters each; the JSON has all of them.
 _MAX_SHOWN: Final = 200
+#: So many pieces of JSON (a key, a value, a comma), or lines, are written at once.
+_PIECES: Final = 4096
 
 
 @click.command()
@@ -59,11 +63,67 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
         stack.callback(source.close)
         onlooker = stack.enter_context(contextlib.closing(Onlooker(session.cancelled)))
         graph = source.graph(onlooker)
-        configs = onlooker.contents_of(source, configs_wanted(graph))
+        sizes = _sizes(source)
+        wanted = [config for config in configs_wanted(graph) if not sizes or sizes.may_hold(config)]
+        configs = onlooker.contents_of(sizes or source, wanted)
+        lacking = [blob for blob in graph.blobs if sizes and not sizes.holds(blob)]
         referrers = _referrers(source, [manifest.descriptor.digest for manifest in graph.manifests])
     names = {root.descriptor.digest: parsed.reference.name for root in graph.roots if parsed.reference}
-    document = {"end": end, **described(graph, configs, referrers, names)}
-    click.echo(json.dumps(document, indent=2) if as_json else "\n".join(_lines(document)))
+    document = {"end": end, **described(graph, configs, referrers, names, lacking)}
+    # Some at a time: of ten thousand layers, all that the text is joined of would be tens of megabytes.
+    pieces = json.JSONEncoder(indent=2).iterencode(document) if as_json else _on_lines(document)
+    while some := "".join(itertools.islice(pieces, _PIECES)):
+        click.echo(some, nl=False)
+    click.echo()
+
+
+class _Held:
+    """An end of which it is known, without reading it, which blobs it holds and of what size."""
+
+    def __init__(self, source: Source, size: Callable[[str], int | None]) -> None:
+        """`size` gives the size in bytes of what lies under a digest, or None; of a stream, of what has passed."""
+        self._source = source
+        self._size = size
+        self.parallel = source.parallel
+
+    def holds(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob is there, as large as it should be."""
+        return self._size(descriptor.digest) == descriptor.size
+
+    def may_hold(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob is there, or may still come."""
+        return self._size(descriptor.digest) in {None, descriptor.size}
+
+    def graph(self, early: Early) -> Graph:
+        """Find out what there is."""
+        return self._source.graph(early)
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs, less those of another size: they count as missing, and would end all reading."""
+        for blob in self._source.blobs(wanted):
+            if self.holds(blob.descriptor):
+                yield blob
+
+    def close(self) -> None:
+        """Close the end."""
+        self._source.close()
+
+
+def _sizes(source: Source) -> _Held | None:
+    """Find out what an end can say of the blobs that it holds; None for a registry, which is not asked for each.
+
+    Of a docker-archive nothing can be missing: its images are made of what is there.
+    """
+    from ocistream.stores.archive_file import ArchiveFileSource
+    from ocistream.stores.archive_stream import ArchiveStreamSource
+    from ocistream.stores.layout import LayoutSource
+
+    if isinstance(source, LayoutSource):
+        return _Held(source, source.layout.blob_size)
+    if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.index is None:
+        return None
+    places = source.contents.blobs
+    return _Held(source, lambda digest: places[digest].size if digest in places else None)
 
 
 def _referrers(source: Source, digests: Sequence[str]) -> Mapping[str, Sequence[Descriptor]]:
@@ -71,6 +131,10 @@ def _referrers(source: Source, digests: Sequence[str]) -> Mapping[str, Sequence[
     from ocistream.stores.registry import RegistrySource
 
     return source.referrers(digests) if isinstance(source, RegistrySource) else {}
+
+
+def _on_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{line}\n" for line in _lines(document))
 
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:

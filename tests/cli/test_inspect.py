@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.archives import items_of, small_first, tar_of
-from tests.cli.run import ocistream
+from tests.cli.run import measured, ocistream
 from tests.faults import FaultyRegistry
-from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
+from tests.images import OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.registry_http import seed
 
 ENDS = ["layout", "file", "pipe", "pipe, index first"]
@@ -97,6 +97,72 @@ class TestArchives:
         document, text = inspected(layout, how, tmp_path)
         assert [missing["digest"] for missing in document["missing"]] == [child]
         assert f"missing {child}" in text
+        assert document["images"][0]["manifests"][1]["platform"] == "linux/arm64/v8"
+        assert "linux/arm64/v8  missing" in text
+
+    @pytest.mark.parametrize("part", ["config", "layers"])
+    @pytest.mark.parametrize("more", [0, 1], ids=["gone", "of another size"])
+    def test_a_config_or_layer_that_is_missing_is_too(
+        self, how: str, layout: Layout, tmp_path: Path, part: str, more: int
+    ) -> None:
+        manifest = layout.read(small_image(layout)["digest"])
+        blob = manifest["layers"][1] if part == "layers" else manifest["config"]
+        blob["size"] += more
+        layout.document(manifest, name="v2")
+        if not more:
+            layout.file(blob["digest"]).unlink()
+        document, text = inspected(layout, how, tmp_path)
+        assert document["missing"] == [{key: blob[key] for key in ("mediaType", "digest", "size")}]
+        assert f"missing {blob['digest']}" in text.splitlines()
+
+    def test_what_an_index_says_of_its_images_is_told(
+        self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
+    ) -> None:
+        said = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image["digest"]}
+        attestation = small_image(layout, annotations={"own": "word"}) | {
+            "platform": {"os": "unknown", "architecture": "unknown"},
+            "annotations": said,
+        }
+        layout.index([image, attestation], name="both")
+        document, text = inspected(layout, how, tmp_path)
+        first, second = next(found for found in document["images"] if found["name"] == "both")["manifests"]
+        assert "indexAnnotations" not in first
+        assert second["indexAnnotations"] == said
+        assert second["annotations"] == {"own": "word"}
+        assert "vnd.docker.reference.type: attestation-manifest" in text
+
+
+@pytest.mark.parametrize("form", ["--json", "text"])
+def test_an_image_of_ten_thousand_layers_is_described_within_what_is_promised(
+    layout: Layout, image: Descriptor, tmp_path: Path, form: str
+) -> None:
+    config = layout.read(image["digest"])["config"]
+    many = [
+        {
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": f"sha256:{number:064x}",
+            "size": number,
+            "annotations": {"number": str(number)},
+        }
+        for number in range(10_000)
+    ]
+    layout.document(
+        {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": many, "annotations": {"a": "b"}},
+        name="many",
+    )
+    end = f"oci:{layout.path}:many"
+    result = measured("inspect", end, *(["--json"] if form == "--json" else []), stdout=tmp_path / "out")
+    assert result.code == 0, result.err
+    assert result.peak is not None
+    assert result.peak < 48 << 20
+    shown = (tmp_path / "out").read_text()
+    if form == "--json":
+        (found,) = json.loads(shown)["images"]
+        assert found["annotations"] == {"a": "b"}
+        assert [layer["annotations"]["number"] for layer in found["layers"]] == [str(n) for n in range(10_000)]
+        assert len(json.loads(shown)["missing"]) == 10_000
+    else:
+        assert shown.count("\nmissing sha256:") == 10_000
 
 
 def test_a_docker_archive_is_seen_as_the_image_it_will_be(layout: Layout, image: Descriptor, tmp_path: Path) -> None:
