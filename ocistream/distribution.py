@@ -48,6 +48,8 @@ __all__ = ["Repository"]
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 _NEXT = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
+#: So much of a digest stands in the tag under which its referrers are listed: a tag has 128 characters.
+_TAGGED_HEX: Final = 64
 _PUT_DONE: Final = (200, 201, 202, 204)
 #: The algorithm of the digest that every registry gives a manifest. distribution 2.8 knows no other.
 _CANONICAL: Final = "sha256"
@@ -205,7 +207,8 @@ class Repository:
     def referrers(self, digest: str) -> list[Descriptor]:
         """Ask what refers to a manifest (distribution-spec, "Listing Referrers"), page by page.
 
-        A registry that does not know this API has none to tell of; of one that never ends, `MAX_PAGES` are read.
+        In a registry that does not know this API they may be listed under a tag ("Referrers Tag Schema"). Of a list
+        that never ends, `MAX_PAGES` are read.
         """
         found: list[Descriptor] = []
         url: str | None = self.url(f"referrers/{digest}")
@@ -217,7 +220,7 @@ class Repository:
                     self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": OCI_INDEX}
                 )
             except NotFoundError:
-                break
+                return found or self._referrers_by_tag(digest)
             except RegistryError as error:
                 if error.status >= 500 or error.status == 429:
                     raise
@@ -225,6 +228,18 @@ class Repository:
             found += self._referrers_of(answer.read(limits.MAX_MANIFEST), digest)
             url = _next_page(answer)
         return found
+
+    def _referrers_by_tag(self, digest: str) -> list[Descriptor]:
+        """Read the index that clients keep under a tag made of the subject's digest; what else has that tag is none."""
+        algorithm, _, encoded = digest.partition(":")
+        tag = f"{algorithm}-{encoded[:_TAGGED_HEX]}"
+        try:
+            raw, declared, _ = self._get_manifest(tag, OCI_INDEX)
+        except NotFoundError:
+            return []
+        if self._media_type(raw, declared, f"manifest {tag} of {self}") != OCI_INDEX:
+            return []
+        return list(self._referrers_of(raw, digest))
 
     def _referrers_of(self, raw: bytes, digest: str) -> Iterator[Descriptor]:
         what = f"the list of referrers of {digest} in {self}"

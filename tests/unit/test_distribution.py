@@ -750,3 +750,49 @@ def test_an_endless_download_is_not_tried_again(quick: Quick) -> None:
             download(quick(), server)
         assert caught.value.exit_code == 7
         assert len(server.heard) == 1
+
+
+class TestReferrers:
+    """They are asked for by the API, and where there is none, by the tag that clients keep instead."""
+
+    NO_API = Fault(refusal(404, "NOT_FOUND"), path="/referrers/", times=None)
+
+    @staticmethod
+    def listed(*media_types: str) -> bytes:
+        """Return an index of referrers that are named only."""
+        found = [
+            {"mediaType": kind, "digest": digest_of(kind.encode()), "size": 1, "artifactType": "a/b"}
+            for kind in media_types
+        ]
+        return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}).encode()
+
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+    def test_a_registry_without_the_api_has_them_under_a_tag(
+        self, faulty: Faulty, quick: Quick, algorithm: str
+    ) -> None:
+        registry = faulty(self.NO_API)
+        subject = digest_of(b"subject", algorithm)
+        index = self.listed(OCI_MANIFEST)
+        path = f"/manifests/{algorithm}-{subject.partition(':')[2][:64]}$"
+        registry.faults.append(Fault(Reply(200, {"Content-Type": OCI_INDEX}, index), "GET", path))
+        with quick() as transport:
+            (found,) = repository(transport, registry).referrers(subject)
+        assert [found.digest, found.artifact_type] == [digest_of(OCI_MANIFEST.encode()), "a/b"]
+
+    def test_where_there_is_no_such_tag_there_are_none(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(self.NO_API)
+        with quick() as transport:
+            assert repository(transport, registry).referrers(digest_of(b"subject")) == []
+
+    def test_an_image_under_that_tag_is_no_list(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(self.NO_API)
+        subject = digest_of(b"subject")
+        pushed(registry, image(), subject.replace(":", "-"))
+        with quick() as transport:
+            assert repository(transport, registry).referrers(subject) == []
+
+    def test_a_registry_with_the_api_is_not_asked_for_a_tag(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        with quick() as transport:
+            assert repository(transport, registry).referrers(digest_of(b"subject")) == []
+        assert registry.asked(".*", "/manifests/") == []
