@@ -78,8 +78,7 @@ def parse_json(
             return dict(_Pieces(raw, keys, convert).members())
         document = _parse(raw.decode(), 0)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else printable(str(error))
-        msg = f"{what} is not valid JSON: {reason}"
+        msg = f"{what} is not valid JSON: {printable(_reason(error))}"
         raise ArchiveError(msg) from error
     except _Refused as error:
         msg = f"{what} {error}"
@@ -98,6 +97,21 @@ def parse_json(
 
 class _Refused(Exception):  # noqa: N818 - the reason for an error, which it is to become
     """Says what is wrong with a document that may well be JSON; the text goes on after the document's name."""
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    """Say in our words what was wrong: Python's are, in part, advice for programs in Python."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return "a string has half of a surrogate pair"
+    if isinstance(error, json.JSONDecodeError) and "BOM" in error.msg:
+        return "it begins with a byte order mark"
+    # RFC 8259 sets no limit to numbers (section 6), Python sets one to their digits.
+    return "a number has too many digits" if text.startswith("Exceeds the limit") else text
 
 
 def _items(raw: bytes, start: int, end: int) -> int:
@@ -272,7 +286,7 @@ class _Pieces:
             del piece
             return _parse(text, depth)
         except ValueError as error:
-            msg = f"{error}, counted from byte {start}"
+            msg = f"{_reason(error)}, counted from byte {start}"
             raise ValueError(msg) from error
 
     @staticmethod

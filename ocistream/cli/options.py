@@ -21,6 +21,7 @@ from ocistream import __version__, limits
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.model import Platform, parse_platform
 from ocistream.platforms import PlatformChoice
+from ocistream.reference import printable
 from ocistream.stores import End, Surroundings
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = ["Session", "default_platform", "platform_choice", "platform_option", 
 
 #: Waits shorter than this (seconds) are only told with -v.
 _WORTH_TELLING: Final = 5.0
+_INSTEAD_OF_STDIN: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 _MACHINES: Final = {
     "x86_64": "amd64",
@@ -74,12 +76,14 @@ class Session:
         )
 
     def check_result_apart(self, *ends: End) -> None:
-        """Refuse a --result that would be written over one of the ends.
+        """Refuse a --result that would be written over one of the ends, or between what goes to stdout.
 
         Raises:
-            UsageError: it has the path of one.
+            UsageError: it has the path of one, or leads to our own stdout.
         """
         result = self.options["result"]
+        if result is not None and _is_seen_on_stdout(result):
+            raise _result_on_stdout(str(result))
         paths = [end.path.resolve() for end in ends if end.path is not None and not end.is_stream]
         if result is not None and result.resolve() in paths:
             msg = f"--result {result} is the archive itself"
@@ -168,19 +172,21 @@ class Session:
             raise UsageError(msg, hint="set OCISTREAM_PASSWORD, or read the archive from a file")
         if sys.stdin is None:
             msg = "an archive is expected on stdin, which is closed"
-            raise UsageError(msg, hint="pipe an archive in, or name one with -i")
+            raise UsageError(msg, hint=_INSTEAD_OF_STDIN)
         if sys.stdin.isatty():
             msg = "an archive is expected on stdin, which is a terminal"
-            raise UsageError(msg, hint="pipe an archive in, or name one with -i")
+            raise UsageError(msg, hint=_INSTEAD_OF_STDIN)
         return io.BufferedReader(io.FileIO(sys.stdin.fileno(), "rb", closefd=False), 64 * limits.KIB)
 
     def _stdout(self) -> io.FileIO:
         if sys.stdout is None:
             msg = "the archive is to go to stdout, which is closed"
-            raise UsageError(msg, hint="name a file with -o")
+            raise UsageError(msg, hint="name a file to write to (of `pull`, that is -o FILE)")
         if sys.stdout.isatty():
             msg = "an archive is not written to a terminal"
-            raise UsageError(msg, hint="name a file with -o, or pipe it on: `ocistream pull IMAGE | ssh host ...`")
+            raise UsageError(
+                msg, hint="name a file to write to (of `pull`, that is -o FILE), or pipe it on: `... | ssh host ...`"
+            )
         return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
 
 
@@ -229,9 +235,30 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs moved at once."),
         network_options,
         progress_option,
-        click.option("--result", type=click.Path(dir_okay=False, path_type=Path), help="Write what was done as JSON."),
+        click.option(
+            "--result", type=click.Path(dir_okay=False), callback=_result_path, help="Write what was done as JSON."
+        ),
         session_options,
     )(command)
+
+
+def _result_path(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:  # noqa: ARG001 - click's form
+    """Take the path of --result. A file that is called `-` has to be written `./-`, which a `Path` no longer shows.
+
+    Raises:
+        UsageError: it is stdout, or nothing.
+    """
+    if value == "-":
+        raise _result_on_stdout(value)
+    if value == "":
+        msg = "--result '' is no path"
+        raise UsageError(msg)
+    return None if value is None else Path(value)
+
+
+def _result_on_stdout(result: str) -> UsageError:
+    hint = "name a file: stdout has the archive, or a line for each image, and nothing else"
+    return UsageError(f"--result {printable(result)} is stdout", hint=hint)
 
 
 def session_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -338,9 +365,12 @@ def platform_choice(platforms: tuple[str, ...], default: Platform | None) -> Pla
     """Turn --platform's values into a choice; `default` is what none of them means, None for all.
 
     Raises:
-        InvalidNameError: one is malformed.
+        UsageError: one is malformed, or `all` is one of several.
     """
     if "all" in platforms:
+        if others := [platform for platform in platforms if platform != "all"]:
+            msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
+            raise UsageError(msg, hint="give either `all` or the platforms to take")
         return PlatformChoice()
     if platforms:
         return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, platforms))))
@@ -358,14 +388,24 @@ def stdout_end(end: End) -> End:
 
     What is printed beside an archive would get into it, and a file cannot be replaced that is being written to.
     """
-    if end.path is None or end.kind == "oci" or sys.stdout is None:
+    if end.path is None or end.kind == "oci":
         return end
+    return replace(end, is_stream=True) if _is_stdout(end.path) else end
+
+
+def _is_stdout(path: Path) -> bool:
+    if sys.stdout is None:
+        return False
     try:
-        same = os.path.samestat(end.path.stat(), os.fstat(sys.stdout.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
     except OSError:
         # It is not there, or stdout is no file. What is wrong with it is found out where it is opened.
-        return end
-    return replace(end, is_stream=True) if same else end
+        return False
+
+
+def _is_seen_on_stdout(path: Path) -> bool:
+    """Say whether what is written to a path would stand between what is printed: not so where all of it vanishes."""
+    return _is_stdout(path) and (not path.is_char_device() or sys.stdout.isatty())
 
 
 def ca_file(env: Mapping[str, str]) -> str | None:

@@ -209,3 +209,34 @@ def test_the_document_is_never_written_over_the_archive(
     }
     expect.failure(ocistream(verb, *ends[verb], "--result", archive), 2, "--result", "is the archive itself")
     assert archive.read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["pull", "push", "copy"])
+def test_the_document_never_goes_to_stdout(
+    registry: FaultyRegistry, layout: Layout, dev_stdout: Path, tmp_path: Path, verb: str
+) -> None:
+    small_image(layout, name="app:1")
+    before = len(registry.requests)
+    ends: dict[str, list[str | Path]] = {
+        "pull": [f"{registry.host}/app:1"],
+        "push": [f"{registry.host}/other:1", "-i", layout.path],
+        "copy": [layout.path, "out.tar"],
+    }
+    behind = tmp_path / "behind"
+    for result, stdout in (("-", None), (dev_stdout, None), (dev_stdout, behind), (behind, behind)):
+        if stdout:
+            stdout.write_text("")
+        done = ocistream(verb, *ends[verb], "--result", result, stdout=stdout, cwd=tmp_path)
+        expect.failure(done, 2, f"--result {result} is stdout", "name a file")
+        assert not done.out
+        assert not stdout or stdout.read_text() == ""
+    assert len(registry.requests) == before
+    assert not (tmp_path / "-").exists()
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_a_document_may_be_called_dash_and_may_vanish_with_stdout(registry: FaultyRegistry, tmp_path: Path) -> None:
+    pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar", "--result"]
+    expect.success(ocistream(*pull, "./-", cwd=tmp_path))
+    assert document(tmp_path / "-")["retried"] == 0
+    expect.failure(ocistream(*pull, "", cwd=tmp_path), 2, "--result")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_an_archive_is_never_read_from_a_terminal(registry: FaultyRegistry, argv
     assert seen.code == 2
     assert "stdin, which is a terminal" in seen.screen
     assert registry.requests == []
+
+
+@pytest.mark.parametrize("argv", [["verify"], ["inspect", "-"], ["copy", "-", "out.tar"], ["copy", "IMAGE", "-"]])
+def test_what_to_do_instead_is_said_as_the_command_has_it(
+    registry: FaultyRegistry, argv: list[str], tmp_path: Path
+) -> None:
+    words = [word.replace("IMAGE", f"{registry.host}/app:1").replace("out", f"{tmp_path}/out") for word in argv]
+    streams = ["stdout" if argv[-1] == "-" and argv[0] == "copy" else "stdin", "stderr"]
+    seen = on_terminal(*words, streams=streams)
+    assert seen.code == 2
+    said = " ".join(seen.screen.split())
+    # Only `pull` has -o, and only `push` has -i.
+    assert "name a file" in said
+    assert (
+        re.findall(
+            r"(?<!\S)-[io]", said.replace("of `pull`, that is -o FILE", "").replace("of `push`, that is -i PATH", "")
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("argv", [["pull", "-h"], ["--version"], ["--help"]])
@@ -220,3 +240,13 @@ def test_a_full_disk_behind_stderr_changes_no_exit_code(layout: Layout, tmp_path
     copied = run([*line, "copy", str(layout.path), str(tmp_path / "app.tar")])
     assert (copied.code, copied.out.count(b"@sha256:")) == (0, 1)
     assert run([*line, "copy", str(tmp_path / "nothing.tar"), str(tmp_path / "other.tar")]).code == 4
+
+
+def test_all_platforms_and_one_of_them_is_a_contradiction(registry: FaultyRegistry) -> None:
+    registry.requests.clear()
+    for platforms in (["all", "linux/arm64"], ["linux/arm64", "all"]):
+        options = [word for platform in platforms for word in ("--platform", platform)]
+        for verb in (["pull"], ["inspect"]):
+            expect.failure(ocistream(*verb, f"{registry.host}/multi:1", *options), 2, "all", "linux/arm64")
+    assert registry.requests == []
+    expect.success(ocistream("inspect", f"{registry.host}/multi:1", "--platform", "all", "--platform", "all"))

@@ -206,6 +206,21 @@ class TestPieces:
         with pytest.raises(ArchiveError, match=re.escape(f"it is not valid JSON: {reason}")):
             parse_json(raw, "it", convert={"a": passed_over})
 
+    @pytest.mark.parametrize("whole", [0, ANY_SIZE])
+    @pytest.mark.parametrize(
+        ("raw", "reason"),
+        [
+            (b'{"a":%b}' % (b"1" * 5000), "a number has too many digits"),
+            (b'{"a":"\\ud800"}', "a string has half of a surrogate pair"),
+            (b'{"a":"\xff"}', "it is not UTF-8 at byte "),
+            (b"\xef\xbb\xbf{}", "it begins with a byte order mark|it does not begin as an object"),
+        ],
+    )
+    def test_an_error_is_in_our_own_words(self, raw: bytes, reason: str, whole: int) -> None:
+        with pytest.raises(ArchiveError, match=f"^it is not valid JSON: ({reason})") as caught:
+            parse_json(raw, "it", whole=whole)
+        assert not re.search("sys|codec|utf-8", str(caught.value))
+
     def test_what_is_unclosed_and_deep_is_said_to_be_deep(self) -> None:
         with pytest.raises(ArchiveError, match="it is nested too deeply"):
             parse_json(b'{"a":' + b"[" * limits.MAX_JSON_WHOLE, "it")
