@@ -7,12 +7,13 @@ stream expands to. What is compressed, and why, is decided elsewhere. To add a c
 from __future__ import annotations
 
 import importlib
+import threading
 import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from ocistream import limits
-from ocistream.errors import ArchiveError
+from ocistream.errors import ArchiveError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -38,7 +39,8 @@ class Codec:
     """One way to compress: its `name` on the command line and in media types, and how its streams begin.
 
     `compress` takes plain chunks and a level within `levels`; `decompress` gives plain chunks of bounded size, and
-    raises ArchiveError where the stream is malformed or ends too early. `compress` gives the same bytes on every run.
+    raises ArchiveError where the stream is malformed or ends too early, UnsupportedError where it asks for too much.
+    `compress` gives the same bytes on every run.
     """
 
     name: str
@@ -143,9 +145,9 @@ def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     import zstandard  # noqa: PLC0415 - as above
 
     frames = _Frames()
-    source = cast("IO[bytes]", _Readable(chunks, frames))
+    source = _Readable(chunks, frames)
     reader = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).stream_reader(
-        source, read_size=limits.CHUNK, read_across_frames=True
+        cast("IO[bytes]", source), read_size=limits.CHUNK, read_across_frames=True
     )
     buffer = memoryview(bytearray(limits.CHUNK))
     try:
@@ -153,9 +155,36 @@ def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             yield buffer[:got]
     except zstandard.ZstdError as error:
         raise _malformed("zstd", str(error)) from error
+    finally:
+        source.leave()
     if not frames.complete:
         # The reader takes any end for the end.
         raise _malformed("zstd", "it ends too early")
+
+
+class _Turns:
+    """Lets one thread at a time have what takes much memory; a thread that has it may have it twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def enter(self) -> bool:
+        """Wait for one's turn; False where it is one's turn already."""
+        if self._owner == threading.get_ident():
+            return False
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        return True
+
+    def leave(self) -> None:
+        """End one's turn, from any thread: a generator may be closed by another than used it."""
+        self._owner = None
+        self._lock.release()
+
+
+#: Streams with a wide window are unpacked one after the other, however many are read side by side.
+_wide_windows = _Turns()
 
 
 class _Readable:
@@ -165,17 +194,33 @@ class _Readable:
         # An empty one would be taken for the end.
         self._chunks = filter(len, chunks)
         self._frames = frames
+        self._has_turn = False
 
     def read(self, size: int) -> bytes:  # noqa: ARG002 - it takes what it gets: a chunk
         chunk = bytes(next(self._chunks, b""))
         self._frames.pass_over(chunk)
+        if self._frames.window > limits.MAX_ZSTD_WINDOW:
+            msg = f"a zstd stream needs a window of {self._frames.window} bytes, more than {limits.MAX_ZSTD_WINDOW}"
+            raise UnsupportedError(msg, hint="it was made with zstd --long=28 or more: compress it anew with less")
+        if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_turn:
+            self._has_turn = _wide_windows.enter()
         return chunk
+
+    def leave(self) -> None:
+        """Let the next one have its turn."""
+        if self._has_turn:
+            self._has_turn = False
+            _wide_windows.leave()
 
 
 class _Frames:
-    """Follows zstd frames from block to block, to know whether a stream ends where one of them does."""
+    """Follows zstd frames from block to block, to know whether a stream ends where one of them does.
+
+    `window` is the widest that one of them has asked for so far, in bytes: what is held to unpack it.
+    """
 
     def __init__(self) -> None:
+        self.window = 0
         self._at_end = False
         self._got = bytearray()
         self._steps = self._walk()
@@ -220,13 +265,19 @@ class _Frames:
                 yield -(1 << 62)
             self._at_end = True
 
-    @staticmethod
-    def _frame() -> Generator[int, bytes, None]:
+    def _frame(self) -> Generator[int, bytes, None]:
         (flags,) = yield 1
         single_segment = flags >> 5 & 1
-        header = (1 - single_segment) + (0, 1, 2, 4)[flags & 3] + (single_segment, 2, 4, 8)[flags >> 6]
-        if header:
-            yield -header
+        before = (1 - single_segment) + (0, 1, 2, 4)[flags & 3]
+        size = (single_segment, 2, 4, 8)[flags >> 6]
+        header = (yield before + size) if before + size else b""
+        if single_segment:
+            # All of the content is the window. (Two bytes count from 256.)
+            window = int.from_bytes(header[before:], "little") + (256 if size == 2 else 0)
+        else:
+            exponent, mantissa = header[0] >> 3, header[0] & 7
+            window = (1 << 10 + exponent) // 8 * (8 + mantissa)
+        self.window = max(self.window, window)
         last = 0
         while not last:
             block = int.from_bytes((yield 3), "little")
@@ -252,6 +303,9 @@ MAGIC_SIZE: Final = 4
 
 def codec_of(beginning: bytes) -> Codec:
     """Tell by its first bytes how something is compressed; `NONE` where it is not, as far as we know."""
+    # Some writers of zstd begin with a frame that is to be passed over (pzstd).
+    if int.from_bytes(beginning[:4], "little") & ~0xF == _SKIPPABLE_MAGIC:
+        return ZSTD
     return next((codec for codec in CODECS.values() if codec.magic and beginning.startswith(codec.magic)), NONE)
 
 

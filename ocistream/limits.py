@@ -39,7 +39,7 @@ MAX_LISTED: Final = 10_000
 #: Indexes within indexes. A cycle is impossible by digest, but a long chain costs a request each.
 MAX_INDEX_DEPTH: Final = 8
 #: Images, by name, in one transfer: each is walked on its own.
-MAX_IMAGES: Final = 1_000
+MAX_IMAGES: Final = 10_000
 #: What all images together need, counted once for each: a thousand may name one index of thousands.
 MAX_NEEDED: Final = 500_000
 #: Manifests among which platforms are chosen, counted once for each index that is an image.
@@ -66,6 +66,8 @@ MAX_ENTRIES: Final = 50_000
 # Compressed content ----------------------------------------------------------------------------------------
 #: The window of a zstd frame: what `zstd --long` of its greatest usual width needs. A frame may ask for terabytes.
 MAX_ZSTD_WINDOW: Final = 128 * MIB
+#: Above this, streams are unpacked one at a time: zstd's usual level has 2 MiB, the highest ones 8.
+WIDE_ZSTD_WINDOW: Final = 2 * MIB
 #: How much larger than itself a compressed stream may become, unless --max-ratio says otherwise: well above
 #: what layers reach.
 MAX_RATIO: Final = 200
