@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import layers, limits
 from ocistream.compression import CODECS, NONE, Codec, codec_of, decompressed
 from ocistream.documents import diff_ids_of_config
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError, UsageError
 from ocistream.graph import Graph, is_image
 from ocistream.interfaces import Unnamed
 from ocistream.model import Descriptor
@@ -27,6 +27,7 @@ from ocistream.rewriting import Rewriting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ocistream.interfaces import Blob
     from ocistream.stream import Chunk
 
 __all__ = ["Conversion", "Converted", "Recompression", "looks_like_document", "looks_like_layer", "parse_recompression"]
@@ -124,6 +125,28 @@ class Conversion:
             for _, document in graph.images()
             if document.config and is_image(document) and not converted.isdisjoint(map(_digest, document.layers))
         }
+
+    def kept_of(self, graph: Graph) -> set[str]:
+        """Give the digests of the layers that are so already, by their media types."""
+        images = (document for _, document in graph.images() if is_image(document))
+        wanted = self.want.codec.name
+        return {b.digest for document in images for b in document.layers if layers.codec_name(b.media_type) == wanted}
+
+    def as_called(self, blob: Blob) -> Iterator[Chunk]:
+        """Pass on the chunks of a layer that is kept as it is.
+
+        Raises:
+            ArchiveError: it is not compressed as its media type says, and so not as was asked for.
+        """
+        chunks = blob.open()
+        first = next(chunks, b"")
+        found = codec_of(bytes(first[: limits.KIB]))
+        if first and found is not self.want.codec:
+            layer = blob.descriptor
+            msg = f"{layer.digest} is called {layer.media_type}, and its compression is {found.name}"
+            raise ArchiveError(msg, hint="its image says of it what is not so: it can only be copied as it is")
+        yield first
+        yield from chunks
 
     def takes(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted."""
@@ -248,7 +271,7 @@ class Recoded:
         # What is known need not be hashed once more.
         tally = Tally(self._open_raw() if self._source is None else ())
         raw = tally if self._source is None else self._open_raw()
-        plain, result = Tally(self._plain(raw)), Tally(())
+        plain, result = Tally(self._plain(Watched(raw))), Tally(())
         for chunk in self._want.codec.compress(plain, self._want.level):
             result.add(chunk)
             yield chunk
@@ -261,16 +284,40 @@ class Recoded:
         )
         self._conversion.note(self._converted)
 
-    def _plain(self, raw: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _plain(self, raw: Watched) -> Iterator[Chunk]:
         first = next(raw, b"")
         codec = codec_of(bytes(first[: limits.KIB]))
         self._media_type = layers.media_type(layers.OCI, codec.name)
         try:
             yield from decompressed(codec, itertools.chain([first], raw), self._want.max_ratio)
-        except ArchiveError:
+        except (ArchiveError, UnsupportedError) as error:
             # Where the bytes are not even those that were promised, that is what is to be said.
             for _ in raw:
                 pass
+            if raw.has_failed:
+                raise
+            layer = self._source.digest if self._source else "a layer"
+            raise type(error)(f"{layer}: {error.what}", hint=error.hint) from error
+
+
+class Watched:
+    """Chunks that know whether it was they that failed, or who uses them."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """Begin with nothing wrong."""
+        self._chunks = chunks
+        self.has_failed = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Give itself."""
+        return self
+
+    def __next__(self) -> Chunk:
+        """Give the next chunk."""
+        try:
+            return next(self._chunks)
+        except OcistreamError:
+            self.has_failed = True
             raise
 
 

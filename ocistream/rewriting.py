@@ -34,7 +34,11 @@ __all__ = ["Rewriting"]
 #: Docker's names for what OCI has names of its own for: a manifest with a layer that Docker knows no type for is OCI's.
 _OCI_FOR: Final = {DOCKER_MANIFEST: OCI_MANIFEST, DOCKER_LIST: OCI_INDEX, DOCKER_CONFIG: OCI_CONFIG}
 #: What these annotations say of a layer is only true of its compressed bytes as they were (stargz, zstd:chunked).
-_OF_COMPRESSED_BYTES: Final = ("containerd.io/snapshot/stargz/", "io.github.containers.zstd-chunked.")
+_OF_COMPRESSED_BYTES: Final = (
+    "containerd.io/snapshot/stargz/",
+    "io.containers.zstd-chunked.",
+    "io.github.containers.zstd-chunked.",
+)
 #: What else a descriptor may say of the bytes as they were: it holds them, or tells where to find them.
 _OF_OLD_BYTES: Final = ("data", "urls")
 #: By this annotation an attestation in an index names the image that it vouches for (buildx).

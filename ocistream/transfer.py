@@ -110,6 +110,8 @@ class _Transfer:
         self._bare: Conversion | None = None
         self._layers: dict[str, Descriptor] = {}
         self._configs: set[str] = set()
+        #: Layers that are called what is asked for: they have to be so.
+        self._kept: set[str] = set()
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
         began = time.monotonic()
@@ -206,6 +208,7 @@ class _Transfer:
             if digest not in self._moved or self.conversion.done(digest)
         }
         self._configs = self.conversion.configs_of(graph)
+        self._kept = self.conversion.kept_of(graph)
         return bool(self._layers)
 
     def _of_bare_layers(self) -> Conversion | None:
@@ -288,6 +291,8 @@ class _Transfer:
         elif self.conversion is not None and self.conversion.has_made(digest):
             # It was asked for before it was there.
             self._pass_over(blob)
+        elif digest in self._kept and self.conversion is not None:
+            self._put(Blob(blob.descriptor, partial(self.conversion.as_called, blob), blob.replayable))
         else:
             self._put(blob)
 

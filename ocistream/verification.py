@@ -11,13 +11,13 @@ import itertools
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import files, layers, limits
 from ocistream.compression import codec_of, decompressed
-from ocistream.conversion import Tally, looks_like_layer
+from ocistream.conversion import Tally, Watched, looks_like_layer
 from ocistream.documents import diff_ids_of_config
-from ocistream.errors import ArchiveError, CancelledError, IntegrityError, OcistreamError
+from ocistream.errors import ArchiveError, CancelledError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.graph import is_image
 from ocistream.interfaces import Unwatched
 from ocistream.model import Descriptor
@@ -101,7 +101,7 @@ class _Check:
         self._sizes: dict[str, int] = {}
         self._wrong: dict[str, OcistreamError] = {}
         #: Digests of plain bytes, of whatever looked like a layer or was known to be one.
-        self._plain: dict[str, str] = {}
+        self._plain: dict[str, _Plain] = {}
         self._diff_ids: dict[str, tuple[str, ...]] = {}
         self._kept = _Kept()
 
@@ -143,7 +143,7 @@ class _Check:
         kind = layers.media_type(layers.OCI, codec_of(first).name)
         raw = Tally(itertools.chain([first], chunks))
         error: OcistreamError | None = None
-        plain = ""
+        plain: _Plain | None = None
         try:
             plain = self._read(raw, unpack=self._deep)
         except _CannotUnpack as found:
@@ -197,34 +197,32 @@ class _Check:
         except ArchiveError as error:
             self._wrong[descriptor.digest] = error
 
-    def _read(self, chunks: Iterator[Chunk], *, unpack: bool) -> str:
-        """Read all of a blob and give the digest of its plain bytes, or "" where it is not to be unpacked.
+    def _read(self, chunks: Iterator[Chunk], *, unpack: bool) -> _Plain | None:
+        """Read all of a blob and say what it unpacks to, or None where it is not to be unpacked.
 
         Raises:
             _CannotUnpack: it is what it should be, but not a well-formed compressed stream.
             OcistreamError: what reading it raises.
         """
-        raw = _Raw(counted(self._stoppable(chunks), self._observer.advance))
+        raw = Watched(counted(self._stoppable(chunks), self._observer.advance))
         if not unpack:
             for _ in raw:
                 pass
-            return ""
+            return None
         try:
-            plain = Tally(self._unpacked(raw))
+            first = bytes(next(raw, b""))
+            codec = codec_of(first)
+            plain = Tally(decompressed(codec, itertools.chain([first], raw), self._max_ratio))
             for _ in plain:
                 pass
-        except ArchiveError as error:
+        except (ArchiveError, UnsupportedError) as error:
             if raw.has_failed:
                 raise
             # If the bytes are not those that were promised either, that is what is to be said.
             for _ in raw:
                 pass
             raise _CannotUnpack(error) from error
-        return plain.digest
-
-    def _unpacked(self, raw: _Raw) -> Iterator[Chunk]:
-        first = bytes(next(raw, b""))
-        return decompressed(codec_of(first), itertools.chain([first], raw), self._max_ratio)
+        return _Plain(plain.digest, codec.name)
 
     def _stoppable(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
@@ -233,14 +231,14 @@ class _Check:
                 raise CancelledError(msg)
             yield chunk
 
-    def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: str = "") -> None:
-        if isinstance(error, ArchiveError):
-            error = ArchiveError(f"{descriptor.digest}: {error.what}", hint=error.hint)
+    def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: _Plain | None = None) -> None:
+        if isinstance(error, ArchiveError | UnsupportedError):
+            error = type(error)(f"{descriptor.digest}: {error.what}", hint=error.hint)
         with self._lock:
             self._sizes[descriptor.digest] = descriptor.size
             if error is not None:
                 self._wrong[descriptor.digest] = error
-            if plain:
+            if plain is not None:
                 self._plain[descriptor.digest] = plain
         self._observer.done(descriptor, "verified")
 
@@ -282,9 +280,17 @@ class _Check:
                 continue
             for layer, diff_id in zip(document.layers, promised, strict=True):
                 plain = self._plain.get(layer.digest)
-                if plain is not None and plain != diff_id:
-                    msg = f"{layer.digest}: its plain bytes have the digest {plain}, its image's config says {diff_id}"
-                    self._wrong.setdefault(layer.digest, IntegrityError(msg))
+                if plain is None:
+                    continue
+                if layer.size and layers.codec_name(layer.media_type) not in {None, plain.codec}:
+                    msg = f"{layer.digest} is called {layer.media_type}, and its compression is {plain.codec}"
+                    self._wrong.setdefault(layer.digest, ArchiveError(msg))
+                if plain.digest != diff_id:
+                    msg = (
+                        f"{layer.digest}: its plain bytes have the digest {plain.digest}, "
+                        f"its image's config says {diff_id}"
+                    )
+                    self._wrong[layer.digest] = IntegrityError(msg)
 
 
 class Onlooker:
@@ -330,30 +336,19 @@ class Onlooker:
         self._check.close()
 
 
+class _Plain(NamedTuple):
+    """What a layer unpacks to, and from what."""
+
+    digest: str
+    codec: str
+
+
 class _CannotUnpack(Exception):  # noqa: N818 - it carries the error that is meant
     """A compressed stream is malformed."""
 
-    def __init__(self, error: ArchiveError) -> None:
+    def __init__(self, error: OcistreamError) -> None:
         super().__init__()
         self.error = error
-
-
-class _Raw:
-    """Chunks that know whether it was they that failed, or who uses them."""
-
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        self._chunks = chunks
-        self.has_failed = False
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self
-
-    def __next__(self) -> Chunk:
-        try:
-            return next(self._chunks)
-        except OcistreamError:
-            self.has_failed = True
-            raise
 
 
 class _Kept:

@@ -17,7 +17,17 @@ from tests.cli import expect
 from tests.cli.run import command, measured, ocistream, pipe, run
 from tests.conversions import CODECS, all_kinds, compare, named, stray_blobs, unpacked
 from tests.faults import FaultyRegistry
-from tests.images import Descriptor, Layout, digest_of, small_image, tar_layer, two_platforms
+from tests.images import (
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Descriptor,
+    Layout,
+    digest_of,
+    small_image,
+    tar_layer,
+    two_platforms,
+)
 from tests.peers import need
 from tests.registry_http import manifest_digest, seed, tags
 
@@ -161,7 +171,7 @@ class TestResult:
             "skipped": 0,
             "mounted": 0,
         }
-        assert "2 of them compressed anew" in result.err
+        assert "2 of them converted" in result.err
 
     def test_nothing_is_from_anything_where_nothing_changed(
         self, served: FaultyRegistry, layout: Layout, tmp_path: Path
@@ -338,3 +348,59 @@ def test_an_image_is_what_it_was_after_two_conversions(layout: Layout, tmp_path:
     after = Layout(tmp_path / "out")
     # The same but for how the manifest is laid out.
     assert after.read(named(after)["1"]["digest"]) == document
+
+
+class TestWhatIsCalledOtherwiseThanItIs:
+    """Layers whose media type says another compression than their bytes have."""
+
+    @pytest.fixture
+    def mislabelled(self, layout: Layout) -> Layout:
+        layer = layout.blob(tar_layer({"a": b"1"}, compression="zstd"), f"{OCI_LAYER}+gzip")
+        layout.image([layer], name="v1")
+        return layout
+
+    @pytest.mark.parametrize("ends", [["oci:x"], ["oci-archive:x.tar"], ["-"]])
+    def test_they_are_not_taken_for_what_was_asked_for(
+        self, mislabelled: Layout, tmp_path: Path, ends: list[str]
+    ) -> None:
+        result = ocistream("copy", f"oci:{mislabelled.path}", *ends, "--compress", "gzip", cwd=tmp_path)
+        assert result.code == 6
+        assert "its compression is zstd" in result.err
+        assert not (tmp_path / "x" / "index.json").exists()
+        assert not (tmp_path / "x.tar").exists()
+
+    def test_verify_finds_them(self, mislabelled: Layout) -> None:
+        assert ocistream("verify", mislabelled.path).code == 0
+        result = ocistream("verify", mislabelled.path, "--deep")
+        assert result.code == 6
+        assert "its compression is zstd" in result.err
+
+    def test_they_are_copied_as_they_are(self, mislabelled: Layout, tmp_path: Path) -> None:
+        result = ocistream("copy", f"oci:{mislabelled.path}", f"oci:{tmp_path / 'out'}")
+        assert result.code == 0, result.err
+
+
+def test_a_layer_that_cannot_be_unpacked_is_named(layout: Layout, tmp_path: Path) -> None:
+    layer = layout.blob(gzip.compress(b"x" * 1000)[:-4], f"{OCI_LAYER}+gzip")
+    config = layout.blob(json.dumps({"rootfs": {"type": "layers", "diff_ids": [digest_of(b"")]}}).encode(), OCI_CONFIG)
+    layout.document({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}, name="v1")
+    result = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}", "--compress", "zstd")
+    assert result.code == 6
+    assert layer["digest"] in result.err
+
+
+def test_what_only_says_how_a_layer_was_compressed_is_left_out(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout)
+    document = layout.read(image["digest"])
+    for layer in document["layers"]:
+        layer["annotations"] = {
+            "io.containers.zstd-chunked.manifest-position": "1:2:3:4",
+            "io.github.containers.zstd-chunked.manifest-checksum": "x",
+            "containerd.io/snapshot/stargz/toc.digest": "x",
+            "org.example.kept": "yes",
+        }
+    layout.document(document, name="v1")
+    assert ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}", "--compress", "zstd").code == 0
+    out = Layout(tmp_path / "out")
+    (entry,) = json.loads((out.path / "index.json").read_bytes())["manifests"]
+    assert [layer["annotations"] for layer in out.read(entry["digest"])["layers"]] == [{"org.example.kept": "yes"}] * 2
