@@ -154,8 +154,10 @@ class ArchiveFileSource:
     def _scan(self) -> Contents:
         contents = Contents()
         with files.disk_errors(self._what):
-            for entry in _SeekingReader(self._file, str(self._path)):
+            reader = _SeekingReader(self._file, str(self._path))
+            for entry in reader:
                 contents.add(entry)
+            reader.drain()
         return contents
 
     def _read(self, place: Entry | Place, limit: int) -> bytes:

@@ -114,10 +114,20 @@ class TarReader:
         return gathered(self.content(entry))
 
     def drain(self) -> None:
-        """Read on to the end of the file: whoever writes a pipe is not to find it closed."""
+        """Read on to the end of the file: whoever writes a pipe is not to find it closed.
+
+        Raises:
+            ArchiveError: there is more than the zeros that fill a last record. Of two archives that were joined, say,
+                only the first would be seen.
+        """
         buffer = memoryview(bytearray(limits.CHUNK))
-        while self._file.readinto(buffer):
-            pass
+        zeros = bytes(limits.CHUNK)
+        goes_on = False
+        while got := self._file.readinto(buffer):
+            goes_on = goes_on or buffer[:got] != zeros[:got]
+        if goes_on:
+            msg = f"{self._what} goes on after its end-of-archive mark"
+            raise ArchiveError(msg, hint="two archives joined, perhaps: each has to be read on its own")
 
     def _skip(self, size: int) -> None:
         for chunk in chunks_of(self._file, size):

@@ -388,3 +388,23 @@ def test_short_reads_are_no_end() -> None:
     reader = TarReader(io.BufferedReader(Pipe(), 64))
     found = {entry.name: b"".join(bytes(chunk) for chunk in reader.content(entry)) for entry in reader}
     assert found == {"a": b"x" * 5000, "b": b"y"}
+
+
+class TestAfterTheEnd:
+    @pytest.mark.parametrize("rest", [b"", bytes(8192), bytes(1 << 20)])
+    def test_zeros_may_follow(self, rest: bytes) -> None:
+        reader = TarReader(io.BytesIO(tar_of([("a", b"x")]) + rest))
+        assert [entry.name for entry in reader] == ["a"]
+        reader.drain()
+
+    @pytest.mark.parametrize(
+        "rest", [b"x", bytes(8192) + b"x", tar_of([("b", b"y")]), bytes(1 << 20) + b"x" + bytes(9)], ids=len
+    )
+    def test_nothing_else_may(self, rest: bytes) -> None:
+        file = io.BytesIO(tar_of([("a", b"x")]) + rest)
+        reader = TarReader(file, "x.tar")
+        list(reader)
+        with pytest.raises(ArchiveError, match=r"x\.tar goes on after its end"):
+            reader.drain()
+        # Whoever writes it is not to find the pipe closed.
+        assert file.read() == b""
