@@ -85,11 +85,11 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
 
 @contextlib.contextmanager
 def named_at_the_end(
-    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644
+    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True
 ) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
     """Write a file in `folder` that is given its name, in the same folder, by one call within the block.
 
-    Otherwise as `atomic_file`.
+    Otherwise as `atomic_file`. Whoever writes many files may see to it that their names are `durable` once, at the end.
     """
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
     temporary = folder / f".{prefix}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}"
@@ -109,7 +109,8 @@ def named_at_the_end(
         raise
     finally:
         _unfinished.discard(temporary)
-    sync_directory(folder)
+    if durable:
+        sync_directory(folder)
 
 
 def _check_replaceable(path: Path) -> None:

@@ -18,7 +18,7 @@ from ocistream.cli.options import (
 )
 from ocistream.errors import UsageError
 from ocistream.stores import Want, open_sink, open_source, parse_end
-from ocistream.stores.index import every_image, names_there, only_image
+from ocistream.stores.index import names_there, only_image, some_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
         session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
     single = dst.kind == "docker" or dst.name is not None
-    select = the_image if single else every_image
+    select = the_image if single else some_images
     want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
 
     def open_ends() -> tuple[Source, Sink]:

@@ -18,7 +18,7 @@ from ocistream.cli.options import (
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
 from ocistream.stores import Want, open_source, parse_end
-from ocistream.stores.index import images_named, only_image
+from ocistream.stores.index import images_named, only_image, some_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,9 +140,10 @@ def named_images(roots: Sequence[Root]) -> Sequence[Root]:
     """Choose the images that say where they belong.
 
     Raises:
+        NotFoundError: there are none.
         UsageError: none does.
     """
-    found = [root for root in roots if _has_repository(root)]
+    found = [root for root in some_images(roots) if _has_repository(root)]
     if not found:
         raise _nowhere("no image in it has a full name")
     return found

@@ -121,6 +121,22 @@ def every_image(roots: Sequence[Root]) -> Sequence[Root]:
     return roots
 
 
+def some_images(roots: Sequence[Root]) -> Sequence[Root]:
+    """Choose all images.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    if not roots:
+        raise no_image()
+    return roots
+
+
+def no_image() -> NotFoundError:
+    """Say that there is nothing to be moved."""
+    return NotFoundError("there is no image in it")
+
+
 def only_image(roots: Sequence[Root]) -> Sequence[Root]:
     """Choose the one image there is; what has no name beside one that has (a signature, say) does not count.
 
@@ -129,8 +145,7 @@ def only_image(roots: Sequence[Root]) -> Sequence[Root]:
         UsageError: there are several.
     """
     if not roots:
-        msg = "there is no image in it"
-        raise NotFoundError(msg)
+        raise no_image()
     candidates = [root for root in roots if root.name] or list(roots)
     if len({root.descriptor.digest for root in candidates}) > 1:
         msg = f"there are {len(candidates)} images in it"
@@ -153,7 +168,10 @@ def images_named(names: Sequence[str]) -> Selection:
                 raise NotFoundError(msg, hint=f"its images are: {names_there(roots)}")
             if len({root.descriptor.digest for root in matches}) > 1:
                 msg = f"there are {len(matches)} images that go by {printable(name)!r}"
-                raise UsageError(msg, hint=f"choose one by its full name: {names_there(matches)}")
+                digests = ", ".join(dict.fromkeys(root.descriptor.digest for root in matches))
+                by_name = len({root.name for root in matches}) == len(matches)
+                hint = f"by its full name: {names_there(matches)}" if by_name else f"by its digest: {digests}"
+                raise UsageError(msg, hint=f"choose one {hint}")
             chosen.append(matches[0])
         return chosen
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ocistream.errors import UsageError
 from ocistream.graph import Graph, GraphBuilder, Root
 from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.reference import printable
 from ocistream.stores.index import Selection, entry_for, every_image, name_of, roots_of
 from ocistream.stores.layout_directory import LayoutDirectory
 
@@ -102,12 +104,19 @@ class LayoutSink:
         self._layout.check_free()
         self._created = False
 
-    def begin(self, graph: Graph) -> None:  # noqa: ARG002 - a directory needs to know nothing in advance
+    def begin(self, graph: Graph) -> None:
         """Make the directory a layout, unless it is one.
 
         Raises:
+            UsageError: two different images have the same name, of which one would be lost.
             LocalDiskError: it cannot be made.
         """
+        named: dict[str, str] = {}
+        for root in graph.roots:
+            name, digest = name_of(entry_for(root)), root.descriptor.digest
+            if name is not None and named.setdefault(name, digest) != digest:
+                msg = f"two images are called {printable(name)!r}, and in a layout a name stands for one"
+                raise UsageError(msg, hint=f"copy them one by one: {named[name]} and {digest}")
         self._create()
 
     def has(self, descriptor: Descriptor) -> bool:
@@ -154,13 +163,11 @@ class LayoutSink:
 
 def merge(entries: Sequence[Descriptor], roots: Sequence[Root]) -> list[Descriptor]:
     """Add roots to the entries of an index; a name that is there gets its new meaning, the others stay."""
-    merged = list(entries)
-    for root in roots:
-        new = entry_for(root)
-        name = name_of(new)
-        if name is None:
-            merged = [entry for entry in merged if not (name_of(entry) is None and entry.digest == new.digest)]
-        else:
-            merged = [entry for entry in merged if name_of(entry) != name]
-        merged.append(new)
-    return merged
+    new = {_key(entry): entry for entry in map(entry_for, roots)}
+    return [*(entry for entry in entries if _key(entry) not in new), *new.values()]
+
+
+def _key(entry: Descriptor) -> tuple[str | None, str]:
+    """Say what an entry is the only one of: a name, or, without one, a digest."""
+    name = name_of(entry)
+    return (name, "") if name is not None else (None, entry.digest)

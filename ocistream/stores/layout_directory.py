@@ -194,9 +194,10 @@ class LayoutDirectory:
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with files.atomic_file(path) as file:
+            with files.named_at_the_end(path.parent, path.name, durable=False) as (file, name):
                 for chunk in verified_chunks:
                     files.write_all(file, chunk)
+                name(path)
 
     def write_unnamed(self, blob: Unnamed) -> Descriptor:
         """Store a blob whose digest is known when all of it has passed, and give its promise.
@@ -207,7 +208,7 @@ class LayoutDirectory:
         folder = self.blob_folder("sha256")
         with files.disk_errors(f"cannot write a blob in {self.path}"):
             folder.mkdir(parents=True, exist_ok=True)
-            with files.named_at_the_end(folder) as (file, name):
+            with files.named_at_the_end(folder, durable=False) as (file, name):
                 for chunk in blob.open():
                     files.write_all(file, chunk)
                 descriptor = blob.descriptor()
@@ -252,6 +253,9 @@ class LayoutDirectory:
         """
         path = self.path / "index.json"
         with files.disk_errors(f"cannot write {path}"), files.locked_directory(self.path):
+            # What the index will name is to be there, whenever the power fails.
+            for folder in (self.path / "blobs").glob("sha*"):
+                files.sync_directory(folder)
             before = self._index()
             raw = index_json(change(parse_index(before) if before is not None else []), before)
             if len(raw) > limits.MAX_MANIFEST:

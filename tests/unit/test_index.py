@@ -30,6 +30,7 @@ from ocistream.stores.index import (
     parse_index,
     parse_layout_file,
     roots_of,
+    some_images,
 )
 from ocistream.stores.layout import LayoutSource, merge
 from tests.contract.shapes import nested_index, with_attestation
@@ -321,3 +322,16 @@ def test_a_path_is_made_of_a_digest_and_of_nothing_else() -> None:
 
 def test_an_empty_graph_has_empty_documents() -> None:
     assert docker_manifest_json(Graph((), (), ())) == b"[]"
+
+
+def test_of_two_images_of_one_name_the_digests_are_named() -> None:
+    roots = [named("v1"), named("v1", f"sha256:{'b' * 64}")]
+    with pytest.raises(UsageError, match="2 images that go by 'v1'") as caught:
+        images_named(["v1"])(roots)
+    assert all(root.descriptor.digest in (caught.value.hint or "") for root in roots)
+
+
+def test_nothing_is_no_image_to_copy() -> None:
+    with pytest.raises(NotFoundError, match="there is no image in it"):
+        some_images([])
+    assert some_images([named("v1")]) == [named("v1")]

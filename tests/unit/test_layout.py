@@ -509,3 +509,32 @@ class TestUnnamed:
         assert [path.name for path in (out.path / "blobs" / "sha256").iterdir()] == [
             digest_of(content).partition(":")[2]
         ]
+
+
+def refs_in(folder: Path) -> list[str]:
+    return [entry["annotations"][REF_NAME] for entry in named_in(Layout(folder))]
+
+
+class TestNames:
+    def test_two_images_of_one_name_are_refused_before_anything_is_written(self, tmp_path: Path) -> None:
+        archive = Layout(tmp_path / "in")
+        small_image(archive, name="v1")
+        small_image(archive, name="v1", platform="linux/arm64")
+        with pytest.raises(UsageError, match="two images are called 'v1'"):
+            transfer.copy(LayoutSource(archive.path), LayoutSink(tmp_path / "out"), Watch())
+        assert not (tmp_path / "out").exists()
+
+    def test_one_image_under_one_name_twice_is_not(self, tmp_path: Path) -> None:
+        archive = Layout(tmp_path / "in")
+        image = small_image(archive)
+        archive.name(image, "v1", "v1")
+        transfer.copy(LayoutSource(archive.path), LayoutSink(tmp_path / "out"), Watch())
+        assert refs_in(tmp_path / "out") == ["v1"]
+
+    def test_what_others_have_called_alike_stays(self, layout: Layout, tmp_path: Path) -> None:
+        there = Layout(tmp_path / "out")
+        small_image(there, name="old")
+        small_image(there, name="old", platform="linux/arm64")
+        small_image(layout, name="new")
+        transfer.copy(LayoutSource(layout.path), LayoutSink(there.path), Watch())
+        assert refs_in(there.path) == ["old", "old", "new"]
