@@ -13,7 +13,7 @@ from ocistream import limits
 from ocistream.documents import Document, parse_document
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.model import CONFIG_TYPES, Descriptor, Manifest
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_platform, choose
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_covers, check_platform, choose
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
@@ -119,9 +119,17 @@ class GraphBuilder:
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
-        """Ask for an image; the manifests it needs appear in `needs`."""
+        """Ask for an image; the manifests it needs appear in `needs`.
+
+        Raises:
+            NotFoundError: it is a single image, for another platform than was asked for.
+            UnsupportedError: there are too many.
+        """
         if len(self._roots) >= limits.MAX_IMAGES:
             raise _too_much(f"more than {limits.MAX_IMAGES} images in one transfer")
+        platform = root.descriptor.platform
+        if self._choice.platforms and self._choice.explicit and platform and not root.descriptor.is_index:
+            check_covers(self._choice, _shown(root), platform)
         self._roots.append(root)
         digest = root.descriptor.digest
         if root.descriptor.platform is None:

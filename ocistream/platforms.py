@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ocistream.model import Descriptor, Platform
 
-__all__ = ["ALL_PLATFORMS", "PlatformChoice", "check_platform", "choose"]
+__all__ = ["ALL_PLATFORMS", "PlatformChoice", "check_covers", "check_platform", "choose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,17 @@ def check_platform(choice: PlatformChoice, name: str, config: bytes) -> None:
     Raises:
         NotFoundError: it is for another platform.
     """
-    platform = platform_of_config(config, f"the config of {name}")
-    if platform is not None and not any(wanted.covers(platform) for wanted in choice.platforms):
+    if (platform := platform_of_config(config, f"the config of {name}")) is not None:
+        check_covers(choice, name, platform)
+
+
+def check_covers(choice: PlatformChoice, name: str, platform: Platform) -> None:
+    """Hold the platform of an image that is no index against a choice.
+
+    Raises:
+        NotFoundError: it is another one.
+    """
+    if not any(wanted.covers(platform) for wanted in choice.platforms):
         wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
         msg = f"{name} has no platform {wanted_text}"
         raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")

@@ -611,3 +611,23 @@ def test_a_layer_that_is_a_manifest_too_is_both(layout: Layout) -> None:
     walk = Walk(layout, layout.index([inner, outer]))
     assert inner["digest"] in walk.manifests
     assert inner["digest"] in {blob.digest for blob in walk.graph.blobs}
+
+
+class TestEntriesWithAPlatform:
+    """A single image whose entry in an index.json says what it is for."""
+
+    def root(self, layout: Layout) -> Root:
+        image = small_image(layout, platform="linux/amd64")
+        return Root("v1", parse_descriptor(image, "the entry"))
+
+    def test_another_platform_than_was_asked_for_is_refused(self, layout: Layout) -> None:
+        builder = GraphBuilder(choice("linux/arm64"))
+        with pytest.raises(NotFoundError, match="has no platform linux/arm64") as caught:
+            builder.add_root(self.root(layout))
+        assert "linux/amd64" in (caught.value.hint or "")
+
+    def test_the_one_that_was_is_taken_and_any_where_none_was(self, layout: Layout) -> None:
+        for wanted in (choice("linux/amd64"), choice("linux/arm64", explicit=False), ALL_PLATFORMS):
+            builder = GraphBuilder(wanted)
+            builder.add_root(self.root(layout))
+            assert builder.needs
