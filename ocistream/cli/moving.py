@@ -10,11 +10,13 @@ from ocistream import transfer
 from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, write_result
 from ocistream.errors import InvalidNameError, UsageError
-from ocistream.reference import parse_reference
+from ocistream.reference import parse_reference, printable
+from ocistream.stores.index import docker_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ocistream.cli.console import Console
     from ocistream.cli.options import Session
     from ocistream.conversion import Recompression
     from ocistream.graph import Graph, Root
@@ -64,6 +66,21 @@ def move(
     if to is None or not to.is_stream:
         print_results(report, label)
     summarize(session.console, report)
+    if to is not None and to.kind == "docker-archive":
+        _tell_nameless(session.console, report.graph)
+
+
+def _tell_nameless(console: Console, graph: Graph) -> None:
+    """Say which images of a docker-archive Docker will have no name for: that they have one here says nothing."""
+    named = {root.descriptor.digest for root in graph.roots if root.name and docker_tag(root.name)}
+    for root in graph.roots:
+        if root.descriptor.digest not in named:
+            named.add(root.descriptor.digest)
+            what = printable(root.name) if root.name else root.descriptor.digest
+            console.note(
+                f"{what} is no name for Docker, which will show the image as <none>; "
+                "give it one as in docker-archive:FILE:NAME"
+            )
 
 
 def _recompression(session: Session, to: End | None) -> Recompression | None:

@@ -45,7 +45,7 @@ def summarize(console: Console, report: Report) -> None:
     moved = counted(counts["copied"] + counts["converted"], "blob")
     parts = [f"{moved}, {human_size(written)}, in {report.seconds:.1f} s ({human_size(rate)}/s)"]
     if counts["converted"]:
-        parts.append(f"{counts['converted']} of them compressed anew")
+        parts.append(f"{counts['converted']} of them converted")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if report.graph.foreign:
         parts.append(f"{counted(len(report.graph.foreign), 'foreign layer')} left where they are")

@@ -10,8 +10,16 @@ import click
 
 from ocistream.cli.options import Session, max_ratio_option, progress_option, session_options
 from ocistream.cli.progress import counted, human_size, progress
-from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, OcistreamError, UsageError
-from ocistream.reference import printable
+from ocistream.errors import (
+    ArchiveError,
+    IntegrityError,
+    InvalidNameError,
+    MissingContentError,
+    OcistreamError,
+    UnsupportedError,
+    UsageError,
+)
+from ocistream.reference import parse_reference, printable
 from ocistream.stores import Want, open_source, parse_end
 
 if TYPE_CHECKING:
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
 #: Of names in an archive and of digests, so many are written out; all are in the JSON, or counted there.
 _MAX_LINES: Final = 100
+_DOCKER_ARCHIVE: Final = "docker-archive"
 
 
 @click.command()
@@ -81,7 +90,10 @@ class _Outcome:
         self._path = path
         self._findings = findings
         self._deep = deep
-        self._format, self._foreign, self._illegal = _seen(source)
+        self._format, self._foreign, illegal = _seen(source)
+        is_legal = _is_docker_name if self._format == _DOCKER_ARCHIVE else _is_plain
+        names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
+        self._illegal = [*illegal, *(name for name in names if not is_legal(name))]
 
     def document(self) -> dict[str, Any]:
         """Give the outcome as a JSON document."""
@@ -164,6 +176,22 @@ class _Outcome:
             yield f"... and {len(lines) - _MAX_LINES} more"
 
 
+def _is_plain(name: str) -> bool:
+    """Say whether an OCI image's name is one: tools write all kinds, but none with blanks or control characters.
+
+    The image-spec (annotations.md, `org.opencontainers.image.ref.name`) has a grammar, of which it says "should".
+    """
+    return name.isprintable() and " " not in name
+
+
+def _is_docker_name(name: str) -> bool:
+    try:
+        parse_reference(name)
+    except (InvalidNameError, UnsupportedError):
+        return False
+    return True
+
+
 def _seen(source: Source) -> tuple[str, int, list[str]]:
     """Say of what kind a source is, how many files in it belong to no image, and which names are illegal."""
     from ocistream.stores.layout import LayoutSource
@@ -177,5 +205,5 @@ def _seen(source: Source) -> tuple[str, int, list[str]]:
     contents = source.contents
     illegal = [contents.first_illegal] if contents.illegal else []
     if contents.index is None:
-        return "docker-archive", 0, illegal
+        return _DOCKER_ARCHIVE, 0, illegal
     return "OCI archive", contents.foreign, illegal

@@ -60,6 +60,10 @@ def parse_end(text: str, *, bare_is_path: bool = False) -> End:
         InvalidNameError: it is none of these.
         UnsupportedError: it is a transport that other tools know.
     """
+    if not text:
+        # To Python, a path without anything in it is the current directory.
+        msg = "malformed end '': there is nothing in it"
+        raise InvalidNameError(msg, hint="write . for the current directory, - for stdin or stdout")
     prefix, colon, rest = text.partition(":")
     if colon and prefix in _KINDS and prefix != "docker":
         where, _, name = rest.partition(":")
@@ -153,6 +157,32 @@ def _path(end: End) -> Path:
     return end.path
 
 
+def _check_no_file(end: End) -> None:
+    """Make sure that what is to be a layout is no file.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if _path(end).is_file():
+        msg = f"{printable(end.text)}: this is a file, and no layout directory"
+        raise UsageError(msg, hint=f"an archive is written {_written('oci-archive', end)}")
+
+
+def _check_no_directory(end: End) -> None:
+    """Make sure that what is to be an archive is no directory.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if not end.is_stream and _path(end).is_dir():
+        msg = f"{printable(end.text)}: this is a directory, and no archive"
+        raise UsageError(msg, hint=f"a layout is written {_written('oci', end)}")
+
+
+def _written(kind: str, end: End) -> str:
+    return printable(f"{kind}:{_path(end)}" + (f":{end.name}" if end.name else ""))
+
+
 def _reference(end: End) -> Reference:
     assert end.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
     return end.reference
@@ -178,12 +208,14 @@ def _registry_sink(end: End, around: Surroundings) -> Sink:
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
     from ocistream.stores.layout import LayoutSource
 
+    _check_no_file(end)
     return LayoutSource(_path(end), select=want.select, platforms=want.platforms, everything=want.everything)
 
 
 def _layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the table's form
     from ocistream.stores.layout import LayoutSink
 
+    _check_no_file(end)
     return LayoutSink(_path(end))
 
 
@@ -193,6 +225,7 @@ def _archive_source(end: End, around: Surroundings, want: Want) -> Source:
     from ocistream.stores.unpacked import is_compressed, sniffed
 
     path = _path(end)
+    _check_no_directory(end)
     if end.is_stream:
         what = "the archive on stdin"
         file = sniffed(around.stdin(), what, want.max_ratio)
@@ -211,6 +244,7 @@ def _output(end: End, around: Surroundings) -> Output:
     from ocistream.stores.outputs import file_output, open_output, stream_output
 
     path = _path(end)
+    _check_no_directory(end)
     if end.is_stream:
         return stream_output(around.stdout(), "to stdout")
     return open_output(path) if path.exists() and not path.is_file() else file_output(path)

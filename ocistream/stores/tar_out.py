@@ -5,6 +5,8 @@ It knows nothing of images; where the bytes go is outputs.py's concern.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from ocistream.stores.outputs import Rewritable
 from ocistream.stream import chunks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from io import FileIO
 
     from ocistream.interfaces import Unnamed
@@ -41,6 +43,23 @@ def _spool() -> FileIO:
         # Python has tried all the usual ones, by writing to them.
         msg = f"{_SPOOLING}: no folder for temporary files can be written to"
         raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    """Say what goes wrong with the temporary file, which is mostly on another disk than what is read or written.
+
+    Raises:
+        LocalDiskError: that disk is full, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = files.disk_error(_SPOOLING, error)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a folder that has some"
+            found = LocalDiskError(found.what, hint=hint)
+        raise found from error
 
 
 class TarWriter:
@@ -94,7 +113,7 @@ class TarWriter:
         return descriptor
 
     def _add_by_way_of_a_file(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
-        with files.disk_errors(_SPOOLING), _spool() as spool:
+        with _spooling(), _spool() as spool:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
             descriptor = blob.descriptor()

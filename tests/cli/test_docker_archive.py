@@ -449,6 +449,26 @@ def test_copy_names_it_as_docker_shows_it(registry: FaultyRegistry, name: str, t
     assert image.tags == (tag or name,)
 
 
+def test_that_docker_will_have_no_name_for_it_is_said(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, name="v1")
+    other = layout.image([tar_layer({"x": b"y"})])
+    layout.name(other, "app:1", "app")
+    end = f"docker-archive:{tmp_path / 'out.tar'}"
+    for argv, nameless in (
+        (["copy", f"oci:{layout.path}:v1", end], "v1"),
+        (["copy", f"oci:{layout.path}:{image['digest']}", end], "v1"),
+        (["copy", f"oci:{layout.path}:v1", f"{end}:app:1"], None),
+        # It has another name.
+        (["copy", f"oci:{layout.path}:app", end], "app"),
+        (["copy", f"oci:{layout.path}:app:1", end], None),
+    ):
+        result = ocistream(*argv)
+        assert result.code == 0, result.err
+        said = [line for line in result.err.splitlines() if "docker-archive:FILE:NAME" in line]
+        assert len(said) == (nameless is not None), (argv, result.err)
+        assert not said or f"{nameless} is no name for Docker" in said[0]
+
+
 def test_what_has_no_repository_in_its_name_has_no_tag(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="v1")
     expect.success(ocistream("copy", f"oci:{layout.path}", f"docker-archive:{tmp_path}/out.tar"))

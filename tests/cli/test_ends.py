@@ -193,3 +193,55 @@ def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: 
     writer.join()
     assert expect.index_of(tmp_path / "through")[0]["digest"] == image["digest"]
     assert (tmp_path / "fifo").is_fifo()
+
+
+# What is no end ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["verify", ""],
+        ["inspect", ""],
+        ["copy", "", "out.tar"],
+        ["copy", "oci:made", ""],
+        ["push", "127.0.0.1:1/app:1", "-i", ""],
+        ["pull", "127.0.0.1:1/app:1", "-o", ""],
+        ["verify", "oci-archive:"],
+    ],
+)
+def test_nothing_is_no_end(tmp_path: Path, argv: list[str]) -> None:
+    before = sorted(tmp_path.iterdir())
+    expect.failure(ocistream(*argv, cwd=tmp_path), 2, "malformed end")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("image")
+def test_a_file_is_no_layout_and_the_way_to_write_it_is_said(copy: Callable[..., Result], tmp_path: Path) -> None:
+    copy("oci:made:app", "./x.tar")
+    before = (tmp_path / "x.tar").read_bytes()
+    for argv, hint in (
+        (["verify", "oci:x.tar"], "oci-archive:x.tar"),
+        (["inspect", "oci:x.tar:app"], "oci-archive:x.tar:app"),
+        (["copy", "oci:made", "oci:x.tar"], "oci-archive:x.tar"),
+        (["pull", "127.0.0.1:1/app:1", "-o", "x.tar", "--format", "oci"], "oci-archive:x.tar"),
+    ):
+        result = ocistream(*argv, cwd=tmp_path)
+        expect.failure(result, 2, "x.tar", "is a file")
+        assert result.err.rstrip().endswith(f" {hint}"), result.err
+    assert (tmp_path / "x.tar").read_bytes() == before
+
+
+@pytest.mark.usefixtures("image")
+def test_a_directory_is_no_archive_and_the_way_to_write_it_is_said(tmp_path: Path) -> None:
+    assert ocistream("copy", "oci:made:app", "./x.tar", cwd=tmp_path).code == 0
+    for argv, hint in (
+        (["verify", "oci-archive:made"], "oci:made"),
+        (["inspect", "docker-archive:made:app"], "oci:made:app"),
+        (["copy", "./x.tar", "oci-archive:made"], "oci:made"),
+        (["copy", "oci-archive:x.tar", "docker-archive:made:app:1"], "oci:made:app:1"),
+    ):
+        result = ocistream(*argv, cwd=tmp_path)
+        expect.failure(result, 2, "made", "is a directory")
+        assert result.err.rstrip().endswith(f" {hint}"), result.err

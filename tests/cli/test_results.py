@@ -235,7 +235,7 @@ def test_the_document_never_goes_to_stdout(
     assert not (tmp_path / "out.tar").exists()
 
 
-def test_a_document_may_be_called_dash_and_may_vanish_with_stdout(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_a_document_may_be_called_dash_but_not_nothing(registry: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar", "--result"]
     expect.success(ocistream(*pull, "./-", cwd=tmp_path))
     assert document(tmp_path / "-")["retried"] == 0

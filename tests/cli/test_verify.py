@@ -14,6 +14,7 @@ import pytest
 
 from tests.archives import END, blob_name, items_of, small_first, tar_of
 from tests.cli.run import Result, ocistream
+from tests.docker_archives import archive_of, of_docker, saved
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
 
 Verify = Callable[..., Result]
@@ -181,6 +182,28 @@ class TestNames:
         result = verify(tar_of([*items_of(images), (name, b"x")]))
         assert result.code == 6
         assert f"illegal name {name!r}" in result.lines()
+
+    @pytest.mark.parametrize("name", ["a b", "app:1\n", "v\x1b[2J1", "\u202eapp:1"])
+    def test_an_illegal_one_of_an_image(self, images: Layout, verify: Verify, name: str) -> None:
+        images.name(images.image([tar_layer({"a": b"1"})]), name)
+        result = verify(tar_of(items_of(images)), "--json")
+        assert result.code == 6
+        assert document(result)["illegalNames"] == [name]
+        assert "has a name that no image archive has" in result.err
+        assert ocistream("verify", images.path).code == 6
+
+    @pytest.mark.parametrize(("tag", "code"), [("app:1", 0), ("r.example:5000/a/b:c", 0), ("App:1", 6), ("app:a b", 6)])
+    def test_a_docker_archives_tags_are_to_be_names_of_images(
+        self, layout: Layout, verify: Verify, tag: str, code: int
+    ) -> None:
+        result = verify(archive_of(of_docker([saved(layout, small_image(layout), tag)])), "--json")
+        assert result.code == code, result.err
+        assert document(result)["illegalNames"] == [tag][: bool(code)]
+
+    @pytest.mark.parametrize("name", ["app", "v1.0", "docker.io/library/app:1", "UPPER", "a@b", "caf\u00e9"])
+    def test_what_tools_call_their_images_is_legal(self, images: Layout, verify: Verify, name: str) -> None:
+        images.name(images.image([tar_layer({"a": b"1"})]), name)
+        assert verify(tar_of(items_of(images))).code == 0
 
     def test_of_a_directory(self, images: Layout) -> None:
         (images.path / "blobs/sha256/abc").write_bytes(b"x")

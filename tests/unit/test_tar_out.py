@@ -188,7 +188,8 @@ class TestSpool:
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
             TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
         assert "temporary file" in caught.value.what
-        assert "free some space" in (caught.value.hint or "")
+        assert f"free some space in {tempfile.gettempdir()}" in (caught.value.hint or "")
+        assert "TMPDIR" in (caught.value.hint or "")
 
     def test_one_that_takes_less_at_a_time_gets_all_of_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
