@@ -449,7 +449,7 @@ def test_copy_names_it_as_docker_shows_it(registry: FaultyRegistry, name: str, t
     assert image.tags == (tag or name,)
 
 
-def test_that_docker_will_have_no_name_for_it_is_said(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_that_docker_will_have_no_name_for_it_is_said(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, name="v1")
     other = layout.image([tar_layer({"x": b"y"})])
     layout.name(other, "app:1", "app")
