@@ -35,6 +35,8 @@ __all__ = ["Findings", "Onlooker", "Wrong", "verify"]
 
 #: Reading side by side pays as long as there are cores; more are rarely free for this.
 _JOBS = 4
+#: Where layers are unpacked, each thread keeps room for the widest window that it has met.
+_DEEP_JOBS = 2
 
 
 def is_layer(descriptor: Descriptor) -> bool:
@@ -123,7 +125,8 @@ class _Check:
             else:
                 self._look(blob.descriptor, blob.open(), unpack=digest in unpack)
 
-        each(look, source.blobs(waiting), jobs=_JOBS if source.parallel else 1, cancelled=self._cancelled)
+        jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.parallel else 1
+        each(look, source.blobs(waiting), jobs=jobs, cancelled=self._cancelled)
         return self._findings(graph)
 
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------

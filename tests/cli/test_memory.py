@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from ocistream import limits
 from tests.archives import blob_name, tar_of
 from tests.cli import expect
 from tests.cli.run import measured, ocistream
 from tests.faults import FaultyRegistry
-from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
 
 #: What manifests may cost above what any transfer costs: promise 3 is 48 MiB in all, and pushing takes 33.
 ALLOWED = 15 * limits.MIB
@@ -146,3 +148,17 @@ def test_a_manifest_of_megabytes_goes_through_registries_and_costs_no_more(
         # Requests to registries need more code than a copy between files.
         assert result.peak is not None
         assert result.peak < usual + ALLOWED + 10 * limits.MIB
+
+
+def test_layers_with_the_windows_of_high_levels_are_verified_within_the_promised_memory(layout: Layout) -> None:
+    layers = [
+        zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=23)).compress(
+            tar_layer({"noise": random.Random(number).randbytes(9 << 20)}, compression="")
+        )
+        for number in range(8)
+    ]
+    layout.image(layers, name="v1")
+    result = measured("verify", "--deep", layout.path)
+    assert result.code == 0, result.err
+    assert result.peak is not None
+    assert result.peak < 48 << 20

@@ -72,7 +72,7 @@ def test_format_has_the_last_word(registry: FaultyRegistry, image: Descriptor, t
     result = ocistream(
         "pull", f"{registry.host}/app:1", "--format=oci-archive", "-o", tmp_path / "directory"
     )  # fmt: skip
-    expect.failure(result, 9, "directory")
+    expect.failure(result, 2, "directory")
     expect.nothing_left(tmp_path / "directory")
 
 
