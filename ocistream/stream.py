@@ -11,17 +11,18 @@ import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from ocistream.errors import IntegrityError
+from ocistream.errors import CancelledError, IntegrityError
 from ocistream.limits import CHUNK
 from ocistream.reference import parse_digest
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from ocistream.model import Descriptor
 
-__all__ = ["Chunk", "Hasher", "chunks_of", "counted", "digest_of", "gathered", "new_hash", "verified"]
+__all__ = ["Chunk", "Hasher", "chunks_of", "counted", "digest_of", "gathered", "new_hash", "stoppable", "verified"]
 
 Chunk: TypeAlias = "bytes | memoryview"
 
@@ -120,6 +121,19 @@ def gathered(chunks: Iterable[Chunk]) -> bytes:
     for chunk in chunks:
         content.write(chunk)
     return content.getvalue()
+
+
+def stoppable(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
+    """Pass chunks on until `cancelled` is set.
+
+    Raises:
+        CancelledError: it was.
+    """
+    for chunk in chunks:
+        if cancelled.is_set():
+            msg = "cancelled"
+            raise CancelledError(msg)
+        yield chunk
 
 
 class Readable(Protocol):

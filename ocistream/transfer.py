@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from ocistream import layers, limits
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion, Tally
-from ocistream.errors import ArchiveError, CancelledError, MissingContentError, UnsupportedError
+from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
 from ocistream.interfaces import Blob, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
 from ocistream.model import Descriptor
-from ocistream.stream import counted, gathered, verified, wrong_size
+from ocistream.stream import counted, gathered, stoppable, verified, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class _Transfer:
         blob, beginning = _peeked(Blob(Descriptor(layers.OCI, "", 0), lambda: chunks, replayable=False))
         if conversion is not None and conversion.takes_layer(beginning):
             return self._convert(blob, conversion, known=False)
-        raw = Tally(counted(self._stoppable(blob.open()), self._observer.advance))
+        raw = Tally(counted(stoppable(blob.open(), self._cancelled), self._observer.advance))
         kind = layers.media_type(layers.OCI, codec_of(beginning).name)
         descriptor = self._unnamed_sink().put_unnamed(
             Unnamed(lambda: raw, lambda: Descriptor(kind, raw.digest, raw.size), replayable=False)
@@ -298,7 +298,7 @@ class _Transfer:
 
     def _pass_over(self, blob: Blob) -> None:
         """Read a blob to its end that the sink has."""
-        for _ in self._stoppable(verified(blob.open(), blob.descriptor)):
+        for _ in stoppable(verified(blob.open(), blob.descriptor), self._cancelled):
             pass
         if blob.descriptor.digest not in self._moved:
             self._note(blob.descriptor, "skipped")
@@ -307,7 +307,7 @@ class _Transfer:
         """Read a config, to check layers by it, and put it where it is not there yet."""
         descriptor = blob.descriptor
         _check_config_size(descriptor)
-        content = gathered(self._stoppable(verified(blob.open(), descriptor)))
+        content = gathered(stoppable(verified(blob.open(), descriptor), self._cancelled))
         if self.conversion is not None:
             self.conversion.note_config(descriptor.digest, content)
         if descriptor.digest not in self._moved:
@@ -323,7 +323,7 @@ class _Transfer:
         def chunks() -> Iterator[Chunk]:
             counter.restart()
             raw = verified(blob.open(), blob.descriptor) if known else blob.open()
-            return counted(self._stoppable(raw), counter.advance)
+            return counted(stoppable(raw, self._cancelled), counter.advance)
 
         recoded = conversion.recoded(chunks, blob.descriptor if known else None, replayable=blob.replayable)
         self._unnamed_sink().put_unnamed(recoded.unnamed())
@@ -337,17 +337,10 @@ class _Transfer:
 
         def chunks() -> Iterator[Chunk]:
             counter.restart()
-            return counted(self._stoppable(verified(blob.open(), blob.descriptor)), counter.advance)
+            return counted(stoppable(verified(blob.open(), blob.descriptor), self._cancelled), counter.advance)
 
         self._sink.put(Blob(blob.descriptor, chunks, blob.replayable))
         self._note(blob.descriptor, "copied", counter.seen)
-
-    def _stoppable(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        for chunk in chunks:
-            if self._cancelled.is_set():
-                msg = "cancelled"
-                raise CancelledError(msg)
-            yield chunk
 
     def _note(self, descriptor: Descriptor, how: str, seen: int = 0) -> None:
         with self._lock:

@@ -17,11 +17,11 @@ from ocistream import files, layers, limits
 from ocistream.compression import codec_of, decompressed
 from ocistream.conversion import Tally, Watched, looks_like_layer
 from ocistream.documents import diff_ids_of_config
-from ocistream.errors import ArchiveError, CancelledError, IntegrityError, OcistreamError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.graph import is_image
 from ocistream.interfaces import Unwatched
 from ocistream.model import Descriptor
-from ocistream.stream import counted, verified, wrong_size
+from ocistream.stream import counted, stoppable, verified, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class _Check:
             _CannotUnpack: it is what it should be, but not a well-formed compressed stream.
             OcistreamError: what reading it raises.
         """
-        raw = Watched(counted(self._stoppable(chunks), self._observer.advance))
+        raw = Watched(counted(stoppable(chunks, self._cancelled), self._observer.advance))
         if not unpack:
             for _ in raw:
                 pass
@@ -226,13 +226,6 @@ class _Check:
                 pass
             raise _CannotUnpack(error) from error
         return _Plain(plain.digest, codec.name)
-
-    def _stoppable(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        for chunk in chunks:
-            if self._cancelled.is_set():
-                msg = "cancelled"
-                raise CancelledError(msg)
-            yield chunk
 
     def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: _Plain | None = None) -> None:
         if isinstance(error, ArchiveError | UnsupportedError):

@@ -8,14 +8,13 @@ import click
 
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.options import (
-    Session,
     compression_options,
     credential_options,
     platform_choice,
     platform_option,
-    stdout_end,
     transfer_options,
 )
+from ocistream.cli.session import Session, stdout_end
 from ocistream.errors import UsageError
 from ocistream.stores import Want, open_sink, open_source, parse_end
 from ocistream.stores.index import names_there, only_image, some_images

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.options import (
-    Session,
     credential_options,
     max_ratio_option,
     network_options,
@@ -25,6 +24,7 @@ from ocistream.stores import Want, open_source, parse_end
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from ocistream.cli.session import Session
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Early, Source
     from ocistream.model import Descriptor
@@ -67,7 +67,9 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
         wanted = [config for config in configs_wanted(graph) if not sizes or sizes.may_hold(config)]
         configs = onlooker.contents_of(sizes or source, wanted)
         lacking = [blob for blob in graph.blobs if sizes and not sizes.holds(blob)]
-        referrers = _referrers(source, [manifest.descriptor.digest for manifest in graph.manifests])
+        digests = [manifest.descriptor.digest for manifest in graph.manifests]
+        # What speaks to registries takes megabytes, and seconds on a slow disk: it is loaded only for one.
+        referrers = _referrers(source, digests) if parsed.reference else {}
     names = {root.descriptor.digest: parsed.reference.name for root in graph.roots if parsed.reference}
     document = {"end": end, **described(graph, configs, referrers, names, lacking)}
     # Some at a time: of ten thousand layers, all that the text is joined of would be tens of megabytes.
@@ -114,12 +116,13 @@ def _sizes(source: Source) -> _Held | None:
 
     Of a docker-archive nothing can be missing: its images are made of what is there.
     """
-    from ocistream.stores.archive_file import ArchiveFileSource
-    from ocistream.stores.archive_stream import ArchiveStreamSource
     from ocistream.stores.layout import LayoutSource
 
     if isinstance(source, LayoutSource):
         return _Held(source, source.layout.blob_size)
+    from ocistream.stores.archive_file import ArchiveFileSource
+    from ocistream.stores.archive_stream import ArchiveStreamSource
+
     if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.index is None:
         return None
     places = source.contents.blobs

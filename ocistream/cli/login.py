@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream import __version__
-from ocistream.cli.options import apply_verbosity, ca_file, home, proxies, read_password, verbosity_options
+from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.session import ca_file, home, proxies, read_password
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.reference import parse_registry
 

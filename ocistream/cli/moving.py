@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.cli.console import Console
-    from ocistream.cli.options import Session
+    from ocistream.cli.session import Session
     from ocistream.conversion import Recompression
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Sink, Source

@@ -9,15 +9,14 @@ import click
 
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.options import (
-    Session,
     compression_options,
     credential_options,
     default_platform,
     platform_choice,
     platform_option,
-    stdout_end,
     transfer_options,
 )
+from ocistream.cli.session import Session, stdout_end
 from ocistream.errors import UsageError
 from ocistream.reference import parse_reference
 from ocistream.stores import open_sink, parse_end

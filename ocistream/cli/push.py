@@ -8,7 +8,6 @@ import click
 
 from ocistream.cli.moving import move
 from ocistream.cli.options import (
-    Session,
     compression_options,
     credential_options,
     platform_choice,
@@ -23,6 +22,7 @@ from ocistream.stores.index import images_named, only_image, some_images
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ocistream.cli.session import Session
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
     from ocistream.stores.index import Selection

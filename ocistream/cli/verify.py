@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.options import Session, max_ratio_option, progress_option, session_options
+from ocistream.cli.options import max_ratio_option, progress_option, session_options
 from ocistream.cli.progress import counted, human_size, progress
 from ocistream.errors import (
     ArchiveError,
@@ -25,6 +25,7 @@ from ocistream.stores import Want, open_source, parse_end
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocistream.cli.session import Session
     from ocistream.interfaces import Source
     from ocistream.verification import Findings
 
