@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ocistream import transfer
 from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, write_result
-from ocistream.errors import InvalidNameError, UsageError
-from ocistream.reference import parse_reference, printable
+from ocistream.errors import IntegrityError, InvalidNameError, UsageError
+from ocistream.reference import is_digest, parse_reference, printable
 from ocistream.stores.index import docker_tag
 
 if TYPE_CHECKING:
@@ -100,10 +100,17 @@ def _recompression(session: Session, to: End | None) -> Recompression | None:
 def renamed(end: End) -> Callable[[Graph], Graph]:
     """Give the way to call a graph's root as the destination is called; that there is only one is seen to before.
 
+    What it gives raises IntegrityError where the name has a digest, and the image another.
+
     Raises:
-        InvalidNameError: a docker-archive's images have names such as `app:1`, and this is none.
+        InvalidNameError: it has blanks or control characters; or a docker-archive's images have names such as `app:1`,
+            and this is none.
     """
     name = end.name
+    if name is not None and (not name.isprintable() or " " in name):
+        msg = f"malformed name {printable(name)!r}"
+        raise InvalidNameError(msg, hint="write it without blanks, as in app:1")
+    digest = (name or "").rpartition("@")[2]
     if name is not None and end.kind == "docker-archive":
         reference = parse_reference(name)
         if reference.digest:
@@ -113,6 +120,9 @@ def renamed(end: End) -> Callable[[Graph], Graph]:
 
     def rename(graph: Graph) -> Graph:
         (root,) = graph.roots
+        if is_digest(digest) and digest != root.descriptor.digest:
+            msg = f"{printable(name or '')} was asked for, the image is {root.descriptor.digest}"
+            raise IntegrityError(msg)
         return replace(graph, roots=(replace(root, name=name),))
 
     return rename

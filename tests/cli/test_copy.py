@@ -164,3 +164,22 @@ def test_each_side_has_its_own_credential(
         "OCISTREAM_DEST_PASSWORD",
         "--dest-password-stdin",
     )
+
+
+class TestNamesGiven:
+    """A NAME behind a layout or an archive."""
+
+    @pytest.mark.parametrize("name", ["a b", "a\nb", "a\x1b[2J", "a\tb"])
+    def test_one_with_blanks_or_control_characters_is_refused(self, layout: Layout, tmp_path: Path, name: str) -> None:
+        small_image(layout, name="v1")
+        result = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:{name}")
+        expect.failure(result, 2, "malformed name")
+        assert not (tmp_path / "out").exists()
+
+    def test_one_with_a_digest_has_to_be_right(self, layout: Layout, tmp_path: Path) -> None:
+        image = small_image(layout, name="v1")
+        wrong = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:app@sha256:{'0' * 64}")
+        expect.failure(wrong, 5, image["digest"])
+        assert not (tmp_path / "out").exists()
+        right = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:app@{image['digest']}")
+        assert right.code == 0, right.err
