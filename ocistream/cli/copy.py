@@ -10,6 +10,7 @@ from ocistream.cli.moving import move, renamed
 from ocistream.cli.options import (
     compression_options,
     credential_options,
+    default_platform,
     platform_choice,
     platform_option,
     transfer_options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
-@platform_option("all, the index as it is")
+@platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("src-", "dest-")
 @transfer_options
@@ -49,7 +50,9 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
         session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
     single = dst.kind == "docker" or dst.name is not None
     select = the_image if single else some_images
-    want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
+    # A docker-archive has one image a name.
+    default = default_platform() if dst.kind == "docker-archive" else None
+    want = Want(select, platform_choice(platforms, default), int(session.options["max_ratio"]))
 
     def open_ends() -> tuple[Source, Sink]:
         opened = open_source(src, session.surroundings("SRC"), want)

@@ -531,7 +531,7 @@ def test_an_index_is_none_and_one_of_its_images_is(registry: FaultyRegistry, lay
     folder = tmp_path / "folder"
     folder.mkdir()
     for argv in (
-        ["copy", name, f"docker-archive:{folder}/out.tar"],
+        ["copy", name, f"docker-archive:{folder}/out.tar", "--platform=all"],
         ["pull", name, "--format=docker-archive", "--platform=all", "-o", folder / "out.tar"],
         [
             "pull",
@@ -548,6 +548,20 @@ def test_an_index_is_none_and_one_of_its_images_is(registry: FaultyRegistry, lay
     expect.success(ocistream("copy", name, f"docker-archive:{folder}/out.tar", "--platform", "linux/arm64"))
     arm = json.loads(manifest(registry.host, "app", "index") or b"")["manifests"][1]
     assert read_back((folder / "out.tar").read_bytes()) == [saved(layout, arm, name)]
+
+
+def test_copy_takes_this_machines_image_of_an_index_as_pull_does(
+    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    name, folder = f"{registry.host}/app:index", tmp_path / "folder"
+    folder.mkdir()
+    copied = ocistream("copy", name, f"docker-archive:{folder}/copied.tar")
+    pulled = ocistream("pull", name, "--format=docker-archive", "-o", folder / "pulled.tar")
+    assert copied.code == pulled.code == 0, copied.err
+    assert (folder / "copied.tar").read_bytes() == (folder / "pulled.tar").read_bytes()
+    layout.index([small_image(layout, platform="plan9/mips")], name="other")
+    expect.failure(ocistream("copy", f"oci:{layout.path}:other", f"docker-archive:{folder}/x"), 4, "plan9/mips")
+    assert not (folder / "x").exists()
 
 
 def test_an_artifact_is_none(registry: FaultyRegistry, tmp_path: Path) -> None:
