@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ocistream import limits
 from tests.archives import END, blob_name, items_of, small_first, tar_of
 from tests.cli.run import Result, ocistream
 from tests.docker_archives import archive_of, of_docker, saved
@@ -261,12 +262,14 @@ class TestDeep:
 
 class TestManySmallBlobs:
     def test_more_json_than_there_is_room_for_waits_in_a_file(self, images: Layout) -> None:
-        # 8 MiB of JSON before anything that is needed.
-        strays = [b'{"number": %d, "filling": "%b"}' % (number, b"-" * 100_000) for number in range(80)]
+        # All the room there is for JSON is taken before anything comes that is needed.
+        size = limits.MAX_HELD_JSON // 8
+        strays = [b'{"number": %d, "filling": "' % number for number in range(8)]
+        strays = [stray + b"-" * (size - len(stray) - 2) + b'"}' for stray in strays]
         items = [(blob_name(digest_of(stray)), stray) for stray in strays]
         result = ocistream("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
         assert result.code == 0, result.err
-        assert "80 blobs that no image needs" in result.lines()[-1]
+        assert "8 blobs that no image needs" in result.lines()[-1]
 
 
 def test_a_fifo_is_read_once(images: Layout, tmp_path: Path) -> None:
