@@ -26,8 +26,8 @@ __all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "codec_of", "decompressed"
 _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
 #: Threads that compress one zstd stream. The frames are the same with any number of them, but for none at all.
 _ZSTD_THREADS: Final = 2
-#: What each of them takes at a time, in bytes. zstd's own choice costs 50 MiB for each stream at level 3, this one 10,
-#: for frames that are larger by half a hundredth.
+#: What each of them takes at a time, in bytes. zstd's own choice, four windows, costs
+#: several times the memory, for frames that are hardly smaller.
 _ZSTD_JOB: Final = 1 * limits.MIB
 #: How a zstd frame begins, and one that decoders pass over (RFC 8878, sections 3.1.1 and 3.1.2).
 _FRAME_MAGIC: Final = 0xFD2FB528
@@ -69,7 +69,7 @@ class _Inflate(Protocol):
     def decompressobj(self, wbits: int) -> _Member: ...
 
 
-def _as_it_is(chunks: Iterable[Chunk], level: int = 0) -> Iterator[Chunk]:  # noqa: ARG001 - a codec's form
+def _as_it_is(chunks: Iterable[Chunk], _level: int = 0) -> Iterator[Chunk]:
     yield from chunks
 
 
@@ -121,7 +121,7 @@ def _without_zeros(data: Chunk) -> bytes:
 
 
 def _inflate() -> _Inflate:
-    """Give zlib, or isal where it is installed: the same interface, and gunzip in less than half the time."""
+    """Give zlib, or isal where it is installed: the same interface, and a quicker gunzip."""
     try:
         return cast("_Inflate", importlib.import_module("isal.isal_zlib"))
     except ImportError:
@@ -129,7 +129,7 @@ def _inflate() -> _Inflate:
 
 
 def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
-    import zstandard  # noqa: PLC0415 - it is slow to import, and most transfers do without
+    import zstandard
 
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, threads=_ZSTD_THREADS, job_size=_ZSTD_JOB, write_checksum=True, write_content_size=False
@@ -142,7 +142,7 @@ def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 
 def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Decompress any number of zstd frames, one after the other (RFC 8878, section 3.1)."""
-    import zstandard  # noqa: PLC0415 - as above
+    import zstandard
 
     frames = _Frames()
     source = _Readable(chunks, frames)
@@ -196,7 +196,8 @@ class _Readable:
         self._frames = frames
         self._has_turn = False
 
-    def read(self, size: int) -> bytes:  # noqa: ARG002 - it takes what it gets: a chunk
+    def read(self, _size: int) -> bytes:
+        # It takes what it gets: a chunk.
         chunk = bytes(next(self._chunks, b""))
         self._frames.pass_over(chunk)
         if self._frames.window > limits.MAX_ZSTD_WINDOW:

@@ -7,32 +7,30 @@ diff_ids), and against these every layer that is converted is checked. No I/O ha
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ocistream import layers, limits
 from ocistream.compression import CODECS, NONE, Codec, codec_of, decompressed
 from ocistream.documents import diff_ids_of_config
-from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
 from ocistream.graph import Graph, is_image
 from ocistream.interfaces import Unnamed
 from ocistream.model import Descriptor
 from ocistream.reference import printable
 from ocistream.rewriting import Rewriting
+from ocistream.stream import Tally, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ocistream.interfaces import Blob
     from ocistream.stream import Chunk
 
-__all__ = ["Conversion", "Converted", "Recompression", "looks_like_document", "looks_like_layer", "parse_recompression"]
-
-_TAR_MAGIC: Final = slice(257, 262)
+__all__ = ["Conversion", "Converted", "Recompression", "parse_recompression"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +70,6 @@ class Converted:
     source: Descriptor
     result: Descriptor
     diff_id: str
-
-
-def looks_like_layer(beginning: bytes) -> bool:
-    """Guess from its first bytes whether a blob of which nothing else is known may be a layer: compressed, or a tar."""
-    return codec_of(beginning) is not NONE or beginning[_TAR_MAGIC] == b"ustar" or beginning[:512] == bytes(512)
-
-
-def looks_like_document(beginning: bytes) -> bool:
-    """Guess from its first bytes whether a file of which nothing else is known is JSON, and so certainly no layer.
-
-    (A tar begins with the name of its first entry, and that may well begin with a brace.)
-    """
-    return beginning[: limits.KIB].lstrip()[:1] == b"{" and not looks_like_layer(beginning)
 
 
 class Conversion:
@@ -150,11 +135,11 @@ class Conversion:
 
     def takes(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted."""
-        return looks_like_layer(beginning) and codec_of(beginning) is not self.want.codec
+        return layers.looks_like_layer(beginning) and codec_of(beginning) is not self.want.codec
 
     def takes_layer(self, beginning: bytes) -> bool:
         """Say whether what can only be a layer or a config, of which the beginning is known, is to be converted."""
-        return not looks_like_document(beginning) and codec_of(beginning) is not self.want.codec
+        return not layers.looks_like_document(beginning) and codec_of(beginning) is not self.want.codec
 
     def note_config(self, digest: str, content: bytes) -> None:
         """Keep what a config says of its layers.
@@ -298,57 +283,6 @@ class Recoded:
                 raise
             layer = self._source.digest if self._source else "a layer"
             raise type(error)(f"{layer}: {error.what}", hint=error.hint) from error
-
-
-class Watched:
-    """Chunks that know whether it was they that failed, or who uses them."""
-
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        """Begin with nothing wrong."""
-        self._chunks = chunks
-        self.has_failed = False
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Give itself."""
-        return self
-
-    def __next__(self) -> Chunk:
-        """Give the next chunk."""
-        try:
-            return next(self._chunks)
-        except OcistreamError:
-            self.has_failed = True
-            raise
-
-
-class Tally:
-    """Passes chunks on, and knows the size and digest of what has passed."""
-
-    def __init__(self, chunks: Iterable[Chunk]) -> None:
-        """Begin at nothing."""
-        self._chunks = iter(chunks)
-        self._hasher = hashlib.sha256()
-        self.size = 0
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Give itself."""
-        return self
-
-    def __next__(self) -> Chunk:
-        """Give the next chunk."""
-        chunk = next(self._chunks)
-        self.add(chunk)
-        return chunk
-
-    def add(self, chunk: Chunk) -> None:
-        """Count a chunk that passes elsewhere."""
-        self.size += len(chunk)
-        self._hasher.update(chunk)
-
-    @property
-    def digest(self) -> str:
-        """The digest of what has passed so far."""
-        return f"sha256:{self._hasher.hexdigest()}"
 
 
 def _digest(descriptor: Descriptor) -> str:

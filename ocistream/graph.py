@@ -13,6 +13,7 @@ from ocistream import limits
 from ocistream.documents import Document, parse_document
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.model import CONFIG_TYPES, Descriptor, Manifest
+from ocistream.nesting import Nesting
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_covers, check_platform, choose
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
@@ -105,7 +106,7 @@ class GraphBuilder:
         self._new: list[str] = []
         #: By the digest of an index: the places of the roots that wait until all of it is known.
         self._narrowing: dict[str, list[int]] = {}
-        self._nesting = _Nesting()
+        self._nesting = Nesting()
         #: By digest, the first root without a platform: whether it is for the wanted one, its config says.
         self._unlabelled: dict[str, Root] = {}
         self._raw: dict[str, Manifest] = {}
@@ -369,36 +370,6 @@ class GraphBuilder:
         for child in self._documents[digest].manifests:
             self._add_in_order(child.digest, depth + 1, ordered)
         ordered[digest] = self._raw[digest]
-
-
-class _Nesting:
-    """Which indexes are known whole, themselves and all within them. Every nesting is looked at once.
-
-    (To walk what is incomplete again whenever something arrives would cost hours where thousands are nested.)
-    """
-
-    def __init__(self) -> None:
-        self._whole: set[str] = set()
-        self._lacking: dict[str, int] = {}
-        self._around: dict[str, list[str]] = {}
-
-    def is_whole(self, index: str) -> bool:
-        return index in self._whole
-
-    def add(self, index: str, nested: set[str]) -> list[str]:
-        """Take note of an index and the digests of those in it; give the indexes that are whole now and were not."""
-        unknown = nested - self._whole
-        self._lacking[index] = len(unknown)
-        for digest in unknown:
-            self._around.setdefault(digest, []).append(index)
-        whole = [] if unknown else [index]
-        for digest in whole:
-            self._whole.add(digest)
-            for around in self._around.pop(digest, ()):
-                self._lacking[around] -= 1
-                if not self._lacking[around]:
-                    whole.append(around)
-        return whole
 
 
 def _too_much(what: str) -> UnsupportedError:

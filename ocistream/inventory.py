@@ -179,7 +179,7 @@ def _kind(document: Document) -> dict[str, Any]:
     return {"kind": "artifact", "artifactType": document.artifact_type or document.config.media_type}
 
 
-def _annotations_of(place: int, written: object) -> object:  # noqa: ARG001 - the form of what `parse_json` calls
+def _annotations_of(_place: int, written: object) -> object:
     """Keep a layer's annotations, or None where it has none: there may be thousands of layers."""
     annotations = written.get("annotations") if isinstance(written, dict) else None
     return annotations if isinstance(annotations, dict) and annotations else None

@@ -1,13 +1,27 @@
-"""The media types of image layers: what each says of the compression, and how the same layer is called with another.
+"""What an image layer is, by its media type or, where nothing says that, by how its bytes begin.
 
-Anything that is not listed here is no image layer, and is never compressed anew: a chart, a signature, a policy.
+A media type says the compression, and another one is how the same layer is called with another. Anything that is not
+listed here is no image layer, and is never compressed anew: a chart, a signature, a policy.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["DOCKER", "DOCKER_CODECS", "OCI", "codec_name", "family_of", "media_type", "oci_media_type"]
+from ocistream import limits
+from ocistream.compression import NONE, codec_of
+
+__all__ = [
+    "DOCKER",
+    "DOCKER_CODECS",
+    "OCI",
+    "codec_name",
+    "family_of",
+    "looks_like_document",
+    "looks_like_layer",
+    "media_type",
+    "oci_media_type",
+]
 
 #: The two families, by what their layers' media types begin with (image-spec, layer.md; Docker's schema 2).
 OCI: Final = "application/vnd.oci.image.layer.v1.tar"
@@ -28,6 +42,8 @@ _FOREIGN: Final = {
 }
 #: The codecs that Docker's own media types know.
 DOCKER_CODECS: Final = frozenset({"none", "gzip"})
+
+_TAR_MAGIC: Final = slice(257, 262)
 
 
 def family_of(kind: str) -> str | None:
@@ -50,3 +66,16 @@ def oci_media_type(kind: str) -> str:
     if kind in _KINDS:
         return media_type(OCI, _KINDS[kind][1])
     return _FOREIGN.get(kind, kind)
+
+
+def looks_like_layer(beginning: bytes) -> bool:
+    """Guess from its first bytes whether a blob of which nothing else is known may be a layer: compressed, or a tar."""
+    return codec_of(beginning) is not NONE or beginning[_TAR_MAGIC] == b"ustar" or beginning[:512] == bytes(512)
+
+
+def looks_like_document(beginning: bytes) -> bool:
+    """Guess from its first bytes whether a file of which nothing else is known is JSON, and so certainly no layer.
+
+    (A tar begins with the name of its first entry, and that may well begin with a brace.)
+    """
+    return beginning[: limits.KIB].lstrip()[:1] == b"{" and not looks_like_layer(beginning)

@@ -11,7 +11,7 @@ import io
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from ocistream.errors import CancelledError, IntegrityError
+from ocistream.errors import CancelledError, IntegrityError, OcistreamError
 from ocistream.limits import CHUNK
 from ocistream.reference import parse_digest
 
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
     from ocistream.model import Descriptor
 
-__all__ = ["Chunk", "Hasher", "chunks_of", "counted", "digest_of", "gathered", "new_hash", "stoppable", "verified"]
+__all__ = [
+    "Chunk",
+    "Hasher",
+    "Tally",
+    "Watched",
+    "chunks_of",
+    "counted",
+    "digest_of",
+    "gathered",
+    "new_hash",
+    "stoppable",
+    "verified",
+]
 
 Chunk: TypeAlias = "bytes | memoryview"
 
@@ -134,6 +146,57 @@ def stoppable(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[C
             msg = "cancelled"
             raise CancelledError(msg)
         yield chunk
+
+
+class Watched:
+    """Chunks that know whether it was they that failed, or who uses them."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """Begin with nothing wrong."""
+        self._chunks = chunks
+        self.has_failed = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Give itself."""
+        return self
+
+    def __next__(self) -> Chunk:
+        """Give the next chunk."""
+        try:
+            return next(self._chunks)
+        except OcistreamError:
+            self.has_failed = True
+            raise
+
+
+class Tally:
+    """Passes chunks on, and knows the size and digest of what has passed."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        """Begin at nothing."""
+        self._chunks = iter(chunks)
+        self._hasher = hashlib.sha256()
+        self.size = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Give itself."""
+        return self
+
+    def __next__(self) -> Chunk:
+        """Give the next chunk."""
+        chunk = next(self._chunks)
+        self.add(chunk)
+        return chunk
+
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk that passes elsewhere."""
+        self.size += len(chunk)
+        self._hasher.update(chunk)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what has passed so far."""
+        return f"sha256:{self._hasher.hexdigest()}"
 
 
 class Readable(Protocol):

@@ -2,7 +2,7 @@
 
 Bytes in, a dict out. What the fields mean is the caller's concern.
 
-A small document is parsed whole. Python's objects take ten to fifty times the room of the text that they stand for, so
+A small document is parsed whole. Python's objects take many times the room of the text that they stand for, so
 of a larger one there is never more than a piece at a time as objects: a member of the outermost object, or one element
 of a list in it for which the caller names a function that makes something compact of it.
 """
@@ -80,7 +80,7 @@ def parse_json(
     except (ValueError, RecursionError) as error:
         msg = f"{what} is not valid JSON: {printable(_reason(error))}"
         raise ArchiveError(msg) from error
-    except _Refused as error:
+    except _RefusedError as error:
         msg = f"{what} {error}"
         raise ArchiveError(msg) from error
     if not isinstance(document, dict):
@@ -95,7 +95,7 @@ def parse_json(
     }
 
 
-class _Refused(Exception):  # noqa: N818 - the reason for an error, which it is to become
+class _RefusedError(Exception):
     """Says what is wrong with a document that may well be JSON; the text goes on after the document's name."""
 
 
@@ -123,7 +123,7 @@ def _parse(text: str, depth: int) -> object:
 
     Raises:
         ValueError, RecursionError: it is not JSON, or ambiguous.
-        _Refused: it is nested too deeply.
+        _RefusedError: it is nested too deeply.
     """
     value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     if "\\u" in text:
@@ -170,7 +170,7 @@ def _check_depth(value: object, deepest: int) -> None:
             return
     if any(isinstance(node, dict | list) for node in level):
         msg = f"is nested more than {limits.MAX_JSON_DEPTH} deep"
-        raise _Refused(msg)
+        raise _RefusedError(msg)
 
 
 #: A string, or one of the marks between which pieces lie. Possessive: a string without an end is not tried twice.
@@ -205,7 +205,7 @@ class _Pieces:
         """Give the members of the outermost object in order, or of them those under the keys that are asked for.
 
         Raises:
-            ValueError, RecursionError, _Refused: as `_parse`; or a piece is too large.
+            ValueError, RecursionError, _RefusedError: as `_parse`; or a piece is too large.
         """
         mark = self._next()
         if self._raw[mark.start()] != _OBJECT or not self._blank(0, mark.start()):
@@ -290,8 +290,8 @@ class _Pieces:
             raise ValueError(msg) from error
 
     @staticmethod
-    def _too_large(start: int) -> _Refused:
-        return _Refused(
+    def _too_large(start: int) -> _RefusedError:
+        return _RefusedError(
             f"has a part, at byte {start}, of more than {limits.MAX_JSON_PIECE} bytes "
             f"({limits.MAX_JSON_WIDE_PIECE} if not all of them are ASCII) or {limits.MAX_JSON_PIECE_ITEMS} items"
         )

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from ocistream import layers, limits
 from ocistream.compression import codec_of
-from ocistream.conversion import Conversion, Tally
+from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
 from ocistream.interfaces import Blob, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
 from ocistream.model import Descriptor
-from ocistream.stream import counted, gathered, stoppable, verified, wrong_size
+from ocistream.stream import Tally, counted, gathered, stoppable, verified, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:

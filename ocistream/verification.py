@@ -15,13 +15,13 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import files, layers, limits
 from ocistream.compression import codec_of, decompressed
-from ocistream.conversion import Tally, Watched, looks_like_layer
 from ocistream.documents import diff_ids_of_config
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.graph import is_image
 from ocistream.interfaces import Unwatched
+from ocistream.layers import looks_like_layer
 from ocistream.model import Descriptor
-from ocistream.stream import counted, stoppable, verified, wrong_size
+from ocistream.stream import Tally, Watched, counted, stoppable, verified, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class _Check:
         plain: _Plain | None = None
         try:
             plain = self._read(raw, unpack=self._deep)
-        except _CannotUnpack as found:
+        except _CannotUnpackError as found:
             error = found.error
         descriptor = Descriptor(kind, raw.digest, raw.size)
         self._note(descriptor, error, plain)
@@ -175,7 +175,7 @@ class _Check:
             self._note(descriptor, None, self._read(verified(chunks, descriptor), unpack=unpack))
         except IntegrityError as error:
             self._note(descriptor, error)
-        except _CannotUnpack as found:
+        except _CannotUnpackError as found:
             self._note(descriptor, found.error)
 
     def _look_at_config(self, blob: Blob) -> None:
@@ -204,7 +204,7 @@ class _Check:
         """Read all of a blob and say what it unpacks to, or None where it is not to be unpacked.
 
         Raises:
-            _CannotUnpack: it is what it should be, but not a well-formed compressed stream.
+            _CannotUnpackError: it is what it should be, but not a well-formed compressed stream.
             OcistreamError: what reading it raises.
         """
         raw = Watched(counted(stoppable(chunks, self._cancelled), self._observer.advance))
@@ -224,7 +224,7 @@ class _Check:
             # If the bytes are not those that were promised either, that is what is to be said.
             for _ in raw:
                 pass
-            raise _CannotUnpack(error) from error
+            raise _CannotUnpackError(error) from error
         return _Plain(plain.digest, codec.name)
 
     def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: _Plain | None = None) -> None:
@@ -339,7 +339,7 @@ class _Plain(NamedTuple):
     codec: str
 
 
-class _CannotUnpack(Exception):  # noqa: N818 - it carries the error that is meant
+class _CannotUnpackError(Exception):
     """A compressed stream is malformed."""
 
     def __init__(self, error: OcistreamError) -> None:

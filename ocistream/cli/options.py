@@ -73,7 +73,7 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def _result_path(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:  # noqa: ARG001 - click's form
+def _result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
     """Take the path of --result. A file that is called `-` has to be written `./-`, which a `Path` no longer shows.
 
     Raises:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from ocistream import files, layers, limits
 from ocistream.compression import NONE, codec_of
-from ocistream.conversion import Tally, looks_like_document
 from ocistream.errors import ArchiveError
 from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
+from ocistream.layers import looks_like_document
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
@@ -22,7 +22,7 @@ from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, Place, blob_digest
 from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
 from ocistream.stores.tar import Entry, TarReader
-from ocistream.stream import chunks_of, digest_of, gathered, verified
+from ocistream.stream import Tally, chunks_of, digest_of, gathered, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

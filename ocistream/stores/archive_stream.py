@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from ocistream import files, layers, limits
 from ocistream.compression import NONE, Codec, codec_of
-from ocistream.conversion import looks_like_document, looks_like_layer
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
+from ocistream.layers import looks_like_document, looks_like_layer
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable

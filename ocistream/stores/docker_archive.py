@@ -10,9 +10,9 @@ import itertools
 from typing import TYPE_CHECKING
 
 from ocistream import layers, limits
-from ocistream.conversion import looks_like_document
 from ocistream.errors import UnsupportedError
 from ocistream.graph import is_image
+from ocistream.layers import looks_like_document
 from ocistream.model import CONFIG_TYPES
 from ocistream.reference import printable
 from ocistream.stores.index import docker_tag

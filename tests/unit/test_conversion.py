@@ -22,7 +22,7 @@ import zstandard
 
 from ocistream import limits, transfer
 from ocistream.compression import CODECS, GZIP, ZSTD
-from ocistream.conversion import Recompression, looks_like_layer, parse_recompression
+from ocistream.conversion import Recompression, parse_recompression
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -33,6 +33,7 @@ from ocistream.errors import (
 )
 from ocistream.graph import Root
 from ocistream.interfaces import Blob, Sink, Source
+from ocistream.layers import looks_like_layer
 from ocistream.reference import Reference, parse_reference
 from ocistream.serve import Registry
 from ocistream.stores.archive import ArchiveSink

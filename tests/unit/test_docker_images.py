@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits, transfer
 from ocistream.compression import CODECS
-from ocistream.conversion import Recompression, looks_like_document
+from ocistream.conversion import Recompression
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -31,6 +31,7 @@ from ocistream.errors import (
 )
 from ocistream.graph import Graph
 from ocistream.interfaces import Blob, Source, Unnamed
+from ocistream.layers import looks_like_document
 from ocistream.model import Descriptor, parse_platform
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.stores.archive_file import ArchiveFileSource
