@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import random
 import struct
@@ -72,11 +73,11 @@ def no_isal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["zlib", "isal"])
 def inflate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test without isal, and with it where it is installed."""
+    """Run a test without isal, and with it."""
     if request.param == "zlib":
         monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
     else:
-        pytest.importorskip("isal.isal_zlib")
+        importlib.import_module("isal.isal_zlib")
     return str(request.param)
 
 
