@@ -18,6 +18,7 @@ from ocistream.auth import Authenticator, TokenAnswer, TokenRequest
 from ocistream.connections import Answer, Connections, StreamedBody
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
 from ocistream.failures import refusal
+from ocistream.hosts import HostSettings
 from ocistream.origins import Origin, check_target, is_loopback, redacted, resolved
 from ocistream.retry import Patience, Retried, Tries, retry_after
 
@@ -96,13 +97,16 @@ class Transport:
         settings: TransportSettings,
         find: Callable[[str, str], Credential | None],
         *,
+        hosts: Callable[[str], HostSettings] = lambda _: HostSettings(),
         on_retry: Callable[[Retried], None] = lambda _: None,
         cancelled: threading.Event | None = None,
     ) -> None:
         """Set up the session; no connection is made yet.
 
-        `find(registry, repository)` looks a credential up; `on_retry` is told of every wait, from any thread.
+        `find(registry, repository)` looks a credential up, `hosts(registry)` how it is reached; `on_retry` is told of
+        every wait, from any thread.
         """
+        self._hosts = hosts
         self._settings = settings
         self.patience = settings.patience
         self._find = find
@@ -301,7 +305,11 @@ class Transport:
     def _base_url(self, registry: str) -> str:
         # Docker Hub's name is not its address.
         host = "registry-1.docker.io" if registry == "docker.io" else registry
-        scheme = "http" if self._settings.plain_http or is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
+        known = self._hosts(registry)
+        if known.url:
+            return known.url.rstrip("/")
+        plain = self._settings.plain_http or known.plain_http
+        scheme = "http" if plain or is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
         return f"{scheme}://{host}"
 
 

@@ -1,0 +1,33 @@
+"""How one registry's host is reached: by TLS or without, with which certificates, how fast.
+
+Values only. Where they come from (options, the configuration, `certs.d`) is others' business, and so is what is done
+with them: `ocistream.transport` decides the scheme by them, and `ocistream.connections` opens the connections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["HostSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What holds for one `HOST[:PORT]`, whatever repository is asked for."""
+
+    #: Speak HTTP, not HTTPS.
+    plain_http: bool = False
+    #: Speak HTTPS where the host does, else HTTP: what containers' `insecure = true` means, and loopback.
+    may_be_plain: bool = False
+    #: Do not check the host's certificate.
+    insecure: bool = False
+    #: Files of CA certificates, to be trusted beside the system's.
+    ca_files: tuple[str, ...] = ()
+    #: Files of client certificates and their keys (PEM); the key may be in the certificate's file.
+    client_certificates: tuple[tuple[str, str | None], ...] = ()
+    #: The base under which `/v2/` is, where it is not the host's root: `https://gateway.example.com/registry`.
+    url: str | None = None
+    #: How many requests may be begun in a second; None for any number.
+    requests_per_second: float | None = None
+    #: How blobs are uploaded, as `--upload` has it; None where it is not said.
+    upload: str | None = None
