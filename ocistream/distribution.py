@@ -347,13 +347,16 @@ def _algorithm(digest: str) -> str:
     return digest.partition(":")[0] if is_digest(digest) else _CANONICAL
 
 
-def _next_page(answer: Answer) -> str | None:
-    """Give the URL of the next page of a list (RFC 8288), of the registry's own origin, or None."""
+def linked_page(answer: Answer) -> str | None:
+    """Give the URL of the next page of a list (RFC 8288), wherever it leads; None on the last one."""
     match = _NEXT.search(answer.header("Link") or "")
-    if match is None:
-        return None
-    url = resolved(answer.url, match[1])
-    return url if Origin.of(url) == Origin.of(answer.url) else None
+    return resolved(answer.url, match[1]) if match else None
+
+
+def _next_page(answer: Answer) -> str | None:
+    """Give the URL of the next page of a list, if that is at the same origin, or None."""
+    url = linked_page(answer)
+    return url if url and Origin.of(url) == Origin.of(answer.url) else None
 
 
 def _bytes_to_skip(answer: Answer, offset: int) -> int:

@@ -83,6 +83,8 @@ MAX_ERROR_BODY: Final = 64 * KIB
 MAX_REDIRECTS: Final = 5
 #: Pages of one list.
 MAX_PAGES: Final = 100
+#: Tags of one repository: as many as that many pages of the usual size have.
+MAX_TAGS: Final = 100_000
 #: How much of a 200 answer to a Range request is read and thrown away to get where the download broke;
 #: beyond it, starting again on another connection is no cheaper.
 MAX_DISCARD: Final = 64 * MIB

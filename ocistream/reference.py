@@ -17,6 +17,7 @@ __all__ = [
     "Digest",
     "Reference",
     "is_digest",
+    "is_digest_tag",
     "is_repository",
     "is_tag",
     "parse_digest",
@@ -37,6 +38,7 @@ _OTHER_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+\Z")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
+_DIGEST_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?\Z")
 _HOST = re.compile(
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*"
     r"|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
@@ -59,6 +61,14 @@ def is_repository(text: str) -> bool:
 def is_tag(text: str) -> bool:
     """Say whether `text` is a tag (distribution-spec), of at most 128 characters."""
     return _TAG.match(text) is not None
+
+
+def is_digest_tag(text: str) -> bool:
+    """Say whether a tag only says what hangs on a manifest: its referrers (distribution-spec, "Referrers Tag Schema").
+
+    Or, with `.sig`, `.att` and `.sbom`, what cosign keeps in that way.
+    """
+    return _DIGEST_TAG.match(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

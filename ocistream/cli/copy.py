@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -16,25 +17,45 @@ from ocistream.cli.options import (
     transfer_options,
 )
 from ocistream.cli.session import Session, stdout_end
+from ocistream.cli.targets import apart, matching, tagged, under_own_tag
 from ocistream.errors import UsageError
+from ocistream.reference import printable
 from ocistream.stores import Want, open_sink, open_source, parse_end
 from ocistream.stores.index import names_there, only_image, some_images
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.reference import Reference
+    from ocistream.stores import End
 
 
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
+@click.option("--all-tags", is_flag=True, help="Copy every tagged image of a repository, layout or archive.")
+@click.option(
+    "--tags",
+    "globs",
+    multiple=True,
+    metavar="GLOB",
+    help="Only tags like this (`1.*`), or unlike it (`!*-rc*`); repeats, and means --all-tags.",
+)
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("src-", "dest-")
 @transfer_options
-def copy(session: Session, source: str, destination: str, platforms: tuple[str, ...]) -> None:
+def copy(
+    session: Session,
+    source: str,
+    destination: str,
+    platforms: tuple[str, ...],
+    globs: tuple[str, ...],
+    *,
+    all_tags: bool,
+) -> None:
     """Copy between a registry's image, a layout `oci:DIR[:NAME]`, an archive and plain paths.
 
     Archives are written `oci-archive:FILE[:NAME]` and `docker-archive:FILE[:NAME]`. Within one registry blobs are
@@ -43,31 +64,55 @@ def copy(session: Session, source: str, destination: str, platforms: tuple[str, 
     \b
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1
     ocistream copy oci:build:app registry.example.com/app:2
+    ocistream copy --tags '1.*' nginx registry.example.com/mirror/nginx
     """
     src, dst = parse_end(source), stdout_end(parse_end(destination))
     session.check_result_apart(src, dst)
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
         session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
-    single = dst.kind == "docker" or dst.name is not None
-    select = the_image if single else some_images
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
-    want = Want(select, platform_choice(platforms, default), int(session.options["max_ratio"]))
+    want = Want(the_image, platform_choice(platforms, default), int(session.options["max_ratio"]))
+    target: Callable[[Root], Reference] | None = None
+    if all_tags or globs:
+        _check_many(src, dst)
+        choose = matching(globs)
+        select = tagged(choose)
+        if dst.reference is not None:
+            target = under_own_tag(dst.reference)
+            select = apart(target, select)
+        want = replace(want, select=select, tags=choose)
+    elif dst.kind != "docker" and dst.name is None:
+        want = replace(want, select=some_images)
 
     def open_ends() -> tuple[Source, Sink]:
         opened = open_source(src, session.surroundings("SRC"), want)
         try:
-            return opened, open_sink(dst, session.surroundings("DEST"))
+            return opened, open_sink(dst, session.surroundings("DEST"), target)
         except BaseException:
             opened.close()
             raise
 
     def label(root: Root) -> str:
+        if target is not None:
+            return target(root).name
         if dst.reference is not None:
             return dst.reference.name
         return root.name or root.origin or src.text
 
     move(session, open_ends, label, to=dst, rename=renamed(dst) if dst.name else None)
+
+
+def _check_many(src: End, dst: End) -> None:
+    """Make sure that neither end of a copy of many images names one of them.
+
+    Raises:
+        UsageError: one does.
+    """
+    for end in (src, dst):
+        if end.name is not None or (end.reference is not None and not end.is_repository):
+            msg = f"{printable(end.text)} is one image, and many are to be copied"
+            raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
 
 
 def the_image(roots: Sequence[Root]) -> Sequence[Root]:

@@ -19,7 +19,7 @@ from ocistream.cli.options import (
 )
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
-from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores import Want, open_source, parse_end, reference_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Early, Source
     from ocistream.model import Descriptor
+    from ocistream.stores import End
 
 #: Annotations are shown up to this many characters each; the JSON has all of them.
 _MAX_SHOWN: Final = 200
@@ -47,16 +48,44 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
     """Show what END holds: an image in a registry, a layout directory, or an archive, also one on stdin (-).
 
     For each image its platforms, digests, layers with their compression, sizes and annotations, what refers to it, and
-    what images share. Nothing is written, and of a registry no layer is fetched.
+    what images share. Of a repository, named without tag and digest, the tags, one a line. Nothing is written, and of
+    a registry no layer is fetched.
 
     \b
     ocistream inspect nginx:1
+    ocistream inspect registry.example.com/app
     ssh build cat app.tar | ocistream inspect - --json
     """
+    parsed = parse_end(end)
+    if parsed.is_repository:
+        _show_tags(session, parsed, as_json=as_json)
+    else:
+        _show_images(session, parsed, platforms, as_json=as_json)
+
+
+def _show_tags(session: Session, end: End, *, as_json: bool) -> None:
+    from ocistream.distribution import Repository
+    from ocistream.tag_lists import list_tags
+
+    reference = reference_of(end)
+    repository = Repository(session.surroundings().transport(), reference.registry, reference.repository)
+    listed = list_tags(repository)
+    if as_json:
+        document = {"end": end.text, "repository": str(repository), "tags": listed.tags, "complete": listed.cut is None}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        # Some at a time would save nothing: the list is held anyway.
+        click.echo("".join(f"{tag}\n" for tag in listed.tags), nl=False)
+    if listed.cut:
+        session.console.note(f"{repository} has further tags: {listed.cut}")
+    elif not listed.tags:
+        session.console.note(f"{repository} has no tags")
+
+
+def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, as_json: bool) -> None:
     from ocistream.inventory import configs_wanted, described
     from ocistream.verification import Onlooker
 
-    parsed = parse_end(end)
     want = Want(platforms=platform_choice(platforms, None), max_ratio=int(session.options["max_ratio"]))
     with contextlib.ExitStack() as stack:
         source = open_source(parsed, session.surroundings(), want)
@@ -71,7 +100,7 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
         # What speaks to registries takes megabytes, and seconds on a slow disk: it is loaded only for one.
         referrers = _referrers(source, digests) if parsed.reference else {}
     names = {root.descriptor.digest: parsed.reference.name for root in graph.roots if parsed.reference}
-    document = {"end": end, **described(graph, configs, referrers, names, lacking)}
+    document = {"end": parsed.text, **described(graph, configs, referrers, names, lacking)}
     # Some at a time: of ten thousand layers, all that the text is joined of would be tens of megabytes.
     pieces = json.JSONEncoder(indent=2).iterencode(document) if as_json else _on_lines(document)
     while some := "".join(itertools.islice(pieces, _PIECES)):

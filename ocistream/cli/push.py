@@ -14,6 +14,7 @@ from ocistream.cli.options import (
     platform_option,
     transfer_options,
 )
+from ocistream.cli.targets import apart
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
 from ocistream.stores import Want, open_source, parse_end
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ocistream.cli.session import Session
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
-    from ocistream.stores.index import Selection
 
 
 @click.command()
@@ -70,7 +70,7 @@ def push(
         select = images_named(chosen) if chosen else only_image
     else:
         target, early = _under(prefix or ""), None
-        select = _apart(target, images_named(chosen) if chosen else named_images)
+        select = apart(target, images_named(chosen) if chosen else named_images)
     want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
     around = session.surroundings()
 
@@ -114,26 +114,6 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     if path:
         parse_reference(f"{registry}/{path}/x")
     return target
-
-
-def _apart(target: Callable[[Root], Reference], select: Selection) -> Selection:
-    """Make sure that of the images that `select` chooses no two go to one place: the second would replace the first.
-
-    What it gives raises UsageError where they do.
-    """
-
-    def chosen(roots: Sequence[Root]) -> Sequence[Root]:
-        found = select(roots)
-        places: dict[Reference, Root] = {}
-        for root in found:
-            place = target(root)
-            if places.setdefault(place, root).descriptor.digest != root.descriptor.digest:
-                both = f"{printable(places[place].name or '')} and {printable(root.name or '')}"
-                msg = f"{both} would both become {place.name}"
-                raise UsageError(msg, hint="push one of them with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
-        return found
-
-    return chosen
 
 
 def named_images(roots: Sequence[Root]) -> Sequence[Root]:

@@ -19,7 +19,7 @@ from ocistream.stores.index import Selection, every_image, images_named
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
 
-__all__ = ["End", "Surroundings", "Want", "open_sink", "open_source", "parse_end"]
+__all__ = ["End", "Surroundings", "Want", "open_sink", "open_source", "parse_end", "reference_of"]
 
 #: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "docker-daemon", "ostree", "sif"})
@@ -40,7 +40,8 @@ class End:
 
     `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
     the others by what is found there. `name` chooses an image within it, or gives it a name. `is_stream` says that
-    this is stdin or stdout, and no file that is called `-`.
+    this is stdin or stdout, and no file that is called `-`; `is_repository` that a registry's end has neither tag nor
+    digest, so that it may mean all of a repository as well as what is tagged "latest" there.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class End:
     path: Path | None = None
     name: str | None = None
     is_stream: bool = False
+    is_repository: bool = False
 
 
 def parse_end(text: str, *, bare_is_path: bool = False) -> End:
@@ -78,7 +80,8 @@ def parse_end(text: str, *, bare_is_path: bool = False) -> End:
         raise UnsupportedError(msg, hint="save the image to a file and name that")
     if bare_is_path or _PATH.match(text):
         return End("path", text, path=_expanded(text), is_stream=text == "-")
-    return End("docker", text, reference=parse_reference(text))
+    bare = parse_reference(text, default_tag=False)
+    return End("docker", text, reference=parse_reference(text), is_repository=bare.tag is None and bare.digest is None)
 
 
 def _expanded(text: str) -> Path:
@@ -115,6 +118,8 @@ class Want:
     max_ratio: int = limits.MAX_RATIO
     #: Whether blobs that no image needs are handed out as well, to be looked at.
     everything: bool = False
+    #: Which of a repository's tags are wanted, if it is more than the one that the end names.
+    tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 
 
 def open_source(end: End, around: Surroundings, want: Want) -> Source:
@@ -129,14 +134,15 @@ def open_source(end: End, around: Surroundings, want: Want) -> Source:
         return _KINDS[_kind_of_source(end)][0](end, around, want)
 
 
-def open_sink(end: End, around: Surroundings) -> Sink:
-    """Open an end to write to.
+def open_sink(end: End, around: Surroundings, target: Callable[[Root], Reference] | None = None) -> Sink:
+    """Open an end to write to; in a registry, each image goes where `target` says, else all where the end says.
 
     Raises:
         UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
     with files.disk_errors(f"cannot open {printable(end.text)}"):
-        return _KINDS[_kind_of_sink(end)][1](end, around)
+        kind = _kind_of_sink(end)
+        return _registry_sink(end, around, target) if kind == "docker" else _KINDS[kind][1](end, around)
 
 
 def _kind_of_source(end: End) -> str:
@@ -183,7 +189,8 @@ def _written(kind: str, end: End) -> str:
     return printable(f"{kind}:{_path(end)}" + (f":{end.name}" if end.name else ""))
 
 
-def _reference(end: End) -> Reference:
+def reference_of(end: End) -> Reference:
+    """Give the reference of a registry's end."""
     assert end.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
     return end.reference
 
@@ -191,18 +198,40 @@ def _reference(end: End) -> Reference:
 def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
     from ocistream.stores.registry import RegistrySource
 
-    return RegistrySource(around.transport(), [_reference(end)], platforms=want.platforms)
+    references = [reference_of(end)]
+    if want.tags is not None:
+        references = _tagged(references[0], around.transport(), want.tags)
+    return RegistrySource(around.transport(), references, platforms=want.platforms)
 
 
-def _registry_sink(end: End, around: Surroundings) -> Sink:
+def _tagged(
+    repository: Reference, transport: Transport, choose: Callable[[Sequence[str]], Sequence[str]]
+) -> list[Reference]:
+    """Name the chosen ones of a repository's tags, in one order wherever they come from.
+
+    Raises:
+        NotFoundError: there is no such repository, or nothing in it is chosen.
+        UnsupportedError: there are more tags than are read.
+    """
+    from ocistream.distribution import Repository
+    from ocistream.tag_lists import list_tags
+
+    listed = list_tags(Repository(transport, repository.registry, repository.repository))
+    if listed.cut:
+        msg = f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.cut}"
+        raise UnsupportedError(msg, hint="copy images by their names")
+    return [replace(repository, tag=tag) for tag in sorted(choose(listed.tags))]
+
+
+def _registry_sink(end: End, around: Surroundings, target: Callable[[Root], Reference] | None = None) -> Sink:
     from ocistream.stores.registry import RegistrySink
 
-    reference = _reference(end)
+    reference = reference_of(end)
 
-    def target(_: Root) -> Reference:
+    def one(_: Root) -> Reference:
         return reference
 
-    return RegistrySink(around.transport(), target, early=reference)
+    return RegistrySink(around.transport(), target or one, early=reference)
 
 
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form

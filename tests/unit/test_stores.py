@@ -51,7 +51,8 @@ class TestParsing:
         ],
     )
     def test_a_name_is_an_image_in_a_registry(self, text: str) -> None:
-        assert parse_end(text) == End("docker", text, reference=parse_reference(text))
+        whole = text in {"nginx", "localhost:5000/a"}
+        assert parse_end(text) == End("docker", text, reference=parse_reference(text), is_repository=whole)
 
     @pytest.mark.parametrize(
         ("text", "kind", "path", "name"),

@@ -1,0 +1,187 @@
+"""Whole repositories: their tags listed by `inspect`, and all of them, or some, moved by `copy`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.archives import items_of, tar_of
+from tests.cli.run import ocistream
+from tests.faults import Fault, FaultyRegistry, Reply, refusal
+from tests.images import Descriptor, Layout, small_image
+from tests.registry_http import manifest_digest, seed, tags
+
+TAGS = ["1.0", "1.1", "1.1-rc1", "2.0", "latest"]
+
+
+@pytest.fixture
+def images(served: FaultyRegistry, layout: Layout) -> dict[str, Descriptor]:
+    """Fill the repository `app`, and return what each tag stands for; two stand for the same."""
+    made = {tag: small_image(layout, annotations={"tag": tag}) for tag in TAGS}
+    made["latest"] = made["2.0"]
+    for tag, image in made.items():
+        seed(layout, image, served.host, "app", tag)
+    return made
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    with FaultyRegistry(tmp_path / "other") as registry:
+        yield registry
+
+
+@pytest.mark.usefixtures("images")
+class TestInspect:
+    def test_a_repository_is_its_tags_one_a_line(self, served: FaultyRegistry) -> None:
+        result = ocistream("inspect", f"{served.host}/app")
+        assert result.code == 0, result.err
+        assert sorted(result.lines()) == TAGS
+        assert result.err == ""
+
+    def test_and_as_json(self, served: FaultyRegistry) -> None:
+        document = json.loads(ocistream("inspect", "--json", f"docker://{served.host}/app").out)
+        assert sorted(document.pop("tags")) == TAGS
+        assert document == {"end": f"docker://{served.host}/app", "repository": f"{served.host}/app", "complete": True}
+
+    def test_a_list_that_is_cut_is_said_to_be(self, served: FaultyRegistry) -> None:
+        elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
+        served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["a"]}'), path="/tags/", times=None))
+        result = ocistream("inspect", f"{served.host}/app")
+        assert (result.code, result.out) == (0, b"a\n")
+        assert "localhost:1" in result.err
+        assert json.loads(ocistream("inspect", "--json", f"{served.host}/app").out)["complete"] is False
+
+    def test_no_tags_are_said_to_be_none(self, served: FaultyRegistry) -> None:
+        served.faults.append(Fault(Reply(200, {}, b'{"tags": null}'), path="/tags/"))
+        result = ocistream("inspect", f"{served.host}/app")
+        assert (result.code, result.out) == (0, b"")
+        assert f"{served.host}/app has no tags" in result.err
+
+    def test_a_repository_that_is_not_there(self, served: FaultyRegistry) -> None:
+        served.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), path="/tags/"))
+        assert ocistream("inspect", f"{served.host}/gone").code == 4
+
+
+class TestCopy:
+    def test_all_tags_arrive_each_as_it_was(
+        self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor]
+    ) -> None:
+        result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/mirror/app")
+        assert result.code == 0, result.err
+        assert result.lines() == [f"{other.host}/mirror/app:{tag}@{images[tag]['digest']}" for tag in TAGS]
+        assert {tag: manifest_digest(other.host, "mirror/app", tag) for tag in tags(other.host, "mirror/app")} == {
+            tag: image["digest"] for tag, image in images.items()
+        }
+
+    @pytest.mark.parametrize(
+        ("globs", "chosen"),
+        [
+            (["1.*"], ["1.0", "1.1", "1.1-rc1"]),
+            (["1.*", "!*-rc*"], ["1.0", "1.1"]),
+            (["!*-rc*"], ["1.0", "1.1", "2.0", "latest"]),
+            (["?.0", "latest"], ["1.0", "2.0", "latest"]),
+            (["[!1]*"], ["2.0", "latest"]),
+        ],
+    )
+    @pytest.mark.usefixtures("images")
+    def test_globs_choose(
+        self, served: FaultyRegistry, other: FaultyRegistry, globs: list[str], chosen: list[str]
+    ) -> None:
+        options = [text for glob in globs for text in ("--tags", glob)]
+        result = ocistream("copy", *options, f"{served.host}/app", f"{other.host}/app")
+        assert result.code == 0, result.err
+        assert sorted(tags(other.host, "app")) == chosen
+
+    def test_through_an_archive_and_back(
+        self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor], tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "app.tar"
+        assert ocistream("copy", "--all-tags", f"{served.host}/app", f"oci-archive:{archive}").code == 0
+        result = ocistream("copy", "--tags", "!latest", archive, f"{other.host}/back")
+        assert result.code == 0, result.err
+        assert {tag: manifest_digest(other.host, "back", tag) for tag in tags(other.host, "back")} == {
+            tag: image["digest"] for tag, image in images.items() if tag != "latest"
+        }
+
+    @pytest.mark.usefixtures("images")
+    def test_the_same_tags_give_the_same_archive(self, served: FaultyRegistry, tmp_path: Path) -> None:
+        one, two = tmp_path / "1.tar", tmp_path / "2.tar"
+        assert ocistream("copy", "--all-tags", f"{served.host}/app", one).code == 0
+        backwards = json.dumps({"tags": TAGS[::-1]}).encode()
+        served.faults.append(Fault(Reply(200, {}, backwards), path="/tags/"))
+        assert ocistream("copy", "--all-tags", f"{served.host}/app", two).code == 0
+        assert one.read_bytes() == two.read_bytes()
+
+    def test_from_an_archive_with_its_index_last_on_a_pipe(self, layout: Layout, other: FaultyRegistry) -> None:
+        first, second = (small_image(layout, name=name, annotations={"of": name}) for name in ("1", "2"))
+        result = ocistream("copy", "--all-tags", "-", f"{other.host}/app", stdin=tar_of(items_of(layout)))
+        assert result.code == 0, result.err
+        assert [manifest_digest(other.host, "app", tag) for tag in ("1", "2")] == [first["digest"], second["digest"]]
+
+    @pytest.mark.usefixtures("images")
+    def test_none_is_moved_if_one_cannot_be(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
+        served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), path="/manifests/2.0", times=None))
+        result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
+        assert result.code == 4
+        assert "app:2.0 is not there" in result.err
+        assert tags(other.host, "app") == []
+
+    def test_two_images_that_would_get_one_tag_are_refused(self, layout: Layout, other: FaultyRegistry) -> None:
+        for host in ("one.example", "two.example"):
+            small_image(layout, name=f"{host}/app:1", annotations={"of": host})
+        result = ocistream("copy", "--all-tags", f"oci:{layout.path}", f"{other.host}/app")
+        assert result.code == 2
+        assert "one.example/app:1 and two.example/app:1 would both become" in result.err
+        assert tags(other.host, "app") == []
+
+    @pytest.mark.usefixtures("images")
+    @pytest.mark.parametrize(
+        ("glob", "shown"), [("9*", "the tags are: 1.0, 1.1, 1.1-rc1, 2.0, latest"), ("!*", "the tags are")]
+    )
+    def test_nothing_that_matches_is_not_found(
+        self, served: FaultyRegistry, other: FaultyRegistry, glob: str, shown: str
+    ) -> None:
+        result = ocistream("copy", "--tags", glob, f"{served.host}/app", f"{other.host}/app")
+        assert result.code == 4
+        assert shown in result.err
+
+    @pytest.mark.parametrize(
+        ("source", "destination", "named"),
+        [
+            ("{one}/app:1.0", "{two}/app", "app:1.0"),
+            ("{one}/app@sha256:" + "0" * 64, "{two}/app", "@sha256"),
+            ("{one}/app", "{two}/app:1.0", "app:1.0"),
+            ("oci:{path}:name", "{two}/app", ":name"),
+            ("{one}/app", "oci:{path}:name", ":name"),
+        ],
+    )
+    def test_an_end_that_names_one_image_is_a_mistake(
+        self, served: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, source: str, destination: str, named: str
+    ) -> None:
+        ends = [end.format(one=served.host, two=other.host, path=tmp_path / "x") for end in (source, destination)]
+        result = ocistream("copy", "--all-tags", *ends)
+        assert result.code == 2
+        assert named in result.err
+        assert served.requests == other.requests == []
+
+    @pytest.mark.usefixtures("images")
+    def test_a_list_that_is_cut_is_not_copied_in_part(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
+        elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
+        served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["1.0"]}'), path="/tags/"))
+        result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
+        assert result.code == 8
+        assert other.requests == []
+
+    def test_tags_that_say_what_hangs_on_an_image_are_chosen_only_by_their_own_kind_of_pattern(
+        self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor], layout: Layout
+    ) -> None:
+        # Of an image that is gone: a signature that nothing would bring along.
+        orphan = f"sha256-{'1' * 64}.sig"
+        seed(layout, images["1.0"], served.host, "app", orphan)
+        assert ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app").code == 0
+        assert sorted(tags(other.host, "app")) == TAGS
+        assert ocistream("copy", "--tags", "sha256-*", f"{served.host}/app", f"{other.host}/signed").code == 0
+        assert tags(other.host, "signed") == [orphan]
