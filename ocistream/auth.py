@@ -1,9 +1,9 @@
 """From a registry's challenge to an `Authorization` header: Basic, and Bearer with its tokens.
 
-The rules are those of RFC 9110 section 11 (challenges), RFC 7617 (Basic), and of the distribution project's
-"Token Authentication" and "Oauth2 Token Authentication". This room knows no sockets and no files: credentials
-come from a callable, and token requests leave through another one, which checks where they go and retries.
-Which origin may be trusted, and the retry after a 401, are not here but in `ocistream.transport`.
+The rules are those of RFC 7617 (Basic), and of the distribution project's "Token Authentication" and "Oauth2 Token
+Authentication". This room knows no sockets and no files: credentials come from a callable, and token requests leave
+through another one, which checks where they go and retries. Which origin may be trusted, and the retry after a 401,
+are not here but in `ocistream.transport`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from ocistream import limits
+from ocistream.challenges import Challenge, parse_challenges
 from ocistream.credentials import TOKEN_USERNAME
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.reference import printable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from ocistream.credentials import Credential
 
-__all__ = ["Authenticator", "Challenge", "TokenAnswer", "TokenRequest", "parse_challenges", "scopes_for"]
+__all__ = ["Authenticator", "TokenAnswer", "TokenRequest", "scopes_for"]
 
 CLIENT_ID: Final = "ocistream"
 #: Seconds that a token lives whose server does not say so (token specification, `expires_in`).
@@ -39,27 +40,8 @@ RENEWAL_SECONDS: Final = 10.0
 #: Scopes that a registry's challenges may add to those that the caller named; real ones add one, if any.
 MAX_ADDED_SCOPES: Final = 16
 
-_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-#: What a challenge is made of. At any place that is no separator one of the three matches, and none of them
-#: goes over a character twice, so that a hostile header takes time linear in its length.
-_ITEM: Final = re.compile(
-    rf"""
-      (?P<name>{_WORD}) [ \t]*+ = [ \t]*+ (?: (?P<word>{_WORD}) | "(?P<quoted>(?:[^"\\]|\\.)*+)" )
-    | (?P<scheme>{_WORD}) (?=[ \t,]|\Z) (?![ \t]*+=) (?: [ \t]++ [0-9A-Za-z._~+/-]++ =*+ [ \t]*+ (?=,|\Z) )?
-    | (?P<garbage> [^ \t,"\\] (?:[^",\\])*+ | \\.? | "(?:[^"\\]|\\.)*+ (?:"|\\?\Z) )
-    """,
-    re.DOTALL | re.VERBOSE,
-)
 #: Visible ASCII: anything else in a token would end its header line, or start another one.
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """One challenge of a 401: `scheme` ("bearer", "basic") and the names of `parameters` are lower case."""
-
-    scheme: str
-    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +60,6 @@ class TokenAnswer:
 
     status: int
     body: bytes = field(repr=False)
-
-
-def parse_challenges(values: Sequence[str]) -> list[Challenge]:
-    """Parse the values of `WWW-Authenticate` (RFC 9110, section 11.6.1), each with one challenge or several.
-
-    Never raises. What is not understood is skipped, a token68 too, since neither Basic nor Bearer has one. Of
-    a parameter that is given twice the first counts; a comma that is missing between two is not missed.
-    """
-    challenges: list[Challenge] = []
-    for value in values:
-        parameters: dict[str, str] | None = None
-        for item in _ITEM.finditer(value):
-            if item["scheme"]:
-                parameters = {}
-                challenges.append(Challenge(item["scheme"].lower(), parameters))
-            elif item["name"] and parameters is not None:
-                text = item["word"] or re.sub(r"\\(.)", r"\1", item["quoted"], flags=re.DOTALL)
-                parameters.setdefault(item["name"].lower(), text)
-    return challenges
 
 
 def scopes_for(repository: str, *actions: str) -> str:
@@ -180,7 +143,7 @@ class Authenticator:
         if challenge.scheme == "bearer":
             return self._bearer(challenge, scopes)
         credential = self._credential(scopes)
-        return _basic(credential) if credential else None
+        return _basic(credential) if credential and credential.registry_token is None else None
 
     def challenged(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
         """Give the header value with which to repeat a request that got a 401.
@@ -204,8 +167,19 @@ class Authenticator:
                 extra = self._extra.get(scopes, ())
                 self._extra[scopes] = (extra + _uncovered(asked, scopes + extra))[:MAX_ADDED_SCOPES]
                 self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
-            return self._bearer(challenge, scopes)
+            header = self._bearer(challenge, scopes)
+            credential = self._credential(scopes)
+            if header == refused and credential is not None and credential.registry_token is not None:
+                # It is all there is: no server gives another one for it.
+                msg = f"{self._registry} refused {_origin(credential)}"
+                raise self._denied(msg)
+            return header
         return self._basic_after(refused, scopes)
+
+    def is_final(self, header: str, scopes: tuple[str, ...]) -> bool:
+        """Say whether a header is all there is to show: no other one can be had where it is refused."""
+        credential = self._credential(scopes)
+        return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
         """Prefer Bearer with a realm, then Basic; None where no challenge was made at all."""
@@ -234,7 +208,7 @@ class Authenticator:
 
     def _basic_after(self, refused: str | None, scopes: tuple[str, ...]) -> str:
         credential = self._credential(scopes)
-        if credential is None:
+        if credential is None or credential.registry_token is not None:
             msg = f"{self._registry} wants a user name and a password, and none were found"
             raise self._denied(msg)
         header = _basic(credential)
@@ -251,6 +225,8 @@ class Authenticator:
     def _bearer(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
         """Give a held token that covers `scopes`, or fetch one."""
         credential = self._credential(scopes)
+        if credential is not None and credential.registry_token is not None:
+            return f"Bearer {credential.registry_token}"
         with self._lock:
             wanted = scopes + self._extra.get(scopes, ())
             gate = self._gates.setdefault(wanted, threading.Lock())
@@ -365,7 +341,7 @@ def _basic(credential: Credential) -> str:
 
 
 def _checked(credential: Credential | None) -> Credential | None:
-    """Refuse a credential with half a character in it (a lone surrogate), which has no bytes to be sent as.
+    """Refuse a credential that cannot be sent: with half a character in it (a lone surrogate), or a line's end.
 
     Raises:
         UsageError: it is such a one.
@@ -378,6 +354,9 @@ def _checked(credential: Credential | None) -> Credential | None:
             msg = f"{_origin(credential)} are not text"
             # Without its cause, which holds the password.
             raise UsageError(msg) from None
+        if credential.registry_token is not None and not _VISIBLE.match(credential.registry_token):
+            msg = f"{_origin(credential)} have a token that cannot stand in a header"
+            raise UsageError(msg)
     return credential
 
 

@@ -53,15 +53,16 @@ _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "us
 class Credential:
     """What is shown to a registry or its token server.
 
-    `secret` is a password, or "" where there is an `identity_token` (a token for the token server, which gave
-    it at `docker login`). `source` says for people where it was found: "--username", "OCISTREAM_USERNAME",
-    "~/.docker/config.json", "docker-credential-pass".
+    `secret` is a password, or "" where there is an `identity_token` (a token for the token server, which gave it at
+    `docker login`) or a `registry_token` (one for the registry itself). `source` says for people where it was found:
+    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass".
     """
 
     username: str
     secret: str = field(repr=False)
     identity_token: str | None = field(default=None, repr=False)
     source: str = ""
+    registry_token: str | None = field(default=None, repr=False)
 
 
 class Keychain:
@@ -357,11 +358,14 @@ class _AuthFile:
     def _credential(self, key: str, fields: dict[str, Any]) -> Credential | None:
         where = self._where(key)
         token, auth = (_text(fields, name, where) for name in ("identitytoken", "auth"))
+        registry_token = _text(fields, "registrytoken", where)
         username, password = (_text(fields, name, where) for name in ("username", "password"))
         if auth:
             username, password = _decode_auth(auth, where)
         if token:
             return Credential(username, "", token, self.shown)
+        if registry_token:
+            return Credential(username, "", None, self.shown, registry_token)
         return Credential(username, password, None, self.shown) if username or password else None
 
 

@@ -245,8 +245,8 @@ class Transport:
             raise NetworkError(msg)
         answer = self._redirected(request.with_authorization(fresh), url)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
-        if refused and fresh.startswith("Basic "):
-            # The password itself was refused: this raises, and says where it came from.
+        if refused and endpoint.authenticator.is_final(fresh, scopes):
+            # The secret itself was refused: this raises, and says where it came from.
             endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
         return answer
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.auth import Authenticator, Challenge, TokenAnswer, TokenRequest, parse_challenges, scopes_for
+from ocistream.auth import Authenticator, TokenAnswer, TokenRequest, scopes_for
+from ocistream.challenges import Challenge, parse_challenges
 from ocistream.credentials import Credential
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
 
@@ -23,6 +24,7 @@ PULL = ("repository:org/app:pull",)
 PUSH = ("repository:org/app:pull,push",)
 BEARER = 'Bearer realm="https://auth.example/token",service="registry.example"'
 ALICE = Credential("alice", "s3cret:with colon", source="~/.docker/config.json")
+REGISTRY_TOKEN = Credential("alice", "", source="config.json", registry_token="token-of-alice")
 IDENTITY = Credential("<token>", "", "identity-of-alice", source="docker-credential-pass")
 
 
@@ -198,6 +200,30 @@ def test_an_identity_token_stands_in_for_the_password_where_only_basic_is_spoken
     assert authenticator(Server(), IDENTITY).challenged(["Basic"], (), None) == basic("<token>", "identity-of-alice")
     nobody = Credential("", "", "identity-of-alice")
     assert authenticator(Server(), nobody).challenged(["Basic"], (), None) == basic("<token>", "identity-of-alice")
+
+
+def test_a_token_for_the_registry_itself_is_shown_to_it_and_no_server_is_asked() -> None:
+    server = Server()
+    auth = authenticator(server, REGISTRY_TOKEN)
+    assert auth.challenged([BEARER], PULL, None) == "Bearer token-of-alice"
+    assert auth.authorization(PUSH) == "Bearer token-of-alice"
+    assert auth.is_final("Bearer token-of-alice", PUSH)
+    with pytest.raises(AuthenticationError, match=r"^registry.example refused the credentials from config.json$"):
+        auth.challenged([BEARER], PUSH, "Bearer token-of-alice")
+    assert server.requests == []
+
+
+def test_a_token_for_the_registry_itself_is_no_password() -> None:
+    auth = authenticator(Server(), REGISTRY_TOKEN)
+    with pytest.raises(AuthenticationError, match="wants a user name and a password"):
+        auth.challenged(["Basic"], PULL, None)
+    assert auth.authorization(PULL) is None
+
+
+def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
+    auth = authenticator(Server(), Credential("", "", source="config.json", registry_token="a\r\nX: y"))
+    with pytest.raises(UsageError, match=r"^the credentials from config.json have a token that cannot"):
+        auth.challenged([BEARER], PULL, None)
 
 
 # -- which challenge -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import stat
@@ -324,6 +325,8 @@ def test_a_registry_that_is_no_host_is_refused(home: Home) -> None:
         ({"auth": auth("alice", "secret"), "username": "bob", "password": "x"}, Credential("alice", "secret")),
         ({"auth": "", "identitytoken": "token"}, Credential("", "", "token")),
         ({"auth": auth("alice", "old"), "identitytoken": "token"}, Credential("alice", "", "token")),
+        ({"registrytoken": "token"}, Credential("", "", registry_token="token")),
+        ({"auth": auth("alice", "old"), "registrytoken": "token"}, Credential("alice", "", registry_token="token")),
         ({"auth": None, "email": "a@example.com"}, None),
         ({}, None),
     ],
@@ -334,7 +337,7 @@ def test_an_entry_is_read_as_docker_reads_it(
     write(home.docker, {"auths": {"r.example": fields}})
     found = home.keychain().find("r.example")
     if expected is not None:
-        expected = Credential(expected.username, expected.secret, expected.identity_token, "~/.docker/config.json")
+        expected = dataclasses.replace(expected, source="~/.docker/config.json")
     assert found == expected
 
 

@@ -536,6 +536,17 @@ class TestBasic:
 
 
 class TestBearer:
+    def test_a_token_for_the_registry_itself_that_it_refuses_is_shown_once_and_its_source_is_told(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        auth = Bearer()
+        registry = faulty(auth=auth)
+        transport = quick(credential=Credential("", "", source="the test", registry_token="stale"))
+        with pytest.raises(AuthenticationError, match="refused the credentials from the test"):
+            ask(transport, registry, TAGS, scopes=PULL)
+        assert [request.headers["Authorization"] for request in registry.requests] == [None, "Bearer stale"]
+        assert auth.requests == []
+
     @pytest.mark.parametrize("credential", [None, ALICE])
     def test_one_token_serves_many_requests(self, faulty: Faulty, quick: Quick, credential: Credential | None) -> None:
         auth = Bearer(users={"alice": "s3cret"}, anonymous=("pull",))

@@ -1,0 +1,51 @@
+"""What a 401 asks for: `WWW-Authenticate` headers (RFC 9110, section 11.6.1), taken apart. Text in, values out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Challenge", "parse_challenges"]
+
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+#: What a challenge is made of. At any place that is no separator one of the three matches, and none of them
+#: goes over a character twice, so that a hostile header takes time linear in its length.
+_ITEM: Final = re.compile(
+    rf"""
+      (?P<name>{_WORD}) [ \t]*+ = [ \t]*+ (?: (?P<word>{_WORD}) | "(?P<quoted>(?:[^"\\]|\\.)*+)" )
+    | (?P<scheme>{_WORD}) (?=[ \t,]|\Z) (?![ \t]*+=) (?: [ \t]++ [0-9A-Za-z._~+/-]++ =*+ [ \t]*+ (?=,|\Z) )?
+    | (?P<garbage> [^ \t,"\\] (?:[^",\\])*+ | \\.? | "(?:[^"\\]|\\.)*+ (?:"|\\?\Z) )
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One challenge of a 401: `scheme` ("bearer", "basic") and the names of `parameters` are lower case."""
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(values: Sequence[str]) -> list[Challenge]:
+    """Parse the values of `WWW-Authenticate` (RFC 9110, section 11.6.1), each with one challenge or several.
+
+    Never raises. What is not understood is skipped, a token68 too, since neither Basic nor Bearer has one. Of
+    a parameter that is given twice the first counts; a comma that is missing between two is not missed.
+    """
+    challenges: list[Challenge] = []
+    for value in values:
+        parameters: dict[str, str] | None = None
+        for item in _ITEM.finditer(value):
+            if item["scheme"]:
+                parameters = {}
+                challenges.append(Challenge(item["scheme"].lower(), parameters))
+            elif item["name"] and parameters is not None:
+                text = item["word"] or re.sub(r"\\(.)", r"\1", item["quoted"], flags=re.DOTALL)
+                parameters.setdefault(item["name"].lower(), text)
+    return challenges
