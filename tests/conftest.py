@@ -15,7 +15,7 @@ import ocistream
 from tests.certificates import Certificate, make_certificate
 from tests.debian_image import DebianImage, debian_rootfs_image
 from tests.images import Layout
-from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry, dockerd, isolated_tools
+from tests.peers import Dockerd, DockerRegistry, Nginx, Tools, docker_registry, dockerd, isolated_tools, nginx
 from tests.token_server import TokenServer, token_server
 
 #: What could lead a program to the user's own credentials, daemon or configuration.
@@ -88,6 +88,20 @@ def start_registry(tmp_path: Path) -> Iterator[Callable[..., DockerRegistry]]:
         def start(**options: object) -> DockerRegistry:
             folder = tmp_path / f"registry-{len(started)}"
             started.append(stack.enter_context(docker_registry(folder, **options)))  # type: ignore[arg-type]
+            return started[-1]
+
+        yield start
+
+
+@pytest.fixture
+def start_nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
+    """Return a function that starts an nginx; its arguments are those of `nginx`, without the folder."""
+    with contextlib.ExitStack() as stack:
+        started: list[Nginx] = []
+
+        def start(server: str, **options: object) -> Nginx:
+            folder = tmp_path / f"nginx-{len(started)}"
+            started.append(stack.enter_context(nginx(folder, server, **options)))  # type: ignore[arg-type]
             return started[-1]
 
         yield start

@@ -1,4 +1,4 @@
-"""Starters for the real parts: distribution's registry, Docker's daemon, and the tools of others.
+"""Starters for the real parts: distribution's registry, nginx, Docker's daemon, and the tools of others.
 
 Each peer gets a free port or a socket of its own and keeps all its files in a folder of the test. Where one
 is missing the test is skipped, and with CI=true it fails.
@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -176,6 +177,119 @@ def _listening(log: Path) -> str | None:
     """Read the address from the log: the kernel chose the port, so no two peers can want the same."""
     found = re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())
     return found[1] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Nginx:
+    """A running nginx. `log` is its access log, one JSON object a line, `errors` what it has to say itself."""
+
+    host: str
+    url: str
+    log: Path
+    errors: Path
+    stop: Callable[[], None]
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return every request that is over: `method`, `target`, `status`, `authorization`, `length` and `body`.
+
+        All are text. `length` is what Content-Length said, `body` how many bytes the answer's body had. A request is
+        noted when its answer has been sent, so that a client may know of the end before the log does: `stop` first.
+        """
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def requests(self) -> list[str]:
+        """Return the same as "METHOD TARGET STATUS"."""
+        return [f"{entry['method']} {entry['target']} {entry['status']}" for entry in self.entries()]
+
+
+@contextlib.contextmanager
+def nginx(
+    folder: Path,
+    server: str,
+    *,
+    http: str = "",
+    tls: Certificate | None = None,
+    client_authority: Path | None = None,
+    name: str = "127.0.0.1",
+) -> Iterator[Nginx]:
+    """Run an nginx on a free port of 127.0.0.1, with all its files in `folder`.
+
+    `server` is what stands in its one server {} block, `http` what stands beside that. `tls` makes it speak TLS, and
+    `client_authority` (a PEM file) then wants a certificate of its clients too. `name` is what `Nginx.host` calls
+    this machine. Bodies are passed on as they come, and answers too.
+    """
+    need("nginx")
+    folder.mkdir(parents=True, exist_ok=True)
+    log, errors, file = folder / "access.log", folder / "errors.log", folder / "nginx.conf"
+    log.touch()
+    # nginx does not say which port the kernel chose, so the socket is made here and handed down, as in an upgrade.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        file.write_text(_nginx_config(folder, port, server, http, _nginx_tls(tls, client_authority)))
+        with errors.open("wb") as output:
+            process = subprocess.Popen(
+                ["nginx", "-p", f"{folder}/", "-c", str(file), "-e", "stderr"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "NGINX": f"{listener.fileno()};"},
+                pass_fds=[listener.fileno()],
+            )
+    try:
+        _wait((folder / "nginx.pid").exists, process, errors)
+        yield Nginx(
+            f"{name}:{port}", f"{'https' if tls else 'http'}://{name}:{port}", log, errors, lambda: _end(process)
+        )
+    finally:
+        _end(process)
+
+
+def _nginx_tls(certificate: Certificate | None, client_authority: Path | None) -> str:
+    if certificate is None:
+        return ""
+    lines = f"ssl_certificate {certificate.file};\nssl_certificate_key {certificate.key_file};\n"
+    if client_authority is not None:
+        lines += f"ssl_client_certificate {client_authority};\nssl_verify_client on;\n"
+    return lines
+
+
+def _nginx_config(folder: Path, port: int, server: str, http: str, tls: str) -> str:
+    # As root its workers would be "nobody", who may not look into a test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    folders = "\n".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
+    noted = {
+        "method": "$request_method",
+        "target": "$request_uri",
+        "status": "$status",
+        "authorization": "$http_authorization",
+        "length": "$http_content_length",
+        "body": "$body_bytes_sent",
+    }
+    return f"""daemon off;
+{user}
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 256; }}
+http {{
+log_format entries escape=json '{json.dumps(noted)}';
+access_log {folder}/access.log entries;
+{folders}
+client_max_body_size 0;
+proxy_request_buffering off;
+proxy_buffering off;
+proxy_http_version 1.1;
+proxy_read_timeout 600s;
+proxy_set_header Host $http_host;
+proxy_set_header X-Forwarded-Proto $scheme;
+{http}
+server {{
+listen 127.0.0.1:{port}{" ssl" if tls else ""};
+{tls}{server}
+}}
+}}
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.debian_image import DebianImage
 from tests.images import Layout, digest_of, small_image, two_platforms
-from tests.peers import Dockerd, DockerRegistry, Tools
+from tests.peers import Dockerd, DockerRegistry, Nginx, Tools
 from tests.registry_http import assert_no_image, basic, get, manifest, manifest_digest, seed, tags
 from tests.token_server import TokenServer, User
 
@@ -32,6 +32,19 @@ def test_a_registry_takes_from_skopeo_and_gives_back_the_same_digest(
     tools.run("skopeo", "copy", f"docker://{registry.host}/team/app:v1", f"oci:{tmp_path / 'back'}:v1")
     assert (tmp_path / "back/blobs/sha256" / image["digest"][7:]).is_file()
     assert any(line.startswith("PUT /v2/team/app/manifests/v1 201") for line in registry.requests())
+
+
+def test_nginx_passes_requests_on_and_notes_them(
+    registry: DockerRegistry, start_nginx: Callable[..., Nginx], layout: Layout
+) -> None:
+    front = start_nginx(f"location / {{ proxy_pass {registry.url}; }}")
+    image = small_image(layout)
+    seed(layout, image, front.host, "app", "v1", headers=basic("ada", "pw"))
+    assert registry.tags("app") == {"v1": image["digest"]}
+    front.stop()
+    assert front.requests()[-1] == "PUT /v2/app/manifests/v1 201"
+    assert front.entries()[-1]["authorization"] == basic("ada", "pw")["Authorization"]
+    assert front.entries()[-1]["length"] == str(image["size"])
 
 
 def test_an_index_is_seeded_with_all_its_images(registry: DockerRegistry, layout: Layout) -> None:
