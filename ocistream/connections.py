@@ -7,10 +7,10 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
-import http.client
-import io
 import socket
-from typing import TYPE_CHECKING, Final, cast
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import requests
 import requests.adapters
@@ -20,29 +20,29 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ocistream import limits
-from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError
+from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError, UnsupportedError
 from ocistream.failures import network_error, reason
 from ocistream.origins import bypasses_proxy, redacted
+from ocistream.pacing import Throttle, socket_buffer
+from ocistream.reference import printable
+from ocistream.responses import BoundedResponse, EndlessError
+from ocistream.tls import Contexts, TlsSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from requests.adapters import _HostParams, _PoolKwargs
 
     from ocistream.stream import Chunk
 
-__all__ = ["Answer", "Body", "Connections", "StreamedBody"]
+__all__ = ["Answer", "Body", "ConnectionSettings", "Connections", "StreamedBody"]
 
 #: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
 _HOSTS: Final = 16
 _IDLE_CONNECTIONS: Final = 32
 #: After so many seconds of silence the kernel asks whether the other side is still there.
 _KEEPALIVE: Final = 60
-#: Interim answers (RFC 9110, section 15.2) before the one that counts; few servers send even one.
-_MAX_INTERIM: Final = 10
-#: All lines of an answer, in bytes: interim answers, headers, and what stands between the chunks of its body and
-#: behind them. Of headers alone most clients and proxies take no more than 64 KiB.
-_MAX_LINES: Final = 256 * limits.KIB
-#: So many bytes of further lines does each byte of a body allow for: a chunk of one byte needs three.
-_LINES_PER_BYTE: Final = 16
+_NO_TLS_SETTINGS: Final = TlsSettings()
 
 
 class StreamedBody:
@@ -92,9 +92,10 @@ class _BodyError(Exception):
 class Answer:
     """A response whose body has not been read yet."""
 
-    def __init__(self, response: requests.Response, method: str, url: str) -> None:
-        """Wrap what requests gave."""
+    def __init__(self, response: requests.Response, method: str, url: str, throttle: Throttle | None = None) -> None:
+        """Wrap what requests gave; `throttle` says how fast it may be read."""
         self._response = response
+        self._throttle = throttle
         self.method = method
         self.url = url
         self.status = response.status_code
@@ -109,16 +110,21 @@ class Answer:
         return list(raw.headers.getlist("WWW-Authenticate"))
 
     def chunks(self, size: int = limits.CHUNK) -> Iterator[bytes]:
-        """Read the body in chunks of `size` bytes, the last one shorter.
+        """Read the body in chunks of `size` bytes, the last one shorter; in smaller ones where the rate is limited.
 
         Raises:
             NetworkError: it broke off, or stalled; finally so where it is one without an end.
         """
         raw = self._response.raw
         try:
-            while chunk := raw.read(size, decode_content=False):
-                yield chunk
-        except _EndlessError as error:
+            if self._throttle is None:
+                while chunk := raw.read(size, decode_content=False):
+                    yield chunk
+            else:
+                while chunk := raw.read(min(size, self._throttle.piece), decode_content=False):
+                    self._throttle.spend(len(chunk))
+                    yield chunk
+        except EndlessError as error:
             msg = f"{self.method} {redacted(self.url)}: {error}"
             raise FinalNetworkError(msg) from None
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
@@ -161,26 +167,36 @@ class Answer:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """What holds for the connections to all hosts. Times are in seconds."""
+
+    connect_timeout: float
+    stall_timeout: float
+    user_agent: str
+    #: A file or directory of CA certificates in place of the system's.
+    ca_bundle: str | None = None
+    #: How a proxy that speaks TLS is trusted.
+    proxy_tls: TlsSettings = _NO_TLS_SETTINGS
+    #: Scheme to proxy URL, and `no_proxy` to a list of hosts.
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    #: Bytes in a second, in each direction, of all connections together.
+    limit_rate: float | None = None
+
+
 class Connections:
     """The connections to any number of hosts. Safe for several threads. Times are in seconds."""
 
-    def __init__(
-        self,
-        *,
-        connect_timeout: float,
-        stall_timeout: float,
-        ca_file: str | None,
-        proxies: Mapping[str, str],
-        user_agent: str,
-    ) -> None:
-        """Set up; no connection is made yet."""
-        self._timeout = (connect_timeout, stall_timeout)
-        self._verify = ca_file or True
-        self._proxies = {scheme: proxy for scheme, proxy in proxies.items() if scheme != "no_proxy"}
-        self._no_proxy = proxies.get("no_proxy", "")
+    def __init__(self, settings: ConnectionSettings, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Set up; no connection is made yet. `sleep` waits where the rate is limited, and may raise."""
+        self._timeout = (settings.connect_timeout, settings.stall_timeout)
+        self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
+        self._no_proxy = settings.proxies.get("no_proxy", "")
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
-        self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
-        self._adapter = _Adapter(stall_timeout)
+        self._headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
+        rate = settings.limit_rate
+        self._download = Throttle(rate, sleep) if rate else None
+        self._adapter = _Adapter(settings, Throttle(rate, sleep) if rate else None)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -193,13 +209,16 @@ class Connections:
         headers: Mapping[str, str],
         body: bytes | StreamedBody | None,
         timeout: tuple[float, float] | None = None,
+        tls: TlsSettings = _NO_TLS_SETTINGS,
     ) -> Answer:
         """Send a request and wait for the head of its answer, whatever its status.
 
-        `timeout` is how long connecting may take, and how long the answer may then be waited for and stall.
+        `timeout` is how long connecting may take, and how long the answer may then be waited for and stall. `tls` says
+        whom to trust and what to show, where it is a URL of https. A connection is used again only for equal ones.
 
         Raises:
             NetworkError: there is no answer.
+            UnsupportedError: there is a proxy of a kind that is not known here.
             Exception: what a `Body`'s chunks raise comes out as it is.
         """
         # Not by a session, which would read all of a redirect's body, remember cookies (they make Harbor ask for a
@@ -215,16 +234,16 @@ class Connections:
                 stream=True,
                 timeout=timeout or self._timeout,
                 proxies=self._proxies_for(url),
-                verify=self._verify,
+                verify=cast("bool", tls),
             )
         except _BodyError as error:
             raise cast("Exception", error.__cause__) from None
-        except _EndlessError as error:
+        except EndlessError as error:
             msg = f"{method} {redacted(url)}: {error}"
             raise FinalNetworkError(msg) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise network_error(method, url, error) from error
-        return Answer(response, method, url)
+        return Answer(response, method, url, self._download)
 
     def _proxies_for(self, url: str) -> dict[str, str]:
         return {} if bypasses_proxy(url, self._no_proxy) else self._proxies
@@ -236,54 +255,98 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """What gives requests its connections: ours."""
+    """What gives requests its connections: ours. What it is handed as `verify` are a `TlsSettings`."""
 
-    def __init__(self, stall_timeout: float) -> None:
-        self._pools = _pools(stall_timeout)
+    def __init__(self, settings: ConnectionSettings, upload: Throttle | None) -> None:
+        self._contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
+        self._proxy_tls = settings.proxy_tls
+        self._pools = _pools(settings.stall_timeout, upload)
+        self._options = _socket_options(settings.limit_rate)
         super().__init__(pool_connections=_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
-        super().init_poolmanager(connections, maxsize, block, **options, socket_options=_socket_options())
+        super().init_poolmanager(connections, maxsize, block, **options, socket_options=self._options)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, proxy: str, **options: object) -> urllib3.ProxyManager:
-        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options, socket_options=_socket_options())
+        scheme = proxy.partition(":")[0].lower()
+        if scheme not in {"http", "https"}:
+            msg = f"the proxy for this host speaks {printable(scheme, 20)}, which is not supported"
+            raise UnsupportedError(msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take http:// and https:// proxies")
+        if scheme == "https":
+            # Else urllib3 would have its own idea of whom to trust. A registry's client certificate is none of its
+            # business.
+            options["proxy_ssl_context"] = self._contexts.of(self._proxy_tls)
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options, socket_options=self._options)
         manager.pool_classes_by_scheme = self._pools
         return manager
 
+    def build_connection_pool_key_attributes(
+        self,
+        request: requests.PreparedRequest,
+        verify: bool | str,
+        cert: str | tuple[str, str] | None = None,
+    ) -> tuple[_HostParams, _PoolKwargs]:
+        host, _ = super().build_connection_pool_key_attributes(request, False, cert)
+        if host["scheme"] != "https":
+            return host, {}
+        # The pool of one context is never that of another one: a client certificate stays where it may be shown.
+        return host, {"ssl_context": self._contexts.of(cast("TlsSettings", verify))}
 
-def _socket_options() -> list[tuple[int, int, int]]:
+    def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:
+        """Leave the pool as it is: its context says it all."""
+
+
+def _socket_options(limit_rate: float | None) -> list[tuple[int, int, int]]:
     """Keep a connection alive while a registry is silent over a large blob: firewalls forget those that are."""
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if hasattr(socket, "TCP_KEEPIDLE"):
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
+    if limit_rate:
+        size = socket_buffer(limit_rate)
+        options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options
 
 
-def _pools(stall_timeout: float) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(stall_timeout: float, throttle: Throttle | None) -> dict[str, type[HTTPConnectionPool]]:
     """Make the pools, by scheme, of connections that send for as long as bytes move, and read no endless answers.
 
     urllib3's send under the time-out for connecting, and `sendall` counts it for all of a chunk: on a slow line every
-    upload would fail.
+    upload would fail. `throttle` says how fast they may send.
     """
 
+    def send(connection: HTTPConnection, data: object) -> None:
+        if throttle is None:
+            _send(connection, data, stall_timeout)
+            return
+        with memoryview(cast("Chunk", data)) as view:
+            for start in range(0, len(view), throttle.piece):
+                piece = view[start : start + throttle.piece]
+                _send(connection, piece, stall_timeout)
+                throttle.spend(len(piece))
+
     class Plain(HTTPConnection):
-        response_class = _Response
+        response_class = BoundedResponse
 
         def send(self, data: object) -> None:
-            _send(self, data, stall_timeout)
+            send(self, data)
 
     class Encrypted(HTTPSConnection):
-        response_class = _Response
+        response_class = BoundedResponse
 
         def send(self, data: object) -> None:
-            _send(self, data, stall_timeout)
+            send(self, data)
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
 
     class EncryptedPool(HTTPSConnectionPool):
         ConnectionCls = Encrypted
+
+        def _validate_conn(self, conn: HTTPSConnection) -> None:
+            # urllib3 would warn, on stderr and in its own words, of what --insecure asks for.
+            if conn.is_closed:
+                conn.connect()
 
     return {"http": PlainPool, "https": EncryptedPool}
 
@@ -298,63 +361,3 @@ def _send(connection: HTTPConnection, data: object, stall_timeout: float) -> Non
         sent = 0
         while sent < len(view):
             sent += connection.sock.send(view[sent:])
-
-
-class _EndlessError(Exception):
-    """An answer that would never end, on its way past urllib3, which would count it among those to try again."""
-
-
-class _Response(http.client.HTTPResponse):
-    """http.client's answer, with bounds on what comes in lines, where http.client has none, or none for their sum.
-
-    Relied on: `response_class` of a connection; that `fp` is the buffered file from which every line of an answer is
-    read by `readline` and its body by `read`, in a tunnel's answer too; and that `begin` reads a head, over any number
-    of `100 Continue`, unless `headers` says that one was read.
-    """
-
-    fp: _Input
-
-    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
-        super().__init__(sock, debuglevel, method)
-        self.fp = _Input(self.fp.detach())
-
-    def begin(self) -> None:
-        super().begin()
-        # To http.client an interim answer other than 100 is the answer, and the answer that of the next request.
-        while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
-            self.headers = self.msg = None  # type: ignore[assignment]
-            super().begin()
-        self.fp.is_body = True
-
-
-class _Input(io.BufferedReader):
-    """What a server sends of one answer. `is_body` says whether the answer's head is over."""
-
-    def __init__(self, raw: io.RawIOBase) -> None:
-        super().__init__(raw)
-        self.is_body = False
-        self._heads = 0
-        self._left = _MAX_LINES
-
-    def readline(self, size: int | None = -1) -> bytes:
-        most = self._left + 1
-        line = super().readline(most if size is None or size < 0 else min(size, most))
-        self._left -= len(line)
-        if self._left < 0:
-            msg = f"more than {_MAX_LINES} bytes of headers, or between the chunks of the answer's body"
-            raise _EndlessError(msg)
-        if not self.is_body and line in {b"\r\n", b"\n"}:
-            self._heads += 1
-            if self._heads > _MAX_INTERIM + 1:
-                msg = f"more than {_MAX_INTERIM} interim answers"
-                raise _EndlessError(msg)
-        return line
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
-            # What is read here has a size, unless it is a chunk of a negative one: that would be all there is to come.
-            msg = "a chunk of the answer's body has a negative size"
-            raise _EndlessError(msg)
-        content = super().read(size)
-        self._left = min(self._left + _LINES_PER_BYTE * len(content), _MAX_LINES)
-        return content

@@ -28,7 +28,7 @@ from ocistream.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["network_error", "reason", "refusal"]
+__all__ = ["network_error", "reason", "refusal", "speaks_tls"]
 
 #: What the libraries below say of a URL, or of a proxy's, holds all of it: a password or a signature too.
 _MALFORMED: Final = (
@@ -38,6 +38,38 @@ _MALFORMED: Final = (
     urllib3.exceptions.LocationValueError,
     http.client.InvalidURL,
 )
+
+#: OpenSSL's reasons that stand for an answer which is no TLS.
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
+#: Alerts by which a server says that it wants to know, by a certificate, who is there (RFC 8446, section 6.2).
+_WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOWN_CA", "EXPIRED")
+#: OpenSSL's codes (x509_vfy.h) of what is wrong with a certificate, and what to do about it. Of the first ones nobody
+#: vouches for it.
+_OWN_CA: Final = (
+    "if the registry has a CA of its own, name its file with --ca-cert, put it into certs.d as HOST[:PORT]/ca.crt, or "
+    "name a whole bundle with SSL_CERT_FILE"
+)
+_CERTIFICATE_HINTS: Final = {
+    2: _OWN_CA,
+    18: _OWN_CA,
+    19: _OWN_CA,
+    20: _OWN_CA,
+    21: _OWN_CA,
+    9: "it is not valid yet: is this machine's clock right?",
+    10: "whoever runs the registry has to renew it; or is this machine's clock wrong?",
+    62: "use the name that the certificate is for, or get one that is for this name too",
+    64: "use the name that the certificate is for, or get one that is for this address too",
+}
+_SHOW_CERTIFICATE: Final = "the registry wants a client certificate: --client-cert and --client-key, or certs.d/HOST[:PORT]/client.cert and .key"
+_SPEAKS_TLS: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
+#: What servers say in the body of a 400 before any registry is asked, and what to do about it.
+_SERVERS_WORDS: Final = {
+    b"No required SSL certificate was sent": _SHOW_CERTIFICATE,
+    b"The SSL certificate error": "the registry does not trust the client certificate that was shown",
+    b"plain HTTP request was sent to HTTPS port": _SPEAKS_TLS,
+    b"Client sent an HTTP request to an HTTPS server": _SPEAKS_TLS,
+    b"speaking plain HTTP to an SSL-enabled server port": _SPEAKS_TLS,
+}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -75,7 +107,8 @@ def _known_reason(cause: BaseException) -> str | None:
     elif isinstance(cause, urllib3.exceptions.IncompleteRead):
         text = f"{cause.partial} bytes came, {cause.expected} more were promised"
     elif isinstance(cause, ssl.SSLError):
-        text = f"TLS failed: {getattr(cause, 'reason', None) or 'the connection broke off'}"
+        said = getattr(cause, "reason", None) or "the connection broke off"
+        text = f"TLS failed: {'it is not what the other side speaks' if said in _NO_TLS else said}"
     elif isinstance(cause, urllib3.exceptions.NewConnectionError):
         # urllib3 counts it among the time-outs, whatever the reason; that one lies deeper.
         text = None
@@ -92,20 +125,41 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
     hint = None
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            final, hint = True, "if the registry has a CA of its own, name its file with SSL_CERT_FILE"
-        elif isinstance(cause, ssl.SSLError) and getattr(cause, "reason", None) in {
-            "WRONG_VERSION_NUMBER",
-            "RECORD_LAYER_FAILURE",
-        }:
-            final, hint = True, "the registry seems to speak plain HTTP: --plain-http"
+            final, hint = True, _CERTIFICATE_HINTS.get(cause.verify_code, _OWN_CA)
+        elif isinstance(cause, ssl.SSLError) and (found := _tls_hint(cause)):
+            final, hint = True, found
         elif isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
             final, hint = True, "is the name right?"
         elif isinstance(cause, requests.exceptions.ProxyError):
-            hint = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+            hint = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
+        elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
+            final, hint = True, "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
         elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
             final = True
     kind = FinalNetworkError if final else NetworkError
     return kind(f"{method} {redacted(url)}: {reason(error)}", hint=hint)
+
+
+def _tls_hint(error: ssl.SSLError) -> str | None:
+    said = error.reason or ""
+    if said in _NO_TLS:
+        return "the registry seems to speak plain HTTP: --plain-http"
+    if "ALERT" in said and said.endswith(_WANTS_CERTIFICATE):
+        return _SHOW_CERTIFICATE
+    return None
+
+
+def speaks_tls(error: NetworkError) -> bool | None:
+    """Say whether somebody who speaks TLS was there, after an attempt at that failed; None if nobody was.
+
+    An alert is an answer in TLS. What is none, and a connection that breaks over the first bytes, is of somebody else.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            return "ALERT" in (cause.reason or "")
+        if isinstance(cause, ConnectionResetError | BrokenPipeError | http.client.RemoteDisconnected):
+            return False
+    return None
 
 
 def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
@@ -141,4 +195,8 @@ def refusal(
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         length = f" {wait:.0f} s" if wait else ""
         pause = f"the registry limits how much it gives: wait{length}, or log in for a higher limit"
+    if status == HTTPStatus.BAD_REQUEST:
+        pause = next((hint for words, hint in _SERVERS_WORDS.items() if words in body), None)
+    elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
     return RegistryError(what, status=status, codes=codes, hint=pause)

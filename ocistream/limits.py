@@ -81,6 +81,8 @@ MAX_TOKEN_ANSWER: Final = 128 * KIB
 MAX_ERROR_BODY: Final = 64 * KIB
 #: Redirects that one request may follow.
 MAX_REDIRECTS: Final = 5
+#: How long the head of an answer may take from its first byte to its last, in seconds.
+HEAD_TIME: Final = 60.0
 #: Pages of one list.
 MAX_PAGES: Final = 100
 #: Tags of one repository: as many as that many pages of the usual size have.

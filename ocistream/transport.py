@@ -15,12 +15,15 @@ from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.auth import Authenticator, TokenAnswer, TokenRequest
-from ocistream.connections import Answer, Connections, StreamedBody
+from ocistream.connections import Answer, Connections, ConnectionSettings, StreamedBody
+from ocistream.endpoints import Doubt, Endpoint, tls_for
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
-from ocistream.failures import refusal
+from ocistream.failures import refusal, speaks_tls
 from ocistream.hosts import HostSettings
-from ocistream.origins import Origin, check_target, is_loopback, redacted, resolved
+from ocistream.origins import Origin, check_target, redacted, resolved
+from ocistream.pacing import Turns
 from ocistream.retry import Patience, Retried, Tries, retry_after
+from ocistream.tls import TlsSettings, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,21 +54,18 @@ class TransportSettings:
     #: answer, and a hundred gigabytes on a slow disk or in an object store take minutes.
     store_timeout: float = 900.0
     patience: Patience = field(default_factory=Patience)
-    #: A file of CA certificates in place of the bundled ones.
+    #: A file or directory of CA certificates in place of the system's.
     ca_file: str | None = None
+    #: What the user named. Its CAs are for all hosts; its client certificates, and that certificates are not checked,
+    #: for the registries that were named too, and for no other (`ocistream.endpoints`).
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    #: Bytes in a second, in each direction, over all connections.
+    limit_rate: float | None = None
+    #: Requests that are begun in a second, to each host whose own settings do not say otherwise.
+    requests_per_second: float | None = None
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts, as the environment names them.
     proxies: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "ocistream"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A registry as the transport sees it: what it is called, where it is, and who speaks for us there."""
-
-    registry: str
-    url: str
-    origin: Origin
-    authenticator: Authenticator
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,37 +112,52 @@ class Transport:
         self._find = find
         self._on_retry = on_retry
         self._endpoints: dict[str, Endpoint] = {}
+        self._others: dict[str, HostSettings] = {}
         self._lock = threading.Lock()
         self._not_before: dict[str, float] = {}
         self.cancelled = cancelled or threading.Event()
+        check(settings.tls)
+        self._turns = Turns()
         self._connections = Connections(
-            connect_timeout=settings.connect_timeout,
-            stall_timeout=settings.stall_timeout,
-            ca_file=settings.ca_file,
-            proxies=settings.proxies,
-            user_agent=settings.user_agent,
+            ConnectionSettings(
+                connect_timeout=settings.connect_timeout,
+                stall_timeout=settings.stall_timeout,
+                user_agent=settings.user_agent,
+                ca_bundle=settings.ca_file,
+                proxy_tls=TlsSettings(settings.tls.ca_files),
+                proxies=settings.proxies,
+                limit_rate=settings.limit_rate,
+            ),
+            self.wait,
         )
 
     def close(self) -> None:
         """Close all idle connections."""
         self._connections.close()
 
-    def endpoint(self, registry: str) -> Endpoint:
-        """Give the endpoint of a registry such as `docker.io` or `localhost:5000`."""
+    def endpoint(self, registry: str, *, named: bool = True) -> Endpoint:
+        """Give the endpoint of a registry such as `docker.io` or `localhost:5000`.
+
+        `named` says that the user named it, and not the configuration in its place (a mirror): only then is it shown
+        the client certificate of the command line, and only then may its own go unchecked because that says so.
+
+        Raises:
+            NotFoundError, LocalDiskError, UsageError: certificates that are configured for it cannot be used.
+        """
         with self._lock:
             if registry not in self._endpoints:
-                url = self._base_url(registry)
-                origin = Origin.of(url)
-                self._endpoints[registry] = Endpoint(
+                given = self._settings.tls
+                if not named:
+                    given = TlsSettings(given.ca_files)
+                known = self._hosts(registry)
+                check(TlsSettings(known.ca_files, known.client_certificates))
+                endpoint = Endpoint(registry, known, given, plain_http=self._settings.plain_http)
+                endpoint.authenticator = Authenticator(
                     registry,
-                    url,
-                    origin,
-                    Authenticator(
-                        registry,
-                        lambda repository: self._find(registry, repository),
-                        lambda request: self._send_token_request(origin, request),
-                    ),
+                    lambda repository: self._find(registry, repository),
+                    lambda request: self._send_token_request(endpoint, request),
                 )
+                self._endpoints[registry] = endpoint
             return self._endpoints[registry]
 
     def request(
@@ -175,15 +190,20 @@ class Transport:
         request = _Request(method, headers or {}, body, (self._settings.connect_timeout, answer_timeout))
         tries = tries or self.tries()
         while True:
+            url = self._placed(endpoint, url)
             try:
                 answer = self._authorized(endpoint, request, url, scopes)
             except RegistryError:
                 # The token server's, which was tried again already.
                 raise
             except NetworkError as error:
-                if request.begun or not tries.again(error):
+                if request.begun or not (self._is_mistaken(endpoint, url) or tries.again(error)):
                     raise
                 continue
+            if answer.status == HTTPStatus.BAD_REQUEST and not request.begun and self._is_mistaken(endpoint, url):
+                answer.close()
+                continue
+            endpoint.settle(encrypted=False)
             if answer.status in expected:
                 return answer
             if answer.status in _RETRIED_STATUSES and not request.begun and tries.again(answer):
@@ -197,11 +217,13 @@ class Transport:
             OcistreamError: it failed; it is not tried again.
         """
         request = _Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
-        if Origin.of(url) == endpoint.origin:
+        url = endpoint.current(url)
+        trusted = Origin.of(url) == endpoint.origin
+        if trusted:
             request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
             check_target(endpoint.origin, url)
-        self._send(request, url).drain()
+        self._send(endpoint, request, url, trusted=trusted).drain()
 
     def tries(self) -> Tries:
         """Begin counting the tries of one piece of work."""
@@ -232,9 +254,9 @@ class Transport:
     def _authorized(self, endpoint: Endpoint, request: _Request, url: str, scopes: tuple[str, ...]) -> Answer:
         if Origin.of(url) != endpoint.origin:
             check_target(endpoint.origin, url)
-            return self._redirected(request, url)
+            return self._redirected(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
-        answer = self._redirected(request.with_authorization(shown), url)
+        answer = self._redirected(endpoint, request.with_authorization(shown), url)
         if answer.status != HTTPStatus.UNAUTHORIZED or Origin.of(answer.url) != endpoint.origin:
             return answer
         challenges = answer.challenges()
@@ -243,19 +265,20 @@ class Transport:
         if request.begun:
             msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
             raise NetworkError(msg)
-        answer = self._redirected(request.with_authorization(fresh), url)
+        answer = self._redirected(endpoint, request.with_authorization(fresh), url)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
         if refused and endpoint.authenticator.is_final(fresh, scopes):
             # The secret itself was refused: this raises, and says where it came from.
             endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
         return answer
 
-    def _redirected(self, request: _Request, url: str) -> Answer:
+    def _redirected(self, endpoint: Endpoint, request: _Request, url: str) -> Answer:
         """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
         home = Origin.of(url)
+        trusted = home == endpoint.origin
         for _ in range(limits.MAX_REDIRECTS + 1):
-            self._wait_for_turn(url)
-            answer = self._send(request, url)
+            self._wait_for_turn(endpoint, url)
+            answer = self._send(endpoint, request, url, trusted=trusted)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
@@ -263,6 +286,7 @@ class Transport:
             where = f"{request.method} {redacted(url)}"
             target = resolved(url, location)
             if Origin.of(target) != home:
+                trusted = False
                 request = request.with_authorization(None)
                 if request.body is not None:
                     msg = f"{where} was redirected to another host, {redacted(target)}: not followed"
@@ -275,24 +299,41 @@ class Transport:
         msg = f"{request.method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
         raise FinalNetworkError(msg)
 
-    def _send(self, request: _Request, url: str) -> Answer:
-        return self._connections.send(request.method, url, request.headers, request.body, request.timeout)
+    def _send(self, endpoint: Endpoint, request: _Request, url: str, *, trusted: bool) -> Answer:
+        target = Origin.of(url)
+        tls = tls_for(endpoint, target, self._settings_of(endpoint, url), trusted=trusted)
+        return self._connections.send(request.method, url, request.headers, request.body, request.timeout, tls)
 
-    def _wait_for_turn(self, url: str) -> None:
+    def _settings_of(self, endpoint: Endpoint, url: str) -> HostSettings:
+        """Give the settings of the host that a URL leads to, whoever led there."""
+        if Origin.of(url) == endpoint.origin:
+            return endpoint.settings
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        with self._lock:
+            if host not in self._others:
+                self._others[host] = self._hosts(host)
+            return self._others[host]
+
+    def _wait_for_turn(self, endpoint: Endpoint, url: str) -> None:
         if self.cancelled.is_set():
             self.wait(0)
+        host = urlsplit(url).netloc
         with self._lock:
-            delay = self._not_before.get(urlsplit(url).netloc, 0.0) - time.monotonic()
+            delay = self._not_before.get(host, 0.0) - time.monotonic()
+        per_second = self._settings_of(endpoint, url).requests_per_second or self._settings.requests_per_second
+        delay = max(delay, self._turns.take(host, per_second))
         if delay > 0:
             self.wait(delay)
 
-    def _send_token_request(self, origin: Origin, request: TokenRequest) -> TokenAnswer:
+    def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenAnswer:
         """Ask a token server, which is trusted with a credential, and so only where it is as safe as the registry."""
-        check_target(origin, request.url)
+        check_target(endpoint.origin, request.url)
         tries = self.tries()
         while True:
             try:
-                answer = self._redirected(_Request(request.method, request.headers, request.body), request.url)
+                answer = self._redirected(
+                    endpoint, _Request(request.method, request.headers, request.body), request.url
+                )
                 if answer.status not in _RETRIED_STATUSES or not tries.again(answer):
                     return TokenAnswer(answer.status, answer.read(limits.MAX_TOKEN_ANSWER))
             except NetworkError as error:
@@ -300,17 +341,37 @@ class Transport:
                     # Whoever needs the token is not to begin all this anew.
                     raise FinalNetworkError(error.what, hint=error.hint) from error
 
-    # -- where a request may go -------------------------------------------------------------------------
+    # -- what a host speaks -----------------------------------------------------------------------------
 
-    def _base_url(self, registry: str) -> str:
-        # Docker Hub's name is not its address.
-        host = "registry-1.docker.io" if registry == "docker.io" else registry
-        known = self._hosts(registry)
-        if known.url:
-            return known.url.rstrip("/")
-        plain = self._settings.plain_http or known.plain_http
-        scheme = "http" if plain or is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
-        return f"{scheme}://{host}"
+    def _placed(self, endpoint: Endpoint, url: str) -> str:
+        """Give a URL with the scheme that the endpoint has, after finding out where it may be either."""
+        if endpoint.doubt is Doubt.EITHER:
+            self._find_out(endpoint)
+        return endpoint.current(url)
+
+    def _is_mistaken(self, endpoint: Endpoint, url: str) -> bool:
+        """Say whether a request went wrong because it was not in TLS, of a host that may speak either."""
+        if endpoint.doubt is not Doubt.NONE:
+            self._find_out(endpoint)
+        return endpoint.current(url) != url
+
+    def _find_out(self, endpoint: Endpoint) -> None:
+        """See whether a host speaks TLS, whatever its certificate: nothing that is anybody's secret is sent.
+
+        Where it cannot be reached, it stays in doubt.
+        """
+        timeout = (self._settings.connect_timeout, self._settings.connect_timeout)
+        with endpoint.lock:
+            if endpoint.doubt is Doubt.NONE:
+                return
+            try:
+                url = f"{endpoint.encrypted_url}/v2/"
+                self._connections.send("GET", url, {}, None, timeout, TlsSettings(insecure=True)).close()
+            except NetworkError as error:
+                if (encrypted := speaks_tls(error)) is not None:
+                    endpoint.settle(encrypted=encrypted)
+            else:
+                endpoint.settle(encrypted=True)
 
 
 def _refused(endpoint: Endpoint, answer: Answer) -> OcistreamError:

@@ -7,14 +7,14 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ocistream import limits
-from ocistream.connections import Answer, Body, Connections, StreamedBody
+from ocistream.connections import Answer, Body, Connections, ConnectionSettings, StreamedBody
 from ocistream.errors import FinalNetworkError, IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall
@@ -27,9 +27,9 @@ MIB = 1 << 20
 class Tidy(Connections):
     """Connections that close what a test has not read to its end."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, settings: ConnectionSettings) -> None:
         self.answers: list[Answer] = []
-        super().__init__(**options)
+        super().__init__(settings)
 
     def send(self, *args: Any, **options: Any) -> Answer:
         self.answers.append(super().send(*args, **options))
@@ -51,14 +51,16 @@ def connections() -> Iterator[Open]:
             connect_timeout: float = 5.0,
             stall_timeout: float = 30.0,
             ca_file: str | None = None,
-            proxies: Mapping[str, str] | None = None,
+            **options: Any,
         ) -> Connections:
             made = Tidy(
-                connect_timeout=connect_timeout,
-                stall_timeout=stall_timeout,
-                ca_file=ca_file,
-                proxies=proxies or {},
-                user_agent="ocistream/test",
+                ConnectionSettings(
+                    connect_timeout=connect_timeout,
+                    stall_timeout=stall_timeout,
+                    ca_bundle=ca_file,
+                    user_agent="ocistream/test",
+                    **options,
+                )
             )
             stack.callback(made.close)
             return made

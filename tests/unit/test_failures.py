@@ -17,7 +17,7 @@ import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.connections import Answer, Connections
+from ocistream.connections import Answer, Connections, ConnectionSettings
 from ocistream.errors import (
     AuthenticationError,
     FinalNetworkError,
@@ -42,7 +42,9 @@ def send() -> Iterator[Send]:
     def run(url: str, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None) -> Answer:
         opened.append(
             Connections(
-                connect_timeout=5.0, stall_timeout=1.0, ca_file=ca_file, proxies=proxies or {}, user_agent="test"
+                ConnectionSettings(
+                    connect_timeout=5.0, stall_timeout=1.0, ca_bundle=ca_file, proxies=proxies or {}, user_agent="test"
+                )
             )
         )
         answer = opened[-1].send("GET", url, {}, None)
@@ -173,7 +175,7 @@ class TestReasons:
         proxies = {"http": proxy.format(port=unused_port())}
         error = failure_of(send, f"http://registry.test{SIGNED}", proxies=proxies)
         assert error.what.endswith(": connection refused")
-        assert error.hint == "the proxy is taken from HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        assert error.hint == "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
         assert not is_final(error)
 
     @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""`certs.d`: folders that say by their names which registry's certificates are in them.
+
+As containers-certs.d(5) and Docker's "Verify repository client with certificates" have it: `HOST[:PORT]/*.crt` are CAs,
+`*.cert` client certificates, each with its `*.key`. Folders are read here and nothing else: no certificate is looked
+at, no network is known, and home and environment are handed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocistream.errors import UsageError
+from ocistream.files import disk_errors
+from ocistream.tls import TlsSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["folders", "of_folder", "of_registry"]
+
+_CA: Final = ".crt"
+_CERTIFICATE: Final = ".cert"
+_KEY: Final = ".key"
+
+
+def folders(env: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> tuple[Path, ...]:
+    """Give the `certs.d` directories, the one that is asked first being the first.
+
+    The user's own before the system's, containers' before Docker's. (`docker/certs.d` in the user's configuration is
+    what a rootless Docker reads.)
+    """
+    # A relative path is to be overlooked (XDG Base Directory Specification).
+    own = env.get("XDG_CONFIG_HOME", "")
+    configuration = Path(own) if own.startswith("/") else home / ".config"
+    return tuple(base / tool / "certs.d" for base in (configuration, etc) for tool in ("containers", "docker"))
+
+
+def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
+    """Read what `certs.d` says of a registry: its folder in the first directory that has one, and in no other.
+
+    The folder is called as the registry is in the image's name: a port is in both or in neither.
+
+    Raises:
+        UsageError, LocalDiskError: as `of_folder`.
+    """
+    for directory in directories:
+        folder = directory / registry
+        with contextlib.suppress(PermissionError):
+            # What is closed to this user is not meant for them.
+            if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+                return of_folder(folder)
+    return TlsSettings()
+
+
+def of_folder(folder: Path) -> TlsSettings:
+    """Read one folder of certificates; its files count in the order of their names.
+
+    Raises:
+        UsageError: a client certificate has no key, or a key no certificate.
+        NotFoundError: there is no such folder.
+        LocalDiskError: it cannot be read.
+    """
+    with disk_errors(f"reading certificates from {folder}"):
+        files = {path.name: path for path in sorted(folder.iterdir()) if not path.is_dir()}
+    found = []
+    for name, path in files.items():
+        stem = name.removesuffix(path.suffix)
+        if path.suffix == _CERTIFICATE:
+            if stem + _KEY not in files:
+                msg = f"{path}: the key of this client certificate, {stem}{_KEY}, is missing"
+                raise UsageError(msg, hint=f"certificates of CAs are called *{_CA}")
+            found.append((str(path), str(files[stem + _KEY])))
+        elif path.suffix == _KEY and stem + _CERTIFICATE not in files:
+            msg = f"{path}: the client certificate of this key, {stem}{_CERTIFICATE}, is missing"
+            raise UsageError(msg)
+    authorities = tuple(str(path) for path in files.values() if path.suffix == _CA)
+    return TlsSettings(authorities, tuple(found))

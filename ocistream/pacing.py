@@ -1,0 +1,81 @@
+"""Not faster than one may: bytes in a second, and requests in a second to each host.
+
+Arithmetic with times. The clock and the sleep come from outside, so that a transfer can be cancelled while it waits,
+and tests need not wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Throttle", "Turns", "socket_buffer"]
+
+#: So many pieces a second at the least: each is waited for on its own, and must not be felt as a burst.
+_PIECES: Final = 16
+_SMALLEST_PIECE: Final = 512
+#: What the kernel holds for one connection where the rate is limited. Of less than this it makes poor use, and of more
+#: than this the other side's pauses would be seconds long.
+_LEAST_BUFFER: Final = 32 * limits.KIB
+_MOST_BUFFER: Final = 512 * limits.KIB
+
+
+class Throttle:
+    """A rate in bytes a second that any number of threads share. Nothing is saved up: after a pause there is no burst.
+
+    Each piece takes the time that it is worth, one after the other, whoever moves it.
+    """
+
+    def __init__(
+        self, rate: float, sleep: Callable[[float], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Allow `rate` bytes a second. `sleep` may raise, which ends the transfer."""
+        self._rate = rate
+        self._sleep = sleep
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free_at = clock()
+        #: How many bytes to move at once, at most.
+        self.piece = int(min(limits.CHUNK, max(_SMALLEST_PIECE, rate / _PIECES)))
+
+    def spend(self, count: int) -> None:
+        """Wait until `count` bytes have had their time."""
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now) + count / self._rate
+            wait = self._free_at - now
+        self._sleep(wait)
+
+
+class Turns:
+    """Evenly spaced turns for each host. Safe for several threads."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nobody waiting."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next: dict[str, float] = {}
+
+    def take(self, host: str, per_second: float | None) -> float:
+        """Take the next turn at a host, and say in how many seconds it comes; None is any number a second."""
+        if per_second is None:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            turn = max(self._next.get(host, now), now)
+            self._next[host] = turn + 1.0 / per_second
+        return turn - now
+
+
+def socket_buffer(rate: float) -> int:
+    """Say how much the kernel is to hold for a connection at this rate, in bytes: half a second's worth.
+
+    Without a limit it takes megabytes ahead of whoever reads slowly, and the line sees them all at once.
+    """
+    return int(min(_MOST_BUFFER, max(_LEAST_BUFFER, rate / 2)))
