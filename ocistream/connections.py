@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import requests
 import requests.adapters
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from requests.adapters import _HostParams, _PoolKwargs
+    from urllib3._base_connection import BaseHTTPConnection
 
     from ocistream.stream import Chunk
 
@@ -270,8 +271,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **options: object) -> urllib3.ProxyManager:
         scheme = proxy.partition(":")[0].lower()
-        if scheme not in {"http", "https"}:
-            msg = f"the proxy for this host speaks {printable(scheme, 20)}, which is not supported"
+        if scheme.startswith("socks"):
+            msg = f"the proxy for this host is to be spoken to by {printable(scheme, 20)}, which is not supported"
             raise UnsupportedError(msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take http:// and https:// proxies")
         if scheme == "https":
             # Else urllib3 would have its own idea of whom to trust. A registry's client certificate is none of its
@@ -289,9 +290,9 @@ class _Adapter(requests.adapters.HTTPAdapter):
     ) -> tuple[_HostParams, _PoolKwargs]:
         host, _ = super().build_connection_pool_key_attributes(request, False, cert)
         if host["scheme"] != "https":
-            return host, {}
+            return host, cast("_PoolKwargs", {})
         # The pool of one context is never that of another one: a client certificate stays where it may be shown.
-        return host, {"ssl_context": self._contexts.of(cast("TlsSettings", verify))}
+        return host, cast("_PoolKwargs", {"ssl_context": self._contexts.of(cast("TlsSettings", verify))})
 
     def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:
         """Leave the pool as it is: its context says it all."""
@@ -343,7 +344,7 @@ def _pools(stall_timeout: float, throttle: Throttle | None) -> dict[str, type[HT
     class EncryptedPool(HTTPSConnectionPool):
         ConnectionCls = Encrypted
 
-        def _validate_conn(self, conn: HTTPSConnection) -> None:
+        def _validate_conn(self, conn: BaseHTTPConnection) -> None:
             # urllib3 would warn, on stderr and in its own words, of what --insecure asks for.
             if conn.is_closed:
                 conn.connect()

@@ -60,7 +60,10 @@ _CERTIFICATE_HINTS: Final = {
     62: "use the name that the certificate is for, or get one that is for this name too",
     64: "use the name that the certificate is for, or get one that is for this address too",
 }
-_SHOW_CERTIFICATE: Final = "the registry wants a client certificate: --client-cert and --client-key, or certs.d/HOST[:PORT]/client.cert and .key"
+_SHOW_CERTIFICATE: Final = (
+    "the registry wants a client certificate that it trusts: --client-cert and --client-key, or client.cert and "
+    "client.key in certs.d/HOST[:PORT]"
+)
 _SPEAKS_TLS: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
 #: What servers say in the body of a 400 before any registry is asked, and what to do about it.
 _SERVERS_WORDS: Final = {
@@ -125,7 +128,7 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
     hint = None
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            final, hint = True, _CERTIFICATE_HINTS.get(cause.verify_code, _OWN_CA)
+            final, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA)
         elif isinstance(cause, ssl.SSLError) and (found := _tls_hint(cause)):
             final, hint = True, found
         elif isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
@@ -141,7 +144,7 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
 
 
 def _tls_hint(error: ssl.SSLError) -> str | None:
-    said = error.reason or ""
+    said = getattr(error, "reason", None) or ""
     if said in _NO_TLS:
         return "the registry seems to speak plain HTTP: --plain-http"
     if "ALERT" in said and said.endswith(_WANTS_CERTIFICATE):
@@ -156,7 +159,7 @@ def speaks_tls(error: NetworkError) -> bool | None:
     """
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
-            return "ALERT" in (cause.reason or "")
+            return "ALERT" in (getattr(cause, "reason", None) or "")
         if isinstance(cause, ConnectionResetError | BrokenPipeError | http.client.RemoteDisconnected):
             return False
     return None

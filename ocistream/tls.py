@@ -57,7 +57,7 @@ class Contexts:
     """
 
     def __init__(self, bundle: str | None, fallback: str) -> None:
-        """Trust `bundle`, a file or directory, in place of the system's CAs; `fallback` is a bundle for where those lack."""
+        """Trust `bundle`, a file or directory, in place of the system's CAs; where there are none, `fallback`."""
         self._bundle = bundle
         self._fallback = fallback
         self._lock = threading.Lock()
