@@ -23,7 +23,7 @@ from ocistream import limits
 from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError, UnsupportedError
 from ocistream.failures import network_error, reason
 from ocistream.origins import bypasses_proxy, redacted
-from ocistream.pacing import Throttle, socket_buffer
+from ocistream.pacing import Pace
 from ocistream.reference import printable
 from ocistream.responses import BoundedResponse, EndlessError
 from ocistream.tls import Contexts, TlsSettings
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from requests.adapters import _HostParams, _PoolKwargs
     from urllib3._base_connection import BaseHTTPConnection
 
+    from ocistream.pacing import Throttle
     from ocistream.stream import Chunk
 
 __all__ = ["Answer", "Body", "ConnectionSettings", "Connections", "StreamedBody"]
@@ -93,10 +94,10 @@ class _BodyError(Exception):
 class Answer:
     """A response whose body has not been read yet."""
 
-    def __init__(self, response: requests.Response, method: str, url: str, throttle: Throttle | None = None) -> None:
-        """Wrap what requests gave; `throttle` says how fast it may be read."""
+    def __init__(self, response: requests.Response, method: str, url: str, limiter: _Limiter | None = None) -> None:
+        """Wrap what requests gave; `limiter` says how fast it may be read."""
         self._response = response
-        self._throttle = throttle
+        self._limiter = limiter
         self.method = method
         self.url = url
         self.status = response.status_code
@@ -118,12 +119,12 @@ class Answer:
         """
         raw = self._response.raw
         try:
-            if self._throttle is None:
+            if self._limiter is None:
                 while chunk := raw.read(size, decode_content=False):
                     yield chunk
             else:
-                while chunk := raw.read(min(size, self._throttle.piece), decode_content=False):
-                    self._throttle.spend(len(chunk))
+                while chunk := raw.read(min(size, self._limiter.piece), decode_content=False):
+                    self._limiter.spend(len(chunk))
                     yield chunk
         except EndlessError as error:
             msg = f"{self.method} {redacted(self.url)}: {error}"
@@ -169,6 +170,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Limiter:
+    """A throttle, and how to wait for it."""
+
+    throttle: Throttle
+    sleep: Callable[[float], None]
+
+    @property
+    def piece(self) -> int:
+        return self.throttle.piece
+
+    def spend(self, count: int) -> None:
+        self.sleep(self.throttle.spend(count))
+
+
+def _limiter(throttle: Throttle | None, sleep: Callable[[float], None]) -> _Limiter | None:
+    return _Limiter(throttle, sleep) if throttle else None
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionSettings:
     """What holds for the connections to all hosts. Times are in seconds."""
 
@@ -181,8 +201,7 @@ class ConnectionSettings:
     proxy_tls: TlsSettings = _NO_TLS_SETTINGS
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts.
     proxies: Mapping[str, str] = field(default_factory=dict)
-    #: Bytes in a second, in each direction, of all connections together.
-    limit_rate: float | None = None
+    pace: Pace = field(default_factory=Pace)
 
 
 class Connections:
@@ -195,9 +214,8 @@ class Connections:
         self._no_proxy = settings.proxies.get("no_proxy", "")
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
-        rate = settings.limit_rate
-        self._download = Throttle(rate, sleep) if rate else None
-        self._adapter = _Adapter(settings, Throttle(rate, sleep) if rate else None)
+        self._download = _limiter(settings.pace.download, sleep)
+        self._adapter = _Adapter(settings, _limiter(settings.pace.upload, sleep))
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -258,11 +276,11 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 class _Adapter(requests.adapters.HTTPAdapter):
     """What gives requests its connections: ours. What it is handed as `verify` are a `TlsSettings`."""
 
-    def __init__(self, settings: ConnectionSettings, upload: Throttle | None) -> None:
+    def __init__(self, settings: ConnectionSettings, upload: _Limiter | None) -> None:
         self._contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
         self._proxy_tls = settings.proxy_tls
         self._pools = _pools(settings.stall_timeout, upload)
-        self._options = _socket_options(settings.limit_rate)
+        self._options = _socket_options(settings.pace.socket_buffer)
         super().__init__(pool_connections=_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
@@ -298,33 +316,32 @@ class _Adapter(requests.adapters.HTTPAdapter):
         """Leave the pool as it is: its context says it all."""
 
 
-def _socket_options(limit_rate: float | None) -> list[tuple[int, int, int]]:
+def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     """Keep a connection alive while a registry is silent over a large blob: firewalls forget those that are."""
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if hasattr(socket, "TCP_KEEPIDLE"):
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
-    if limit_rate:
-        size = socket_buffer(limit_rate)
+    if size is not None:
         options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options
 
 
-def _pools(stall_timeout: float, throttle: Throttle | None) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(stall_timeout: float, limiter: _Limiter | None) -> dict[str, type[HTTPConnectionPool]]:
     """Make the pools, by scheme, of connections that send for as long as bytes move, and read no endless answers.
 
     urllib3's send under the time-out for connecting, and `sendall` counts it for all of a chunk: on a slow line every
-    upload would fail. `throttle` says how fast they may send.
+    upload would fail. `limiter` says how fast they may send.
     """
 
     def send(connection: HTTPConnection, data: object) -> None:
-        if throttle is None:
+        if limiter is None:
             _send(connection, data, stall_timeout)
             return
         with memoryview(cast("Chunk", data)) as view:
-            for start in range(0, len(view), throttle.piece):
-                piece = view[start : start + throttle.piece]
+            for start in range(0, len(view), limiter.piece):
+                piece = view[start : start + limiter.piece]
                 _send(connection, piece, stall_timeout)
-                throttle.spend(len(piece))
+                limiter.spend(len(piece))
 
     class Plain(HTTPConnection):
         response_class = BoundedResponse

@@ -1,7 +1,6 @@
 """Not faster than one may: bytes in a second, and requests in a second to each host.
 
-Arithmetic with times. The clock and the sleep come from outside, so that a transfer can be cancelled while it waits,
-and tests need not wait.
+Arithmetic with times, and no sleep: how long to wait is said, and whoever waits can be cancelled meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Throttle", "Turns", "socket_buffer"]
+__all__ = ["Pace", "Throttle", "Turns"]
 
 #: So many pieces a second at the least: each is waited for on its own, and must not be felt as a burst.
 _PIECES: Final = 16
@@ -32,25 +31,21 @@ class Throttle:
     Each piece takes the time that it is worth, one after the other, whoever moves it.
     """
 
-    def __init__(
-        self, rate: float, sleep: Callable[[float], None], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Allow `rate` bytes a second. `sleep` may raise, which ends the transfer."""
+    def __init__(self, rate: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Allow `rate` bytes a second."""
         self._rate = rate
-        self._sleep = sleep
         self._clock = clock
         self._lock = threading.Lock()
         self._free_at = clock()
         #: How many bytes to move at once, at most.
         self.piece = int(min(limits.CHUNK, max(_SMALLEST_PIECE, rate / _PIECES)))
 
-    def spend(self, count: int) -> None:
-        """Wait until `count` bytes have had their time."""
+    def spend(self, count: int) -> float:
+        """Count `count` bytes, and say in how many seconds they have had their time: so long is to be waited."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now) + count / self._rate
-            wait = self._free_at - now
-        self._sleep(wait)
+            return self._free_at - now
 
 
 class Turns:
@@ -73,9 +68,16 @@ class Turns:
         return turn - now
 
 
-def socket_buffer(rate: float) -> int:
-    """Say how much the kernel is to hold for a connection at this rate, in bytes: half a second's worth.
+class Pace:
+    """How fast all connections of one run may be together, however many transports have them."""
 
-    Without a limit it takes megabytes ahead of whoever reads slowly, and the line sees them all at once.
-    """
-    return int(min(_MOST_BUFFER, max(_LEAST_BUFFER, rate / 2)))
+    def __init__(self, limit_rate: float | None = None) -> None:
+        """Allow `limit_rate` bytes a second in each direction, None for any number."""
+        self.download = Throttle(limit_rate) if limit_rate else None
+        self.upload = Throttle(limit_rate) if limit_rate else None
+        self.turns = Turns()
+        #: How much the kernel is to hold for a connection, in bytes: half a second's worth. Without a limit it takes
+        #: megabytes ahead of whoever reads slowly, and the line sees them all at once.
+        self.socket_buffer: int | None = None
+        if limit_rate:
+            self.socket_buffer = int(min(_MOST_BUFFER, max(_LEAST_BUFFER, limit_rate / 2)))

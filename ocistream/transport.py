@@ -21,7 +21,7 @@ from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, Re
 from ocistream.failures import refusal, speaks_tls
 from ocistream.hosts import HostSettings
 from ocistream.origins import Origin, check_target, redacted, resolved
-from ocistream.pacing import Turns
+from ocistream.pacing import Pace
 from ocistream.retry import Patience, Retried, Tries, retry_after
 from ocistream.tls import TlsSettings, check
 
@@ -59,8 +59,6 @@ class TransportSettings:
     #: What the user named. Its CAs are for all hosts; its client certificates, and that certificates are not checked,
     #: for the registries that were named too, and for no other (`ocistream.endpoints`).
     tls: TlsSettings = field(default_factory=TlsSettings)
-    #: Bytes in a second, in each direction, over all connections.
-    limit_rate: float | None = None
     #: Requests that are begun in a second, to each host whose own settings do not say otherwise.
     requests_per_second: float | None = None
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts, as the environment names them.
@@ -100,11 +98,12 @@ class Transport:
         hosts: Callable[[str], HostSettings] = lambda _: HostSettings(),
         on_retry: Callable[[Retried], None] = lambda _: None,
         cancelled: threading.Event | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find(registry, repository)` looks a credential up, `hosts(registry)` how it is reached; `on_retry` is told of
-        every wait, from any thread.
+        every wait, from any thread. `pace` is shared with other transports of the same run.
         """
         self._hosts = hosts
         self._settings = settings
@@ -117,7 +116,8 @@ class Transport:
         self._not_before: dict[str, float] = {}
         self.cancelled = cancelled or threading.Event()
         check(settings.tls)
-        self._turns = Turns()
+        pace = pace or Pace()
+        self._turns = pace.turns
         self._connections = Connections(
             ConnectionSettings(
                 connect_timeout=settings.connect_timeout,
@@ -126,7 +126,7 @@ class Transport:
                 ca_bundle=settings.ca_file,
                 proxy_tls=TlsSettings(settings.tls.ca_files),
                 proxies=settings.proxies,
-                limit_rate=settings.limit_rate,
+                pace=pace,
             ),
             self.wait,
         )

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import __version__
-from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.session import ca_file, home, proxies, read_password
+from ocistream.cli.network import host_settings, network_settings
+from ocistream.cli.options import apply_verbosity, tls_options, verbosity_options
+from ocistream.cli.session import home, read_password
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.reference import parse_registry
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ocistream.cli.console import Console
     from ocistream.credentials import Credential
 
@@ -27,12 +29,10 @@ _ATTEMPTS: Final = 3
 @click.argument("registry", default="docker.io")
 @click.option("-u", "--username", metavar="USER", help="User name.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
-@click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS.")
+@tls_options
 @verbosity_options
 @click.pass_obj
-def login(
-    console: Console, /, registry: str, username: str | None, password_stdin: bool, plain_http: bool, **options: Any
-) -> None:
+def login(console: Console, /, registry: str, username: str | None, password_stdin: bool, **options: Any) -> None:
     """Check a registry's credential, and keep it where `docker login` would (default: Docker Hub).
 
     \b
@@ -48,7 +48,7 @@ def login(
     else:
         secret = os.environ.get("OCISTREAM_PASSWORD") or _ask("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
-    _check(host, credential, plain_http=plain_http)
+    _check(host, credential, options)
     where = Keychain(os.environ, home=home()).save(host, credential)
     console.note(f"logged in to {host}; the credential is kept in {where}")
 
@@ -71,24 +71,20 @@ def logout(console: Console, /, registry: str, **options: Any) -> None:
     console.note(f"removed the credential of {host} from {where}" if where else f"not logged in to {host}")
 
 
-def _check(host: str, credential: Credential, *, plain_http: bool) -> None:
+def _check(host: str, credential: Credential, options: Mapping[str, Any]) -> None:
     """Show the registry the credential.
 
     Raises:
         AuthenticationError: it is refused.
         NetworkError: the registry does not answer.
     """
-    from ocistream.retry import Patience
-    from ocistream.transport import Transport, TransportSettings
+    from ocistream.transport import Transport
 
-    settings = TransportSettings(
-        plain_http=plain_http,
-        patience=Patience(attempts=_ATTEMPTS),
-        ca_file=ca_file(os.environ),
-        proxies=proxies(os.environ),
-        user_agent=f"ocistream/{__version__}",
+    transport = Transport(
+        network_settings(options, os.environ, attempts=_ATTEMPTS),
+        lambda registry, _: credential if registry == host else None,
+        hosts=host_settings(options, os.environ, home()),
     )
-    transport = Transport(settings, lambda registry, _: credential if registry == host else None)
     endpoint = transport.endpoint(host)
     try:
         transport.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()

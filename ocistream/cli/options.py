@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import platform as machine
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,14 +39,93 @@ _MACHINES: Final = {
     "i686": "386",
 }
 
+#: A day: longer than anybody waits, and no more than a socket takes.
+_SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
+_RATE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)b?\Z", re.IGNORECASE | re.ASCII)
+_RATE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def _rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """Read bytes in a second as curl's --limit-rate has them: `500k`, `10M`, `1G`.
+
+    Raises:
+        UsageError: it is no rate.
+    """
+    if value is None:
+        return None
+    match = _RATE.match(value)
+    rate = float(match[1]) * _RATE_UNITS[match[2].lower()] if match else 0.0
+    if rate < 1:
+        msg = f"--limit-rate {printable(value, 40)!r} is no rate in bytes a second"
+        raise UsageError(msg, hint="such as 500k, 10M or 1G")
+    return rate
+
+
+def tls_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --ca-cert, --client-cert, --client-key, --cert-dir, --insecure and --plain-http."""
+    return _stack(
+        click.option(
+            "--ca-cert",
+            metavar="FILE",
+            help="Trust these CAs (PEM) too, beside the system's or those of SSL_CERT_FILE, for all hosts.",
+        ),
+        click.option(
+            "--client-cert",
+            metavar="FILE",
+            help="Show this client certificate (PEM) to a registry that is named here and asks for one, and to no "
+            "other host.",
+        ),
+        click.option("--client-key", metavar="FILE", help="Its key, if it is not in the same file."),
+        click.option(
+            "--cert-dir",
+            metavar="DIR",
+            help="Take *.crt, *.cert and *.key from here for every registry that is named, and not from certs.d.",
+        ),
+        click.option(
+            "--insecure",
+            is_flag=True,
+            help="Do not check the certificates of the registries that are named. Other hosts to which they lead are "
+            "checked.",
+        ),
+        click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS, to hosts other than this one."),
+    )(command)
+
 
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --retries and --plain-http."""
+    """Give a command --retries, the time-outs and limits, and the options of `tls_options`."""
     return _stack(
         click.option(
             "--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Tries after the first one."
         ),
-        click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS, to hosts other than this one."),
+        click.option(
+            "--connect-timeout",
+            type=_SECONDS,
+            metavar="SECONDS",
+            default=15,
+            show_default=True,
+            help="How long connecting may take.",
+        ),
+        click.option(
+            "--stall-timeout",
+            type=_SECONDS,
+            metavar="SECONDS",
+            default=60,
+            show_default=True,
+            help="Give a connection up when no byte has moved for so long. There is no limit for the whole.",
+        ),
+        click.option(
+            "--limit-rate",
+            metavar="RATE",
+            callback=_rate,
+            help="Bytes in a second, in each direction, over all connections together: 500k, 10M, 1G; k is 1024.",
+        ),
+        click.option(
+            "--max-requests-per-second",
+            type=click.FloatRange(0, 10_000, min_open=True),
+            metavar="N",
+            help="Begin no more than N requests in a second, to each host.",
+        ),
+        tls_options,
     )(command)
 
 
@@ -108,6 +188,15 @@ _SESSION_OPTIONS: Final = frozenset(
     {
         "jobs",
         "retries",
+        "connect_timeout",
+        "stall_timeout",
+        "limit_rate",
+        "max_requests_per_second",
+        "ca_cert",
+        "client_cert",
+        "client_key",
+        "cert_dir",
+        "insecure",
         "plain_http",
         "progress",
         "result",

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import __version__, limits
-from ocistream.errors import NotFoundError, UsageError
+from ocistream import limits
+from ocistream.cli.network import host_settings, network_settings
+from ocistream.errors import UsageError
 from ocistream.reference import printable
 from ocistream.stores import End, Surroundings
 
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
     from ocistream.credentials import Credential
+    from ocistream.pacing import Pace
     from ocistream.retry import Retried
     from ocistream.transport import Transport
 
 __all__ = [
     "PASSWORD_ON_STDIN",
     "Session",
-    "ca_file",
     "home",
-    "proxies",
     "read_password",
     "result_on_stdout",
     "stdout_end",
@@ -42,7 +42,6 @@ __all__ = [
 #: Waits shorter than this (seconds) are only told with -v.
 _WORTH_TELLING: Final = 5.0
 _INSTEAD_OF_STDIN: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
-_PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 #: Options by which a password comes on stdin.
 PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 
@@ -56,6 +55,7 @@ class Session:
     cancelled: threading.Event
     #: How often something had to be tried again.
     retried: int = 0
+    pace: Pace | None = None
 
     @property
     def jobs(self) -> int:
@@ -116,19 +116,26 @@ class Session:
 
     def _transport(self, side: str) -> Transport:
         from ocistream.credentials import Keychain
-        from ocistream.retry import Patience
-        from ocistream.transport import Transport, TransportSettings
+        from ocistream.transport import Transport
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
         keychain = Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix)
-        settings = TransportSettings(
-            plain_http=bool(self.options["plain_http"]),
-            patience=Patience(attempts=int(self.options["retries"]) + 1),
-            ca_file=ca_file(os.environ),
-            proxies=proxies(os.environ),
-            user_agent=f"ocistream/{__version__}",
+        return Transport(
+            network_settings(self.options, os.environ),
+            keychain.find,
+            hosts=host_settings(self.options, os.environ, home()),
+            on_retry=self._tell_retry,
+            cancelled=self.cancelled,
+            pace=self._pace(),
         )
-        return Transport(settings, keychain.find, on_retry=self._tell_retry, cancelled=self.cancelled)
+
+    def _pace(self) -> Pace:
+        """Give what both sides of a copy share: the limits are those of the run."""
+        if self.pace is None:
+            from ocistream.pacing import Pace
+
+            self.pace = Pace(self.options["limit_rate"])
+        return self.pace
 
     def _credential(self, side: str) -> Credential | None:
         """Put a credential together of the options of one side, and of the environment for what they leave out."""
@@ -233,28 +240,6 @@ def _is_stdout(path: Path) -> bool:
 def _is_seen_on_stdout(path: Path) -> bool:
     """Say whether what is written to a path would stand between what is printed: not so where all of it vanishes."""
     return _is_stdout(path) and (not path.is_char_device() or sys.stdout.isatty())
-
-
-def ca_file(env: Mapping[str, str]) -> str | None:
-    """Read SSL_CERT_FILE, and make sure now that it is there: a connection would be tried again and again.
-
-    Raises:
-        NotFoundError: it is not.
-    """
-    path = env.get("SSL_CERT_FILE") or None
-    if path is not None and not Path(path).exists():
-        msg = f"SSL_CERT_FILE: {path}: no such file"
-        raise NotFoundError(msg)
-    return path
-
-
-def proxies(env: Mapping[str, str]) -> dict[str, str]:
-    """Read the proxy variables, the lower-case ones first, as curl does."""
-    found: dict[str, str] = {}
-    for name in _PROXY_VARIABLES:
-        if value := env.get(name) or env.get(name.upper()):
-            found[name.removesuffix("_proxy") if name != "no_proxy" else name] = value
-    return found
 
 
 def _source_date(env: Mapping[str, str]) -> int:

@@ -1,0 +1,105 @@
+"""What the options and the environment say of the network, as `ocistream.transport` takes it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ocistream import __version__
+from ocistream.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ocistream.hosts import HostSettings
+    from ocistream.tls import TlsSettings
+    from ocistream.transport import TransportSettings
+
+__all__ = ["host_settings", "network_settings"]
+
+_PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+def network_settings(
+    options: Mapping[str, Any], env: Mapping[str, str], *, attempts: int | None = None
+) -> TransportSettings:
+    """Give what holds for all hosts; `attempts` is how often a thing is tried where there is no --retries.
+
+    Raises:
+        UsageError, NotFoundError, LocalDiskError: files of certificates that cannot be used.
+    """
+    from ocistream.retry import Patience
+    from ocistream.transport import TransportSettings
+
+    settings = TransportSettings(
+        plain_http=bool(options["plain_http"]),
+        patience=Patience(attempts=int(options["retries"]) + 1 if attempts is None else attempts),
+        ca_file=_ca_file(env),
+        tls=_given(options),
+        requests_per_second=options.get("max_requests_per_second"),
+        proxies=_proxies(env),
+        user_agent=f"ocistream/{__version__}",
+    )
+    if "stall_timeout" not in options:
+        return settings
+    connect, stall = options["connect_timeout"], options["stall_timeout"]
+    # A registry that hashes a blob may be silent for longer than a stall, but never for less long.
+    return replace(
+        settings, connect_timeout=connect, stall_timeout=stall, store_timeout=max(settings.store_timeout, stall)
+    )
+
+
+def host_settings(options: Mapping[str, Any], env: Mapping[str, str], home: Path) -> Callable[[str], HostSettings]:
+    """Give what says how a registry's host is reached: `certs.d`, unless --cert-dir stands in its place."""
+    from ocistream.certificates import folders
+
+    return functools.partial(_of_host, () if options["cert_dir"] else folders(env, home))
+
+
+def _of_host(directories: Sequence[Path], registry: str) -> HostSettings:
+    from ocistream.certificates import of_registry
+    from ocistream.hosts import HostSettings
+
+    found = of_registry(registry, directories)
+    return HostSettings(ca_files=found.ca_files, client_certificates=found.client_certificates)
+
+
+def _given(options: Mapping[str, Any]) -> TlsSettings:
+    """Give the certificates that the command line names."""
+    from ocistream.certificates import of_folder
+    from ocistream.tls import TlsSettings
+
+    folder = of_folder(Path(options["cert_dir"])) if options["cert_dir"] else TlsSettings()
+    authority, certificate, key = options["ca_cert"], options["client_cert"], options["client_key"]
+    if key and not certificate:
+        msg = "--client-key needs --client-cert"
+        raise UsageError(msg)
+    return TlsSettings(
+        ((authority,) if authority else ()) + folder.ca_files,
+        ((certificate, key),) if certificate else folder.client_certificates,
+        bool(options["insecure"]),
+    )
+
+
+def _ca_file(env: Mapping[str, str]) -> str | None:
+    """Read SSL_CERT_FILE, and make sure now that it is there: a connection would be tried again and again.
+
+    Raises:
+        NotFoundError: it is not.
+    """
+    path = env.get("SSL_CERT_FILE") or None
+    if path is not None and not Path(path).exists():
+        msg = f"SSL_CERT_FILE: {path}: no such file"
+        raise NotFoundError(msg)
+    return path
+
+
+def _proxies(env: Mapping[str, str]) -> dict[str, str]:
+    """Read the proxy variables, the lower-case ones first, as curl does."""
+    found: dict[str, str] = {}
+    for name in _PROXY_VARIABLES:
+        if value := env.get(name) or env.get(name.upper()):
+            found[name.removesuffix("_proxy") if name != "no_proxy" else name] = value
+    return found
