@@ -129,6 +129,9 @@ def _exempts(entry: str, origin: Origin) -> bool:
     if match is None or (match[2] and int(match[2]) != origin.port):
         return False
     name = match[1].strip("[]")
+    if _is_address(origin.host):
+        # One address has several spellings.
+        return _is_address(name) and ipaddress.ip_address(name) == ipaddress.ip_address(origin.host)
     return origin.host == name or origin.host.endswith(f".{name}")
 
 

@@ -6,7 +6,9 @@ network or the disk.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +48,8 @@ _HOST = re.compile(
 #: Longest repository name that Docker and the distribution-spec's advice (host included) accept.
 _MAX_NAME: Final = 255
 _MAX_PORT: Final = 65535
+#: Scripts of which a letter may stand for another one's and not be noticed (UTS #39).
+_ALIKE: Final = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "COPTIC", "CHEROKEE"})
 
 
 def is_digest(text: object) -> bool:
@@ -111,8 +115,8 @@ def printable(text: str, limit: int = 200) -> str:
 class Reference:
     """An image's full name in a registry.
 
-    `registry` is a host with an optional port ("docker.io", "localhost:5000", "[::1]:5000"), `repository` a path
-    ("library/nginx"). A reference without a tag and without a digest means the tag "latest".
+    `registry` is a host in ASCII with an optional port ("docker.io", "localhost:5000", "[::1]:5000"), `repository` a
+    path ("library/nginx"). A reference without a tag and without a digest means the tag "latest".
     """
 
     registry: str
@@ -158,10 +162,8 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     rest, at, digest = rest.partition("@")
     if at:
         parse_digest(digest)
-    registry, repository, tag = _split(rest)
-    if not _is_host(registry):
-        msg = f"malformed image name {shown!r}: {printable(registry)!r} is not a registry's host"
-        raise InvalidNameError(msg)
+    written, repository, tag = _split(rest)
+    registry = _host(written, f"malformed image name {shown!r}: {printable(written)!r} is not a registry's host")
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
         hint = "repository names are lower case" if repository.lower() != repository else None
         msg = f"malformed image name {shown!r}: {printable(repository)!r} is not a repository"
@@ -174,9 +176,60 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     return Reference(registry, repository, tag, digest or None)
 
 
-def _is_host(text: str) -> bool:
-    port = text.rpartition(":")[2] if not text.endswith("]") and ":" in text else "0"
-    return _HOST.match(text) is not None and int(port) <= _MAX_PORT
+def _host(text: str, wrong: str) -> str:
+    """Check `HOST[:PORT]` and give it in ASCII, a name in other letters as the DNS has it (IDNA 2008).
+
+    Raises:
+        InvalidNameError: it is none, or one that may be taken for another; it says `wrong`.
+    """
+    host = text if text.isascii() else _in_ascii(text, wrong)
+    name, port = host, "0"
+    if not host.endswith("]") and ":" in host:
+        name, _, port = host.rpartition(":")
+    if "%" in name and name.startswith("["):
+        raise InvalidNameError(
+            wrong, hint="an address with a zone (%) means something on one machine only: leave it out"
+        )
+    if name.endswith("."):
+        raise InvalidNameError(wrong, hint="leave out its last dot: certificates and credentials are without it")
+    if not _HOST.match(host) or int(port) > _MAX_PORT or (name.startswith("[") and not _is_ipv6(name[1:-1])):
+        raise InvalidNameError(wrong)
+    return host
+
+
+def _in_ascii(text: str, wrong: str) -> str:
+    """Give an internationalised name as the DNS has it.
+
+    No more is made alike than case and composition: of the other mappings of UTS #46 some turn one character into
+    several, or into a dot or a slash, and what was looked at is then not what is asked.
+    """
+    name, colon, port = text.rpartition(":")
+    if not colon:
+        name, port = text, ""
+    labels = unicodedata.normalize("NFC", name.lower()).split(".")
+    if any(_mixes_scripts(label) for label in labels):
+        hint = "a part of it mixes letters of several scripts that look alike"
+        raise InvalidNameError(wrong, hint=hint)
+    import idna
+
+    try:
+        return idna.encode(".".join(labels), std3_rules=True).decode() + colon + port
+    except (idna.IDNAError, UnicodeError) as error:
+        raise InvalidNameError(wrong) from error
+
+
+def _mixes_scripts(label: str) -> bool:
+    """Say whether a label has letters of two of those scripts whose letters look alike."""
+    scripts = {unicodedata.name(letter, "").partition(" ")[0] for letter in label if letter.isalpha()}
+    return len(scripts & _ALIKE) > 1
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _split(name: str) -> tuple[str, str, str | None]:
@@ -202,7 +255,8 @@ def parse_registry(text: str) -> str:
     """
     host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host = host.removesuffix("/v1").removesuffix("/v2")
-    if not _is_host(host):
-        msg = f"malformed registry {printable(text)!r}"
-        raise InvalidNameError(msg, hint="write HOST[:PORT]")
+    try:
+        host = _host(host, f"malformed registry {printable(text)!r}")
+    except InvalidNameError as error:
+        raise InvalidNameError(error.what, hint=error.hint or "write HOST[:PORT]") from None
     return DEFAULT_REGISTRY if host in _HUB_ALIASES else host

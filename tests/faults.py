@@ -175,7 +175,10 @@ class Fault:
 
 @dataclasses.dataclass
 class Request:
-    """A request as it came. `status` is None until it is answered, `received` grows as its body is read."""
+    """A request as it came. `status` is None until it is answered, `received` grows as its body is read.
+
+    `certificate` is what the client showed of itself in TLS, or None.
+    """
 
     method: str
     target: str
@@ -188,6 +191,8 @@ class Request:
 
     def __post_init__(self, handler: FaultyHandler) -> None:
         self._body: SizedBody = handler.body
+        connection = handler.connection
+        self.certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
 
     @property
     def received(self) -> int:
@@ -204,10 +209,15 @@ class FaultyRegistry(Registry):
         *faults: Fault,
         auth: Auth | None = None,
         tls: Certificate | None = None,
+        client_authority: Certificate | None = None,
+        asks_only: bool = False,
         chunk_min_length: int | None = None,
         **options: Any,
     ) -> None:
-        """Take the options of `Registry`, and what is wrong or special with this one."""
+        """Take the options of `Registry`, and what is wrong or special with this one.
+
+        With `client_authority` a client has to show a certificate of that authority; if it `asks_only`, it may.
+        """
         self.faults = list(faults)
         self.auth = auth
         self.requests: list[Request] = []
@@ -216,6 +226,9 @@ class FaultyRegistry(Registry):
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
         if tls and self._tls:
             self._tls.load_cert_chain(tls.file, tls.key_file)
+        if client_authority and self._tls:
+            self._tls.load_verify_locations(client_authority.file)
+            self._tls.verify_mode = ssl.CERT_OPTIONAL if asks_only else ssl.CERT_REQUIRED
         kind = type("_Handler", (FaultyHandler,), {"chunk_min_length": chunk_min_length})
         super().__init__(path, handler=kind, **options)
 

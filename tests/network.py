@@ -11,7 +11,7 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from email.message import Message
 from email.parser import BytesParser
 from types import TracebackType
@@ -20,7 +20,9 @@ from typing import Any, Final, Self
 import pytest
 
 from ocistream.credentials import Credential
+from ocistream.hosts import HostSettings
 from ocistream.model import Descriptor
+from ocistream.pacing import Pace
 from ocistream.retry import Patience, Retried
 from ocistream.stream import verified
 from ocistream.transport import Transport, TransportSettings
@@ -42,14 +44,25 @@ class QuickTransport(Transport):
         patience: Patience = QUICK,
         credential: Credential | None = None,
         cancelled: threading.Event | None = None,
+        hosts: Mapping[str, HostSettings] | None = None,
+        pace: Pace | None = None,
         **settings: Any,
     ) -> None:
         """`credential` is good for every registry; `settings` are those of `TransportSettings`."""
+        #: Which hosts' settings were asked for.
+        self.hosts_asked: list[str] = []
+
+        def settings_of(host: str) -> HostSettings:
+            self.hosts_asked.append(host)
+            return (hosts or {}).get(host, HostSettings())
+
         self.waits: list[float] = []
         self.told: list[Retried] = []
         super().__init__(
             TransportSettings(patience=patience, **settings),
             lambda _registry, _repository: credential,
+            hosts=settings_of,
+            pace=pace,
             on_retry=self.told.append,
             cancelled=cancelled,
         )
