@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import requests
 import requests.adapters
@@ -264,6 +264,20 @@ class Connections:
             raise network_error(method, url, error) from error
         return Answer(response, method, url, self._download)
 
+    def handshake(self, url: str, timeout: float) -> None:
+        """Open a TLS connection to where a URL of https leads, through the same proxy, and close it again.
+
+        The certificate there is not looked at, none is shown, and nothing is asked for.
+
+        Raises:
+            NetworkError: it did not come about.
+            UnsupportedError: there is a proxy of a kind that is not known here.
+        """
+        try:
+            self._adapter.handshake(url, self._proxies_for(url), timeout)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise network_error("TLS with", url, error) from error
+
     def _proxies_for(self, url: str) -> dict[str, str]:
         return {} if bypasses_proxy(url, self._no_proxy) else self._proxies
 
@@ -311,6 +325,20 @@ class _Adapter(requests.adapters.HTTPAdapter):
             return host, cast("_PoolKwargs", {})
         # The pool of one context is never that of another one: a client certificate stays where it may be shown.
         return host, cast("_PoolKwargs", {"ssl_context": self._contexts.of(cast("TlsSettings", verify))})
+
+    def handshake(self, url: str, proxies: Mapping[str, str], timeout: float) -> None:
+        prepared = requests.Request("GET", url).prepare()
+        unchecked = cast("bool", TlsSettings(insecure=True))
+        pool = cast("Any", self.get_connection_with_tls_context(prepared, unchecked, dict(proxies)))
+        # Relied on: a pool's `_new_conn`, and that its `_prepare_proxy` leads through a proxy's tunnel.
+        connection = pool._new_conn()  # noqa: SLF001 - with urlopen comes a request
+        connection.timeout = timeout
+        try:
+            if pool.proxy is not None:
+                pool._prepare_proxy(connection)  # noqa: SLF001 - the same
+            connection.connect()
+        finally:
+            connection.close()
 
     def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:
         """Leave the pool as it is: its context says it all."""

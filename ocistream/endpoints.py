@@ -1,8 +1,8 @@
 """One registry as the transport sees it: where it is, whether it speaks TLS, whom to trust there and what to show.
 
 Some hosts may speak either: those on this machine, and those of which the configuration says so (`insecure = true` of
-containers' registries.conf). They are doubted until it is known, by one rule: a TLS handshake without anything secret
-in it, before the first request where certificates were configured, or after a first answer that does not look like one.
+containers' registries.conf). They are doubted until it is known, by one rule: a TLS handshake and nothing else, before
+the first request where certificates were configured, or after a first answer that was none, or a 400.
 A request that goes out in doubt carries no credential, since nobody has asked for one yet.
 """
 

@@ -129,6 +129,8 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             final, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA)
+        elif isinstance(cause, ssl.SSLEOFError):
+            hint = "if it happens again: does the registry want a client certificate (--client-cert)?"
         elif isinstance(cause, ssl.SSLError) and (found := _tls_hint(cause)):
             final, hint = True, found
         elif isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:

@@ -356,17 +356,15 @@ class Transport:
         return endpoint.current(url) != url
 
     def _find_out(self, endpoint: Endpoint) -> None:
-        """See whether a host speaks TLS, whatever its certificate: nothing that is anybody's secret is sent.
+        """See whether a host speaks TLS, whatever its certificate; nothing is asked for.
 
         Where it cannot be reached, it stays in doubt.
         """
-        timeout = (self._settings.connect_timeout, self._settings.connect_timeout)
         with endpoint.lock:
             if endpoint.doubt is Doubt.NONE:
                 return
             try:
-                url = f"{endpoint.encrypted_url}/v2/"
-                self._connections.send("GET", url, {}, None, timeout, TlsSettings(insecure=True)).close()
+                self._connections.handshake(endpoint.encrypted_url, self._settings.connect_timeout)
             except NetworkError as error:
                 if (encrypted := speaks_tls(error)) is not None:
                     endpoint.settle(encrypted=encrypted)

@@ -54,9 +54,9 @@ class Certificate:
         return path
 
 
-def make_certificate(folder: Path) -> Certificate:
+def make_certificate(folder: Path, common_name: str = "localhost") -> Certificate:
     """Write a self-signed one, valid for a day: `certificate.pem` and `key.pem` in `folder`."""
-    return _make(folder, "localhost", NAMES, (-1, 1), issuer=None)
+    return _make(folder, common_name, NAMES, (-1, 1), issuer=None)
 
 
 @functools.cache

@@ -229,6 +229,10 @@ class FaultyRegistry(Registry):
         if client_authority and self._tls:
             self._tls.load_verify_locations(client_authority.file)
             self._tls.verify_mode = ssl.CERT_OPTIONAL if asks_only else ssl.CERT_REQUIRED
+            if not asks_only:
+                # In TLS 1.3 a client has sent its request when it hears of the refusal, if the reset that follows on a
+                # request which nobody reads does not come first.
+                self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
         kind = type("_Handler", (FaultyHandler,), {"chunk_min_length": chunk_min_length})
         super().__init__(path, handler=kind, **options)
 
@@ -278,7 +282,7 @@ class FaultyHandler(Handler):
     """Serves one connection, well or badly."""
 
     action: Action | None = None
-    request_now: Request
+    request_now: Request | None = None
 
     @property
     def registry(self) -> FaultyRegistry:
@@ -337,7 +341,8 @@ class FaultyHandler(Handler):
             case NoContentLength() | Resize(stated=False):
                 # What does not end where it says it does cannot be followed by another answer.
                 self.close_connection = True
-        self.request_now.status = answer.status
+        if self.request_now is not None:
+            self.request_now.status = answer.status
         super().transmit(answer)
 
     def stated_size(self, answer: Answer) -> int | None:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import cast
+
+from tests.certificates import Certificate
 
 _PIECE = 1 << 16
 
 
 class Proxy(socketserver.ThreadingTCPServer):
-    """`asked` has the HOST:PORT of each CONNECT, in order."""
+    """`asked` has the HOST:PORT of each CONNECT, in order.
+
+    `authorizations` are what each of them said in Proxy-Authorization, `certificates` what its client showed of itself
+    in TLS (DER). With a `password`, "USER:PASSWORD", it wants that.
+    """
 
     daemon_threads = True
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: ssl.SSLContext | None, password: str | None) -> None:
         super().__init__(("127.0.0.1", 0), _Tunnel)
+        self.tls = tls
+        self.authorization = password and "Basic " + base64.b64encode(password.encode()).decode()
+        self.authorizations: list[str | None] = []
+        self.certificates: list[bytes | None] = []
         host, _, port = target.rpartition(":")
         self.target = host, int(port)
         self.asked: list[str] = []
@@ -26,13 +39,38 @@ class Proxy(socketserver.ThreadingTCPServer):
     @property
     def url(self) -> str:
         """Where it is, as HTTPS_PROXY has it."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.server_address[1]}"
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        connection, address = super().get_request()
+        if self.tls is None:
+            return connection, address
+        return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client may not like our certificate."""
 
 
 @contextlib.contextmanager
-def tunnelling_to(target: str) -> Iterator[Proxy]:
-    """Run a proxy whose tunnels all lead to `target`, HOST:PORT, while the block runs."""
-    with Proxy(target) as proxy:
+def tunnelling_to(
+    target: str,
+    *,
+    tls: Certificate | None = None,
+    client_authority: Certificate | None = None,
+    password: str | None = None,
+) -> Iterator[Proxy]:
+    """Run a proxy whose tunnels all lead to `target`, HOST:PORT, while the block runs.
+
+    With `tls` it is an https:// proxy, which asks for a certificate of `client_authority` but wants none.
+    """
+    context = None
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls.file, tls.key_file)
+        if client_authority is not None:
+            context.load_verify_locations(client_authority.file)
+            context.verify_mode = ssl.CERT_OPTIONAL
+    with Proxy(target, context, password) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -48,9 +86,14 @@ class _Tunnel(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         proxy = cast("Proxy", self.server)
         method, where, _ = self.rfile.readline().decode().split()
-        while self.rfile.readline().strip():
-            pass
+        headers = http.client.parse_headers(self.rfile)
         proxy.asked.append(where)
+        proxy.authorizations.append(headers["Proxy-Authorization"])
+        tls = self.connection if isinstance(self.connection, ssl.SSLSocket) else None
+        proxy.certificates.append(tls.getpeercert(binary_form=True) if tls else None)
+        if proxy.authorization not in {None, headers["Proxy-Authorization"]}:
+            self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            return
         if method != "CONNECT":
             self.wfile.write(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
             return
