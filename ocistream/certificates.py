@@ -46,6 +46,9 @@ def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
     Raises:
         UsageError, LocalDiskError: as `of_folder`.
     """
+    if registry in {"", ".", ".."} or "/" in registry:
+        # A redirect may lead anywhere.
+        return TlsSettings()
     for directory in directories:
         folder = directory / registry
         with contextlib.suppress(PermissionError):

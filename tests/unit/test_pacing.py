@@ -1,0 +1,180 @@
+"""How fast bytes and requests may go, by a clock that the tests turn."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from ocistream import limits
+from ocistream.connections import Body
+from ocistream.errors import CancelledError
+from ocistream.hosts import HostSettings
+from ocistream.pacing import Pace, Throttle, Turns
+from ocistream.transport import Transport, TransportSettings
+from tests.faults import Fault, Reply, redirect
+from tests.network import CountingRegistry, QuickTransport, RawServer
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+MIB = 1 << 20
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestThrottle:
+    def test_what_is_spent_takes_its_time(self) -> None:
+        throttle = Throttle(1000.0, clock=Clock())
+        assert [throttle.spend(count) for count in (100, 50, 0, 850)] == pytest.approx([0.1, 0.15, 0.15, 1.0])
+
+    def test_nothing_is_saved_up_in_a_pause(self) -> None:
+        clock = Clock()
+        throttle = Throttle(1000.0, clock=clock)
+        throttle.spend(100)
+        clock.now += 3600
+        assert throttle.spend(500) == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("rate", [600, 100_000, 5 * MIB, 1 << 30])
+    def test_any_number_of_jobs_together_never_exceed_it_by_more_than_a_piece_for_each(self, rate: int) -> None:
+        clock = Clock()
+        throttle = Throttle(rate, clock=clock)
+        wakes = dict.fromkeys(range(4), clock.now)
+        moved: list[tuple[float, int]] = []
+        chance = random.Random(rate)
+        while clock.now < 1010.0:
+            job = min(wakes, key=lambda one: wakes[one])
+            clock.now = wakes[job]
+            count = chance.randint(1, throttle.piece)
+            moved.append((clock.now, count))
+            wakes[job] = clock.now + throttle.spend(count)
+        for start, _ in moved[:: max(1, len(moved) // 200)]:
+            for seconds in (0.25, 1.0, 5.0):
+                window = sum(count for when, count in moved if start <= when < start + seconds)
+                assert window <= rate * seconds + 4 * throttle.piece
+        assert sum(count for _, count in moved) >= rate * 9
+
+    @pytest.mark.parametrize(("rate", "piece"), [(1, 512), (16_000, 1000), (MIB, MIB // 16), (1 << 40, limits.CHUNK)])
+    def test_a_piece_is_a_sixteenth_of_a_second_and_no_more_than_a_chunk(self, rate: int, piece: int) -> None:
+        assert Throttle(rate).piece == piece
+
+
+class TestTurns:
+    def test_they_are_evenly_spaced_for_each_host(self) -> None:
+        clock = Clock()
+        turns = Turns(clock=clock)
+        assert [turns.take("a", 4.0) for _ in range(3)] == pytest.approx([0.0, 0.25, 0.5])
+        assert turns.take("b", 4.0) == 0.0
+        clock.now += 0.3
+        assert turns.take("a", 4.0) == pytest.approx(0.45)
+        clock.now += 60
+        assert [turns.take("a", 2.0), turns.take("a", 2.0)] == pytest.approx([0.0, 0.5])
+
+    def test_without_a_number_nobody_waits(self) -> None:
+        turns = Turns(clock=Clock())
+        assert [turns.take("a", None) for _ in range(100)] == [0.0] * 100
+
+
+def get(transport: QuickTransport, registry: CountingRegistry, target: str = "/v2/") -> bytes:
+    endpoint = transport.endpoint(registry.host)
+    answer = transport.request(endpoint, "GET", f"{endpoint.url}{target}")
+    return b"".join(answer.chunks())
+
+
+class TestRequests:
+    def test_each_request_waits_for_its_turn_a_redirected_one_at_the_other_host(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        storage = faulty()
+        registry = faulty(Fault(redirect(f"{storage.url}/v2/"), path="away"))
+        transport = quick(requests_per_second=0.01)
+        get(transport, registry)
+        assert transport.waits == []
+        get(transport, registry)
+        # Nothing was really waited, so the turns pile up.
+        get(transport, registry, "/v2/?away")
+        assert transport.waits == pytest.approx([100, 200], abs=30)
+        get(transport, registry)
+        assert transport.waits[2:] == pytest.approx([300], abs=30)
+
+    def test_a_hosts_own_number_comes_first(self, faulty: Faulty, quick: Quick) -> None:
+        registry, other = faulty(), faulty()
+        transport = quick(requests_per_second=0.01, hosts={registry.host: HostSettings(requests_per_second=0.001)})
+        for _ in range(2):
+            get(transport, registry)
+            get(transport, other)
+        assert transport.waits == [pytest.approx(1000, abs=30), pytest.approx(100, abs=30)]
+
+    def test_transports_of_one_run_share_the_turns(self, faulty: Faulty, quick: Quick) -> None:
+        registry, pace = faulty(), Pace()
+        get(quick(requests_per_second=0.01, pace=pace), registry)
+        second = quick(requests_per_second=0.01, pace=pace)
+        get(second, registry)
+        assert second.waits == [pytest.approx(100, abs=30)]
+
+
+class TestRates:
+    def test_a_download_is_paid_for_byte_by_byte(self, faulty: Faulty, quick: Quick) -> None:
+        size = 300_000
+        registry = faulty(Fault(Reply(200, {}, b"x" * size)))
+        transport = quick(pace=Pace(1000.0))
+        assert get(transport, registry) == b"x" * size
+        assert transport.waits[-1] == pytest.approx(size / 1000, rel=0.1)
+        # The request's own head is paid for as well, once.
+        assert len(transport.waits) == 1 + -(-size // 512)
+
+    def test_an_upload_is_paid_for_too_whatever_the_size_of_its_chunks(self, faulty: Faulty, quick: Quick) -> None:
+        size = 300_000
+        registry = faulty()
+        transport = quick(pace=Pace(10_000.0))
+        endpoint = transport.endpoint(registry.host)
+        location = transport.request(endpoint, "POST", f"{endpoint.url}/v2/a/blobs/uploads/", expected=(202,))
+        body = Body(iter([memoryview(bytes(size))]), size)
+        url = f"{endpoint.url}{location.header('Location')}"
+        answer = transport.request(endpoint, "PATCH", url, body=body, expected=(202,))
+        assert answer.header("Range") == f"0-{size - 1}"
+        assert transport.waits[-1] == pytest.approx(size / 10_000, rel=0.1)
+        assert len(transport.waits) >= size / 625
+
+    def test_each_direction_has_its_own(self) -> None:
+        pace = Pace(1000.0)
+        assert pace.download is not None
+        assert pace.upload is not None
+        pace.download.spend(100_000)
+        assert pace.upload.spend(1) < 1.0
+
+    def test_the_kernel_does_not_read_far_ahead(self, quick: Quick) -> None:
+        sizes = []
+        for pace in (Pace(), Pace(64_000.0), Pace(1 << 30)):
+            with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
+                transport = quick(pace=pace)
+                answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
+                raw = answer._response.raw  # noqa: SLF001 - nobody but a test wants to know
+                assert raw.connection is not None
+                sock = raw.connection.sock
+                sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+        # The kernel doubles what it is asked for (socket(7)).
+        assert sizes[1] == 2 * (32 << 10)
+        assert sizes[2] <= 2 * (512 << 10)
+        assert sizes[0] != sizes[1]
+
+    def test_a_wait_ends_when_the_transfer_is_cancelled(self, faulty: Faulty) -> None:
+        registry = faulty(Fault(Reply(200, {}, b"x" * 100_000)))
+        cancelled = threading.Event()
+        pace = Pace()
+        pace.download = Throttle(1.0)
+        transport = Transport(TransportSettings(), lambda *_: None, cancelled=cancelled, pace=pace)
+        endpoint = transport.endpoint(registry.host)
+        chunks = transport.request(endpoint, "GET", f"{endpoint.url}/v2/").chunks()
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            next(chunks)
+        transport.close()
