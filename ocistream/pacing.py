@@ -19,10 +19,11 @@ __all__ = ["Pace", "Throttle", "Turns"]
 #: So many pieces a second at the least: each is waited for on its own, and must not be felt as a burst.
 _PIECES: Final = 16
 _SMALLEST_PIECE: Final = 512
-#: What the kernel holds for one connection where the rate is limited. Of less than this it makes poor use, and of more
-#: than this the other side's pauses would be seconds long.
-_LEAST_BUFFER: Final = 32 * limits.KIB
-_MOST_BUFFER: Final = 512 * limits.KIB
+#: What the kernel is to hold for one connection, in bytes: a sixteenth of a second's worth. Left alone it takes up to
+#: some MB ahead of whoever reads slowly, and the line sees them all at once. Above the greatest of these it is left
+#: alone: that is less than a second's worth then, and a small window would slow down a line with long ways.
+_LEAST_BUFFER: Final = 16 * limits.KIB
+_MOST_BUFFER: Final = 256 * limits.KIB
 
 
 class Throttle:
@@ -76,8 +77,7 @@ class Pace:
         self.download = Throttle(limit_rate) if limit_rate else None
         self.upload = Throttle(limit_rate) if limit_rate else None
         self.turns = Turns()
-        #: How much the kernel is to hold for a connection, in bytes: half a second's worth. Without a limit it takes
-        #: megabytes ahead of whoever reads slowly, and the line sees them all at once.
+        #: What sockets are to be told of their buffers, None to leave them alone.
         self.socket_buffer: int | None = None
-        if limit_rate:
-            self.socket_buffer = int(min(_MOST_BUFFER, max(_LEAST_BUFFER, limit_rate / 2)))
+        if limit_rate and limit_rate <= _MOST_BUFFER * _PIECES:
+            self.socket_buffer = max(_LEAST_BUFFER, int(limit_rate / _PIECES))
