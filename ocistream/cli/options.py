@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform as machine
 import re
 import threading
@@ -43,6 +44,18 @@ _MACHINES: Final = {
 _SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
 _RATE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)b?\Z", re.IGNORECASE | re.ASCII)
 _RATE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def _number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Take a number that is one: click lets `nan` through.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is not None and math.isnan(value):
+        msg = f"{parameter.opts[0]} {value} is no number"
+        raise UsageError(msg)
+    return value
 
 
 def _rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -100,6 +113,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--connect-timeout",
             type=_SECONDS,
+            callback=_number,
             metavar="SECONDS",
             default=15,
             show_default=True,
@@ -108,6 +122,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--stall-timeout",
             type=_SECONDS,
+            callback=_number,
             metavar="SECONDS",
             default=60,
             show_default=True,
@@ -122,6 +137,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--max-requests-per-second",
             type=click.FloatRange(0, 10_000, min_open=True),
+            callback=_number,
             metavar="N",
             help="Begin no more than N requests in a second, to each host.",
         ),

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ocistream.connections import Answer, Body, Connections, ConnectionSettings,
 from ocistream.errors import FinalNetworkError, IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall
-from tests.network import CountingRegistry, Heard, RawServer, eventually, read_head
+from tests.network import CountingRegistry, Heard, RawServer, Turn, eventually, read_head
 
 Open = Callable[..., Connections]
 MIB = 1 << 20
@@ -484,6 +485,57 @@ class TestEndlessAnswers:
         size = 100_000
         with RawServer(CHUNKED + b"1;a=b\r\nx\r\n" * size + b"0\r\n\r\n") as server:
             assert get(connections(), server.url).read(MIB) == b"x" * size
+
+
+class TestSlowHeads:
+    """A byte now and then is no stall."""
+
+    @staticmethod
+    def drips(start: bytes, end: bytes) -> Turn:
+        """Return a turn that sends `start`, then byte after byte for longer than a head may take, then `end`."""
+
+        def turn(connection: socket.socket, _: Heard) -> None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(start)
+            until = time.monotonic() + 10 * 0.2
+            while time.monotonic() < until:
+                connection.sendall(b"x")
+                threading.Event().wait(0.01)
+            connection.sendall(end)
+
+        return turn
+
+    @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", CONTINUE + b"HTTP/1.1 200 "])
+    def test_a_head_that_drips_is_given_up_and_may_be_tried_again(
+        self, connections: Open, monkeypatch: pytest.MonkeyPatch, start: bytes
+    ) -> None:
+        monkeypatch.setattr(limits, "HEAD_TIME", 0.2)
+        with RawServer(self.drips(start, b"\r\nContent-Length: 0\r\n\r\n")) as server:
+            with pytest.raises(NetworkError, match="timed out") as caught:
+                get(connections(), server.url)
+            assert not isinstance(caught.value, FinalNetworkError)
+
+    def test_a_proxys_head_that_drips_is_given_up_too(self, connections: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "HEAD_TIME", 0.2)
+        with (
+            RawServer(self.drips(b"HTTP/1.1 200 ", b"\r\n\r\n")) as proxy,
+            pytest.raises(NetworkError, match="timed out"),
+        ):
+            get(connections(proxies={"https": proxy.url}), "https://registry.test/v2/")
+
+    def test_a_body_and_the_wait_for_a_head_may_take_longer(
+        self, connections: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "HEAD_TIME", 0.1)
+        pause = threading.Event()
+
+        def slowly(connection: socket.socket, _: Heard) -> None:
+            for piece in (CONTINUE, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", b"a", b"b", b"c"):
+                pause.wait(0.15)
+                connection.sendall(piece)
+
+        with RawServer(slowly) as server:
+            assert get(connections(), server.url).read(10) == b"abc"
 
 
 class TestReuse:

@@ -1,0 +1,387 @@
+"""The network's options as a user gives them: certificates from files and folders, proxies, names, limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Certificate, make_certificate
+from tests.cli import expect
+from tests.cli.proxy import tunnelling_to
+from tests.cli.run import Result, measured, ocistream
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.faulty_auth import Basic
+from tests.images import Descriptor, Layout, small_image
+from tests.registry_http import manifest_digest, seed
+
+#: No variable for a proxy, in either spelling.
+NO_PROXIES: dict[str, str | None] = dict.fromkeys(
+    spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
+)
+
+Start = Callable[..., FaultyRegistry]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """An authority that nobody knows, a registry's certificate by it, and a client's."""
+
+    authority: Certificate
+    server: Certificate
+    client: Certificate
+
+    @property
+    def ca(self) -> str:
+        return f"--ca-cert={self.authority.file}"
+
+    @property
+    def shown(self) -> list[str]:
+        return [f"--client-cert={self.client.file}", f"--client-key={self.client.key_file}"]
+
+    def folder(self, path: Path, *, client: bool = True) -> Path:
+        """Make a folder as `certs.d` has them."""
+        path.mkdir(parents=True)
+        (path / "ca.crt").write_bytes(self.authority.file.read_bytes())
+        if client:
+            (path / "client.cert").write_bytes(self.client.file.read_bytes())
+            (path / "client.key").write_bytes(self.client.key_file.read_bytes())
+        return path
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
+    folder = tmp_path_factory.mktemp("ids")
+    authority = make_certificate(folder / "authority", "an authority")
+    return Ids(authority, authority.issue(folder / "server"), authority.issue(folder / "client", common_name="me"))
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image, called `app` in the layout."""
+    return small_image(layout, name="app")
+
+
+@pytest.fixture
+def mutual(start: Start, ids: Ids) -> FaultyRegistry:
+    """Return a registry that speaks TLS and wants a client certificate."""
+    return start(tls=ids.server, client_authority=ids.authority)
+
+
+def push(layout: Layout, registry: FaultyRegistry, *argv: str, env: dict[str, str | None] | None = None) -> Result:
+    return ocistream("push", "-i", layout.path, f"{registry.host}/app:1", *argv, env=env)
+
+
+# Certificates --------------------------------------------------------------------------------------------------
+
+
+def test_an_own_ca_and_a_client_certificate_by_options(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    expect.success(push(layout, mutual, ids.ca, *ids.shown))
+    pull = ocistream("pull", f"{mutual.host}/app:1", "-o", tmp_path / "x.tar", ids.ca, *ids.shown)
+    expect.success(pull)
+    assert pull.lines() == [f"{mutual.host}/app:1@{image['digest']}"]
+    assert all(request.certificate for request in mutual.requests)
+
+
+def test_without_the_client_certificate_the_error_names_the_option(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
+) -> None:
+    del image
+    expect.failure(push(layout, mutual, ids.ca), 7, "TLS failed", "--client-cert", "certs.d")
+
+
+def test_without_the_ca_the_error_names_the_option(
+    mutual: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    del image
+    env: dict[str, str | None] = {"SSL_CERT_FILE": None, "HOME": str(tmp_path)}
+    result = push(layout, mutual, env=env)
+    expect.failure(result, 7, "the certificate is not trusted", "--ca-cert", "certs.d", "SSL_CERT_FILE")
+
+
+def test_own_cas_do_not_take_the_place_of_ssl_cert_file(
+    start: Start, ids: Ids, certificate: Certificate, layout: Layout, image: Descriptor
+) -> None:
+    one, other = start(tls=certificate), start(tls=ids.server)
+    seed_by_push = push(layout, one, env={"SSL_CERT_FILE": str(certificate.file)})
+    expect.success(seed_by_push)
+    copy = ["copy", f"{one.host}/app:1", f"{other.host}/app:1"]
+    env: dict[str, str | None] = {"SSL_CERT_FILE": str(certificate.file)}
+    expect.failure(ocistream(*copy, env=env), 7, other.host, "not trusted")
+    result = ocistream(*copy, ids.ca, env=env)
+    expect.success(result)
+    assert result.lines() == [f"{other.host}/app:1@{image['digest']}"]
+
+
+def test_from_a_plain_registry_to_one_with_tls_on_this_machine_with_one_ca(
+    served: FaultyRegistry, start: Start, ids: Ids, layout: Layout, image: Descriptor
+) -> None:
+    encrypted = start(tls=ids.server)
+    seed(layout, image, served.host, "app", "1")
+    result = ocistream("copy", f"{served.host}/app:1", f"{encrypted.host}/app:1", ids.ca)
+    expect.success(result)
+    assert result.lines() == [f"{encrypted.host}/app:1@{image['digest']}"]
+    back = ocistream("copy", f"{encrypted.host}/app:1", f"{served.host}/back:1", ids.ca)
+    expect.success(back)
+    assert manifest_digest(served.host, "back", "1") == image["digest"]
+
+
+@pytest.mark.parametrize("tool", ["containers", "docker"])
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CONFIG_HOME"])
+def test_certs_d_of_the_user_is_read(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path, tool: str, variable: str
+) -> None:
+    del image
+    base = tmp_path / "home"
+    ids.folder((base / ".config" if variable == "HOME" else base) / tool / "certs.d" / mutual.host)
+    expect.success(push(layout, mutual, env={variable: str(base)}))
+
+
+def test_certs_d_that_is_wrong_is_an_error_before_anything_is_sent(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    del image
+    folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
+    (folder / "client.key").unlink()
+    expect.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "client.cert", "client.key, is missing")
+    (folder / "client.cert").unlink()
+    (folder / "ca.crt").write_text("nonsense")
+    expect.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "ca.crt holds no CA certificate", "PEM")
+    assert mutual.requests == []
+
+
+def test_a_folder_may_be_named_in_place_of_certs_d(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    del image
+    folder = ids.folder(tmp_path / "certificates")
+    wrong = tmp_path / ".config/containers/certs.d" / mutual.host
+    wrong.mkdir(parents=True)
+    (wrong / "ca.crt").write_text("nonsense")
+    expect.success(push(layout, mutual, f"--cert-dir={folder}", env={"HOME": str(tmp_path)}))
+
+
+def test_unchecked(start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+    del image
+    registry = start(tls=ids.authority.issue(tmp_path / "expired", names=["other.example"], days=(-3, -2)))
+    expect.failure(push(layout, registry, ids.ca), 7, "not trusted")
+    result = push(layout, registry, "--insecure", "-q")
+    expect.success(result)
+    # urllib3 would warn.
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["--ca-cert=none"], 4, ["none", "no such file"]),
+        (["--ca-cert=text"], 2, ["text holds no CA certificate"]),
+        (["--ca-cert=text/x"], 9, ["text/x"]),
+        (["--client-cert=none"], 4, ["none", "no such file"]),
+        (["--client-cert=text"], 2, ["text is no client certificate"]),
+        (["--client-cert=cert"], 2, ["--client-key"]),
+        (["--client-key=key"], 2, ["--client-key needs --client-cert"]),
+        (["--client-cert=cert", "--client-key=locked"], 2, ["locked is encrypted", "openssl pkey"]),
+        (["--cert-dir=none"], 4, ["none", "no such file or directory"]),
+        (["--cert-dir=text"], 9, ["text"]),
+    ],
+)
+def test_files_that_cannot_be_used_are_told_before_anything_moves(
+    served: FaultyRegistry,
+    ids: Ids,
+    layout: Layout,
+    image: Descriptor,
+    tmp_path: Path,
+    argv: list[str],
+    code: int,
+    words: list[str],
+) -> None:
+    del image
+    (tmp_path / "text").write_text("nonsense")
+    (tmp_path / "cert").write_bytes(ids.client.file.read_bytes())
+    (tmp_path / "key").write_bytes(ids.client.key_file.read_bytes())
+    ids.client.encrypted_key(tmp_path / "locked")
+    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", *argv, cwd=tmp_path)
+    expect.failure(result, code, *words)
+    result = ocistream("login", served.host, "-u", "me", "--password-stdin", *argv, cwd=tmp_path, stdin=b"secret")
+    expect.failure(result, code, *words)
+    assert served.requests == []
+
+
+def test_login_has_them_too(start: Start, ids: Ids, tmp_path: Path) -> None:
+    registry = start(tls=ids.server, client_authority=ids.authority, auth=Basic("me", "right"))
+    login = ["login", registry.host, "-u", "me", "--password-stdin"]
+    env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
+    expect.failure(ocistream(*login, ids.ca, env=env, stdin=b"right"), 7, "TLS failed")
+    expect.success(ocistream(*login, ids.ca, *ids.shown, env=env, stdin=b"right"))
+    expect.success(ocistream(*login, "--insecure", *ids.shown, env=env, stdin=b"right"))
+    assert [request.headers["Authorization"] is None for request in registry.requests] == [True, False] * 2
+
+
+def test_tls_stays_within_the_promised_memory(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
+) -> None:
+    del image
+    argv = ["push", "-i", str(layout.path), f"{mutual.host}/app:1", ids.ca, *ids.shown]
+    result = measured(*argv, env={"SSL_CERT_FILE": None})
+    expect.success(result)
+    assert result.peak is not None
+    assert result.peak < 48 << 20
+
+
+# Proxies -------------------------------------------------------------------------------------------------------
+
+
+def test_through_a_proxy_with_a_password_with_an_own_ca_and_a_client_certificate(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
+) -> None:
+    del image
+    with tunnelling_to(mutual.host, password="me:hunter2@x") as proxy:
+        env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url.replace("://", "://me:hunter2%40x@")}
+        argv = ["push", "-i", str(layout.path), "registry.test/app:1", "--jobs=1", ids.ca, *ids.shown]
+        expect.success(ocistream(*argv, env=env))
+        assert {request.headers["Proxy-Authorization"] for request in mutual.requests} == {None}
+        wrong = {**NO_PROXIES, "ALL_PROXY": proxy.url.replace("://", "://me:wrong-hunter@")}
+        result = ocistream(*argv, env=wrong)
+    expect.failure(result, 7, "407 Proxy Authentication Required", "USER:PASSWORD")
+    assert "wrong-hunter" not in result.err
+    # Trying again would be of no use, and might lock the account.
+    assert len([one for one in proxy.authorizations if one != proxy.authorization]) == 1
+
+
+def test_a_proxy_may_speak_tls_itself(mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor) -> None:
+    del image
+    with tunnelling_to(mutual.host, tls=ids.server, client_authority=ids.authority) as proxy:
+        env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url}
+        expect.success(ocistream("push", "-i", layout.path, "registry.test/app:1", ids.ca, *ids.shown, env=env))
+    assert set(proxy.certificates) == {None}
+
+
+def test_a_proxy_of_another_kind_is_told(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
+    del image
+    env = {**NO_PROXIES, "ALL_PROXY": "socks5h://me:hunter2@127.0.0.1:1080"}
+    result = ocistream("push", "-i", layout.path, "registry.test/app:1", env=env)
+    expect.failure(result, 8, "socks5h", "ALL_PROXY")
+    assert "hunter2" not in result.err
+    # What needs no proxy is not disturbed by it.
+    expect.success(push(layout, served, env=env))
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "direct"),
+    [
+        ("registry.test:443", True),
+        ("registry.test:5000", False),
+        ("REGISTRY.TEST", True),
+        ("192.0.2.0/24", False),
+        ("test", True),
+        ("gistry.test", False),
+    ],
+)
+def test_no_proxy_with_ports_and_networks(tmp_path: Path, no_proxy: str, direct: bool) -> None:
+    env = {**NO_PROXIES, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
+    result = ocistream("pull", "registry.test/app:1", "-o", tmp_path / "x.tar", "--retries=0", env=env)
+    expect.failure(result, 7, "https://registry.test/")
+    assert ("HTTPS_PROXY" in result.err) != direct
+
+
+@pytest.mark.parametrize(
+    ("host", "no_proxy", "direct"),
+    [
+        ("192.0.2.7:5000", "192.0.2.0/24", True),
+        ("192.0.2.7:5000", "192.0.2.7:5000", True),
+        ("192.0.2.7:5000", "192.0.2.7:6000", False),
+        ("[2001:db8::7]:5000", "2001:db8::/32", True),
+        ("[2001:db8::7]:5000", "[2001:db8:0::7]:5000", True),
+        ("[2001:db8::7]:5000", "[2001:db8::7]:6000", False),
+        ("[2001:db8::7]:5000", "2001:db8::8", False),
+    ],
+)
+def test_no_proxy_with_addresses(tmp_path: Path, host: str, no_proxy: str, direct: bool) -> None:
+    env = {**NO_PROXIES, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
+    argv = ["pull", f"{host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--connect-timeout=0.2"]
+    result = ocistream(*argv, env=env)
+    expect.failure(result, 7, f"https://{host}/")
+    assert ("HTTPS_PROXY" in result.err) != direct
+
+
+# Names ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_ipv6_address_is_a_registry(ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+    with FaultyRegistry(tmp_path / "served", address=("::1", 0), tls=ids.server, auth=Basic("me", "right")) as registry:
+        assert registry.host.startswith("[::1]:")
+        ids.folder(tmp_path / ".config/containers/certs.d" / registry.host, client=False)
+        env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
+        login = ["login", registry.host, "-u", "me", "--password-stdin"]
+        expect.success(ocistream(*login, env=env, stdin=b"right"))
+        result = push(layout, registry, env=env)
+        expect.success(result)
+        assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
+
+
+def test_an_internationalised_name_is_asked_for_as_the_dns_has_it(
+    start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    server = ids.authority.issue(tmp_path / "server", names=["xn--bcher-kva.example"])
+    with tunnelling_to(start(tls=server).host) as proxy:
+        env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url}
+        result = ocistream("push", "-i", layout.path, "Bücher.example/app:1", ids.ca, env=env)
+    expect.success(result)
+    assert result.lines() == [f"xn--bcher-kva.example/app:1@{image['digest']}"]
+    assert set(proxy.asked) == {"xn--bcher-kva.example:443"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\N{CYRILLIC SMALL LETTER A}pple.example/x", "a℀.example/x", "x.example./a", "[fe80::1%eth0]:5/a", "[::g]:5/a"],
+)
+def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path, name: str) -> None:
+    expect.failure(ocistream("pull", name, "-o", tmp_path / "x.tar"), 2, "is not a registry's host")
+
+
+# Time-outs and limits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--limit-rate=fast", "--limit-rate 'fast' is no rate"),
+        ("--limit-rate=0", "is no rate"),
+        ("--limit-rate=-5k", "is no rate"),
+        ("--limit-rate=1T", "is no rate"),
+        ("--limit-rate=", "is no rate"),
+        ("--max-requests-per-second=0", "--max-requests-per-second"),
+        ("--connect-timeout=0", "--connect-timeout"),
+        ("--stall-timeout=-1", "--stall-timeout"),
+        ("--stall-timeout=nan", "--stall-timeout"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_a_usage_error(tmp_path: Path, option: str, words: str) -> None:
+    expect.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
+
+
+@pytest.mark.parametrize("rate", ["600", "500k", "1.5M", "10MB", "1g"])
+def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, image: Descriptor, rate: str) -> None:
+    del image
+    # Of 600 bytes a second an image this small needs few seconds.
+    argv = ["--max-requests-per-second=500", "--connect-timeout=0.5", "--stall-timeout=30", f"--limit-rate={rate}"]
+    if rate == "600":
+        # Its usage is checked, and no more.
+        expect.success(ocistream("copy", layout.path, "oci:out", *argv, cwd=layout.path.parent))
+    else:
+        expect.success(push(layout, served, *argv))
+
+
+def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
+    start: Start, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    registry = start(Fault(Stall(), path="manifests", times=None))
+    seed_into = start()
+    seed(layout, image, seed_into.host, "app", "1")
+    argv = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--stall-timeout=0.3"]
+    expect.failure(ocistream(*argv), 7, "timed out")

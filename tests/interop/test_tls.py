@@ -1,0 +1,114 @@
+"""TLS with the real parts: a docker-registry with a CA of its own, and nginx before one, wanting client certificates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Certificate, make_certificate
+from tests.cli import expect
+from tests.cli.run import ocistream, pipe
+from tests.images import Descriptor, Layout, small_image
+from tests.peers import DockerRegistry, Nginx, docker_registry, nginx
+from tests.registry_http import seed
+
+Start = Callable[..., DockerRegistry]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """An authority that nobody knows, a registry's certificate by it, and a client's."""
+
+    authority: Certificate
+    server: Certificate
+    client: Certificate
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
+    folder = tmp_path_factory.mktemp("ids")
+    authority = make_certificate(folder / "authority", "an authority")
+    return Ids(authority, authority.issue(folder / "server"), authority.issue(folder / "client", common_name="me"))
+
+
+@pytest.fixture
+def image(layout: Layout, registry: DockerRegistry) -> Descriptor:
+    """Return a small image, which is `app:1` in the plain registry."""
+    made = small_image(layout)
+    seed(layout, made, registry.host, "app", "1")
+    return made
+
+
+@pytest.fixture
+def encrypted(start_registry: Start, ids: Ids) -> DockerRegistry:
+    """Return an empty docker-registry that speaks TLS."""
+    return start_registry(tls=ids.server)
+
+
+@pytest.fixture
+def guard(ids: Ids, tmp_path: Path) -> Iterator[Nginx]:
+    """Return an nginx that speaks TLS, wants a client certificate, and has an empty docker-registry behind it."""
+    with docker_registry(tmp_path / "behind", settings={"REGISTRY_HTTP_RELATIVEURLS": "true"}) as behind:
+        server = f"client_max_body_size 0; location / {{ proxy_pass {behind.url}; proxy_set_header Host $http_host; }}"
+        with nginx(tmp_path / "nginx", server, tls=ids.server, client_authority=ids.authority.file) as running:
+            yield running
+
+
+def test_pull_from_a_plain_registry_and_push_to_one_with_its_own_ca(
+    registry: DockerRegistry, encrypted: DockerRegistry, image: Descriptor, ids: Ids
+) -> None:
+    trust = f"--ca-cert={ids.authority.file}"
+    source, target = f"{registry.host}/app:1", f"{encrypted.host}/app:1"
+    for result in pipe(["pull", source], ["push", target, trust]):
+        expect.success(result)
+    assert encrypted.tags("app") == {"1": image["digest"]}
+    back = ocistream("copy", target, f"{registry.host}/back:1", trust)
+    expect.success(back)
+    assert registry.tags("back") == {"1": image["digest"]}
+
+
+def test_go_says_that_it_speaks_tls_and_is_then_not_trusted_by_itself(
+    encrypted: DockerRegistry, image: Descriptor, layout: Layout, tmp_path: Path
+) -> None:
+    del image
+    env: dict[str, str | None] = {"HOME": str(tmp_path), "SSL_CERT_FILE": None}
+    result = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", env=env)
+    expect.failure(result, 7, f"https://{encrypted.host}/", "not trusted", "--ca-cert")
+    expect.success(ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--insecure", env=env))
+    # Asked for in plain HTTP, it says so, and how to mend it.
+    plain = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--plain-http", env=env)
+    expect.failure(plain, 7, "400", "leave out --plain-http")
+
+
+def test_nginx_that_wants_a_client_certificate(
+    registry: DockerRegistry, guard: Nginx, image: Descriptor, ids: Ids, tmp_path: Path
+) -> None:
+    source, target = f"{registry.host}/app:1", f"{guard.host}/app:1"
+    trust = f"--ca-cert={ids.authority.file}"
+    refused = ocistream("copy", source, target, trust)
+    expect.failure(refused, 7, "400", "--client-cert")
+    shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
+    for result in pipe(["pull", source], ["push", target, trust, *shown]):
+        expect.success(result)
+    # The same by a folder, as Docker and podman have it.
+    folder = tmp_path / ".config/containers/certs.d" / guard.host
+    folder.mkdir(parents=True)
+    for name, file in (("ca.crt", ids.authority.file), ("me.cert", ids.client.file), ("me.key", ids.client.key_file)):
+        (folder / name).write_bytes(file.read_bytes())
+    back = ocistream("copy", target, f"{registry.host}/back:1", env={"HOME": str(tmp_path)})
+    expect.success(back)
+    assert registry.tags("back") == {"1": image["digest"]}
+
+
+def test_a_registry_in_go_that_wants_a_client_certificate(
+    start_registry: Start, image: Descriptor, layout: Layout, ids: Ids
+) -> None:
+    del image
+    authority = f"[{ids.authority.file}]"
+    registry = start_registry(tls=ids.server, settings={"REGISTRY_HTTP_TLS_CLIENTCAS": authority})
+    push = ["push", "-i", str(layout.path), f"{registry.host}/app:1", f"--ca-cert={ids.authority.file}"]
+    expect.failure(ocistream(*push), 7, "--client-cert")
+    expect.success(ocistream(*push, f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"))
