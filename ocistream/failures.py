@@ -74,6 +74,11 @@ _SERVERS_WORDS: Final = {
     b"speaking plain HTTP to an SSL-enabled server port": _SPEAKS_TLS,
 }
 
+_HEAD_REFUSED: Final = {
+    True: "does the registry want a client certificate? --client-cert and --client-key show one",
+    False: "does the registry speak HTTPS here? then leave out --plain-http, or correct the port",
+}
+
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Walk to the root of what requests and urllib3 wrap, which is where the reason stands."""
@@ -202,6 +207,9 @@ def refusal(
         pause = f"the registry limits how much it gives: wait{length}, or log in for a higher limit"
     if status == HTTPStatus.BAD_REQUEST:
         pause = next((hint for words, hint in _SERVERS_WORDS.items() if words in body), None)
+        if method == "HEAD":
+            # It has no body that could say why.
+            pause = _HEAD_REFUSED[url.startswith("https:")]
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
     return RegistryError(what, status=status, codes=codes, hint=pause)

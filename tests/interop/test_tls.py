@@ -1,4 +1,4 @@
-"""TLS with the real parts: a docker-registry with a CA of its own, and nginx before one, wanting client certificates."""
+"""TLS with the real parts: a docker-registry with its own CA, and nginx before one that wants client certificates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
 @pytest.fixture
 def image(layout: Layout, registry: DockerRegistry) -> Descriptor:
     """Return a small image, which is `app:1` in the plain registry."""
-    made = small_image(layout)
+    made = small_image(layout, name="app")
     seed(layout, made, registry.host, "app", "1")
     return made
 
@@ -90,6 +90,9 @@ def test_nginx_that_wants_a_client_certificate(
     trust = f"--ca-cert={ids.authority.file}"
     refused = ocistream("copy", source, target, trust)
     expect.failure(refused, 7, "400", "--client-cert")
+    # What it says in words is answered by the option's name too.
+    refused = ocistream("copy", target, f"{registry.host}/x:1", trust)
+    expect.failure(refused, 7, "400", "the registry wants a client certificate", "--client-cert")
     shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
     for result in pipe(["pull", source], ["push", target, trust, *shown]):
         expect.success(result)
