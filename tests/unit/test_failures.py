@@ -26,7 +26,7 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
-from ocistream.failures import network_error, reason, refusal
+from ocistream.failures import network_error, reason, refusal, speaks_tls
 from tests.certificates import Certificate
 from tests.network import CountingRegistry, RawServer, Turn, unused_port
 
@@ -68,6 +68,56 @@ def failure_of(send: Send, url: str, **options: Any) -> NetworkError:
 
 def is_final(error: NetworkError) -> bool:
     return isinstance(error, FinalNetworkError)
+
+
+class TestTls:
+    """What OpenSSL says, in words of use at three in the morning."""
+
+    @staticmethod
+    def told(said: str) -> NetworkError:
+        error = ssl.SSLError(1, "text")
+        error.reason = said
+        return TestTls.caused_by(requests.exceptions.SSLError(error))
+
+    @staticmethod
+    def caused_by(error: Exception) -> NetworkError:
+        made = network_error("GET", "https://h/", error)
+        made.__cause__ = error
+        return made
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+            "SSLV3_ALERT_HANDSHAKE_FAILURE",
+            "SSLV3_ALERT_BAD_CERTIFICATE",
+            "TLSV1_ALERT_UNKNOWN_CA",
+            "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        ],
+    )
+    def test_who_wants_a_client_certificate_is_final_and_speaks_tls(self, said: str) -> None:
+        error = self.told(said)
+        assert is_final(error)
+        assert "--client-cert" in str(error.hint)
+        assert said in error.what
+        assert speaks_tls(error)
+
+    @pytest.mark.parametrize("said", ["WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"])
+    def test_who_speaks_something_else_is_final_and_does_not_speak_tls(self, said: str) -> None:
+        error = self.told(said)
+        assert is_final(error)
+        assert "--plain-http" in str(error.hint)
+        assert error.what == "GET https://h/: TLS failed: it is not what the other side speaks"
+        assert speaks_tls(error) is False
+
+    def test_who_breaks_off_may_want_a_certificate_and_is_tried_again(self) -> None:
+        error = self.caused_by(requests.exceptions.SSLError(ssl.SSLEOFError(8, "EOF")))
+        assert not is_final(error)
+        assert "--client-cert" in str(error.hint)
+        assert speaks_tls(error) is False
+
+    def test_of_a_connection_that_never_was_nobody_knows(self, send: Send) -> None:
+        assert speaks_tls(failure_of(send, f"https://127.0.0.1:{unused_port()}/")) is None
 
 
 class TestReasons:
@@ -314,6 +364,29 @@ class TestRefusals:
     def test_a_pause_that_is_asked_for_is_passed_on(self) -> None:
         assert refused(503, wait=600.0).hint == "the registry asks to be left alone for 600 s"
         assert refused(503).hint is None
+
+    @pytest.mark.parametrize(
+        ("body", "hint"),
+        [
+            (b"<center>No required SSL certificate was sent</center>", "--client-cert"),
+            (b"<center>The SSL certificate error</center>", "does not trust"),
+            (b"<h1>The plain HTTP request was sent to HTTPS port</h1>", "--plain-http"),
+            (b"Client sent an HTTP request to an HTTPS server.\n", "--plain-http"),
+            (b"Reason: You're speaking plain HTTP to an SSL-enabled server port.", "--plain-http"),
+        ],
+    )
+    def test_what_a_server_says_before_any_registry_is_asked_is_understood(self, body: bytes, hint: str) -> None:
+        assert hint in refused(400, body).hint
+        assert refused(404, body).hint is None
+
+    @pytest.mark.parametrize(("scheme", "hint"), [("https", "--client-cert"), ("http", "--plain-http")])
+    def test_a_head_that_is_refused_has_no_words_so_the_hint_asks(self, scheme: str, hint: str) -> None:
+        error = refusal("registry.example", "HEAD", f"{scheme}://registry.example/v2/", 400, b"")
+        assert error.hint is not None
+        assert hint in error.hint
+
+    def test_a_proxy_that_wants_a_password_is_told_by_the_hint(self) -> None:
+        assert "USER:PASSWORD" in refused(407).hint
 
     @given(st.binary() | st.text().map(str.encode) | st.builds(errors, st.dictionaries(st.text(), st.text())))
     def test_no_body_makes_it_fail(self, body: bytes) -> None:

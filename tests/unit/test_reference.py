@@ -218,6 +218,66 @@ class TestParts:
             parse_registry(text)
 
 
+class TestHosts:
+    @pytest.mark.parametrize(
+        ("written", "host"),
+        [
+            ("bücher.example", "xn--bcher-kva.example"),
+            ("Bücher.Example:5000", "xn--bcher-kva.example:5000"),
+            ("bu\N{COMBINING DIAERESIS}cher.example", "xn--bcher-kva.example"),
+            ("日本語.jp", "xn--wgv71a119e.jp"),
+            # As a whole in one script it is somebody's name; it is shown as what it is.
+            ("аррӏе.example", "xn--80ak6aa92e.example"),  # noqa: RUF001 - the point of it
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("[::1]:5000", "[::1]:5000"),
+            ("[2001:db8::7]", "[2001:db8::7]"),
+            ("[::ffff:192.0.2.1]:5000", "[::ffff:192.0.2.1]:5000"),
+            ("192.0.2.1:65535", "192.0.2.1:65535"),
+        ],
+    )
+    def test_a_host_is_given_in_ascii(self, written: str, host: str) -> None:
+        assert parse_reference(f"{written}/app:1") == Reference(host, "app", "1")
+        assert parse_registry(written) == host
+
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "\N{CYRILLIC SMALL LETTER A}pple.example",
+            "p\N{GREEK SMALL LETTER ALPHA}ypal.example",
+            "a℀.example",
+            "ⅷ.example",
+            "\N{FULLWIDTH LATIN SMALL LETTER E}xample.com",
+            "a\N{ZERO WIDTH JOINER}b.example",
+            "-ü.example",
+            "ü" * 64 + ".example",
+            "ü..example",
+            "ü.example:x",
+            "ü.example:\N{FULLWIDTH DIGIT FIVE}",
+            "ü.example:65536",
+            "[::g]",
+            "[1:2]",
+            "[192.0.2.1]",
+            "[::1",
+            "[::1]x",
+            "[]:5000",
+        ],
+    )
+    def test_what_is_none_or_looks_like_another_is_refused(self, written: str) -> None:
+        for parse in (parse_registry, lambda text: parse_reference(f"{text}/app:1")):
+            with pytest.raises(InvalidNameError) as caught:
+                parse(written)
+            assert caught.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("written", "hint"), [("[fe80::1%eth0]:5000", "zone"), ("registry.example.", "dot"), ("x.example.:5000", "dot")]
+    )
+    def test_zones_and_last_dots_are_refused_and_the_hint_says_why(self, written: str, hint: str) -> None:
+        for parse in (parse_registry, lambda text: parse_reference(f"{text}/app:1")):
+            with pytest.raises(InvalidNameError) as caught:
+                parse(written)
+            assert hint in str(caught.value.hint)
+
+
 class TestPrintable:
     def test_control_characters_do_not_reach_a_terminal(self) -> None:
         assert printable("a\x1b[2Jb\r\n\x07\u202ec\ud800") == "a?[2Jb????c?"
