@@ -7,10 +7,11 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import io
 import socket
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import requests
 import requests.adapters
@@ -23,6 +24,7 @@ from ocistream import limits
 from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError
 from ocistream.failures import network_error, reason
 from ocistream.origins import bypasses_proxy, redacted
+from ocistream.wire import Early, Prefixed, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,13 +51,15 @@ class StreamedBody:
     """A request body that is made while it is sent, and whose length nobody knows before.
 
     It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
-    for, after which it cannot be sent again. `failure` is what its own chunks raised, if they did.
+    for, after which it cannot be sent again; `ended` says that all of it was, which an early answer prevents. `failure`
+    is what its own chunks raised, if they did.
     """
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
         """Keep the chunks."""
         self._chunks = chunks
         self.begun = False
+        self.ended = False
         self.failure: Exception | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -63,6 +67,7 @@ class StreamedBody:
         self.begun = True
         try:
             yield from self._chunks
+            self.ended = True
         except OcistreamError as error:
             self.failure = error
             raise
@@ -267,13 +272,13 @@ def _pools(stall_timeout: float) -> dict[str, type[HTTPConnectionPool]]:
     upload would fail.
     """
 
-    class Plain(HTTPConnection):
+    class Plain(_Watchful, HTTPConnection):
         response_class = _Response
 
         def send(self, data: object) -> None:
             _send(self, data, stall_timeout)
 
-    class Encrypted(HTTPSConnection):
+    class Encrypted(_Watchful, HTTPSConnection):
         response_class = _Response
 
         def send(self, data: object) -> None:
@@ -288,20 +293,41 @@ def _pools(stall_timeout: float) -> dict[str, type[HTTPConnectionPool]]:
     return {"http": PlainPool, "https": EncryptedPool}
 
 
-def _send(connection: HTTPConnection, data: object, stall_timeout: float) -> None:
-    """Send all of `data`; that none of it moves for `stall_timeout` seconds is a failure."""
+def _send(connection: _Watchful, data: object, stall_timeout: float) -> None:
+    """Send all of `data`, or as much as is wanted; that none of it moves for `stall_timeout` seconds is a failure."""
     if connection.sock is None:
         connection.connect()
     if connection.sock.gettimeout() != stall_timeout:
         connection.sock.settimeout(stall_timeout)
     with memoryview(cast("Chunk", data)) as view:
-        sent = 0
-        while sent < len(view):
-            sent += connection.sock.send(view[sent:])
+        send_all(connection.sock, view, stall_timeout, connection.early)
 
 
 class _EndlessError(Exception):
     """An answer that would never end, on its way past urllib3, which would count it among those to try again."""
+
+
+class _Watchful(HTTPConnection):
+    """A connection that stops sending a body when its request is answered; urllib3 then reads the answer.
+
+    While a head is sent nobody looks: what is there then belongs to an earlier request.
+    """
+
+    early: Early | None = None
+
+    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401 - http.client's
+        self.early = None
+        super().endheaders(message_body, encode_chunked=encode_chunked)
+        self.early = Early()
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
+        early, self.early = self.early, None
+        self.response_class = (
+            functools.partial(_Response, beginning=bytes(early.beginning), is_last=early.is_final)  # type: ignore[assignment]
+            if early
+            else _Response
+        )
+        return super().getresponse()
 
 
 class _Response(http.client.HTTPResponse):
@@ -314,9 +340,19 @@ class _Response(http.client.HTTPResponse):
 
     fp: _Input
 
-    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        *,
+        beginning: bytes = b"",
+        is_last: bool = False,
+    ) -> None:
         super().__init__(sock, debuglevel, method)
-        self.fp = _Input(self.fp.detach())
+        raw = self.fp.detach()
+        self.fp = _Input(Prefixed(beginning, raw) if beginning else raw)
+        self._is_last = is_last
 
     def begin(self) -> None:
         super().begin()
@@ -324,6 +360,9 @@ class _Response(http.client.HTTPResponse):
         while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
+        if self._is_last:
+            # The other side still waits for the rest of the request.
+            self.will_close = True
         self.fp.is_body = True
 
 

@@ -19,6 +19,7 @@ from ocistream.connections import Answer, Connections, StreamedBody
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
 from ocistream.failures import refusal
 from ocistream.hosts import HostSettings
+from ocistream.ladder import Ladder
 from ocistream.origins import Origin, check_target, is_loopback, redacted, resolved
 from ocistream.retry import Patience, Retried, Tries, retry_after
 
@@ -100,12 +101,14 @@ class Transport:
         hosts: Callable[[str], HostSettings] = lambda _: HostSettings(),
         on_retry: Callable[[Retried], None] = lambda _: None,
         cancelled: threading.Event | None = None,
+        ladder: Ladder | None = None,
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find(registry, repository)` looks a credential up, `hosts(registry)` how it is reached; `on_retry` is told of
-        every wait, from any thread.
+        every wait, from any thread. `ladder` knows how hosts take uploads, and is told what their answers show.
         """
+        self.ladder = ladder or Ladder()
         self._hosts = hosts
         self._settings = settings
         self.patience = settings.patience
@@ -126,6 +129,10 @@ class Transport:
     def close(self) -> None:
         """Close all idle connections."""
         self._connections.close()
+
+    def host_settings(self, registry: str) -> HostSettings:
+        """Give what was said of a registry such as `docker.io` or `localhost:5000`."""
+        return self._hosts(registry)
 
     def endpoint(self, registry: str) -> Endpoint:
         """Give the endpoint of a registry such as `docker.io` or `localhost:5000`."""
@@ -235,6 +242,8 @@ class Transport:
             return self._redirected(request, url)
         shown = endpoint.authenticator.authorization(scopes)
         answer = self._redirected(request.with_authorization(shown), url)
+        if Origin.of(answer.url) == endpoint.origin:
+            self.ladder.saw(endpoint.registry, answer.header)
         if answer.status != HTTPStatus.UNAUTHORIZED or Origin.of(answer.url) != endpoint.origin:
             return answer
         challenges = answer.challenges()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
     from ocistream.credentials import Credential
+    from ocistream.ladder import Ladder
     from ocistream.retry import Retried
     from ocistream.transport import Transport
 
@@ -56,19 +57,43 @@ class Session:
     cancelled: threading.Event
     #: How often something had to be tried again.
     retried: int = 0
+    _ladder: Ladder | None = None
 
     @property
     def jobs(self) -> int:
         """How many blobs move at once."""
         return int(self.options["jobs"])
 
-    def surroundings(self, side: str = "") -> Surroundings:
+    @property
+    def ladder(self) -> Ladder:
+        """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
+        if self._ladder is None:
+            from ocistream.ladder import Ladder
+            from ocistream.state import State, state_directory
+
+            def note(message: str) -> None:
+                self.console.note(message, level=1)
+
+            def tell(message: str, level: int) -> None:
+                self.console.note(message, level=level)
+
+            directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
+            self._ladder = Ladder(
+                forced=self.options.get("upload"),
+                jobs=self.options.get("jobs", 1),
+                state=State(directory, note),
+                tell=tell,
+            )
+        return self._ladder
+
+    def surroundings(self, side: str = "", *, mount_from: tuple[str, ...] = ()) -> Surroundings:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own."""
         return Surroundings(
             transport=functools.cache(functools.partial(self._transport, side)),
             stdin=self._stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
+            mount_from=mount_from,
         )
 
     def check_result_apart(self, *ends: End) -> None:
@@ -128,7 +153,9 @@ class Session:
             proxies=proxies(os.environ),
             user_agent=f"ocistream/{__version__}",
         )
-        return Transport(settings, keychain.find, on_retry=self._tell_retry, cancelled=self.cancelled)
+        return Transport(
+            settings, keychain.find, on_retry=self._tell_retry, cancelled=self.cancelled, ladder=self.ladder
+        )
 
     def _credential(self, side: str) -> Credential | None:
         """Put a credential together of the options of one side, and of the environment for what they leave out."""
