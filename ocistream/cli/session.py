@@ -78,12 +78,8 @@ class Session:
                 self.console.note(message, level=level)
 
             directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
-            self._ladder = Ladder(
-                forced=self.options.get("upload"),
-                jobs=self.options.get("jobs", 1),
-                state=State(directory, note),
-                tell=tell,
-            )
+            forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
+            self._ladder = Ladder(forced=forced, jobs=jobs, state=State(directory, note), tell=tell)
         return self._ladder
 
     def surroundings(self, side: str = "", *, mount_from: tuple[str, ...] = ()) -> Surroundings:

@@ -233,11 +233,7 @@ def _registry_sink(end: End, around: Surroundings, target: Callable[[Root], Refe
     def one(_: Root) -> Reference:
         return reference
 
-<<<<<<< HEAD
-    return RegistrySink(around.transport(), target or one, early=reference)
-=======
-    return RegistrySink(around.transport(), target, early=reference, mount_from=around.mount_from)
->>>>>>> 236155d (Uploads climb down a ladder: a refused way is a reason to try another, a broken one to go on where the registry is)
+    return RegistrySink(around.transport(), target or one, early=reference, mount_from=around.mount_from)
 
 
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
