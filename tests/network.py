@@ -20,6 +20,8 @@ from typing import Any, Final, Self
 import pytest
 
 from ocistream.credentials import Credential
+from ocistream.hosts import HostSettings
+from ocistream.ladder import Ladder
 from ocistream.model import Descriptor
 from ocistream.retry import Patience, Retried
 from ocistream.stream import verified
@@ -42,16 +44,20 @@ class QuickTransport(Transport):
         patience: Patience = QUICK,
         credential: Credential | None = None,
         cancelled: threading.Event | None = None,
+        ladder: Ladder | None = None,
+        host: HostSettings | None = None,
         **settings: Any,
     ) -> None:
-        """`credential` is good for every registry; `settings` are those of `TransportSettings`."""
+        """`credential` and `host` are good for every registry; `settings` are those of `TransportSettings`."""
         self.waits: list[float] = []
         self.told: list[Retried] = []
         super().__init__(
             TransportSettings(patience=patience, **settings),
             lambda _registry, _repository: credential,
+            hosts=lambda _: host or HostSettings(),
             on_retry=self.told.append,
             cancelled=cancelled,
+            ladder=ladder,
         )
 
     def wait(self, seconds: float) -> None:
