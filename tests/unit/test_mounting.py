@@ -14,7 +14,7 @@ from tests.unit.test_upload import BLOB, CONTENT, UPLOADS, Faulty, Quick, Source
 
 
 def lacks(*repositories: str) -> list[Fault]:
-    """Return what makes a registry have nothing in these repositories: the embedded one has all blobs in all of them."""
+    """Return what makes a registry have nothing in these repositories; the embedded one has all blobs in all."""
     return [Fault(refusal(404, "BLOB_UNKNOWN"), "HEAD", f"/v2/{name}/blobs/", times=None) for name in repositories]
 
 

@@ -11,7 +11,7 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
 from ocistream.ladder import Ladder
 from ocistream.rungs import CHUNK, PUT, Rung
-from tests.faults import Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
+from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
 from tests.network import CountingRegistry, QuickTransport
 from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
 
@@ -111,9 +111,7 @@ class TestTheWindow:
         self, faulty: Faulty, quick: Quick, small_window: int
     ) -> None:
         del small_window
-        registry = faulty(
-            Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", skip=0), Fault(HangUp(), "GET", "uploads")
-        )
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(404), "GET", "uploads"))
         source = Source()
         gone = NetworkError("the source is gone")
 
@@ -125,7 +123,7 @@ class TestTheWindow:
         with pytest.raises(NetworkError) as caught:
             uploader(quick(), registry).upload(source.blob)
         assert caught.value is gone
-        assert source.opened == source.closed <= 2
+        assert source.opened == source.closed == 2
 
 
 class TestWhatIsBelieved:
@@ -181,12 +179,13 @@ class TestChunks:
     @pytest.mark.parametrize("failure", [HangUp(), Reset(), StopReading(MIB // 2), refusal(503), refusal(429)])
     @pytest.mark.parametrize("way", ["blob", "unnamed"])
     def test_one_that_is_lost_is_sent_again_alone(
-        self, faulty: Faulty, quick: Quick, failure: HangUp, way: str
+        self, faulty: Faulty, quick: Quick, failure: Action, way: str
     ) -> None:
         registry = faulty(Fault(failure, "PATCH", skip=2))
         source = Source(replayable=False)
         uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(getattr(source, way))
-        assert len(registry.asked("PATCH")) == 6
+        # One of which a half was taken shifts the others.
+        assert len(registry.asked("PATCH")) == (5 if isinstance(failure, StopReading) else 6)
         assert source.opened == 1
         assert is_stored(registry)
 
