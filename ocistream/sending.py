@@ -37,6 +37,10 @@ __all__ = ["Sending"]
 _PROGRESS: Final = limits.CHUNK
 #: To send so many bytes again is worth telling.
 _COSTS: Final = limits.MIB
+#: A registry that takes a stream, and answers so to a PATCH with a Content-Range, takes no such thing.
+_NO_RESUMPTION: Final = frozenset({400, 405, 411, 501})
+#: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
+_WRONG_BYTES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
 _PIPE_HINT: Final = "what comes from a pipe cannot be sent again: push from a file, or run both sides once more"
 _TOO_LARGE_HINT: Final = (
     "the registry, or a proxy before it, bounds the body of a request (nginx: client_max_body_size): raise that, or "
@@ -66,6 +70,10 @@ class Sending:
         self._body: int | None = None
         #: A fresh session was not found already; a second time it is the method that is not known.
         self._suspect = False
+        #: The body under way goes on with what another has begun, or the whole upload is made of such.
+        self._resuming = self._stitched = False
+        #: It turned out that this registry's uploads cannot be gone on with.
+        self._refuses_to_resume = False
 
     @property
     def _sized(self) -> bool:
@@ -150,6 +158,7 @@ class Sending:
 
     def _send_part(self, session: Session, body: StreamedBody, span: tuple[int, int] | None) -> Session:
         self._body = span[1] - span[0] if span else self._feed.size or 0
+        self._resuming = span is not None and self._rung.kind != CHUNK
         session, stated = self._sessions.patch(session, body, self._tries, span)
         self._body = None
         end = span[1] if span else self._feed.end
@@ -191,6 +200,12 @@ class Sending:
         """
         status = 404 if isinstance(failure, LostError) else failure.status if isinstance(failure, RegistryError) else 0
         place: int | None = None
+        if self._refuses_resumption(failure):
+            self._refuses_to_resume = True
+            if not self._tries.again(failure):
+                raise failure
+            self._renew(failure)
+            return
         if status in {404, 416} and self._body is not None and not _is_lost(failure):
             place = self._ask()
         if self._is_refused(failure, status, place):
@@ -204,6 +219,14 @@ class Sending:
         if not _may_pass(failure) or not self._tries.again(failure):
             raise failure
         self._go_on(failure, place)
+
+    def _refuses_resumption(self, failure: NetworkError) -> bool:
+        """Say whether the registry does not take what goes on with an upload, or has put it together wrongly."""
+        if not isinstance(failure, RegistryError) or self._refuses_to_resume:
+            return False
+        if self._body is None:
+            return self._stitched and not _WRONG_BYTES.isdisjoint(failure.codes)
+        return self._resuming and failure.status in _NO_RESUMPTION
 
     def _is_refused(self, failure: NetworkError, status: int, place: int | None) -> bool:
         """Say whether it is the way of sending that was refused, and not what happened on it."""
@@ -252,7 +275,8 @@ class Sending:
 
     @property
     def _resumes(self) -> bool:
-        return self._rung.kind != PUT and self._ladder.profile(self._sessions.host).resumes
+        known = self._ladder.profile(self._sessions.host).resumes
+        return known and self._rung.kind != PUT and not self._refuses_to_resume
 
     def _go_on(self, failure: NetworkError, place: int | None) -> None:
         if place is None and self._resumes and not _is_lost(failure):
@@ -260,6 +284,7 @@ class Sending:
         if place is None or not self._resumes:
             self._renew(failure)
             return
+        self._stitched = self._stitched or bool(place)
         self._acknowledge(place)
         self._ladder.tell(f"{self._sessions.host}: the upload goes on at byte {place}", 1)
 
@@ -292,6 +317,7 @@ class Sending:
             self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
             raise NetworkError(failure.what, hint=_PIPE_HINT) from failure
         self.acknowledged = self._mark = 0
+        self._stitched = False
 
 
 def _is_lost(error: NetworkError) -> bool:

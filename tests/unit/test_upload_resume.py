@@ -166,6 +166,32 @@ class TestWhatIsBelieved:
             uploader(quick(), registry).upload(Source(replayable=False).blob)
             assert is_stored(registry)
 
+    @pytest.mark.parametrize("status", [400, 405, 411, 501])
+    def test_one_that_takes_no_part_of_a_stream_gets_all_of_it_again(
+        self, faulty: Faulty, quick: Quick, status: int
+    ) -> None:
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(status), "PATCH"))
+        ladder = Ladder()
+        uploader(quick(ladder=ladder), registry).upload(Source(replayable=False).blob)
+        assert methods(registry) == ["POST", "PATCH", "GET", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+        # It says nothing about how blobs go up.
+        assert ladder.used == {registry.host: "stream"}
+        assert is_stored(registry)
+
+    def test_one_that_has_put_the_parts_together_wrongly_gets_all_of_it_again(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(400, "DIGEST_INVALID"), "PUT"))
+        uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("POST")) == 2
+        assert is_stored(registry)
+
+    def test_but_of_one_that_never_broke_a_wrong_digest_is_final(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None))
+        with pytest.raises(NetworkError, match="DIGEST_INVALID"):
+            uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked("POST")) == 1
+
     def test_a_registry_whose_ranges_stand_still_is_never_asked(self, faulty: Faulty, quick: Quick) -> None:
         transport = quick()
         registry = faulty(Fault(StopReading(3 * MIB), "PATCH"))
