@@ -138,9 +138,10 @@ class TestWhatIsBelieved:
         assert is_stored(registry)
 
     @pytest.mark.parametrize("stated", ["0-999999999", "0-4194309"])
-    def test_more_than_was_sent_is_not(self, faulty: Faulty, quick: Quick, stated: str) -> None:
+    @pytest.mark.parametrize("replayable", [True, False])
+    def test_more_than_was_sent_is_not(self, faulty: Faulty, quick: Quick, stated: str, replayable: bool) -> None:
         registry = self.breaking(faulty, stated)
-        uploader(quick(), registry).upload(Source(replayable=False).blob)
+        uploader(quick(), registry).upload(Source(replayable=replayable).blob)
         assert len(registry.asked("POST")) == 2
         assert is_stored(registry)
 
@@ -243,8 +244,9 @@ class TestOnePut:
 
 
 def test_a_cancellation_is_not_taken_for_a_registry_that_does_not_answer(
-    faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch, small_window: int
 ) -> None:
+    del small_window
     registry = faulty(Fault(StopReading(3 * MIB), "PATCH"))
     transport: QuickTransport = quick()
     read = FaultyHandler.dispatch
@@ -256,4 +258,4 @@ def test_a_cancellation_is_not_taken_for_a_registry_that_does_not_answer(
 
     monkeypatch.setattr(FaultyHandler, "dispatch", cancel)
     with pytest.raises(CancelledError):
-        uploader(transport, registry).upload(Source().blob)
+        uploader(transport, registry).upload(Source(replayable=False).blob)
