@@ -143,6 +143,7 @@ class TestWhatIsBelieved:
         registry = self.breaking(faulty, stated)
         uploader(quick(), registry).upload(Source(replayable=replayable).blob)
         assert len(registry.asked("POST")) == 2
+        assert [put.status for put in registry.asked("PUT")] == [201]
         assert is_stored(registry)
 
     def test_less_than_was_acknowledged_before_is_not(self, faulty: Faulty, quick: Quick) -> None:
