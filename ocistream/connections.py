@@ -7,6 +7,7 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import time
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from ocistream.pacing import Pace
 from ocistream.reference import printable
 from ocistream.responses import BoundedResponse, EndlessError
 from ocistream.tls import Contexts, TlsSettings
+from ocistream.wire import Early, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,13 +53,15 @@ class StreamedBody:
     """A request body that is made while it is sent, and whose length nobody knows before.
 
     It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
-    for, after which it cannot be sent again. `failure` is what its own chunks raised, if they did.
+    for, after which it cannot be sent again; `ended` says that all of it was, which an early answer prevents. `failure`
+    is what its own chunks raised, if they did.
     """
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
         """Keep the chunks."""
         self._chunks = chunks
         self.begun = False
+        self.ended = False
         self.failure: Exception | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -65,6 +69,7 @@ class StreamedBody:
         self.begun = True
         try:
             yield from self._chunks
+            self.ended = True
         except OcistreamError as error:
             self.failure = error
             raise
@@ -361,7 +366,7 @@ def _pools(stall_timeout: float, limiter: _Limiter | None) -> dict[str, type[HTT
     upload would fail. `limiter` says how fast they may send.
     """
 
-    def send(connection: HTTPConnection, data: object) -> None:
+    def send(connection: _Watchful, data: object) -> None:
         if limiter is None:
             _send(connection, data, stall_timeout)
             return
@@ -371,15 +376,11 @@ def _pools(stall_timeout: float, limiter: _Limiter | None) -> dict[str, type[HTT
                 _send(connection, piece, stall_timeout)
                 limiter.spend(len(piece))
 
-    class Plain(HTTPConnection):
-        response_class = BoundedResponse
-
+    class Plain(_Watchful, HTTPConnection):
         def send(self, data: object) -> None:
             send(self, data)
 
-    class Encrypted(HTTPSConnection):
-        response_class = BoundedResponse
-
+    class Encrypted(_Watchful, HTTPSConnection):
         def send(self, data: object) -> None:
             send(self, data)
 
@@ -397,13 +398,35 @@ def _pools(stall_timeout: float, limiter: _Limiter | None) -> dict[str, type[HTT
     return {"http": PlainPool, "https": EncryptedPool}
 
 
-def _send(connection: HTTPConnection, data: object, stall_timeout: float) -> None:
-    """Send all of `data`; that none of it moves for `stall_timeout` seconds is a failure."""
+def _send(connection: _Watchful, data: object, stall_timeout: float) -> None:
+    """Send all of `data`, or as much as is wanted; that none of it moves for `stall_timeout` seconds is a failure."""
     if connection.sock is None:
         connection.connect()
     if connection.sock.gettimeout() != stall_timeout:
         connection.sock.settimeout(stall_timeout)
     with memoryview(cast("Chunk", data)) as view:
-        sent = 0
-        while sent < len(view):
-            sent += connection.sock.send(view[sent:])
+        send_all(connection.sock, view, stall_timeout, connection.early)
+
+
+class _Watchful(HTTPConnection):
+    """A connection that stops sending a body when its request is answered; urllib3 then reads the answer.
+
+    While a head is sent nobody looks: what is there then belongs to an earlier request.
+    """
+
+    response_class = BoundedResponse
+    early: Early | None = None
+
+    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401 - http.client's
+        self.early = None
+        super().endheaders(message_body, encode_chunked=encode_chunked)
+        self.early = Early()
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
+        early, self.early = self.early, None
+        self.response_class = (
+            functools.partial(BoundedResponse, beginning=bytes(early.beginning), is_last=early.is_final)  # type: ignore[assignment]
+            if early
+            else BoundedResponse
+        )
+        return super().getresponse()

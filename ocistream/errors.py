@@ -79,9 +79,17 @@ class AuthenticationError(OcistreamError):
 
 
 class NotFoundError(OcistreamError):
-    """An image, repository, blob, platform, file or directory is not there."""
+    """An image, repository, blob, platform, file or directory is not there.
+
+    `codes` are those of a registry's error body, as with `RegistryError`, an empty tuple where there is none.
+    """
 
     exit_code = 4
+
+    def __init__(self, what: str, *, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
+        """Keep the answer's `codes` beside the text."""
+        super().__init__(what, hint=hint)
+        self.codes = codes
 
 
 class IntegrityError(OcistreamError):

@@ -200,7 +200,7 @@ def refusal(
         hint = f"is the name right, and may you do this? `ocistream login {registry}` sets a credential"
         return AuthenticationError(f"{registry} refused: {what}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
-        return NotFoundError(what)
+        return NotFoundError(what, codes=codes)
     pause: str | None = f"the registry asks to be left alone for {wait:.0f} s" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         length = f" {wait:.0f} s" if wait else ""

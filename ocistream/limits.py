@@ -91,6 +91,19 @@ MAX_TAGS: Final = 100_000
 #: beyond it, starting again on another connection is no cheaper.
 MAX_DISCARD: Final = 64 * MIB
 
+#: What uploads hold of that which a registry has not acknowledged, so that it can be sent again: all of it where there
+#: is one pipe to read from, else shared by the blobs that move at once. So no chunk is larger.
+UPLOAD_MEMORY: Final = 8 * MIB
+#: A registry or proxy that refuses chunks of this size as too large takes none.
+MIN_UPLOAD_CHUNK: Final = 256 * KIB
+
+# State of earlier runs -------------------------------------------------------------------------------------
+#: The file of what was learnt of hosts, and the hosts in it: some hundred bytes each.
+MAX_STATE_FILE: Final = 256 * KIB
+MAX_STATE_HOSTS: Final = 500
+#: After so many seconds a fact is forgotten: 30 days.
+STATE_AGE: Final = 30 * 86_400.0
+
 # Clients of the embedded registry --------------------------------------------------------------------------
 #: Uploads under way at once.
 MAX_UPLOADS: Final = 1_000

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.wire import Prefixed
 
 if TYPE_CHECKING:
     import socket
@@ -40,10 +41,23 @@ class BoundedResponse(http.client.HTTPResponse):
 
     fp: _Input
 
-    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
-        """Read from a socket."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        *,
+        beginning: bytes = b"",
+        is_last: bool = False,
+    ) -> None:
+        """Read from a socket of which the `beginning` of the answer was read already.
+
+        `is_last` says that it came before all of the request was sent: then it is the connection's last one.
+        """
         super().__init__(sock, debuglevel, method)
-        self.fp = _Input(_Wire(self.fp.detach()))
+        raw = self.fp.detach()
+        self.fp = _Input(_Wire(Prefixed(beginning, raw) if beginning else raw))
+        self._is_last = is_last
 
     def begin(self) -> None:
         """Read the head of the answer that counts."""
@@ -52,6 +66,9 @@ class BoundedResponse(http.client.HTTPResponse):
         while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
+        if self._is_last:
+            # The other side still waits for the rest of the request.
+            self.will_close = True
         self.fp.raw.is_head = False
 
 

@@ -20,6 +20,7 @@ from ocistream.endpoints import Doubt, Endpoint, tls_for
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
 from ocistream.failures import refusal, speaks_tls
 from ocistream.hosts import HostSettings
+from ocistream.ladder import Ladder
 from ocistream.origins import Origin, check_target, redacted, resolved
 from ocistream.pacing import Pace
 from ocistream.retry import Patience, Retried, Tries, retry_after
@@ -99,12 +100,15 @@ class Transport:
         on_retry: Callable[[Retried], None] = lambda _: None,
         cancelled: threading.Event | None = None,
         pace: Pace | None = None,
+        ladder: Ladder | None = None,
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find(registry, repository)` looks a credential up, `hosts(registry)` how it is reached; `on_retry` is told of
-        every wait, from any thread. `pace` is shared with other transports of the same run.
+        every wait, from any thread. `pace` is shared with other transports of the same run, `ladder` too: it knows how
+        hosts take uploads, and is told what their answers show.
         """
+        self.ladder = ladder or Ladder()
         self._hosts = hosts
         self._settings = settings
         self.patience = settings.patience
@@ -134,6 +138,10 @@ class Transport:
     def close(self) -> None:
         """Close all idle connections."""
         self._connections.close()
+
+    def host_settings(self, registry: str) -> HostSettings:
+        """Give what was said of a registry such as `docker.io` or `localhost:5000`."""
+        return self._hosts(registry)
 
     def endpoint(self, registry: str, *, named: bool = True) -> Endpoint:
         """Give the endpoint of a registry such as `docker.io` or `localhost:5000`.
@@ -257,6 +265,8 @@ class Transport:
             return self._redirected(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
         answer = self._redirected(endpoint, request.with_authorization(shown), url)
+        if Origin.of(answer.url) == endpoint.origin:
+            self.ladder.saw(endpoint.registry, answer.header)
         if answer.status != HTTPStatus.UNAUTHORIZED or Origin.of(answer.url) != endpoint.origin:
             return answer
         challenges = answer.challenges()

@@ -43,6 +43,7 @@ _LEADING_OUT = (
     "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME",
     "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
 )
 
 

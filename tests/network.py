@@ -21,6 +21,7 @@ import pytest
 
 from ocistream.credentials import Credential
 from ocistream.hosts import HostSettings
+from ocistream.ladder import Ladder
 from ocistream.model import Descriptor
 from ocistream.pacing import Pace
 from ocistream.retry import Patience, Retried
@@ -45,16 +46,18 @@ class QuickTransport(Transport):
         credential: Credential | None = None,
         cancelled: threading.Event | None = None,
         hosts: Mapping[str, HostSettings] | None = None,
+        host: HostSettings | None = None,
         pace: Pace | None = None,
+        ladder: Ladder | None = None,
         **settings: Any,
     ) -> None:
-        """`credential` is good for every registry; `settings` are those of `TransportSettings`."""
+        """`credential` and `host` are good for every registry; `settings` are those of `TransportSettings`."""
         #: Which hosts' settings were asked for.
         self.hosts_asked: list[str] = []
 
-        def settings_of(host: str) -> HostSettings:
-            self.hosts_asked.append(host)
-            return (hosts or {}).get(host, HostSettings())
+        def settings_of(name: str) -> HostSettings:
+            self.hosts_asked.append(name)
+            return (hosts or {}).get(name, host or HostSettings())
 
         self.waits: list[float] = []
         self.told: list[Retried] = []
@@ -65,6 +68,7 @@ class QuickTransport(Transport):
             pace=pace,
             on_retry=self.told.append,
             cancelled=cancelled,
+            ladder=ladder,
         )
 
     def wait(self, seconds: float) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.moving import move, renamed
+from ocistream.cli.moving import mount_sources, move, renamed
 from ocistream.cli.options import (
     compression_options,
     credential_options,
@@ -15,6 +15,7 @@ from ocistream.cli.options import (
     platform_choice,
     platform_option,
     transfer_options,
+    upload_options,
 )
 from ocistream.cli.session import Session, stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
+@upload_options
 @credential_options("src-", "dest-")
 @transfer_options
 def copy(
@@ -70,6 +72,7 @@ def copy(
     session.check_result_apart(src, dst)
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
         session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
+    mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
     want = Want(the_image, platform_choice(platforms, default), int(session.options["max_ratio"]))
@@ -88,7 +91,7 @@ def copy(
     def open_ends() -> tuple[Source, Sink]:
         opened = open_source(src, session.surroundings("SRC"), want)
         try:
-            return opened, open_sink(dst, session.surroundings("DEST"), target)
+            return opened, open_sink(dst, session.surroundings("DEST", mount_from=mount_from), target)
         except BaseException:
             opened.close()
             raise

@@ -10,11 +10,11 @@ from ocistream import transfer
 from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, write_result
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.reference import is_digest, parse_reference, printable
+from ocistream.reference import is_digest, is_repository, parse_reference, parse_registry, printable
 from ocistream.stores.index import docker_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ocistream.cli.console import Console
     from ocistream.cli.session import Session
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocistream.interfaces import Sink, Source
     from ocistream.stores import End
 
-__all__ = ["move", "renamed"]
+__all__ = ["mount_sources", "move", "renamed"]
 
 
 def move(
@@ -62,12 +62,40 @@ def move(
                 bare_layers=session.recompression(default="gzip"),
             )
     if result is not None:
-        write_result(result, report, label, retried=session.retried)
+        write_result(result, report, label, retried=session.retried, upload=session.ladder.used)
     if to is None or not to.is_stream:
         print_results(report, label)
     summarize(session.console, report)
     if to is not None and to.kind == "docker-archive":
         _tell_nameless(session.console, report.graph)
+
+
+def mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]:
+    """Read --mount-from, each `REPO` or `HOST/REPO`; `registry` is the one that is written to, or None.
+
+    Raises:
+        UsageError: it is malformed, of another registry, or no registry is written to at all.
+    """
+    if texts and registry is None:
+        msg = "--mount-from is for what goes to a registry"
+        raise UsageError(msg, hint="leave it away: here blobs are copied")
+    return tuple(dict.fromkeys(_mount_source(text, registry or "") for text in texts))
+
+
+def _mount_source(text: str, registry: str) -> str:
+    first, slash, rest = text.partition("/")
+    if slash and first and (first == registry or {".", ":"} & set(first) or first == "localhost"):
+        # As in an image's name: what looks like a host is one.
+        if parse_registry(first) != registry:
+            msg = f"--mount-from {printable(text)} is not in {registry}: blobs are mounted within one registry"
+            raise UsageError(
+                msg, hint=f"if it is, and its name only looks like a host, write {registry}/{printable(text)}"
+            )
+        text = rest
+    if not is_repository(text):
+        msg = f"--mount-from {printable(text)!r} is no repository"
+        raise InvalidNameError(msg, hint="write REPO or HOST/REPO, without a tag")
+    return text
 
 
 def _tell_nameless(console: Console, graph: Graph) -> None:

@@ -21,11 +21,13 @@ from ocistream.errors import UsageError
 from ocistream.model import Platform, parse_platform
 from ocistream.platforms import PlatformChoice
 from ocistream.reference import printable
+from ocistream.rungs import parse_rung
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.cli.console import Console
+    from ocistream.rungs import Rung
 
 __all__ = ["default_platform", "platform_choice", "platform_option", "transfer_options"]
 
@@ -218,6 +220,8 @@ _SESSION_OPTIONS: Final = frozenset(
         "result",
         "compress",
         "max_ratio",
+        "upload",
+        "mount_from",
         "username",
         "src_username",
         "dest_username",
@@ -248,6 +252,36 @@ def max_ratio_option(command: Callable[..., None]) -> Callable[..., None]:
         show_default=True,
         help="How much larger than itself anything compressed may become, above the first GiB.",
     )(command)
+
+
+def upload_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --upload and --mount-from."""
+    return _stack(
+        click.option(
+            "--upload",
+            metavar="auto|stream|put|chunk=SIZE",
+            default="auto",
+            show_default=True,
+            callback=_rung,
+            help="How blobs go up: in one streamed request, in one PUT, or in chunks of SIZE such as 4MiB at the most; "
+            "auto finds out what the registry takes.",
+        ),
+        click.option(
+            "--mount-from",
+            multiple=True,
+            metavar="REPO",
+            help="A repository of the same registry that may have blobs, so that they need not be sent; repeats.",
+        ),
+    )(command)
+
+
+def _rung(_context: click.Context, _parameter: click.Parameter, value: str) -> Rung | None:
+    """Take --upload.
+
+    Raises:
+        UsageError: it is malformed, or asks for chunks that are too large.
+    """
+    return parse_rung(value)
 
 
 def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.moving import move
+from ocistream.cli.moving import mount_sources, move
 from ocistream.cli.options import (
     compression_options,
     credential_options,
     platform_choice,
     platform_option,
     transfer_options,
+    upload_options,
 )
 from ocistream.cli.targets import apart
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every named image there, under its own name.")
 @platform_option("all that is there")
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")
+@upload_options
 @credential_options("")
 @transfer_options
 def push(
@@ -66,20 +68,22 @@ def push(
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
         reference = parse_reference(image)
+        registry = reference.registry
         target, early = _always(reference), reference
         select = images_named(chosen) if chosen else only_image
     else:
+        registry = parse_registry((prefix or "").partition("/")[0])
         target, early = _under(prefix or ""), None
         select = apart(target, images_named(chosen) if chosen else named_images)
     want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
-    around = session.surroundings()
+    around = session.surroundings(mount_from=mount_sources(session.options["mount_from"], registry))
 
     def open_ends() -> tuple[Source, Sink]:
         from ocistream.stores.registry import RegistrySink
 
         source = open_source(end, around, want)
         try:
-            return source, RegistrySink(around.transport(), target, early=early)
+            return source, RegistrySink(around.transport(), target, early=early, mount_from=around.mount_from)
         except BaseException:
             source.close()
             raise

@@ -14,7 +14,7 @@ from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ocistream.cli.console import Console
@@ -65,10 +65,12 @@ def check_result(path: Path) -> None:
             pass
 
 
-def write_result(path: Path, report: Report, label: Callable[[Root], str], *, retried: int) -> None:
+def write_result(
+    path: Path, report: Report, label: Callable[[Root], str], *, retried: int, upload: Mapping[str, str]
+) -> None:
     """Write the JSON document of --result: names, digests, sizes in bytes, what became of each blob, seconds.
 
-    What was made of something else has the digest of that as `from`.
+    What was made of something else has the digest of that as `from`. `upload` is how blobs went up, by registry.
 
     Raises:
         LocalDiskError: it cannot be written.
@@ -103,6 +105,7 @@ def write_result(path: Path, report: Report, label: Callable[[Root], str], *, re
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
         "bytes": {how: _total(report, how) for how in _HOW},
         "retried": retried,
+        "upload": dict(upload),
         "seconds": round(report.seconds, 3),
     }
     # What a link leads to is replaced, not the link; and what is no file (/dev/null, a FIFO) is written to.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
     from ocistream.credentials import Credential
+    from ocistream.ladder import Ladder
     from ocistream.pacing import Pace
     from ocistream.retry import Retried
     from ocistream.transport import Transport
@@ -56,19 +57,39 @@ class Session:
     #: How often something had to be tried again.
     retried: int = 0
     pace: Pace | None = None
+    _ladder: Ladder | None = None
 
     @property
     def jobs(self) -> int:
         """How many blobs move at once."""
         return int(self.options["jobs"])
 
-    def surroundings(self, side: str = "") -> Surroundings:
+    @property
+    def ladder(self) -> Ladder:
+        """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
+        if self._ladder is None:
+            from ocistream.ladder import Ladder
+            from ocistream.state import State, state_directory
+
+            def note(message: str) -> None:
+                self.console.note(message, level=1)
+
+            def tell(message: str, level: int) -> None:
+                self.console.note(message, level=level)
+
+            directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
+            forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
+            self._ladder = Ladder(forced=forced, jobs=jobs, state=State(directory, note), tell=tell)
+        return self._ladder
+
+    def surroundings(self, side: str = "", *, mount_from: tuple[str, ...] = ()) -> Surroundings:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own."""
         return Surroundings(
             transport=functools.cache(functools.partial(self._transport, side)),
             stdin=self._stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
+            mount_from=mount_from,
         )
 
     def check_result_apart(self, *ends: End) -> None:
@@ -127,6 +148,7 @@ class Session:
             on_retry=self._tell_retry,
             cancelled=self.cancelled,
             pace=self._pace(),
+            ladder=self.ladder,
         )
 
     def _pace(self) -> Pace:

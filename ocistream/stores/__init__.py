@@ -106,6 +106,8 @@ class Surroundings:
     stdout: Callable[[], io.FileIO] = field(default=_not_here)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
+    #: Repositories of the registry that is written to, which may have blobs already.
+    mount_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ def _registry_sink(end: End, around: Surroundings, target: Callable[[Root], Refe
     def one(_: Root) -> Reference:
         return reference
 
-    return RegistrySink(around.transport(), target or one, early=reference)
+    return RegistrySink(around.transport(), target or one, early=reference, mount_from=around.mount_from)
 
 
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form

@@ -113,12 +113,19 @@ class RegistrySink:
     parallel = True
 
     def __init__(
-        self, transport: Transport, target: Callable[[Root], Reference], *, early: Reference | None = None
+        self,
+        transport: Transport,
+        target: Callable[[Root], Reference],
+        *,
+        early: Reference | None = None,
+        mount_from: Sequence[str] = (),
     ) -> None:
         """Take the way to name things.
 
-        `early` is where blobs go that come before the graph is known; without it they cannot be taken.
+        `early` is where blobs go that come before the graph is known; without it they cannot be taken. `mount_from` are
+        repositories of the same registry that may have blobs already.
         """
+        self._mount_from = tuple(mount_from)
         self._transport = transport
         self._target = target
         self._early = early
@@ -161,16 +168,13 @@ class RegistrySink:
         return all(self._uploaders[home][0].has_manifest(descriptor.digest) for home in homes)
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
-        """Mount a blob from where another repository of the same registry has it."""
+        """Mount a blob from where another repository of the same registry has it, or may have it."""
         place = source.home(descriptor.digest) if isinstance(source, RegistrySource) else None
-        if place is None:
-            return False
-        registry, repository = place
-        homes = self._needed_in[descriptor.digest]
-        if any(self._uploaders[home][0].endpoint.registry != registry for home in homes):
-            return False
         for home in self._lacking(descriptor):
-            if not self._uploaders[home][1].mount(descriptor, repository):
+            repository, uploader = self._uploaders[home]
+            own = (place[1],) if place and place[0] == repository.endpoint.registry else ()
+            sources = [name for name in dict.fromkeys((*own, *self._mount_from)) if name != home]
+            if not uploader.mount_from_any(descriptor, sources):
                 return False
             self._has[home, descriptor.digest] = True
         return True

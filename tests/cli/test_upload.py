@@ -1,0 +1,221 @@
+"""How blobs go up, as a user sees it: --upload, --mount-from, what is remembered, and a pipe whose upload breaks."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import measured, ocistream
+from tests.faults import Fault, FaultyRegistry, StopReading, refusal
+from tests.images import Descriptor, Layout, tar_layer
+
+MIB = 1 << 20
+Start = Callable[..., FaultyRegistry]
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a state directory of its own: ports are used again."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image with a layer of 3 MiB."""
+    return layout.image([tar_layer({"file": bytes(3 * MIB)}, compression="")], name="v1")
+
+
+@pytest.fixture
+def archive(layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
+    """Return an archive of that image."""
+    del image
+    path = tmp_path / "image.tar"
+    expect.success(ocistream("copy", f"oci:{layout.path}:v1", path))
+    return path
+
+
+def bodies(registry: FaultyRegistry) -> list[tuple[str, int | None, str]]:
+    return [
+        (request.method, request.status, request.headers["Content-Length"])
+        for request in registry.asked("PATCH|PUT", "/uploads/")
+        if request.headers["Content-Length"] != "0"
+    ]
+
+
+class TestUpload:
+    @pytest.mark.parametrize("text", ["", "x", "chunk", "chunk=0", "chunk=4T", "put=1"])
+    @pytest.mark.parametrize("verb", ["push", "copy"])
+    def test_a_malformed_one_is_a_usage_error(self, verb: str, text: str) -> None:
+        ends = ["localhost:1/app"] if verb == "push" else ["./no.tar", "localhost:1/app"]
+        result = ocistream(verb, *ends, "--upload", text)
+        assert result.code == 2
+        assert "chunk=4MiB" in result.err
+
+    def test_chunks_that_cannot_be_held_are_one_and_the_bound_is_said(self) -> None:
+        result = ocistream("push", "localhost:1/app", "--upload", "chunk=1G")
+        assert result.code == 2
+        assert "at most chunk=8MiB" in result.err
+
+    @pytest.mark.parametrize(
+        ("way", "method", "count"),
+        [("auto", "PATCH", 2), ("stream", "PATCH", 2), ("put", "PUT", 2), ("chunk=1M", "PATCH", 5)],
+    )
+    def test_blobs_go_up_as_asked_for(
+        self, served: FaultyRegistry, archive: Path, tmp_path: Path, way: str, method: str, count: int
+    ) -> None:
+        result = tmp_path / "result.json"
+        expect.success(ocistream("push", f"{served.host}/app:1", "--upload", way, "--result", result, stdin=archive))
+        assert {sent for sent, _, _ in bodies(served)} == {method}
+        assert len(bodies(served)) == count
+        used = {"auto": "stream", "chunk=1M": "chunk=1048576"}.get(way, way)
+        assert json.loads(result.read_bytes())["upload"] == {served.host: used}
+
+    def test_on_copy_as_well(self, served: FaultyRegistry, archive: Path) -> None:
+        expect.success(ocistream("copy", archive, f"{served.host}/app:1", "--upload", "put"))
+        assert {sent for sent, _, _ in bodies(served)} == {"PUT"}
+
+
+class TestWhatIsRemembered:
+    @pytest.fixture
+    def bounded(self, start: Start) -> FaultyRegistry:
+        """Return a registry that takes no more than 1 MiB in one request."""
+        return start(Fault(refusal(413), "PATCH|PUT", larger_than=MIB, times=None))
+
+    def test_the_second_run_begins_as_the_first_one_ended(
+        self, bounded: FaultyRegistry, archive: Path, state: Path
+    ) -> None:
+        first = ocistream("push", f"{bounded.host}/app:1", "-v", stdin=archive)
+        expect.success(first)
+        assert "413" in first.err
+        seen = len(bodies(bounded))
+        expect.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
+        bounded.layout.blob_path(sorted_largest(bounded)).unlink()
+        second = ocistream("push", f"{bounded.host}/other:1", "-v", stdin=archive)
+        expect.success(second)
+        assert "413" not in second.err
+        assert {status for _, status, _ in bodies(bounded)[seen:]} == {202}
+        (file,) = (state / "ocistream").iterdir()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+        assert json.loads(file.read_bytes())["hosts"][bounded.host]["upload"] == "chunk=1048576"
+
+    def test_that_it_cannot_be_kept_is_a_note_for_who_wants_to_know(
+        self, bounded: FaultyRegistry, archive: Path, state: Path
+    ) -> None:
+        state.write_text("a file is in the way")
+        quiet = ocistream("push", f"{bounded.host}/app:1", stdin=archive)
+        expect.success(quiet)
+        assert "is not kept" not in quiet.err
+        bounded.layout.blob_path(sorted_largest(bounded)).unlink()
+        told = ocistream("push", f"{bounded.host}/app:1", "-v", stdin=archive)
+        expect.success(told)
+        assert "is not kept" in told.err
+
+    @pytest.mark.parametrize("home", [None, "", "/nonexistent/home"])
+    def test_without_a_home_nothing_is_kept_and_nothing_fails(
+        self, bounded: FaultyRegistry, archive: Path, home: str | None, tmp_path: Path
+    ) -> None:
+        # Not even root can make a folder below a file.
+        where = home if home != "/nonexistent/home" else str(archive / "home")
+        env = {"XDG_STATE_HOME": None, "HOME": where, "DOCKER_CONFIG": str(tmp_path / "docker")}
+        expect.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive, env=env))
+
+
+def sorted_largest(registry: FaultyRegistry) -> str:
+    """Return the digest of the largest blob that a registry has."""
+    blobs = (registry.layout.path / "blobs").glob("*/*")
+    largest = max(blobs, key=lambda path: path.stat().st_size)
+    return f"{largest.parent.name}:{largest.name}"
+
+
+class TestMountFrom:
+    @pytest.mark.parametrize("source", ["base/image", "HOST/base/image"])
+    @pytest.mark.parametrize("to", [False, True])
+    def test_what_is_there_already_is_mounted_and_said_so(
+        self, start: Start, archive: Path, layout: Layout, tmp_path: Path, source: str, to: bool
+    ) -> None:
+        # The embedded registry has every blob in every repository: this one says otherwise of the target.
+        served = start(Fault(refusal(404), "HEAD", "/v2/(app|mirror/app)/blobs/", times=None))
+        expect.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
+        before = len(bodies(served))
+        named = tmp_path / "named.tar"
+        expect.success(ocistream("copy", f"oci:{layout.path}:v1", f"oci-archive:{named}:old.example/app:1"))
+        target = ["--to", f"{served.host}/mirror"] if to else [f"{served.host}/app:1"]
+        result = tmp_path / "result.json"
+        mounts = ["--mount-from", source.replace("HOST", served.host), "--result", str(result)]
+        expect.success(ocistream("push", *target, *mounts, stdin=named))
+        assert len(bodies(served)) == before
+        assert {blob["how"] for blob in json.loads(result.read_bytes())["blobs"]} == {"mounted"}
+        assert served.asked("POST", "from=base/image")
+
+    def test_on_copy_from_an_archive_too(self, start: Start, archive: Path) -> None:
+        served = start(Fault(refusal(404), "HEAD", "/v2/app/blobs/", times=None))
+        expect.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
+        result = ocistream("copy", archive, f"{served.host}/app:1", "--mount-from", "base/image")
+        expect.success(result)
+        assert "mounted" in result.err
+
+    def test_a_repository_that_refuses_costs_nothing_but_the_question(self, start: Start, archive: Path) -> None:
+        served = start(Fault(refusal(403), "POST", "mount=", times=None))
+        expect.success(ocistream("push", f"{served.host}/app:1", "--mount-from", "secret", stdin=archive))
+        assert len(served.asked("POST", "mount=")) <= 2
+        assert served.layout.blob_path(sorted_largest(served)).exists()
+
+    @pytest.mark.parametrize(
+        ("source", "said"),
+        [
+            ("other.example/base", "is not in localhost:1"),
+            ("localhost:2/base", "is not in localhost:1"),
+            ("localhost/base", "is not in localhost:1"),
+            ("localhost:1/", "no repository"),
+            ("base:1", "no repository"),
+            ("base@sha256:00", "no repository"),
+            ("Base", "no repository"),
+            ("/base", "no repository"),
+            ("", "no repository"),
+            ("../base", "is not in localhost:1"),
+        ],
+    )
+    def test_another_registry_or_what_is_no_repository_is_a_usage_error(self, source: str, said: str) -> None:
+        for arguments in (
+            ["push", "localhost:1/app"],
+            ["push", "--to", "localhost:1"],
+            ["copy", "./a", "localhost:1/a"],
+        ):
+            result = ocistream(*arguments, "--mount-from", source)
+            assert result.code == 2, result.err
+            if source != "../base":
+                assert said in result.err
+
+    def test_so_is_a_destination_that_is_no_registry(self, archive: Path, tmp_path: Path) -> None:
+        result = ocistream("copy", archive, tmp_path / "out.tar", "--mount-from", "base")
+        assert result.code == 2
+        assert not (tmp_path / "out.tar").exists()
+
+
+class TestBrokenPipes:
+    def test_an_upload_of_300_mb_that_breaks_twice_goes_on_in_bounded_memory(
+        self, start: Start, layout: Layout, tmp_path: Path
+    ) -> None:
+        layout.image([tar_layer({"zeros": bytes(300 * MIB)}, compression="")], name="v1")
+        archive = tmp_path / "image.tar"
+        expect.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+        served = start(
+            Fault(StopReading(100 * MIB, reset=True), "PATCH", larger_than=200 * MIB),
+            Fault(StopReading(50 * MIB), "PATCH", larger_than=100 * MIB),
+        )
+        pushed = measured("push", f"{served.host}/app:1", stdin=archive)
+        expect.success(pushed)
+        assert pushed.peak is not None
+        assert pushed.peak < 48 * MIB, pushed.peak
+        received = sum(patch.received for patch in served.asked("PATCH") if int(patch.headers["Content-Length"]) > MIB)
+        size = served.layout.blob_path(sorted_largest(served)).stat().st_size
+        # What the registry had was not sent again, though it came from a pipe.
+        assert received == size
+        assert len(served.asked("PATCH", "")) == 4

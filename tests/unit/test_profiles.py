@@ -1,0 +1,97 @@
+"""What is known of registries: whose host or answer it is, and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ocistream.profiles import PROFILES, UNKNOWN, profile_by_answer, profile_of
+from ocistream.rungs import CHUNK, PUT, STREAM
+
+HOSTS = {
+    "gcr.io": "Google Artifact Registry",
+    "eu.gcr.io": "Google Artifact Registry",
+    "europe-west1-docker.pkg.dev": "Google Artifact Registry",
+    "ghcr.io": "GitHub Packages",
+    "GHCR.io": "GitHub Packages",
+    "ghcr.io:443": "GitHub Packages",
+    "123456789012.dkr.ecr.eu-central-1.amazonaws.com": "Amazon ECR",
+    "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com": "Amazon ECR",
+    "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn": "Amazon ECR",
+    "123456789012.dkr-ecr.eu-central-1.on.aws": "Amazon ECR",
+    "public.ecr.aws": "Amazon ECR",
+    "team.azurecr.io": "Azure Container Registry",
+    "team.westeurope.data.azurecr.io": "Azure Container Registry",
+    "team.azurecr.us": "Azure Container Registry",
+    "quay.io": "Quay",
+    "docker.io": "Docker Hub",
+    "registry.gitlab.com": "GitLab",
+    "team.jfrog.io": "Artifactory",
+    "demo.goharbor.io": "Harbor",
+}
+ANSWERS = {
+    ("Server", "Artifactory/7.9.1 70901900"): "Artifactory",
+    ("X-Artifactory-Id", "6d70dcfd451c8e98"): "Artifactory",
+    ("X-JFrog-Version", "Artifactory/7.111.4"): "Artifactory",
+    ("Server", "Nexus/3.95.0-07 (COMMUNITY)"): "Nexus",
+    ("Server", "AzureContainerRegistry"): "Azure Container Registry",
+    ("Gitlab-Container-Registry-Version", "4.0.0-gitlab"): "GitLab",
+    ("WWW-Authenticate", 'Bearer realm="https://h.example/service/token",service="harbor-registry"'): "Harbor",
+    ("X-GitHub-Request-Id", "ABCD:1234"): "GitHub Packages",
+    ("Docker-RateLimit-Source", "198.51.100.7"): "Docker Hub",
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_is_known(host: str) -> None:
+    assert profile_of(host).name == HOSTS[host]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("spoilt", ["evil{}", "{}.evil.example", "evil.{}.x", "{}\n", "x/{}", "{}@evil"])
+def test_a_host_that_only_contains_its_name_is_not(host: str, spoilt: str) -> None:
+    name = spoilt.format(host.partition(":")[0])
+    found = profile_of(name)
+    # `evilteam.azurecr.io` is a registry of Azure's as well, but of no other kind.
+    assert found is UNKNOWN or (spoilt == "evil{}" and found.name == HOSTS[host])
+    assert profile_of("evilghcr.io") is profile_of("ghcr.io.evil.com") is profile_of("evilgcr.io") is UNKNOWN
+
+
+@pytest.mark.parametrize("host", ["localhost:5000", "[::1]:5000", "registry.example.com", "127.0.0.1", ""])
+def test_anybody_else_follows_the_specification(host: str) -> None:
+    assert profile_of(host) is UNKNOWN
+    assert UNKNOWN.rungs == (STREAM, PUT, CHUNK)
+    assert UNKNOWN.resumes
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_shows_what_its_registry_is(answer: tuple[str, str]) -> None:
+    name, value = answer
+    found = profile_by_answer(lambda header: value if header == name else None)
+    assert found is not None
+    assert found.name == ANSWERS[answer]
+
+
+def test_an_answer_that_shows_nothing_is_nobody_s() -> None:
+    for server in ("nginx", "MyArtifactory/1", "xNexus/3", "Docker Registry", None):
+        assert profile_by_answer(lambda header, server=server: server if header == "Server" else None) is None  # type: ignore[misc]
+
+
+def test_every_profile_says_where_it_is_known_from_and_begins_with_what_it_takes() -> None:
+    assert len({profile.name for profile in PROFILES}) == len(PROFILES)
+    for profile in PROFILES:
+        assert profile.sources, profile.name
+        assert profile.hosts or profile.headers, profile.name
+        assert profile.rungs[0] == STREAM, f"{profile.name}: docker's way is what every registry takes"
+        assert set(profile.rungs) <= {STREAM, PUT, CHUNK}
+
+
+def test_what_holds_where() -> None:
+    by_name = {profile.name: profile for profile in PROFILES}
+    assert CHUNK not in by_name["Google Artifact Registry"].rungs
+    assert CHUNK not in by_name["Amazon ECR"].rungs
+    assert not by_name["Amazon ECR"].resumes
+    assert PUT not in by_name["Artifactory"].rungs
+    assert by_name["GitHub Packages"].largest_chunk == 4 << 20
+    assert dataclasses.is_dataclass(UNKNOWN)

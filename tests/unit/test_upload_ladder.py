@@ -1,0 +1,515 @@
+"""Which way a blob goes up: what is refused, what is tried then, and what is remembered of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import IntegrityError, NetworkError, RegistryError, UnsupportedError, UsageError
+from ocistream.hosts import HostSettings
+from ocistream.ladder import Ladder
+from ocistream.profiles import UNKNOWN, Profile
+from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, Rung, parse_rung
+from ocistream.state import State
+from tests.certificates import Certificate
+from tests.faults import Fault, FaultyHandler, Header, Reply, StopReading, refusal
+from tests.network import CountingRegistry, names
+from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
+
+Place = Callable[..., tuple[CountingRegistry, str]]
+
+KIB = 1024
+
+
+def too_large(limit: int) -> Fault:
+    """Return what a proxy does that bounds the bodies of requests."""
+    return Fault(refusal(413), "PATCH|PUT", larger_than=limit, times=None)
+
+
+def ranges(registry: CountingRegistry) -> list[str | None]:
+    return [patch.headers["Content-Range"] for patch in registry.asked("PATCH") if patch.status == 202]
+
+
+def is_whole(registry: CountingRegistry) -> bool:
+    """Say whether the parts that were taken join to the blob, without a byte twice or none."""
+    spans = [span for span in ranges(registry) if span]
+    ends = [tuple(map(int, span.split("-"))) for span in spans]
+    return [start for start, _ in ends] == [0, *(end + 1 for _, end in ends[:-1])] and ends[-1][1] == len(CONTENT) - 1
+
+
+class TestRungs:
+    @pytest.mark.parametrize(
+        ("text", "rung"),
+        [
+            ("auto", None),
+            ("stream", Rung(STREAM)),
+            ("put", Rung(PUT)),
+            ("chunk=4194304", Rung(CHUNK, 4 * MIB)),
+            ("chunk=4MiB", Rung(CHUNK, 4 * MIB)),
+            ("chunk=4MB", Rung(CHUNK, 4 * MIB)),
+            ("chunk=4m", Rung(CHUNK, 4 * MIB)),
+            ("chunk=512K", Rung(CHUNK, 512 * KIB)),
+            ("chunk=100b", Rung(CHUNK, 100)),
+        ],
+    )
+    def test_one_is_read_as_it_is_written(self, text: str, rung: Rung | None) -> None:
+        assert parse_rung(text) == rung
+        if rung is not None:
+            assert parse_rung(str(rung)) == rung
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "x",
+            "Stream",
+            "chunk",
+            "chunk=",
+            "chunk=0",
+            "chunk=-1",
+            "chunk=4T",
+            "chunk=4iB",
+            "chunk=1.5M",
+            "put=1",
+            "stream=",
+            "chunk=4 4",
+            "chunk=٤",
+            "chunk=4M\n",
+            "auto=1",
+        ],
+    )
+    def test_anything_else_is_refused(self, text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            parse_rung(text)
+        assert caught.value.hint
+        assert "chunk=SIZE" in caught.value.hint
+
+    def test_a_chunk_that_cannot_be_held_is_refused_with_the_bound(self) -> None:
+        assert parse_rung("chunk=8MiB") == Rung(CHUNK, limits.UPLOAD_MEMORY)
+        for text in ("chunk=8388609", "chunk=1G", "chunk=999999999999G"):
+            with pytest.raises(UsageError) as caught:
+                parse_rung(text)
+            assert "at most chunk=8MiB" in (caught.value.hint or "")
+
+    def test_the_table_of_refusals_names_ways_only(self) -> None:
+        for refused in REFUSED.values():
+            for status, ways in refused.items():
+                assert 400 <= status < 600
+                assert set(ways) <= {STREAM, PUT, CHUNK}
+
+
+class TestForced:
+    def test_chunks_state_their_range_and_length_and_each_goes_to_the_location_before(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        located = Header("Location", lambda path: f"{path}?at={len(registry.requests)}")
+        registry = faulty(Fault(located, "POST|PATCH", times=None))
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        patches = registry.asked("PATCH")
+        assert ranges(registry) == [
+            "0-1048575",
+            "1048576-2097151",
+            "2097152-3145727",
+            "3145728-4194303",
+            "4194304-4194308",
+        ]
+        assert [patch.headers["Content-Length"] for patch in patches] == ["1048576"] * 4 + ["5"]
+        assert [patch.query["at"] for patch in patches] == [["1"], ["2"], ["3"], ["4"], ["5"]]
+        (put,) = registry.asked("PUT")
+        assert (put.query["at"], put.headers["Content-Length"]) == (["6"], "0")
+        assert is_stored(registry)
+
+    def test_chunks_of_a_blob_without_a_name_have_a_length_too(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).unnamed)
+        assert [patch.headers["Content-Length"] for patch in registry.asked("PATCH")] == ["1048576"] * 4 + ["5"]
+        assert is_whole(registry)
+        assert is_stored(registry)
+
+    def test_one_put_has_the_digest_and_the_body(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(Source().blob)
+        _, put = registry.requests
+        assert methods(registry) == ["POST", "PUT"]
+        assert put.headers["Content-Length"] == str(len(CONTENT))
+        assert put.query["digest"] == [Source().blob.descriptor.digest]
+        assert is_stored(registry)
+
+    def test_one_put_is_nothing_for_what_has_no_digest_yet(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        with pytest.raises(UnsupportedError):
+            uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(Source().unnamed)
+        assert registry.requests == []
+
+    @pytest.mark.parametrize("rung", ["stream", "put", "chunk=1MiB"])
+    def test_an_empty_blob_is_a_put_without_a_body_all_the_same(self, faulty: Faulty, quick: Quick, rung: str) -> None:
+        registry = faulty()
+        uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(Source(b"").blob)
+        assert methods(registry) == ["POST", "PUT"]
+        assert is_stored(registry, b"")
+
+    @pytest.mark.parametrize("rung", ["stream", "put", "chunk=1MiB"])
+    @pytest.mark.parametrize("status", [404, 405, 413, 416])
+    def test_it_is_obeyed_and_the_refusal_told(self, faulty: Faulty, quick: Quick, rung: str, status: int) -> None:
+        registry = faulty(Fault(refusal(status), "PATCH|PUT", larger_than=0, times=None))
+        with pytest.raises(NetworkError) as caught:
+            uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(Source().blob)
+        assert caught.value.exit_code == 7
+        assert "--upload auto" in (caught.value.hint or "")
+        assert {request.method for request in registry.requests if request.status == status} == {
+            "PUT" if rung == "put" else "PATCH"
+        }
+
+    def test_the_configuration_of_a_host_forces_as_well_and_an_option_more_so(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        host = HostSettings(upload="put")
+        registry = faulty()
+        uploader(quick(host=host), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "PUT"]
+        uploader(quick(host=host, ladder=Ladder(forced=Rung(STREAM))), registry).upload(Source().blob)
+        assert methods(registry)[2:] == ["POST", "PATCH", "PUT"]
+        registry = faulty()
+        uploader(quick(host=HostSettings(upload="auto")), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+
+    @pytest.mark.parametrize("wrong", [b"!", b""])
+    @pytest.mark.parametrize("rung", ["stream", "put", "chunk=1MiB", "chunk=1"])
+    def test_a_corrupt_blob_is_never_closed(self, faulty: Faulty, quick: Quick, rung: str, wrong: bytes) -> None:
+        registry = faulty()
+        content = CONTENT if rung != "chunk=1" else b"abc"
+        source = Source(content)
+        source.content = content[:-1] + wrong
+        with pytest.raises(Exception, match=r"digest|expected"):
+            uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(source.blob)
+        assert not [put for put in registry.asked("PUT") if put.status == 201]
+        assert not is_stored(registry, source.content)
+        assert not is_stored(registry, content)
+
+    @pytest.mark.parametrize("rung", ["stream", "chunk=1MiB"])
+    def test_nor_is_one_with_more_bytes_than_were_promised(self, faulty: Faulty, quick: Quick, rung: str) -> None:
+        registry = faulty()
+        source = Source(CONTENT)
+        source.content = CONTENT + bytes(2 * MIB)
+        with pytest.raises(IntegrityError):
+            uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(source.blob)
+        assert registry.asked("PUT") == []
+        assert not is_stored(registry)
+
+
+class TestSteppingDown:
+    @pytest.mark.parametrize("replayable", [True, False])
+    @pytest.mark.parametrize("named", [True, False])
+    def test_too_large_is_a_reason_for_chunks_of_half_the_size_until_they_fit(
+        self, faulty: Faulty, quick: Quick, replayable: bool, named: bool
+    ) -> None:
+        registry = faulty(too_large(MIB))
+        ladder = Ladder()
+        source = Source(replayable=replayable)
+        if named:
+            uploader(quick(ladder=ladder), registry).upload(source.blob)
+        else:
+            registry.faults.insert(0, Fault(refusal(413), "PATCH", times=1))
+            uploader(quick(ladder=ladder), registry).upload(source.unnamed)
+        assert is_stored(registry)
+        assert is_whole(registry)
+        assert source.opened == 1 or replayable
+        assert {patch.received for patch in registry.asked("PATCH") if patch.status == 202} == {MIB, 5}
+        assert ladder.used == {registry.host: "chunk=1048576"}
+
+    def test_what_one_blob_has_found_out_the_next_begins_with(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(too_large(MIB))
+        target = uploader(quick(), registry)
+        target.upload(Source().blob)
+        before = len(registry.requests)
+        target.upload(Source(CONTENT[:-1]).blob)
+        target.upload(Source(CONTENT[:-2]).unnamed)
+        assert all(request.status in {201, 202} for request in registry.requests[before:])
+
+    def test_one_that_takes_not_even_small_chunks_is_given_up_with_the_likely_cause(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty(too_large(0))
+        with pytest.raises(RegistryError, match="413") as caught:
+            uploader(quick(), registry).upload(Source().blob)
+        assert "client_max_body_size" in (caught.value.hint or "")
+        assert "--upload" in (caught.value.hint or "")
+        sizes = [int(patch.headers["Content-Length"]) for patch in registry.asked("PATCH")]
+        assert sizes == [len(CONTENT), 4 * MIB, 2 * MIB, MIB, MIB // 2, MIB // 4]
+        assert is_clean(registry)
+
+    @pytest.mark.parametrize(
+        ("refused", "status", "way"),
+        [
+            ("PATCH", 404, "put"),
+            ("PATCH", 405, "put"),
+            ("PATCH", 501, "put"),
+        ],
+    )
+    def test_a_registry_without_patch_gets_one_put(
+        self, faulty: Faulty, quick: Quick, refused: str, status: int, way: str
+    ) -> None:
+        registry = faulty(Fault(refusal(status), refused, times=None))
+        ladder = Ladder()
+        uploader(quick(ladder=ladder), registry).upload(Source().blob)
+        assert is_stored(registry)
+        assert ladder.used == {registry.host: way}
+        before = len(registry.requests)
+        uploader(quick(ladder=ladder), registry).upload(Source(CONTENT[:-1]).blob)
+        assert methods(registry)[before:] == ["POST", "PUT"]
+
+    @pytest.mark.parametrize("status", [400, 411, 501])
+    @pytest.mark.parametrize("replayable", [True, False])
+    def test_one_that_takes_no_chunked_coding_gets_a_nameless_blob_in_chunks(
+        self, faulty: Faulty, quick: Quick, status: int, replayable: bool
+    ) -> None:
+        registry = faulty()
+        registry.faults = [Fault(refusal(status), "PATCH")]
+        ladder = Ladder()
+        uploader(quick(ladder=ladder), registry).upload(Source(replayable=replayable).unnamed)
+        assert is_stored(registry)
+        assert all(patch.headers["Transfer-Encoding"] is None for patch in registry.asked("PATCH")[1:])
+        # What has a length needs no chunks.
+        uploader(quick(ladder=ladder), registry).upload(Source(CONTENT[:-1]).blob)
+        assert registry.asked("PATCH")[-1].headers["Content-Range"] is None
+
+    @pytest.mark.parametrize("status", [400, 404, 405, 501])
+    def test_one_that_takes_no_chunks_gets_a_stream_or_a_put(self, faulty: Faulty, quick: Quick, status: int) -> None:
+        registry = faulty(Fault(refusal(status), "PATCH"))
+        ladder = Ladder()
+        ladder.reach(registry.host, Rung(CHUNK, MIB), sized=True)
+        uploader(quick(ladder=ladder), registry).upload(Source().blob)
+        assert is_stored(registry)
+        assert ladder.used == {registry.host: "put" if status == 405 else "stream"}
+
+    def test_416_of_a_body_that_is_too_large_is_a_reason_for_chunks(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(416), "PATCH", larger_than=MIB, times=None))
+        uploader(quick(), registry).upload(Source().blob)
+        assert is_stored(registry)
+        assert is_whole(registry)
+
+    def test_416_of_an_offset_that_is_wrong_is_none(self, faulty: Faulty, quick: Quick) -> None:
+        # The first time that it is asked, not all of what has come is counted yet.
+        registry = faulty(Fault(StopReading(2 * MIB), "PATCH"), Fault(Header("Range", "0-1048575"), "GET", "/uploads/"))
+        ladder = Ladder()
+        uploader(quick(ladder=ladder), registry).upload(Source(replayable=False).blob)
+        assert [patch.status for patch in registry.asked("PATCH")] == [None, 416, 202]
+        assert len(registry.asked("POST")) == 1
+        assert ladder.used == {registry.host: "stream"}
+        assert is_stored(registry)
+
+    def test_a_lost_session_is_not_taken_for_a_method_that_is_not_known(self, faulty: Faulty, quick: Quick) -> None:
+        for code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"):
+            registry = faulty(Fault(refusal(404, code), "PATCH", times=2))
+            ladder = Ladder()
+            uploader(quick(ladder=ladder), registry).upload(Source().blob)
+            assert len(registry.asked("POST")) == 3
+            assert ladder.used == {registry.host: "stream"}
+
+    def test_a_404_that_says_nothing_is_a_lost_session_once_and_the_method_twice(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        once = faulty(Fault(refusal(404), "PATCH"), Fault(refusal(404), "GET", "uploads", times=None))
+        ladder = Ladder()
+        uploader(quick(ladder=ladder), once).upload(Source().blob)
+        assert ladder.used == {once.host: "stream"}
+        always = faulty(Fault(refusal(404), "PATCH", times=None), Fault(refusal(404), "GET", "uploads", times=None))
+        uploader(quick(ladder=ladder), always).upload(Source().blob)
+        assert ladder.used[always.host] == "put"
+        assert len(always.asked("PATCH")) == 2
+
+    @pytest.mark.parametrize("method", ["POST", "PUT"])
+    @pytest.mark.parametrize("status", [405, 413])
+    def test_what_has_no_body_is_no_matter_of_the_way(
+        self, faulty: Faulty, quick: Quick, method: str, status: int
+    ) -> None:
+        registry = faulty(Fault(refusal(status), method, times=None))
+        with pytest.raises(RegistryError):
+            uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked(method)) == 1
+
+    def test_what_the_profile_rules_out_is_not_tried(self) -> None:
+        ladder = Ladder()
+        assert ladder.below("team.jfrog.io", Rung(STREAM), 405, sized=True, body=None, tried=()) is None
+        for host in ("gcr.io", "public.ecr.aws"):
+            assert ladder.below(host, Rung(STREAM), 413, sized=True, body=None, tried=()) is None
+        assert ladder.below("ghcr.io", Rung(STREAM), 416, sized=True, body=None, tried=()) == Rung(CHUNK, 4 * MIB)
+
+    def test_stepping_down_is_told_and_louder_where_it_costs(self, faulty: Faulty, quick: Quick) -> None:
+        told: list[tuple[str, int]] = []
+        registry = faulty(Fault(refusal(405), "PATCH", times=None))
+        ladder = Ladder(tell=lambda message, level: told.append((message, level)))
+        uploader(quick(ladder=ladder), registry).upload(Source(b"x").blob)
+        ((message, level),) = told
+        assert registry.host in message
+        assert "405" in message
+        assert "put" in message
+        assert level == 1
+
+
+@pytest.fixture
+def place(faulty: Faulty, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Return a function that starts a registry, with TLS where asked for, and gives the host by which it is reached."""
+
+    def start(*faults: Fault, encrypted: bool) -> tuple[CountingRegistry, str]:
+        registry = faulty(*faults, tls=certificate if encrypted else None)
+        port = registry.host.rpartition(":")[2]
+        return registry, f"registry.test:{port}" if encrypted else registry.host
+
+    with names(monkeypatch, registry="203.0.113.5"):
+        yield start
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
+class TestEarlyAnswers:
+    @pytest.mark.parametrize("named", [False, True])
+    def test_a_refusal_that_comes_while_it_is_sent_ends_the_sending(
+        self, place: Place, quick: Quick, certificate: Certificate, encrypted: bool, named: bool
+    ) -> None:
+        registry, host = place(Fault(refusal(413), "PATCH"), encrypted=encrypted)
+        content = bytes(64 * MIB)
+        source = Source(content, replayable=False)
+        transport = quick(ca_file=str(certificate.file))
+        uploader(transport, host).upload(source.blob if named else source.unnamed)
+        # It was no failure of the network, and so little had been read that all of it was still in the window.
+        assert is_stored(registry, content)
+        assert transport.told == []
+        assert source.opened == 1
+        assert registry.asked("DELETE") == []
+
+    def test_an_interim_answer_is_no_reason_to_stop(
+        self,
+        place: Place,
+        quick: Quick,
+        certificate: Certificate,
+        encrypted: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        dispatch = FaultyHandler.dispatch
+
+        def interim(handler: FaultyHandler) -> None:
+            handler.wfile.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+            dispatch(handler)
+
+        monkeypatch.setattr(FaultyHandler, "dispatch", interim)
+        registry, host = place(encrypted=encrypted)
+        uploader(quick(ca_file=str(certificate.file)), host).upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+        assert registry.accepted == 1
+        assert is_stored(registry)
+
+    def test_a_success_before_all_was_sent_is_none(
+        self, place: Place, quick: Quick, certificate: Certificate, encrypted: bool
+    ) -> None:
+        registry, host = place(Fault(Reply(202), "PATCH"), encrypted=encrypted)
+        content = bytes(64 * MIB)
+        uploader(quick(ca_file=str(certificate.file)), host).upload(Source(content).blob)
+        assert is_stored(registry, content)
+        assert len(registry.asked("PATCH")) == 2
+        assert len(registry.asked("POST")) == 1
+
+
+class TestMinChunkLength:
+    def test_it_is_honoured(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(chunk_min_length=2 * MIB)
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        assert [patch.received for patch in registry.asked("PATCH")] == [2 * MIB, 2 * MIB, 5]
+        assert is_stored(registry)
+
+    @pytest.mark.parametrize("named", [True, False])
+    def test_but_never_past_the_memory_that_there_is(self, faulty: Faulty, quick: Quick, named: bool) -> None:
+        registry = faulty(chunk_min_length=limits.UPLOAD_MEMORY + 1)
+        source = Source(replayable=False)
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(
+            source.blob if named else source.unnamed
+        )
+        assert [patch.received for patch in registry.asked("PATCH")] == [len(CONTENT)]
+        assert ranges(registry) == [None]
+        assert is_stored(registry)
+
+
+class TestRangesOfAnswers:
+    @pytest.mark.parametrize("stated", ["0-0", "0-99", "0-1048575", "0-99999999", "nonsense", None, "bytes=0-1"])
+    def test_one_that_cannot_be_so_is_not_believed(self, faulty: Faulty, quick: Quick, stated: str | None) -> None:
+        registry = faulty(Fault(Header("Range", stated), "PATCH", skip=1, times=None))
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        assert is_whole(registry)
+        assert is_stored(registry)
+
+    def test_that_less_was_taken_is(self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = FaultyHandler.read_body
+
+        def little(handler: FaultyHandler, buffer: memoryview) -> int:
+            if handler.command == "PATCH" and handler.body.received >= 512 * KIB:
+                while read(handler, buffer):
+                    pass
+                return 0
+            return read(handler, buffer[: 64 * KIB])
+
+        monkeypatch.setattr(FaultyHandler, "read_body", little)
+        registry = faulty()
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        assert is_stored(registry)
+
+
+class TestLearning:
+    def learnt(self, folder: Path) -> Ladder:
+        return Ladder(state=State(folder))
+
+    def test_the_next_run_begins_with_what_this_one_came_to(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
+        registry = faulty(too_large(MIB))
+        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source().blob)
+        before = len(registry.requests)
+        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source(CONTENT[:-1]).blob)
+        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source(CONTENT[:-2]).unnamed)
+        assert all(request.status in {201, 202} for request in registry.requests[before:])
+
+    def test_what_turns_out_wrong_heals_itself(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
+        registry = faulty(Fault(refusal(405), "PATCH"))
+        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source().blob)
+        assert self.learnt(tmp_path).rung(registry.host, sized=True) == Rung(PUT)
+        registry.faults = [Fault(refusal(405), "PUT", larger_than=0, times=None)]
+        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source(CONTENT[:-1]).blob)
+        assert is_stored(registry, CONTENT[:-1])
+        assert State(tmp_path).facts() == {}
+        assert self.learnt(tmp_path).rung(registry.host, sized=True) == Rung(STREAM)
+
+    def test_what_goes_well_at_once_is_not_worth_a_file(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
+        registry = faulty()
+        uploader(quick(ladder=self.learnt(tmp_path / "state")), registry).upload(Source().blob)
+        assert not (tmp_path / "state").exists()
+
+    def test_what_was_forced_is_nothing_that_was_learnt(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
+        ladder = Ladder(forced=Rung(PUT), state=State(tmp_path / "state"))
+        uploader(quick(ladder=ladder), faulty()).upload(Source().blob)
+        assert not (tmp_path / "state").exists()
+
+    @pytest.mark.parametrize("text", ["chunk=1G", "chunk=0", "nonsense", "auto"])
+    def test_a_fact_that_makes_no_sense_is_none(self, tmp_path: Path, text: str) -> None:
+        fact = {"upload": text, "since": 1e9}
+        (tmp_path / "hosts.json").write_text(json.dumps({"version": 1, "hosts": {"a.example": fact}}))
+        ladder = Ladder(state=State(tmp_path, now=lambda: 1e9))
+        assert ladder.rung("a.example", sized=True) == Rung(STREAM)
+
+
+class TestJobs:
+    def test_what_several_hold_together_is_what_one_pipe_may(self) -> None:
+        for jobs in (1, 4, 32):
+            ladder = Ladder(jobs=jobs)
+            assert ladder.window(replayable=False) == limits.UPLOAD_MEMORY
+            assert ladder.window(replayable=True) * jobs <= limits.UPLOAD_MEMORY
+
+
+def test_an_answer_refines_what_is_known_of_a_host_but_never_the_table(faulty: Faulty, quick: Quick) -> None:
+    registry = faulty(Fault(Header("X-Artifactory-Id", "6d70dcfd"), "POST", times=None))
+    transport = quick()
+    assert transport.ladder.profile(registry.host) is UNKNOWN
+    uploader(transport, registry).upload(Source(b"x").blob)
+    assert transport.ladder.profile(registry.host).name == "Artifactory"
+    transport.ladder.saw("ghcr.io", lambda name: "Nexus/3" if name == "Server" else None)
+    assert transport.ladder.profile("ghcr.io").name == "GitHub Packages"
+    assert isinstance(UNKNOWN, Profile)

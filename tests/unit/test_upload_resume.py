@@ -1,0 +1,262 @@
+"""An upload that breaks goes on where the registry is: what is sent twice, what is believed, and when it is over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import CancelledError, NetworkError
+from ocistream.ladder import Ladder
+from ocistream.rungs import CHUNK, PUT, Rung
+from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
+from tests.network import CountingRegistry, QuickTransport
+from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
+
+KIB = 1024
+
+
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make the memory for all uploads so small that a blob does not fit."""
+    monkeypatch.setattr(limits, "UPLOAD_MEMORY", MIB)
+    return MIB
+
+
+def spans(registry: CountingRegistry) -> list[tuple[int, int]]:
+    """Return the ranges that were stated, as first and last byte."""
+    stated = [patch.headers["Content-Range"] for patch in registry.asked("PATCH")]
+    return [(int(first), int(last)) for span in stated if span for first, _, last in [span.partition("-")]]
+
+
+class TestTheWindow:
+    @pytest.mark.parametrize("reset", [True, False])
+    def test_a_pipe_goes_on_at_the_offset_of_the_registry_and_nothing_that_it_has_is_sent_again(
+        self, faulty: Faulty, quick: Quick, reset: bool
+    ) -> None:
+        content = CONTENT * 5
+        registry = faulty(Fault(StopReading(9 * MIB, reset=reset), "PATCH"))
+        source = Source(content, replayable=False)
+        uploader(quick(), registry).upload(source.blob)
+        first, second = registry.asked("PATCH")
+        assert first.received == 9 * MIB
+        assert spans(registry) == [(9 * MIB, len(content) - 1)]
+        assert second.headers["Content-Length"] == str(len(content) - 9 * MIB)
+        assert source.opened == 1
+        assert is_stored(registry, content)
+
+    def test_again_and_again_as_long_as_there_is_progress(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(StopReading(MIB // 2), "PATCH", times=None, larger_than=MIB // 2))
+        source = Source(replayable=False)
+        uploader(quick(), registry).upload(source.blob)
+        assert len(registry.asked("PATCH")) > 4
+        assert is_stored(registry)
+
+    def test_but_not_without(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(StopReading(10), "PATCH", times=None))
+        with pytest.raises(NetworkError):
+            uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("PATCH")) == 4
+        assert registry.asked("DELETE")
+        assert is_clean(registry)
+
+    def test_a_small_blob_is_all_in_it_and_so_a_lost_session_is_no_loss(self, faulty: Faulty, quick: Quick) -> None:
+        for way in ("blob", "unnamed"):
+            registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", times=2))
+            source = Source(replayable=False)
+            uploader(quick(), registry).upload(getattr(source, way))
+            assert source.opened == 1
+            assert len(registry.asked("POST")) == 3
+            assert is_stored(registry)
+
+    @pytest.mark.usefixtures("small_window")
+    @pytest.mark.parametrize("way", ["blob", "unnamed"])
+    def test_what_has_left_it_is_lost_with_the_session_and_the_hint_says_what_to_do(
+        self, faulty: Faulty, quick: Quick, way: str
+    ) -> None:
+        lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), lost)
+        source = Source(replayable=False)
+        with pytest.raises(NetworkError) as caught:
+            uploader(quick(), registry).upload(getattr(source, way))
+        assert caught.value.exit_code == 7
+        assert "cannot be sent again: push from a file" in (caught.value.hint or "")
+        assert source.opened == source.closed == 1
+        assert methods(registry) == ["POST", "PATCH", "GET", "DELETE"]
+        assert not is_stored(registry)
+        assert is_clean(registry)
+
+    @pytest.mark.usefixtures("small_window")
+    @pytest.mark.parametrize("way", ["blob", "unnamed"])
+    def test_where_the_source_can_be_read_again_it_is(self, faulty: Faulty, quick: Quick, way: str) -> None:
+        lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), lost)
+        source = Source()
+        uploader(quick(), registry).upload(getattr(source, way))
+        assert source.opened == source.closed == 2
+        assert is_stored(registry)
+
+    @pytest.mark.usefixtures("small_window")
+    def test_and_even_then_only_what_the_registry_lacks_is_sent(self, faulty: Faulty, quick: Quick) -> None:
+        # Nothing of what follows the first MiB was kept: the registry's disk was full, say.
+        registry = faulty(Fault(StopReading(MIB), "PATCH"))
+        source = Source(CONTENT * 5)
+        uploader(quick(), registry).upload(source.blob)
+        assert spans(registry) == [(MIB, len(source.content) - 1)]
+        assert is_stored(registry, source.content)
+
+    def test_a_source_that_fails_while_it_is_read_again_is_not_tried_again(
+        self, faulty: Faulty, quick: Quick, small_window: int
+    ) -> None:
+        del small_window
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(404), "GET", "uploads"))
+        source = Source()
+        gone = NetworkError("the source is gone")
+
+        def fail(start: int) -> None:
+            if source.opened == 2 and start == MIB:
+                raise gone
+
+        source.before = fail
+        with pytest.raises(NetworkError) as caught:
+            uploader(quick(), registry).upload(source.blob)
+        assert caught.value is gone
+        assert source.opened == source.closed == 2
+
+
+class TestWhatIsBelieved:
+    def breaking(self, faulty: Faulty, stated: str | None, after: int = 3 * MIB) -> CountingRegistry:
+        return faulty(Fault(StopReading(after), "PATCH"), Fault(Header("Range", stated), "GET", "uploads"))
+
+    @pytest.mark.parametrize("stated", [None, "0-0"])
+    def test_no_range_means_that_there_is_nothing(self, faulty: Faulty, quick: Quick, stated: str | None) -> None:
+        registry = self.breaking(faulty, stated, after=0)
+        uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("POST")) == 1
+        assert is_stored(registry)
+
+    @pytest.mark.parametrize("stated", ["0-999999999", "0-4194309"])
+    @pytest.mark.parametrize("replayable", [True, False])
+    def test_more_than_was_sent_is_not(self, faulty: Faulty, quick: Quick, stated: str, replayable: bool) -> None:
+        registry = self.breaking(faulty, stated)
+        uploader(quick(), registry).upload(Source(replayable=replayable).blob)
+        assert len(registry.asked("POST")) == 2
+        assert [put.status for put in registry.asked("PUT")] == [201]
+        assert is_stored(registry)
+
+    def test_less_than_was_acknowledged_before_is_not(self, faulty: Faulty, quick: Quick) -> None:
+        registry = self.breaking(faulty, "0-1048575", after=0)
+        registry.faults[0].skip = 3
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("POST")) == 2
+        assert is_stored(registry)
+
+    def test_the_location_of_that_answer_is_where_it_goes_on(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(
+            Fault(StopReading(3 * MIB), "PATCH"),
+            Fault(Header("Location", lambda path: f"{path}?_state=b%3D"), "GET", "uploads"),
+        )
+        uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert registry.asked("PATCH")[1].target.endswith("?_state=b%3D")
+        assert is_stored(registry)
+
+    def test_that_the_registry_does_not_answer_means_a_new_session(self, faulty: Faulty, quick: Quick) -> None:
+        for silence in (refusal(404), refusal(405), refusal(400), HangUp()):
+            registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(silence, "GET", "uploads", times=1))
+            uploader(quick(), registry).upload(Source(replayable=False).blob)
+            assert is_stored(registry)
+
+    @pytest.mark.parametrize("status", [400, 405, 411, 501])
+    def test_one_that_takes_no_part_of_a_stream_gets_all_of_it_again(
+        self, faulty: Faulty, quick: Quick, status: int
+    ) -> None:
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(status), "PATCH"))
+        ladder = Ladder()
+        uploader(quick(ladder=ladder), registry).upload(Source(replayable=False).blob)
+        assert methods(registry) == ["POST", "PATCH", "GET", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+        # It says nothing about how blobs go up.
+        assert ladder.used == {registry.host: "stream"}
+        assert is_stored(registry)
+
+    def test_one_that_has_put_the_parts_together_wrongly_gets_all_of_it_again(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(400, "DIGEST_INVALID"), "PUT"))
+        uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("POST")) == 2
+        assert is_stored(registry)
+
+    def test_but_of_one_that_never_broke_a_wrong_digest_is_final(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None))
+        with pytest.raises(NetworkError, match="DIGEST_INVALID"):
+            uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked("POST")) == 1
+
+    def test_a_registry_whose_ranges_stand_still_is_never_asked(self, faulty: Faulty, quick: Quick) -> None:
+        transport = quick()
+        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"))
+        transport.ladder._profiles[registry.host] = transport.ladder.profile("public.ecr.aws")  # noqa: SLF001 - its host is not ours
+        uploader(transport, registry).upload(Source(replayable=False).blob)
+        assert methods(registry) == ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+        assert is_stored(registry)
+
+
+class TestChunks:
+    @pytest.mark.parametrize("failure", [HangUp(), Reset(), StopReading(MIB // 2), refusal(503), refusal(429)])
+    @pytest.mark.parametrize("way", ["blob", "unnamed"])
+    def test_one_that_is_lost_is_sent_again_alone(
+        self, faulty: Faulty, quick: Quick, failure: Action, way: str
+    ) -> None:
+        registry = faulty(Fault(failure, "PATCH", skip=2))
+        source = Source(replayable=False)
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(getattr(source, way))
+        # One of which a half was taken shifts the others.
+        assert len(registry.asked("PATCH")) == (5 if isinstance(failure, StopReading) else 6)
+        assert source.opened == 1
+        assert is_stored(registry)
+
+    def test_one_whose_answer_was_lost_is_not(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        transmit: Callable[..., None] = FaultyHandler.transmit
+        count = itertools.count()
+
+        def lossy(handler: FaultyHandler, answer: object) -> None:
+            if handler.command == "PATCH" and next(count) == 2:
+                handler.hang_up()
+            transmit(handler, answer)
+
+        monkeypatch.setattr(FaultyHandler, "transmit", lossy)
+        registry = faulty()
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("PATCH")) == 5
+        assert is_stored(registry)
+
+
+class TestOnePut:
+    def test_one_that_broke_is_begun_again(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(StopReading(3 * MIB), "PUT"))
+        source = Source(replayable=False)
+        uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(source.blob)
+        assert methods(registry) == ["POST", "PUT", "DELETE", "POST", "PUT"]
+        assert is_stored(registry)
+
+
+def test_a_cancellation_is_not_taken_for_a_registry_that_does_not_answer(
+    faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch, small_window: int
+) -> None:
+    del small_window
+    registry = faulty(Fault(StopReading(3 * MIB), "PATCH"))
+    transport: QuickTransport = quick()
+    read = FaultyHandler.dispatch
+
+    def cancel(handler: FaultyHandler) -> None:
+        if handler.command == "PATCH":
+            transport.cancelled.set()
+        read(handler)
+
+    monkeypatch.setattr(FaultyHandler, "dispatch", cancel)
+    with pytest.raises(CancelledError):
+        uploader(transport, registry).upload(Source(replayable=False).blob)

@@ -1,0 +1,161 @@
+"""A blob's bytes from any offset at which they can still be had: out of a bounded window, or read again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream.errors import IntegrityError
+from ocistream.interfaces import Blob, Unnamed
+from ocistream.stream import Chunk, verified
+from ocistream.window import Feed
+from tests.network import blob_of
+
+CONTENT = random.Random(7).randbytes(1000)
+
+
+class Source:
+    """Bytes in chunks of some size, in one buffer that is used over and over, as a file's are."""
+
+    def __init__(self, content: bytes = CONTENT, chunk: int = 64, *, replayable: bool = False) -> None:
+        self.content = content
+        self.chunk = chunk
+        self.opened = self.closed = 0
+        self.blob = Blob(blob_of(content), self.open, replayable)
+        self.unnamed = Unnamed(self.open, lambda: blob_of(content), replayable=replayable)
+
+    def open(self) -> Iterator[Chunk]:
+        return verified(self._chunks(), self.blob.descriptor)
+
+    def _chunks(self) -> Iterator[Chunk]:
+        self.opened += 1
+        buffer = bytearray(self.chunk)
+        try:
+            for start in range(0, len(self.content), self.chunk):
+                piece = self.content[start : start + self.chunk]
+                buffer[: len(piece)] = piece
+                yield memoryview(buffer)[: len(piece)]
+        finally:
+            self.closed += 1
+
+
+def gathered(feed: Feed, offset: int, count: int | None = None) -> bytes:
+    return b"".join(bytes(chunk) for chunk in feed.send(offset, count))
+
+
+@pytest.mark.parametrize("capacity", [1, 63, 64, 65, 300, 1000, 5000])
+@pytest.mark.parametrize("chunk", [1, 64, 999, 1000])
+def test_all_of_a_blob_passes_whatever_is_held(capacity: int, chunk: int) -> None:
+    for blob in (Source(chunk=chunk).blob, Source(chunk=chunk).unnamed):
+        with Feed(blob, capacity) as feed:
+            assert gathered(feed, 0) == CONTENT
+            feed.run_out()
+            assert feed.exhausted
+            assert feed.end == 1000
+
+
+@given(
+    capacity=st.integers(1, 1200),
+    chunk=st.integers(1, 1100),
+    steps=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), max_size=12),
+)
+def test_what_it_says_that_it_can_give_it_gives(capacity: int, chunk: int, steps: list[tuple[int, int]]) -> None:
+    source = Source(chunk=chunk)
+    with Feed(source.blob, capacity) as feed:
+        for offset, count in steps:
+            if feed.can_give(offset):
+                feed.seek(offset)
+                assert gathered(feed, offset, count) == CONTENT[offset : offset + count]
+            assert feed.end - feed.start <= capacity
+    assert source.opened == source.closed == 1
+
+
+@given(
+    capacity=st.integers(1, 1200),
+    chunk=st.integers(1, 1100),
+    steps=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), max_size=12),
+)
+def test_a_source_that_can_be_read_again_gives_everything(
+    capacity: int, chunk: int, steps: list[tuple[int, int]]
+) -> None:
+    source = Source(chunk=chunk, replayable=True)
+    with Feed(source.blob, capacity) as feed:
+        for offset, count in steps:
+            assert feed.can_give(offset)
+            feed.seek(offset)
+            assert gathered(feed, offset, count) == CONTENT[offset : offset + count]
+    assert source.opened == source.closed
+
+
+def test_it_is_not_read_again_for_what_is_held() -> None:
+    source = Source(replayable=True)
+    with Feed(source.blob, 300) as feed:
+        gathered(feed, 0, 900)
+        feed.seek(700)
+        assert gathered(feed, 700) == CONTENT[700:]
+        assert source.opened == 1
+        feed.seek(100)
+        assert gathered(feed, 100) == CONTENT[100:]
+        assert source.opened == 2
+
+
+def test_what_has_left_the_window_of_a_pipe_is_gone() -> None:
+    with Feed(Source().blob, 300) as feed:
+        gathered(feed, 0, 640)
+        assert (feed.start, feed.end) == (340, 640)
+        assert not feed.can_give(339)
+        assert feed.can_give(340)
+        assert feed.can_give(640)
+        assert not feed.can_give(641)
+
+
+def test_reading_ahead_stops_at_what_can_be_held() -> None:
+    with Feed(Source().unnamed, 300) as feed:
+        assert feed.fill(0, 200) == 200
+        assert gathered(feed, 0, 200) == CONTENT[:200]
+        assert feed.fill(200, 10_000) == 300
+        assert gathered(feed, 200, 300) == CONTENT[200:500]
+        assert feed.fill(500, 300) == 300
+        assert feed.fill(800, 300) == 200
+        assert gathered(feed, 800, 200) == CONTENT[800:]
+        assert feed.fill(1000, 300) == 0
+
+
+def test_of_an_empty_one_this_is_known_before_anything_is_sent() -> None:
+    with Feed(Source(b"").unnamed, 300) as feed:
+        assert feed.is_empty
+    with Feed(Source().unnamed, 300) as feed:
+        assert not feed.is_empty
+
+
+def test_a_source_that_fails_is_known_for_it_and_its_last_chunk_never_comes() -> None:
+    source = Source()
+    source.content = CONTENT[:-1] + b"!"
+    with Feed(source.blob, 300) as feed:
+        with pytest.raises(IntegrityError):
+            gathered(feed, 0)
+        assert feed.has_failed
+        assert feed.end == 960
+
+
+def test_bytes_beyond_the_promised_ones_are_found_at_the_end() -> None:
+    source = Source()
+    source.content = CONTENT + b"!" * 64
+    source.chunk = 1000
+    with Feed(source.blob, 300) as feed:
+        assert gathered(feed, 0, 1000) == CONTENT
+        with pytest.raises(IntegrityError):
+            feed.run_out()
+
+
+def test_one_that_fails_at_its_first_byte_is_closed() -> None:
+    source = Source(b"x")
+    source.content = b"y"
+    feed = Feed(source.blob, 300)
+    with pytest.raises(IntegrityError), feed:
+        pass
+    assert source.opened == source.closed == 1
