@@ -12,7 +12,7 @@ from ocistream.documents import Listing
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import OCI_INDEX, Descriptor
-from ocistream.reference import parse_digest, parse_reference, printable
+from ocistream.reference import is_tag, parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
 if TYPE_CHECKING:
@@ -94,6 +94,14 @@ def full_reference(name: str) -> Reference | None:
     except (InvalidNameError, UnsupportedError):
         return None
     return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
+
+
+def tag_of(root: Root) -> str | None:
+    """Give the tag that an image has: that of its full name, or a name that is nothing but one."""
+    if root.name is None:
+        return None
+    reference = full_reference(root.name)
+    return reference.tag if reference else root.name if is_tag(root.name) else None
 
 
 def docker_tag(name: str) -> str | None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from ocistream.distribution import Repository, is_canonical, not_found
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
-from ocistream.graph import Graph, GraphBuilder, Root
+from ocistream.graph import Graph, Root
 from ocistream.interfaces import Blob
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
+from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
