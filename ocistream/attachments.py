@@ -90,6 +90,11 @@ class Attached:
     tag: str | None = None
 
     @property
+    def key(self) -> tuple[str, str | None, str]:
+        """What it is the only one of."""
+        return self.subject, self.tag, self.descriptor.digest
+
+    @property
     def order(self) -> tuple[str, str]:
         """By what all that hangs on one subject is sorted, in whatever order a registry lists it."""
         return self.tag or "", self.descriptor.digest

@@ -83,8 +83,8 @@ class Graph:
         rest = replace(self, attached=kept)
         needed = set[str]().union(*map(rest.reachable, self.roots))
         kept = {subject: those for subject, those in kept.items() if subject in needed}
-        staying = set(itertools.chain.from_iterable(kept.values()))
-        left = [LeftBehind.of(attached, why) for attached in self.all_attached if attached not in staying]
+        staying = {attached.key for attached in itertools.chain.from_iterable(kept.values())}
+        left = [LeftBehind.of(attached, why) for attached in self.all_attached if attached.key not in staying]
         manifests = tuple(manifest for manifest in self.manifests if manifest.descriptor.digest in needed)
         return replace(
             self,

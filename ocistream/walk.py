@@ -50,7 +50,7 @@ class GraphBuilder:
         self._absent: dict[str, Descriptor] = {}
         self._depths: dict[str, int] = {}
         self._configs: dict[str, Root] = {}
-        self._attached: dict[Attached, None] = {}
+        self._attached: dict[tuple[str, str | None, str], Attached] = {}
         self._left_behind: dict[LeftBehind, None] = {}
         #: What is needed with all that it lists, whatever platforms are wanted.
         self._whole: set[str] = set()
@@ -92,7 +92,7 @@ class GraphBuilder:
         if len(self._attached) >= limits.MAX_ATTACHED:
             msg = f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like hang on the images"
             raise UnsupportedError(msg, hint="move fewer images at a time, or leave those behind with --no-referrers")
-        self._attached[attached] = None
+        self._attached[attached.key] = attached
         self._need_whole(attached.descriptor, 0)
 
     def leave(self, left: LeftBehind) -> None:
@@ -348,7 +348,7 @@ class GraphBuilder:
     def _hanging(self) -> dict[str, tuple[Attached, ...]]:
         """Give what hangs on each manifest, in one order however it was found, and described by its own words."""
         found: dict[str, list[Attached]] = {}
-        for attached in self._attached:
+        for attached in self._attached.values():
             descriptor = attached.descriptor
             if (document := self._documents.get(descriptor.digest)) is not None:
                 descriptor = self._raw[descriptor.digest].descriptor

@@ -66,8 +66,8 @@ class _Found:
 class Hanging:
     """Asks, and gives what it finds to the builder of a graph."""
 
-    def __init__(self, builder: GraphBuilder, complete: Callable[[Repository], None]) -> None:
-        """`complete` brings what the builder then needs out of a repository."""
+    def __init__(self, builder: GraphBuilder, complete: Callable[[Repository, str], None]) -> None:
+        """`complete` brings what the builder needs for a manifest that comes out of a repository."""
         self._builder = builder
         self._complete = complete
         self._lists: dict[str, ReferrerLists] = {}
@@ -192,6 +192,6 @@ class Hanging:
             self._builder.attach(attached)
             if digest in self._builder.needs:
                 self._builder.supply(digest, one.manifest.raw)
-            self._complete(one.repository)
+            self._complete(one.repository, digest)
             questions.append(_Question(one.repository, digest))
         return questions

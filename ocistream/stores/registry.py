@@ -116,11 +116,10 @@ class RegistrySource:
         except NotFoundError as error:
             raise not_found(repository, reference.target, error) from error
         descriptor = manifest.descriptor
-        self._homes.setdefault(descriptor.digest, repository)
         builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
         if descriptor.digest in builder.needs:
             builder.supply(descriptor.digest, manifest.raw)
-        self._complete(builder, repository)
+        self._complete(builder, repository, descriptor.digest)
 
     def _collect_attached(self, repositories: Sequence[Repository], builder: GraphBuilder) -> None:
         """Get what hangs on the images, out of each repository that has one of them."""
@@ -133,8 +132,9 @@ class RegistrySource:
         cut = [(self._homes[digest], digest) for digest in builder.cut_down()]
         Hanging(builder, partial(self._complete, builder)).collect(moving, cut)
 
-    def _complete(self, builder: GraphBuilder, repository: Repository) -> None:
-        """Get what is needed, and belongs to what came out of this repository."""
+    def _complete(self, builder: GraphBuilder, repository: Repository, digest: str) -> None:
+        """Get what is needed for a manifest that came out of a repository."""
+        self._homes.setdefault(digest, repository)
         while builder.needs:
             child = next(iter(builder.needs.values()))
             self._homes.setdefault(child.digest, repository)
