@@ -277,7 +277,11 @@ class Gathering:
         return False
 
     def _attach_some(self) -> bool:
-        moving, cut = set(self._builder.moving()), set(self._builder.cut_down())
+        moving = set(self._builder.moving())
+        cut = set(self._builder.cut_down())
+        for document in filter(None, map(self._builder.document, tuple(cut))):
+            # What hangs on another platform's image has no place here either.
+            cut.update(child.digest for child in document.manifests)
         known = {*moving, *cut, *self._left}
         tagged = {fallback_tag(digest): digest for digest in known}
         staying: list[_Other] = []
