@@ -60,8 +60,8 @@ class Graph:
         """All blobs together, in bytes."""
         return sum(blob.size for blob in self.blobs)
 
-    def reachable(self, root: Root) -> set[str]:
-        """Give the digests of all that one root needs, its own included, and of what hangs on any of that."""
+    def reachable(self, root: Root, *, alone: bool = False) -> set[str]:
+        """Give the digests of all that one root needs, its own included; unless `alone`, also what hangs on that."""
         found: set[str] = set()
         todo = [root.descriptor.digest]
         while todo:
@@ -70,7 +70,8 @@ class Graph:
                 found.add(digest)
                 if document := self.documents.get(digest):
                     todo.extend(child.digest for child in children_of(document))
-                todo.extend(attached.descriptor.digest for attached in self.attached.get(digest, ()))
+                hanging = () if alone else self.attached.get(digest, ())
+                todo.extend(attached.descriptor.digest for attached in hanging)
         return found
 
     def without_attached(self, goes: Callable[[Attached], bool], why: str) -> Graph:

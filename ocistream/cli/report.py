@@ -103,7 +103,7 @@ def write_result(path: Path, report: Report, label: Callable[[Root], str], *, re
                 "size": sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
             }
             for source, root in zip(report.source.roots, report.graph.roots, strict=True)
-            for reachable in [report.graph.reachable(root)]
+            for reachable in [report.graph.reachable(root, alone=True)]
         ],
         "manifests": [
             {

@@ -71,9 +71,9 @@ def tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> Selection:
     """Give the way to choose those images of an archive that have a tag, by it; all others are left."""
 
     def select(roots: Sequence[Root]) -> Sequence[Root]:
-        tags = [tag for root in roots if (tag := tag_of(root))]
+        tags = [tag for root in roots if (tag := tag_of(root.name))]
         chosen = set(choose(list(dict.fromkeys(tags))))
-        return [root for root in roots if tag_of(root) in chosen]
+        return [root for root in roots if tag_of(root.name) in chosen]
 
     return select
 
@@ -82,6 +82,6 @@ def under_own_tag(repository: Reference) -> Callable[[Root], Reference]:
     """Give the way to name images within one repository: each keeps its tag."""
 
     def target(root: Root) -> Reference:
-        return Reference(repository.registry, repository.repository, tag_of(root))
+        return Reference(repository.registry, repository.repository, tag_of(root.name))
 
     return target

@@ -20,7 +20,7 @@ from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ocistream.reference import is_digest, is_tag
 from ocistream.serve.names import full_name, repository_of_directory, spellings
 from ocistream.serve.refusals import RefusedError
-from ocistream.stores.index import FULL_NAME, REF_NAME, name_of
+from ocistream.stores.index import FULL_NAME, REF_NAME, called
 from ocistream.stream import digest_of
 
 if TYPE_CHECKING:
@@ -227,8 +227,8 @@ class Repositories:
         """
         kept = [entry for entry in entries if (repository, reference) not in spellings(entry, self._fallback)]
         below = self._reach([new])
-        kept = [entry for entry in kept if name_of(entry) or entry.digest not in below]
-        if name_of(new) is None and new.digest in self._reach(kept):
+        kept = [entry for entry in kept if called(entry) or entry.digest not in below]
+        if called(new) is None and new.digest in self._reach(kept):
             return kept
         return [*kept, new]
 

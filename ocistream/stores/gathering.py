@@ -29,7 +29,7 @@ from ocistream.attachments import (
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root
-from ocistream.stores.index import FULL_NAME, REF_NAME, entry_for, full_reference, name_of, roots_of, tag_of
+from ocistream.stores.index import FULL_NAME, HUNG_NAME, REF_NAME, called, entry_for, full_reference, roots_of, tag_of
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Gathering:
             self._has_rest, self._images = False, self._all
             self._choose()
             return
-        tags = [tag_of(root) for root in self._all]
+        tags = [tag_of(called(root.descriptor)) for root in self._all]
         special = [tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags]
         for root, tag, is_special in zip(self._all, tags, special, strict=True):
             if root.name and not is_special:
@@ -329,7 +329,8 @@ class Gathering:
 def entries_of(graph: Graph) -> list[Descriptor]:
     """Give what an `index.json` lists of a graph: its images, then what hangs on them.
 
-    A referrer has no name. A tag of cosign's is one in the repository of each image that it says something of.
+    None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
+    repository of each image that it says something of.
     """
     images = [entry_for(root) for root in graph.roots]
     known = {entry.digest for entry in images}
@@ -344,16 +345,21 @@ def entries_of(graph: Graph) -> list[Descriptor]:
         for attached in sorted(hanging, key=lambda one: one.order):
             if attached.tag is not None:
                 name = _beside(root, attached.tag)
-                named.setdefault(name, entry_for(Root(name, attached.descriptor)))
+                named.setdefault(name, _called(attached.descriptor, name))
     return [*images, *nameless.values(), *named.values()]
 
 
 def _without_name(entry: Descriptor) -> Descriptor:
     """Drop what would name an entry: its manifest's own annotations are listed, and may say anything."""
-    if name_of(entry) is None:
+    if called(entry) is None:
         return entry
-    kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME}}
+    kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME, HUNG_NAME}}
     return replace(entry, annotations=kept)
+
+
+def _called(entry: Descriptor, name: str) -> Descriptor:
+    entry = _without_name(entry)
+    return replace(entry, annotations={**entry.annotations, HUNG_NAME: name})
 
 
 def _beside(root: Root, tag: str) -> str:

@@ -101,8 +101,9 @@ class Hanging:
             self._builder.leave(left)
 
     def _ask_all(self, questions: Sequence[_Question]) -> None:
-        new = [question for question in questions if (str(question.repository), question.digest) not in self._asked]
-        self._asked.update((str(question.repository), question.digest) for question in new)
+        by_place = {(str(question.repository), question.digest): question for question in questions}
+        new = [question for place, question in by_place.items() if place not in self._asked]
+        self._asked.update(by_place)
         # One alone shows whether the repository's registry knows the API at all.
         first = {str(question.repository): question for question in reversed(new)}
         for name, question in first.items():

@@ -13,7 +13,7 @@ from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
 from ocistream.stores.gathering import Gathering, entries_of
-from ocistream.stores.index import Selection, every_image, name_of
+from ocistream.stores.index import Selection, called, every_image, name_of
 from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
@@ -172,5 +172,5 @@ def merge(entries: Sequence[Descriptor], added: Sequence[Descriptor]) -> list[De
 
 def _key(entry: Descriptor) -> tuple[str | None, str]:
     """Say what an entry is the only one of: a name, or, without one, a digest."""
-    name = name_of(entry)
+    name = called(entry)
     return (name, "") if name is not None else (None, entry.digest)

@@ -44,6 +44,7 @@ from tests.images import Layout, digest_of
 from tests.network import QuickTransport
 
 REPOSITORY = "made/app"
+HUNG_NAME = "vnd.ocistream.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -79,6 +80,16 @@ class Store(abc.ABC):
     def hanging(self, subject: str) -> list[Document]:
         """Return what refers to a manifest, as an `index.json` or the registry lists it."""
         return _referring(self._files_there(), subject)
+
+    def called(self) -> dict[str, str]:
+        """Return what has a tag of cosign's, as digests by the tags; in a layout or archive it is no image."""
+        found = {}
+        for entry in index_in(self._files_there()):
+            annotations = entry.get("annotations", {})
+            if HUNG_NAME in annotations:
+                assert REF_NAME not in annotations
+                found[annotations[HUNG_NAME].rpartition(":")[2]] = entry["digest"]
+        return found
 
     def _files_there(self) -> dict[str, bytes]:
         """Return the files of a layout that is visible."""
@@ -313,6 +324,9 @@ class RegistryStore(Store):
     def hanging(self, subject: str) -> list[Document]:
         _, raw = registry_http.get(self._registry.host, f"/v2/{REPOSITORY}/referrers/{subject}")
         return list(json.loads(raw)["manifests"])
+
+    def called(self) -> dict[str, str]:
+        return {tag: digest_of(raw) for tag, raw in self.images().items() if tag.endswith((".sig", ".att", ".sbom"))}
 
     def _tags(self) -> Sequence[str]:
         return registry_http.tags(self._registry.host, REPOSITORY)
