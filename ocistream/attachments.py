@@ -71,7 +71,7 @@ GONE: Final = "they are listed, but not there"
 DISOWNED: Final = "they are listed, but do not say themselves that they belong to it"
 UNKNOWN_KIND: Final = "they are of a kind that is not supported"
 SAME_TAG: Final = "another one has the same tag"
-HIDDEN: Final = "the registry does not let us see it"
+HIDDEN: Final = "the registry does not tell"
 #: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.
 _TAGGED_ALGORITHM: Final = 32
 _TAGGED_HEX: Final = 64

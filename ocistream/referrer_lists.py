@@ -102,10 +102,15 @@ class ReferrerLists:
             if url is None or len(found) > limits.MAX_ATTACHED:
                 break
             answer, raw = self._page(url)
+            what = f"the list of what refers to {digest} in {repository}"
             if len(raw) > limits.MAX_MANIFEST:
-                msg = f"the list of referrers of {digest} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
+                msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            found += parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
+            try:
+                found += parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
+            except (ArchiveError, UnsupportedError) as error:
+                msg = f"{what}: {error.what}"
+                raise ArchiveError(msg) from error
             url = next_page(answer)
         return found
 

@@ -76,6 +76,9 @@ class Gathering:
         self._chosen: set[int] = set()
         self._is_chosen = False
         self._others: list[_Other] = []
+        #: The digests of those, and, by digest, the tags of those that may be lists of referrers.
+        self._known: set[str] = set()
+        self._lists: dict[str, str] = {}
         #: Digests of what is no image beside others, but would be chosen if all were.
         self._prospective: set[str] = set()
         self._looking: dict[str, Descriptor] = {}
@@ -111,6 +114,8 @@ class Gathering:
         self._prospective = {root.descriptor.digest for root in self._selected(self._all) or ()}
         if self._images or not self._others:
             self._choose()
+        self._known = {other.digest for other in self._others}
+        self._lists = {other.digest: other.tag for other in self._others if other.tag and is_fallback_tag(other.tag)}
         for other in self._others:
             self._look_for(other.root.descriptor)
 
@@ -218,14 +223,12 @@ class Gathering:
         self._described[entry.digest] = listed(entry, document)
         if document.subject is not None:
             self._subjects[entry.digest] = document.subject.digest
-        for other in self._others:
-            if other.digest == entry.digest and other.tag and is_fallback_tag(other.tag) and entry.is_index:
-                known = {one.digest for one in self._others}
-                new = [child for child in document.manifests if child.digest not in known]
-                self._others += [_Other(Root(None, child), None, other.tag) for child in new]
-                for child in new:
+        if entry.is_index and (tag := self._lists.get(entry.digest)) is not None:
+            for child in document.manifests:
+                if child.digest not in self._known:
+                    self._known.add(child.digest)
+                    self._others.append(_Other(Root(None, child), None, tag))
                     self._look_for(child)
-                break
 
     def _hold(self, digest: str, raw: bytes) -> None:
         """Keep what cannot be read again, if it may be needed yet.

@@ -25,7 +25,7 @@ from ocistream.attachments import (
     kind_of,
 )
 from ocistream.documents import parse_document
-from ocistream.errors import ArchiveError, AuthenticationError, NotFoundError, UnsupportedError
+from ocistream.errors import ArchiveError, AuthenticationError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.referrer_lists import ReferrerLists
 from ocistream.workers import each
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ocistream.distribution import Repository
     from ocistream.documents import Document
+    from ocistream.errors import OcistreamError
     from ocistream.model import Descriptor, Manifest
     from ocistream.walk import GraphBuilder
 
@@ -41,6 +42,8 @@ __all__ = ["Hanging"]
 
 #: Questions asked at a time.
 _JOBS: Final = 4
+#: Statuses below 500 by which a registry says that it would answer at another time.
+_PASSING: Final = frozenset({408, 429})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +117,26 @@ class Hanging:
         each(self._ask, new, jobs=_JOBS if len(new) > 1 else 1, cancelled=threading.Event())
 
     def _ask(self, question: _Question) -> None:
-        try:
-            self._ask_for_referrers(question)
-            self._ask_for_tags(question)
-        except AuthenticationError:
-            # The image itself could be had with the same rights, so there is no reason to refuse that.
-            with self._lock:
-                if str(question.repository) not in self._hidden:
-                    self._hidden.add(str(question.repository))
-                    self._left[LeftBehind(question.digest, f"{HIDDEN} ({question.repository})")] = None
+        for ask in (self._ask_for_referrers, self._ask_for_tags):
+            try:
+                ask(question)
+            except (AuthenticationError, ArchiveError) as error:
+                self._cannot_tell(question, error)
+            except RegistryError as error:
+                if error.status >= 500 or error.status in _PASSING:
+                    raise
+                self._cannot_tell(question, error)
+
+    def _cannot_tell(self, question: _Question, error: OcistreamError) -> None:
+        """Say once of a repository why nobody knows what hangs there.
+
+        The image itself could be had, with the same rights, so there is no reason to refuse that.
+        """
+        why = f"{HIDDEN}: {error.what}"
+        with self._lock:
+            if str(question.repository) not in self._hidden:
+                self._hidden.add(str(question.repository))
+                self._left[LeftBehind(question.digest, why)] = None
 
     def _ask_for_referrers(self, question: _Question) -> None:
         for descriptor in self._lists[str(question.repository)].of(question.digest):

@@ -320,12 +320,11 @@ class RegistrySink:
     def _tag_attached(self, graph: Graph, by_digest: Mapping[str, Manifest]) -> None:
         """Move the tags of cosign's, in the repository of each image that they say something of."""
         places: dict[Reference, str] = {}
-        tagged = [attached for attached in graph.all_attached if attached.tag]
-        for root in graph.roots if tagged else ():
-            reachable = graph.reachable(root)
+        for root in graph.roots if graph.attached else ():
             reference = self._target(root)
-            for attached in tagged:
-                if attached.subject in reachable:
+            hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
+            for attached in sorted(hanging, key=lambda one: one.order):
+                if attached.tag:
                     places[replace(reference, tag=attached.tag, digest=None)] = attached.descriptor.digest
         for reference, digest in places.items():
             self._tag(reference, by_digest[digest])

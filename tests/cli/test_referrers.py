@@ -265,7 +265,8 @@ class TestLeavingBehind:
         pulled = done("pull", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
         assert pulled.lines() == [f"{served.host}/app:1@{found.image['digest']}"]
         (note,) = notes(pulled)
-        assert f"the registry does not let us see it ({served.host}/app)" in note
+        assert "the registry does not tell" in note
+        assert "403" in note
 
     def test_quietly_nothing_is_said(self, archive: Path, other: FaultyRegistry) -> None:
         assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""
