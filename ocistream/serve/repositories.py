@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import files, limits
+from ocistream.attachments import listed
 from ocistream.documents import Document, media_type_of, outline, parse_document
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
@@ -199,7 +200,7 @@ class Repositories:
                 with contextlib.suppress(NotFoundError):
                     raw = self._read(digest)
                     descriptor = Descriptor(media_type, digest, len(raw))
-                    found.append(_referrer(descriptor, parse_document(descriptor, raw)))
+                    found.append(listed(descriptor, parse_document(descriptor, raw)).to_json())
         return found
 
     def _check_children(self, document: Document) -> None:
@@ -348,12 +349,3 @@ def _guess(raw: bytes) -> str | None:
     except ArchiveError:
         return None
     return guessed if guessed in _DOCUMENT_TYPES else None
-
-
-def _referrer(descriptor: Descriptor, document: Document) -> dict[str, Any]:
-    """Describe a referrer as the list of referrers has it: with its type and its annotations."""
-    kind = document.artifact_type or (document.config.media_type if document.config else None)
-    fields = replace(descriptor, artifact_type=kind).to_json()
-    if document.annotations:
-        fields["annotations"] = dict(document.annotations)
-    return fields
