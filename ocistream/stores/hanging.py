@@ -57,13 +57,9 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    repository: Repository
+    question: _Question
     attached: Attached
     manifest: Manifest
-
-    @property
-    def order(self) -> tuple[str, str, str, str]:
-        return (self.attached.subject, *self.attached.order, str(self.repository))
 
 
 class Hanging:
@@ -94,7 +90,7 @@ class Hanging:
         questions += [_Question(*place, moves=False) for place in cut]
         for _ in range(limits.MAX_ATTACHED_DEPTH + 1):
             self._ask_all(questions)
-            questions = self._take()
+            questions = self._take(questions)
             if not questions:
                 break
         else:
@@ -188,16 +184,18 @@ class Hanging:
                     f"or more than {limits.MAX_GRAPH_BYTES} bytes of their manifests"
                 )
                 raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
-            self._found.append(_Found(question.repository, attached, manifest))
+            self._found.append(_Found(question, attached, manifest))
 
     def _leave(self, descriptor: Descriptor | None, subject: str, why: str, tag: str | None = None) -> None:
         kind = kind_of(descriptor.artifact_type if descriptor else None, tag)
         with self._lock:
             self._left[LeftBehind(subject, why, kind, descriptor.digest if descriptor else None, tag)] = None
 
-    def _take(self) -> list[_Question]:
-        """Give what was found to the builder, in one order whichever answer came first; ask about that next."""
-        found, self._found = sorted(self._found, key=lambda one: one.order), []
+    def _take(self, asked: Sequence[_Question]) -> list[_Question]:
+        """Give what was found to the builder, in the order in which it was asked for; ask about that next."""
+        places = {id(question): place for place, question in enumerate(asked)}
+        found = sorted(self._found, key=lambda one: (places[id(one.question)], *one.attached.order))
+        self._found = []
         questions = []
         for one in found:
             attached, digest = one.attached, one.attached.descriptor.digest
@@ -207,6 +205,6 @@ class Hanging:
             self._builder.attach(attached)
             if digest in self._builder.needs:
                 self._builder.supply(digest, one.manifest.raw)
-            self._complete(one.repository, digest)
-            questions.append(_Question(one.repository, digest))
+            self._complete(one.question.repository, digest)
+            questions.append(_Question(one.question.repository, digest))
         return questions

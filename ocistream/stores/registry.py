@@ -284,7 +284,6 @@ class RegistrySink:
             and is_canonical(digest)
             # What hangs on it comes before its tag, and it comes before that.
             and digest not in graph.attached
-            and graph.documents[digest].subject is None
         }
         self._push(graph, tagged)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}

@@ -293,7 +293,9 @@ class TestFailing:
 
 
 class TestResults:
-    def test_the_document_says_what_went_along(self, served: FaultyRegistry, found: Signed, tmp_path: Path) -> None:
+    def test_the_document_says_what_went_along(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, tmp_path: Path
+    ) -> None:
         path = tmp_path / "result.json"
         done("pull", f"{served.host}/app:1", "-o", tmp_path / "app.tar", "--result", path)
         document = json.loads(path.read_bytes())
@@ -320,6 +322,9 @@ class TestResults:
             key=lambda one: str(one["digest"]),
         )
         assert document["leftBehind"] == []
+        # An image is as large as it is without what hangs on it.
+        own = layout.read(found.image["digest"])
+        assert document["images"][0]["size"] == sum(blob["size"] for blob in (own["config"], *own["layers"]))
 
     def test_inspect_and_verify_look_at_everything(self, archive: Path, found: Signed) -> None:
         document = json.loads(done("inspect", "--json", archive).out)

@@ -92,6 +92,13 @@ class TestImages:
         assert roots_in(graph) == [found.signature["digest"]]
         assert hanging(graph) == {found.attestation["digest"]}
 
+    def test_what_is_asked_for_itself_does_not_hang_on_anything(self, layout: Layout) -> None:
+        found = signed(layout)
+        found.enter(layout, "v1")
+        graph = graph_of(layout, images_named(["v1", found.sbom["digest"]]))
+        assert roots_in(graph) == [found.image["digest"], found.sbom["digest"]]
+        assert hanging(graph) == found.hanging - {found.sbom["digest"]}
+
     def test_an_unreadable_entry_without_a_name_matters_only_where_it_is_chosen(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         enter(layout, layout.blob(b"{no json", OCI_INDEX))

@@ -20,6 +20,7 @@ from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.outputs import file_output
 from ocistream.stores.registry import RegistrySource
 from ocistream.transfer import copy
+from tests import registry_http
 from tests.contract.stores import NothingEarly
 from tests.faults import Fault, Reply, refusal
 from tests.images import OCI_INDEX, Layout, small_image, two_platforms
@@ -145,10 +146,13 @@ class TestFinding:
             seed(layout, image, registry.host, repository, "1")
             other = layout.image([repository.encode()])
             seed(layout, cosign_signature(layout, other), registry.host, repository, cosign_tag(image))
-        graph = graph_of(quick(), f"{registry.host}/a:1", f"{registry.host}/b:1")
-        assert len(found_in(graph)) == 1
-        (left,) = graph.left_behind
-        assert (left.why, left.tag) == (SAME_TAG, cosign_tag(image))
+        made = {name: registry_http.manifest_digest(registry.host, name, cosign_tag(image)) for name in "ab"}
+        for first, second in ("ab", "ba"):
+            graph = graph_of(quick(), f"{registry.host}/{first}:1", f"{registry.host}/{second}:1")
+            # The one beside the image that was named first.
+            assert found_in(graph) == {(image["digest"], made[first], cosign_tag(image))}
+            (left,) = graph.left_behind
+            assert (left.why, left.tag, left.digest) == (SAME_TAG, cosign_tag(image), made[second])
 
     def test_a_tag_that_leads_back_to_its_image_ends_nowhere_else(
         self, faulty: Faulty, quick: Quick, layout: Layout
