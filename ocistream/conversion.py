@@ -25,7 +25,7 @@ from ocistream.rewriting import Rewriting
 from ocistream.stream import Tally, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.interfaces import Blob
     from ocistream.stream import Chunk
@@ -110,6 +110,16 @@ class Conversion:
             for _, document in graph.images()
             if document.config and is_image(document) and not converted.isdisjoint(map(_digest, document.layers))
         }
+
+    def changed(self, graph: Graph, converted: Collection[str]) -> set[str]:
+        """Give the digests of the manifests that become others when these layers are converted."""
+        found: set[str] = set()
+        for manifest in graph.manifests:
+            document = graph.documents[manifest.descriptor.digest]
+            below = document.layers if is_image(document) else document.manifests
+            if any(child.digest in converted or child.digest in found for child in below):
+                found.add(manifest.descriptor.digest)
+        return found
 
     def kept_of(self, graph: Graph) -> set[str]:
         """Give the digests of the layers that are so already, by their media types."""

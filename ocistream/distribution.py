@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.auth import scopes_for
-from ocistream.documents import media_type_of, outline, parse_document
+from ocistream.documents import media_type_of, outline
 from ocistream.errors import (
     ArchiveError,
     FinalNetworkError,
@@ -48,8 +48,6 @@ __all__ = ["Repository"]
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 _NEXT = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
-#: So much of a digest stands in the tag under which its referrers are listed: a tag has 128 characters.
-_TAGGED_HEX: Final = 64
 _PUT_DONE: Final = (200, 201, 202, 204)
 #: The algorithm of the digest that every registry gives a manifest. distribution 2.8 knows no other.
 _CANONICAL: Final = "sha256"
@@ -126,8 +124,10 @@ class Repository:
         answer.drain()
         return (answer.header("Docker-Content-Digest") or "") if answer.status == 200 else None
 
-    def put_manifest(self, target: str, manifest: Manifest) -> None:
-        """Push a manifest's exact bytes under a tag or its digest.
+    def put_manifest(self, target: str, manifest: Manifest) -> str:
+        """Push a manifest's exact bytes under a tag or its digest; give the subject that the registry has noted for it.
+
+        That is "" where it has none, and where the registry keeps no list of what refers to a manifest.
 
         Raises:
             RegistryError: the registry does not want it.
@@ -135,8 +135,7 @@ class Repository:
             IntegrityError: the registry says that it stored something else.
         """
         if is_canonical(target) or not is_digest(target):
-            self._put_manifest(target, manifest)
-            return
+            return self._put_manifest(target, manifest).header("OCI-Subject") or ""
         try:
             answer = self._put_manifest(target, manifest)
         except RegistryError as error:
@@ -145,6 +144,7 @@ class Repository:
             raise
         if answer.header("Docker-Content-Digest") != target and not self.has_manifest(target):
             raise self._unsupported(target, "it was taken, and is not there under that digest")
+        return answer.header("OCI-Subject") or ""
 
     def put_tag(self, tag: str, manifest: Manifest) -> bool:
         """Push a manifest by its digest and have a tag point to that (distribution-spec, "Pushing Manifests").
@@ -203,51 +203,6 @@ class Repository:
                 raise ArchiveError(msg)
             media_type = (answer.header("Content-Type") or "").partition(";")[0].strip()
             return raw, media_type, answer.header("Docker-Content-Digest") or ""
-
-    def referrers(self, digest: str) -> list[Descriptor]:
-        """Ask what refers to a manifest (distribution-spec, "Listing Referrers"), page by page.
-
-        In a registry that does not know this API they may be listed under a tag ("Referrers Tag Schema"). Of a list
-        that never ends, `MAX_PAGES` are read.
-        """
-        found: list[Descriptor] = []
-        url: str | None = self.url(f"referrers/{digest}")
-        for _ in range(limits.MAX_PAGES):
-            if url is None:
-                break
-            try:
-                answer = self.transport.request(
-                    self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": OCI_INDEX}
-                )
-            except NotFoundError:
-                return found or self._referrers_by_tag(digest)
-            except RegistryError as error:
-                if error.status >= 500 or error.status == 429:
-                    raise
-                break
-            found += self._referrers_of(answer.read(limits.MAX_MANIFEST), digest)
-            url = _next_page(answer)
-        return found
-
-    def _referrers_by_tag(self, digest: str) -> list[Descriptor]:
-        """Read the index that clients keep under a tag made of the subject's digest; what else has that tag is none."""
-        algorithm, _, encoded = digest.partition(":")
-        tag = f"{algorithm}-{encoded[:_TAGGED_HEX]}"
-        try:
-            raw, declared, _ = self._get_manifest(tag, OCI_INDEX)
-        except NotFoundError:
-            return []
-        if self._media_type(raw, declared, f"manifest {tag} of {self}") != OCI_INDEX:
-            return []
-        return list(self._referrers_of(raw, digest))
-
-    def _referrers_of(self, raw: bytes, digest: str) -> Iterator[Descriptor]:
-        what = f"the list of referrers of {digest} in {self}"
-        descriptor = Descriptor(OCI_INDEX, digest, len(raw))
-        if len(raw) > limits.MAX_MANIFEST:
-            msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
-            raise ArchiveError(msg)
-        yield from parse_document(descriptor, raw).manifests
 
     @staticmethod
     def _media_type(raw: bytes, declared: str, what: str) -> str:
@@ -353,7 +308,7 @@ def linked_page(answer: Answer) -> str | None:
     return resolved(answer.url, match[1]) if match else None
 
 
-def _next_page(answer: Answer) -> str | None:
+def next_page(answer: Answer) -> str | None:
     """Give the URL of the next page of a list, if that is at the same origin, or None."""
     url = linked_page(answer)
     return url if url and Origin.of(url) == Origin.of(answer.url) else None

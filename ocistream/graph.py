@@ -1,28 +1,20 @@
-"""The walk over manifests: from the roots a user named to everything that has to move, and in which order.
-
-A source feeds `GraphBuilder` with manifests as it comes by them (by request, from a directory, as they pass in a pipe)
-and asks it what is still needed. It may not do any I/O itself, and only here is a platform chosen.
-"""
+"""What is moved: images, everything below them, and what hangs on them. How it is found out is walk.py's concern."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ocistream import limits
-from ocistream.documents import Document, parse_document
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.attachments import Attached, LeftBehind
 from ocistream.model import CONFIG_TYPES, Descriptor, Manifest
-from ocistream.nesting import Nesting
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_covers, check_platform, choose
-from ocistream.reference import printable
-from ocistream.stream import digest_of, wrong_size
-from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Graph", "GraphBuilder", "Root", "is_image"]
+    from ocistream.documents import Document
+
+__all__ = ["Graph", "Root", "children_of", "is_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +35,9 @@ class Graph:
 
     `manifests` has children before their parents; `blobs` are unique, configs first, in the order of the stream.
     `absent` are manifests that the source lacks, `foreign` layers that are never moved. `bare` says that the source is
-    of a kind that never compresses its layers.
+    of a kind that never compresses its layers. `attached` is what hangs on the images, by the digest of what it hangs
+    on: no root, since nobody asked for it by name, but its manifests and blobs are among the others, behind those of
+    what it hangs on. `left_behind` hangs on them too, and does not go along.
     """
 
     roots: tuple[Root, ...]
@@ -53,14 +47,21 @@ class Graph:
     foreign: tuple[Descriptor, ...] = ()
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
     bare: bool = False
+    attached: Mapping[str, tuple[Attached, ...]] = field(default_factory=dict)
+    left_behind: tuple[LeftBehind, ...] = ()
+
+    @property
+    def all_attached(self) -> Iterator[Attached]:
+        """All that hangs on images, or on what does, in order."""
+        return itertools.chain.from_iterable(self.attached.values())
 
     @property
     def size(self) -> int:
         """All blobs together, in bytes."""
         return sum(blob.size for blob in self.blobs)
 
-    def reachable(self, root: Root) -> set[str]:
-        """Give the digests of everything that one root needs, its own included."""
+    def reachable(self, root: Root, *, alone: bool = False) -> set[str]:
+        """Give the digests of all that one root needs, its own included; unless `alone`, also what hangs on that."""
         found: set[str] = set()
         todo = [root.descriptor.digest]
         while todo:
@@ -69,7 +70,33 @@ class Graph:
                 found.add(digest)
                 if document := self.documents.get(digest):
                     todo.extend(child.digest for child in children_of(document))
+                hanging = () if alone else self.attached.get(digest, ())
+                todo.extend(attached.descriptor.digest for attached in hanging)
         return found
+
+    def without_attached(self, goes: Callable[[Attached], bool], why: str) -> Graph:
+        """Give the graph less some of what hangs on images, and less what hangs on that, which is left behind."""
+        kept = {
+            subject: stays
+            for subject, those in self.attached.items()
+            if (stays := tuple(attached for attached in those if not goes(attached)))
+        }
+        rest = replace(self, attached=kept)
+        needed = set[str]().union(*map(rest.reachable, self.roots))
+        kept = {subject: those for subject, those in kept.items() if subject in needed}
+        staying = {attached.key for attached in itertools.chain.from_iterable(kept.values())}
+        left = [LeftBehind.of(attached, why) for attached in self.all_attached if attached.key not in staying]
+        manifests = tuple(manifest for manifest in self.manifests if manifest.descriptor.digest in needed)
+        return replace(
+            self,
+            manifests=manifests,
+            blobs=tuple(blob for blob in self.blobs if blob.digest in needed),
+            absent=tuple(manifest for manifest in self.absent if manifest.digest in needed),
+            foreign=tuple(layer for layer in self.foreign if layer.digest in needed),
+            documents={m.descriptor.digest: self.documents[m.descriptor.digest] for m in manifests},
+            attached=kept,
+            left_behind=(*self.left_behind, *left),
+        )
 
     def images(self) -> Iterator[tuple[Manifest, Document]]:
         """Give the image manifests (those with a config and layers) in order, with what they say."""
@@ -88,314 +115,3 @@ def children_of(document: Document) -> tuple[Descriptor, ...]:
 def is_image(document: Document) -> bool:
     """Say whether this is a runnable image, and not some other artifact."""
     return document.config is not None and document.config.media_type in CONFIG_TYPES
-
-
-class GraphBuilder:
-    """Collects manifests until nothing more is needed, then gives the `Graph`.
-
-    `needs` are the manifests still wanted, the oldest wish first. Each is answered by `supply` (with its bytes) or
-    `lacks`. A root that is an index, and of which only some platforms are wanted, is narrowed as soon as all its
-    nested indexes are known, so that manifests of other platforms are never asked for.
-    """
-
-    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS) -> None:
-        """Begin with no roots; `choice` applies to each root."""
-        self.needs: dict[str, Descriptor] = {}
-        self._choice = choice
-        self._roots: list[Root] = []
-        self._new: list[str] = []
-        #: By the digest of an index: the places of the roots that wait until all of it is known.
-        self._narrowing: dict[str, list[int]] = {}
-        self._nesting = Nesting()
-        #: By digest, the first root without a platform: whether it is for the wanted one, its config says.
-        self._unlabelled: dict[str, Root] = {}
-        self._raw: dict[str, Manifest] = {}
-        self._documents: dict[str, Document] = {}
-        self._absent: dict[str, Descriptor] = {}
-        self._depths: dict[str, int] = {}
-        self._configs: dict[str, Root] = {}
-        self._blobs: dict[str, Descriptor] = {}
-        self._variants = 0
-        self._offered = 0
-        self._bytes = 0
-
-    def add_root(self, root: Root) -> None:
-        """Ask for an image; the manifests it needs appear in `needs`.
-
-        Raises:
-            NotFoundError: it is a single image, for another platform than was asked for.
-            UnsupportedError: there are too many.
-        """
-        if len(self._roots) >= limits.MAX_IMAGES:
-            raise _too_much(f"more than {limits.MAX_IMAGES} images in one transfer")
-        platform = root.descriptor.platform
-        if self._choice.platforms and self._choice.explicit and platform and not root.descriptor.is_index:
-            check_covers(self._choice, _shown(root), platform)
-        self._roots.append(root)
-        digest = root.descriptor.digest
-        if root.descriptor.platform is None:
-            self._unlabelled.setdefault(digest, root)
-        self._need(root.descriptor, 0)
-        if root.descriptor.is_index and self._choice.platforms:
-            self._narrowing.setdefault(digest, []).append(len(self._roots) - 1)
-            if self._nesting.is_whole(digest):
-                self._narrow([digest])
-
-    def new_needs(self) -> list[str]:
-        """Give the digests that were added to `needs` since this was last asked; some may be answered by now."""
-        new, self._new = self._new, []
-        return new
-
-    def supply(self, digest: str, raw: bytes) -> None:
-        """Answer a need with the manifest's bytes.
-
-        Raises:
-            IntegrityError: they are not what the descriptor promised.
-            ArchiveError: they are malformed, or there is more than the limits allow.
-            NotFoundError: a wanted platform is not in the index.
-        """
-        descriptor = self.needs.pop(digest)
-        if len(raw) != descriptor.size:
-            raise wrong_size(descriptor, len(raw))
-        if (got := digest_of(raw, digest.partition(":")[0])) != digest:
-            msg = f"{digest}: the bytes have the digest {got}"
-            raise IntegrityError(msg)
-        if (root := self._configs.get(digest)) is not None:
-            check_platform(self._choice, _shown(root), raw)
-            return
-        self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
-        self._arrived(descriptor)
-        self._want_children(digest)
-        self._want_config(digest)
-
-    def wants_config(self, digest: str) -> bool:
-        """Say whether a need is an image's config, which a registry keeps elsewhere and the graph counts as a blob."""
-        return digest in self._configs
-
-    def lacks(self, digest: str) -> None:
-        """Answer a need by saying that the source does not have it (a layout may lack what it references)."""
-        descriptor = self.needs.pop(digest)
-        if digest not in self._configs:
-            self._absent[digest] = descriptor
-            self._arrived(descriptor)
-
-    def graph(self) -> Graph:
-        """Put it all in order, once `needs` is empty."""
-        manifests: dict[str, Manifest] = {}
-        for root in self._roots:
-            self._add_in_order(root.descriptor.digest, 0, manifests)
-        documents = {digest: self._documents[digest] for digest in manifests}
-        configs = [d.config for d in documents.values() if d.config]
-        layers = [layer for d in documents.values() for layer in d.layers]
-        blobs = _unique([blob for blob in (*configs, *layers) if not blob.is_foreign])
-        # An index that was left out by a choice of platforms may lack what it likes.
-        listed = {child.digest for document in documents.values() for child in document.manifests}
-        listed.update(root.descriptor.digest for root in self._roots)
-        graph = Graph(
-            roots=tuple(self._roots),
-            manifests=tuple(manifests.values()),
-            blobs=blobs,
-            absent=tuple(manifest for digest, manifest in self._absent.items() if digest in listed),
-            foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
-            documents=documents,
-        )
-        needed = 0
-        for root in self._roots:
-            needed += len(graph.reachable(root))
-            if needed > limits.MAX_NEEDED:
-                raise _too_much(f"the images need more than {limits.MAX_NEEDED} manifests and blobs, each its own")
-        return graph
-
-    def _need(self, descriptor: Descriptor, depth: int) -> None:
-        digest = descriptor.digest
-        _check_depth(digest, depth)
-        known = self._raw.get(digest)
-        promised = known.descriptor if known else self.needs.get(digest) or self._absent.get(digest)
-        if promised is None:
-            if descriptor.size > limits.MAX_MANIFEST:
-                msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
-                raise ArchiveError(msg)
-            self.needs[digest] = descriptor
-            self._new.append(digest)
-            self._depths[digest] = depth
-        elif (promised.media_type, promised.size) != (descriptor.media_type, descriptor.size):
-            msg = (
-                f"{digest} is referenced as {promised.media_type} of {promised.size} bytes "
-                f"and as {descriptor.media_type} of {descriptor.size} bytes"
-            )
-            raise ArchiveError(msg)
-
-    def _keep(self, manifest: Manifest, document: Document) -> None:
-        self._bytes += len(manifest.raw)
-        if len(self._raw) >= limits.MAX_MANIFESTS or self._bytes > limits.MAX_GRAPH_BYTES:
-            msg = (
-                f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
-                "in one transfer"
-            )
-            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
-        config = self._shared(document.config) if document.config else None
-        layers = tuple(self._shared(layer) for layer in document.layers)
-        self._raw[manifest.descriptor.digest] = manifest
-        self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers)
-
-    def _shared(self, blob: Descriptor) -> Descriptor:
-        """Give the descriptor of a blob that is held already, if it is the same: images have most layers in common.
-
-        Raises:
-            ArchiveError: there are too many.
-        """
-        known = self._blobs.setdefault(blob.digest, blob)
-        if known == blob:
-            shared = known
-        else:
-            # The same bytes by another type (or, if that is no foreign layer, by a size that will be found wrong).
-            self._variants += 1
-            shared = replace(blob, digest=known.digest)
-        if len(self._blobs) + self._variants > limits.MAX_BLOBS:
-            msg = f"more than {limits.MAX_BLOBS} blobs in one transfer"
-            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
-        return shared
-
-    def _want_config(self, digest: str) -> None:
-        """Need the config of an image that is no part of an index, where one platform was asked for: it says which.
-
-        Raises:
-            ArchiveError: it is larger than a config may be.
-        """
-        document = self._documents[digest]
-        root = self._unlabelled.get(digest)
-        if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
-            return
-        config = document.config
-        if config is None or config.digest in self._raw or config.digest in self.needs:
-            return
-        if config.size > limits.MAX_CONFIG:
-            msg = f"the config {config.digest} is larger than {limits.MAX_CONFIG} bytes"
-            raise ArchiveError(msg)
-        self._configs[config.digest] = root
-        self.needs[config.digest] = config
-        self._new.append(config.digest)
-
-    def _want_children(self, digest: str) -> None:
-        """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
-        depth = self._depths[digest] + 1
-        for child in self._documents[digest].manifests:
-            if child.is_index or not self._choice.platforms:
-                self._need(child, depth)
-
-    def _nested(self, descriptor: Descriptor) -> list[str]:
-        """Give the digests of an index and of the known indexes within it, in the order of `_leaves`."""
-        found: dict[str, None] = {}
-        todo = [descriptor.digest]
-        while todo:
-            digest = todo.pop()
-            if digest in found or digest not in self._documents:
-                continue
-            found[digest] = None
-            todo.extend(child.digest for child in reversed(self._documents[digest].manifests) if child.is_index)
-        return list(found)
-
-    def _arrived(self, descriptor: Descriptor) -> None:
-        """Decide every root of which all indexes are known, now that one more has come or is known to be absent."""
-        if descriptor.is_index and self._choice.platforms:
-            document = self._documents.get(descriptor.digest)
-            nested = {child.digest for child in document.manifests if child.is_index} if document else set()
-            self._narrow(self._nesting.add(descriptor.digest, nested))
-
-    def _narrow(self, whole: Sequence[str]) -> None:
-        """Decide the roots that are one of these indexes."""
-        for digest in whole:
-            places = self._narrowing.pop(digest, ())
-            if not places or digest in self._absent:
-                continue
-            leaves = self._leaves(digest)
-            self._offered += len(leaves)
-            if self._offered > limits.MAX_OFFERED:
-                raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
-            chosen = choose(leaves, self._choice, _shown(self._roots[places[0]]))
-            if chosen is not None:
-                narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
-                for place in places:
-                    self._roots[place] = replace(self._roots[place], descriptor=narrowed)
-            for child in leaves if chosen is None else chosen:
-                self._need(child, 1)
-
-    def _leaves(self, index: str) -> list[Descriptor]:
-        """List the manifests of an index and of those within it, in order.
-
-        Each index is looked into once: a few that list each other many times over would make billions of leaves.
-        """
-        leaves: list[Descriptor] = []
-        seen = {index}
-        todo = list(reversed(self._documents[index].manifests))
-        while todo:
-            descriptor = todo.pop()
-            if not descriptor.is_index:
-                leaves.append(descriptor)
-            elif descriptor.digest in self._documents and descriptor.digest not in seen:
-                seen.add(descriptor.digest)
-                todo.extend(reversed(self._documents[descriptor.digest].manifests))
-        return leaves
-
-    def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
-        return chosen[0] if len(chosen) == 1 else self._smaller_index(index, chosen)
-
-    def _smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
-        """Write an index that lists only the chosen manifests, each in its own words.
-
-        An index that names what is left out could not be pushed: registries refuse it.
-        """
-        wanted = {child.digest for child in chosen}
-        entries: dict[str, bytes] = {}
-
-        def keep(_: int, entry: dict[str, Any]) -> None:
-            if entry["digest"] in wanted and entry["digest"] not in entries:
-                entries[entry["digest"]] = canonical_json(entry)
-
-        # They are parsed again: to hold their words, of all indexes, would cost more than the time that this takes.
-        fields, *_ = [
-            parse_json(self._raw[digest].raw, f"manifest {digest}", convert={"manifests": keep})
-            for digest in self._nested(index)
-        ]
-        raw = canonical_json_with(fields, "manifests", (entries[child.digest] for child in chosen))
-        descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
-        self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
-        return descriptor
-
-    def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> None:
-        if digest in ordered or digest not in self._raw:
-            return
-        # A root that lists every index of a chain made each of them look as if it were near the top.
-        _check_depth(digest, depth)
-        for child in self._documents[digest].manifests:
-            self._add_in_order(child.digest, depth + 1, ordered)
-        ordered[digest] = self._raw[digest]
-
-
-def _too_much(what: str) -> UnsupportedError:
-    return UnsupportedError(what, hint="move fewer at a time: choose them by name")
-
-
-def _check_depth(digest: str, depth: int) -> None:
-    if depth > limits.MAX_INDEX_DEPTH:
-        msg = f"{digest}: indexes are nested more than {limits.MAX_INDEX_DEPTH} deep"
-        raise ArchiveError(msg)
-
-
-def _shown(root: Root) -> str:
-    return printable(root.name) if root.name else root.descriptor.digest
-
-
-def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
-    """Drop repetitions.
-
-    Raises:
-        ArchiveError: one digest is promised with two sizes.
-    """
-    found: dict[str, Descriptor] = {}
-    for blob in blobs:
-        first = found.setdefault(blob.digest, blob)
-        if first.size != blob.size:
-            msg = f"{blob.digest} is referenced with {first.size} and with {blob.size} bytes"
-            raise ArchiveError(msg)
-    return tuple(found.values())

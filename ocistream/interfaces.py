@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from ocistream.model import Descriptor
     from ocistream.stream import Chunk
 
-__all__ = ["Blob", "Early", "Mounts", "Observer", "Recalls", "Sink", "Source", "TakesUnnamed", "Unnamed", "Unwatched"]
+__all__ = [
+    "Blob",
+    "Early",
+    "HasNoPlace",
+    "Mounts",
+    "Observer",
+    "Recalls",
+    "Sink",
+    "Source",
+    "TakesUnnamed",
+    "Unnamed",
+    "Unwatched",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,13 @@ class TakesUnnamed(Protocol):
 
     def put_unnamed(self, blob: Unnamed) -> Descriptor:
         """Store a blob, and give its promise. If its chunks raise, nothing of it may be visible."""
+
+
+@runtime_checkable
+class HasNoPlace(Protocol):
+    """A sink of a format that has no place for what hangs on an image; `no_place` says so."""
+
+    no_place: str
 
 
 @runtime_checkable

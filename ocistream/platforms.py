@@ -6,18 +6,19 @@ Only here is a platform chosen. `name` is how the image is called in errors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocistream.documents import platform_of_config
 from ocistream.errors import NotFoundError
 from ocistream.reference import printable
+from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocistream.model import Descriptor, Platform
+    from ocistream.model import Descriptor, Manifest, Platform
 
-__all__ = ["ALL_PLATFORMS", "PlatformChoice", "check_covers", "check_platform", "choose"]
+__all__ = ["ALL_PLATFORMS", "PlatformChoice", "check_covers", "check_platform", "choose", "smaller_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,27 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> l
         return None
     # A digest may be listed for several platforms: it is what it was picked as.
     return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
+
+
+def smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descriptor]) -> bytes:
+    """Write an index that lists only the chosen manifests, each in its own words.
+
+    `documents` are the index and those within it. An index that names what is left out could not be pushed: registries
+    refuse it.
+    """
+    wanted = {child.digest for child in chosen}
+    entries: dict[str, bytes] = {}
+
+    def keep(_: int, entry: dict[str, Any]) -> None:
+        if entry["digest"] in wanted and entry["digest"] not in entries:
+            entries[entry["digest"]] = canonical_json(entry)
+
+    # They are parsed again: to hold their words, of all indexes, would cost more than the time that this takes.
+    fields, *_ = [
+        parse_json(document.raw, f"manifest {document.descriptor.digest}", convert={"manifests": keep})
+        for document in documents
+    ]
+    return canonical_json_with(fields, "manifests", (entries[child.digest] for child in chosen))
 
 
 def check_platform(choice: PlatformChoice, name: str, config: bytes) -> None:

@@ -14,10 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import layers, limits
+from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
-from ocistream.interfaces import Blob, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
+from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
 from ocistream.model import Descriptor
 from ocistream.stream import Tally, counted, gathered, stoppable, verified, wrong_size
 from ocistream.workers import each
@@ -115,11 +116,12 @@ class _Transfer:
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
         began = time.monotonic()
-        graph = source = self._source.graph(self)
+        graph = self._source.graph(self)
         if graph.bare:
             self.conversion = self._of_bare_layers()
         if rename is not None:
-            graph = source = rename(graph)
+            graph = rename(graph)
+        graph = source = self._less_what_cannot_go_along(graph)
         self._observer.planned(graph)
         if self._converts(graph):
             self._unnamed_sink().expect(graph)
@@ -210,6 +212,17 @@ class _Transfer:
         self._configs = self.conversion.configs_of(graph)
         self._kept = self.conversion.kept_of(graph)
         return bool(self._layers)
+
+    def _less_what_cannot_go_along(self, graph: Graph) -> Graph:
+        """Leave behind what hangs on an image where there is no place for it, or where it would hang on nothing."""
+        if isinstance(self._sink, HasNoPlace):
+            graph = graph.without_attached(lambda _: True, self._sink.no_place)
+        if graph.attached and self.conversion is not None and self._converts(graph):
+            changed = self.conversion.changed(graph, self._layers)
+            graph = graph.without_attached(
+                lambda attached: attached.subject in changed or attached.descriptor.digest in changed, CONVERTED
+            )
+        return graph
 
     def _of_bare_layers(self) -> Conversion | None:
         """Give what holds for layers of an archive that never compresses its own.

@@ -14,6 +14,8 @@ from ocistream.cli.options import (
     default_platform,
     platform_choice,
     platform_option,
+    referrers_option,
+    referrers_wanted,
     transfer_options,
     upload_options,
 )
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     help="Only tags like this (`1.*`), or unlike it (`!*-rc*`); repeats, and means --all-tags.",
 )
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
+@referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @upload_options
 @credential_options("src-", "dest-")
@@ -75,7 +78,8 @@ def copy(
     mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
-    want = Want(the_image, platform_choice(platforms, default), int(session.options["max_ratio"]))
+    choice = platform_choice(platforms, default)
+    want = Want(the_image, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
     target: Callable[[Root], Reference] | None = None
     if all_tags or globs:
         _check_many(src, dst)

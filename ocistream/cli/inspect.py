@@ -86,7 +86,8 @@ def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, a
     from ocistream.inventory import configs_wanted, described
     from ocistream.verification import Onlooker
 
-    want = Want(platforms=platform_choice(platforms, None), max_ratio=int(session.options["max_ratio"]))
+    choice = platform_choice(platforms, None)
+    want = Want(platforms=choice, max_ratio=int(session.options["max_ratio"]), referrers="listed")
     with contextlib.ExitStack() as stack:
         source = open_source(parsed, session.surroundings(), want)
         stack.callback(source.close)

@@ -26,10 +26,11 @@ from ocistream.rungs import parse_rung
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ocistream.attachments import Referrers
     from ocistream.cli.console import Console
     from ocistream.rungs import Rung
 
-__all__ = ["default_platform", "platform_choice", "platform_option", "transfer_options"]
+__all__ = ["default_platform", "platform_choice", "platform_option", "referrers_option", "transfer_options"]
 
 _MACHINES: Final = {
     "x86_64": "amd64",
@@ -222,12 +223,27 @@ _SESSION_OPTIONS: Final = frozenset(
         "max_ratio",
         "upload",
         "mount_from",
+        "no_referrers",
         "username",
         "src_username",
         "dest_username",
         *PASSWORD_ON_STDIN,
     }
 )
+
+
+def referrers_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --no-referrers."""
+    return click.option(
+        "--no-referrers",
+        is_flag=True,
+        help="Leave behind what hangs on an image: signatures, SBOMs, attestations.",
+    )(command)
+
+
+def referrers_wanted(session: Session) -> Referrers:
+    """Say what --no-referrers means."""
+    return "left" if session.options["no_referrers"] else "along"
 
 
 def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -14,6 +14,8 @@ from ocistream.cli.options import (
     default_platform,
     platform_choice,
     platform_option,
+    referrers_option,
+    referrers_wanted,
     transfer_options,
 )
 from ocistream.cli.session import Session, stdout_end
@@ -40,6 +42,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 )
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
 @platform_option("linux on this machine's architecture")
+@referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("")
 @transfer_options
@@ -64,12 +67,13 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
         raise UsageError(msg)
     session.check_result_apart(end)
     around = session.surroundings()
+    referrers = referrers_wanted(session)
 
     def open_ends() -> tuple[Source, Sink]:
         from ocistream.stores.registry import RegistrySource
 
         # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
-        source = RegistrySource(around.transport(), references, platforms=choice)
+        source = RegistrySource(around.transport(), references, platforms=choice, referrers=referrers)
         return source, open_sink(end, around)
 
     move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None)

@@ -12,6 +12,8 @@ from ocistream.cli.options import (
     credential_options,
     platform_choice,
     platform_option,
+    referrers_option,
+    referrers_wanted,
     transfer_options,
     upload_options,
 )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
 @click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every named image there, under its own name.")
 @platform_option("all that is there")
+@referrers_option
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")
 @upload_options
 @credential_options("")
@@ -75,7 +78,8 @@ def push(
         registry = parse_registry((prefix or "").partition("/")[0])
         target, early = _under(prefix or ""), None
         select = apart(target, images_named(chosen) if chosen else named_images)
-    want = Want(select, platform_choice(platforms, None), int(session.options["max_ratio"]))
+    choice = platform_choice(platforms, None)
+    want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
     around = session.surroundings(mount_from=mount_sources(session.options["mount_from"], registry))
 
     def open_ends() -> tuple[Source, Sink]:

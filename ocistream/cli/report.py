@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import files
+from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
 
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from ocistream.attachments import LeftBehind
     from ocistream.cli.console import Console
     from ocistream.graph import Root
     from ocistream.transfer import Report
 
-__all__ = ["check_result", "print_results", "summarize", "write_result"]
+__all__ = ["check_result", "print_results", "summarize", "tell_left_behind", "write_result"]
 
 
 #: What may become of a blob.
@@ -47,9 +50,26 @@ def summarize(console: Console, report: Report) -> None:
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them converted")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
+    if kinds := _kinds(report):
+        parts[0] += f", with {kinds}"
     if report.graph.foreign:
         parts.append(f"{counted(len(report.graph.foreign), 'foreign layer')} left where they are")
     console.note("moved " + "; ".join(parts))
+
+
+def _kinds(report: Report) -> str:
+    attached = {one.descriptor.digest: one for one in report.graph.all_attached}
+    return counted_kinds(kind_of(one.descriptor.artifact_type, one.tag) for one in attached.values())
+
+
+def tell_left_behind(console: Console, report: Report) -> None:
+    """Say what hangs on the images and did not go along, one line for each reason."""
+    reasons: dict[str, list[LeftBehind]] = {}
+    for left in report.graph.left_behind:
+        reasons.setdefault(left.why, []).append(left)
+    for why, those in reasons.items():
+        kinds = counted_kinds(left.kind for left in those if left.kind)
+        console.note(f"left behind: {kinds or 'what hangs on the images, if anything does'}; {printable(why)}")
 
 
 def check_result(path: Path) -> None:
@@ -85,7 +105,7 @@ def write_result(
                 "size": sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
             }
             for source, root in zip(report.source.roots, report.graph.roots, strict=True)
-            for reachable in [report.graph.reachable(root)]
+            for reachable in [report.graph.reachable(root, alone=True)]
         ],
         "manifests": [
             {
@@ -101,6 +121,20 @@ def write_result(
                 **_from(m.source, m.descriptor.digest),
             }
             for m in report.blobs
+        ],
+        "referrers": [
+            {
+                "subject": one.subject,
+                "digest": one.descriptor.digest,
+                **({"artifactType": one.descriptor.artifact_type} if one.descriptor.artifact_type else {}),
+                **({"tag": one.tag} if one.tag else {}),
+                "kind": kind_of(one.descriptor.artifact_type, one.tag),
+            }
+            for one in report.graph.all_attached
+        ],
+        "leftBehind": [
+            {key: value for key, value in asdict(left).items() if value is not None}
+            for left in report.graph.left_behind
         ],
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
         "bytes": {how: _total(report, how) for how in _HOW},

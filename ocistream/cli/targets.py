@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.reference import Reference, is_digest_tag, is_tag, printable
-from ocistream.stores.index import full_reference
+from ocistream.reference import Reference, is_digest_tag, printable
+from ocistream.stores.index import tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,9 +71,9 @@ def tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> Selection:
     """Give the way to choose those images of an archive that have a tag, by it; all others are left."""
 
     def select(roots: Sequence[Root]) -> Sequence[Root]:
-        tags = [tag for root in roots if (tag := _tag_of(root))]
+        tags = [tag for root in roots if (tag := tag_of(root.name))]
         chosen = set(choose(list(dict.fromkeys(tags))))
-        return [root for root in roots if _tag_of(root) in chosen]
+        return [root for root in roots if tag_of(root.name) in chosen]
 
     return select
 
@@ -82,14 +82,6 @@ def under_own_tag(repository: Reference) -> Callable[[Root], Reference]:
     """Give the way to name images within one repository: each keeps its tag."""
 
     def target(root: Root) -> Reference:
-        return Reference(repository.registry, repository.repository, _tag_of(root))
+        return Reference(repository.registry, repository.repository, tag_of(root.name))
 
     return target
-
-
-def _tag_of(root: Root) -> str | None:
-    """Give the tag that an image has: that of its full name, or a name that is nothing but one."""
-    if root.name is None:
-        return None
-    reference = full_reference(root.name)
-    return reference.tag if reference else root.name if is_tag(root.name) else None

@@ -63,7 +63,8 @@ def verify(session: Session, path: str, *, deep: bool, as_json: bool) -> None:
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_said_as_json(path))
-        source = open_source(end, session.surroundings(), Want(everything=True, max_ratio=max_ratio))
+        want = Want(everything=True, max_ratio=max_ratio, referrers="listed")
+        source = open_source(end, session.surroundings(), want)
         stack.callback(source.close)
         with progress(session.options["progress"], session.console) as observer:
             findings = verification.verify(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream.errors import OcistreamError
 from ocistream.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference
 from ocistream.serve.refusals import RefusedError
-from ocistream.stores.index import FULL_NAME, REF_NAME
+from ocistream.stores.index import FULL_NAME, HUNG_NAME, REF_NAME
 
 if TYPE_CHECKING:
     from ocistream.model import Descriptor
@@ -32,7 +32,7 @@ def spellings(entry: Descriptor, fallback: str) -> tuple[Spelling, ...]:
     host, and whoever just puts this registry's address before a name, finds it. A bare tag, such as `oci:DIR:v1`
     leaves behind, belongs to the repository `fallback`.
     """
-    full, plain = entry.annotations.get(FULL_NAME), entry.annotations.get(REF_NAME)
+    full, plain = entry.annotations.get(FULL_NAME), entry.annotations.get(REF_NAME) or entry.annotations.get(HUNG_NAME)
     if full and (found := _of_name(full)):
         return found
     if not plain:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import files, limits
+from ocistream.attachments import listed
 from ocistream.documents import Document, media_type_of, outline, parse_document
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
@@ -20,7 +21,7 @@ from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ocistream.reference import is_digest, is_tag
 from ocistream.serve.names import full_name, repository_of_directory, spellings
 from ocistream.serve.refusals import RefusedError
-from ocistream.stores.index import FULL_NAME, REF_NAME, name_of
+from ocistream.stores.index import FULL_NAME, REF_NAME, called
 from ocistream.stream import digest_of
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class Repositories:
                 with contextlib.suppress(NotFoundError):
                     raw = self._read(digest)
                     descriptor = Descriptor(media_type, digest, len(raw))
-                    found.append(_referrer(descriptor, parse_document(descriptor, raw)))
+                    found.append(listed(descriptor, parse_document(descriptor, raw)).to_json())
         return found
 
     def _check_children(self, document: Document) -> None:
@@ -227,8 +228,8 @@ class Repositories:
         """
         kept = [entry for entry in entries if (repository, reference) not in spellings(entry, self._fallback)]
         below = self._reach([new])
-        kept = [entry for entry in kept if name_of(entry) or entry.digest not in below]
-        if name_of(new) is None and new.digest in self._reach(kept):
+        kept = [entry for entry in kept if called(entry) or entry.digest not in below]
+        if called(new) is None and new.digest in self._reach(kept):
             return kept
         return [*kept, new]
 
@@ -348,12 +349,3 @@ def _guess(raw: bytes) -> str | None:
     except ArchiveError:
         return None
     return guessed if guessed in _DOCUMENT_TYPES else None
-
-
-def _referrer(descriptor: Descriptor, document: Document) -> dict[str, Any]:
-    """Describe a referrer as the list of referrers has it: with its type and its annotations."""
-    kind = document.artifact_type or (document.config.media_type if document.config else None)
-    fields = replace(descriptor, artifact_type=kind).to_json()
-    if document.annotations:
-        fields["annotations"] = dict(document.annotations)
-    return fields

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Sequence
 
+    from ocistream.attachments import Referrers
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
     from ocistream.stores.outputs import Output
@@ -120,6 +121,8 @@ class Want:
     max_ratio: int = limits.MAX_RATIO
     #: Whether blobs that no image needs are handed out as well, to be looked at.
     everything: bool = False
+    #: What is done with what hangs on the images: signatures, SBOMs and the like.
+    referrers: Referrers = "along"
     #: Which of a repository's tags are wanted, if it is more than the one that the end names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 
@@ -203,7 +206,7 @@ def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
     references = [reference_of(end)]
     if want.tags is not None:
         references = _tagged(references[0], around.transport(), want.tags)
-    return RegistrySource(around.transport(), references, platforms=want.platforms)
+    return RegistrySource(around.transport(), references, platforms=want.platforms, referrers=want.referrers)
 
 
 def _tagged(
@@ -240,7 +243,13 @@ def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noq
     from ocistream.stores.layout import LayoutSource
 
     _check_no_file(end)
-    return LayoutSource(_path(end), select=want.select, platforms=want.platforms, everything=want.everything)
+    return LayoutSource(
+        _path(end),
+        select=want.select,
+        platforms=want.platforms,
+        referrers=want.referrers,
+        everything=want.everything,
+    )
 
 
 def _layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the table's form
@@ -261,13 +270,24 @@ def _archive_source(end: End, around: Surroundings, want: Want) -> Source:
         what = "the archive on stdin"
         file = sniffed(around.stdin(), what, want.max_ratio)
     elif path.is_file() and not is_compressed(path):
-        return ArchiveFileSource(path, select=want.select, platforms=want.platforms, everything=want.everything)
+        return ArchiveFileSource(
+            path,
+            select=want.select,
+            platforms=want.platforms,
+            referrers=want.referrers,
+            everything=want.everything,
+        )
     else:
         # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
         what = str(path)
         file = sniffed(open_stream(path), what, want.max_ratio)
     return ArchiveStreamSource(
-        file, what=what, select=want.select, platforms=want.platforms, everything=want.everything
+        file,
+        what=what,
+        select=want.select,
+        platforms=want.platforms,
+        referrers=want.referrers,
+        everything=want.everything,
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, entry_for, index_json
+from ocistream.stores.gathering import entries_of
+from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, index_json
 from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
 
@@ -35,7 +36,7 @@ class ArchiveSink:
     def begin(self, graph: Graph) -> None:
         """Write everything small, unless a blob had to be written before it was known."""
         self._start()
-        self._tar.add_small("index.json", index_json([entry_for(root) for root in graph.roots]))
+        self._tar.add_small("index.json", index_json(entries_of(graph)))
         docker = docker_manifest_json(graph)
         if docker != canonical_json([]):
             self._tar.add_small("manifest.json", docker)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from ocistream import files, layers, limits
 from ocistream.compression import NONE, codec_of
 from ocistream.errors import ArchiveError
-from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
 from ocistream.layers import looks_like_document
 from ocistream.model import UNKNOWN_TYPE, Descriptor
@@ -20,7 +19,8 @@ from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, Place, blob_digest
-from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
+from ocistream.stores.gathering import Gathering
+from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file
 from ocistream.stores.tar import Entry, TarReader
 from ocistream.stream import Tally, chunks_of, digest_of, gathered, verified
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from ocistream.attachments import Referrers
+    from ocistream.graph import Graph
     from ocistream.interfaces import Early
     from ocistream.stream import Chunk
 
@@ -45,6 +47,7 @@ class ArchiveFileSource:
         *,
         select: Selection = every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: Referrers = "listed",
         everything: bool = False,
     ) -> None:
         """Open the file and read its headers. With `everything`, `blobs` gives those too that no image needs.
@@ -60,6 +63,7 @@ class ArchiveFileSource:
         self._layers: dict[str, Descriptor] = {}
         self._select = select
         self._platforms = platforms
+        self._referrers: Referrers = referrers
         self._everything = everything
         with files.disk_errors(self._what):
             self._file = io.FileIO(path, "rb")
@@ -78,17 +82,15 @@ class ArchiveFileSource:
         if contents.layout is not None:
             parse_layout_file(self._read(contents.layout, limits.MAX_LAYOUT_FILE))
         index = contents.required_index()
-        builder = GraphBuilder(self._platforms)
-        for root in self._select(roots_of(parse_index(self._read(index, limits.MAX_MANIFEST)))):
-            builder.add_root(root)
-        while builder.needs:
-            digest = next(iter(builder.needs))
-            place = contents.blobs.get(digest)
+        gathering = Gathering(self._select, self._platforms, self._referrers)
+        gathering.begin(parse_index(self._read(index, limits.MAX_MANIFEST)))
+        while (needed := gathering.needed()) is not None:
+            place = contents.blobs.get(needed.digest)
             if place is None:
-                builder.lacks(digest)
+                gathering.lacks(needed.digest)
             else:
-                builder.supply(digest, self._read(place, limits.MAX_CONFIG))
-        return builder.graph()
+                gathering.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
+        return gathering.graph()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted.

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from ocistream import files, layers, limits
 from ocistream.compression import NONE, Codec, codec_of
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
-from ocistream.graph import Graph, GraphBuilder
 from ocistream.interfaces import Blob
 from ocistream.layers import looks_like_document, looks_like_layer
 from ocistream.model import UNKNOWN_TYPE, Descriptor
@@ -28,7 +27,8 @@ from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, blob_digest, plain_name
-from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file, roots_of
+from ocistream.stores.gathering import Gathering
+from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file
 from ocistream.stores.tar import Entry, Input, TarReader
 from ocistream.stream import digest_of, gathered, verified
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from ocistream.attachments import Referrers
+    from ocistream.graph import Graph
     from ocistream.interfaces import Early
     from ocistream.stream import Chunk
 
@@ -54,6 +56,7 @@ class ArchiveStreamSource:
         what: str = "the archive on stdin",
         select: Selection = every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: Referrers = "listed",
         everything: bool = False,
     ) -> None:
         """Read from where `file` stands; nothing is read yet. `what` names it in errors.
@@ -66,6 +69,7 @@ class ArchiveStreamSource:
         self._what = f"cannot read {what}"
         self._select = select
         self._platforms = platforms
+        self._referrers: Referrers = referrers
         self._everything = everything
         self._contents = Contents()
         self._held: dict[str, bytes] = {}
@@ -82,24 +86,24 @@ class ArchiveStreamSource:
 
     def graph(self, early: Early) -> Graph:
         """Read until the index and every manifest below the chosen images are known."""
-        builder = GraphBuilder(self._platforms)
+        gathering = Gathering(self._select, self._platforms, self._referrers)
         for entry in self._read_entries():
             digest = self._contents.add(entry)
             if digest is not None:
-                self._take_blob(builder, entry, digest, early)
+                self._take_blob(gathering, entry, digest, early)
             else:
-                self._take_document(builder, entry, early)
-            self._answer(builder, early, digest)
-            if self._contents.index is not None and not builder.needs:
-                return builder.graph()
+                self._take_document(gathering, entry, early)
+            self._answer(gathering, early, digest)
+            if self._contents.index is not None and self._next_need(gathering, early) is None:
+                return gathering.graph()
         if self._contents.index is None and self._contents.docker is not None:
             return self._docker_graph(early)
         self._contents.required_index()
-        while builder.needs:
-            builder.lacks(next(iter(builder.needs)))
+        while (needed := self._next_need(gathering, early)) is not None:
+            gathering.lacks(needed.digest)
             # Once an index is known to be lacking, it may be decided which of the held manifests are wanted.
-            self._answer(builder, early)
-        return builder.graph()
+            self._answer(gathering, early)
+        return gathering.graph()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs as they pass, and read on to the very end, whatever is wanted.
@@ -137,12 +141,11 @@ class ArchiveStreamSource:
         """Close the file."""
         self._file.close()
 
-    def _take_document(self, builder: GraphBuilder, entry: Entry, early: Early) -> None:
+    def _take_document(self, gathering: Gathering, entry: Entry, early: Early) -> None:
         """Read what names the images, and pass over what does not belong to an image archive."""
         name = plain_name(entry.name)
         if entry is self._contents.index:
-            for root in self._select(roots_of(parse_index(self._read(entry, limits.MAX_MANIFEST)))):
-                builder.add_root(root)
+            gathering.begin(parse_index(self._read(entry, limits.MAX_MANIFEST)))
         elif entry is self._contents.layout:
             parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
         elif entry is self._contents.docker and self._contents.index is None:
@@ -150,13 +153,13 @@ class ArchiveStreamSource:
         elif entry.kind == "file" and name in self._contents.others:
             self._take_other(entry, name, early)
 
-    def _take_blob(self, builder: GraphBuilder, entry: Entry, digest: str, early: Early) -> None:
+    def _take_blob(self, gathering: Gathering, entry: Entry, digest: str, early: Early) -> None:
         """Decide what a blob that passes before the graph is known is for."""
         if digest in self._given or digest in self._held:
             self._check_again(entry, digest)
-        elif digest in builder.needs and not builder.wants_config(digest):
+        elif gathering.needs(digest) and not gathering.wants_config(digest):
             self._given.add(digest)
-            builder.supply(digest, self._read(entry, limits.MAX_MANIFEST))
+            gathering.supply(digest, self._read(entry, limits.MAX_MANIFEST))
         else:
             self._hold_or_pass_on(entry, digest, early)
 
@@ -235,24 +238,32 @@ class ArchiveStreamSource:
             raise ArchiveError(msg, hint="if it is one, of an uncommon form, read it from a file instead of a pipe")
         return known
 
-    def _answer(self, builder: GraphBuilder, early: Early, passed: str | None = None) -> None:
-        """Give the builder what it needs and has passed already.
+    def _next_need(self, gathering: Gathering, early: Early) -> Descriptor | None:
+        """Give what is needed and has not passed yet: what hangs on an image is needed when all of that is known."""
+        while (needed := gathering.needed()) is not None:
+            if needed.digest not in self._held and needed.digest not in self._spilled:
+                break
+            self._answer(gathering, early)
+        return needed
+
+    def _answer(self, gathering: Gathering, early: Early, passed: str | None = None) -> None:
+        """Give the gathering what it needs and has passed already.
 
         Only what was just `passed`, and what is needed since this was last done, can have become answerable: thousands
         of needs are not gone through again for each entry.
         """
         looked_for = deque([passed] if passed else [])
-        looked_for.extend(builder.new_needs())
+        looked_for.extend(gathering.new_needs())
         while looked_for:
             found = looked_for.popleft()
-            if found in builder.needs and (found in self._held or found in self._spilled):
-                builder.supply(found, self._passed_before(builder, found, early))
-                looked_for.extend(builder.new_needs())
+            if gathering.needs(found) and (found in self._held or found in self._spilled):
+                gathering.supply(found, self._passed_before(gathering, found, early))
+                looked_for.extend(gathering.new_needs())
 
-    def _passed_before(self, builder: GraphBuilder, digest: str, early: Early) -> bytes:
+    def _passed_before(self, gathering: Gathering, digest: str, early: Early) -> bytes:
         if digest not in self._held:
             return early.recall(self._spilled[digest])
-        if builder.wants_config(digest):
+        if gathering.wants_config(digest):
             # It is a blob as well, and will be asked for.
             return self._held[digest]
         content = self._held.pop(digest)

@@ -10,6 +10,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from ocistream import layers, limits
+from ocistream.attachments import NO_PLACE
 from ocistream.errors import UnsupportedError
 from ocistream.graph import is_image
 from ocistream.layers import looks_like_document
@@ -33,6 +34,7 @@ class DockerArchiveSink:
     """Images into one docker-archive. It takes plain layers only: `transfer` makes them so."""
 
     parallel = False
+    no_place = NO_PLACE
 
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""

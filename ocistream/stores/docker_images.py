@@ -20,12 +20,13 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import Graph, GraphBuilder, Root
+from ocistream.graph import Graph, Root
 from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from ocistream.reference import parse_reference, printable
 from ocistream.stores.entries import blob_digest, plain_name
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, parse_json
+from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

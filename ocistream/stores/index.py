@@ -12,7 +12,7 @@ from ocistream.documents import Listing
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import OCI_INDEX, Descriptor
-from ocistream.reference import parse_digest, parse_reference, printable
+from ocistream.reference import is_tag, parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 #: The full name; containerd, Docker and Podman read it first.
 FULL_NAME: Final = "io.containerd.image.name"
+#: The name, a full one or a tag, of what hangs on an image as cosign's signatures do. Those two above would make an
+#: image of it, which `ctr images import`, say, fails to unpack.
+HUNG_NAME: Final = "vnd.ocistream.image.name"
 
 OCI_LAYOUT: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
 
@@ -63,6 +66,11 @@ def name_of(entry: Descriptor) -> str | None:
     return entry.annotations.get(FULL_NAME) or entry.annotations.get(REF_NAME) or None
 
 
+def called(entry: Descriptor) -> str | None:
+    """Give the name of an entry, be it an image or what hangs on one."""
+    return name_of(entry) or entry.annotations.get(HUNG_NAME) or None
+
+
 def roots_of(entries: Sequence[Descriptor]) -> list[Root]:
     """Give every entry as a root."""
     return [Root(name_of(entry), entry) for entry in entries]
@@ -94,6 +102,14 @@ def full_reference(name: str) -> Reference | None:
     except (InvalidNameError, UnsupportedError):
         return None
     return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
+
+
+def tag_of(name: str | None) -> str | None:
+    """Give the tag that an image of this name has: that of a full name, or a name that is nothing but one."""
+    if name is None:
+        return None
+    reference = full_reference(name)
+    return reference.tag if reference else name if is_tag(name) else None
 
 
 def docker_tag(name: str) -> str | None:
@@ -179,7 +195,8 @@ def images_named(names: Sequence[str]) -> Selection:
 
 
 def _goes_by(root: Root, name: str) -> bool:
-    if name in {root.name, root.descriptor.annotations.get(REF_NAME), root.descriptor.digest}:
+    annotations = root.descriptor.annotations
+    if name in {root.name, annotations.get(REF_NAME), annotations.get(HUNG_NAME), root.descriptor.digest}:
         return True
     try:
         wanted = parse_reference(name)

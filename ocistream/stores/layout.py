@@ -8,18 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocistream.errors import UsageError
-from ocistream.graph import Graph, GraphBuilder, Root
 from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
-from ocistream.stores.index import Selection, entry_for, every_image, name_of, roots_of
+from ocistream.stores.gathering import Gathering, entries_of
+from ocistream.stores.index import Selection, called, every_image, name_of
 from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from ocistream.attachments import Referrers
+    from ocistream.graph import Graph
     from ocistream.interfaces import Early, Unnamed
     from ocistream.stream import Chunk
 
@@ -37,6 +39,7 @@ class LayoutSource:
         *,
         select: Selection = every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: Referrers = "listed",
         everything: bool = False,
     ) -> None:
         """Open a layout. With `everything`, `blobs` gives those too that no image needs.
@@ -49,20 +52,19 @@ class LayoutSource:
         self._layout.check()
         self._select = select
         self._platforms = platforms
+        self._referrers: Referrers = referrers
         self._everything = everything
 
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a directory has all its names before its bytes
         """Read `index.json` and every manifest below the chosen images."""
-        builder = GraphBuilder(self._platforms)
-        for root in self._select(roots_of(self._layout.entries())):
-            builder.add_root(root)
-        while builder.needs:
-            descriptor = next(iter(builder.needs.values()))
+        gathering = Gathering(self._select, self._platforms, self._referrers)
+        gathering.begin(self._layout.entries())
+        while (descriptor := gathering.needed()) is not None:
             if self._layout.blob_size(descriptor.digest) is None:
-                builder.lacks(descriptor.digest)
+                gathering.lacks(descriptor.digest)
             else:
-                builder.supply(descriptor.digest, self._layout.read_blob(descriptor))
-        return builder.graph()
+                gathering.supply(descriptor.digest, self._layout.read_blob(descriptor))
+        return gathering.graph()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted."""
@@ -112,8 +114,8 @@ class LayoutSink:
             LocalDiskError: it cannot be made.
         """
         named: dict[str, str] = {}
-        for root in graph.roots:
-            name, digest = name_of(entry_for(root)), root.descriptor.digest
+        for entry in entries_of(graph):
+            name, digest = name_of(entry), entry.digest
             if name is not None and named.setdefault(name, digest) != digest:
                 msg = f"two images are called {printable(name)!r}, and in a layout a name stands for one"
                 raise UsageError(msg, hint=f"copy them one by one: {named[name]} and {digest}")
@@ -151,7 +153,8 @@ class LayoutSink:
             digest = manifest.descriptor.digest
             if not self._layout.holds(manifest.descriptor):
                 self._layout.write_blob(digest, [manifest.raw])
-        self._layout.change_index(lambda entries: merge(entries, graph.roots))
+        new = entries_of(graph)
+        self._layout.change_index(lambda entries: merge(entries, new))
 
     def close(self) -> None:
         """Nothing is left to drop: a blob that was not finished has gone with its temporary file."""
@@ -161,13 +164,13 @@ class LayoutSink:
         self._created = True
 
 
-def merge(entries: Sequence[Descriptor], roots: Sequence[Root]) -> list[Descriptor]:
-    """Add roots to the entries of an index; a name that is there gets its new meaning, the others stay."""
-    new = {_key(entry): entry for entry in map(entry_for, roots)}
+def merge(entries: Sequence[Descriptor], added: Sequence[Descriptor]) -> list[Descriptor]:
+    """Add to the entries of an index; a name that is there gets its new meaning, the others stay."""
+    new = {_key(entry): entry for entry in added}
     return [*(entry for entry in entries if _key(entry) not in new), *new.values()]
 
 
 def _key(entry: Descriptor) -> tuple[str | None, str]:
     """Say what an entry is the only one of: a name, or, without one, a digest."""
-    name = name_of(entry)
+    name = called(entry)
     return (name, "") if name is not None else (None, entry.digest)

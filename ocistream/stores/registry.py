@@ -6,19 +6,34 @@ in, and in what order things become visible.
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ocistream.attachments import listed
 from ocistream.distribution import Repository, is_canonical, not_found
-from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
-from ocistream.graph import Graph, GraphBuilder, Root
+from ocistream.errors import (
+    AuthenticationError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    RegistryError,
+    UnsupportedError,
+)
+from ocistream.graph import Graph, Root
 from ocistream.interfaces import Blob
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.referrer_lists import ReferrerLists
+from ocistream.stores.hanging import Hanging
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
+from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from ocistream.attachments import Referrers
     from ocistream.interfaces import Early, Source, Unnamed
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
@@ -34,12 +49,18 @@ class RegistrySource:
     parallel = True
 
     def __init__(
-        self, transport: Transport, references: Sequence[Reference], *, platforms: PlatformChoice = ALL_PLATFORMS
+        self,
+        transport: Transport,
+        references: Sequence[Reference],
+        *,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: Referrers = "listed",
     ) -> None:
-        """Name the images; nothing is asked for yet."""
+        """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along."""
         self._transport = transport
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
+        self._referrers: Referrers = referrers
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
         self._homes: dict[str, Repository] = {}
 
@@ -50,9 +71,13 @@ class RegistrySource:
             NotFoundError: an image or a platform is not there.
         """
         builder = GraphBuilder(self._platforms)
+        repositories = []
         for reference in self._references:
             repository = Repository(self._transport, reference.registry, reference.repository)
+            repositories.append(repository)
             self._collect(reference, repository, builder)
+        if self._referrers == "along":
+            self._collect_attached(repositories, builder)
         graph = builder.graph()
         for digest, document in graph.documents.items():
             # An index that was cut down to some platforms is ours; no repository has it, and it has no blobs.
@@ -73,8 +98,14 @@ class RegistrySource:
         return (repository.endpoint.registry, repository.name) if repository else None
 
     def referrers(self, digests: Sequence[str]) -> dict[str, list[Descriptor]]:
-        """Ask what refers to manifests that the graph has; nothing where a registry cannot tell."""
-        return {digest: home.referrers(digest) for digest in digests if (home := self._homes.get(digest))}
+        """Ask what refers to manifests that the graph has; nothing where a registry cannot tell, or will not."""
+        lists: dict[str, ReferrerLists] = {}
+        found: dict[str, list[Descriptor]] = {}
+        for digest in digests:
+            if home := self._homes.get(digest):
+                with contextlib.suppress(AuthenticationError):
+                    found[digest] = lists.setdefault(str(home), ReferrerLists(home)).of(digest)
+        return found
 
     def close(self) -> None:
         """The transport belongs to whoever made it."""
@@ -85,10 +116,25 @@ class RegistrySource:
         except NotFoundError as error:
             raise not_found(repository, reference.target, error) from error
         descriptor = manifest.descriptor
-        self._homes.setdefault(descriptor.digest, repository)
         builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
         if descriptor.digest in builder.needs:
             builder.supply(descriptor.digest, manifest.raw)
+        self._complete(builder, repository, descriptor.digest)
+
+    def _collect_attached(self, repositories: Sequence[Repository], builder: GraphBuilder) -> None:
+        """Get what hangs on the images, out of each repository that has one of them."""
+        graph = builder.graph()
+        moving = [
+            (repository, digest)
+            for root, repository in zip(graph.roots, repositories, strict=True)
+            for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._homes.keys())
+        ]
+        cut = [(self._homes[digest], digest) for digest in builder.cut_down()]
+        Hanging(builder, partial(self._complete, builder)).collect(moving, cut)
+
+    def _complete(self, builder: GraphBuilder, repository: Repository, digest: str) -> None:
+        """Get what is needed for a manifest that came out of a repository."""
+        self._homes.setdefault(digest, repository)
         while builder.needs:
             child = next(iter(builder.needs.values()))
             self._homes.setdefault(child.digest, repository)
@@ -105,6 +151,19 @@ class RegistrySource:
     def _opener(self, descriptor: Descriptor) -> Callable[[], Iterator[Chunk]]:
         home = self._homes[descriptor.digest]
         return lambda: home.blob_chunks(descriptor)
+
+
+def _put_referrer(repository: Repository, manifest: Manifest) -> bool:
+    """Push a manifest with a subject; say whether the registry lists it now among what refers to that.
+
+    Raises:
+        RegistryError: it does not want it.
+    """
+    try:
+        return bool(repository.put_manifest(manifest.descriptor.digest, manifest))
+    except RegistryError as error:
+        hint = error.hint or "if it does not take signatures, SBOMs and the like, leave them behind: --no-referrers"
+        raise RegistryError(error.what, status=error.status, codes=error.codes, hint=hint) from error
 
 
 class RegistrySink:
@@ -209,10 +268,14 @@ class RegistrySink:
         return gathered(verified(repository.blob_chunks(descriptor), descriptor))
 
     def commit(self, graph: Graph) -> None:
-        """Push the manifests, children first, and the tags at the very end.
+        """Push the manifests, children first and what hangs on them next, and the images' tags at the very end.
+
+        Where the registry keeps no list of what refers to a manifest, what was pushed is added to the one that clients
+        keep.
 
         Raises:
-            UnsupportedError: the registry does not know a manifest's digest; no tag was moved then.
+            UnsupportedError: the registry does not know a manifest's digest; no image's tag was moved then.
+            RegistryError: it does not want what hangs on an image: without that, the image is not to appear either.
         """
         children = {child.digest for document in graph.documents.values() for child in document.manifests}
         #: What comes with its tag need not be pushed without it before. A child must be, or its parent is refused;
@@ -223,14 +286,12 @@ class RegistrySink:
             if (reference := self._target(root)).tag
             and (digest := root.descriptor.digest) not in children
             and is_canonical(digest)
+            # What hangs on it comes before its tag, and it comes before that.
+            and digest not in graph.attached
         }
-        for manifest in graph.manifests:
-            digest = manifest.descriptor.digest
-            for home in self._needed_in[digest]:
-                repository, _ = self._uploaders[home]
-                if (home, digest) not in tagged and repository.digest_of(digest) is None:
-                    repository.put_manifest(digest, manifest)
+        self._push(graph, tagged)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        self._tag_attached(graph, by_digest)
         for root in graph.roots:
             reference = self._target(root)
             if reference.tag:
@@ -240,6 +301,36 @@ class RegistrySink:
         """Drop the upload sessions that registries opened in place of mounts and that were not used."""
         for _, uploader in self._uploaders.values():
             uploader.close()
+
+    def _push(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
+        """Push manifests by digest, but for those that come with their tags, and list those that refer to others."""
+        unlisted: dict[tuple[str, str], list[Descriptor]] = {}
+        for manifest in graph.manifests:
+            digest = manifest.descriptor.digest
+            subject = graph.documents[digest].subject
+            for home in self._needed_in[digest]:
+                repository, _ = self._uploaders[home]
+                if subject is not None:
+                    # Even if it is there: the answer says whether the registry lists it.
+                    if not _put_referrer(repository, manifest):
+                        referrer = listed(manifest.descriptor, graph.documents[digest])
+                        unlisted.setdefault((home, subject.digest), []).append(referrer)
+                elif (home, digest) not in tagged and repository.digest_of(digest) is None:
+                    repository.put_manifest(digest, manifest)
+        for (home, digest), referrers in unlisted.items():
+            ReferrerLists(self._uploaders[home][0]).add(digest, referrers)
+
+    def _tag_attached(self, graph: Graph, by_digest: Mapping[str, Manifest]) -> None:
+        """Move the tags of cosign's, in the repository of each image that they say something of."""
+        places: dict[Reference, str] = {}
+        for root in graph.roots if graph.attached else ():
+            reference = self._target(root)
+            hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
+            for attached in sorted(hanging, key=lambda one: one.order):
+                if attached.tag:
+                    places[replace(reference, tag=attached.tag, digest=None)] = attached.descriptor.digest
+        for reference, digest in places.items():
+            self._tag(reference, by_digest[digest])
 
     def _tag(self, reference: Reference, manifest: Manifest) -> None:
         """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same.

@@ -86,6 +86,8 @@ def test_the_document_says_what_was_moved(
         "images": [{**described, "name": f"{registry.host}/app:1", "size": total}],
         "manifests": [described],
         "blobs": [{**blob, "how": "copied"} for blob in blobs],
+        "referrers": [],
+        "leftBehind": [],
         "foreign": [],
         "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0},
         "retried": 0,

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from ocistream.attachments import Referrers
 from ocistream.graph import Root
 from ocistream.interfaces import Blob, Sink, Source
 from ocistream.model import Descriptor
@@ -38,10 +39,12 @@ from ocistream.stream import Chunk
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docker, plain_manifest, saved
+from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of
 from tests.network import QuickTransport
 
 REPOSITORY = "made/app"
+HUNG_NAME = "vnd.ocistream.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -74,15 +77,33 @@ class Store(abc.ABC):
     def blobs(self) -> set[str]:
         """Return the digests of all that is visible, after checking that it is what it claims to be."""
 
+    def hanging(self, subject: str) -> list[Document]:
+        """Return what refers to a manifest, as an `index.json` or the registry lists it."""
+        return _referring(self._files_there(), subject)
+
+    def called(self) -> dict[str, str]:
+        """Return what has a tag of cosign's, as digests by the tags; in a layout or archive it is no image."""
+        found = {}
+        for entry in index_in(self._files_there()):
+            annotations = entry.get("annotations", {})
+            if HUNG_NAME in annotations:
+                assert REF_NAME not in annotations
+                found[annotations[HUNG_NAME].rpartition(":")[2]] = entry["digest"]
+        return found
+
+    def _files_there(self) -> dict[str, bytes]:
+        """Return the files of a layout that is visible."""
+        raise NotImplementedError
+
     @abc.abstractmethod
-    def _open_source(self, platforms: PlatformChoice) -> Source: ...
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source: ...
 
     @abc.abstractmethod
     def _open_sink(self) -> Sink: ...
 
-    def source(self, *, platforms: PlatformChoice = ALL_PLATFORMS) -> Source:
-        """Open it to read every image."""
-        source = self._open_source(platforms)
+    def source(self, *, platforms: PlatformChoice = ALL_PLATFORMS, referrers: Referrers = "listed") -> Source:
+        """Open it to read every image; what hangs on them is one of them, or goes along, or is left."""
+        source = self._open_source(platforms, referrers)
         self._stack.callback(source.close)
         return source
 
@@ -115,8 +136,8 @@ class LayoutStore(Store):
         if content is not None:
             path.write_bytes(content)
 
-    def _open_source(self, platforms: PlatformChoice) -> Source:
-        return LayoutSource(self._path, platforms=platforms)
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:
+        return LayoutSource(self._path, platforms=platforms, referrers=referrers)
 
     def _open_sink(self) -> Sink:
         return LayoutSink(self._path)
@@ -126,6 +147,9 @@ class LayoutStore(Store):
 
     def blobs(self) -> set[str]:
         return check_blobs(self._files())
+
+    def _files_there(self) -> dict[str, bytes]:
+        return self._files()
 
     def _files(self) -> dict[str, bytes]:
         files = [path for path in self._path.rglob("*") if path.is_file()]
@@ -151,8 +175,8 @@ class ArchiveFileStore(Store):
             self._items[blob_name(digest)] = content
         self._write()
 
-    def _open_source(self, platforms: PlatformChoice) -> Source:
-        return ArchiveFileSource(self._path, platforms=platforms)
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:
+        return ArchiveFileSource(self._path, platforms=platforms, referrers=referrers)
 
     def _open_sink(self) -> Sink:
         return ArchiveSink(file_output(self._path))
@@ -162,6 +186,9 @@ class ArchiveFileStore(Store):
 
     def blobs(self) -> set[str]:
         return check_blobs(files_in(self._path.read_bytes())) if self._path.exists() else set()
+
+    def _files_there(self) -> dict[str, bytes]:
+        return files_in(self._path.read_bytes())
 
     def _write(self) -> None:
         self._path.write_bytes(tar_of(self._items.items()))
@@ -234,8 +261,9 @@ class PipeStore(Store):
         else:
             self._items[blob_name(digest)] = content
 
-    def _open_source(self, platforms: PlatformChoice) -> Source:
-        return ArchiveStreamSource(self._pipe.opened_to_read(tar_of(self._items.items())), platforms=platforms)
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:
+        file = self._pipe.opened_to_read(tar_of(self._items.items()))
+        return ArchiveStreamSource(file, platforms=platforms, referrers=referrers)
 
     def _open_sink(self) -> Sink:
         return ArchiveSink(stream_output(self._pipe.opened_to_write(), "to the pipe"))
@@ -245,6 +273,9 @@ class PipeStore(Store):
 
     def blobs(self) -> set[str]:
         return check_blobs(self._pipe.whole())
+
+    def _files_there(self) -> dict[str, bytes]:
+        return self._pipe.whole()
 
 
 class IndexLastPipeStore(PipeStore):
@@ -266,7 +297,8 @@ class RegistryStore(Store):
 
     def fill(self, layout: Layout) -> None:
         for entry in json.loads((layout.path / "index.json").read_bytes())["manifests"]:
-            registry_http.seed(layout, entry, self._registry.host, REPOSITORY, entry["annotations"][REF_NAME])
+            tag = entry.get("annotations", {}).get(REF_NAME)
+            registry_http.seed(layout, entry, self._registry.host, REPOSITORY, tag)
 
     def damage(self, digest: str, content: bytes | None) -> None:
         path = self._path / blob_name(digest)
@@ -274,9 +306,9 @@ class RegistryStore(Store):
         if content is not None:
             path.write_bytes(content)
 
-    def _open_source(self, platforms: PlatformChoice) -> Source:
-        references = [self._reference(tag) for tag in self._tags()]
-        return RegistrySource(self._transport, references, platforms=platforms)
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:
+        references = [self._reference(tag) for tag in self._tags() if referrers == "listed" or "-" not in tag]
+        return RegistrySource(self._transport, references, platforms=platforms, referrers=referrers)
 
     def _open_sink(self) -> Sink:
         return RegistrySink(self._transport, self._target, early=self._reference("early"))
@@ -288,6 +320,13 @@ class RegistryStore(Store):
     def blobs(self) -> set[str]:
         files = [path for path in (self._path / "blobs").rglob("*") if path.is_file()]
         return check_blobs({str(path.relative_to(self._path)): path.read_bytes() for path in files})
+
+    def hanging(self, subject: str) -> list[Document]:
+        _, raw = registry_http.get(self._registry.host, f"/v2/{REPOSITORY}/referrers/{subject}")
+        return list(json.loads(raw)["manifests"])
+
+    def called(self) -> dict[str, str]:
+        return {tag: digest_of(raw) for tag, raw in self.images().items() if tag.endswith((".sig", ".att", ".sbom"))}
 
     def _tags(self) -> Sequence[str]:
         return registry_http.tags(self._registry.host, REPOSITORY)
@@ -332,7 +371,7 @@ class DockerArchiveFileStore(Store):
     def _write(self, content: bytes) -> None:
         self._path.write_bytes(content)
 
-    def _open_source(self, platforms: PlatformChoice) -> Source:
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:  # noqa: ARG002 - it has none
         return ArchiveFileSource(self._path, platforms=platforms)
 
     def _open_sink(self) -> Sink:
@@ -365,7 +404,7 @@ class DockerArchivePipeStore(DockerArchiveFileStore):
     def _write(self, content: bytes) -> None:
         """Nothing is kept but what `_content` makes."""
 
-    def _open_source(self, platforms: PlatformChoice) -> Source:
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:  # noqa: ARG002 - it has none
         return ArchiveStreamSource(self._pipe.opened_to_read(self._content()), platforms=platforms)
 
     def _open_sink(self) -> Sink:
@@ -438,6 +477,15 @@ def _waiting(outlet: int) -> int:
     with contextlib.suppress(OSError):
         return int(struct.unpack("i", fcntl.ioctl(outlet, termios.FIONREAD, bytes(4)))[0])
     return 0
+
+
+def _referring(files: dict[str, bytes], subject: str) -> list[Document]:
+    found = []
+    for entry in index_in(files):
+        about = json.loads(files[blob_name(entry["digest"])]).get("subject", {})
+        if about.get("digest") == subject:
+            found.append(entry)
+    return found
 
 
 def _named(files: dict[str, bytes]) -> dict[str, bytes]:

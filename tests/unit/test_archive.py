@@ -16,7 +16,7 @@ import pytest
 
 from ocistream import limits, transfer
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NotFoundError, OutputClosedError, UsageError
-from ocistream.graph import Graph, GraphBuilder
+from ocistream.graph import Graph
 from ocistream.interfaces import Blob, Recalls, Source, Unnamed
 from ocistream.model import Descriptor
 from ocistream.stores.archive import ArchiveSink
@@ -24,6 +24,7 @@ from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.layout import LayoutSource
 from ocistream.stores.outputs import Output, file_output, open_output, stream_output
 from ocistream.stream import Chunk, digest_of
+from ocistream.walk import GraphBuilder
 from tests.archives import END, blob_name, check_blobs, files_in, items_of, member, tar_of
 from tests.contract.shapes import SHAPES, parts_of
 from tests.contract.stores import NothingEarly

@@ -28,7 +28,7 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import Graph, GraphBuilder
+from ocistream.graph import Graph
 from ocistream.interfaces import Blob
 from ocistream.model import Descriptor, parse_platform
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
@@ -38,6 +38,7 @@ from ocistream.stores.index import every_image, images_named
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output
 from ocistream.stream import Chunk, verified
+from ocistream.walk import GraphBuilder
 from tests.archives import END, Item, Kind, blob_name, items_of, member, padded, pax_header, small_first, tar_of
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.contract.stores import NothingEarly

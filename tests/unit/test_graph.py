@@ -11,9 +11,10 @@ import pytest
 from ocistream import limits, model
 from ocistream.documents import parse_descriptor
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
-from ocistream.graph import Graph, GraphBuilder, Root, is_image
+from ocistream.graph import Graph, Root, is_image
 from ocistream.model import Platform, parse_platform
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.walk import GraphBuilder
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.images import (
     OCI_CONFIG,

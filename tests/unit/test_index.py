@@ -158,16 +158,16 @@ class TestNames:
 class TestMerging:
     def test_a_name_gets_its_new_meaning_and_the_others_stay(self) -> None:
         there = [named("v1").descriptor, named("v2").descriptor, descriptor(OTHER)]
-        merged = merge(there, [named("v1", OTHER)])
+        merged = merge(there, [named("v1", OTHER).descriptor])
         assert [(name_of(entry), entry.digest) for entry in merged] == [("v2", DIGEST), (None, OTHER), ("v1", OTHER)]
 
     def test_what_has_no_name_is_entered_once(self) -> None:
-        nameless = Root(None, descriptor(OTHER))
+        nameless = descriptor(OTHER)
         merged = merge(merge([named("v1").descriptor], [nameless]), [nameless])
         assert [(name_of(entry), entry.digest) for entry in merged] == [("v1", DIGEST), (None, OTHER)]
 
     def test_a_name_does_not_hide_behind_another_one_of_the_same_image(self) -> None:
-        merged = merge([named("v1").descriptor], [named("v2"), Root(None, descriptor())])
+        merged = merge([named("v1").descriptor], [named("v2").descriptor, descriptor()])
         assert [name_of(entry) for entry in merged] == ["v1", "v2", None]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ocistream.model import Descriptor
 from ocistream.serve import Registry
 from tests.images import (
     Layout,
@@ -50,6 +52,20 @@ class TestUntagged:
         assert len(entries(served)) == 1
         ask.push(document)
         assert untagged(served) == []
+
+    def test_what_is_called_as_cosign_calls_signatures_keeps_its_tag(self, ask: Client, served: Registry) -> None:
+        """Such an entry, as a pull into a directory leaves it, has a name, and not an image's."""
+        document = image(ask)
+        digest, tag = ask.push(document), f"sha256-{'a' * 64}.sig"
+        name = f"registry.example.com/app:{tag}"
+
+        def called(listed: list[Descriptor]) -> list[Descriptor]:
+            return [dataclasses.replace(entry, annotations={"vnd.ocistream.image.name": name}) for entry in listed]
+
+        served.layout.change_index(called)
+        ask.push(document)
+        assert len(entries(served)) == 1
+        assert ask("GET", f"/v2/app/manifests/{tag}").headers["Docker-Content-Digest"] == digest
 
     def test_one_image_may_have_many_tags(self, ask: Client, served: Registry) -> None:
         document = image(ask)

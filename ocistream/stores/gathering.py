@@ -1,0 +1,370 @@
+"""What an `index.json` lists, sorted: which of its entries are images, and which hang on one and go along with it.
+
+An entry without a name may be either: its manifest says so, by its `subject`. A name that cosign made of a digest says
+it too, and under a name made of a digest alone there may be a list of what refers to it. So the manifests of such
+entries are needed before the graph is complete, and those that turn out to belong to nothing that moves are dropped
+again. Bytes and values only: whoever reads the layout or archive brings them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.attachments import (
+    GONE,
+    NARROWED,
+    SAME_TAG,
+    UNWANTED,
+    Attached,
+    LeftBehind,
+    Referrers,
+    cosign_subject,
+    fallback_tag,
+    is_fallback_tag,
+    kind_of,
+    listed,
+)
+from ocistream.documents import parse_document
+from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
+from ocistream.graph import Graph, Root
+from ocistream.stores.index import FULL_NAME, HUNG_NAME, REF_NAME, called, entry_for, full_reference, roots_of, tag_of
+from ocistream.walk import GraphBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocistream.documents import Document
+    from ocistream.model import Descriptor
+    from ocistream.platforms import PlatformChoice
+    from ocistream.stores.index import Selection
+
+__all__ = ["Gathering", "entries_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """An entry that may hang on an image: by its tag, or by its manifest's subject.
+
+    `claimed_by` is the tag of the list that names it, if it has no entry of its own.
+    """
+
+    root: Root
+    tag: str | None
+    claimed_by: str | None = None
+
+    @property
+    def digest(self) -> str:
+        return self.root.descriptor.digest
+
+
+class Gathering:
+    """The graph of the chosen images, and of what hangs on them, while its manifests are still being brought.
+
+    `needed` says which to bring next, once `begin` was told what there is; each is answered by `supply` or `lacks`.
+    """
+
+    def __init__(self, select: Selection, platforms: PlatformChoice, referrers: Referrers) -> None:
+        """Begin with nothing; `select` chooses among what are images."""
+        self._builder = GraphBuilder(platforms)
+        self._select = select
+        self._referrers = referrers
+        self._all: list[Root] = []
+        self._images: list[Root] = []
+        #: The very roots that were chosen: two entries may be alike.
+        self._chosen: set[int] = set()
+        self._is_chosen = False
+        self._others: list[_Other] = []
+        #: The digests of those, and, by digest, the tags of those that may be lists of referrers.
+        self._known: set[str] = set()
+        self._lists: dict[str, str] = {}
+        #: Digests of what is no image beside others, but would be chosen if all were.
+        self._prospective: set[str] = set()
+        self._looking: dict[str, Descriptor] = {}
+        self._held: dict[str, bytes] = {}
+        self._held_bytes = 0
+        self._subjects: dict[str, str] = {}
+        self._described: dict[str, Descriptor] = {}
+        self._left: dict[str, str] = {}
+        self._tags: dict[tuple[str, str], str] = {}
+        self._new: list[str] = []
+        self._has_rest = True
+
+    def begin(self, entries: Sequence[Descriptor]) -> None:
+        """Learn what is listed, and choose the images, if that is possible yet.
+
+        Raises:
+            NotFoundError, UsageError: as the choice has it.
+        """
+        self._all = roots_of(entries)
+        if self._referrers == "listed":
+            self._has_rest, self._images = False, self._all
+            self._choose()
+            return
+        tags = [tag_of(called(root.descriptor)) for root in self._all]
+        special = [tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags]
+        for root, tag, is_special in zip(self._all, tags, special, strict=True):
+            if root.name and not is_special:
+                self._images.append(root)
+            else:
+                self._others.append(_Other(root, tag if is_special else None))
+        if not self._images and len({other.digest for other in self._others}) < 2:
+            self._images, self._others = self._all, []
+        self._prospective = {root.descriptor.digest for root in self._selected(self._all) or ()}
+        if self._images or not self._others:
+            self._choose()
+        self._known = {other.digest for other in self._others}
+        self._lists = {other.digest: other.tag for other in self._others if other.tag and is_fallback_tag(other.tag)}
+        for other in self._others:
+            self._look_for(other.root.descriptor)
+
+    def needed(self) -> Descriptor | None:
+        """Give a manifest (or config) that is needed, or None once the graph is complete."""
+        while True:
+            if self._builder.needs:
+                return next(iter(self._builder.needs.values()))
+            if self._looking:
+                return next(iter(self._looking.values()))
+            if not self._settle():
+                return None
+
+    def needs(self, digest: str) -> bool:
+        """Say whether this is needed."""
+        return digest in self._builder.needs or digest in self._looking
+
+    def wants_config(self, digest: str) -> bool:
+        """Say whether a need is an image's config, which the graph counts as a blob."""
+        return self._builder.wants_config(digest)
+
+    def new_needs(self) -> list[str]:
+        """Give the digests that have become needed since this was last asked; some may be answered by now."""
+        new, self._new = self._new, []
+        return new
+
+    def supply(self, digest: str, raw: bytes) -> None:
+        """Answer a need with bytes.
+
+        Raises:
+            OcistreamError: as `GraphBuilder.supply` has it; what may only hang on an image is not held to that yet.
+        """
+        entry = self._looking.pop(digest, None)
+        if digest in self._builder.needs:
+            self._builder.supply(digest, raw)
+            if entry is not None and (document := self._builder.document(digest)) is not None:
+                self._note(entry, document)
+        elif entry is not None:
+            self._hold(digest, raw)
+            self._look(entry, raw)
+        self._answer()
+
+    def lacks(self, digest: str) -> None:
+        """Answer a need by saying that it is not there."""
+        self._looking.pop(digest, None)
+        if digest in self._builder.needs:
+            self._builder.lacks(digest)
+        self._answer()
+
+    def graph(self) -> Graph:
+        """Give the graph, once nothing is needed."""
+        return self._builder.graph()
+
+    # -- choosing images ---------------------------------------------------------------------------------
+
+    def _choose(self) -> None:
+        """Choose among what can only be images; what is asked for and is none of them, among all."""
+        try:
+            chosen = self._select(self._images)
+        except (NotFoundError, UsageError):
+            others = self._selected(self._all)
+            if others is None:
+                raise
+            chosen = others
+        self._is_chosen = True
+        self._add(chosen)
+
+    def _add(self, chosen: Sequence[Root]) -> None:
+        self._chosen.update(map(id, chosen))
+        digests = {root.descriptor.digest for root in chosen}
+        self._others = [
+            other
+            for other in self._others
+            if id(other.root) not in self._chosen and (other.tag or other.digest not in digests)
+        ]
+        for root in chosen:
+            self._builder.add_root(root)
+        self._answer()
+
+    def _selected(self, roots: Sequence[Root]) -> Sequence[Root] | None:
+        try:
+            return self._select(roots)
+        except (NotFoundError, UsageError):
+            return None
+
+    # -- looking at what may hang on them ----------------------------------------------------------------
+
+    def _look_for(self, entry: Descriptor) -> None:
+        digest = entry.digest
+        could_be = (entry.is_index or entry.is_manifest) and entry.size <= limits.MAX_MANIFEST
+        if could_be and digest not in self._described and self._builder.document(digest) is None:
+            self._looking[digest] = entry
+            self._new.append(digest)
+
+    def _look(self, entry: Descriptor, raw: bytes) -> None:
+        try:
+            document = parse_document(entry, raw)
+        except (ArchiveError, UnsupportedError):
+            # If it turns out that it is to move, that will be said.
+            return
+        self._note(entry, document)
+
+    def _note(self, entry: Descriptor, document: Document) -> None:
+        """Keep of a manifest on whom it hangs; and if it is a list of such, look at those that it names."""
+        self._described[entry.digest] = listed(entry, document)
+        if document.subject is not None:
+            self._subjects[entry.digest] = document.subject.digest
+        if entry.is_index and (tag := self._lists.get(entry.digest)) is not None:
+            for child in document.manifests:
+                if child.digest not in self._known:
+                    self._known.add(child.digest)
+                    self._others.append(_Other(Root(None, child), None, tag))
+                    self._look_for(child)
+
+    def _hold(self, digest: str, raw: bytes) -> None:
+        """Keep what cannot be read again, if it may be needed yet.
+
+        Raises:
+            ArchiveError: there is too much of it.
+        """
+        if self._held_bytes + len(raw) > limits.MAX_HELD_JSON:
+            if self._is_chosen and digest not in self._prospective:
+                return
+            msg = f"more than {limits.MAX_HELD_JSON} bytes of manifests that may be images, or hang on one"
+            raise ArchiveError(msg, hint="move fewer images at a time")
+        self._held[digest] = raw
+        self._held_bytes += len(raw)
+
+    def _answer(self) -> None:
+        """Give the builder what it needs and is held; what else it needs is new."""
+        while new := self._builder.new_needs():
+            for digest in new:
+                if digest not in self._builder.needs:
+                    continue
+                if digest in self._held and not self._builder.wants_config(digest):
+                    raw = self._held.pop(digest)
+                    self._held_bytes -= len(raw)
+                    self._builder.supply(digest, raw)
+                else:
+                    self._new.append(digest)
+
+    # -- what hangs on whom ------------------------------------------------------------------------------
+
+    def _settle(self) -> bool:
+        """Take along what hangs on what moves; False once there is nothing new and everything is chosen."""
+        if not self._is_chosen:
+            entries = [other for other in self._others if not other.claimed_by]
+            plain = [other.root for other in entries if not other.tag and other.digest not in self._subjects]
+            self._images = plain or [other.root for other in entries]
+            self._choose()
+            return True
+        if self._attach_some():
+            return True
+        if self._has_rest:
+            self._has_rest = False
+            rest = {id(other.root) for other in self._others if not other.claimed_by}
+            images = {id(root) for root in self._images}
+            chosen = self._selected([root for root in self._all if id(root) in images or id(root) in rest]) or ()
+            if new := [root for root in chosen if id(root) not in self._chosen]:
+                self._add(new)
+                return True
+        return False
+
+    def _attach_some(self) -> bool:
+        moving = set(self._builder.moving())
+        cut = set(self._builder.cut_down())
+        for document in filter(None, map(self._builder.document, tuple(cut))):
+            # What hangs on another platform's image has no place here either.
+            cut.update(child.digest for child in document.manifests)
+        known = {*moving, *cut, *self._left}
+        tagged = {fallback_tag(digest): digest for digest in known}
+        staying: list[_Other] = []
+        before = len(self._others)
+        for other in self._others:
+            if other.tag and is_fallback_tag(other.tag) and other.tag in tagged and other.digest in self._described:
+                # The list itself is made anew wherever it is needed.
+                continue
+            if other.claimed_by in tagged and other.digest not in self._described:
+                # Its list is that of something that moves, and it is not there.
+                self._leave(other, tagged[other.claimed_by], None, GONE)
+                continue
+            hooks = [hook for hook in self._hooks(other) if hook[0] in known]
+            for subject, tag in hooks:
+                self._attach(other, subject, tag, moving)
+            if not hooks:
+                staying.append(other)
+        self._others = staying
+        self._answer()
+        return len(staying) < before
+
+    def _hooks(self, other: _Other) -> Iterator[tuple[str, str | None]]:
+        """Give the digests on which something hangs, and the tag by which it does."""
+        if (subject := self._subjects.get(other.digest)) is not None:
+            yield subject, None
+        if other.tag and (subject := cosign_subject(other.tag)) is not None:
+            yield subject, other.tag
+
+    def _attach(self, other: _Other, subject: str, tag: str | None, moving: set[str]) -> None:
+        if self._referrers == "left":
+            self._leave(other, subject, tag, UNWANTED)
+        elif subject not in moving:
+            self._leave(other, subject, tag, self._left.get(subject, NARROWED))
+        elif tag is not None and self._tags.setdefault((subject, tag), other.digest) != other.digest:
+            self._leave(other, subject, tag, SAME_TAG)
+        else:
+            self._builder.attach(Attached(other.root.descriptor, subject, tag))
+
+    def _leave(self, other: _Other, subject: str, tag: str | None, why: str) -> None:
+        self._left[other.digest] = why
+        kind = self._described.get(other.digest, other.root.descriptor).artifact_type
+        self._builder.leave(LeftBehind(subject, why, kind_of(kind, tag), other.digest, tag))
+
+
+def entries_of(graph: Graph) -> list[Descriptor]:
+    """Give what an `index.json` lists of a graph: its images, then what hangs on them.
+
+    None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
+    repository of each image that it says something of.
+    """
+    images = [entry_for(root) for root in graph.roots]
+    known = {entry.digest for entry in images}
+    nameless = {
+        attached.descriptor.digest: _without_name(attached.descriptor)
+        for attached in graph.all_attached
+        if attached.tag is None and attached.descriptor.digest not in known
+    }
+    named: dict[str, Descriptor] = {}
+    for root in graph.roots if graph.attached else ():
+        hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
+        for attached in sorted(hanging, key=lambda one: one.order):
+            if attached.tag is not None:
+                name = _beside(root, attached.tag)
+                named.setdefault(name, _called(attached.descriptor, name))
+    return [*images, *nameless.values(), *named.values()]
+
+
+def _without_name(entry: Descriptor) -> Descriptor:
+    """Drop what would name an entry: its manifest's own annotations are listed, and may say anything."""
+    if called(entry) is None:
+        return entry
+    kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME, HUNG_NAME}}
+    return replace(entry, annotations=kept)
+
+
+def _called(entry: Descriptor, name: str) -> Descriptor:
+    entry = _without_name(entry)
+    return replace(entry, annotations={**entry.annotations, HUNG_NAME: name})
+
+
+def _beside(root: Root, tag: str) -> str:
+    reference = full_reference(root.name) if root.name else None
+    return f"{reference.registry}/{reference.repository}:{tag}" if reference else tag

@@ -1,0 +1,210 @@
+"""What hangs on images in registries, asked for: referrers, cosign's tags, and what hangs on those in turn.
+
+For each manifest that moves that is a request for its referrers and one for each of cosign's tags, several of them at a
+time. For an index of which only a part moves it is asked too, so that what stays behind can be said.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.attachments import (
+    DISOWNED,
+    GONE,
+    HIDDEN,
+    NARROWED,
+    SAME_TAG,
+    UNKNOWN_KIND,
+    Attached,
+    LeftBehind,
+    bare,
+    cosign_tags,
+    kind_of,
+)
+from ocistream.documents import parse_document
+from ocistream.errors import ArchiveError, AuthenticationError, NotFoundError, RegistryError, UnsupportedError
+from ocistream.referrer_lists import ReferrerLists
+from ocistream.workers import each
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ocistream.distribution import Repository
+    from ocistream.documents import Document
+    from ocistream.errors import OcistreamError
+    from ocistream.model import Descriptor, Manifest
+    from ocistream.walk import GraphBuilder
+
+__all__ = ["Hanging"]
+
+#: Questions asked at a time.
+_JOBS: Final = 4
+#: Statuses below 500 by which a registry says that it would answer at another time.
+_PASSING: Final = frozenset({408, 429})
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What hangs on this manifest, in this repository? If it does not move, only so much that it can be said."""
+
+    repository: Repository
+    digest: str
+    moves: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    question: _Question
+    attached: Attached
+    manifest: Manifest
+
+
+class Hanging:
+    """Asks, and gives what it finds to the builder of a graph."""
+
+    def __init__(self, builder: GraphBuilder, complete: Callable[[Repository, str], None]) -> None:
+        """`complete` brings what the builder needs for a manifest that comes out of a repository."""
+        self._builder = builder
+        self._complete = complete
+        self._lists: dict[str, ReferrerLists] = {}
+        self._asked: set[tuple[str, str]] = set()
+        self._tags: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()
+        self._found: list[_Found] = []
+        self._count = 0
+        self._bytes = 0
+        self._left: dict[LeftBehind, None] = {}
+        self._hidden: set[str] = set()
+
+    def collect(self, moving: Iterable[tuple[Repository, str]], cut: Iterable[tuple[Repository, str]]) -> None:
+        """Ask about manifests that move and about indexes that were cut down, and about what is found, in turn.
+
+        Raises:
+            UnsupportedError: there is too much, or it hangs on each other too deeply.
+            OcistreamError: a registry failed; that it does not know what is asked for is no failure.
+        """
+        questions = [_Question(*place) for place in moving]
+        questions += [_Question(*place, moves=False) for place in cut]
+        for _ in range(limits.MAX_ATTACHED_DEPTH + 1):
+            self._ask_all(questions)
+            questions = self._take(questions)
+            if not questions:
+                break
+        else:
+            msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_ATTACHED_DEPTH} deep"
+            raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
+        for left in sorted(self._left, key=lambda one: (one.why, one.subject, one.digest or "", one.tag or "")):
+            self._builder.leave(left)
+
+    def _ask_all(self, questions: Sequence[_Question]) -> None:
+        by_place = {(str(question.repository), question.digest): question for question in questions}
+        new = [question for place, question in by_place.items() if place not in self._asked]
+        self._asked.update(by_place)
+        # One alone shows whether the repository's registry knows the API at all.
+        first = {str(question.repository): question for question in reversed(new)}
+        for name, question in first.items():
+            if name not in self._lists:
+                self._lists[name] = ReferrerLists(question.repository)
+                self._ask(question)
+                new.remove(question)
+        each(self._ask, new, jobs=_JOBS if len(new) > 1 else 1, cancelled=threading.Event())
+
+    def _ask(self, question: _Question) -> None:
+        for ask in (self._ask_for_referrers, self._ask_for_tags):
+            try:
+                ask(question)
+            except (AuthenticationError, ArchiveError) as error:
+                self._cannot_tell(question, error)
+            except RegistryError as error:
+                if error.status >= 500 or error.status in _PASSING:
+                    raise
+                self._cannot_tell(question, error)
+
+    def _cannot_tell(self, question: _Question, error: OcistreamError) -> None:
+        """Say once of a repository why nobody knows what hangs there.
+
+        The image itself could be had, with the same rights, so there is no reason to refuse that.
+        """
+        why = f"{HIDDEN}: {error.what}"
+        with self._lock:
+            if str(question.repository) not in self._hidden:
+                self._hidden.add(str(question.repository))
+                self._left[LeftBehind(question.digest, why)] = None
+
+    def _ask_for_referrers(self, question: _Question) -> None:
+        for descriptor in self._lists[str(question.repository)].of(question.digest):
+            if not question.moves:
+                self._leave(descriptor, question.digest, NARROWED)
+                continue
+            try:
+                manifest, document = self._resolved(question.repository, descriptor.digest)
+            except NotFoundError:
+                self._leave(descriptor, question.digest, GONE)
+            except (ArchiveError, UnsupportedError):
+                self._leave(descriptor, question.digest, UNKNOWN_KIND)
+            else:
+                if document.subject is None or document.subject.digest != question.digest:
+                    self._leave(descriptor, question.digest, DISOWNED)
+                else:
+                    self._keep(question, manifest, None)
+
+    def _ask_for_tags(self, question: _Question) -> None:
+        for tag in cosign_tags(question.digest):
+            if question.repository.digest_of(tag) is None:
+                continue
+            if not question.moves:
+                self._leave(None, question.digest, NARROWED, tag)
+                continue
+            try:
+                manifest, _ = self._resolved(question.repository, tag)
+            except NotFoundError:
+                # It has gone since.
+                continue
+            except UnsupportedError:
+                self._leave(None, question.digest, UNKNOWN_KIND, tag)
+            else:
+                self._keep(question, manifest, tag)
+
+    @staticmethod
+    def _resolved(repository: Repository, target: str) -> tuple[Manifest, Document]:
+        manifest = repository.resolve(target)
+        return manifest, parse_document(manifest.descriptor, manifest.raw)
+
+    def _keep(self, question: _Question, manifest: Manifest, tag: str | None) -> None:
+        attached = Attached(bare(manifest.descriptor), question.digest, tag)
+        with self._lock:
+            self._count += 1
+            self._bytes += len(manifest.raw)
+            if self._count > limits.MAX_ATTACHED or self._bytes > limits.MAX_GRAPH_BYTES:
+                msg = (
+                    f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like hang on the images, "
+                    f"or more than {limits.MAX_GRAPH_BYTES} bytes of their manifests"
+                )
+                raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
+            self._found.append(_Found(question, attached, manifest))
+
+    def _leave(self, descriptor: Descriptor | None, subject: str, why: str, tag: str | None = None) -> None:
+        kind = kind_of(descriptor.artifact_type if descriptor else None, tag)
+        with self._lock:
+            self._left[LeftBehind(subject, why, kind, descriptor.digest if descriptor else None, tag)] = None
+
+    def _take(self, asked: Sequence[_Question]) -> list[_Question]:
+        """Give what was found to the builder, in the order in which it was asked for; ask about that next."""
+        places = {id(question): place for place, question in enumerate(asked)}
+        found = sorted(self._found, key=lambda one: (places[id(one.question)], *one.attached.order))
+        self._found = []
+        questions = []
+        for one in found:
+            attached, digest = one.attached, one.attached.descriptor.digest
+            if attached.tag and self._tags.setdefault((attached.subject, attached.tag), digest) != digest:
+                self._left[LeftBehind.of(attached, SAME_TAG)] = None
+                continue
+            self._builder.attach(attached)
+            if digest in self._builder.needs:
+                self._builder.supply(digest, one.manifest.raw)
+            self._complete(one.question.repository, digest)
+            questions.append(_Question(one.question.repository, digest))
+        return questions

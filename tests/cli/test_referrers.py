@@ -1,0 +1,346 @@
+"""What hangs on an image, as users meet it: it goes along unless told otherwise, and what does not is said."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import registry_http
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import expect
+from tests.cli.run import Result, ocistream, pipe
+from tests.faults import Fault, FaultyRegistry, Header, refusal
+from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.signed import Signed, cosign_tag, referrer, signed
+
+KINDS = "2 signatures, 1 attestation, 1 SBOM"
+
+
+@pytest.fixture
+def found(served: FaultyRegistry, layout: Layout) -> Signed:
+    made = signed(layout)
+    made.seed(layout, served.host, "app", "1")
+    return made
+
+
+@pytest.fixture
+def other(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    return start()
+
+
+@pytest.fixture
+def archive(served: FaultyRegistry, found: Signed, tmp_path: Path) -> Path:  # noqa: ARG001 - it is there
+    """Return the image with all that hangs on it, as pulled."""
+    path = tmp_path / "signed.tar"
+    done("pull", f"{served.host}/app:1", "-o", path)
+    return path
+
+
+def done(*argv: str | Path, **options: Any) -> Result:
+    result = ocistream(*argv, **options)
+    expect.success(result)
+    return result
+
+
+def is_all_there(found: Signed, registry: FaultyRegistry, repository: str = "app", tag: str = "1") -> None:
+    assert registry_http.manifest_digest(registry.host, repository, tag) == found.image["digest"]
+    assert registry_http.manifest_digest(registry.host, repository, found.cosign_tag) == found.cosign["digest"]
+    for subject, referring in found.subjects().items():
+        _, raw = registry_http.get(registry.host, f"/v2/{repository}/referrers/{subject}")
+        assert {one["digest"] for one in json.loads(raw)["manifests"]} == {one["digest"] for one in referring}
+
+
+def notes(result: Result) -> list[str]:
+    return [line for line in result.err.splitlines() if "left behind" in line]
+
+
+class TestGoingAlong:
+    def test_pull_and_push_carry_it_through_an_archive(
+        self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "app.tar"
+        pulled = done("pull", f"{served.host}/app:1", "-o", archive)
+        assert pulled.lines() == [f"{served.host}/app:1@{found.image['digest']}"]
+        assert f"with {KINDS}" in pulled.err
+        pushed = done("push", f"{other.host}/app:1", "-i", archive)
+        assert pushed.lines() == [f"{other.host}/app:1@{found.image['digest']}"]
+        assert f"with {KINDS}" in pushed.err
+        assert notes(pulled) == notes(pushed) == []
+        is_all_there(found, other)
+
+    def test_through_a_pipe(self, served: FaultyRegistry, found: Signed, other: FaultyRegistry) -> None:
+        one, two = pipe(["pull", f"{served.host}/app:1"], ["push", f"{other.host}/app:1"])
+        expect.success(one)
+        expect.success(two)
+        is_all_there(found, other)
+
+    @pytest.mark.parametrize("items", [small_first, items_of])
+    @pytest.mark.parametrize("name", ["v1", None])
+    def test_out_of_a_pipe_of_any_order_and_beside_an_image_without_a_name(
+        self, layout: Layout, other: FaultyRegistry, items: Callable[[Layout], Any], name: str | None
+    ) -> None:
+        found = signed(layout)
+        found.enter(layout, name)
+        done("push", f"{other.host}/app:1", stdin=tar_of(items(layout)))
+        is_all_there(found, other)
+
+    @pytest.mark.parametrize("end", ["oci:{}", "oci-archive:{}"])
+    def test_copy_carries_it_from_anywhere_to_anywhere(
+        self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path, end: str
+    ) -> None:
+        one, two = (end.format(tmp_path / name) for name in ("one", "two"))
+        done("copy", f"{served.host}/app:1", one)
+        done("copy", one, two)
+        done("copy", two, f"{other.host}/app:1")
+        is_all_there(found, other)
+        done("copy", f"{other.host}/app:1", f"{other.host}/promoted/app:2")
+        is_all_there(found, other, "promoted/app", "2")
+
+    def test_an_archive_of_an_archive_is_the_same(self, archive: Path, tmp_path: Path) -> None:
+        again, piped = tmp_path / "again.tar", tmp_path / "piped.tar"
+        done("copy", archive, f"oci-archive:{again}")
+        assert again.read_bytes() == archive.read_bytes()
+        done("copy", "-", f"oci-archive:{piped}", stdin=archive)
+        assert piped.read_bytes() == archive.read_bytes()
+
+    def test_push_to_puts_it_beside_its_image_and_counts_images_only(
+        self, archive: Path, found: Signed, other: FaultyRegistry
+    ) -> None:
+        pushed = done("push", "--to", f"{other.host}/mirror", "-i", archive)
+        assert pushed.lines() == [f"{other.host}/mirror/app:1@{found.image['digest']}"]
+        is_all_there(found, other, "mirror/app")
+
+    def test_only_what_hangs_on_the_chosen_image_goes(
+        self, layout: Layout, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        one, two = signed(layout), signed(layout, layout.image([tar_layer({"two": b""})]))
+        one.enter(layout, "r.example.com/app:1")
+        two.enter(layout, "r.example.com/app:2")
+        done("push", f"{other.host}/app:1", "-i", layout.path, "--image", "r.example.com/app:2")
+        is_all_there(two, other)
+        assert registry_http.manifest(other.host, "app", one.sbom["digest"]) is None
+        nothing = ocistream("push", f"{other.host}/app:1", "-i", layout.path)
+        expect.failure(nothing, 2, "there are 2 images in it", "app:1, r.example.com/app:2")
+        copied = tmp_path / "both.tar"
+        done("copy", layout.path, f"oci-archive:{copied}")
+        assert len(expect.index_of(copied)) == 2 * 5
+
+    def test_a_signature_is_an_image_for_who_asks_for_it(
+        self, served: FaultyRegistry, archive: Path, found: Signed, other: FaultyRegistry
+    ) -> None:
+        done("push", f"{other.host}/signature:1", "-i", archive, "--image", found.sbom["digest"])
+        assert registry_http.manifest_digest(other.host, "signature", "1") == found.sbom["digest"]
+        tag = f"{served.host}/app:{found.cosign_tag}"
+        done("push", f"{other.host}/signature:2", "-i", archive, "--image", tag)
+        assert registry_http.manifest_digest(other.host, "signature", "2") == found.cosign["digest"]
+        pulled = done("pull", tag, "-o", archive)
+        assert pulled.lines() == [f"{tag}@{found.cosign['digest']}"]
+        done("push", f"{other.host}/signature:3", "-i", archive)
+        assert registry_http.manifest_digest(other.host, "signature", "3") == found.cosign["digest"]
+
+    def test_a_list_of_referrers_in_a_layout_is_understood(self, layout: Layout, other: FaultyRegistry) -> None:
+        """As tools leave it that know registries without the API only."""
+        found = signed(layout)
+        layout.name(found.image, "v1")
+        for subject, referring in found.subjects().items():
+            layout.name(layout.index(referring), subject.replace(":", "-"))
+        layout.name(found.cosign, found.cosign_tag)
+        done("push", f"{other.host}/app:1", "-i", layout.path)
+        is_all_there(found, other)
+        assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
+
+    def test_a_layout_that_is_pulled_into_twice_lists_it_once_and_serves_it(
+        self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "images"
+        for _ in range(2):
+            done("pull", f"{served.host}/app:1", "-o", f"{folder}/")
+        assert len(expect.index_of(folder)) == 5
+        with FaultyRegistry(folder) as over_it:
+            is_all_there(found, over_it)
+            done("copy", f"{over_it.host}/app:1", f"{other.host}/app:1")
+        is_all_there(found, other)
+
+    def test_a_signature_that_is_made_anew_takes_the_place_of_the_old_one(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "images"
+        done("pull", f"{served.host}/app:1", "-o", f"{folder}/")
+        anew = layout.artifact(b"signed by two")
+        registry_http.seed(layout, anew, served.host, "app", found.cosign_tag)
+        done("pull", f"{served.host}/app:1", "-o", f"{folder}/")
+        named = [e["digest"] for e in expect.index_of(folder) if "vnd.ocistream.image.name" in e.get("annotations", {})]
+        assert named == [anew["digest"]]
+
+    def test_all_tags_bring_it_too_and_lists_of_the_source_stay_there(
+        self, start: Callable[..., FaultyRegistry], layout: Layout, other: FaultyRegistry
+    ) -> None:
+        found = signed(layout)
+        without = start(
+            Fault(refusal(404), path="/referrers/", times=None),
+            Fault(Header("OCI-Subject", None), "PUT", "/manifests/", times=None),
+        )
+        found.enter(layout, "v1")
+        done("push", f"{without.host}/app:1", "-i", layout.path)
+        copied = done("copy", "--all-tags", f"{without.host}/app", f"{other.host}/app")
+        assert copied.lines() == [f"{other.host}/app:1@{found.image['digest']}"]
+        is_all_there(found, other)
+        assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
+
+
+class TestLeavingBehind:
+    def test_no_referrers_leaves_it_in_the_registry(
+        self, served: FaultyRegistry, found: Signed, tmp_path: Path
+    ) -> None:
+        served.requests.clear()
+        pulled = done("pull", "--no-referrers", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
+        assert [entry["digest"] for entry in expect.index_of(tmp_path / "app.tar")] == [found.image["digest"]]
+        assert served.asked(path="/referrers/|/sha256-") == []
+        assert "with" not in pulled.err
+
+    def test_no_referrers_leaves_it_in_an_archive_and_says_so(
+        self, archive: Path, found: Signed, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        result = tmp_path / "result.json"
+        pushed = done("push", "--no-referrers", f"{other.host}/app:1", "-i", archive, "--result", result)
+        assert notes(pushed) == [f"ocistream: left behind: {KINDS}; --no-referrers"]
+        assert registry_http.tags(other.host, "app") == ["1"]
+        assert registry_http.manifest(other.host, "app", found.sbom["digest"]) is None
+        left = json.loads(result.read_bytes())["leftBehind"]
+        assert {one["digest"] for one in left} == found.hanging
+        copied = tmp_path / "copied.tar"
+        done("copy", "--no-referrers", archive, f"oci-archive:{copied}")
+        assert [entry["digest"] for entry in expect.index_of(copied)] == [found.image["digest"]]
+
+    @pytest.mark.usefixtures("found")
+    def test_a_docker_archive_has_no_place_for_it(self, served: FaultyRegistry, tmp_path: Path) -> None:
+        saved = done("copy", f"{served.host}/app:1", f"docker-archive:{tmp_path / 'app.tar'}:app:1")
+        assert notes(saved) == [f"ocistream: left behind: {KINDS}; a docker-archive has no place for them"]
+        with tarfile.open(tmp_path / "app.tar") as tar:
+            assert len(json.loads(tar.extractfile("manifest.json").read())) == 1  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("through", ["file", "stdin"])
+    def test_compressed_anew_the_image_is_another_and_nothing_hangs_on_it(
+        self, archive: Path, other: FaultyRegistry, through: str
+    ) -> None:
+        options: dict[str, Any] = {"stdin": archive} if through == "stdin" else {}
+        path: list[str | Path] = ["-i", archive] if through == "file" else []
+        pushed = done("push", "--compress", "zstd", f"{other.host}/app:1", *path, **options)
+        (note,) = notes(pushed)
+        assert f"left behind: {KINDS}; with its layers compressed anew" in note
+        assert registry_http.tags(other.host, "app") == ["1"]
+
+    def test_where_nothing_is_compressed_anew_it_goes_along(
+        self, archive: Path, found: Signed, other: FaultyRegistry
+    ) -> None:
+        pushed = done("push", "--compress", "gzip", f"{other.host}/app:1", "-i", archive)
+        assert notes(pushed) == []
+        is_all_there(found, other)
+
+    def test_of_an_index_that_is_cut_down_it_is_said_how_to_get_it(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        index = two_platforms(layout)
+        whole = signed(layout, index)
+        whole.seed(layout, served.host, "app", "both")
+        name, target = f"{served.host}/app:both", tmp_path / "both.tar"
+        (note,) = notes(done("pull", "--platform", "linux/amd64", name, "-o", target))
+        assert "2 signatures, 1 SBOM; " in note
+        assert "--platform all" in note
+        assert notes(done("pull", "--platform", "all", name, "-o", target)) == []
+        # The same out of the archive.
+        (note,) = notes(done("copy", "--platform", "linux/amd64", target, f"oci-archive:{tmp_path / 'one.tar'}"))
+        assert f"{KINDS}; " in note
+        assert len(expect.index_of(tmp_path / "one.tar")) == 1
+
+    def test_what_a_registry_hides_is_said_and_the_image_comes(
+        self, served: FaultyRegistry, found: Signed, tmp_path: Path
+    ) -> None:
+        served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
+        pulled = done("pull", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
+        assert pulled.lines() == [f"{served.host}/app:1@{found.image['digest']}"]
+        (note,) = notes(pulled)
+        assert "the registry does not tell" in note
+        assert "403" in note
+
+    def test_quietly_nothing_is_said(self, archive: Path, other: FaultyRegistry) -> None:
+        assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""
+
+
+class TestFailing:
+    def test_a_registry_that_refuses_it_gets_no_tag_and_the_way_out_is_said(
+        self, start: Callable[..., FaultyRegistry], archive: Path, found: Signed
+    ) -> None:
+        refusing = start(Fault(refusal(415, "UNSUPPORTED"), "PUT", found.sbom["digest"], times=None))
+        expect.failure(ocistream("push", f"{refusing.host}/app:1", "-i", archive), 7, "--no-referrers")
+        assert registry_http.tags(refusing.host, "app") == []
+        done("push", "--no-referrers", f"{refusing.host}/app:1", "-i", archive)
+        assert registry_http.tags(refusing.host, "app") == ["1"]
+
+    def test_an_archive_that_lacks_a_part_of_it_is_incomplete(
+        self, archive: Path, layout: Layout, found: Signed, other: FaultyRegistry
+    ) -> None:
+        (layer,) = layout.read(found.sbom["digest"])["layers"]
+        kept = [(name, raw) for name, raw in expect.entries(archive) if layer["digest"][7:] not in name]
+        failed = ocistream("push", f"{other.host}/app:1", stdin=tar_of(kept))
+        expect.failure(failed, 6, layer["digest"])
+        expect.no_image(other)
+
+
+class TestResults:
+    def test_the_document_says_what_went_along(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "result.json"
+        done("pull", f"{served.host}/app:1", "-o", tmp_path / "app.tar", "--result", path)
+        document = json.loads(path.read_bytes())
+        assert [image["digest"] for image in document["images"]] == [found.image["digest"]]
+        subjects = {one["digest"]: subject for subject, those in found.subjects().items() for one in those}
+        assert sorted(document["referrers"], key=lambda one: str(one["digest"])) == sorted(
+            [
+                *(
+                    {
+                        "subject": subjects[one["digest"]],
+                        "digest": one["digest"],
+                        "artifactType": one["artifactType"],
+                        "kind": kind,
+                    }
+                    for one, kind in zip(found.referrers, ("signature", "SBOM", "attestation"), strict=True)
+                ),
+                {
+                    "subject": found.image["digest"],
+                    "digest": found.cosign["digest"],
+                    "tag": found.cosign_tag,
+                    "kind": "signature",
+                },
+            ],
+            key=lambda one: str(one["digest"]),
+        )
+        assert document["leftBehind"] == []
+        # An image is as large as it is without what hangs on it.
+        own = layout.read(found.image["digest"])
+        assert document["images"][0]["size"] == sum(blob["size"] for blob in (own["config"], *own["layers"]))
+
+    def test_inspect_and_verify_look_at_everything(self, archive: Path, found: Signed) -> None:
+        document = json.loads(done("inspect", "--json", archive).out)
+        assert {image["digest"] for image in document["images"]} == {found.image["digest"], *found.hanging}
+        done("verify", archive)
+
+    def test_help_tells_of_it(self) -> None:
+        for command in ("pull", "push", "copy"):
+            assert "--no-referrers" in done(command, "--help").out.decode()
+
+
+def test_a_name_of_cosigns_without_its_image_is_an_image(layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:
+    elsewhere = small_image(layout)
+    alone = referrer(layout, elsewhere, "a/b", b"alone")
+    layout.name(alone, f"r.example.com/app:{cosign_tag(elsewhere)}")
+    path = tmp_path / "alone.tar"
+    path.write_bytes(tar_of(items_of(layout)))
+    done("push", "--to", other.host, "-i", path)
+    assert registry_http.manifest_digest(other.host, "app", cosign_tag(elsewhere)) == alone["digest"]

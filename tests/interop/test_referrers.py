@@ -1,0 +1,154 @@
+"""What hangs on an image goes with it between real registries, with and without the referrers API; other tools cope."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import registry_http
+from tests.cli.expect import entries
+from tests.cli.run import Result, ocistream
+from tests.faults import FaultyRegistry
+from tests.images import OCI_INDEX, Layout, digest_of
+from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
+from tests.signed import Signed, signed
+
+
+@pytest.fixture
+def found(layout: Layout) -> Signed:
+    return signed(layout)
+
+
+@pytest.fixture
+def with_api(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    with FaultyRegistry(tmp_path / "with-api") as registry:
+        yield registry
+
+
+@pytest.fixture
+def another_with_api(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    with FaultyRegistry(tmp_path / "another-with-api") as registry:
+        yield registry
+
+
+@pytest.fixture
+def archive(with_api: FaultyRegistry, layout: Layout, found: Signed, tmp_path: Path) -> Path:
+    """Return the signed image as pulled from a registry that lists referrers."""
+    found.seed(layout, with_api.host, "team/app", "v1")
+    target = tmp_path / "signed.tar"
+    done(ocistream("pull", f"{with_api.host}/team/app:v1", "-o", target))
+    return target
+
+
+def done(result: Result) -> Result:
+    assert result.code == 0, result.err
+    return result
+
+
+def listed(host: str, repository: str, subject: str) -> list[str]:
+    status, raw = registry_http.get(host, f"/v2/{repository}/referrers/{subject}")
+    assert status == 200
+    return sorted(one["digest"] for one in json.loads(raw)["manifests"])
+
+
+def kept(host: str, repository: str, subject: str) -> dict[str, dict[str, str]]:
+    """Return what clients list as referring to a manifest, in a registry that does not."""
+    raw = registry_http.manifest(host, repository, subject.replace(":", "-"))
+    assert raw is not None
+    document = json.loads(raw)
+    assert document["mediaType"] == OCI_INDEX
+    return {one["digest"]: one for one in document["manifests"]}
+
+
+def is_all_there(found: Signed, host: str, repository: str, tag: str) -> None:
+    """Assert that a registry which lists referrers has the image and all that hangs on it."""
+    assert registry_http.manifest_digest(host, repository, tag) == found.image["digest"]
+    assert registry_http.manifest_digest(host, repository, found.cosign_tag) == found.cosign["digest"]
+    for subject, referring in found.subjects().items():
+        assert listed(host, repository, subject) == sorted(one["digest"] for one in referring)
+
+
+def test_through_an_archive_and_a_registry_without_the_api_all_of_it_comes_back(
+    archive: Path, found: Signed, registry: DockerRegistry, another_with_api: FaultyRegistry
+) -> None:
+    pushed = done(ocistream("push", f"{registry.host}/kept/app:v1", "-i", archive))
+    assert "with 2 signatures, 1 attestation, 1 SBOM" in pushed.err
+    assert registry_http.get(registry.host, f"/v2/kept/app/referrers/{found.image['digest']}")[0] == 404
+    for subject, referring in found.subjects().items():
+        entries = kept(registry.host, "kept/app", subject)
+        assert entries.keys() == {one["digest"] for one in referring}
+        for one in referring:
+            assert entries[one["digest"]]["artifactType"] == one["artifactType"]
+    assert registry.tags("kept/app")[found.cosign_tag] == found.cosign["digest"]
+    assert found.hanging | {found.image["digest"]} <= registry.manifests("kept/app")
+    done(ocistream("copy", f"{registry.host}/kept/app:v1", f"{another_with_api.host}/back/app:2"))
+    is_all_there(found, another_with_api.host, "back/app", "2")
+    # The list was that registry's way to keep it, and is none of the image's.
+    assert sorted(registry_http.tags(another_with_api.host, "back/app")) == sorted(["2", found.cosign_tag])
+
+
+def test_through_a_pipe_too(
+    archive: Path, found: Signed, registry: DockerRegistry, another_with_api: FaultyRegistry, tmp_path: Path
+) -> None:
+    done(ocistream("push", f"{registry.host}/app:v1", stdin=archive))
+    through = tmp_path / "through.tar"
+    done(ocistream("pull", f"{registry.host}/app:v1", stdout=through))
+    done(ocistream("push", f"{another_with_api.host}/app:v1", stdin=through))
+    is_all_there(found, another_with_api.host, "app", "v1")
+
+
+def test_a_second_push_writes_nothing_again(archive: Path, found: Signed, registry: DockerRegistry) -> None:
+    done(ocistream("push", f"{registry.host}/app:v1", "-i", archive))
+    before = registry.tags("app")
+    done(ocistream("push", f"{registry.host}/app:v1", "-i", archive))
+    assert registry.tags("app") == before
+    asked = registry.requests()
+    lists = [line for line in asked if f"/{found.image['digest'].replace(':', '-')} " in f"{line} " and "PUT" in line]
+    assert len(lists) == 1, lists
+
+
+def test_the_same_image_gives_the_same_archive_from_either_registry(
+    archive: Path, registry: DockerRegistry, tmp_path: Path
+) -> None:
+    done(ocistream("push", f"{registry.host}/team/app:v1", "-i", archive))
+    again = tmp_path / "again.tar"
+    done(ocistream("pull", f"{registry.host}/team/app:v1", "-o", again))
+    # They differ in the registry's name and in nothing else.
+    one, other = (json.loads(index_of(path)) for path in (archive, again))
+    for document in (one, other):
+        for entry in document["manifests"]:
+            for key in ("io.containerd.image.name", "vnd.ocistream.image.name"):
+                name = entry.get("annotations", {}).pop(key, "")
+                assert not name or "/team/app:" in name
+    assert one == other
+
+
+def index_of(archive: Path) -> bytes:
+    return dict(entries(archive))["index.json"]
+
+
+def test_skopeo_copies_the_image_out_of_it_by_its_tag(
+    archive: Path, found: Signed, tools: Tools, tmp_path: Path
+) -> None:
+    tools.run("skopeo", "copy", f"oci-archive:{archive}:v1", f"dir:{tmp_path / 'copied'}")
+    assert digest_of((tmp_path / "copied/manifest.json").read_bytes()) == found.image["digest"]
+
+
+def test_podman_loads_the_image(archive: Path, with_api: FaultyRegistry, tools: Tools) -> None:
+    tools.run("podman", "load", "--input", archive)
+    shown = tools.run("podman", "images", "--format", "{{.Repository}}:{{.Tag}}").stdout.splitlines()
+    assert f"{with_api.host}/team/app:v1" in shown
+
+
+def test_docker_loads_the_image(archive: Path, with_api: FaultyRegistry, docker_daemon: Dockerd) -> None:
+    loaded = docker_daemon.docker("load", stdin=archive).stdout
+    assert loaded.strip() == f"Loaded image: {with_api.host}/team/app:v1"
+
+
+def test_containerd_imports_it(archive: Path, with_api: FaultyRegistry, containerd_daemon: Containerd) -> None:
+    containerd_daemon.ctr("images", "import", "--snapshotter=native", archive)
+    shown = containerd_daemon.ctr("images", "list", "--quiet").splitlines()
+    assert [name for name in shown if with_api.host in name] == [f"{with_api.host}/team/app:v1"]

@@ -1,0 +1,108 @@
+"""An image that is signed twice, with an SBOM and an attestation of one signature: all that may hang on an image.
+
+One signature is under a tag of cosign's, everything else refers to what it is about; made without a line of ocistream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Final
+
+from tests import registry_http
+from tests.images import OCI_CONFIG, OCI_MANIFEST, Descriptor, Layout, small_image
+
+SIGNATURE: Final = "application/vnd.cncf.notary.signature"
+SBOM: Final = "application/spdx+json"
+ATTESTATION: Final = "application/vnd.in-toto+json"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+_SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Signed:
+    """An image, and what hangs on it; the attestation hangs on the signature."""
+
+    image: Descriptor
+    signature: Descriptor
+    sbom: Descriptor
+    attestation: Descriptor
+    cosign: Descriptor
+
+    @property
+    def cosign_tag(self) -> str:
+        """The tag of cosign's signature."""
+        return cosign_tag(self.image)
+
+    @property
+    def referrers(self) -> list[Descriptor]:
+        """What names a subject."""
+        return [self.signature, self.sbom, self.attestation]
+
+    @property
+    def hanging(self) -> set[str]:
+        """The digests of all that hangs on the image."""
+        return {found["digest"] for found in (*self.referrers, self.cosign)}
+
+    def subjects(self) -> dict[str, list[Descriptor]]:
+        """Return what refers to what, by the digest of the latter."""
+        return {self.image["digest"]: [self.signature, self.sbom], self.signature["digest"]: [self.attestation]}
+
+    def enter(self, layout: Layout, name: str | None) -> None:
+        """Enter the image into index.json, and what hangs on it as an archive has it."""
+        entries = [{**self.image, **({"annotations": {REF_NAME: name}} if name else {})}]
+        entries += [self.listed(layout, referrer) for referrer in self.referrers]
+        entries.append({**self.cosign, "annotations": {REF_NAME: self.cosign_tag}})
+        path = layout.path / "index.json"
+        document = json.loads(path.read_bytes())
+        document["manifests"] += entries
+        path.write_text(json.dumps(document))
+
+    @staticmethod
+    def listed(layout: Layout, referrer: Descriptor) -> Descriptor:
+        """Return a referrer as a list of referrers has it."""
+        annotations = layout.read(referrer["digest"]).get("annotations")
+        return {**referrer, **({"annotations": annotations} if annotations else {})}
+
+    def seed(self, layout: Layout, host: str, repository: str, tag: str) -> None:
+        """Push all of it to a registry that lists referrers."""
+        registry_http.seed(layout, self.image, host, repository, tag)
+        for referrer in self.referrers:
+            registry_http.seed(layout, referrer, host, repository)
+        registry_http.seed(layout, self.cosign, host, repository, self.cosign_tag)
+
+
+def cosign_tag(image: Descriptor, suffix: str = ".sig") -> str:
+    """Return the tag under which cosign keeps what it knows of an image."""
+    return str(image["digest"]).replace(":", "-") + suffix
+
+
+def referrer(layout: Layout, subject: Descriptor, kind: str, content: bytes, **annotations: str) -> Descriptor:
+    """Write a manifest that refers to another one."""
+    plain = layout.read(layout.artifact(content, kind=kind)["digest"])
+    document = {**plain, "subject": {key: subject[key] for key in ("mediaType", "digest", "size")}}
+    if annotations:
+        document["annotations"] = annotations
+    return {**layout.document(document), "artifactType": kind}
+
+
+def cosign_signature(layout: Layout, image: Descriptor) -> Descriptor:
+    """Write a signature as cosign does: an image by its looks, with a layer of no image."""
+    payload = json.dumps({"critical": {"image": {"docker-manifest-digest": image["digest"]}}}).encode()
+    layer = {**layout.blob(payload, _SIMPLE_SIGNING), "annotations": {"dev.cosignproject.cosign/signature": "MEUC"}}
+    config = layout.blob(json.dumps({"rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}).encode(), OCI_CONFIG)
+    return layout.document({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]})
+
+
+def signed(layout: Layout, image: Descriptor | None = None) -> Signed:
+    """Write an image, or take one, and hang on it what may hang on one."""
+    subject = image or small_image(layout)
+    subject = {key: subject[key] for key in ("mediaType", "digest", "size")}
+    signature = referrer(layout, subject, SIGNATURE, b"signed: " + subject["digest"].encode(), signer="me")
+    return Signed(
+        subject,
+        signature,
+        referrer(layout, subject, SBOM, b"made of: " + subject["digest"].encode()),
+        referrer(layout, signature, ATTESTATION, b"seen: " + signature["digest"].encode()),
+        cosign_signature(layout, subject),
+    )

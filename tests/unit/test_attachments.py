@@ -1,0 +1,165 @@
+"""What hangs on an image, by name: cosign's tags, lists' tags, what people call it; and graphs less some of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ocistream.attachments import (
+    Attached,
+    LeftBehind,
+    cosign_subject,
+    cosign_tags,
+    counted_kinds,
+    fallback_tag,
+    is_fallback_tag,
+    kind_of,
+)
+from ocistream.graph import Graph
+from ocistream.model import OCI_MANIFEST, Descriptor
+from ocistream.stores.gathering import entries_of
+from ocistream.stores.layout import LayoutSource
+from tests.contract.shapes import parts_of
+from tests.contract.stores import NothingEarly
+from tests.images import Layout, digest_of
+from tests.signed import ATTESTATION, Signed, referrer, signed
+
+SHA256 = digest_of(b"x")
+SHA512 = digest_of(b"x", "sha512")
+
+
+class TestNames:
+    def test_cosigns_tags_are_made_of_the_digest_and_lead_back_to_it(self) -> None:
+        tags = cosign_tags(SHA256)
+        assert tags == [f"sha256-{SHA256[7:]}{suffix}" for suffix in (".sig", ".att", ".sbom")]
+        assert {cosign_subject(tag) for tag in tags} == {SHA256}
+
+    def test_of_a_longer_digest_there_can_be_none(self) -> None:
+        assert cosign_tags(SHA512) == []
+
+    @pytest.mark.parametrize(
+        "tag",
+        [
+            "latest",
+            f"sha256-{SHA256[7:]}",
+            f"sha256-{SHA256[7:]}.txt",
+            f"sha256-{SHA256[8:]}.sig",
+            f"x-{SHA256[7:]}.sig",
+        ],
+    )
+    def test_other_tags_are_not_cosigns(self, tag: str) -> None:
+        assert cosign_subject(tag) is None
+
+    @pytest.mark.parametrize("digest", [SHA256, SHA512])
+    def test_a_list_has_a_tag_of_64_characters_of_the_digest(self, digest: str) -> None:
+        algorithm, _, encoded = digest.partition(":")
+        assert fallback_tag(digest) == f"{algorithm}-{encoded[:64]}"
+        assert is_fallback_tag(fallback_tag(digest))
+
+    def test_an_images_tag_and_cosigns_are_no_lists(self) -> None:
+        assert not any(map(is_fallback_tag, ["latest", *cosign_tags(SHA256)]))
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("artifact_type", "kind"),
+        [
+            ("application/vnd.cncf.notary.signature", "signature"),
+            ("application/vnd.dev.cosign.artifact.sig.v1+json", "signature"),
+            ("application/vnd.dev.sigstore.bundle.v0.3+json", "signature"),
+            ("application/vnd.in-toto+json", "attestation"),
+            ("application/spdx+json", "SBOM"),
+            ("application/vnd.cyclonedx+json", "SBOM"),
+            ("application/vnd.example.SBOM.v1+json", "SBOM"),
+            ("application/vnd.example.thing", "artifact"),
+            (None, "artifact"),
+        ],
+    )
+    def test_a_type_is_called_what_people_call_it(self, artifact_type: str | None, kind: str) -> None:
+        assert kind_of(artifact_type) == kind
+
+    def test_cosigns_tag_says_it_whatever_the_type(self) -> None:
+        found = [kind_of("application/vnd.oci.image.config.v1+json", tag) for tag in cosign_tags(SHA256)]
+        assert found == ["signature", "attestation", "SBOM"]
+
+    def test_they_are_counted_in_one_order(self) -> None:
+        kinds = ["artifact", "SBOM", "signature", "signature", "attestation", "SBOM"]
+        assert counted_kinds(kinds) == "2 signatures, 1 attestation, 2 SBOMs, 1 artifact"
+        assert counted_kinds(reversed(kinds)) == counted_kinds(kinds)
+        assert counted_kinds([]) == ""
+
+
+@pytest.fixture
+def found(layout: Layout) -> Signed:
+    made = signed(layout)
+    made.enter(layout, "registry.example.com/app:1")
+    return made
+
+
+def graph_of(path: Path) -> Graph:
+    return LayoutSource(path, referrers="along").graph(NothingEarly())
+
+
+class TestLeavingBehind:
+    def test_what_hangs_on_it_and_all_that_only_that_needs_is_left_too(self, layout: Layout, found: Signed) -> None:
+        graph = graph_of(layout.path).without_attached(
+            lambda one: one.descriptor.digest == found.signature["digest"], "no reason"
+        )
+        left = parts_of(layout, found.signature, found.attestation)
+        kept = parts_of(layout, found.image, found.sbom, found.cosign)
+        assert {m.descriptor.digest for m in graph.manifests} == set(kept.manifests) == set(graph.documents)
+        assert {blob.digest for blob in graph.blobs} == set(kept.blobs)
+        # The empty config is everybody's.
+        assert set(left.blobs) & set(kept.blobs)
+        assert {(one.digest, one.kind, one.why) for one in graph.left_behind} == {
+            (found.signature["digest"], "signature", "no reason"),
+            (found.attestation["digest"], "attestation", "no reason"),
+        }
+
+    def test_without_anything_the_image_is_as_it_was(self, layout: Layout, found: Signed) -> None:
+        graph = graph_of(layout.path).without_attached(lambda _: True, "no reason")
+        image = parts_of(layout, found.image)
+        assert {m.descriptor.digest for m in graph.manifests} == set(image.manifests)
+        assert {blob.digest for blob in graph.blobs} == set(image.blobs)
+        assert not graph.attached
+        assert len(graph.left_behind) == 4
+
+    def test_what_is_left_is_known_by_its_type_or_its_tag(self) -> None:
+        descriptor = Descriptor(OCI_MANIFEST, SHA256, 7, artifact_type=ATTESTATION)
+        assert LeftBehind.of(Attached(descriptor, SHA512), "why") == LeftBehind(SHA512, "why", "attestation", SHA256)
+        tag = cosign_tags(SHA256)[0]
+        assert LeftBehind.of(Attached(descriptor, SHA256, tag), "why").kind == "signature"
+
+
+class TestEntries:
+    def test_images_come_first_and_nothing_else_has_an_images_name(self, layout: Layout, found: Signed) -> None:
+        entries = entries_of(graph_of(layout.path))
+        assert [entry.digest for entry in entries[:1]] == [found.image["digest"]]
+        for entry in entries[1:]:
+            assert not {"org.opencontainers.image.ref.name", "io.containerd.image.name"} & entry.annotations.keys()
+
+    def test_cosigns_is_called_by_its_tag_in_the_repository_of_the_image(self, layout: Layout, found: Signed) -> None:
+        (entry,) = (one for one in entries_of(graph_of(layout.path)) if one.digest == found.cosign["digest"])
+        assert entry.annotations == {"vnd.ocistream.image.name": f"registry.example.com/app:{found.cosign_tag}"}
+
+    def test_an_image_in_two_repositories_has_its_signature_in_both(self, layout: Layout, found: Signed) -> None:
+        layout.name(found.image, "registry.example.com/other:2")
+        entries = [one for one in entries_of(graph_of(layout.path)) if one.digest == found.cosign["digest"]]
+        assert [entry.annotations["vnd.ocistream.image.name"] for entry in entries] == [
+            f"registry.example.com/{name}:{found.cosign_tag}" for name in ("app", "other")
+        ]
+
+    def test_a_referrers_own_annotations_cannot_make_an_image_of_it(self, layout: Layout) -> None:
+        made = signed(layout)
+        posing = {"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "docker.io/library/a:1"}
+        poser = referrer(layout, made.image, "a/b", b"not what it seems", **posing, kept="yes")
+        Signed(made.image, poser, made.sbom, poser, made.cosign).enter(layout, "v2")
+        # As a careful writer would have entered it.
+        path = layout.path / "index.json"
+        path.write_text(path.read_text().replace('"org.opencontainers.image.ref.name": "v1", ', ""))
+        path.write_text(path.read_text().replace('"io.containerd.image.name": "docker.io/library/a:1", ', ""))
+        graph = graph_of(layout.path)
+        assert [root.name for root in graph.roots] == ["v2"]
+        (entry,) = (one for one in entries_of(graph) if one.digest == poser["digest"])
+        assert entry.annotations == {"kept": "yes"}

@@ -1,0 +1,192 @@
+"""The entries of an index.json, sorted: images, what hangs on them, and what belongs to nothing that moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.attachments import GONE, SAME_TAG
+from ocistream.errors import ArchiveError, UsageError
+from ocistream.graph import Graph
+from ocistream.platforms import ALL_PLATFORMS
+from ocistream.stores.gathering import Gathering
+from ocistream.stores.index import Selection, images_named, only_image, parse_index, some_images
+from tests.images import OCI_INDEX, Descriptor, Layout, small_image, tar_layer
+from tests.signed import REF_NAME, Signed, cosign_signature, cosign_tag, referrer, signed
+
+
+def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None:
+    """Enter more into index.json, under a name or under none."""
+    path = layout.path / "index.json"
+    document = json.loads(path.read_bytes())
+    named: dict[str, Any] = {"annotations": {REF_NAME: name}} if name else {}
+    document["manifests"] += [{**entry, **named} for entry in entries]
+    path.write_text(json.dumps(document))
+
+
+def graph_of(layout: Layout, select: Selection = only_image, *, first: Iterable[str] = ()) -> Graph:
+    """Gather what a layout has; `first` names what passes before anything else is asked for, as in a pipe."""
+    gathering = Gathering(select, ALL_PLATFORMS, "along")
+    gathering.begin(parse_index((layout.path / "index.json").read_bytes()))
+    for digest in first:
+        if gathering.needs(digest):
+            gathering.supply(digest, layout.file(digest).read_bytes())
+    while (needed := gathering.needed()) is not None:
+        if layout.file(needed.digest).exists():
+            gathering.supply(needed.digest, layout.file(needed.digest).read_bytes())
+        else:
+            gathering.lacks(needed.digest)
+    return gathering.graph()
+
+
+def roots_in(graph: Graph) -> list[str]:
+    return [root.descriptor.digest for root in graph.roots]
+
+
+def hanging(graph: Graph) -> set[str]:
+    return {one.descriptor.digest for one in graph.all_attached}
+
+
+class TestImages:
+    def test_without_names_the_image_is_what_refers_to_nothing(self, layout: Layout) -> None:
+        found = signed(layout)
+        # In whatever order they stand.
+        enter(layout, found.attestation, found.sbom, found.image, found.signature)
+        graph = graph_of(layout)
+        assert roots_in(graph) == [found.image["digest"]]
+        assert hanging(graph) == {one["digest"] for one in found.referrers}
+
+    def test_two_images_without_names_are_no_choice(self, layout: Layout) -> None:
+        enter(layout, small_image(layout), layout.image([b""]))
+        with pytest.raises(UsageError, match="there are 2 images in it"):
+            graph_of(layout)
+
+    def test_an_image_without_a_name_goes_where_all_go(self, layout: Layout) -> None:
+        named, nameless = small_image(layout, name="v1"), layout.image([b""])
+        enter(layout, nameless)
+        assert roots_in(graph_of(layout, some_images)) == [named["digest"], nameless["digest"]]
+        assert roots_in(graph_of(layout, only_image)) == [named["digest"]]
+
+    def test_what_refers_to_something_that_is_not_here_is_an_image(self, layout: Layout) -> None:
+        lost = referrer(layout, layout.image([b"elsewhere"]), "a/b", b"lost")
+        enter(layout, lost)
+        assert roots_in(graph_of(layout)) == [lost["digest"]]
+        small_image(layout, name="v1")
+        assert lost["digest"] in roots_in(graph_of(layout, some_images))
+        assert lost["digest"] not in roots_in(graph_of(layout, only_image))
+
+    def test_signatures_alone_are_images(self, layout: Layout) -> None:
+        image = layout.image([b"elsewhere"])
+        for suffix in (".sig", ".att"):
+            layout.name(layout.artifact(suffix.encode()), cosign_tag(image, suffix))
+        assert len(graph_of(layout, some_images).roots) == 2
+
+    def test_what_is_asked_for_by_its_digest_is_one(self, layout: Layout) -> None:
+        found = signed(layout)
+        found.enter(layout, "v1")
+        graph = graph_of(layout, images_named([found.signature["digest"]]))
+        assert roots_in(graph) == [found.signature["digest"]]
+        assert hanging(graph) == {found.attestation["digest"]}
+
+    def test_what_is_asked_for_itself_does_not_hang_on_anything(self, layout: Layout) -> None:
+        found = signed(layout)
+        found.enter(layout, "v1")
+        graph = graph_of(layout, images_named(["v1", found.sbom["digest"]]))
+        assert roots_in(graph) == [found.image["digest"], found.sbom["digest"]]
+        assert hanging(graph) == found.hanging - {found.sbom["digest"]}
+
+    def test_an_unreadable_entry_without_a_name_matters_only_where_it_is_chosen(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        enter(layout, layout.blob(b"{no json", OCI_INDEX))
+        assert roots_in(graph_of(layout)) == [image["digest"]]
+        with pytest.raises(ArchiveError, match="JSON"):
+            graph_of(layout, some_images)
+
+
+class TestHanging:
+    def test_the_same_comes_of_it_in_whatever_order_it_passes(self, layout: Layout) -> None:
+        found = signed(layout)
+        found.enter(layout, "v1")
+        digests = [found.image["digest"], *sorted(found.hanging)]
+        expected = graph_of(layout)
+        assert hanging(expected) == found.hanging
+        for first in (digests, digests[::-1]):
+            again = graph_of(layout, first=first)
+            assert [m.descriptor for m in again.manifests] == [m.descriptor for m in expected.manifests]
+            assert again.attached == expected.attached
+
+    def test_an_entry_that_is_a_child_of_an_index_as_well_is_not_lost_in_a_pipe(self, layout: Layout) -> None:
+        children = [layout.image([tar_layer({"a": b"b"})], platform=f"linux/{cpu}") for cpu in ("amd64", "arm64")]
+        enter(layout, *children)
+        index = layout.index(children, name="v1")
+        graph = graph_of(layout, first=[*(child["digest"] for child in children), index["digest"]])
+        assert roots_in(graph) == [index["digest"]]
+        assert len(graph.manifests) == 3
+        assert not graph.absent
+
+    def test_who_is_listed_and_not_there_is_said(self, layout: Layout) -> None:
+        found = signed(layout)
+        layout.name(found.image, "v1")
+        layout.name(layout.index([found.signature, found.sbom]), found.image["digest"].replace(":", "-"))
+        layout.file(found.sbom["digest"]).unlink()
+        graph = graph_of(layout)
+        assert hanging(graph) == {found.signature["digest"]}
+        (left,) = graph.left_behind
+        assert (left.why, left.kind, left.digest) == (GONE, "SBOM", found.sbom["digest"])
+
+    def test_a_list_of_what_refers_to_something_else_is_left(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        elsewhere = layout.image([b""])
+        lost = referrer(layout, elsewhere, "a/b", b"lost")
+        layout.name(layout.index([lost]), elsewhere["digest"].replace(":", "-"))
+        graph = graph_of(layout)
+        assert roots_in(graph) == [image["digest"]]
+        assert len(graph.manifests) == 1
+        assert graph.left_behind == ()
+
+    def test_two_signatures_under_one_tag_cannot_both_go(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        for host in ("a", "b"):
+            made = cosign_signature(layout, layout.image([host.encode()]))
+            layout.name(made, f"{host}.example.com/app:{cosign_tag(image)}")
+        graph = graph_of(layout)
+        assert len(hanging(graph)) == 1
+        assert [left.why for left in graph.left_behind] == [SAME_TAG]
+
+    def test_a_signature_whose_manifest_is_not_there_is_absent(self, layout: Layout) -> None:
+        found = signed(layout)
+        found.enter(layout, "v1")
+        layout.file(found.cosign["digest"]).unlink()
+        assert [one.digest for one in graph_of(layout).absent] == [found.cosign["digest"]]
+
+
+class TestBounds:
+    def test_what_may_be_an_image_is_held_up_to_a_bound(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        small_image(layout, name="v1")
+        for number in range(3):
+            enter(layout, layout.image([bytes([number])]))
+        size = sum(
+            layout.file(entry.digest).stat().st_size
+            for entry in parse_index((layout.path / "index.json").read_bytes())[1:]
+        )
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", size)
+        assert len(graph_of(layout, some_images).roots) == 4
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", size - 1)
+        with pytest.raises(ArchiveError, match="manifests that may be images"):
+            graph_of(layout, some_images)
+        # What is none, and hangs on none, is dropped instead.
+        assert len(graph_of(layout, only_image).roots) == 1
+
+    def test_only_so_many_may_hang_on_images(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        made: Signed = signed(layout)
+        made.enter(layout, "v1")
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 4)
+        assert len(hanging(graph_of(layout))) == 4
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
+        with pytest.raises(Exception, match="more than 3 signatures") as caught:
+            graph_of(layout)
+        assert "--no-referrers" in caught.value.hint  # type: ignore[attr-defined]

@@ -1,0 +1,177 @@
+"""What hangs on an image, into registries: in which order it is pushed, and listed where the registry cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ocistream.errors import RegistryError
+from ocistream.graph import Root
+from ocistream.reference import Reference, parse_reference
+from ocistream.stores.layout import LayoutSource
+from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.transfer import Report, copy
+from tests import registry_http
+from tests.faults import Fault, Header, refusal
+from tests.images import Layout, small_image
+from tests.network import CountingRegistry, QuickTransport
+from tests.registry_http import seed
+from tests.signed import Signed, signed
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+
+#: A registry of before the referrers API, or of those that still have none.
+WITHOUT_API = (
+    Fault(refusal(404, "NOT_FOUND"), path="/referrers/", times=None),
+    Fault(Header("OCI-Subject", None), "PUT", "/manifests/", times=None),
+)
+
+
+@pytest.fixture
+def found(layout: Layout) -> Signed:
+    made = signed(layout)
+    made.enter(layout, "v1")
+    return made
+
+
+def push(layout: Layout, transport: QuickTransport, *names: str) -> Report:
+    """Push the image of a layout to each of these, all in one transfer."""
+    references = [parse_reference(name) for name in names]
+    given: dict[str | None, Reference] = {}
+
+    def target(root: Root) -> Reference:
+        return given.setdefault(root.name, references[min(len(given), len(references) - 1)])
+
+    sink = RegistrySink(transport, target)
+    try:
+        return copy(LayoutSource(layout.path, referrers="along"), sink)
+    finally:
+        sink.close()
+
+
+def put(registry: CountingRegistry) -> list[str]:
+    """Return under what manifests were put, in order."""
+    return [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
+
+
+def kept(registry: CountingRegistry, subject: str, repository: str = "app") -> list[dict[str, Any]]:
+    raw = registry_http.manifest(registry.host, repository, subject.replace(":", "-"))
+    return list(json.loads(raw)["manifests"]) if raw else []
+
+
+def test_an_image_comes_before_what_hangs_on_it_and_its_tag_at_the_very_end(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty()
+    push(layout, quick(), f"{registry.host}/app:1")
+    order = put(registry)
+    place = order.index
+    assert order[0] == found.image["digest"]
+    assert place(found.signature["digest"]) < place(found.attestation["digest"])
+    assert order[-2:] == [found.cosign_tag, "1"]
+    assert found.image["digest"].replace(":", "-") not in order
+
+
+def test_an_image_without_anything_is_still_put_once(faulty: Faulty, quick: Quick, layout: Layout) -> None:
+    registry = faulty()
+    small_image(layout, name="v1")
+    push(layout, quick(), f"{registry.host}/app:1")
+    assert put(registry) == ["1"]
+
+
+def test_without_the_api_each_list_is_written_once_before_the_tags(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty(*WITHOUT_API)
+    push(layout, quick(), f"{registry.host}/app:1")
+    order = put(registry)
+    lists = [subject.replace(":", "-") for subject in found.subjects()]
+    assert sorted(order[-4:-2]) == sorted(lists)
+    assert order[-2:] == [found.cosign_tag, "1"]
+    for subject, referring in found.subjects().items():
+        assert {one["digest"] for one in kept(registry, subject)} == {one["digest"] for one in referring}
+        for one in kept(registry, subject):
+            (made,) = (other for other in referring if other["digest"] == one["digest"])
+            assert one == found.listed(layout, made)
+
+
+def test_a_second_push_finds_everything_listed_and_writes_no_list(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty(*WITHOUT_API)
+    push(layout, quick(), f"{registry.host}/app:1")
+    registry.requests.clear()
+    push(layout, quick(), f"{registry.host}/app:1")
+    # By digest, which is the same thing again, and shows whether the registry lists it.
+    assert sorted(put(registry)) == sorted(one["digest"] for one in found.referrers)
+
+
+def test_what_was_pushed_but_not_listed_is_listed_the_next_time(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty(*WITHOUT_API)
+    tag = found.image["digest"].replace(":", "-")
+    fault = Fault(refusal(400, "MANIFEST_INVALID"), "PUT", f"/manifests/{tag}$")
+    registry.faults.insert(0, fault)
+    with pytest.raises(RegistryError):
+        push(layout, quick(), f"{registry.host}/app:1")
+    assert registry_http.tags(registry.host, "app") == []
+    push(layout, quick(), f"{registry.host}/app:1")
+    assert len(kept(registry, found.image["digest"])) == 2
+
+
+def test_every_repository_with_the_image_gets_all_of_it(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty(*WITHOUT_API)
+    layout.name(found.image, "v2")
+    push(layout, quick(), f"{registry.host}/a:1", f"{registry.host}/b:2")
+    for repository, tag in (("a", "1"), ("b", "2")):
+        assert len(kept(registry, found.image["digest"], repository)) == 2
+        assert found.cosign_tag in registry_http.tags(registry.host, repository)
+        assert tag in registry_http.tags(registry.host, repository)
+
+
+def test_a_registry_that_does_not_take_it_gets_no_image_and_the_way_out_is_said(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty(Fault(refusal(400, "MANIFEST_INVALID"), "PUT", found.signature["digest"], times=None))
+    with pytest.raises(RegistryError) as caught:
+        push(layout, quick(), f"{registry.host}/app:1")
+    assert "--no-referrers" in (caught.value.hint or "")
+    assert registry_http.tags(registry.host, "app") == []
+
+
+def test_a_referrer_that_is_pushed_by_name_is_listed_too(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    """It is an image that somebody asked for, and refers to another all the same."""
+    registry, origin = faulty(*WITHOUT_API), faulty()
+    seed(layout, found.signature, origin.host, "app", "signature")
+    taken = RegistrySource(quick(), [parse_reference(f"{origin.host}/app:signature")], referrers="along")
+    copy(taken, RegistrySink(quick(), lambda _: parse_reference(f"{registry.host}/app:signature")))
+    assert [one["digest"] for one in kept(registry, found.image["digest"])] == [found.signature["digest"]]
+
+
+def test_a_tag_that_is_there_is_not_written_again(faulty: Faulty, quick: Quick, layout: Layout, found: Signed) -> None:
+    registry = faulty()
+    push(layout, quick(), f"{registry.host}/app:1")
+    registry.requests.clear()
+    push(layout, quick(), f"{registry.host}/app:1")
+    assert not {found.cosign_tag, "1"} & set(put(registry))
+
+
+def test_within_one_registry_its_blobs_are_mounted(faulty: Faulty, quick: Quick, layout: Layout, found: Signed) -> None:
+    registry = faulty()
+    found.seed(layout, registry.host, "app", "1")
+    transport = quick()
+    taken = RegistrySource(transport, [parse_reference(f"{registry.host}/app:1")], referrers="along")
+    sink = RegistrySink(transport, lambda _: parse_reference(f"{registry.host}/copied:1"))
+    report = copy(taken, sink)
+    sink.close()
+    assert {moved.how for moved in report.blobs} <= {"mounted", "skipped"}
+    assert {one.descriptor.digest for one in report.graph.all_attached} == found.hanging
