@@ -88,7 +88,8 @@ def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, a
 
     want = Want(platforms=platform_choice(platforms, None), max_ratio=int(session.options["max_ratio"]))
     with contextlib.ExitStack() as stack:
-        source = open_source(parsed, session.surroundings(), want)
+        named = {parsed.reference.registry} if parsed.reference else set()
+        source = open_source(parsed, session.surroundings(named=named), want)
         stack.callback(source.close)
         onlooker = stack.enter_context(contextlib.closing(Onlooker(session.cancelled)))
         graph = source.graph(onlooker)

@@ -40,12 +40,19 @@ _MACHINES: Final = {
 
 
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --retries and --plain-http."""
+    """Give a command --retries, --plain-http, --config and --no-mirrors."""
     return _stack(
         click.option(
             "--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Tries after the first one."
         ),
         click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS, to hosts other than this one."),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Configuration of registries and mirrors.  [default: ~/.config/ocistream/config.toml]",
+        ),
+        click.option("--no-mirrors", is_flag=True, help="Ask the registry itself only, no mirror of it."),
     )(command)
 
 
@@ -109,6 +116,8 @@ _SESSION_OPTIONS: Final = frozenset(
         "jobs",
         "retries",
         "plain_http",
+        "config",
+        "no_mirrors",
         "progress",
         "result",
         "compress",

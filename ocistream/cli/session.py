@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
     from ocistream.credentials import Credential
+    from ocistream.mirrored import Reading
+    from ocistream.places import Places
     from ocistream.retry import Retried
     from ocistream.transport import Transport
 
@@ -56,20 +58,51 @@ class Session:
     cancelled: threading.Event
     #: How often something had to be tried again.
     retried: int = 0
+    _places: Places | None = None
 
     @property
     def jobs(self) -> int:
         """How many blobs move at once."""
         return int(self.options["jobs"])
 
-    def surroundings(self, side: str = "") -> Surroundings:
-        """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own."""
+    def surroundings(self, side: str = "", *, named: Collection[str] = ()) -> Surroundings:
+        """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
+
+        `named` are the registries that the command line names there: those that its user name is for.
+        """
+        transport = functools.cache(functools.partial(self._transport, side, named))
+        mirrors = functools.cache(functools.partial(self._transport, side, named, mirrors=True))
+
+        @functools.cache
+        def reading() -> Reading:
+            from ocistream.mirrored import Reading
+
+            return Reading(transport(), mirrors, self.places().of, self._tell_fall_back)
+
         return Surroundings(
-            transport=functools.cache(functools.partial(self._transport, side)),
+            transport=transport,
             stdin=self._stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
+            repository=lambda reference: reading().repository(reference),
         )
+
+    def places(self) -> Places:
+        """Read the configuration files, ours and containers', once there is something to ask a registry for.
+
+        Raises:
+            UsageError: one is malformed.
+            NotFoundError: one that was named is not there.
+        """
+        if self._places is None:
+            from ocistream.configuration import load_configuration
+            from ocistream.places import Places
+            from ocistream.registries_conf import load_namespaces
+
+            own = load_configuration(self.options.get("config"), os.environ, home())
+            namespaces = load_namespaces(os.environ, home())
+            self._places = Places(own, namespaces, mirrors=not self.options.get("no_mirrors"))
+        return self._places
 
     def check_result_apart(self, *ends: End) -> None:
         """Refuse a --result that would be written over one of the ends, or between what goes to stdout.
@@ -114,13 +147,14 @@ class Session:
             hint = "use `ocistream login` for each, or, with copy, OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
 
-    def _transport(self, side: str) -> Transport:
+    def _transport(self, side: str, named: Collection[str], *, mirrors: bool = False) -> Transport:
         from ocistream.credentials import Keychain
+        from ocistream.mirrored import impatient
         from ocistream.retry import Patience
         from ocistream.transport import Transport, TransportSettings
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        keychain = Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix)
+        keychain = Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
         settings = TransportSettings(
             plain_http=bool(self.options["plain_http"]),
             patience=Patience(attempts=int(self.options["retries"]) + 1),
@@ -128,7 +162,13 @@ class Session:
             proxies=proxies(os.environ),
             user_agent=f"ocistream/{__version__}",
         )
-        return Transport(settings, keychain.find, on_retry=self._tell_retry, cancelled=self.cancelled)
+        return Transport(
+            impatient(settings) if mirrors else settings,
+            keychain.find,
+            hosts=self.places().settings,
+            on_retry=self._tell_retry,
+            cancelled=self.cancelled,
+        )
 
     def _credential(self, side: str) -> Credential | None:
         """Put a credential together of the options of one side, and of the environment for what they leave out."""
@@ -161,6 +201,9 @@ class Session:
             f"{where}{retried.reason}; trying again in {retried.wait:.1f} s",
             level=0 if retried.wait >= _WORTH_TELLING else 1,
         )
+
+    def _tell_fall_back(self, message: str, level: int) -> None:
+        self.console.note(message, level=level)
 
     def _stdin(self) -> io.BufferedReader:
         if any(self.options.get(name) for name in PASSWORD_ON_STDIN):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.mirrored import Readable
     from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
@@ -106,6 +107,8 @@ class Surroundings:
     stdout: Callable[[], io.FileIO] = field(default=_not_here)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
+    #: What an image in a registry is read from; None where that is the repository it is named after.
+    repository: Callable[[Reference], Readable] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,7 @@ def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
     references = [reference_of(end)]
     if want.tags is not None:
         references = _tagged(references[0], around.transport(), want.tags)
-    return RegistrySource(around.transport(), references, platforms=want.platforms)
+    return RegistrySource(around.transport(), references, platforms=want.platforms, repository=around.repository)
 
 
 def _tagged(

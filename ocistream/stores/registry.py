@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from ocistream.distribution import Repository, is_canonical, not_found
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedError
 from ocistream.graph import Graph, GraphBuilder, Root
-from ocistream.interfaces import Blob
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.rereading import until_right
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.interfaces import Early, Source, Unnamed
+    from ocistream.interfaces import Blob, Early, Source, Unnamed
+    from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
-    from ocistream.stream import Chunk
     from ocistream.transport import Transport
 
 __all__ = ["RegistrySink", "RegistrySource"]
@@ -34,14 +34,23 @@ class RegistrySource:
     parallel = True
 
     def __init__(
-        self, transport: Transport, references: Sequence[Reference], *, platforms: PlatformChoice = ALL_PLATFORMS
+        self,
+        transport: Transport,
+        references: Sequence[Reference],
+        *,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+        repository: Callable[[Reference], Readable] | None = None,
     ) -> None:
-        """Name the images; nothing is asked for yet."""
+        """Name the images; nothing is asked for yet.
+
+        `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
+        """
         self._transport = transport
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
+        self._repository = repository or self._named_repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
-        self._homes: dict[str, Repository] = {}
+        self._homes: dict[str, Readable] = {}
 
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a registry gives names before bytes
         """Get every manifest below the named images.
@@ -51,8 +60,7 @@ class RegistrySource:
         """
         builder = GraphBuilder(self._platforms)
         for reference in self._references:
-            repository = Repository(self._transport, reference.registry, reference.repository)
-            self._collect(reference, repository, builder)
+            self._collect(reference, self._repository(reference), builder)
         graph = builder.graph()
         for digest, document in graph.documents.items():
             # An index that was cut down to some platforms is ours; no repository has it, and it has no blobs.
@@ -65,10 +73,10 @@ class RegistrySource:
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs in the order in which they are wanted."""
         for descriptor in wanted:
-            yield Blob(descriptor, self._opener(descriptor))
+            yield self._homes[descriptor.digest].blob(descriptor)
 
     def home(self, digest: str) -> tuple[str, str] | None:
-        """Say in which registry and repository a blob is, for a sink that can mount it from there."""
+        """Say in which registry and repository a blob is, for a sink that can mount it; a mirror is never named."""
         repository = self._homes.get(digest)
         return (repository.endpoint.registry, repository.name) if repository else None
 
@@ -79,7 +87,10 @@ class RegistrySource:
     def close(self) -> None:
         """The transport belongs to whoever made it."""
 
-    def _collect(self, reference: Reference, repository: Repository, builder: GraphBuilder) -> None:
+    def _named_repository(self, reference: Reference) -> Readable:
+        return Repository(self._transport, reference.registry, reference.repository)
+
+    def _collect(self, reference: Reference, repository: Readable, builder: GraphBuilder) -> None:
         try:
             manifest = repository.resolve(reference.target)
         except NotFoundError as error:
@@ -100,11 +111,8 @@ class RegistrySource:
                 builder.supply(child.digest, raw)
 
     def _small(self, descriptor: Descriptor) -> bytes:
-        return b"".join(bytes(chunk) for chunk in verified(self._opener(descriptor)(), descriptor))
-
-    def _opener(self, descriptor: Descriptor) -> Callable[[], Iterator[Chunk]]:
-        home = self._homes[descriptor.digest]
-        return lambda: home.blob_chunks(descriptor)
+        blob = self._homes[descriptor.digest].blob(descriptor)
+        return until_right(blob, lambda opened: gathered(opened()), again=True)
 
 
 class RegistrySink:
@@ -186,6 +194,10 @@ class RegistrySink:
         self._has[first, blob.descriptor.digest] = True
         for home in others:
             self._share(blob, blob.descriptor, first, home)
+
+    def takes_again(self) -> bool:
+        """Say that an upload that failed is never closed, so that another may be begun."""
+        return True
 
     def put_unnamed(self, blob: Unnamed) -> Descriptor:
         """Upload a blob whose digest closes the upload, and mount it into the other repositories that need it."""

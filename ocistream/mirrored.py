@@ -1,0 +1,321 @@
+"""A repository that is read from several places: from mirrors first, and from the registry itself where they fail.
+
+It has the reading verbs of `distribution.Repository`. A mirror that is down, refuses, lacks something or lies costs
+the way to the next place, and nothing else: whoever reads does not see it, but for a blob that turns out wrong at its
+very end (`interfaces.Blob.on_wrong`). What a mirror says is believed as far as a digest goes; which digest a tag has
+today, only the mirror says.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from ocistream.distribution import Repository
+from ocistream.errors import (
+    ArchiveError,
+    AuthenticationError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+)
+from ocistream.interfaces import Blob
+from ocistream.reference import is_digest
+from ocistream.stream import gathered, verified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.model import Descriptor, Manifest
+    from ocistream.places import Place
+    from ocistream.reference import Reference
+    from ocistream.stream import Chunk
+    from ocistream.transport import Endpoint, Transport, TransportSettings
+
+__all__ = ["MirroredRepository", "Readable", "Reading", "impatient"]
+
+#: What of a mirror is no reason to give up: the next place may do better.
+_FAILURES: Final = (NetworkError, AuthenticationError, NotFoundError, IntegrityError, ArchiveError)
+#: A mirror is tried so often, and connecting to it, a silence and a Retry-After may take so many seconds: where there
+#: is another place to ask, a dead one is to cost seconds.
+_ATTEMPTS: Final = 2
+_CONNECT: Final = 5.0
+_STALL: Final = 20.0
+_RETRY_AFTER: Final = 3.0
+
+_T = TypeVar("_T")
+
+
+class Readable(Protocol):
+    """What is asked of a repository that is read from: of `distribution.Repository`, or of several in its place."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The registry that it belongs to, and no mirror of that."""
+
+    @property
+    def name(self) -> str:
+        """The repository's name there."""
+
+    def resolve(self, target: str) -> Manifest:
+        """Get the manifest that a tag or a digest stands for."""
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """Get the bytes of a manifest that another document lists; whoever asked verifies them."""
+
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """Give a blob, to be downloaded when it is opened."""
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Ask what refers to a manifest."""
+
+
+def impatient(settings: TransportSettings) -> TransportSettings:
+    """Give the settings of a transport to mirrors: those of the registry's own, with less patience."""
+    patience = replace(
+        settings.patience,
+        attempts=min(settings.patience.attempts, _ATTEMPTS),
+        retry_after_limit=min(settings.patience.retry_after_limit, _RETRY_AFTER),
+    )
+    return replace(
+        settings,
+        patience=patience,
+        connect_timeout=min(settings.connect_timeout, _CONNECT),
+        stall_timeout=min(settings.stall_timeout, _STALL),
+    )
+
+
+class Reading:
+    """What is known, for one run, of all places that are read from. Safe for several threads."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        mirrors: Callable[[], Transport],
+        places: Callable[[Reference], Sequence[Place]],
+        tell: Callable[[str, int], None] = lambda _message, _level: None,
+    ) -> None:
+        """Take the transports to registries and to their mirrors, and the rules.
+
+        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual.
+        """
+        self._transport = transport
+        self._mirrors = mirrors
+        self._places = places
+        self._tell = tell
+        self._lock = threading.Lock()
+        #: Registries that are not asked again.
+        self._bad: set[str] = set()
+
+    def repository(self, reference: Reference) -> Readable:
+        """Give what an image is read from.
+
+        Raises:
+            AuthenticationError: that is blocked.
+        """
+        *mirrors, primary = self._places(reference)
+        own = Repository(self._transport, primary.registry, primary.repository)
+        by_digest = reference.digest is not None
+        sources = [
+            _Source(place, Repository(self._mirrors(), place.registry, place.repository))
+            for place in mirrors
+            # What names a digest is not looked for where only tags are, nor is anything that it needs.
+            if not by_digest or place.takes(by_digest=True)
+        ]
+        named = f"{reference.registry}/{reference.repository}"
+        if not sources and str(own) == named:
+            return own
+        return MirroredRepository(named, [*sources, _Source(primary, own)], self)
+
+    def is_bad(self, place: Place) -> bool:
+        """Say whether a mirror is not to be asked again."""
+        return place.is_mirror and place.registry in self._bad
+
+    def set_aside(self, place: Place, why: str) -> None:
+        """Ask a mirror no more, in this run, and say why."""
+        with self._lock:
+            news = place.registry not in self._bad
+            self._bad.add(place.registry)
+        self.tell(why, 0 if news else 1)
+
+    def tell(self, message: str, level: int) -> None:
+        """Tell of a fall-back."""
+        self._tell(message, level)
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    """One place, and what has come of asking there."""
+
+    place: Place
+    repository: Repository
+    #: Something came from there.
+    is_useful: bool = False
+    #: It lacks the image, or does not let us have it.
+    is_useless: bool = False
+
+
+class MirroredRepository:
+    """One repository and its mirrors, for reading. Safe for several threads."""
+
+    def __init__(self, named: str, sources: Sequence[_Source], reading: Reading) -> None:
+        """Take the places in the order in which they are asked; the last is the registry's own.
+
+        `named` is what the user called the repository.
+        """
+        self._named = named
+        self._sources = sources
+        self._reading = reading
+        self.endpoint = sources[-1].repository.endpoint
+        self.name = sources[-1].repository.name
+
+    def __str__(self) -> str:
+        """Give `registry/name`, as the user did."""
+        return self._named
+
+    def resolve(self, target: str) -> Manifest:
+        """Get the manifest that a tag or a digest stands for.
+
+        Raises:
+            OcistreamError: what the registry itself says of it.
+        """
+        return self._first(lambda source: source.repository.resolve(target), by_digest=is_digest(target))
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """Get the bytes of a manifest that another document lists; whoever asked verifies them.
+
+        Raises:
+            OcistreamError: what the registry itself says of it.
+        """
+
+        def ask(source: _Source) -> bytes:
+            raw = source.repository.manifest(descriptor)
+            return gathered(verified([raw], descriptor)) if source.place.is_mirror else raw
+
+        return self._first(ask)
+
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """Give a blob, to be downloaded when it is opened."""
+        download = _Download(self, descriptor)
+        return Blob(descriptor, download.chunks, on_wrong=download.on_wrong)
+
+    def referrers(self, digest: str) -> list[Descriptor]:
+        """Ask what refers to a manifest: the first place that knows of anything.
+
+        That a mirror knows of nothing says little, since many do without this API. But where one has the image, an
+        image can be had without its registry, and no referrers are to be had then.
+
+        Raises:
+            OcistreamError: what the registry itself says of it, if no mirror answered.
+        """
+        answered = False
+        for source in self.usable():
+            try:
+                found = source.repository.referrers(digest)
+            except NetworkError as error:
+                if source.place.is_mirror:
+                    self.fell_back(source, error)
+                    continue
+                if not answered:
+                    raise
+                self._reading.tell(f"{error.what}; it is not known whether the registry has more", 0)
+                break
+            except _FAILURES as error:
+                if not source.place.is_mirror:
+                    raise
+                self.fell_back(source, error)
+                continue
+            if found:
+                return found
+            answered = True
+        return []
+
+    def usable(self) -> Iterator[_Source]:
+        """Give the places that are worth asking, in their order; the registry's own is always one."""
+        for source in self._sources:
+            if not self._reading.is_bad(source.place) and not source.is_useless:
+                yield source
+
+    def fell_back(self, source: _Source, error: OcistreamError) -> None:
+        """Note what a mirror did, and tell it."""
+        what = f"the mirror {source.place}: {error.what}; going on elsewhere"
+        if isinstance(error, NotFoundError):
+            # Who has given nothing yet has nothing of this image, and is not asked for each of its blobs.
+            source.is_useless = not source.is_useful
+            self._reading.tell(what, 1)
+        elif isinstance(error, AuthenticationError):
+            source.is_useless = True
+            self._reading.tell(what, 0)
+        else:
+            self._reading.set_aside(source.place, what)
+
+    def found_wrong(self, source: _Source, what: str) -> None:
+        """Ask a mirror no more that gave wrong bytes."""
+        self._reading.set_aside(source.place, f"{what}; reading it again from elsewhere")
+
+    def _first(self, ask: Callable[[_Source], _T], *, by_digest: bool = True) -> _T:
+        """Give the first answer; the last place's failure is what is raised."""
+        for source in self.usable():
+            # Where only digests are taken from, what an image needs may come from there once its tag is known.
+            if not by_digest and not source.place.takes(by_digest=False):
+                continue
+            try:
+                found = ask(source)
+            except _FAILURES as error:
+                if not source.place.is_mirror:
+                    raise
+                self.fell_back(source, error)
+            else:
+                source.is_useful = True
+                return found
+        msg = f"{self}: there is no place to read from"
+        raise NotFoundError(msg)
+
+
+class _Download:
+    """One blob, from wherever it can be had, and where it was had from."""
+
+    def __init__(self, repository: MirroredRepository, descriptor: Descriptor) -> None:
+        self._repository = repository
+        self._descriptor = descriptor
+        self._given: list[_Source] = []
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Read the blob, unverified; where one place breaks off, the next goes on at the same byte."""
+        self._given = []
+        offset = 0
+        for source in self._repository.usable():
+            is_mirror = source.place.is_mirror
+            try:
+                for chunk in source.repository.blob_chunks(self._descriptor, offset, strictly=is_mirror):
+                    if source not in self._given:
+                        self._given.append(source)
+                    offset += len(chunk)
+                    yield chunk
+            except _FAILURES as error:
+                if not is_mirror:
+                    raise
+                self._repository.fell_back(source, error)
+            else:
+                source.is_useful = True
+                return
+
+    def on_wrong(self, error: IntegrityError, again: bool) -> None:
+        """Suspect the mirrors that had a part in the last reading, and read no more from them.
+
+        Raises:
+            IntegrityError: there were none, or nothing can be begun anew.
+        """
+        suspects = [source for source in self._given if source.place.is_mirror]
+        if not suspects:
+            raise error
+        what = f"{error.what}, as {' and '.join(f'the mirror {source.place}' for source in suspects)} gave it"
+        for source in suspects:
+            source.is_useless = True
+        if not again:
+            hint = "run it again with --no-mirrors to ask the registry itself only, or write to a file"
+            raise IntegrityError(what, hint=hint) from error
+        for source in suspects:
+            self._repository.found_wrong(source, what)
