@@ -106,8 +106,9 @@ class Reading:
         self._places = places
         self._tell = tell
         self._lock = threading.Lock()
-        #: Registries that are not asked again.
+        #: Registries that are not asked again, and those of them that gave nothing wrong but fell silent.
         self._bad: set[str] = set()
+        self._down: set[str] = set()
 
     def repository(self, reference: Reference) -> Readable:
         """Give what an image is read from.
@@ -119,7 +120,11 @@ class Reading:
         own = Repository(self._transport, primary.registry, primary.repository)
         by_digest = reference.digest is not None
         sources = [
-            _Source(place, Repository(self._mirrors(), place.registry, place.repository))
+            _Source(
+                place,
+                Repository(self._mirrors(), place.registry, place.repository),
+                patient=Repository(self._transport, place.registry, place.repository),
+            )
             for place in mirrors
             # What names a digest is not looked for where only tags are, nor is anything that it needs.
             if not by_digest or place.takes(by_digest=True)
@@ -127,17 +132,25 @@ class Reading:
         named = f"{reference.registry}/{reference.repository}"
         if not sources and str(own) == named:
             return own
-        return MirroredRepository(named, [*sources, _Source(primary, own)], self)
+        return MirroredRepository(named, [*sources, _Source(primary, own, patient=own)], self)
 
     def is_bad(self, place: Place) -> bool:
         """Say whether a mirror is not to be asked again."""
         return place.is_mirror and place.registry in self._bad
 
-    def set_aside(self, place: Place, why: str) -> None:
+    def is_down(self, place: Place) -> bool:
+        """Say whether a mirror failed, but gave nothing wrong."""
+        return place.registry in self._down
+
+    def set_aside(self, place: Place, why: str, *, lies: bool) -> None:
         """Ask a mirror no more, in this run, and say why."""
         with self._lock:
             news = place.registry not in self._bad
             self._bad.add(place.registry)
+            if lies:
+                self._down.discard(place.registry)
+            elif news:
+                self._down.add(place.registry)
         self.tell(why, 0 if news else 1)
 
     def tell(self, message: str, level: int) -> None:
@@ -151,10 +164,14 @@ class _Source:
 
     place: Place
     repository: Repository
+    #: The same, asked with all patience.
+    patient: Repository
     #: Something came from there.
     is_useful: bool = False
     #: It lacks the image, or does not let us have it.
     is_useless: bool = False
+    #: Nothing else is left to ask, so this is the place whose failure counts.
+    is_last: bool = False
 
 
 class MirroredRepository:
@@ -214,32 +231,46 @@ class MirroredRepository:
         for source in self.usable():
             try:
                 found = source.repository.referrers(digest)
-            except NetworkError as error:
-                if source.place.is_mirror:
-                    self.fell_back(source, error)
-                    continue
-                if not answered:
-                    raise
-                self._reading.tell(f"{error.what}; it is not known whether the registry has more", 0)
-                break
             except _FAILURES as error:
-                if not source.place.is_mirror:
-                    raise
+                if answered and not source.place.is_mirror and isinstance(error, NetworkError):
+                    self._reading.tell(f"{error.what}; it is not known whether the registry has more", 0)
+                    break
                 self.fell_back(source, error)
-                continue
-            if found:
-                return found
-            answered = True
+            else:
+                if found:
+                    return found
+                answered = True
         return []
 
     def usable(self) -> Iterator[_Source]:
-        """Give the places that are worth asking, in their order; the registry's own is always one."""
+        """Give the places that are worth asking, in their order, as long as they are asked for.
+
+        When the registry itself has failed, mirrors get a second chance that have given something before they fell
+        silent: behind a firewall they may be all that there is.
+        """
         for source in self._sources:
             if not self._reading.is_bad(source.place) and not source.is_useless:
                 yield source
+        silent = self._silent()
+        for source in silent:
+            yield replace(source, repository=source.patient, is_last=source is silent[-1])
+
+    def _silent(self) -> list[_Source]:
+        return [source for source in self._sources[:-1] if source.is_useful and self._reading.is_down(source.place)]
 
     def fell_back(self, source: _Source, error: OcistreamError) -> None:
-        """Note what a mirror did, and tell it."""
+        """Note what a place did, and tell it.
+
+        Raises:
+            OcistreamError: `error`, where there is no other place to go on to.
+        """
+        if source.is_last:
+            raise error
+        if not source.place.is_mirror:
+            if not isinstance(error, NetworkError) or not self._silent():
+                raise error
+            self._reading.tell(f"{error.what}; trying its mirrors again", 0)
+            return
         what = f"the mirror {source.place}: {error.what}; going on elsewhere"
         if isinstance(error, NotFoundError):
             # Who has given nothing yet has nothing of this image, and is not asked for each of its blobs.
@@ -249,11 +280,11 @@ class MirroredRepository:
             source.is_useless = True
             self._reading.tell(what, 0)
         else:
-            self._reading.set_aside(source.place, what)
+            self._reading.set_aside(source.place, what, lies=not isinstance(error, NetworkError))
 
     def found_wrong(self, source: _Source, what: str) -> None:
         """Ask a mirror no more that gave wrong bytes."""
-        self._reading.set_aside(source.place, f"{what}; reading it again from elsewhere")
+        self._reading.set_aside(source.place, f"{what}; reading it again from elsewhere", lies=True)
 
     def _first(self, ask: Callable[[_Source], _T], *, by_digest: bool = True) -> _T:
         """Give the first answer; the last place's failure is what is raised."""
@@ -264,8 +295,6 @@ class MirroredRepository:
             try:
                 found = ask(source)
             except _FAILURES as error:
-                if not source.place.is_mirror:
-                    raise
                 self.fell_back(source, error)
             else:
                 source.is_useful = True
@@ -292,14 +321,12 @@ class _Download:
                 for chunk in source.repository.blob_chunks(self._descriptor, offset, strictly=is_mirror):
                     if source not in self._given:
                         self._given.append(source)
+                        source.is_useful = True
                     offset += len(chunk)
                     yield chunk
             except _FAILURES as error:
-                if not is_mirror:
-                    raise
                 self._repository.fell_back(source, error)
             else:
-                source.is_useful = True
                 return
 
     def on_wrong(self, error: IntegrityError, again: bool) -> None:
