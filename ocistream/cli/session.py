@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
-    from ocistream.credentials import Credential
+    from ocistream.credentials import Credential, Keychain
     from ocistream.mirrored import Reading
     from ocistream.places import Places
     from ocistream.retry import Retried
@@ -70,8 +70,16 @@ class Session:
 
         `named` are the registries that the command line names there: those that its user name is for.
         """
-        transport = functools.cache(functools.partial(self._transport, side, named))
-        mirrors = functools.cache(functools.partial(self._transport, side, named, mirrors=True))
+        # One for both: a password can be read from stdin once.
+        keychain = functools.cache(functools.partial(self._keychain, side, named))
+
+        @functools.cache
+        def transport() -> Transport:
+            return self._transport(keychain())
+
+        @functools.cache
+        def mirrors() -> Transport:
+            return self._transport(keychain(), mirrors=True)
 
         @functools.cache
         def reading() -> Reading:
@@ -147,14 +155,17 @@ class Session:
             hint = "use `ocistream login` for each, or, with copy, OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
 
-    def _transport(self, side: str, named: Collection[str], *, mirrors: bool = False) -> Transport:
+    def _keychain(self, side: str, named: Collection[str]) -> Keychain:
         from ocistream.credentials import Keychain
+
+        prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
+        return Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
+
+    def _transport(self, keychain: Keychain, *, mirrors: bool = False) -> Transport:
         from ocistream.mirrored import impatient
         from ocistream.retry import Patience
         from ocistream.transport import Transport, TransportSettings
 
-        prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        keychain = Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
         settings = TransportSettings(
             plain_http=bool(self.options["plain_http"]),
             patience=Patience(attempts=int(self.options["retries"]) + 1),

@@ -272,7 +272,7 @@ def test_nor_are_other_bytes_under_the_digest_of_what_an_index_lists(setting: Se
     assert "the bytes have the digest" in setting.words
 
 
-ANNOUNCED = {
+ANNOUNCED: dict[str, tuple[Action, str]] = {
     "a shorter body": (Resize(by=-1), "bytes are announced"),
     "a longer body": (Resize(by=1), "bytes are announced"),
     "another digest": (Header("Docker-Content-Digest", f"sha256:{'0' * 64}"), "is announced"),
