@@ -22,16 +22,18 @@ from ocistream.errors import (
     OcistreamError,
 )
 from ocistream.interfaces import Blob
+from ocistream.places import Place
 from ocistream.reference import is_digest
 from ocistream.stream import gathered, verified
+from ocistream.tag_lists import list_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.model import Descriptor, Manifest
-    from ocistream.places import Place
     from ocistream.reference import Reference
     from ocistream.stream import Chunk
+    from ocistream.tag_lists import TagList
     from ocistream.transport import Endpoint, Transport, TransportSettings
 
 __all__ = ["MirroredRepository", "Readable", "Reading", "impatient"]
@@ -72,6 +74,11 @@ class Readable(Protocol):
         """Ask what refers to a manifest."""
 
 
+def own_place(reference: Reference) -> tuple[Place, ...]:
+    """Give the place that an image is named after, and no other."""
+    return (Place(reference.registry, reference.repository),)
+
+
 def impatient(settings: TransportSettings) -> TransportSettings:
     """Give the settings of a transport to mirrors: those of the registry's own, with less patience."""
     patience = replace(
@@ -93,16 +100,16 @@ class Reading:
     def __init__(
         self,
         transport: Transport,
-        mirrors: Callable[[], Transport],
-        places: Callable[[Reference], Sequence[Place]],
+        mirrors: Callable[[], Transport] | None = None,
+        places: Callable[[Reference], Sequence[Place]] = own_place,
         tell: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
-        """Take the transports to registries and to their mirrors, and the rules.
+        """Take the transports to registries and to their mirrors, and the rules: without any, there are no mirrors.
 
         `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual.
         """
         self._transport = transport
-        self._mirrors = mirrors
+        self._mirrors = mirrors or (lambda: transport)
         self._places = places
         self._tell = tell
         self._lock = threading.Lock()
@@ -116,23 +123,51 @@ class Reading:
         Raises:
             AuthenticationError: that is blocked.
         """
+        named = f"{reference.registry}/{reference.repository}"
+        # What names a digest is not looked for where only tags are, nor is anything that it needs.
+        sources = self._sources(reference, by_digest=reference.digest is not None)
+        if len(sources) == 1 and str(sources[0].place) == named:
+            return sources[0].repository
+        return MirroredRepository(named, sources, self)
+
+    def tags(self, reference: Reference) -> TagList:
+        """List the tags of a repository, as the registry itself has them.
+
+        Mirrors are asked only where that cannot be reached: a cache lists what it happens to hold, and no more.
+
+        Raises:
+            OcistreamError: what the registry itself says of it, if no mirror answered.
+        """
+        *mirrors, own = self._sources(reference, by_digest=False)
+        try:
+            return list_tags(own.repository)
+        except NetworkError as error:
+            for source in mirrors:
+                if not source.place.takes(by_digest=False) or self.is_bad(source.place):
+                    continue
+                self.tell(f"{error.what}; asking the mirror {source.place} for the tags", 0)
+                try:
+                    listed = list_tags(source.repository)
+                except _FAILURES as failure:
+                    self.tell(f"the mirror {source.place}: {failure.what}", 0)
+                else:
+                    cut = listed.cut or f"these are those of the mirror {source.place}, which may lack some"
+                    return replace(listed, cut=cut)
+            raise
+
+    def _sources(self, reference: Reference, *, by_digest: bool) -> list[_Source]:
         *mirrors, primary = self._places(reference)
         own = Repository(self._transport, primary.registry, primary.repository)
-        by_digest = reference.digest is not None
-        sources = [
+        found = [
             _Source(
                 place,
                 Repository(self._mirrors(), place.registry, place.repository),
                 patient=Repository(self._transport, place.registry, place.repository),
             )
             for place in mirrors
-            # What names a digest is not looked for where only tags are, nor is anything that it needs.
             if not by_digest or place.takes(by_digest=True)
         ]
-        named = f"{reference.registry}/{reference.repository}"
-        if not sources and str(own) == named:
-            return own
-        return MirroredRepository(named, [*sources, _Source(primary, own, patient=own)], self)
+        return [*found, _Source(primary, own, patient=own)]
 
     def is_bad(self, place: Place) -> bool:
         """Say whether a mirror is not to be asked again."""

@@ -86,8 +86,7 @@ def copy(
         want = replace(want, select=some_images)
 
     def open_ends() -> tuple[Source, Sink]:
-        if dst.reference is not None:
-            session.places().check_push(dst.reference)
+        session.check_push(dst.reference)
         opened = open_source(src, session.surroundings("SRC", named=registries_of(src)), want)
         try:
             return opened, open_sink(dst, session.surroundings("DEST", named=registries_of(dst)), target)

@@ -64,14 +64,11 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
 
 
 def _show_tags(session: Session, end: End, *, as_json: bool) -> None:
-    from ocistream.distribution import Repository
-    from ocistream.tag_lists import list_tags
-
     reference = reference_of(end)
-    repository = Repository(session.surroundings().transport(), reference.registry, reference.repository)
-    listed = list_tags(repository)
+    repository = f"{reference.registry}/{reference.repository}"
+    listed = session.surroundings(named=[reference.registry]).reading().tags(reference)
     if as_json:
-        document = {"end": end.text, "repository": str(repository), "tags": listed.tags, "complete": listed.cut is None}
+        document = {"end": end.text, "repository": repository, "tags": listed.tags, "complete": listed.cut is None}
         click.echo(json.dumps(document, indent=2))
     else:
         # Some at a time would save nothing: the list is held anyway.

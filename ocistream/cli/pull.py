@@ -69,7 +69,9 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
         from ocistream.stores.registry import RegistrySource
 
         # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
-        source = RegistrySource(around.transport(), references, platforms=choice, repository=around.repository)
+        source = RegistrySource(
+            around.transport(), references, platforms=choice, repository=around.reading().repository
+        )
         return source, open_sink(end, around)
 
     move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None)

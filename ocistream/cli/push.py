@@ -78,8 +78,7 @@ def push(
     def open_ends() -> tuple[Source, Sink]:
         from ocistream.stores.registry import RegistrySink
 
-        if early is not None:
-            session.places().check_push(early)
+        session.check_push(early)
         source = open_source(end, around, want)
         try:
             return source, RegistrySink(around.transport(), target, early=early)
@@ -133,7 +132,7 @@ def _permitted(session: Session, target: Callable[[Root], Reference]) -> Callabl
 
     def permitted(root: Root) -> Reference:
         reference = target(root)
-        session.places().check_push(reference)
+        session.check_push(reference)
         return reference
 
     return permitted

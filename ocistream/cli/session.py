@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ocistream.credentials import Credential, Keychain
     from ocistream.mirrored import Reading
     from ocistream.places import Places
+    from ocistream.reference import Reference
     from ocistream.retry import Retried
     from ocistream.transport import Transport
 
@@ -92,8 +93,17 @@ class Session:
             stdin=self._stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
-            repository=lambda reference: reading().repository(reference),
+            reads=reading,
         )
+
+    def check_push(self, reference: Reference | None) -> None:
+        """Make sure that images may be pushed to a place, if it is a registry's.
+
+        Raises:
+            AuthenticationError: a configuration forbids it.
+        """
+        if reference is not None:
+            self.places().check_push(reference)
 
     def places(self) -> Places:
         """Read the configuration files, ours and containers', once there is something to ask a registry for.

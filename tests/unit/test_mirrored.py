@@ -501,6 +501,39 @@ def test_a_mirror_for_tags_only_gives_nothing_of_an_image_that_is_named_by_its_d
     assert mirror.requests == []
 
 
+# -- lists of tags ----------------------------------------------------------------------------------------
+
+
+def test_tags_are_the_registrys_whatever_a_mirror_happens_to_hold(setting: Setting) -> None:
+    mirror = setting.mirror()
+    seed(setting.layout, setting.image, setting.primary.host, "app", "2")
+    listed = setting.reading(mirror).tags(setting.named)
+    assert (listed.tags, listed.cut) == (("1", "2"), None)
+    assert mirror.requests == []
+
+
+def test_a_mirrors_tags_are_better_than_none_and_not_taken_for_all_of_them(setting: Setting) -> None:
+    first, second, unreachable = setting.mirror(lacks=True), setting.mirror(), f"127.0.0.1:{unused_port()}"
+    listed = setting.reading(first, second, primary=unreachable).tags(setting.named)
+    assert listed.tags == ("1",)
+    assert f"the mirror {second.host}/hub/app, which may lack some" in (listed.cut or "")
+    assert unreachable in setting.words
+
+
+def test_a_mirror_for_digests_only_is_not_asked_for_tags(setting: Setting) -> None:
+    mirror, unreachable = setting.mirror(), f"127.0.0.1:{unused_port()}"
+    with pytest.raises(NetworkError, match=unreachable):
+        setting.reading(mirror, primary=unreachable, pull="digest-only").tags(setting.named)
+    assert mirror.requests == []
+
+
+def test_a_repository_that_the_registry_does_not_have_has_no_tags(setting: Setting) -> None:
+    mirror = setting.mirror()
+    setting.primary.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), times=None))
+    with pytest.raises(NotFoundError):
+        setting.reading(mirror).tags(setting.named)
+
+
 # -- referrers --------------------------------------------------------------------------------------------
 
 
