@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, pipe
-from tests.faults import Fault, FaultyRegistry, Flip, HangUp
+from tests.faults import Fault, FaultyRegistry, Flip, HangUp, refusal
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Descriptor, Layout, small_image
 from tests.network import unused_port
@@ -130,6 +130,12 @@ def test_another_location_is_read_and_the_name_kept(machine: Machine, out: Path)
     assert pulled.lines() == [f"apps.example/app:1@{machine.image['digest']}"]
 
 
+def test_how_a_host_is_reached_is_taken_from_our_configuration(machine: Machine, out: Path) -> None:
+    machine.configure(f'[registry."apps.example"]\nurl = "{machine.registry.url}"\n')
+    expect.success(machine.run("pull", "apps.example/team/app:1", "-o", out / "app.tar"))
+    assert machine.registry.asked("GET", "/v2/team/app/manifests/1")
+
+
 @pytest.mark.parametrize("command", ["inspect", "copy"])
 def test_other_commands_read_from_mirrors_too(command: str, machine: Machine, start: Start) -> None:
     machine.configure()
@@ -165,6 +171,16 @@ def test_a_mirror_that_is_down_is_told_once(machine: Machine, out: Path) -> None
     expect.success(pulled)
     assert pulled.err.count("the mirror ") == 1
     assert f"the mirror {down}/team/app: " in pulled.err
+
+
+def test_a_mirror_in_trouble_is_not_given_the_registrys_tries(machine: Machine, out: Path) -> None:
+    machine.configure()
+    machine.mirror.faults.append(Fault(refusal(503, "UNAVAILABLE"), times=None))
+    machine.registry.faults.append(Fault(refusal(503, "UNAVAILABLE"), times=2))
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assert len(machine.mirror.requests) == 2
+    # Of the registry it takes three until the manifest is there.
+    assert len(machine.registry.asked(path="/manifests/1")) == 3
 
 
 def test_that_a_mirror_lacks_an_image_is_told_to_those_who_want_to_know(machine: Machine, out: Path) -> None:

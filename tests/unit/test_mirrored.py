@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from io import FileIO
 from pathlib import Path
@@ -34,11 +35,12 @@ from ocistream.transfer import Report, copy
 from ocistream.transport import TransportSettings
 from tests.faults import Action, Drop, Fault, Flip, HangUp, Header, Reply, Reset, Resize, Stall, refusal
 from tests.faulty_auth import Basic
-from tests.images import Layout, digest_of, small_image, two_platforms
+from tests.images import Descriptor as Document
+from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.network import CountingRegistry, QuickTransport, blob_of, read_blob, unused_port
 from tests.registry_http import manifest_digest, seed
 
-KIB = 1 << 10
+KIB, MIB = 1 << 10, 1 << 20
 CONTENT = bytes(range(256)) * (4 * KIB)
 Faulty = Callable[..., CountingRegistry]
 
@@ -50,14 +52,18 @@ class Setting:
         self.faulty = faulty
         self.layout = layout
         self.primary = faulty()
-        self.image = small_image(layout)
-        seed(layout, self.image, self.primary.host, "app", "1")
+        self.holds(small_image(layout))
         (self.blob,) = self.primary.hold(CONTENT)
-        self.primary.requests.clear()
         self.told: list[tuple[int, str]] = []
         self._quick = quick
         self.transport = quick()
         self.named = parse_reference(f"{self.primary.host}/app:1")
+
+    def holds(self, image: Document) -> None:
+        """Put another image into the registry, and into the mirrors to come."""
+        self.image = image
+        seed(self.layout, image, self.primary.host, "app", "1")
+        self.primary.requests.clear()
 
     def mirror(self, *faults: Fault, lacks: bool = False, **options: object) -> CountingRegistry:
         """Start a mirror with faults."""
@@ -263,8 +269,7 @@ def test_other_bytes_under_an_images_digest_are_not_taken(setting: Setting) -> N
 
 def test_nor_are_other_bytes_under_the_digest_of_what_an_index_lists(setting: Setting, tmp_path: Path) -> None:
     index = two_platforms(setting.layout)
-    setting.image = index
-    seed(setting.layout, index, setting.primary.host, "app", "1")
+    setting.holds(index)
     mirror = setting.mirror(Fault(Flip(at=1), path="/manifests/sha256", times=None))
     report = move(setting.source(mirror), LayoutSink(tmp_path / "out"))
     assert report.graph.roots[0].descriptor.digest == index["digest"]
@@ -331,8 +336,10 @@ class TestWrongAtTheEnd:
 
     @pytest.mark.parametrize("kind", ["a layout", "a registry", "a file", "a docker-archive"])
     def test_so_it_is_where_layers_are_compressed_anew(self, kind: str, setting: Setting, tmp_path: Path) -> None:
-        # In the middle of compressed bytes: whoever unpacks them stumbles first.
-        mirror = setting.mirror(Fault(Flip(at=40), path="/blobs/", times=None))
+        # Where compressed bytes begin, and long before their end: whoever unpacks them stumbles first.
+        words = random.Random(0).randbytes(2 * MIB).hex().encode()
+        setting.holds(setting.layout.image([tar_layer({"words": words})]))
+        mirror = setting.mirror(Fault(Flip(at=20), path="/blobs/", times=None))
         sink = self.sinks(setting, tmp_path)[kind]()
         to = "none" if kind == "a docker-archive" else "zstd"
         try:
@@ -384,6 +391,7 @@ class TestWrongAtTheEnd:
 
     def test_progress_counts_it_once(self, setting: Setting, tmp_path: Path) -> None:
         moved = []
+        setting.holds(setting.layout.image([2 * MIB]))
 
         class Counts:
             def planned(self, graph: object) -> None: ...
