@@ -157,8 +157,9 @@ class TestSettings:
         assert rules.settings("y.example") == HostSettings()
 
     def test_a_host_of_which_two_things_are_said_is_not_insecure(self) -> None:
-        rules = places(Namespace("a.example/x", insecure=True), Namespace("a.example/y"))
-        assert rules.settings("a.example") == HostSettings()
+        two = [Namespace("a.example/x", insecure=True), Namespace("a.example/y")]
+        assert places(*two).settings("a.example") == HostSettings()
+        assert places(*reversed(two)).settings("a.example") == HostSettings()
 
     def test_what_we_say_ourselves_counts_for_more(self) -> None:
         theirs = (Namespace("a.example", insecure=True), Namespace("b.example"))

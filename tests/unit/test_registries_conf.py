@@ -11,6 +11,8 @@ from ocistream.errors import NotFoundError, UsageError
 from ocistream.places import Mirror, Namespace
 from ocistream.registries_conf import load_namespaces
 
+_DROP_INS = "registries.conf.d"
+
 
 class Files:
     """A machine's files and a user's. `found` reads them."""
@@ -136,6 +138,17 @@ class TestOrder:
         files.user(registry("a.example"), "registries.conf.d/0.conf")
         assert not files.found()["a.example"].insecure
         assert "b.example" in found
+
+    def test_files_of_a_folder_are_read_in_the_order_of_their_names(self, files: Files) -> None:
+        # Whatever order the disk has them in, it is hardly both of these.
+        for names in (sorted("abcdefgh"), sorted("abcdefgh", reverse=True)):
+            for name in names:
+                files.system(
+                    registry("a.example", f'[[registry.mirror]]\nlocation = "{name}"'), f"{_DROP_INS}/{name}.conf"
+                )
+            assert files.found()["a.example"].mirrors[0].location == "h"
+            for name in names:
+                (files.path / "etc" / _DROP_INS / f"{name}.conf").unlink()
 
     def test_other_files_and_folders_in_a_folder_are_passed_over(self, files: Files) -> None:
         files.system("not TOML", "registries.conf.d/1.conf.rpmsave")
