@@ -2,8 +2,8 @@
 
 `Keychain.find` asks, in this order, and the first that knows the registry wins:
 
-1. what the command line gave;
-2. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`;
+1. what the command line gave, for the registries that the user named;
+2. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`, for the same;
 3. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
 4. the file that `REGISTRY_AUTH_FILE` names;
 5. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
@@ -32,7 +32,7 @@ from ocistream.reference import DEFAULT_REGISTRY, parse_registry, printable
 from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 __all__ = ["Credential", "Keychain"]
 
@@ -75,15 +75,19 @@ class Keychain:
         home: Path,
         explicit: Credential | None = None,
         prefix: str = DEFAULT_PREFIX,
+        named: Collection[str] | None = None,
     ) -> None:
         """Look in `env` and below `home`; `explicit` beats everything.
 
-        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`.
+        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that
+        the user named (None: all there are): what has no registry's name with it, `explicit` and the user names of
+        the environment, is for those alone, and not for a mirror or another location that a configuration names.
         """
         self._env = env
         self._home = home
         self._explicit = explicit
         self._prefix = prefix
+        self._named = None if named is None else {_host(registry) for registry in named}
 
     def find(self, registry: str, repository: str = "") -> Credential | None:
         """Find what to show to `registry` ("docker.io", "localhost:5000") for `repository`; None: anonymous.
@@ -100,12 +104,11 @@ class Keychain:
             LocalDiskError: a file cannot be read.
             AuthenticationError: a credential helper failed.
         """
-        if self._explicit is not None:
-            return self._explicit
-        found = self._from_environment()
-        if found is not None:
-            return found
         host = _host(registry)
+        if self._named is None or host in self._named:
+            found = self._explicit or self._from_environment()
+            if found is not None:
+                return found
         for file in self._files():
             found = self._from_file(file, host, repository)
             if found is not None:

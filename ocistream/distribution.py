@@ -21,6 +21,7 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
+from ocistream.interfaces import Blob
 from ocistream.model import (
     ACCEPTED_TYPES,
     DOCKER_LIST,
@@ -58,14 +59,17 @@ _REFUSES_DIGEST: Final = frozenset({"DIGEST_INVALID", "UNSUPPORTED"})
 class Repository:
     """One repository, for reading and for writing. Safe for several threads."""
 
-    def __init__(self, transport: Transport, registry: str, name: str, *, writes: bool = False) -> None:
+    def __init__(
+        self, transport: Transport, registry: str, name: str, *, writes: bool = False, named: bool = True
+    ) -> None:
         """Name a repository such as `library/nginx` in a registry such as `docker.io`.
 
-        `writes` asks for push rights from the first request on, so that one token serves for all of them.
+        `writes` asks for push rights from the first request on, so that one token serves for all of them. `named` says
+        that it was the user who named the registry, and no configuration (`Transport.endpoint`).
         """
         self.transport = transport
         self.name = name
-        self.endpoint: Endpoint = transport.endpoint(registry)
+        self.endpoint: Endpoint = transport.endpoint(registry, named=named)
         self.scopes = (scopes_for(name, "pull", "push") if writes else scopes_for(name, "pull"),)
 
     def __str__(self) -> str:
@@ -239,20 +243,26 @@ class Repository:
         # Some registries leave the length away in answers to HEAD (distribution#4895).
         return answer.status == 200 and (length is None or length == str(descriptor.size))
 
-    def blob_chunks(self, descriptor: Descriptor) -> Iterator[Chunk]:
+    def blob(self, descriptor: Descriptor) -> Blob:
+        """Give a blob, to be downloaded when it is opened."""
+        return Blob(descriptor, lambda: self.blob_chunks(descriptor))
+
+    def blob_chunks(self, descriptor: Descriptor, offset: int = 0, *, strictly: bool = False) -> Iterator[Chunk]:
         """Download a blob, unverified; a connection that breaks is replaced by one that goes on from there.
 
-        A body that is longer than was promised ends soon after that, but not before it shows.
+        It begins at byte `offset`. A body that is longer than was promised ends soon after that, but not before it
+        shows. `strictly` believes the headers of an answer so far that none of its body is given where they promise
+        something else: of use where there is another place to ask.
 
         Raises:
             NotFoundError: it is not there.
             NetworkError: it broke off and trying again did not help.
+            IntegrityError: another size or digest was announced, and it was asked for `strictly`.
         """
-        offset = 0
         tries = self.transport.tries()
         while True:
             try:
-                for chunk in self._blob_from(descriptor, offset, tries):
+                for chunk in self._blob_from(descriptor, offset, tries, strictly=strictly):
                     offset += len(chunk)
                     yield chunk
                     tries.reset()
@@ -272,7 +282,9 @@ class Repository:
                 if not tries.again(short):
                     raise short
 
-    def _blob_from(self, descriptor: Descriptor, offset: int, tries: Tries) -> Iterator[bytes]:
+    def _blob_from(
+        self, descriptor: Descriptor, offset: int, tries: Tries, *, strictly: bool = False
+    ) -> Iterator[bytes]:
         """Read a blob from byte `offset` on; nothing comes where the registry says that there is nothing more."""
         url = self.url(f"blobs/{descriptor.digest}")
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -283,6 +295,8 @@ class Repository:
         if answer.status == 416:
             answer.drain()
             return
+        if strictly:
+            _check_announced(answer, descriptor, offset)
         skip = _bytes_to_skip(answer, offset) if offset else 0
         for chunk in answer.chunks():
             if skip >= len(chunk):
@@ -314,6 +328,28 @@ def next_page(answer: Answer) -> str | None:
     return url if url and Origin.of(url) == Origin.of(answer.url) else None
 
 
+def _check_announced(answer: Answer, descriptor: Descriptor, offset: int) -> None:
+    """Hold the headers of an answer that gives a blob, from byte `offset` on, against what was promised.
+
+    Raises:
+        IntegrityError: it will not be that.
+    """
+    stated = answer.header("Docker-Content-Digest") or ""
+    length = answer.header("Content-Length")
+    expected = descriptor.size - (offset if answer.status == 206 else 0)
+    # The same bytes may be called by another algorithm.
+    same_kind = is_digest(stated) and _algorithm(stated) == _algorithm(descriptor.digest)
+    if same_kind and stated != descriptor.digest:
+        what = f"{stated} is announced"
+    elif length is not None and length != str(expected):
+        what = f"{printable(length)} bytes are announced, and not {expected}"
+    else:
+        return
+    answer.close()
+    msg = f"{descriptor.digest}: GET {redacted(answer.url)}: {what}"
+    raise IntegrityError(msg)
+
+
 def _bytes_to_skip(answer: Answer, offset: int) -> int:
     """Look at the answer to a Range request: how many bytes of it are known already (container-libs#1114).
 
@@ -335,8 +371,8 @@ def _bytes_to_skip(answer: Answer, offset: int) -> int:
     return offset
 
 
-def not_found(repository: Repository, target: str, error: NotFoundError) -> NotFoundError:
-    """Say "not found" in the words of a user, who named an image and not a URL."""
+def not_found(repository: object, target: str, error: NotFoundError) -> NotFoundError:
+    """Say "not found" in the words of a user, who named an image and not a URL; `repository` is what that is called."""
     separator = "@" if is_digest(target) else ":"
     return NotFoundError(
         f"{repository}{separator}{target} is not there ({error.what})",

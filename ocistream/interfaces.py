@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ocistream.errors import IntegrityError
     from ocistream.graph import Graph
     from ocistream.model import Descriptor
     from ocistream.stream import Chunk
@@ -25,6 +26,7 @@ __all__ = [
     "Recalls",
     "Sink",
     "Source",
+    "TakesAgain",
     "TakesUnnamed",
     "Unnamed",
     "Unwatched",
@@ -36,11 +38,15 @@ class Blob:
     """A promise and the way to its bytes.
 
     `open()` gives the raw, unverified chunks from the first byte on; where `replayable`, it may be called again.
+    `on_wrong(error, again)` is for a source that has more than one place to read from: it is told that the bytes were
+    not what was promised. It raises what is to be reported; or, if `again` says that others can be used, returns where
+    `open()` gives those of another place from now on.
     """
 
     descriptor: Descriptor
     open: Callable[[], Iterator[Chunk]]
     replayable: bool = True
+    on_wrong: Callable[[IntegrityError, bool], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,14 @@ class Mounts(Protocol):
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Try to take the blob from where `source` holds it; False where it must be sent after all."""
+
+
+@runtime_checkable
+class TakesAgain(Protocol):
+    """A sink that nothing is left in of a blob whose chunks raised, so that it may be put once more."""
+
+    def takes_again(self) -> bool:
+        """Say whether that is so here: of a pipe it is not."""
 
 
 @runtime_checkable

@@ -78,6 +78,10 @@ MAX_RATIO: Final = 200
 #: So much may come out of any compressed stream, however small: a file of zeros is no attack.
 FREE_EXPANSION: Final = 1024 * MIB
 
+# Configuration ---------------------------------------------------------------------------------------------
+#: A configuration file, ours or containers' registries.conf.
+MAX_CONFIGURATION: Final = 1 * MIB
+
 # Registries ------------------------------------------------------------------------------------------------
 #: A token server's answer.
 MAX_TOKEN_ANSWER: Final = 128 * KIB

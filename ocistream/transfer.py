@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,10 @@ from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
-from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, TakesUnnamed, Unnamed, Unwatched
+from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, TakesAgain, TakesUnnamed, Unnamed, Unwatched
 from ocistream.model import Descriptor
-from ocistream.stream import Tally, counted, gathered, stoppable, verified, wrong_size
+from ocistream.rereading import until_right
+from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -305,14 +306,18 @@ class _Transfer:
             # It was asked for before it was there.
             self._pass_over(blob)
         elif digest in self._kept and self.conversion is not None:
-            self._put(Blob(blob.descriptor, partial(self.conversion.as_called, blob), blob.replayable))
+            self._put(replace(blob, open=partial(self.conversion.as_called, blob)))
         else:
             self._put(blob)
 
     def _pass_over(self, blob: Blob) -> None:
         """Read a blob to its end that the sink has."""
-        for _ in stoppable(verified(blob.open(), blob.descriptor), self._cancelled):
-            pass
+
+        def read(opened: Callable[[], Iterator[Chunk]]) -> None:
+            for _ in stoppable(opened(), self._cancelled):
+                pass
+
+        until_right(blob, read, again=True)
         if blob.descriptor.digest not in self._moved:
             self._note(blob.descriptor, "skipped")
 
@@ -320,7 +325,7 @@ class _Transfer:
         """Read a config, to check layers by it, and put it where it is not there yet."""
         descriptor = blob.descriptor
         _check_config_size(descriptor)
-        content = gathered(stoppable(verified(blob.open(), descriptor), self._cancelled))
+        content = until_right(blob, lambda opened: gathered(stoppable(opened(), self._cancelled)), again=True)
         if self.conversion is not None:
             self.conversion.note_config(descriptor.digest, content)
         if descriptor.digest not in self._moved:
@@ -333,14 +338,16 @@ class _Transfer:
         """
         counter = _Counter(self._observer)
 
-        def chunks() -> Iterator[Chunk]:
-            counter.restart()
-            raw = verified(blob.open(), blob.descriptor) if known else blob.open()
-            return counted(stoppable(raw, self._cancelled), counter.advance)
+        def convert(opened: Callable[[], Iterator[Chunk]]) -> Descriptor:
+            def chunks() -> Iterator[Chunk]:
+                counter.restart()
+                return counted(stoppable(opened(), self._cancelled), counter.advance)
 
-        recoded = conversion.recoded(chunks, blob.descriptor if known else None, replayable=blob.replayable)
-        self._unnamed_sink().put_unnamed(recoded.unnamed())
-        source = recoded.converted.source
+            recoded = conversion.recoded(chunks, blob.descriptor if known else None, replayable=blob.replayable)
+            self._unnamed_sink().put_unnamed(recoded.unnamed())
+            return recoded.converted.source
+
+        source = until_right(blob, convert, again=self._takes_again()) if known else convert(blob.open)
         self._note(source, "converted", counter.seen)
         return source
 
@@ -348,12 +355,18 @@ class _Transfer:
         """Put a blob whose chunks are verified, counted and can be stopped, in this order from the inside."""
         counter = _Counter(self._observer)
 
-        def chunks() -> Iterator[Chunk]:
-            counter.restart()
-            return counted(stoppable(verified(blob.open(), blob.descriptor), self._cancelled), counter.advance)
+        def put(opened: Callable[[], Iterator[Chunk]]) -> None:
+            def chunks() -> Iterator[Chunk]:
+                counter.restart()
+                return counted(stoppable(opened(), self._cancelled), counter.advance)
 
-        self._sink.put(Blob(blob.descriptor, chunks, blob.replayable))
+            self._sink.put(Blob(blob.descriptor, chunks, blob.replayable))
+
+        until_right(blob, put, again=self._takes_again())
         self._note(blob.descriptor, "copied", counter.seen)
+
+    def _takes_again(self) -> bool:
+        return isinstance(self._sink, TakesAgain) and self._sink.takes_again()
 
     def _note(self, descriptor: Descriptor, how: str, seen: int = 0) -> None:
         with self._lock:

@@ -114,7 +114,7 @@ class Transport:
         self.patience = settings.patience
         self._find = find
         self._on_retry = on_retry
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[tuple[str, bool], Endpoint] = {}
         self._others: dict[str, HostSettings] = {}
         self._lock = threading.Lock()
         self._not_before: dict[str, float] = {}
@@ -153,7 +153,7 @@ class Transport:
             NotFoundError, LocalDiskError, UsageError: certificates that are configured for it cannot be used.
         """
         with self._lock:
-            if registry not in self._endpoints:
+            if (registry, named) not in self._endpoints:
                 given = self._settings.tls
                 if not named:
                     given = TlsSettings(given.ca_files)
@@ -165,8 +165,8 @@ class Transport:
                     lambda repository: self._find(registry, repository),
                     lambda request: self._send_token_request(endpoint, request),
                 )
-                self._endpoints[registry] = endpoint
-            return self._endpoints[registry]
+                self._endpoints[registry, named] = endpoint
+            return self._endpoints[registry, named]
 
     def request(
         self,

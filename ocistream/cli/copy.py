@@ -27,7 +27,7 @@ from ocistream.stores import Want, open_sink, open_source, parse_end
 from ocistream.stores.index import names_there, only_image, some_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
@@ -93,9 +93,11 @@ def copy(
         want = replace(want, select=some_images)
 
     def open_ends() -> tuple[Source, Sink]:
-        opened = open_source(src, session.surroundings("SRC"), want)
+        session.check_push(dst.reference)
+        opened = open_source(src, session.surroundings("SRC", named=registries_of(src)), want)
         try:
-            return opened, open_sink(dst, session.surroundings("DEST", mount_from=mount_from), target)
+            around = session.surroundings("DEST", named=registries_of(dst), mount_from=mount_from)
+            return opened, open_sink(dst, around, target)
         except BaseException:
             opened.close()
             raise
@@ -120,6 +122,11 @@ def _check_many(src: End, dst: End) -> None:
         if end.name is not None or (end.reference is not None and not end.is_repository):
             msg = f"{printable(end.text)} is one image, and many are to be copied"
             raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
+
+
+def registries_of(end: End) -> Collection[str]:
+    """Give the registry that an end names, or nothing."""
+    return () if end.reference is None else (end.reference.registry,)
 
 
 def the_image(roots: Sequence[Root]) -> Sequence[Root]:

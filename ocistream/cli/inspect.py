@@ -64,14 +64,11 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
 
 
 def _show_tags(session: Session, end: End, *, as_json: bool) -> None:
-    from ocistream.distribution import Repository
-    from ocistream.tag_lists import list_tags
-
     reference = reference_of(end)
-    repository = Repository(session.surroundings().transport(), reference.registry, reference.repository)
-    listed = list_tags(repository)
+    repository = f"{reference.registry}/{reference.repository}"
+    listed = session.surroundings(named=[reference.registry]).reading().tags(reference)
     if as_json:
-        document = {"end": end.text, "repository": str(repository), "tags": listed.tags, "complete": listed.cut is None}
+        document = {"end": end.text, "repository": repository, "tags": listed.tags, "complete": listed.cut is None}
         click.echo(json.dumps(document, indent=2))
     else:
         # Some at a time would save nothing: the list is held anyway.
@@ -89,7 +86,8 @@ def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, a
     choice = platform_choice(platforms, None)
     want = Want(platforms=choice, max_ratio=int(session.options["max_ratio"]), referrers="listed")
     with contextlib.ExitStack() as stack:
-        source = open_source(parsed, session.surroundings(), want)
+        named = {parsed.reference.registry} if parsed.reference else set()
+        source = open_source(parsed, session.surroundings(named=named), want)
         stack.callback(source.close)
         onlooker = stack.enter_context(contextlib.closing(Onlooker(session.cancelled)))
         graph = source.graph(onlooker)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.network import host_settings, network_settings
-from ocistream.cli.options import apply_verbosity, tls_options, verbosity_options
+from ocistream.cli.network import host_settings, load_places, network_settings
+from ocistream.cli.options import apply_verbosity, config_option, tls_options, verbosity_options
 from ocistream.cli.session import home, read_password
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.reference import parse_registry
@@ -29,6 +29,7 @@ _ATTEMPTS: Final = 3
 @click.argument("registry", default="docker.io")
 @click.option("-u", "--username", metavar="USER", help="User name.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
+@config_option
 @tls_options
 @verbosity_options
 @click.pass_obj
@@ -83,7 +84,7 @@ def _check(host: str, credential: Credential, options: Mapping[str, Any]) -> Non
     transport = Transport(
         network_settings(options, os.environ, attempts=_ATTEMPTS),
         lambda registry, _: credential if registry == host else None,
-        hosts=host_settings(options, os.environ, home()),
+        hosts=host_settings(options, os.environ, home(), load_places(options, os.environ, home()).settings),
     )
     endpoint = transport.endpoint(host)
     try:

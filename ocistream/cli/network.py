@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.hosts import HostSettings
+    from ocistream.places import Places
     from ocistream.tls import TlsSettings
     from ocistream.transport import TransportSettings
 
-__all__ = ["host_settings", "network_settings"]
+__all__ = ["host_settings", "load_places", "network_settings"]
 
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -51,19 +52,44 @@ def network_settings(
     )
 
 
-def host_settings(options: Mapping[str, Any], env: Mapping[str, str], home: Path) -> Callable[[str], HostSettings]:
-    """Give what says how a registry's host is reached: `certs.d`, unless --cert-dir stands in its place."""
+def host_settings(
+    options: Mapping[str, Any], env: Mapping[str, str], home: Path, configured: Callable[[str], HostSettings]
+) -> Callable[[str], HostSettings]:
+    """Give what says how a registry's host is reached: what is `configured`, and `certs.d` beside it.
+
+    --cert-dir stands in the place of `certs.d`, and a client certificate that is configured for a host before those
+    that are found there.
+    """
     from ocistream.certificates import folders
 
-    return functools.partial(_of_host, () if options["cert_dir"] else folders(env, home))
+    return functools.partial(_of_host, () if options["cert_dir"] else folders(env, home), configured)
 
 
-def _of_host(directories: Sequence[Path], registry: str) -> HostSettings:
+def _of_host(directories: Sequence[Path], configured: Callable[[str], HostSettings], registry: str) -> HostSettings:
     from ocistream.certificates import of_registry
-    from ocistream.hosts import HostSettings
 
+    known = configured(registry)
     found = of_registry(registry, directories)
-    return HostSettings(ca_files=found.ca_files, client_certificates=found.client_certificates)
+    return replace(
+        known,
+        ca_files=known.ca_files + found.ca_files,
+        client_certificates=known.client_certificates or found.client_certificates,
+    )
+
+
+def load_places(options: Mapping[str, Any], env: Mapping[str, str], home: Path) -> Places:
+    """Read the configuration files, ours and containers'.
+
+    Raises:
+        UsageError: one is malformed.
+        NotFoundError: one that was named is not there.
+    """
+    from ocistream.configuration import load_configuration
+    from ocistream.places import Places
+    from ocistream.registries_conf import load_namespaces
+
+    own = load_configuration(options.get("config"), env, home)
+    return Places(own, load_namespaces(env, home), mirrors=not options.get("no_mirrors"))
 
 
 def _given(options: Mapping[str, Any]) -> TlsSettings:

@@ -107,8 +107,18 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def config_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --config."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Configuration of registries and mirrors.  [default: ~/.config/ocistream/config.toml]",
+    )(command)
+
+
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --retries, the time-outs and limits, and the options of `tls_options`."""
+    """Give a command --retries, time-outs, limits, --config, --no-mirrors, and the options of `tls_options`."""
     return _stack(
         click.option(
             "--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Tries after the first one."
@@ -145,6 +155,8 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Begin no more than N requests in a second, to each host.",
         ),
         tls_options,
+        config_option,
+        click.option("--no-mirrors", is_flag=True, help="Ask the registry itself only, no mirror of it."),
     )(command)
 
 
@@ -217,6 +229,8 @@ _SESSION_OPTIONS: Final = frozenset(
         "cert_dir",
         "insecure",
         "plain_http",
+        "config",
+        "no_mirrors",
         "progress",
         "result",
         "compress",

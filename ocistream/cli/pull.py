@@ -66,14 +66,20 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
         msg = f"{len(references)} images cannot all be called {end.name!r}"
         raise UsageError(msg)
     session.check_result_apart(end)
-    around = session.surroundings()
+    around = session.surroundings(named={reference.registry for reference in references})
     referrers = referrers_wanted(session)
 
     def open_ends() -> tuple[Source, Sink]:
         from ocistream.stores.registry import RegistrySource
 
         # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
-        source = RegistrySource(around.transport(), references, platforms=choice, referrers=referrers)
+        source = RegistrySource(
+            around.transport(),
+            references,
+            platforms=choice,
+            referrers=referrers,
+            repository=around.reading().repository,
+        )
         return source, open_sink(end, around)
 
     move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None)

@@ -71,20 +71,21 @@ def push(
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
         reference = parse_reference(image)
-        registry = reference.registry
-        target, early = _always(reference), reference
+        target, early, registry = _always(reference), reference, reference.registry
         select = images_named(chosen) if chosen else only_image
     else:
-        registry = parse_registry((prefix or "").partition("/")[0])
-        target, early = _under(prefix or ""), None
+        registry = _registry_of(prefix or "")
+        target, early = _permitted(session, _under(prefix or "")), None
         select = apart(target, images_named(chosen) if chosen else named_images)
     choice = platform_choice(platforms, None)
     want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
-    around = session.surroundings(mount_from=mount_sources(session.options["mount_from"], registry))
+    mounts = mount_sources(session.options["mount_from"], registry)
+    around = session.surroundings(named=[registry], mount_from=mounts)
 
     def open_ends() -> tuple[Source, Sink]:
         from ocistream.stores.registry import RegistrySink
 
+        session.check_push(early)
         source = open_source(end, around, want)
         try:
             return source, RegistrySink(around.transport(), target, early=early, mount_from=around.mount_from)
@@ -106,7 +107,7 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
         InvalidNameError: the prefix is malformed.
     """
     host, _, path = prefix.rstrip("/").partition("/")
-    registry = parse_registry(host)
+    registry = _registry_of(prefix)
     if parse_reference(f"{registry}/x/y").registry != registry:
         # In an image's name it would be a part of a repository on Docker Hub, and that is where it would go.
         msg = f"--to {printable(host)!r} does not look like a registry's host"
@@ -122,6 +123,26 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     if path:
         parse_reference(f"{registry}/{path}/x")
     return target
+
+
+def _registry_of(prefix: str) -> str:
+    """Give the registry of `HOST[/PREFIX]`.
+
+    Raises:
+        InvalidNameError: there is none.
+    """
+    return parse_registry(prefix.partition("/")[0])
+
+
+def _permitted(session: Session, target: Callable[[Root], Reference]) -> Callable[[Root], Reference]:
+    """Make sure that nothing is pushed where a configuration forbids it; what this gives raises AuthenticationError."""
+
+    def permitted(root: Root) -> Reference:
+        reference = target(root)
+        session.check_push(reference)
+        return reference
+
+    return permitted
 
 
 def named_images(roots: Sequence[Root]) -> Sequence[Root]:

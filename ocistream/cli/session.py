@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
-from ocistream.cli.network import host_settings, network_settings
+from ocistream.cli.network import host_settings, load_places, network_settings
 from ocistream.errors import UsageError
 from ocistream.reference import printable
 from ocistream.stores import End, Surroundings
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
-    from ocistream.credentials import Credential
+    from ocistream.credentials import Credential, Keychain
     from ocistream.ladder import Ladder
+    from ocistream.mirrored import Reading
     from ocistream.pacing import Pace
+    from ocistream.places import Places
+    from ocistream.reference import Reference
     from ocistream.retry import Retried
     from ocistream.transport import Transport
 
@@ -56,8 +59,9 @@ class Session:
     cancelled: threading.Event
     #: How often something had to be tried again.
     retried: int = 0
-    pace: Pace | None = None
+    _pace: Pace | None = None
     _ladder: Ladder | None = None
+    _places: Places | None = None
 
     @property
     def jobs(self) -> int:
@@ -82,15 +86,58 @@ class Session:
             self._ladder = Ladder(forced=forced, jobs=jobs, state=State(directory, note), tell=tell)
         return self._ladder
 
-    def surroundings(self, side: str = "", *, mount_from: tuple[str, ...] = ()) -> Surroundings:
-        """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own."""
+    def surroundings(
+        self, side: str = "", *, named: Collection[str] = (), mount_from: tuple[str, ...] = ()
+    ) -> Surroundings:
+        """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
+
+        `named` are the registries that the command line names there: those that its user name is for.
+        """
+        # One for both: a password can be read from stdin once.
+        keychain = functools.cache(functools.partial(self._keychain, side, named))
+
+        @functools.cache
+        def transport() -> Transport:
+            return self._transport(keychain())
+
+        @functools.cache
+        def mirrors() -> Transport:
+            return self._transport(keychain(), mirrors=True)
+
+        @functools.cache
+        def reading() -> Reading:
+            from ocistream.mirrored import Reading
+
+            return Reading(transport(), mirrors, self.places().of, self._tell_fall_back)
+
         return Surroundings(
-            transport=functools.cache(functools.partial(self._transport, side)),
+            transport=transport,
             stdin=self._stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
             mount_from=mount_from,
+            reads=reading,
         )
+
+    def check_push(self, reference: Reference | None) -> None:
+        """Make sure that images may be pushed to a place, if it is a registry's.
+
+        Raises:
+            AuthenticationError: a configuration forbids it.
+        """
+        if reference is not None:
+            self.places().check_push(reference)
+
+    def places(self) -> Places:
+        """Read the configuration files, ours and containers', once there is something to ask a registry for.
+
+        Raises:
+            UsageError: one is malformed.
+            NotFoundError: one that was named is not there.
+        """
+        if self._places is None:
+            self._places = load_places(self.options, os.environ, home())
+        return self._places
 
     def check_result_apart(self, *ends: End) -> None:
         """Refuse a --result that would be written over one of the ends, or between what goes to stdout.
@@ -135,29 +182,35 @@ class Session:
             hint = "use `ocistream login` for each, or, with copy, OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
 
-    def _transport(self, side: str) -> Transport:
+    def _keychain(self, side: str, named: Collection[str]) -> Keychain:
         from ocistream.credentials import Keychain
-        from ocistream.transport import Transport
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        keychain = Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix)
+        return Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
+
+    def _transport(self, keychain: Keychain, *, mirrors: bool = False) -> Transport:
+        from ocistream.mirrored import impatient
+        from ocistream.transport import Transport
+
+        settings = network_settings(self.options, os.environ)
         return Transport(
-            network_settings(self.options, os.environ),
+            impatient(settings) if mirrors else settings,
             keychain.find,
-            hosts=host_settings(self.options, os.environ, home()),
+            hosts=host_settings(self.options, os.environ, home(), self.places().settings),
             on_retry=self._tell_retry,
             cancelled=self.cancelled,
-            pace=self._pace(),
+            pace=self.pace,
             ladder=self.ladder,
         )
 
-    def _pace(self) -> Pace:
-        """Give what both sides of a copy share: the limits are those of the run."""
-        if self.pace is None:
+    @property
+    def pace(self) -> Pace:
+        """What both sides of a copy share: the limits are those of the run."""
+        if self._pace is None:
             from ocistream.pacing import Pace
 
-            self.pace = Pace(self.options["limit_rate"])
-        return self.pace
+            self._pace = Pace(self.options["limit_rate"])
+        return self._pace
 
     def _credential(self, side: str) -> Credential | None:
         """Put a credential together of the options of one side, and of the environment for what they leave out."""
@@ -190,6 +243,9 @@ class Session:
             f"{where}{retried.reason}; trying again in {retried.wait:.1f} s",
             level=0 if retried.wait >= _WORTH_TELLING else 1,
         )
+
+    def _tell_fall_back(self, message: str, level: int) -> None:
+        self.console.note(message, level=level)
 
     def _stdin(self) -> io.BufferedReader:
         if any(self.options.get(name) for name in PASSWORD_ON_STDIN):

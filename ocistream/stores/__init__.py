@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ocistream.attachments import Referrers
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.mirrored import Reading
     from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
@@ -109,6 +110,14 @@ class Surroundings:
     mtime: int = 0
     #: Repositories of the registry that is written to, which may have blobs already.
     mount_from: tuple[str, ...] = ()
+    #: From where images in registries are read; None where that is the repositories that they are named after.
+    reads: Callable[[], Reading] | None = None
+
+    def reading(self) -> Reading:
+        """Give what images in registries are read by."""
+        from ocistream.mirrored import Reading
+
+        return self.reads() if self.reads is not None else Reading(self.transport())
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +214,18 @@ def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
 
     references = [reference_of(end)]
     if want.tags is not None:
-        references = _tagged(references[0], around.transport(), want.tags)
-    return RegistrySource(around.transport(), references, platforms=want.platforms, referrers=want.referrers)
+        references = _tagged(references[0], around.reading(), want.tags)
+    return RegistrySource(
+        around.transport(),
+        references,
+        platforms=want.platforms,
+        referrers=want.referrers,
+        repository=around.reading().repository,
+    )
 
 
 def _tagged(
-    repository: Reference, transport: Transport, choose: Callable[[Sequence[str]], Sequence[str]]
+    repository: Reference, reading: Reading, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> list[Reference]:
     """Name the chosen ones of a repository's tags, in one order wherever they come from.
 
@@ -218,10 +233,7 @@ def _tagged(
         NotFoundError: there is no such repository, or nothing in it is chosen.
         UnsupportedError: there are more tags than are read.
     """
-    from ocistream.distribution import Repository
-    from ocistream.tag_lists import list_tags
-
-    listed = list_tags(Repository(transport, repository.registry, repository.repository))
+    listed = reading.tags(repository)
     if listed.cut:
         msg = f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.cut}"
         raise UnsupportedError(msg, hint="copy images by their names")

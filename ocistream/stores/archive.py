@@ -53,11 +53,15 @@ class ArchiveSink:
     has_manifest = has
 
     def put(self, blob: Blob) -> None:
-        """Append a blob. If its chunks raise, the entry stays short and the archive without an end."""
+        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
         self._start()
         digest = blob.descriptor.digest
-        self._written.add(digest)
         self._tar.add(blob_name(digest), blob.descriptor.size, blob.open())
+        self._written.add(digest)
+
+    def takes_again(self) -> bool:
+        """Say whether what was begun can be taken back: in a file it can."""
+        return self._tar.takes_back
 
     def expect(self, graph: Graph) -> None:
         """Nothing can be written before the layers are known: they come first then, and the index last."""

@@ -62,14 +62,18 @@ class DockerArchiveSink:
     has_manifest = has
 
     def put(self, blob: Blob) -> None:
-        """Append a blob. If its chunks raise, the entry stays short and the archive without an end."""
+        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
         chunks = blob.open()
         first = next(chunks, b"")
         # Of a blob that comes before its image is known, only the bytes tell.
         is_config = blob.descriptor.media_type in CONFIG_TYPES or looks_like_document(bytes(first[: limits.KIB]))
         name = _name(blob.descriptor.digest, ".json" if is_config else ".tar")
-        self._names[blob.descriptor.digest] = name
         self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
+        self._names[blob.descriptor.digest] = name
+
+    def takes_again(self) -> bool:
+        """Say whether what was begun can be taken back: in a file it can."""
+        return self._tar.takes_back
 
     def put_unnamed(self, blob: Unnamed) -> Descriptor:
         """Append a layer whose digest and size are known when all of it has passed."""

@@ -26,15 +26,14 @@ from ocistream.attachments import (
 )
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, AuthenticationError, NotFoundError, RegistryError, UnsupportedError
-from ocistream.referrer_lists import ReferrerLists
 from ocistream.workers import each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ocistream.distribution import Repository
     from ocistream.documents import Document
     from ocistream.errors import OcistreamError
+    from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
     from ocistream.walk import GraphBuilder
 
@@ -50,7 +49,7 @@ _PASSING: Final = frozenset({408, 429})
 class _Question:
     """What hangs on this manifest, in this repository? If it does not move, only so much that it can be said."""
 
-    repository: Repository
+    repository: Readable
     digest: str
     moves: bool = True
 
@@ -65,11 +64,12 @@ class _Found:
 class Hanging:
     """Asks, and gives what it finds to the builder of a graph."""
 
-    def __init__(self, builder: GraphBuilder, complete: Callable[[Repository, str], None]) -> None:
+    def __init__(self, builder: GraphBuilder, complete: Callable[[Readable, str], None]) -> None:
         """`complete` brings what the builder needs for a manifest that comes out of a repository."""
         self._builder = builder
         self._complete = complete
-        self._lists: dict[str, ReferrerLists] = {}
+        #: One for each name, whoever asks: it knows whether its registry has the API.
+        self._lists: dict[str, Readable] = {}
         self._asked: set[tuple[str, str]] = set()
         self._tags: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class Hanging:
         self._left: dict[LeftBehind, None] = {}
         self._hidden: set[str] = set()
 
-    def collect(self, moving: Iterable[tuple[Repository, str]], cut: Iterable[tuple[Repository, str]]) -> None:
+    def collect(self, moving: Iterable[tuple[Readable, str]], cut: Iterable[tuple[Readable, str]]) -> None:
         """Ask about manifests that move and about indexes that were cut down, and about what is found, in turn.
 
         Raises:
@@ -107,7 +107,7 @@ class Hanging:
         first = {str(question.repository): question for question in reversed(new)}
         for name, question in first.items():
             if name not in self._lists:
-                self._lists[name] = ReferrerLists(question.repository)
+                self._lists[name] = question.repository
                 self._ask(question)
                 new.remove(question)
         each(self._ask, new, jobs=_JOBS if len(new) > 1 else 1, cancelled=threading.Event())
@@ -135,7 +135,7 @@ class Hanging:
                 self._left[LeftBehind(question.digest, why)] = None
 
     def _ask_for_referrers(self, question: _Question) -> None:
-        for descriptor in self._lists[str(question.repository)].of(question.digest):
+        for descriptor in self._lists[str(question.repository)].referrers(question.digest):
             if not question.moves:
                 self._leave(descriptor, question.digest, NARROWED)
                 continue
@@ -169,7 +169,7 @@ class Hanging:
                 self._keep(question, manifest, tag)
 
     @staticmethod
-    def _resolved(repository: Repository, target: str) -> tuple[Manifest, Document]:
+    def _resolved(repository: Readable, target: str) -> tuple[Manifest, Document]:
         manifest = repository.resolve(target)
         return manifest, parse_document(manifest.descriptor, manifest.raw)
 

@@ -133,6 +133,10 @@ class LayoutSink:
             self._create()
         self._layout.write_blob(blob.descriptor.digest, blob.open())
 
+    def takes_again(self) -> bool:
+        """Say that nothing is left of a blob that failed."""
+        return True
+
     def expect(self, graph: Graph) -> None:
         """Make the directory a layout, as `begin` does."""
         self.begin(graph)

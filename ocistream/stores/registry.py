@@ -22,9 +22,10 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.graph import Graph, Root
-from ocistream.interfaces import Blob
+from ocistream.mirrored import Reading
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.referrer_lists import ReferrerLists
+from ocistream.rereading import until_right
 from ocistream.stores.hanging import Hanging
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.attachments import Referrers
-    from ocistream.interfaces import Early, Source, Unnamed
+    from ocistream.interfaces import Blob, Early, Source, Unnamed
+    from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
-    from ocistream.stream import Chunk
     from ocistream.transport import Transport
 
 __all__ = ["RegistrySink", "RegistrySource"]
@@ -55,14 +56,18 @@ class RegistrySource:
         *,
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: Referrers = "listed",
+        repository: Callable[[Reference], Readable] | None = None,
     ) -> None:
-        """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along."""
-        self._transport = transport
+        """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along.
+
+        `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
+        """
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
         self._referrers: Referrers = referrers
+        self._repository = repository or Reading(transport).repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
-        self._homes: dict[str, Repository] = {}
+        self._homes: dict[str, Readable] = {}
 
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a registry gives names before bytes
         """Get every manifest below the named images.
@@ -73,7 +78,7 @@ class RegistrySource:
         builder = GraphBuilder(self._platforms)
         repositories = []
         for reference in self._references:
-            repository = Repository(self._transport, reference.registry, reference.repository)
+            repository = self._repository(reference)
             repositories.append(repository)
             self._collect(reference, repository, builder)
         if self._referrers == "along":
@@ -90,27 +95,26 @@ class RegistrySource:
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs in the order in which they are wanted."""
         for descriptor in wanted:
-            yield Blob(descriptor, self._opener(descriptor))
+            yield self._homes[descriptor.digest].blob(descriptor)
 
     def home(self, digest: str) -> tuple[str, str] | None:
-        """Say in which registry and repository a blob is, for a sink that can mount it from there."""
+        """Say in which registry and repository a blob is, for a sink that can mount it; a mirror is never named."""
         repository = self._homes.get(digest)
         return (repository.endpoint.registry, repository.name) if repository else None
 
     def referrers(self, digests: Sequence[str]) -> dict[str, list[Descriptor]]:
         """Ask what refers to manifests that the graph has; nothing where a registry cannot tell, or will not."""
-        lists: dict[str, ReferrerLists] = {}
         found: dict[str, list[Descriptor]] = {}
         for digest in digests:
             if home := self._homes.get(digest):
                 with contextlib.suppress(AuthenticationError):
-                    found[digest] = lists.setdefault(str(home), ReferrerLists(home)).of(digest)
+                    found[digest] = home.referrers(digest)
         return found
 
     def close(self) -> None:
         """The transport belongs to whoever made it."""
 
-    def _collect(self, reference: Reference, repository: Repository, builder: GraphBuilder) -> None:
+    def _collect(self, reference: Reference, repository: Readable, builder: GraphBuilder) -> None:
         try:
             manifest = repository.resolve(reference.target)
         except NotFoundError as error:
@@ -121,7 +125,7 @@ class RegistrySource:
             builder.supply(descriptor.digest, manifest.raw)
         self._complete(builder, repository, descriptor.digest)
 
-    def _collect_attached(self, repositories: Sequence[Repository], builder: GraphBuilder) -> None:
+    def _collect_attached(self, repositories: Sequence[Readable], builder: GraphBuilder) -> None:
         """Get what hangs on the images, out of each repository that has one of them."""
         graph = builder.graph()
         moving = [
@@ -132,7 +136,7 @@ class RegistrySource:
         cut = [(self._homes[digest], digest) for digest in builder.cut_down()]
         Hanging(builder, partial(self._complete, builder)).collect(moving, cut)
 
-    def _complete(self, builder: GraphBuilder, repository: Repository, digest: str) -> None:
+    def _complete(self, builder: GraphBuilder, repository: Readable, digest: str) -> None:
         """Get what is needed for a manifest that came out of a repository."""
         self._homes.setdefault(digest, repository)
         while builder.needs:
@@ -146,11 +150,8 @@ class RegistrySource:
                 builder.supply(child.digest, raw)
 
     def _small(self, descriptor: Descriptor) -> bytes:
-        return b"".join(bytes(chunk) for chunk in verified(self._opener(descriptor)(), descriptor))
-
-    def _opener(self, descriptor: Descriptor) -> Callable[[], Iterator[Chunk]]:
-        home = self._homes[descriptor.digest]
-        return lambda: home.blob_chunks(descriptor)
+        blob = self._homes[descriptor.digest].blob(descriptor)
+        return until_right(blob, lambda opened: gathered(opened()), again=True)
 
 
 def _put_referrer(repository: Repository, manifest: Manifest) -> bool:
@@ -249,6 +250,10 @@ class RegistrySink:
         self._has[first, blob.descriptor.digest] = True
         for home in others:
             self._share(blob, blob.descriptor, first, home)
+
+    def takes_again(self) -> bool:
+        """Say that an upload that failed is never closed, so that another may be begun."""
+        return True
 
     def put_unnamed(self, blob: Unnamed) -> Descriptor:
         """Upload a blob whose digest closes the upload, and mount it into the other repositories that need it."""

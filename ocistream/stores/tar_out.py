@@ -11,7 +11,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from ocistream import files
-from ocistream.errors import LocalDiskError
+from ocistream.errors import LocalDiskError, OcistreamError
 from ocistream.stores import tar
 from ocistream.stores.outputs import Rewritable
 from ocistream.stream import chunks_of
@@ -71,11 +71,21 @@ class TarWriter:
         self._mtime = mtime
 
     def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
-        """Write an entry of `size` bytes. If its chunks raise, it stays short and the archive without an end."""
-        self._output.write(tar.header(name, size, self._mtime))
-        for chunk in chunks:
-            self._output.write(chunk)
-        self._output.write(tar.padding(size))
+        """Write an entry of `size` bytes.
+
+        If its chunks raise, it is taken back where that is possible; else it stays short, and the archive without an
+        end.
+        """
+        with self._taken_back_on_failure():
+            self._output.write(tar.header(name, size, self._mtime))
+            for chunk in chunks:
+                self._output.write(chunk)
+            self._output.write(tar.padding(size))
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether nothing is left of an entry whose chunks raised."""
+        return isinstance(self._output, Rewritable)
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry that is held."""
@@ -99,12 +109,25 @@ class TarWriter:
         """Drop what was not finished."""
         self._output.close()
 
+    @contextlib.contextmanager
+    def _taken_back_on_failure(self) -> Iterator[None]:
+        if not isinstance(self._output, Rewritable):
+            yield
+            return
+        position = self._output.position()
+        try:
+            yield
+        except OcistreamError:
+            self._output.truncate(position)
+            raise
+
     def _add_in_place(self, blob: Unnamed, name: Callable[[Descriptor], str | None], output: Rewritable) -> Descriptor:
         position = output.position()
-        output.write(bytes(tar.BLOCK))
-        for chunk in blob.open():
-            output.write(chunk)
-        descriptor = blob.descriptor()
+        with self._taken_back_on_failure():
+            output.write(bytes(tar.BLOCK))
+            for chunk in blob.open():
+                output.write(chunk)
+            descriptor = blob.descriptor()
         if (called := name(descriptor)) is None:
             output.truncate(position)
         else:

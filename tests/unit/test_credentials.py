@@ -135,6 +135,20 @@ def test_the_first_place_that_knows_the_registry_wins(home: Home, tmp_path: Path
     assert Keychain(env, home=home.path, explicit=explicit).find("r.example") is explicit
 
 
+@pytest.mark.parametrize("explicit", [None, Credential("flag", "p", source="--username")])
+def test_what_has_no_registrys_name_with_it_is_for_those_that_the_user_named(
+    home: Home, explicit: Credential | None
+) -> None:
+    env = {"OCISTREAM_USERNAME": "u", "OCISTREAM_PASSWORD": "p"}
+    keychain = Keychain(env, home=home.path, explicit=explicit, named=["R.example", "index.docker.io"])
+    for named in ("r.example", "docker.io"):
+        assert keychain.find(named) is not None
+    for other in ("m.example", "r.example:5000"):
+        assert keychain.find(other) is None
+    write(home.docker, {"auths": {"m.example": entry("the mirror's own")}})
+    assert username(keychain.find("m.example")) == "the mirror's own"
+
+
 def test_a_place_that_does_not_know_the_registry_is_passed_over(home: Home, tmp_path: Path) -> None:
     named = tmp_path / "named.json"
     write(named, {"auths": {"other.example": entry("x")}})

@@ -1,0 +1,380 @@
+"""Mirrors and configuration files as a user meets them: what is read where, what is told, and who gets to see what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, ocistream, pipe
+from tests.faults import Fault, FaultyRegistry, Flip, HangUp, refusal
+from tests.faulty_auth import Basic, Bearer
+from tests.images import Descriptor, Layout, small_image
+from tests.network import unused_port
+from tests.registry_http import basic, seed, tags
+
+Start = Callable[..., FaultyRegistry]
+USER, PASSWORD = "me", "correct-horse"
+
+
+class Machine:
+    """A registry that has an image as `team/app:1`, a mirror that has it below `hub/`, and a user's HOME."""
+
+    def __init__(self, start: Start, layout: Layout, home: Path) -> None:
+        self.registry, self.mirror = start(), start()
+        self.image = small_image(layout)
+        seed(layout, self.image, self.registry.host, "team/app", "1")
+        seed(layout, self.image, self.mirror.host, "hub/team/app", "1")
+        self.registry.requests.clear()
+        self.mirror.requests.clear()
+        self.name = f"{self.registry.host}/team/app:1"
+        self.home = home
+
+    @property
+    def env(self) -> Mapping[str, str | None]:
+        return {"HOME": str(self.home), "XDG_CONFIG_HOME": None}
+
+    def run(self, *argv: str | Path, env: Mapping[str, str] | None = None, stdin: bytes | None = None) -> Result:
+        return ocistream(*argv, env={**self.env, **(env or {})}, stdin=stdin)
+
+    def configure(self, text: str = "") -> Path:
+        """Write our own configuration; by default the one mirror."""
+        return self.write("ocistream/config.toml", text or self.own(f'mirrors = ["{self.mirror.host}/hub"]'))
+
+    def own(self, *lines: str) -> str:
+        return "\n".join([f'[registry."{self.registry.host}"]', *lines, ""])
+
+    def containers(self, *lines: str) -> Path:
+        """Write the user's registries.conf, with an entry of the registry."""
+        text = "\n".join(["[[registry]]", f'location = "{self.registry.host}"', *lines, ""])
+        return self.write("containers/registries.conf", text)
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.home / ".config" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def asked_for(self) -> list[str]:
+        """Return what the registry itself was asked for of the image, and not of what hangs on it."""
+        return [request.path for request in self.registry.asked(path=r"/(manifests/(?!sha256-)|blobs/)")]
+
+    def log_in(self, *hosts: str) -> None:
+        """Keep USER's password for these hosts, or parts of them, in Docker's file."""
+        auth = basic(USER, PASSWORD)["Authorization"].removeprefix("Basic ")
+        path = self.home / ".docker/config.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"auths": {host: {"auth": auth} for host in hosts}}))
+
+
+@pytest.fixture
+def machine(start: Start, layout: Layout, tmp_path: Path) -> Machine:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Machine(start, layout, home)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+# -- where it is read from ----------------------------------------------------------------------------------
+
+
+def test_an_image_comes_from_the_mirror_and_keeps_its_name(machine: Machine, out: Path) -> None:
+    machine.configure()
+    pulled = machine.run("pull", machine.name, "-o", out / "app.tar")
+    expect.success(pulled)
+    assert machine.asked_for() == []
+    assert pulled.lines() == [f"{machine.name}@{machine.image['digest']}"]
+    (entry,) = expect.index_of(out / "app.tar")
+    assert entry["annotations"]["io.containerd.image.name"] == machine.name
+    assert machine.mirror.host not in json.dumps(entry)
+
+
+def test_the_archive_does_not_depend_on_where_it_came_from(machine: Machine, out: Path) -> None:
+    machine.configure()
+    for name, options in (("one.tar", []), ("two.tar", ["--no-mirrors"])):
+        expect.success(machine.run("pull", machine.name, "-o", out / name, *options))
+    assert (out / "one.tar").read_bytes() == (out / "two.tar").read_bytes()
+
+
+def test_no_mirrors_asks_the_registry_itself_only(machine: Machine, out: Path) -> None:
+    machine.configure()
+    expect.success(machine.run("pull", "--no-mirrors", machine.name, "-o", out / "app.tar"))
+    assert machine.mirror.requests == []
+
+
+def test_containers_mirrors_are_used(machine: Machine, out: Path) -> None:
+    machine.containers("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"')
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assert machine.asked_for() == []
+
+
+def test_our_own_mirrors_count_for_more(machine: Machine, out: Path) -> None:
+    machine.containers("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"')
+    machine.configure(machine.own("mirrors = []"))
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assert machine.mirror.requests == []
+
+
+def test_another_location_is_read_and_the_name_kept(machine: Machine, out: Path) -> None:
+    machine.write(
+        "containers/registries.conf",
+        f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
+    )
+    pulled = machine.run("pull", "apps.example/app:1", "-o", out / "app.tar")
+    expect.success(pulled)
+    assert pulled.lines() == [f"apps.example/app:1@{machine.image['digest']}"]
+
+
+def test_how_a_host_is_reached_is_taken_from_our_configuration(machine: Machine, out: Path) -> None:
+    machine.configure(f'[registry."apps.example"]\nurl = "{machine.registry.url}"\n')
+    expect.success(machine.run("pull", "apps.example/team/app:1", "-o", out / "app.tar"))
+    assert machine.registry.asked("GET", "/v2/team/app/manifests/1")
+
+
+@pytest.mark.parametrize("command", ["inspect", "copy"])
+def test_other_commands_read_from_mirrors_too(command: str, machine: Machine, start: Start) -> None:
+    machine.configure()
+    other = start()
+    argv = [machine.name] if command == "inspect" else [machine.name, f"{other.host}/copy:1"]
+    expect.success(machine.run(command, *argv))
+    # What refers to an image is asked for in the registry too, where a mirror knows of nothing.
+    assert not machine.registry.asked(path="/(manifests/[^s]|blobs/)")
+    assert machine.mirror.asked("GET", "/hub/team/app/manifests/1")
+
+
+def test_nothing_is_pushed_to_a_mirror(machine: Machine, out: Path) -> None:
+    machine.configure()
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    machine.mirror.requests.clear()
+    expect.success(machine.run("push", f"{machine.registry.host}/team/new:1", "-i", out / "app.tar"))
+    assert tags(machine.registry.host, "team/new") == ["1"]
+    assert machine.mirror.requests == []
+
+
+# -- what is told -------------------------------------------------------------------------------------------
+
+
+def test_a_mirror_that_works_is_not_spoken_of(machine: Machine, out: Path) -> None:
+    machine.configure()
+    assert machine.mirror.host not in machine.run("pull", machine.name, "-o", out / "app.tar").err
+
+
+def test_a_mirror_that_is_down_is_told_once(machine: Machine, out: Path) -> None:
+    down = f"127.0.0.1:{unused_port()}"
+    machine.configure(machine.own(f'mirrors = ["{down}"]'))
+    pulled = machine.run("pull", machine.name, "-o", out / "app.tar")
+    expect.success(pulled)
+    assert pulled.err.count("the mirror ") == 1
+    assert f"the mirror {down}/team/app: " in pulled.err
+
+
+def test_a_mirror_in_trouble_is_not_given_the_registrys_tries(machine: Machine, out: Path) -> None:
+    machine.configure()
+    machine.mirror.faults.append(Fault(refusal(503, "UNAVAILABLE"), times=None))
+    machine.registry.faults.append(Fault(refusal(503, "UNAVAILABLE"), times=2))
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assert len(machine.mirror.requests) == 2
+    # Of the registry it takes three until the manifest is there.
+    assert len(machine.registry.asked(path="/manifests/1")) == 3
+
+
+def test_that_a_mirror_lacks_an_image_is_told_to_those_who_want_to_know(machine: Machine, out: Path) -> None:
+    machine.configure(machine.own(f'mirrors = ["{machine.mirror.host}/empty"]'))
+    for number, (options, told) in enumerate({(): False, ("-v",): True}.items()):
+        pulled = machine.run("pull", *options, machine.name, "-o", out / f"{number}.tar")
+        expect.success(pulled)
+        assert (f"the mirror {machine.mirror.host}/empty/team/app: " in pulled.err) == told
+
+
+def test_a_mirror_that_lies_costs_a_layout_nothing_but_time(machine: Machine, out: Path) -> None:
+    machine.configure()
+    machine.mirror.faults.append(Fault(Flip(at=5), path="/blobs/", times=None))
+    pulled = machine.run("pull", machine.name, "-o", out / "layout/")
+    expect.success(pulled)
+    assert f"as the mirror {machine.mirror.host}/hub/team/app gave it; reading it again from elsewhere" in pulled.err
+
+
+def test_into_a_pipe_it_is_exit_5_and_the_mirror_is_named(machine: Machine, start: Start) -> None:
+    machine.configure()
+    target = start()
+    machine.mirror.faults.append(Fault(Flip(at=5), path="/blobs/", times=None))
+    pulled, pushed = pipe(
+        ["pull", machine.name], ["push", f"{target.host}/app:1"], env={**machine.env, "PYTHONUNBUFFERED": None}
+    )
+    assert pulled.code == 5, pulled.err
+    assert f"as the mirror {machine.mirror.host}/hub/team/app gave it" in pulled.err
+    assert "--no-mirrors" in pulled.err
+    assert pushed.code == 6, pushed.err
+    expect.no_image(target)
+
+
+# -- files that make no sense -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["pull", "push", "copy to", "copy from", "inspect"])
+@pytest.mark.parametrize("kind", ["ours", "containers'"])
+def test_2_for_a_malformed_file_before_anything_moves(
+    kind: str, command: str, machine: Machine, layout: Layout, out: Path
+) -> None:
+    path = machine.configure(machine.own("mirors = []")) if kind == "ours" else machine.containers("blocked = 1")
+    argv = {
+        "pull": ("pull", machine.name, "-o", out / "app.tar"),
+        "push": ("push", machine.name, "-i", layout.path),
+        "copy to": ("copy", f"oci:{layout.path}", machine.name),
+        "copy from": ("copy", machine.name, f"oci:{out / 'layout'}"),
+        "inspect": ("inspect", machine.name),
+    }[command]
+    expect.failure(machine.run(*argv), 2, str(path), "mirors" if kind == "ours" else "blocked")
+    expect.nothing_left(out)
+    assert machine.registry.requests == machine.mirror.requests == []
+
+
+def test_4_for_a_configuration_that_is_named_and_not_there(machine: Machine, out: Path) -> None:
+    result = machine.run("pull", "--config", out / "gone.toml", machine.name, "-o", out / "app.tar")
+    expect.failure(result, 4, "--config", "gone.toml")
+
+
+def test_the_configuration_that_is_named_is_the_one_that_counts(machine: Machine, out: Path) -> None:
+    machine.configure("malformed")
+    named = machine.home / "named.toml"
+    named.write_text(machine.own(f'mirrors = ["{machine.mirror.host}/hub"]'))
+    expect.success(machine.run("pull", "--config", named, machine.name, "-o", out / "app.tar"))
+    assert machine.asked_for() == []
+
+
+def test_who_asks_no_registry_reads_no_such_file(machine: Machine, layout: Layout, out: Path) -> None:
+    machine.configure("malformed")
+    machine.containers("malformed")
+    small_image(layout, name="app")
+    expect.success(machine.run("copy", f"oci:{layout.path}:app", out / "app.tar"))
+    expect.success(machine.run("verify", out / "app.tar"))
+    expect.success(machine.run("inspect", out / "app.tar"))
+    expect.success(machine.run("pull", "--help"))
+
+
+# -- what is blocked ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["pull", "push", "push --to", "copy to", "copy from", "inspect"])
+def test_3_where_a_registry_is_blocked(command: str, machine: Machine, layout: Layout, out: Path) -> None:
+    path = machine.containers("blocked = true")
+    small_image(layout, name=machine.name)
+    argv = {
+        "pull": ("pull", machine.name, "-o", out / "app.tar"),
+        "push": ("push", machine.name, "-i", layout.path),
+        "push --to": ("push", "--to", machine.registry.host, "-i", layout.path),
+        "copy to": ("copy", f"oci:{layout.path}", machine.name),
+        "copy from": ("copy", machine.name, f"oci:{out / 'layout'}"),
+        "inspect": ("inspect", machine.name),
+    }[command]
+    expect.failure(machine.run(*argv), 3, machine.registry.host, "is blocked", str(path))
+    assert machine.registry.requests == []
+    expect.nothing_left(out)
+
+
+# -- who gets to see which password -------------------------------------------------------------------------
+
+
+def shown(registry: FaultyRegistry) -> str:
+    """Return all that a registry was shown: each request's first line, headers, and what it says of its token."""
+    return "\n".join(f"{request.method} {request.target}\n{request.headers}" for request in registry.requests)
+
+
+def assert_shown_nothing(registry: FaultyRegistry) -> None:
+    assert registry.requests, "it was not even asked"
+    seen = shown(registry)
+    assert "Authorization" not in seen
+    assert PASSWORD not in seen
+
+
+WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "by the flag": (["--username", USER, "--password-stdin"], {}),
+    "by the environment": ([], {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}),
+    "by Docker's file": ([], {}),
+}
+
+
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_registrys_password_is_not_for_its_mirror(way: str, scheme: str, machine: Machine, out: Path) -> None:
+    machine.configure()
+    options, env = WAYS[way]
+    if way == "by Docker's file":
+        machine.log_in(machine.registry.host)
+    machine.registry.auth = Basic(USER, PASSWORD) if scheme == "basic" else Bearer(users={USER: PASSWORD}, anonymous=())
+    # It asks for a password, of which it is to see none.
+    machine.mirror.auth = Basic("another", "password")
+    pulled = machine.run(
+        "pull", *options, machine.name, "-o", out / "app.tar", env=env, stdin=PASSWORD.encode() if options else None
+    )
+    expect.success(pulled)
+    assert_shown_nothing(machine.mirror)
+    assert PASSWORD not in pulled.err
+
+
+def test_nor_is_it_for_another_location(machine: Machine, out: Path) -> None:
+    machine.write(
+        "containers/registries.conf",
+        f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
+    )
+    env = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
+    expect.success(machine.run("pull", "apps.example/app:1", "-o", out / "app.tar", env=env))
+    assert_shown_nothing(machine.registry)
+
+
+def test_the_mirrors_password_is_not_for_the_registry(machine: Machine, out: Path) -> None:
+    machine.configure()
+    machine.log_in(machine.mirror.host)
+    machine.mirror.auth = Basic(USER, PASSWORD)
+    # What the mirror does not have, the registry is asked for.
+    machine.mirror.faults.append(Fault(HangUp(), path="/blobs/", times=None))
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assert "Authorization" in shown(machine.mirror)
+    assert_shown_nothing(machine.registry)
+
+
+@pytest.mark.parametrize(("scope", "good"), [("hub", True), ("hub/team/app", True), ("team", False), ("hub/te", False)])
+def test_a_password_for_a_part_of_a_mirror_is_for_that_part(
+    scope: str, good: bool, machine: Machine, out: Path
+) -> None:
+    machine.configure()
+    machine.log_in(f"{machine.mirror.host}/{scope}")
+    machine.mirror.auth = Basic(USER, PASSWORD)
+    expect.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
+    assert (machine.asked_for() == []) == good
+    if not good:
+        assert_shown_nothing(machine.mirror)
+
+
+def test_each_side_of_a_copy_has_its_mirrors_and_its_own_password(machine: Machine, start: Start) -> None:
+    target = start(auth=Basic("grace", "hopper"))
+    machine.configure()
+    machine.mirror.auth = Basic("another", "password")
+    env = {
+        "OCISTREAM_SRC_USERNAME": USER,
+        "OCISTREAM_SRC_PASSWORD": PASSWORD,
+        "OCISTREAM_DEST_USERNAME": "grace",
+        "OCISTREAM_DEST_PASSWORD": "hopper",
+    }
+    expect.success(machine.run("copy", machine.name, f"{target.host}/copy:1", env=env))
+    assert_shown_nothing(machine.mirror)
+
+
+def test_an_image_of_the_same_name_elsewhere_is_none_of_a_mirrors_business(
+    machine: Machine, start: Start, layout: Layout, out: Path
+) -> None:
+    machine.configure()
+    other = start()
+    image: Descriptor = small_image(layout)
+    seed(layout, image, other.host, "team/app", "1")
+    expect.success(machine.run("pull", f"{other.host}/team/app:1", "-o", out / "app.tar"))
+    assert machine.mirror.requests == []

@@ -1,0 +1,175 @@
+"""Our own configuration file: which one is read, what it may say, and how it is told what is wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits
+from ocistream.configuration import load_configuration
+from ocistream.errors import NotFoundError, UsageError
+from ocistream.hosts import HostSettings
+from ocistream.places import HostRule, Mirror
+
+NOWHERE = Path("/nowhere/config.toml")
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def read(tmp_path: Path, text: str) -> dict[str, HostRule]:
+    path = write(tmp_path / "conf/config.toml", text)
+    return load_configuration(path, {}, tmp_path / "home", system=NOWHERE)
+
+
+def of_a(tmp_path: Path, text: str) -> HostRule:
+    return read(tmp_path, f'[registry."a.example"]\n{text}')["a.example"]
+
+
+class TestWhichFile:
+    text = '[registry."{}"]'
+
+    def test_the_named_one_counts_alone(self, tmp_path: Path) -> None:
+        named = write(tmp_path / "named", self.text.format("named.example"))
+        write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
+        assert list(load_configuration(named, {}, tmp_path, system=named)) == ["named.example"]
+
+    def test_then_the_users_then_the_machines(self, tmp_path: Path) -> None:
+        system = write(tmp_path / "etc/config.toml", self.text.format("system.example"))
+        assert list(load_configuration(None, {}, tmp_path, system=system)) == ["system.example"]
+        write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
+        assert list(load_configuration(None, {}, tmp_path, system=system)) == ["user.example"]
+        env = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+        assert list(load_configuration(None, env, tmp_path, system=system)) == ["system.example"]
+        write(tmp_path / "xdg/ocistream/config.toml", self.text.format("xdg.example"))
+        assert list(load_configuration(None, env, tmp_path, system=system)) == ["xdg.example"]
+
+    def test_none_says_nothing(self, tmp_path: Path) -> None:
+        assert load_configuration(None, {}, tmp_path, system=NOWHERE) == {}
+
+    def test_one_that_is_named_has_to_be_there(self, tmp_path: Path) -> None:
+        with pytest.raises(NotFoundError, match=r"--config .*nowhere"):
+            load_configuration(NOWHERE, {}, tmp_path)
+
+
+def test_everything_that_it_may_say(tmp_path: Path) -> None:
+    for name in ("conf/ca.pem", "conf/other.pem", "conf/client.pem", "home/key.pem"):
+        write(tmp_path / name, "")
+    rules = read(
+        tmp_path,
+        """
+        [registry."Registry.example.com:5000"]
+        mirrors = ["mirror.local:5000/hub", {location = "m2.example.com", insecure = true, pull = "digest-only"}]
+        plain-http = true
+        insecure = false
+        ca-cert = ["ca.pem", "other.pem"]
+        client-cert = "client.pem"
+        client-key = "~/key.pem"
+        url = "https://gateway.example.com/registry/"
+        requests-per-second = 5
+        upload = "chunk=4MiB"
+        [registry."registry-1.docker.io"]
+        ca-cert = "ca.pem"
+        """,
+    )
+    folder = tmp_path / "conf"
+    assert rules["registry.example.com:5000"] == HostRule(
+        HostSettings(
+            plain_http=True,
+            ca_files=(str(folder / "ca.pem"), str(folder / "other.pem")),
+            client_certificates=((str(folder / "client.pem"), str(tmp_path / "home/key.pem")),),
+            url="https://gateway.example.com/registry",
+            requests_per_second=5.0,
+            upload="chunk=4MiB",
+        ),
+        insecure=False,
+        mirrors=(Mirror("mirror.local:5000/hub"), Mirror("m2.example.com", insecure=True, pull="digest-only")),
+    )
+    assert rules["docker.io"].settings.ca_files == (str(folder / "ca.pem"),)
+
+
+def test_a_registry_that_is_only_named_changes_nothing(tmp_path: Path) -> None:
+    assert of_a(tmp_path, "") == HostRule()
+
+
+def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path) -> None:
+    assert of_a(tmp_path, "mirrors = []").mirrors == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mirors = []", "mirors is not known here"),
+        ("mirrors = 'm.example'", "mirrors is not a list"),
+        ("mirrors = [1]", "mirrors has something that is neither a location nor a table"),
+        ("mirrors = ['https://m.example']", r"location is not HOST\[:PORT\]\[/PATH\]"),
+        ("mirrors = [{pull = 'all'}]", "location is not"),
+        ("mirrors = [{location = 'm.example', pull = 'never'}]", "pull is not one of all, digest-only, tag-only"),
+        ("mirrors = [{location = 'm.example', plain = true}]", "plain is not known here"),
+        ("mirrors = [{location = 'm.example', insecure = 1}]", "insecure is neither true nor false"),
+        ("plain-http = 'yes'", "plain-http is neither true nor false"),
+        ("insecure = 1", "insecure is neither true nor false"),
+        ("ca-cert = 1", "ca-cert is neither a path nor a list of paths"),
+        ("ca-cert = [1]", "ca-cert is neither a path nor a list of paths"),
+        ("ca-cert = 'gone.pem'", r"ca-cert names .*/conf/gone\.pem, where there is no file"),
+        ("client-key = 'key.pem'", "client-key is there without a client-cert"),
+        ("client-cert = 1", "client-cert is not a string"),
+        ("url = 'gateway.example.com'", "url is not"),
+        ("url = 'ftp://gateway.example.com'", "url is not"),
+        ("url = 'https://gateway.example.com/?x'", "url is not"),
+        ("url = 'https://gateway.example.com:99999'", "url is not"),
+        ("url = 'https://'", "url is not"),
+        ("requests-per-second = 0", "requests-per-second is not a number above 0"),
+        ("requests-per-second = true", "requests-per-second is not a number above 0"),
+        ("requests-per-second = nan", "requests-per-second is not a number above 0"),
+        ("requests-per-second = inf", "requests-per-second is not a number above 0"),
+        ("upload = 4", "upload is not a string"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"conf/config\.toml: registry: a\.example(: mirrors)?: {words}"):
+        of_a(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "x is not known here"),
+        ("registry = 1", "registry is not a table"),
+        ("[registry]\nx = 1", r"registry: x is not a table"),
+        ('[registry."https://a/b"]', r"registry: https://a/b is not a registry's HOST\[:PORT\]"),
+        ('[registry."docker.io"]\n[registry."index.docker.io"]', "is there twice"),
+        ("[[registry]]", "registry is not a table"),
+        ("\nx = =", r"is not TOML: .*line 2"),
+        ("x = " + "[" * 5000, "is not TOML|nested too deeply"),
+        ("x = 1 #" + "x" * limits.MAX_CONFIGURATION, f"larger than {limits.MAX_CONFIGURATION}"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"conf/config\.toml.*({words})"):
+        read(tmp_path, text)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"# \xff\n")
+    with pytest.raises(UsageError, match="byte 2 is not UTF-8"):
+        load_configuration(path, {}, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["password", "username", "auth", "identity-token", "client_secret"])
+def test_passwords_are_sent_elsewhere_and_never_shown(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        of_a(tmp_path, f'{key} = "hunter2"')
+    assert "ocistream login" in (caught.value.hint or "")
+    assert "hunter2" not in caught.value.what + (caught.value.hint or "")
+
+
+def test_a_password_in_a_url_is_refused_and_never_shown(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        of_a(tmp_path, 'url = "https://me:hunter2@gateway.example.com"')
+    assert "hunter2" not in caught.value.what

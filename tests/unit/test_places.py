@@ -1,0 +1,192 @@
+"""Where an image may be read from, by what our configuration and containers' registries.conf say."""
+
+from __future__ import annotations
+
+import pytest
+
+from ocistream.errors import AuthenticationError, InvalidNameError
+from ocistream.hosts import HostSettings
+from ocistream.places import HostRule, Mirror, Namespace, Places, checked_location
+from ocistream.reference import parse_reference
+
+DIGEST = f"sha256:{'a' * 64}"
+
+
+def places(*namespaces: Namespace, own: dict[str, HostRule] | None = None, mirrors: bool = True) -> Places:
+    return Places(own or {}, namespaces, mirrors=mirrors)
+
+
+def of(rules: Places, name: str) -> list[str]:
+    return [str(place) for place in rules.of(parse_reference(name))]
+
+
+def mirrored(*locations: str, prefix: str = "a.example") -> Namespace:
+    return Namespace(prefix, mirrors=tuple(map(Mirror, locations)))
+
+
+def test_without_rules_an_image_is_read_from_where_it_is_named_after() -> None:
+    (place,) = places().of(parse_reference("A.example:5000/x/y:1"))
+    assert (place.registry, place.repository, place.is_mirror) == ("A.example:5000", "x/y", False)
+
+
+def test_mirrors_come_in_their_order_and_the_registry_itself_last() -> None:
+    found = places(mirrored("m.example/hub", "n.example:5000")).of(parse_reference("a.example/x/y:1"))
+    assert list(map(str, found)) == ["m.example/hub/x/y", "n.example:5000/x/y", "a.example/x/y"]
+    assert [place.is_mirror for place in found] == [True, True, False]
+
+
+def test_docker_hubs_images_are_in_its_mirrors_under_their_full_names() -> None:
+    rules = places(own={"docker.io": HostRule(mirrors=(Mirror("m.example/hub"),))})
+    assert of(rules, "nginx") == ["m.example/hub/library/nginx", "docker.io/library/nginx"]
+
+
+def test_no_mirrors_leaves_the_registry_itself_where_it_is() -> None:
+    rules = places(Namespace("a.example", "b.example/c", mirrors=(Mirror("m.example"),)), mirrors=False)
+    assert of(rules, "a.example/x") == ["b.example/c/x"]
+
+
+def test_another_location_takes_the_prefixs_place() -> None:
+    rules = places(Namespace("a.example/foo", "b.example/bar"))
+    assert of(rules, "a.example/foo/x:1") == ["b.example/bar/x"]
+    assert of(rules, "a.example/foo") == ["b.example/bar"]
+
+
+@pytest.mark.parametrize("name", ["a.example/foobar", "a.example/fo", "a.example:5000/foo/x", "b.a.example/foo/x"])
+def test_a_prefix_ends_where_a_part_of_the_name_does(name: str) -> None:
+    assert of(places(mirrored("m.example", prefix="a.example/foo")), name) == [name]
+
+
+def test_only_the_longest_prefix_counts() -> None:
+    rules = places(
+        mirrored("m.example"),
+        mirrored("n.example/y", prefix="a.example/x/y"),
+        mirrored("o.example", prefix="*.example"),
+    )
+    assert of(rules, "a.example/x/y/z") == ["n.example/y/z", "a.example/x/y/z"]
+    assert of(rules, "a.example/x/z") == ["m.example/x/z", "a.example/x/z"]
+    assert of(rules, "b.example/x/z") == ["o.example/x/z", "b.example/x/z"]
+
+
+def test_a_wildcard_is_for_every_host_below_a_domain_and_no_other() -> None:
+    rules = places(mirrored("m.example/all", prefix="*.corp.example"))
+    assert of(rules, "a.b.corp.example:5000/x") == ["m.example/all/x", "a.b.corp.example:5000/x"]
+    assert of(rules, "corp.example/x") == ["corp.example/x"]
+    assert of(rules, "evilcorp.example/x") == ["evilcorp.example/x"]
+    assert of(rules, "a.example/b.corp.example/x") == ["a.example/b.corp.example/x"]
+
+
+def test_our_own_mirrors_count_for_more_even_if_there_are_none() -> None:
+    own = {"a.example": HostRule(mirrors=(Mirror("own.example"),)), "b.example": HostRule(mirrors=())}
+    rules = places(mirrored("m.example"), mirrored("m.example", prefix="b.example"), own=own)
+    assert of(rules, "a.example/x") == ["own.example/x", "a.example/x"]
+    assert of(rules, "b.example/x") == ["b.example/x"]
+
+
+def test_a_rule_without_mirrors_leaves_those_to_containers() -> None:
+    assert of(places(mirrored("m.example"), own={"a.example": HostRule()}), "a.example/x")[0] == "m.example/x"
+
+
+def test_a_mirror_that_is_the_registry_itself_is_not_asked_twice() -> None:
+    assert of(places(mirrored("a.example", "m.example", "m.example")), "a.example/x") == ["m.example/x", "a.example/x"]
+
+
+def test_the_case_of_a_host_does_not_matter() -> None:
+    assert of(places(mirrored("m.example")), "A.Example/x") == ["m.example/x", "A.Example/x"]
+
+
+@pytest.mark.parametrize(
+    ("pull", "by_tag", "by_digest"), [("all", True, True), ("digest-only", False, True), ("tag-only", True, False)]
+)
+def test_a_mirror_is_asked_for_what_it_is_there_for(pull: str, by_tag: bool, by_digest: bool) -> None:
+    rules = places(Namespace("a.example", mirrors=(Mirror("m.example", pull=pull),)))
+    mirror = rules.of(parse_reference("a.example/x"))[0]
+    assert (mirror.takes(by_digest=False), mirror.takes(by_digest=True)) == (by_tag, by_digest)
+
+
+class TestBlocked:
+    rules = places(
+        Namespace("a.example", blocked=True, source="/etc/x.conf"),
+        Namespace("a.example/fine"),
+        Namespace("b.example", "a.example/hidden"),
+        mirrored("a.example/m", "c.example/m", prefix="d.example"),
+    )
+
+    @pytest.mark.parametrize("name", ["a.example/x", "b.example/x"])
+    def test_nothing_is_read_from_there_under_whatever_name(self, name: str) -> None:
+        with pytest.raises(AuthenticationError, match=r"a\.example.* is blocked: /etc/x\.conf"):
+            self.rules.of(parse_reference(name))
+
+    def test_nothing_is_pushed_there(self) -> None:
+        with pytest.raises(AuthenticationError, match="is blocked"):
+            self.rules.check_push(parse_reference("a.example/x"))
+
+    def test_a_part_of_it_may_be_exempt(self) -> None:
+        reference = parse_reference("a.example/fine/x")
+        assert str(self.rules.of(reference)[-1]) == "a.example/fine/x"
+        self.rules.check_push(reference)
+
+    def test_it_is_no_mirror_either(self) -> None:
+        assert of(self.rules, "d.example/x") == ["c.example/m/x", "d.example/x"]
+
+    def test_what_is_pushed_goes_where_it_is_named_after(self) -> None:
+        # b.example is read from a blocked place, and that is no reason not to push to b.example itself.
+        self.rules.check_push(parse_reference("b.example/x"))
+
+
+class TestSettings:
+    loose = HostSettings(insecure=True, may_be_plain=True)
+
+    def test_of_a_host_that_nobody_speaks_of_are_the_defaults(self) -> None:
+        assert places().settings("a.example") == HostSettings()
+
+    def test_are_our_own(self) -> None:
+        own = HostSettings(plain_http=True, requests_per_second=5.0)
+        assert places(own={"a.example": HostRule(own)}).settings("A.example") == own
+
+    @pytest.mark.parametrize(
+        "host", ["a.example", "z.example", "real.example:5000", "m.example:5000", "x.corp.example"]
+    )
+    def test_insecure_hosts_of_containers_are_insecure(self, host: str) -> None:
+        rules = places(
+            Namespace("a.example/x", insecure=True),
+            Namespace("z.example", "real.example:5000/y", insecure=True),
+            Namespace("y.example", mirrors=(Mirror("m.example:5000/z", insecure=True),)),
+            Namespace("*.corp.example", insecure=True),
+        )
+        assert rules.settings(host) == self.loose
+        assert rules.settings("y.example") == HostSettings()
+
+    def test_a_host_of_which_two_things_are_said_is_not_insecure(self) -> None:
+        two = [Namespace("a.example/x", insecure=True), Namespace("a.example/y")]
+        assert places(*two).settings("a.example") == HostSettings()
+        assert places(*reversed(two)).settings("a.example") == HostSettings()
+
+    def test_what_we_say_ourselves_counts_for_more(self) -> None:
+        theirs = (Namespace("a.example", insecure=True), Namespace("b.example"))
+        rules = places(*theirs, own={"a.example": HostRule(insecure=False), "b.example": HostRule(insecure=True)})
+        assert rules.settings("a.example") == HostSettings()
+        assert rules.settings("b.example") == self.loose
+
+    def test_an_insecure_mirror_of_our_own_is_insecure(self) -> None:
+        rules = places(own={"a.example": HostRule(mirrors=(Mirror("m.example/x", insecure=True),))})
+        assert rules.settings("m.example") == self.loose
+        assert rules.settings("a.example") == HostSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "location"),
+    [
+        ("M.example", "m.example"),
+        ("m.example:5000/x/y/", "m.example:5000/x/y"),
+        ("index.docker.io/library", "docker.io/library"),
+        ("[::1]:5000/x", "[::1]:5000/x"),
+    ],
+)
+def test_a_location_has_one_spelling(text: str, location: str) -> None:
+    assert checked_location(text) == location
+
+
+@pytest.mark.parametrize("text", ["", "/", "https://m.example", "m.example/X", "m.example/x:1", "m..example", "a b/c"])
+def test_what_is_no_location_is_refused(text: str) -> None:
+    with pytest.raises(InvalidNameError):
+        checked_location(text)
