@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ocistream.cli.console import Console
+from ocistream.cli.network import network_settings
+from ocistream.cli.session import Session
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
 from tests.cli.proxy import tunnelling_to
@@ -21,6 +27,17 @@ from tests.registry_http import manifest_digest, seed
 NO_PROXIES: dict[str, str | None] = dict.fromkeys(
     spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
 )
+
+#: What the options of a transfer come to where nothing but limits was given.
+OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http")),
+    **dict.fromkeys(("s_username", "s_password_stdin", "d_username", "d_password_stdin")),
+    "retries": 5,
+    "connect_timeout": 15.0,
+    "stall_timeout": 60.0,
+    "limit_rate": 1000.0,
+    "max_requests_per_second": 3.0,
+}
 
 Start = Callable[..., FaultyRegistry]
 
@@ -375,6 +392,25 @@ def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, i
         expect.success(ocistream("copy", layout.path, "oci:out", *argv, cwd=layout.path.parent))
     else:
         expect.success(push(layout, served, *argv))
+
+
+@pytest.mark.parametrize(("stall", "store"), [(30.0, 900.0), (3600.0, 3600.0)])
+def test_limits_reach_the_transport(stall: float, store: float) -> None:
+    settings = network_settings(OPTIONS | {"connect_timeout": 2.5, "stall_timeout": stall}, {})
+    assert (settings.connect_timeout, settings.stall_timeout, settings.store_timeout) == (2.5, stall, store)
+    assert settings.requests_per_second == 3.0
+    assert settings.patience.attempts == 6
+
+
+def test_both_sides_of_a_copy_share_the_limits() -> None:
+    session = Session(Console(), OPTIONS, threading.Event())
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(contextlib.closing(session.surroundings(side).transport())) for side in "SD"]
+    source, target = (side._connections for side in sides)  # noqa: SLF001 - nobody but a test wants to know
+    limiters = [side._download for side in (source, target)]  # noqa: SLF001 - the same
+    assert len({limiter.throttle for limiter in limiters if limiter}) == 1
+    assert None not in limiters
+    assert sides[0]._turns is sides[1]._turns  # noqa: SLF001 - the same
 
 
 def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(

@@ -459,25 +459,34 @@ class TestEither:
         assert registry.accepted == 4
         assert len(transport.waits) == 2
 
-    @pytest.mark.parametrize(
-        "settings",
-        [
-            HostSettings(insecure=True),
-            HostSettings(may_be_plain=True),
-            HostSettings(may_be_plain=True, insecure=True),
-        ],
-    )
+    @pytest.mark.parametrize("configured", ["ca", "client", "insecure", "may_be_plain", "given"])
     def test_where_anything_is_configured_it_is_asked_before_the_first_request(
-        self, faulty: Faulty, quick: Quick, ids: Ids, settings: HostSettings
+        self, faulty: Faulty, quick: Quick, ids: Ids, configured: str
     ) -> None:
+        settings = {
+            "ca": HostSettings(ca_files=ids.ca.ca_files),
+            "client": HostSettings(client_certificates=ids.shown),
+            "insecure": HostSettings(insecure=True),
+            "may_be_plain": HostSettings(may_be_plain=True),
+            "given": HostSettings(),
+        }[configured]
         plain, encrypted = faulty(), faulty(tls=ids.server)
-        transport = quick(tls=ids.ca, hosts={plain.host: settings, encrypted.host: settings})
+        options = {"tls": ids.ca} if configured == "given" else {"ca_file": str(ids.authority.file)}
+        transport = quick(hosts={plain.host: settings, encrypted.host: settings}, **options)
         for registry in (plain, encrypted):
             assert ask(transport, registry).url == f"{registry.url}/v2/"
             ask(transport, registry)
             # One to find out.
             assert registry.accepted == 2
             assert len(registry.requests) == 2
+
+    def test_one_that_has_answered_is_not_doubted_any_more(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(400), skip=1))
+        transport = quick()
+        ask(transport, registry)
+        with pytest.raises(RegistryError, match="400"):
+            ask(transport, registry)
+        assert registry.accepted == 1
 
     def test_a_host_elsewhere_that_may_be_plain_is_asked_too(
         self, faulty: Faulty, quick: Quick, ids: Ids, monkeypatch: pytest.MonkeyPatch
