@@ -505,6 +505,26 @@ def test_a_mirror_for_tags_only_gives_nothing_of_an_image_that_is_named_by_its_d
     assert mirror.requests == []
 
 
+# -- what may be there or not -----------------------------------------------------------------------------
+
+
+def test_a_tag_that_a_mirror_lacks_may_be_there_in_the_registry(setting: Setting) -> None:
+    seed(setting.layout, setting.image, setting.primary.host, "app", "signature")
+    repository = setting.repository(setting.mirror())
+    assert repository.digest_of("signature") == setting.image["digest"]
+    assert repository.digest_of("none") is None
+    setting.primary.requests.clear()
+    assert repository.digest_of("1") == setting.image["digest"]
+    assert setting.primary.requests == []
+
+
+def test_a_mirror_for_digests_only_is_not_asked_what_a_tag_is(setting: Setting) -> None:
+    mirror = setting.mirror()
+    repository = setting.repository(mirror, pull="digest-only")
+    assert repository.digest_of("1") == repository.digest_of(setting.image["digest"]) == setting.image["digest"]
+    assert paths(mirror) == [f"/v2/hub/app/manifests/{setting.image['digest']}"]
+
+
 # -- lists of tags ----------------------------------------------------------------------------------------
 
 
