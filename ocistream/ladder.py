@@ -133,9 +133,7 @@ class Ladder:
 
     def _chunk(self, host: str, refused: Rung | None = None, body: int | None = None) -> Rung | None:
         """Give chunks that are smaller than what was refused; None where those would be too small to be of any use."""
-        size = limits.UPLOAD_MEMORY
-        if refused is not None and refused.kind == CHUNK:
-            size = refused.size // 2
+        size = refused.size if refused is not None and refused.kind == CHUNK else limits.UPLOAD_MEMORY
         size = min(size, self.profile(host).largest_chunk or size)
         while body is not None and size >= body > limits.MIN_UPLOAD_CHUNK:
             size //= 2
