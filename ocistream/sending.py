@@ -60,7 +60,7 @@ class Sending:
         self._feed = feed
         self._session = opened
         self._tries: Tries = transport.tries()
-        self._forced = self._ladder.forced(transport.host_settings(sessions.host).upload)
+        self._forced = self._ladder.forced(sessions.repository.endpoint.settings.upload)
         self._rung: Rung = self._forced or self._ladder.rung(sessions.host, sized=self._sized)
         self._tried = {self._rung}
         self.acknowledged = 0

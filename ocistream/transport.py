@@ -139,10 +139,6 @@ class Transport:
         """Close all idle connections."""
         self._connections.close()
 
-    def host_settings(self, registry: str) -> HostSettings:
-        """Give what was said of a registry such as `docker.io` or `localhost:5000`."""
-        return self._hosts(registry)
-
     def endpoint(self, registry: str, *, named: bool = True) -> Endpoint:
         """Give the endpoint of a registry such as `docker.io` or `localhost:5000`.
 

@@ -167,14 +167,15 @@ class TestForced:
     def test_the_configuration_of_a_host_forces_as_well_and_an_option_more_so(
         self, faulty: Faulty, quick: Quick
     ) -> None:
-        host = HostSettings(upload="put")
         registry = faulty()
-        uploader(quick(host=host), registry).upload(Source().blob)
+        hosts = {registry.host: HostSettings(upload="put")}
+        uploader(quick(hosts=hosts), registry).upload(Source().blob)
         assert methods(registry) == ["POST", "PUT"]
-        uploader(quick(host=host, ladder=Ladder(forced=Rung(STREAM))), registry).upload(Source().blob)
+        uploader(quick(hosts=hosts, ladder=Ladder(forced=Rung(STREAM))), registry).upload(Source().blob)
         assert methods(registry)[2:] == ["POST", "PATCH", "PUT"]
         registry = faulty()
-        uploader(quick(host=HostSettings(upload="auto")), registry).upload(Source().blob)
+        hosts = {registry.host: HostSettings(upload="auto")}
+        uploader(quick(hosts=hosts), registry).upload(Source().blob)
         assert methods(registry) == ["POST", "PATCH", "PUT"]
 
     @pytest.mark.parametrize("wrong", [b"!", b""])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ocistream.connections import Body, Connections, StreamedBody
+from ocistream.connections import Body, Connections, ConnectionSettings, StreamedBody
 from ocistream.errors import NetworkError
 from tests.network import Heard, RawServer
 
@@ -24,9 +24,7 @@ def make() -> Iterator[Callable[..., Connections]]:
     with contextlib.ExitStack() as stack:
 
         def start(stall_timeout: float = 20.0) -> Connections:
-            made = Connections(
-                connect_timeout=5.0, stall_timeout=stall_timeout, ca_file=None, proxies={}, user_agent="test"
-            )
+            made = Connections(ConnectionSettings(connect_timeout=5.0, stall_timeout=stall_timeout, user_agent="test"))
             stack.callback(made.close)
             return made
 
