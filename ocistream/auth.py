@@ -126,6 +126,11 @@ class Authenticator:
         self._extra: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._refusals: dict[tuple[str, ...], str] = {}
 
+    @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has said how to authenticate."""
+        return self._challenge is not None
+
     def authorization(self, scopes: tuple[str, ...]) -> str | None:
         """Give the header value to send up front; None while the registry has not challenged anybody.
 

@@ -267,6 +267,9 @@ class Transport:
             return answer
         challenges = answer.challenges()
         answer.drain()
+        base = f"{endpoint.url}/v2/"
+        if not challenges and not endpoint.authenticator.was_challenged and url != base:
+            challenges = self._challenges_at(base, endpoint, request.timeout)
         fresh = endpoint.authenticator.challenged(challenges, scopes, shown)
         if request.begun:
             msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
@@ -277,6 +280,13 @@ class Transport:
             # The secret itself was refused: this raises, and says where it came from.
             endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
         return answer
+
+    def _challenges_at(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
+        """Ask the base of the API how to authenticate: some registries say so nowhere else (gcr.io)."""
+        answer = self._redirected(endpoint, _Request("GET", {}, timeout=timeout), base)
+        answer.drain()
+        # Another host speaks for itself only.
+        return answer.challenges() if Origin.of(answer.url) == endpoint.origin else []
 
     def _redirected(self, endpoint: Endpoint, request: _Request, url: str) -> Answer:
         """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
