@@ -71,6 +71,9 @@ class Repository:
         self.name = name
         self.endpoint: Endpoint = transport.endpoint(registry, named=named)
         self.scopes = (scopes_for(name, "pull", "push") if writes else scopes_for(name, "pull"),)
+        #: Who may push may not be allowed to look (ECR without BatchGetImage), and then nothing is known to be there;
+        #: where pushing is refused as well, that is found out before a byte is sent.
+        self._asked = (200, 403, 404) if writes else (200, 404)
 
     def __str__(self) -> str:
         """Give `registry/name`."""
@@ -123,7 +126,7 @@ class Repository:
             self.url(f"manifests/{target}"),
             scopes=self.scopes,
             headers={"Accept": ", ".join(ACCEPTED_TYPES)},
-            expected=(200, 404),
+            expected=self._asked,
         )
         answer.drain()
         return (answer.header("Docker-Content-Digest") or "") if answer.status == 200 else None
@@ -235,7 +238,7 @@ class Repository:
             "HEAD",
             self.url(f"blobs/{descriptor.digest}"),
             scopes=self.scopes,
-            expected=(200, 404),
+            expected=self._asked,
             tries=tries,
         )
         answer.drain()
