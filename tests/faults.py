@@ -233,8 +233,13 @@ class FaultyRegistry(Registry):
                 # In TLS 1.3 a client has sent its request when it hears of the refusal, if the reset that follows on a
                 # request which nobody reads does not come first.
                 self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
-        kind = type("_Handler", (FaultyHandler,), {"chunk_min_length": chunk_min_length})
+        kind = type("_Handler", (self.handler_type,), {"chunk_min_length": chunk_min_length})
         super().__init__(path, handler=kind, **options)
+
+    @property
+    def handler_type(self) -> type[FaultyHandler]:
+        """What serves a connection; a subclass may have another one."""
+        return FaultyHandler
 
     @property
     def url(self) -> str:
@@ -317,7 +322,11 @@ class FaultyHandler(Handler):
         if auth and auth.is_token_endpoint(self.request_now):
             self.answer(auth.token(self.request_now, self.read_small_body(_PIECE) or b""))
         else:
-            super().dispatch()
+            self.serve_well()
+
+    def serve_well(self) -> None:
+        """Answer as in production."""
+        super().dispatch()
 
     def read_body(self, buffer: memoryview) -> int:
         if not isinstance(self.action, StopReading):
@@ -336,7 +345,7 @@ class FaultyHandler(Handler):
                     headers[name] = value if isinstance(value, str) else value(present)
                 answer = dataclasses.replace(answer, headers=headers)
             case Gzip():
-                body = gzip.compress(b"".join(_pieces_of(answer.body)))
+                body = gzip.compress(b"".join(pieces_of(answer.body)))
                 answer = Answer(answer.status, {**answer.headers, "Content-Encoding": "gzip"}, body)
             case NoContentLength() | Resize(stated=False):
                 # What does not end where it says it does cannot be followed by another answer.
@@ -358,7 +367,7 @@ class FaultyHandler(Handler):
         if not isinstance(self.action, Reset | Drop | Stall | Flip | Resize):
             super().write_body(body)
             return
-        for piece in self._spoiled(_pieces_of(body), self.action):
+        for piece in self._spoiled(pieces_of(body), self.action):
             self.wfile.write(piece)
             self.sent += len(piece)
 
@@ -407,7 +416,8 @@ def _unacknowledged(connection: socket.socket) -> int:
     return struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))[0]  # type: ignore[no-any-return]
 
 
-def _pieces_of(body: bytes | Part) -> Iterator[bytes]:
+def pieces_of(body: bytes | Part) -> Iterator[bytes]:
+    """Give an answer's body piece by piece."""
     if isinstance(body, bytes):
         yield body
         return

@@ -1,0 +1,99 @@
+"""Fixtures of the numbered tests: registries with quirks, and what moves images; and the matrix at the end of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream.credentials import Credential
+from ocistream.retry import Patience
+from tests.network import QuickTransport
+from tests.quirks.moving import Mover
+from tests.quirks.registries import PASSWORD, USER
+from tests.quirks.registry import QuirkyRegistry, Tap, tapped
+from tests.quirks.statements import QUIRKS
+from tests.quirks.uploading import STORAGE
+
+#: What a test's report calls the numbers of its statements.
+_PROPERTY: Final = "quirk"
+_WORST_FIRST: Final = ("failed", "error", "skipped", "passed")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., QuirkyRegistry]]:
+    """Return a function that starts a registry; its arguments are those of `QuirkyRegistry`.
+
+    One whose blobs or uploads are elsewhere has a second server, whose `Tap` is `memory["tap"]`.
+    """
+    with contextlib.ExitStack() as stack:
+        started: list[QuirkyRegistry] = []
+
+        def start_one(*quirks: Any, **options: Any) -> QuirkyRegistry:
+            path = tmp_path / f"served-{len(started)}"
+            registry = stack.enter_context(QuirkyRegistry(path, *quirks, **options))
+            started.append(registry)
+            if any(quirk.elsewhere for quirk in quirks):
+                storage = stack.enter_context(QuirkyRegistry(path, STORAGE))
+                # The same uploads, seen from two places.
+                storage.uploads = registry.uploads
+                tap = stack.enter_context(tapped(storage.host))
+                registry.memory |= {"storage": tap.url, "tap": tap}
+            return registry
+
+        yield start_one
+
+
+@pytest.fixture
+def mover(tmp_path: Path) -> Iterator[Callable[..., Mover]]:
+    """Return a function that makes what moves images, as USER; its arguments are those of `QuickTransport`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(jobs: int = 4, **options: Any) -> Mover:
+            # As many tries as there are by default, and hardly a wait.
+            options.setdefault("patience", Patience(backoff=0.001, backoff_limit=0.002))
+            options.setdefault("credential", Credential(USER, PASSWORD, source="the test"))
+            return Mover(stack.enter_context(QuickTransport(**options)), tmp_path, jobs)
+
+        yield make
+
+
+@pytest.fixture
+def tap() -> Iterator[Callable[[str], Tap]]:
+    """Return a function that makes a tap on the way to a server at HOST:PORT."""
+    with contextlib.ExitStack() as stack:
+        yield lambda target: stack.enter_context(tapped(target))
+
+
+# The matrix ---------------------------------------------------------------------------------------------------
+
+
+def numbers_of(marks: Any) -> list[int]:
+    """Return the numbers of the statements that marks name, sorted."""
+    return sorted({int(mark.args[0]) for mark in marks if mark.name == _PROPERTY})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Write into each test's report which statements it shows."""
+    for item in items:
+        item.user_properties += [(_PROPERTY, number) for number in numbers_of(item.iter_markers(_PROPERTY))]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print, for each statement, what became of its tests."""
+    outcomes: dict[int, dict[str, int]] = {}
+    for outcome in _WORST_FIRST:
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, number in getattr(report, "user_properties", []):
+                if name == _PROPERTY:
+                    counts = outcomes.setdefault(number, {})
+                    counts[outcome] = counts.get(outcome, 0) + 1
+    if not outcomes:
+        return
+    terminalreporter.section("what registries do")
+    for number in sorted(outcomes):
+        said = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[number].items())
+        terminalreporter.line(f"{number:3} {said:<12} {QUIRKS[number].text[:100]}")

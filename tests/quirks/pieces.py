@@ -1,0 +1,80 @@
+"""Images of one or two blobs, for tests that look at every request."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tests.archives import blob_name, small_first, tar_of
+from tests.faults import Request
+from tests.images import Descriptor, Layout
+from tests.quirks.registry import QuirkyRegistry
+
+MIB: Final = 1 << 20
+#: Larger than what a client reads at once, smaller than what sockets hold.
+LAYER: Final = 600_001
+
+
+def one_layer(layout: Layout, size: int = LAYER) -> tuple[Descriptor, bytes]:
+    """Return an image with one layer, and the archive that holds it."""
+    image = layout.image([size], name="app")
+    return image, tar_of(small_first(layout))
+
+
+def layer_of(layout: Layout, image: Descriptor) -> Descriptor:
+    """Return the descriptor of an image's last layer."""
+    found: Descriptor = layout.read(image["digest"])["layers"][-1]
+    return found
+
+
+def config_of(layout: Layout, image: Descriptor) -> Descriptor:
+    """Return the descriptor of an image's config."""
+    found: Descriptor = layout.read(image["digest"])["config"]
+    return found
+
+
+def is_stored(registry: QuirkyRegistry, layout: Layout, *blobs: Descriptor) -> bool:
+    """Say whether a registry has blobs, byte for byte."""
+    paths = [(registry.layout.blob_path(blob["digest"]), layout.file(blob["digest"])) for blob in blobs]
+    return all(path.exists() and path.read_bytes() == made.read_bytes() for path, made in paths)
+
+
+def upload_of(registry: QuirkyRegistry, blob: Descriptor) -> list[Request]:
+    """Return the requests by which a blob was uploaded, from the one that named it back to its session's first."""
+    (put,) = [request for request in registry.asked("PUT", "digest=") if blob["digest"] in _plain(request.target)]
+    session = put.path.rpartition("/")[2]
+    return [request for request in registry.requests if request.path.rpartition("/")[2] == session]
+
+
+def _plain(target: str) -> str:
+    return target.replace("%3A", ":").replace("%3a", ":")
+
+
+def targets(requests: Sequence[Request]) -> list[str]:
+    """Return methods and targets."""
+    return [f"{request.method} {request.target}" for request in requests]
+
+
+class Held(io.RawIOBase):
+    """An archive as a stream that calls `before` once, before the first byte of one blob's content is read."""
+
+    def __init__(self, archive: bytes, digest: str, before: Callable[[], None]) -> None:
+        name = blob_name(digest).encode()
+        self._stream = io.BytesIO(archive)
+        # Behind the header block that has the name in it.
+        self._stop = archive.index(name) // 512 * 512 + 512
+        self._before: Callable[[], None] | None = before
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        position = self._stream.tell()
+        if self._before is not None:
+            if position == self._stop:
+                before, self._before = self._before, None
+                before()
+            else:
+                buffer = memoryview(buffer)[: self._stop - position]
+        return self._stream.readinto(buffer)

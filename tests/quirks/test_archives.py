@@ -1,0 +1,262 @@
+"""What others put into archives and layouts: statements 33 to 38, each from a file and from a pipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream.errors import MissingContentError
+from tests.archives import blob_name, files_in, items_of, small_first, tar_of
+from tests.cli import expect
+from tests.cli.run import ocistream
+from tests.docker_archives import Entry, archive_of, hex_of, of_docker, of_stripped_oci, plain, saved
+from tests.images import (
+    DOCKER_LAYER,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Descriptor,
+    Layout,
+    digest_of,
+    small_image,
+    tar_layer,
+    two_platforms,
+)
+from tests.network import RawServer
+from tests.quirks.moving import WAYS, How, Mover
+from tests.quirks.pieces import config_of, is_stored, layer_of
+from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.statements import quirk
+from tests.registry_http import get, manifest, manifest_digest, seed, tags
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+FULL_NAME: Final = "io.containerd.image.name"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+both_ways = pytest.mark.parametrize("how", WAYS)
+
+
+def pushed(registry: QuirkyRegistry, tag: str = "v1") -> dict[str, Any]:
+    """Return the manifest that a registry has as app:`tag`."""
+    document: dict[str, Any] = json.loads(manifest(registry.host, "app", tag) or b"null")
+    return document
+
+
+def run_push(how: How, archive: bytes, folder: Path, *argv: str) -> list[str]:
+    """Push an archive by the command, and return its lines."""
+    path = folder / "given.tar"
+    path.write_bytes(archive)
+    options = ["-i", str(path)] if how == "file" else []
+    result = ocistream("push", *argv, *options, stdin=path if how == "pipe" else None)
+    expect.success(result)
+    return result.lines()
+
+
+@quirk(33)
+@both_ways
+def test_an_archive_of_sorted_names_has_its_blobs_before_its_index(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    index = two_platforms(layout, name="app")
+    items = items_of(layout)
+    names = [name for name, _ in items]
+    assert names.index("index.json") > max(names.index(name) for name in names if name.startswith("blobs/"))
+    mover().push(tar_of(items), f"{registry.host}/app:v1", how)
+    assert manifest(registry.host, "app", "v1") == layout.file(index["digest"]).read_bytes()
+
+
+@quirk(33)
+@both_ways
+@pytest.mark.parametrize("hard", [False, True], ids=["symbolic links", "hard links"])
+def test_an_older_docker_save_is_the_image_that_it_was(
+    hard: bool, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    shared = tar_layer({"etc/motd": b"twice\n"})
+    image = saved(layout, layout.image([shared, tar_layer({"bin/a": b"a" * 9000}), shared]), "team/app:v1")
+    entries = of_docker([image], hard=hard)
+    assert [name for name, _ in entries][-2:] == ["manifest.json", "repositories"]
+    mover().push(archive_of(entries), f"{registry.host}/app:v1", how)
+    document = pushed(registry)
+    assert get(registry.host, f"/v2/app/blobs/{document['config']['digest']}")[1] == image.config
+    layers = [get(registry.host, f"/v2/app/blobs/{layer['digest']}")[1] for layer in document["layers"]]
+    assert [plain(layer) for layer in layers] == list(image.layers)
+    assert {layer["mediaType"] for layer in document["layers"]} == {OCI_LAYER + "+gzip"}
+
+
+def with_layer_sources(entries: list[Entry], layers: list[bytes], *, kind: str) -> list[Entry]:
+    """Add to a manifest.json what Docker 25 says of its layers."""
+    (content,) = [content for name, content in entries if name == "manifest.json"]
+    assert isinstance(content, bytes)
+    (listed,) = json.loads(content)
+    listed["LayerSources"] = {
+        f"sha256:{hex_of(layer)}": {"mediaType": kind, "size": len(layer), "digest": f"sha256:{hex_of(layer)}"}
+        for layer in layers
+    }
+    others = [entry for entry in entries if entry[0] != "manifest.json"]
+    return [*others, ("manifest.json", json.dumps([listed]).encode())]
+
+
+@quirk(34)
+@both_ways
+@pytest.mark.parametrize("kind", [OCI_LAYER, DOCKER_LAYER])
+@pytest.mark.parametrize("index", [True, False], ids=["with an index.json", "without"])
+def test_layer_sources_are_ordinary_layers(
+    index: bool, kind: str, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    layers = [tar_layer({"etc/motd": b"one"}, compression=""), tar_layer({"bin/a": b"two"}, compression="")]
+    made = layout.image(layers, name="app")
+    image = saved(layout, made, "team/app:v1")
+    entries = with_layer_sources(of_stripped_oci([image]), layers, kind=kind)
+    if index:
+        known = {name for name, _ in entries}
+        entries += [(name, content) for name, content in items_of(layout) if name not in known]
+    mover().push(archive_of(entries), f"{registry.host}/app:v1", how)
+    document = pushed(registry)
+    assert len(document["layers"]) == 2
+    assert not any("foreign" in layer["mediaType"] or "urls" in layer for layer in document["layers"])
+    found = [get(registry.host, f"/v2/app/blobs/{layer['digest']}")[1] for layer in document["layers"]]
+    assert [plain(layer) for layer in found] == layers
+
+
+@quirk(35)
+@both_ways
+def test_our_archive_has_what_docker_load_wants(how: How, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    image = small_image(layout)
+    seed(layout, image, registry.host, "team/app", "v1")
+    files = mover().pull(f"{registry.host}/team/app:v1", how)
+    (listed,) = json.loads(files["manifest.json"])
+    assert listed["RepoTags"] == [f"{registry.host}/team/app:v1"]
+    document = layout.read(image["digest"])
+    assert listed["Config"] == blob_name(document["config"]["digest"])
+    assert listed["Layers"] == [blob_name(layer["digest"]) for layer in document["layers"]]
+    assert {listed["Config"], *listed["Layers"]} <= files.keys()
+
+
+def named(layout: Layout, image: Descriptor, *entries: dict[str, str]) -> None:
+    """Enter an image into index.json, once for each of these annotations."""
+    index = json.loads((layout.path / "index.json").read_bytes())
+    index["manifests"] += [{**image, "annotations": annotations} for annotations in entries]
+    (layout.path / "index.json").write_text(json.dumps(index))
+
+
+@quirk(36)
+@both_ways
+def test_an_image_goes_under_each_full_name_that_an_entry_gives_it(
+    how: How, start: Start, layout: Layout, tmp_path: Path
+) -> None:
+    registry = start()
+    image = small_image(layout)
+    named(
+        layout,
+        image,
+        {FULL_NAME: "docker.io/team/app:v1", REF_NAME: "v1"},
+        {FULL_NAME: "docker.io/team/app:latest", REF_NAME: "latest"},
+        {FULL_NAME: "registry.example.com:5000/other/app:v1", REF_NAME: "v1"},
+    )
+    # As containerd exports it; from a pipe the names have to come first, or nobody knows where the blobs belong.
+    items = items_of(layout) if how == "file" else small_first(layout)
+    lines = run_push(how, tar_of(items), tmp_path, "--to", registry.host)
+    assert {line.partition("@")[0] for line in lines} == {
+        f"{registry.host}/{name}" for name in ("team/app:v1", "team/app:latest", "other/app:v1")
+    }
+    assert tags(registry.host, "team/app") == ["latest", "v1"]
+    assert manifest_digest(registry.host, "other/app", "v1") == image["digest"]
+
+
+@quirk(36)
+@both_ways
+@pytest.mark.parametrize("chosen", ["v1", "team/app:v1", "docker.io/team/app:v1"])
+def test_an_image_is_chosen_by_its_tag_or_its_full_name(
+    chosen: str, how: How, start: Start, layout: Layout, tmp_path: Path
+) -> None:
+    registry = start()
+    image, other = small_image(layout), layout.image([b"another"])
+    named(layout, image, {FULL_NAME: "docker.io/team/app:v1", REF_NAME: "v1"})
+    named(layout, other, {FULL_NAME: "docker.io/team/app:v2", REF_NAME: "v2"})
+    run_push(how, tar_of(small_first(layout)), tmp_path, f"{registry.host}/app:v1", "--image", chosen)
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
+
+
+@quirk(36)
+@both_ways
+def test_what_is_pulled_has_both_names(how: How, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    seed(layout, small_image(layout), registry.host, "team/app", "v1")
+    files = mover().pull(f"{registry.host}/team/app:v1", how)
+    (entry,) = json.loads(files["index.json"])["manifests"]
+    assert entry["annotations"] == {FULL_NAME: f"{registry.host}/team/app:v1", REF_NAME: "v1"}
+
+
+@quirk(37)
+@both_ways
+def test_what_is_listed_and_not_wanted_may_lack_and_what_is_not_listed_is_passed_over(
+    how: How, start: Start, layout: Layout, tmp_path: Path
+) -> None:
+    registry = start()
+    image, lacking = small_image(layout, name="app"), layout.image([b"not here"], name="lacking")
+    for blob in (config_of(layout, lacking), layer_of(layout, lacking)):
+        layout.file(blob["digest"]).unlink()
+    extra = [("README.md", b"hello"), ("blobs/sha256/notes.txt", b"hm"), ("cache/index.json", b"{}"), ("empty/", None)]
+    archive = tar_of([*extra, *small_first(layout)])
+    run_push(how, archive, tmp_path, f"{registry.host}/app:v1", "--image", "app")
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
+    assert b"hello" not in {path.read_bytes() for path in (registry.layout.path / "blobs").glob("*/*")}
+
+
+@quirk(37)
+@both_ways
+def test_a_blob_that_is_lacking_may_be_in_the_registry_already(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    there, empty = start(), start()
+    image = small_image(layout, name="app")
+    seed(layout, image, there.host, "app", "v0")
+    layer = layer_of(layout, image)
+    archive = tar_of([item for item in small_first(layout) if item[0] != blob_name(layer["digest"])])
+    mover().push(archive, f"{there.host}/app:v1", how)
+    assert manifest_digest(there.host, "app", "v1") == image["digest"]
+    with pytest.raises(MissingContentError, match=layer["digest"]):
+        mover().push(archive, f"{empty.host}/app:v1", how)
+    assert manifest(empty.host, "app", "v1") is None
+
+
+@quirk(38)
+@both_ways
+@pytest.mark.parametrize("kept", [True, False], ids=["and the layer is there", "and the layer is not"])
+@pytest.mark.parametrize("kind", ["application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", OCI_LAYER + "+gzip"])
+def test_what_urls_name_is_never_asked_for(
+    kind: str, kept: bool, how: How, start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
+    foreign = "nondistributable" in kind
+    layer = tar_layer({"windows/base": b"w" * 5000})
+    document = layout.read(layout.image([layer, tar_layer({"bin/own": b"own"})])["digest"])
+    with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(layer) + layer) as elsewhere:
+        document["layers"][0] |= {"mediaType": kind, "urls": [f"{elsewhere.url}/base", "https://go.example.com/base"]}
+        made = layout.document({**document, "mediaType": OCI_MANIFEST}, name="app")
+        if not kept:
+            layout.file(digest_of(layer)).unlink()
+        registry, other = start(), start()
+        archive = tar_of(small_first(layout))
+        if not kept and not foreign:
+            with pytest.raises(MissingContentError):
+                mover().push(archive, f"{registry.host}/app:v1", how)
+        else:
+            mover().push(archive, f"{registry.host}/app:v1", how)
+            assert manifest(registry.host, "app", "v1") == layout.file(made["digest"]).read_bytes()
+            assert is_stored(registry, layout, layer_of(layout, made))
+            mover().pull(f"{registry.host}/app:v1", how)
+            mover().copy(f"{registry.host}/app:v1", f"{other.host}/app:v1")
+            path = tmp_path / "pulled.tar"
+            expect.success(ocistream("pull", f"{registry.host}/app:v1", "-o", path, "--platform", "all"))
+            ocistream("verify", path)
+            ocistream("inspect", f"{registry.host}/app:v1")
+            assert files_in(path.read_bytes())[blob_name(made["digest"])] == layout.file(made["digest"]).read_bytes()
+        assert elsewhere.heard == []

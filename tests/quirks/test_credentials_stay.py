@@ -1,0 +1,452 @@
+"""A credential for one host never reaches another, wherever a registry's answers lead, and nobody prints it.
+
+The other host hears through a `Tap`, so that every byte it got is looked at: targets, headers and bodies.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream.credentials import Credential
+from ocistream.errors import FinalNetworkError, OcistreamError
+from ocistream.serve import Answer
+from tests.certificates import Certificate
+from tests.cli.run import Result, ocistream
+from tests.faults import Fault, Header, redirect, refusal
+from tests.faulty_auth import Auth, Basic, Bearer
+from tests.images import OCI_INDEX, Layout, small_image
+from tests.network import names
+from tests.quirks.habits import BLOBS_ELSEWHERE
+from tests.quirks.moving import Mover
+from tests.quirks.pieces import layer_of, one_layer
+from tests.quirks.registry import Quirk, QuirkyRegistry, Tap, changed, relocating
+from tests.quirks.statements import quirk
+from tests.quirks.uploading import UPLOADS_ELSEWHERE
+from tests.registry_http import seed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+MakeTap = Callable[[str], Tap]
+
+USER: Final = "ada.lovelace"
+PASSWORD: Final = "an engine: 1843/+"
+IDENTITY: Final = "identity-of-ada-c0ffee"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """How somebody proves who it is: what the registry wants, and what the client has."""
+
+    name: str
+    auth: Callable[[], Auth]
+    credential: Credential
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SCHEMES: Final = (
+    Scheme("Basic", lambda: Basic(USER, PASSWORD), Credential(USER, PASSWORD, source="the test")),
+    Scheme("Bearer", lambda: Bearer({USER: PASSWORD}, anonymous=()), Credential(USER, PASSWORD, source="the test")),
+    Scheme(
+        "an identity token",
+        lambda: Bearer({USER: IDENTITY}, anonymous=(), oauth2=False),
+        Credential(USER, "", identity_token=IDENTITY, source="the test"),
+    ),
+)
+schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+
+
+def secrets_of(*registries: QuirkyRegistry) -> set[str]:
+    """Return every form in which a secret of the test may be seen, and all tokens that were shown to registries."""
+    plain = {USER, PASSWORD, IDENTITY}
+    pairs = {f"{USER}:{secret}" for secret in (PASSWORD, IDENTITY)} | {f"<token>:{IDENTITY}"}
+    found = plain | {base64.b64encode(text.encode()).decode() for text in plain | pairs}
+    found |= {urllib.parse.quote(text, safe="") for text in plain} | {urllib.parse.quote_plus(text) for text in plain}
+    for registry in registries:
+        for request in registry.requests:
+            found |= {(request.headers.get("Authorization") or "x ").partition(" ")[2]}
+    return {text for text in found if len(text) > 5}
+
+
+def assert_silent(heard: bytes, *registries: QuirkyRegistry) -> None:
+    """Assert that in what a host heard there is no secret, and no Authorization at all."""
+    assert b"uthorization" not in heard
+    assert b"Cookie" not in heard
+    for secret in secrets_of(*registries):
+        assert secret.encode() not in heard
+
+
+def was_shown(registry: QuirkyRegistry) -> None:
+    """Assert that a secret was really in play: the registry itself saw it."""
+    assert any(request.headers["Authorization"] for request in registry.requests)
+
+
+def filled(layout: Layout, registry: QuirkyRegistry) -> dict[str, Any]:
+    """Put an image into a registry that lets only USER in."""
+    image = small_image(layout)
+    auth = registry.auth
+    if isinstance(auth, Bearer):
+        shown = f"Bearer {auth.token_for('repository:app:pull,push,delete', user=USER)}"
+    else:
+        shown = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
+    faults, registry.faults = registry.faults, []
+    seed(layout, image, registry.host, "app", "v1", headers={"Authorization": shown})
+    registry.faults = faults
+    registry.requests.clear()
+    return image
+
+
+# Redirects ------------------------------------------------------------------------------------------------------
+
+
+@quirk(20)
+@schemes
+def test_a_redirect_of_blobs_takes_nothing_along(scheme: Scheme, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(BLOBS_ELSEWHERE, auth=scheme.auth())
+    filled(layout, registry)
+    mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    heard = registry.memory["tap"].heard
+    assert heard.count(b"GET /v2/app/blobs/") == 3
+    was_shown(registry)
+    assert_silent(heard, registry)
+
+
+@quirk(20)
+@schemes
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_of_manifests_takes_nothing_along(
+    status: int, scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+) -> None:
+    registry, other = start(auth=scheme.auth()), start()
+    image = filled(layout, registry)
+    seed(layout, image, other.host, "app", "v1")
+    second = tap(other.host)
+    registry.faults.append(Fault(redirect(f"{second.url}/v2/app/manifests/v1", status), "GET", "/manifests/"))
+    mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    assert second.heard.count(b"GET /v2/app/manifests/v1") == 1
+    was_shown(registry)
+    assert_silent(second.heard, registry)
+
+
+@quirk(20)
+@schemes
+def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+) -> None:
+    registry, other = start(auth=scheme.auth()), start(auth=scheme.auth())
+    image = filled(layout, registry)
+    filled(layout, other)
+    second = tap(other.host)
+    digest = layer_of(layout, image)["digest"]
+    registry.faults.append(Fault(redirect(f"{second.url}/v2/app/blobs/{digest}"), "GET", digest, times=None))
+    with pytest.raises(OcistreamError):
+        mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    assert b"GET /v2/app/blobs/" in second.heard
+    assert_silent(second.heard, registry)
+
+
+@quirk(20)
+@schemes
+def test_a_way_back_home_by_another_host_gets_nothing_either(
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+) -> None:
+    registry = start(auth=scheme.auth())
+    image = filled(layout, registry)
+    digest = layer_of(layout, image)["digest"]
+    home = f"{registry.url}/v2/app/blobs/{digest}?back"
+    second = tap(start(Quirk("leads back", (Fault(redirect(home), "GET", times=None),))).host)
+    registry.faults.append(Fault(redirect(f"{second.url}/there"), "GET", rf"{digest}\Z", times=None))
+    with pytest.raises(OcistreamError):
+        mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    assert_silent(second.heard, registry)
+    # Who was led away is a stranger from then on, at home too.
+    assert {request.headers["Authorization"] for request in registry.asked("GET", r"\?back")} == {None}
+
+
+@quirk(20)
+@schemes
+def test_no_body_is_carried_to_where_a_push_is_redirected(
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+) -> None:
+    registry, other = start(auth=scheme.auth()), start()
+    second = tap(other.host)
+    registry.faults.append(Fault(redirect(f"{second.url}/v2/app/manifests/v1"), "PUT", "/manifests/", times=None))
+    _, archive = one_layer(layout)
+    with pytest.raises(FinalNetworkError, match="redirected to another host"):
+        mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    was_shown(registry)
+    assert second.heard == b""
+
+
+# Locations ------------------------------------------------------------------------------------------------------
+
+
+@quirk(5)
+@schemes
+def test_an_upload_on_another_host_takes_nothing_along(
+    scheme: Scheme, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
+    _, archive = one_layer(layout)
+    mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    heard = registry.memory["tap"].heard
+    assert heard.count(b"PATCH /v2/app/blobs/uploads/") == 2
+    was_shown(registry)
+    assert_silent(heard, registry)
+
+
+@quirk(5)
+@quirk(15)
+@schemes
+def test_nor_does_the_end_of_one_that_failed(scheme: Scheme, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
+    image, archive = one_layer(layout)
+    content = layout.file(layer_of(layout, image)["digest"]).read_bytes()
+    spoiled = archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(OcistreamError):
+        mover(credential=scheme.credential).push(spoiled, f"{registry.host}/app:v1")
+    heard = registry.memory["tap"].heard
+    assert b"DELETE /v2/app/blobs/uploads/" in heard
+    assert_silent(heard, registry)
+
+
+@quirk(4)
+@schemes
+def test_another_port_of_the_same_host_is_another_host(
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+) -> None:
+    other = start()
+    second = tap(other.host)
+    registry = start(
+        Quirk("another port", outward=relocating(lambda _, location: second.url + location)), auth=scheme.auth()
+    )
+    _, archive = one_layer(layout)
+    with pytest.raises(OcistreamError):
+        mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    assert b"PATCH /v2/app/blobs/uploads/" in second.heard
+    assert_silent(second.heard, registry)
+
+
+# Realms ---------------------------------------------------------------------------------------------------------
+
+
+@quirk(19)
+@pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
+def test_a_realm_elsewhere_gets_the_password_and_not_the_tokens(
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+) -> None:
+    """It is what token servers are for; and it is all that they get."""
+    auth = scheme.auth()
+    assert isinstance(auth, Bearer)
+    # One state, two hosts: the second gives the tokens that the first one wants.
+    tokens = start(auth=auth)
+    second = tap(tokens.host)
+    auth.realm = f"{second.url}/token"
+    registry = start(auth=auth)
+    _, archive = one_layer(layout)
+    mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    assert second.heard.count(b" /token") == len(auth.requests) > 0
+    shown = {(request.headers["Authorization"] or "").partition(" ")[2] for request in registry.requests} - {""}
+    assert shown
+    assert not any(token.encode() in second.heard for token in shown)
+
+
+@quirk(4)
+@quirk(19)
+@pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
+def test_a_realm_over_http_gets_nothing_from_who_speaks_https(
+    scheme: Scheme,
+    start: Start,
+    mover: Move,
+    tap: MakeTap,
+    layout: Layout,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auth = scheme.auth()
+    assert isinstance(auth, Bearer)
+    second = tap(start(auth=auth).host)
+    auth.realm = f"http://registry.test:{second.host.partition(':')[2]}/token"
+    registry = start(auth=auth, tls=certificate)
+    _, archive = one_layer(layout)
+    with names(monkeypatch, registry="203.0.113.5"):
+        host = f"registry.test:{registry.host.partition(':')[2]}"
+        with pytest.raises(FinalNetworkError, match="from https to http"):
+            mover(credential=scheme.credential, ca_file=str(certificate.file)).push(archive, f"{host}/app:v1")
+    assert second.connections == 0
+
+
+@quirk(19)
+@schemes
+def test_a_public_registry_cannot_send_a_password_to_this_machine(
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=())
+    second = tap(start(auth=auth).host)
+    auth.realm = f"{second.url}/token"
+    registry = start(auth=auth)
+    _, archive = one_layer(layout)
+    with names(monkeypatch, registry="203.0.113.5"):
+        host = f"registry.test:{registry.host.partition(':')[2]}"
+        with pytest.raises(FinalNetworkError, match="an address inside"):
+            mover(credential=scheme.credential, plain_http=True).push(archive, f"{host}/app:v1")
+    assert second.connections == 0
+
+
+# Links ----------------------------------------------------------------------------------------------------------
+
+
+@quirk(26)
+@schemes
+def test_a_link_to_another_host_is_not_followed_with_anything(
+    scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
+) -> None:
+    other = start()
+    second = tap(other.host)
+    link = f'<{second.url}/v2/app/tags/list?last=v1>; rel="next"'
+    registry = start(
+        Quirk("a link that leads away", (Fault(Header("Link", link), "GET", "/tags/list", times=None),)),
+        auth=scheme.auth(),
+    )
+    filled(layout, registry)
+    result = ocistream("inspect", f"{registry.host}/app", env=logged_in(tmp_path, scheme, registry.host))
+    assert "v1" in result.lines(), result.err
+    was_shown(registry)
+    assert_silent(second.heard, registry)
+    assert_unprinted(result, registry)
+
+
+@quirk(31)
+@schemes
+def test_a_link_of_referrers_to_another_host_is_not_followed_with_anything(
+    scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
+) -> None:
+    other = start()
+    second = tap(other.host)
+    link = f'<{second.url}/v2/app/referrers/x>; rel="next"'
+
+    def leads_away(handler: Any, answer: Answer) -> Answer:
+        listed = "/referrers/" in handler.path and answer.headers.get("Content-Type") == OCI_INDEX
+        return changed(answer, Link=link) if listed else answer
+
+    registry = start(Quirk("a link that leads away", outward=leads_away), auth=scheme.auth())
+    filled(layout, registry)
+    env = logged_in(tmp_path, scheme, registry.host)
+    inspected = ocistream("inspect", f"{registry.host}/app:v1", env=env)
+    assert inspected.code == 0, inspected.err
+    assert registry.asked("GET", "/referrers/") != []
+    ocistream("copy", f"{registry.host}/app:v1", f"oci:{tmp_path / 'out'}", env=env)
+    assert_silent(second.heard, registry)
+
+
+# Two registries, and the wrong one ------------------------------------------------------------------------------
+
+
+@quirk(20)
+@schemes
+def test_the_password_of_one_registry_is_not_shown_to_the_other_one_of_a_copy(
+    scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
+) -> None:
+    registry, other = start(auth=scheme.auth()), start()
+    second = tap(other.host)
+    filled(layout, registry)
+    env = logged_in(tmp_path, scheme, registry.host)
+    result = ocistream("copy", f"{registry.host}/app:v1", f"{second.host}/app:v1", env=env)
+    assert result.code == 0, result.err
+    was_shown(registry)
+    assert b"PATCH /v2/app/blobs/uploads/" in second.heard
+    assert_silent(second.heard, registry)
+
+
+# What is printed ------------------------------------------------------------------------------------------------
+
+
+def logged_in(folder: Path, scheme: Scheme, host: str) -> dict[str, str]:
+    """Return the environment of somebody whose login at `host` is in Docker's file, and nothing else."""
+    credential = scheme.credential
+    entry: dict[str, str] = {"auth": base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()}
+    if credential.identity_token:
+        entry["identitytoken"] = credential.identity_token
+    docker = folder / "docker"
+    docker.mkdir(exist_ok=True)
+    (docker / "config.json").write_text(json.dumps({"auths": {host: entry}}))
+    return {"HOME": str(folder), "DOCKER_CONFIG": str(docker)}
+
+
+def assert_unprinted(result: Result, *registries: QuirkyRegistry) -> None:
+    """Assert that nothing secret was printed, not even what a URL was signed with."""
+    for secret in secrets_of(*registries) - {USER}:
+        assert secret not in result.err
+        assert secret not in result.out.decode()
+    assert "sig=" not in result.err
+
+
+#: What goes wrong, so that there is something to say.
+FAILURES: Final[Mapping[str, tuple[Fault, ...]]] = {
+    "nothing": (),
+    "a refusal for good": (Fault(refusal(400, "DENIED"), "PUT|GET", "/manifests/v1", times=None),),
+    "a redirect to nowhere": (Fault(redirect("http://127.0.0.1:9/?sig=a%2Fb"), "GET", "/blobs/", times=None),),
+    "a server in trouble": (Fault(refusal(503), "HEAD|GET", "", times=1),),
+}
+
+
+@quirk(13)
+@pytest.mark.parametrize(
+    ("scheme", "failure"),
+    [
+        *((scheme, "nothing") for scheme in SCHEMES),
+        *((SCHEMES[1], failure) for failure in FAILURES if failure != "nothing"),
+    ],
+    ids=str,
+)
+def test_neither_messages_nor_results_hold_a_secret(
+    failure: str, scheme: Scheme, start: Start, layout: Layout, tmp_path: Path
+) -> None:
+    registry = start(BLOBS_ELSEWHERE, UPLOADS_ELSEWHERE, auth=scheme.auth())
+    filled(layout, registry)
+    registry.faults = [dataclasses.replace(fault) for fault in FAILURES[failure]]
+    env = logged_in(tmp_path, scheme, registry.host)
+    pulled, done = tmp_path / "pulled.tar", tmp_path / "result.json"
+    options = ["-vv", "--retries", "1", "--progress", "json", "--result", str(done)]
+    first = ocistream("pull", f"{registry.host}/app:v1", "-o", pulled, *options, env=env)
+    assert (first.code == 0) == (failure in {"nothing", "a server in trouble"}), first.err
+    assert_unprinted(first, registry)
+    _, archive = one_layer(layout)
+    (tmp_path / "given.tar").write_bytes(archive)
+    second = ocistream("push", f"{registry.host}/app:v1", "-i", tmp_path / "given.tar", *options, env=env)
+    assert_unprinted(second, registry)
+    if done.exists():
+        text = done.read_text()
+        assert not any(secret in text for secret in secrets_of(registry))
+        assert "sig=" not in text
+    was_shown(registry)
+
+
+@schemes
+def test_a_wrong_secret_is_not_printed_when_it_is_refused(scheme: Scheme, start: Start, tmp_path: Path) -> None:
+    registry = start(auth=Bearer({USER: "another"}, anonymous=(), oauth2=scheme.name != "Basic"))
+    env = logged_in(tmp_path, scheme, registry.host)
+    result = ocistream("pull", f"{registry.host}/app:v1", "-o", tmp_path / "none.tar", "-vv", env=env)
+    assert result.code == 3, result.err
+    assert_unprinted(result, registry)
+
+
+def test_these_tests_would_notice(start: Start, mover: Move, tap: MakeTap, layout: Layout) -> None:
+    """A tap hears what is really shown: the registry itself, looked at as if it were another host."""
+    for scheme in SCHEMES:
+        registry = start(auth=scheme.auth())
+        second = tap(registry.host)
+        _, archive = one_layer(layout)
+        mover(credential=scheme.credential).push(archive, f"{second.host}/app:v1")
+        with pytest.raises(AssertionError):
+            assert_silent(second.heard, registry)
+        assert any(secret.encode() in second.heard for secret in secrets_of(registry) - {USER})

@@ -1,0 +1,89 @@
+"""Every statement has a test; and whatever a registry's habits, an image that was pushed comes back the same."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.archives import check_blobs, index_in, small_first, tar_of
+from tests.faulty_auth import Bearer
+from tests.images import Descriptor, Layout, tar_layer
+from tests.quirks.moving import WAYS, How, Mover
+from tests.quirks.registries import ALONE, KINDS, Kind
+from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks.statements import QUIRKS, quirk
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+#: More than one chunk of ours, and not a multiple of one.
+_LAYER: Final = 600_001
+
+
+def numbers_tested() -> set[int]:
+    """Return the number of every statement for which a test stands in this folder."""
+    found: set[int] = set()
+    for path in Path(__file__).parent.glob("test_*.py"):
+        module = importlib.import_module(f"tests.quirks.{path.stem}")
+        groups = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+        tests = [value for group in groups for name, value in vars(group).items() if name.startswith("test_")]
+        for test in tests:
+            marks: list[Any] = list(getattr(test, "pytestmark", []))
+            cases = [case for mark in marks if mark.name == "parametrize" for case in mark.args[1]]
+            marks += [mark for case in cases for mark in getattr(case, "marks", ())]
+            found |= {int(mark.args[0]) for mark in marks if mark.name == "quirk"}
+    return found
+
+
+def test_every_statement_has_a_test() -> None:
+    numbers = sorted(QUIRKS)
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert sorted(set(numbers) - numbers_tested()) == []
+
+
+def image_in(layout: Layout) -> tuple[Descriptor, bytes]:
+    """Return an index of two small images, one with a layer of several chunks, and the archive that holds it."""
+    shared = tar_layer({"etc/motd": b"the same on all\n"})
+    images = [
+        layout.image([shared, _LAYER], platform="linux/amd64"),
+        layout.image([shared, tar_layer({"bin/arch": b"arm64"})], platform="linux/arm64/v8", media="docker"),
+    ]
+    index = layout.index(images, name="app")
+    return index, tar_of(small_first(layout))
+
+
+def there_and_back(registry: QuirkyRegistry, mover: Mover, layout: Layout, how: How) -> None:
+    """Push an image and pull it again: nothing is there but what was pushed, byte for byte."""
+    index, archive = image_in(layout)
+    image = f"{registry.host}/team/app:v1"
+    report = mover.push(archive, image, how)
+    assert [root.descriptor.digest for root in report.graph.roots] == [index["digest"]]
+    pulled = mover.pull(image, how)
+    (entry,) = index_in(pulled)
+    assert (entry["digest"], entry["mediaType"]) == (index["digest"], index["mediaType"])
+    assert check_blobs(pulled) == {f"sha256:{path.name}" for path in (layout.path / "blobs/sha256").iterdir()}
+    # What was begun is over, unless it takes a right to delete that a token for pushing does not have.
+    if not isinstance(registry.auth, Bearer):
+        assert list((registry.layout.path / "blobs").glob("*/.*")) == []
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize(
+    "habit", [pytest.param(habit, marks=quirk(number), id=f"{number}-{habit}") for number, habit in ALONE]
+)
+def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_one_quirk(
+    habit: Quirk, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    there_and_back(start(habit), mover(), layout, how)
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_the_quirks_of(
+    kind: Kind, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    there_and_back(start(*kind.quirks, auth=kind.auth()), mover(), layout, how)

@@ -1,0 +1,186 @@
+"""Blobs that another repository has, tokens, and what may be shown to whom: statements 17 to 21."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ocistream.credentials import Credential
+from tests.faulty_auth import Basic, Bearer
+from tests.images import Layout, small_image
+from tests.quirks import habits
+from tests.quirks.moving import WAYS, How, Mover
+from tests.quirks.pieces import is_stored, layer_of, one_layer
+from tests.quirks.registries import PASSWORD, USER
+from tests.quirks.registry import Quirk, QuirkyRegistry, refused
+from tests.quirks.statements import quirk
+from tests.quirks.uploading import STATE
+from tests.registry_http import basic, manifest_digest, seed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+
+def hows(report: Any) -> set[str]:
+    return {moved.how for moved in report.blobs}
+
+
+def _not_shared(*quirks: Quirk) -> tuple[Quirk, ...]:
+    """Return quirks of a registry of which each repository has its own blobs, so that there is something to mount."""
+
+    def forget(handler: Any, answer: Any) -> Any:
+        looked = handler.command == "HEAD" and "/v2/copied/blobs/" in handler.path
+        return refused(404, "BLOB_UNKNOWN") if looked else answer
+
+    return (Quirk("blobs belong to repositories", outward=forget), *quirks)
+
+
+@quirk(17)
+def test_a_mount_says_from_where(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(*_not_shared(habits.MOUNT_WANTS_FROM))
+    image = small_image(layout)
+    seed(layout, image, registry.host, "team/app", "v1")
+    report = mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
+    mounts = registry.asked("POST", r"mount=")
+    assert len(mounts) == 3
+    assert all(request.query["from"] == ["team/app"] for request in mounts)
+    assert hows(report) == {"mounted"}
+
+
+@quirk(17)
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
+def test_any_error_of_a_mount_means_an_upload(status: int, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(*_not_shared(habits.refused_mounts(status)))
+    image = small_image(layout)
+    seed(layout, image, registry.host, "team/app", "v1")
+    registry.requests.clear()
+    report = mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
+    assert hows(report) == {"copied"}
+    assert len(registry.asked("PUT", "/v2/copied/blobs/uploads/")) == 3
+    assert manifest_digest(registry.host, "copied", "v1") == image["digest"]
+
+
+@quirk(17)
+@pytest.mark.parametrize(
+    ("quirks", "kept"),
+    [
+        ((habits.MOUNT_IS_UPLOAD,), "mount=sha256:"),
+        ((STATE, Quirk("a mount becomes an upload", inward=habits.MOUNT_IS_UPLOAD.inward)), "_state="),
+    ],
+    ids=["with mount= in its Location", "with a state"],
+)
+def test_an_upload_in_place_of_a_mount_is_gone_on_with_by_its_location(
+    quirks: tuple[Quirk, ...], kept: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(*_not_shared(*quirks))
+    image = small_image(layout)
+    seed(layout, image, registry.host, "team/app", "v1")
+    registry.requests.clear()
+    report = mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
+    assert hows(report) == {"copied"}
+    # Nothing is opened beside it, and the query that came with it is still there.
+    assert len(registry.asked("POST")) == 3
+    patches, puts = (registry.asked(method, "/v2/copied/blobs/uploads/") for method in ("PATCH", "PUT"))
+    assert all(request.target.partition("?")[2].startswith(kept) for request in patches)
+    assert all(("&" if kept == "_state=" else "?") + "digest=" in request.target for request in puts)
+    assert manifest_digest(registry.host, "copied", "v1") == image["digest"]
+
+
+@quirk(18)
+def test_the_token_of_a_mount_is_for_both_repositories_the_target_first(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=("pull", "push"))
+    registry = start(*_not_shared(), auth=auth)
+    image = small_image(layout)
+    token = auth.token_for("repository:team/app:pull,push")
+    seed(layout, image, registry.host, "team/app", "v1", headers={"Authorization": f"Bearer {token}"})
+    auth.requests.clear()
+    report = mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
+    assert hows(report) == {"mounted"}
+    assert ("repository:copied:pull,push", "repository:team/app:pull") in [request.scopes for request in auth.requests]
+
+
+@quirk(19)
+@pytest.mark.parametrize("field", ["token", "access_token"])
+@pytest.mark.parametrize("how", WAYS)
+def test_a_token_is_found_under_either_name(field: Any, how: How, start: Start, mover: Move, layout: Layout) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=(), field=field)
+    registry = start(auth=auth)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1", how)
+    assert is_stored(registry, layout, layer_of(layout, image))
+    assert {request.user for request in auth.requests} == {USER}
+
+
+@quirk(19)
+def test_a_token_server_without_oauth2_is_asked_by_get(start: Start, mover: Move, layout: Layout) -> None:
+    auth = Bearer({USER: "an identity"}, anonymous=(), oauth2=False)
+    registry = start(auth=auth)
+    image, archive = one_layer(layout)
+    identity = Credential(USER, "", identity_token="an identity", source="the test")
+    mover(credential=identity).push(archive, f"{registry.host}/app:v1")
+    assert is_stored(registry, layout, layer_of(layout, image))
+    assert [(request.method, request.status) for request in auth.requests][:2] == [("POST", 404), ("GET", 200)]
+
+
+@quirk(19)
+@pytest.mark.parametrize("how", WAYS)
+def test_a_registry_that_does_not_say_how_says_it_at_its_base(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=(), challenge=False)
+    registry = start(auth=auth)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1", how)
+    assert is_stored(registry, layout, layer_of(layout, image))
+    # Once: what was said there holds for all that comes.
+    assert len(registry.asked("GET", r"^/v2/\Z")) <= 4
+    before = len(registry.asked("GET", r"^/v2/\Z"))
+    mover().pull(f"{registry.host}/app:v1")
+    assert len(registry.asked("GET", r"^/v2/\Z")) == before + 1
+
+
+@quirk(20)
+@pytest.mark.parametrize("auth", [Basic(USER, PASSWORD), Bearer({USER: PASSWORD})], ids=["Basic", "Bearer"])
+@pytest.mark.parametrize("how", WAYS)
+def test_storage_elsewhere_gets_no_authorization(
+    auth: Any, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.BLOBS_ELSEWHERE, auth=auth)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    pulled = mover().pull(f"{registry.host}/app:v1", how)
+    assert f"blobs/sha256/{layer_of(layout, image)['digest'][7:]}" in pulled
+    heard = registry.memory["tap"].heard
+    # A refusal of Authorization would have been a 400, and the query is as it was signed.
+    assert heard.count(b"GET /v2/app/blobs/sha256:") == 2
+    assert heard.count(b"?sig=a%2Fb%3D+c~ HTTP/1.1") == 2
+    assert b"uthorization" not in heard
+
+
+@quirk(20)
+def test_a_relative_redirect_stays_at_home_and_keeps_its_authorization(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.RELATIVE_REDIRECT, auth=Basic(USER, PASSWORD))
+    _, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    mover().pull(f"{registry.host}/app:v1")
+    stored = registry.asked("GET", "^/stored/")
+    assert len(stored) == 2
+    assert {request.headers["Authorization"] for request in stored} == {basic(USER, PASSWORD)["Authorization"]}
+
+
+@quirk(21)
+@pytest.mark.parametrize("how", WAYS)
+def test_no_cookie_is_sent_back(how: How, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(habits.COOKIES, auth=Bearer({USER: PASSWORD}, anonymous=()))
+    image, archive = one_layer(layout)
+    used = mover()
+    used.push(archive, f"{registry.host}/app:v1", how)
+    used.pull(f"{registry.host}/app:v1", how)
+    assert {request.headers["Cookie"] for request in registry.requests} == {None}
+    assert is_stored(registry, layout, layer_of(layout, image))

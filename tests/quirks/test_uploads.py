@@ -1,0 +1,317 @@
+"""How registries take blobs: statements 1 to 16, and 39 to 42. What chunks are like is in `test_chunks`."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocistream.errors import AuthenticationError, IntegrityError, NetworkError
+from tests.archives import small_first, tar_of
+from tests.certificates import Certificate
+from tests.cli.proxy import tunnelling_to
+from tests.cli.run import ocistream
+from tests.faults import Fault, refusal
+from tests.faulty_auth import Basic, Bearer
+from tests.images import Layout
+from tests.network import names
+from tests.quirks import uploading
+from tests.quirks.habits import NO_LOOKING
+from tests.quirks.moving import WAYS, How, Mover
+from tests.quirks.pieces import Held, config_of, is_stored, layer_of, one_layer, upload_of
+from tests.quirks.registries import PASSWORD, USER
+from tests.quirks.registry import Quirk, QuirkyRegistry, refused, relocating
+from tests.quirks.statements import quirk
+from tests.registry_http import manifest_digest
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+
+@quirk(1)
+@pytest.mark.parametrize(
+    ("habit", "expected"),
+    [
+        (uploading.ABSOLUTE, r"/v2/team/app/blobs/uploads/[0-9a-f-]{36}"),
+        (uploading.RELATIVE, r"/v2/team/app/blobs/uploads/[0-9a-f-]{36}"),
+        (uploading.OTHER_PREFIX, r"/artifacts-uploads/namespaces/p/repositories/team/app/uploads/[0-9a-f-]{36}"),
+    ],
+    ids=str,
+)
+def test_a_location_is_resolved_against_the_request(
+    habit: Quirk, expected: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habit)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/team/app:v1")
+    requests = upload_of(registry, layer_of(layout, image))
+    assert [request.method for request in requests] == ["PATCH", "PUT"]
+    assert all(re.fullmatch(expected, request.path) for request in requests)
+    assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
+
+
+@quirk(2)
+@quirk(3)
+def test_the_last_state_is_sent_back_byte_for_byte_and_the_digest_behind_it(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(uploading.STATE)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    patch, put = upload_of(registry, layer_of(layout, image))
+    given = r"_state=n([0-9]+)-x%2By\+z~%3D%3D"
+    first = re.fullmatch(given, patch.target.partition("?")[2])
+    last = re.fullmatch(rf"{given}&digest=(.+)", put.target.partition("?")[2])
+    assert first is not None
+    assert last is not None
+    assert int(last[1]) > int(first[1])
+    assert last[2].replace("%3A", ":") == layer_of(layout, image)["digest"]
+
+
+@quirk(3)
+def test_where_an_answer_has_no_location_the_one_before_holds(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(uploading.NO_LATER_LOCATION, uploading.ABSOLUTE)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    patch, put = upload_of(registry, layer_of(layout, image))
+    assert put.path == patch.path
+
+
+@quirk(4)
+def test_an_http_location_after_https_is_not_followed(
+    start: Start, mover: Move, layout: Layout, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = start()
+    to_plain = relocating(lambda _, location: f"http://registry.test:{plain.host.partition(':')[2]}{location}")
+    registry = start(Quirk("http after https", outward=to_plain), tls=certificate)
+    image, archive = one_layer(layout)
+    with names(monkeypatch, registry="203.0.113.5"):
+        host = f"registry.test:{registry.host.partition(':')[2]}"
+        with pytest.raises(NetworkError, match=r"from https to http://registry\.test"):
+            mover(ca_file=str(certificate.file)).push(archive, f"{host}/app:v1")
+    assert plain.requests == []
+    assert not is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(4)
+def test_port_443_and_no_port_are_the_same_host(
+    start: Start, layout: Layout, certificate: Certificate, tmp_path: Path
+) -> None:
+    def with_port(_: Any, location: str) -> str:
+        return f"https://registry.test:443{location}"
+
+    registry = start(
+        Quirk("the port is said", outward=relocating(with_port)), tls=certificate, auth=Basic(USER, PASSWORD)
+    )
+    image, archive = one_layer(layout)
+    path = tmp_path / "app.tar"
+    path.write_bytes(archive)
+    with tunnelling_to(registry.host) as proxy:
+        env = {"HTTPS_PROXY": proxy.url, "SSL_CERT_FILE": str(certificate.file)}
+        login = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
+        pushed = ocistream("push", "registry.test/app:v1", "-i", path, env={**env, **login})
+    assert pushed.code == 0, pushed.err
+    # With its Authorization, or the uploads would have been refused.
+    assert {request.status for request in upload_of(registry, layer_of(layout, image))} == {201, 202}
+
+
+@quirk(5)
+@pytest.mark.parametrize("how", WAYS)
+def test_an_upload_elsewhere_gets_no_authorization(how: How, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(uploading.UPLOADS_ELSEWHERE, auth=Basic(USER, PASSWORD))
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1", how)
+    assert registry.asked("PATCH|PUT", "uploads") == []
+    heard = registry.memory["tap"].heard
+    assert heard.count(b"PATCH /v2/app/blobs/uploads/") == 2
+    assert b"uthorization" not in heard
+    assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
+
+
+@quirk(6)
+@quirk(7)
+@pytest.mark.parametrize("how", WAYS)
+def test_a_blob_is_one_post_one_streamed_patch_and_a_put_without_a_body(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1", how)
+    for blob in (layer_of(layout, image), config_of(layout, image)):
+        patch, put = upload_of(registry, blob)
+        assert (patch.method, patch.received) == ("PATCH", blob["size"])
+        assert patch.headers["Content-Range"] is None
+        assert patch.headers["Content-Type"] == "application/octet-stream"
+        assert (put.method, put.received, put.headers["Content-Length"]) == ("PUT", 0, "0")
+    assert [request.headers["Content-Length"] for request in registry.asked("POST")] == ["0", "0"]
+
+
+@quirk(8)
+@pytest.mark.parametrize(
+    "habit",
+    [uploading.NO_CHUNKS, uploading.no_larger_than(4096, 416, chunks_only=True), uploading.STALLED_RANGE],
+    ids=str,
+)
+def test_who_has_trouble_with_chunks_gets_none(habit: Quirk, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(habit)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    patch, _ = upload_of(registry, layer_of(layout, image))
+    assert patch.received == layer_of(layout, image)["size"]
+    assert registry.asked("PATCH", "") == [request for request in registry.asked("PATCH") if request.status == 202]
+
+
+@quirk(10)
+@quirk(40)
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("habit", [uploading.BACKWARD_RANGE, uploading.LAST_RANGE, uploading.NO_RANGE], ids=str)
+def test_what_a_range_says_of_a_streamed_upload_changes_nothing(
+    habit: Quirk, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habit)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1", how)
+    assert len(upload_of(registry, layer_of(layout, image))) == 2
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(12)
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [*(("PATCH", status) for status in (200, 201, 202, 204)), *(("PUT", status) for status in (200, 201, 202, 204))],
+)
+def test_every_status_of_success_is_one(method: str, status: int, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(uploading.answering(method, status))
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    requests = upload_of(registry, layer_of(layout, image))
+    assert [request.method for request in requests] == ["PATCH", "PUT"]
+    # It is believed: nobody looks whether the blob has come to be there after all.
+    assert len(registry.asked("HEAD", "/blobs/")) == 2
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
+
+
+@quirk(13)
+@pytest.mark.parametrize("how", WAYS)
+def test_a_token_that_ends_before_the_closing_put_costs_that_put_and_no_more(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=())
+    registry = start(uploading.TOKENS_END, auth=auth)
+    image, archive = one_layer(layout)
+    mover(jobs=1).push(archive, f"{registry.host}/app:v1", how)
+    layer, config = layer_of(layout, image), config_of(layout, image)
+    puts = [request.status for request in registry.asked("PUT", "digest=")]
+    assert sorted(puts, key=str) == [201, 201, 401]
+    patches = registry.asked("PATCH")
+    assert sorted(request.received for request in patches) == sorted([layer["size"], config["size"]])
+    assert [request.status for request in auth.requests] == [200, 200]
+
+
+@quirk(14)
+def test_no_session_is_opened_before_the_first_byte_of_its_blob_is_there(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image, archive = one_layer(layout)
+    opened: list[int] = []
+
+    def slow() -> None:
+        opened.append(len(registry.asked("POST")) - len(registry.asked("PUT", "digest=")))
+        # Whoever waits for their first byte now has waited for too long.
+        registry.uploads.close()
+
+    stream: Any = io.BufferedReader(Held(archive, layer_of(layout, image)["digest"], slow))
+    mover().push_stream(lambda: stream, f"{registry.host}/app:v1")
+    assert opened == [0]
+    assert len(registry.asked("POST")) == 2
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
+
+
+@quirk(15)
+@pytest.mark.parametrize("how", WAYS)
+def test_an_abandoned_session_is_deleted(how: How, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    image, archive = one_layer(layout)
+    spoiled = _spoiled(archive, layout.file(layer_of(layout, image)["digest"]).read_bytes())
+    with pytest.raises(IntegrityError):
+        mover().push(spoiled, f"{registry.host}/app:v1", how)
+    (deleted,) = registry.asked("DELETE")
+    assert (deleted.status, deleted.path[:22]) == (204, "/v2/app/blobs/uploads/")
+    assert list((registry.layout.path / "blobs").glob("*/.*")) == []
+
+
+@quirk(15)
+@pytest.mark.parametrize("status", [405, 500, 401])
+def test_nothing_comes_of_it_if_deleting_fails(status: int, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(Quirk("no deleting", (Fault(refusal(status), "DELETE", times=None),)))
+    image, archive = one_layer(layout)
+    spoiled = _spoiled(archive, layout.file(layer_of(layout, image)["digest"]).read_bytes())
+    with pytest.raises(IntegrityError):
+        mover().push(spoiled, f"{registry.host}/app:v1", "pipe")
+    assert [request.status for request in registry.asked("DELETE")] == [status]
+
+
+def _spoiled(archive: bytes, layer: bytes) -> bytes:
+    """Return an archive whose layer has another last byte, which is found out when most of it was sent."""
+    start = archive.index(layer)
+    end = start + len(layer) - 1
+    return archive[:end] + bytes([archive[end] ^ 1]) + archive[end + 1 :]
+
+
+@quirk(16)
+@pytest.mark.parametrize("how", WAYS)
+def test_a_blob_of_no_bytes_is_a_put_without_a_body(how: How, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    artifact = layout.artifact(b"", name="app")
+    mover().push(tar_of(small_first(layout)), f"{registry.host}/app:v1", how)
+    empty = layer_of(layout, artifact)
+    assert empty["size"] == 0
+    (put,) = upload_of(registry, empty)
+    assert (put.method, put.received) == ("PUT", 0)
+    assert is_stored(registry, layout, empty)
+
+
+@quirk(39)
+def test_an_upload_is_known_by_its_location_alone(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(uploading.NO_UUID, uploading.OTHER_PREFIX)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(41)
+def test_who_wants_a_patch_gets_one(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(uploading.NO_SINGLE_PUT)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    assert {request.status for request in registry.asked("PUT")} == {201}
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(42)
+def test_who_may_push_and_not_look_pushes(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(NO_LOOKING)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    assert {request.status for request in registry.asked("HEAD")} == {403}
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
+
+
+@quirk(42)
+@pytest.mark.parametrize("how", WAYS)
+def test_who_may_do_neither_is_told_so_before_a_byte_is_sent(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    def deny(handler: Any) -> Any:
+        return refused(403, "DENIED") if handler.command != "GET" else None
+
+    registry = start(Quirk("read only", inward=deny))
+    _, archive = one_layer(layout)
+    with pytest.raises(AuthenticationError, match="403"):
+        mover().push(archive, f"{registry.host}/app:v1", how)
+    assert registry.asked("PATCH|PUT") == []
