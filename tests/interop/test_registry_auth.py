@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.certificates import Certificate
-from tests.cli.run import Result, ocistream, started
+from tests.cli.run import Result, ocistream
 from tests.images import Descriptor, Layout, small_image
 from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
 from tests.registry_http import assert_no_image, basic, seed
@@ -301,54 +300,6 @@ def test_anybody_pulls_where_that_is_allowed_and_nobody_pushes_where_it_is_not(
         refused = ocistream("push", f"{registry.host}/public/app:v2", "-i", archive, env=env)
         assert_refused(refused, PASSWORD)
     assert registry.tags("public/app") == {"v1": image["digest"]}
-
-
-@pytest.mark.parametrize(
-    "stated", [2, 300], ids=["and the server says so", "though the server says that it lives for long"]
-)
-def test_a_push_outlives_its_token(
-    stated: int, start_registry: Start, start_token_server: StartTokens, layout: Layout, tmp_path: Path
-) -> None:
-    # distribution allows for clocks that are 60 seconds apart: this token ends after two.
-    tokens = start_token_server(users={USER: User(PASSWORD)}, lifetime=-58, expires_in=stated)
-    registry = start_registry(auth=tokens)
-    image = layout.image([3 * MIB, 3 * MIB], name="v1")
-    archive = tmp_path / "app.tar"
-    names = ["oci-layout", "index.json", "blobs"]
-    subprocess.run(["tar", "--create", "--file", archive, "--directory", layout.path, *names], check=True)
-    content = archive.read_bytes()
-    half = len(content) // 4
-    with started("push", f"{registry.host}/app:v1", stdin=subprocess.PIPE, env=by_environment(PASSWORD)) as process:
-        assert process.stdin is not None
-        # In the middle of the first layer: its upload was opened with the first token and is closed with another.
-        process.stdin.write(content[:half])
-        process.stdin.flush()
-        time.sleep(3.2)
-        _, errors = process.communicate(content[half:])
-    assert process.returncode == 0, errors
-    assert registry.tags("app") == {"v1": image["digest"]}
-    refused = [request for request in registry.requests() if request.startswith("PUT ") and request.endswith(" 401")]
-    # A token whose end is known is renewed before it; one that ends unexpectedly when it has.
-    assert len(refused) == (1 if stated == 300 else 0)
-
-
-def test_a_pull_outlives_its_token(
-    start_registry: Start, start_token_server: StartTokens, layout: Layout, tmp_path: Path
-) -> None:
-    tokens = start_token_server(anonymous={"*": ["pull"]}, lifetime=-58, expires_in=300)
-    registry = start_registry(auth=tokens)
-    access = [{"type": "repository", "name": "app", "actions": ["pull", "push"]}]
-    header = {"Authorization": f"Bearer {tokens.token('', access)}"}
-    seed(layout, layout.image([6 * MIB, 3 * MIB]), registry.host, "app", "v1", headers=header)
-    with started("pull", f"{registry.host}/app:v1") as process:
-        assert process.stdout is not None
-        beginning = process.stdout.read(MIB)
-        time.sleep(3.2)
-        rest = process.stdout.read()
-        assert process.wait() == 0
-    (tmp_path / "pulled.tar").write_bytes(beginning + rest)
-    subprocess.run(["tar", "--list", "--file", tmp_path / "pulled.tar"], check=True, capture_output=True)
-    assert len([request for request in tokens.requests if request.status == 200]) >= 2
 
 
 # -- two sides with credentials of their own --------------------------------------------------------------

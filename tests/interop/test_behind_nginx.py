@@ -1,0 +1,250 @@
+"""A real docker-registry behind a real nginx: TLS, passwords and tokens, another path, blobs on a second server."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import pytest
+
+from tests.archives import files_in, small_first, tar_of
+from tests.certificates import Certificate
+from tests.cli.proxy import tunnelling_to
+from tests.cli.run import Result, ocistream
+from tests.images import Descriptor, Layout
+from tests.peers import DockerRegistry, Nginx
+from tests.quirks.statements import quirk
+from tests.registry_http import basic
+from tests.token_server import TokenServer, User
+
+MIB: Final = 1 << 20
+USER: Final = "ada"
+PASSWORD: Final = "lovelace: the 1st"
+LOGIN: Final = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
+#: How this machine is called where TLS is spoken: loopback's own names speak plain HTTP.
+NAME: Final = "registry.test"
+
+How = Literal["a file", "a pipe"]
+Auth = Literal["open", "htpasswd", "tokens"]
+StartRegistry = Callable[..., DockerRegistry]
+StartNginx = Callable[..., Nginx]
+both_ways = pytest.mark.parametrize("how", ["a file", "a pipe"])
+each_auth = pytest.mark.parametrize("auth", ["open", "htpasswd", "tokens"])
+
+#: The token server is behind the same nginx: who speaks https sends no password by http.
+TOKENS_HERE: Final = """
+map $upstream_http_www_authenticate $challenge {
+    default $upstream_http_www_authenticate;
+    '~^Bearer realm="[^"]*"(?<rest>.*)$' 'Bearer realm="$scheme://$http_host/token"$rest';
+}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Behind:
+    """A registry, and what is told to an nginx to stand before it."""
+
+    registry: DockerRegistry
+    tokens: TokenServer
+
+    @property
+    def server(self) -> str:
+        return f"""
+            location /token {{ proxy_pass {self.tokens.realm}; }}
+            location / {{
+                proxy_pass {self.registry.url};
+                proxy_hide_header WWW-Authenticate;
+                add_header WWW-Authenticate $challenge always;
+            }}
+        """
+
+
+@pytest.fixture
+def behind(start_registry: StartRegistry, start_token_server: Callable[..., TokenServer]) -> Callable[..., Behind]:
+    """Return a function that starts a registry of one of the kinds of `Auth`."""
+
+    def start(auth: Auth, **options: object) -> Behind:
+        tokens = start_token_server(users={USER: User(PASSWORD)})
+        kinds: Mapping[Auth, object] = {"open": None, "htpasswd": {USER: PASSWORD}, "tokens": tokens}
+        return Behind(start_registry(auth=kinds[auth], **options), tokens)
+
+    return start
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Pushes an image to app:v1 of a host, and pulls it again, each by the command."""
+
+    host: str
+    how: How
+    folder: Path
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> str:
+        return f"{self.host}/team/app:v1"
+
+    def push(self, layout: Layout, *options: str) -> Result:
+        path = self.folder / "given.tar"
+        path.write_bytes(tar_of(small_first(layout)))
+        given = ["-i", str(path)] if self.how == "a file" else []
+        stdin = None if given else path
+        return ocistream("push", self.image, *given, *self.options, *options, stdin=stdin, env={**LOGIN, **self.env})
+
+    def pull(self, *options: str) -> tuple[Result, dict[str, bytes]]:
+        path = self.folder / "pulled.tar"
+        given = ["-o", str(path)] if self.how == "a file" else []
+        stdout = None if given else path
+        env = {**LOGIN, **self.env}
+        result = ocistream("pull", self.image, *given, *self.options, *options, stdout=stdout, env=env)
+        return result, files_in(path.read_bytes()) if result.code == 0 else {}
+
+    def there_and_back(self, layout: Layout, image: Descriptor) -> None:
+        """Push, pull, and assert that every blob came back as it was."""
+        pushed = self.push(layout)
+        assert pushed.code == 0, pushed.err
+        assert pushed.lines() == [f"{self.image}@{image['digest']}"]
+        pulled, files = self.pull()
+        assert pulled.code == 0, pulled.err
+        blobs = (layout.path / "blobs/sha256").iterdir()
+        assert all(files[f"blobs/sha256/{path.name}"] == path.read_bytes() for path in blobs)
+
+
+@contextlib.contextmanager
+def by_name(front: Nginx, certificate: Certificate) -> Iterator[tuple[str, dict[str, str]]]:
+    """Give the name of an nginx that speaks TLS, and an environment in which it leads there and is trusted."""
+    with tunnelling_to(front.host) as proxy:
+        host = f"{NAME}:{front.host.rpartition(':')[2]}"
+        yield host, {"HTTPS_PROXY": proxy.url, "SSL_CERT_FILE": str(certificate.file)}
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image with a layer of several chunks."""
+    return layout.image([3 * MIB, 5000], name="app")
+
+
+@quirk(1)
+@both_ways
+@each_auth
+def test_by_tls_with_an_authority_of_its_own(
+    auth: Auth,
+    how: How,
+    behind: Callable[..., Behind],
+    start_nginx: StartNginx,
+    certificate: Certificate,
+    layout: Layout,
+    image: Descriptor,
+    tmp_path: Path,
+) -> None:
+    back = behind(auth)
+    front = start_nginx(back.server, http=TOKENS_HERE, tls=certificate)
+    with by_name(front, certificate) as (host, env):
+        Runs(host, how, tmp_path, env).there_and_back(layout, image)
+    assert back.registry.tags("team/app") == {"v1": image["digest"]}
+    assert back.registry.uploads("team/app") == []
+    front.stop()
+    refused = [entry for entry in front.entries() if entry["status"] == "401"]
+    # Each of the two runs is told once what to show, and then shows it.
+    assert len(refused) <= (0 if auth == "open" else 2 * 4)
+    assert not any(entry["method"] in {"PATCH", "PUT"} for entry in refused)
+    tokens = [entry for entry in front.entries() if entry["target"].startswith("/token")]
+    assert bool(tokens) == (auth == "tokens")
+
+
+@both_ways
+def test_an_authority_that_nobody_knows_is_not_trusted(
+    how: How,
+    behind: Callable[..., Behind],
+    start_nginx: StartNginx,
+    certificate: Certificate,
+    layout: Layout,
+    image: Descriptor,
+    tmp_path: Path,
+) -> None:
+    del image
+    back = behind("htpasswd")
+    front = start_nginx(back.server, http=TOKENS_HERE, tls=certificate)
+    with by_name(front, certificate) as (host, env):
+        del env["SSL_CERT_FILE"]
+        pushed = Runs(host, how, tmp_path, env).push(layout)
+    assert (pushed.code, pushed.out) == (7, b"")
+    assert "certificate is not trusted" in pushed.err
+    front.stop()
+    # Not a byte was said to it.
+    assert front.entries() == []
+
+
+@quirk(1)
+@both_ways
+@each_auth
+def test_locations_come_back_under_another_path(
+    auth: Auth,
+    how: How,
+    behind: Callable[..., Behind],
+    start_nginx: StartNginx,
+    layout: Layout,
+    image: Descriptor,
+    tmp_path: Path,
+) -> None:
+    # All that the registry says has its prefix, and who asks for an image cannot know that.
+    back = behind(auth, settings={"REGISTRY_HTTP_PREFIX": "/prefix/"})
+    server = back.server.replace(
+        "location / {", f"location /v2/ {{ proxy_pass {back.registry.url}/prefix/v2/; }}\nlocation /prefix/ {{"
+    )
+    front = start_nginx(server, http=TOKENS_HERE)
+    Runs(front.host, how, tmp_path).there_and_back(layout, image)
+    assert back.registry.tags("team/app") == {"v1": image["digest"]}
+    front.stop()
+    sent = [entry["target"] for entry in front.entries() if entry["method"] == "PATCH"]
+    assert len(sent) == 3
+    assert all(target.startswith("/prefix/v2/team/app/blobs/uploads/") for target in sent)
+
+
+@quirk(20)
+@both_ways
+@each_auth
+def test_blobs_come_from_a_second_server_that_refuses_authorization(
+    auth: Auth,
+    how: How,
+    behind: Callable[..., Behind],
+    start_nginx: StartNginx,
+    layout: Layout,
+    image: Descriptor,
+    tmp_path: Path,
+) -> None:
+    back = behind(auth)
+    stored = back.registry.root / "docker/registry/v2/blobs/sha256"
+    second = start_nginx(
+        f"""
+        if ($http_authorization) {{ return 400 "Only one auth mechanism allowed"; }}
+        if ($args !~ ^X-Amz-Signature=a%2Fb%3D$) {{ return 403; }}
+        location ~ "^/bucket/sha256:(..)(.+)$" {{ alias {stored}/$1/$1$2/data; }}
+        """
+    )
+    # As a registry before S3 does: whoever may read is sent there, with a signature in the query.
+    away = f"""
+        location ~ "^/v2/.+/blobs/(sha256:.+)$" {{
+            error_page 418 = @away;
+            set $digest $1;
+            if ($request_method = GET) {{ return 418; }}
+            proxy_pass {back.registry.url};
+        }}
+        location @away {{ return 307 {second.url}/bucket/$digest?X-Amz-Signature=a%2Fb%3D; }}
+    """
+    front = start_nginx(away + back.server, http=TOKENS_HERE)
+    Runs(front.host, how, tmp_path).there_and_back(layout, image)
+    front.stop()
+    second.stop()
+    fetched = second.entries()
+    assert {(entry["method"], entry["status"], entry["authorization"]) for entry in fetched} == {("GET", "200", "")}
+    assert len(fetched) == 3
+    assert not any(
+        secret in second.log.read_text() for secret in (PASSWORD, basic(USER, PASSWORD)["Authorization"][6:])
+    )
+    if auth != "open":
+        assert any(entry["authorization"] for entry in front.entries())
