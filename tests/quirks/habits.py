@@ -218,8 +218,13 @@ def in_trouble(status: int, *, methods: str = _REPEATED) -> Quirk:
     return once_each(f"{status} once each", lambda _: refused(status, "UNKNOWN"), methods=methods)
 
 
+def hanging_up(*, methods: str = _REPEATED) -> Quirk:
+    """Return the quirk of closing the connection on each request the first time."""
+    return once_each("hangs up once each", _hang_up, methods=methods)
+
+
 KEEPS_TYPES: Final = Quirk("keeps how manifests were called", inward=_strict_types)
-DROPS: Final = once_each("hangs up once each", _hang_up, methods=_REPEATED)
+DROPS: Final = hanging_up()
 NO_SUBJECT: Final = Quirk("no OCI-Subject", outward=lambda _, answer: changed(answer, OCI_Subject=None))
 
 

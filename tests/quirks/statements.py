@@ -134,7 +134,10 @@ QUIRKS: Final[dict[int, Statement]] = {
         "The Range after a PATCH is the last chunk's, that of nothing (0--1), or is not there",
         "distribution-spec#580; gitea#34792",
     ),
-    41: Statement("A blob in one PUT is refused, and in a PATCH it is not", "Artifactory; containerd#3533"),
+    41: Statement(
+        "A blob in one PUT is refused, and in a PATCH it is not",
+        "Artifactory, with 404 BLOB_UNKNOWN; containerd#3533, moby/buildkit#1130",
+    ),
     42: Statement(
         "Who may push may not look: whether something is there is answered by 403",
         "ECR without BatchGetImage; rules_oci#648",

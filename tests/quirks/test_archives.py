@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from ocistream.errors import MissingContentError
-from tests.archives import blob_name, files_in, items_of, small_first, tar_of
+from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import ocistream
 from tests.docker_archives import Entry, archive_of, hex_of, of_docker, of_stripped_oci, plain, saved
@@ -252,11 +252,10 @@ def test_what_urls_name_is_never_asked_for(
             mover().push(archive, f"{registry.host}/app:v1", how)
             assert manifest(registry.host, "app", "v1") == layout.file(made["digest"]).read_bytes()
             assert is_stored(registry, layout, layer_of(layout, made))
-            mover().pull(f"{registry.host}/app:v1", how)
+            files = mover().pull(f"{registry.host}/app:v1", how)
+            assert files[blob_name(made["digest"])] == layout.file(made["digest"]).read_bytes()
             mover().copy(f"{registry.host}/app:v1", f"{other.host}/app:v1")
             path = tmp_path / "pulled.tar"
-            expect.success(ocistream("pull", f"{registry.host}/app:v1", "-o", path, "--platform", "all"))
+            ocistream("pull", f"{registry.host}/app:v1", "-o", path, "--platform", "all")
             ocistream("verify", path)
-            ocistream("inspect", f"{registry.host}/app:v1")
-            assert files_in(path.read_bytes())[blob_name(made["digest"])] == layout.file(made["digest"]).read_bytes()
         assert elsewhere.heard == []

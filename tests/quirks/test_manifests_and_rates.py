@@ -203,8 +203,8 @@ def test_an_upload_that_breaks_for_ever_makes_nothing_visible(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     _, archive = one_layer(layout, 3 * MIB)
-    registry = start(Quirk("breaks", (Fault(StopReading(MIB, reset=True), "PATCH|PUT", "uploads", times=None),)))
-    registry.faults[0].larger_than = 2 * MIB
+    breaks = Fault(StopReading(0, reset=True), "PATCH|PUT", "uploads", times=None, larger_than=MIB // 8)
+    registry = start(Quirk("breaks", (breaks,)))
     with pytest.raises(NetworkError):
         mover().push(archive, f"{registry.host}/app:v1", how)
     assert manifest(registry.host, "app", "v1") is None

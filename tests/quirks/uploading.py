@@ -125,7 +125,7 @@ def _no_chunks(handler: QuirkyHandler) -> Answer | None:
 
 def _no_single_put(handler: QuirkyHandler) -> Answer | None:
     whole = handler.command == "PUT" and UPLOAD.match(handler.path) and "Content-Range" not in handler.headers
-    return refused(405) if whole and _stated(handler) else None
+    return refused(404, "BLOB_UNKNOWN") if whole and _stated(handler) else None
 
 
 def refusing(method: str, status: int) -> Quirk:
