@@ -43,7 +43,9 @@ def _mount_to_upload(handler: QuirkyHandler) -> None:
 
 
 def _asked_in_location(handler: QuirkyHandler, location: str) -> str:
-    query = handler.request_now.target.partition("?")[2]
+    # The path has changed since.
+    asked = handler.request_now
+    query = asked.target.partition("?")[2] if asked else ""
     return f"{location}?{query}" if handler.command == "POST" and "mount=" in query else location
 
 
