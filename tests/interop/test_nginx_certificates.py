@@ -1,4 +1,4 @@
-"""A real docker-registry behind a real nginx that speaks TLS on loopback and wants certificates."""
+"""A real docker-registry behind a real nginx that speaks TLS on loopback, wants certificates and bounds bodies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.certificates import Certificate, make_certificate
 from tests.cli.run import Result, ocistream
 from tests.images import Layout
 from tests.peers import DockerRegistry, Nginx
+from tests.quirks.statements import quirk
 from tests.registry_http import basic, manifest_digest
 
 MIB: Final = 1 << 20
@@ -101,6 +102,32 @@ def test_certificates_are_found_in_the_folder_of_their_host(
     pushed = push(how, front.host, tar_of(small_first(layout)), tmp_path)
     assert pushed.code == 0, pushed.err
     assert registry.tags("app") == {"v1": image["digest"]}
+
+
+@quirk(9)
+@both_ways
+def test_by_tls_and_with_a_password_and_with_bodies_of_ten_megabytes_at_most(
+    how: str,
+    start_registry: StartRegistry,
+    start_nginx: StartNginx,
+    certificate: Certificate,
+    layout: Layout,
+    tmp_path: Path,
+) -> None:
+    registry = start_registry(auth={USER: PASSWORD})
+    front = start_nginx(
+        f"client_max_body_size 10m;\nlocation / {{ proxy_pass {registry.url}; }}",
+        tls=certificate,
+    )
+    image = layout.image([12 * MIB, 5000], name="app")
+    pushed = push(how, front.host, tar_of(small_first(layout)), tmp_path, "--ca-cert", certificate.file)
+    assert pushed.code == 0, pushed.err
+    assert registry.tags("app") == {"v1": image["digest"]}
+    assert registry.uploads("app") == []
+    front.stop()
+    taken = [int(entry["length"] or 0) for entry in front.entries() if entry["status"] in {"201", "202"}]
+    assert max(taken) <= 10 * MIB
+    assert "413" in {entry["status"] for entry in front.entries()}
 
 
 def test_plain_http_on_loopback_needs_no_certificate_still(
