@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from ocistream import limits
+from ocistream.auth_file import TOKEN_USERNAME
 from ocistream.challenges import Challenge, parse_challenges
-from ocistream.credentials import TOKEN_USERNAME
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.reference import printable
 from ocistream.strict_json import parse_json
@@ -27,7 +27,7 @@ from ocistream.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ocistream.credentials import Credential
+    from ocistream.auth_file import Credential
 
 __all__ = ["Authenticator", "TokenAnswer", "TokenRequest", "scopes_for"]
 
