@@ -21,7 +21,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ocistream import limits
-from ocistream.errors import FinalNetworkError, NetworkError, OcistreamError, UnsupportedError
+from ocistream.bodies import BodyError
+from ocistream.errors import FinalNetworkError, NetworkError, UnsupportedError
 from ocistream.failures import network_error, reason
 from ocistream.origins import bypasses_proxy, redacted
 from ocistream.pacing import Pace
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     from requests.adapters import _HostParams, _PoolKwargs
     from urllib3._base_connection import BaseHTTPConnection
 
+    from ocistream.bodies import StreamedBody
     from ocistream.pacing import Throttle
     from ocistream.stream import Chunk
 
-__all__ = ["Answer", "Body", "ConnectionSettings", "Connections", "StreamedBody"]
+__all__ = ["Answer", "ConnectionSettings", "Connections"]
 
 #: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
 _HOSTS: Final = 16
@@ -47,53 +49,6 @@ _IDLE_CONNECTIONS: Final = 32
 #: After so many seconds of silence the kernel asks whether the other side is still there.
 _KEEPALIVE: Final = 60
 _NO_TLS_SETTINGS: Final = TlsSettings()
-
-
-class StreamedBody:
-    """A request body that is made while it is sent, and whose length nobody knows before.
-
-    It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
-    for, after which it cannot be sent again; `ended` says that all of it was, which an early answer prevents. `failure`
-    is what its own chunks raised, if they did.
-    """
-
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        """Keep the chunks."""
-        self._chunks = chunks
-        self.begun = False
-        self.ended = False
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Send."""
-        self.begun = True
-        try:
-            yield from self._chunks
-            self.ended = True
-        except OcistreamError as error:
-            self.failure = error
-            raise
-        except (OSError, ValueError) as error:
-            self.failure = error
-            # urllib3 would take it for a failure of the network, or overlook it and wait for an answer.
-            raise _BodyError from error
-
-
-class Body(StreamedBody):
-    """A request body of known length."""
-
-    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
-        """Keep the chunks, and their length in bytes; it must not be 0, which would become chunked encoding."""
-        super().__init__(chunks)
-        self._length = length
-
-    def __len__(self) -> int:
-        """Give the length, which becomes the Content-Length."""
-        return self._length
-
-
-class _BodyError(Exception):
-    """What a body's chunks raised, on its way past urllib3."""
 
 
 class Answer:
@@ -260,7 +215,7 @@ class Connections:
                 proxies=self._proxies_for(url),
                 verify=cast("bool", tls),
             )
-        except _BodyError as error:
+        except BodyError as error:
             raise cast("Exception", error.__cause__) from None
         except EndlessError as error:
             msg = f"{method} {redacted(url)}: {error}"

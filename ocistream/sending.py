@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.connections import Body, StreamedBody
+from ocistream.bodies import Body, StreamedBody
 from ocistream.errors import (
     CancelledError,
     FinalNetworkError,

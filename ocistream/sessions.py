@@ -18,7 +18,8 @@ from ocistream.origins import redacted, resolved
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ocistream.connections import Answer, StreamedBody
+    from ocistream.bodies import StreamedBody
+    from ocistream.connections import Answer
     from ocistream.distribution import Repository
     from ocistream.model import Descriptor
     from ocistream.retry import Tries

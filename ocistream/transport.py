@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.auth import Authenticator, TokenAnswer, TokenRequest
-from ocistream.connections import Answer, Connections, ConnectionSettings, StreamedBody
+from ocistream.bodies import StreamedBody
+from ocistream.connections import Answer, Connections, ConnectionSettings
 from ocistream.endpoints import Doubt, Endpoint, tls_for
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
 from ocistream.failures import refusal, speaks_tls

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.connections import Answer, Body, Connections, ConnectionSettings, StreamedBody
+from ocistream.bodies import Body, StreamedBody
+from ocistream.connections import Answer, Connections, ConnectionSettings
 from ocistream.errors import FinalNetworkError, IntegrityError, NetworkError
 from tests.certificates import Certificate
 from tests.faults import Drop, Fault, Header, NoContentLength, Reply, Stall

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from ocistream import limits
-from ocistream.connections import Body
+from ocistream.bodies import Body
 from ocistream.errors import CancelledError
 from ocistream.hosts import HostSettings
 from ocistream.pacing import Pace, Throttle, Turns

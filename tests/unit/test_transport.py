@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.connections import Answer, Body
+from ocistream.bodies import Body
+from ocistream.connections import Answer
 from ocistream.credentials import Credential
 from ocistream.errors import (
     AuthenticationError,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ocistream.connections import Body, Connections, ConnectionSettings, StreamedBody
+from ocistream.bodies import Body, StreamedBody
+from ocistream.connections import Connections, ConnectionSettings
 from ocistream.errors import NetworkError
 from tests.network import Heard, RawServer
 
