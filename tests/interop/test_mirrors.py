@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def test_all_of_an_image_comes_from_the_mirror(mirrored: Mirrored, tmp_path: Pat
     pulled = mirrored.pull(tmp_path / "out")
     assert pulled.code == 0, pulled.err
     mirrored.assert_whole(tmp_path / "out")
-    assert asked(mirrored.registry) == []
+    # The mirror knows of nothing that hangs on the image, and the registry may: that is asked for, and nothing else.
+    hanging = re.compile(r"[A-Z]+ /v2/team/app/(referrers/|manifests/sha256-)")
+    assert [request for request in asked(mirrored.registry) if not hanging.match(request)] == []
 
 
 def test_it_can_be_had_while_the_registry_is_down(mirrored: Mirrored, tmp_path: Path) -> None:
