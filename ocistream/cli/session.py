@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from ocistream.conversion import Recompression
     from ocistream.credentials import Credential, Keychain
     from ocistream.ladder import Ladder
-    from ocistream.mirrored import Reading
     from ocistream.pacing import Pace
     from ocistream.places import Places
+    from ocistream.reading import Reading
     from ocistream.reference import Reference
     from ocistream.retry import Retried
     from ocistream.transport import Transport
@@ -106,7 +106,7 @@ class Session:
 
         @functools.cache
         def reading() -> Reading:
-            from ocistream.mirrored import Reading
+            from ocistream.reading import Reading
 
             return Reading(transport(), mirrors, self.places().of, self._tell_fall_back)
 
@@ -189,7 +189,7 @@ class Session:
         return Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
 
     def _transport(self, keychain: Keychain, *, mirrors: bool = False) -> Transport:
-        from ocistream.mirrored import impatient
+        from ocistream.reading import impatient
         from ocistream.transport import Transport
 
         settings = network_settings(self.options, os.environ)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocistream.attachments import Referrers
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
-    from ocistream.mirrored import Reading
+    from ocistream.reading import Reading
     from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
@@ -115,7 +115,7 @@ class Surroundings:
 
     def reading(self) -> Reading:
         """Give what images in registries are read by."""
-        from ocistream.mirrored import Reading
+        from ocistream.reading import Reading
 
         return self.reads() if self.reads is not None else Reading(self.transport())
 

@@ -22,8 +22,8 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.graph import Graph, Root
-from ocistream.mirrored import Reading
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.reading import Reading
 from ocistream.referrer_lists import ReferrerLists
 from ocistream.rereading import until_right
 from ocistream.stores.hanging import Hanging

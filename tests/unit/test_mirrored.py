@@ -20,10 +20,11 @@ from ocistream.errors import (
     RegistryError,
 )
 from ocistream.interfaces import Sink
-from ocistream.mirrored import Readable, Reading, impatient
+from ocistream.mirrored import Readable
 from ocistream.model import Descriptor, parse_platform
 from ocistream.places import Place
 from ocistream.platforms import PlatformChoice
+from ocistream.reading import Reading, impatient
 from ocistream.reference import parse_reference
 from ocistream.retry import Patience
 from ocistream.stores.archive import ArchiveSink
