@@ -96,8 +96,8 @@ def copy(
         session.check_push(dst.reference)
         opened = open_source(src, session.surroundings("SRC", named=registries_of(src)), want)
         try:
-            around = session.surroundings("DEST", named=registries_of(dst), mount_from=mount_from)
-            return opened, open_sink(dst, around, target)
+            around = session.surroundings("DEST", named=registries_of(dst))
+            return opened, open_sink(dst, replace(around, mount_from=mount_from, target=target))
         except BaseException:
             opened.close()
             raise

@@ -80,7 +80,7 @@ def push(
     choice = platform_choice(platforms, None)
     want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
     mounts = mount_sources(session.options["mount_from"], registry)
-    around = session.surroundings(named=[registry], mount_from=mounts)
+    around = session.surroundings(named=[registry])
 
     def open_ends() -> tuple[Source, Sink]:
         from ocistream.stores.registry import RegistrySink
@@ -88,7 +88,7 @@ def push(
         session.check_push(early)
         source = open_source(end, around, want)
         try:
-            return source, RegistrySink(around.transport(), target, early=early, mount_from=around.mount_from)
+            return source, RegistrySink(around.transport(), target, early=early, mount_from=mounts)
         except BaseException:
             source.close()
             raise

@@ -86,9 +86,7 @@ class Session:
             self._ladder = Ladder(forced=forced, jobs=jobs, state=State(directory, note), tell=tell)
         return self._ladder
 
-    def surroundings(
-        self, side: str = "", *, named: Collection[str] = (), mount_from: tuple[str, ...] = ()
-    ) -> Surroundings:
+    def surroundings(self, side: str = "", *, named: Collection[str] = ()) -> Surroundings:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
 
         `named` are the registries that the command line names there: those that its user name is for.
@@ -115,7 +113,6 @@ class Session:
             stdin=self._stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
-            mount_from=mount_from,
             reads=reading,
         )
 

@@ -110,6 +110,8 @@ class Surroundings:
     mtime: int = 0
     #: Repositories of the registry that is written to, which may have blobs already.
     mount_from: tuple[str, ...] = ()
+    #: Where in a registry each image goes; None where all go where the end says.
+    target: Callable[[Root], Reference] | None = None
     #: From where images in registries are read; None where that is the repositories that they are named after.
     reads: Callable[[], Reading] | None = None
 
@@ -148,15 +150,14 @@ def open_source(end: End, around: Surroundings, want: Want) -> Source:
         return _KINDS[_kind_of_source(end)][0](end, around, want)
 
 
-def open_sink(end: End, around: Surroundings, target: Callable[[Root], Reference] | None = None) -> Sink:
-    """Open an end to write to; in a registry, each image goes where `target` says, else all where the end says.
+def open_sink(end: End, around: Surroundings) -> Sink:
+    """Open an end to write to.
 
     Raises:
         UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
     with files.disk_errors(f"cannot open {printable(end.text)}"):
-        kind = _kind_of_sink(end)
-        return _registry_sink(end, around, target) if kind == "docker" else _KINDS[kind][1](end, around)
+        return _KINDS[_kind_of_sink(end)][1](end, around)
 
 
 def _kind_of_source(end: End) -> str:
@@ -240,7 +241,7 @@ def _tagged(
     return [replace(repository, tag=tag) for tag in sorted(choose(listed.tags))]
 
 
-def _registry_sink(end: End, around: Surroundings, target: Callable[[Root], Reference] | None = None) -> Sink:
+def _registry_sink(end: End, around: Surroundings) -> Sink:
     from ocistream.stores.registry import RegistrySink
 
     reference = reference_of(end)
@@ -248,7 +249,7 @@ def _registry_sink(end: End, around: Surroundings, target: Callable[[Root], Refe
     def one(_: Root) -> Reference:
         return reference
 
-    return RegistrySink(around.transport(), target or one, early=reference, mount_from=around.mount_from)
+    return RegistrySink(around.transport(), around.target or one, early=reference, mount_from=around.mount_from)
 
 
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
