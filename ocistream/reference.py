@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
@@ -203,6 +202,10 @@ def _in_ascii(text: str, wrong: str) -> str:
     No more is made alike than case and composition: of the other mappings of UTS #46 some turn one character into
     several, or into a dot or a slash, and what was looked at is then not what is asked.
     """
+    import unicodedata
+
+    import idna
+
     name, colon, port = text.rpartition(":")
     if not colon:
         name, port = text, ""
@@ -210,8 +213,6 @@ def _in_ascii(text: str, wrong: str) -> str:
     if any(_mixes_scripts(label) for label in labels):
         hint = "a part of it mixes letters of several scripts that look alike"
         raise InvalidNameError(wrong, hint=hint)
-    import idna
-
     try:
         return idna.encode(".".join(labels), std3_rules=True).decode() + colon + port
     except (idna.IDNAError, UnicodeError) as error:
@@ -220,6 +221,8 @@ def _in_ascii(text: str, wrong: str) -> str:
 
 def _mixes_scripts(label: str) -> bool:
     """Say whether a label has letters of two of those scripts whose letters look alike."""
+    import unicodedata
+
     scripts = {unicodedata.name(letter, "").partition(" ")[0] for letter in label if letter.isalpha()}
     return len(scripts & _ALIKE) > 1
 

@@ -47,7 +47,9 @@ def check(settings: TlsSettings) -> None:
         LocalDiskError: it cannot be read.
         UsageError: it is not what it should be.
     """
-    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings)
+    if settings.ca_files or settings.client_certificates:
+        # An empty context takes a megabyte already.
+        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings)
 
 
 class Contexts:
