@@ -71,8 +71,9 @@ def der(certificate: Certificate) -> bytes:
 def ask(
     transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
 ) -> Answer:
-    """Send a GET to a path or a URL of a registry, and drain the answer."""
-    endpoint = transport.endpoint(registry if isinstance(registry, str) else registry.host)
+    """Send a GET to a path or a URL of a registry, and drain the answer; `named` is what `Transport.endpoint` takes."""
+    host = registry if isinstance(registry, str) else registry.host
+    endpoint = transport.endpoint(host, named=options.pop("named", True))
     url = target if "://" in target else f"{endpoint.url}{target}"
     answer = transport.request(endpoint, options.pop("method", "GET"), url, **options)
     answer.drain()
@@ -356,9 +357,9 @@ class TestClientCertificates:
         self, curious: CountingRegistry, quick: Quick, ids: Ids
     ) -> None:
         transport = quick(tls=ids.both)
-        transport.endpoint(curious.host, named=False)
+        ask(transport, curious, named=False)
         ask(transport, curious)
-        assert curious.requests[0].certificate is None
+        assert [request.certificate for request in curious.requests] == [None, der(ids.client)]
 
     def test_a_proxy_is_not_shown_it(self, mutual: CountingRegistry, quick: Quick, ids: Ids) -> None:
         with tunnelling_to(mutual.host, tls=ids.server, client_authority=ids.authority) as proxy:
@@ -401,9 +402,9 @@ class TestUnchecked:
     def test_what_the_command_line_says_is_not_for_a_mirror(self, faulty: Faulty, quick: Quick, ids: Ids) -> None:
         registry = faulty(tls=ids.server)
         transport = quick(tls=TlsSettings(insecure=True), hosts={registry.host: HostSettings(url=registry.url)})
-        transport.endpoint(registry.host, named=False)
         with pytest.raises(FinalNetworkError, match="not trusted"):
-            ask(transport, registry)
+            ask(transport, registry, named=False)
+        assert registry.requests == []
 
     def test_a_registrys_ca_is_trusted_for_what_it_leads_to(self, faulty: Faulty, quick: Quick, ids: Ids) -> None:
         storage = faulty(tls=ids.server)
