@@ -48,6 +48,8 @@ _HOSTS: Final = 16
 _IDLE_CONNECTIONS: Final = 32
 #: After so many seconds of silence the kernel asks whether the other side is still there.
 _KEEPALIVE: Final = 60
+#: So many bytes may wait in the kernel to be sent, beside those that are under way.
+_UNSENT: Final = 512 * limits.KIB
 _NO_TLS_SETTINGS: Final = TlsSettings()
 
 
@@ -309,6 +311,9 @@ def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if hasattr(socket, "TCP_KEEPIDLE"):
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # What waits in our own kernel is lost when the connection breaks, and may not be had again from a pipe.
+        options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT))
     if size is not None:
         options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options

@@ -41,7 +41,10 @@ _COSTS: Final = limits.MIB
 _NO_RESUMPTION: Final = frozenset({400, 405, 411, 501})
 #: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
 _WRONG_BYTES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
-_PIPE_HINT: Final = "what comes from a pipe cannot be sent again: push from a file, or run both sides once more"
+_PIPE_HINT: Final = (
+    "what comes from a pipe cannot be sent again: push from a file, or with --upload chunk=8MiB, where each chunk is "
+    "kept until the registry has it"
+)
 _TOO_LARGE_HINT: Final = (
     "the registry, or a proxy before it, bounds the body of a request (nginx: client_max_body_size): raise that, or "
     "try smaller ones with --upload chunk=SIZE"

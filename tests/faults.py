@@ -212,12 +212,16 @@ class FaultyRegistry(Registry):
         client_authority: Certificate | None = None,
         asks_only: bool = False,
         chunk_min_length: int | None = None,
+        receive_buffer: int | None = None,
         **options: Any,
     ) -> None:
         """Take the options of `Registry`, and what is wrong or special with this one.
 
         With `client_authority` a client has to show a certificate of that authority; if it `asks_only`, it may.
+
+        `receive_buffer` is how many bytes its kernel may hold of a connection (SO_RCVBUF), which a reset loses.
         """
+        self._receive_buffer = receive_buffer
         self.faults = list(faults)
         self.auth = auth
         self.requests: list[Request] = []
@@ -263,6 +267,8 @@ class FaultyRegistry(Registry):
         super().stop()
 
     def admit(self, connection: socket.socket) -> socket.socket:
+        if self._receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         if self._tls is None:
             return connection
         # The handshake is the connection's thread's business: a client may take its time.
