@@ -58,8 +58,11 @@ class Ladder:
         return dict(self._used)
 
     def window(self, *, replayable: bool) -> int:
-        """Say how much of one blob may be held: what can be read once only comes from one pipe, which has it all."""
-        return limits.UPLOAD_MEMORY // (self._jobs if replayable else 1)
+        """Say how much of one blob may be held: what can be read once only comes from one pipe, which has it all.
+
+        What can be read again needs less, and is often compressed meanwhile, which takes memory of its own.
+        """
+        return max(limits.CHUNK, limits.UPLOAD_MEMORY // (2 * self._jobs)) if replayable else limits.UPLOAD_MEMORY
 
     def profile(self, host: str) -> Profile:
         """Give what is known of a host."""

@@ -100,7 +100,7 @@ MAX_TAGS: Final = 100_000
 MAX_DISCARD: Final = 64 * MIB
 
 #: What uploads hold of that which a registry has not acknowledged, so that it can be sent again: all of it where there
-#: is one pipe to read from, else shared by the blobs that move at once. So no chunk is larger.
+#: is one pipe to read from, else half of it, shared by the blobs that move at once. So no chunk is larger.
 UPLOAD_MEMORY: Final = 8 * MIB
 #: A registry or proxy that refuses chunks of this size as too large takes none.
 MIN_UPLOAD_CHUNK: Final = 256 * KIB
