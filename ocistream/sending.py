@@ -67,7 +67,7 @@ class Sending:
         self._rung: Rung = self._forced or self._ladder.rung(sessions.host, sized=self._sized)
         self._tried = {self._rung}
         self.acknowledged = 0
-        #: What the registry had when failures were last counted anew.
+        #: The most that the registry ever had when failures were counted anew.
         self._mark = 0
         #: The size of the body under way, or 0 where it is not known; None where no body is.
         self._body: int | None = None
@@ -167,8 +167,13 @@ class Sending:
         end = span[1] if span else self._feed.end
         # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that
         # stands still says nothing (containers-roadmap#2831).
-        short = span is not None and stated is not None and self.acknowledged < stated < end
-        self._acknowledge(stated if short and stated is not None and self._resumes else end)
+        if self._resumes and span is not None and stated is not None and self.acknowledged < stated < end:
+            if stated - self.acknowledged < _PROGRESS or not self._feed.can_give(stated):
+                # A registry that takes next to nothing each time would be sent the rest again and again.
+                msg = f"{self._sessions.host} took {stated - span[0]} of {end - span[0]} bytes"
+                raise NetworkError(msg)
+            end = stated
+        self._acknowledge(end)
         return session
 
     def _finish(self, session: Session) -> None:
@@ -287,7 +292,7 @@ class Sending:
         if place is None or not self._resumes:
             self._renew(failure)
             return
-        self._stitched = self._stitched or bool(place)
+        self._stitched = True
         self._acknowledge(place)
         self._ladder.tell(f"{self._sessions.host}: the upload goes on at byte {place}", 1)
 
@@ -300,6 +305,9 @@ class Sending:
         except CancelledError:
             raise
         except OcistreamError:
+            return None
+        if offset is None:
+            # Some bytes may be there all the same, to which others would be appended.
             return None
         if not self.acknowledged <= offset <= self._feed.end or not self._feed.can_give(offset):
             return None
@@ -319,7 +327,8 @@ class Sending:
             # The next run may as well begin with what this one has come to.
             self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
             raise NetworkError(failure.what, hint=_PIPE_HINT) from failure
-        self.acknowledged = self._mark = 0
+        # What was come to before is no progress: else a registry that loses each session would be tried for ever.
+        self.acknowledged = 0
         self._stitched = False
 
 

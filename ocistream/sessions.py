@@ -143,15 +143,14 @@ class Sessions:
         location = _with_query(session.location, f"digest={digest}")
         self._continue(session, "PUT", location, _CLOSED, tries, _OCTETS, body)
 
-    def offset(self, session: Session, tries: Tries) -> tuple[Session, int]:
-        """Ask how many bytes of an upload the registry has; give where to go on as well.
+    def offset(self, session: Session, tries: Tries) -> tuple[Session, int | None]:
+        """Ask how many bytes of an upload the registry has, None where it does not say; give where to go on as well.
 
         Raises:
-            OcistreamError: it does not say.
+            OcistreamError: it does not answer.
         """
         answer = self._send("GET", session.location, _ASKED, tries)
-        # No Range, and `0-0`, mean that there is nothing yet: it is how distribution has it.
-        return _next(session, answer), _stated(answer) or 0
+        return _next(session, answer), _stated(answer)
 
     def abandon(self, session: Session) -> None:
         """Delete a session that will not be closed; if that fails, the registry's own clean-up has to do."""
@@ -235,9 +234,11 @@ def _next(session: Session, answer: Answer) -> Session:
 
 
 def _stated(answer: Answer) -> int | None:
-    """Read how many bytes a registry says it has; None where it says nothing, or one byte, which may be none."""
+    """Read how many bytes a registry says it has; None where it says nothing. `0-0` is how distribution says none."""
     match = _RANGE.match((answer.header("Range") or "").strip())
-    return int(match[1]) + 1 if match and int(match[1]) else None
+    if match is None:
+        return None
+    return int(match[1]) + 1 if int(match[1]) else 0
 
 
 def _with_query(url: str, query: str) -> str:

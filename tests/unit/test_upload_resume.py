@@ -11,8 +11,9 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
 from ocistream.ladder import Ladder
 from ocistream.rungs import CHUNK, PUT, Rung
+from ocistream.serve.uploads import Upload
 from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
-from tests.network import CountingRegistry, QuickTransport
+from tests.network import QUICK, CountingRegistry, QuickTransport
 from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
 
 KIB = 1024
@@ -126,16 +127,90 @@ class TestTheWindow:
         assert source.opened == source.closed == 2
 
 
+class TestSessionsThatAreLost:
+    """Of all that was sent again nothing is progress, or it would be sent for ever."""
+
+    def test_at_each_close(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PUT", times=None))
+        with pytest.raises(NetworkError, match="BLOB_UPLOAD_UNKNOWN"):
+            uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked("POST")) == QUICK.attempts
+
+    def test_at_every_third_chunk(self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Several registries behind one name, say, that do not share their sessions.
+        dispatch = FaultyHandler.dispatch
+        count = itertools.count(1)
+
+        def forgetful(handler: FaultyHandler) -> None:
+            if handler.command == "PATCH" and next(count) % 3 == 0:
+                handler.path = handler.path.replace("/uploads/", "/uploads/x")
+            dispatch(handler)
+
+        monkeypatch.setattr(FaultyHandler, "dispatch", forgetful)
+        registry = faulty()
+        with pytest.raises(NetworkError, match="BLOB_UPLOAD_UNKNOWN"):
+            uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        assert len(registry.asked("POST")) <= 2 * QUICK.attempts
+
+
 class TestWhatIsBelieved:
     def breaking(self, faulty: Faulty, stated: str | None, after: int = 3 * MIB) -> CountingRegistry:
         return faulty(Fault(StopReading(after), "PATCH"), Fault(Header("Range", stated), "GET", "uploads"))
 
-    @pytest.mark.parametrize("stated", [None, "0-0"])
-    def test_no_range_means_that_there_is_nothing(self, faulty: Faulty, quick: Quick, stated: str | None) -> None:
-        registry = self.breaking(faulty, stated, after=0)
+    def test_a_range_of_0_0_means_that_there_is_nothing(self, faulty: Faulty, quick: Quick) -> None:
+        registry = self.breaking(faulty, "0-0", after=0)
         uploader(quick(), registry).upload(Source(replayable=False).blob)
         assert len(registry.asked("POST")) == 1
         assert is_stored(registry)
+
+    @pytest.mark.parametrize("after", [0, 3 * MIB])
+    def test_no_range_says_nothing_of_what_was_kept(self, faulty: Faulty, quick: Quick, after: int) -> None:
+        registry = self.breaking(faulty, None, after=after)
+        uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("POST")) == 2
+        assert [put.status for put in registry.asked("PUT")] == [201]
+        assert is_stored(registry)
+
+    @pytest.mark.parametrize("tells", [True, False])
+    def test_a_part_that_was_taken_by_less_than_the_pipe_can_give_again_is_asked_about(
+        self, faulty: Faulty, quick: Quick, tells: bool
+    ) -> None:
+        registry = faulty(
+            Fault(StopReading(2 * MIB), "PATCH"), Fault(Header("Range", f"0-{3 * MIB - 1}"), "PATCH", skip=0)
+        )
+        registry.faults += [] if tells else [Fault(refusal(404), "GET", "uploads", skip=1)]
+        source = Source(CONTENT * 5, replayable=False)
+        if tells:
+            uploader(quick(), registry).upload(source.blob)
+            assert is_stored(registry, source.content)
+        else:
+            with pytest.raises(NetworkError, match="took 1048576 of") as caught:
+                uploader(quick(), registry).upload(source.blob)
+            assert "chunk=8MiB" in (caught.value.hint or "")
+        assert source.opened == 1
+
+    def test_a_registry_that_takes_next_to_nothing_of_each_chunk_is_given_up(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        receive = Upload.receive
+
+        def sparing(upload: Upload, read: Callable[[memoryview], int], buffer: memoryview) -> None:
+            left = [100]
+
+            def some(view: memoryview) -> int:
+                got = taken = min(read(view), left[0])
+                left[0] -= taken
+                while not taken and (got := read(view)):
+                    pass
+                return taken or got
+
+            receive(upload, some, buffer)
+
+        monkeypatch.setattr(Upload, "receive", sparing)
+        registry = faulty()
+        with pytest.raises(NetworkError, match="took 100 of 1048576 bytes"):
+            uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        assert len(registry.asked("PATCH")) <= 10
 
     @pytest.mark.parametrize("stated", ["0-999999999", "0-4194309"])
     @pytest.mark.parametrize("replayable", [True, False])
