@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ocistream.serve import Registry
+from tests.archives import unpack
 from tests.cli.run import Result, ocistream, pipe
 from tests.images import (
     DOCKER_LIST,
@@ -119,7 +120,7 @@ def read_end(kind: str, folder: Path) -> tuple[Any, dict[str, bytes]]:
     )
     if path.is_file():
         with tarfile.open(path) as tar:
-            tar.extractall(folder / "unpacked", filter="data")
+            unpack(tar, folder / "unpacked")
         path = folder / "unpacked"
     blobs = {f"sha256:{file.name}": file.read_bytes() for file in (path / "blobs/sha256").iterdir()}
     return json.loads((path / "index.json").read_bytes()), blobs
