@@ -81,7 +81,7 @@ class Reading:
         named = f"{reference.registry}/{reference.repository}"
         # What names a digest is not looked for where only tags are, nor is anything that it needs.
         sources = self._sources(reference, by_digest=reference.digest is not None)
-        return MirroredRepository(named, sources, self._standing, self._hurried(sources))
+        return MirroredRepository(named, sources, self._standing, self._hurried(sources, reference))
 
     def tags(self, reference: Reference) -> TagList:
         """List the tags of a repository, as the registry itself has them.
@@ -115,16 +115,22 @@ class Reading:
             for place in mirrors
             if not by_digest or place.takes(by_digest=True)
         ]
-        own = Repository(self._transport, primary.registry, primary.repository)
+        own = self._own(self._transport, primary, reference)
         return [*found, Source(primary, own, own)]
 
     @staticmethod
     def _mirror(transport: Transport, place: Place) -> Repository:
         return Repository(transport, place.registry, place.repository, named=False)
 
-    def _hurried(self, sources: Sequence[Source]) -> Source:
+    @staticmethod
+    def _own(transport: Transport, primary: Place, reference: Reference) -> Repository:
+        """Give the registry's own repository; with another `location`, it was the configuration that named the host."""
+        named = primary.registry.lower() == reference.registry.lower()
+        return Repository(transport, primary.registry, primary.repository, named=named)
+
+    def _hurried(self, sources: Sequence[Source], reference: Reference) -> Source:
         """Give the registry's own place, asked with no more patience than a mirror where there are any."""
         *mirrors, own = sources
         if not mirrors:
             return own
-        return replace(own, repository=Repository(self._mirrors(), own.place.registry, own.place.repository))
+        return replace(own, repository=self._own(self._mirrors(), own.place, reference))

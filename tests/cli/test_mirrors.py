@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Flip, HangUp, refusal
@@ -329,6 +330,25 @@ def test_nor_is_it_for_another_location(machine: Machine, out: Path) -> None:
     env = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
     expect.success(machine.run("pull", "apps.example/app:1", "-o", out / "app.tar", env=env))
     assert_shown_nothing(machine.registry)
+
+
+def test_nor_are_the_client_certificate_and_insecure(machine: Machine, start: Start, out: Path, tmp_path: Path) -> None:
+    authority = make_certificate(tmp_path / "authority", "an authority")
+    client = authority.issue(tmp_path / "client", common_name="me")
+    curious = start(tls=authority.issue(tmp_path / "server"), client_authority=authority, asks_only=True)
+    machine.write(
+        "containers/registries.conf",
+        f'[[registry]]\nprefix = "apps.example"\nlocation = "{curious.host}/team"\n',
+    )
+    pull: list[str | Path] = ["pull", "-o", out / "app.tar", "--retries=0"]
+    shown = [f"--client-cert={client.file}", f"--client-key={client.key_file}"]
+    expect.failure(machine.run(*pull, "apps.example/app:1", "--insecure", *shown), 7, "not trusted")
+    assert curious.requests == []
+    trusted = f"--ca-cert={authority.file}"
+    for name, seen in (("apps.example/app:1", False), (f"{curious.host}/team/app:1", True)):
+        expect.failure(machine.run(*pull, name, trusted, *shown), 4)
+        assert {bool(request.certificate) for request in curious.requests} == {seen}
+        curious.requests.clear()
 
 
 def test_the_mirrors_password_is_not_for_the_registry(machine: Machine, out: Path) -> None:

@@ -1,0 +1,76 @@
+"""What the command line says of TLS is for the registry that it names, and not for where that is read from instead."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ocistream.errors import NetworkError, NotFoundError
+from ocistream.places import Place
+from ocistream.reading import Reading
+from ocistream.reference import parse_reference
+from ocistream.tls import TlsSettings
+from tests.certificates import Certificate, make_certificate
+from tests.network import CountingRegistry, QuickTransport
+
+Faulty = Callable[..., CountingRegistry]
+Quick = Callable[..., QuickTransport]
+DIGEST = f"sha256:{'a' * 64}"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("authority"), "an authority")
+
+
+@pytest.fixture
+def client(authority: Certificate, tmp_path: Path) -> Certificate:
+    return authority.issue(tmp_path / "client", common_name="me")
+
+
+@pytest.fixture
+def curious(faulty: Faulty, authority: Certificate, tmp_path: Path) -> CountingRegistry:
+    """Return a registry that asks whoever comes for a certificate, and notes what it gets."""
+    return faulty(tls=authority.issue(tmp_path / "server"), client_authority=authority, asks_only=True)
+
+
+def shown(authority: Certificate, client: Certificate) -> TlsSettings:
+    return TlsSettings((str(authority.file),), ((str(client.file), str(client.key_file)),))
+
+
+def certificates(registry: CountingRegistry) -> set[bytes | None]:
+    return {request.certificate for request in registry.requests}
+
+
+@pytest.mark.parametrize("hurried", [False, True], ids=["first", "after a mirror"])
+@pytest.mark.parametrize("location", [False, True], ids=["as named", "another location"])
+def test_another_location_is_not_shown_the_command_lines_certificate(
+    location: bool,
+    hurried: bool,
+    curious: CountingRegistry,
+    faulty: Faulty,
+    quick: Quick,
+    authority: Certificate,
+    client: Certificate,
+) -> None:
+    mirrors = [Place(faulty().host, "hub/app", is_mirror=True)] if hurried else []
+    reference = parse_reference("elsewhere.example/app:1" if location else f"{curious.host.upper()}/app:1")
+    transport, impatient = (quick(tls=shown(authority, client)) for _ in range(2))
+    reading = Reading(transport, lambda: impatient, lambda _: [*mirrors, Place(curious.host, "team/app")])
+    assert reading.repository(reference).referrers(DIGEST) == []
+    with pytest.raises(NotFoundError):
+        reading.tags(reference)
+    assert certificates(curious) == {None if location else base64.b64decode(client.x5c)}
+
+
+def test_another_location_is_checked_although_what_was_named_is_not(curious: CountingRegistry, quick: Quick) -> None:
+    transport = quick(tls=TlsSettings(insecure=True))
+    reading = Reading(transport, places=lambda _: [Place(curious.host, "team/app")])
+    with pytest.raises(NetworkError, match="not trusted"):
+        reading.repository(parse_reference("elsewhere.example/app:1")).resolve("1")
+    assert curious.requests == []
+    with pytest.raises(NotFoundError):
+        reading.repository(parse_reference(f"{curious.host}/app:1")).resolve("1")
