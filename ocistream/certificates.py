@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream.errors import UsageError
 from ocistream.files import disk_errors
 from ocistream.tls import TlsSettings
+from ocistream.xdg import configuration_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,10 +33,8 @@ def folders(env: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> tup
     The user's own before the system's, containers' before Docker's. (`docker/certs.d` in the user's configuration is
     what a rootless Docker reads.)
     """
-    # A relative path is to be overlooked (XDG Base Directory Specification).
-    own = env.get("XDG_CONFIG_HOME", "")
-    configuration = Path(own) if own.startswith("/") else home / ".config"
-    return tuple(base / tool / "certs.d" for base in (configuration, etc) for tool in ("containers", "docker"))
+    own = configuration_home(env, home)
+    return tuple(base / tool / "certs.d" for base in (own, etc) for tool in ("containers", "docker"))
 
 
 def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:

@@ -17,6 +17,7 @@ from ocistream.hosts import HostSettings
 from ocistream.places import PULLS, HostRule, Mirror, checked_location
 from ocistream.reference import parse_registry, printable
 from ocistream.toml_files import Table, read_table
+from ocistream.xdg import configuration_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,7 +58,7 @@ def load_configuration(
             msg = f"--config {named}: no such file"
             raise NotFoundError(msg)
         return _rules(table, home)
-    own = Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "ocistream" / "config.toml"
+    own = configuration_home(env, home) / "ocistream" / "config.toml"
     for path in (own, system):
         if (table := read_table(path)) is not None:
             return _rules(table, home)

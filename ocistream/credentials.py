@@ -206,6 +206,7 @@ class Keychain:
             yield Path(runtime) / "containers" / "auth.json"
         else:
             yield PODMAN_RUN_DIRECTORY / str(os.getuid()) / "auth.json"
+        # As the tools whose file it is have it (skopeo 1.9), also where a path is relative.
         config = self._env.get("XDG_CONFIG_HOME")
         yield (Path(config) if config else self._home / ".config") / "containers" / "auth.json"
 

@@ -17,6 +17,7 @@ from ocistream import files, limits
 from ocistream.errors import OcistreamError
 from ocistream.reference import printable
 from ocistream.strict_json import parse_json
+from ocistream.xdg import state_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,12 +48,8 @@ def state_directory(env: Mapping[str, str], home: Path | None) -> Path | None:
 
     None where the environment says neither: an empty container has nothing to remember.
     """
-    base = env.get("XDG_STATE_HOME") or ""
-    if base.startswith("/"):
-        from pathlib import Path  # noqa: PLC0415 - it is a type for everybody else here
-
-        return Path(base) / "ocistream"
-    return home / ".local" / "state" / "ocistream" if home is not None else None
+    base = state_home(env, home)
+    return base / "ocistream" if base is not None else None
 
 
 class State:

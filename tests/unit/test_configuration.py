@@ -48,6 +48,13 @@ class TestWhichFile:
         write(tmp_path / "xdg/ocistream/config.toml", self.text.format("xdg.example"))
         assert list(load_configuration(None, env, tmp_path, system=system)) == ["xdg.example"]
 
+    def test_a_working_directory_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "c/ocistream/config.toml", self.text.format("stranger.example"))
+        write(tmp_path / "home/.config/ocistream/config.toml", self.text.format("user.example"))
+        monkeypatch.chdir(tmp_path)
+        found = load_configuration(None, {"XDG_CONFIG_HOME": "c"}, tmp_path / "home", system=NOWHERE)
+        assert list(found) == ["user.example"]
+
     def test_none_says_nothing(self, tmp_path: Path) -> None:
         assert load_configuration(None, {}, tmp_path, system=NOWHERE) == {}
 

@@ -174,6 +174,14 @@ def test_docker_config_and_xdg_config_home_move_the_files(home: Home, tmp_path: 
     assert username(home.keychain(XDG_CONFIG_HOME=str(tmp_path / "x")).find("r.example")) == "moved"
 
 
+def test_podmans_files_are_where_podman_has_them_by_relative_paths_too(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x" / "containers" / "auth.json", {"auths": {"r.example": entry("moved")}})
+    assert username(home.keychain(XDG_CONFIG_HOME="x").find("r.example")) == "moved"
+
+
 # -- the environment -------------------------------------------------------------------------------------------
 
 
