@@ -103,7 +103,7 @@ class State:
             return {}
         found = {}
         for host, entry in hosts.items():
-            with contextlib.suppress(TypeError, ValueError, AttributeError):
+            with contextlib.suppress(TypeError, ValueError, OverflowError, AttributeError):
                 facts = Facts(_text(entry.get("upload")), _text(entry.get("unsized")), float(entry.get("since")))
                 if -_SKEW <= self._now() - facts.since <= limits.STATE_AGE:
                     found[host] = facts

@@ -86,6 +86,8 @@ def test_it_is_bounded_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.Mon
         b'{"version":1,"hosts":[]}',
         b'{"version":1,"hosts":{"a":1,"b":{},"c":{"since":"x"},"d":{"upload":7,"since":1700000000}}}',
         b'{"version":1,"hosts":{"a":{"since":[]},"b":null}}',
+        b'{"version":1,"hosts":{"a":{"upload":"put","since":1' + b"0" * 400 + b"}}}",
+        b'{"version":1,"hosts":{"a":{"upload":"put","since":1e999}}}',
         b"x" * (limits.MAX_STATE_FILE + 1),
     ],
 )
