@@ -69,7 +69,7 @@ class Repository:
         """
         self.transport = transport
         self.name = name
-        self.endpoint: Endpoint = transport.endpoint(registry, named=named)
+        self.endpoint: Endpoint = transport.endpoint(registry, name, named=named)
         self.scopes = (scopes_for(name, "pull", "push") if writes else scopes_for(name, "pull"),)
         #: Who may push may not be allowed to look (ECR without BatchGetImage), and then nothing is known to be there;
         #: where pushing is refused as well, that is found out before a byte is sent.

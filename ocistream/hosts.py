@@ -1,7 +1,7 @@
 """How one registry's host is reached: by TLS or without, with which certificates, how fast.
 
 Values only. Where they come from (options, the configuration, `certs.d`) is others' business, and so is what is done
-with them: `ocistream.transport` decides the scheme by them, and `ocistream.connections` opens the connections.
+with them: `ocistream.endpoints` decides by them on scheme and certificates, `ocistream.transport` on the pace.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["HostSettings"]
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What holds for one `HOST[:PORT]`, whatever repository is asked for."""
+    """What holds for one `HOST[:PORT]`, or, of `insecure` and `may_be_plain`, for a part of its repositories."""
 
     #: Speak HTTP, not HTTPS.
     plain_http: bool = False

@@ -102,7 +102,13 @@ class Places:
         self._own = own
         self._namespaces = namespaces
         self._mirrors = mirrors
-        self._insecure = _insecure_hosts(own, namespaces)
+        self._own_said = [
+            (mirror.location, mirror.insecure)
+            for rule in own.values()
+            for mirror in rule.mirrors or ()
+            if mirror.insecure is not None
+        ]
+        self._said = list(_said(namespaces))
 
     def of(self, reference: Reference) -> tuple[Place, ...]:
         """List the places to read an image from; the last is the registry's own.
@@ -130,13 +136,17 @@ class Places:
         """
         self._check_not_blocked(_name(reference.registry, reference.repository))
 
-    def settings(self, registry: str) -> HostSettings:
-        """Say how a host is reached. What our own configuration says of it counts for more than containers'."""
-        host = registry.lower()
-        rule = self._own.get(host, HostRule())
-        if rule.insecure is not None:
-            return replace(rule.settings, insecure=rule.insecure, may_be_plain=rule.insecure)
-        return replace(rule.settings, insecure=True, may_be_plain=True) if self._is_insecure(host) else rule.settings
+    def settings(self, registry: str, repository: str = "") -> HostSettings:
+        """Say how a host is reached for one of its repositories; without one, for what is no repository's.
+
+        What our own configuration says of it counts for more than containers'. A part of a host may be insecure.
+        """
+        rule = self._own.get(registry.lower(), HostRule())
+        name = _name(registry, repository) if repository else registry.lower()
+        own = _insecure(self._own_said, name) if rule.insecure is None else rule.insecure
+        if own is not None:
+            return replace(rule.settings, insecure=own, may_be_plain=own)
+        return replace(rule.settings, insecure=True, may_be_plain=True) if self._is_insecure(name) else rule.settings
 
     def _mirrors_of(self, reference: Reference, namespace: Namespace | None, name: str) -> Iterator[Place]:
         own = self._own.get(reference.registry.lower(), HostRule()).mirrors
@@ -163,10 +173,10 @@ class Places:
             msg = f"{printable(name)} is blocked: {namespace.source} says so of {printable(namespace.prefix)}"
             raise AuthenticationError(msg)
 
-    def _is_insecure(self, host: str) -> bool:
-        if (known := self._insecure.get(host)) is not None:
+    def _is_insecure(self, name: str) -> bool:
+        if (known := _insecure(self._said, name)) is not None:
             return known
-        namespace = self._namespace(host)
+        namespace = self._namespace(name)
         return namespace is not None and namespace.insecure
 
 
@@ -199,25 +209,21 @@ def _place(name: str, mirror: Mirror | None = None) -> Place:
     return Place(registry, repository, mirror is not None, mirror.pull if mirror else "all")
 
 
-def _insecure_hosts(own: Mapping[str, HostRule], namespaces: Sequence[Namespace]) -> dict[str, bool]:
-    """Collect of which hosts it is said whether they are insecure.
-
-    A connection is to a host, whatever is asked for there: where two say different things of it, it is not insecure.
-    """
-    said: dict[str, bool] = {}
-
-    def say(location: str, *, insecure: bool) -> None:
-        host = location.partition("/")[0]
-        said[host] = said.get(host, True) and insecure
-
+def _said(namespaces: Sequence[Namespace]) -> Iterator[tuple[str, bool]]:
+    """Collect of which locations it is said whether they are insecure; *.DOMAIN is not one."""
     for namespace in namespaces:
-        where = namespace.location or namespace.prefix
-        if not where.startswith(_WILDCARD):
-            say(where, insecure=namespace.insecure)
+        for where in {namespace.prefix, namespace.location or namespace.prefix}:
+            if not where.startswith(_WILDCARD):
+                yield where, namespace.insecure
         for mirror in namespace.mirrors:
-            say(mirror.location, insecure=bool(mirror.insecure))
-    for rule in own.values():
-        for mirror in rule.mirrors or ():
-            if mirror.insecure is not None:
-                said[mirror.location.partition("/")[0]] = mirror.insecure
-    return said
+            yield mirror.location, bool(mirror.insecure)
+
+
+def _insecure(said: Sequence[tuple[str, bool]], name: str) -> bool | None:
+    """Give what is said of the longest location that a name is in, or is; None where nothing is.
+
+    Where two things are said of one location, it is not insecure: nobody is to see a password by a contradiction.
+    """
+    fitting = [(where, insecure) for where, insecure in said if f"{name}/".startswith(f"{where}/")]
+    longest = max((len(where) for where, _ in fitting), default=0)
+    return all(insecure for where, insecure in fitting if len(where) == longest) if fitting else None

@@ -97,7 +97,7 @@ class Transport:
         settings: TransportSettings,
         find: Callable[[str, str], Credential | None],
         *,
-        hosts: Callable[[str], HostSettings] = lambda _: HostSettings(),
+        hosts: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
         on_retry: Callable[[Retried], None] = lambda _: None,
         cancelled: threading.Event | None = None,
         pace: Pace | None = None,
@@ -105,9 +105,9 @@ class Transport:
     ) -> None:
         """Set up the session; no connection is made yet.
 
-        `find(registry, repository)` looks a credential up, `hosts(registry)` how it is reached; `on_retry` is told of
-        every wait, from any thread. `pace` is shared with other transports of the same run, `ladder` too: it knows how
-        hosts take uploads, and is told what their answers show.
+        `find(registry, repository)` looks a credential up, and `hosts(registry, repository)` how that is reached; what
+        is no repository's is "". `on_retry` is told of every wait, from any thread. `pace` is shared with other
+        transports of the same run, `ladder` too: it knows how hosts take uploads, and is told what their answers show.
         """
         self.ladder = ladder or Ladder()
         self._hosts = hosts
@@ -115,8 +115,8 @@ class Transport:
         self.patience = settings.patience
         self._find = find
         self._on_retry = on_retry
-        self._endpoints: dict[tuple[str, bool], Endpoint] = {}
-        self._others: dict[str, HostSettings] = {}
+        self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
+        self._known: dict[tuple[str, str], HostSettings] = {}
         self._lock = threading.Lock()
         self._not_before: dict[str, float] = {}
         self.cancelled = cancelled or threading.Event()
@@ -140,8 +140,8 @@ class Transport:
         """Close all idle connections."""
         self._connections.close()
 
-    def endpoint(self, registry: str, *, named: bool = True) -> Endpoint:
-        """Give the endpoint of a registry such as `docker.io` or `localhost:5000`.
+    def endpoint(self, registry: str, repository: str = "", *, named: bool = True) -> Endpoint:
+        """Give the endpoint of a registry such as `localhost:5000`, one for all repositories that are reached alike.
 
         `named` says that the user named it, and not the configuration in its place (a mirror): only then is it shown
         the client certificate of the command line, and only then may its own go unchecked because that says so.
@@ -150,11 +150,12 @@ class Transport:
             NotFoundError, LocalDiskError, UsageError: certificates that are configured for it cannot be used.
         """
         with self._lock:
-            if (registry, named) not in self._endpoints:
+            known = self._host(registry, repository)
+            key = registry, known, named
+            if key not in self._endpoints:
                 given = self._settings.tls
                 if not named:
                     given = TlsSettings(given.ca_files)
-                known = self._hosts(registry)
                 check(TlsSettings(known.ca_files, known.client_certificates))
                 endpoint = Endpoint(registry, known, given, plain_http=self._settings.plain_http)
                 endpoint.authenticator = Authenticator(
@@ -162,8 +163,15 @@ class Transport:
                     lambda repository: self._find(registry, repository),
                     lambda request: self._send_token_request(endpoint, request),
                 )
-                self._endpoints[registry, named] = endpoint
-            return self._endpoints[registry, named]
+                self._endpoints[key] = endpoint
+            return self._endpoints[key]
+
+    def _host(self, registry: str, repository: str = "") -> HostSettings:
+        """Give the settings of a host, for one of its repositories; whoever asks holds the lock."""
+        key = registry, repository
+        if key not in self._known:
+            self._known[key] = self._hosts(*key)
+        return self._known[key]
 
     def request(
         self,
@@ -327,9 +335,7 @@ class Transport:
             return endpoint.settings
         host = urlsplit(url).netloc.rpartition("@")[2]
         with self._lock:
-            if host not in self._others:
-                self._others[host] = self._hosts(host)
-            return self._others[host]
+            return self._host(host)
 
     def _wait_for_turn(self, endpoint: Endpoint, url: str) -> None:
         if self.cancelled.is_set():

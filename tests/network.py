@@ -55,9 +55,10 @@ class QuickTransport(Transport):
         #: Which hosts' settings were asked for.
         self.hosts_asked: list[str] = []
 
-        def settings_of(name: str) -> HostSettings:
+        def settings_of(name: str, repository: str) -> HostSettings:
             self.hosts_asked.append(name)
-            return (hosts or {}).get(name, host or HostSettings())
+            known = hosts or {}
+            return known.get(f"{name}/{repository}", known.get(name, host or HostSettings()))
 
         self.waits: list[float] = []
         self.told: list[Retried] = []

@@ -53,8 +53,8 @@ def network_settings(
 
 
 def host_settings(
-    options: Mapping[str, Any], env: Mapping[str, str], home: Path, configured: Callable[[str], HostSettings]
-) -> Callable[[str], HostSettings]:
+    options: Mapping[str, Any], env: Mapping[str, str], home: Path, configured: Callable[[str, str], HostSettings]
+) -> Callable[[str, str], HostSettings]:
     """Give what says how a registry's host is reached: what is `configured`, and `certs.d` beside it.
 
     --cert-dir stands in the place of `certs.d`, and a client certificate that is configured for a host before those
@@ -65,10 +65,12 @@ def host_settings(
     return functools.partial(_of_host, () if options["cert_dir"] else folders(env, home), configured)
 
 
-def _of_host(directories: Sequence[Path], configured: Callable[[str], HostSettings], registry: str) -> HostSettings:
+def _of_host(
+    directories: Sequence[Path], configured: Callable[[str, str], HostSettings], registry: str, repository: str
+) -> HostSettings:
     from ocistream.certificates import of_registry
 
-    known = configured(registry)
+    known = configured(registry, repository)
     found = of_registry(registry, directories)
     return replace(
         known,

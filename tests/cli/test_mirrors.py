@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import make_certificate
+from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Flip, HangUp, refusal
@@ -349,6 +349,26 @@ def test_nor_are_the_client_certificate_and_insecure(machine: Machine, start: St
         expect.failure(machine.run(*pull, name, trusted, *shown), 4)
         assert {bool(request.certificate) for request in curious.requests} == {seen}
         curious.requests.clear()
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_part_of_a_registry_that_is_insecure_leaves_the_rest_checked(
+    ours: bool, machine: Machine, start: Start, out: Path, certificate: Certificate
+) -> None:
+    registry = start(tls=certificate, auth=Basic(USER, PASSWORD))
+    machine.log_in(registry.host)
+    if ours:
+        mirror = f'{{location = "{registry.host}/dev", insecure = true}}'
+        machine.configure(f'[registry."apps.example"]\nmirrors = [{mirror}]\n')
+    else:
+        entry = f'[[registry]]\nprefix = "{registry.host}/dev"\ninsecure = true\n'
+        machine.write("containers/registries.conf", entry)
+    env = {"SSL_CERT_FILE": str(machine.home / ".config")}
+    pull = ["pull", "--retries=0", "-o", str(out / "app.tar")]
+    expect.failure(machine.run(*pull, f"{registry.host}/prod/app:1", env=env), 7, "not trusted")
+    assert registry.requests == []
+    expect.failure(machine.run(*pull, f"{registry.host}/dev/app:1", env=env), 4)
+    assert registry.requests
 
 
 def test_the_mirrors_password_is_not_for_the_registry(machine: Machine, out: Path) -> None:

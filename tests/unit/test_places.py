@@ -135,6 +135,15 @@ class TestBlocked:
 
 class TestSettings:
     loose = HostSettings(insecure=True, may_be_plain=True)
+    theirs = places(
+        Namespace("a.example", insecure=True),
+        Namespace("a.example/safe"),
+        Namespace("b.example/dev", insecure=True),
+        Namespace("z.example", "real.example:5000/y", insecure=True),
+        Namespace("y.example", mirrors=(Mirror("m.example:5000/z", insecure=True),)),
+        Namespace("*.corp.example", insecure=True),
+        Namespace("m.corp.example"),
+    )
 
     def test_of_a_host_that_nobody_speaks_of_are_the_defaults(self) -> None:
         assert places().settings("a.example") == HostSettings()
@@ -144,33 +153,56 @@ class TestSettings:
         assert places(own={"a.example": HostRule(own)}).settings("A.example") == own
 
     @pytest.mark.parametrize(
-        "host", ["a.example", "z.example", "real.example:5000", "m.example:5000", "x.corp.example"]
+        ("host", "repository"),
+        [
+            ("a.example", ""),
+            ("A.example", "x"),
+            ("b.example", "dev"),
+            ("b.example", "dev/x"),
+            ("z.example", "x"),
+            ("real.example:5000", "y/x"),
+            ("m.example:5000", "z/x"),
+            ("x.corp.example", ""),
+            ("x.corp.example", "x"),
+        ],
     )
-    def test_insecure_hosts_of_containers_are_insecure(self, host: str) -> None:
-        rules = places(
-            Namespace("a.example/x", insecure=True),
-            Namespace("z.example", "real.example:5000/y", insecure=True),
-            Namespace("y.example", mirrors=(Mirror("m.example:5000/z", insecure=True),)),
-            Namespace("*.corp.example", insecure=True),
-        )
-        assert rules.settings(host) == self.loose
-        assert rules.settings("y.example") == HostSettings()
+    def test_what_containers_call_insecure_is_insecure(self, host: str, repository: str) -> None:
+        assert self.theirs.settings(host, repository) == self.loose
 
-    def test_a_host_of_which_two_things_are_said_is_not_insecure(self) -> None:
-        two = [Namespace("a.example/x", insecure=True), Namespace("a.example/y")]
-        assert places(*two).settings("a.example") == HostSettings()
-        assert places(*reversed(two)).settings("a.example") == HostSettings()
+    @pytest.mark.parametrize(
+        ("host", "repository"),
+        [
+            ("a.example", "safe/x"),
+            ("b.example", ""),
+            ("b.example", "prod/x"),
+            ("b.example", "development"),
+            ("real.example:5000", "x"),
+            ("m.example:5000", ""),
+            ("y.example", "x"),
+            ("m.corp.example", "x"),
+            ("corp.example", "x"),
+        ],
+    )
+    def test_and_nothing_else_of_the_same_host(self, host: str, repository: str) -> None:
+        assert self.theirs.settings(host, repository) == HostSettings()
+
+    def test_a_place_of_which_two_things_are_said_is_not_insecure(self) -> None:
+        two = [Namespace("a.example", insecure=True), Namespace("b.example", mirrors=(Mirror("a.example"),))]
+        assert places(*two).settings("a.example", "x") == HostSettings()
+        assert places(*reversed(two)).settings("a.example", "x") == HostSettings()
 
     def test_what_we_say_ourselves_counts_for_more(self) -> None:
-        theirs = (Namespace("a.example", insecure=True), Namespace("b.example"))
-        rules = places(*theirs, own={"a.example": HostRule(insecure=False), "b.example": HostRule(insecure=True)})
-        assert rules.settings("a.example") == HostSettings()
-        assert rules.settings("b.example") == self.loose
+        theirs = (Namespace("a.example", insecure=True), Namespace("b.example/x"))
+        own = {"a.example": HostRule(insecure=False), "b.example": HostRule(insecure=True)}
+        assert places(*theirs, own=own).settings("a.example", "x") == HostSettings()
+        assert places(*theirs, own=own).settings("b.example", "x") == self.loose
 
-    def test_an_insecure_mirror_of_our_own_is_insecure(self) -> None:
+    def test_an_insecure_mirror_of_our_own_is_insecure_and_nothing_else_there(self) -> None:
         rules = places(own={"a.example": HostRule(mirrors=(Mirror("m.example/x", insecure=True),))})
-        assert rules.settings("m.example") == self.loose
-        assert rules.settings("a.example") == HostSettings()
+        assert rules.settings("m.example", "x/y") == self.loose
+        assert rules.settings("m.example", "y") == HostSettings()
+        assert rules.settings("m.example") == HostSettings()
+        assert rules.settings("a.example", "y") == HostSettings()
 
 
 @pytest.mark.parametrize(

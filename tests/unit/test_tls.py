@@ -15,6 +15,7 @@ import pytest
 from ocistream import tls
 from ocistream.connections import Answer
 from ocistream.credentials import Credential
+from ocistream.distribution import Repository
 from ocistream.errors import (
     FinalNetworkError,
     LocalDiskError,
@@ -405,6 +406,22 @@ class TestUnchecked:
         with pytest.raises(FinalNetworkError, match="not trusted"):
             ask(transport, registry, named=False)
         assert registry.requests == []
+
+    def test_what_is_said_of_one_repository_is_not_for_another_of_the_same_host(
+        self, faulty: Faulty, quick: Quick, ids: Ids
+    ) -> None:
+        registry = faulty(tls=ids.server)
+        transport = quick(hosts={f"{registry.host}/dev/app": HostSettings(insecure=True)})
+        assert Repository(transport, registry.host, "dev/app").digest_of("1") is None
+        with pytest.raises(FinalNetworkError, match="not trusted"):
+            Repository(transport, registry.host, "prod/app").digest_of("1")
+        assert [request.path for request in registry.requests] == ["/v2/dev/app/manifests/1"]
+
+    def test_repositories_that_are_reached_alike_share_an_endpoint(self, quick: Quick) -> None:
+        transport = quick(hosts={"registry.test/dev": HostSettings(insecure=True)})
+        prod, test, dev = (transport.endpoint("registry.test", name) for name in ("prod", "test", "dev"))
+        assert prod is test is transport.endpoint("registry.test")
+        assert prod is not dev
 
     def test_a_registrys_ca_is_trusted_for_what_it_leads_to(self, faulty: Faulty, quick: Quick, ids: Ids) -> None:
         storage = faulty(tls=ids.server)
