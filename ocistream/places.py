@@ -139,13 +139,14 @@ class Places:
     def settings(self, registry: str, repository: str = "") -> HostSettings:
         """Say how a host is reached for one of its repositories; without one, for what is no repository's.
 
-        What our own configuration says of it counts for more than containers'. A part of a host may be insecure.
+        What our own configuration says of it counts for more than containers', of which `insecure` may be said of a
+        part of a host, and means that HTTP will do as well; ours, as --insecure, is of certificates only.
         """
         rule = self._own.get(registry.lower(), HostRule())
         name = _name(registry, repository) if repository else registry.lower()
         own = _insecure(self._own_said, name) if rule.insecure is None else rule.insecure
         if own is not None:
-            return replace(rule.settings, insecure=own, may_be_plain=own)
+            return replace(rule.settings, insecure=own)
         return replace(rule.settings, insecure=True, may_be_plain=True) if self._is_insecure(name) else rule.settings
 
     def _mirrors_of(self, reference: Reference, namespace: Namespace | None, name: str) -> Iterator[Place]:

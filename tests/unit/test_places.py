@@ -135,6 +135,7 @@ class TestBlocked:
 
 class TestSettings:
     loose = HostSettings(insecure=True, may_be_plain=True)
+    unchecked = HostSettings(insecure=True)
     theirs = places(
         Namespace("a.example", insecure=True),
         Namespace("a.example/safe"),
@@ -195,11 +196,15 @@ class TestSettings:
         theirs = (Namespace("a.example", insecure=True), Namespace("b.example/x"))
         own = {"a.example": HostRule(insecure=False), "b.example": HostRule(insecure=True)}
         assert places(*theirs, own=own).settings("a.example", "x") == HostSettings()
-        assert places(*theirs, own=own).settings("b.example", "x") == self.loose
+        assert places(*theirs, own=own).settings("b.example", "x") == self.unchecked
 
-    def test_an_insecure_mirror_of_our_own_is_insecure_and_nothing_else_there(self) -> None:
+    def test_what_we_call_insecure_is_unchecked_and_still_not_plain(self) -> None:
+        own = {"a.example": HostRule(HostSettings(requests_per_second=5.0), insecure=True)}
+        assert places(own=own).settings("a.example") == HostSettings(insecure=True, requests_per_second=5.0)
+
+    def test_an_insecure_mirror_of_our_own_is_unchecked_and_nothing_else_there(self) -> None:
         rules = places(own={"a.example": HostRule(mirrors=(Mirror("m.example/x", insecure=True),))})
-        assert rules.settings("m.example", "x/y") == self.loose
+        assert rules.settings("m.example", "x/y") == self.unchecked
         assert rules.settings("m.example", "y") == HostSettings()
         assert rules.settings("m.example") == HostSettings()
         assert rules.settings("a.example", "y") == HostSettings()
