@@ -1,7 +1,7 @@
-"""One repository in a registry, in the distribution-spec's verbs: manifests, blobs, mounts; uploads are in upload.py.
+"""One repository in a registry, in the distribution-spec's verbs: manifests, blobs, small documents.
 
 It knows URLs, media types and statuses, and how a broken download goes on by Range. It knows nothing of archives, and
-what it hands out of a blob is not verified yet: manifests are.
+what it hands out of a blob is not verified yet: manifests are. How blobs go up is told in `sessions` and `sending`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,26 @@ class Repository:
     def url(self, path: str) -> str:
         """Give the URL of something in this repository, such as `blobs/uploads/`."""
         return f"{self.endpoint.url}/v2/{self.name}/{path}"
+
+    def small(self, url: str, accept: str) -> tuple[Answer, bytes]:
+        """Get a document of this repository whole, and anew where it breaks off.
+
+        Of one that is longer than `MAX_MANIFEST` there is a byte more than that, by which whoever asked sees it.
+
+        Raises:
+            NotFoundError: it is not there.
+            NetworkError: trying again did not help.
+        """
+        tries = self.transport.tries()
+        while True:
+            answer = self.transport.request(
+                self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, tries=tries
+            )
+            try:
+                return answer, answer.read(limits.MAX_MANIFEST)
+            except NetworkError as error:
+                if not tries.again(error):
+                    raise
 
     # -- manifests --------------------------------------------------------------------------------------
 
@@ -193,23 +213,12 @@ class Repository:
 
     def _get_manifest(self, target: str, accept: str) -> tuple[bytes, str, str]:
         """Get a manifest's bytes, and the media type and the digest that the registry says they have."""
-        url = self.url(f"manifests/{target}")
-        tries = self.transport.tries()
-        while True:
-            answer = self.transport.request(
-                self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, tries=tries
-            )
-            try:
-                raw = answer.read(limits.MAX_MANIFEST)
-            except NetworkError as error:
-                if tries.again(error):
-                    continue
-                raise
-            if len(raw) > limits.MAX_MANIFEST:
-                msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
-                raise ArchiveError(msg)
-            media_type = (answer.header("Content-Type") or "").partition(";")[0].strip()
-            return raw, media_type, answer.header("Docker-Content-Digest") or ""
+        answer, raw = self.small(self.url(f"manifests/{target}"), accept)
+        if len(raw) > limits.MAX_MANIFEST:
+            msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
+            raise ArchiveError(msg)
+        media_type = (answer.header("Content-Type") or "").partition(";")[0].strip()
+        return raw, media_type, answer.header("Docker-Content-Digest") or ""
 
     @staticmethod
     def _media_type(raw: bytes, declared: str, what: str) -> str:

@@ -14,7 +14,7 @@ from ocistream import limits
 from ocistream.attachments import fallback_tag
 from ocistream.distribution import next_page
 from ocistream.documents import parse_document
-from ocistream.errors import ArchiveError, NetworkError, NotFoundError, RegistryError, UnsupportedError
+from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.model import OCI_INDEX, Descriptor, Manifest
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
@@ -22,7 +22,6 @@ from ocistream.strict_json import canonical_json, canonical_json_with, parse_jso
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocistream.connections import Answer
     from ocistream.distribution import Repository
 
 __all__ = ["ReferrerLists"]
@@ -101,7 +100,7 @@ class ReferrerLists:
         for _ in range(limits.MAX_PAGES):
             if url is None or len(found) > limits.MAX_ATTACHED:
                 break
-            answer, raw = self._page(url)
+            answer, raw = repository.small(url, OCI_INDEX)
             what = f"the list of what refers to {digest} in {repository}"
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
@@ -113,19 +112,6 @@ class ReferrerLists:
                 raise ArchiveError(msg) from error
             url = next_page(answer)
         return found
-
-    def _page(self, url: str) -> tuple[Answer, bytes]:
-        repository = self._repository
-        tries = repository.transport.tries()
-        while True:
-            answer = repository.transport.request(
-                repository.endpoint, "GET", url, scopes=repository.scopes, headers={"Accept": OCI_INDEX}, tries=tries
-            )
-            try:
-                return answer, answer.read(limits.MAX_MANIFEST)
-            except NetworkError as error:
-                if not tries.again(error):
-                    raise
 
     def _kept(self, digest: str) -> Manifest | None:
         """Get the index that clients keep; what else has its tag is none."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.distribution import linked_page
-from ocistream.errors import NetworkError, NotFoundError, RegistryError
+from ocistream.errors import NotFoundError, RegistryError
 from ocistream.origins import Origin, redacted
 from ocistream.reference import is_tag
 from ocistream.strict_json import parse_json
@@ -76,21 +76,7 @@ def _first_page(repository: Repository) -> tuple[Answer, bytes]:
 
 
 def _page(repository: Repository, url: str) -> tuple[Answer, bytes]:
-    tries = repository.transport.tries()
-    while True:
-        answer = repository.transport.request(
-            repository.endpoint,
-            "GET",
-            url,
-            scopes=repository.scopes,
-            headers={"Accept": "application/json"},
-            tries=tries,
-        )
-        try:
-            return answer, answer.read(limits.MAX_MANIFEST)
-        except NetworkError as error:
-            if not tries.again(error):
-                raise
+    return repository.small(url, "application/json")
 
 
 def _tags_of(raw: bytes, repository: Repository) -> list[str]:
