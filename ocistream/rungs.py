@@ -5,7 +5,6 @@ Values and one table: which rungs are left when a registry refuses one. Who trie
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.reference import printable
+from ocistream.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,13 +27,6 @@ PUT: Final = "put"
 CHUNK: Final = "chunk"
 #: A stream of which nobody knows the length, in the chunked transfer coding: a way of its own to be refused.
 UNSIZED: Final = "unsized"
-
-_UNITS: Final = {
-    "": 1,
-    "b": 1,
-    **{unit + tail: 1024**power for power, unit in enumerate("kmg", 1) for tail in ("", "b", "ib")},
-}
-_SIZE: Final = re.compile(r"([0-9]{1,12})\s?([a-zA-Z]{0,3})\Z")
 
 #: Way -> status of the refusal -> the ways that may do better, the likeliest first. What is not here is no matter of
 #: how bytes go up. A chunk after a chunk is one of half the size.
@@ -86,8 +79,6 @@ class Rung:
 def parse_rung(text: str) -> Rung | None:
     """Parse `stream`, `put`, `chunk=SIZE` such as `chunk=4MiB`, or `auto`, which is None.
 
-    K, M and G are powers of 1024, with or without `B` or `iB`, as with docker's sizes.
-
     Raises:
         UsageError: it is none of these, or a chunk would not fit into the memory that there is for it.
     """
@@ -96,11 +87,10 @@ def parse_rung(text: str) -> Rung | None:
     kind, equals, size = text.partition("=")
     if kind in {STREAM, PUT} and not equals:
         return Rung(kind)
-    match = _SIZE.match(size)
-    if kind != CHUNK or match is None or (unit := match[2].lower()) not in _UNITS or not int(match[1]):
+    count = parse_size(size)
+    if kind != CHUNK or not count:
         msg = f"malformed way to upload {printable(text)!r}"
         raise UsageError(msg, hint="write auto, stream, put or chunk=SIZE, as in chunk=4MiB")
-    count = int(match[1]) * _UNITS[unit]
     if count > limits.UPLOAD_MEMORY:
         msg = f"chunks of {printable(size)} are too large: each is held until the registry has taken it"
         raise UsageError(msg, hint=f"at most chunk={limits.UPLOAD_MEMORY // limits.MIB}MiB; stream has no such bound")

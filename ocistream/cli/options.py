@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import platform as machine
-import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,7 @@ from ocistream.model import Platform, parse_platform
 from ocistream.platforms import PlatformChoice
 from ocistream.reference import printable
 from ocistream.rungs import parse_rung
+from ocistream.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +45,6 @@ _MACHINES: Final = {
 
 #: A day: longer than anybody waits, and no more than a socket takes.
 _SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
-_RATE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)b?\Z", re.IGNORECASE | re.ASCII)
-_RATE_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 def _number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
@@ -69,12 +67,11 @@ def _rate(_context: click.Context, _parameter: click.Parameter, value: str | Non
     """
     if value is None:
         return None
-    match = _RATE.match(value)
-    rate = float(match[1]) * _RATE_UNITS[match[2].lower()] if match else 0.0
-    if rate < 1:
+    rate = parse_size(value, fractions=True)
+    if not rate:
         msg = f"--limit-rate {printable(value, 40)!r} is no rate in bytes a second"
         raise UsageError(msg, hint="such as 500k, 10M or 1G")
-    return rate
+    return float(rate)
 
 
 def tls_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -382,7 +382,7 @@ def test_a_limit_that_makes_no_sense_is_a_usage_error(tmp_path: Path, option: st
     expect.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
 
 
-@pytest.mark.parametrize("rate", ["600", "500k", "1.5M", "10MB", "1g"])
+@pytest.mark.parametrize("rate", ["600", "500k", "1.5M", "10MB", "1g", "10MiB"])
 def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, image: Descriptor, rate: str) -> None:
     del image
     # Of 600 bytes a second an image this small needs few seconds.

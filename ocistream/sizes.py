@@ -1,0 +1,23 @@
+"""Sizes as people write them: `4MiB`, `500k`, `10 MB`. All units are powers of 1024, as curl and docker have them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["parse_size"]
+
+_SIZE: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))? ?((?:[kmg](?:i?b)?|b)?)\Z", re.IGNORECASE | re.ASCII)
+_BITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
+
+
+def parse_size(text: str, *, fractions: bool = False) -> int | None:
+    """Give the bytes that a size means, rounded down, or None where it is none.
+
+    K, M and G are followed by nothing, `B` or `iB`, in any case. `fractions` allows for `1.5M`.
+    """
+    match = _SIZE.match(text)
+    if match is None or (match[2] and not fractions):
+        return None
+    thousandths = int(match[1]) * 1000 + int((match[2] or "").ljust(3, "0"))
+    return (thousandths << _BITS[match[3][:1].lower()]) // 1000
