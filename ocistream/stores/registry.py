@@ -1,7 +1,7 @@
 """A registry as a store: images out of repositories, and into them.
 
-Which URLs and statuses that takes is distribution.py's and upload.py's business; here is which repository a blob is
-in, and in what order things become visible.
+Which URLs and statuses that takes is the business of `distribution` and, for blobs that go up, of `upload` and what is
+below that; here is which repository a blob is in, and in what order things become visible.
 """
 
 from __future__ import annotations
