@@ -48,7 +48,8 @@ MAX_OFFERED: Final = 10 * MAX_LISTED
 MAX_MANIFESTS: Final = MAX_LISTED + 100
 #: Configs and layers in one transfer, each counted once: a config and a layer for each of `MAX_LISTED` images.
 MAX_BLOBS: Final = 2 * MAX_LISTED
-#: Signatures, SBOMs and the like that hang on the images of one transfer: one for each image of a great index.
+#: Signatures, SBOMs and the like that hang on the images of one transfer: one for each image of a great index. All that
+#: lists say hangs there counts once more by itself, since each is asked for, whatever comes of it.
 MAX_ATTACHED: Final = MAX_LISTED
 #: How deep they hang on each other, in a registry as in an archive: each level costs requests there, and here another
 #: look at all that may hang on something.

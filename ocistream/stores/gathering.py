@@ -91,6 +91,8 @@ class Gathering:
         self._tags: dict[tuple[str, str], str] = {}
         self._new: list[str] = []
         self._has_rest = True
+        #: How many are known by lists of referrers alone.
+        self._claimed = 0
         #: How deep it was gone into what hangs on each other.
         self._depth = 0
 
@@ -230,6 +232,10 @@ class Gathering:
             for child in document.manifests:
                 if child.digest not in self._known:
                     self._known.add(child.digest)
+                    self._claimed += 1
+                    if self._claimed > limits.MAX_ATTACHED:
+                        msg = f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed"
+                        raise UnsupportedError(msg, hint="move fewer images at a time")
                     self._others.append(_Other(Root(None, child), None, tag))
                     self._look_for(child)
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
+    from ocistream.referrer_lists import ReferrerList
     from ocistream.transport import Transport
 
 __all__ = ["RegistrySink", "RegistrySource"]
@@ -102,9 +103,9 @@ class RegistrySource:
         repository = self._homes.get(digest)
         return (repository.endpoint.registry, repository.name) if repository else None
 
-    def referrers(self, digests: Sequence[str]) -> dict[str, list[Descriptor]]:
+    def referrers(self, digests: Sequence[str]) -> dict[str, ReferrerList]:
         """Ask what refers to manifests that the graph has; nothing where a registry cannot tell, or will not."""
-        found: dict[str, list[Descriptor]] = {}
+        found: dict[str, ReferrerList] = {}
         for digest in digests:
             if home := self._homes.get(digest):
                 with contextlib.suppress(AuthenticationError):

@@ -195,6 +195,20 @@ class TestBounds:
             graph_of(layout)
         assert "--no-referrers" in caught.value.hint  # type: ignore[attr-defined]
 
+    def test_all_that_lists_name_counts_whatever_comes_of_it(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image = small_image(layout, name="v1")
+        gone = [referrer(layout, image, "a/b", b"%d" % number) for number in range(4)]
+        for one in gone:
+            layout.file(one["digest"]).unlink()
+        layout.name(layout.index(gone), image["digest"].replace(":", "-"))
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 4)
+        assert len(graph_of(layout).left_behind) == 4
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
+        with pytest.raises(UnsupportedError, match="more than 3 signatures, SBOMs and the like are listed"):
+            graph_of(layout)
+
     def test_how_deep_it_hangs_is_bounded_however_long_the_chain(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         deepest = chain(layout, image, limits.MAX_ATTACHED_DEPTH)
