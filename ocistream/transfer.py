@@ -22,7 +22,7 @@ from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, TakesAgain, 
 from ocistream.model import Descriptor
 from ocistream.rereading import until_right
 from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
-from ocistream.workers import each
+from ocistream.workers import DEFAULT_JOBS, each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moved", "Report", "copy"]
 
-#: How many blobs move at once. More connections cost memory, and gain little where one line is shared.
-DEFAULT_JOBS = 4
-#: And how many where layers are compressed anew.
+#: How many blobs move at once where layers are compressed anew.
 _CONVERTING_JOBS = 2
 
 

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Hanging"]
 
-#: Questions asked at a time.
-_JOBS: Final = 4
 #: Of what is left behind of one subject for one reason, so many are named, and the others counted.
 _NAMED: Final = 10
 #: Statuses below 500 by which a registry says that it would answer at another time.
@@ -67,8 +65,21 @@ class _Found:
 class Hanging:
     """Asks, and gives what it finds to the builder of a graph."""
 
-    def __init__(self, builder: GraphBuilder, complete: Callable[[Readable, str], None]) -> None:
-        """`complete` brings what the builder needs for a manifest that comes out of a repository."""
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        complete: Callable[[Readable, str], None],
+        *,
+        jobs: int,
+        cancelled: threading.Event,
+    ) -> None:
+        """`complete` brings what the builder needs for a manifest that comes out of a repository.
+
+        So many questions as there are `jobs` are asked at a time. `cancelled` is the transfer's: it ends them, and is
+        set when one of them fails.
+        """
+        self._jobs = jobs
+        self._cancelled = cancelled
         self._builder = builder
         self._complete = complete
         #: One for each name, whoever asks: it knows whether its registry has the API.
@@ -114,7 +125,7 @@ class Hanging:
                 self._lists[name] = question.repository
                 self._ask(question)
                 new.remove(question)
-        each(self._ask, new, jobs=_JOBS if len(new) > 1 else 1, cancelled=threading.Event())
+        each(self._ask, new, jobs=self._jobs if len(new) > 1 else 1, cancelled=self._cancelled)
 
     def _ask(self, question: _Question) -> None:
         for ask in (self._ask_for_referrers, self._ask_for_tags):

@@ -30,6 +30,7 @@ from ocistream.stores.hanging import Hanging
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 from ocistream.walk import GraphBuilder
+from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,14 +59,18 @@ class RegistrySource:
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: Referrers = "listed",
         repository: Callable[[Reference], Readable] | None = None,
+        jobs: int = DEFAULT_JOBS,
     ) -> None:
         """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along.
 
+        So many questions of that kind as there are `jobs` are asked at a time.
         `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
         """
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
         self._referrers: Referrers = referrers
+        self._jobs = jobs
+        self._cancelled = transport.cancelled
         self._repository = repository or Reading(transport).repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
         self._homes: dict[str, Readable] = {}
@@ -135,7 +140,8 @@ class RegistrySource:
             for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._homes.keys())
         ]
         cut = [(self._homes[digest], digest) for digest in builder.cut_down()]
-        Hanging(builder, partial(self._complete, builder)).collect(moving, cut)
+        complete = partial(self._complete, builder)
+        Hanging(builder, complete, jobs=self._jobs, cancelled=self._cancelled).collect(moving, cut)
 
     def _complete(self, builder: GraphBuilder, repository: Readable, digest: str) -> None:
         """Get what is needed for a manifest that came out of a repository."""

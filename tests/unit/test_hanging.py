@@ -91,6 +91,31 @@ class TestRequests:
         RegistrySource(quick(), [reference], referrers="left").graph(NothingEarly())
         assert len(registry.requests) == 1
 
+    def test_so_many_questions_are_asked_at_a_time_as_there_are_jobs(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        children = [layout.image([b"%d" % number], platform=f"linux/{number}") for number in range(20)]
+        seed(layout, layout.index(children), registry.host, "app", "1")
+        before = registry.accepted
+        reference = parse_reference(f"{registry.host}/app:1")
+        RegistrySource(quick(), [reference], referrers="along", jobs=1).graph(NothingEarly())
+        assert registry.accepted == before + 1
+
+    def test_one_that_fails_stops_whatever_else_the_transfer_does(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        index = two_platforms(layout)
+        seed(layout, index, registry.host, "app", "1")
+        # The first question is asked alone.
+        last = max(index["digest"], *(child["digest"] for child in layout.read(index["digest"])["manifests"]))
+        registry.faults.append(Fault(refusal(500), path=f"/referrers/{last}", times=None))
+        transport = quick()
+        with pytest.raises(NetworkError):
+            graph_of(transport, f"{registry.host}/app:1")
+        assert transport.cancelled.is_set()
+
 
 class TestFinding:
     def test_the_same_archive_comes_of_it_in_whatever_order_it_is_listed(
