@@ -30,6 +30,7 @@ __all__ = [
     "NARROWED",
     "NO_PLACE",
     "SAME_TAG",
+    "TAKEN",
     "UNKNOWN_KIND",
     "UNWANTED",
     "Attached",
@@ -72,6 +73,7 @@ GONE: Final = "they are listed, but not there"
 DISOWNED: Final = "they are listed, but do not say themselves that they belong to it"
 UNKNOWN_KIND: Final = "they are of a kind that is not supported"
 SAME_TAG: Final = "another one has the same tag"
+TAKEN: Final = "another one is there, and stays (copy --tags 'sha256-*.*' replaces it)"
 HIDDEN: Final = "the registry does not tell"
 CUT: Final = "the registry's list is longer than is read"
 #: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.

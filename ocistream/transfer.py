@@ -18,7 +18,7 @@ from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
-from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, TakesAgain, TakesUnnamed, Unnamed, Unwatched
+from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, Spares, TakesAgain, TakesUnnamed, Unnamed, Unwatched
 from ocistream.model import Descriptor
 from ocistream.rereading import until_right
 from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
@@ -213,7 +213,10 @@ class _Transfer:
         return bool(self._layers)
 
     def _less_what_cannot_go_along(self, graph: Graph) -> Graph:
-        """Leave behind what hangs on an image where there is no place for it, or where it would hang on nothing."""
+        """Leave behind what hangs on an image where there is no place for it, or where it would hang on nothing.
+
+        The place may be that of something else.
+        """
         if isinstance(self._sink, HasNoPlace):
             graph = graph.without_attached(lambda _: True, self._sink.no_place)
         if graph.attached and self.conversion is not None and self._converts(graph):
@@ -221,6 +224,8 @@ class _Transfer:
             graph = graph.without_attached(
                 lambda attached: attached.subject in changed or attached.descriptor.digest in changed, CONVERTED
             )
+        if graph.attached and isinstance(self._sink, Spares):
+            graph = self._sink.spared(graph)
         return graph
 
     def _of_bare_layers(self) -> Conversion | None:

@@ -268,6 +268,32 @@ class TestLeavingBehind:
         assert "the registry does not tell" in note
         assert "403" in note
 
+    def test_what_was_signed_where_it_arrived_stays_and_it_is_said_how_to_replace_it(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        result = tmp_path / "result.json"
+        done("copy", f"{served.host}/app:1", f"{other.host}/prod/app:1")
+        own = layout.artifact(b"signed for production")
+        registry_http.seed(layout, own, other.host, "prod/app", found.cosign_tag)
+        again = done("copy", f"{served.host}/app:1", f"{other.host}/prod/app:1", "--result", result)
+        (note,) = notes(again)
+        assert "left behind: 1 signature; another one is there, and stays" in note
+        assert "copy --tags 'sha256-*.*'" in note
+        assert registry_http.manifest_digest(other.host, "prod/app", found.cosign_tag) == own["digest"]
+        (left,) = json.loads(result.read_bytes())["leftBehind"]
+        assert (left["digest"], left["tag"]) == (found.cosign["digest"], found.cosign_tag)
+        done("copy", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/prod/app")
+        is_all_there(found, other, "prod/app")
+
+    def test_a_tag_of_cosigns_that_is_asked_for_beside_its_image_is_moved(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry
+    ) -> None:
+        own = layout.artifact(b"signed for production")
+        registry_http.seed(layout, own, other.host, "app", found.cosign_tag)
+        copied = done("copy", "--tags", "1", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/app")
+        assert notes(copied) == []
+        is_all_there(found, other)
+
     def test_quietly_nothing_is_said(self, archive: Path, other: FaultyRegistry) -> None:
         assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""
 
