@@ -126,9 +126,10 @@ class _Transfer:
             self._unnamed_sink().expect(graph)
         else:
             self._sink.begin(graph)
-        roots = {root.descriptor.digest for root in graph.roots}
+        named = {root.descriptor.digest for root in graph.roots}
+        named.update(attached.descriptor.digest for attached in graph.all_attached if attached.tag)
         # A name can only be given to a manifest whose bytes are at hand.
-        absent = [m for m in graph.absent if m.digest in roots or not self._sink.has_manifest(m)]
+        absent = [m for m in graph.absent if m.digest in named or not self._sink.has_manifest(m)]
         wanted = self._without_those_there(self._waiting(graph))
         # Even where nothing is wanted any more, a pipe is read to its end.
         wanted = self._put_manifests_wanted_as_blobs(graph, wanted)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ocistream.attachments import TAKEN
-from ocistream.errors import NetworkError, RegistryError
+from ocistream.errors import MissingContentError, NetworkError, RegistryError
 from ocistream.graph import Root
 from ocistream.interfaces import Unwatched
 from ocistream.model import Descriptor
@@ -178,6 +178,16 @@ def test_within_one_registry_its_blobs_are_mounted(faulty: Faulty, quick: Quick,
     sink.close()
     assert {moved.how for moved in report.blobs} <= {"mounted", "skipped"}
     assert {one.descriptor.digest for one in report.graph.all_attached} == found.hanging
+
+
+def test_what_has_a_tag_of_cosigns_and_is_not_in_the_archive_cannot_be_tagged(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty()
+    push(layout, quick(), f"{registry.host}/app:1")
+    layout.file(found.cosign["digest"]).unlink()
+    with pytest.raises(MissingContentError, match=found.cosign["digest"]):
+        push(layout, quick(), f"{registry.host}/app:2")
 
 
 class TestTagsOfCosignsThatAreThere:
