@@ -187,6 +187,14 @@ class HasNoPlace(Protocol):
 
 
 @runtime_checkable
+class MayHaveToWait(Protocol):
+    """A sink, or what stands before it, that may be unable to take blobs before the graph is known."""
+
+    def takes_early(self) -> bool:
+        """Say whether it takes them."""
+
+
+@runtime_checkable
 class Spares(Protocol):
     """A sink in which something else may be under a tag that hangs on an image, and is not to be lost."""
 

@@ -18,7 +18,18 @@ from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
-from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, Spares, TakesAgain, TakesUnnamed, Unnamed, Unwatched
+from ocistream.interfaces import (
+    Blob,
+    HasNoPlace,
+    MayHaveToWait,
+    Mounts,
+    Recalls,
+    Spares,
+    TakesAgain,
+    TakesUnnamed,
+    Unnamed,
+    Unwatched,
+)
 from ocistream.model import Descriptor
 from ocistream.rereading import until_right
 from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
@@ -189,6 +200,10 @@ class _Transfer:
         )
         self._note(descriptor, "copied", descriptor.size)
         return descriptor
+
+    def takes_early(self) -> bool:
+        """Say whether blobs may come before the graph."""
+        return not isinstance(self._sink, MayHaveToWait) or self._sink.takes_early()
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Have the sink give back what it was given."""

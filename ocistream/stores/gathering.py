@@ -170,6 +170,17 @@ class Gathering:
             self._builder.lacks(digest)
         self._answer()
 
+    def give_up(self) -> set[str]:
+        """Wait no longer for what may only hang on an image, if all that the chosen ones need is there.
+
+        What was waited for is given: if any of it comes after all, the graph is not the right one.
+        """
+        if not self._is_chosen or self._builder.needs:
+            return set()
+        given_up = set(self._looking)
+        self._looking.clear()
+        return given_up
+
     def graph(self) -> Graph:
         """Give the graph, once nothing is needed."""
         return self._builder.graph()

@@ -263,6 +263,10 @@ class RegistrySink:
         for home in others:
             self._share(blob, blob.descriptor, first, home)
 
+    def takes_early(self) -> bool:
+        """Say whether it is known where blobs belong before the graph is."""
+        return self._early is not None
+
     def takes_again(self) -> bool:
         """Say that an upload that failed is never closed, so that another may be begun."""
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from ocistream import limits
 from tests import registry_http
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Header, refusal
-from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.signed import Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"
@@ -191,6 +193,61 @@ class TestGoingAlong:
         assert copied.lines() == [f"{other.host}/app:1@{found.image['digest']}"]
         is_all_there(found, other)
         assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
+
+
+class TestOutOfAPipeToSeveralPlaces:
+    """What comes before the graph is known cannot be taken: nobody knows where it belongs."""
+
+    @pytest.fixture
+    def image(self, layout: Layout) -> Descriptor:
+        content = random.Random(1).randbytes(2 * limits.CHUNK)
+        return layout.image([tar_layer({"a": content}), tar_layer({"b": content})], name="r.example.com/app:1")
+
+    @pytest.fixture
+    def candidate(self, layout: Layout, image: Descriptor) -> Descriptor:
+        """Return an entry of the index without a name, which may be what hangs on the image, and does."""
+        made = referrer(layout, image, "a/b", b"one")
+        document = json.loads((layout.path / "index.json").read_bytes())
+        document["manifests"].append(made)
+        (layout.path / "index.json").write_text(json.dumps(document))
+        return made
+
+    @pytest.mark.parametrize("chosen", [[], ["--image", "r.example.com/app:1"]])
+    @pytest.mark.parametrize("stray", [False, True])
+    def test_an_entry_of_something_that_never_comes_is_not_waited_for(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        candidate: Descriptor,
+        other: FaultyRegistry,
+        chosen: list[str],
+        *,
+        stray: bool,
+    ) -> None:
+        layers = [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
+        layout.file(candidate["digest"]).unlink()
+        items = small_first(layout)
+        if stray:
+            # What passes when nothing is waited for any more may be nothing that anybody needs.
+            blob = layout.blob(random.Random(2).randbytes(2 * limits.CHUNK), "a/b")
+            first = next(place for place, (name, _) in enumerate(items) if name == blob_name(layers[0]))
+            items.insert(first, (blob_name(blob["digest"]), layout.file(blob["digest"]).read_bytes()))
+        done("push", "--to", f"{other.host}/mirror", *chosen, stdin=tar_of(items))
+        assert registry_http.manifest_digest(other.host, "mirror/app", "1") == image["digest"]
+
+    def test_but_if_it_comes_after_all_nothing_is_visible(
+        self, layout: Layout, image: Descriptor, candidate: Descriptor, other: FaultyRegistry
+    ) -> None:
+        name = blob_name(candidate["digest"])
+        items = [item for item in small_first(layout) if item[0] != name]
+        late = (name, layout.file(candidate["digest"]).read_bytes())
+        result = ocistream("push", "--to", f"{other.host}/mirror", stdin=tar_of([*items, late]))
+        expect.failure(result, 8, candidate["digest"], "may hang on an image")
+        expect.no_image(other)
+        # To one image all of it can go, in whatever order it comes.
+        done("push", f"{other.host}/one:1", stdin=tar_of([*items, late]))
+        _, raw = registry_http.get(other.host, f"/v2/one/referrers/{image['digest']}")
+        assert [one["digest"] for one in json.loads(raw)["manifests"]] == [candidate["digest"]]
 
 
 class TestLeavingBehind:
