@@ -9,7 +9,7 @@ again. Bytes and values only: whoever reads the layout or archive brings them.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocistream import limits
@@ -30,7 +30,7 @@ from ocistream.attachments import (
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root
-from ocistream.stores.index import FULL_NAME, HUNG_NAME, REF_NAME, called, entry_for, full_reference, roots_of, tag_of
+from ocistream.stores.index import called, roots_of, tag_of
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ocistream.platforms import PlatformChoice
     from ocistream.stores.index import Selection
 
-__all__ = ["Gathering", "entries_of"]
+__all__ = ["Gathering"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,44 +380,3 @@ class Gathering:
         self._left[other.digest] = why
         kind = self._described.get(other.digest, other.root.descriptor).artifact_type
         self._builder.leave(LeftBehind(subject, why, kind_of(kind, tag), other.digest, tag))
-
-
-def entries_of(graph: Graph) -> list[Descriptor]:
-    """Give what an `index.json` lists of a graph: its images, then what hangs on them.
-
-    None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
-    repository of each image that it says something of.
-    """
-    images = [entry_for(root) for root in graph.roots]
-    known = {entry.digest for entry in images}
-    nameless = {
-        attached.descriptor.digest: _without_name(attached.descriptor)
-        for attached in graph.all_attached
-        if attached.tag is None and attached.descriptor.digest not in known
-    }
-    named: dict[str, Descriptor] = {}
-    for root in graph.roots if graph.attached else ():
-        hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
-        for attached in sorted(hanging, key=lambda one: one.order):
-            if attached.tag is not None:
-                name = _beside(root, attached.tag)
-                named.setdefault(name, _called(attached.descriptor, name))
-    return [*images, *nameless.values(), *named.values()]
-
-
-def _without_name(entry: Descriptor) -> Descriptor:
-    """Drop what would name an entry: its manifest's own annotations are listed, and may say anything."""
-    if called(entry) is None:
-        return entry
-    kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME, HUNG_NAME}}
-    return replace(entry, annotations=kept)
-
-
-def _called(entry: Descriptor, name: str) -> Descriptor:
-    entry = _without_name(entry)
-    return replace(entry, annotations={**entry.annotations, HUNG_NAME: name})
-
-
-def _beside(root: Root, tag: str) -> str:
-    reference = full_reference(root.name) if root.name else None
-    return f"{reference.registry}/{reference.repository}:{tag}" if reference else tag
