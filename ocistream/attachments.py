@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONVERTED",
+    "CUT",
     "DISOWNED",
     "GONE",
     "HIDDEN",
     "NARROWED",
     "NO_PLACE",
     "SAME_TAG",
+    "TAKEN",
     "UNKNOWN_KIND",
     "UNWANTED",
     "Attached",
@@ -71,7 +73,9 @@ GONE: Final = "they are listed, but not there"
 DISOWNED: Final = "they are listed, but do not say themselves that they belong to it"
 UNKNOWN_KIND: Final = "they are of a kind that is not supported"
 SAME_TAG: Final = "another one has the same tag"
+TAKEN: Final = "another one is there, and stays (copy --tags 'sha256-*.*' replaces it)"
 HIDDEN: Final = "the registry does not tell"
+CUT: Final = "the registry's list is longer than is read"
 #: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.
 _TAGGED_ALGORITHM: Final = 32
 _TAGGED_HEX: Final = 64
@@ -102,13 +106,17 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """What hangs on an image and does not go along, and why; of `kind` None nobody knows what there is."""
+    """What hangs on an image and does not go along, and why; of `kind` None nobody knows what there is.
+
+    `count` is how many it stands for, where there are too many to name each.
+    """
 
     subject: str
     why: str
     kind: str | None = None
     digest: str | None = None
     tag: str | None = None
+    count: int | None = None
 
     @classmethod
     def of(cls, attached: Attached, why: str) -> LeftBehind:

@@ -32,7 +32,7 @@ from ocistream.model import (
     Manifest,
     is_media_type,
 )
-from ocistream.origins import Origin, redacted, resolved
+from ocistream.origins import redacted, resolved
 from ocistream.reference import is_digest, printable
 from ocistream.stream import digest_of
 
@@ -332,12 +332,6 @@ def linked_page(answer: Answer) -> str | None:
     """Give the URL of the next page of a list (RFC 8288), wherever it leads; None on the last one."""
     match = _NEXT.search(answer.header("Link") or "")
     return resolved(answer.url, match[1]) if match else None
-
-
-def next_page(answer: Answer) -> str | None:
-    """Give the URL of the next page of a list, if that is at the same origin, or None."""
-    url = linked_page(answer)
-    return url if url and Origin.of(url) == Origin.of(answer.url) else None
 
 
 def _check_announced(answer: Answer, descriptor: Descriptor, offset: int) -> None:

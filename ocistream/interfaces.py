@@ -187,6 +187,22 @@ class HasNoPlace(Protocol):
 
 
 @runtime_checkable
+class MayHaveToWait(Protocol):
+    """A sink, or what stands before it, that may be unable to take blobs before the graph is known."""
+
+    def takes_early(self) -> bool:
+        """Say whether it takes them."""
+
+
+@runtime_checkable
+class Spares(Protocol):
+    """A sink in which something else may be under a tag that hangs on an image, and is not to be lost."""
+
+    def spared(self, graph: Graph) -> Graph:
+        """Leave behind what would take its place. Asked before `begin`."""
+
+
+@runtime_checkable
 class Recalls(Protocol):
     """A sink that can give small content back which was put into it."""
 

@@ -48,9 +48,11 @@ MAX_OFFERED: Final = 10 * MAX_LISTED
 MAX_MANIFESTS: Final = MAX_LISTED + 100
 #: Configs and layers in one transfer, each counted once: a config and a layer for each of `MAX_LISTED` images.
 MAX_BLOBS: Final = 2 * MAX_LISTED
-#: Signatures, SBOMs and the like that hang on the images of one transfer: one for each image of a great index.
+#: Signatures, SBOMs and the like that hang on the images of one transfer: one for each image of a great index. All that
+#: lists say hangs there counts once more by itself, since each is asked for, whatever comes of it.
 MAX_ATTACHED: Final = MAX_LISTED
-#: How deep they hang on each other: a signature's attestation's signature costs a registry's users requests each.
+#: How deep they hang on each other, in a registry as in an archive: each level costs requests there, and here another
+#: look at all that may hang on something.
 MAX_ATTACHED_DEPTH: Final = 8
 #: All manifests of one transfer together, since they are held until the end (promise 3: 48 MiB in all).
 MAX_GRAPH_BYTES: Final = 8 * MIB

@@ -21,7 +21,7 @@ from ocistream.errors import (
 )
 from ocistream.interfaces import Blob
 from ocistream.reference import is_digest
-from ocistream.referrer_lists import ReferrerLists
+from ocistream.referrer_lists import ReferrerList, ReferrerLists
 from ocistream.stream import gathered, verified
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Readable(Protocol):
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""
 
-    def referrers(self, digest: str) -> list[Descriptor]:
+    def referrers(self, digest: str) -> ReferrerList:
         """Ask what refers to a manifest."""
 
     def digest_of(self, target: str) -> str | None:
@@ -136,13 +136,18 @@ class MirroredRepository:
         download = _Download(self, descriptor)
         return Blob(descriptor, download.chunks, on_wrong=download.on_wrong)
 
-    def referrers(self, digest: str) -> list[Descriptor]:
+    def referrers(self, digest: str) -> ReferrerList:
         """Ask what refers to a manifest: the first place that knows of anything.
 
         Raises:
             OcistreamError: what the registry itself says of it, if no mirror answered.
         """
-        return self._anything(lambda source: source.lists.of(digest) or None, by_digest=True) or []
+
+        def ask(source: Source) -> ReferrerList | None:
+            found = source.lists.of(digest)
+            return found if found.descriptors or found.cut else None
+
+        return self._anything(ask, by_digest=True) or ReferrerList()
 
     def digest_of(self, target: str) -> str | None:
         """Ask what a tag stands for, or whether a digest is there: the first place that knows of it.

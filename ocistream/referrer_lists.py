@@ -8,27 +8,37 @@ that add to one list at the same moment, the spec has no way to save both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.attachments import fallback_tag
-from ocistream.distribution import next_page
+from ocistream.distribution import linked_page
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.model import OCI_INDEX, Descriptor, Manifest
+from ocistream.origins import Origin, redacted
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ocistream.distribution import Repository
 
-__all__ = ["ReferrerLists"]
+__all__ = ["ReferrerList", "ReferrerLists"]
 
 #: How a registry says that it does not know the API; a bad request may mean this digest alone.
 _NO_API: Final = frozenset({404, 405, 501})
 _NOT_THIS_ONE: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrerList:
+    """What refers to a manifest, each once, as it is listed; `cut` says why it is not all of it, if so."""
+
+    descriptors: tuple[Descriptor, ...] = ()
+    cut: str | None = None
 
 
 class ReferrerLists:
@@ -42,8 +52,8 @@ class ReferrerLists:
         self._repository = repository
         self._has_api = True
 
-    def of(self, digest: str) -> list[Descriptor]:
-        """Ask what refers to a manifest. Of a list that never ends, `MAX_PAGES` are read.
+    def of(self, digest: str) -> ReferrerList:
+        """Ask what refers to a manifest, `MAX_PAGES` pages and little more than `MAX_ATTACHED` descriptors at most.
 
         Raises:
             AuthenticationError: it is not to be seen.
@@ -59,7 +69,7 @@ class ReferrerLists:
                     raise
                 self._has_api = status == _NOT_THIS_ONE
         kept = self._kept(digest)
-        return list(parse_document(kept.descriptor, kept.raw).manifests) if kept else []
+        return ReferrerList(_unique(parse_document(kept.descriptor, kept.raw).manifests) if kept else ())
 
     def add(self, subject: str, referrers: Sequence[Descriptor]) -> None:
         """Add to the list that clients keep, where something is not on it yet; what is stays as it is.
@@ -93,25 +103,35 @@ class ReferrerLists:
             raise UnsupportedError(msg, hint="leave referrers behind with --no-referrers")
         self._repository.put_manifest(tag, Manifest(Descriptor(OCI_INDEX, digest_of(raw), len(raw)), raw))
 
-    def _listed(self, digest: str) -> list[Descriptor]:
+    def _listed(self, digest: str) -> ReferrerList:
         repository = self._repository
-        found: list[Descriptor] = []
-        url: str | None = repository.url(f"referrers/{digest}")
-        for _ in range(limits.MAX_PAGES):
-            if url is None or len(found) > limits.MAX_ATTACHED:
-                break
+        found: dict[str, Descriptor] = {}
+        url = repository.url(f"referrers/{digest}")
+        seen: set[str] = set()
+        while len(seen) < limits.MAX_PAGES and len(found) <= limits.MAX_ATTACHED:
+            seen.add(url)
             answer, raw = repository.small(url, OCI_INDEX)
             what = f"the list of what refers to {digest} in {repository}"
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
             try:
-                found += parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
+                page = parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
             except (ArchiveError, UnsupportedError) as error:
                 msg = f"{what}: {error.what}"
                 raise ArchiveError(msg) from error
-            url = next_page(answer)
-        return found
+            for descriptor in page:
+                found.setdefault(descriptor.digest, descriptor)
+            following = linked_page(answer)
+            if following is None or following in seen:
+                # In a circle, everything has been seen.
+                return ReferrerList(tuple(found.values()))
+            if Origin.of(following) != Origin.of(answer.url):
+                return ReferrerList(
+                    tuple(found.values()), f"the list goes on at {redacted(following)}, which is not asked"
+                )
+            url = following
+        return ReferrerList(tuple(found.values()), f"of the list only {len(found)} are read, on {len(seen)} pages")
 
     def _kept(self, digest: str) -> Manifest | None:
         """Get the index that clients keep; what else has its tag is none."""
@@ -120,3 +140,10 @@ class ReferrerLists:
         except NotFoundError:
             return None
         return found if found.descriptor.media_type == OCI_INDEX else None
+
+
+def _unique(descriptors: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
+    by_digest: dict[str, Descriptor] = {}
+    for descriptor in descriptors:
+        by_digest.setdefault(descriptor.digest, descriptor)
+    return tuple(by_digest.values())

@@ -18,11 +18,22 @@ from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
-from ocistream.interfaces import Blob, HasNoPlace, Mounts, Recalls, TakesAgain, TakesUnnamed, Unnamed, Unwatched
+from ocistream.interfaces import (
+    Blob,
+    HasNoPlace,
+    MayHaveToWait,
+    Mounts,
+    Recalls,
+    Spares,
+    TakesAgain,
+    TakesUnnamed,
+    Unnamed,
+    Unwatched,
+)
 from ocistream.model import Descriptor
 from ocistream.rereading import until_right
 from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
-from ocistream.workers import each
+from ocistream.workers import DEFAULT_JOBS, each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,9 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moved", "Report", "copy"]
 
-#: How many blobs move at once. More connections cost memory, and gain little where one line is shared.
-DEFAULT_JOBS = 4
-#: And how many where layers are compressed anew.
+#: How many blobs move at once where layers are compressed anew.
 _CONVERTING_JOBS = 2
 
 
@@ -128,9 +137,10 @@ class _Transfer:
             self._unnamed_sink().expect(graph)
         else:
             self._sink.begin(graph)
-        roots = {root.descriptor.digest for root in graph.roots}
+        named = {root.descriptor.digest for root in graph.roots}
+        named.update(attached.descriptor.digest for attached in graph.all_attached if attached.tag)
         # A name can only be given to a manifest whose bytes are at hand.
-        absent = [m for m in graph.absent if m.digest in roots or not self._sink.has_manifest(m)]
+        absent = [m for m in graph.absent if m.digest in named or not self._sink.has_manifest(m)]
         wanted = self._without_those_there(self._waiting(graph))
         # Even where nothing is wanted any more, a pipe is read to its end.
         wanted = self._put_manifests_wanted_as_blobs(graph, wanted)
@@ -191,6 +201,10 @@ class _Transfer:
         self._note(descriptor, "copied", descriptor.size)
         return descriptor
 
+    def takes_early(self) -> bool:
+        """Say whether blobs may come before the graph."""
+        return not isinstance(self._sink, MayHaveToWait) or self._sink.takes_early()
+
     def recall(self, descriptor: Descriptor) -> bytes:
         """Have the sink give back what it was given."""
         if not isinstance(self._sink, Recalls):
@@ -215,7 +229,10 @@ class _Transfer:
         return bool(self._layers)
 
     def _less_what_cannot_go_along(self, graph: Graph) -> Graph:
-        """Leave behind what hangs on an image where there is no place for it, or where it would hang on nothing."""
+        """Leave behind what hangs on an image where there is no place for it, or where it would hang on nothing.
+
+        The place may be that of something else.
+        """
         if isinstance(self._sink, HasNoPlace):
             graph = graph.without_attached(lambda _: True, self._sink.no_place)
         if graph.attached and self.conversion is not None and self._converts(graph):
@@ -223,6 +240,8 @@ class _Transfer:
             graph = graph.without_attached(
                 lambda attached: attached.subject in changed or attached.descriptor.digest in changed, CONVERTED
             )
+        if graph.attached and isinstance(self._sink, Spares):
+            graph = self._sink.spared(graph)
         return graph
 
     def _of_bare_layers(self) -> Conversion | None:

@@ -6,6 +6,7 @@ and asks it what is still needed. It may not do any I/O itself, and only here is
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["GraphBuilder"]
 
@@ -334,15 +335,11 @@ class GraphBuilder:
     def _in_order(self) -> dict[str, Manifest]:
         """Give what moves, children first, and what hangs on a manifest behind it."""
         ordered: dict[str, Manifest] = {}
-        for root in self._roots:
-            self._add_in_order(root.descriptor.digest, 0, ordered)
         hanging = self._hanging()
-        looked_at = 0
-        while looked_at < len(ordered):
-            new = list(ordered)[looked_at:]
-            looked_at = len(ordered)
-            for attached in (attached for digest in new for attached in hanging.get(digest, ())):
-                self._add_in_order(attached.descriptor.digest, 0, ordered)
+        todo = deque(root.descriptor.digest for root in self._roots)
+        while todo:
+            for digest in self._add_in_order(todo.popleft(), 0, ordered):
+                todo.extend(attached.descriptor.digest for attached in hanging.get(digest, ()))
         return ordered
 
     def _hanging(self) -> dict[str, tuple[Attached, ...]]:
@@ -356,14 +353,16 @@ class GraphBuilder:
             found.setdefault(attached.subject, []).append(replace(attached, descriptor=descriptor))
         return {subject: tuple(sorted(those, key=lambda one: one.order)) for subject, those in found.items()}
 
-    def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> None:
+    def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> Iterator[str]:
+        """Add a manifest behind all that it lists, and give what was added."""
         if digest in ordered or digest not in self._raw:
             return
         # A root that lists every index of a chain made each of them look as if it were near the top.
         _check_depth(digest, depth)
         for child in self._documents[digest].manifests:
-            self._add_in_order(child.digest, depth + 1, ordered)
+            yield from self._add_in_order(child.digest, depth + 1, ordered)
         ordered[digest] = self._raw[digest]
+        yield digest
 
 
 def _too_much(what: str) -> UnsupportedError:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["each"]
+__all__ = ["DEFAULT_JOBS", "each"]
 
+#: How much is done at once. More connections cost memory, and gain little where one line is shared.
+DEFAULT_JOBS: Final = 4
 #: Seconds that threads are given to clean up behind themselves when one of them has failed, or the user stops all.
 _GRACE = 3.0
 #: Seconds between two looks at whether one thread has failed while another is waited for.

@@ -24,6 +24,7 @@ from ocistream.stores import Want, open_source, parse_end, reference_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from ocistream.cli.console import Console
     from ocistream.cli.session import Session
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Early, Source
@@ -97,7 +98,7 @@ def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, a
         lacking = [blob for blob in graph.blobs if sizes and not sizes.holds(blob)]
         digests = [manifest.descriptor.digest for manifest in graph.manifests]
         # What speaks to registries takes megabytes, and seconds on a slow disk: it is loaded only for one.
-        referrers = _referrers(source, digests) if parsed.reference else {}
+        referrers = _referrers(source, digests, session.console) if parsed.reference else {}
     names = {root.descriptor.digest: parsed.reference.name for root in graph.roots if parsed.reference}
     document = {"end": parsed.text, **described(graph, configs, referrers, names, lacking)}
     # Some at a time: of ten thousand layers, all that the text is joined of would be tens of megabytes.
@@ -157,11 +158,15 @@ def _sizes(source: Source) -> _Held | None:
     return _Held(source, lambda digest: places[digest].size if digest in places else None)
 
 
-def _referrers(source: Source, digests: Sequence[str]) -> Mapping[str, Sequence[Descriptor]]:
+def _referrers(source: Source, digests: Sequence[str], console: Console) -> Mapping[str, Sequence[Descriptor]]:
     """Ask a registry what refers to the manifests of an image; of an archive, what is in it is all there is."""
     from ocistream.stores.registry import RegistrySource
 
-    return source.referrers(digests) if isinstance(source, RegistrySource) else {}
+    found = source.referrers(digests) if isinstance(source, RegistrySource) else {}
+    for digest, those in found.items():
+        if those.cut:
+            console.note(f"not all that refers to {digest} is shown: {those.cut}")
+    return {digest: those.descriptors for digest, those in found.items()}
 
 
 def _on_lines(document: Mapping[str, Any]) -> Iterator[str]:

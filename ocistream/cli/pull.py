@@ -79,6 +79,7 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
             platforms=choice,
             referrers=referrers,
             repository=around.reading().repository,
+            jobs=around.jobs,
         )
         return source, open_sink(end, around)
 

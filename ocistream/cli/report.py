@@ -68,7 +68,7 @@ def tell_left_behind(console: Console, report: Report) -> None:
     for left in report.graph.left_behind:
         reasons.setdefault(left.why, []).append(left)
     for why, those in reasons.items():
-        kinds = counted_kinds(left.kind for left in those if left.kind)
+        kinds = counted_kinds(kind for left in those if left.kind for kind in [left.kind] * (left.count or 1))
         console.note(f"left behind: {kinds or 'what hangs on the images, if anything does'}; {printable(why)}")
 
 

@@ -18,6 +18,7 @@ from ocistream.cli.network import host_settings, load_places, network_settings
 from ocistream.errors import UsageError
 from ocistream.reference import printable
 from ocistream.stores import End, Surroundings
+from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import threading
@@ -114,6 +115,7 @@ class Session:
             stdout=self._stdout,
             mtime=_source_date(os.environ),
             reads=reading,
+            jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
         )
 
     def check_push(self, reference: Reference | None) -> None:

@@ -16,6 +16,7 @@ from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference, printable
 from ocistream.stores.index import Selection, every_image, images_named
+from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import io
@@ -114,6 +115,8 @@ class Surroundings:
     target: Callable[[Root], Reference] | None = None
     #: From where images in registries are read; None where that is the repositories that they are named after.
     reads: Callable[[], Reading] | None = None
+    #: How much may be asked for at a time.
+    jobs: int = DEFAULT_JOBS
 
     def reading(self) -> Reading:
         """Give what images in registries are read by."""
@@ -222,6 +225,7 @@ def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
         platforms=want.platforms,
         referrers=want.referrers,
         repository=around.reading().repository,
+        jobs=around.jobs,
     )
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.stores.gathering import entries_of
-from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, index_json
+from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, entries_of, index_json
 from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
 

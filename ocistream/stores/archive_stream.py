@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ocistream import files, layers, limits
 from ocistream.compression import NONE, Codec, codec_of
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
-from ocistream.interfaces import Blob
+from ocistream.interfaces import Blob, MayHaveToWait
 from ocistream.layers import looks_like_document, looks_like_layer
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
@@ -33,7 +33,7 @@ from ocistream.stores.tar import Entry, Input, TarReader
 from ocistream.stream import digest_of, gathered, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ocistream.attachments import Referrers
@@ -76,6 +76,9 @@ class ArchiveStreamSource:
         self._held_bytes = 0
         self._spilled: dict[str, Descriptor] = {}
         self._given: set[str] = set()
+        #: A blob that began to pass when the graph was complete without what was given up.
+        self._begun: tuple[Entry, str, Iterator[Chunk]] | None = None
+        self._given_up: set[str] = set()
         #: How blobs are compressed that were handed on, if they are.
         self._codecs: dict[str, Codec] = {}
         #: A docker-archive's files by name: small JSON that is held, and what was handed on.
@@ -111,6 +114,7 @@ class ArchiveStreamSource:
         Raises:
             ArchiveError: the archive ends too early.
             IntegrityError: a digest that stands twice has other bytes the second time.
+            UnsupportedError: something comes that may hang on an image, and was not waited for.
         """
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         for digest, content in self._held.items():
@@ -119,7 +123,10 @@ class ArchiveStreamSource:
                 unknown = Descriptor(UNKNOWN_TYPE, digest, len(content))
                 yield Blob(by_digest.get(digest, unknown), partial(_once, content))
         self._held.clear()
-        for entry, digest in self._remaining():
+        for entry, digest, content_of in self._remaining():
+            if digest in self._given_up:
+                msg = f"{digest} may hang on an image, and comes after layers that could not wait for it"
+                raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
             descriptor = by_digest.get(digest)
             if digest in self._given:
                 self._check_again(entry, digest)
@@ -128,7 +135,7 @@ class ArchiveStreamSource:
             if descriptor is None and self._everything:
                 descriptor = Descriptor(UNKNOWN_TYPE, digest, entry.size)
             if descriptor is not None:
-                yield Blob(descriptor, self._content(entry), replayable=False)
+                yield Blob(descriptor, content_of, replayable=False)
         with files.disk_errors(self._what):
             self._reader.drain()
 
@@ -161,9 +168,9 @@ class ArchiveStreamSource:
             self._given.add(digest)
             gathering.supply(digest, self._read(entry, limits.MAX_MANIFEST))
         else:
-            self._hold_or_pass_on(entry, digest, early)
+            self._hold_or_pass_on(gathering, entry, digest, early)
 
-    def _hold_or_pass_on(self, entry: Entry, digest: str, early: Early) -> None:
+    def _hold_or_pass_on(self, gathering: Gathering, entry: Entry, digest: str, early: Early) -> None:
         descriptor = Descriptor(UNKNOWN_TYPE, digest, entry.size)
         chunks = self._content(entry)()
         first = bytes(next(chunks, b""))
@@ -176,6 +183,9 @@ class ArchiveStreamSource:
             self._held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
             self._held_bytes += entry.size
             return
+        if self._is_complete_without_more(gathering, early):
+            self._begun = entry, digest, itertools.chain([first], chunks)
+            return
         self._given.add(digest)
         if (codec := codec_of(first[: limits.KIB])) is not NONE:
             self._codecs[digest] = codec
@@ -183,6 +193,17 @@ class ArchiveStreamSource:
         early.put(Blob(descriptor, lambda: rest, replayable=False))
         if looks_like_json:
             self._spilled[digest] = descriptor
+
+    def _is_complete_without_more(self, gathering: Gathering, early: Early) -> bool:
+        """Say whether the graph is complete if nothing more comes that may hang on an image.
+
+        That is for who cannot take this blob before the graph is known: an entry of the index may be of something that
+        is not in the archive. Whoever can, waits for it to the end.
+        """
+        if self._contents.index is None or not isinstance(early, MayHaveToWait) or early.takes_early():
+            return False
+        self._given_up |= gathering.give_up()
+        return self._next_need(gathering, early) is None
 
     def _take_other(self, entry: Entry, name: str, early: Early) -> None:
         """Hold what may be the config of a docker-archive, and hand on what may be one of its layers."""
@@ -271,11 +292,15 @@ class ArchiveStreamSource:
         self._given.add(digest)
         return content
 
-    def _remaining(self) -> Iterator[tuple[Entry, str]]:
+    def _remaining(self) -> Iterator[tuple[Entry, str, Callable[[], Iterator[Chunk]]]]:
+        if self._begun is not None:
+            begun, of, rest = self._begun
+            self._begun = None
+            yield begun, of, lambda: rest
         for entry in self._read_entries():
             digest = self._contents.add(entry)
             if digest is not None:
-                yield entry, digest
+                yield entry, digest, self._content(entry)
 
     def _read_entries(self) -> Iterator[Entry]:
         # Not `yield from`: that would end the reader together with this generator, and a second one goes on later.

@@ -8,7 +8,8 @@ again. Bytes and values only: whoever reads the layout or archive brings them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocistream import limits
@@ -29,18 +30,18 @@ from ocistream.attachments import (
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root
-from ocistream.stores.index import FULL_NAME, HUNG_NAME, REF_NAME, called, entry_for, full_reference, roots_of, tag_of
+from ocistream.stores.index import called, roots_of, tag_of
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ocistream.documents import Document
     from ocistream.model import Descriptor
     from ocistream.platforms import PlatformChoice
     from ocistream.stores.index import Selection
 
-__all__ = ["Gathering", "entries_of"]
+__all__ = ["Gathering"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,10 @@ class Gathering:
         self._tags: dict[tuple[str, str], str] = {}
         self._new: list[str] = []
         self._has_rest = True
+        #: How many are known by lists of referrers alone.
+        self._claimed = 0
+        #: How deep it was gone into what hangs on each other.
+        self._depth = 0
 
     def begin(self, entries: Sequence[Descriptor]) -> None:
         """Learn what is listed, and choose the images, if that is possible yet.
@@ -165,6 +170,17 @@ class Gathering:
             self._builder.lacks(digest)
         self._answer()
 
+    def give_up(self) -> set[str]:
+        """Wait no longer for what may only hang on an image, if all that the chosen ones need is there.
+
+        What was waited for is given: if any of it comes after all, the graph is not the right one.
+        """
+        if not self._is_chosen or self._builder.needs:
+            return set()
+        given_up = set(self._looking)
+        self._looking.clear()
+        return given_up
+
     def graph(self) -> Graph:
         """Give the graph, once nothing is needed."""
         return self._builder.graph()
@@ -227,6 +243,10 @@ class Gathering:
             for child in document.manifests:
                 if child.digest not in self._known:
                     self._known.add(child.digest)
+                    self._claimed += 1
+                    if self._claimed > limits.MAX_ATTACHED:
+                        msg = f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed"
+                        raise UnsupportedError(msg, hint="move fewer images at a time")
                     self._others.append(_Other(Root(None, child), None, tag))
                     self._look_for(child)
 
@@ -280,31 +300,74 @@ class Gathering:
         return False
 
     def _attach_some(self) -> bool:
-        moving = set(self._builder.moving())
+        """Take along what hangs on what moves; once nothing does any more, leave what hangs on what stays.
+
+        Raises:
+            UnsupportedError: it hangs on each other too deeply.
+        """
+        moving, staying = self._builder.moving(), self._cut_down()
+        self._drop_lists((*moving, *staying, *self._left))
+        if self._referrers == "along" and self._attach_on(set(moving)):
+            self._depth += 1
+            if self._depth > limits.MAX_ATTACHED_DEPTH:
+                msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_ATTACHED_DEPTH} deep"
+                raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
+            self._answer()
+            return True
+        self._leave_on((*moving, *staying, *self._left))
+        self._drop_lists((*moving, *staying, *self._left))
+        return False
+
+    def _cut_down(self) -> set[str]:
         cut = set(self._builder.cut_down())
         for document in filter(None, map(self._builder.document, tuple(cut))):
             # What hangs on another platform's image has no place here either.
             cut.update(child.digest for child in document.manifests)
-        known = {*moving, *cut, *self._left}
-        tagged = {fallback_tag(digest): digest for digest in known}
-        staying: list[_Other] = []
-        before = len(self._others)
+        return cut
+
+    def _drop_lists(self, known: Iterable[str]) -> None:
+        """Drop lists of what refers to these: they are made anew wherever they are needed."""
+        tags = set(map(fallback_tag, known))
+        self._others = [other for other in self._others if other.tag not in tags or other.digest not in self._described]
+
+    def _attach_on(self, moving: set[str]) -> bool:
+        """Take along what hangs on these themselves; say whether there was anything."""
+        attached, staying = False, []
         for other in self._others:
-            if other.tag and is_fallback_tag(other.tag) and other.tag in tagged and other.digest in self._described:
-                # The list itself is made anew wherever it is needed.
-                continue
-            if other.claimed_by in tagged and other.digest not in self._described:
-                # Its list is that of something that moves, and it is not there.
-                self._leave(other, tagged[other.claimed_by], None, GONE)
-                continue
-            hooks = [hook for hook in self._hooks(other) if hook[0] in known]
+            hooks = [hook for hook in self._hooks(other) if hook[0] in moving]
             for subject, tag in hooks:
-                self._attach(other, subject, tag, moving)
+                if tag is not None and self._tags.setdefault((subject, tag), other.digest) != other.digest:
+                    self._leave(other, subject, tag, SAME_TAG)
+                else:
+                    self._builder.attach(Attached(other.root.descriptor, subject, tag))
+                    attached = True
             if not hooks:
                 staying.append(other)
         self._others = staying
-        self._answer()
-        return len(staying) < before
+        return attached
+
+    def _leave_on(self, known: Iterable[str]) -> None:
+        """Leave what hangs on these, and on that in turn: however long such a chain is, each is looked at once."""
+        hooked: dict[str, list[tuple[_Other, str | None]]] = {}
+        lost: dict[str, list[_Other]] = {}
+        for other in self._others:
+            for subject, tag in self._hooks(other):
+                hooked.setdefault(subject, []).append((other, tag))
+            if other.claimed_by is not None and other.digest not in self._described:
+                # If its list is that of something that is known here, it is not there.
+                lost.setdefault(other.claimed_by, []).append(other)
+        left: set[int] = set()
+        todo = deque(known)
+        while todo:
+            subject = todo.popleft()
+            why = UNWANTED if self._referrers == "left" else self._left.get(subject, NARROWED)
+            leaving = [(other, tag, why) for other, tag in hooked.pop(subject, ())]
+            leaving += [(other, None, GONE) for other in lost.pop(fallback_tag(subject), ())]
+            for other, tag, reason in leaving:
+                self._leave(other, subject, tag, reason)
+                left.add(id(other))
+                todo.append(other.digest)
+        self._others = [other for other in self._others if id(other) not in left]
 
     def _hooks(self, other: _Other) -> Iterator[tuple[str, str | None]]:
         """Give the digests on which something hangs, and the tag by which it does."""
@@ -313,58 +376,7 @@ class Gathering:
         if other.tag and (subject := cosign_subject(other.tag)) is not None:
             yield subject, other.tag
 
-    def _attach(self, other: _Other, subject: str, tag: str | None, moving: set[str]) -> None:
-        if self._referrers == "left":
-            self._leave(other, subject, tag, UNWANTED)
-        elif subject not in moving:
-            self._leave(other, subject, tag, self._left.get(subject, NARROWED))
-        elif tag is not None and self._tags.setdefault((subject, tag), other.digest) != other.digest:
-            self._leave(other, subject, tag, SAME_TAG)
-        else:
-            self._builder.attach(Attached(other.root.descriptor, subject, tag))
-
     def _leave(self, other: _Other, subject: str, tag: str | None, why: str) -> None:
         self._left[other.digest] = why
         kind = self._described.get(other.digest, other.root.descriptor).artifact_type
         self._builder.leave(LeftBehind(subject, why, kind_of(kind, tag), other.digest, tag))
-
-
-def entries_of(graph: Graph) -> list[Descriptor]:
-    """Give what an `index.json` lists of a graph: its images, then what hangs on them.
-
-    None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
-    repository of each image that it says something of.
-    """
-    images = [entry_for(root) for root in graph.roots]
-    known = {entry.digest for entry in images}
-    nameless = {
-        attached.descriptor.digest: _without_name(attached.descriptor)
-        for attached in graph.all_attached
-        if attached.tag is None and attached.descriptor.digest not in known
-    }
-    named: dict[str, Descriptor] = {}
-    for root in graph.roots if graph.attached else ():
-        hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
-        for attached in sorted(hanging, key=lambda one: one.order):
-            if attached.tag is not None:
-                name = _beside(root, attached.tag)
-                named.setdefault(name, _called(attached.descriptor, name))
-    return [*images, *nameless.values(), *named.values()]
-
-
-def _without_name(entry: Descriptor) -> Descriptor:
-    """Drop what would name an entry: its manifest's own annotations are listed, and may say anything."""
-    if called(entry) is None:
-        return entry
-    kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME, HUNG_NAME}}
-    return replace(entry, annotations=kept)
-
-
-def _called(entry: Descriptor, name: str) -> Descriptor:
-    entry = _without_name(entry)
-    return replace(entry, annotations={**entry.annotations, HUNG_NAME: name})
-
-
-def _beside(root: Root, tag: str) -> str:
-    reference = full_reference(root.name) if root.name else None
-    return f"{reference.registry}/{reference.repository}:{tag}" if reference else tag

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.attachments import (
+    CUT,
     DISOWNED,
     GONE,
     HIDDEN,
@@ -29,7 +30,7 @@ from ocistream.errors import ArchiveError, AuthenticationError, NotFoundError, R
 from ocistream.workers import each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.documents import Document
     from ocistream.errors import OcistreamError
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Hanging"]
 
-#: Questions asked at a time.
-_JOBS: Final = 4
+#: Of what is left behind of one subject for one reason, so many are named, and the others counted.
+_NAMED: Final = 10
 #: Statuses below 500 by which a registry says that it would answer at another time.
 _PASSING: Final = frozenset({408, 429})
 
@@ -64,8 +65,21 @@ class _Found:
 class Hanging:
     """Asks, and gives what it finds to the builder of a graph."""
 
-    def __init__(self, builder: GraphBuilder, complete: Callable[[Readable, str], None]) -> None:
-        """`complete` brings what the builder needs for a manifest that comes out of a repository."""
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        complete: Callable[[Readable, str], None],
+        *,
+        jobs: int,
+        cancelled: threading.Event,
+    ) -> None:
+        """`complete` brings what the builder needs for a manifest that comes out of a repository.
+
+        So many questions as there are `jobs` are asked at a time. `cancelled` is the transfer's: it ends them, and is
+        set when one of them fails.
+        """
+        self._jobs = jobs
+        self._cancelled = cancelled
         self._builder = builder
         self._complete = complete
         #: One for each name, whoever asks: it knows whether its registry has the API.
@@ -74,6 +88,7 @@ class Hanging:
         self._tags: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
         self._found: list[_Found] = []
+        self._listed = 0
         self._count = 0
         self._bytes = 0
         self._left: dict[LeftBehind, None] = {}
@@ -96,7 +111,7 @@ class Hanging:
         else:
             msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_ATTACHED_DEPTH} deep"
             raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
-        for left in sorted(self._left, key=lambda one: (one.why, one.subject, one.digest or "", one.tag or "")):
+        for left in _summed_up(self._left):
             self._builder.leave(left)
 
     def _ask_all(self, questions: Sequence[_Question]) -> None:
@@ -110,7 +125,7 @@ class Hanging:
                 self._lists[name] = question.repository
                 self._ask(question)
                 new.remove(question)
-        each(self._ask, new, jobs=_JOBS if len(new) > 1 else 1, cancelled=threading.Event())
+        each(self._ask, new, jobs=self._jobs if len(new) > 1 else 1, cancelled=self._cancelled)
 
     def _ask(self, question: _Question) -> None:
         for ask in (self._ask_for_referrers, self._ask_for_tags):
@@ -135,7 +150,15 @@ class Hanging:
                 self._left[LeftBehind(question.digest, why)] = None
 
     def _ask_for_referrers(self, question: _Question) -> None:
-        for descriptor in self._lists[str(question.repository)].referrers(question.digest):
+        found = self._lists[str(question.repository)].referrers(question.digest)
+        with self._lock:
+            # All that a registry lists costs a request each, whatever comes of it.
+            self._listed += len(found.descriptors)
+            if self._listed > limits.MAX_ATTACHED:
+                raise _too_many(f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed")
+            if found.cut:
+                self._left[LeftBehind(question.digest, f"{CUT}: {found.cut}")] = None
+        for descriptor in found.descriptors:
             if not question.moves:
                 self._leave(descriptor, question.digest, NARROWED)
                 continue
@@ -179,11 +202,10 @@ class Hanging:
             self._count += 1
             self._bytes += len(manifest.raw)
             if self._count > limits.MAX_ATTACHED or self._bytes > limits.MAX_GRAPH_BYTES:
-                msg = (
+                raise _too_many(
                     f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like hang on the images, "
                     f"or more than {limits.MAX_GRAPH_BYTES} bytes of their manifests"
                 )
-                raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
             self._found.append(_Found(question, attached, manifest))
 
     def _leave(self, descriptor: Descriptor | None, subject: str, why: str, tag: str | None = None) -> None:
@@ -208,3 +230,18 @@ class Hanging:
             self._complete(one.question.repository, digest)
             questions.append(_Question(one.question.repository, digest))
         return questions
+
+
+def _too_many(what: str) -> UnsupportedError:
+    return UnsupportedError(what, hint="leave them behind with --no-referrers")
+
+
+def _summed_up(left: Iterable[LeftBehind]) -> Iterator[LeftBehind]:
+    """Give what is left behind in order; of many alike, the first by name and the others by number."""
+    alike: dict[tuple[str, str, str | None], list[LeftBehind]] = {}
+    for one in sorted(left, key=lambda one: (one.why, one.subject, one.digest or "", one.tag or "")):
+        alike.setdefault((one.subject, one.why, one.kind), []).append(one)
+    for (subject, why, kind), those in alike.items():
+        yield from those[:_NAMED]
+        if len(those) > _NAMED:
+            yield LeftBehind(subject, why, kind, count=len(those) - _NAMED)

@@ -132,6 +132,47 @@ def index_json(entries: Sequence[Descriptor], before: bytes | None = None) -> by
     return canonical_json_with(fields, "manifests", (canonical_json(entry.to_json()) for entry in entries))
 
 
+def entries_of(graph: Graph) -> list[Descriptor]:
+    """Give what an `index.json` lists of a graph: its images, then what hangs on them.
+
+    None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
+    repository of each image that it says something of.
+    """
+    images = [entry_for(root) for root in graph.roots]
+    known = {entry.digest for entry in images}
+    nameless = {
+        attached.descriptor.digest: _without_name(attached.descriptor)
+        for attached in graph.all_attached
+        if attached.tag is None and attached.descriptor.digest not in known
+    }
+    named: dict[str, Descriptor] = {}
+    for root in graph.roots if graph.attached else ():
+        hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
+        for attached in sorted(hanging, key=lambda one: one.order):
+            if attached.tag is not None:
+                name = _beside(root, attached.tag)
+                named.setdefault(name, _called(attached.descriptor, name))
+    return [*images, *nameless.values(), *named.values()]
+
+
+def _without_name(entry: Descriptor) -> Descriptor:
+    """Drop what would name an entry: its manifest's own annotations are listed, and may say anything."""
+    if called(entry) is None:
+        return entry
+    kept = {key: value for key, value in entry.annotations.items() if key not in {REF_NAME, FULL_NAME, HUNG_NAME}}
+    return replace(entry, annotations=kept)
+
+
+def _called(entry: Descriptor, name: str) -> Descriptor:
+    entry = _without_name(entry)
+    return replace(entry, annotations={**entry.annotations, HUNG_NAME: name})
+
+
+def _beside(root: Root, tag: str) -> str:
+    reference = full_reference(root.name) if root.name else None
+    return f"{reference.registry}/{reference.repository}:{tag}" if reference else tag
+
+
 def every_image(roots: Sequence[Root]) -> Sequence[Root]:
     """Choose all images."""
     return roots

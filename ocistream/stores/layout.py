@@ -12,8 +12,8 @@ from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
-from ocistream.stores.gathering import Gathering, entries_of
-from ocistream.stores.index import Selection, called, every_image, name_of
+from ocistream.stores.gathering import Gathering
+from ocistream.stores.index import Selection, called, entries_of, every_image, name_of
 from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:

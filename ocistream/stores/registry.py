@@ -7,7 +7,6 @@ below that; here is which repository a blob is in, and in what order things beco
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,18 +26,21 @@ from ocistream.reading import Reading
 from ocistream.referrer_lists import ReferrerLists
 from ocistream.rereading import until_right
 from ocistream.stores.hanging import Hanging
+from ocistream.stores.hung_tags import HungTags
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 from ocistream.walk import GraphBuilder
+from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.attachments import Referrers
     from ocistream.interfaces import Blob, Early, Source, Unnamed
     from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
+    from ocistream.referrer_lists import ReferrerList
     from ocistream.transport import Transport
 
 __all__ = ["RegistrySink", "RegistrySource"]
@@ -57,14 +59,18 @@ class RegistrySource:
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: Referrers = "listed",
         repository: Callable[[Reference], Readable] | None = None,
+        jobs: int = DEFAULT_JOBS,
     ) -> None:
         """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along.
 
+        So many questions of that kind as there are `jobs` are asked at a time.
         `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
         """
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
         self._referrers: Referrers = referrers
+        self._jobs = jobs
+        self._cancelled = transport.cancelled
         self._repository = repository or Reading(transport).repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
         self._homes: dict[str, Readable] = {}
@@ -102,9 +108,9 @@ class RegistrySource:
         repository = self._homes.get(digest)
         return (repository.endpoint.registry, repository.name) if repository else None
 
-    def referrers(self, digests: Sequence[str]) -> dict[str, list[Descriptor]]:
+    def referrers(self, digests: Sequence[str]) -> dict[str, ReferrerList]:
         """Ask what refers to manifests that the graph has; nothing where a registry cannot tell, or will not."""
-        found: dict[str, list[Descriptor]] = {}
+        found: dict[str, ReferrerList] = {}
         for digest in digests:
             if home := self._homes.get(digest):
                 with contextlib.suppress(AuthenticationError):
@@ -134,7 +140,8 @@ class RegistrySource:
             for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._homes.keys())
         ]
         cut = [(self._homes[digest], digest) for digest in builder.cut_down()]
-        Hanging(builder, partial(self._complete, builder)).collect(moving, cut)
+        complete = partial(self._complete, builder)
+        Hanging(builder, complete, jobs=self._jobs, cancelled=self._cancelled).collect(moving, cut)
 
     def _complete(self, builder: GraphBuilder, repository: Readable, digest: str) -> None:
         """Get what is needed for a manifest that came out of a repository."""
@@ -190,10 +197,15 @@ class RegistrySink:
         self._target = target
         self._early = early
         self._uploaders: dict[str, tuple[Repository, Uploader]] = {}
+        self._hung_tags = HungTags(target, lambda reference: self._repository(reference)[0])
         #: For each digest, the repositories that need it.
         self._needed_in: dict[str, list[str]] = {}
         #: What was asked, or done, about a blob in a repository.
         self._has: dict[tuple[str, str], bool] = {}
+
+    def spared(self, graph: Graph) -> Graph:
+        """Leave behind what has a tag of cosign's under which the destination has something else."""
+        return self._hung_tags.spared(graph)
 
     def begin(self, graph: Graph) -> None:
         """Find out which repository needs what.
@@ -251,6 +263,10 @@ class RegistrySink:
         for home in others:
             self._share(blob, blob.descriptor, first, home)
 
+    def takes_early(self) -> bool:
+        """Say whether it is known where blobs belong before the graph is."""
+        return self._early is not None
+
     def takes_again(self) -> bool:
         """Say that an upload that failed is never closed, so that another may be begun."""
         return True
@@ -296,7 +312,8 @@ class RegistrySink:
         }
         self._push(graph, tagged)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
-        self._tag_attached(graph, by_digest)
+        for place, attached in self._hung_tags.places(graph).items():
+            self._tag(place, by_digest[attached.descriptor.digest], replaces=False)
         for root in graph.roots:
             reference = self._target(root)
             if reference.tag:
@@ -325,27 +342,21 @@ class RegistrySink:
         for (home, digest), referrers in unlisted.items():
             ReferrerLists(self._uploaders[home][0]).add(digest, referrers)
 
-    def _tag_attached(self, graph: Graph, by_digest: Mapping[str, Manifest]) -> None:
-        """Move the tags of cosign's, in the repository of each image that they say something of."""
-        places: dict[Reference, str] = {}
-        for root in graph.roots if graph.attached else ():
-            reference = self._target(root)
-            hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
-            for attached in sorted(hanging, key=lambda one: one.order):
-                if attached.tag:
-                    places[replace(reference, tag=attached.tag, digest=None)] = attached.descriptor.digest
-        for reference, digest in places.items():
-            self._tag(reference, by_digest[digest])
-
-    def _tag(self, reference: Reference, manifest: Manifest) -> None:
+    def _tag(self, reference: Reference, manifest: Manifest, *, replaces: bool = True) -> None:
         """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same.
 
         Pushed by tag, a manifest gets the digest that is the registry's own choice. If that is another one, the tag
         still gives the same bytes, and they are there under their own digest as well, since `commit` saw to that.
+
+        Raises:
+            NetworkError: there is something else by now that it does not replace.
         """
         repository, _ = self._repository(reference)
         tag, digest = reference.tag or "", manifest.descriptor.digest
         present = repository.digest_of(tag)
+        if present and not replaces and present not in {digest, digest_of(manifest.raw)}:
+            msg = f"{reference.name}: somebody else has written this tag meanwhile"
+            raise NetworkError(msg, hint="run it again: what is there stays then, or leave it to them: --no-referrers")
         if present == digest or (not is_canonical(digest) and repository.put_tag(tag, manifest)):
             return
         if present != digest_of(manifest.raw):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from ocistream import limits
 from tests import registry_http
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Header, refusal
-from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.signed import Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"
@@ -193,6 +195,61 @@ class TestGoingAlong:
         assert sorted(registry_http.tags(other.host, "app")) == sorted(["1", found.cosign_tag])
 
 
+class TestOutOfAPipeToSeveralPlaces:
+    """What comes before the graph is known cannot be taken: nobody knows where it belongs."""
+
+    @pytest.fixture
+    def image(self, layout: Layout) -> Descriptor:
+        content = random.Random(1).randbytes(2 * limits.CHUNK)
+        return layout.image([tar_layer({"a": content}), tar_layer({"b": content})], name="r.example.com/app:1")
+
+    @pytest.fixture
+    def candidate(self, layout: Layout, image: Descriptor) -> Descriptor:
+        """Return an entry of the index without a name, which may be what hangs on the image, and does."""
+        made = referrer(layout, image, "a/b", b"one")
+        document = json.loads((layout.path / "index.json").read_bytes())
+        document["manifests"].append(made)
+        (layout.path / "index.json").write_text(json.dumps(document))
+        return made
+
+    @pytest.mark.parametrize("chosen", [[], ["--image", "r.example.com/app:1"]])
+    @pytest.mark.parametrize("stray", [False, True])
+    def test_an_entry_of_something_that_never_comes_is_not_waited_for(
+        self,
+        layout: Layout,
+        image: Descriptor,
+        candidate: Descriptor,
+        other: FaultyRegistry,
+        chosen: list[str],
+        *,
+        stray: bool,
+    ) -> None:
+        layers = [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
+        layout.file(candidate["digest"]).unlink()
+        items = small_first(layout)
+        if stray:
+            # What passes when nothing is waited for any more may be nothing that anybody needs.
+            blob = layout.blob(random.Random(2).randbytes(2 * limits.CHUNK), "a/b")
+            first = next(place for place, (name, _) in enumerate(items) if name == blob_name(layers[0]))
+            items.insert(first, (blob_name(blob["digest"]), layout.file(blob["digest"]).read_bytes()))
+        done("push", "--to", f"{other.host}/mirror", *chosen, stdin=tar_of(items))
+        assert registry_http.manifest_digest(other.host, "mirror/app", "1") == image["digest"]
+
+    def test_but_if_it_comes_after_all_nothing_is_visible(
+        self, layout: Layout, image: Descriptor, candidate: Descriptor, other: FaultyRegistry
+    ) -> None:
+        name = blob_name(candidate["digest"])
+        items = [item for item in small_first(layout) if item[0] != name]
+        late = (name, layout.file(candidate["digest"]).read_bytes())
+        result = ocistream("push", "--to", f"{other.host}/mirror", stdin=tar_of([*items, late]))
+        expect.failure(result, 8, candidate["digest"], "may hang on an image")
+        expect.no_image(other)
+        # To one image all of it can go, in whatever order it comes.
+        done("push", f"{other.host}/one:1", stdin=tar_of([*items, late]))
+        _, raw = registry_http.get(other.host, f"/v2/one/referrers/{image['digest']}")
+        assert [one["digest"] for one in json.loads(raw)["manifests"]] == [candidate["digest"]]
+
+
 class TestLeavingBehind:
     def test_no_referrers_leaves_it_in_the_registry(
         self, served: FaultyRegistry, found: Signed, tmp_path: Path
@@ -267,6 +324,32 @@ class TestLeavingBehind:
         (note,) = notes(pulled)
         assert "the registry does not tell" in note
         assert "403" in note
+
+    def test_what_was_signed_where_it_arrived_stays_and_it_is_said_how_to_replace_it(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        result = tmp_path / "result.json"
+        done("copy", f"{served.host}/app:1", f"{other.host}/prod/app:1")
+        own = layout.artifact(b"signed for production")
+        registry_http.seed(layout, own, other.host, "prod/app", found.cosign_tag)
+        again = done("copy", f"{served.host}/app:1", f"{other.host}/prod/app:1", "--result", result)
+        (note,) = notes(again)
+        assert "left behind: 1 signature; another one is there, and stays" in note
+        assert "copy --tags 'sha256-*.*'" in note
+        assert registry_http.manifest_digest(other.host, "prod/app", found.cosign_tag) == own["digest"]
+        (left,) = json.loads(result.read_bytes())["leftBehind"]
+        assert (left["digest"], left["tag"]) == (found.cosign["digest"], found.cosign_tag)
+        done("copy", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/prod/app")
+        is_all_there(found, other, "prod/app")
+
+    def test_a_tag_of_cosigns_that_is_asked_for_beside_its_image_is_moved(
+        self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry
+    ) -> None:
+        own = layout.artifact(b"signed for production")
+        registry_http.seed(layout, own, other.host, "app", found.cosign_tag)
+        copied = done("copy", "--tags", "1", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/app")
+        assert notes(copied) == []
+        is_all_there(found, other)
 
     def test_quietly_nothing_is_said(self, archive: Path, other: FaultyRegistry) -> None:
         assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""

@@ -18,7 +18,7 @@ from ocistream.attachments import (
 )
 from ocistream.graph import Graph
 from ocistream.model import OCI_MANIFEST, Descriptor
-from ocistream.stores.gathering import entries_of
+from ocistream.stores.index import entries_of
 from ocistream.stores.layout import LayoutSource
 from tests.contract.shapes import parts_of
 from tests.contract.stores import NothingEarly

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from ocistream import limits
-from ocistream.attachments import GONE, SAME_TAG
-from ocistream.errors import ArchiveError, UsageError
+from ocistream.attachments import GONE, SAME_TAG, Referrers
+from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.graph import Graph
 from ocistream.platforms import ALL_PLATFORMS
 from ocistream.stores.gathering import Gathering
@@ -28,9 +30,11 @@ def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None
     path.write_text(json.dumps(document))
 
 
-def graph_of(layout: Layout, select: Selection = only_image, *, first: Iterable[str] = ()) -> Graph:
+def graph_of(
+    layout: Layout, select: Selection = only_image, *, first: Iterable[str] = (), referrers: Referrers = "along"
+) -> Graph:
     """Gather what a layout has; `first` names what passes before anything else is asked for, as in a pipe."""
-    gathering = Gathering(select, ALL_PLATFORMS, "along")
+    gathering = Gathering(select, ALL_PLATFORMS, referrers)
     gathering.begin(parse_index((layout.path / "index.json").read_bytes()))
     for digest in first:
         if gathering.needs(digest):
@@ -190,3 +194,71 @@ class TestBounds:
         with pytest.raises(Exception, match="more than 3 signatures") as caught:
             graph_of(layout)
         assert "--no-referrers" in caught.value.hint  # type: ignore[attr-defined]
+
+    def test_all_that_lists_name_counts_whatever_comes_of_it(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image = small_image(layout, name="v1")
+        gone = [referrer(layout, image, "a/b", b"%d" % number) for number in range(4)]
+        for one in gone:
+            layout.file(one["digest"]).unlink()
+        layout.name(layout.index(gone), image["digest"].replace(":", "-"))
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 4)
+        assert len(graph_of(layout).left_behind) == 4
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
+        with pytest.raises(UnsupportedError, match="more than 3 signatures, SBOMs and the like are listed"):
+            graph_of(layout)
+
+    def test_how_deep_it_hangs_is_bounded_however_long_the_chain(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        deepest = chain(layout, image, limits.MAX_ATTACHED_DEPTH)
+        assert deepest["digest"] in hanging(graph_of(layout))
+        chain(layout, deepest, 300)
+        with pytest.raises(UnsupportedError, match=f"more than {limits.MAX_ATTACHED_DEPTH} deep") as caught:
+            graph_of(layout)
+        assert "--no-referrers" in (caught.value.hint or "")
+
+    @pytest.mark.parametrize("referrers", ["along", "left"])
+    def test_many_entries_with_one_subject_are_looked_at_once_each(self, layout: Layout, referrers: Referrers) -> None:
+        image = small_image(layout, name="v1")
+        calls = []
+        for number in range(2):
+            for one in range(200):
+                enter(layout, referrer(layout, image, "a/b", b"%d.%d" % (number, one)))
+            calls.append(calls_of(lambda: graph_of(layout, referrers=referrers)))
+        assert calls[1] < 2.2 * calls[0]
+
+    def test_a_long_chain_that_is_left_behind_is_gone_through_once(self, layout: Layout) -> None:
+        end = small_image(layout, name="v1")
+        calls = []
+        for number in range(2):
+            end = chain(layout, end, 200)
+            calls.append(calls_of(lambda: graph_of(layout, referrers="left")))
+            assert len(graph_of(layout, referrers="left").left_behind) == 200 * (number + 1)
+        assert calls[1] < 2.2 * calls[0]
+
+
+def chain(layout: Layout, subject: Descriptor, length: int) -> Descriptor:
+    """Enter something that hangs on a subject, something that hangs on that, and so on; return the last."""
+    made: list[Descriptor] = []
+    for number in range(length):
+        made.append(referrer(layout, made[-1] if made else subject, "a/b", b"%d" % number))
+    enter(layout, *made)
+    return made[-1]
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """Count the calls of Python's functions that some work makes."""
+    calls = 0
+
+    def count(_: FrameType, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return calls

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.attachments import DISOWNED, GONE, HIDDEN, NARROWED, SAME_TAG, UNKNOWN_KIND
+from ocistream.attachments import CUT, DISOWNED, GONE, HIDDEN, NARROWED, SAME_TAG, UNKNOWN_KIND
 from ocistream.errors import NetworkError, UnsupportedError
 from ocistream.graph import Graph
 from ocistream.model import parse_platform
@@ -23,7 +23,7 @@ from ocistream.transfer import copy
 from tests import registry_http
 from tests.contract.stores import NothingEarly
 from tests.faults import Fault, Reply, refusal
-from tests.images import OCI_INDEX, Layout, small_image, two_platforms
+from tests.images import OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image, two_platforms
 from tests.network import CountingRegistry, QuickTransport
 from tests.registry_http import seed
 from tests.signed import Signed, cosign_signature, cosign_tag, referrer, signed
@@ -90,6 +90,31 @@ class TestRequests:
         reference = parse_reference(f"{registry.host}/app:1")
         RegistrySource(quick(), [reference], referrers="left").graph(NothingEarly())
         assert len(registry.requests) == 1
+
+    def test_so_many_questions_are_asked_at_a_time_as_there_are_jobs(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        children = [layout.image([b"%d" % number], platform=f"linux/{number}") for number in range(20)]
+        seed(layout, layout.index(children), registry.host, "app", "1")
+        before = registry.accepted
+        reference = parse_reference(f"{registry.host}/app:1")
+        RegistrySource(quick(), [reference], referrers="along", jobs=1).graph(NothingEarly())
+        assert registry.accepted == before + 1
+
+    def test_one_that_fails_stops_whatever_else_the_transfer_does(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        index = two_platforms(layout)
+        seed(layout, index, registry.host, "app", "1")
+        # The first question is asked alone.
+        last = max(index["digest"], *(child["digest"] for child in layout.read(index["digest"])["manifests"]))
+        registry.faults.append(Fault(refusal(500), path=f"/referrers/{last}", times=None))
+        transport = quick()
+        with pytest.raises(NetworkError):
+            graph_of(transport, f"{registry.host}/app:1")
+        assert transport.cancelled.is_set()
 
 
 class TestFinding:
@@ -280,3 +305,53 @@ class TestBounds:
         monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
         with pytest.raises(UnsupportedError, match="more than 3"):
             graph_of(quick(), f"{registry.host}/app:1")
+
+    def test_all_that_is_listed_counts_whatever_comes_of_it(
+        self, faulty: Faulty, quick: Quick, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout)
+        seed(layout, image, registry.host, "app", "1")
+        gone = [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % n), "size": 1} for n in range(4)]
+        fault = Fault(listing(*gone), path="/referrers/", times=None)
+        registry.faults.append(fault)
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 4)
+        assert len(graph_of(quick(), f"{registry.host}/app:1").left_behind) == 4
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
+        registry.requests.clear()
+        with pytest.raises(UnsupportedError, match="more than 3 signatures, SBOMs and the like are listed") as caught:
+            graph_of(quick(), f"{registry.host}/app:1")
+        assert "--no-referrers" in (caught.value.hint or "")
+        assert not registry.asked("GET", f"/manifests/{gone[0]['digest']}")
+
+    def test_what_is_listed_twice_is_asked_for_once_and_of_many_alike_a_few_are_named(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        image = small_image(layout)
+        seed(layout, image, registry.host, "app", "1")
+        gone = [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % n), "size": 1} for n in range(25)]
+        registry.faults.append(Fault(listing(*gone, *gone), path="/referrers/", times=None))
+        registry.requests.clear()
+        left = graph_of(quick(), f"{registry.host}/app:1").left_behind
+        assert len(registry.asked("GET", f"/manifests/{gone[0]['digest']}")) == 1
+        named = sorted(str(entry["digest"]) for entry in gone)[:10]
+        assert [one.digest for one in left] == [*named, None]
+        assert [one.count for one in left] == [None] * 10 + [15]
+
+    def test_of_a_list_that_is_not_read_to_its_end_that_is_said(
+        self, faulty: Faulty, quick: Quick, layout: Layout
+    ) -> None:
+        registry = faulty()
+        found = signed(layout)
+        found.seed(layout, registry.host, "app", "1")
+        content = listing(found.signature)
+        link = {"Link": '<https://elsewhere.example.com/more>; rel="next"'}
+        reply = Reply(200, {**content.headers, **link}, content.body)
+        registry.faults.append(Fault(reply, path=f"/referrers/{found.image['digest']}"))
+        graph = graph_of(quick(), f"{registry.host}/app:1")
+        assert found.signature["digest"] in {one[1] for one in found_in(graph)}
+        (left,) = graph.left_behind
+        assert (left.subject, left.kind, left.digest) == (found.image["digest"], None, None)
+        assert left.why.startswith(CUT)
+        assert "elsewhere.example.com" in left.why

@@ -572,7 +572,7 @@ def signed(setting: Setting) -> Setting:
 
 
 def referrers(setting: Setting, *mirrors: CountingRegistry | str, **options: object) -> Sequence[Descriptor]:
-    return setting.repository(*mirrors, **options).referrers(setting.image["digest"])
+    return setting.repository(*mirrors, **options).referrers(setting.image["digest"]).descriptors
 
 
 def test_a_mirror_without_referrers_says_nothing_of_the_registrys(signed: Setting) -> None:
@@ -588,7 +588,7 @@ def test_referrers_of_a_mirror_are_taken(signed: Setting) -> None:
 
 def test_an_image_can_be_had_of_a_mirror_whose_registry_cannot_be_asked_for_referrers(signed: Setting) -> None:
     unreachable = f"127.0.0.1:{unused_port()}"
-    assert referrers(signed, signed.mirror(), primary=unreachable) == []
+    assert referrers(signed, signed.mirror(), primary=unreachable) == ()
     assert unreachable in signed.words
 
 

@@ -12,6 +12,7 @@ from ocistream.errors import NetworkError, NotFoundError
 from ocistream.places import Place
 from ocistream.reading import Reading
 from ocistream.reference import parse_reference
+from ocistream.referrer_lists import ReferrerList
 from ocistream.tls import TlsSettings
 from tests.certificates import Certificate, make_certificate
 from tests.network import CountingRegistry, QuickTransport
@@ -60,7 +61,7 @@ def test_another_location_is_not_shown_the_command_lines_certificate(
     reference = parse_reference("elsewhere.example/app:1" if location else f"{curious.host.upper()}/app:1")
     transport, impatient = (quick(tls=shown(authority, client)) for _ in range(2))
     reading = Reading(transport, lambda: impatient, lambda _: [*mirrors, Place(curious.host, "team/app")])
-    assert reading.repository(reference).referrers(DIGEST) == []
+    assert reading.repository(reference).referrers(DIGEST) == ReferrerList(())
     with pytest.raises(NotFoundError):
         reading.tags(reference)
     assert certificates(curious) == {None if location else base64.b64decode(client.x5c)}

@@ -13,7 +13,7 @@ from ocistream import limits
 from ocistream.distribution import Repository
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UnsupportedError
 from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor
-from ocistream.referrer_lists import ReferrerLists
+from ocistream.referrer_lists import ReferrerList, ReferrerLists
 from tests import registry_http
 from tests.faults import Action, Drop, Fault, FaultyRegistry, Reply, refusal
 from tests.images import Layout, digest_of, small_image
@@ -63,17 +63,50 @@ class TestReading:
         link = f'</v2/app/referrers/{SUBJECT}?last=x>; rel="next"'
         replies = [page(index_of(entry("a")), Link=link), page(index_of(entry("b")))]
         registry.faults += [Fault(reply, path="/referrers/") for reply in replies]
-        assert [one.digest for one in lists.of(SUBJECT)] == [entry("a")["digest"], entry("b")["digest"]]
+        assert [one.digest for one in lists.of(SUBJECT).descriptors] == [entry("a")["digest"], entry("b")["digest"]]
         assert registry.asked(path="/manifests/") == []
 
-    def test_one_that_never_ends_is_read_up_to_a_bound(self, registry: FaultyRegistry, lists: ReferrerLists) -> None:
+    def test_one_that_never_ends_is_read_up_to_a_bound_and_that_is_said(
+        self, registry: FaultyRegistry, lists: ReferrerLists, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_PAGES", 3)
+        for number in range(5):
+            link = f'</v2/app/referrers/{SUBJECT}?last={number}>; rel="next"'
+            registry.faults.append(Fault(page(index_of(entry(str(number))), Link=link), path="/referrers/"))
+        found = lists.of(SUBJECT)
+        assert len(found.descriptors) == 3 == len(registry.asked())
+        assert "only 3 are read, on 3 pages" in (found.cut or "")
+
+    def test_one_of_too_many_is_read_no_further(
+        self, registry: FaultyRegistry, lists: ReferrerLists, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_ATTACHED", 1)
+        link = f'</v2/app/referrers/{SUBJECT}?last=x>; rel="next"'
+        registry.faults.append(Fault(page(index_of(entry("a"), entry("b")), Link=link), path="/referrers/"))
+        assert lists.of(SUBJECT).cut
+        assert len(registry.asked()) == 1
+
+    def test_one_that_goes_in_a_circle_is_whole_and_each_is_in_it_once(
+        self, registry: FaultyRegistry, lists: ReferrerLists
+    ) -> None:
         link = f'</v2/app/referrers/{SUBJECT}?last=x>; rel="next"'
         registry.faults.append(Fault(page(index_of(entry("a")), Link=link), path="/referrers/", times=None))
-        assert len(lists.of(SUBJECT)) == limits.MAX_PAGES == len(registry.asked())
+        assert lists.of(SUBJECT) == ReferrerList((described(entry("a")),))
+        assert len(registry.asked()) == 2
+
+    def test_one_that_goes_on_elsewhere_is_cut_and_that_is_said(
+        self, registry: FaultyRegistry, lists: ReferrerLists
+    ) -> None:
+        link = '<https://elsewhere.example.com/more?token=secret>; rel="next"'
+        registry.faults.append(Fault(page(index_of(entry("a")), Link=link), path="/referrers/"))
+        found = lists.of(SUBJECT)
+        assert len(found.descriptors) == 1
+        assert "elsewhere.example.com" in (found.cut or "")
+        assert "secret" not in (found.cut or "")
 
     def test_a_page_that_breaks_off_is_asked_for_again(self, registry: FaultyRegistry, lists: ReferrerLists) -> None:
         registry.faults.append(Fault(Drop(10), path="/referrers/"))
-        assert lists.of(SUBJECT) == []
+        assert lists.of(SUBJECT) == ReferrerList()
         assert len(registry.asked("GET", "/referrers/")) == 2
 
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -84,19 +117,19 @@ class TestReading:
         subject = digest_of(b"subject", algorithm)
         path = f"/manifests/{algorithm}-{subject.partition(':')[2][:64]}$"
         registry.faults.append(Fault(page(index_of(entry("a"))), "GET", path))
-        (found,) = lists.of(subject)
+        (found,) = lists.of(subject).descriptors
         assert [found.digest, found.artifact_type] == [entry("a")["digest"], "a/b"]
 
     def test_where_there_is_no_such_tag_there_are_none(self, registry: FaultyRegistry, lists: ReferrerLists) -> None:
         no_api(registry)
-        assert lists.of(SUBJECT) == []
+        assert lists.of(SUBJECT) == ReferrerList()
 
     def test_an_image_under_that_tag_is_no_list(
         self, registry: FaultyRegistry, lists: ReferrerLists, layout: Layout
     ) -> None:
         no_api(registry)
         seed(layout, small_image(layout), registry.host, "app", TAG)
-        assert lists.of(SUBJECT) == []
+        assert lists.of(SUBJECT) == ReferrerList()
 
     @pytest.mark.parametrize("status", [404, 405, 501])
     def test_a_registry_that_does_not_know_the_api_is_asked_once(
@@ -113,8 +146,8 @@ class TestReading:
 
     def test_a_bad_request_may_mean_this_digest_alone(self, registry: FaultyRegistry, lists: ReferrerLists) -> None:
         registry.faults.append(Fault(refusal(400, "DIGEST_INVALID"), path="/referrers/"))
-        assert lists.of(SUBJECT) == []
-        assert lists.of(digest_of(b"other")) == []
+        assert lists.of(SUBJECT) == ReferrerList()
+        assert lists.of(digest_of(b"other")) == ReferrerList()
         assert len(registry.asked("GET", "/referrers/")) == 2
         assert [request.path for request in registry.asked("GET", "/manifests/")] == [f"/v2/app/manifests/{TAG}"]
 

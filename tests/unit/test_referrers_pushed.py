@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from ocistream.errors import RegistryError
+from ocistream.attachments import TAKEN
+from ocistream.errors import MissingContentError, NetworkError, RegistryError
 from ocistream.graph import Root
+from ocistream.interfaces import Unwatched
+from ocistream.model import Descriptor
 from ocistream.reference import Reference, parse_reference
 from ocistream.stores.layout import LayoutSource
 from ocistream.stores.registry import RegistrySink, RegistrySource
@@ -175,3 +178,76 @@ def test_within_one_registry_its_blobs_are_mounted(faulty: Faulty, quick: Quick,
     sink.close()
     assert {moved.how for moved in report.blobs} <= {"mounted", "skipped"}
     assert {one.descriptor.digest for one in report.graph.all_attached} == found.hanging
+
+
+def test_what_has_a_tag_of_cosigns_and_is_not_in_the_archive_cannot_be_tagged(
+    faulty: Faulty, quick: Quick, layout: Layout, found: Signed
+) -> None:
+    registry = faulty()
+    push(layout, quick(), f"{registry.host}/app:1")
+    layout.file(found.cosign["digest"]).unlink()
+    with pytest.raises(MissingContentError, match=found.cosign["digest"]):
+        push(layout, quick(), f"{registry.host}/app:2")
+
+
+class TestTagsOfCosignsThatAreThere:
+    @pytest.fixture
+    def registry(self, faulty: Faulty) -> CountingRegistry:
+        return faulty()
+
+    @pytest.fixture
+    def own(self, registry: CountingRegistry, layout: Layout, found: Signed) -> str:
+        """Return the digest of what the destination has under the signature's tag."""
+        seed(layout, found.image, registry.host, "app", "0")
+        made = layout.artifact(b"signed where it arrived")
+        return seed(layout, made, registry.host, "app", found.cosign_tag)
+
+    def test_what_the_destination_has_stays_and_that_is_said(
+        self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed, own: str
+    ) -> None:
+        report = push(layout, quick(), f"{registry.host}/app:1")
+        assert registry_http.manifest_digest(registry.host, "app", found.cosign_tag) == own
+        assert registry_http.manifest_digest(registry.host, "app", "1") == found.image["digest"]
+        (left,) = report.graph.left_behind
+        assert (left.why, left.kind, left.tag) == (TAKEN, "signature", found.cosign_tag)
+        assert (left.subject, left.digest) == (found.image["digest"], found.cosign["digest"])
+        # All else goes along, and nothing is sent that nobody could find.
+        assert {one.descriptor.digest for one in report.graph.all_attached} == found.hanging - {found.cosign["digest"]}
+        assert registry_http.manifest(registry.host, "app", found.cosign["digest"]) is None
+
+    def test_where_a_registry_does_not_say_which_it_is_the_tag_is_read(
+        self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed, own: str
+    ) -> None:
+        registry.faults.append(Fault(Header("Docker-Content-Digest", None), "HEAD", "/manifests/", times=None))
+        report = push(layout, quick(), f"{registry.host}/app:1")
+        assert [left.why for left in report.graph.left_behind] == [TAKEN]
+        assert registry_http.manifest_digest(registry.host, "app", found.cosign_tag) == own
+        report = push(layout, quick(), f"{registry.host}/other:1")
+        assert report.graph.left_behind == push(layout, quick(), f"{registry.host}/other:1").graph.left_behind == ()
+
+    def test_each_repository_keeps_its_own_and_the_others_get_it(
+        self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed, own: str
+    ) -> None:
+        layout.name(found.image, "v2")
+        report = push(layout, quick(), f"{registry.host}/app:1", f"{registry.host}/b:2")
+        assert registry_http.manifest_digest(registry.host, "app", found.cosign_tag) == own
+        assert registry_http.manifest_digest(registry.host, "b", found.cosign_tag) == found.cosign["digest"]
+        assert [left.why for left in report.graph.left_behind] == [TAKEN]
+        assert {one.descriptor.digest for one in report.graph.all_attached} == found.hanging
+
+    def test_one_that_is_written_while_the_image_moves_is_not_lost_either(
+        self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed
+    ) -> None:
+        made = layout.artifact(b"signed just now")
+
+        class Signer(Unwatched):
+            def done(self, descriptor: Descriptor, how: str) -> None:  # noqa: ARG002
+                seed(layout, made, registry.host, "app", found.cosign_tag)
+
+        sink = RegistrySink(quick(), lambda _: parse_reference(f"{registry.host}/app:1"))
+        with pytest.raises(NetworkError, match="somebody else has written this tag") as caught:
+            copy(LayoutSource(layout.path, referrers="along"), sink, Signer(), jobs=1)
+        sink.close()
+        assert "run it again" in (caught.value.hint or "")
+        assert registry_http.tags(registry.host, "app") == [found.cosign_tag]
+        assert registry_http.manifest_digest(registry.host, "app", found.cosign_tag) == made["digest"]
