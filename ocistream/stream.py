@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chunk",
+    "Counter",
     "Hasher",
     "Tally",
     "Watched",
@@ -125,6 +126,24 @@ def counted(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator
         size = len(chunk)
         yield chunk
         advance(size)
+
+
+class Counter:
+    """Counts one blob, in bytes, and takes back what was counted when it is begun again."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        """Begin at 0; `advance` is told of every change."""
+        self._advance = advance
+        self.seen = 0
+
+    def advance(self, size: int) -> None:
+        """Count more."""
+        self.seen += size
+        self._advance(size)
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self.advance(-self.seen)
 
 
 def gathered(chunks: Iterable[Chunk]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,9 @@ from ocistream.interfaces import (
     Unwatched,
 )
 from ocistream.model import Descriptor
+from ocistream.report import Moved, Report
 from ocistream.rereading import until_right
-from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
+from ocistream.stream import Counter, Tally, counted, gathered, stoppable, wrong_size
 from ocistream.workers import DEFAULT_JOBS, each
 
 if TYPE_CHECKING:
@@ -43,37 +44,10 @@ if TYPE_CHECKING:
     from ocistream.interfaces import Observer, Sink, Source
     from ocistream.stream import Chunk
 
-__all__ = ["Moved", "Report", "copy"]
+__all__ = ["Report", "copy"]
 
 #: How many blobs move at once where layers are compressed anew.
 _CONVERTING_JOBS = 2
-
-
-@dataclass(slots=True)
-class Moved:
-    """One blob and what became of it: "copied", "converted", "mounted" or "skipped".
-
-    `source` is the digest of what it was made from, if it was converted.
-    """
-
-    descriptor: Descriptor
-    how: str
-    source: str | None = None
-
-
-@dataclass(slots=True)
-class Report:
-    """What a transfer did. `seconds` is how long it took.
-
-    `graph` is what was written; `source` is what was there to be read, another one only where layers were converted:
-    its roots stand in the same order, and `origins` names what each new manifest was made of.
-    """
-
-    graph: Graph
-    source: Graph
-    blobs: list[Moved] = field(default_factory=list)
-    seconds: float = 0.0
-    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def copy(
@@ -355,7 +329,7 @@ class _Transfer:
 
         Without `known` its descriptor says nothing. The layer's own, with size and digest, is given back.
         """
-        counter = _Counter(self._observer)
+        counter = Counter(self._observer.advance)
 
         def convert(opened: Callable[[], Iterator[Chunk]]) -> Descriptor:
             def chunks() -> Iterator[Chunk]:
@@ -372,7 +346,7 @@ class _Transfer:
 
     def _put(self, blob: Blob) -> None:
         """Put a blob whose chunks are verified, counted and can be stopped, in this order from the inside."""
-        counter = _Counter(self._observer)
+        counter = Counter(self._observer.advance)
 
         def put(opened: Callable[[], Iterator[Chunk]]) -> None:
             def chunks() -> Iterator[Chunk]:
@@ -411,21 +385,6 @@ def _peeked(blob: Blob) -> tuple[Blob, bytes]:
     first = next(chunks, b"")
     whole = itertools.chain([first], chunks) if first else chunks
     return Blob(blob.descriptor, lambda: whole, replayable=False), bytes(first[: limits.KIB])
-
-
-class _Counter:
-    """Counts one blob, and takes back what was counted when it is begun again."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self.seen = 0
-
-    def advance(self, size: int) -> None:
-        self.seen += size
-        self._observer.advance(size)
-
-    def restart(self) -> None:
-        self.advance(-self.seen)
 
 
 def _missing(lacking: list[Descriptor]) -> MissingContentError:

@@ -1,0 +1,41 @@
+"""What a transfer did, as values: the graph that was written, and what became of each blob."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocistream.graph import Graph
+    from ocistream.model import Descriptor
+
+__all__ = ["Moved", "Report"]
+
+
+@dataclass(slots=True)
+class Moved:
+    """One blob and what became of it: "copied", "converted", "mounted" or "skipped".
+
+    `source` is the digest of what it was made from, if it was converted.
+    """
+
+    descriptor: Descriptor
+    how: str
+    source: str | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What a transfer did. `seconds` is how long it took.
+
+    `graph` is what was written; `source` is what was there to be read, another one only where layers were converted:
+    its roots stand in the same order, and `origins` names what each new manifest was made of.
+    """
+
+    graph: Graph
+    source: Graph
+    blobs: list[Moved] = field(default_factory=list)
+    seconds: float = 0.0
+    origins: Mapping[str, str] = field(default_factory=dict)
