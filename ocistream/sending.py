@@ -6,6 +6,7 @@ the upload is never closed. What was acknowledged is not sent again where the re
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -123,7 +124,7 @@ class Sending:
             self._feed.seek(0)
             self._body = self._blob.descriptor.size
             body = Body(self._feed.send(0), self._body)
-            self._sessions.close(self._session, self._blob.descriptor.digest, self._tries, body)
+            self._sessions.close(self._session, self._blob.descriptor.digest, self._tries, body, stored=self._body)
             self._feed.run_out()
             return
         while not self._feed.is_empty and (part := self._next_part()) is not None:
@@ -162,7 +163,7 @@ class Sending:
     def _send_part(self, session: Session, body: StreamedBody, span: tuple[int, int] | None) -> Session:
         self._body = span[1] - span[0] if span else self._feed.size or 0
         self._resuming = span is not None and self._rung.kind != CHUNK
-        session, stated = self._sessions.patch(session, body, self._tries, span)
+        session, stated = self._sessions.patch(session, body, self._tries, span, stored=self._body or math.inf)
         self._body = None
         end = span[1] if span else self._feed.end
         # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that
@@ -179,7 +180,7 @@ class Sending:
     def _finish(self, session: Session) -> None:
         descriptor = self._blob.descriptor if isinstance(self._blob, Blob) else self._blob.descriptor()
         try:
-            self._sessions.close(session, descriptor.digest, self._tries)
+            self._sessions.close(session, descriptor.digest, self._tries, stored=descriptor.size)
         except OcistreamError:
             # An answer that was lost: the retry finds no session, since the first try had closed it.
             if not self._is_there(descriptor):

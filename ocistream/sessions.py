@@ -119,11 +119,18 @@ class Sessions:
         return answer.status == 200
 
     def patch(
-        self, session: Session, body: StreamedBody, tries: Tries, span: tuple[int, int] | None = None
+        self,
+        session: Session,
+        body: StreamedBody,
+        tries: Tries,
+        span: tuple[int, int] | None = None,
+        *,
+        stored: float,
     ) -> tuple[Session, int | None]:
         """Send a part of a blob, or all of it; give where to go on, and how many bytes the registry says it has.
 
-        `span` is the first byte of the part and the one behind its last, where that is to be stated.
+        `span` is the first byte of the part and the one behind its last, where that is to be stated. `stored` is its
+        size in bytes, infinite where that is not known.
 
         Raises:
             LostError: the session is not known.
@@ -131,17 +138,20 @@ class Sessions:
         """
         # As `0-99`: ACR takes no other form, and a stream has none (dist-spec#506).
         ranged = {"Content-Range": f"{span[0]}-{span[1] - 1}"} if span else {}
-        answer = self._continue(session, "PATCH", session.location, _PATCHED, tries, {**_OCTETS, **ranged}, body)
+        headers = {**_OCTETS, **ranged}
+        answer = self._continue(session, "PATCH", session.location, _PATCHED, tries, headers, body, stored)
         return _next(session, answer), _stated(answer)
 
-    def close(self, session: Session, digest: str, tries: Tries, body: StreamedBody | None = None) -> None:
-        """Close a session with the blob's digest, and all of its bytes where there is a body.
+    def close(
+        self, session: Session, digest: str, tries: Tries, body: StreamedBody | None = None, *, stored: float
+    ) -> None:
+        """Close a session with the blob's digest, and all of its bytes where there is a body; `stored` is its size.
 
         Raises:
             LostError, NetworkError: as `patch`.
         """
         location = _with_query(session.location, f"digest={digest}")
-        self._continue(session, "PUT", location, _CLOSED, tries, _OCTETS, body)
+        self._continue(session, "PUT", location, _CLOSED, tries, _OCTETS, body, stored)
 
     def offset(self, session: Session, tries: Tries) -> tuple[Session, int | None]:
         """Ask how many bytes of an upload the registry has, None where it does not say; give where to go on as well.
@@ -179,9 +189,10 @@ class Sessions:
         tries: Tries,
         headers: Mapping[str, str],
         body: StreamedBody | None,
+        stored: float,
     ) -> Answer:
         try:
-            answer = self._send(method, url, expected, tries, headers, body)
+            answer = self._send(method, url, expected, tries, headers, body, stored)
         except NotFoundError as error:
             if body and body.failure:
                 raise
@@ -199,6 +210,7 @@ class Sessions:
         tries: Tries,
         headers: Mapping[str, str] | None = None,
         body: StreamedBody | None = None,
+        stored: float = 0,
     ) -> Answer:
         answer = self._transport.request(
             self.repository.endpoint,
@@ -209,6 +221,7 @@ class Sessions:
             body=body,
             expected=expected,
             tries=tries,
+            stored=stored,
         )
         answer.drain()
         return answer

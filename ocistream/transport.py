@@ -37,7 +37,6 @@ __all__ = ["Endpoint", "Transport", "TransportSettings"]
 
 #: Answers that may be better the next time (seen at Quay, Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
-_STORING: Final = frozenset({"PATCH", "PUT"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: How long an abandoned upload's deletion may take, in seconds: nobody is to wait for that.
 _CLEANUP_TIMEOUT: Final = 3.0
@@ -52,9 +51,11 @@ class TransportSettings:
     connect_timeout: float = 15.0
     #: A read or write that moves no byte for so long is a stall. There is no limit for the whole of a transfer.
     stall_timeout: float = 60.0
-    #: How long a registry may be silent after the last byte of a blob: some move or hash all of it before they
+    #: The longest that a registry may be silent after the last byte of a blob: some move or hash all of it before they
     #: answer, and a hundred gigabytes on a slow disk or in an object store take minutes.
     store_timeout: float = 900.0
+    #: So many bytes of it are moved or hashed in a second by the slowest storage: a small blob is stored at once.
+    store_rate: float = 4.0 * limits.MIB
     patience: Patience = field(default_factory=Patience)
     #: A file or directory of CA certificates in place of the system's.
     ca_file: str | None = None
@@ -66,6 +67,11 @@ class TransportSettings:
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts, as the environment names them.
     proxies: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "ocistream"
+
+    def answer_timeout(self, stored: float) -> float:
+        """Say how many seconds an answer may be waited for, before which so many bytes have to be stored."""
+        longest = max(self.store_timeout, self.stall_timeout)
+        return min(longest, self.stall_timeout + stored / self.store_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +179,7 @@ class Transport:
             self._known[key] = self._hosts(*key)
         return self._known[key]
 
-    def request(
+    def request(  # noqa: PLR0913 - all but three are options, given by name
         self,
         endpoint: Endpoint,
         method: str,
@@ -184,12 +190,13 @@ class Transport:
         body: bytes | StreamedBody | None = None,
         expected: Sequence[int] = (200,),
         tries: Tries | None = None,
+        stored: float = 0,
     ) -> Answer:
         """Send a request until it is answered for good, and give an answer of an `expected` status.
 
         Authorization is sent to the endpoint's own origin and nowhere else. A `StreamedBody` that was begun is not sent
         again by this method, whatever happens: who made it must decide from where. `tries` are those of the work
-        that this request is a part of.
+        that this request is a part of. `stored` is how many bytes the registry has to move or hash before it answers.
 
         Raises:
             AuthenticationError: 401 or 403, after a fresh token was tried.
@@ -197,10 +204,8 @@ class Transport:
             RegistryError: any other status, after all retries.
             NetworkError: no answer, after all retries.
         """
-        # Of a manifest a registry has nothing to store that takes long.
-        storing = method in _STORING and not isinstance(body, bytes)
-        answer_timeout = self._settings.store_timeout if storing else self._settings.stall_timeout
-        request = _Request(method, headers or {}, body, (self._settings.connect_timeout, answer_timeout))
+        timeout = (self._settings.connect_timeout, self._settings.answer_timeout(stored))
+        request = _Request(method, headers or {}, body, timeout)
         tries = tries or self.tries()
         while True:
             url = self._placed(endpoint, url)

@@ -45,11 +45,7 @@ def network_settings(
     )
     if "stall_timeout" not in options:
         return settings
-    connect, stall = options["connect_timeout"], options["stall_timeout"]
-    # A registry that hashes a blob may be silent for longer than a stall, but never for less long.
-    return replace(
-        settings, connect_timeout=connect, stall_timeout=stall, store_timeout=max(settings.store_timeout, stall)
-    )
+    return replace(settings, connect_timeout=options["connect_timeout"], stall_timeout=options["stall_timeout"])
 
 
 def host_settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -394,10 +395,11 @@ def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, i
         expect.success(push(layout, served, *argv))
 
 
-@pytest.mark.parametrize(("stall", "store"), [(30.0, 900.0), (3600.0, 3600.0)])
-def test_limits_reach_the_transport(stall: float, store: float) -> None:
+@pytest.mark.parametrize(("stall", "longest"), [(30.0, 900.0), (3600.0, 3600.0)])
+def test_limits_reach_the_transport(stall: float, longest: float) -> None:
     settings = network_settings(OPTIONS | {"connect_timeout": 2.5, "stall_timeout": stall}, {})
-    assert (settings.connect_timeout, settings.stall_timeout, settings.store_timeout) == (2.5, stall, store)
+    assert (settings.connect_timeout, settings.stall_timeout) == (2.5, stall)
+    assert (settings.answer_timeout(0), settings.answer_timeout(math.inf)) == (stall, longest)
     assert settings.requests_per_second == 3.0
     assert settings.patience.attempts == 6
 

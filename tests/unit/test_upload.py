@@ -403,14 +403,21 @@ class TestRetries:
     @pytest.mark.parametrize("method", ["PATCH", "PUT"])
     def test_a_registry_may_take_its_time_to_store_a_blob(self, faulty: Faulty, quick: Quick, method: str) -> None:
         registry = faulty(Fault(Stall(0.8), method))
-        uploader(quick(stall_timeout=0.2), registry).upload(Source(b"x").blob)
+        uploader(quick(stall_timeout=0.2, store_rate=0.1), registry).upload(Source(b"x").blob)
         assert len(registry.asked(method)) == 1
         assert is_stored(registry, b"x")
 
     def test_but_not_forever(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(Stall(), "PUT"))
-        uploader(quick(store_timeout=0.5), registry).upload(Source(b"x").blob)
+        uploader(quick(stall_timeout=0.2, store_timeout=0.5, store_rate=0.1), registry).upload(Source(b"x").blob)
         assert len(registry.asked("PUT")) > 1
+
+    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+    def test_nor_a_small_blob_for_longer_than_a_stall(self, faulty: Faulty, quick: Quick, method: str) -> None:
+        registry = faulty(Fault(Stall(), method))
+        uploader(quick(stall_timeout=0.3), registry).upload(Source(b"x" * 1000).blob)
+        assert len(registry.asked(method)) > 1
+        assert is_stored(registry, b"x" * 1000)
 
 
 @pytest.fixture
