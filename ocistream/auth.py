@@ -1,86 +1,54 @@
 """From a registry's challenge to an `Authorization` header: Basic, and Bearer with its tokens.
 
-The rules are those of RFC 7617 (Basic), and of the distribution project's "Token Authentication" and "Oauth2 Token
-Authentication". This room knows no sockets and no files: credentials come from a callable, and token requests leave
-through another one, which checks where they go and retries. Which origin may be trusted, and the retry after a 401,
-are not here but in `ocistream.transport`.
+The rules are those of the distribution project's "Token Authentication" and "Oauth2 Token Authentication"; how a server
+is asked is `token_requests`' concern. This room knows no sockets and no files: credentials come from a callable, and
+token requests leave through another one, which checks where they go and retries. Which origin may be trusted, and the
+retry after a 401, are not here but in `ocistream.transport`.
 """
 
 from __future__ import annotations
 
-import base64
-import math
-import re
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode, urlsplit
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from ocistream import limits
-from ocistream.auth_file import TOKEN_USERNAME
 from ocistream.challenges import Challenge, parse_challenges
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.reference import printable
+from ocistream.scopes import split_scope, uncovered
 from ocistream.strict_json import parse_json
+from ocistream.token_requests import (
+    VISIBLE,
+    TokenAnswer,
+    TokenRequest,
+    basic,
+    get_request,
+    lifetime_of,
+    oauth_request,
+    origin_of,
+    token_of,
+)
+from ocistream.trials import Trial, Trials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.auth_file import Credential
 
-__all__ = ["Authenticator", "TokenAnswer", "TokenRequest", "scopes_for"]
+__all__ = ["Authenticator"]
 
-CLIENT_ID: Final = "ocistream"
-#: Seconds that a token lives whose server does not say so (token specification, `expires_in`).
-DEFAULT_LIFETIME: Final = 60.0
 #: A token is renewed when fewer seconds than this are left, or a tenth of its life: the request that carries
 #: it takes time too. Never more than half of its life, so that one of 60 s serves for 50 and one of 4 s for 2.
 RENEWAL_SECONDS: Final = 10.0
 #: Scopes that a registry's challenges may add to those that the caller named; real ones add one, if any.
 MAX_ADDED_SCOPES: Final = 16
 
-#: Visible ASCII: anything else in a token would end its header line, or start another one.
-_VISIBLE: Final = re.compile(r"[\x21-\x7e]+\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
-    """What is to be sent to a token server. Whoever sends it decides whether `url` may be trusted with it."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes | None = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenAnswer:
-    """What a token server said: an HTTP status and the body, up to `limits.MAX_TOKEN_ANSWER` bytes of it."""
-
-    status: int
-    body: bytes = field(repr=False)
-
-
-def scopes_for(repository: str, *actions: str) -> str:
-    """Write one scope: `scopes_for("org/app", "pull", "push")` is "repository:org/app:pull,push"."""
-    return f"repository:{repository}:{','.join(actions)}"
-
-
-def _split_scope(scope: str) -> tuple[str, frozenset[str]]:
-    resource, _, actions = scope.rpartition(":")
-    return resource, frozenset(actions.split(","))
-
-
-def _uncovered(wanted: Iterable[str], held: Iterable[str]) -> tuple[str, ...]:
-    """Give those of the `wanted` scopes that the `held` ones do not include, each once, in their order."""
-    known = [_split_scope(scope) for scope in held]
-    missing = []
-    for scope in dict.fromkeys(wanted):
-        resource, actions = _split_scope(scope)
-        if not any(resource == other and actions <= more for other, more in known):
-            missing.append(scope)
-    return tuple(missing)
+#: Sources of credentials that are given for this run, before which a login does not come.
+_GIVEN: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +93,7 @@ class Authenticator:
         self._gates: dict[tuple[str, ...], threading.Lock] = {}
         self._extra: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._refusals: dict[tuple[str, ...], str] = {}
+        self._trials = Trials()
 
     @property
     def was_challenged(self) -> bool:
@@ -148,7 +117,7 @@ class Authenticator:
         if challenge.scheme == "bearer":
             return self._bearer(challenge, scopes)
         credential = self._credential(scopes)
-        return _basic(credential) if credential and credential.registry_token is None else None
+        return basic(credential) if credential and credential.registry_token is None else None
 
     def challenged(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
         """Give the header value with which to repeat a request that got a 401.
@@ -170,14 +139,13 @@ class Authenticator:
             asked = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
             with self._lock:
                 extra = self._extra.get(scopes, ())
-                self._extra[scopes] = (extra + _uncovered(asked, scopes + extra))[:MAX_ADDED_SCOPES]
+                self._extra[scopes] = (extra + uncovered(asked, scopes + extra))[:MAX_ADDED_SCOPES]
                 self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
             header = self._bearer(challenge, scopes)
             credential = self._credential(scopes)
             if header == refused and credential is not None and credential.registry_token is not None:
                 # It is all there is: no server gives another one for it.
-                msg = f"{self._registry} refused {_origin(credential)}"
-                raise self._denied(msg)
+                raise self._refused(credential)
             return header
         return self._basic_after(refused, scopes)
 
@@ -185,6 +153,21 @@ class Authenticator:
         """Say whether a header is all there is to show: no other one can be had where it is refused."""
         credential = self._credential(scopes)
         return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
+
+    @contextlib.contextmanager
+    def shown(self, header: str | None, scopes: tuple[str, ...]) -> Iterator[Trial]:
+        """Wait until a header may be shown; who shows it notes what came of it.
+
+        Raises:
+            AuthenticationError: it was shown meanwhile by somebody else, and refused.
+        """
+        if header is None or not self.is_final(header, scopes):
+            yield Trial()
+            return
+        with self._trials.of(header) as trial:
+            if self._trials.was_refused(header):
+                raise self._refused(self._credential(scopes))
+            yield trial
 
     def _choose(self, challenges: list[Challenge]) -> Challenge | None:
         """Prefer Bearer with a realm, then Basic; None where no challenge was made at all."""
@@ -203,7 +186,7 @@ class Authenticator:
 
     def _credential(self, scopes: tuple[str, ...]) -> Credential | None:
         """The credential for the first repository that `scopes` name: the one pushed to, for a mount."""
-        resources = (_split_scope(scope)[0] for scope in scopes)
+        resources = (split_scope(scope)[0] for scope in scopes)
         names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
         repository = next(names, "")
         with self._finding:
@@ -216,14 +199,21 @@ class Authenticator:
         if credential is None or credential.registry_token is not None:
             msg = f"{self._registry} wants a user name and a password, and none were found"
             raise self._denied(msg)
-        header = _basic(credential)
+        header = basic(credential)
         if header == refused:
-            msg = f"{self._registry} refused {_origin(credential)}"
-            raise self._denied(msg)
+            raise self._refused(credential)
         return header
 
-    def _denied(self, what: str) -> AuthenticationError:
-        return AuthenticationError(what, hint=f"ocistream login {self._registry}")
+    def _refused(self, credential: Credential | None) -> AuthenticationError:
+        source = credential.source if credential else ""
+        msg = f"{self._registry} refused {origin_of(credential) if credential else 'the credentials'}"
+        return self._denied(msg, source)
+
+    def _denied(self, what: str, source: str = "") -> AuthenticationError:
+        hint = f"ocistream login {self._registry}"
+        if source.startswith(_GIVEN):
+            hint = f"correct {source}, or leave it away: it comes before what `{hint}` keeps"
+        return AuthenticationError(what, hint=hint)
 
     # -- tokens -----------------------------------------------------------------------------------------
 
@@ -241,7 +231,7 @@ class Authenticator:
                 return held.header
             if wanted in self._refusals:
                 # A wrong password that is shown again and again locks accounts.
-                raise self._denied(self._refusals[wanted])
+                raise self._denied(self._refusals[wanted], credential.source if credential else "")
             fresh = self._fetch(challenge, wanted, credential)
             with self._lock:
                 self._tokens[wanted] = fresh
@@ -258,7 +248,7 @@ class Authenticator:
             tokens = [self._tokens[wanted]] if wanted in self._tokens else []
             tokens += self._tokens.values()
         for token in tokens:
-            if now < token.renew_at and token.credential == credential and not _uncovered(wanted, token.scopes):
+            if now < token.renew_at and token.credential == credential and not uncovered(wanted, token.scopes):
                 return token
         return None
 
@@ -266,27 +256,27 @@ class Authenticator:
         realm, server = self._realm(challenge)
         service = challenge.parameters.get("service", "")
         if credential is not None and credential.identity_token is not None:
-            answer = self._send(_oauth_request(realm, service, wanted, credential.identity_token))
+            answer = self._send(oauth_request(realm, service, wanted, credential.identity_token))
             if answer.status in {404, 405}:
                 # Not every token server speaks OAuth2 (distribution, "Oauth2 Token Authentication").
-                answer = self._send(_get_request(realm, service, wanted, credential))
+                answer = self._send(get_request(realm, service, wanted, credential))
         else:
-            answer = self._send(_get_request(realm, service, wanted, credential))
+            answer = self._send(get_request(realm, service, wanted, credential))
         if answer.status in {401, 403}:
-            why = f"refused {_origin(credential)}" if credential else "wants credentials, and none were found"
+            why = f"refused {origin_of(credential)}" if credential else "wants credentials, and none were found"
             self._refusals[wanted] = f"the token server {server} of {self._registry} {why}"
-            raise self._denied(self._refusals[wanted])
+            raise self._denied(self._refusals[wanted], credential.source if credential else "")
         where = f"the answer of the token server {server} of {self._registry}"
         if not 200 <= answer.status < 300:
             msg = f"the token server {server} of {self._registry} answered {answer.status}"
             raise RegistryError(msg, status=answer.status)
         try:
             fields = parse_json(answer.body, where, limits.MAX_TOKEN_ANSWER)
-            token = _token_of(fields, where)
+            token = token_of(fields, where)
         except ArchiveError as error:
             # Without its cause, which holds the answer and so the token.
             raise RegistryError(error.what, status=answer.status) from None
-        lifetime = _lifetime(fields.get("expires_in"))
+        lifetime = lifetime_of(fields.get("expires_in"))
         margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
         return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
 
@@ -300,49 +290,10 @@ class Authenticator:
                 host = parts.hostname
         except ValueError:
             pass
-        if not host or not _VISIBLE.match(realm):
+        if not host or not VISIBLE.match(realm):
             msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
             raise RegistryError(msg, status=401)
         return realm.partition("#")[0], host
-
-
-def _get_request(realm: str, service: str, scopes: tuple[str, ...], credential: Credential | None) -> TokenRequest:
-    """Ask as the token specification says: GET, with Basic where there is a credential."""
-    fields = [("service", service)] if service else []
-    fields += [("scope", scope) for scope in scopes]
-    headers = {"Accept": "application/json"}
-    if credential is not None:
-        headers["Authorization"] = _basic(credential)
-        if credential.username not in {"", TOKEN_USERNAME}:
-            fields.append(("account", credential.username))
-    query = urlencode(fields, errors="surrogateescape")
-    separator = "&" if urlsplit(realm).query else "?" if "?" not in realm else ""
-    return TokenRequest("GET", f"{realm}{separator}{query}" if query else realm, headers, None)
-
-
-def _oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_token: str) -> TokenRequest:
-    """Ask as OAuth2 says: POST, with the identity token as what it calls a refresh token."""
-    fields = {"grant_type": "refresh_token", "refresh_token": identity_token, "client_id": CLIENT_ID}
-    fields |= {"service": service} if service else {}
-    fields |= {"scope": " ".join(scopes)} if scopes else {}
-    headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
-    return TokenRequest("POST", realm, headers, urlencode(fields, errors="surrogateescape").encode())
-
-
-def _basic(credential: Credential) -> str:
-    """Write a credential as RFC 7617 does; an identity token stands in the password's place.
-
-    Raises:
-        UsageError: the user name holds a colon, where the registry would cut it.
-    """
-    username, secret = credential.username, credential.secret
-    if credential.identity_token is not None:
-        username, secret = username or TOKEN_USERNAME, credential.identity_token
-    if ":" in username:
-        msg = f"the user name of {_origin(credential)} holds a colon, which no registry can take"
-        raise UsageError(msg)
-    plain = f"{username}:{secret}".encode(errors="surrogateescape")
-    return f"Basic {base64.b64encode(plain).decode()}"
 
 
 def _checked(credential: Credential | None) -> Credential | None:
@@ -356,44 +307,10 @@ def _checked(credential: Credential | None) -> Credential | None:
             parts = credential.username, credential.secret, credential.identity_token or ""
             "".join(parts).encode(errors="surrogateescape")
         except UnicodeEncodeError:
-            msg = f"{_origin(credential)} are not text"
+            msg = f"{origin_of(credential)} are not text"
             # Without its cause, which holds the password.
             raise UsageError(msg) from None
-        if credential.registry_token is not None and not _VISIBLE.match(credential.registry_token):
-            msg = f"{_origin(credential)} have a token that cannot stand in a header"
+        if credential.registry_token is not None and not VISIBLE.match(credential.registry_token):
+            msg = f"{origin_of(credential)} have a token that cannot stand in a header"
             raise UsageError(msg)
     return credential
-
-
-def _origin(credential: Credential) -> str:
-    return f"the credentials from {credential.source}" if credential.source else "the credentials"
-
-
-def _token_of(fields: Mapping[str, Any], where: str) -> str:
-    """Take `token`, else `access_token`; null and "" are as good as absent.
-
-    Raises:
-        ArchiveError: there is none, or it cannot stand in a header.
-    """
-    token = fields.get("token") or fields.get("access_token")
-    if not token:
-        msg = f"{where} has no token"
-        raise ArchiveError(msg)
-    if not isinstance(token, str) or not _VISIBLE.match(token):
-        msg = f"{where} has a token that cannot stand in a header"
-        raise ArchiveError(msg)
-    return token
-
-
-def _lifetime(expires_in: object) -> float:
-    """Read `expires_in` in seconds, as a number or its text; what makes no sense is as good as absent.
-
-    `issued_at` is not looked at: it is from another machine's clock.
-    """
-    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
-        return DEFAULT_LIFETIME
-    try:
-        seconds = float(expires_in)
-    except (ValueError, OverflowError):
-        return DEFAULT_LIFETIME
-    return seconds if math.isfinite(seconds) and seconds > 0 else DEFAULT_LIFETIME

@@ -10,7 +10,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.auth import scopes_for
 from ocistream.documents import media_type_of, outline
 from ocistream.errors import (
     ArchiveError,
@@ -34,6 +33,7 @@ from ocistream.model import (
 )
 from ocistream.origins import redacted, resolved
 from ocistream.reference import is_digest, printable
+from ocistream.scopes import scopes_for
 from ocistream.stream import digest_of
 
 if TYPE_CHECKING:
@@ -105,8 +105,10 @@ class Repository:
 
     # -- manifests --------------------------------------------------------------------------------------
 
-    def resolve(self, target: str) -> Manifest:
+    def resolve(self, target: str, *, strictly: bool = False) -> Manifest:
         """Get the manifest that a tag or a digest stands for, as exact bytes with a descriptor made from them.
+
+        `strictly` takes no bytes that are not what the registry itself says they are: where another has them too.
 
         Raises:
             NotFoundError: it is not there.
@@ -119,6 +121,9 @@ class Repository:
         digest = digest_of(raw, _algorithm(target if is_digest(target) else said))
         if is_digest(target) and digest != target:
             msg = f"{self}@{target}: the registry sent a manifest with the digest {digest}"
+            raise IntegrityError(msg)
+        if strictly and is_digest(said) and digest != said:
+            msg = f"{self}:{target}: the registry calls the manifest {said}, and its digest is {digest}"
             raise IntegrityError(msg)
         media_type = self._media_type(raw, declared, f"manifest {target} of {self}")
         return Manifest(Descriptor(media_type, digest, len(raw)), raw)

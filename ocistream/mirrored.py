@@ -116,7 +116,11 @@ class MirroredRepository:
         Raises:
             OcistreamError: what the registry itself says of it.
         """
-        return self._first(lambda source: source.repository.resolve(target), by_digest=is_digest(target))
+
+        def ask(source: Source) -> Manifest:
+            return source.repository.resolve(target, strictly=source.place.is_mirror)
+
+        return self._first(ask, by_digest=is_digest(target))
 
     def manifest(self, descriptor: Descriptor) -> bytes:
         """Get the bytes of a manifest that another document lists; whoever asked verifies them.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from ocistream.auth import scopes_for
 from ocistream.errors import FinalNetworkError, NetworkError, NotFoundError, OcistreamError
 from ocistream.origins import redacted, resolved
+from ocistream.scopes import scopes_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ocistream import limits
-from ocistream.auth import Authenticator, TokenAnswer, TokenRequest
+from ocistream.auth import Authenticator
 from ocistream.bodies import StreamedBody
 from ocistream.connections import Answer, Connections, ConnectionSettings
 from ocistream.endpoints import Doubt, Endpoint, tls_for
@@ -26,6 +26,7 @@ from ocistream.origins import Origin, check_target, redacted, resolved
 from ocistream.pacing import Pace
 from ocistream.retry import Patience, Retried, Tries, retry_after
 from ocistream.tls import TlsSettings, check
+from ocistream.token_requests import TokenAnswer, TokenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -274,7 +275,7 @@ class Transport:
             check_target(endpoint.origin, url)
             return self._redirected(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
-        answer = self._redirected(endpoint, request.with_authorization(shown), url)
+        answer = self._shown(endpoint, request, url, shown, scopes)
         if Origin.of(answer.url) == endpoint.origin:
             self.ladder.saw(endpoint.registry, answer.header)
         if answer.status != HTTPStatus.UNAUTHORIZED or Origin.of(answer.url) != endpoint.origin:
@@ -288,12 +289,22 @@ class Transport:
         if request.begun:
             msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
             raise NetworkError(msg)
-        answer = self._redirected(endpoint, request.with_authorization(fresh), url)
+        answer = self._shown(endpoint, request, url, fresh, scopes)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
         if refused and endpoint.authenticator.is_final(fresh, scopes):
             # The secret itself was refused: this raises, and says where it came from.
             endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
         return answer
+
+    def _shown(
+        self, endpoint: Endpoint, request: _Request, url: str, header: str | None, scopes: tuple[str, ...]
+    ) -> Answer:
+        """Send with this Authorization."""
+        with endpoint.authenticator.shown(header, scopes) as trial:
+            answer = self._redirected(endpoint, request.with_authorization(header), url)
+            if Origin.of(answer.url) == endpoint.origin:
+                trial.accepted = answer.status != HTTPStatus.UNAUTHORIZED
+            return answer
 
     def _challenges_at(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
         """Ask the base of the API how to authenticate: some registries say so nowhere else (gcr.io)."""

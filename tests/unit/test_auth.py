@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.auth import Authenticator, TokenAnswer, TokenRequest, scopes_for
+from ocistream.auth import Authenticator
 from ocistream.challenges import Challenge, parse_challenges
 from ocistream.credentials import Credential
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
+from ocistream.scopes import scopes_for
+from ocistream.token_requests import TokenAnswer, TokenRequest
 
 PULL = ("repository:org/app:pull",)
 PUSH = ("repository:org/app:pull,push",)
@@ -164,6 +166,17 @@ def test_a_refused_basic_credential_is_not_shown_again_and_the_error_says_whose_
         auth.challenged(["Basic"], PULL, header)
     assert caught.value.what == "registry.example refused the credentials from ~/.docker/config.json"
     assert caught.value.hint == "ocistream login registry.example"
+
+
+@pytest.mark.parametrize("source", ["--username", "OCISTREAM_DEST_USERNAME", "DOCKER_AUTH_CONFIG"])
+@pytest.mark.parametrize("challenge", ["Basic", BEARER])
+def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_after_it(
+    source: str, challenge: str
+) -> None:
+    auth = authenticator(Server(answer(401)), Credential("alice", "wrong", source=source))
+    with pytest.raises(AuthenticationError) as caught:
+        auth.challenged(["Basic"], PULL, auth.challenged([challenge], PULL, None))
+    assert (caught.value.hint or "").startswith(f"correct {source}, or leave it away")
 
 
 def test_basic_without_a_credential_is_an_error_and_nothing_is_sent_up_front() -> None:

@@ -559,6 +559,19 @@ def test_a_repository_that_the_registry_does_not_have_has_no_tags(setting: Setti
         setting.reading(mirror).tags(setting.named)
 
 
+def test_a_mirror_that_calls_a_tags_manifest_by_another_digest_than_it_has_is_set_aside(setting: Setting) -> None:
+    mirror = setting.mirror(Fault(Flip(20), "GET", "/manifests/1"))
+    assert setting.repository(mirror).resolve("1").descriptor.digest == setting.image["digest"]
+    assert mirror.host in setting.words
+    assert "the registry calls the manifest" in setting.words
+
+
+def test_of_the_registry_itself_the_bytes_are_believed(setting: Setting) -> None:
+    # What else could be? No digest was asked for, and some registries do not say the right one.
+    setting.primary.faults.append(Fault(Header("Docker-Content-Digest", "sha256:" + "0" * 64), "GET", "/manifests/1"))
+    assert setting.repository().resolve("1").descriptor.digest == setting.image["digest"]
+
+
 # -- referrers --------------------------------------------------------------------------------------------
 
 

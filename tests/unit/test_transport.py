@@ -531,6 +531,32 @@ class TestBasic:
             ask(transport, registry)
         assert len(registry.requests) == 2
 
+    @pytest.mark.parametrize("good", [True, False])
+    def test_many_threads_show_one_that_nobody_has_accepted_yet_one_at_a_time(
+        self, faulty: Faulty, quick: Quick, good: bool
+    ) -> None:
+        # Where many show a wrong one at once, the account is locked.
+        registry = faulty(auth=Basic("alice", "s3cret" if good else "other"))
+        transport = quick(credential=ALICE)
+        together = threading.Barrier(8)
+        refused = []
+
+        def push() -> None:
+            together.wait()
+            try:
+                ask(transport, registry, TAGS, expected=(404,))
+            except AuthenticationError as error:
+                refused.append(error.what)
+
+        threads = [threading.Thread(target=push) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        shown = [request for request in registry.requests if request.headers["Authorization"]]
+        assert len(shown) == (8 if good else 1)
+        assert refused == ([] if good else [f"{registry.host} refused the credentials from the test"] * 8)
+
     def test_none_at_all_is_an_error(self, faulty: Faulty, quick: Quick) -> None:
         with pytest.raises(AuthenticationError, match="none were found"):
             ask(quick(), faulty(auth=Basic("alice", "s3cret")))
