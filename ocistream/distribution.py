@@ -382,10 +382,11 @@ def _bytes_to_skip(answer: Answer, offset: int) -> int:
     return offset
 
 
-def not_found(repository: object, target: str, error: NotFoundError) -> NotFoundError:
-    """Say "not found" in the words of a user, who named an image and not a URL; `repository` is what that is called."""
+def not_found(repository: object, target: str, error: NotFoundError, *, one_of_many: bool = False) -> NotFoundError:
+    """Say "not found" in the words of a user, who named an image and not a URL, or many of them by their tags."""
     separator = "@" if is_digest(target) else ":"
-    return NotFoundError(
-        f"{repository}{separator}{target} is not there ({error.what})",
-        hint="are the repository and the tag spelt right?" if separator == ":" else None,
-    )
+    hint = None if separator == "@" else "are the repository and the tag spelt right?"
+    if one_of_many and hint:
+        # Tags whose manifest is gone are usual where somebody has tidied up.
+        hint = f"name the others only, or leave it out of all tags: --tags '!{target}'"
+    return NotFoundError(f"{repository}{separator}{target} is not there ({error.what})", hint=hint)

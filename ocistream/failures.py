@@ -64,6 +64,7 @@ _SHOW_CERTIFICATE: Final = (
     "the registry wants a client certificate that it trusts: --client-cert and --client-key, or client.cert and "
     "client.key in certs.d/HOST[:PORT]"
 )
+_TIMED_OUT: Final = "timed out"
 _SPEAKS_TLS: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
 #: What servers say in the body of a 400 before any registry is asked, and what to do about it.
 _SERVERS_WORDS: Final = {
@@ -121,7 +122,7 @@ def _known_reason(cause: BaseException) -> str | None:
         # urllib3 counts it among the time-outs, whatever the reason; that one lies deeper.
         text = None
     elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError | requests.Timeout):
-        text = "timed out"
+        text = _TIMED_OUT
     elif isinstance(cause, _MALFORMED):
         text = "the URL, or that of a proxy, is malformed or of an unknown kind"
     return text
@@ -146,8 +147,11 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
             final, hint = True, "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
         elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
             final = True
+    text = reason(error)
+    if text == _TIMED_OUT and hint is None:
+        hint = "--connect-timeout, --stall-timeout and --retries say how long to wait, and how often"
     kind = FinalNetworkError if final else NetworkError
-    return kind(f"{method} {redacted(url)}: {reason(error)}", hint=hint)
+    return kind(f"{method} {redacted(url)}: {text}", hint=hint)
 
 
 def _tls_hint(error: ssl.SSLError) -> str | None:

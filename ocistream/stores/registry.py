@@ -124,7 +124,8 @@ class RegistrySource:
         try:
             manifest = repository.resolve(reference.target)
         except NotFoundError as error:
-            raise not_found(repository, reference.target, error) from error
+            many = len(self._references) > 1
+            raise not_found(repository, reference.target, error, one_of_many=many) from error
         descriptor = manifest.descriptor
         builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
         if descriptor.digest in builder.needs:

@@ -127,6 +127,7 @@ class TestCopy:
         result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
         assert result.code == 4
         assert "app:2.0 is not there" in result.err
+        assert "--tags '!2.0'" in result.err
         assert tags(other.host, "app") == []
 
     def test_two_images_that_would_get_one_tag_are_refused(self, layout: Layout, other: FaultyRegistry) -> None:

@@ -157,6 +157,7 @@ class TestReasons:
         monkeypatch.setattr("socket.socket.connect", fail)
         error = failure_of(send, f"http://127.0.0.1{SIGNED}")
         assert error.what.endswith(": timed out")
+        assert "--stall-timeout" in (error.hint or "")
         assert not is_final(error)
 
     def test_a_certificate_that_is_not_trusted_is_final_and_the_hint_says_how_to_trust_it(
