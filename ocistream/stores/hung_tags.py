@@ -1,7 +1,8 @@
 """The tags of cosign's that hang on images, in the repositories of a registry that images go into.
 
 Such a tag is one for all: whoever signs an image where it has arrived writes the same one there. So it is no tag to be
-moved like an image's. Where there is something else under it, that stays.
+moved like an image's. Where there is something else under it, that stays, unless what comes has all of it: another
+signature is a further layer of the same manifest.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.attachments import TAKEN, Attached, LeftBehind
-from ocistream.errors import NotFoundError
+from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
 from ocistream.stream import digest_of
+from ocistream.strict_json import canonical_json, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.distribution import Repository
     from ocistream.graph import Graph, Root
+    from ocistream.model import Manifest
     from ocistream.reference import Reference
 
 __all__ = ["HungTags"]
@@ -31,6 +34,8 @@ class HungTags:
         self._target = target
         self._repository = repository
         self._taken: set[Reference] = set()
+        #: What is there, and has all that it holds in what comes.
+        self._outgrown: dict[Reference, str] = {}
 
     def spared(self, graph: Graph) -> Graph:
         """Leave behind what would take the place of something else.
@@ -38,8 +43,8 @@ class HungTags:
         Where the same hangs on an image in several repositories, it goes into those in which its place is free.
         """
         places = self.places(graph)
-        raw = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
-        taken = [place for place, one in places.items() if self._is_taken(place, raw.get(one.descriptor.digest), one)]
+        held = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        taken = [place for place, one in places.items() if self._is_taken(place, held.get(one.descriptor.digest), one)]
         self._taken.update(taken)
         going = {one.key for one in self.places(graph).values()}
         left = {one.key: one for one in map(places.__getitem__, taken)}
@@ -63,15 +68,42 @@ class HungTags:
                     places[place] = attached
         return places
 
-    def _is_taken(self, place: Reference, raw: bytes | None, attached: Attached) -> bool:
+    def may_replace(self, place: Reference, present: str) -> bool:
+        """Say whether what was found under a tag, by its digest, is all in what comes."""
+        return self._outgrown.get(place) == present
+
+    def _is_taken(self, place: Reference, manifest: Manifest | None, attached: Attached) -> bool:
         repository, tag = self._repository(place), place.tag or ""
         present = repository.digest_of(tag)
-        if present == "":
-            # Not every registry says the digest before it gives the manifest.
-            try:
-                present = repository.resolve(tag).descriptor.digest
-            except NotFoundError:
-                present = None
         # Some know a manifest by a digest of their own choice.
-        own = {attached.descriptor.digest} if raw is None else {attached.descriptor.digest, digest_of(raw)}
-        return present is not None and present not in own
+        own = {attached.descriptor.digest} | ({digest_of(manifest.raw)} if manifest else set())
+        if present is None or present in own:
+            return False
+        try:
+            # Not every registry says the digest before it gives the manifest.
+            there = repository.resolve(tag)
+        except NotFoundError:
+            return False
+        except (ArchiveError, UnsupportedError):
+            return True
+        if there.descriptor.digest in own:
+            return False
+        if manifest is None or not _layers_of(there) <= _layers_of(manifest):
+            return True
+        self._outgrown[place] = there.descriptor.digest
+        return False
+
+
+def _layers_of(manifest: Manifest) -> set[bytes]:
+    """Give what is signed, and, as annotations, by whom: cosign's signatures of one payload differ in these only."""
+
+    def entry(_: int, layer: object) -> bytes:
+        return canonical_json(layer)
+
+    try:
+        fields = parse_json(manifest.raw, manifest.descriptor.digest, keys={"layers"}, convert={"layers": entry})
+    except ArchiveError:
+        fields = {}
+    layers = fields.get("layers")
+    # What has no layers is itself all that it holds.
+    return set(layers) if layers and isinstance(layers, list) else {manifest.raw}

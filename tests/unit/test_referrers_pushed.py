@@ -215,6 +215,33 @@ class TestTagsOfCosignsThatAreThere:
         assert {one.descriptor.digest for one in report.graph.all_attached} == found.hanging - {found.cosign["digest"]}
         assert registry_http.manifest(registry.host, "app", found.cosign["digest"]) is None
 
+    @pytest.mark.parametrize("says", [True, False])
+    @pytest.mark.parametrize("lost", ["nothing", "a layer", "an annotation"])
+    def test_what_has_all_that_is_there_takes_its_place(
+        self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed, lost: str, says: bool
+    ) -> None:
+        # The image was signed once more where it comes from: that is another layer, whose annotation is the signature.
+        manifest = layout.read(found.cosign["digest"])
+        (layer,) = manifest["layers"]
+        signed = [{**layer, "annotations": {"dev.cosignproject.cosign/signature": who}} for who in ("a", "b", "c")]
+        before = layout.document({**manifest, "layers": signed[:2]})
+        after = {"nothing": signed, "a layer": signed[1:], "an annotation": [layer, *signed[1:]]}[lost]
+        path = layout.path / "index.json"
+        entries = json.loads(path.read_bytes())
+        renewed = layout.document({**manifest, "layers": after})
+        for entry in entries["manifests"]:
+            if entry["digest"] == found.cosign["digest"]:
+                entry.update(digest=renewed["digest"], size=renewed["size"])
+        path.write_text(json.dumps(entries))
+        seed(layout, found.image, registry.host, "app", "0")
+        seed(layout, before, registry.host, "app", found.cosign_tag)
+        if not says:
+            registry.faults.append(Fault(Header("Docker-Content-Digest", None), "HEAD", "/manifests/", times=None))
+        report = push(layout, quick(), f"{registry.host}/app:1")
+        now = registry_http.manifest_digest(registry.host, "app", found.cosign_tag)
+        assert now == (renewed if lost == "nothing" else before)["digest"]
+        assert [left.why for left in report.graph.left_behind] == ([] if lost == "nothing" else [TAKEN])
+
     def test_where_a_registry_does_not_say_which_it_is_the_tag_is_read(
         self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed, own: str
     ) -> None:

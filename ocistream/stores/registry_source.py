@@ -1,0 +1,153 @@
+"""A registry as a source of images: out of which repository each manifest and blob is had, and what hangs on them.
+
+Which URLs and statuses that takes is distribution.py's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocistream.distribution import not_found
+from ocistream.errors import (
+    AuthenticationError,
+    NotFoundError,
+)
+from ocistream.graph import Graph, Root
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.reading import Reading
+from ocistream.rereading import until_right
+from ocistream.stores.hanging import Hanging
+from ocistream.stream import gathered
+from ocistream.walk import GraphBuilder
+from ocistream.workers import DEFAULT_JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.attachments import Referrers
+    from ocistream.interfaces import Blob, Early
+    from ocistream.mirrored import Readable
+    from ocistream.model import Descriptor
+    from ocistream.reference import Reference
+    from ocistream.referrer_lists import ReferrerList
+    from ocistream.transport import Transport
+
+__all__ = ["RegistrySource"]
+
+
+class RegistrySource:
+    """Images out of one registry or several, by reference."""
+
+    parallel = True
+
+    def __init__(
+        self,
+        transport: Transport,
+        references: Sequence[Reference],
+        *,
+        platforms: PlatformChoice = ALL_PLATFORMS,
+        referrers: Referrers = "listed",
+        repository: Callable[[Reference], Readable] | None = None,
+        jobs: int = DEFAULT_JOBS,
+    ) -> None:
+        """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along.
+
+        So many questions of that kind as there are `jobs` are asked at a time.
+        `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
+        """
+        self._references = tuple(dict.fromkeys(references))
+        self._platforms = platforms
+        self._referrers: Referrers = referrers
+        self._jobs = jobs
+        self._cancelled = transport.cancelled
+        self._repository = repository or Reading(transport).repository
+        #: Where each manifest and blob can be had: the first repository that was seen to need it.
+        self._homes: dict[str, Readable] = {}
+
+    def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a registry gives names before bytes
+        """Get every manifest below the named images.
+
+        Raises:
+            NotFoundError: an image or a platform is not there.
+        """
+        builder = GraphBuilder(self._platforms)
+        repositories = []
+        for reference in self._references:
+            repository = self._repository(reference)
+            repositories.append(repository)
+            self._collect(reference, repository, builder)
+        if self._referrers == "along":
+            self._collect_attached(repositories, builder)
+        graph = builder.graph()
+        for digest, document in graph.documents.items():
+            # An index that was cut down to some platforms is ours; no repository has it, and it has no blobs.
+            home = self._homes.get(digest)
+            if home is not None:
+                for blob in (*document.layers, *((document.config,) if document.config else ())):
+                    self._homes.setdefault(blob.digest, home)
+        return graph
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs in the order in which they are wanted."""
+        for descriptor in wanted:
+            yield self._homes[descriptor.digest].blob(descriptor)
+
+    def home(self, digest: str) -> tuple[str, str] | None:
+        """Say in which registry and repository a blob is, for a sink that can mount it; a mirror is never named."""
+        repository = self._homes.get(digest)
+        return (repository.endpoint.registry, repository.name) if repository else None
+
+    def referrers(self, digests: Sequence[str]) -> dict[str, ReferrerList]:
+        """Ask what refers to manifests that the graph has; nothing where a registry cannot tell, or will not."""
+        found: dict[str, ReferrerList] = {}
+        for digest in digests:
+            if home := self._homes.get(digest):
+                with contextlib.suppress(AuthenticationError):
+                    found[digest] = home.referrers(digest)
+        return found
+
+    def close(self) -> None:
+        """The transport belongs to whoever made it."""
+
+    def _collect(self, reference: Reference, repository: Readable, builder: GraphBuilder) -> None:
+        try:
+            manifest = repository.resolve(reference.target)
+        except NotFoundError as error:
+            many = len(self._references) > 1
+            raise not_found(repository, reference.target, error, one_of_many=many) from error
+        descriptor = manifest.descriptor
+        builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
+        if descriptor.digest in builder.needs:
+            builder.supply(descriptor.digest, manifest.raw)
+        self._complete(builder, repository, descriptor.digest)
+
+    def _collect_attached(self, repositories: Sequence[Readable], builder: GraphBuilder) -> None:
+        """Get what hangs on the images, out of each repository that has one of them."""
+        graph = builder.graph()
+        moving = [
+            (repository, digest)
+            for root, repository in zip(graph.roots, repositories, strict=True)
+            for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._homes.keys())
+        ]
+        cut = [(self._homes[digest], digest) for digest in builder.cut_down()]
+        complete = partial(self._complete, builder)
+        Hanging(builder, complete, jobs=self._jobs, cancelled=self._cancelled).collect(moving, cut)
+
+    def _complete(self, builder: GraphBuilder, repository: Readable, digest: str) -> None:
+        """Get what is needed for a manifest that came out of a repository."""
+        self._homes.setdefault(digest, repository)
+        while builder.needs:
+            child = next(iter(builder.needs.values()))
+            self._homes.setdefault(child.digest, repository)
+            try:
+                raw = self._small(child) if builder.wants_config(child.digest) else repository.manifest(child)
+            except NotFoundError:
+                builder.lacks(child.digest)
+            else:
+                builder.supply(child.digest, raw)
+
+    def _small(self, descriptor: Descriptor) -> bytes:
+        blob = self._homes[descriptor.digest].blob(descriptor)
+        return until_right(blob, lambda opened: gathered(opened()), again=True)
