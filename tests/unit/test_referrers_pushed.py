@@ -18,7 +18,7 @@ from ocistream.stores.layout import LayoutSource
 from ocistream.stores.registry import RegistrySink, RegistrySource
 from ocistream.transfer import Report, copy
 from tests import registry_http
-from tests.faults import Fault, Header, refusal
+from tests.faults import Fault, Header, Reply, refusal
 from tests.images import Layout, small_image
 from tests.network import CountingRegistry, QuickTransport
 from tests.registry_http import seed
@@ -241,6 +241,16 @@ class TestTagsOfCosignsThatAreThere:
         now = registry_http.manifest_digest(registry.host, "app", found.cosign_tag)
         assert now == (renewed if lost == "nothing" else before)["digest"]
         assert [left.why for left in report.graph.left_behind] == ([] if lost == "nothing" else [TAKEN])
+
+    @pytest.mark.usefixtures("own")
+    def test_what_cannot_be_read_there_stays_too(
+        self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed
+    ) -> None:
+        registry.faults.append(
+            Fault(Reply(200, {}, b"no manifest"), "GET", f"/manifests/{found.cosign_tag}", times=None)
+        )
+        report = push(layout, quick(), f"{registry.host}/app:1")
+        assert [left.why for left in report.graph.left_behind] == [TAKEN]
 
     def test_where_a_registry_does_not_say_which_it_is_the_tag_is_read(
         self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed, own: str

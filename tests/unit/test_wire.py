@@ -79,6 +79,26 @@ def test_the_connection_is_not_used_again_after_it(make: Callable[..., Connectio
         keeps.over.set()
 
 
+def test_little_of_a_body_waits_in_the_kernel_where_nobody_reads(make: Callable[..., Connections]) -> None:
+    # It would be lost with the connection; left to itself the kernel takes several megabytes.
+    over = threading.Event()
+    taken = []
+
+    def body() -> Iterator[bytes]:
+        for _ in range(256):
+            taken.append(MIB // 16)
+            yield bytes(MIB // 16)
+
+    def silent(_connection: socket.socket, _: Heard) -> None:
+        over.wait()
+
+    with RawServer(silent) as server:
+        with pytest.raises(NetworkError, match="timed out"):
+            make(0.5).send("PATCH", server.url, {}, Body(body(), 16 * MIB))
+        over.set()
+    assert sum(taken) < 1.5 * MIB
+
+
 def test_an_answer_is_read_after_the_connection_was_closed_on_it(make: Callable[..., Connections]) -> None:
     def closes(connection: socket.socket, _: Heard) -> None:
         connection.sendall(REFUSED)
