@@ -23,6 +23,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
+from ocistream.limits import MIB
 from ocistream.serve import Answer, Handler, Part, RefusedError, Registry
 from tests.faulty_auth import Auth, Denied
 
@@ -212,14 +213,15 @@ class FaultyRegistry(Registry):
         client_authority: Certificate | None = None,
         asks_only: bool = False,
         chunk_min_length: int | None = None,
-        receive_buffer: int | None = None,
+        receive_buffer: int = MIB,
         **options: Any,
     ) -> None:
         """Take the options of `Registry`, and what is wrong or special with this one.
 
         With `client_authority` a client has to show a certificate of that authority; if it `asks_only`, it may.
 
-        `receive_buffer` is how many bytes its kernel may hold of a connection (SO_RCVBUF), which a reset loses.
+        `receive_buffer` is how many bytes its kernel may hold of a connection (SO_RCVBUF). A reset loses them, and how
+        many that would be is otherwise the machine's choice: up to 32 MiB on some, more than what we keep of a pipe.
         """
         self._receive_buffer = receive_buffer
         self.faults = list(faults)
@@ -267,8 +269,7 @@ class FaultyRegistry(Registry):
         super().stop()
 
     def admit(self, connection: socket.socket) -> socket.socket:
-        if self._receive_buffer is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         if self._tls is None:
             return connection
         # The handshake is the connection's thread's business: a client may take its time.
