@@ -1,0 +1,24 @@
+"""Kills at random moments, in small: `scripts/chaos` does the same as often as one likes."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.run import command
+from tests.peers import need
+
+#: Each of its ways, with both registries, twice and a little more.
+RUNS = 25
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chaos"
+
+
+def test_pulls_and_pushes_that_are_killed_at_random_moments_end_as_if_nothing_had_happened() -> None:
+    need("docker-registry")
+    chaos = [sys.executable, SCRIPT, "--runs", str(RUNS), "--command", shlex.join(command())]
+    done = subprocess.run(chaos, capture_output=True, text=True, check=False)
+    # The seeds are in it, by which a run that failed can be had again.
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{RUNS} runs, from seed" in done.stdout
