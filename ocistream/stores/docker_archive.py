@@ -99,8 +99,12 @@ class DockerArchiveSink:
         self._tar.add_small("manifest.json", canonical_json(list(entries.values())))
         self._tar.finish()
 
+    def discard(self) -> None:
+        """Keep nothing of it for another run."""
+        self._tar.discard()
+
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Drop what was not committed; what a file has of it is kept for another run."""
         self._tar.close()
 
     def _entry(self, document: Document) -> dict[str, object]:

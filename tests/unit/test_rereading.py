@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 
 from ocistream.errors import IntegrityError
 from ocistream.interfaces import Blob
 from ocistream.rereading import until_right
-from ocistream.stream import Chunk, gathered
+from ocistream.stream import gathered
 from tests.network import blob_of
 
 RIGHT = b"right"
@@ -28,8 +26,8 @@ class Places:
         del self.contents[0]
 
 
-def read(opened: Callable[[], Iterator[Chunk]]) -> bytes:
-    return gathered(opened())
+def read(checked: Blob) -> bytes:
+    return gathered(checked.open())
 
 
 def test_what_is_right_is_used_once() -> None:
@@ -57,8 +55,8 @@ def test_a_blob_of_one_place_is_as_it_is() -> None:
 def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
     places = Places(RIGHT, b"another")
 
-    def use(opened: Callable[[], Iterator[Chunk]]) -> None:
-        read(opened)
+    def use(checked: Blob) -> None:
+        read(checked)
         msg = "not what its config says"
         raise IntegrityError(msg)
 
