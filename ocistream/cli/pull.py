@@ -45,8 +45,8 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
     "--from-byte",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Write the archive from byte N on, to stdout, where a pipe broke. The blob that N is in is checked by its size "
-    "only: verify the whole where it is put together. Files and layouts go on by themselves.",
+    help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
+    "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
 )
 @platform_option("linux on this machine's architecture")
 @referrers_option

@@ -44,12 +44,13 @@ def summarize(console: Console, report: Report) -> None:
     sizes = {how: _total(report, how) for how in _HOW}
     counts = {how: sum(1 for m in report.blobs if m.how == how) for how in _HOW}
     written = sizes["copied"] + sizes["converted"]
-    rate = written / report.seconds if report.seconds else 0.0
+    resumed = sum(m.resumed for m in report.blobs)
+    rate = (written - resumed) / report.seconds if report.seconds else 0.0
     moved = counted(counts["copied"] + counts["converted"], "blob")
     parts = [f"{moved}, {human_size(written)}, in {report.seconds:.1f} s ({human_size(rate)}/s)"]
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them converted")
-    if resumed := sum(m.resumed for m in report.blobs):
+    if resumed:
         parts.append(f"{human_size(resumed)} of it were there already")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if kinds := _kinds(report):
