@@ -30,7 +30,7 @@ __all__ = ["PARTIAL_SUFFIX", "Partial", "create", "drop_unfinished", "find", "is
 
 #: The dot before their names keeps them out of `ls`, this says what they are.
 PARTIAL_SUFFIX: Final = ".partial"
-_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM: Final = 6
 _STRAY = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM}}}{re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
 _LASTING = re.compile(rf"\.(.+){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
@@ -103,7 +103,7 @@ def create(folder: Path, name: str, mode: int) -> Partial:
     """
     for _ in range(_ATTEMPTS):
         path = folder / f".{name}.{secrets.token_hex(_RANDOM)}{PARTIAL_SUFFIX}"
-        partial = _begun(path, os.open(path, _FLAGS | os.O_EXCL, mode), is_lasting=False)
+        partial = _begun(path, os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode), is_lasting=False)
         if _locked(partial.file.fileno()) is not False and partial.is_there():
             return partial
         partial.forget()
@@ -119,21 +119,28 @@ def find(folder: Path, name: str, mode: int) -> Partial | None:
     """
     path = folder / f".{name}{PARTIAL_SUFFIX}"
     try:
-        # Not to wait where a FIFO has the name.
-        descriptor = os.open(path, _FLAGS | os.O_NONBLOCK, mode)
+        descriptor, is_new = _opened(path, mode)
     except OSError:
         return None
     partial = _begun(path, descriptor, is_lasting=True)
-    if _is_ours(descriptor):
-        locked = _locked(descriptor)
-        # Whoever had the lock before may have given it its name, or removed it.
-        if locked and partial.is_there():
-            return partial
-        if locked is None and not partial.size():
-            partial.settle()
+    # Whoever had the lock before may have given it its name, or removed it.
+    if _is_ours(descriptor) and _locked(descriptor) and partial.is_there():
+        return partial
+    if is_new:
+        # This file system knows no locks, or calls what is ours somebody else's.
+        partial.settle()
     partial.forget()
     partial.file.close()
     return None
+
+
+def _opened(path: Path, mode: int) -> tuple[int, bool]:
+    """Open a file that may be there, or make it; say whether it was made."""
+    try:
+        # Not to wait where a FIFO has the name.
+        return os.open(path, _FLAGS | os.O_NONBLOCK), False
+    except FileNotFoundError:
+        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode), True
 
 
 def sweep(folder: Path, is_stray: Callable[[str], bool], *, older_than: float = 0.0) -> None:

@@ -39,6 +39,8 @@ class DockerArchiveSink:
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
         self._tar = TarWriter(output, mtime)
+        # Layers are mostly unpacked on the way, and another run could not go on in the middle of one.
+        self._tar.discard()
         #: What was written, by digest, under which name.
         self._names: dict[str, str] = {}
 
@@ -99,12 +101,8 @@ class DockerArchiveSink:
         self._tar.add_small("manifest.json", canonical_json(list(entries.values())))
         self._tar.finish()
 
-    def discard(self) -> None:
-        """Keep nothing of it for another run."""
-        self._tar.discard()
-
     def close(self) -> None:
-        """Drop what was not committed; what a file has of it is kept for another run."""
+        """Drop what was not committed."""
         self._tar.close()
 
     def _entry(self, document: Document) -> dict[str, object]:

@@ -11,7 +11,7 @@ import functools
 import tempfile
 from typing import TYPE_CHECKING
 
-from ocistream import files
+from ocistream import files, limits
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.stores import tar
 from ocistream.stores.outputs import Begun, Rewritable
@@ -81,6 +81,9 @@ class TarWriter:
 
     def add_blob(self, name: str, blob: Blob) -> None:
         """Write an entry as `add` does; what is there of it already is not read again, but for what has to be."""
+        if blob.open_at is None and blob.descriptor.size >= limits.WORTH_KEEPING:
+            # Another run would have to read all of it again.
+            self.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._rest_of, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
@@ -155,7 +158,7 @@ class TarWriter:
 
     def _add_in_place(self, blob: Unnamed, name: Callable[[Descriptor], str | None], output: Rewritable) -> Descriptor:
         position = output.position()
-        # Another run would have to read, and make, all of it again.
+        # Nor could another run go on in the middle of what is made anew.
         output.discard()
         with self._taken_back_on_failure():
             output.write(bytes(tar.BLOCK))
