@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ocistream.interfaces import Blob, Unnamed
     from ocistream.model import Descriptor
+    from ocistream.partials import Partial
 
 __all__ = ["LayoutDirectory"]
 
@@ -207,19 +208,26 @@ class LayoutDirectory:
             LocalDiskError: the disk is full, read-only, or otherwise in the way.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
-        if blob.resume is None or size < limits.WORTH_KEEPING:
+        if blob.open_at is None or size < limits.WORTH_KEEPING:
             self.write_blob(digest, blob.open())
             return
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.lasting_file(path, durable=False) as partial:
-                file, held = partial.file, min(partial.size(), size)
-                file.truncate(held)
-                file.seek(held)
-                there = chunks_of(files.Window(file.fileno(), 0), held)
-                for chunk in blob.resume(there, held) if held else blob.open():
-                    files.write_all(file, chunk)
+                for chunk in self._rest_of(blob, partial):
+                    files.write_all(partial.file, chunk)
+
+    @staticmethod
+    def _rest_of(blob: Blob, partial: Partial) -> Iterator[Chunk]:
+        """Go to where a blob is to be written on, and give what is left of it."""
+        file, size = partial.file, blob.descriptor.size
+        held = 0 if blob.resume is None else min(partial.size(), size)
+        file.truncate(held)
+        file.seek(held)
+        if not held or blob.resume is None:
+            return blob.open()
+        return blob.resume(chunks_of(files.Window(file.fileno(), 0), held), held)
 
     def sweep(self, older_than: float | None = None) -> None:
         """Remove what killed processes have left that is of no use: what nobody can go on with, parts of blobs there.

@@ -403,6 +403,22 @@ class TestALayout:
         assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
         assert self.parts(tmp_path) == []
 
+    def test_what_was_read_anew_of_it_is_kept_as_well(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        partial = folder / f".{digests[1][7:]}.partial"
+        partial.write_bytes(bytes(5000))
+        readings: list[int] = []
+
+        def fail(digest: str, position: int) -> None:
+            if digest == digests[1]:
+                readings.extend([1] if not position else [])
+                if readings and position >= 7000:
+                    raise NetworkError(digest)
+
+        fails(Reading(layout.path, fail), LayoutSink(tmp_path / "out"))
+        assert partial.read_bytes() == layout.file(digests[1]).read_bytes()[:7000]
+
     def test_what_is_only_longer_is_cut(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
         folder = tmp_path / "out" / "blobs" / "sha256"
         folder.mkdir(parents=True)
