@@ -154,6 +154,15 @@ class TestTwoAtOnce:
         assert names_in(tmp_path) == [NAME]
         assert (tmp_path / NAME).read_bytes() == b"another's half"
 
+    def test_nor_removed_with_it_or_called_kept(self, tmp_path: Path) -> None:
+        with contextlib.suppress(IntegrityError), lasting_file(tmp_path / "a") as partial:
+            partial.path.unlink()
+            partial.path.write_bytes(b"another's half")
+            msg = "x"
+            raise IntegrityError(msg)
+        assert (tmp_path / NAME).read_bytes() == b"another's half"
+        assert tmp_path / NAME not in partials.kept()
+
 
 class TestWhatIsNotUsed:
     def put_link(self, path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import os
+import random
 import tarfile
 import threading
 import time
@@ -17,7 +18,15 @@ import pytest
 
 from ocistream import limits, transfer
 from ocistream.conversion import parse_recompression
-from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, UsageError
+from ocistream.errors import (
+    ArchiveError,
+    CancelledError,
+    IntegrityError,
+    LocalDiskError,
+    NetworkError,
+    OcistreamError,
+    UsageError,
+)
 from ocistream.graph import Graph
 from ocistream.interfaces import Blob, Early, Sink
 from ocistream.model import Descriptor
@@ -26,19 +35,20 @@ from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.docker_archive import DockerArchiveSink
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output, rest_of, stream_output
-from ocistream.stream import Chunk
+from ocistream.stream import Chunk, digest_of
+from ocistream.watching import Watched
 from tests.archives import blob_name
 from tests.contract.stores import NothingEarly
-from tests.images import Layout, small_image
+from tests.images import OCI_LAYER, Layout, small_image, tar_layer
 from tests.observers import Watch
 
 SIZES = [70_000, 40_000, 300_000]
 
 
 @pytest.fixture(autouse=True)
-def everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests a megabyte each."""
-    monkeypatch.setattr(limits, "WORTH_KEEPING", 1)
+def little_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests a megabyte each; a config is smaller than this."""
+    monkeypatch.setattr(limits, "WORTH_KEEPING", 2000)
 
 
 class Reading:
@@ -287,9 +297,17 @@ class TestAnArchive:
         sink.close()
         assert names_in(folder) == []
 
-    def test_nor_of_a_docker_archive(self, layout: Layout, digests: list[str], folder: Path) -> None:
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_nor_of_a_docker_archives_layers_whether_they_are_unpacked_or_not(
+        self, layout: Layout, folder: Path, plain: bool
+    ) -> None:
+        files = {"noise": random.Random(0).randbytes(50_000)}
+        layer = layout.blob(
+            tar_layer(files, compression="" if plain else "gzip"), OCI_LAYER + ("" if plain else "+gzip")
+        )
+        layout.image([layer, 5000], name="v1")
         sink = DockerArchiveSink(file_output(folder / "x.tar"))
-        source = Reading(layout.path, failing_in(digests[2], 7000))
+        source = Reading(layout.path, failing_in(layer["digest"], 40_000))
         with pytest.raises(NetworkError):
             transfer.copy(source, sink, recompression=parse_recompression("none", 200))
         sink.close()
@@ -346,6 +364,22 @@ class TestAnArchive:
             with pytest.raises(LocalDiskError, match="cannot write"):
                 sink.begin(LayoutSource(layout.path).graph(NothingEarly()))
         sink.close()
+
+    def test_so_it_is_in_the_middle_of_a_blob(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / ".x.tar.partial").write_bytes(whole[:-1])
+        begin = places_in(whole)[blob_name(digests[2])][0]
+        real = os.preadv
+
+        def broken(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+            if offset >= begin:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(descriptor, buffers, offset)
+
+        monkeypatch.setattr("os.preadv", broken)
+        fails(Reading(layout.path), self.archive(folder), LocalDiskError)
+        assert (folder / ".x.tar.partial").read_bytes() == whole[:-1]
 
 
 class TestALayout:
@@ -454,10 +488,11 @@ class TestALayout:
         old, new, there = (f".{digit * 64}.partial" for digit in "abc")
         others = ["note.partial", ".some-upload.upload.partial"]
         strays = [f".{'d' * 64}.0123456789ab.partial", ".unnamed.0123456789ab.partial"]
+        long_ago = time.time() - limits.PARTIAL_AGE - 60
         for name in (old, new, there, "c" * 64, *others, *strays):
             (folder / name).write_bytes(b"left")
-        long_ago = time.time() - limits.PARTIAL_AGE - 60
-        os.utime(folder / old, (long_ago, long_ago))
+            if name in (old, *others):
+                os.utime(folder / name, (long_ago, long_ago))
         (out / ".index.json.0123456789ab.partial").write_bytes(b"left")
         fails(Reading(layout.path, failing_in(digests[0], 0)), LayoutSink(out))
         left = set(names_in(folder)) - {f".{digest[7:]}.partial" for digest in digests}
@@ -480,6 +515,84 @@ class TestALayout:
         run(Reading(layout.path, look), LayoutSink(tmp_path / "out"))
         assert seen
         assert all(len(name.split(".")) == 4 for name in seen)
+
+
+class TestWhatIsWrongElsewhere:
+    """What a source gave was wrong, and it has others: of what was written, nothing is to be gone on with."""
+
+    @pytest.mark.parametrize("kind", ["archive", "layout"])
+    def test_the_blob_is_read_from_its_first_byte_and_once(
+        self, layout: Layout, digests: list[str], tmp_path: Path, kind: str
+    ) -> None:
+        class TwoPlaces(Reading):
+            def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+                for blob in super().blobs(wanted):
+                    wrong = blob.descriptor.digest == digests[1]
+                    yield dataclasses.replace(blob, on_wrong=self.turn if wrong else None)
+
+            def turn(self, _: IntegrityError, again: bool) -> None:
+                assert again
+                layout.file(digests[1]).write_bytes(right)
+
+        right = layout.file(digests[1]).read_bytes()
+        layout.file(digests[1]).write_bytes(right[:-1] + b"x")
+        source = TwoPlaces(layout.path)
+        run(source, LayoutSink(tmp_path / "out") if kind == "layout" else ArchiveSink(file_output(tmp_path / "x.tar")))
+        assert [read for read in source.read if read[0] == digests[1]] == [[digests[1], 0, SIZES[1]]] * 2
+
+    def test_a_layer_that_is_not_compressed_as_it_says_is_found_out_though_it_was_begun(
+        self, layout: Layout, tmp_path: Path
+    ) -> None:
+        layer = layout.blob(tar_layer({"noise": bytes(9000)}, compression=""), OCI_LAYER + "+gzip")
+        layout.image([layer], name="v1")
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        (folder / f".{layer['digest'][7:]}.partial").write_bytes(layout.file(layer["digest"]).read_bytes()[:5000])
+        with pytest.raises(ArchiveError, match="its compression is none"):
+            transfer.copy(
+                Reading(layout.path), LayoutSink(tmp_path / "out"), recompression=parse_recompression("gzip", 200)
+            )
+
+
+class TestCounting:
+    CONTENT = b"0123456789"
+
+    def watched(self, cancelled: threading.Event) -> tuple[Watched, Blob, list[int]]:
+        advances: list[int] = []
+        watched = Watched(advances.append, cancelled)
+
+        def resume(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+            assert b"".join(map(bytes, held)) == self.CONTENT[:size]
+            yield self.CONTENT[size:]
+
+        def opened(offset: int = 0) -> Iterator[Chunk]:
+            yield self.CONTENT[offset:]
+
+        descriptor = Descriptor("text/plain", digest_of(self.CONTENT), 10)
+        blob = Blob(descriptor, opened, open_at=opened, resume=resume)
+        return watched, watched.blob(blob), advances
+
+    def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
+        watched, blob, advances = self.watched(threading.Event())
+        assert blob.open_at is not None
+        assert blob.resume is not None
+        for opening, there, counts in (
+            (partial(blob.resume, iter([b"01", b"23"]), 4), 4, [2, 2, 6]),
+            (partial(blob.open_at, 3), 3, [-10, 3, 7]),
+            (blob.open, 0, [-10, 10]),
+        ):
+            advances.clear()
+            list(opening())
+            assert [count for count in advances if count] == counts
+            assert (watched.seen, watched.resumed) == (10, there)
+
+    def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
+        cancelled = threading.Event()
+        _, blob, _ = self.watched(cancelled)
+        assert blob.resume is not None
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            list(blob.resume(iter([b"01"]), 2))
 
 
 class TestTheRest:
