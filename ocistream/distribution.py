@@ -1,19 +1,20 @@
 """One repository in a registry, in the distribution-spec's verbs: manifests, blobs, small documents.
 
-It knows URLs, media types and statuses, and how a broken download goes on by Range. It knows nothing of archives, and
-what it hands out of a blob is not verified yet: manifests are. How blobs go up is told in `sessions` and `sending`.
+It knows URLs, media types and statuses. It knows nothing of archives, and what it hands out of a blob is not verified
+yet: manifests are. How a blob comes down is told in `downloads`, how it goes up in `sessions` and `sending`.
 """
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.documents import media_type_of, outline
+from ocistream.downloads import Download
 from ocistream.errors import (
     ArchiveError,
-    FinalNetworkError,
     IntegrityError,
     NetworkError,
     NotFoundError,
@@ -31,7 +32,7 @@ from ocistream.model import (
     Manifest,
     is_media_type,
 )
-from ocistream.origins import redacted, resolved
+from ocistream.origins import resolved
 from ocistream.reference import is_digest, printable
 from ocistream.scopes import scopes_for
 from ocistream.stream import digest_of
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["Repository"]
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 _NEXT = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
 _PUT_DONE: Final = (200, 201, 202, 204)
 #: The algorithm of the digest that every registry gives a manifest. distribution 2.8 knows no other.
@@ -262,65 +262,31 @@ class Repository:
 
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""
-        return Blob(descriptor, lambda: self.blob_chunks(descriptor))
+        chunks = partial(self.blob_chunks, descriptor)
+        return Blob(descriptor, chunks, open_at=chunks)
 
     def blob_chunks(self, descriptor: Descriptor, offset: int = 0, *, strictly: bool = False) -> Iterator[Chunk]:
-        """Download a blob, unverified; a connection that breaks is replaced by one that goes on from there.
-
-        It begins at byte `offset`. A body that is longer than was promised ends soon after that, but not before it
-        shows. `strictly` believes the headers of an answer so far that none of its body is given where they promise
-        something else: of use where there is another place to ask.
+        """Download a blob from byte `offset` on, unverified (`downloads.Download`).
 
         Raises:
             NotFoundError: it is not there.
             NetworkError: it broke off and trying again did not help.
             IntegrityError: another size or digest was announced, and it was asked for `strictly`.
         """
-        tries = self.transport.tries()
-        while True:
-            try:
-                for chunk in self._blob_from(descriptor, offset, tries, strictly=strictly):
-                    offset += len(chunk)
-                    yield chunk
-                    tries.reset()
-                    if offset > descriptor.size:
-                        return
-            except (RegistryError, FinalNetworkError):
-                raise
-            except NetworkError as error:
-                if not tries.again(error):
-                    raise
-            else:
-                if offset >= descriptor.size:
-                    return
-                # A body that ended early without an error, as one of a wrong Content-Length does.
-                url = redacted(self.url(f"blobs/{descriptor.digest}"))
-                short = NetworkError(f"GET {url}: ended after {offset} of {descriptor.size} bytes")
-                if not tries.again(short):
-                    raise short
-
-    def _blob_from(
-        self, descriptor: Descriptor, offset: int, tries: Tries, *, strictly: bool = False
-    ) -> Iterator[bytes]:
-        """Read a blob from byte `offset` on; nothing comes where the registry says that there is nothing more."""
         url = self.url(f"blobs/{descriptor.digest}")
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        expected = (200, 206, 416) if offset else (200,)
-        answer = self.transport.request(
-            self.endpoint, "GET", url, scopes=self.scopes, headers=headers, expected=expected, tries=tries
-        )
-        if answer.status == 416:
-            answer.drain()
-            return
-        if strictly:
-            _check_announced(answer, descriptor, offset)
-        skip = _bytes_to_skip(answer, offset) if offset else 0
-        for chunk in answer.chunks():
-            if skip >= len(chunk):
-                skip -= len(chunk)
-                continue
-            yield chunk[skip:] if skip else chunk
-            skip = 0
+
+        def ask(offset: int, tries: Tries) -> Answer:
+            return self.transport.request(
+                self.endpoint,
+                "GET",
+                url,
+                scopes=self.scopes,
+                headers={"Range": f"bytes={offset}-"} if offset else {},
+                expected=(200, 206, 416) if offset else (200,),
+                tries=tries,
+            )
+
+        return Download(ask, url, descriptor, strictly=strictly).chunks(offset, self.transport.tries())
 
 
 def is_canonical(digest: str) -> bool:
@@ -337,49 +303,6 @@ def linked_page(answer: Answer) -> str | None:
     """Give the URL of the next page of a list (RFC 8288), wherever it leads; None on the last one."""
     match = _NEXT.search(answer.header("Link") or "")
     return resolved(answer.url, match[1]) if match else None
-
-
-def _check_announced(answer: Answer, descriptor: Descriptor, offset: int) -> None:
-    """Hold the headers of an answer that gives a blob, from byte `offset` on, against what was promised.
-
-    Raises:
-        IntegrityError: it will not be that.
-    """
-    stated = answer.header("Docker-Content-Digest") or ""
-    length = answer.header("Content-Length")
-    expected = descriptor.size - (offset if answer.status == 206 else 0)
-    # The same bytes may be called by another algorithm.
-    same_kind = is_digest(stated) and _algorithm(stated) == _algorithm(descriptor.digest)
-    if same_kind and stated != descriptor.digest:
-        what = f"{stated} is announced"
-    elif length is not None and length != str(expected):
-        what = f"{printable(length)} bytes are announced, and not {expected}"
-    else:
-        return
-    answer.close()
-    msg = f"{descriptor.digest}: GET {redacted(answer.url)}: {what}"
-    raise IntegrityError(msg)
-
-
-def _bytes_to_skip(answer: Answer, offset: int) -> int:
-    """Look at the answer to a Range request: how many bytes of it are known already (container-libs#1114).
-
-    Raises:
-        FinalNetworkError: it is not what was asked for, or too much would have to be read again.
-    """
-    where = f"GET {redacted(answer.url)}"
-    if answer.status == 206:
-        match = _CONTENT_RANGE.match(answer.header("Content-Range") or "")
-        if match and int(match[1]) == offset:
-            return 0
-        answer.close()
-        msg = f"{where}: asked for bytes from {offset} on, got {printable(answer.header('Content-Range') or 'others')}"
-        raise FinalNetworkError(msg)
-    if offset > limits.MAX_DISCARD:
-        answer.close()
-        msg = f"{where}: broke off after {offset} bytes, and this registry cannot go on from there"
-        raise FinalNetworkError(msg)
-    return offset
 
 
 def not_found(repository: object, target: str, error: NotFoundError, *, one_of_many: bool = False) -> NotFoundError:

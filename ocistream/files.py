@@ -9,33 +9,40 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from ocistream.errors import LocalDiskError, NotFoundError, OcistreamError, OutputClosedError
+from ocistream import partials
+from ocistream.errors import (
+    ArchiveError,
+    IntegrityError,
+    LocalDiskError,
+    NotFoundError,
+    OcistreamError,
+    OutputClosedError,
+)
+from ocistream.partials import PARTIAL_SUFFIX, drop_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from ocistream.partials import Partial
+
 __all__ = [
+    "PARTIAL_SUFFIX",
+    "Window",
     "atomic_file",
     "disk_errors",
     "drop_unfinished",
+    "lasting_file",
     "locked_directory",
     "named_at_the_end",
     "open_for_reading",
     "read_bounded",
     "write_all",
 ]
-
-#: Temporary files of ours; the dot keeps them out of `ls`, the suffix says what a killed process has left.
-PARTIAL_SUFFIX = ".partial"
-
-#: Those that are being written now, by any thread.
-_unfinished: set[Path] = set()
 
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -74,7 +81,7 @@ def disk_error(what: str, error: OSError) -> OcistreamError:
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
     """Write a file that gets its name only when the block ends well.
 
-    The bytes go to a temporary file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is flushed, synced
+    The bytes go to a partial file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is locked, synced
     and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`; it is
     EINVAL where a device, FIFO or socket has the name.
     """
@@ -92,25 +99,45 @@ def named_at_the_end(
     Otherwise as `atomic_file`. Whoever writes many files may see to it that their names are `durable` once, at the end.
     """
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
-    temporary = folder / f".{prefix}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}"
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    partial = partials.create(folder, prefix, mode)
     names: list[Path] = []
-    _unfinished.add(temporary)
+    with _named(partial, names, durable=durable):
+        yield partial.file, names.append
+
+
+@contextlib.contextmanager
+def lasting_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[Partial]:
+    """Write a file as `atomic_file` does, of which what an interruption leaves is kept for the next run.
+
+    So what there is in it at the beginning may be anything. Nothing is kept that is small (`limits.WORTH_KEEPING`), or
+    found to be wrong: IntegrityError and ArchiveError. If another process writes the same file now, or what has the
+    partial file's name is not ours to write, this one is for this run alone.
+    """
+    folder, name = path.parent, path.name
+    partial = partials.find(folder, name, mode) or partials.create(folder, name, mode)
+    with _named(partial, [path], durable=durable):
+        yield partial
+
+
+@contextlib.contextmanager
+def _named(partial: Partial, names: list[Path], *, durable: bool) -> Iterator[None]:
+    """Give a partial file the one of `names` at the end, or settle it; until then it stays locked."""
     try:
-        with FileIO(os.open(temporary, flags, mode), "r+b") as file:
-            yield file, names.append
-            os.fsync(file.fileno())
-        (path,) = names
-        _check_replaceable(path)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        with partial.file:
+            try:
+                yield
+                os.fsync(partial.file.fileno())
+                (path,) = names
+                _check_replaceable(path)
+                partial.rename(path)
+            except BaseException as error:
+                partial.is_worthless |= isinstance(error, IntegrityError | ArchiveError)
+                partial.settle()
+                raise
     finally:
-        _unfinished.discard(temporary)
+        partial.forget()
     if durable:
-        sync_directory(folder)
+        sync_directory(path.parent)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -125,13 +152,6 @@ def _check_replaceable(path: Path) -> None:
         return
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
         raise OSError(errno.EINVAL, "not a regular file, and so not replaced", str(path))
-
-
-def drop_unfinished() -> None:
-    """Remove the temporary files of threads that will not get to do it: the process ends without waiting for them."""
-    for temporary in list(_unfinished):
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def sync_directory(directory: Path) -> None:
@@ -173,6 +193,21 @@ def open_for_reading(path: Path) -> FileIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return FileIO(descriptor, "rb")
+
+
+class Window:
+    """Reads an open file from an offset of its own on, so that several can share it, and one who writes to it."""
+
+    def __init__(self, descriptor: int, offset: int) -> None:
+        """Begin at `offset`, in bytes."""
+        self._descriptor = descriptor
+        self._offset = offset
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the beginning of `buffer` and say how much it was: 0 at the end of the file."""
+        got = os.preadv(self._descriptor, [buffer], self._offset)
+        self._offset += got
+        return got
 
 
 def write_all(file: FileIO, chunk: bytes | memoryview) -> None:

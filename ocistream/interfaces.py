@@ -21,6 +21,7 @@ __all__ = [
     "Blob",
     "Early",
     "HasNoPlace",
+    "Keeps",
     "Mounts",
     "Observer",
     "Recalls",
@@ -37,7 +38,14 @@ __all__ = [
 class Blob:
     """A promise and the way to its bytes.
 
-    `open()` gives the raw, unverified chunks from the first byte on; where `replayable`, it may be called again.
+    `open()` gives the chunks from the first byte on; where `replayable`, it may be called again. A source's are raw, a
+    sink gets them verified. Where `open_at` is given, it gives those from any offset on, in bytes; nothing is asked for
+    before the first of them is. What begins in the middle cannot be verified: to a sink, only its size is.
+
+    `resume(held, size)` is for a sink that holds the first `size` bytes of the blob already, as it believes: `held` are
+    their chunks. It gives those that are left, verified as the end of the whole, or raises IntegrityError; then what is
+    held is to be dropped, for the blob may be put once more.
+
     `on_wrong(error, again)` is for a source that has more than one place to read from: it is told that the bytes were
     not what was promised. It raises what is to be reported; or, if `again` says that others can be used, returns where
     `open()` gives those of another place from now on.
@@ -47,6 +55,8 @@ class Blob:
     open: Callable[[], Iterator[Chunk]]
     replayable: bool = True
     on_wrong: Callable[[IntegrityError, bool], None] | None = None
+    open_at: Callable[[int], Iterator[Chunk]] | None = None
+    resume: Callable[[Iterator[Chunk], int], Iterator[Chunk]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,14 @@ class TakesAgain(Protocol):
 
     def takes_again(self) -> bool:
         """Say whether that is so here: of a pipe it is not."""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A sink that keeps what it has of an unfinished whole, to go on with in another run."""
+
+    def discard(self) -> None:
+        """Keep nothing after all: something in it was found wrong."""
 
 
 @runtime_checkable

@@ -107,6 +107,12 @@ UPLOAD_MEMORY: Final = 8 * MIB
 #: A registry or proxy that refuses chunks of this size as too large takes none.
 MIN_UPLOAD_CHUNK: Final = 256 * KIB
 
+# What an interruption leaves -------------------------------------------------------------------------------
+#: What has fewer bytes is not kept to be gone on with: it costs more to know of than to fetch.
+WORTH_KEEPING: Final = 1 * MIB
+#: Parts of blobs in a layout that nobody has gone on with for so many seconds are removed: 7 days.
+PARTIAL_AGE: Final = 7 * 86_400.0
+
 # State of earlier runs -------------------------------------------------------------------------------------
 #: The file of what was learnt of hosts, and the hosts in it: some hundred bytes each.
 MAX_STATE_FILE: Final = 256 * KIB

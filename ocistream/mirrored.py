@@ -138,7 +138,7 @@ class MirroredRepository:
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""
         download = _Download(self, descriptor)
-        return Blob(descriptor, download.chunks, on_wrong=download.on_wrong)
+        return Blob(descriptor, download.chunks, on_wrong=download.on_wrong, open_at=download.chunks)
 
     def referrers(self, digest: str) -> ReferrerList:
         """Ask what refers to a manifest: the first place that knows of anything.
@@ -257,10 +257,9 @@ class _Download:
         self._descriptor = descriptor
         self._given: list[Source] = []
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Read the blob, unverified; where one place breaks off, the next goes on at the same byte."""
+    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
+        """Read the blob, unverified, from byte `offset` on; where one place breaks off, the next goes on there."""
         self._given = []
-        offset = 0
         for source in self._repository.usable():
             is_mirror = source.place.is_mirror
             try:

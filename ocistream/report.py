@@ -18,12 +18,14 @@ __all__ = ["Moved", "Report"]
 class Moved:
     """One blob and what became of it: "copied", "converted", "mounted" or "skipped".
 
-    `source` is the digest of what it was made from, if it was converted.
+    `source` is the digest of what it was made from, if it was converted. `resumed` is how many bytes of it were there
+    already, left by an earlier run.
     """
 
     descriptor: Descriptor
     how: str
     source: str | None = None
+    resumed: int = 0
 
 
 @dataclass(slots=True)

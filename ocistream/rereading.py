@@ -1,7 +1,8 @@
-"""A blob read until it is right: once, or once more from elsewhere where a source has several places to read from.
+"""A blob used until it is right: once, or once more where there is another way to have it.
 
 What is wrong shows at a blob's end (`stream.verified`), when most of it has been handed on. So whoever uses it has to
-begin anew, and only a source knows whether that is of any use.
+begin anew. That is of use where a source has another place to read from, which only it knows; and where the beginning
+was not read but held already, from an earlier run: then it is that which is suspected first.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from ocistream.errors import IntegrityError
-from ocistream.stream import verified
+from ocistream.interfaces import Blob
+from ocistream.stream import sized, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from ocistream.interfaces import Blob
     from ocistream.stream import Chunk
 
 __all__ = ["until_right"]
@@ -22,30 +23,71 @@ __all__ = ["until_right"]
 _T = TypeVar("_T")
 
 
-def until_right(blob: Blob, use: Callable[[Callable[[], Iterator[Chunk]]], _T], *, again: bool) -> _T:
-    """Have a blob's verified chunks used, and give what comes of it.
+def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool) -> _T:
+    """Have a blob used, with chunks that are verified, and give what comes of it.
 
-    `use` is called with what opens them. If they were wrong, the blob's source is told so, and where it has another
+    `use` gets the blob as a sink does (`interfaces.Blob`). If it was wrong after it was resumed, `use` is called once
+    more with a blob that cannot be. If it was wrong otherwise, the blob's source is told so, and where it has another
     place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew.
 
     Raises:
         IntegrityError: the bytes are wrong, and there are no others.
         OcistreamError: what `use` raises.
     """
-    failures: list[IntegrityError] = []
-
-    def opened() -> Iterator[Chunk]:
-        try:
-            yield from verified(blob.open(), blob.descriptor)
-        except IntegrityError as error:
-            failures.append(error)
-            raise
-
+    resumable = blob.open_at is not None
     while True:
+        attempt = _Attempt(blob)
         try:
-            return use(opened)
+            return use(attempt.checked(resumable=resumable))
         except IntegrityError as error:
             # What else has such an error: a layer that is not what its config says. Others would be the same.
-            if blob.on_wrong is None or error not in failures:
+            if error not in attempt.failures:
                 raise
-            blob.on_wrong(error, again)
+            if attempt.was_resumed:
+                resumable = False
+            elif blob.on_wrong is None:
+                raise
+            else:
+                blob.on_wrong(error, again)
+
+
+class _Attempt:
+    """One use of a blob, and what was found wrong in it."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob
+        self.failures: list[IntegrityError] = []
+        self.was_resumed = False
+
+    def checked(self, *, resumable: bool) -> Blob:
+        blob = self._blob
+        can = blob.open_at is not None
+        return Blob(
+            blob.descriptor,
+            self._open,
+            blob.replayable,
+            open_at=self._open_at if can else None,
+            resume=self._resume if can and resumable else None,
+        )
+
+    def _open(self) -> Iterator[Chunk]:
+        return self._noting(verified(self._blob.open(), self._blob.descriptor))
+
+    def _open_at(self, offset: int) -> Iterator[Chunk]:
+        return self._noting(sized(self._rest(offset), self._blob.descriptor, offset))
+
+    def _resume(self, held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+        self.was_resumed = size > 0
+        return self._noting(verified(self._rest(size), self._blob.descriptor, held))
+
+    def _rest(self, offset: int) -> Iterator[Chunk]:
+        """Read on from an offset; of what is held whole, nothing is asked for."""
+        if offset < self._blob.descriptor.size and self._blob.open_at is not None:
+            yield from self._blob.open_at(offset)
+
+    def _noting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        try:
+            yield from chunks
+        except IntegrityError as error:
+            self.failures.append(error)
+            raise

@@ -33,6 +33,7 @@ __all__ = [
     "digest_of",
     "gathered",
     "new_hash",
+    "sized",
     "stoppable",
     "verified",
 ]
@@ -60,8 +61,10 @@ def digest_of(content: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
-def verified(chunks: Iterable[Chunk], descriptor: Descriptor) -> Iterator[Chunk]:
+def verified(chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chunk] = ()) -> Iterator[Chunk]:
     """Pass a blob's chunks on, the last one only after size and digest were found right.
+
+    What is `held` of it already, its beginning, is hashed first and not passed on; `chunks` then are the rest.
 
     So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
     and the other side fails as well. However it ends, `chunks` is closed then, if it can be: it is not left to the
@@ -73,7 +76,7 @@ def verified(chunks: Iterable[Chunk], descriptor: Descriptor) -> Iterator[Chunk]
     hasher = new_hash(descriptor.digest)
     seen = 0
     with _closing(chunks):
-        for chunk in chunks:
+        for chunk, is_new in _joined(held, chunks):
             if not chunk:
                 continue
             seen += len(chunk)
@@ -82,11 +85,40 @@ def verified(chunks: Iterable[Chunk], descriptor: Descriptor) -> Iterator[Chunk]
             hasher.update(chunk)
             if seen == descriptor.size:
                 check_digest(descriptor, hasher)
-            yield chunk
+            if is_new:
+                yield chunk
     if seen < descriptor.size:
         raise wrong_size(descriptor, seen)
     if not seen:
         check_digest(descriptor, hasher)
+
+
+def _joined(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
+    """Give chunks of both, and of each whether it is one of the latter."""
+    with _closing(held):
+        for chunk in held:
+            yield chunk, False
+    for chunk in chunks:
+        yield chunk, True
+
+
+def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
+    """Pass on a blob's chunks from byte `offset` on, of which no more than the size can be checked.
+
+    As with `verified`, what has another size is never completed, and `chunks` is closed at the end.
+
+    Raises:
+        IntegrityError: the blob has another size than `descriptor` promises.
+    """
+    seen = offset
+    with _closing(chunks):
+        for chunk in chunks:
+            seen += len(chunk)
+            if seen > descriptor.size:
+                raise wrong_size(descriptor, seen)
+            yield chunk
+    if seen < descriptor.size:
+        raise wrong_size(descriptor, seen)
 
 
 def _closing(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
@@ -230,7 +262,7 @@ def chunks_of(file: Readable, size: int, chunk_size: int = CHUNK) -> Iterator[me
 
     It ends early where the file does; `verified` is who finds that out. `OSError` is left to the caller.
     """
-    buffer = memoryview(bytearray(min(chunk_size, size)))
+    buffer = memoryview(bytearray(max(0, min(chunk_size, size))))
     left = size
     while left > 0:
         got = file.readinto(buffer[: min(left, len(buffer))])

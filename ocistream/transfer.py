@@ -17,10 +17,11 @@ from ocistream import layers, limits
 from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
 from ocistream.conversion import Conversion
-from ocistream.errors import ArchiveError, MissingContentError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UnsupportedError
 from ocistream.interfaces import (
     Blob,
     HasNoPlace,
+    Keeps,
     MayHaveToWait,
     Mounts,
     Recalls,
@@ -33,7 +34,8 @@ from ocistream.interfaces import (
 from ocistream.model import Descriptor
 from ocistream.report import Moved, Report
 from ocistream.rereading import until_right
-from ocistream.stream import Counter, Tally, counted, gathered, stoppable, wrong_size
+from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
+from ocistream.watching import Watched
 from ocistream.workers import DEFAULT_JOBS, each
 
 if TYPE_CHECKING:
@@ -75,7 +77,12 @@ def copy(
     transfer.bare_layers = bare_layers
     if recompression is not None:
         transfer.conversion = Conversion(recompression)
-    return transfer.run(rename)
+    try:
+        return transfer.run(rename)
+    except (IntegrityError, ArchiveError):
+        if isinstance(sink, Keeps):
+            sink.discard()
+        raise
 
 
 class _Transfer:
@@ -143,7 +150,7 @@ class _Transfer:
         return [
             Moved(blob, "converted", made[blob.digest].source.digest)
             if blob.digest in made
-            else Moved(blob, self._moved[blob.digest].how)
+            else replace(self._moved[blob.digest], descriptor=blob)
             for blob in graph.blobs
         ]
 
@@ -299,15 +306,16 @@ class _Transfer:
             # It was asked for before it was there.
             self._pass_over(blob)
         elif digest in self._kept and self.conversion is not None:
-            self._put(replace(blob, open=partial(self.conversion.as_called, blob)))
+            # It is looked at how it begins, and so not begun in the middle.
+            self._put(replace(blob, open=partial(self.conversion.as_called, blob), open_at=None))
         else:
             self._put(blob)
 
     def _pass_over(self, blob: Blob) -> None:
         """Read a blob to its end that the sink has."""
 
-        def read(opened: Callable[[], Iterator[Chunk]]) -> None:
-            for _ in stoppable(opened(), self._cancelled):
+        def read(checked: Blob) -> None:
+            for _ in stoppable(checked.open(), self._cancelled):
                 pass
 
         until_right(blob, read, again=True)
@@ -318,7 +326,7 @@ class _Transfer:
         """Read a config, to check layers by it, and put it where it is not there yet."""
         descriptor = blob.descriptor
         _check_config_size(descriptor)
-        content = until_right(blob, lambda opened: gathered(stoppable(opened(), self._cancelled)), again=True)
+        content = until_right(blob, lambda checked: gathered(stoppable(checked.open(), self._cancelled)), again=True)
         if self.conversion is not None:
             self.conversion.note_config(descriptor.digest, content)
         if descriptor.digest not in self._moved:
@@ -329,41 +337,30 @@ class _Transfer:
 
         Without `known` its descriptor says nothing. The layer's own, with size and digest, is given back.
         """
-        counter = Counter(self._observer.advance)
+        watched = Watched(self._observer.advance, self._cancelled)
 
-        def convert(opened: Callable[[], Iterator[Chunk]]) -> Descriptor:
-            def chunks() -> Iterator[Chunk]:
-                counter.restart()
-                return counted(stoppable(opened(), self._cancelled), counter.advance)
-
+        def convert(checked: Blob) -> Descriptor:
+            chunks = watched.blob(checked).open
             recoded = conversion.recoded(chunks, blob.descriptor if known else None, replayable=blob.replayable)
             self._unnamed_sink().put_unnamed(recoded.unnamed())
             return recoded.converted.source
 
-        source = until_right(blob, convert, again=self._takes_again()) if known else convert(blob.open)
-        self._note(source, "converted", counter.seen)
+        source = until_right(blob, convert, again=self._takes_again()) if known else convert(blob)
+        self._note(source, "converted", watched.seen)
         return source
 
     def _put(self, blob: Blob) -> None:
         """Put a blob whose chunks are verified, counted and can be stopped, in this order from the inside."""
-        counter = Counter(self._observer.advance)
-
-        def put(opened: Callable[[], Iterator[Chunk]]) -> None:
-            def chunks() -> Iterator[Chunk]:
-                counter.restart()
-                return counted(stoppable(opened(), self._cancelled), counter.advance)
-
-            self._sink.put(Blob(blob.descriptor, chunks, blob.replayable))
-
-        until_right(blob, put, again=self._takes_again())
-        self._note(blob.descriptor, "copied", counter.seen)
+        watched = Watched(self._observer.advance, self._cancelled)
+        until_right(blob, lambda checked: self._sink.put(watched.blob(checked)), again=self._takes_again())
+        self._note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
 
     def _takes_again(self) -> bool:
         return isinstance(self._sink, TakesAgain) and self._sink.takes_again()
 
-    def _note(self, descriptor: Descriptor, how: str, seen: int = 0) -> None:
+    def _note(self, descriptor: Descriptor, how: str, seen: int = 0, *, resumed: int = 0) -> None:
         with self._lock:
-            self._moved[descriptor.digest] = Moved(descriptor, how)
+            self._moved[descriptor.digest] = Moved(descriptor, how, resumed=resumed)
         # What was not read through counts as moved all the same, so that the total is reached.
         self._observer.advance(descriptor.size - seen)
         self._observer.done(descriptor, how)

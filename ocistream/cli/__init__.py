@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from ocistream import __version__, files
+from ocistream import __version__, files, partials
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, TerminatedError, UsageError
 
@@ -94,9 +94,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments, console)
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
+        files.drop_unfinished()
         code = _report(console, error)
         console.trace(partial(_trace, error))
-        files.drop_unfinished()
         return code
     finally:
         _settle()
@@ -119,10 +119,10 @@ def _run(arguments: Sequence[str], console: Console) -> int:
 def _report(console: Console, error: BaseException) -> int:
     """Say what went wrong, and give the exit code for it."""
     if isinstance(error, KeyboardInterrupt):
-        console.error("interrupted", code=_SIGINT_EXIT)
+        console.error("interrupted", hint=_kept(), code=_SIGINT_EXIT)
         return _SIGINT_EXIT
     if isinstance(error, TerminatedError):
-        console.error("terminated", code=error.exit_code)
+        console.error("terminated", hint=_kept(), code=error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
         console.error(error.format_message(), hint=_usage_hint(error), code=UsageError.exit_code)
@@ -130,7 +130,8 @@ def _report(console: Console, error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
         error = files.disk_error("cannot write to stdout", error)
     if isinstance(error, OcistreamError):
-        console.error(error.what, hint=error.hint, code=error.exit_code)
+        hint = "; ".join(text for text in (error.hint, _kept()) if text)
+        console.error(error.what, hint=hint or None, code=error.exit_code)
         return error.exit_code
     console.error(
         f"internal error: {type(error).__name__}: {error}",
@@ -138,6 +139,19 @@ def _report(console: Console, error: BaseException) -> int:
         code=1,
     )
     return 1
+
+
+def _kept() -> str | None:
+    """Say what is left for the same command to go on with, if anything is."""
+    kept = partials.kept()
+    if not kept:
+        return None
+    from ocistream.cli.progress import human_size
+    from ocistream.reference import printable
+
+    path, *others = kept
+    where = f"{len(kept)} files in {path.parent}" if others else f"{path}"
+    return f"{human_size(sum(kept.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
 
 
 def _trace(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ocistream import transfer
 from ocistream.cli.progress import progress
-from ocistream.cli.report import check_result, print_results, summarize, tell_left_behind, write_result
+from ocistream.cli.report import check_result, print_results, summarize, tell_left_behind, tell_resumed, write_result
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.reference import is_digest, is_repository, parse_reference, parse_registry, printable
 from ocistream.stores.index import docker_tag
@@ -65,6 +65,7 @@ def move(
         write_result(result, report, label, retried=session.retried, upload=session.ladder.used)
     if to is None or not to.is_stream:
         print_results(report, label)
+    tell_resumed(session.console, report)
     summarize(session.console, report)
     tell_left_behind(session.console, report)
     if to is not None and to.kind == "docker-archive":

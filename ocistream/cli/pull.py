@@ -41,19 +41,36 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
     help="Where to; a directory (or PATH/) is a layout.  [default: stdout]",
 )
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
+@click.option(
+    "--from-byte",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
+    "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
+)
 @platform_option("linux on this machine's architecture")
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("")
 @transfer_options
-def pull(session: Session, images: tuple[str, ...], output: str, kind: str | None, platforms: tuple[str, ...]) -> None:
+def pull(
+    session: Session,
+    images: tuple[str, ...],
+    output: str,
+    kind: str | None,
+    platforms: tuple[str, ...],
+    *,
+    from_byte: int | None,
+) -> None:
     """Write images from registries into one archive, a layout directory, or stdout.
 
-    Nothing gets its name before every byte of it is verified.
+    Nothing gets its name before every byte of it is verified. What was interrupted goes on where it stopped when the
+    same command is run again.
 
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
+    ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
     references = [parse_reference(image) for image in images]
     session.check_credentials({reference.registry for reference in references})
@@ -62,6 +79,8 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
     if end.is_stream and end.kind == "oci":
         msg = "a layout directory cannot be written to stdout"
         raise UsageError(msg, hint="name a directory with -o")
+    if from_byte is not None:
+        check_rest(end)
     if end.name and len(references) > 1:
         msg = f"{len(references)} images cannot all be called {end.name!r}"
         raise UsageError(msg)
@@ -81,7 +100,7 @@ def pull(session: Session, images: tuple[str, ...], output: str, kind: str | Non
             repository=around.reading().repository,
             jobs=around.jobs,
         )
-        return source, open_sink(end, around)
+        return source, open_sink(end, replace(around, from_byte=from_byte or 0))
 
     move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None)
 
@@ -90,6 +109,18 @@ def output_end(output: str, kind: str | None) -> End:
     """Make an end of -o and --format; the latter has the last word."""
     end = stdout_end(parse_end(output, bare_is_path=True))
     return replace(end, kind=kind) if kind else end
+
+
+def check_rest(end: End) -> None:
+    """Refuse to write the rest of an archive to where it would be taken for a whole one.
+
+    Raises:
+        UsageError: it is to be a file of its own, or a layout.
+    """
+    is_special = end.path is not None and end.path.exists() and not end.path.is_file() and not end.path.is_dir()
+    if end.kind == "oci" or not (end.is_stream or is_special):
+        msg = "--from-byte writes the rest of an archive to stdout"
+        raise UsageError(msg, hint="a file or layout goes on by itself: run the same command without it once more")
 
 
 def label(root: Root) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocistream.graph import Root
     from ocistream.transfer import Report
 
-__all__ = ["check_result", "print_results", "summarize", "tell_left_behind", "write_result"]
+__all__ = ["check_result", "print_results", "summarize", "tell_left_behind", "tell_resumed", "write_result"]
 
 
 #: What may become of a blob.
@@ -44,11 +44,14 @@ def summarize(console: Console, report: Report) -> None:
     sizes = {how: _total(report, how) for how in _HOW}
     counts = {how: sum(1 for m in report.blobs if m.how == how) for how in _HOW}
     written = sizes["copied"] + sizes["converted"]
-    rate = written / report.seconds if report.seconds else 0.0
+    resumed = sum(m.resumed for m in report.blobs)
+    rate = (written - resumed) / report.seconds if report.seconds else 0.0
     moved = counted(counts["copied"] + counts["converted"], "blob")
     parts = [f"{moved}, {human_size(written)}, in {report.seconds:.1f} s ({human_size(rate)}/s)"]
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them converted")
+    if resumed:
+        parts.append(f"{human_size(resumed)} of it were there already")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if kinds := _kinds(report):
         parts[0] += f", with {kinds}"
@@ -60,6 +63,14 @@ def summarize(console: Console, report: Report) -> None:
 def _kinds(report: Report) -> str:
     attached = {one.descriptor.digest: one for one in report.graph.all_attached}
     return counted_kinds(kind_of(one.descriptor.artifact_type, one.tag) for one in attached.values())
+
+
+def tell_resumed(console: Console, report: Report) -> None:
+    """Say, to who wants to know more, of which blobs some was there already."""
+    for moved in report.blobs:
+        if moved.resumed:
+            digest, of = moved.descriptor.digest, human_size(moved.descriptor.size)
+            console.note(f"went on with {digest} after {human_size(moved.resumed)} of {of}", level=1)
 
 
 def tell_left_behind(console: Console, report: Report) -> None:
@@ -90,7 +101,8 @@ def write_result(
 ) -> None:
     """Write the JSON document of --result: names, digests, sizes in bytes, what became of each blob, seconds.
 
-    What was made of something else has the digest of that as `from`. `upload` is how blobs went up, by registry.
+    What was made of something else has the digest of that as `from`. `resumed` is how many bytes were there already,
+    `upload` is how blobs went up, by registry.
 
     Raises:
         LocalDiskError: it cannot be written.
@@ -118,6 +130,7 @@ def write_result(
             {
                 **_descriptor(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size),
                 "how": m.how,
+                **({"resumed": m.resumed} if m.resumed else {}),
                 **_from(m.source, m.descriptor.digest),
             }
             for m in report.blobs
@@ -138,6 +151,7 @@ def write_result(
         ],
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
         "bytes": {how: _total(report, how) for how in _HOW},
+        "resumed": sum(m.resumed for m in report.blobs),
         "retried": retried,
         "upload": dict(upload),
         "seconds": round(report.seconds, 3),

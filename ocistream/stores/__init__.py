@@ -113,6 +113,8 @@ class Surroundings:
     mount_from: tuple[str, ...] = ()
     #: Where in a registry each image goes; None where all go where the end says.
     target: Callable[[Root], Reference] | None = None
+    #: Which bytes of an archive that is written are wanted: those from here on.
+    from_byte: int = 0
     #: From where images in registries are read; None where that is the repositories that they are named after.
     reads: Callable[[], Reading] | None = None
     #: How much may be asked for at a time.
@@ -309,13 +311,15 @@ def _archive_source(end: End, around: Surroundings, want: Want) -> Source:
 
 
 def _output(end: End, around: Surroundings) -> Output:
-    from ocistream.stores.outputs import file_output, open_output, stream_output
+    from ocistream.stores.outputs import file_output, open_output, rest_of, stream_output
 
     path = _path(end)
     _check_no_directory(end)
     if end.is_stream:
-        return stream_output(around.stdout(), "to stdout")
-    return open_output(path) if path.exists() and not path.is_file() else file_output(path)
+        output = stream_output(around.stdout(), "to stdout")
+    else:
+        output = open_output(path) if path.exists() and not path.is_file() else file_output(path)
+    return rest_of(output, around.from_byte) if around.from_byte else output
 
 
 def _archive_sink(end: End, around: Surroundings) -> Sink:

@@ -55,7 +55,7 @@ class ArchiveSink:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
         self._start()
         digest = blob.descriptor.digest
-        self._tar.add(blob_name(digest), blob.descriptor.size, blob.open())
+        self._tar.add_blob(blob_name(digest), blob)
         self._written.add(digest)
 
     def takes_again(self) -> bool:
@@ -78,8 +78,12 @@ class ArchiveSink:
         """Write the end of the archive, and let the output make it visible."""
         self._tar.finish()
 
+    def discard(self) -> None:
+        """Keep nothing of it for another run."""
+        self._tar.discard()
+
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Drop what was not committed; what a file has of it is kept for another run."""
         self._tar.close()
 
     def _start(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import files, layers, limits
@@ -25,7 +26,7 @@ from ocistream.stores.tar import Entry, TarReader
 from ocistream.stream import Tally, chunks_of, digest_of, gathered, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ocistream.attachments import Referrers
@@ -100,16 +101,16 @@ class ArchiveFileSource:
         """
         for digest, second in self._contents.repeated:
             again = Descriptor(UNKNOWN_TYPE, digest, second.size)
-            for _ in verified(self._opener(second)(), again):
+            for _ in verified(self._chunks(second), again):
                 pass
         for descriptor in wanted:
             if (place := self._contents.blobs.get(descriptor.digest)) is not None:
-                yield Blob(descriptor, self._opener(place))
+                yield self._blob(descriptor, place)
         if self._everything:
             named = {descriptor.digest for descriptor in wanted}
             for digest, place in self._contents.blobs.items():
                 if digest not in named:
-                    yield Blob(Descriptor(UNKNOWN_TYPE, digest, place.size), self._opener(place))
+                    yield self._blob(Descriptor(UNKNOWN_TYPE, digest, place.size), place)
 
     @property
     def contents(self) -> Contents:
@@ -132,7 +133,7 @@ class ArchiveFileSource:
         """Say what a layer of a docker-archive is: of a plain one its config has said so, others are hashed."""
         name, place = self._contents.resolve(name)
         if (known := self._layers.get(name)) is None:
-            beginning = gathered(self._opener(Place(place.offset, min(place.size, limits.KIB)))())
+            beginning = gathered(self._chunks(Place(place.offset, min(place.size, limits.KIB))))
             if looks_like_document(beginning):
                 msg = f"{printable(name)} in the archive is no layer"
                 raise ArchiveError(msg)
@@ -143,7 +144,7 @@ class ArchiveFileSource:
         return known
 
     def _hashed(self, place: Place) -> str:
-        raw = Tally(self._opener(place)())
+        raw = Tally(self._chunks(place))
         for _ in raw:
             pass
         return raw.digest
@@ -166,14 +167,15 @@ class ArchiveFileSource:
         if place.size > limit:
             msg = f"the document at byte {place.offset} of the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return gathered(self._opener(place)())
+        return gathered(self._chunks(place))
 
-    def _opener(self, place: Entry | Place) -> Callable[[], Iterator[Chunk]]:
-        def chunks() -> Iterator[Chunk]:
-            with files.disk_errors(self._what):
-                yield from chunks_of(_Window(self._file.fileno(), place.offset), place.size)
+    def _blob(self, descriptor: Descriptor, place: Place) -> Blob:
+        chunks = partial(self._chunks, place)
+        return Blob(descriptor, chunks, open_at=chunks)
 
-        return chunks
+    def _chunks(self, place: Entry | Place, offset: int = 0) -> Iterator[Chunk]:
+        with files.disk_errors(self._what):
+            yield from chunks_of(files.Window(self._file.fileno(), place.offset + offset), place.size - offset)
 
 
 class _SeekingReader(TarReader):
@@ -191,16 +193,3 @@ class _SeekingReader(TarReader):
             self._position = self._size
             raise self._truncated("in the middle of an entry")
         self._seekable.seek(self._position)
-
-
-class _Window:
-    """Reads at an offset of its own, so that several threads can share the file."""
-
-    def __init__(self, descriptor: int, offset: int) -> None:
-        self._descriptor = descriptor
-        self._offset = offset
-
-    def readinto(self, buffer: memoryview) -> int:
-        got = os.preadv(self._descriptor, [buffer], self._offset)
-        self._offset += got
-        return got

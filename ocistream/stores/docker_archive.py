@@ -39,6 +39,8 @@ class DockerArchiveSink:
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
         self._tar = TarWriter(output, mtime)
+        # Layers are mostly unpacked on the way, and another run could not go on in the middle of one.
+        self._tar.discard()
         #: What was written, by digest, under which name.
         self._names: dict[str, str] = {}
 

@@ -5,8 +5,10 @@ What a transfer relies on is hashed, whoever wrote it. What lies where is layout
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.interfaces import Blob
 from ocistream.model import UNKNOWN_TYPE, Descriptor
@@ -17,13 +19,12 @@ from ocistream.stores.index import Selection, called, entries_of, every_image, n
 from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ocistream.attachments import Referrers
     from ocistream.graph import Graph
     from ocistream.interfaces import Early, Unnamed
-    from ocistream.stream import Chunk
 
 __all__ = ["LayoutSink", "LayoutSource"]
 
@@ -70,13 +71,13 @@ class LayoutSource:
         """Give the wanted blobs that are there, in the order in which they are wanted."""
         for descriptor in wanted:
             if self._layout.blob_size(descriptor.digest) is not None:
-                yield Blob(descriptor, self._opener(descriptor))
+                yield self._blob(descriptor)
         if self._everything:
             named = {descriptor.digest for descriptor in wanted}
             for digest in self._layout.blobs():
                 if digest not in named and (size := self._layout.blob_size(digest)) is not None:
                     descriptor = Descriptor(UNKNOWN_TYPE, digest, size)
-                    yield Blob(descriptor, self._opener(descriptor))
+                    yield self._blob(descriptor)
 
     @property
     def layout(self) -> LayoutDirectory:
@@ -86,8 +87,9 @@ class LayoutSource:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _opener(self, descriptor: Descriptor) -> Callable[[], Iterator[Chunk]]:
-        return lambda: self._layout.blob_chunks(descriptor.digest, descriptor.size)
+    def _blob(self, descriptor: Descriptor) -> Blob:
+        chunks = partial(self._layout.blob_chunks, descriptor.digest, descriptor.size)
+        return Blob(descriptor, chunks, open_at=chunks)
 
 
 class LayoutSink:
@@ -128,10 +130,13 @@ class LayoutSink:
     has_manifest = has
 
     def put(self, blob: Blob) -> None:
-        """Write the blob under a temporary name, and rename it once all of it has been verified."""
+        """Write the blob under a temporary name, and rename it once all of it has been verified.
+
+        What an earlier run has left of it is gone on with.
+        """
         if not self._created:
             self._create()
-        self._layout.write_blob(blob.descriptor.digest, blob.open())
+        self._layout.take(blob)
 
     def takes_again(self) -> bool:
         """Say that nothing is left of a blob that failed."""
@@ -159,12 +164,14 @@ class LayoutSink:
                 self._layout.write_blob(digest, [manifest.raw])
         new = entries_of(graph)
         self._layout.change_index(lambda entries: merge(entries, new))
+        self._layout.sweep(limits.PARTIAL_AGE)
 
     def close(self) -> None:
-        """Nothing is left to drop: a blob that was not finished has gone with its temporary file."""
+        """Nothing is left to drop: what a blob that was not finished has left is to be gone on with."""
 
     def _create(self) -> None:
         self._layout.create()
+        self._layout.sweep()
         self._created = True
 
 

@@ -12,9 +12,9 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ocistream import files, limits
+from ocistream import files, limits, partials
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
-from ocistream.reference import is_digest, parse_digest
+from ocistream.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.stores.index import OCI_LAYOUT, index_json, parse_index, parse_layout_file
 from ocistream.stream import Chunk, chunks_of, verified
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-    from ocistream.interfaces import Unnamed
+    from ocistream.interfaces import Blob, Unnamed
     from ocistream.model import Descriptor
+    from ocistream.partials import Partial
 
 __all__ = ["LayoutDirectory"]
 
@@ -153,14 +154,15 @@ class LayoutDirectory:
         with files.disk_errors(f"cannot read {what}"), _regular(what):
             return files.open_for_reading(self.blob_path(digest))
 
-    def blob_chunks(self, digest: str, size: int) -> Iterator[Chunk]:
-        """Read a blob as unverified chunks; one byte over `size` is read, so that a longer file shows.
+    def blob_chunks(self, digest: str, size: int, offset: int = 0) -> Iterator[Chunk]:
+        """Read a blob as unverified chunks, from byte `offset` on; a byte after `size` shows that it is longer.
 
         Raises:
             NotFoundError, ArchiveError, LocalDiskError: as `open_blob`.
         """
         with self.open_blob(digest) as file, files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
-            yield from chunks_of(file, size)
+            file.seek(offset)
+            yield from chunks_of(file, size - offset)
             if file.read(1):
                 yield b"\0"
 
@@ -198,6 +200,55 @@ class LayoutDirectory:
                 for chunk in verified_chunks:
                     files.write_all(file, chunk)
                 name(path)
+
+    def take(self, blob: Blob) -> None:
+        """Store a verified blob; what an earlier run has left of it is gone on with.
+
+        Raises:
+            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+        """
+        digest, size = blob.descriptor.digest, blob.descriptor.size
+        if blob.open_at is None or size < limits.WORTH_KEEPING:
+            self.write_blob(digest, blob.open())
+            return
+        path = self.blob_path(digest)
+        with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.lasting_file(path, durable=False) as partial:
+                for chunk in self._rest_of(blob, partial):
+                    files.write_all(partial.file, chunk)
+
+    @staticmethod
+    def _rest_of(blob: Blob, partial: Partial) -> Iterator[Chunk]:
+        """Go to where a blob is to be written on, and give what is left of it."""
+        file, size = partial.file, blob.descriptor.size
+        held = 0 if blob.resume is None else min(partial.size(), size)
+        file.truncate(held)
+        file.seek(held)
+        if not held or blob.resume is None:
+            return blob.open()
+        return blob.resume(chunks_of(files.Window(file.fileno(), 0), held), held)
+
+    def sweep(self, older_than: float | None = None) -> None:
+        """Remove what killed processes have left that is of no use: what nobody can go on with, parts of blobs there.
+
+        With `older_than`, parts of blobs too that nobody has gone on with for so many seconds.
+        """
+        partials.sweep(self.path, partials.is_stray_of)
+        for algorithm in DIGEST_HEX_LENGTHS:
+            folder = self.blob_folder(algorithm)
+
+            def is_part(entry: str, algorithm: str = algorithm) -> bool:
+                name = partials.lasting(entry)
+                return name is not None and is_digest(f"{algorithm}:{name}")
+
+            def is_useless(entry: str, folder: Path = folder) -> bool:
+                name = partials.lasting(entry)
+                return partials.is_stray_of(entry) or (is_part(entry) and (folder / f"{name}").exists())
+
+            partials.sweep(folder, is_useless)
+            if older_than is not None:
+                partials.sweep(folder, is_part, older_than=older_than)
 
     def write_unnamed(self, blob: Unnamed) -> Descriptor:
         """Store a blob whose digest is known when all of it has passed, and give its promise.

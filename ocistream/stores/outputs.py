@@ -1,4 +1,4 @@
-"""Where an archive goes: a file that gets its name when it is whole, a pipe, a device.
+"""Where an archive goes: a file that gets its name when it is whole, a pipe, a device, or the rest of either.
 
 What may be written over is told apart from what may not; that is all that these know of archives.
 """
@@ -8,19 +8,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 from io import FileIO
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from ocistream import files, limits
+from ocistream import files, limits, partials
 from ocistream.errors import UsageError
+from ocistream.stream import chunks_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ocistream.stream import Chunk
 
-__all__ = ["Output", "Rewritable", "file_output", "open_output", "stream_output"]
+__all__ = ["Begun", "Output", "Rewritable", "file_output", "open_output", "rest_of", "stream_output"]
 
 
 class Output(Protocol):
@@ -33,7 +36,21 @@ class Output(Protocol):
         """Make what was written durable, and give it its name."""
 
     def close(self) -> None:
-        """Drop it, unless it was finished."""
+        """Keep what another run can go on with, drop everything else; unless it was finished."""
+
+
+@runtime_checkable
+class Begun(Output, Protocol):
+    """An output of which some may be there already: it is not written again, but passed over."""
+
+    def there(self) -> int:
+        """Say how many bytes are there, or may be, from where writing has come to."""
+
+    def held(self, size: int) -> Iterator[Chunk] | None:
+        """Give so many of them, to be looked at; None where they are out of reach."""
+
+    def pass_over(self, size: int) -> None:
+        """Move on over so many of them."""
 
 
 @runtime_checkable
@@ -49,19 +66,46 @@ class Rewritable(Output, Protocol):
     def truncate(self, position: int) -> None:
         """Take back what was written from a position on."""
 
+    def rewind(self, position: int) -> None:
+        """Go back to a position, to write the same once more."""
+
+    def discard(self) -> None:
+        """See to it that nothing is kept."""
+
 
 class _FileOutput:
-    """A file that gets its name when it is whole."""
+    """A file that gets its name when it is whole, and goes on with what an earlier run has left of it.
+
+    That may be anything. So what is written is first compared with what is there, and moves on over it as long as the
+    two are the same; from the first difference on, what is there is worth nothing.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._what = f"cannot write {path}"
         self._stack = contextlib.ExitStack()
+        partials.sweep(path.parent, functools.partial(partials.is_stray_of, name=path.name))
         with files.disk_errors(self._what):
-            self._file = self._stack.enter_context(files.atomic_file(path))
+            self._partial = self._stack.enter_context(files.lasting_file(path))
+        self._file = self._partial.file
+        #: Up to there all is as it was written; from there to the end it is what was there, or was taken back.
+        self._position = 0
+        self._end = self._partial.size()
+
+    def there(self) -> int:
+        return self._end - self._position
+
+    def held(self, size: int) -> Iterator[Chunk]:
+        return self._read(self._position, size)
+
+    def _read(self, position: int, size: int) -> Iterator[Chunk]:
+        with files.disk_errors(self._what):
+            yield from chunks_of(files.Window(self._file.fileno(), position), size)
+
+    def pass_over(self, size: int) -> None:
+        self._go_to(self._position + size)
 
     def position(self) -> int:
-        return self._file.tell()
+        return self._position
 
     def rewrite(self, position: int, content: bytes) -> None:
         with files.disk_errors(self._what):
@@ -71,16 +115,47 @@ class _FileOutput:
 
     def truncate(self, position: int) -> None:
         with files.disk_errors(self._what):
-            self._file.seek(position)
+            self._go_to(position)
             self._file.truncate()
+            self._end = position
+
+    def rewind(self, position: int) -> None:
+        self._go_to(position)
+        self._end = self._partial.size()
+
+    def _go_to(self, position: int) -> None:
+        self._position = self._file.seek(position)
 
     def write(self, chunk: Chunk) -> None:
         with files.disk_errors(self._what):
+            if self._position < self._end:
+                chunk = self._less_what_is_there(memoryview(chunk))
             files.write_all(self._file, chunk)
+            self._position += len(chunk)
+            self._end = max(self._end, self._position)
+
+    def _less_what_is_there(self, chunk: memoryview) -> memoryview:
+        """Move on over that beginning of a chunk which is there, and give the rest, which is to be written then."""
+        position = self._position
+        for there in self._read(position, min(len(chunk), self.there())):
+            # Views are compared one byte at a time, and copies at once.
+            if bytes(chunk[: len(there)]) != bytes(there):
+                break
+            chunk = chunk[len(there) :]
+            position += len(there)
+        self._go_to(position)
+        if chunk:
+            self.truncate(position)
+        return chunk
 
     def finish(self) -> None:
         with files.disk_errors(self._what):
+            if self._position < self._end:
+                self.truncate(self._position)
             self._stack.close()
+
+    def discard(self) -> None:
+        self._partial.is_worthless = True
 
     def close(self) -> None:
         # What `finish` has closed has no part in this any more.
@@ -89,7 +164,7 @@ class _FileOutput:
 
 
 class _Dropped(Exception):  # noqa: N818 - a signal to the file's own context, not an error
-    """Makes an unfinished file's context remove it."""
+    """Makes an unfinished file's context settle it."""
 
 
 class _StreamOutput:
@@ -125,6 +200,47 @@ class _OpenedOutput(_StreamOutput):
         # Whoever reads a FIFO waits for this. What could fail late was found out by `finish`.
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+class _RestOutput:
+    """The end of what is written, from byte `missing` on: the rest of a pipe that broke."""
+
+    def __init__(self, output: Output, missing: int) -> None:
+        self._output = output
+        self._first = missing
+        self._position = 0
+
+    def there(self) -> int:
+        return max(0, self._first - self._position)
+
+    def held(self, size: int) -> None:  # noqa: ARG002 - they are somewhere else
+        return None
+
+    def pass_over(self, size: int) -> None:
+        self._position += size
+
+    def write(self, chunk: Chunk) -> None:
+        there = min(self.there(), len(chunk))
+        self._position += len(chunk)
+        if there < len(chunk):
+            self._output.write(memoryview(chunk)[there:])
+
+    def finish(self) -> None:
+        if self._position < self._first:
+            msg = f"the archive has {self._position} bytes, and is asked for from byte {self._first} on"
+            raise UsageError(msg, hint="is that the size of another archive, or of one with other options?")
+        self._output.finish()
+
+    def close(self) -> None:
+        self._output.close()
+
+
+def rest_of(output: Output, missing: int) -> Output:
+    """Give the output that passes on to `output` what is written from byte `missing` on.
+
+    Its `finish` raises UsageError where less is written.
+    """
+    return _RestOutput(output, missing)
 
 
 def stream_output(file: FileIO, what: str) -> Output:

@@ -150,4 +150,4 @@ class RegistrySource:
 
     def _small(self, descriptor: Descriptor) -> bytes:
         blob = self._homes[descriptor.digest].blob(descriptor)
-        return until_right(blob, lambda opened: gathered(opened()), again=True)
+        return until_right(blob, lambda checked: gathered(checked.open()), again=True)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import tempfile
 from typing import TYPE_CHECKING
 
-from ocistream import files
-from ocistream.errors import LocalDiskError, OcistreamError
+from ocistream import files, limits
+from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.stores import tar
-from ocistream.stores.outputs import Rewritable
+from ocistream.stores.outputs import Begun, Rewritable
 from ocistream.stream import chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from io import FileIO
 
-    from ocistream.interfaces import Unnamed
+    from ocistream.interfaces import Blob, Unnamed
     from ocistream.model import Descriptor
     from ocistream.stores.outputs import Output
     from ocistream.stream import Chunk
@@ -76,11 +77,37 @@ class TarWriter:
         If its chunks raise, it is taken back where that is possible; else it stays short, and the archive without an
         end.
         """
+        self._add(name, size, lambda: chunks)
+
+    def add_blob(self, name: str, blob: Blob) -> None:
+        """Write an entry as `add` does; what is there of it already is not read again, but for what has to be."""
+        if blob.open_at is None and blob.descriptor.size >= limits.WORTH_KEEPING:
+            # Another run would have to read all of it again.
+            self.discard()
+        self._add(name, blob.descriptor.size, functools.partial(self._rest_of, blob))
+
+    def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
         with self._taken_back_on_failure():
             self._output.write(tar.header(name, size, self._mtime))
-            for chunk in chunks:
+            for chunk in chunks():
                 self._output.write(chunk)
             self._output.write(tar.padding(size))
+
+    def _rest_of(self, blob: Blob) -> Iterator[Chunk]:
+        """Pass over what is there of a blob that is about to be written, and give the rest of it."""
+        output = self._output
+        there = min(output.there(), blob.descriptor.size) if isinstance(output, Begun) else 0
+        if not there or not isinstance(output, Begun):
+            return blob.open()
+        held = output.held(there)
+        if held is not None and blob.resume is not None:
+            output.pass_over(there)
+            return blob.resume(held, there)
+        if held is None and blob.open_at is not None:
+            output.pass_over(there)
+            return blob.open_at(there)
+        # What is written is compared with what is there, or dropped.
+        return blob.open()
 
     @property
     def takes_back(self) -> bool:
@@ -105,8 +132,13 @@ class TarWriter:
         self._output.write(tar.END)
         self._output.finish()
 
+    def discard(self) -> None:
+        """Keep nothing of it."""
+        if isinstance(self._output, Rewritable):
+            self._output.discard()
+
     def close(self) -> None:
-        """Drop what was not finished."""
+        """Keep what another run can go on with, and drop what was not finished otherwise."""
         self._output.close()
 
     @contextlib.contextmanager
@@ -117,12 +149,17 @@ class TarWriter:
         position = self._output.position()
         try:
             yield
-        except OcistreamError:
+        except IntegrityError:
             self._output.truncate(position)
+            raise
+        except OcistreamError:
+            self._output.rewind(position)
             raise
 
     def _add_in_place(self, blob: Unnamed, name: Callable[[Descriptor], str | None], output: Rewritable) -> Descriptor:
         position = output.position()
+        # Nor could another run go on in the middle of what is made anew.
+        output.discard()
         with self._taken_back_on_failure():
             output.write(bytes(tar.BLOCK))
             for chunk in blob.open():

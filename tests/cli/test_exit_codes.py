@@ -454,7 +454,7 @@ def test_9_for_a_full_disk(registry: FaultyRegistry, small_disk: Path) -> None:
 
 def test_9_for_a_file_that_may_not_grow_so_large(layout: Layout, image: Descriptor, folder: Path) -> None:
     del image
-    line = ["prlimit", f"--fsize={MIB}", *command(), "copy", str(layout.path), str(folder / "app.tar")]
+    line = ["prlimit", f"--fsize={MIB // 2}", *command(), "copy", str(layout.path), str(folder / "app.tar")]
     without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
     expect.failure(run(line, env=without_coverage), 9, "app.tar", "too large")
     expect.nothing_left(folder)

@@ -90,6 +90,7 @@ def test_the_document_says_what_was_moved(
         "leftBehind": [],
         "foreign": [],
         "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0},
+        "resumed": 0,
         "retried": 0,
         "upload": {},
         "seconds": seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -38,39 +39,65 @@ def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegi
 
 @contextlib.contextmanager
 def stopped_in_the_middle(
-    registry: FaultyRegistry, number: signal.Signals, *argv: Argument
+    registry: FaultyRegistry, number: signal.Signals, *argv: Argument, until: Callable[[], bool] = lambda: True
 ) -> Iterator[Callable[[], tuple[int, bytes, str]]]:
-    """Send a signal once a transfer has come to a halt, and give the way to how it ended."""
+    """Send a signal once a transfer has come to a halt, and something is so, and give the way to how it ended."""
     with started(*argv) as process:
         expect.wait_for(lambda: [request for request in registry.requests if request.fault])
+        expect.wait_for(until)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         yield lambda: (process.returncode, out, err.decode())
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED)
-def test_a_pull_into_a_file_that_is_stopped_leaves_no_file(
+def test_a_pull_into_a_file_that_is_stopped_leaves_what_has_come_under_another_name_and_says_so(
     stalling: FaultyRegistry, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with stopped_in_the_middle(stalling, number, "pull", f"{stalling.host}/app:1", "-o", folder / "app.tar") as end:
+    partial = folder / ".app.tar.partial"
+    pull = ("pull", f"{stalling.host}/app:1", "-o", folder / "app.tar")
+    with stopped_in_the_middle(stalling, number, *pull, until=lambda: _has(partial, MIB)) as end:
         got, out, err = end()
     assert (got, out) == (code, b"")
-    assert err.startswith("ocistream: error: ")
-    assert len(err.splitlines()) == 1
-    expect.nothing_left(folder)
+    first, second = err.splitlines()
+    assert first.startswith("ocistream: error: ")
+    assert f"are kept in {partial}: the same command goes on from there" in second
+    expect.nothing_left(folder, partial.name)
 
 
-def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_and_no_partial_file(
-    stalling: FaultyRegistry, tmp_path: Path
+def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_of_its_blobs(
+    stalling: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     folder = tmp_path / "pulled"
-    interrupt = signal.SIGINT
-    with stopped_in_the_middle(stalling, interrupt, "pull", f"{stalling.host}/app:1", "-o", f"{folder}/") as end:
-        assert end()[0] == 130
+    layer = stalling.faults[0].path.rpartition(":")[2]
+    partial = folder / "blobs" / "sha256" / f".{layer}.partial"
+    pull = ("pull", f"{stalling.host}/app:1", "-o", f"{folder}/")
+    with stopped_in_the_middle(stalling, signal.SIGINT, *pull, until=lambda: _has(partial, MIB)) as end:
+        code, _, err = end()
+    assert code == 130
+    assert f"are kept in {partial}" in err
     assert not (folder / "index.json").exists()
-    expect.no_partial_files(folder)
+    assert [path.name for path in folder.rglob(".*")] == [partial.name]
+    assert layout.file(f"sha256:{layer}").read_bytes().startswith(partial.read_bytes())
+
+
+@pytest.mark.parametrize("end", ["app.tar", "pulled/"])
+def test_one_that_is_stopped_early_leaves_nothing_to_clear_up(
+    stalling: FaultyRegistry, tmp_path: Path, end: str
+) -> None:
+    stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
+    pull = ("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", f"{tmp_path}/new/{end}")
+    (tmp_path / "new").mkdir()
+    with stopped_in_the_middle(stalling, signal.SIGTERM, *pull) as ended:
+        code, _, err = ended()
+    assert (code, len(err.splitlines())) == (143, 1)
+    expect.no_partial_files(tmp_path / "new")
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size >= size
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED[:2])

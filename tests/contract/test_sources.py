@@ -279,6 +279,22 @@ class TestBlobs:
         if source.parallel:
             assert replayed == len(graph.blobs)
 
+    def test_a_blob_can_be_begun_in_its_middle_where_the_source_says_so(self, store: Store, layout: Layout) -> None:
+        SHAPES["many-layers"](layout, "v1")
+        store.fill(layout)
+        source = store.source()
+        kept = Kept()
+        graph = source.graph(kept)
+        begun = 0
+        for blob in source.blobs([blob for blob in graph.blobs if blob.digest not in kept.blobs]):
+            content, size = content_of(blob), blob.descriptor.size
+            if blob.open_at is not None:
+                for offset in (0, 1, size // 2, size - 1):
+                    assert b"".join(map(bytes, blob.open_at(offset))) == content[offset:]
+                begun += 1
+        # All can but a pipe, and those are the ones of which several can be read at once.
+        assert begun == (len(graph.blobs) if source.parallel else 0)
+
     def test_blobs_can_be_read_side_by_side_where_the_source_says_so(self, store: Store, layout: Layout) -> None:
         layout.image([3 << 20, (3 << 20) + 1], name="v1")
         store.fill(layout)

@@ -30,7 +30,7 @@ from ocistream.model import (
     Descriptor,
     Manifest,
 )
-from ocistream.stream import digest_of
+from ocistream.stream import digest_of, verified
 from tests.faults import (
     Action,
     Drop,
@@ -230,6 +230,54 @@ class TestServersThatIgnoreRanges:
             with pytest.raises(RegistryError, match="206"):
                 download(quick(), server)
             assert len(server.heard) == 1
+
+
+class TestBeginningInTheMiddle:
+    """Somebody holds the beginning, from another run: to fail would fail that command for ever."""
+
+    HELD = 1000
+
+    def rest(self, transport: QuickTransport, registry: CountingRegistry | RawServer) -> bytes:
+        chunks = repository(transport, registry).blob_chunks(BLOB, self.HELD)
+        return b"".join(bytes(chunk) for chunk in verified(chunks, BLOB, [CONTENT[: self.HELD]]))
+
+    def test_only_the_rest_is_asked_for(self, registry: CountingRegistry, quick: Quick) -> None:
+        assert self.rest(quick(), registry) == CONTENT[self.HELD :]
+        assert [request.headers["Range"] for request in registry.requests] == [f"bytes={self.HELD}-"]
+
+    def test_a_registry_without_ranges_has_all_of_it_read_however_long(
+        self, registry: CountingRegistry, quick: Quick, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_DISCARD", 100)
+        registry.faults = [Fault(IgnoreRange())]
+        assert self.rest(quick(), registry) == CONTENT[self.HELD :]
+        assert len(registry.requests) == 1
+
+    @pytest.mark.parametrize(
+        "fault", [Header("Content-Range", "bytes 0-9/10"), Header("Content-Range", None), refusal(416, "RANGE_INVALID")]
+    )
+    def test_one_that_cannot_begin_there_is_asked_for_all_of_it(
+        self, registry: CountingRegistry, quick: Quick, fault: Action
+    ) -> None:
+        registry.faults = [Fault(fault)]
+        assert self.rest(quick(), registry) == CONTENT[self.HELD :]
+        assert [request.headers["Range"] for request in registry.requests] == [f"bytes={self.HELD}-", None]
+
+    def test_what_breaks_after_that_goes_on_where_it_broke(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Drop(5000))]
+        assert self.rest(quick(), registry) == CONTENT[self.HELD :]
+        assert [request.headers["Range"] for request in registry.requests] == ["bytes=1000-", "bytes=6000-"]
+
+    def test_what_is_broken_then_is_refused_as_ever(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Drop(5000)), Fault(Header("Content-Range", "bytes 0-9/10"))]
+        with pytest.raises(FinalNetworkError, match="asked for bytes from 6000 on"):
+            self.rest(quick(), registry)
+
+    def test_where_there_is_another_place_it_is_that_ones_turn(self, registry: CountingRegistry, quick: Quick) -> None:
+        registry.faults = [Fault(Header("Content-Range", "bytes 0-9/10"))]
+        with pytest.raises(FinalNetworkError, match="asked for bytes from 1000 on"):
+            list(repository(quick(), registry).blob_chunks(BLOB, self.HELD, strictly=True))
+        assert len(registry.requests) == 1
 
 
 class TestBodiesThatLie:

@@ -355,6 +355,27 @@ class TestWrongAtTheEnd:
         assert f"as the mirror {mirror.host}/hub/app gave it" in caught.value.what
         assert "--no-mirrors" in (caught.value.hint or "")
 
+    def test_what_an_earlier_run_has_left_goes_on_at_a_mirror_too(self, setting: Setting, tmp_path: Path) -> None:
+        layer = setting.layout.image([3 * MIB])
+        setting.holds(layer)
+        digest = setting.layout.read(layer["digest"])["layers"][0]["digest"]
+        held = setting.layout.file(digest).read_bytes()[: MIB + 5]
+        # What is there is right; what the first mirror gives of the rest is not, nor is it anew.
+        liar, good = setting.mirror(Fault(Flip(at=3), path=f"/blobs/{digest}", times=None)), setting.mirror()
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        (folder / f".{digest[7:]}.partial").write_bytes(held)
+        move(setting.source(good), LayoutSink(tmp_path / "out"))
+        (request,) = good.asked("GET", digest)
+        assert request.headers["Range"] == f"bytes={len(held)}-"
+        (folder / digest[7:]).unlink()
+        (folder / f".{digest[7:]}.partial").write_bytes(held)
+        move(setting.source(liar, good), LayoutSink(tmp_path / "out"))
+        ranges = [request.headers["Range"] for request in liar.asked("GET", digest)]
+        assert ranges == [f"bytes={len(held)}-", None]
+        assert "reading it again from elsewhere" in setting.words
+        assert (folder / digest[7:]).read_bytes() == setting.layout.file(digest).read_bytes()
+
     def test_if_it_was_the_registry_itself_there_is_nothing_to_begin_anew(
         self, setting: Setting, tmp_path: Path
     ) -> None:

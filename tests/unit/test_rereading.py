@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -28,8 +29,8 @@ class Places:
         del self.contents[0]
 
 
-def read(opened: Callable[[], Iterator[Chunk]]) -> bytes:
-    return gathered(opened())
+def read(checked: Blob) -> bytes:
+    return gathered(checked.open())
 
 
 def test_what_is_right_is_used_once() -> None:
@@ -57,11 +58,96 @@ def test_a_blob_of_one_place_is_as_it_is() -> None:
 def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
     places = Places(RIGHT, b"another")
 
-    def use(opened: Callable[[], Iterator[Chunk]]) -> None:
-        read(opened)
+    def use(checked: Blob) -> None:
+        read(checked)
         msg = "not what its config says"
         raise IntegrityError(msg)
 
     with pytest.raises(IntegrityError, match="not what its config says"):
         until_right(places.blob, use, again=True)
     assert places.contents == [RIGHT, b"another"]
+
+
+class Resumable:
+    """A blob of one place that can be begun anywhere; `asked` has the offsets at which it was."""
+
+    def __init__(self, content: bytes = RIGHT) -> None:
+        self.content = content
+        self.asked: list[int] = []
+        self.blob = Blob(blob_of(RIGHT), lambda: self.chunks(0), open_at=self.chunks)
+
+    def chunks(self, offset: int) -> Iterator[Chunk]:
+        self.asked.append(offset)
+        yield self.content[offset:]
+
+
+def resumed(held: bytes) -> Callable[[Blob], bytes]:
+    """Return what uses a blob of which it holds some: wrong content is thrown away."""
+    left = [held]
+
+    def use(checked: Blob) -> bytes:
+        if checked.resume is None or not left:
+            return read(checked)
+        there = left.pop()
+        return there + gathered(checked.resume(iter([there]), len(there)))
+
+    return use
+
+
+class TestResuming:
+    @pytest.mark.parametrize("size", [0, 1, 4])
+    def test_only_what_is_not_held_is_asked_for(self, size: int) -> None:
+        place = Resumable()
+        assert until_right(place.blob, resumed(RIGHT[:size]), again=True) == RIGHT
+        assert place.asked == [size]
+
+    def test_of_what_is_held_whole_nothing_is_asked_for(self) -> None:
+        place = Resumable()
+        assert until_right(place.blob, resumed(RIGHT), again=True) == RIGHT
+        assert place.asked == []
+
+    @pytest.mark.parametrize("held", [b"R", b"wrong", b"too long"])
+    def test_where_the_whole_is_wrong_it_is_begun_anew_once(self, held: bytes) -> None:
+        place = Resumable()
+        assert until_right(place.blob, resumed(held), again=True) == RIGHT
+        assert place.asked[-1:] == [0]
+        assert len(place.asked) <= 2
+
+    def test_what_is_wrong_then_too_is_an_error(self) -> None:
+        place = Resumable(b"worse")
+        with pytest.raises(IntegrityError):
+            until_right(place.blob, resumed(b"R"), again=True)
+        assert place.asked == [1, 0]
+
+    def test_what_was_held_is_suspected_before_a_place_is(self) -> None:
+        place = Resumable()
+        told: list[IntegrityError] = []
+        blob = dataclasses.replace(place.blob, on_wrong=lambda error, _: told.append(error))
+        assert until_right(blob, resumed(b"R"), again=True) == RIGHT
+        assert told == []
+
+    def test_a_place_that_lies_is_left_after_that(self) -> None:
+        place = Resumable(b"worse")
+
+        def on_wrong(_: IntegrityError, again: bool) -> None:
+            assert again
+            place.content = RIGHT
+
+        blob = dataclasses.replace(place.blob, on_wrong=on_wrong)
+        assert until_right(blob, resumed(RIGHT[:1]), again=True) == RIGHT
+        assert place.asked == [1, 0, 0]
+
+    def test_what_can_only_be_read_from_its_beginning_cannot_be_resumed(self) -> None:
+        seen: list[Blob] = []
+        until_right(Places(RIGHT).blob, seen.append, again=True)
+        assert (seen[0].resume, seen[0].open_at) == (None, None)
+
+    def test_what_begins_in_the_middle_has_its_size_checked(self) -> None:
+        def use(checked: Blob) -> bytes:
+            assert checked.open_at is not None
+            return gathered(checked.open_at(2))
+
+        assert until_right(Resumable().blob, use, again=False) == RIGHT[2:]
+        for content in (b"", b"righ", b"rights"):
+            with pytest.raises(IntegrityError):
+                until_right(Resumable(content).blob, use, again=False)

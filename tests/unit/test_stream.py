@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ocistream.errors import IntegrityError
 from ocistream.limits import CHUNK
 from ocistream.model import Descriptor
-from ocistream.stream import Chunk, chunks_of, counted, digest_of, new_hash, verified
+from ocistream.stream import Chunk, chunks_of, counted, digest_of, new_hash, sized, verified
 
 
 def descriptor_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
@@ -114,6 +114,57 @@ class TestVerified:
     def test_a_buffer_that_is_used_again_is_hashed_in_time(self) -> None:
         content = bytes(range(250))
         assert passed_on(verified(chunks_of(io.BytesIO(content), 250, 7), descriptor_of(content))) == (content, None)
+
+
+class TestHeld:
+    """The beginning of a blob is there already: hashed with the rest, and not passed on."""
+
+    CONTENT = bytes(range(256)) * 5
+
+    @pytest.mark.parametrize("size", [0, 1, 700, 1279, 1280])
+    @pytest.mark.parametrize("step", [1, 300, 2000])
+    def test_only_the_rest_is_passed_on(self, size: int, step: int) -> None:
+        blob = descriptor_of(self.CONTENT)
+        rest = verified(cut(self.CONTENT[size:], step), blob, cut(self.CONTENT[:size], step))
+        assert passed_on(rest) == (self.CONTENT[size:], None)
+
+    @pytest.mark.parametrize("size", [1, 700, 1279, 1280])
+    @pytest.mark.parametrize("at", [0, -1])
+    def test_one_wrong_bit_in_it_is_found_and_the_blob_never_completed(self, size: int, at: int) -> None:
+        held = bytearray(self.CONTENT[:size])
+        held[at] ^= 1
+        rest = verified(cut(self.CONTENT[size:], 100), descriptor_of(self.CONTENT), [bytes(held)])
+        found, error = passed_on(rest)
+        assert isinstance(error, IntegrityError)
+        assert len(found) < len(self.CONTENT) - size or not found
+
+    def test_what_is_held_is_closed_and_so_is_the_rest(self) -> None:
+        held, rest = Closing(b"abc"), Closing(b"def")
+        assert passed_on(verified(rest, descriptor_of(b"abcdef"), held)) == (b"def", None)
+        assert (held.closed, rest.closed) == (True, True)
+
+    def test_nothing_of_the_rest_is_asked_for_before_it_was_read(self) -> None:
+        order: list[str] = []
+
+        def chunks(name: str, content: bytes) -> Iterator[Chunk]:
+            order.append(name)
+            yield content
+
+        passed_on(verified(chunks("rest", b"def"), descriptor_of(b"abcdef"), chunks("held", b"abc")))
+        assert order == ["held", "rest"]
+
+
+class TestSized:
+    @pytest.mark.parametrize(("given", "right"), [(b"cdef", True), (b"cde", False), (b"cdefg", False), (b"", False)])
+    def test_of_what_begins_in_the_middle_the_size_is_checked(self, given: bytes, right: bool) -> None:
+        found, error = passed_on(sized(iter([given[:3], given[3:]]), descriptor_of(b"abcdef"), 2))
+        assert (error is None) is right
+        assert (len(found) == 4) is right
+
+    def test_what_it_comes_from_is_closed(self) -> None:
+        chunks = Closing(b"too long")
+        passed_on(sized(chunks, descriptor_of(b"abcd"), 2))
+        assert chunks.closed
 
 
 class TestCounted:

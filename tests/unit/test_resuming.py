@@ -1,0 +1,667 @@
+"""A transfer that goes on with what an earlier one has left: the same result, and nothing read twice that is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import os
+import random
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits, transfer
+from ocistream.conversion import parse_recompression
+from ocistream.errors import (
+    ArchiveError,
+    CancelledError,
+    IntegrityError,
+    LocalDiskError,
+    NetworkError,
+    OcistreamError,
+    UsageError,
+)
+from ocistream.graph import Graph
+from ocistream.interfaces import Blob, Early, Sink
+from ocistream.model import Descriptor
+from ocistream.report import Report
+from ocistream.stores.archive import ArchiveSink
+from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.outputs import file_output, rest_of, stream_output
+from ocistream.stream import Chunk, digest_of
+from ocistream.watching import Watched
+from tests.archives import blob_name
+from tests.contract.stores import NothingEarly
+from tests.images import OCI_LAYER, Layout, small_image, tar_layer
+from tests.observers import Watch
+
+SIZES = [70_000, 40_000, 300_000]
+
+
+@pytest.fixture(autouse=True)
+def little_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests a megabyte each; a config is smaller than this."""
+    monkeypatch.setattr(limits, "WORTH_KEEPING", 2000)
+
+
+class Reading:
+    """A layout's images; `read` has each reading of a blob: its digest, from where, and how many bytes were given.
+
+    `fail(digest, position)` is asked before each piece of a thousand bytes, and may raise.
+    """
+
+    parallel = True
+
+    def __init__(self, path: Path, fail: Callable[[str, int], None] = lambda *_: None, *, once: bool = False) -> None:
+        self._inner = LayoutSource(path)
+        self._fail = fail
+        self._once = once
+        self.read: list[list[object]] = []
+
+    def graph(self, early: Early) -> Graph:
+        return self._inner.graph(early)
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        for blob in self._inner.blobs(wanted):
+            chunks = partial(self._chunks, blob)
+            yield dataclasses.replace(blob, open=chunks, open_at=None if self._once else chunks)
+
+    def _chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
+        digest = blob.descriptor.digest
+        content = b"".join(map(bytes, blob.open()))
+        noted: list[object] = [digest, offset, 0]
+        self.read.append(noted)
+        for position in range(offset, len(content), 1000):
+            self._fail(digest, position)
+            piece = content[position : position + 1000]
+            noted[2] = position + len(piece) - offset
+            yield piece
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.fixture
+def digests(layout: Layout) -> list[str]:
+    """Return the digests of the layers of an image called `v1`."""
+    image = layout.image(SIZES, name="v1")
+    return [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
+
+
+@pytest.fixture
+def whole(layout: Layout, digests: list[str], tmp_path: Path) -> bytes:
+    """Return the archive as an undisturbed run writes it."""
+    del digests
+    transfer.copy(Reading(layout.path), ArchiveSink(file_output(tmp_path / "undisturbed.tar")))
+    return (tmp_path / "undisturbed.tar").read_bytes()
+
+
+def failing_in(digest: str, position: int, error: Exception | None = None) -> Callable[[str, int], None]:
+    """Return what fails once, in the middle of a blob."""
+    left = [error or NetworkError("it broke off")]
+
+    def fail(present: str, at: int) -> None:
+        if left and present == digest and at >= position:
+            raise left.pop()
+
+    return fail
+
+
+def run(source: Reading, sink: Sink, watch: Watch | None = None) -> Report:
+    try:
+        return transfer.copy(source, sink, watch, jobs=2)
+    finally:
+        sink.close()
+
+
+def fails(source: Reading, sink: Sink, error: type[OcistreamError] = NetworkError) -> None:
+    with pytest.raises(error):
+        run(source, sink)
+
+
+def places_in(archive: bytes) -> dict[str, tuple[int, int]]:
+    """Return where the content of each entry begins, and its size."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return {entry.name: (entry.offset_data, entry.size) for entry in tar}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestAnArchive:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Return an empty folder."""
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        return folder
+
+    def archive(self, folder: Path) -> ArchiveSink:
+        return ArchiveSink(file_output(folder / "x.tar"))
+
+    def test_a_failure_leaves_what_has_come_and_nothing_of_it_is_read_again(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path
+    ) -> None:
+        fails(Reading(layout.path, failing_in(digests[1], 7000)), self.archive(folder))
+        assert names_in(folder) == [".x.tar.partial"]
+        source = Reading(layout.path)
+        run(source, self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+        assert names_in(folder) == ["x.tar"]
+        assert source.read == [[digests[1], 7000, SIZES[1] - 7000], [digests[2], 0, SIZES[2]]]
+
+    def test_wherever_it_was_cut_the_result_is_the_same_and_no_byte_is_read_twice(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path
+    ) -> None:
+        places = places_in(whole)
+        starts = [offset for offset, _ in places.values()]
+        around = {at + by for at in (0, *starts, len(whole)) for by in (-513, -512, -1, 0, 1)}
+        ends = {offset + size + by for offset, size in places.values() for by in (-1, 0, 1)}
+        for cut in sorted(at for at in around | ends | {len(whole) // 2} if 0 <= at <= len(whole)):
+            (folder / ".x.tar.partial").write_bytes(whole[:cut])
+            source, watch = Reading(layout.path), Watch()
+            report = run(source, self.archive(folder), watch)
+            assert (folder / "x.tar").read_bytes() == whole, cut
+            assert names_in(folder) == ["x.tar"], cut
+            expected = []
+            for blob in report.graph.blobs:
+                offset, size = places[blob_name(blob.digest)]
+                held = min(max(0, cut - offset), size)
+                assert next(m.resumed for m in report.blobs if m.descriptor is blob) == held
+                expected += [[blob.digest, held, size - held]] if held < size else []
+            assert source.read == expected, cut
+            assert watch.moved == watch.total, cut
+        del digests
+
+    @pytest.mark.parametrize(
+        "left",
+        [
+            b"x" * 5000,
+            bytes(1_000_000),
+            b"",
+            pytest.param(None, id="longer than the archive"),
+        ],
+    )
+    def test_whatever_is_there_instead_costs_nothing_but_being_written_over(
+        self, layout: Layout, whole: bytes, folder: Path, left: bytes | None
+    ) -> None:
+        (folder / ".x.tar.partial").write_bytes(whole + b"and more" if left is None else left)
+        run(Reading(layout.path), self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+
+    def test_so_does_another_image(self, layout: Layout, whole: bytes, folder: Path, tmp_path: Path) -> None:
+        other = Layout(tmp_path / "other")
+        image = other.image([SIZES[0], 5000], name="v2")
+        layer = other.read(image["digest"])["layers"][1]["digest"]
+        fails(Reading(other.path, failing_in(layer, 2000)), self.archive(folder))
+        assert names_in(folder) == [".x.tar.partial"]
+        run(Reading(layout.path), self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+
+    @pytest.mark.parametrize("which", [0, 1, 2])
+    @pytest.mark.parametrize("at", [0, 20_000])
+    def test_a_wrong_byte_in_it_costs_the_blobs_from_there_on(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path, which: int, at: int
+    ) -> None:
+        held = bytearray(whole[:-100_000])
+        held[places_in(whole)[blob_name(digests[which])][0] + at] ^= 1
+        (folder / ".x.tar.partial").write_bytes(held)
+        source = Reading(layout.path)
+        run(source, self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+        anew = [[digest, 0, size] for digest, size in zip(digests, SIZES, strict=True)][which:]
+        assert [read for read in source.read if not read[1]] == anew
+
+    def test_a_wrong_byte_in_a_header_or_a_manifest_costs_what_follows(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path
+    ) -> None:
+        for at in (0, 600, places_in(whole)[blob_name(digests[1])][0] - 400):
+            held = bytearray(whole)
+            held[at] ^= 1
+            (folder / ".x.tar.partial").write_bytes(held)
+            source = Reading(layout.path)
+            run(source, self.archive(folder))
+            assert (folder / "x.tar").read_bytes() == whole
+            assert [digests[1], 0, SIZES[1]] in source.read
+            assert ([digests[0], 0, SIZES[0]] in source.read) is (at <= 600)
+
+    def test_a_failure_while_it_is_looked_at_leaves_all_of_it(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path
+    ) -> None:
+        (folder / ".x.tar.partial").write_bytes(whole[:-1])
+
+        class Unreachable(Reading):
+            def graph(self, early: Early) -> Graph:
+                raise NetworkError(str(early))
+
+        fails(Unreachable(layout.path), self.archive(folder))
+        assert (folder / ".x.tar.partial").read_bytes() == whole[:-1]
+        del digests
+
+    @pytest.mark.parametrize("error", [IntegrityError("x"), ArchiveError("x")])
+    def test_what_was_found_wrong_is_not_kept(
+        self, layout: Layout, digests: list[str], folder: Path, error: OcistreamError
+    ) -> None:
+        fails(Reading(layout.path, failing_in(digests[1], 7000, error)), self.archive(folder), type(error))
+        assert names_in(folder) == []
+
+    def test_a_blob_that_is_wrong_with_what_was_held_is_read_anew_in_the_same_run(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path
+    ) -> None:
+        end = sum(places_in(whole)[blob_name(digests[0])])
+        held = bytearray(whole[: end - 1000])
+        held[-1] ^= 1
+        (folder / ".x.tar.partial").write_bytes(held)
+        source = Reading(layout.path)
+        run(source, self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+        assert [read[1] for read in source.read if read[0] == digests[0]] == [SIZES[0] - 1000, 0]
+
+    def test_from_a_pipe_what_is_there_is_compared_and_not_written_again(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / ".x.tar.partial").write_bytes(whole[:-5000])
+        written: list[int] = []
+        real = io.FileIO.write
+
+        class Noted(io.FileIO):
+            def write(self, data: bytes) -> int:  # type: ignore[override]
+                written.append(len(data))
+                return real(self, data)
+
+        monkeypatch.setattr("ocistream.partials.FileIO", Noted)
+        source = Reading(layout.path, once=True)
+        run(source, self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+        assert [read[1] for read in source.read if read[0] in digests] == [0, 0, 0]
+        assert sum(written) == 5000
+
+    def test_of_what_can_only_be_read_from_its_beginning_nothing_is_kept(
+        self, layout: Layout, digests: list[str], folder: Path
+    ) -> None:
+        fails(Reading(layout.path, failing_in(digests[1], 7000), once=True), self.archive(folder))
+        assert names_in(folder) == []
+
+    def test_nor_of_layers_that_are_made_anew(self, layout: Layout, digests: list[str], folder: Path) -> None:
+        source, sink = Reading(layout.path, failing_in(digests[2], 7000)), self.archive(folder)
+        with pytest.raises(NetworkError):
+            transfer.copy(source, sink, recompression=parse_recompression("none", 200))
+        sink.close()
+        assert names_in(folder) == []
+
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_nor_of_a_docker_archives_layers_whether_they_are_unpacked_or_not(
+        self, layout: Layout, folder: Path, plain: bool
+    ) -> None:
+        files = {"noise": random.Random(0).randbytes(50_000)}
+        layer = layout.blob(
+            tar_layer(files, compression="" if plain else "gzip"), OCI_LAYER + ("" if plain else "+gzip")
+        )
+        layout.image([layer, 5000], name="v1")
+        sink = DockerArchiveSink(file_output(folder / "x.tar"))
+        source = Reading(layout.path, failing_in(layer["digest"], 40_000))
+        with pytest.raises(NetworkError):
+            transfer.copy(source, sink, recompression=parse_recompression("none", 200))
+        sink.close()
+        assert names_in(folder) == []
+
+    def test_a_docker_archive_is_as_ever_whatever_was_there(
+        self, layout: Layout, whole: bytes, folder: Path, tmp_path: Path
+    ) -> None:
+        del whole
+        wanted: list[bytes] = []
+        for name in ("a.tar", "x.tar"):
+            if wanted:
+                (folder / ".x.tar.partial").write_bytes(wanted[0][:-3000])
+            sink = DockerArchiveSink(file_output(folder / name))
+            transfer.copy(LayoutSource(layout.path), sink, recompression=parse_recompression("none", 200))
+            wanted.append((folder / name).read_bytes())
+        assert wanted[0] == wanted[1]
+        assert names_in(folder) == ["a.tar", "x.tar"]
+        del tmp_path
+
+    def test_strays_of_the_same_archive_are_swept_up_and_others_are_not(
+        self, layout: Layout, whole: bytes, folder: Path
+    ) -> None:
+        for name in (".x.tar.0123456789ab.partial", ".y.tar.0123456789ab.partial", ".y.tar.partial"):
+            (folder / name).write_bytes(b"left")
+        run(Reading(layout.path), self.archive(folder))
+        assert names_in(folder) == [".y.tar.0123456789ab.partial", ".y.tar.partial", "x.tar"]
+        del whole
+
+    def test_two_at_once_both_end_well(self, layout: Layout, digests: list[str], whole: bytes, folder: Path) -> None:
+        inner: list[bytes] = []
+
+        def meanwhile(digest: str, position: int) -> None:
+            if digest == digests[1] and not position:
+                run(Reading(layout.path), self.archive(folder))
+                inner.append((folder / "x.tar").read_bytes())
+
+        run(Reading(layout.path, meanwhile), self.archive(folder))
+        assert (folder / "x.tar").read_bytes() == whole
+        assert inner == [whole]
+        assert names_in(folder) == ["x.tar"]
+
+    def test_a_disk_that_fails_while_what_is_there_is_read_is_said(
+        self, layout: Layout, whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / ".x.tar.partial").write_bytes(whole[:-1])
+        sink = self.archive(folder)
+
+        def broken(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.preadv", broken)
+            with pytest.raises(LocalDiskError, match="cannot write"):
+                sink.begin(LayoutSource(layout.path).graph(NothingEarly()))
+        sink.close()
+
+    def test_so_it_is_in_the_middle_of_a_blob(
+        self, layout: Layout, digests: list[str], whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / ".x.tar.partial").write_bytes(whole[:-1])
+        begin = places_in(whole)[blob_name(digests[2])][0]
+        real = os.preadv
+
+        def broken(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+            if offset >= begin:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(descriptor, buffers, offset)
+
+        monkeypatch.setattr("os.preadv", broken)
+        fails(Reading(layout.path), self.archive(folder), LocalDiskError)
+        assert (folder / ".x.tar.partial").read_bytes() == whole[:-1]
+
+
+class TestALayout:
+    def parts(self, path: Path) -> list[str]:
+        return sorted(entry.name for entry in path.rglob("*.partial"))
+
+    def test_each_blob_goes_on_by_itself(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        begun = threading.Barrier(2)
+
+        def fail(digest: str, position: int) -> None:
+            if digest in digests[:2] and position >= 7000:
+                begun.wait(60)
+                msg = "it broke off"
+                raise NetworkError(msg)
+
+        fails(Reading(layout.path, fail), LayoutSink(out))
+        assert self.parts(out) == sorted(f".{digest[7:]}.partial" for digest in digests[:2])
+        source = Reading(layout.path)
+        report = run(source, LayoutSink(out))
+        assert sorted(source.read, key=str) == sorted(
+            [
+                [digests[0], 7000, SIZES[0] - 7000],
+                [digests[1], 7000, SIZES[1] - 7000],
+                [digests[2], 0, SIZES[2]],
+            ],
+            key=str,
+        )
+        assert sum(moved.resumed for moved in report.blobs) == 14_000
+        assert self.parts(out) == []
+        for digest in digests:
+            assert (out / blob_name(digest)).read_bytes() == layout.file(digest).read_bytes()
+
+    def test_what_is_there_whole_is_not_asked_for(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+        out = LayoutSink(tmp_path / "out")
+        out.begin(LayoutSource(layout.path).graph(NothingEarly()))
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir()
+        (folder / f".{digests[2][7:]}.partial").write_bytes(layout.file(digests[2]).read_bytes())
+        source = Reading(layout.path)
+        run(source, out)
+        assert digests[2] not in {read[0] for read in source.read}
+        assert (folder / digests[2][7:]).read_bytes() == layout.file(digests[2]).read_bytes()
+
+    @pytest.mark.parametrize("size", [5000, SIZES[1], SIZES[1] + 5000])
+    def test_what_is_wrong_is_thrown_away_and_the_blob_read_anew(
+        self, layout: Layout, digests: list[str], tmp_path: Path, size: int
+    ) -> None:
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        (folder / f".{digests[1][7:]}.partial").write_bytes(bytes(size))
+        source = Reading(layout.path)
+        run(source, LayoutSink(tmp_path / "out"))
+        assert [digests[1], 0, SIZES[1]] in source.read
+        assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
+        assert self.parts(tmp_path) == []
+
+    def test_what_was_read_anew_of_it_is_kept_as_well(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        partial = folder / f".{digests[1][7:]}.partial"
+        partial.write_bytes(bytes(5000))
+        readings: list[int] = []
+
+        def fail(digest: str, position: int) -> None:
+            if digest == digests[1]:
+                readings.extend([1] if not position else [])
+                if readings and position >= 7000:
+                    raise NetworkError(digest)
+
+        fails(Reading(layout.path, fail), LayoutSink(tmp_path / "out"))
+        assert partial.read_bytes() == layout.file(digests[1]).read_bytes()[:7000]
+
+    def test_what_is_only_longer_is_cut(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        (folder / f".{digests[1][7:]}.partial").write_bytes(layout.file(digests[1]).read_bytes() + b"more")
+        source = Reading(layout.path)
+        run(source, LayoutSink(tmp_path / "out"))
+        assert digests[1] not in {read[0] for read in source.read}
+        assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
+
+    def test_only_the_blob_that_was_found_wrong_is_dropped(
+        self, layout: Layout, digests: list[str], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        parts = [f".{digest[7:]}.partial" for digest in digests[:2]]
+        for part, digest in zip(parts, digests, strict=False):
+            (folder / part).write_bytes(layout.file(digest).read_bytes()[:7000])
+
+        def wrong(digest: str, position: int) -> None:
+            if digest == digests[0] and position >= 9000:
+                raise IntegrityError(digest)
+
+        with pytest.raises(IntegrityError):
+            transfer.copy(Reading(layout.path, wrong), LayoutSink(tmp_path / "out"), jobs=1)
+        assert self.parts(tmp_path) == parts[1:]
+
+    def test_strays_go_at_once_and_old_parts_once_something_has_arrived(
+        self, layout: Layout, digests: list[str], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        folder = out / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        old, new, there = (f".{digit * 64}.partial" for digit in "abc")
+        others = ["note.partial", ".some-upload.upload.partial"]
+        strays = [f".{'d' * 64}.0123456789ab.partial", ".unnamed.0123456789ab.partial"]
+        long_ago = time.time() - limits.PARTIAL_AGE - 60
+        for name in (old, new, there, "c" * 64, *others, *strays):
+            (folder / name).write_bytes(b"left")
+            if name in (old, *others):
+                os.utime(folder / name, (long_ago, long_ago))
+        (out / ".index.json.0123456789ab.partial").write_bytes(b"left")
+        fails(Reading(layout.path, failing_in(digests[0], 0)), LayoutSink(out))
+        left = set(names_in(folder)) - {f".{digest[7:]}.partial" for digest in digests}
+        assert left & {old, new, there, *strays} == {old, new}
+        assert ".index.json.0123456789ab.partial" not in names_in(out)
+        run(Reading(layout.path), LayoutSink(out))
+        assert self.parts(out) == sorted([new, *others])
+
+    def test_small_blobs_get_no_lasting_file(
+        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "WORTH_KEEPING", limits.MIB)
+        small_image(layout, name="v1")
+        seen: list[str] = []
+
+        def look(digest: str, position: int) -> None:
+            del digest, position
+            seen.extend(self.parts(tmp_path))
+
+        run(Reading(layout.path, look), LayoutSink(tmp_path / "out"))
+        assert seen
+        assert all(len(name.split(".")) == 4 for name in seen)
+
+
+class TestWhatIsWrongElsewhere:
+    """What a source gave was wrong, and it has others: of what was written, nothing is to be gone on with."""
+
+    @pytest.mark.parametrize("kind", ["archive", "layout"])
+    def test_the_blob_is_read_from_its_first_byte_and_once(
+        self, layout: Layout, digests: list[str], tmp_path: Path, kind: str
+    ) -> None:
+        class TwoPlaces(Reading):
+            def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+                for blob in super().blobs(wanted):
+                    wrong = blob.descriptor.digest == digests[1]
+                    yield dataclasses.replace(blob, on_wrong=self.turn if wrong else None)
+
+            def turn(self, _: IntegrityError, again: bool) -> None:
+                assert again
+                layout.file(digests[1]).write_bytes(right)
+
+        right = layout.file(digests[1]).read_bytes()
+        layout.file(digests[1]).write_bytes(right[:-1] + b"x")
+        source = TwoPlaces(layout.path)
+        run(source, LayoutSink(tmp_path / "out") if kind == "layout" else ArchiveSink(file_output(tmp_path / "x.tar")))
+        assert [read for read in source.read if read[0] == digests[1]] == [[digests[1], 0, SIZES[1]]] * 2
+
+    def test_a_layer_that_is_not_compressed_as_it_says_is_found_out_though_it_was_begun(
+        self, layout: Layout, tmp_path: Path
+    ) -> None:
+        layer = layout.blob(tar_layer({"noise": bytes(9000)}, compression=""), OCI_LAYER + "+gzip")
+        layout.image([layer], name="v1")
+        folder = tmp_path / "out" / "blobs" / "sha256"
+        folder.mkdir(parents=True)
+        (folder / f".{layer['digest'][7:]}.partial").write_bytes(layout.file(layer["digest"]).read_bytes()[:5000])
+        with pytest.raises(ArchiveError, match="its compression is none"):
+            transfer.copy(
+                Reading(layout.path), LayoutSink(tmp_path / "out"), recompression=parse_recompression("gzip", 200)
+            )
+
+
+class TestCounting:
+    CONTENT = b"0123456789"
+
+    def watched(self, cancelled: threading.Event) -> tuple[Watched, Blob, list[int]]:
+        advances: list[int] = []
+        watched = Watched(advances.append, cancelled)
+
+        def resume(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+            assert b"".join(map(bytes, held)) == self.CONTENT[:size]
+            yield self.CONTENT[size:]
+
+        def opened(offset: int = 0) -> Iterator[Chunk]:
+            yield self.CONTENT[offset:]
+
+        descriptor = Descriptor("text/plain", digest_of(self.CONTENT), 10)
+        blob = Blob(descriptor, opened, open_at=opened, resume=resume)
+        return watched, watched.blob(blob), advances
+
+    def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
+        watched, blob, advances = self.watched(threading.Event())
+        assert blob.open_at is not None
+        assert blob.resume is not None
+        for opening, there, counts in (
+            (partial(blob.resume, iter([b"01", b"23"]), 4), 4, [2, 2, 6]),
+            (partial(blob.open_at, 3), 3, [-10, 3, 7]),
+            (blob.open, 0, [-10, 10]),
+        ):
+            advances.clear()
+            list(opening())
+            assert [count for count in advances if count] == counts
+            assert (watched.seen, watched.resumed) == (10, there)
+
+    def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
+        cancelled = threading.Event()
+        _, blob, _ = self.watched(cancelled)
+        assert blob.resume is not None
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            list(blob.resume(iter([b"01"]), 2))
+
+
+class TestTheRest:
+    """`rest_of`: what is written from some byte on, as the rest of a pipe that broke."""
+
+    def write(self, source: Reading, first: int, path: Path, *, docker: bool = False) -> Report:
+        with io.FileIO(path, "wb") as file:
+            output = rest_of(stream_output(file, "there"), first)
+            if docker:
+                sink: Sink = DockerArchiveSink(output)
+                return transfer.copy(source, sink, recompression=parse_recompression("none", 200))
+            return transfer.copy(source, ArchiveSink(output))
+
+    def test_from_any_byte_on_it_is_the_end_of_the_whole_and_no_more_is_read_than_that(
+        self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path
+    ) -> None:
+        places = places_in(whole)
+        spots = {0, 1, 511, 512, len(whole) - 1, len(whole), len(whole) - 1024}
+        for offset, size in places.values():
+            spots |= {offset - 513, offset - 512, offset - 1, offset, offset + 1, offset + size // 2}
+            spots |= {offset + size - 1, offset + size, offset + size + 1}
+        for first in sorted(spot for spot in spots if spot >= 0):
+            source = Reading(layout.path)
+            report = self.write(source, first, tmp_path / "rest")
+            assert (tmp_path / "rest").read_bytes() == whole[first:], first
+            expected = []
+            for blob in report.graph.blobs:
+                offset, size = places[blob_name(blob.digest)]
+                there = min(max(0, first - offset), size)
+                expected += [[blob.digest, there, size - there]] if there < size else []
+            assert source.read == expected, first
+        del digests
+
+    @pytest.mark.parametrize("first", [0, 1, 10_000, 200_000])
+    def test_what_cannot_be_begun_in_its_middle_is_read_and_dropped(
+        self, layout: Layout, whole: bytes, tmp_path: Path, first: int
+    ) -> None:
+        self.write(Reading(layout.path, once=True), first, tmp_path / "rest")
+        assert (tmp_path / "rest").read_bytes() == whole[first:]
+
+    def test_a_docker_archives_is_too(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+        self.write(Reading(layout.path), 0, tmp_path / "whole", docker=True)
+        whole = (tmp_path / "whole").read_bytes()
+        for first in (1, 700, 100_000, len(whole) - 1, len(whole)):
+            self.write(Reading(layout.path), first, tmp_path / "rest", docker=True)
+            assert (tmp_path / "rest").read_bytes() == whole[first:], first
+        del digests
+
+    def test_beyond_the_end_there_is_nothing_and_the_length_is_said(
+        self, layout: Layout, whole: bytes, tmp_path: Path
+    ) -> None:
+        source = Reading(layout.path)
+        with pytest.raises(UsageError, match=f"{len(whole)} bytes"):
+            self.write(source, len(whole) + 1, tmp_path / "rest")
+        assert (tmp_path / "rest").read_bytes() == b""
+        assert source.read == []
+
+    def test_all_after_the_blob_that_it_begins_in_is_verified(
+        self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path
+    ) -> None:
+        first = places_in(whole)[blob_name(digests[1])][0] + 100
+        path = layout.file(digests[2])
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        with pytest.raises(IntegrityError, match=digests[2]):
+            self.write(Reading(layout.path), first, tmp_path / "rest")
+
+    def test_of_that_blob_the_size_is(self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path) -> None:
+        first = places_in(whole)[blob_name(digests[1])][0] + 100
+        path = layout.file(digests[1])
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(IntegrityError, match=digests[1]):
+            self.write(Reading(layout.path), first, tmp_path / "rest")
