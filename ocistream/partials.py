@@ -58,8 +58,14 @@ class Partial:
             return 0
 
     def is_there(self) -> bool:
-        """Say whether its name still leads to it: it may have been removed, and another be in its place."""
-        return _leads_to(self.path, self.file.fileno())
+        """Say whether its name still leads to it: it may have been removed, and another be in its place.
+
+        Of one that is closed its own thread has made what it should: nothing is to be done with it any more.
+        """
+        try:
+            return _leads_to(self.path, self.file.fileno())
+        except ValueError:
+            return False
 
     def settle(self) -> None:
         """Leave behind what another run can go on with, if it is worth that; remove everything else."""

@@ -99,6 +99,15 @@ class TestGoingOn:
             raise NetworkError("x")
         assert names_in(tmp_path) == [NAME]
 
+    def test_a_thread_that_has_just_ended_is_left_alone(self, tmp_path: Path) -> None:
+        partial = partials.create(tmp_path, "x", 0o644)
+        partial.file.close()
+        # Between closing the file and saying that it is done with, a signal may come.
+        partials.drop_unfinished()
+        partial.forget()
+        assert partial.size() == 0
+        assert not partial.is_there()
+
 
 class TestTwoAtOnce:
     def test_both_get_their_file_and_the_last_one_stays(self, tmp_path: Path) -> None:
