@@ -88,10 +88,11 @@ def push(
         session.check_push(early)
         source = open_source(end, around, want)
         try:
-            return source, RegistrySink(around.transport(), target, early=early, mount_from=mounts)
+            sink = RegistrySink(around.transport(), target, early=early, mount_from=mounts, records=session.records())
         except BaseException:
             source.close()
             raise
+        return source, sink
 
     move(session, open_ends, lambda root: target(root).name)
 
