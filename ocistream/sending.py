@@ -213,7 +213,8 @@ class Sending:
             return None
         most = self._most()
         if most is None and not offset:
-            return (StreamedBody(self._feed.send(0)) if size is None else Body(self._feed.send(0), size)), None
+            chunks = self._feed.send(0)
+            return (StreamedBody(chunks, ends_early=True) if size is None else Body(chunks, size)), None
         if size is None:
             count = self._feed.fill(offset, most or limits.UPLOAD_MEMORY)
         else:
@@ -238,6 +239,8 @@ class Sending:
         self._resuming = span is not None and self._rung.kind != CHUNK
         session, stated = self._sessions.patch(session, body, self._tries, span, stored=self._body or math.inf)
         self._ongoing.moves(session)
+        if body.failure is not None:
+            raise body.failure
         self._body = None
         end = span[1] if span else self._feed.end
         # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.run import ocistream, started
-from tests.images import Descriptor, Layout
+from tests.images import Descriptor, Layout, tar_layer
 from tests.peers import DockerRegistry
 from tests.registry_http import manifest_digest
 
@@ -126,3 +127,15 @@ def test_one_that_is_killed_in_the_middle_of_a_request_ends_well_all_the_same(
     assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
     assert len(registry.blobs("team/app")) == 2
     assert records(env) == []
+
+
+def test_a_pipe_that_breaks_in_a_layer_that_is_made_on_the_way_leaves_no_session(
+    registry: DockerRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    layout.image([tar_layer({"noise": random.Random(3).randbytes(4 * MIB)}, compression="")], name="v1")
+    archive = tmp_path / "saved.tar"
+    expect.success(ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1"))
+    pushed = ocistream("push", f"{registry.host}/team/app:1", stdin=archive.read_bytes()[: 3 * MIB])
+    expect.failure(pushed, 6, "truncated")
+    assert [request for request in registry.requests() if request.startswith("PATCH")]
+    assert registry.uploads("team/app") == []
