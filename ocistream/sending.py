@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.bodies import Body, StreamedBody
 from ocistream.errors import (
-    AuthenticationError,
     CancelledError,
-    FinalNetworkError,
-    LocalDiskError,
     NetworkError,
     OcistreamError,
     RegistryError,
-    TerminatedError,
     UnsupportedError,
 )
 from ocistream.interfaces import Blob
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, UNSIZED
 from ocistream.sessions import LostError
+from ocistream.setbacks import (
+    GOES_ON,
+    finds_wrong,
+    is_interruption,
+    is_lost,
+    may_pass,
+    refuses_the_earlier,
+    with_hint,
+)
 
 if TYPE_CHECKING:
     from ocistream.interfaces import Unnamed
@@ -44,22 +49,8 @@ _PROGRESS: Final = limits.CHUNK
 _COSTS: Final = limits.MIB
 #: A registry that takes a stream, and answers so to a PATCH with a Content-Range, takes no such thing.
 _NO_RESUMPTION: Final = frozenset({400, 405, 411, 501})
-#: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
-_NOT_THE_EARLIER: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
 #: So much that need not be sent again is news to everybody, and less to who asks for it.
 _SAVES: Final = limits.UPLOAD_MEMORY
-#: After these an upload may be gone on with: it was interrupted, and nothing was found wrong with it.
-_INTERRUPTIONS: Final = (
-    AuthenticationError,
-    CancelledError,
-    KeyboardInterrupt,
-    LocalDiskError,
-    NetworkError,
-    TerminatedError,
-)
-_GOES_ON_HINT: Final = "the same command goes on where the upload stopped"
-#: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
-_WRONG_BYTES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
 _PIPE_HINT: Final = (
     "what comes from a pipe cannot be sent again: push from a file, or with --upload chunk=8MiB, where each chunk is "
     "kept until the registry has it"
@@ -162,17 +153,15 @@ class Sending:
         """Say whether a later run may go on with what was sent so far."""
         if not self._ongoing.is_remembered or not self._blob.replayable or not self._resumes:
             return False
-        if isinstance(error, NetworkError) and (_is_lost(error) or _is_refusal(error)):
-            return False
         sent = max(self.acknowledged, self._feed.end)
-        return isinstance(error, _INTERRUPTIONS) and (sent >= limits.WORTH_KEEPING or self._ongoing.is_found)
+        return is_interruption(error) and (sent >= limits.WORTH_KEEPING or self._ongoing.is_found)
 
     def _leave(self, error: BaseException) -> None:
         self._ongoing.leave()
         if isinstance(error, OcistreamError) and not isinstance(error, CancelledError):
-            error.hint = f"{error.hint}; then {_GOES_ON_HINT}" if error.hint else _GOES_ON_HINT
+            error.hint = f"{error.hint}; then {GOES_ON}" if error.hint else GOES_ON
         elif isinstance(self._blob, Blob):
-            self._ladder.tell(f"what there is of {self._blob.descriptor.digest} is kept: {_GOES_ON_HINT}", 1)
+            self._ladder.tell(f"what there is of {self._blob.descriptor.digest} is kept: {GOES_ON}", 1)
 
     # -- what goes well ---------------------------------------------------------------------------------
 
@@ -292,17 +281,17 @@ class Sending:
                 raise failure
             self._renew(failure)
             return
-        if status in {404, 416} and self._body is not None and not _is_lost(failure):
+        if status in {404, 416} and self._body is not None and not is_lost(failure):
             place = self._ask()
         if self._is_refused(failure, status, place):
             if self._forced is not None:
                 hint = f"--upload {self._rung} was asked for; --upload auto finds out what the registry takes"
-                raise _with_hint(failure, hint)
+                raise with_hint(failure, hint)
             if self._step_down(failure, status, place):
                 return
             if status == 413:
-                raise _with_hint(failure, _TOO_LARGE_HINT)
-        if not _may_pass(failure) or not self._tries.again(failure):
+                raise with_hint(failure, _TOO_LARGE_HINT)
+        if not may_pass(failure) or not self._tries.again(failure):
             raise failure
         self._go_on(failure, place)
 
@@ -310,10 +299,10 @@ class Sending:
         """Say whether the registry does not take what goes on with an upload, or has put it together wrongly."""
         if not isinstance(failure, RegistryError) or self._refuses_to_resume:
             return False
-        if self._sent_before is not None and failure.status in _NOT_THE_EARLIER:
+        if self._sent_before is not None and refuses_the_earlier(failure):
             return True
         if self._body is None:
-            return self._stitched and not _WRONG_BYTES.isdisjoint(failure.codes)
+            return self._stitched and finds_wrong(failure)
         return self._resuming and failure.status in _NO_RESUMPTION
 
     def _is_refused(self, failure: NetworkError, status: int, place: int | None) -> bool:
@@ -325,7 +314,7 @@ class Sending:
             # The registry has more than we thought: it was the offset that was wrong.
             return place is None or place == self.acknowledged
         if status == 404 and place is None:
-            if _is_lost(failure):
+            if is_lost(failure):
                 return False
             suspect, self._suspect = self._suspect, True
             return suspect
@@ -367,7 +356,7 @@ class Sending:
         return known and self._rung.kind != PUT and not self._refuses_to_resume
 
     def _go_on(self, failure: NetworkError, place: int | None) -> None:
-        if place is None and self._resumes and not _is_lost(failure):
+        if place is None and self._resumes and not is_lost(failure):
             place = self._ask()
         if place is None or not self._resumes:
             self._renew(failure)
@@ -410,24 +399,3 @@ class Sending:
         # What was come to before is no progress: else a registry that loses each session would be tried for ever.
         self.acknowledged = 0
         self._stitched = False
-
-
-def _is_lost(error: NetworkError) -> bool:
-    return isinstance(error, LostError) and error.is_sure
-
-
-def _is_refusal(error: NetworkError) -> bool:
-    return isinstance(error, RegistryError) and not _may_pass(error)
-
-
-def _may_pass(error: NetworkError) -> bool:
-    """Say whether an upload that failed so is worth another try: a server in trouble, or a connection that broke."""
-    if isinstance(error, RegistryError):
-        return error.status >= 500 or error.status in {408, 416, 429}
-    return not isinstance(error, FinalNetworkError)
-
-
-def _with_hint(error: NetworkError, hint: str) -> NetworkError:
-    if isinstance(error, RegistryError):
-        return RegistryError(error.what, status=error.status, codes=error.codes, hint=hint)
-    return NetworkError(error.what, hint=hint)
