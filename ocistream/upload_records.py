@@ -21,7 +21,7 @@ import secrets
 import stat
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_plus, urlsplit
 
@@ -225,19 +225,32 @@ class UploadRecords:
             return None
 
         def content(record: UploadRecord) -> bytes:
-            document = {"version": _VERSION, **asdict(key), **asdict(record), "since": round(self._now())}
+            document = {
+                "version": _VERSION,
+                "registry": key.registry,
+                "repository": key.repository,
+                "digest": key.digest,
+                "size": key.size,
+                "location": record.location,
+                "min_chunk": record.min_chunk,
+                "since": round(self._now()),
+            }
             return json.dumps(document).encode() + b"\n"
 
         found, record = self._read(descriptor)
         if found != key:
             record = None
-            os.ftruncate(descriptor, 0)
+            if os.fstat(descriptor).st_size:
+                # Of one that is new ext4 would take this for a replacement, and write it to the disk when it is closed.
+                os.ftruncate(descriptor, 0)
         return Claim(path, descriptor, record, content)
 
     def _read(self, descriptor: int) -> tuple[Key | None, UploadRecord | None]:
         """Read of which upload a file is, and what it holds: None where that makes no sense or is too old."""
         try:
             raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
+            if not raw:
+                return None, None
             key, record, since = _parsed(parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD))
         except (OSError, KeyError, ValueError, TypeError, OcistreamError):
             return None, None
