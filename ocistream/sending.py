@@ -143,7 +143,6 @@ class Sending:
             self._ongoing.replace(session)
             self._tries.reset()
             return
-        self._stitched = True
         self._acknowledge(place)
         if place and isinstance(self._blob, Blob):
             what = f"the upload of {self._blob.descriptor.digest} goes on at byte {place}"

@@ -412,6 +412,14 @@ class TestWhatIsKept:
         assert sum(patch.received for patch in registry.asked("PATCH") if patch.status == 202) == len(CONTENT)
         assert is_stored(registry)
 
+    def test_one_that_has_lost_it_has_not(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", skip=2, times=None))
+        source = Source()
+        with pytest.raises(NetworkError, match="has lost the upload") as caught:
+            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(source.blob)
+        assert caught.value.hint is None
+        assert run.files() == []
+
     def test_one_that_finds_it_wrong_has_not(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None))
         with pytest.raises(RegistryError):
