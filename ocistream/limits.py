@@ -119,8 +119,6 @@ MAX_STATE_FILE: Final = 256 * KIB
 MAX_STATE_HOSTS: Final = 500
 #: After so many seconds a fact is forgotten: 30 days.
 STATE_AGE: Final = 30 * 86_400.0
-#: What an interruption leaves of a blob is kept from this size on, and gone on with by the next run.
-WORTH_KEEPING: Final = MIB
 #: What is remembered of one upload, of which nearly all is its Location.
 MAX_UPLOAD_RECORD: Final = 8 * KIB
 #: A Location that is longer is not remembered; distribution's have some 400 characters.
