@@ -20,11 +20,16 @@ class StreamedBody:
     It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
     for, after which it cannot be sent again; `ended` says that all of it was, which an early answer prevents. `failure`
     is what its own chunks raised, if they did.
+
+    One that `ends_early` has a proper end all the same then, which is for what is no whole thing by itself: so a
+    registry answers, and knows what it has, and its upload can be deleted. (After a request that broke off,
+    distribution 2.8 neither knows an upload nor lets anybody delete it.)
     """
 
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
+    def __init__(self, chunks: Iterator[Chunk], *, ends_early: bool = False) -> None:
         """Keep the chunks."""
         self._chunks = chunks
+        self._ends_early = ends_early
         self.begun = False
         self.ended = False
         self.failure: Exception | None = None
@@ -37,11 +42,13 @@ class StreamedBody:
             self.ended = True
         except OcistreamError as error:
             self.failure = error
-            raise
+            if not self._ends_early:
+                raise
         except (OSError, ValueError) as error:
             self.failure = error
             # urllib3 would take it for a failure of the network, or overlook it and wait for an answer.
-            raise BodyError from error
+            if not self._ends_early:
+                raise BodyError from error
 
 
 class Body(StreamedBody):

@@ -330,6 +330,11 @@ def _pools(stall_timeout: float, limiter: _Limiter | None) -> dict[str, type[HTT
         if limiter is None:
             _send(connection, data, stall_timeout)
             return
+        if connection.early is None:
+            # A head counts and is not waited for: its answer would lie unread meanwhile, and a kill lose what it opens.
+            _send(connection, data, stall_timeout)
+            limiter.throttle.spend(len(cast("Chunk", data)))
+            return
         with memoryview(cast("Chunk", data)) as view:
             for start in range(0, len(view), limiter.piece):
                 piece = view[start : start + limiter.piece]

@@ -119,6 +119,15 @@ MAX_STATE_FILE: Final = 256 * KIB
 MAX_STATE_HOSTS: Final = 500
 #: After so many seconds a fact is forgotten: 30 days.
 STATE_AGE: Final = 30 * 86_400.0
+#: What is remembered of one upload, of which nearly all is its Location.
+MAX_UPLOAD_RECORD: Final = 8 * KIB
+#: A Location that is longer is not remembered; distribution's have some 400 characters.
+MAX_UPLOAD_LOCATION: Final = 4 * KIB
+#: Uploads that one run remembers at a time: each takes a file descriptor, of which a process often has 1,024.
+MAX_HELD_RECORDS: Final = 256
+#: After so many seconds an upload is not asked for any more: 7 days, after which distribution throws it away too
+#: (its configuration, "uploadpurging").
+UPLOAD_RECORD_AGE: Final = 7 * 86_400.0
 
 # Clients of the embedded registry --------------------------------------------------------------------------
 #: Uploads under way at once.

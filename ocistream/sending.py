@@ -13,7 +13,6 @@ from ocistream import limits
 from ocistream.bodies import Body, StreamedBody
 from ocistream.errors import (
     CancelledError,
-    FinalNetworkError,
     NetworkError,
     OcistreamError,
     RegistryError,
@@ -22,11 +21,21 @@ from ocistream.errors import (
 from ocistream.interfaces import Blob
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, UNSIZED
 from ocistream.sessions import LostError
+from ocistream.setbacks import (
+    GOES_ON,
+    finds_wrong,
+    is_interruption,
+    is_lost,
+    may_pass,
+    refuses_the_earlier,
+    with_hint,
+)
 
 if TYPE_CHECKING:
     from ocistream.interfaces import Unnamed
     from ocistream.ladder import Ladder
     from ocistream.model import Descriptor
+    from ocistream.ongoing import Ongoing
     from ocistream.retry import Tries
     from ocistream.rungs import Rung
     from ocistream.sessions import Session, Sessions
@@ -40,8 +49,8 @@ _PROGRESS: Final = limits.CHUNK
 _COSTS: Final = limits.MIB
 #: A registry that takes a stream, and answers so to a PATCH with a Content-Range, takes no such thing.
 _NO_RESUMPTION: Final = frozenset({400, 405, 411, 501})
-#: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
-_WRONG_BYTES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
+#: So much that need not be sent again is news to everybody, and less to who asks for it.
+_SAVES: Final = limits.UPLOAD_MEMORY
 _PIPE_HINT: Final = (
     "what comes from a pipe cannot be sent again: push from a file, or with --upload chunk=8MiB, where each chunk is "
     "kept until the registry has it"
@@ -55,14 +64,14 @@ _TOO_LARGE_HINT: Final = (
 class Sending:
     """One blob on its way into one repository. `acknowledged` is how many bytes of it the registry has."""
 
-    def __init__(self, sessions: Sessions, blob: Blob | Unnamed, feed: Feed, opened: Session | None) -> None:
-        """Take the blob, its bytes, and a session if one is open already."""
+    def __init__(self, sessions: Sessions, blob: Blob | Unnamed, feed: Feed) -> None:
+        """Take the blob and its bytes."""
         transport = sessions.repository.transport
         self._sessions = sessions
         self._ladder: Ladder = transport.ladder
         self._blob = blob
         self._feed = feed
-        self._session = opened
+        self._ongoing: Ongoing
         self._tries: Tries = transport.tries()
         self._forced = self._ladder.forced(sessions.repository.endpoint.settings.upload)
         self._rung: Rung = self._forced or self._ladder.rung(sessions.host, sized=self._sized)
@@ -78,30 +87,80 @@ class Sending:
         self._resuming = self._stitched = False
         #: It turned out that this registry's uploads cannot be gone on with.
         self._refuses_to_resume = False
+        #: How far an upload may be of which an earlier run has sent the beginning; None where this run sent all of it.
+        self._sent_before: int | None = None
 
     @property
     def _sized(self) -> bool:
         return self._feed.size is not None
 
-    def run(self) -> None:
-        """Have the blob be there.
+    def run(self, ongoing: Ongoing) -> None:
+        """Have the blob be there, in a session that is open already if there is one.
+
+        An upload that was interrupted is left to a later run, if that may go on with it; another is deleted.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
             UnsupportedError: it was to be one PUT, and its digest is not known before its end.
-            OcistreamError: whatever the blob's own chunks raise, with the session deleted.
+            OcistreamError: whatever the blob's own chunks raise.
         """
+        self._ongoing = ongoing
+        try:
+            self._check_way()
+            self._take_up()
+            while (failure := self._attempt()) is not None:
+                self._mend(failure)
+        except BaseException as error:
+            if self._is_worth_keeping(error):
+                self._leave(error)
+            else:
+                self._ongoing.abandon()
+            raise
+        self._ongoing.is_over()
+        self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
+
+    def _check_way(self) -> None:
         if self._rung.kind == PUT and not self._sized:
             msg = "a layer that is made on the way cannot be uploaded by one PUT: its digest is known at its end"
             raise UnsupportedError(msg, hint="leave --upload away, or choose stream or chunk=SIZE")
-        try:
-            while (failure := self._attempt()) is not None:
-                self._mend(failure)
-        except BaseException:
-            if self._session is not None:
-                self._sessions.abandon(self._session)
-            raise
-        self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
+
+    # -- what an earlier run has begun, and what is left to a later one ----------------------------------
+
+    def _take_up(self) -> None:
+        """Go on with what an earlier run has sent, if the registry still has it and says how much that is.
+
+        Raises:
+            NetworkError, AuthenticationError: it does not answer this, nor to a new session.
+        """
+        if not self._ongoing.is_found:
+            return
+        self._sent_before = self._feed.size
+        place = self._ask() if self._resumes else None
+        if place is None:
+            # Only once there is another one: a registry that cannot be reached now may still have it.
+            session = self._sessions.open(self._tries)
+            self._sent_before = None
+            self._ongoing.replace(session)
+            self._tries.reset()
+            return
+        self._acknowledge(place)
+        if place and isinstance(self._blob, Blob):
+            what = f"the upload of {self._blob.descriptor.digest} goes on at byte {place}"
+            self._ladder.tell(f"{self._sessions.host}: {what}", 0 if place >= _SAVES else 1)
+
+    def _is_worth_keeping(self, error: BaseException) -> bool:
+        """Say whether a later run may go on with what was sent so far."""
+        if not self._ongoing.is_remembered or not self._blob.replayable or not self._resumes:
+            return False
+        sent = max(self.acknowledged, self._feed.end)
+        return is_interruption(error) and (sent >= limits.WORTH_KEEPING or self._ongoing.is_found)
+
+    def _leave(self, error: BaseException) -> None:
+        self._ongoing.leave()
+        if isinstance(error, OcistreamError) and not isinstance(error, CancelledError):
+            error.hint = f"{error.hint}; then {GOES_ON}" if error.hint else GOES_ON
+        elif isinstance(self._blob, Blob):
+            self._ladder.tell(f"what there is of {self._blob.descriptor.digest} is kept: {GOES_ON}", 1)
 
     # -- what goes well ---------------------------------------------------------------------------------
 
@@ -118,19 +177,21 @@ class Sending:
         return None
 
     def _go(self) -> None:
-        if self._session is None:
-            self._session = self._sessions.open(self._tries)
+        session = self._ongoing.session
+        if session is None:
+            session = self._sessions.open(self._tries)
+            self._ongoing.moves(session)
         if self._rung.kind == PUT and isinstance(self._blob, Blob) and not self._feed.is_empty:
             self._feed.seek(0)
             self._body = self._blob.descriptor.size
             body = Body(self._feed.send(0), self._body)
-            self._sessions.close(self._session, self._blob.descriptor.digest, self._tries, body, stored=self._body)
+            self._sessions.close(session, self._blob.descriptor.digest, self._tries, body, stored=self._body)
             self._feed.run_out()
             return
         while not self._feed.is_empty and (part := self._next_part()) is not None:
-            self._session = self._send_part(self._session, *part)
+            session = self._send_part(session, *part)
         self._feed.run_out()
-        self._finish(self._session)
+        self._finish(session)
 
     def _next_part(self) -> tuple[StreamedBody, tuple[int, int] | None] | None:
         """Give the next body, and its range where that is to be stated; None where nothing is left to be sent."""
@@ -140,7 +201,8 @@ class Sending:
             return None
         most = self._most()
         if most is None and not offset:
-            return (StreamedBody(self._feed.send(0)) if size is None else Body(self._feed.send(0), size)), None
+            chunks = self._feed.send(0)
+            return (StreamedBody(chunks, ends_early=True) if size is None else Body(chunks, size)), None
         if size is None:
             count = self._feed.fill(offset, most or limits.UPLOAD_MEMORY)
         else:
@@ -154,7 +216,7 @@ class Sending:
         largest = self._ladder.profile(self._sessions.host).largest_chunk
         if self._rung.kind != CHUNK:
             return largest if self.acknowledged else None
-        least = self._session.min_chunk if self._session else 0
+        least = self._ongoing.session.min_chunk if self._ongoing.session else 0
         if least > (limits.UPLOAD_MEMORY if self._sized else self._ladder.window(replayable=self._blob.replayable)):
             # Chunks of which none could be held: then all that is left goes in one.
             return None
@@ -164,6 +226,9 @@ class Sending:
         self._body = span[1] - span[0] if span else self._feed.size or 0
         self._resuming = span is not None and self._rung.kind != CHUNK
         session, stated = self._sessions.patch(session, body, self._tries, span, stored=self._body or math.inf)
+        self._ongoing.moves(session)
+        if body.failure is not None:
+            raise body.failure
         self._body = None
         end = span[1] if span else self._feed.end
         # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that
@@ -215,17 +280,17 @@ class Sending:
                 raise failure
             self._renew(failure)
             return
-        if status in {404, 416} and self._body is not None and not _is_lost(failure):
+        if status in {404, 416} and self._body is not None and not is_lost(failure):
             place = self._ask()
         if self._is_refused(failure, status, place):
             if self._forced is not None:
                 hint = f"--upload {self._rung} was asked for; --upload auto finds out what the registry takes"
-                raise _with_hint(failure, hint)
+                raise with_hint(failure, hint)
             if self._step_down(failure, status, place):
                 return
             if status == 413:
-                raise _with_hint(failure, _TOO_LARGE_HINT)
-        if not _may_pass(failure) or not self._tries.again(failure):
+                raise with_hint(failure, _TOO_LARGE_HINT)
+        if not may_pass(failure) or not self._tries.again(failure):
             raise failure
         self._go_on(failure, place)
 
@@ -233,8 +298,10 @@ class Sending:
         """Say whether the registry does not take what goes on with an upload, or has put it together wrongly."""
         if not isinstance(failure, RegistryError) or self._refuses_to_resume:
             return False
+        if self._sent_before is not None and refuses_the_earlier(failure):
+            return True
         if self._body is None:
-            return self._stitched and not _WRONG_BYTES.isdisjoint(failure.codes)
+            return self._stitched and finds_wrong(failure)
         return self._resuming and failure.status in _NO_RESUMPTION
 
     def _is_refused(self, failure: NetworkError, status: int, place: int | None) -> bool:
@@ -246,7 +313,7 @@ class Sending:
             # The registry has more than we thought: it was the offset that was wrong.
             return place is None or place == self.acknowledged
         if status == 404 and place is None:
-            if _is_lost(failure):
+            if is_lost(failure):
                 return False
             suspect, self._suspect = self._suspect, True
             return suspect
@@ -288,7 +355,7 @@ class Sending:
         return known and self._rung.kind != PUT and not self._refuses_to_resume
 
     def _go_on(self, failure: NetworkError, place: int | None) -> None:
-        if place is None and self._resumes and not _is_lost(failure):
+        if place is None and self._resumes and not is_lost(failure):
             place = self._ask()
         if place is None or not self._resumes:
             self._renew(failure)
@@ -299,10 +366,10 @@ class Sending:
 
     def _ask(self) -> int | None:
         """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use."""
-        if self._session is None:
+        if self._ongoing.session is None:
             return None
         try:
-            session, offset = self._sessions.offset(self._session, self._tries)
+            session, offset = self._sessions.offset(self._ongoing.session, self._tries)
         except CancelledError:
             raise
         except OcistreamError:
@@ -310,9 +377,10 @@ class Sending:
         if offset is None:
             # Some bytes may be there all the same, to which others would be appended.
             return None
-        if not self.acknowledged <= offset <= self._feed.end or not self._feed.can_give(offset):
+        most = self._feed.end if self._sent_before is None else self._sent_before
+        if not self.acknowledged <= offset <= most or not (offset > self._feed.end or self._feed.can_give(offset)):
             return None
-        self._session = session
+        self._ongoing.moves(session)
         return offset
 
     def _renew(self, failure: NetworkError) -> None:
@@ -321,9 +389,8 @@ class Sending:
         Raises:
             NetworkError: the beginning of the blob cannot be had again.
         """
-        if self._session is not None:
-            self._sessions.abandon(self._session)
-        self._session = None
+        self._ongoing.replace(None)
+        self._sent_before = None
         if not self._feed.can_give(0):
             # The next run may as well begin with what this one has come to.
             self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
@@ -331,20 +398,3 @@ class Sending:
         # What was come to before is no progress: else a registry that loses each session would be tried for ever.
         self.acknowledged = 0
         self._stitched = False
-
-
-def _is_lost(error: NetworkError) -> bool:
-    return isinstance(error, LostError) and error.is_sure
-
-
-def _may_pass(error: NetworkError) -> bool:
-    """Say whether an upload that failed so is worth another try: a server in trouble, or a connection that broke."""
-    if isinstance(error, RegistryError):
-        return error.status >= 500 or error.status in {408, 416, 429}
-    return not isinstance(error, FinalNetworkError)
-
-
-def _with_hint(error: NetworkError, hint: str) -> NetworkError:
-    if isinstance(error, RegistryError):
-        return RegistryError(error.what, status=error.status, codes=error.codes, hint=hint)
-    return NetworkError(error.what, hint=hint)

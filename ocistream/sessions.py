@@ -129,8 +129,8 @@ class Sessions:
     ) -> tuple[Session, int | None]:
         """Send a part of a blob, or all of it; give where to go on, and how many bytes the registry says it has.
 
-        `span` is the first byte of the part and the one behind its last, where that is to be stated. `stored` is its
-        size in bytes, infinite where that is not known.
+        A body that `ends_early` may have failed for all that. `span` is the first byte of the part and the one behind
+        its last, where that is to be stated. `stored` is its size in bytes, infinite where that is not known.
 
         Raises:
             LostError: the session is not known.
@@ -193,11 +193,14 @@ class Sessions:
     ) -> Answer:
         try:
             answer = self._send(method, url, expected, tries, headers, body, stored)
-        except NotFoundError as error:
-            if body and body.failure:
+        except OcistreamError as error:
+            if body is not None and body.failure is not None:
+                # Whatever became of the request: it is its source that failed.
+                raise body.failure from None
+            if not isinstance(error, NotFoundError):
                 raise
             raise LostError(error.what, is_sure=not _LOST_CODES.isdisjoint(error.codes)) from error
-        if body is not None and not body.ended:
+        if body is not None and not body.ended and body.failure is None:
             msg = f"{method} {redacted(session.location)}: answered {answer.status} before all of it was sent"
             raise NetworkError(msg)
         return answer

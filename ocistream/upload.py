@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import AuthenticationError, NotFoundError, OcistreamError, RegistryError
 from ocistream.interfaces import Blob
+from ocistream.ongoing import Ongoing, delete_left_over
 from ocistream.sending import Sending
 from ocistream.sessions import Sessions
+from ocistream.upload_records import UploadRecords
 from ocistream.window import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from ocistream.distribution import Repository
     from ocistream.interfaces import Unnamed
@@ -35,12 +37,13 @@ _REFUSALS: Final = (AuthenticationError, NotFoundError, RegistryError)
 class Uploader:
     """Uploads and mounts into one repository. Safe for several threads, each with blobs of its own."""
 
-    def __init__(self, repository: Repository) -> None:
-        """Take the repository to write to."""
+    def __init__(self, repository: Repository, records: UploadRecords | None = None) -> None:
+        """Take the repository to write to, and where uploads are remembered between runs, if they are."""
         self._ladder = repository.transport.ladder
         self._sessions = Sessions(repository)
+        self._records = records or UploadRecords(None)
         #: Sessions that a registry opened in place of a mount, by digest: a 202 to a mount is an upload.
-        self._opened: dict[str, Session] = {}
+        self._opened: dict[str, Ongoing] = {}
         self._lock = threading.Lock()
         #: How often in a row each repository did not have what was asked for.
         self._misses: dict[str, int] = {}
@@ -76,21 +79,34 @@ class Uploader:
         """Send a blob.
 
         Of a blob that has no name yet, the length is unknown when its upload begins; the digest closes it, as ever.
+        What an earlier run has left of an upload is gone on with.
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused.
             OcistreamError: whatever the blob's own chunks raise, with the session deleted.
         """
         with Feed(blob, self._ladder.window(replayable=blob.replayable)) as feed:
-            opened = self._opened.pop(blob.descriptor.digest, None) if isinstance(blob, Blob) else None
-            Sending(self._sessions, blob, feed, opened).run()
+            descriptor = blob.descriptor if isinstance(blob, Blob) else None
+            sending = Sending(self._sessions, blob, feed)
+            opened = self._opened.pop(descriptor.digest, None) if descriptor is not None else None
+            sending.run(opened or Ongoing(self._sessions, self._records, descriptor))
+
+    def settle(self, digests: Collection[str]) -> None:
+        """Delete what earlier runs have left of uploads of these blobs: all of them are there, whichever way."""
+        with contextlib.suppress(OcistreamError):
+            delete_left_over(self._sessions, self._records, digests)
 
     def close(self) -> None:
         """Delete the sessions that were opened in place of mounts and not used since."""
-        # The first that fails ends it: many time-outs are not worth waiting for.
+        with self._lock:
+            unused = list(self._opened.values())
+            self._opened.clear()
+        # The first that fails ends it: many time-outs are not worth waiting for. The next run will see to the others.
         with contextlib.suppress(OcistreamError):
-            while self._opened:
-                self._sessions.delete(self._opened.popitem()[1])
+            for ongoing in unused:
+                ongoing.delete()
+        for ongoing in unused:
+            ongoing.leave()
 
     def _mount(self, descriptor: Descriptor, source: str) -> bool | None:
         """Say whether a blob was mounted; None where the registry refused to talk about it."""
@@ -98,7 +114,7 @@ class Uploader:
             there, session = self._sessions.mount(descriptor.digest, source)
         except _REFUSALS:
             return None
-        self._keep(descriptor.digest, session)
+        self._keep(descriptor, session)
         return there
 
     def _find(self, descriptor: Descriptor, source: str) -> bool | None:
@@ -108,14 +124,24 @@ class Uploader:
             return None
         return self._mount(descriptor, source) if there else False
 
-    def _keep(self, digest: str, session: Session | None) -> None:
-        """Keep a session for the upload, or none where the blob is there; the one it replaces is deleted."""
+    def _keep(self, descriptor: Descriptor, session: Session | None) -> None:
+        """Keep a session for the upload, or none where the blob is there; the one it replaces is deleted.
+
+        What an earlier run has come to is worth more than a session that has just been opened.
+        """
         with self._lock:
-            replaced = self._opened.pop(digest, None)
-            if session is not None:
-                self._opened[digest] = session
-        if replaced is not None:
-            self._sessions.abandon(replaced)
+            before = self._opened.pop(descriptor.digest, None)
+        if session is None:
+            if before is not None:
+                before.abandon()
+            return
+        ongoing = before or Ongoing(self._sessions, self._records, descriptor)
+        if ongoing.is_found:
+            self._sessions.abandon(session)
+        else:
+            ongoing.replace(session)
+        with self._lock:
+            self._opened[descriptor.digest] = ongoing
 
     def _missed(self, source: str) -> int:
         return self._misses.get(source, 0)

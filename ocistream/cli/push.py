@@ -54,6 +54,9 @@ def push(
 
     What the registry has is not sent. No manifest and no tag appears before every blob it needs is there.
 
+    One that was killed goes on when the same command is run again: what the registry has of a blob is not sent again,
+    where it can say how much that is.
+
     From a pipe whose index comes last, blobs of images that are not chosen are sent too: it is not known yet whose
     they are. From a file they are not.
 
@@ -88,10 +91,11 @@ def push(
         session.check_push(early)
         source = open_source(end, around, want)
         try:
-            return source, RegistrySink(around.transport(), target, early=early, mount_from=mounts)
+            sink = RegistrySink(around.transport(), target, early=early, mount_from=mounts, records=session.records())
         except BaseException:
             source.close()
             raise
+        return source, sink
 
     move(session, open_ends, lambda root: target(root).name)
 

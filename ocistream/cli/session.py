@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ocistream.reference import Reference
     from ocistream.retry import Retried
     from ocistream.transport import Transport
+    from ocistream.upload_records import UploadRecords
 
 __all__ = [
     "PASSWORD_ON_STDIN",
@@ -63,6 +64,7 @@ class Session:
     _pace: Pace | None = None
     _ladder: Ladder | None = None
     _places: Places | None = None
+    _records: UploadRecords | None = None
 
     @property
     def jobs(self) -> int:
@@ -74,18 +76,21 @@ class Session:
         """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
         if self._ladder is None:
             from ocistream.ladder import Ladder
-            from ocistream.state import State, state_directory
+            from ocistream.state import State
 
-            def note(message: str) -> None:
-                self.console.note(message, level=1)
-
-            def tell(message: str, level: int) -> None:
-                self.console.note(message, level=level)
-
-            directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
             forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
-            self._ladder = Ladder(forced=forced, jobs=jobs, state=State(directory, note), tell=tell)
+            state = State(_state_directory(), self._tell_if_asked)
+            self._ladder = Ladder(forced=forced, jobs=jobs, state=state, tell=self._tell_fall_back)
         return self._ladder
+
+    def records(self) -> UploadRecords:
+        """Give where uploads are remembered that a later run may go on with."""
+        if self._records is None:
+            from ocistream.upload_records import UploadRecords
+
+            directory = _state_directory()
+            self._records = UploadRecords(directory / "uploads" if directory else None, self._tell_if_asked)
+        return self._records
 
     def surroundings(self, side: str = "", *, named: Collection[str] = ()) -> Surroundings:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
@@ -116,6 +121,7 @@ class Session:
             mtime=_source_date(os.environ),
             reads=reading,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
+            records=self.records,
         )
 
     def check_push(self, reference: Reference | None) -> None:
@@ -243,6 +249,9 @@ class Session:
             level=0 if retried.wait >= _WORTH_TELLING else 1,
         )
 
+    def _tell_if_asked(self, message: str) -> None:
+        self.console.note(message, level=1)
+
     def _tell_fall_back(self, message: str, level: int) -> None:
         self.console.note(message, level=level)
 
@@ -268,6 +277,12 @@ class Session:
                 msg, hint="name a file to write to (of `pull`, that is -o FILE), or pipe it on: `... | ssh host ...`"
             )
         return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+
+
+def _state_directory() -> Path | None:
+    from ocistream.state import state_directory
+
+    return state_directory(os.environ, home() if os.environ.get("HOME") else None)
 
 
 def home() -> Path:

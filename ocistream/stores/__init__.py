@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
+    from ocistream.upload_records import UploadRecords
 
 __all__ = ["End", "Surroundings", "Want", "open_sink", "open_source", "parse_end", "reference_of"]
 
@@ -119,6 +120,8 @@ class Surroundings:
     reads: Callable[[], Reading] | None = None
     #: How much may be asked for at a time.
     jobs: int = DEFAULT_JOBS
+    #: Where uploads are remembered that a later run may go on with, if they are.
+    records: Callable[[], UploadRecords] | None = None
 
     def reading(self) -> Reading:
         """Give what images in registries are read by."""
@@ -255,7 +258,13 @@ def _registry_sink(end: End, around: Surroundings) -> Sink:
     def one(_: Root) -> Reference:
         return reference
 
-    return RegistrySink(around.transport(), around.target or one, early=reference, mount_from=around.mount_from)
+    return RegistrySink(
+        around.transport(),
+        around.target or one,
+        early=reference,
+        mount_from=around.mount_from,
+        records=around.records() if around.records is not None else None,
+    )
 
 
 def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
     from ocistream.transport import Transport
+    from ocistream.upload_records import UploadRecords
 
 __all__ = ["RegistrySink", "RegistrySource"]
 
@@ -47,12 +48,15 @@ class RegistrySink:
         *,
         early: Reference | None = None,
         mount_from: Sequence[str] = (),
+        records: UploadRecords | None = None,
     ) -> None:
         """Take the way to name things.
 
         `early` is where blobs go that come before the graph is known; without it they cannot be taken. `mount_from` are
-        repositories of the same registry that may have blobs already.
+        repositories of the same registry that may have blobs already. `records` is where uploads are remembered, for a
+        later run to go on with what this one does not bring to its end.
         """
+        self._records = records
         self._mount_from = tuple(mount_from)
         self._transport = transport
         self._target = target
@@ -181,6 +185,9 @@ class RegistrySink:
             reference = self._target(root)
             if reference.tag:
                 self._tag(reference, by_digest[root.descriptor.digest])
+        for home, (_, uploader) in self._uploaders.items():
+            # Other uploads to the same repository, of images that are not there yet, are theirs to go on with.
+            uploader.settle([digest for digest, homes in self._needed_in.items() if home in homes])
 
     def close(self) -> None:
         """Drop the upload sessions that registries opened in place of mounts and that were not used."""
@@ -255,7 +262,7 @@ class RegistrySink:
     def _repository(self, reference: Reference) -> tuple[Repository, Uploader]:
         if reference.repository not in self._uploaders:
             repository = Repository(self._transport, reference.registry, reference.repository, writes=True)
-            self._uploaders[reference.repository] = (repository, Uploader(repository))
+            self._uploaders[reference.repository] = (repository, Uploader(repository, self._records))
         return self._uploaders[reference.repository]
 
     def _repository_named(self, name: str) -> Repository:

@@ -100,7 +100,7 @@ class TestWhatIsRemembered:
         expect.success(second)
         assert "413" not in second.err
         assert {status for _, status, _ in bodies(bounded)[seen:]} == {202}
-        (file,) = (state / "ocistream").iterdir()
+        (file,) = (path for path in state.rglob("*") if path.is_file())
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
         assert json.loads(file.read_bytes())["hosts"][bounded.host]["upload"] == "chunk=1048576"

@@ -11,7 +11,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.bodies import Body
-from ocistream.errors import CancelledError
+from ocistream.errors import CancelledError, NotFoundError
 from ocistream.hosts import HostSettings
 from ocistream.pacing import Pace, Throttle, Turns
 from ocistream.transport import Transport, TransportSettings
@@ -128,8 +128,21 @@ class TestRates:
         transport = quick(pace=Pace(1000.0))
         assert get(transport, registry) == b"x" * size
         assert transport.waits[-1] == pytest.approx(size / 1000, rel=0.1)
-        # The request's own head is paid for as well, once.
-        assert len(transport.waits) == 1 + -(-size // 512)
+        assert len(transport.waits) == -(-size // 512)
+
+    def test_a_request_s_head_is_paid_for_by_what_follows_so_that_its_answer_is_read_at_once(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        registry = faulty()
+        transport = quick(pace=Pace(10.0))
+        endpoint = transport.endpoint(registry.host)
+        transport.request(endpoint, "POST", f"{endpoint.url}/v2/a/blobs/uploads/", expected=(202,))
+        assert transport.waits == []
+        url = f"{endpoint.url}/v2/a/blobs/uploads/none"
+        with pytest.raises(NotFoundError):
+            transport.request(endpoint, "PATCH", url, body=Body(iter([b"x"]), 1))
+        # Both heads have some hundred bytes.
+        assert transport.waits[0] > 10
 
     def test_an_upload_is_paid_for_too_whatever_the_size_of_its_chunks(self, faulty: Faulty, quick: Quick) -> None:
         size = 300_000

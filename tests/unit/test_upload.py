@@ -284,6 +284,31 @@ class TestSourcesThatFail:
         eventually(lambda: [request.received for request in registry.asked("PATCH")] == [4 * MIB])
         assert sorted(methods(registry)) == ["DELETE", "PATCH", "POST"]
 
+    @pytest.mark.parametrize("failure", [IntegrityError("wrong"), CancelledError("cancelled"), OSError(errno.EIO, "x")])
+    @pytest.mark.parametrize("answer", [None, StopReading(2 * MIB), StopReading(2 * MIB, reset=True)])
+    def test_a_stream_of_unknown_length_ends_where_its_source_failed_and_its_session_is_known_and_deleted(
+        self, faulty: Faulty, quick: Quick, failure: Exception, answer: Action | None
+    ) -> None:
+        def fail(at: int) -> None:
+            if at == 2 * MIB:
+                raise failure
+
+        moved = Header("Location", lambda path: f"{path}?_state=after")
+        registry = faulty(Fault(answer or moved, "PATCH"))
+        source = Source()
+        source.before = fail
+        with pytest.raises(type(failure)) as caught:
+            uploader(quick(), registry).upload(source.unnamed)
+        assert caught.value is failure
+        assert methods(registry) == ["POST", "PATCH", "DELETE"]
+        _, patch, delete = registry.requests
+        if answer is None:
+            assert (patch.status, patch.received) == (202, 2 * MIB)
+            # distribution has the offset in it.
+            assert delete.target.endswith("?_state=after")
+        assert not is_stored(registry)
+        assert is_clean(registry)
+
     @pytest.mark.parametrize("refused", [HangUp(), Reset(), refusal(404), refusal(405), refusal(500)])
     def test_that_the_session_cannot_be_deleted_is_not_the_news(
         self, faulty: Faulty, quick: Quick, refused: Action

@@ -1,0 +1,291 @@
+"""A push that was killed goes on when the same command is run again: what is sent again, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Argument, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Header, Stall, refusal
+from tests.faulty_auth import Basic, Bearer
+from tests.images import Descriptor, Layout
+from tests.registry_http import manifest_digest
+
+MIB = 1 << 20
+LAYER = 6 * MIB
+Start = Callable[..., FaultyRegistry]
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a state directory of its own: ports are used again."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image with one layer of some size."""
+    return layout.image([LAYER], name="v1")
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest, layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
+    """Return where that image is read from: a layout directory, unless the test asks for an archive."""
+    del image
+    if getattr(request, "param", "layout") == "layout":
+        return layout.path
+    path = tmp_path / "image.tar"
+    expect.success(ocistream("copy", f"oci:{layout.path}:v1", path))
+    return path
+
+
+def push(served: FaultyRegistry, source: Path, *options: Argument) -> list[Argument]:
+    return ["push", "-i", source, f"{served.host}/app:1", *options]
+
+
+def records(state: Path) -> list[Path]:
+    return [path for path in (state / "ocistream" / "uploads").glob("*") if path.is_file()]
+
+
+def sessions(served: FaultyRegistry) -> list[Path]:
+    """Return what lies in the registry of uploads that are neither closed nor deleted."""
+    return list((served.layout.path / "blobs").glob("*/*.upload.partial"))
+
+
+def received(served: FaultyRegistry) -> int:
+    return sum(request.received for request in served.asked("PATCH"))
+
+
+def ended(
+    served: FaultyRegistry, number: signal.Signals, arguments: list[Argument], *, after: int = 2 * MIB
+) -> tuple[int, str]:
+    """Run a slow push until the registry has so much of it, end it by a signal, and wait until the registry noticed."""
+    with started(*arguments, "--limit-rate", "8M") as process:
+        expect.wait_for(lambda: received(served) >= after)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    expect.wait_for(lambda: all(request.status for request in served.requests))
+    return process.returncode, err.decode()
+
+
+def check_whole(served: FaultyRegistry, image: Descriptor, state: Path) -> None:
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert records(state) == []
+    assert sessions(served) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "way", "number"),
+    [
+        ("layout", "auto", signal.SIGKILL),
+        ("archive", "auto", signal.SIGKILL),
+        ("layout", "chunk=1MiB", signal.SIGKILL),
+        ("archive", "auto", signal.SIGTERM),
+        ("layout", "chunk=1MiB", signal.SIGINT),
+    ],
+    indirect=["source"],
+)
+def test_what_the_registry_has_is_not_sent_again(
+    served: FaultyRegistry,
+    source: Path,
+    image: Descriptor,
+    layout: Layout,
+    state: Path,
+    number: signal.Signals,
+    way: str,
+) -> None:
+    code, err = ended(served, number, push(served, source, "--upload", way))
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "Traceback" not in err
+    expect.no_image(served)
+    assert len(records(state)) == 1
+    before = received(served)
+    again = ocistream(*push(served, source, "--upload", way, "-v"))
+    expect.success(again)
+    assert "goes on at byte" in again.err
+    sizes = [blob["size"] for blob in [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]]
+    assert 2 * MIB <= before < LAYER
+    assert received(served) == sum(sizes)
+    check_whole(served, image, state)
+
+
+def test_from_a_pipe_it_goes_on_after_a_kill_as_well(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
+) -> None:
+    archive = tmp_path / "image.tar"
+    expect.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    with (
+        archive.open("rb") as file,
+        started("push", f"{served.host}/app:1", "--limit-rate", "8M", stdin=file.fileno()) as process,
+    ):
+        expect.wait_for(lambda: received(served) >= 2 * MIB)
+        process.kill()
+    expect.wait_for(lambda: all(request.status for request in served.requests))
+    before = received(served)
+    expect.success(ocistream("push", f"{served.host}/app:1", stdin=archive))
+    assert received(served) - before <= LAYER + MIB - before
+    check_whole(served, image, state)
+
+
+def test_a_session_that_is_gone_is_begun_anew(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    served.uploads.close()
+    served.uploads._uploads.clear()  # noqa: SLF001 - as a restart does
+    before = received(served)
+    expect.success(ocistream(*push(served, source)))
+    assert received(served) - before >= LAYER
+    check_whole(served, image, state)
+
+
+def test_what_came_there_another_way_meanwhile_leaves_no_session_behind(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, tmp_path: Path
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    other = {"XDG_STATE_HOME": str(tmp_path / "other")}
+    expect.success(ocistream(*push(served, source), env=other))
+    assert len(sessions(served)) == len(records(state)) == 1
+    expect.success(ocistream(*push(served, source)))
+    check_whole(served, image, state)
+
+
+def test_a_registry_that_fails_for_good_is_gone_on_with_later_and_the_error_says_so(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    served.faults = [Fault(refusal(503), "PATCH", skip=3, times=None)]
+    failed = ocistream(*push(served, source, "--upload", "chunk=1MiB", "--jobs", "1", "--retries", "0"))
+    expect.failure(failed, 7, "503", "the same command goes on")
+    served.faults.clear()
+    before = received(served)
+    expect.success(ocistream(*push(served, source)))
+    assert received(served) - before <= LAYER - 2 * MIB + 10_000
+    check_whole(served, image, state)
+
+
+def test_of_a_wrong_source_nothing_is_left(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, state: Path
+) -> None:
+    file = layout.file(layout.read(image["digest"])["layers"][0]["digest"])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"!")
+    expect.failure(ocistream(*push(served, layout.path)), 5, "sha256:")
+    assert records(state) == []
+    expect.wait_for(lambda: not sessions(served))
+
+
+def test_two_pushes_of_one_image_at_once_both_end_well(
+    start: Start, source: Path, image: Descriptor, state: Path
+) -> None:
+    served = start(Fault(Stall(), "PUT", "/uploads/", times=2))
+    with started(*push(served, source)) as first:
+        expect.wait_for(lambda: [request for request in served.requests if request.fault])
+        with started(*push(served, source)) as second:
+            expect.wait_for(lambda: len(served.asked("POST")) >= 3)
+            served.release()
+            assert second.wait(60) == first.wait(60) == 0
+    check_whole(served, image, state)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_state_directory_that_cannot_be_written_is_no_failure(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, before: bool
+) -> None:
+    # Not even root can make a folder below a file.
+    if before:
+        state.write_text("a file is in the way")
+    else:
+        (state / "ocistream").mkdir(parents=True)
+        (state / "ocistream" / "uploads").write_text("a file is in the way")
+    told = ocistream(*push(served, source, "-v"))
+    expect.success(told)
+    assert "uploads are not remembered" in told.err
+    quiet = ocistream(*push(served, source))
+    assert "remembered" not in quiet.err
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+
+
+@pytest.mark.parametrize("way", ["malformed", "huge", "link", "elsewhere"])
+def test_a_record_that_is_not_to_be_believed_costs_nothing_but_what_it_saves(
+    served: FaultyRegistry, start: Start, source: Path, image: Descriptor, state: Path, tmp_path: Path, way: str
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    (record,) = records(state)
+    document = json.loads(record.read_bytes())
+    hostile = start()
+    secret = tmp_path / "secret"
+    secret.write_text("the user's own")
+    match way:
+        case "malformed":
+            record.write_bytes(record.read_bytes()[:50])
+        case "huge":
+            with record.open("ab") as file:
+                file.truncate(1 << 40)
+        case "link":
+            record.unlink()
+            record.symlink_to(secret)
+        case "elsewhere":
+            location = f"{hostile.url}/v2/app/blobs/uploads/x"
+            record.write_text(json.dumps({**document, "location": location}))
+    again = ocistream(*push(served, source))
+    expect.success(again)
+    assert "Traceback" not in again.err
+    assert hostile.requests == []
+    assert secret.read_text() == "the user's own"
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert records(state) == []
+
+
+@pytest.mark.parametrize("stated", [f"0-{LAYER * 2}", "0--7"])
+def test_a_registry_that_lies_about_its_offset_is_not_believed(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path, stated: str
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    served.faults = [Fault(Header("Range", stated), "GET", "/uploads/", times=None)]
+    expect.success(ocistream(*push(served, source)))
+    check_whole(served, image, state)
+
+
+@pytest.mark.parametrize("auth", [Basic("alice", "s3cret-pw"), Bearer({"alice": "s3cret-pw"})], ids=["basic", "bearer"])
+def test_no_credential_is_ever_in_the_state_directory(
+    start: Start, source: Path, state: Path, auth: Basic | Bearer
+) -> None:
+    served = start(auth=auth)
+    env = {"OCISTREAM_USERNAME": "alice", "OCISTREAM_PASSWORD": "s3cret-pw"}
+    with started(*push(served, source, "--limit-rate", "8M"), env=env) as process:
+        expect.wait_for(lambda: received(served) >= 2 * MIB)
+        process.kill()
+    assert len(records(state)) == 1
+    shown = {request.headers["Authorization"] for request in served.requests} - {None}
+    kept = b"\n".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+    for secret in {"s3cret-pw", "alice", "Authorization", "Bearer", "Basic", *(str(v).split()[1] for v in shown)}:
+        assert secret.encode() not in kept
+
+
+def test_copy_goes_on_as_well(start: Start, layout: Layout, image: Descriptor, state: Path) -> None:
+    served = start()
+    copy: list[Argument] = ["copy", f"oci:{layout.path}:v1", f"{served.host}/app:1"]
+    ended(served, signal.SIGKILL, copy)
+    before = received(served)
+    expect.success(ocistream(*copy))
+    assert received(served) - before <= LAYER + 10_000 - before
+    check_whole(served, image, state)
+
+
+def test_compressed_anew_it_begins_anew_and_leaves_no_session(
+    served: FaultyRegistry, source: Path, state: Path
+) -> None:
+    arguments = push(served, source, "--compress", "zstd", "--upload", "chunk=1MiB")
+    ended(served, signal.SIGKILL, arguments)
+    assert len(sessions(served)) == len(records(state)) == 1
+    expect.success(ocistream(*arguments))
+    assert sessions(served) == []
+    assert records(state) == []

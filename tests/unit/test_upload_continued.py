@@ -1,0 +1,572 @@
+"""An upload that an earlier run has begun: what is sent of it again, what is believed, kept and deleted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits
+from ocistream.credentials import Credential
+from ocistream.distribution import Repository
+from ocistream.errors import (
+    ArchiveError,
+    AuthenticationError,
+    CancelledError,
+    IntegrityError,
+    LocalDiskError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    RegistryError,
+    TerminatedError,
+)
+from ocistream.ladder import Ladder
+from ocistream.rungs import CHUNK, PUT, Rung
+from ocistream.upload import Uploader
+from ocistream.upload_records import Key, UploadRecord, UploadRecords
+from tests.faults import Action, Fault, HangUp, Header, Reply, StopReading, refusal
+from tests.faulty_auth import Basic, Bearer
+from tests.network import CountingRegistry, QuickTransport, eventually
+from tests.talking import Client
+from tests.unit.test_upload import BLOB, CONTENT, MIB, UPLOADS, Faulty, Quick, Source, is_clean, is_stored, methods
+
+SENT = 3 * MIB
+
+
+class Run:
+    """What one run after the other has: a folder of records. `told` is what was said of uploads, with its level."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.told: list[tuple[str, int]] = []
+        self.notes: list[str] = []
+
+    @property
+    def records(self) -> UploadRecords:
+        return UploadRecords(self.folder, self.notes.append)
+
+    @property
+    def ladder(self) -> Ladder:
+        return Ladder(tell=lambda message, level: self.told.append((message, level)))
+
+    def uploader(self, transport: QuickTransport, registry: CountingRegistry, name: str = "app") -> Uploader:
+        return Uploader(Repository(transport, registry.host, name, writes=True), self.records)
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.iterdir()) if self.folder.exists() else []
+
+    def has_left(self, registry: CountingRegistry, location: str, digest: str = BLOB.digest) -> None:
+        """Write what a killed run would have."""
+        claim = self.records.claim(Key(registry.host, "app", digest, len(CONTENT)))
+        assert claim is not None
+        claim.write(UploadRecord(location))
+        claim.leave()
+
+    def was_killed(self, registry: CountingRegistry, sent: int = SENT, content: bytes = CONTENT) -> str:
+        """Leave what a run that was killed leaves: a session with so many bytes, and a record of it."""
+        with Client(registry.host) as ask:
+            location = registry.url + ask("POST", UPLOADS).headers["Location"]
+            if sent:
+                assert ask("PATCH", location, content[:sent]).status == 202
+        registry.requests.clear()
+        self.has_left(registry, location)
+        return location
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "state" / "uploads")
+
+
+def received(registry: CountingRegistry) -> int:
+    return sum(request.received for request in registry.requests)
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize("replayable", [True, False])
+    def test_what_the_registry_has_is_not_sent_again(
+        self, faulty: Faulty, quick: Quick, run: Run, replayable: bool
+    ) -> None:
+        registry = faulty()
+        location = run.was_killed(registry)
+        source = Source(replayable=replayable)
+        run.uploader(quick(ladder=run.ladder), registry).upload(source.blob)
+        assert methods(registry) == ["GET", "PATCH", "PUT"]
+        (patch,) = registry.asked("PATCH")
+        assert location.endswith(patch.target)
+        assert patch.headers["Content-Range"] == f"{SENT}-{len(CONTENT) - 1}"
+        assert received(registry) == len(CONTENT) - SENT
+        assert source.opened == 1
+        assert is_stored(registry)
+        assert run.files() == []
+        assert f"sha256:{BLOB.digest[7:]} goes on at byte {SENT}" in run.told[0][0]
+        assert run.told[0][1] == 1
+
+    def test_that_much_is_saved_is_said_to_everybody(
+        self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ocistream.sending._SAVES", SENT)
+        registry = faulty()
+        run.was_killed(registry)
+        run.uploader(quick(ladder=run.ladder), registry).upload(Source().blob)
+        assert [level for _, level in run.told] == [0]
+
+    def test_of_one_that_has_all_only_the_end_is_missing(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry, len(CONTENT))
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry) == ["GET", "PUT"]
+        assert is_stored(registry)
+
+    def test_one_that_has_nothing_is_used_all_the_same(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry, 0)
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry) == ["GET", "PATCH", "PUT"]
+        assert registry.asked("PATCH")[0].headers["Content-Range"] is None
+        assert is_stored(registry)
+
+    def test_in_chunks_as_well(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry, MIB)
+        run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(Source().blob)
+        assert [patch.headers["Content-Range"] for patch in registry.asked("PATCH")] == [
+            f"{MIB}-{3 * MIB - 1}",
+            f"{3 * MIB}-{len(CONTENT) - 1}",
+        ]
+        assert is_stored(registry)
+
+    def test_by_one_put_it_is_begun_anew_and_what_there_was_deleted(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        run.uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "DELETE", "PUT"]
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    def test_it_may_break_again_and_goes_on_again(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(StopReading(MIB // 2), "PATCH", skip=1))
+        run.was_killed(registry)
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert received(registry) == len(CONTENT) - SENT
+        assert len(registry.asked("POST")) == 0
+        assert is_stored(registry)
+
+    def test_while_it_lasts_the_record_says_where_it_is(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        moved = Header("Location", lambda path: f"{path.partition('?')[0]}?_state={len(registry.requests)}")
+        registry = faulty(Fault(moved, "POST|PATCH", times=None))
+        seen: list[str] = []
+        source = Source()
+        source.before = lambda _: seen.extend(
+            [json.loads(path.read_bytes())["location"] for path in run.files() if path.stat().st_size]
+        )
+        run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 3 * MIB // 2))), registry).upload(source.blob)
+        states = [location.partition("?_state=")[2] for location in seen]
+        # Written when it was opened, and whenever an answer led elsewhere.
+        assert states[0] == "1"
+        assert len(set(states)) == 3
+        assert run.files() == []
+
+    def test_blobs_without_a_name_are_not_gone_on_with_but_found_and_deleted(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty()
+        location = run.was_killed(registry)
+        run.folder.joinpath(run.files()[0].name).unlink()
+        run.has_left(registry, location, digest="")
+        uploader = run.uploader(quick(), registry)
+        uploader.upload(Source().unnamed)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+        uploader.settle([BLOB.digest])
+        assert methods(registry)[3:] == ["DELETE"]
+        assert run.files() == []
+        assert is_clean(registry)
+
+
+class TestWhatIsBelieved:
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Header("Range", f"0-{len(CONTENT)}"),
+            Header("Range", "0-99999999999"),
+            Header("Range", "0--1"),
+            Header("Range", "-5"),
+            Header("Range", "5-10"),
+            Header("Range", "x"),
+            Header("Range", None),
+            refusal(404, "BLOB_UPLOAD_UNKNOWN"),
+            refusal(404),
+            refusal(410),
+            refusal(400),
+            refusal(403),
+            refusal(405),
+            refusal(416),
+            Reply(204, {"Location": "/v2/x"}),
+            Reply(301, {"Location": "/v2/x"}),
+        ],
+        ids=str,
+    )
+    def test_one_of_which_the_registry_says_nothing_that_can_be_so_is_begun_anew(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        registry.faults = [Fault(answer, "GET", "uploads", times=None)]
+        run.uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert [name for name in methods(registry) if name != "GET"] == ["POST", "DELETE", "PATCH", "PUT"]
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    @pytest.mark.parametrize("answer", [HangUp(), refusal(500), refusal(503), refusal(429)])
+    def test_one_that_cannot_be_asked_for_is_begun_anew_where_others_can(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        registry.faults = [Fault(answer, "GET", "uploads", times=None)]
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    def test_but_it_stays_while_the_registry_is_down(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        registry.faults = [Fault(refusal(503), times=None)]
+        with pytest.raises(RegistryError) as caught:
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert "the same command goes on" in (caught.value.hint or "")
+        registry.faults.clear()
+        registry.requests.clear()
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert received(registry) == len(CONTENT) - SENT
+
+    @pytest.mark.parametrize("count", [MIB, SENT])
+    def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_anew(
+        self, faulty: Faulty, quick: Quick, run: Run, count: int
+    ) -> None:
+        registry = faulty()
+        run.was_killed(registry, count, content=bytes(count))
+        source = Source()
+        run.uploader(quick(), registry).upload(source.blob)
+        assert [put.status for put in registry.asked("PUT")] == [400, 201]
+        assert received(registry) == 2 * len(CONTENT) - count
+        assert is_stored(registry)
+        assert is_clean(registry)
+
+    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+    @pytest.mark.parametrize("status", [400, 404, 405, 409, 410, 412, 416, 422, 501])
+    def test_whatever_it_is_refused_by_it_is_begun_anew(
+        self, faulty: Faulty, quick: Quick, run: Run, method: str, status: int
+    ) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        registry.faults = [Fault(refusal(status), method), Fault(refusal(404), "GET", "uploads", skip=1, times=None)]
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert is_stored(registry)
+        assert len(registry.asked("POST")) == 1
+        assert is_clean(registry)
+
+    def test_what_is_still_being_written_when_it_is_asked_for_is_asked_for_again(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        # The killed run's last bytes are still on their way through the registry.
+        registry = faulty()
+        run.was_killed(registry)
+        registry.faults = [Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads")]
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry) == ["GET", "PATCH", "GET", "PATCH", "PUT"]
+        assert registry.asked("PATCH")[1].headers["Content-Range"] == f"{SENT}-{len(CONTENT) - 1}"
+        assert is_stored(registry)
+
+    def test_a_location_of_another_host_in_the_file_is_never_asked_for(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry, hostile = faulty(auth=Basic("alice", "s3cret")), faulty()
+        run.has_left(registry, f"{hostile.url}/v2/app/blobs/uploads/x")
+        credential = Credential("alice", "s3cret", source="the test")
+        run.uploader(quick(credential=credential), registry).upload(Source().blob)
+        assert hostile.requests == []
+        assert is_stored(registry)
+        assert run.files() == []
+
+    def test_a_registry_whose_uploads_cannot_be_gone_on_with_is_not_remembered(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        transport = quick()
+        transport.ladder._profiles[registry.host] = transport.ladder.profile("gcr.io")  # noqa: SLF001 - its host is not ours
+        run.uploader(transport, registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+
+
+KEPT = [
+    NetworkError("the source broke off"),
+    RegistryError("the source says 503", status=503),
+    AuthenticationError("the token is no more"),
+    LocalDiskError("cannot read the layer"),
+    CancelledError("cancelled"),
+    KeyboardInterrupt(),
+    TerminatedError(),
+]
+DROPPED = [
+    IntegrityError("wrong"),
+    ArchiveError("truncated"),
+    NotFoundError("gone"),
+    RegistryError("the source says 400", status=400),
+    ValueError("a bug"),
+]
+
+
+class TestWhatIsKept:
+    def fail(
+        self,
+        run: Run,
+        registry: CountingRegistry,
+        transport: QuickTransport,
+        failure: BaseException,
+        *,
+        at: int = 2 * MIB,
+        replayable: bool = True,
+    ) -> BaseException:
+        def fail(start: int) -> None:
+            if start == at:
+                raise failure
+
+        source = Source(replayable=replayable)
+        source.before = fail
+        with pytest.raises(type(failure)) as caught:
+            run.uploader(transport, registry).upload(source.blob)
+        assert caught.value is failure
+        return failure
+
+    @pytest.mark.parametrize("failure", KEPT, ids=lambda failure: type(failure).__name__)
+    def test_an_interruption_leaves_the_session_for_the_next_run(
+        self, faulty: Faulty, quick: Quick, run: Run, failure: BaseException
+    ) -> None:
+        registry = faulty()
+        self.fail(run, registry, quick(), failure)
+        assert len(run.files()) == 1
+        assert not registry.asked("DELETE")
+        if isinstance(failure, OcistreamError) and not isinstance(failure, CancelledError):
+            assert failure.hint == "the same command goes on where the upload stopped"
+        eventually(lambda: [patch.received for patch in registry.asked("PATCH")] == [2 * MIB])
+        eventually(lambda: all(request.status for request in registry.requests))
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked("POST")) == 1
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert run.files() == []
+
+    def test_a_hint_that_is_there_stays(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        failure = LocalDiskError("cannot read", hint="check the permissions")
+        self.fail(run, faulty(), quick(), failure)
+        assert failure.hint == "check the permissions; then the same command goes on where the upload stopped"
+
+    @pytest.mark.parametrize("failure", DROPPED, ids=lambda failure: type(failure).__name__)
+    def test_what_is_wrong_is_deleted(self, faulty: Faulty, quick: Quick, run: Run, failure: BaseException) -> None:
+        registry = faulty()
+        self.fail(run, registry, quick(), failure)
+        self.check_gone(run, registry)
+
+    def check_gone(self, run: Run, registry: CountingRegistry) -> None:
+        assert run.files() == []
+        eventually(lambda: [request.status for request in registry.asked("DELETE")] == [204])
+        eventually(lambda: is_clean(registry))
+
+    def test_so_is_what_came_from_a_pipe(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        failure = self.fail(run, registry, quick(), LocalDiskError("x"), replayable=False)
+        self.check_gone(run, registry)
+        assert getattr(failure, "hint", None) is None
+
+    def test_and_what_is_small(self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "WORTH_KEEPING", 2 * MIB + 1)
+        registry = faulty()
+        self.fail(run, registry, quick(), LocalDiskError("x"))
+        self.check_gone(run, registry)
+
+    def test_and_what_goes_up_by_one_put(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        self.fail(run, registry, quick(ladder=Ladder(forced=Rung(PUT))), LocalDiskError("x"))
+        self.check_gone(run, registry)
+
+    def test_a_registry_that_fails_for_good_in_the_middle_has_it_kept(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty(Fault(refusal(503), "PATCH", skip=2, times=None))
+        with pytest.raises(RegistryError):
+            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        registry.faults.clear()
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert len(registry.asked("POST")) == 1
+        assert sum(patch.received for patch in registry.asked("PATCH") if patch.status == 202) == len(CONTENT)
+        assert is_stored(registry)
+
+    def test_one_that_has_lost_it_has_not(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", skip=2, times=None))
+        source = Source()
+        with pytest.raises(NetworkError, match="has lost the upload") as caught:
+            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(source.blob)
+        assert caught.value.hint is None
+        assert run.files() == []
+
+    def test_one_that_finds_it_wrong_has_not(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None))
+        with pytest.raises(RegistryError):
+            run.uploader(quick(), registry).upload(Source().blob)
+        self.check_gone(run, registry)
+
+
+class TestTwoRuns:
+    def test_the_second_has_a_session_of_its_own(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        first, second = Source(), Source()
+        reached, go_on = threading.Event(), threading.Event()
+
+        def pause(start: int) -> None:
+            if start == 2 * MIB:
+                reached.set()
+                assert go_on.wait(60)
+
+        first.before = pause
+        transport = quick()
+        thread = threading.Thread(target=lambda: run.uploader(transport, registry).upload(first.blob))
+        thread.start()
+        assert reached.wait(60)
+        other = run.uploader(quick(), registry)
+        other.upload(second.blob)
+        other.settle([BLOB.digest])
+        assert not registry.asked("GET|DELETE")
+        assert len(run.files()) == 1
+        go_on.set()
+        thread.join()
+        assert [put.status for put in registry.asked("PUT")] == [201, 201]
+        assert run.files() == []
+        assert is_stored(registry)
+        assert is_clean(registry)
+
+
+class TestMounts:
+    def test_a_session_in_place_of_a_mount_is_remembered_at_once(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        uploader = run.uploader(quick(), registry)
+        assert not uploader.mount(BLOB, "base")
+        (file,) = run.files()
+        assert json.loads(file.read_bytes())["location"].startswith(f"{registry.url}{UPLOADS}")
+        uploader.upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+        assert run.files() == []
+
+    def test_what_an_earlier_run_has_sent_is_worth_more(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        uploader = run.uploader(quick(), registry)
+        assert not uploader.mount_from_any(BLOB, ["base", "other"])
+        uploader.upload(Source().blob)
+        assert methods(registry) == ["POST", "DELETE", "HEAD", "GET", "PATCH", "PUT"]
+        assert received(registry) == len(CONTENT) - SENT
+        assert is_clean(registry)
+
+    def test_one_that_is_not_used_is_deleted_and_forgotten(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        uploader = run.uploader(quick(), registry)
+        assert not uploader.mount(BLOB, "base")
+        uploader.close()
+        assert methods(registry) == ["POST", "DELETE"]
+        assert run.files() == []
+
+    def test_or_left_to_the_next_run_where_the_registry_is_gone(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(HangUp(), "DELETE", times=None))
+        uploader = run.uploader(quick(), registry)
+        assert not uploader.mount(BLOB, "base")
+        uploader.close()
+        assert len(run.files()) == 1
+
+
+class TestSettling:
+    def test_what_is_there_by_now_has_its_session_deleted(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        run.uploader(quick(), registry).settle([BLOB.digest])
+        assert methods(registry) == ["DELETE"]
+        assert run.files() == []
+        assert is_clean(registry)
+
+    @pytest.mark.parametrize("gone", [404, 405, 500])
+    def test_that_it_is_gone_already_does_not_matter(self, faulty: Faulty, quick: Quick, run: Run, gone: int) -> None:
+        registry = faulty(Fault(refusal(gone), "DELETE"))
+        run.was_killed(registry)
+        run.uploader(quick(), registry).settle([BLOB.digest])
+        assert run.files() == []
+
+    def test_uploads_of_other_images_stay(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        run.uploader(quick(), registry).settle([f"sha256:{'0' * 64}"])
+        run.uploader(quick(), registry, "other").settle([BLOB.digest])
+        assert registry.requests == []
+        assert len(run.files()) == 1
+
+    def test_a_registry_that_does_not_answer_is_asked_the_next_time(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty(Fault(HangUp(), "DELETE"))
+        run.was_killed(registry)
+        run.uploader(quick(), registry).settle([BLOB.digest])
+        assert len(run.files()) == 1
+        run.uploader(quick(), registry).settle([BLOB.digest])
+        assert run.files() == []
+
+
+class TestSecrets:
+    @pytest.mark.parametrize("auth", [Basic("alice", "s3cret"), Bearer({"alice": "s3cret"})], ids=["basic", "bearer"])
+    def test_nothing_of_a_credential_is_written(
+        self, faulty: Faulty, quick: Quick, run: Run, auth: Basic | Bearer
+    ) -> None:
+        registry = faulty(auth=auth)
+        written: list[bytes] = []
+        source = Source()
+        source.before = lambda _: written.extend(path.read_bytes() for path in run.files())
+        credential = Credential("alice", "s3cret", source="the test")
+        run.uploader(quick(credential=credential), registry).upload(source.blob)
+        assert any(written)
+        shown = {value for request in registry.requests for value in [request.headers["Authorization"]] if value}
+        assert shown
+        for content in written:
+            assert b"s3cret" not in content
+            assert b"alice" not in content
+            assert not any(value.partition(" ")[2].encode() in content for value in shown)
+
+    @pytest.mark.parametrize("query", ["X-Amz-Signature=0", "sig=0", "token=0", "AccessKeyId=0"])
+    def test_a_location_that_is_signed_is_not_remembered(
+        self, faulty: Faulty, quick: Quick, run: Run, query: str
+    ) -> None:
+        registry = faulty(Fault(Header("Location", lambda path: f"{path}?{query}"), "POST", times=None))
+        seen: list[int] = []
+        source = Source()
+        source.before = lambda start: seen.append(len(run.files())) if start else None
+        run.uploader(quick(), registry).upload(source.blob)
+        assert set(seen) == {0}
+        assert is_stored(registry)
+
+
+def test_a_folder_that_cannot_be_written_is_a_note_and_no_failure(faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = Run(tmp_path / "file" / "uploads")
+    registry = faulty()
+    uploader = Uploader(Repository(quick(), registry.host, "app", writes=True), run.records)
+    uploader.upload(Source().blob)
+    uploader.upload(Source(b"x").blob)
+    uploader.settle([BLOB.digest])
+    assert len(run.notes) == 1
+    assert is_stored(registry)

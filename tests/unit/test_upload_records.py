@@ -1,0 +1,380 @@
+"""Files that say where an upload goes on: private, without secrets, locked while in use, and believed only so far."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.origins import Origin
+from ocistream.upload_records import Claim, Key, UploadRecord, UploadRecords, may_be_kept
+
+NOW = time.time()
+HOME = "https://registry.example:5000"
+KEY = Key("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+RECORD = UploadRecord(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
+
+
+def records(folder: Path | None, notes: list[str] | None = None, now: float = NOW) -> UploadRecords:
+    return UploadRecords(folder, (notes if notes is not None else []).append, lambda: now)
+
+
+def claimed(folder: Path, key: Key = KEY, now: float = NOW) -> Claim:
+    claim = records(folder, now=now).claim(key)
+    assert claim is not None
+    return claim
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "uploads"
+
+
+@pytest.fixture
+def left(folder: Path) -> Path:
+    """Return the file of an upload that another run has left."""
+    claim = claimed(folder)
+    claim.write(RECORD)
+    claim.leave()
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_what_is_written_is_there_for_the_next_run_and_private(folder: Path, left: Path) -> None:
+    claim = claimed(folder)
+    assert claim.found == RECORD
+    claim.leave()
+    assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    # Names of repositories are not for everybody who sees a list of files.
+    assert "app" not in left.name
+
+
+def test_a_folder_that_others_may_look_into_is_closed_to_them(folder: Path) -> None:
+    folder.mkdir(parents=True, mode=0o755)
+    claimed(folder).drop()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(KEY, registry="registry.example"),
+        replace(KEY, repository="team/other"),
+        replace(KEY, digest=f"sha256:{'b' * 64}"),
+        replace(KEY, size=4_000_001),
+        replace(KEY, digest="", size=0),
+    ],
+)
+def test_it_is_of_that_blob_in_that_repository_only(folder: Path, left: Path, other: Key) -> None:
+    del left
+    claim = claimed(folder, other)
+    assert claim.found is None
+    claim.drop()
+
+
+def test_who_comes_second_gets_nothing_until_the_first_is_done(folder: Path) -> None:
+    first = claimed(folder)
+    first.write(RECORD)
+    assert records(folder).claim(KEY) is None
+    first.leave()
+    second = claimed(folder)
+    assert second.found == RECORD
+    second.drop()
+    assert list(folder.iterdir()) == []
+    third = claimed(folder)
+    assert third.found is None
+    third.drop()
+
+
+def test_who_is_killed_holds_nothing(folder: Path) -> None:
+    code = (
+        "import os, sys, pathlib\n"
+        "from ocistream.upload_records import *\n"
+        f"claim = UploadRecords(pathlib.Path(sys.argv[1])).claim({KEY})\n"
+        f"claim.write({RECORD})\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == -9
+    claim = claimed(folder)
+    assert claim.found == RECORD
+    claim.drop()
+
+
+def test_a_shorter_location_leaves_nothing_of_a_longer_one(folder: Path, left: Path) -> None:
+    claim = claimed(folder)
+    claim.write(replace(RECORD, location=f"{HOME}/2"))
+    assert json.loads(left.read_bytes())["location"] == f"{HOME}/2"
+    claim.leave()
+    assert claimed(folder).found == replace(RECORD, location=f"{HOME}/2")
+
+
+@pytest.mark.parametrize("now", [NOW + limits.UPLOAD_RECORD_AGE + 1, NOW - 100_000])
+def test_what_is_old_or_of_the_future_is_not_known(folder: Path, left: Path, now: float) -> None:
+    del left
+    claim = claimed(folder, now=NOW + limits.UPLOAD_RECORD_AGE - 1)
+    assert claim.found == RECORD
+    claim.leave()
+    assert claimed(folder, now=now).found is None
+
+
+def changed(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
+    return lambda document: json.dumps({**document, **fields}).encode()
+
+
+def less(field: str) -> Callable[[dict[str, Any]], bytes]:
+    return lambda document: json.dumps({k: v for k, v in document.items() if k != field}).encode()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: b"",
+        lambda _: b"not JSON",
+        lambda _: b"[]",
+        lambda _: b"{}",
+        lambda _: b"\xff\xfe{}",
+        lambda _: b'{"version":' * 1000,
+        lambda document: json.dumps(document).encode()[:-20],
+        lambda document: json.dumps(document).encode().ljust(limits.MAX_UPLOAD_RECORD + 1),
+        lambda document: json.dumps(document).encode()[:-1] + b',"size":1}',
+        *[less(field) for field in ("version", "registry", "size", "location", "min_chunk", "since")],
+        changed(version=2),
+        changed(version=True),
+        changed(more=1),
+        changed(registry=["registry.example:5000"]),
+        changed(repository=None),
+        changed(digest=1),
+        changed(size="4000000"),
+        changed(size=4e6),
+        changed(size=-1),
+        changed(location=1),
+        changed(location=None),
+        changed(min_chunk=-1),
+        changed(min_chunk=10**30),
+        changed(min_chunk=True),
+        changed(since="x"),
+        changed(since=1e999),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_as_good_as_none_and_written_anew(
+    folder: Path, left: Path, make: Callable[[dict[str, Any]], bytes]
+) -> None:
+    left.write_bytes(make(json.loads(left.read_bytes())))
+    claim = claimed(folder)
+    assert claim.found is None
+    claim.write(RECORD)
+    claim.leave()
+    assert left.stat().st_size < 1000
+    assert claimed(folder).found == RECORD
+
+
+class TestWhatStandsInItsPlace:
+    def check(self, folder: Path) -> None:
+        claim = claimed(folder)
+        assert claim.found is None
+        claim.write(RECORD)
+        claim.leave()
+        assert claimed(folder).found == RECORD
+
+    def test_a_link_is_not_followed_and_goes(self, folder: Path, left: Path, tmp_path: Path) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        left.rename(elsewhere)
+        left.symlink_to(elsewhere)
+        before = elsewhere.read_bytes()
+        self.check(folder)
+        assert elsewhere.read_bytes() == before
+        assert not left.is_symlink()
+
+    def test_nor_is_a_file_with_another_name_as_well(self, folder: Path, left: Path, tmp_path: Path) -> None:
+        os.link(left, tmp_path / "another")
+        self.check(folder)
+        assert (tmp_path / "another").stat().st_ino != left.stat().st_ino
+
+    def test_nor_a_file_that_others_may_write(self, folder: Path, left: Path) -> None:
+        left.chmod(0o666)
+        self.check(folder)
+
+    def test_nor_a_fifo(self, folder: Path, left: Path) -> None:
+        left.unlink()
+        os.mkfifo(left, 0o600)
+        self.check(folder)
+
+    @pytest.mark.skipif("os.geteuid()")
+    def test_nor_a_file_of_another_user(self, folder: Path, left: Path) -> None:
+        os.chown(left, 12345, 12345)
+        self.check(folder)
+
+    def test_a_folder_is_in_the_way_and_no_failure(self, folder: Path, left: Path) -> None:
+        notes: list[str] = []
+        left.unlink()
+        left.mkdir()
+        assert records(folder, notes).claim(KEY) is None
+        assert len(notes) == 1
+
+    def test_a_link_in_place_of_the_whole_folder_is_not_followed(self, folder: Path, tmp_path: Path) -> None:
+        notes: list[str] = []
+        (tmp_path / "elsewhere").mkdir(mode=0o755)
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(tmp_path / "elsewhere")
+        assert records(folder, notes).claim(KEY) is None
+        assert "not remembered" in notes[0]
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+        assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o755
+
+
+def test_that_nothing_can_be_written_is_one_note_and_no_failure(tmp_path: Path) -> None:
+    notes: list[str] = []
+    (tmp_path / "file").touch()
+    kept = records(tmp_path / "file" / "uploads", notes)
+    assert kept.claim(KEY) is kept.claim(KEY) is None
+    assert list(kept.left_over(KEY.registry, KEY.repository, [KEY.digest])) == []
+    assert len(notes) == 1
+    assert "not remembered" in notes[0]
+
+
+def test_without_a_place_nothing_is_kept() -> None:
+    assert records(None).claim(KEY) is None
+    assert list(records(None).left_over(KEY.registry, KEY.repository, [KEY.digest])) == []
+
+
+def test_a_run_holds_no_more_files_than_a_process_may_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_HELD_RECORDS", 3)
+    kept = records(folder)
+    claims = [kept.claim(replace(KEY, size=0, digest=f"sha256:{number:064}")) for number in range(5)]
+    assert [claim is not None for claim in claims] == [True, True, True, False, False]
+    for claim in claims:
+        if claim is not None:
+            claim.drop()
+    again = kept.claim(KEY)
+    assert again is not None
+    again.drop()
+
+
+class TestWhatIsLeftOver:
+    def found(self, folder: Path, *digests: str, now: float = NOW) -> list[UploadRecord | None]:
+        found = []
+        for claim in records(folder, now=now).left_over(KEY.registry, KEY.repository, digests):
+            found.append(claim.found)
+            claim.drop()
+        return found
+
+    def test_is_what_nobody_uses_of_these_blobs_in_this_repository(self, folder: Path, left: Path) -> None:
+        del left
+        other = replace(KEY, repository="team/other")
+        elsewhere, later = claimed(folder, other), claimed(folder, replace(KEY, digest=f"sha256:{'c' * 64}"))
+        used = claimed(folder, replace(KEY, digest=f"sha256:{'b' * 64}"))
+        for claim in (elsewhere, later, used):
+            claim.write(RECORD)
+        elsewhere.leave()
+        later.leave()
+        assert self.found(folder, KEY.digest, f"sha256:{'b' * 64}") == [RECORD]
+        assert self.found(folder, KEY.digest, f"sha256:{'b' * 64}") == []
+        assert len(list(folder.iterdir())) == 3
+        used.drop()
+
+    def test_and_what_had_no_name_yet(self, folder: Path) -> None:
+        for _ in range(2):
+            claim = claimed(folder, replace(KEY, digest="", size=0))
+            claim.write(RECORD)
+            claim.leave()
+        assert self.found(folder) == [RECORD, RECORD]
+
+    def test_and_what_makes_no_sense_or_says_it_is_of_another_place(self, folder: Path, left: Path) -> None:
+        document = json.loads(left.read_bytes())
+        left.write_bytes(json.dumps({**document, "repository": "team/other"}).encode())
+        assert self.found(folder, KEY.digest) == [None]
+        assert list(folder.iterdir()) == []
+
+    def test_what_is_too_old_goes_wherever_it_was(self, folder: Path, left: Path) -> None:
+        other = claimed(folder, replace(KEY, repository="team/other"))
+        other.write(RECORD)
+        other.leave()
+        recent = claimed(folder, replace(KEY, repository="team/third"))
+        recent.leave()
+        for path in folder.iterdir():
+            age = limits.UPLOAD_RECORD_AGE if path.stat().st_size else 0
+            os.utime(path, (time.time() - age - 10,) * 2)
+        assert left.exists()
+        assert self.found(folder, now=time.time()) == [RECORD]
+        assert len(list(folder.iterdir())) == 1
+
+    def test_other_files_stay(self, folder: Path, left: Path) -> None:
+        (folder / "README").touch()
+        os.utime(folder / "README", (0, 0))
+        assert self.found(folder, KEY.digest) == [RECORD]
+        assert [path.name for path in folder.iterdir()] == ["README"]
+        del left
+
+
+class TestLocations:
+    @pytest.mark.parametrize(
+        "location",
+        [
+            f"{HOME}/v2/team/app/blobs/uploads/7c5a?_state=SGVsbG8%3D",
+            f"{HOME}/v2/team/app/blobs/uploads/7c5a?_nouploadcache=false&_state=x_y-z",
+            f"{HOME}/v2/team/app/blobs/upload/1:7c5a",
+            "https://REGISTRY.example:5000/upload?uuid=1&part=2",
+        ],
+    )
+    def test_those_of_registries_may_be_kept(self, location: str) -> None:
+        assert may_be_kept(location, Origin.of(HOME))
+
+    @pytest.mark.parametrize(
+        "location",
+        [
+            "http://registry.example:5000/v2/x",
+            "https://registry.example/v2/x",
+            "https://storage.example:5000/v2/x",
+            "https://user:password@registry.example:5000/v2/x",
+            "https://user@registry.example:5000/v2/x",
+            "https://@registry.example:5000/v2/x",
+            f"{HOME}/v2/x#token",
+            f"{HOME}/v2/x y",
+            f"{HOME}/v2/\nx",
+            f"{HOME}/" + "x" * limits.MAX_UPLOAD_LOCATION,
+            "file:///etc/passwd",
+            "//registry.example:5000/v2/x",
+            "/v2/x",
+            "",
+            "https://[/x",
+        ],
+    )
+    def test_no_other_place_and_nothing_malformed(self, location: str) -> None:
+        assert not may_be_kept(location, Origin.of(HOME))
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "X-Amz-Signature=0",
+            "X-Amz-Security-Token=0",
+            "x-amz-credential=0",
+            "x-goog-signature=0",
+            "sv=2020&sr=b&sig=0&se=1",
+            "Policy=0",
+            "Key-Pair-Id=0",
+            "Signature=0",
+            "OSSAccessKeyId=0",
+            "q-sign-algorithm=0",
+            "access_token=0",
+            "a=1&AUTH=0",
+            "a=1;token=0",
+            "%74oken=0",
+            "t%6Fken=0",
+            "password=0",
+            "token",
+            "_state=eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+        ],
+    )
+    def test_none_with_what_may_be_a_secret(self, query: str) -> None:
+        assert not may_be_kept(f"{HOME}/v2/team/app/blobs/uploads/1?{query}", Origin.of(HOME))
