@@ -6,10 +6,9 @@ is killed at any moment leaves behind where the next one goes on.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
-from ocistream.errors import OcistreamError
+from ocistream.errors import NetworkError, OcistreamError
 from ocistream.sessions import Session
 from ocistream.upload_records import Key, UploadRecord, may_be_kept
 
@@ -87,10 +86,13 @@ class Ongoing:
         self.is_over()
 
     def abandon(self) -> None:
-        """Delete the session; if that fails, the registry's own clean-up has to do."""
-        with contextlib.suppress(OcistreamError):
+        """Delete the session; where the registry does not answer, the next run for the blob will see to it."""
+        try:
             self.delete()
-        self.is_over()
+        except NetworkError:
+            self.leave()
+        except OcistreamError:
+            self.is_over()
 
     def leave(self) -> None:
         """Leave the session to a later run."""

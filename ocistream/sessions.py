@@ -30,6 +30,9 @@ _PATCHED: Final = (200, 201, 202, 204)
 _CLOSED: Final = (200, 201, 202, 204)
 #: The spec's answer to asking is 204; docker's older description of the API has 202.
 _ASKED: Final = (200, 202, 204)
+#: Where more has come than a Location speaks of, distribution 3 does not take it any more (416). Who asks is told the
+#: new one.
+_MOVED_ON: Final = frozenset({400, 409, 416})
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
 #: `0-99`, and what RFC 9110 would make of it.
 _RANGE: Final = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})\Z")
@@ -168,13 +171,18 @@ class Sessions:
             self.delete(session)
 
     def delete(self, session: Session) -> None:
-        """Delete a session.
+        """Delete a session. Where the registry refuses, its own clean-up has to do.
 
         Raises:
-            OcistreamError: that failed.
+            OcistreamError: it does not answer.
         """
-        repository = self.repository
-        self._transport.request_once(repository.endpoint, "DELETE", session.location, scopes=repository.scopes)
+        if self._once("DELETE", session.location).status in _MOVED_ON:
+            now = _next(session, self._once("GET", session.location))
+            if now != session:
+                self._once("DELETE", now.location)
+
+    def _once(self, method: str, url: str) -> Answer:
+        return self._transport.request_once(self.repository.endpoint, method, url, scopes=self.repository.scopes)
 
     def _scopes_with(self, source: str) -> tuple[str, ...]:
         # Push first: some token servers grant what the first scope asks for (ggcr, bearer.go).

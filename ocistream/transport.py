@@ -198,8 +198,10 @@ class Transport:
                 continue
             raise _refused(endpoint, answer)
 
-    def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> None:
+    def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Answer:
         """Send a request whose failure does not matter, even after a cancellation: cleaning up behind oneself.
+
+        The answer's body has been read, and is of no interest.
 
         Raises:
             OcistreamError: it failed; it is not tried again.
@@ -211,7 +213,9 @@ class Transport:
             request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
             check_target(endpoint.origin, url)
-        self._send(endpoint, request, url, trusted=trusted).drain()
+        answer = self._send(endpoint, request, url, trusted=trusted)
+        answer.drain()
+        return answer
 
     def tries(self) -> Tries:
         """Begin counting the tries of one piece of work."""

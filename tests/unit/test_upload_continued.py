@@ -456,6 +456,31 @@ class TestTwoRuns:
         assert is_clean(registry)
 
 
+class TestDeleting:
+    def test_where_the_registry_has_moved_on_it_is_asked_where_to(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(refusal(416, "RANGE_INVALID"), "DELETE"))
+        location = run.was_killed(registry)
+        registry.faults.append(Fault(Header("Location", f"{location}?_state=now"), "GET", "uploads"))
+        uploader = run.uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry)
+        uploader.upload(Source().blob)
+        assert methods(registry) == ["POST", "DELETE", "GET", "DELETE", "PUT"]
+        assert registry.asked("DELETE")[1].target.endswith("?_state=now")
+        assert is_clean(registry)
+
+    def test_where_it_cannot_be_reached_the_next_run_will_find_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(HangUp(), "DELETE"))
+        source = Source()
+        source.content = CONTENT[:-1]
+        with pytest.raises(IntegrityError):
+            run.uploader(quick(), registry).upload(source.blob)
+        assert len(run.files()) == 1
+        uploader = run.uploader(quick(), registry)
+        uploader.upload(Source().blob)
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+
 class TestMounts:
     def test_a_session_in_place_of_a_mount_is_remembered_at_once(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
