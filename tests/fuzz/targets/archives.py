@@ -296,12 +296,12 @@ _MEMORY: Final = limits.MAX_ZSTD_WINDOW + MEMORY
 _INTO_LAYOUTS: Final = _CODES | {2}
 
 TARGETS: Final = (
-    Target("tar-entries", _entries, _seeds(_either), frozenset({6, 8}), _either, _TOKENS, share=1200),
-    Target("archive-file", _files, _seeds(_either), _CODES, _either, _TOKENS, 350, _MEMORY),
-    Target("archive-pipe", _pipes, _seeds(_either), _CODES, _either, _TOKENS, 350, _MEMORY),
-    Target("archive-compressed", _pipes, _seeds(_compressed), _CODES, _compressed, _TOKENS, 200, _MEMORY),
-    Target("archive-copied", _copied, _seeds(_either), _INTO_LAYOUTS, _either, _TOKENS, share=150),
-    Target("codecs", _codecs, _seeds(_stream), frozenset({6, 8}), _stream, share=400, memory=2 * _MEMORY),
+    Target("tar-entries", _entries, _seeds(_either), frozenset({6, 8}), _either, _TOKENS, share=3600),
+    Target("archive-file", _files, _seeds(_either), _CODES, _either, _TOKENS, 1050, _MEMORY),
+    Target("archive-pipe", _pipes, _seeds(_either), _CODES, _either, _TOKENS, 1050, _MEMORY),
+    Target("archive-compressed", _pipes, _seeds(_compressed), _CODES, _compressed, _TOKENS, 600, _MEMORY),
+    Target("archive-copied", _copied, _seeds(_either), _INTO_LAYOUTS, _either, _TOKENS, share=450),
+    Target("codecs", _codecs, _seeds(_stream), frozenset({6, 8}), _stream, share=1200, memory=2 * _MEMORY),
     # A link to itself cannot be read (9).
-    Target("layout", _layouts, _seeds(_layout), _INTO_LAYOUTS | {9}, _layout, _TOKENS, 150, _MEMORY),
+    Target("layout", _layouts, _seeds(_layout), _INTO_LAYOUTS | {9}, _layout, _TOKENS, 450, _MEMORY),
 )

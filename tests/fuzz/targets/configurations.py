@@ -139,14 +139,14 @@ def _certificate_seeds() -> Sequence[bytes]:
 
 
 TARGETS: Final = (
-    Target("config-toml", _ours, lambda: [_OURS, b""], frozenset({2}), tokens=_TOKENS, share=900),
-    Target("registries-conf", _theirs, lambda: [_THEIRS, _OLDER], frozenset({2}), tokens=_TOKENS, share=900),
+    Target("config-toml", _ours, lambda: [_OURS, b""], frozenset({2}), tokens=_TOKENS, share=2700),
+    Target("registries-conf", _theirs, lambda: [_THEIRS, _OLDER], frozenset({2}), tokens=_TOKENS, share=2700),
     Target(
         "certs-d",
         _certificates,
         _certificate_seeds,
         frozenset({2, 4, 9}),
         tokens=(b"\n", b".crt", b".key", b"/"),
-        share=300,
+        share=900,
     ),
 )

@@ -302,8 +302,8 @@ def _states(folder: Path) -> Iterator[Check]:
 
 
 TARGETS: Final = (
-    Target("json", _strict, _json_seeds, frozenset({6}), _json, _TOKENS, share=1500),
-    Target("documents", _documents, _document_seeds, frozenset({6, 8}), _document, _TOKENS, share=800),
+    Target("json", _strict, _json_seeds, frozenset({6}), _json, _TOKENS, share=4500),
+    Target("documents", _documents, _document_seeds, frozenset({6, 8}), _document, _TOKENS, share=2400),
     Target(
         "tokens",
         _tokens,
@@ -311,8 +311,8 @@ TARGETS: Final = (
         frozenset({2, 3, 7}),
         _token,
         (*_TOKENS, b"realm=", b"Bearer ", b'\\"'),
-        share=1500,
+        share=4500,
     ),
-    Target("auth-file", _auth_files, _auth_seeds, frozenset({2}), _auth, (*_TOKENS, b"://", b"/v1/"), share=1000),
-    Target("state-file", _states, _state_seeds, frozenset(), _state, _TOKENS, share=400),
+    Target("auth-file", _auth_files, _auth_seeds, frozenset({2}), _auth, (*_TOKENS, b"://", b"/v1/"), share=3000),
+    Target("state-file", _states, _state_seeds, frozenset(), _state, _TOKENS, share=1200),
 )

@@ -188,7 +188,7 @@ def _seeds(*lists: Sequence[bytes]) -> Sequence[bytes]:
 
 
 TARGETS: Final = (
-    Target("names", _names, lambda: _seeds(_NAMES), frozenset({2, 8}), tokens=_TOKENS, share=4000),
-    Target("headers", _headers, lambda: _seeds(_HEADERS), frozenset({7}), tokens=_HEADER_TOKENS, share=4000),
-    Target("command-lines", _lines, lambda: _seeds(_LINES), frozenset({2, 8}), tokens=_LINE_TOKENS, share=500),
+    Target("names", _names, lambda: _seeds(_NAMES), frozenset({2, 8}), tokens=_TOKENS, share=12000),
+    Target("headers", _headers, lambda: _seeds(_HEADERS), frozenset({7}), tokens=_HEADER_TOKENS, share=12000),
+    Target("command-lines", _lines, lambda: _seeds(_LINES), frozenset({2, 8}), tokens=_LINE_TOKENS, share=1500),
 )

@@ -380,6 +380,6 @@ def _exchange(port: int, data: bytes) -> bytes:
 
 
 TARGETS: Final = (
-    Target("answers", _answers, _answer_seeds, frozenset({3, 4, 5, 6, 7, 8}), tokens=_ANSWER_TOKENS, share=400),
-    Target("requests", _requests, _request_seeds, frozenset(), _pushed, _REQUEST_TOKENS, share=400),
+    Target("answers", _answers, _answer_seeds, frozenset({3, 4, 5, 6, 7, 8}), tokens=_ANSWER_TOKENS, share=1200),
+    Target("requests", _requests, _request_seeds, frozenset(), _pushed, _REQUEST_TOKENS, share=1200),
 )
