@@ -20,9 +20,15 @@ from ocistream import limits
 from ocistream.compression import GZIP, ZSTD, codec_of, decompressed
 from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.interfaces import Source
+from ocistream.model import parse_platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
+from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.index import every_image, images_named, only_image, some_images
 from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.outputs import file_output
 from ocistream.stores.tar import TarReader
 from ocistream.stores.unpacked import is_compressed, sniffed
 from ocistream.transfer import copy
@@ -65,7 +71,7 @@ def _files(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         if not is_compressed(path):
-            _verified(ArchiveFileSource(path, everything=True))
+            _verified(ArchiveFileSource(path, **_options(data)))
 
     yield check
 
@@ -74,9 +80,21 @@ def _files(folder: Path) -> Iterator[Check]:
 def _pipes(_: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         file = sniffed(io.BytesIO(data), "the archive on stdin", limits.MAX_RATIO)
-        _verified(ArchiveStreamSource(file, everything=True))
+        _verified(ArchiveStreamSource(file, **_options(data)))
 
     yield check
+
+
+def _options(data: bytes) -> dict[str, Any]:
+    """Return how a source is opened: in any of the ways that the command line knows, the same for the same input."""
+    chance = Random(zlib.crc32(data))
+    arm = parse_platform("linux/arm64")
+    return {
+        "everything": chance.random() < 0.5,
+        "referrers": chance.choice(("along", "along", "listed", "left")),
+        "platforms": chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
+        "select": chance.choice((every_image, every_image, some_images, only_image, images_named(["app:1"]))),
+    }
 
 
 def _verified(source: Source) -> None:
@@ -106,6 +124,33 @@ def _copied(folder: Path) -> Iterator[Check]:
         if error is None:
             one, other = ((target / "index.json").read_bytes() for target in targets)
             assert one == other, "a file and a pipe give different images"
+
+    yield check
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Check]:
+    """What is written of an archive into another one is whole, whatever was in the first."""
+    path, target = folder / "x.tar", folder / "y.tar"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        target.unlink(missing_ok=True)
+        options = {**_options(data), "everything": False}
+        kind = DockerArchiveSink if data.count(b"5") % 2 else ArchiveSink
+        try:
+            with (
+                contextlib.closing(ArchiveFileSource(path, **options)) as source,
+                contextlib.closing(kind(file_output(target))) as sink,
+            ):
+                copy(source, sink)
+        except OcistreamError:
+            assert not target.exists(), "something is left"
+            raise
+        with contextlib.closing(ArchiveFileSource(target, everything=True)) as source:
+            findings = verify(source)
+        assert not findings.wrong, "what was written is wrong"
+        assert not findings.unneeded, "something is there that nobody needs"
 
     yield check
 
@@ -256,7 +301,7 @@ def _layouts(folder: Path) -> Iterator[Check]:
         _unpack(data, path)
         before = _seen(path)
         try:
-            _verified(LayoutSource(path, everything=True))
+            _verified(LayoutSource(path, **_options(data)))
             _into_layout(LayoutSource(path), target)
             with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutSink(path)) as sink:
                 copy(source, sink)
@@ -292,16 +337,17 @@ def _unpack(data: bytes, path: Path) -> None:
 
 #: zstd may ask for a window, and where layers are read side by side there is one that is not wide for each.
 _MEMORY: Final = limits.MAX_ZSTD_WINDOW + MEMORY
-#: Two images of one name are no layout.
-_INTO_LAYOUTS: Final = _CODES | {2}
+#: Two images of one name are no layout, and not the only image.
+_CHOOSING: Final = _CODES | {2}
 
 TARGETS: Final = (
     Target("tar-entries", _entries, _seeds(_either), frozenset({6, 8}), _either, _TOKENS, share=3600),
-    Target("archive-file", _files, _seeds(_either), _CODES, _either, _TOKENS, 1050, _MEMORY),
-    Target("archive-pipe", _pipes, _seeds(_either), _CODES, _either, _TOKENS, 1050, _MEMORY),
-    Target("archive-compressed", _pipes, _seeds(_compressed), _CODES, _compressed, _TOKENS, 600, _MEMORY),
-    Target("archive-copied", _copied, _seeds(_either), _INTO_LAYOUTS, _either, _TOKENS, share=450),
+    Target("archive-file", _files, _seeds(_either), _CHOOSING, _either, _TOKENS, 1050, _MEMORY),
+    Target("archive-pipe", _pipes, _seeds(_either), _CHOOSING, _either, _TOKENS, 1050, _MEMORY),
+    Target("archive-compressed", _pipes, _seeds(_compressed), _CHOOSING, _compressed, _TOKENS, 600, _MEMORY),
+    Target("archive-copied", _copied, _seeds(_either), _CHOOSING, _either, _TOKENS, share=450),
+    Target("archive-written", _written, _seeds(_either), _CHOOSING, _either, _TOKENS, 300, _MEMORY),
     Target("codecs", _codecs, _seeds(_stream), frozenset({6, 8}), _stream, share=1200, memory=2 * _MEMORY),
     # A link to itself cannot be read (9).
-    Target("layout", _layouts, _seeds(_layout), _INTO_LAYOUTS | {9}, _layout, _TOKENS, 450, _MEMORY),
+    Target("layout", _layouts, _seeds(_layout), _CHOOSING | {9}, _layout, _TOKENS, 450, _MEMORY),
 )
