@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from tests.faults import FaultyRegistry
 
 pytest.register_assert_rewrite("tests.cli.expect")
-
-
-#: The files in whose processes branches are counted as well: together with tests/unit they leave little for the others
-#: to reach. To count costs a process half as much again as most of them take.
-_COUNTED: Final = frozenset(
-    {
-        "test_copy",
-        "test_ends",
-        "test_inspect",
-        "test_login",
-        "test_results",
-        "test_serve",
-        "test_streams",
-        "test_verify",
-    }
-)
-
-
-@pytest.fixture(autouse=True)
-def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave coverage out of the processes that are started, but for those of some files."""
-    if request.path.stem not in _COUNTED:
-        for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
