@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chaos"
 
 def test_pulls_and_pushes_that_are_killed_at_random_moments_end_as_if_nothing_had_happened() -> None:
     need("docker-registry")
-    chaos = [sys.executable, SCRIPT, "--runs", str(RUNS), "--command", shlex.join(command())]
+    chaos = [sys.executable, str(SCRIPT), "--runs", str(RUNS), "--command", shlex.join(command())]
     done = subprocess.run(chaos, capture_output=True, text=True, check=False)
     # The seeds are in it, by which a run that failed can be had again.
     assert done.returncode == 0, done.stdout + done.stderr

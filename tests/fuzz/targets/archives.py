@@ -324,7 +324,7 @@ def _unpack(data: bytes, path: Path) -> None:
         reader = TarReader(io.BytesIO(data))
         for entry in reader:
             where = Path(os.path.normpath(path / entry.name.lstrip("/")))
-            if not where.is_relative_to(path) or where == path:
+            if not where.is_relative_to(path) or os.path.lexists(where):
                 continue
             with contextlib.suppress(OSError, ValueError):
                 where.parent.mkdir(parents=True, exist_ok=True)
