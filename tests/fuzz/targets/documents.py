@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,14 @@ from ocistream.documents import (
 )
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.origins import Origin
 from ocistream.state import State
 from ocistream.stores.docker_images import parse_manifest_json
 from ocistream.stores.index import index_json, parse_index, parse_layout_file, roots_of
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, parse_json
 from ocistream.token_requests import TokenAnswer, TokenRequest
+from ocistream.upload_records import Key, UploadRecord, UploadRecords, may_be_kept
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated
 from tests.fuzz.structured import layout_items
@@ -301,6 +304,55 @@ def _states(folder: Path) -> Iterator[Check]:
     yield check
 
 
+_UPLOAD: Final = Key("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+_RECORD: Final = {
+    **dataclasses.asdict(_UPLOAD),
+    "location": "https://registry.example:5000/v2/team/app/blobs/uploads/1?_state=b%3D",
+    "min_chunk": 65_536,
+    "since": 1_000_000_000,
+    "version": 1,
+}
+
+
+def _record_seeds() -> Sequence[bytes]:
+    return [json.dumps(_RECORD).encode(), json.dumps(_RECORD).encode() + b" " * 50, b"{}", b""]
+
+
+def _record(rng: Random) -> bytes:
+    return json_bytes(rng, json_mutated(rng, _RECORD))
+
+
+@contextlib.contextmanager
+def _records(folder: Path) -> Iterator[Check]:
+    """What is remembered of an upload is never a reason to fail; and what is written over it is there afterwards."""
+    notes = list[str]()
+    records = UploadRecords(folder / "uploads", notes.append, lambda: 1_000_000_100.0)
+    home, written = Origin("https", "registry.example", 5000), UploadRecord("https://registry.example:5000/x", 1)
+
+    def check(data: bytes) -> None:
+        claim = records.claim(_UPLOAD)
+        assert claim is not None
+        claim.leave()
+        (path,) = (folder / "uploads").iterdir()
+        path.write_bytes(data)
+        for left in records.left_over(_UPLOAD.registry, _UPLOAD.repository, {_UPLOAD.digest}):
+            left.leave()
+        claim = records.claim(_UPLOAD)
+        assert claim is not None
+        if claim.found is not None:
+            may_be_kept(claim.found.location, home)
+        claim.write(written)
+        claim.leave()
+        again = records.claim(_UPLOAD)
+        assert again is not None
+        assert again.found == written, "what was written is lost"
+        again.drop()
+        assert all(note.isprintable() for note in notes)
+        notes.clear()
+
+    yield check
+
+
 TARGETS: Final = (
     Target("json", _strict, _json_seeds, frozenset({6}), _json, _TOKENS, share=4500),
     Target("documents", _documents, _document_seeds, frozenset({6, 8}), _document, _TOKENS, share=2400),
@@ -314,5 +366,6 @@ TARGETS: Final = (
         share=4500,
     ),
     Target("auth-file", _auth_files, _auth_seeds, frozenset({2}), _auth, (*_TOKENS, b"://", b"/v1/"), share=3000),
+    Target("upload-record", _records, _record_seeds, frozenset(), _record, _TOKENS, share=600),
     Target("state-file", _states, _state_seeds, frozenset(), _state, _TOKENS, share=1200),
 )
