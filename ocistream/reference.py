@@ -206,9 +206,6 @@ def _in_ascii(text: str, wrong: str) -> str:
 
     import idna
 
-    if len(text) > _MAX_NAME:
-        # Of a longer one idna would look at each character again and again (CVE-2024-3651, CVE-2026-45409).
-        raise InvalidNameError(wrong)
     name, colon, port = text.rpartition(":")
     if not colon:
         name, port = text, ""
