@@ -293,7 +293,7 @@ class Authenticator:
         if not host or not VISIBLE.match(realm):
             msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
             raise RegistryError(msg, status=401)
-        return realm.partition("#")[0], host
+        return realm.partition("#")[0], printable(host)
 
 
 def _checked(credential: Credential | None) -> Credential | None:

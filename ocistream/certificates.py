@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import UsageError
 from ocistream.files import disk_errors
+from ocistream.reference import printable
 from ocistream.tls import TlsSettings
 from ocistream.xdg import configuration_home
 
@@ -52,7 +53,8 @@ def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
         folder = directory / registry
         with contextlib.suppress(PermissionError):
             # What is closed to this user is not meant for them.
-            if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+            # (`Path.is_dir` raises where a name is too long to be a folder's.)
+            if os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - see above
                 return of_folder(folder)
     return TlsSettings()
 
@@ -72,11 +74,13 @@ def of_folder(folder: Path) -> TlsSettings:
         stem = name.removesuffix(path.suffix)
         if path.suffix == _CERTIFICATE:
             if stem + _KEY not in files:
-                msg = f"{path}: the key of this client certificate, {stem}{_KEY}, is missing"
+                where = printable(str(path), 400)
+                msg = f"{where}: the key of this client certificate, {printable(stem)}{_KEY}, is missing"
                 raise UsageError(msg, hint=f"certificates of CAs are called *{_CA}")
             found.append((str(path), str(files[stem + _KEY])))
         elif path.suffix == _KEY and stem + _CERTIFICATE not in files:
-            msg = f"{path}: the client certificate of this key, {stem}{_CERTIFICATE}, is missing"
+            where = printable(str(path), 400)
+            msg = f"{where}: the client certificate of this key, {printable(stem)}{_CERTIFICATE}, is missing"
             raise UsageError(msg)
     authorities = tuple(str(path) for path in files.values() if path.suffix == _CA)
     return TlsSettings(authorities, tuple(found))

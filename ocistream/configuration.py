@@ -7,6 +7,7 @@ a mirror that is silently not used would be found out late. It holds no password
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -141,7 +142,8 @@ class _Rule:
             UsageError: nothing is there. A connection would be tried again and again.
         """
         path = self._home / text[2:] if text.startswith("~/") else self._folder / text
-        if not path.is_file():
+        # (`Path.is_file` raises where a name is too long to be a file's.)
+        if not os.path.isfile(path):  # noqa: PTH113 - see above
             raise self._table.wrong(key, f"names {printable(str(path))}, where there is no file")
         return str(path)
 

@@ -98,7 +98,7 @@ def parse_digest(text: str) -> Digest:
         return Digest(algorithm, hexadecimal)
     algorithm = text.partition(":")[0]
     if _OTHER_DIGEST.match(text) and algorithm not in DIGEST_HEX_LENGTHS:
-        msg = f"digest algorithm {algorithm!r} is not supported (only sha256 and sha512 are)"
+        msg = f"digest algorithm {printable(algorithm, 40)!r} is not supported (only sha256 and sha512 are)"
         raise UnsupportedError(msg)
     msg = f"malformed digest {printable(text)!r}"
     raise InvalidNameError(msg)
@@ -135,9 +135,9 @@ class Reference:
     @property
     def familiar(self) -> str:
         """The name as `docker images` shows it, Docker Hub's defaults left out: `nginx:1`."""
-        if self.registry != DEFAULT_REGISTRY:
-            return self.name
-        return self.name.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
+        short = self.name.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
+        # `docker.io/a.example/b` and `docker.io/library/a/b` would be other images without what is in front.
+        return short if _split(short)[:2] == (self.registry, self.repository) else self.name
 
     @property
     def target(self) -> str:

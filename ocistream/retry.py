@@ -108,7 +108,7 @@ class Tries:
         patience = self._waits.patience
         longest = min(patience.backoff_limit, patience.backoff * 2.0 ** (self._used - 1))
         # Jitter: many clients that failed together are not to come back together.
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret # nosec B311
 
 
 def retry_after(value: str | None) -> float | None:

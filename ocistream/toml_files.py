@@ -114,6 +114,10 @@ def read_table(path: Path) -> Table | None:
     except tomllib.TOMLDecodeError as error:
         msg = f"{path} is not TOML: {printable(str(error))}"
         raise UsageError(msg) from error
+    except ValueError as error:
+        # Python sets a limit to the digits of a number, and tomllib lets that pass as it is.
+        msg = f"{path} is not TOML: a number has too many digits"
+        raise UsageError(msg) from error
     except RecursionError as error:
         msg = f"{path} is nested too deeply"
         raise UsageError(msg) from error

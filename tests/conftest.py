@@ -6,8 +6,10 @@ None of them touches the user's HOME, and each peer has its files in a folder of
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -45,6 +47,11 @@ _LEADING_OUT = (
     "XDG_DATA_HOME",
     "XDG_STATE_HOME",
 )
+#: The files of tests/cli in whose processes branches are counted too: together with tests/unit they leave little for
+#: the others to reach. To count costs a process half as much again as most of them take.
+_COUNTED: Final = frozenset(
+    f"test_{name}" for name in ("copy", "ends", "inspect", "login", "results", "serve", "streams", "verify")
+)
 
 
 def pytest_report_header() -> str:
@@ -66,6 +73,14 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
         yield home
+
+
+@pytest.fixture(autouse=True)
+def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave coverage out of the processes that are started, but for those of some files."""
+    if request.path.parent.name != "cli" or request.path.stem not in _COUNTED:
+        for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")

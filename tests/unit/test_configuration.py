@@ -153,6 +153,7 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, wor
         ("[[registry]]", "registry is not a table"),
         ("\nx = =", r"is not TOML: .*line 2"),
         ("x = " + "[" * 5000, "is not TOML|nested too deeply"),
+        ("x = " + "9" * 5000, "a number has too many digits"),
         ("x = 1 #" + "x" * limits.MAX_CONFIGURATION, f"larger than {limits.MAX_CONFIGURATION}"),
     ],
 )

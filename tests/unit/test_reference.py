@@ -61,6 +61,11 @@ class TestDigests:
         with pytest.raises(UnsupportedError, match="sha256 and sha512"):
             parse_digest(text)
 
+    def test_the_name_of_an_algorithm_is_not_repeated_at_any_length(self) -> None:
+        with pytest.raises(UnsupportedError, match=r"'a{40}…' is not supported") as caught:
+            parse_digest("a" * 100_000 + ":0")
+        assert len(str(caught.value)) < 200
+
     @pytest.mark.parametrize("value", [None, 7, True, ["sha256"], DIGEST.encode()])
     def test_what_is_no_text_is_no_digest(self, value: object) -> None:
         assert not is_digest(value)
@@ -157,6 +162,9 @@ class TestReferences:
             ("nginx:1", "docker.io/library/nginx:1", "nginx:1", "1"),
             ("org/app:1", "docker.io/org/app:1", "org/app:1", "1"),
             ("r.example/library/a:1", "r.example/library/a:1", "r.example/library/a:1", "1"),
+            ("index.docker.io/a.example/b:1", "docker.io/a.example/b:1", "docker.io/a.example/b:1", "1"),
+            ("docker.io/library/a/b:1", "docker.io/library/a/b:1", "docker.io/library/a/b:1", "1"),
+            ("docker.io/localhost/b:1", "docker.io/localhost/b:1", "docker.io/localhost/b:1", "1"),
             (f"nginx@{DIGEST}", f"docker.io/library/nginx@{DIGEST}", "nginx", DIGEST),
             (f"nginx:1@{DIGEST}", f"docker.io/library/nginx:1@{DIGEST}", "nginx:1", DIGEST),
         ],
@@ -167,6 +175,7 @@ class TestReferences:
         reference = parse_reference(text)
         assert str(reference) == full
         assert reference.familiar == familiar
+        assert parse_reference(familiar).repository == reference.repository
         assert reference.target == target
         assert parse_reference(full) == reference
 

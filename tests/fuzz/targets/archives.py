@@ -1,0 +1,363 @@
+"""Archives, layout directories and compressed streams."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import zstandard
+
+from ocistream import limits
+from ocistream.compression import GZIP, ZSTD, codec_of, decompressed
+from ocistream.errors import ArchiveError, OcistreamError
+from ocistream.interfaces import Source
+from ocistream.model import parse_platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.stores.archive import ArchiveSink
+from ocistream.stores.archive_file import ArchiveFileSource
+from ocistream.stores.archive_stream import ArchiveStreamSource
+from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.index import every_image, images_named, only_image, some_images
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.outputs import file_output
+from ocistream.stores.tar import TarReader
+from ocistream.stores.unpacked import is_compressed, sniffed
+from ocistream.transfer import copy
+from ocistream.verification import verify
+from tests.archives import BLOCK, tar_of
+from tests.fuzz.engine import MEMORY, Check, Target
+from tests.fuzz.structured import docker_items, layout_items, tar_with_faults
+
+_CODES: Final = frozenset({4, 5, 6, 8})
+_TOKENS: Final = (
+    b"oci-layout", b"index.json", b"manifest.json", b"repositories", b"blobs/sha256/", b"./", b"../", b"ustar\x0000",
+    b"ustar  \0", b"path=", b"size=", b"GNU.sparse.", b'"layers":[', b'"manifests":', b'"subject":', b"sha256:",
+    b"sha512:", b'"urls":["http://127.0.0.1/"]', b"null", bytes(512), bytes(1024),
+)  # fmt: skip
+
+
+def _oci(rng: Random) -> bytes:
+    return tar_with_faults(rng, layout_items(rng))
+
+
+def _docker(rng: Random) -> bytes:
+    return tar_with_faults(rng, docker_items(rng))
+
+
+def _either(rng: Random) -> bytes:
+    return (_oci if rng.random() < 0.6 else _docker)(rng)
+
+
+def _seeds(make: Callable[[Random], bytes]) -> Callable[[], Sequence[bytes]]:
+    return lambda: [make(Random(f"seed {number}")) for number in range(12)]
+
+
+# -- whole archives -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _files(folder: Path) -> Iterator[Check]:
+    path = folder / "x.tar"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        if not is_compressed(path):
+            _verified(ArchiveFileSource(path, **_options(data)))
+
+    yield check
+
+
+@contextlib.contextmanager
+def _pipes(_: Path) -> Iterator[Check]:
+    def check(data: bytes) -> None:
+        file = sniffed(io.BytesIO(data), "the archive on stdin", limits.MAX_RATIO)
+        _verified(ArchiveStreamSource(file, **_options(data)))
+
+    yield check
+
+
+def _options(data: bytes) -> dict[str, Any]:
+    """Return how a source is opened: in any of the ways that the command line knows, the same for the same input."""
+    chance = Random(zlib.crc32(data))
+    arm = parse_platform("linux/arm64")
+    return {
+        "everything": chance.random() < 0.5,
+        "referrers": chance.choice(("along", "along", "listed", "left")),
+        "platforms": chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
+        "select": chance.choice((every_image, every_image, some_images, only_image, images_named(["app:1"]))),
+    }
+
+
+def _verified(source: Source) -> None:
+    """Read all of it, layers unpacked; what is found wrong with them is nothing that is raised."""
+    with contextlib.closing(source):
+        for wrong in verify(source, deep=True).wrong:
+            assert wrong.error.exit_code in _CODES
+            assert wrong.error.what.isprintable()
+
+
+@contextlib.contextmanager
+def _copied(folder: Path) -> Iterator[Check]:
+    """What a file and a pipe give of one archive goes into layouts, which have to be the same."""
+    path, targets = folder / "x.tar", (folder / "one", folder / "other")
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        for target in targets:
+            shutil.rmtree(target, ignore_errors=True)
+        error = None
+        try:
+            _into_layout(ArchiveFileSource(path), targets[0])
+        except OcistreamError as failed:
+            error = failed
+        _into_layout(ArchiveStreamSource(io.BytesIO(data)), targets[1])
+        # A pipe may be taken where a file is not: what is wrong with it is not needed, and was not looked at.
+        if error is None:
+            one, other = ((target / "index.json").read_bytes() for target in targets)
+            assert one == other, "a file and a pipe give different images"
+
+    yield check
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Check]:
+    """What is written of an archive into another one is whole, whatever was in the first."""
+    path, target = folder / "x.tar", folder / "y.tar"
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        target.unlink(missing_ok=True)
+        options = {**_options(data), "everything": False}
+        kind = DockerArchiveSink if data.count(b"5") % 2 else ArchiveSink
+        try:
+            with (
+                contextlib.closing(ArchiveFileSource(path, **options)) as source,
+                contextlib.closing(kind(file_output(target))) as sink,
+            ):
+                copy(source, sink)
+        except OcistreamError:
+            assert not target.exists(), "something is left"
+            raise
+        with contextlib.closing(ArchiveFileSource(target, everything=True)) as source:
+            findings = verify(source)
+        assert not findings.wrong, "what was written is wrong"
+        assert not findings.unneeded, "something is there that nobody needs"
+
+    yield check
+
+
+def _into_layout(source: Source, target: Path) -> None:
+    with contextlib.closing(source), contextlib.closing(LayoutSink(target)) as sink:
+        copy(source, sink)
+    for blob in target.glob("blobs/*/*"):
+        assert blob.is_file(), "something is left"
+        assert not blob.is_symlink(), "a link was made"
+
+
+@contextlib.contextmanager
+def _entries(_: Path) -> Iterator[Check]:
+    """Hold the entries of a tar against what Python's `tarfile` sees, wherever both take it."""
+
+    def check(data: bytes) -> None:
+        reader = TarReader(io.BytesIO(data))
+        ours = [(entry.name, entry.size) for entry in reader if entry.kind == "file"]
+        reader.drain()
+        theirs = _seen_by_tarfile(data)
+        if theirs is not None:
+            assert ours == theirs, "tarfile sees other entries"
+
+    yield check
+
+
+def _seen_by_tarfile(data: bytes) -> list[tuple[str, int]] | None:
+    """Return the regular files that `tarfile` sees; None where it sees nothing, or more in some header than it is."""
+    # Global headers are passed over on purpose; tarfile heeds them, and takes one that is malformed for the end.
+    if any(data[at + 156 : at + 157] == tarfile.XGLTYPE for at in range(0, len(data), BLOCK)):
+        return None
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            members = archive.getmembers()
+    except (tarfile.TarError, ValueError, OverflowError, OSError, EOFError, AttributeError):
+        return None
+    # Of other types each reader measures the content in its own way.
+    usual = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE}
+    if any(member.type not in usual for member in members):
+        return None
+    # tarfile takes slashes away at the end, calls some files directories by their name, and takes a long name that is
+    # empty for one.
+    if any(
+        not member.name or member.isdir() or member.pax_headers or (member.size and not member.isfile())
+        for member in members
+    ):
+        return None
+    return [(member.name, member.size) for member in members if member.isfile()]
+
+
+# -- compressed ---------------------------------------------------------------------------------------------
+
+
+def _compressed(rng: Random) -> bytes:
+    data = _either(rng)
+    if rng.random() < 0.5:
+        return gzip.compress(data, 1, mtime=0)
+    return zstandard.ZstdCompressor(level=rng.choice((1, 3, 19)), write_checksum=rng.random() < 0.5).compress(data)
+
+
+def _stream(rng: Random) -> bytes:
+    """Return a compressed stream of some members or frames, whose first byte says how it is cut into chunks."""
+    plain = rng.choice((b"", b"x", b"abc" * 1000, bytes(100_000), rng.randbytes(5000)))
+    if rng.random() < 0.5:
+        parts = [gzip.compress(plain, rng.randint(0, 9), mtime=0), bytes(rng.choice((0, 0, 1, 512)))]
+    else:
+        frame = zstandard.ZstdCompressor(
+            level=rng.choice((-5, 1, 3, 19)), write_checksum=rng.random() < 0.5, write_content_size=rng.random() < 0.5
+        ).compress(plain)
+        # A frame to be passed over, and blocks that repeat one byte: they expand to more than anything else.
+        skipped = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+        block = (128 * 1024 << 3 | 1 << 1).to_bytes(3, "little") + b"a"
+        repeated = b"\x28\xb5\x2f\xfd\x00\x58" + block * rng.choice((0, 1, 50)) + b"\x01\x00\x00"
+        parts = [frame, skipped, repeated]
+    return rng.randbytes(1) + b"".join(rng.choices(parts, k=rng.randint(1, 4)))
+
+
+@contextlib.contextmanager
+def _codecs(_: Path) -> Iterator[Check]:
+    """Hold what comes out of a stream against what the libraries make of it in one go."""
+
+    def check(data: bytes) -> None:
+        size, data = (data[0] % 64) ** 2 + 1 if data else 1, data[1:]
+        codec = codec_of(data[:4])
+        given, checksum = 0, 0
+        for chunk in decompressed(codec, (data[at : at + size] for at in range(0, len(data), size)), 200):
+            assert len(chunk) <= limits.CHUNK, "a chunk is too large"
+            given += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+        if codec is GZIP:
+            try:
+                expected = _measured(_gunzipped(data))
+            except zlib.error as error:
+                # isal, where it is installed, passes over the reserved flags of RFC 1952, and zlib does not.
+                if "unknown header flags" not in str(error):
+                    raise
+                return
+            assert (given, checksum) == expected, "zlib gives something else"
+        elif codec is ZSTD:
+            assert (given, checksum) == _measured(_unzstd(data)), "zstandard gives something else"
+
+    yield check
+
+
+def _measured(parts: Iterator[bytes]) -> tuple[int, int]:
+    size, checksum = 0, 0
+    for part in parts:
+        size += len(part)
+        checksum = zlib.crc32(part, checksum)
+    return size, checksum
+
+
+def _gunzipped(data: bytes) -> Iterator[bytes]:
+    while data:
+        member = zlib.decompressobj(31)
+        data = yield from _fed(member, data)
+        data = data.lstrip(b"\0")
+
+
+def _unzstd(data: bytes) -> Iterator[bytes]:
+    while data:
+        if data[1:4] == b"\x2a\x4d\x18" and data[0] >> 4 == 5:
+            assert len(data) >= 8 + int.from_bytes(data[4:8], "little"), "it was taken for whole"
+            data = data[8 + int.from_bytes(data[4:8], "little") :]
+            continue
+        frame = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).decompressobj()
+        data = yield from _fed(frame, data)
+
+
+def _fed(stream: Any, data: bytes) -> Generator[bytes, None, bytes]:
+    """Give what one stream expands to, in pieces that are not large; and at last what follows it."""
+    for at in range(0, len(data), 64):
+        yield stream.decompress(data[at : at + 64])
+        if stream.eof:
+            return bytes(stream.unused_data) + data[at + 64 :]
+    msg = "it was taken for whole"
+    raise AssertionError(msg)
+
+
+# -- layout directories -------------------------------------------------------------------------------------
+
+
+def _layout(rng: Random) -> bytes:
+    return tar_of(layout_items(rng))
+
+
+@contextlib.contextmanager
+def _layouts(folder: Path) -> Iterator[Check]:
+    """Unpack the input, which is a tar, into a directory, links, FIFOs and all, and read that as a layout."""
+    path, target = folder / "layout", folder / "target"
+    (folder / "secret").write_bytes(b"{}")
+
+    def check(data: bytes) -> None:
+        for made in (path, target):
+            shutil.rmtree(made, ignore_errors=True)
+        path.mkdir()
+        _unpack(data, path)
+        before = _seen(path)
+        try:
+            _verified(LayoutSource(path, **_options(data)))
+            _into_layout(LayoutSource(path), target)
+            with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutSink(path)) as sink:
+                copy(source, sink)
+        except OcistreamError:
+            assert _seen(path) == before, "a layout was changed that is none"
+            raise
+
+    yield check
+
+
+def _seen(path: Path) -> list[tuple[str, int]]:
+    return sorted((str(found), found.lstat().st_mode) for found in path.rglob("*"))
+
+
+def _unpack(data: bytes, path: Path) -> None:
+    with contextlib.suppress(ArchiveError, OSError, ValueError):
+        reader = TarReader(io.BytesIO(data))
+        for entry in reader:
+            where = Path(os.path.normpath(path / entry.name.lstrip("/")))
+            if not where.is_relative_to(path) or os.path.lexists(where):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                where.parent.mkdir(parents=True, exist_ok=True)
+                if entry.kind == "link":
+                    where.symlink_to(entry.target or "../secret")
+                elif entry.kind == "other":
+                    os.mkfifo(where)
+                elif entry.kind == "directory":
+                    where.mkdir()
+                else:
+                    where.write_bytes(reader.read(entry, 1 << 20))
+
+
+#: zstd may ask for a window, and where layers are read side by side there is one that is not wide for each.
+_MEMORY: Final = limits.MAX_ZSTD_WINDOW + MEMORY
+#: Two images of one name are no layout, and not the only image.
+_CHOOSING: Final = _CODES | {2}
+
+TARGETS: Final = (
+    Target("tar-entries", _entries, _seeds(_either), frozenset({6, 8}), _either, _TOKENS, share=3600),
+    Target("archive-file", _files, _seeds(_either), _CHOOSING, _either, _TOKENS, 1050, _MEMORY),
+    Target("archive-pipe", _pipes, _seeds(_either), _CHOOSING, _either, _TOKENS, 1050, _MEMORY),
+    Target("archive-compressed", _pipes, _seeds(_compressed), _CHOOSING, _compressed, _TOKENS, 600, _MEMORY),
+    Target("archive-copied", _copied, _seeds(_either), _CHOOSING, _either, _TOKENS, share=450),
+    Target("archive-written", _written, _seeds(_either), _CHOOSING, _either, _TOKENS, 300, _MEMORY),
+    Target("codecs", _codecs, _seeds(_stream), frozenset({6, 8}), _stream, share=1200, memory=2 * _MEMORY),
+    # A link to itself cannot be read (9).
+    Target("layout", _layouts, _seeds(_layout), _CHOOSING | {9}, _layout, _TOKENS, 450, _MEMORY),
+)

@@ -1,0 +1,371 @@
+"""JSON, manifests and indexes, configs, and what token servers, credential files and the state file say."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from ocistream import limits
+from ocistream.auth import Authenticator
+from ocistream.auth_file import AuthFile, Credential, check_storable, entry_of
+from ocistream.challenges import parse_challenges
+from ocistream.documents import (
+    diff_ids_of_config,
+    media_type_of,
+    outline,
+    parse_document,
+    platform_of_config,
+)
+from ocistream.errors import ArchiveError, OcistreamError, UsageError
+from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.origins import Origin
+from ocistream.state import State
+from ocistream.stores.docker_images import parse_manifest_json
+from ocistream.stores.index import index_json, parse_index, parse_layout_file, roots_of
+from ocistream.stream import digest_of
+from ocistream.strict_json import canonical_json, parse_json
+from ocistream.token_requests import TokenAnswer, TokenRequest
+from ocistream.upload_records import Key, UploadRecord, UploadRecords, may_be_kept
+from tests.fuzz.engine import Check, Target
+from tests.fuzz.mutation import json_bytes, json_mutated
+from tests.fuzz.structured import layout_items
+
+_TOKENS: Final = (
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\\ud800", b"\\udc00", b"\\u0000", b"null", b"true",
+    b"NaN", b"Infinity", b"-", b"1e999", b"1E+5", b'"":', b'"mediaType":', b'"manifests":', b'"layers":',
+    b'"schemaVersion":1', b'"digest":', b'"size":', b"\xef\xbb\xbf", b"\xc0\x80", b"[" * 70, b'{"a":' * 70,
+)  # fmt: skip
+
+# -- JSON ---------------------------------------------------------------------------------------------------
+
+
+def _json_seeds() -> Sequence[bytes]:
+    return [
+        b"{}",
+        b'{"a": [1, 2.5, -3e2, null, true, "x\\u00e9\\n"], "list": [{"b": {}}, [], "\xc3\xa9"]}',
+        b' {\n"list" : [ ] , "k":{"list":[1]}}\t',
+        *(raw for _, raw in layout_items(Random(1)) if raw is not None and raw[:1] == b"{"),
+    ]
+
+
+def _json(rng: Random) -> bytes:
+    return json_bytes(rng, json_mutated(rng, json.loads(rng.choice(_json_seeds()))))
+
+
+@contextlib.contextmanager
+def _strict(_: Path) -> Iterator[Check]:
+    """Hold our parser against Python's: the same values, and refused only by a rule; and whole against in pieces."""
+
+    def check(data: bytes) -> None:
+        if sum(data.count(mark) for mark in (b",", b"[", b"{")) > limits.MAX_JSON_PIECE_ITEMS:
+            # A piece has another bound than a whole.
+            _parsed(data, 0)
+            return
+        whole = _parsed(data, len(data))
+        pieces = _parsed(data, 0)
+        assert _same(whole, pieces), "whole and in pieces are not the same"
+        if isinstance(whole, dict):
+            assert canonical_json(json.loads(data)) == canonical_json(whole), "Python's parser reads something else"
+            assert canonical_json(parse_json(canonical_json(whole), "it")) == canonical_json(whole)
+            listed = parse_json(data, "it", keys={"list"}, convert={"list": lambda _, item: item}, whole=0)
+            assert _same(listed, {key: value for key, value in whole.items() if key == "list"})
+            return
+        assert _is_against_the_rules(data), "refused without a rule"
+        raise whole
+
+    yield check
+
+
+def _parsed(data: bytes, whole: int) -> dict[str, Any] | ArchiveError:
+    try:
+        return parse_json(data, "it", whole=whole)
+    except ArchiveError as error:
+        return error
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, ArchiveError) or isinstance(other, ArchiveError):
+        return type(one) is type(other)
+    return canonical_json(one) == canonical_json(other)
+
+
+class _RuleError(ValueError):
+    """A document that is JSON and refused all the same."""
+
+
+def _is_against_the_rules(data: bytes) -> bool:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise _RuleError
+        return dict(pairs)
+
+    def refused(_: str) -> Any:
+        raise _RuleError
+
+    def finite(text: str) -> float:
+        if math.isinf(float(text)):
+            raise _RuleError
+        return float(text)
+
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refused, parse_float=finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(value, dict) or _depth(value) > limits.MAX_JSON_DEPTH
+
+
+def _depth(value: object) -> int:
+    level, depth = [value], -1
+    while level:
+        depth += 1
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return depth
+
+
+# -- manifests and the like ---------------------------------------------------------------------------------
+
+
+def _document_seeds() -> Sequence[bytes]:
+    found = [b'\x00[{"Config":"c.json","RepoTags":["a:1",null],"Layers":["l.tar"]}]']
+    for number in range(8):
+        for _, raw in layout_items(Random(f"document {number}")):
+            if raw is not None and raw[:1] == b"{":
+                found += [bytes([kind]) + raw for kind in (0, 1)]
+    return found
+
+
+def _document(rng: Random) -> bytes:
+    data = rng.choice(_document_seeds())
+    return bytes([rng.randrange(8)]) + json_bytes(rng, json_mutated(rng, json.loads(data[1:])))
+
+
+@contextlib.contextmanager
+def _documents(_: Path) -> Iterator[Check]:
+    """The first byte says what a document is referenced as; then it is read as everything that there is."""
+    kinds = (*ACCEPTED_TYPES, UNKNOWN_TYPE, "application/vnd.oci.artifact.manifest.v1+json")
+
+    def check(data: bytes) -> None:
+        kind, raw = kinds[(data[0] if data else 0) % len(kinds)], data[1:]
+        first: OcistreamError | None = None
+        for read in (
+            lambda: parse_document(Descriptor(kind, digest_of(raw), len(raw)), raw),
+            lambda: _rewritten(parse_index(raw)),
+            lambda: media_type_of(raw, "it"),
+            lambda: outline(raw, "it"),
+            lambda: platform_of_config(raw, "it"),
+            lambda: diff_ids_of_config(raw, "it"),
+            lambda: parse_layout_file(raw),
+            lambda: parse_manifest_json(raw),
+        ):
+            try:
+                read()
+            except OcistreamError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    yield check
+
+
+def _rewritten(entries: list[Descriptor]) -> None:
+    """Write an index.json again: what is read of it is the same."""
+    roots_of(entries)
+    raw = index_json(entries)
+    assert index_json(parse_index(raw)) == raw, "an index that is written again is another one"
+
+
+# -- tokens -------------------------------------------------------------------------------------------------
+
+_CHALLENGES: Final = (
+    b'Bearer realm="https://auth.example.com/token",service="registry",scope="repository:a/b:pull"',
+    b'Basic realm="Registry", charset="UTF-8"',
+    b'Negotiate, Bearer realm="http://127.0.0.1:5000/t?a=b", error="invalid_token"',
+    b'Bearer realm="https://a/b\\"c" , service=x , scope="a b  c"\nBasic realm=""',
+)
+_ANSWER: Final = b'{"token":"abc.def","expires_in":300,"issued_at":"2024-01-01T00:00:00Z"}'
+
+
+def _token_seeds() -> Sequence[bytes]:
+    return [challenge + b"\0" + _ANSWER for challenge in _CHALLENGES] + [
+        _CHALLENGES[0] + b'\0{"access_token":"x","token":"","expires_in":"60"}'
+    ]
+
+
+def _token(rng: Random) -> bytes:
+    answer = json_bytes(rng, json_mutated(rng, json.loads(_ANSWER)))
+    return rng.choice(_CHALLENGES) + b"\0" + (answer if rng.random() < 0.7 else _ANSWER)
+
+
+@contextlib.contextmanager
+def _tokens(_: Path) -> Iterator[Check]:
+    """A 401's headers, a line each, and behind a NUL what the token server says."""
+    credentials = (None, Credential("user", "secret"), Credential("", "", "identity"))
+
+    def check(data: bytes) -> None:
+        head, _, body = data.partition(b"\0")
+        values = head.decode("latin-1").split("\n")
+        for challenge in parse_challenges(values):
+            assert challenge.scheme == challenge.scheme.lower()
+
+        def send(request: TokenRequest) -> TokenAnswer:
+            assert request.url.isascii()
+            assert request.url.isprintable(), "a URL that would be two lines"
+            return TokenAnswer(200, body[: limits.MAX_TOKEN_ANSWER + 1])
+
+        credential = credentials[len(data) % len(credentials)]
+        authenticator = Authenticator("example.com", lambda _: credential, send)
+        header = authenticator.challenged(values, ("repository:a/b:pull",), None)
+        assert header.isascii(), "a header that is not ASCII"
+        assert header.isprintable(), "a header that would be two lines"
+        again = authenticator.authorization(("repository:a/b:pull",))
+        assert again is None or again.isprintable()
+
+    yield check
+
+
+# -- credential files, and the state file -------------------------------------------------------------------
+
+_AUTH: Final = {
+    "auths": {
+        "https://index.docker.io/v1/": {"auth": base64.b64encode(b"user:password").decode()},
+        "example.com:5000/ns": {"auth": "dTpw", "identitytoken": "token", "email": "a@b"},
+        "registry.example": {"username": "u", "password": "p", "registrytoken": ""},
+        "[::1]:5000": {},
+    },
+    "credHelpers": {"gcr.io": "gcloud", "ecr.example": ""},
+    "credsStore": "desktop",
+}
+_STATE: Final = {"version": 1, "hosts": {"example.com": {"upload": "put", "unsized": "chunk=4MiB", "since": 1e9}}}
+
+
+def _auth_seeds() -> Sequence[bytes]:
+    return [json.dumps(_AUTH).encode(), b"", b"{}", b'{"auths":null}', b'{"auths":{"a.example":{"auth":"=="}}}']
+
+
+def _auth(rng: Random) -> bytes:
+    return json_bytes(rng, json_mutated(rng, _AUTH))
+
+
+@contextlib.contextmanager
+def _auth_files(_: Path) -> Iterator[Check]:
+    def check(data: bytes) -> None:
+        file = AuthFile.parse(data, "~/.docker/config.json")
+        for host in ("docker.io", "example.com:5000", "registry.example", "[::1]:5000", "gcr.io"):
+            file.helper_of(host)
+            credential = file.entry(host, "ns/repo")
+            if credential is not None:
+                assert "password" not in repr(credential), "a secret is shown"
+                with contextlib.suppress(UsageError):
+                    check_storable(credential)
+                    entry_of(credential)
+            canonical_json(file.with_entry(host, {"auth": "dTpw"}))
+            file.with_entry(host, None)
+
+    yield check
+
+
+def _state_seeds() -> Sequence[bytes]:
+    return [json.dumps(_STATE).encode(), b"{}", b""]
+
+
+def _state(rng: Random) -> bytes:
+    return json_bytes(rng, json_mutated(rng, _STATE))
+
+
+@contextlib.contextmanager
+def _states(folder: Path) -> Iterator[Check]:
+    """A state file is never a reason to fail, and what is kept is there afterwards, whatever was there before."""
+    path, notes = folder / "hosts.json", list[str]()
+    state = State(folder, notes.append, lambda: 1_000_000_100.0)
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        facts = state.facts()
+        if facts:
+            host = next(iter(facts))
+            state.keep(host, facts[host])
+            assert host in state.facts(), "what was kept is lost"
+        assert all(note.isprintable() for note in notes)
+        notes.clear()
+
+    yield check
+
+
+_UPLOAD: Final = Key("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+_RECORD: Final = {
+    **dataclasses.asdict(_UPLOAD),
+    "location": "https://registry.example:5000/v2/team/app/blobs/uploads/1?_state=b%3D",
+    "min_chunk": 65_536,
+    "since": 1_000_000_000,
+    "version": 1,
+}
+
+
+def _record_seeds() -> Sequence[bytes]:
+    return [json.dumps(_RECORD).encode(), json.dumps(_RECORD).encode() + b" " * 50, b"{}", b""]
+
+
+def _record(rng: Random) -> bytes:
+    return json_bytes(rng, json_mutated(rng, _RECORD))
+
+
+@contextlib.contextmanager
+def _records(folder: Path) -> Iterator[Check]:
+    """What is remembered of an upload is never a reason to fail; and what is written over it is there afterwards."""
+    notes = list[str]()
+    records = UploadRecords(folder / "uploads", notes.append, lambda: 1_000_000_100.0)
+    home, written = Origin("https", "registry.example", 5000), UploadRecord("https://registry.example:5000/x", 1)
+
+    def check(data: bytes) -> None:
+        claim = records.claim(_UPLOAD)
+        assert claim is not None
+        claim.leave()
+        (path,) = (folder / "uploads").iterdir()
+        path.write_bytes(data)
+        for left in records.left_over(_UPLOAD.registry, _UPLOAD.repository, {_UPLOAD.digest}):
+            left.leave()
+        claim = records.claim(_UPLOAD)
+        assert claim is not None
+        if claim.found is not None:
+            may_be_kept(claim.found.location, home)
+        claim.write(written)
+        claim.leave()
+        again = records.claim(_UPLOAD)
+        assert again is not None
+        assert again.found == written, "what was written is lost"
+        again.drop()
+        assert all(note.isprintable() for note in notes)
+        notes.clear()
+
+    yield check
+
+
+TARGETS: Final = (
+    Target("json", _strict, _json_seeds, frozenset({6}), _json, _TOKENS, share=4500),
+    Target("documents", _documents, _document_seeds, frozenset({6, 8}), _document, _TOKENS, share=2400),
+    Target(
+        "tokens",
+        _tokens,
+        _token_seeds,
+        frozenset({2, 3, 7}),
+        _token,
+        (*_TOKENS, b"realm=", b"Bearer ", b'\\"'),
+        share=4500,
+    ),
+    Target("auth-file", _auth_files, _auth_seeds, frozenset({2}), _auth, (*_TOKENS, b"://", b"/v1/"), share=3000),
+    Target("upload-record", _records, _record_seeds, frozenset(), _record, _TOKENS, share=600),
+    Target("state-file", _states, _state_seeds, frozenset(), _state, _TOKENS, share=1200),
+)

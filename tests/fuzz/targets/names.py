@@ -1,0 +1,195 @@
+"""Names, sizes, headers and options: short texts. Each is one line of input, read as UTF-8 with whatever is none."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import posixpath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+
+from ocistream.auth_file import host_of
+from ocistream.cli import COMMANDS
+from ocistream.cli.console import Console
+from ocistream.errors import OcistreamError, UnsupportedError, UsageError
+from ocistream.model import is_media_type, parse_platform
+from ocistream.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
+from ocistream.places import checked_location
+from ocistream.reference import Reference, is_digest, parse_digest, parse_reference, parse_registry, printable
+from ocistream.retry import retry_after
+from ocistream.rungs import parse_rung
+from ocistream.sizes import parse_size
+from ocistream.stores import parse_end
+from ocistream.stores.index import docker_tag, full_reference, tag_of
+from tests.fuzz.engine import Check, Target
+
+_HEX: Final = b"0" * 64
+_NAMES: Final = (
+    b"nginx", b"docker.io/library/nginx:1@sha256:" + _HEX, b"localhost:5000/a/b_c-d.e__f:tag", b"[::1]:5000/x",
+    "b\u00fccher.example/app:1".encode(), b"docker://127.0.0.1:5000/x@sha512:" + _HEX * 2, b"oci:dir:name",
+    b"oci-archive:/x/y.tar:example.com/app:1", b"docker-archive:-", b"./x.tar", b"-", b"~/x", b"C:\\x",
+    b"index.docker.io/a", b"https://example.com/v1/", b"linux/arm64/v8", b"windows(10.0.17763)/amd64",
+    b"chunk=4MiB", b"1.5M", b"500k", b"10 GB", b"sha256-" + _HEX + b".sig",
+    b"application/vnd.oci.image.manifest.v1+json", "\u0430pple.example/x".encode(),
+)  # fmt: skip
+_TOKENS: Final = (
+    b"..", b"/", b"//", b":", b"@", b"sha256:", b"[", b"]", b"%25", b"xn--", b".", b"localhost", b"docker.io/",
+    b":65536", b":0", b"A", b"_", b"__", b"-", b"=", b"(", "\u3002".encode(), "\uff0e".encode(), "\u0660".encode(),
+    b"MiB",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _names(_: Path) -> Iterator[Check]:
+    """Everything that reads a name reads it; what it means is written again and read again as the same."""
+
+    def check(data: bytes) -> None:
+        text = data.decode(errors="surrogateescape")
+        assert len(printable(text)) <= 201
+        assert printable(text).isprintable()
+        parse_size(text)
+        parse_size(text, fractions=True)
+        is_media_type(text)
+        full_reference(text)
+        tag_of(text)
+        docker_tag(text)
+        first: OcistreamError | None = None
+        for read in (_reference, _digest, _host, _location, parse_platform, parse_end, parse_rung):
+            try:
+                read(text)
+            except (UnsupportedError, UsageError) as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    yield check
+
+
+def _reference(text: str) -> None:
+    for default_tag in (True, False):
+        found = parse_reference(text, default_tag=default_tag)
+        _check_path(found)
+        assert parse_reference(str(found), default_tag=default_tag) == found, "read again, it is another one"
+        shown = found.familiar + (f"@{found.digest}" if found.digest else "")
+        assert parse_reference(shown, default_tag=default_tag) == found, "as it is shown it is another one"
+
+
+def _check_path(found: Reference) -> None:
+    url = f"https://{found.registry}/v2/{found.repository}/manifests/{found.target}"
+    parts = urlsplit(url)
+    assert parts.path == f"/v2/{found.repository}/manifests/{found.target}", "a name leads out of its path"
+    assert posixpath.normpath(parts.path) == parts.path, "a name goes up in its path"
+    assert parts.netloc == found.registry, "a name leads to another host"
+    assert url.isascii()
+    assert url.isprintable()
+    assert " " not in url
+
+
+def _digest(text: str) -> None:
+    assert str(parse_digest(text)) == text
+    assert is_digest(text)
+    assert "/" not in text
+
+
+def _host(text: str) -> None:
+    registry = parse_registry(text)
+    assert parse_registry(registry) == registry, "read again, it is another one"
+    assert "/" not in registry
+    assert host_of(registry) == host_of(registry.upper()) == host_of(host_of(registry))
+
+
+def _location(text: str) -> None:
+    location = checked_location(text)
+    assert checked_location(location) == location, "read again, it is another one"
+    assert ".." not in location.split("/")
+
+
+# -- headers ------------------------------------------------------------------------------------------------
+
+_HEADERS: Final = (
+    b"/v2/app/blobs/uploads/0?_state=a%2Fb", b"https://example.com:443/x?y=z#w", b"http://127.0.0.1:5000/",
+    b"http://user:secret@[::1]:80/a?signature=hidden", b"//host/path", b"?n=1", b"120",
+    b"Wed, 21 Oct 2015 07:28:00 GMT", b"Wed, 21 Oct 2015 07:28:00", b"Sun, 06 Nov 1994 08:49:37 +9999",
+    b"10.0.0.0/8,.example.com:443,[::1],*", b"http://169.254.169.254/latest", b"http://[::ffff:127.0.0.1]/",
+)  # fmt: skip
+_HEADER_TOKENS: Final = (
+    b"http://", b"https://", b"//", b"\\", b"@", b":", b"?", b"#", b"%", b"[", b"]", b"127.0.0.1", b"localhost",
+    b":99999", b"GMT", b"-0000", b"+2400", b"9999", b"Feb 30", b",", b"../", b"\r\nX: y", "\u2100".encode("utf-8"),
+    b"[v1.x]",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _headers(_: Path) -> Iterator[Check]:
+    """A header's value as http.client gives it, taken for a Location, a realm, a Retry-After, a NO_PROXY."""
+    base = "https://registry.example/v2/app/blobs/uploads/"
+
+    def check(data: bytes) -> None:
+        text = data.decode("latin-1")
+        seconds = retry_after(text)
+        assert seconds is None or seconds >= 0
+        assert redacted(text).isprintable()
+        assert "hunter2" not in redacted(f"https://user:hunter2@{text}"), "a password is shown"
+        is_loopback(text)
+        bypasses_proxy(base, text)
+        url = resolved(base, text)
+        assert url.isascii()
+        assert url.isprintable(), "what is sent is two lines"
+        for home in (Origin.of(base), Origin("http", "127.0.0.1", 5000)):
+            check_target(home, url)
+            assert home.scheme == "http" or url.lower().startswith("https://"), "from https to http"
+        bypasses_proxy(url, "10.0.0.0/8, .example")
+        check_target(Origin.of(base), text)
+
+    yield check
+
+
+# -- the command line ---------------------------------------------------------------------------------------
+
+_LINES: Final = (
+    b"pull\nnginx:1\n-o\nx.tar\n--platform\nlinux/arm64\n--compress\nzstd:3\n--progress\njson",
+    b"push\n-i\nx.tar\n--to\nlocalhost:5000/a\n--upload\nchunk=4MiB\n--mount-from\na/b\n--limit-rate\n1.5M",
+    b"copy\noci:x\ndocker://127.0.0.1:5000/x:1\n--jobs\n3\n--all-tags\n--tags\n1.*\n--connect-timeout\n2.5",
+    b"verify\nx.tar\n--deep\n--max-ratio\n200",
+    b"inspect\noci:x\n--log-format\njson\n-vv",
+    b"serve\nx\n--listen\n127.0.0.1:0\n--read-only",
+    b"login\nlocalhost:5000\n-u\nme\n--password-stdin\n--max-requests-per-second\n0.5",
+)  # fmt: skip
+_LINE_TOKENS: Final = (
+    b"\n--", b"\n-", b"=", b"\n--help", b"\nnan", b"\ninf", b"\n-1", b"\n1e400", b"\n0", b"\n\n", b"\n--result\n-",
+    b"\n-o",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _lines(_: Path) -> Iterator[Check]:
+    """A command line, an argument a line, is parsed; nothing is run."""
+
+    def check(data: bytes) -> None:
+        # No argument of a program can have a NUL in it.
+        name, *arguments = data.replace(b"\0", b"").decode(errors="surrogateescape").split("\n")
+        Console.from_arguments(arguments)
+        if name not in COMMANDS:
+            return
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        # click's own errors are exit code 2 as well; --help ends it with 0, and prints.
+        with contextlib.suppress(click.ClickException, click.exceptions.Exit), contextlib.redirect_stdout(None):
+            command.make_context(name, arguments)
+
+    yield check
+
+
+def _seeds(*lists: Sequence[bytes]) -> Sequence[bytes]:
+    return [item for one in lists for item in one]
+
+
+TARGETS: Final = (
+    Target("names", _names, lambda: _seeds(_NAMES), frozenset({2, 8}), tokens=_TOKENS, share=12000),
+    Target("headers", _headers, lambda: _seeds(_HEADERS), frozenset({7}), tokens=_HEADER_TOKENS, share=12000),
+    Target("command-lines", _lines, lambda: _seeds(_LINES), frozenset({2, 8}), tokens=_LINE_TOKENS, share=1500),
+)
