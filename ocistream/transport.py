@@ -22,7 +22,7 @@ from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, Re
 from ocistream.failures import refusal, speaks_tls
 from ocistream.hosts import HostSettings
 from ocistream.ladder import Ladder
-from ocistream.origins import Origin, check_target, redacted, resolved
+from ocistream.origins import Origin, check_target, is_inward, redacted, resolved
 from ocistream.pacing import Pace
 from ocistream.retry import Retried, Tries, retry_after
 from ocistream.tls import TlsSettings, check
@@ -210,8 +210,9 @@ class Transport:
         if trusted:
             request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
-            check_target(endpoint.origin, url)
-        self._send(endpoint, request, url, trusted=trusted).drain()
+            self._check_target(endpoint.origin, url)
+        leader = None if trusted else endpoint.origin
+        self._send(endpoint, request, url, trusted=trusted, leader=leader).drain()
 
     def tries(self) -> Tries:
         """Begin counting the tries of one piece of work."""
@@ -241,7 +242,7 @@ class Transport:
 
     def _authorized(self, endpoint: Endpoint, request: _Request, url: str, scopes: tuple[str, ...]) -> Answer:
         if Origin.of(url) != endpoint.origin:
-            check_target(endpoint.origin, url)
+            self._check_target(endpoint.origin, url)
             return self._redirected(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
         answer = self._shown(endpoint, request, url, shown, scopes)
@@ -286,9 +287,10 @@ class Transport:
         """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
         home = Origin.of(url)
         trusted = home == endpoint.origin
+        leader = None if trusted else endpoint.origin
         for _ in range(limits.MAX_REDIRECTS + 1):
             self._wait_for_turn(endpoint, url)
-            answer = self._send(endpoint, request, url, trusted=trusted)
+            answer = self._send(endpoint, request, url, trusted=trusted, leader=leader)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
@@ -304,15 +306,28 @@ class Transport:
             if request.begun:
                 msg = f"{where} was redirected after its body was sent"
                 raise FinalNetworkError(msg)
-            check_target(Origin.of(url), target)
+            leader = Origin.of(url)
+            self._check_target(leader, target)
             url = target
         msg = f"{request.method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
         raise FinalNetworkError(msg)
 
-    def _send(self, endpoint: Endpoint, request: _Request, url: str, *, trusted: bool) -> Answer:
+    def _send(self, endpoint: Endpoint, request: _Request, url: str, *, trusted: bool, leader: Origin | None) -> Answer:
+        """Send once. `leader` is who has led to this URL; None where it is the endpoint's own."""
         target = Origin.of(url)
         tls = tls_for(endpoint, target, self._settings_of(endpoint, url), trusted=trusted)
-        return self._connections.send(request.method, url, request.headers, request.body, request.timeout, tls)
+        # Once more than by `check_target`, since a name may have another address by now.
+        only_outside = leader is not None and leader.host != target.host and self._is_outside(leader)
+        return self._connections.send(
+            request.method, url, request.headers, request.body, request.timeout, tls, only_outside=only_outside
+        )
+
+    def _is_outside(self, origin: Origin) -> bool:
+        known = self._connections.is_outside(origin.host)
+        return not is_inward(origin.host) if known is None else known
+
+    def _check_target(self, home: Origin, url: str) -> None:
+        check_target(home, url, is_outside=self._connections.is_outside(home.host))
 
     def _settings_of(self, endpoint: Endpoint, url: str) -> HostSettings:
         """Give the settings of the host that a URL leads to, whoever led there."""
@@ -335,7 +350,7 @@ class Transport:
 
     def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenAnswer:
         """Ask a token server, which is trusted with a credential, and so only where it is as safe as the registry."""
-        check_target(endpoint.origin, request.url)
+        self._check_target(endpoint.origin, request.url)
         tries = self.tries()
         while True:
             try:

@@ -477,6 +477,50 @@ class TestRedirects:
         assert inner.requests == []
 
 
+class TestWhoHasAnsweredBefore:
+    """What would end a run at its beginning, since it looks like a mistake of the user's, passes later on."""
+
+    @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_AGAIN])
+    def test_a_name_that_is_gone_is_looked_up_again(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch, code: int
+    ) -> None:
+        registry = faulty(Fault(Header("Connection", "close"), times=None))
+        real, failing = socket.getaddrinfo, iter([True, True])
+        transport = quick()
+
+        def fail(*args: Any, **options: Any) -> Any:
+            if next(failing, False):
+                raise socket.gaierror(code, "Name or service not known")
+            return real(*args, **options)
+
+        ask(transport, registry)
+        monkeypatch.setattr("socket.getaddrinfo", fail)
+        assert ask(transport, registry).status == 200
+        assert len(transport.waits) == 2
+
+    def test_one_that_spoke_tls_is_asked_again_after_it_has_not(
+        self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = faulty(Fault(Header("Connection", "close"), times=None), tls=certificate)
+        host = under_test(registry)
+        transport = quick(ca_file=str(certificate.file))
+        real, others = socket.getaddrinfo, iter([True])
+        with RawServer(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as balancer:
+
+            def resolve(_: str, port: Any, *args: Any, **options: Any) -> Any:
+                if port is not None and next(others, False):
+                    port = balancer.host.rpartition(":")[2]
+                return real("127.0.0.1", port, *args, **options)
+
+            monkeypatch.setattr("socket.getaddrinfo", resolve)
+            with pytest.raises(FinalNetworkError, match="not what the other side speaks"):
+                ask(transport, host)
+            ask(transport, host)
+            others = iter([True])
+            assert ask(transport, host).status == 200
+        assert len(transport.waits) == 1
+
+
 class TestOrigins:
     @pytest.mark.parametrize(
         ("registry", "plain_http", "url"),
