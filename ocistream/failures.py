@@ -225,4 +225,4 @@ def refusal(
             pause = _HEAD_REFUSED[url.startswith("https:")]
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
-    return RegistryError(what, status=status, codes=codes, hint=pause)
+    return RegistryError(what, status=status, codes=codes, hint=pause, retry_after=wait)

@@ -255,16 +255,32 @@ class Transport:
         base = f"{endpoint.url}/v2/"
         if not challenges and not endpoint.authenticator.was_challenged and url != base:
             challenges = self._challenges_at(base, endpoint, request.timeout)
-        fresh = endpoint.authenticator.challenged(challenges, scopes, shown)
-        if request.begun:
-            msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
-            raise NetworkError(msg)
-        answer = self._shown(endpoint, request, url, fresh, scopes)
+        answer, fresh = self._challenged(endpoint, request, url, scopes, challenges, shown)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
-        if refused and endpoint.authenticator.is_final(fresh, scopes):
+        if refused and shown is None and endpoint.authenticator.has_ended(challenges := answer.challenges()):
+            # The first token of all has ended on its way, or by the registry's clock has not begun yet.
+            answer.drain()
+            answer, _ = self._challenged(endpoint, request, url, scopes, challenges, fresh)
+        elif refused and endpoint.authenticator.is_final(fresh, scopes):
             # The secret itself was refused: this raises, and says where it came from.
             endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
         return answer
+
+    def _challenged(
+        self,
+        endpoint: Endpoint,
+        request: _Request,
+        url: str,
+        scopes: tuple[str, ...],
+        challenges: Sequence[str],
+        refused: str | None,
+    ) -> tuple[Answer, str]:
+        """Send again with something else than what was `refused`; give that too."""
+        fresh = endpoint.authenticator.challenged(challenges, scopes, refused)
+        if request.begun:
+            msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
+            raise NetworkError(msg)
+        return self._shown(endpoint, request, url, fresh, scopes), fresh
 
     def _shown(
         self, endpoint: Endpoint, request: _Request, url: str, header: str | None, scopes: tuple[str, ...]

@@ -6,6 +6,7 @@ action says. Everything else is answered as in production. TLS is there too, for
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import gzip
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from ocistream.limits import MIB
 from ocistream.serve import Answer, Handler, Part, RefusedError, Registry
-from tests.faulty_auth import Auth, Denied
+from tests.faulty_auth import Auth, Bearer, Denied
 
 if TYPE_CHECKING:
     from ocistream.serve.bodies import SizedBody
@@ -137,12 +138,48 @@ class StopReading:
 
 
 @dataclasses.dataclass(frozen=True)
+class PauseReading:
+    """Read no more of the request's body, `after` so many bytes of it, until its client comes back; then hang up.
+
+    To come back is to make another request. `FaultyRegistry.release` ends it as well.
+    """
+
+    after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FlipReceived:
+    """Flip the lowest bit of one byte of the request's body, `at` so many bytes from its start, when it is read."""
+
+    at: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EndTokens:
+    """End every token that was given out so far, just before one is looked at; of use where `Fault.before_auth`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Gzip:
     """Compress the answer's body on the way, as a proxy might."""
 
 
 Action: TypeAlias = (
-    HangUp | Reset | Drop | Stall | Reply | Flip | Resize | NoContentLength | IgnoreRange | Header | StopReading | Gzip
+    HangUp
+    | Reset
+    | Drop
+    | Stall
+    | Reply
+    | Flip
+    | Resize
+    | NoContentLength
+    | IgnoreRange
+    | Header
+    | StopReading
+    | PauseReading
+    | FlipReceived
+    | EndTokens
+    | Gzip
 )
 
 
@@ -151,7 +188,8 @@ class Fault:
     """`action` is done to requests with this method and with `path` (searched for in path and query).
 
     The first `skip` of them are spared, then it is done `times` times, or forever where that is None. Both patterns
-    are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that.
+    are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that. With
+    `before_auth` it strikes what may be answered with 401 as well, else only what would be served.
     """
 
     action: Action
@@ -160,6 +198,7 @@ class Fault:
     times: int | None = 1
     skip: int = 0
     larger_than: int = -1
+    before_auth: bool = False
 
     def strikes(self, request: Request) -> bool:
         """Say whether it is this request's turn, and count it."""
@@ -178,6 +217,8 @@ class Fault:
 class Request:
     """A request as it came. `status` is None until it is answered, `received` grows as its body is read.
 
+    `answered` is how many bytes the body of its answer was to have.
+
     `certificate` is what the client showed of itself in TLS, or None.
     """
 
@@ -188,6 +229,7 @@ class Request:
     headers: Message
     handler: dataclasses.InitVar[FaultyHandler]
     status: int | None = None
+    answered: int = 0
     fault: Action | None = None
 
     def __post_init__(self, handler: FaultyHandler) -> None:
@@ -228,7 +270,7 @@ class FaultyRegistry(Registry):
         self.auth = auth
         self.requests: list[Request] = []
         self.released = threading.Event()
-        self._record = threading.Lock()
+        self._record = threading.Condition()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
         if tls and self._tls:
             self._tls.load_cert_chain(tls.file, tls.key_file)
@@ -261,8 +303,16 @@ class FaultyRegistry(Registry):
         ]
 
     def release(self) -> None:
-        """End every `Stall`, those to come too."""
-        self.released.set()
+        """End every `Stall` and `PauseReading`, those to come too."""
+        with self._record:
+            self.released.set()
+            self._record.notify_all()
+
+    def wait_for_next_request(self) -> None:
+        """Wait until a request comes beside those that are there now."""
+        with self._record:
+            count = len(self.requests)
+            self._record.wait_for(lambda: len(self.requests) > count or self.released.is_set())
 
     def stop(self) -> None:
         self.release()
@@ -279,12 +329,13 @@ class FaultyRegistry(Registry):
         """Record a request."""
         with self._record:
             self.requests.append(request)
+            self._record.notify_all()
 
-    def fault_for(self, request: Request) -> Action | None:
+    def fault_for(self, request: Request, *, before_auth: bool) -> Action | None:
         """Return what is to be done to a request: the action of the first fault that strikes it."""
         with self._record:
             for fault in self.faults:
-                if fault.strikes(request):
+                if fault.before_auth == before_auth and fault.strikes(request):
                     request.fault = fault.action
                     return fault.action
         return None
@@ -306,14 +357,26 @@ class FaultyHandler(Handler):
         self.request_now = Request(self.command, self.path, "/".join(segments), parameters, self.headers, handler=self)
         self.registry.note(self.request_now)
         auth = self.registry.auth
+        struck, answered = self._strike(before_auth=True)
+        if answered:
+            return
         try:
-            # A fault strikes only what would be served otherwise, so that a 401 does not use it up.
-            path = auth.admit(self.request_now, self.registry.url) if auth else self.path
+            # Other faults strike only what would be served otherwise, so that a 401 does not use them up.
+            self.path = auth.admit(self.request_now, self.registry.url) if auth else self.path
         except Denied as denied:
             self.answer(denied.answer)
             return
-        self.path = path
-        self.action = self.registry.fault_for(self.request_now)
+        if not struck and self._strike(before_auth=False)[1]:
+            return
+        if auth and auth.is_token_endpoint(self.request_now):
+            self.answer(auth.token(self.request_now, self.read_small_body(_PIECE) or b""))
+        else:
+            self.serve_well()
+
+    def _strike(self, *, before_auth: bool) -> tuple[bool, bool]:
+        """Do what is to be done to this request now; say whether that is anything, and whether it was answered."""
+        assert self.request_now is not None
+        self.action = self.registry.fault_for(self.request_now, before_auth=before_auth)
         match self.action:
             case HangUp():
                 self.hang_up()
@@ -323,25 +386,34 @@ class FaultyHandler(Handler):
                 self.registry.released.wait(seconds)
             case IgnoreRange():
                 del self.headers["Range"]
+            case EndTokens():
+                assert isinstance(self.registry.auth, Bearer)
+                self.registry.auth.expire()
             case Reply(status, headers, body):
                 self.answer(Answer(status, headers, body))
-                return
-        if auth and auth.is_token_endpoint(self.request_now):
-            self.answer(auth.token(self.request_now, self.read_small_body(_PIECE) or b""))
-        else:
-            self.serve_well()
+                return True, True
+        return self.action is not None, False
 
     def serve_well(self) -> None:
         """Answer as in production."""
         super().dispatch()
 
     def read_body(self, buffer: memoryview) -> int:
-        if not isinstance(self.action, StopReading):
-            return super().read_body(buffer)
-        left = self.action.after - self.body.received
-        if left <= 0:
-            self.reset() if self.action.reset else self.hang_up()
-        return super().read_body(buffer[:left])
+        before = self.body.received
+        match self.action:
+            case StopReading(after, reset):
+                if before >= after:
+                    self.reset() if reset else self.hang_up()
+                buffer = buffer[: after - before]
+            case PauseReading(after):
+                if before >= after:
+                    self.registry.wait_for_next_request()
+                    self.hang_up()
+                buffer = buffer[: after - before]
+        got = super().read_body(buffer)
+        if isinstance(self.action, FlipReceived) and before <= self.action.at < before + got:
+            buffer[self.action.at - before] ^= 1
+        return got
 
     def transmit(self, answer: Answer) -> None:
         match self.action:
@@ -359,6 +431,7 @@ class FaultyHandler(Handler):
                 self.close_connection = True
         if self.request_now is not None:
             self.request_now.status = answer.status
+            self.request_now.answered = 0 if self.command == "HEAD" else answer.size
         super().transmit(answer)
 
     def stated_size(self, answer: Answer) -> int | None:
@@ -383,7 +456,7 @@ class FaultyHandler(Handler):
         match action:
             case Reset(after) | Drop(after) if after is not None:
                 yield from _cut(pieces, after)[0]
-                self.reset() if isinstance(action, Reset) else self.hang_up()
+                self.reset() if isinstance(action, Reset) else self.end_well()
             case Stall(seconds, after) if after is not None:
                 first, rest = _cut(pieces, after)
                 yield from first
@@ -406,6 +479,14 @@ class FaultyHandler(Handler):
         """Close the connection, without an answer or in the middle of one."""
         self.close_connection = True
         raise ConnectionAbortedError
+
+    def end_well(self) -> NoReturn:
+        """Close the connection, in TLS too as its rules have it: who reads is told that nothing more will come."""
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.settimeout(0)
+            with contextlib.suppress(OSError):
+                self.connection.unwrap()
+        self.hang_up()
 
     def reset(self) -> NoReturn:
         """Reset the connection, once what was sent has reached the other side."""

@@ -28,6 +28,7 @@ from tests.certificates import Certificate
 from tests.faults import (
     Action,
     Drop,
+    EndTokens,
     Fault,
     Flip,
     HangUp,
@@ -678,6 +679,18 @@ class TestBearer:
         with pytest.raises(AuthenticationError, match="401 UNAUTHORIZED") as caught:
             ask(quick(), registry, TAGS, scopes=PULL)
         assert caught.value.exit_code == 3
+        # The first of all may have ended on its way; the second has not.
+        assert statuses(registry) == [401, 200, 401, 200, 401]
+
+    def test_a_first_one_that_ends_before_it_is_shown_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(EndTokens(), path="tags", skip=1, before_auth=True), auth=Bearer())
+        assert ask(quick(), registry, TAGS, scopes=PULL).status == 200
+        assert statuses(registry) == [401, 200, 401, 200, 200]
+
+    def test_one_that_allows_too_little_is_not(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Bearer(anonymous=()))
+        with pytest.raises(AuthenticationError):
+            ask(quick(), registry, TAGS, scopes=PULL)
         assert statuses(registry) == [401, 200, 401]
 
     def test_a_small_body_is_sent_again_with_the_fresh_token(self, faulty: Faulty, quick: Quick) -> None:
@@ -790,8 +803,8 @@ class TestTokenServers:
         with pytest.raises(AuthenticationError):
             # This registry does not know the tokens of that server: what is shown is what counts.
             ask(quick(credential=ALICE), registry, TAGS, scopes=PULL)
-        assert [(request.user, request.scopes) for request in server.requests] == [("alice", PULL)]
-        first, second = registry.requests
+        assert [(request.user, request.scopes) for request in server.requests] == [("alice", PULL)] * 2
+        first, second, _ = registry.requests
         assert first.headers["Authorization"] is None
         assert second.headers["Authorization"].count(".") == 2
 
