@@ -31,9 +31,9 @@ _TAG: Final = "app:v1"
 
 
 class MatrixRegistry(FaultyRegistry):
-    """A registry at `NAME.test`, with TLS and tokens. Where it `closes`, each request takes a connection of its own."""
+    """A registry at `NAME.test`, with TLS and tokens. It closes the connection after request number `last`, from 1."""
 
-    closes = False
+    last: int | None = None
 
     def __init__(self, name: str, path: Path, certificate: Certificate, record: list[tuple[str, Request]]) -> None:
         self.name = name
@@ -57,10 +57,11 @@ class MatrixRegistry(FaultyRegistry):
 
 
 class _Handler(FaultyHandler):
-    """Ends each connection with its first answer, where its registry does so."""
+    """Ends a connection where its registry does so."""
 
     def transmit(self, answer: Answer) -> None:
-        self.close_connection = self.close_connection or cast("MatrixRegistry", self.registry).closes
+        registry = cast("MatrixRegistry", self.registry)
+        self.close_connection = self.close_connection or len(registry.requests) == registry.last
         super().transmit(answer)
 
 
@@ -84,16 +85,18 @@ class Elsewhere:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """A command. `argv` and `stdin` are made of a scene; `seen` gives what anybody sees of its result.
+    """A command. `argv` is made of a scene; `seen` gives what anybody sees of its result.
 
-    `rows` says which kinds of requests are rows: all but those that another flow makes in the same way. One that is
-    `sampled` is made of two others, and meets one fault of each sort.
+    `keeps` is the destination's place within the scene, if an image is there before. `rows` says which kinds of
+    requests are rows: all but those that another flow makes in the same way. One that is `sampled` is made of two
+    others, and meets one fault of each sort.
     """
 
     name: str
     registries: tuple[str, ...]
     argv: Callable[[Scene], Sequence[str]]
     seen: Callable[[Scene], Mapping[str, str]]
+    keeps: str = "target"
     from_pipe: bool = False
     rows: Callable[[Step], bool] = lambda _: True
     sampled: bool = False
@@ -153,9 +156,9 @@ class Scene:
 
     def __init__(self, stage: Stage, flow: Flow, folder: Path, stack: contextlib.ExitStack) -> None:
         self.stage, self.flow, self.folder = stage, flow, folder
-        # One of them is the destination.
-        for path in ("out/layout", "target"):
-            shutil.copytree(stage.target, folder / path)
+        (folder / "out").mkdir(parents=True)
+        if flow.keeps:
+            shutil.copytree(stage.target, folder / flow.keeps)
         self.requests: list[tuple[str, Request]] = []
         paths = {"source": stage.source, "target": folder / "target"}
         self.registries = {
@@ -172,9 +175,10 @@ class Scene:
         assert not isinstance(means, NotApplicable)
         registry = self.registries[step.registry]
         if isinstance(means, Led):
-            for other in self.registries.values():
-                other.closes = True
-            return Astray(registry.place, step.first, times, means.how, self.stage.elsewhere.ports.get(means.port, 0))
+            # One connection serves for all, unless it is closed: then the request takes another one.
+            registry.last = step.first - 1
+            connection = 2 if registry.last else 1
+            return Astray(registry.place, connection, times, means.how, self.stage.elsewhere.ports.get(means.port, 0))
         registry.faults = [At(means, times=times, kind=step.kind, kind_of=self.stage.contents.kind)]
         return None
 
@@ -182,7 +186,7 @@ class Scene:
         """Have nothing happen any more."""
         for registry in self.registries.values():
             registry.faults = []
-            registry.closes = False
+            registry.last = None
             registry.release()
 
     def run(self, *options: str, astray: Astray | None = None, warms: bool = False) -> Ran:
@@ -245,13 +249,14 @@ def _argv_of_copy(scene: Scene) -> Sequence[str]:
 
 
 #: Processes, and threads, that work on cells at once: more than there are cores, since stalls take time and no work.
-WORKERS: Final = 6
-PULL_TAR: Final = Flow("pull to a tar file", ("source",), _argv_of_pull("image.tar"), _seen_tar)
+WORKERS: Final = 4
+PULL_TAR: Final = Flow("pull to a tar file", ("source",), _argv_of_pull("image.tar"), _seen_tar, keeps="")
 PULL_DIRECTORY: Final = Flow(
     "pull to a directory",
     ("source",),
     _argv_of_pull("layout/"),
     _seen_directory,
+    keeps="out/layout",
     # Before the first blob, it is not known to the reading side where they go.
     rows=lambda step: step.what in {"config", "layer"},
 )

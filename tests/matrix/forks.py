@@ -11,11 +11,14 @@ not in a fork: what is made when it is first needed is then there for all.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import socket
 from typing import Any
 
+import ocistream
 import ocistream.cli
 import ocistream.transport
 
@@ -110,6 +113,9 @@ def run_forked(line: dict[str, Any]) -> int:
 def serve() -> None:
     """Read lines and run them, until there are no more."""
     ocistream.transport.Transport = Unhurried  # type: ignore[misc]
+    for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
+        if module.name != "ocistream.__main__":
+            importlib.import_module(module.name)
     lines, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     for text in lines:
         line = json.loads(text)
