@@ -120,6 +120,11 @@ class _Way:
         if self.limiter is None:
             _send(connection, data, self.stall_timeout)
             return
+        if connection.early is None:
+            # A head counts and is not waited for: its answer would lie unread meanwhile, and a kill lose what it opens.
+            _send(connection, data, self.stall_timeout)
+            self.limiter.throttle.spend(len(cast("Chunk", data)))
+            return
         with memoryview(cast("Chunk", data)) as view:
             for start in range(0, len(view), self.limiter.piece):
                 piece = view[start : start + self.limiter.piece]
