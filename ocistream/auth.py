@@ -149,6 +149,14 @@ class Authenticator:
             return header
         return self._basic_after(refused, scopes)
 
+    def has_ended(self, www_authenticate: Sequence[str]) -> bool:
+        """Say whether a challenge says that the token which was shown is not good any more (RFC 6750, section 3.1).
+
+        Then another one may be. Where it says nothing, or that the token allows too little, none would be better.
+        """
+        challenges = parse_challenges(www_authenticate)
+        return any(challenge.parameters.get("error") == "invalid_token" for challenge in challenges)
+
     def is_final(self, header: str, scopes: tuple[str, ...]) -> bool:
         """Say whether a header is all there is to show: no other one can be had where it is refused."""
         credential = self._credential(scopes)

@@ -7,8 +7,6 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
-import functools
-import socket
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,46 +15,38 @@ import requests
 import requests.adapters
 import urllib3
 import urllib3.exceptions
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ocistream import limits
 from ocistream.bodies import BodyError
 from ocistream.errors import FinalNetworkError, NetworkError, UnsupportedError
 from ocistream.failures import network_error, reason
-from ocistream.origins import bypasses_proxy, redacted
+from ocistream.origins import Origin, bypasses_proxy, redacted
 from ocistream.pacing import Pace
+from ocistream.pools import Limiter, Reached, pools, socket_options
 from ocistream.reference import printable
-from ocistream.responses import BoundedResponse, EndlessError
+from ocistream.responses import EndlessError
 from ocistream.tls import Contexts, TlsSettings
-from ocistream.wire import Early, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from requests.adapters import _HostParams, _PoolKwargs
-    from urllib3._base_connection import BaseHTTPConnection
 
     from ocistream.bodies import StreamedBody
     from ocistream.pacing import Throttle
-    from ocistream.stream import Chunk
 
 __all__ = ["Answer", "ConnectionSettings", "Connections"]
 
 #: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
 _HOSTS: Final = 16
 _IDLE_CONNECTIONS: Final = 32
-#: After so many seconds of silence the kernel asks whether the other side is still there.
-_KEEPALIVE: Final = 60
-#: So many bytes may wait in the kernel to be sent, beside those that are under way.
-_UNSENT: Final = 512 * limits.KIB
 _NO_TLS_SETTINGS: Final = TlsSettings()
 
 
 class Answer:
     """A response whose body has not been read yet."""
 
-    def __init__(self, response: requests.Response, method: str, url: str, limiter: _Limiter | None = None) -> None:
+    def __init__(self, response: requests.Response, method: str, url: str, limiter: Limiter | None = None) -> None:
         """Wrap what requests gave; `limiter` says how fast it may be read."""
         self._response = response
         self._limiter = limiter
@@ -131,23 +121,8 @@ class Answer:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Limiter:
-    """A throttle, and how to wait for it."""
-
-    throttle: Throttle
-    sleep: Callable[[float], None]
-
-    @property
-    def piece(self) -> int:
-        return self.throttle.piece
-
-    def spend(self, count: int) -> None:
-        self.sleep(self.throttle.spend(count))
-
-
-def _limiter(throttle: Throttle | None, sleep: Callable[[float], None]) -> _Limiter | None:
-    return _Limiter(throttle, sleep) if throttle else None
+def _limiter(throttle: Throttle | None, sleep: Callable[[float], None]) -> Limiter | None:
+    return Limiter(throttle, sleep) if throttle else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +152,27 @@ class Connections:
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._download = _limiter(settings.pace.download, sleep)
-        self._adapter = _Adapter(settings, _limiter(settings.pace.upload, sleep))
+        self._answered: set[Origin] = set()
+        self._reached = Reached()
+        contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
+        # Two that share no connection: one that was made to this machine is not to be used by what leads here from
+        # outside.
+        self._adapter, self._only_outside = (
+            _Adapter(settings, _limiter(settings.pace.upload, sleep), contexts, self._reached, only_outside=outside)
+            for outside in (False, True)
+        )
 
     def close(self) -> None:
         """Close all idle connections."""
         self._adapter.close()
+        self._only_outside.close()
+
+    def is_outside(self, host: str) -> bool | None:
+        """Say whether a host was connected to outside of this machine and network.
+
+        None where it was not connected to yet, or by a proxy only.
+        """
+        return self._reached.is_outside(host)
 
     def send(
         self,
@@ -191,14 +182,18 @@ class Connections:
         body: bytes | StreamedBody | None,
         timeout: tuple[float, float] | None = None,
         tls: TlsSettings = _NO_TLS_SETTINGS,
+        *,
+        only_outside: bool = False,
     ) -> Answer:
         """Send a request and wait for the head of its answer, whatever its status.
 
         `timeout` is how long connecting may take, and how long the answer may then be waited for and stall. `tls` says
         whom to trust and what to show, where it is a URL of https. A connection is used again only for equal ones.
+        With `only_outside` it goes to no inward address, whatever the name there; what a proxy does is its own affair.
 
         Raises:
             NetworkError: there is no answer.
+            FinalNetworkError: the host is where it must not be, or trying again is of no use for another reason.
             UnsupportedError: there is a proxy of a kind that is not known here.
             Exception: what a `Body`'s chunks raise comes out as it is.
         """
@@ -210,7 +205,7 @@ class Connections:
             prepared = request.prepare()
             # A signed URL is to arrive as it was given; requests would decode `%7E` and the like.
             prepared.url = url
-            response = self._adapter.send(
+            response = (self._only_outside if only_outside else self._adapter).send(
                 prepared,
                 stream=True,
                 timeout=timeout or self._timeout,
@@ -223,7 +218,8 @@ class Connections:
             msg = f"{method} {redacted(url)}: {error}"
             raise FinalNetworkError(msg) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise network_error(method, url, error) from error
+            raise network_error(method, url, error, known=Origin.of(url) in self._answered) from error
+        self._answered.add(Origin.of(url))
         return Answer(response, method, url, self._download)
 
     def handshake(self, url: str, timeout: float) -> None:
@@ -238,7 +234,7 @@ class Connections:
         try:
             self._adapter.handshake(url, self._proxies_for(url), timeout)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise network_error("TLS with", url, error) from error
+            raise network_error("TLS with", url, error, known=Origin.of(url) in self._answered) from error
 
     def _proxies_for(self, url: str) -> dict[str, str]:
         return {} if bypasses_proxy(url, self._no_proxy) else self._proxies
@@ -252,11 +248,19 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
 class _Adapter(requests.adapters.HTTPAdapter):
     """What gives requests its connections: ours. What it is handed as `verify` are a `TlsSettings`."""
 
-    def __init__(self, settings: ConnectionSettings, upload: _Limiter | None) -> None:
-        self._contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        upload: Limiter | None,
+        contexts: Contexts,
+        reached: Reached,
+        *,
+        only_outside: bool,
+    ) -> None:
+        self._contexts = contexts
         self._proxy_tls = settings.proxy_tls
-        self._pools = _pools(settings.stall_timeout, upload)
-        self._options = _socket_options(settings.pace.socket_buffer)
+        self._pools = pools(settings.stall_timeout, upload, reached, only_outside=only_outside)
+        self._options = socket_options(settings.pace.socket_buffer)
         super().__init__(pool_connections=_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
@@ -304,94 +308,3 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:
         """Leave the pool as it is: its context says it all."""
-
-
-def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
-    """Keep a connection alive while a registry is silent over a large blob: firewalls forget those that are."""
-    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        # What waits in our own kernel is lost when the connection breaks, and may not be had again from a pipe.
-        options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT))
-    if size is not None:
-        options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
-    return options
-
-
-def _pools(stall_timeout: float, limiter: _Limiter | None) -> dict[str, type[HTTPConnectionPool]]:
-    """Make the pools, by scheme, of connections that send for as long as bytes move, and read no endless answers.
-
-    urllib3's send under the time-out for connecting, and `sendall` counts it for all of a chunk: on a slow line every
-    upload would fail. `limiter` says how fast they may send.
-    """
-
-    def send(connection: _Watchful, data: object) -> None:
-        if limiter is None:
-            _send(connection, data, stall_timeout)
-            return
-        if connection.early is None:
-            # A head counts and is not waited for: its answer would lie unread meanwhile, and a kill lose what it opens.
-            _send(connection, data, stall_timeout)
-            limiter.throttle.spend(len(cast("Chunk", data)))
-            return
-        with memoryview(cast("Chunk", data)) as view:
-            for start in range(0, len(view), limiter.piece):
-                piece = view[start : start + limiter.piece]
-                _send(connection, piece, stall_timeout)
-                limiter.spend(len(piece))
-
-    class Plain(_Watchful, HTTPConnection):
-        def send(self, data: object) -> None:
-            send(self, data)
-
-    class Encrypted(_Watchful, HTTPSConnection):
-        def send(self, data: object) -> None:
-            send(self, data)
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class EncryptedPool(HTTPSConnectionPool):
-        ConnectionCls = Encrypted
-
-        def _validate_conn(self, conn: BaseHTTPConnection) -> None:
-            # urllib3 would warn, on stderr and in its own words, of what --insecure asks for.
-            if conn.is_closed:
-                conn.connect()
-
-    return {"http": PlainPool, "https": EncryptedPool}
-
-
-def _send(connection: _Watchful, data: object, stall_timeout: float) -> None:
-    """Send all of `data`, or as much as is wanted; that none of it moves for `stall_timeout` seconds is a failure."""
-    if connection.sock is None:
-        connection.connect()
-    if connection.sock.gettimeout() != stall_timeout:
-        connection.sock.settimeout(stall_timeout)
-    with memoryview(cast("Chunk", data)) as view:
-        send_all(connection.sock, view, stall_timeout, connection.early)
-
-
-class _Watchful(HTTPConnection):
-    """A connection that stops sending a body when its request is answered; urllib3 then reads the answer.
-
-    While a head is sent nobody looks: what is there then belongs to an earlier request.
-    """
-
-    response_class = BoundedResponse
-    early: Early | None = None
-
-    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401 - http.client's
-        self.early = None
-        super().endheaders(message_body, encode_chunked=encode_chunked)
-        self.early = Early()
-
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        early, self.early = self.early, None
-        self.response_class = (
-            functools.partial(BoundedResponse, beginning=bytes(early.beginning), is_last=early.is_final)  # type: ignore[assignment]
-            if early
-            else BoundedResponse
-        )
-        return super().getresponse()

@@ -122,14 +122,24 @@ class RegistryError(NetworkError):
     """A registry answered with an error that retrying did not cure.
 
     `status` is the HTTP status, and `codes` are the error codes of the distribution-spec's error body
-    (such as `MANIFEST_INVALID`), an empty tuple where there was none.
+    (such as `MANIFEST_INVALID`), an empty tuple where there was none. `retry_after` are the seconds after which it asks
+    to be asked again, None where it does not say.
     """
 
-    def __init__(self, what: str, *, status: int, codes: tuple[str, ...] = (), hint: str | None = None) -> None:
-        """Keep the answer's `status` and `codes` beside the text."""
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int,
+        codes: tuple[str, ...] = (),
+        hint: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Keep what the answer says beside the text."""
         super().__init__(what, hint=hint)
         self.status = status
         self.codes = codes
+        self.retry_after = retry_after
 
 
 class UnsupportedError(OcistreamError):

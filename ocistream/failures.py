@@ -65,6 +65,10 @@ _SHOW_CERTIFICATE: Final = (
     "client.key in certs.d/HOST[:PORT]"
 )
 _TIMED_OUT: Final = "timed out"
+#: How resolvers say that there is no such name, or none with an address (getaddrinfo(3)). All else may pass.
+_NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+_RESOLVER: Final = "is this machine connected, and does the resolver that /etc/resolv.conf names answer?"
+_NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "is the name right?")
 _SPEAKS_TLS: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
 #: What servers say in the body of a 400 before any registry is asked, and what to do about it.
 _SERVERS_WORDS: Final = {
@@ -128,8 +132,12 @@ def _known_reason(cause: BaseException) -> str | None:
     return text
 
 
-def network_error(method: str, url: str, error: Exception) -> NetworkError:
-    """Turn an exception of requests or urllib3 into one of ours, final where trying again is of no use."""
+def network_error(method: str, url: str, error: Exception, *, known: bool = False) -> NetworkError:
+    """Turn an exception of requests or urllib3 into one of ours, final where trying again is of no use.
+
+    `known` says that this origin has answered before: then its name is not misspelt, and it does speak TLS. That the
+    name is gone for a moment (a VPN that comes back), or that a balancer says in plain HTTP that it has nobody, passes.
+    """
     final = False
     hint = None
     for cause in _causes(error):
@@ -138,9 +146,10 @@ def network_error(method: str, url: str, error: Exception) -> NetworkError:
         elif isinstance(cause, ssl.SSLEOFError):
             hint = "if it happens again: does the registry want a client certificate (--client-cert)?"
         elif isinstance(cause, ssl.SSLError) and (found := _tls_hint(cause)):
-            final, hint = True, found
-        elif isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-            final, hint = True, "is the name right?"
+            # With the wrong client certificate, or none, it is the answer that fails.
+            final, hint = not known or found == _SHOW_CERTIFICATE, found
+        elif isinstance(cause, socket.gaierror):
+            final, hint = cause.errno in _NO_SUCH_NAME and not known, _NAME_HINTS.get(cause.errno, _RESOLVER)
         elif isinstance(cause, requests.exceptions.ProxyError):
             hint = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
@@ -216,4 +225,4 @@ def refusal(
             pause = _HEAD_REFUSED[url.startswith("https:")]
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
-    return RegistryError(what, status=status, codes=codes, hint=pause)
+    return RegistryError(what, status=status, codes=codes, hint=pause, retry_after=wait)

@@ -15,11 +15,22 @@ from urllib.parse import quote, urljoin, urlsplit
 from ocistream.errors import FinalNetworkError
 from ocistream.reference import printable
 
-__all__ = ["Origin", "bypasses_proxy", "check_target", "is_loopback", "redacted", "resolved"]
+__all__ = [
+    "Origin",
+    "bypasses_proxy",
+    "check_target",
+    "gone_inward",
+    "is_inward",
+    "is_inward_address",
+    "is_loopback",
+    "redacted",
+    "resolved",
+]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
+_INSIDE: Final = "an address inside of this machine or network: not followed"
 #: What cannot stand in a request's first line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
 #: An entry of NO_PROXY that is no address: a host or a domain, with or without its first dot, and perhaps a port.
@@ -53,8 +64,11 @@ class Origin:
         return cls(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
-def check_target(home: Origin, url: str) -> None:
-    """Refuse a redirect, Location or realm that leads somewhere it has no business to lead.
+def check_target(home: Origin, url: str, *, is_outside: bool | None = None) -> None:
+    """Refuse a redirect, Location, Link or realm that leads somewhere it has no business to lead.
+
+    What is resolved here may be resolved to something else when it is connected to; whoever connects looks at that.
+    `is_outside` says whether `home` has answered from outside; None where that is not known, and its name has to do.
 
     Raises:
         FinalNetworkError: from https to http (CVE-2026-48978), or from a host outside to an address of this machine.
@@ -64,9 +78,16 @@ def check_target(home: Origin, url: str) -> None:
         msg = f"{home.host} leads from https to {redacted(url)}: not followed"
         hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
         raise FinalNetworkError(msg, hint=hint if target.host == home.host else None)
-    if target.host != home.host and _is_inward(target.host) and not _is_inward(home.host):
-        msg = f"{home.host} leads to {target.host}, an address inside of this machine or network: not followed"
+    if target.host == home.host or not is_inward(target.host):
+        return
+    if not is_inward(home.host) if is_outside is None else is_outside:
+        msg = f"{home.host} leads to {target.host}, {_INSIDE}"
         raise FinalNetworkError(msg)
+
+
+def gone_inward(host: str) -> FinalNetworkError:
+    """Say that a host which is outside, or was led to from there, was connected to in here."""
+    return FinalNetworkError(f"{host} is outside by its name, and now leads to {_INSIDE}")
 
 
 def resolved(base: str, location: str) -> str:
@@ -135,18 +156,20 @@ def _exempts(entry: str, origin: Origin) -> bool:
     return origin.host == name or origin.host.endswith(f".{name}")
 
 
-def _is_inward(host: str) -> bool:
-    """Say whether a host is, or resolves to, loopback, link-local, unspecified or a metadata service."""
+def is_inward(host: str) -> bool:
+    """Say whether a host is, or resolves to, an inward address; one that does not resolve is not."""
     try:
         found = {host} if _is_address(host) else {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return False
-    for text in found:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        if address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES:
-            return True
-    return False
+    return any(is_inward_address(text) for text in found)
+
+
+def is_inward_address(text: str) -> bool:
+    """Say whether an IP address is loopback, link-local, unspecified or a metadata service's."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES
 
 
 def _is_address(host: str) -> bool:

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Protocol
 
-from ocistream.errors import FinalNetworkError, NetworkError
+from ocistream.errors import FinalNetworkError, NetworkError, RegistryError
 from ocistream.origins import redacted
 
 __all__ = ["Patience", "Retried", "Tries", "retry_after"]
@@ -87,16 +87,19 @@ class Tries:
         if isinstance(failure, FinalNetworkError) or self._used >= self._waits.patience.attempts:
             return False
         if isinstance(failure, NetworkError):
-            wait = self._backoff()
+            # A registry's answer to a body that cannot be sent again as it was: whoever made it goes on from elsewhere.
+            stated = failure.retry_after if isinstance(failure, RegistryError) else None
+        else:
+            stated = retry_after(failure.header("Retry-After"))
+        if stated is not None and stated > self._waits.patience.retry_after_limit:
+            # Nor is the work to be begun anew before that.
+            self._used = self._waits.patience.attempts
+            return False
+        # Who answers "Retry-After: 0" again and again is not to use up all tries in no time.
+        wait = max(stated or 0.0, self._backoff())
+        if isinstance(failure, NetworkError):
             self._waits.retried(Retried("", failure.what, wait))
         else:
-            asked = retry_after(failure.header("Retry-After")) or 0.0
-            if asked > self._waits.patience.retry_after_limit:
-                # Nor is the work to be begun anew before that.
-                self._used = self._waits.patience.attempts
-                return False
-            # Who answers "Retry-After: 0" again and again is not to use up all tries in no time.
-            wait = max(asked, self._backoff())
             failure.drain()
             if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
                 self._waits.hold_back(failure.url, wait)

@@ -22,7 +22,7 @@ from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, Re
 from ocistream.failures import refusal, speaks_tls
 from ocistream.hosts import HostSettings
 from ocistream.ladder import Ladder
-from ocistream.origins import Origin, check_target, redacted, resolved
+from ocistream.origins import Origin, check_target, is_inward, redacted, resolved
 from ocistream.pacing import Pace
 from ocistream.retry import Retried, Tries, retry_after
 from ocistream.tls import TlsSettings, check
@@ -212,8 +212,9 @@ class Transport:
         if trusted:
             request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
-            check_target(endpoint.origin, url)
-        answer = self._send(endpoint, request, url, trusted=trusted)
+            self._check_target(endpoint.origin, url)
+        leader = None if trusted else endpoint.origin
+        answer = self._send(endpoint, request, url, trusted=trusted, leader=leader)
         answer.drain()
         return answer
 
@@ -245,7 +246,7 @@ class Transport:
 
     def _authorized(self, endpoint: Endpoint, request: _Request, url: str, scopes: tuple[str, ...]) -> Answer:
         if Origin.of(url) != endpoint.origin:
-            check_target(endpoint.origin, url)
+            self._check_target(endpoint.origin, url)
             return self._redirected(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
         answer = self._shown(endpoint, request, url, shown, scopes)
@@ -258,16 +259,32 @@ class Transport:
         base = f"{endpoint.url}/v2/"
         if not challenges and not endpoint.authenticator.was_challenged and url != base:
             challenges = self._challenges_at(base, endpoint, request.timeout)
-        fresh = endpoint.authenticator.challenged(challenges, scopes, shown)
-        if request.begun:
-            msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
-            raise NetworkError(msg)
-        answer = self._shown(endpoint, request, url, fresh, scopes)
+        answer, fresh = self._challenged(endpoint, request, url, scopes, challenges, shown)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
-        if refused and endpoint.authenticator.is_final(fresh, scopes):
+        if refused and shown is None and endpoint.authenticator.has_ended(challenges := answer.challenges()):
+            # The first token of all has ended on its way, or by the registry's clock has not begun yet.
+            answer.drain()
+            answer, _ = self._challenged(endpoint, request, url, scopes, challenges, fresh)
+        elif refused and endpoint.authenticator.is_final(fresh, scopes):
             # The secret itself was refused: this raises, and says where it came from.
             endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
         return answer
+
+    def _challenged(
+        self,
+        endpoint: Endpoint,
+        request: _Request,
+        url: str,
+        scopes: tuple[str, ...],
+        challenges: Sequence[str],
+        refused: str | None,
+    ) -> tuple[Answer, str]:
+        """Send again with something else than what was `refused`; give that too."""
+        fresh = endpoint.authenticator.challenged(challenges, scopes, refused)
+        if request.begun:
+            msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
+            raise NetworkError(msg)
+        return self._shown(endpoint, request, url, fresh, scopes), fresh
 
     def _shown(
         self, endpoint: Endpoint, request: _Request, url: str, header: str | None, scopes: tuple[str, ...]
@@ -290,9 +307,10 @@ class Transport:
         """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
         home = Origin.of(url)
         trusted = home == endpoint.origin
+        leader = None if trusted else endpoint.origin
         for _ in range(limits.MAX_REDIRECTS + 1):
             self._wait_for_turn(endpoint, url)
-            answer = self._send(endpoint, request, url, trusted=trusted)
+            answer = self._send(endpoint, request, url, trusted=trusted, leader=leader)
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer
@@ -308,15 +326,28 @@ class Transport:
             if request.begun:
                 msg = f"{where} was redirected after its body was sent"
                 raise FinalNetworkError(msg)
-            check_target(Origin.of(url), target)
+            leader = Origin.of(url)
+            self._check_target(leader, target)
             url = target
         msg = f"{request.method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
         raise FinalNetworkError(msg)
 
-    def _send(self, endpoint: Endpoint, request: _Request, url: str, *, trusted: bool) -> Answer:
+    def _send(self, endpoint: Endpoint, request: _Request, url: str, *, trusted: bool, leader: Origin | None) -> Answer:
+        """Send once. `leader` is who has led to this URL; None where it is the endpoint's own."""
         target = Origin.of(url)
         tls = tls_for(endpoint, target, self._settings_of(endpoint, url), trusted=trusted)
-        return self._connections.send(request.method, url, request.headers, request.body, request.timeout, tls)
+        # Once more than by `check_target`, since a name may have another address by now.
+        only_outside = leader is not None and leader.host != target.host and self._is_outside(leader)
+        return self._connections.send(
+            request.method, url, request.headers, request.body, request.timeout, tls, only_outside=only_outside
+        )
+
+    def _is_outside(self, origin: Origin) -> bool:
+        known = self._connections.is_outside(origin.host)
+        return not is_inward(origin.host) if known is None else known
+
+    def _check_target(self, home: Origin, url: str) -> None:
+        check_target(home, url, is_outside=self._connections.is_outside(home.host))
 
     def _settings_of(self, endpoint: Endpoint, url: str) -> HostSettings:
         """Give the settings of the host that a URL leads to, whoever led there."""
@@ -339,7 +370,7 @@ class Transport:
 
     def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenAnswer:
         """Ask a token server, which is trusted with a credential, and so only where it is as safe as the registry."""
-        check_target(endpoint.origin, request.url)
+        self._check_target(endpoint.origin, request.url)
         tries = self.tries()
         while True:
             try:

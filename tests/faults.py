@@ -6,6 +6,7 @@ action says. Everything else is answered as in production. TLS is there too, for
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import gzip
@@ -17,133 +18,70 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from email.message import Message
-from email.utils import formatdate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ocistream.limits import MIB
-from ocistream.serve import Answer, Handler, Part, RefusedError, Registry
-from tests.faulty_auth import Auth, Denied
+from ocistream.serve import Answer, Handler, Part, Registry
+from tests.actions import (
+    Action,
+    Drop,
+    EndTokens,
+    Flip,
+    FlipReceived,
+    Gzip,
+    HangUp,
+    Header,
+    IgnoreRange,
+    NoContentLength,
+    PauseReading,
+    Reply,
+    Reset,
+    Resize,
+    Stall,
+    StopReading,
+    redirect,
+    refusal,
+    too_many_requests,
+)
+from tests.faulty_auth import Auth, Bearer, Denied
 
 if TYPE_CHECKING:
     from ocistream.serve.bodies import SizedBody
     from tests.certificates import Certificate
 
+__all__ = [
+    "Action",
+    "Drop",
+    "EndTokens",
+    "Fault",
+    "FaultyHandler",
+    "FaultyRegistry",
+    "Flip",
+    "FlipReceived",
+    "Gzip",
+    "HangUp",
+    "Header",
+    "IgnoreRange",
+    "NoContentLength",
+    "PauseReading",
+    "Reply",
+    "Request",
+    "Reset",
+    "Resize",
+    "Stall",
+    "StopReading",
+    "pieces_of",
+    "redirect",
+    "refusal",
+    "too_many_requests",
+]
+
 _PIECE = 1 << 16
 #: Seconds until what was sent before a reset must have reached the client's machine.
 _FLUSH_TIMEOUT = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class HangUp:
-    """Close the connection without an answer; the request's body is not read."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reset:
-    """Reset the connection (RST): without an answer, or `after` so many bytes of the answer's body."""
-
-    after: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Drop:
-    """Close the connection properly `after` so many bytes of the answer's body, whatever Content-Length says."""
-
-    after: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Stall:
-    """Fall silent, before the answer or `after` so many bytes of its body, then go on.
-
-    It ends after so many seconds, or with `FaultyRegistry.release`, or when the registry stops.
-    """
-
-    seconds: float | None = None
-    after: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """Answer with this instead; the request's body is not read."""
-
-    status: int
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    body: bytes = b""
-
-
-def refusal(status: int, code: str = "UNKNOWN", message: str = "no", **headers: str) -> Reply:
-    """Answer with an error body of the distribution-spec; `Retry_After="1"` is a header."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    body = RefusedError(status, code, message).body()
-    return Reply(status, {"Content-Type": "application/json", **named}, body)
-
-
-def too_many_requests(retry_after: float | None = None, *, as_date: bool = False) -> Reply:
-    """Answer 429; `retry_after` is in seconds, and a date says it where `as_date`."""
-    if retry_after is None:
-        return refusal(429, "TOOMANYREQUESTS")
-    stated = formatdate(time.time() + retry_after, usegmt=True) if as_date else f"{retry_after:g}"
-    return refusal(429, "TOOMANYREQUESTS", Retry_After=stated)
-
-
-def redirect(url: str, status: int = 307) -> Reply:
-    """Send the client to `url`, absolute or relative."""
-    return Reply(status, {"Location": url})
-
-
-@dataclasses.dataclass(frozen=True)
-class Flip:
-    """Flip the lowest bit of one byte of the answer's body, `at` so many bytes from its start."""
-
-    at: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Resize:
-    """Send a body that is `by` bytes longer, or shorter where negative, and say so; or not, where not `stated`."""
-
-    by: int
-    stated: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class NoContentLength:
-    """Leave out Content-Length: the answer's body ends with the connection."""
-
-
-@dataclasses.dataclass(frozen=True)
-class IgnoreRange:
-    """Answer 200 with all of a blob to a request for a part of it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """Change one header of the answer: give it another value, compute that from the present one, or drop it."""
-
-    name: str
-    value: str | Callable[[str], str] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class StopReading:
-    """Hang up, by a reset where it says so, `after` so many bytes of the request's body."""
-
-    after: int
-    reset: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Gzip:
-    """Compress the answer's body on the way, as a proxy might."""
-
-
-Action: TypeAlias = (
-    HangUp | Reset | Drop | Stall | Reply | Flip | Resize | NoContentLength | IgnoreRange | Header | StopReading | Gzip
-)
 
 
 @dataclasses.dataclass
@@ -151,7 +89,8 @@ class Fault:
     """`action` is done to requests with this method and with `path` (searched for in path and query).
 
     The first `skip` of them are spared, then it is done `times` times, or forever where that is None. Both patterns
-    are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that.
+    are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that. With
+    `before_auth` it strikes what may be answered with 401 as well, else only what would be served.
     """
 
     action: Action
@@ -160,6 +99,7 @@ class Fault:
     times: int | None = 1
     skip: int = 0
     larger_than: int = -1
+    before_auth: bool = False
 
     def strikes(self, request: Request) -> bool:
         """Say whether it is this request's turn, and count it."""
@@ -178,6 +118,8 @@ class Fault:
 class Request:
     """A request as it came. `status` is None until it is answered, `received` grows as its body is read.
 
+    `answered` is how many bytes the body of its answer was to have.
+
     `certificate` is what the client showed of itself in TLS, or None.
     """
 
@@ -188,6 +130,7 @@ class Request:
     headers: Message
     handler: dataclasses.InitVar[FaultyHandler]
     status: int | None = None
+    answered: int = 0
     fault: Action | None = None
 
     def __post_init__(self, handler: FaultyHandler) -> None:
@@ -228,7 +171,7 @@ class FaultyRegistry(Registry):
         self.auth = auth
         self.requests: list[Request] = []
         self.released = threading.Event()
-        self._record = threading.Lock()
+        self._record = threading.Condition()
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
         if tls and self._tls:
             self._tls.load_cert_chain(tls.file, tls.key_file)
@@ -261,8 +204,16 @@ class FaultyRegistry(Registry):
         ]
 
     def release(self) -> None:
-        """End every `Stall`, those to come too."""
-        self.released.set()
+        """End every `Stall` and `PauseReading`, those to come too."""
+        with self._record:
+            self.released.set()
+            self._record.notify_all()
+
+    def wait_for_next_request(self) -> None:
+        """Wait until a request comes beside those that are there now."""
+        with self._record:
+            count = len(self.requests)
+            self._record.wait_for(lambda: len(self.requests) > count or self.released.is_set())
 
     def stop(self) -> None:
         self.release()
@@ -279,12 +230,13 @@ class FaultyRegistry(Registry):
         """Record a request."""
         with self._record:
             self.requests.append(request)
+            self._record.notify_all()
 
-    def fault_for(self, request: Request) -> Action | None:
+    def fault_for(self, request: Request, *, before_auth: bool) -> Action | None:
         """Return what is to be done to a request: the action of the first fault that strikes it."""
         with self._record:
             for fault in self.faults:
-                if fault.strikes(request):
+                if fault.before_auth == before_auth and fault.strikes(request):
                     request.fault = fault.action
                     return fault.action
         return None
@@ -306,14 +258,26 @@ class FaultyHandler(Handler):
         self.request_now = Request(self.command, self.path, "/".join(segments), parameters, self.headers, handler=self)
         self.registry.note(self.request_now)
         auth = self.registry.auth
+        struck, answered = self._strike(before_auth=True)
+        if answered:
+            return
         try:
-            # A fault strikes only what would be served otherwise, so that a 401 does not use it up.
-            path = auth.admit(self.request_now, self.registry.url) if auth else self.path
+            # Other faults strike only what would be served otherwise, so that a 401 does not use them up.
+            self.path = auth.admit(self.request_now, self.registry.url) if auth else self.path
         except Denied as denied:
             self.answer(denied.answer)
             return
-        self.path = path
-        self.action = self.registry.fault_for(self.request_now)
+        if not struck and self._strike(before_auth=False)[1]:
+            return
+        if auth and auth.is_token_endpoint(self.request_now):
+            self.answer(auth.token(self.request_now, self.read_small_body(_PIECE) or b""))
+        else:
+            self.serve_well()
+
+    def _strike(self, *, before_auth: bool) -> tuple[bool, bool]:
+        """Do what is to be done to this request now; say whether that is anything, and whether it was answered."""
+        assert self.request_now is not None
+        self.action = self.registry.fault_for(self.request_now, before_auth=before_auth)
         match self.action:
             case HangUp():
                 self.hang_up()
@@ -323,25 +287,34 @@ class FaultyHandler(Handler):
                 self.registry.released.wait(seconds)
             case IgnoreRange():
                 del self.headers["Range"]
+            case EndTokens():
+                assert isinstance(self.registry.auth, Bearer)
+                self.registry.auth.expire()
             case Reply(status, headers, body):
                 self.answer(Answer(status, headers, body))
-                return
-        if auth and auth.is_token_endpoint(self.request_now):
-            self.answer(auth.token(self.request_now, self.read_small_body(_PIECE) or b""))
-        else:
-            self.serve_well()
+                return True, True
+        return self.action is not None, False
 
     def serve_well(self) -> None:
         """Answer as in production."""
         super().dispatch()
 
     def read_body(self, buffer: memoryview) -> int:
-        if not isinstance(self.action, StopReading):
-            return super().read_body(buffer)
-        left = self.action.after - self.body.received
-        if left <= 0:
-            self.reset() if self.action.reset else self.hang_up()
-        return super().read_body(buffer[:left])
+        before = self.body.received
+        match self.action:
+            case StopReading(after, reset):
+                if before >= after:
+                    self.reset() if reset else self.hang_up()
+                buffer = buffer[: after - before]
+            case PauseReading(after):
+                if before >= after:
+                    self.registry.wait_for_next_request()
+                    self.hang_up()
+                buffer = buffer[: after - before]
+        got = super().read_body(buffer)
+        if isinstance(self.action, FlipReceived) and before <= self.action.at < before + got:
+            buffer[self.action.at - before] ^= 1
+        return got
 
     def transmit(self, answer: Answer) -> None:
         match self.action:
@@ -359,6 +332,7 @@ class FaultyHandler(Handler):
                 self.close_connection = True
         if self.request_now is not None:
             self.request_now.status = answer.status
+            self.request_now.answered = 0 if self.command == "HEAD" else answer.size
         super().transmit(answer)
 
     def stated_size(self, answer: Answer) -> int | None:
@@ -383,7 +357,7 @@ class FaultyHandler(Handler):
         match action:
             case Reset(after) | Drop(after) if after is not None:
                 yield from _cut(pieces, after)[0]
-                self.reset() if isinstance(action, Reset) else self.hang_up()
+                self.reset() if isinstance(action, Reset) else self.end_well()
             case Stall(seconds, after) if after is not None:
                 first, rest = _cut(pieces, after)
                 yield from first
@@ -406,6 +380,14 @@ class FaultyHandler(Handler):
         """Close the connection, without an answer or in the middle of one."""
         self.close_connection = True
         raise ConnectionAbortedError
+
+    def end_well(self) -> NoReturn:
+        """Close the connection, in TLS too as its rules have it: who reads is told that nothing more will come."""
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.settimeout(0)
+            with contextlib.suppress(OSError):
+                self.connection.unwrap()
+        self.hang_up()
 
     def reset(self) -> NoReturn:
         """Reset the connection, once what was sent has reached the other side."""

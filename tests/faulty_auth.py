@@ -126,7 +126,8 @@ class Bearer:
         needed = _needed(request)
         good = token is not None and token.ends > time.monotonic() and token.uses != 0
         if token is None or not good or not needed <= token.scopes:
-            raise Denied(_unauthorized(self._challenge(request, url, needed)))
+            why = "" if not text else "insufficient_scope" if good else "invalid_token"
+            raise Denied(_unauthorized(self._challenge(request, url, needed, why)))
         if token.uses is not None:
             token.uses -= 1
         source = request.query.get("from", [""])[0]
@@ -172,14 +173,15 @@ class Bearer:
         self._tokens[text] = _Token(granted, time.monotonic() + self.lifetime, self.uses)
         return text
 
-    def _challenge(self, request: Request, url: str, needed: set[tuple[str, str]]) -> str | None:
+    def _challenge(self, request: Request, url: str, needed: set[tuple[str, str]], why: str) -> str | None:
         if not self.challenge and request.path != "/v2/":
             return None
         value = f'Bearer realm="{self.realm or url + _TOKEN_PATH}",service="{self.service}"'
         if self.scope and needed:
             name = next(iter(needed))[0]
             value += f',scope="repository:{name}:{",".join(sorted(action for _, action in needed))}"'
-        return value
+        # As distribution does (RFC 6750, section 3.1).
+        return f'{value},error="{why}"' if why else value
 
 
 def _needed(request: Request) -> set[tuple[str, str]]:

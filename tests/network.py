@@ -218,25 +218,45 @@ def unused_port() -> int:
 
 
 @contextlib.contextmanager
-def names(patch: pytest.MonkeyPatch, **addresses: str) -> Iterator[None]:
-    """Make `NAME.test` lead to this machine, while `ocistream.origins` is told the address that is given here.
+def names(patch: pytest.MonkeyPatch, **addresses: str | Sequence[str]) -> Iterator[None]:
+    """Give `NAME.test` an address of anywhere, and have connections to that come to this machine.
 
-    So a registry can be a public one as far as the rules are concerned: `names(patch, registry="203.0.113.5")`.
+    So a registry is a public one as far as anybody can see: `names(patch, registry="203.0.113.5")`. One that has
+    several addresses gives another one each time it is resolved, and the last of them from then on.
     """
-    real = socket.getaddrinfo
+    left = {name: [given] if isinstance(given, str) else list(given) for name, given in addresses.items()}
+    routed = {address for given in left.values() for address in given}
+    lock = threading.Lock()
+    peers: dict[Any, tuple[str, int]] = {}
+    real_resolve, real_connect = socket.getaddrinfo, socket.socket.connect
+    real_peer = socket.socket.getpeername
 
-    def resolve(host: Any, *args: Any, **options: Any) -> Any:
-        return real("127.0.0.1" if str(host).removesuffix(".test") in addresses else host, *args, **options)
+    def resolve(host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        name = str(host).removesuffix(".test")
+        if name not in left:
+            return real_resolve(host, port, *args, **options)
+        with lock:
+            address = left[name].pop(0) if len(left[name]) > 1 else left[name][0]
+        found = real_resolve("127.0.0.1", port, *args, **options)
+        return [(*entry[:4], (address, *entry[4][1:])) for entry in found]
 
-    def pretend(host: str, *args: Any, **options: Any) -> Any:
-        return real(addresses.get(host.removesuffix(".test"), host), *args, **options)
+    def connect(self: socket.socket, address: Any) -> None:
+        there = isinstance(address, tuple) and address[0] in routed
+        real_connect(self, ("127.0.0.1", *address[1:]) if there else address)
+        # By our own end, since TLS makes another object of the same connection.
+        own = self.getsockname()
+        peers.pop(own, None)
+        if there:
+            peers[own] = address
 
-    class Pretended:
-        getaddrinfo = staticmethod(pretend)
+    def peer(self: socket.socket) -> Any:
+        found = real_peer(self)
+        return peers.get(self.getsockname(), found)
 
     with patch.context() as context:
         context.setattr("socket.getaddrinfo", resolve)
-        context.setattr("ocistream.origins.socket", Pretended)
+        context.setattr("socket.socket.connect", connect)
+        context.setattr("socket.socket.getpeername", peer)
         yield
 
 

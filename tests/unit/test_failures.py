@@ -127,9 +127,17 @@ class TestReasons:
         assert error.what == f"GET http://127.0.0.1:{port}/v2/app/blobs/x?...: connection refused"
         assert not is_final(error)
 
-    @pytest.mark.parametrize(("code", "final"), [(socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)])
+    @pytest.mark.parametrize(
+        ("code", "final", "hint"),
+        [
+            (socket.EAI_NONAME, True, "is the name right?"),
+            (socket.EAI_NODATA, True, "is the name right?"),
+            (socket.EAI_AGAIN, False, "does the resolver that /etc/resolv.conf names answer?"),
+            (socket.EAI_FAIL, False, "does the resolver that /etc/resolv.conf names answer?"),
+        ],
+    )
     def test_a_name_that_does_not_resolve_is_final_unless_the_name_server_is_in_trouble(
-        self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int, final: bool
+        self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int, final: bool, hint: str
     ) -> None:
         def fail(*_: object, **__: object) -> None:
             raise socket.gaierror(code, "Name or service not known")
@@ -138,7 +146,8 @@ class TestReasons:
         error = failure_of(send, f"http://nowhere.test{SIGNED}")
         assert "the host name cannot be resolved: Name or service not known" in error.what
         assert is_final(error) == final
-        assert error.hint == ("is the name right?" if final else None)
+        assert error.hint is not None
+        assert error.hint.endswith(hint)
 
     @pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET])
     def test_a_host_that_cannot_be_reached(self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int) -> None:

@@ -19,14 +19,17 @@ import pytest
 from tests.certificates import Certificate
 from tests.faults import (
     Drop,
+    EndTokens,
     Fault,
     FaultyRegistry,
     Flip,
+    FlipReceived,
     Gzip,
     HangUp,
     Header,
     IgnoreRange,
     NoContentLength,
+    PauseReading,
     Reply,
     Reset,
     Resize,
@@ -173,6 +176,30 @@ class TestConnections:
         registry = start(Fault(StopReading(0, reset=reset), method="POST"))
         with Client(registry.host) as ask, pytest.raises(ConnectionError):
             ask("POST", f"/v2/app/blobs/uploads/?digest={DIGEST}", CONTENT)
+
+    def test_pause_reading_until_the_client_comes_back(self, start: Start) -> None:
+        registry = start(Fault(PauseReading(1000), method="PATCH"))
+        with Client(registry.host) as ask, connect(registry.host) as connection:
+            location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
+            connection.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 2000\r\n\r\n".encode() + bytes(2000))
+            while not registry.asked("PATCH") or registry.asked("PATCH")[0].received < 1000:
+                time.sleep(0.01)
+            # The same session, which is free when the other is hung up on.
+            assert ask("PATCH", location, bytes(1000), {"Content-Range": "1000-1999"}).status == 202
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        assert [request.received for request in registry.asked("PATCH")] == [1000, 1000]
+
+    @pytest.mark.parametrize("at", [0, 1000, SIZE - 1])
+    def test_a_byte_that_arrives_as_another(self, start: Start, at: int) -> None:
+        registry = start(Fault(FlipReceived(at), method="POST"))
+        flipped = bytearray(CONTENT)
+        flipped[at] ^= 1
+        with Client(registry.host) as ask:
+            target = "/v2/app/blobs/uploads/?digest="
+            assert ask("POST", f"{target}{digest_of(CONTENT)}", CONTENT).codes == ["DIGEST_INVALID"]
+            registry.faults = [Fault(FlipReceived(at), method="POST")]
+            assert ask("POST", f"{target}{digest_of(bytes(flipped))}", CONTENT).status == 201
 
 
 class TestAnswers:
@@ -339,8 +366,37 @@ class TestBearer:
                 answers.append(ask("POST", target, headers=bearer).status)
         assert answers == [202, 201]
 
+    def test_a_token_may_end_just_before_it_is_looked_at(self, start: Start) -> None:
+        registry = start(Fault(EndTokens(), path="blobs", before_auth=True), auth=Bearer())
+        bearer = {"Authorization": f"Bearer {self.token(registry, 'repository:app:pull')}"}
+        refused = get(registry, **bearer)
+        assert refused.status == 401
+        assert refused.headers["WWW-Authenticate"].endswith(',error="invalid_token"')
+        bearer = {"Authorization": f"Bearer {self.token(registry, 'repository:app:pull')}"}
+        assert get(registry, **bearer).status == 200
+        assert (
+            get(registry, "/v2/other/tags/list", **bearer)
+            .headers["WWW-Authenticate"]
+            .endswith(',error="insufficient_scope"')
+        )
+
+    def test_a_fault_may_strike_what_would_be_refused(self, start: Start) -> None:
+        registry = start(Fault(refusal(503), before_auth=True), Fault(refusal(502)), auth=Bearer())
+        assert [get(registry).status for _ in range(2)] == [503, 401]
+
 
 class TestTls:
+    @pytest.mark.parametrize("after", [0, 1000])
+    def test_a_drop_is_a_proper_end_there_too(self, start: Start, certificate: Certificate, after: int) -> None:
+        registry = start(Fault(Drop(after)), tls=certificate)
+        context = ssl.create_default_context(cafile=certificate.file)
+        connection = http.client.HTTPSConnection(registry.host, context=context, timeout=60)
+        connection.request("GET", BLOB)
+        with pytest.raises(http.client.IncompleteRead) as caught:
+            connection.getresponse().read()
+        assert len(caught.value.partial) == after
+        connection.close()
+
     def test_it_speaks_tls(self, start: Start, certificate: Certificate) -> None:
         registry = start(tls=certificate)
         assert registry.url == f"https://{registry.host}"

@@ -28,6 +28,7 @@ from tests.certificates import Certificate
 from tests.faults import (
     Action,
     Drop,
+    EndTokens,
     Fault,
     Flip,
     HangUp,
@@ -477,6 +478,50 @@ class TestRedirects:
         assert inner.requests == []
 
 
+class TestWhoHasAnsweredBefore:
+    """What would end a run at its beginning, since it looks like a mistake of the user's, passes later on."""
+
+    @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_AGAIN])
+    def test_a_name_that_is_gone_is_looked_up_again(
+        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch, code: int
+    ) -> None:
+        registry = faulty(Fault(Header("Connection", "close"), times=None))
+        real, failing = socket.getaddrinfo, iter([True, True])
+        transport = quick()
+
+        def fail(*args: Any, **options: Any) -> Any:
+            if next(failing, False):
+                raise socket.gaierror(code, "Name or service not known")
+            return real(*args, **options)
+
+        ask(transport, registry)
+        monkeypatch.setattr("socket.getaddrinfo", fail)
+        assert ask(transport, registry).status == 200
+        assert len(transport.waits) == 2
+
+    def test_one_that_spoke_tls_is_asked_again_after_it_has_not(
+        self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = faulty(Fault(Header("Connection", "close"), times=None), tls=certificate)
+        host = under_test(registry)
+        transport = quick(ca_file=str(certificate.file))
+        real, others = socket.getaddrinfo, iter([True])
+        with RawServer(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as balancer:
+
+            def resolve(_: str, port: Any, *args: Any, **options: Any) -> Any:
+                if port is not None and next(others, False):
+                    port = balancer.host.rpartition(":")[2]
+                return real("127.0.0.1", port, *args, **options)
+
+            monkeypatch.setattr("socket.getaddrinfo", resolve)
+            with pytest.raises(FinalNetworkError, match="not what the other side speaks"):
+                ask(transport, host)
+            ask(transport, host)
+            others = iter([True])
+            assert ask(transport, host).status == 200
+        assert len(transport.waits) == 1
+
+
 class TestOrigins:
     @pytest.mark.parametrize(
         ("registry", "plain_http", "url"),
@@ -634,6 +679,19 @@ class TestBearer:
         with pytest.raises(AuthenticationError, match="401 UNAUTHORIZED") as caught:
             ask(quick(), registry, TAGS, scopes=PULL)
         assert caught.value.exit_code == 3
+        # The first of all may have ended on its way; the second has not.
+        assert statuses(registry) == [401, 200, 401, 200, 401]
+
+    def test_a_first_one_that_ends_before_it_is_shown_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(EndTokens(), path="tags", skip=1, before_auth=True), auth=Bearer())
+        # There is no such repository, which only who is let in is told.
+        assert ask(quick(), registry, TAGS, scopes=PULL, expected=(404,)).status == 404
+        assert statuses(registry) == [401, 200, 401, 200, 404]
+
+    def test_one_that_allows_too_little_is_not(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(auth=Bearer(anonymous=()))
+        with pytest.raises(AuthenticationError):
+            ask(quick(), registry, TAGS, scopes=PULL)
         assert statuses(registry) == [401, 200, 401]
 
     def test_a_small_body_is_sent_again_with_the_fresh_token(self, faulty: Faulty, quick: Quick) -> None:
@@ -746,8 +804,8 @@ class TestTokenServers:
         with pytest.raises(AuthenticationError):
             # This registry does not know the tokens of that server: what is shown is what counts.
             ask(quick(credential=ALICE), registry, TAGS, scopes=PULL)
-        assert [(request.user, request.scopes) for request in server.requests] == [("alice", PULL)]
-        first, second = registry.requests
+        assert [(request.user, request.scopes) for request in server.requests] == [("alice", PULL)] * 2
+        first, second, _ = registry.requests
         assert first.headers["Authorization"] is None
         assert second.headers["Authorization"].count(".") == 2
 

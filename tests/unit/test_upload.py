@@ -375,6 +375,18 @@ class TestRetries:
         assert len(registry.asked(method)) == 4
         assert not is_stored(registry)
 
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+    def test_as_long_is_waited_as_the_registry_asks_for(
+        self, faulty: Faulty, quick: Quick, method: str, status: int
+    ) -> None:
+        # Also where it is asked for in answer to a body that cannot be sent again by itself.
+        registry = faulty(Fault(refusal(status, Retry_After="7"), method))
+        transport = quick()
+        uploader(transport, registry).upload(Source().blob)
+        assert max(transport.waits) >= 6.5
+        assert is_stored(registry)
+
     @pytest.mark.parametrize("method", ["POST", "PATCH"])
     def test_a_wait_beyond_our_patience_ends_it_at_once(self, faulty: Faulty, quick: Quick, method: str) -> None:
         registry = faulty(Fault(refusal(429, Retry_After="100000"), method, times=None))

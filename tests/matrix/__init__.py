@@ -1,0 +1,1 @@
+"""The fault matrix: each request of each command, with each fault, once and for ever."""

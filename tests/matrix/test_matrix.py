@@ -1,0 +1,88 @@
+"""Each request of pull, push and copy, with each fault: absorbed, or the right exit code with nothing visible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.matrix.flows import FLOWS, WORKERS, Flow, Stage
+from tests.matrix.playing import Undisturbed, outcome
+from tests.matrix.rules import ABSORBED, expected
+from tests.matrix.steps import Step
+from tests.matrix.troubles import TROUBLES, NotApplicable, Trouble
+
+CASES = [(flow, trouble) for flow in FLOWS for trouble in TROUBLES if flow.meets(trouble)]
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[Executor]:
+    """Return threads that run cells side by side."""
+    with ThreadPoolExecutor(WORKERS) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize(
+    ("flow", "trouble"), [pytest.param(flow, trouble, id=f"{flow.name}, {trouble.name}") for flow, trouble in CASES]
+)
+def test_at_each_request_it_is_absorbed_or_ends_with_nothing_visible(
+    flow: Flow,
+    trouble: Trouble,
+    stage: Stage,
+    peace: Callable[[Flow], Undisturbed],
+    workers: Executor,
+    show: Callable[[Flow, Step, Trouble, str], None],
+) -> None:
+    undisturbed = peace(flow)
+    running: dict[tuple[Step, bool], Future[str]] = {}
+    for step in undisturbed.steps:
+        for lasting in (False, True):
+            if _is_tried(flow, step, trouble, lasting=lasting):
+                times = None if lasting else 1
+                running[step, lasting] = workers.submit(outcome, stage, flow, undisturbed, step, trouble, times)
+    wrong = []
+    for step in undisturbed.steps:
+        ends = {lasting: running[step, lasting].result() for lasting in (False, True) if (step, lasting) in running}
+        show(flow, step, trouble, " ".join(ends.values()) if ends else "-")
+        for lasting, end in ends.items():
+            rule = expected(step, trouble, lasting=lasting)
+            if end != rule.ends:
+                often = "for ever" if lasting else "once"
+                wrong.append(f"{step.registry}: {step.kind}, {often}: {end}, and not {rule.ends}, since {rule.why}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _is_tried(flow: Flow, step: Step, trouble: Trouble, *, lasting: bool) -> bool:
+    """Say whether a cell is run: what ends the command already when it happens once need not happen for ever."""
+    if isinstance(trouble.means(step), NotApplicable):
+        return False
+    return not lasting or (flow.endures(trouble) and expected(step, trouble, lasting=False).ends == ABSORBED)
+
+
+def test_no_cell_is_empty(peace: Callable[[Flow], Undisturbed]) -> None:
+    # Each has an outcome that is reasoned, or says why it cannot be; the test above has run those that can.
+    for flow, trouble in CASES:
+        for step in peace(flow).steps:
+            means = trouble.means(step)
+            assert means.why if isinstance(means, NotApplicable) else expected(step, trouble, lasting=False).why
+
+
+def test_each_command_has_its_rows(peace: Callable[[Flow], Undisturbed]) -> None:
+    # What is derived from a run must not become nothing unseen.
+    kinds = {f"{step.registry} {step.kind}" for flow in FLOWS for step in peace(flow).steps}
+    assert kinds >= {
+        "source GET token",
+        "source GET image by tag",
+        "source GET manifest by digest",
+        "source GET referrers",
+        "source GET config",
+        "source GET layer",
+        "target HEAD blob",
+        "target POST upload",
+        "target PATCH upload of a layer",
+        "target PUT end of upload",
+        "target HEAD manifest by digest",
+        "target PUT manifest by digest",
+        "target PUT image by tag",
+    }
