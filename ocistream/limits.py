@@ -28,8 +28,8 @@ MAX_JSON_DEPTH: Final = 64
 MAX_JSON_ITEMS: Final = 250_000
 #: A JSON document up to this is parsed whole, a larger one piece by piece.
 MAX_JSON_WHOLE: Final = 64 * KIB
-#: One such piece, of which Python makes a text and a string of the same size.
-MAX_JSON_PIECE: Final = MAX_MANIFEST
+#: One such piece, of which Python makes a text and a string of the same size, beside `MAX_GRAPH_BYTES` that are held.
+MAX_JSON_PIECE: Final = 3 * MIB
 #: One that is not all ASCII: a single emoji makes Python take four bytes for each character of both.
 MAX_JSON_WIDE_PIECE: Final = 512 * KIB
 #: Items of one such piece, and members of the outermost object.
@@ -62,6 +62,9 @@ MAX_GRAPH_BYTES: Final = 8 * MIB
 MAX_PAX_HEADER: Final = 1 * MIB
 #: A GNU long name or long link: PATH_MAX.
 MAX_LONG_NAME: Final = 4 * KIB
+#: Headers that only say something of the next entry, before one entry: its pax header, a global one, a long name and
+#: a long link are the most that there are. Without end they would never become one.
+MAX_EXTENSIONS: Final = 16
 #: All names together of what may belong to a docker-archive, with the links' targets.
 MAX_NAMES: Final = 1 * MIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
