@@ -25,7 +25,7 @@ from tests.cli.local_faults.table import (
     PUSH_FILE,
     PUSH_IN,
 )
-from tests.registry_http import seed, tags
+from tests.registry_http import seed
 
 #: Interrupted work of at least so many bytes may be kept, to be gone on with.
 _KEPT: Final = MIB
@@ -40,9 +40,10 @@ _TARGETS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """`file` and the layout `made` hold the image `digest`, and the registry has it as app:1."""
+    """`file` and the layout `made` hold the image `digest`, `registry` has it as app:1, and `target` is empty."""
 
     registry: FaultyRegistry
+    target: FaultyRegistry
     made: Path
     file: Path
     disk: Path
@@ -51,7 +52,13 @@ class Place:
 
     def argv(self, name: str) -> list[str]:
         """Return a command's arguments."""
-        known = {"HOST": self.registry.host, "MADE": str(self.made), "FILE": str(self.file), "DISK": str(self.disk)}
+        known = {
+            "HOST": self.registry.host,
+            "TO": self.target.host,
+            "MADE": str(self.made),
+            "FILE": str(self.file),
+            "DISK": str(self.disk),
+        }
         line = COMMANDS[name]
         for word, meant in known.items():
             line = line.replace(word, meant)
@@ -66,9 +73,8 @@ class Place:
     def shown(self, name: str) -> str | None:
         """Return the digest of the image that can be seen where a command puts it; None: there is none."""
         if name in {PUSH_FILE, PUSH_DIR, PUSH_IN}:
-            listed = json.loads((self.registry.layout.path / "index.json").read_bytes())["manifests"]
-            digests = [entry["digest"] for entry in listed if "/new" in json.dumps(entry) or "new:1" in json.dumps(entry)]
-            return self.digest if "1" in tags(self.registry.host, "new") else (digests[0] if digests else None)
+            listed = json.loads((self.target.layout.path / "index.json").read_bytes())["manifests"]
+            return str(listed[0]["digest"]) if listed else None
         if name not in _TARGETS:
             return None
         path = self.disk / _TARGETS[name]
@@ -94,11 +100,11 @@ class Place:
 
     def strays(self) -> list[str]:
         """Return what is left on the disk and in the registry that is neither whole nor kept to be gone on with."""
-        found = [path for folder in (self.disk, self.registry.layout.path) for path in folder.rglob(".*.partial")]
+        found = [path for folder in (self.disk, self.target.layout.path) for path in folder.rglob(".*.partial")]
         return [str(path) for path in found if path.name.endswith(".upload.partial") or path.stat().st_size < _KEPT]
 
 
-def place_of(registry: FaultyRegistry, layout: Layout, folder: Path) -> Place:
+def place_of(registry: FaultyRegistry, target: FaultyRegistry, layout: Layout, folder: Path) -> Place:
     """Make a place, of an image with two large layers."""
     image = layout.image([3 * MIB, 2 * MIB], name="app")
     seed(layout, image, registry.host, "app", "1")
@@ -106,4 +112,4 @@ def place_of(registry: FaultyRegistry, layout: Layout, folder: Path) -> Place:
     file.write_bytes(tar_of(small_first(layout)))
     disk.mkdir()
     files = [file, *(path for path in layout.path.rglob("*") if path.is_file())]
-    return Place(registry, layout.path, file, disk, image["digest"], {path: path.read_bytes() for path in files})
+    return Place(registry, target, layout.path, file, disk, image["digest"], {path: path.read_bytes() for path in files})

@@ -16,14 +16,14 @@ PUSH_FILE, PUSH_DIR, PUSH_IN = "push -i FILE", "push -i DIR", "push < FILE"
 COPY_FILE, COPY_DIR = "copy DIR FILE", "copy FILE DIR"
 VERIFY_FILE, VERIFY_DIR = "verify FILE", "verify DIR"
 
-#: Command -> its arguments: HOST has the image as app:1, MADE and FILE hold it, and DISK is where is written.
+#: Command -> its arguments: HOST has the image as app:1, TO nothing, MADE and FILE hold it, and DISK is where is written.
 COMMANDS: Final[Mapping[str, str]] = {
     PULL_FILE: "pull HOST/app:1 -o DISK/out.tar",
     PULL_DIR: "pull HOST/app:1 -o DISK/out/",
     PULL_OUT: "pull HOST/app:1",
-    PUSH_FILE: "push -i FILE HOST/new:1",
-    PUSH_DIR: "push -i MADE HOST/new:1",
-    PUSH_IN: "push HOST/new:1",
+    PUSH_FILE: "push -i FILE TO/new:1",
+    PUSH_DIR: "push -i MADE TO/new:1",
+    PUSH_IN: "push TO/new:1",
     COPY_FILE: "copy MADE DISK/out.tar",
     COPY_DIR: "copy FILE oci:DISK/out",
     VERIFY_FILE: "verify FILE",

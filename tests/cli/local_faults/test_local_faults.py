@@ -43,9 +43,9 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 @pytest.fixture
-def place(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> Place:
+def place(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -> Place:
     """Return a place where nothing is wrong yet."""
-    return place_of(served, layout, tmp_path)
+    return place_of(start(), start(), layout, tmp_path)
 
 
 def cells(*, together: bool) -> list[Any]:
@@ -150,13 +150,8 @@ def test_two_runs_at_once_do_not_see_each_other(
         image = {"TWO IMAGES": "app:2", "ONE NAME": "other:1"}[trouble.shell]
         seed(layout, other, place.registry.host, *image.split(":"))
         digests.append(other["digest"])
-        source = f"{place.registry.host}/{image}"
-        second = [word.replace(f"{place.registry.host}/app:1", source) for word in second]
-        if name == COPY_DIR:
-            second = ["copy", source, second[-1]]
-        if trouble.shell == "ONE NAME":
-            first, second = ([*line[:-1], f"oci:{place.disk}/out:one"] for line in (first, second))
-            first[0] = second[0] = "copy"
+        to = f"oci:{place.disk}/out" + (":one" if trouble.shell == "ONE NAME" else "")
+        first, second = ["copy", first[1], to], ["copy", f"{place.registry.host}/{image}", to]
     if name == PULL_DIR:
         # Both are in the middle of it before either ends.
         place.registry.faults = [Fault(Stall(after=1000), "GET", "/blobs/", times=2, skip=0)]
