@@ -28,8 +28,8 @@ MAX_JSON_DEPTH: Final = 64
 MAX_JSON_ITEMS: Final = 250_000
 #: A JSON document up to this is parsed whole, a larger one piece by piece.
 MAX_JSON_WHOLE: Final = 64 * KIB
-#: One such piece, of which Python makes a text and a string of the same size, beside `MAX_GRAPH_BYTES` that are held.
-MAX_JSON_PIECE: Final = 3 * MIB
+#: One such piece, of which Python makes a text and a string of the same size.
+MAX_JSON_PIECE: Final = MAX_MANIFEST
 #: One that is not all ASCII: a single emoji makes Python take four bytes for each character of both.
 MAX_JSON_WIDE_PIECE: Final = 512 * KIB
 #: Items of one such piece, and members of the outermost object.
@@ -56,6 +56,9 @@ MAX_ATTACHED: Final = MAX_LISTED
 MAX_ATTACHED_DEPTH: Final = 8
 #: All manifests of one transfer together, since they are held until the end (promise 3: 48 MiB in all).
 MAX_GRAPH_BYTES: Final = 8 * MIB
+#: The same, with twice the size of the one that is being parsed (see `MAX_JSON_PIECE`): one of `MAX_MANIFEST` beside
+#: two MiB of others, or any number of small ones.
+MAX_GRAPH_MEMORY: Final = MAX_GRAPH_BYTES + MAX_MANIFEST + 2 * MIB
 
 # Archives --------------------------------------------------------------------------------------------------
 #: One PAX extended header (CVE-2025-8194 came from believing such sizes).

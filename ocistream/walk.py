@@ -202,7 +202,12 @@ class GraphBuilder:
     def _keep(self, manifest: Manifest) -> None:
         self._bytes += len(manifest.raw)
         # Before it is parsed, which takes several times its size.
-        if len(self._raw) >= limits.MAX_MANIFESTS or self._bytes > limits.MAX_GRAPH_BYTES:
+        memory = self._bytes + 2 * len(manifest.raw)
+        if (
+            len(self._raw) >= limits.MAX_MANIFESTS
+            or self._bytes > limits.MAX_GRAPH_BYTES
+            or memory > limits.MAX_GRAPH_MEMORY
+        ):
             msg = (
                 f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
                 "in one transfer"

@@ -196,6 +196,8 @@ DOCUMENTS: Final = [
     Hostile("manifest-5-mib", "a manifest of 5 MiB", lambda: _manifest(annotations={"x": "x" * 5 * MIB})),
     Hostile("manifest-5-mib-hidden", "a manifest of 5 MiB that is listed as one of 500 bytes",
             lambda: tar(*image(manifest={"annotations": {"x": "x" * 5 * MIB}}, entry={"size": 500})), code=5),
+    Hostile("manifests-8-mib", "two manifests of 4 MiB, each of which takes three times that while it is parsed",
+            lambda: _great_manifests(2, 4 * MIB - 1000)),
     Hostile("manifests-12-mib", "three manifests of 4 MiB", lambda: _great_manifests(3, 4 * MIB - 1000)),
     Hostile("manifest-layers-object", "layers that are an object", lambda: _manifest(layers={"0": _LISTED})),
     Hostile("manifest-layers-none", "a manifest without layers",
