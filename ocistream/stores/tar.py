@@ -84,7 +84,7 @@ def _header_of(block: bytes) -> _Header:
     # Some tars of long ago took bytes for signed ones.
     if promised != unsigned and promised != unsigned - 256 * sum(byte > 0x7F for byte in summed):
         msg = "bad checksum"
-        raise tarfile.InvalidHeaderError(msg)
+        raise tarfile.HeaderError(msg)
     kind, name, prefix = block[156:157], _text(block[0:100]), _text(block[345:500])
     if kind == tarfile.AREGTYPE and name.endswith("/"):
         # So were directories written before there was a type for them.
@@ -102,7 +102,7 @@ def _number(field: bytes) -> int:
     digits = field.partition(b"\0")[0].strip(b" ")
     if digits.strip(b"01234567"):
         msg = "invalid header"
-        raise tarfile.InvalidHeaderError(msg)
+        raise tarfile.HeaderError(msg)
     return int(digits or b"0", 8)
 
 
@@ -280,9 +280,9 @@ class TarReader:
         return text.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _read_pax(self, size: int) -> dict[str, str]:
-        """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header"); keep those keys that mean something here.
+        """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header").
 
-        All keys of sparse files become one.
+        Keys that mean something here are kept; all of those of sparse files become one.
 
         Raises:
             ArchiveError: a length does not fit, or such a key stands twice.

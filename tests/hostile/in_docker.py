@@ -54,7 +54,8 @@ def _with_diff_ids(diff_ids: Sequence[object]) -> bytes:
 
 
 ALL: Final = [
-    Hostile("docker-layer-out", "a layer is ../../../../etc/passwd", lambda: _layers("../../../../etc/passwd", _LAYERS[1])),
+    Hostile("docker-layer-out", "a layer is ../../../../etc/passwd",
+            lambda: _layers("../../../../etc/passwd", _LAYERS[1])),
     Hostile("docker-layer-absolute", "a layer is /etc/passwd", lambda: _layers("/etc/passwd", _LAYERS[1])),
     Hostile("docker-config-out", "the config is /etc/passwd", lambda: _saved(Config="/etc/passwd")),
     Hostile("docker-config-empty", "the config has no name", lambda: _saved(Config="")),
@@ -70,7 +71,8 @@ ALL: Final = [
     Hostile("docker-hard-link-chain", "a layer is a hard link to a hard link",
             lambda: _linked("one/1", "one/plain.tar", kind=tarfile.LNKTYPE)),
     Hostile("docker-link-proc", "a layer is a link to /proc/self/environ", lambda: _linked("/proc/self/environ")),
-    Hostile("docker-layer-device", "a layer is a device", lambda: _saved(first=entry(_LAYERS[0], b"", tarfile.CHRTYPE))),
+    Hostile("docker-layer-device", "a layer is a device",
+            lambda: _saved(first=entry(_LAYERS[0], b"", tarfile.CHRTYPE))),
     Hostile("docker-layer-directory", "a layer of Docker's is a directory",
             lambda: _saved(first=entry(_LAYERS[0], b"", tarfile.DIRTYPE))),
     Hostile("docker-layer-sparse", "a layer is a sparse file",
@@ -87,7 +89,8 @@ ALL: Final = [
     Hostile("docker-diff-ids-path", "a diff_id is a path out", lambda: _with_diff_ids(["sha256:../../x", "sha256:"])),
     Hostile("docker-diff-ids-object", "diff_ids that are numbers", lambda: _with_diff_ids([1, 2])),
     Hostile("docker-config-no-json", "a config that is no JSON", lambda: _saved(config=b"{no")),
-    Hostile("docker-config-9-mib", "a config of Docker's of 9 MiB", lambda: _saved(config=config_of(PLAIN, x="x" * 9 * MIB))),
+    Hostile("docker-config-9-mib", "a config of Docker's of 9 MiB",
+            lambda: _saved(config=config_of(PLAIN, x="x" * 9 * MIB))),
     Hostile("docker-list-twice", "manifest.json stands there twice", lambda: _saved(("manifest.json", b"[]"))),
     Hostile("docker-list-object", "manifest.json is an object", lambda: _listed(b'{"Config":"config.json"}')),
     Hostile("docker-list-goes-on", "manifest.json goes on where its list ends", lambda: _listed(b'[],"more":[]')),

@@ -131,15 +131,18 @@ INDEXES: Final = [
     Hostile("index-without-list", "it has no list of manifests", lambda: _index(b'{"schemaVersion":2}')),
     Hostile("index-and-layers", "it has layers as well", lambda: _listing([_LISTED], layers=[])),
     Hostile("index-and-config", "it has a config as well", lambda: _listing([_LISTED], config=_LISTED)),
-    Hostile("index-is-a-manifest", "it says that it is a manifest", lambda: _listing([_LISTED], mediaType=OCI_MANIFEST)),
-    Hostile("layout-version", "oci-layout has version 2", lambda: tar(*image(layout=b'{"imageLayoutVersion":"2.0.0"}'))),
+    Hostile("index-is-a-manifest", "it says that it is a manifest",
+            lambda: _listing([_LISTED], mediaType=OCI_MANIFEST)),
+    Hostile("layout-version", "oci-layout has version 2",
+            lambda: tar(*image(layout=b'{"imageLayoutVersion":"2.0.0"}'))),
     Hostile("layout-array", "oci-layout is a list", lambda: tar(*image(layout=b'["1.0.0"]'))),
     Hostile("layout-huge", "oci-layout has 64 KiB", lambda: tar(*image(layout=b" " * 64 * KIB + b"{}"))),
 ]  # fmt: skip
 
 DESCRIPTORS: Final = [
     Hostile("digest-path", "a digest is a path out", lambda: _entry(digest="sha256:../../../../etc/passwd")),
-    Hostile("digest-path-64", "a digest is a path of 64 characters", lambda: _entry(digest="sha256:" + "../" * 21 + "x")),
+    Hostile("digest-path-64", "a digest is a path of 64 characters",
+            lambda: _entry(digest="sha256:" + "../" * 21 + "x")),
     Hostile("digest-upper-case", "a digest in capitals", lambda: _entry(digest=_LISTED["digest"].upper())),
     Hostile("digest-upper-hex", "a digest with hex in capitals",
             lambda: _entry(digest="sha256:" + _LISTED["digest"][7:].upper())),
@@ -225,7 +228,8 @@ BLOBS: Final = [
     Hostile("flipped-layer", "a bit of a layer is changed", lambda: _spoiled(LAYER), code=5),
     Hostile("swapped-layers", "two layers under each other's digests",
             lambda: tar(*image()[:LAYER], (image()[LAYER][0], LAYERS[1]), (image()[LAYER + 1][0], LAYERS[0])), code=5),
-    Hostile("manifest-missing", "a manifest is not there", lambda: tar(*(i for p, i in enumerate(image()) if p != MANIFEST))),
+    Hostile("manifest-missing", "a manifest is not there",
+            lambda: tar(*(i for p, i in enumerate(image()) if p != MANIFEST))),
     Hostile("config-missing", "a config is not there", lambda: tar(*(i for p, i in enumerate(image()) if p != CONFIG))),
     Hostile("layer-missing", "a layer is not there", lambda: tar(*image()[:LAYER + 1])),
     Hostile("layer-empty", "a layer is there with no bytes", lambda: with_other(

@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -78,7 +79,10 @@ def noise(size: int) -> bytes:
 
 
 #: The image's layers, compressed and plain.
-PLAIN: Final = (tar_layer({"etc/motd": b"ahoy\n"}, compression=""), tar_layer({"opt/rope": noise(3000)}, compression=""))
+PLAIN: Final = (
+    tar_layer({"etc/motd": b"ahoy\n"}, compression=""),
+    tar_layer({"opt/rope": noise(3000)}, compression=""),
+)
 LAYERS: Final = (tar_layer({"etc/motd": b"ahoy\n"}), tar_layer({"opt/rope": noise(3000)}))
 
 
@@ -90,18 +94,19 @@ def config_of(plain: Sequence[bytes], **more: Any) -> bytes:
 
 
 SOUND_CONFIG: Final = config_of(PLAIN)
+_SAME: Final[Fields] = {}
 
 
 def image(
     *,
     layers: Sequence[bytes] = LAYERS,
     config: bytes = SOUND_CONFIG,
-    of_config: Fields = {},
-    of_layer: Fields = {},
-    manifest: Fields = {},
+    of_config: Fields = _SAME,
+    of_layer: Fields = _SAME,
+    manifest: Fields = _SAME,
     raw_manifest: bytes | None = None,
-    entry: Fields = {},
-    index: Fields = {},
+    entry: Fields = _SAME,
+    index: Fields = _SAME,
     raw_index: bytes | None = None,
     layout: bytes = b'{"imageLayoutVersion":"1.0.0"}',
 ) -> list[Item]:
@@ -158,9 +163,9 @@ def flipped(content: bytes, at: int = -20) -> bytes:
 
 
 def entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, *, target: str = "", **fields: bytes) -> bytes:
-    """Return an entry of any type, with bytes behind it that its type may not have; `fields` are raw ones of its header.
+    """Return an entry of any type, with bytes behind it that its type may not have.
 
-    They are `size` (at 124, 12 bytes), `magic` (at 257, 8 bytes) and `rest` (at 345, 167 bytes).
+    `fields` are raw ones of its header: `size` (12 bytes), `magic` (8 bytes), `rest` (167 bytes).
     """
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, len(content), target
@@ -205,8 +210,6 @@ def nested(depth: int) -> list[Item]:
 
 def gz(chunks: Iterable[bytes]) -> bytes:
     """Return chunks as one gzip stream: what they expand to is never held."""
-    import zlib
-
     output = io.BytesIO()
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     for chunk in chunks:

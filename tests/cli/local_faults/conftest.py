@@ -28,7 +28,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not cells:
         return
     terminalreporter.section("what this machine does to a run: its exit code, or that nothing is seen of it")
-    widths = {command: max(len(command), *(len(row.get(command, "")) for row in cells.values())) for command in COMMANDS}
+    widths = {
+        command: max(len(command), *(len(row.get(command, "")) for row in cells.values())) for command in COMMANDS
+    }
     terminalreporter.line(" ".join([" " * 16, *(f"{command:{width}}" for command, width in widths.items())]))
     for fault, row in cells.items():
         line = " ".join([f"{fault:16}", *(f"{row.get(command, ''):{width}}" for command, width in widths.items())])

@@ -11,8 +11,6 @@ from typing import Final
 
 from tests.archives import check_blobs, files_in, small_first, tar_of
 from tests.cli import expect
-from tests.faults import FaultyRegistry
-from tests.images import Layout
 from tests.cli.local_faults.table import (
     COMMANDS,
     COPY_DIR,
@@ -25,6 +23,8 @@ from tests.cli.local_faults.table import (
     PUSH_FILE,
     PUSH_IN,
 )
+from tests.faults import FaultyRegistry
+from tests.images import Layout
 from tests.registry_http import seed
 
 #: Interrupted work of at least so many bytes may be kept, to be gone on with.
@@ -112,4 +112,6 @@ def place_of(registry: FaultyRegistry, target: FaultyRegistry, layout: Layout, f
     file.write_bytes(tar_of(small_first(layout)))
     disk.mkdir()
     files = [file, *(path for path in layout.path.rglob("*") if path.is_file())]
-    return Place(registry, target, layout.path, file, disk, image["digest"], {path: path.read_bytes() for path in files})
+    return Place(
+        registry, target, layout.path, file, disk, image["digest"], {path: path.read_bytes() for path in files}
+    )

@@ -16,7 +16,7 @@ PUSH_FILE, PUSH_DIR, PUSH_IN = "push -i FILE", "push -i DIR", "push < FILE"
 COPY_FILE, COPY_DIR = "copy DIR FILE", "copy FILE DIR"
 VERIFY_FILE, VERIFY_DIR = "verify FILE", "verify DIR"
 
-#: Command -> its arguments: HOST has the image as app:1, TO nothing, MADE and FILE hold it, and DISK is where is written.
+#: Command -> its arguments: HOST has the image as app:1, TO nothing, MADE and FILE hold it, and DISK is written to.
 COMMANDS: Final[Mapping[str, str]] = {
     PULL_FILE: "pull HOST/app:1 -o DISK/out.tar",
     PULL_DIR: "pull HOST/app:1 -o DISK/out/",
@@ -46,7 +46,7 @@ REASONS: Final = frozenset({WRITES_NOTHING, READS_NO_FILE, THE_SHELLS, ALONE})
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """One fault. `plan` is for machine/sitecustomize.py, `shell` redirects, `disk` says what DISK is.
+    """One fault. `plan` is for machine/sitecustomize.py, `redirect` is for the shell, `disk` says what DISK is.
 
     `visible` is whether the work is done although it ends with a code: only its last line was lost.
     """
@@ -54,7 +54,7 @@ class Trouble:
     name: str
     outcomes: Mapping[str, Outcome]
     plan: Mapping[str, Any] | None = None
-    shell: str = ""
+    redirect: str = ""
     disk: str = "folder"
     visible: bool = False
 
@@ -82,23 +82,25 @@ TROUBLES: Final = [
     Trouble("disk full", _FULL, disk="small"),
     Trouble("quota used up", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EDQUOT}),
     Trouble("disk that fails", _FULL, plan={"at": "write", "after": MIB, "errno": errno.EIO}),
-    Trouble("read-only", _by((9, (PULL_FILE, PULL_DIR, COPY_FILE, COPY_DIR)), (THE_SHELLS, (PULL_OUT,))), disk="read-only"),
-    Trouble("source fails", _by((READS_NO_FILE, PULLS), others=9), plan={"at": "read", "after": MIB, "errno": errno.EIO}),
+    Trouble("read-only", _by((9, (PULL_FILE, PULL_DIR, COPY_FILE, COPY_DIR)), (THE_SHELLS, (PULL_OUT,))),
+            disk="read-only"),
+    Trouble("source fails", _by((READS_NO_FILE, PULLS), others=9),
+            plan={"at": "read", "after": MIB, "errno": errno.EIO}),
     Trouble("source shrinks", _by((READS_NO_FILE, PULLS), (6, (PUSH_IN,)), others=5),
             plan={"at": "read", "after": MIB, "do": "shrink"}),
     Trouble("source grows", _by((READS_NO_FILE, PULLS), (5, FROM_DIR), (6, (PUSH_IN,)), others=UNSEEN),
             plan={"at": "read", "after": MIB, "do": "grow"}),
     Trouble("source replaced", _by((READS_NO_FILE, PULLS)), plan={"at": "read", "after": MIB, "do": "replace"}),
-    Trouble("stdout closed", _by((2, (PULL_OUT,))), shell=">&-"),
-    Trouble("stdout unread", _by(others=141), shell="UNREAD", visible=True),
-    Trouble("stdin closed", _by((2, (PUSH_IN,))), shell="<&-"),
-    Trouble("stderr closed", _by(), shell="2>&-"),
+    Trouble("stdout closed", _by((2, (PULL_OUT,))), redirect=">&-"),
+    Trouble("stdout unread", _by(others=141), redirect="UNREAD", visible=True),
+    Trouble("stdin closed", _by((2, (PUSH_IN,))), redirect="<&-"),
+    Trouble("stderr closed", _by(), redirect="2>&-"),
     *_interrupted("SIGINT at once", "SIGINT", 130, 0),
     *_interrupted("SIGINT midway", "SIGINT", 130, MIB),
     *_interrupted("SIGTERM midway", "SIGTERM", 143, MIB),
     *_interrupted("SIGPIPE midway", "SIGPIPE", UNSEEN, MIB),
     # Who writes to one file of the shell's twice has only one to blame.
-    Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), shell="TWICE"),
-    Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), shell="TWO IMAGES"),
-    Trouble("two of one name", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), shell="ONE NAME"),
+    Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), redirect="TWICE"),
+    Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), redirect="TWO IMAGES"),
+    Trouble("two of one name", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), redirect="ONE NAME"),
 ]  # fmt: skip

@@ -16,14 +16,10 @@ from typing import Any, Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, command, ocistream, run, started
-from tests.faults import Fault, FaultyRegistry, Stall
-from tests.images import Layout
 from tests.cli.local_faults.conftest import note
 from tests.cli.local_faults.place import Place, place_of
 from tests.cli.local_faults.table import (
     COMMANDS,
-    COPY_DIR,
     MIB,
     PULL_DIR,
     PULL_OUT,
@@ -33,6 +29,9 @@ from tests.cli.local_faults.table import (
     UNSEEN,
     Trouble,
 )
+from tests.cli.run import Result, command, ocistream, run, started
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
 
@@ -53,7 +52,7 @@ def cells(*, together: bool) -> list[Any]:
     return [
         pytest.param(trouble, name, outcome, id=f"{trouble.name}-{name}".replace(" ", "_"))
         for trouble in TROUBLES
-        if (trouble.shell in _TOGETHER) is together
+        if (trouble.redirect in _TOGETHER) is together
         for name, outcome in trouble.outcomes.items()
         if outcome not in REASONS
     ]
@@ -88,16 +87,16 @@ def run_in(trouble: Trouble, name: str, place: Place) -> Result:
     """Run a command as its user does, in trouble."""
     line = [*command(), *place.argv(name)]
     stdin = place.file if name == PUSH_IN else None
-    if trouble.shell == "UNREAD":
+    if trouble.redirect == "UNREAD":
         return unread(line, stdin)
-    if trouble.shell:
-        line = ["sh", "-c", f'exec "$@" {trouble.shell}', "-", *line]
+    if trouble.redirect:
+        line = ["sh", "-c", f'exec "$@" {trouble.redirect}', "-", *line]
     env: dict[str, str | None] = {}
     if trouble.plan is not None:
         # What counts branches writes files as well.
         env = dict.fromkeys(variable for variable in os.environ if variable.startswith("COVERAGE_"))
         env |= {"PYTHONPATH": str(_MACHINE), "OCISTREAM_TEST_MACHINE": json.dumps(trouble.plan)}
-    to_file = name == PULL_OUT and trouble.shell != ">&-"
+    to_file = name == PULL_OUT and trouble.redirect != ">&-"
     return run(line, env=env, stdin=stdin, stdout=place.disk / "out.tar" if to_file else None)
 
 
@@ -145,12 +144,12 @@ def test_two_runs_at_once_do_not_see_each_other(
     note(request, trouble.name, name, outcome)
     first, second = place.argv(name), place.argv(name)
     digests = [place.digest]
-    if trouble.shell != "TWICE":
+    if trouble.redirect != "TWICE":
         other = layout.image([MIB, b"another one"])
-        image = {"TWO IMAGES": "app:2", "ONE NAME": "other:1"}[trouble.shell]
+        image = {"TWO IMAGES": "app:2", "ONE NAME": "other:1"}[trouble.redirect]
         seed(layout, other, place.registry.host, *image.split(":"))
         digests.append(other["digest"])
-        to = f"oci:{place.disk}/out" + (":one" if trouble.shell == "ONE NAME" else "")
+        to = f"oci:{place.disk}/out" + (":one" if trouble.redirect == "ONE NAME" else "")
         first, second = ["copy", first[1], to], ["copy", f"{place.registry.host}/{image}", to]
     if name == PULL_DIR:
         # Both are in the middle of it before either ends.
@@ -162,11 +161,11 @@ def test_two_runs_at_once_do_not_see_each_other(
         errors = [process.communicate(timeout=60)[1].decode() for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], errors
     assert place.strays() == []
-    if trouble.shell == "TWICE":
+    if trouble.redirect == "TWICE":
         place.check_done(name)
         return
     there = [entry["digest"] for entry in expect.index_of(place.disk / "out")]
-    if trouble.shell == "ONE NAME":
+    if trouble.redirect == "ONE NAME":
         assert len(there) == 1
         assert there[0] in digests
     else:
