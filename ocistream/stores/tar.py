@@ -73,7 +73,7 @@ class _Header(NamedTuple):
     linkname: str
 
 
-def _header_of(block: bytes) -> _Header:
+def header_of(block: bytes) -> _Header:
     """Parse a header block (POSIX pax, "ustar Interchange Format").
 
     Raises:
@@ -241,7 +241,7 @@ class TarReader:
 
     def _parse(self, block: bytes) -> _Header:
         try:
-            info = _header_of(block)
+            info = header_of(block)
         except tarfile.HeaderError as error:
             if self._position == BLOCK and (kind := next((k for m, k in _MAGICS.items() if block.startswith(m)), None)):
                 msg = f"the archive is compressed with {kind}, which is not supported"

@@ -55,7 +55,7 @@ def _listing(manifests: object, **more: Any) -> bytes:
 
 
 def _deep(depth: int) -> bytes:
-    return b'{"schemaVersion":2,"manifests":' + b"[" * depth + b"]" * depth + b"}"
+    return _SOUND[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
 
 
 def _without(document: Fields, key: str) -> Fields:
@@ -112,7 +112,7 @@ INDEXES: Final = [
     Hostile("index-keys-twice", "index.json has two lists of manifests",
             lambda: _index(_SOUND[:-1] + b',"manifests":[]}')),
     Hostile("index-keys-twice-within", "an entry has two digests",
-            lambda: _index(_SOUND.replace(b'"size":', b'"digest":"' + digest_of(b"").encode() + b'","size":'))),
+            lambda: _index(_SOUND.replace(b'"digest":', b'"digest":"' + digest_of(b"").encode() + b'","digest":'))),
     Hostile("index-deep", "index.json has lists in lists, 100,000 deep", lambda: _index(_deep(100_000))),
     Hostile("index-rather-deep", "index.json has lists in lists, 70 deep", lambda: _index(_deep(70))),
     Hostile("index-bom", "index.json begins with a byte order mark", lambda: _index(b"\xef\xbb\xbf" + _SOUND)),

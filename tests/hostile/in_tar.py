@@ -228,7 +228,7 @@ HEADERS: Final = [
     Hostile("entries-60,000", "more entries than any image has",
             lambda: tar(entry("x", b"") * 60_000, *image())),
     Hostile("checksum-wrong", "a header's checksum is wrong",
-            lambda: with_other(INDEX, lambda name, content: flipped(entry(name, content), 1))),
+            lambda: with_other(INDEX, lambda name, content: flipped(entry(name, content), 140))),
     Hostile("checksum-no-number", "a header's checksum is no number",
             lambda: with_other(INDEX, lambda name, content: _with(entry(name, content), 148, b"checksum"))),
     Hostile("no-tar", "bytes that are none", lambda: bytes(range(256)) * 40),

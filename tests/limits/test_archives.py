@@ -121,3 +121,12 @@ def test_indexes_may_be_as_deep_as_their_bound(ocistream: Run) -> None:
 @limit(6)
 def test_and_no_deeper(ocistream: Run) -> None:
     assert moved(ocistream, tar(*nested(limits.MAX_INDEX_DEPTH + 1))) == 6
+
+
+@limit(9)
+def test_a_name_on_the_command_line_is_no_more_than_a_line_either(
+    ocistream: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ocistream(["verify", "./no\x1b[2J\nocistream: all is well\x9b31m.tar"]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
