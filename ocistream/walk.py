@@ -210,7 +210,7 @@ class GraphBuilder:
         ):
             msg = (
                 f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
-                "in one transfer"
+                f"or {limits.MAX_GRAPH_MEMORY} with two more of the greatest, in one transfer"
             )
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
         document = parse_document(manifest.descriptor, manifest.raw)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,11 +63,12 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """How one run went: in `seconds`, with a `peak` in bytes; `wrong` says what is not as it should be."""
+    """How one run went: in `seconds`, `cpu` of them at work; `wrong` says what is not as it should be."""
 
     way: str
     result: Result
     seconds: float
+    cpu: float
     wrong: tuple[str, ...]
 
 
@@ -94,10 +96,10 @@ def each_way(
     for way in ways:
         with _target(folder / f"{hostile.name}-{way.name}") as target:
             argv = [*(line or command()), *way.argv(hostile, archive, target)]
-            began = time.monotonic()
+            began, worked = time.monotonic(), _worked()
             result = run_measured(argv, stdin=archive if way.piped else None, cwd=target.folder)
-            seconds = time.monotonic() - began
-            yield Taken(way.name, result, seconds, tuple(_wrong(hostile, way, result, target)))
+            seconds, cpu = time.monotonic() - began, _worked() - worked
+            yield Taken(way.name, result, seconds, cpu, tuple(_wrong(hostile, way, result, target)))
 
 
 def one_by_one(archives: Sequence[tuple[Hostile, Path]], folder: Path, way: Way) -> Iterator[tuple[str, str]]:
@@ -115,6 +117,12 @@ def one_by_one(archives: Sequence[tuple[Hostile, Path]], folder: Path, way: Way)
             # What the runs before it have left in memory is none of its own.
             result = Result(job["argv"], answer["code"], answer["out"].encode(), answer["err"], 0)
             yield from ((hostile.name, wrong) for wrong in _wrong(hostile, way, result, target))
+
+
+def _worked() -> float:
+    """Return the seconds that children of this process have been at work."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @contextlib.contextmanager
