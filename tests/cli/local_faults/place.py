@@ -98,10 +98,22 @@ class Place:
         assert len(blobs) >= 4
         assert all(hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name for blob in blobs)
 
-    def strays(self) -> list[str]:
-        """Return what is left on the disk and in the registry that is neither whole nor kept to be gone on with."""
+    def strays(self, *, done: bool = False) -> list[str]:
+        """Return what is left on the disk and in the registry that is neither whole nor kept to be gone on with.
+
+        Once the work is done nothing is. A registry's session is kept while the client remembers it.
+        """
         found = [path for folder in (self.disk, self.target.layout.path) for path in folder.rglob(".*.partial")]
-        return [str(path) for path in found if path.name.endswith(".upload.partial") or path.stat().st_size < _KEPT]
+        sessions = [path for path in found if path.name.endswith(".upload.partial")]
+        if done or len(sessions) > len(self.remembered()):
+            return [str(path) for path in found]
+        return [str(path) for path in found if path not in sessions and path.stat().st_size < _KEPT]
+
+    def remembered(self) -> list[Path]:
+        """Return the records of uploads to the target that are to be gone on with."""
+        state = Path.home() / ".local" / "state" / "ocistream" / "uploads"
+        records = list(state.rglob("*")) if state.is_dir() else []
+        return [path for path in records if path.is_file() and self.target.host in path.read_text()]
 
 
 def place_of(registry: FaultyRegistry, target: FaultyRegistry, layout: Layout, folder: Path) -> Place:
