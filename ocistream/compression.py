@@ -24,6 +24,9 @@ __all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "codec_of", "decompressed"
 
 #: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
 _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
+#: So much of what is left is shown to a new gzip member, in bytes: the library makes a copy of what a member has no use
+#: for, and a chunk may hold thousands of them.
+_FIRST_PIECE: Final = 4 * limits.KIB
 #: Threads that compress one zstd stream. The frames are the same with any number of them, but for none at all.
 _ZSTD_THREADS: Final = 2
 #: What each of them takes at a time, in bytes. zstd's own choice, four windows, costs
@@ -87,19 +90,21 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     library = _inflate()
     member: _Member | None = None
     for chunk in chunks:
-        rest: Chunk = chunk
+        rest = memoryview(chunk)
         while rest:
+            piece = rest
             if member is None or member.eof:
                 # Some writers fill the last block of a tape or disk with zeros.
                 rest = _without_zeros(rest) if member is not None else rest
                 if not rest:
                     break
                 member = library.decompressobj(wbits=_GZIP_FRAME)
+                piece = rest[:_FIRST_PIECE]
             try:
-                yield from _inflated(member, rest)
+                yield from _inflated(member, piece)
             except library.error as error:
                 raise _malformed("gzip", str(error)) from error
-            rest = member.unused_data
+            rest = rest[len(piece) - len(member.unused_data) :]
     if member is None or not member.eof:
         raise _malformed("gzip", "it ends too early")
 
@@ -116,8 +121,14 @@ def _inflated(member: _Member, data: Chunk) -> Iterator[bytes]:
             return
 
 
-def _without_zeros(data: Chunk) -> bytes:
-    return bytes(data).lstrip(b"\0")
+def _without_zeros(data: memoryview) -> memoryview:
+    while data:
+        piece = bytes(data[:_FIRST_PIECE])
+        there = piece.lstrip(b"\0")
+        data = data[len(piece) - len(there) :]
+        if there:
+            break
+    return data
 
 
 def _inflate() -> _Inflate:

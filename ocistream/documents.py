@@ -16,11 +16,12 @@ from ocistream.reference import is_digest, parse_digest, printable
 from ocistream.strict_json import canonical_json, parse_json, passed_over
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = [
     "Document",
     "Listing",
+    "check_kind",
     "diff_ids_of_config",
     "media_type_of",
     "outline",
@@ -143,13 +144,7 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     if fields.get("schemaVersion") == 1:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
         raise UnsupportedError(msg, hint="push the image again with a current tool to have it converted")
-    own_type = _optional_text(fields, "mediaType", what)
-    if own_type is not None and own_type != descriptor.media_type:
-        msg = f"{what} says it is {printable(own_type)!r} but was referenced as {descriptor.media_type!r}"
-        raise ArchiveError(msg)
-    if "manifests" in fields and ("layers" in fields or "config" in fields):
-        msg = f"{what} claims to be an image and an index at once"
-        raise ArchiveError(msg)
+    check_kind(fields, what, (descriptor.media_type,))
     # Something else that an index lists is a leaf, whose bytes are carried as they are.
     known = descriptor.is_index or descriptor.is_manifest
     if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
@@ -183,6 +178,21 @@ _FIELDS: Final = frozenset(
         "annotations",
     }
 )
+
+
+def check_kind(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
+    """Refuse a document that may be taken for another kind than it was referenced as, by one of `media_types`.
+
+    Raises:
+        ArchiveError: it says so itself, or it has what images have and what indexes have (CVE-2021-41190).
+    """
+    own_type = _optional_text(fields, "mediaType", what)
+    if own_type is not None and own_type not in media_types:
+        msg = f"{what} says it is {printable(own_type)!r} but was referenced as {next(iter(media_types))!r}"
+        raise ArchiveError(msg)
+    if "manifests" in fields and ("layers" in fields or "config" in fields):
+        msg = f"{what} claims to be an image and an index at once"
+        raise ArchiveError(msg)
 
 
 def _bare(descriptor: Descriptor) -> Descriptor:

@@ -56,12 +56,18 @@ MAX_ATTACHED: Final = MAX_LISTED
 MAX_ATTACHED_DEPTH: Final = 8
 #: All manifests of one transfer together, since they are held until the end (promise 3: 48 MiB in all).
 MAX_GRAPH_BYTES: Final = 8 * MIB
+#: The same, with twice the size of the one that is being parsed (see `MAX_JSON_PIECE`): one of `MAX_MANIFEST` beside
+#: two MiB of others, or any number of small ones.
+MAX_GRAPH_MEMORY: Final = MAX_GRAPH_BYTES + MAX_MANIFEST + 2 * MIB
 
 # Archives --------------------------------------------------------------------------------------------------
 #: One PAX extended header (CVE-2025-8194 came from believing such sizes).
 MAX_PAX_HEADER: Final = 1 * MIB
 #: A GNU long name or long link: PATH_MAX.
 MAX_LONG_NAME: Final = 4 * KIB
+#: Headers that only say something of the next entry, before one entry: its pax header, a global one, a long name and
+#: a long link are the most that there are. Without end they would never become one.
+MAX_EXTENSIONS: Final = 16
 #: All names together of what may belong to a docker-archive, with the links' targets.
 MAX_NAMES: Final = 1 * MIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.

@@ -180,9 +180,7 @@ class _Check:
 
     def _look_at_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
-        if descriptor.size > limits.MAX_CONFIG:
-            self._look(descriptor, blob.open(), unpack=False)
-            return
+        # No larger than a config may be: the walk has seen to that.
         parts: list[bytes] = []
 
         def keeping() -> Iterator[Chunk]:

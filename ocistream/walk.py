@@ -123,7 +123,7 @@ class GraphBuilder:
 
         Raises:
             IntegrityError: they are not what the descriptor promised.
-            ArchiveError: they are malformed, or there is more than the limits allow.
+            ArchiveError: they are malformed, or there is more than the limits allow, of a config as well.
             NotFoundError: a wanted platform is not in the index.
         """
         descriptor = self.needs.pop(digest)
@@ -135,7 +135,7 @@ class GraphBuilder:
         if (root := self._configs.get(digest)) is not None:
             check_platform(self._choice, _shown(root), raw)
             return
-        self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
+        self._keep(Manifest(descriptor, raw))
         self._arrived(descriptor)
         self._want_children(digest)
         self._want_config(digest)
@@ -199,14 +199,24 @@ class GraphBuilder:
             )
             raise ArchiveError(msg)
 
-    def _keep(self, manifest: Manifest, document: Document) -> None:
+    def _keep(self, manifest: Manifest) -> None:
         self._bytes += len(manifest.raw)
-        if len(self._raw) >= limits.MAX_MANIFESTS or self._bytes > limits.MAX_GRAPH_BYTES:
+        # Before it is parsed, which takes several times its size.
+        memory = self._bytes + 2 * len(manifest.raw)
+        if (
+            len(self._raw) >= limits.MAX_MANIFESTS
+            or self._bytes > limits.MAX_GRAPH_BYTES
+            or memory > limits.MAX_GRAPH_MEMORY
+        ):
             msg = (
                 f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
-                "in one transfer"
+                f"or {limits.MAX_GRAPH_MEMORY} with two more of the greatest, in one transfer"
             )
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+        document = parse_document(manifest.descriptor, manifest.raw)
+        if is_image(document) and document.config and document.config.size > limits.MAX_CONFIG:
+            msg = f"the config {document.config.digest} is larger than {limits.MAX_CONFIG} bytes"
+            raise ArchiveError(msg)
         config = self._shared(document.config) if document.config else None
         layers = tuple(self._shared(layer) for layer in document.layers)
         self._raw[manifest.descriptor.digest] = manifest
@@ -231,11 +241,7 @@ class GraphBuilder:
         return shared
 
     def _want_config(self, digest: str) -> None:
-        """Need the config of an image that is no part of an index, where one platform was asked for: it says which.
-
-        Raises:
-            ArchiveError: it is larger than a config may be.
-        """
+        """Need the config of an image that is no part of an index, where one platform was asked for: it says which."""
         document = self._documents[digest]
         root = self._unlabelled.get(digest)
         if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
@@ -243,9 +249,6 @@ class GraphBuilder:
         config = document.config
         if config is None or config.digest in self._raw or config.digest in self.needs:
             return
-        if config.size > limits.MAX_CONFIG:
-            msg = f"the config {config.digest} is larger than {limits.MAX_CONFIG} bytes"
-            raise ArchiveError(msg)
         self._configs[config.digest] = root
         self.needs[config.digest] = config
         self._new.append(config.digest)
@@ -329,7 +332,7 @@ class GraphBuilder:
         documents = [self._raw[digest] for digest in self._nested(index)]
         raw = smaller_index(documents, chosen)
         descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
-        self._keep(Manifest(descriptor, raw), parse_document(descriptor, raw))
+        self._keep(Manifest(descriptor, raw))
         return descriptor
 
     def _in_order(self) -> dict[str, Manifest]:

@@ -125,7 +125,8 @@ def _report(console: Console, error: BaseException) -> int:
         console.error("terminated", hint=_kept(), code=error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        console.error(error.format_message(), hint=_usage_hint(error), code=UsageError.exit_code)
+        # Some of click's messages have lines of their own for each choice.
+        console.error(" ".join(error.format_message().split()), hint=_usage_hint(error), code=UsageError.exit_code)
         return UsageError.exit_code
     if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
         error = files.disk_error("cannot write to stdout", error)

@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ocistream.reference import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -55,9 +57,9 @@ class Console:
             fields = {key: value for key, value in {"hint": hint, "exit_code": code}.items() if value is not None}
             self._print("error", message, fields)
             return
-        self._line(f"ocistream: error: {message}")
+        self._line(_in_one_line(f"ocistream: error: {message}"))
         if hint:
-            self._line(f"  {hint}")
+            self._line(_in_one_line(f"  {hint}"))
 
     def trace(self, text: Callable[[], str]) -> None:
         """Print a traceback, for those who asked for it twice."""
@@ -75,7 +77,7 @@ class Console:
         if self.as_json:
             self.event(level=level, message=message, **fields)
         else:
-            self._line(f"ocistream: {message}")
+            self._line(_in_one_line(f"ocistream: {message}"))
 
     def _line(self, text: str) -> None:
         if self.above is not None:
@@ -90,3 +92,8 @@ class Console:
             if sys.stderr is not None:
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+
+def _in_one_line(text: str) -> str:
+    """Make sure that a message is one line, and drives no terminal, whosever words are in it."""
+    return printable(text, len(text))

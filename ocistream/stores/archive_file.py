@@ -90,6 +90,7 @@ class ArchiveFileSource:
             if place is None:
                 gathering.lacks(needed.digest)
             else:
+                gathering.check_size(needed.digest, place.size)
                 gathering.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
         return gathering.graph()
 

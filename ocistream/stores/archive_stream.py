@@ -166,6 +166,7 @@ class ArchiveStreamSource:
             self._check_again(entry, digest)
         elif gathering.needs(digest) and not gathering.wants_config(digest):
             self._given.add(digest)
+            gathering.check_size(digest, entry.size)
             gathering.supply(digest, self._read(entry, limits.MAX_MANIFEST))
         else:
             self._hold_or_pass_on(gathering, entry, digest, early)

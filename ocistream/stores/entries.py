@@ -79,7 +79,8 @@ class Contents:
         """Note an entry, and give its digest where it is a blob.
 
         Raises:
-            ArchiveError: a second `index.json` or `manifest.json`, or something under a blob's name that is no file.
+            ArchiveError: a second `index.json`, `manifest.json` or `oci-layout`, or something under a blob's name that
+                is no file.
         """
         name = plain_name(entry.name)
         if is_illegal(name):
@@ -126,13 +127,14 @@ class Contents:
         raise ArchiveError(msg)
 
     def _add_document(self, name: str, entry: Entry) -> None:
-        if name == "oci-layout":
-            self.layout = entry
-            return
-        if (self.index if name == "index.json" else self.docker) is not None:
+        there = {"oci-layout": self.layout, "index.json": self.index, "manifest.json": self.docker}[name]
+        if there is not None:
+            # From a file the last one would count, from a pipe the first.
             msg = f"{name} stands twice in the archive"
             raise ArchiveError(msg)
-        if name == "index.json":
+        if name == "oci-layout":
+            self.layout = entry
+        elif name == "index.json":
             self.index = entry
         else:
             self.docker = entry

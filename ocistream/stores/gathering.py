@@ -31,6 +31,7 @@ from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root
 from ocistream.stores.index import called, roots_of, tag_of
+from ocistream.stream import wrong_size
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
@@ -137,6 +138,16 @@ class Gathering:
     def needs(self, digest: str) -> bool:
         """Say whether this is needed."""
         return digest in self._builder.needs or digest in self._looking
+
+    def check_size(self, digest: str, size: int) -> None:
+        """Refuse what is needed for an image and has another size, in bytes, than was promised: nobody need read it.
+
+        Raises:
+            IntegrityError: it has.
+        """
+        descriptor = self._builder.needs.get(digest)
+        if descriptor is not None and descriptor.size != size:
+            raise wrong_size(descriptor, size)
 
     def wants_config(self, digest: str) -> bool:
         """Say whether a need is an image's config, which the graph counts as a blob."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ocistream.documents import Listing
+from ocistream.documents import Listing, check_kind
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
-from ocistream.model import OCI_INDEX, Descriptor
+from ocistream.model import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.reference import is_tag, parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
@@ -54,10 +54,9 @@ def parse_index(raw: bytes) -> list[Descriptor]:
         ArchiveError: it is malformed.
     """
     listing = Listing("manifests", "index.json", written=True)
-    fields = parse_json(raw, "index.json", keys={"manifests", "layers"}, convert={"manifests": listing})
-    if "layers" in fields:
-        msg = "index.json has no list of manifests"
-        raise ArchiveError(msg)
+    keys = {"mediaType", "config", "layers", "manifests"}
+    fields = parse_json(raw, "index.json", keys=keys, convert={"manifests": listing, "layers": passed_over})
+    check_kind(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     return list(listing.found(fields))
 
 

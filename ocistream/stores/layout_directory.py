@@ -62,14 +62,16 @@ class LayoutDirectory:
 
         Raises:
             UsageError: there are other things in the directory.
+            ArchiveError: something of it is a link.
             LocalDiskError: it cannot be made.
         """
         self.check_free()
         with files.disk_errors(f"cannot create the layout {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._real_directory(self.path / "blobs").mkdir(exist_ok=True)
-            if not (self.path / "oci-layout").exists():
-                with files.atomic_file(self.path / "oci-layout") as file:
+            self._no_link(self.path / "blobs").mkdir(exist_ok=True)
+            marker = self._no_link(self.path / "oci-layout")
+            if not marker.exists():
+                with files.atomic_file(marker) as file:
                     files.write_all(file, OCI_LAYOUT)
 
     def check(self) -> None:
@@ -105,7 +107,7 @@ class LayoutDirectory:
         Raises:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
         """
-        return self._real_directory(self._real_directory(self.path / "blobs") / algorithm)
+        return self._no_link(self._no_link(self.path / "blobs") / algorithm)
 
     def blobs(self) -> Iterator[str]:
         """List the digests under which something lies there, whatever else there is."""
@@ -316,7 +318,7 @@ class LayoutDirectory:
                 files.write_all(file, raw)
 
     @staticmethod
-    def _real_directory(path: Path) -> Path:
+    def _no_link(path: Path) -> Path:
         if path.is_symlink():
             msg = f"{path} is a symbolic link, which is not followed out of a layout"
             raise ArchiveError(msg)

@@ -1,14 +1,15 @@
 """The tar format, as far as image archives need it: entries in, one after the other, and entries out.
 
-Python's `tarfile` in its stream modes slices every buffer anew and costs more than SHA-256 does; only its header
-parser and writer are used here. It knows nothing of images, and never writes a file.
+Python's `tarfile` in its stream modes slices every buffer anew and costs more than SHA-256 does, and it looks at every
+field of a header; only its writer and its names of types are used here. It knows nothing of images, and never writes a
+file.
 """
 
 from __future__ import annotations
 
 import tarfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
@@ -27,6 +28,9 @@ BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)
 _ZEROS: Final = bytes(BLOCK)
 
+#: What is looked at of a pax header: a MiB of other keys would become many times as much of Python's objects.
+_PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
+_PAX_SPARSE: Final = "GNU.sparse"
 #: Compressed files, by how they begin.
 _MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
@@ -58,6 +62,52 @@ class Entry:
     offset: int
     target: str = ""
     is_symbolic: bool = False
+
+
+class _Header(NamedTuple):
+    """What is looked at of a header block: of tens of thousands of entries, owners and times would cost seconds."""
+
+    type: bytes
+    name: str
+    size: int
+    linkname: str
+
+
+def header_of(block: bytes) -> _Header:
+    """Parse a header block (POSIX pax, "ustar Interchange Format").
+
+    Raises:
+        tarfile.HeaderError: its checksum is wrong, or something in it is no number.
+    """
+    summed = block[:148] + b"        " + block[156:]
+    promised, unsigned = _number(block[148:156]), sum(summed)
+    # Some tars of long ago took bytes for signed ones.
+    if promised != unsigned and promised != unsigned - 256 * sum(byte > 0x7F for byte in summed):
+        msg = "bad checksum"
+        raise tarfile.HeaderError(msg)
+    kind, name, prefix = block[156:157], _text(block[0:100]), _text(block[345:500])
+    if kind == tarfile.AREGTYPE and name.endswith("/"):
+        # So were directories written before there was a type for them.
+        kind = tarfile.DIRTYPE
+    if prefix and kind not in tarfile.GNU_TYPES:
+        name = f"{prefix}/{name}"
+    name = name.rstrip("/") if kind == tarfile.DIRTYPE else name
+    return _Header(kind, name, _number(block[124:136]), _text(block[157:257]))
+
+
+def _number(field: bytes) -> int:
+    """Read octal digits, or, as GNU has it, bytes behind one that says so."""
+    if field[0] in {0x80, 0xFF}:
+        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if digits.strip(b"01234567"):
+        msg = "invalid header"
+        raise tarfile.HeaderError(msg)
+    return int(digits or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 class TarReader:
@@ -140,7 +190,7 @@ class TarReader:
         self._finish_entry()
         extended: dict[str, str] = {}
         name, target = "", ""
-        while True:
+        for _ in range(limits.MAX_EXTENSIONS + 1):
             block = self._read_block()
             if block == _ZEROS:
                 if self._read_block() != _ZEROS:
@@ -159,10 +209,12 @@ class TarReader:
                 target = self._read_text(info.size)
             else:
                 return self._entry(info, extended, name, target)
+        msg = f"the archive has more than {limits.MAX_EXTENSIONS} headers that belong to one entry"
+        raise ArchiveError(msg)
 
-    def _entry(self, info: tarfile.TarInfo, extended: dict[str, str], name: str, target: str) -> Entry:
+    def _entry(self, info: _Header, extended: dict[str, str], name: str, target: str) -> Entry:
         name = extended.get("path") or name or info.name
-        if info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended):
+        if info.type == tarfile.GNUTYPE_SPARSE or _PAX_SPARSE in extended:
             msg = f"{printable(name)!r} in the archive is a sparse file, which an image archive has no use for"
             raise ArchiveError(msg)
         size = info.size
@@ -187,10 +239,10 @@ class TarReader:
         if left:
             self._skip(left)
 
-    def _parse(self, block: bytes) -> tarfile.TarInfo:
+    def _parse(self, block: bytes) -> _Header:
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except (tarfile.HeaderError, ValueError) as error:
+            info = header_of(block)
+        except tarfile.HeaderError as error:
             if self._position == BLOCK and (kind := next((k for m, k in _MAGICS.items() if block.startswith(m)), None)):
                 msg = f"the archive is compressed with {kind}, which is not supported"
                 raise UnsupportedError(
@@ -230,8 +282,10 @@ class TarReader:
     def _read_pax(self, size: int) -> dict[str, str]:
         """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header").
 
+        Keys that mean something here are kept; all of those of sparse files become one.
+
         Raises:
-            ArchiveError: a length does not fit, or a key stands twice.
+            ArchiveError: a length does not fit, or such a key stands twice.
         """
         content = self._read_small(size, limits.MAX_PAX_HEADER, "a pax header")
         found: dict[str, str] = {}
@@ -246,7 +300,10 @@ class TarReader:
             if not fits or not equals or not record.endswith(b"\n") or name in found:
                 msg = "a pax header in the archive is malformed"
                 raise ArchiveError(msg)
-            found[name] = value.decode("utf-8", "surrogateescape")
+            if name in _PAX_KEYS:
+                found[name] = value.decode("utf-8", "surrogateescape")
+            elif name.startswith(_PAX_SPARSE):
+                found[_PAX_SPARSE] = ""
             position += length
         return found
 

@@ -414,3 +414,13 @@ def test_zstd_that_begins_with_a_frame_to_be_passed_over_is_known_as_such() -> N
         content = struct.pack("<II", 0x184D2A50 + number, 4) + b"----" + zstandard.compress(CONTENT)
         assert codec_of(content[:MAGIC_SIZE]) is ZSTD
         assert plain(ZSTD, content) == CONTENT
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000, 70_000])
+@pytest.mark.parametrize("filled", [0, 1, 5_000])
+def test_members_of_any_size_are_found_wherever_they_begin(size: int, filled: int) -> None:
+    parts = [random.Random(number).randbytes(size) for number in range(7)]
+    packed = b"".join(gzip.compress(part) + bytes(filled) for part in parts)
+    for step in (1_000, len(packed)):
+        chunks = [packed[at : at + step] for at in range(0, len(packed), step)]
+        assert b"".join(bytes(chunk) for chunk in GZIP.decompress(chunks)) == b"".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
-from ocistream.stores.tar import Entry, TarReader, header, padding
+from ocistream.stores.tar import Entry, TarReader, header, header_of, padding
 from tests.archives import BLOCK, END, Kind, files_in, member, padded, pax_header, tar_of, with_checksum
 from tests.peers import need
 
@@ -303,6 +304,52 @@ class TestRefusing:
         monkeypatch.setattr(limits, "MAX_ENTRIES", 3)
         assert len(entries_of(tar_of([(name, b"") for name in "ab"]))) == 2
         self.refused(tar_of([(name, b"") for name in "abc"]), "more than 3 entries")
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+    def test_so_many_headers_may_belong_to_one_entry_and_no_more(self, kind: bytes) -> None:
+        content = b"a\0" if kind == tarfile.GNUTYPE_LONGNAME else b"12 comment=\n"
+        one = member("x", kind, size=len(content)) + padded(content)
+        assert len(entries_of(one * limits.MAX_EXTENSIONS + file_header() + END)) == 1
+        self.refused(one * (limits.MAX_EXTENSIONS + 1) + file_header() + END, "more than 16 headers")
+
+    def test_of_a_pax_header_only_what_means_something_is_held(self) -> None:
+        records = b"".join(b"12 %05d=aa\n" % number for number in range(87_000))
+        archive = pax_header(records + b"13 path=name\n") + file_header() + END
+        tracemalloc.start()
+        try:
+            assert [entry.name for entry in entries_of(archive)] == ["name"]
+            assert tracemalloc.get_traced_memory()[1] < 5 * len(records)
+        finally:
+            tracemalloc.stop()
+
+    @given(
+        st.text("abé/.", min_size=1, max_size=150),
+        st.sampled_from([b"0", b"\0", b"1", b"2", b"5", b"7", b"L", b"x", b"Z"]),
+        st.sampled_from([0, 1, 511, 1 << 33, 1 << 62]),
+        st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+        st.binary(max_size=8),
+    )
+    def test_a_header_is_read_as_tarfile_reads_it(
+        self, name: str, kind: bytes, size: int, dialect: Kind, name_bytes: bytes
+    ) -> None:
+        theirs = tarfile.TarInfo(name)
+        theirs.type, theirs.size, theirs.linkname = kind, size, name[:90]
+        try:
+            block = theirs.tobuf(dialect, "utf-8", "surrogateescape")[-BLOCK:]
+        except ValueError:
+            return
+        block = changed(block, 0, name_bytes)
+        theirs = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        ours = header_of(block)
+        assert (ours.name, ours.type, ours.size, ours.linkname) == (
+            theirs.name, theirs.type, theirs.size, theirs.linkname,
+        )  # fmt: skip
+
+    def test_a_checksum_of_signed_bytes_is_as_good(self) -> None:
+        block = bytearray(changed(file_header(), 0, "\u00e9".encode()))
+        signed = sum(byte - 256 * (byte > 127) for byte in block[:148] + block[156:]) + 256
+        block[148:156] = f"{signed:06o}\0 ".encode()
+        assert entries_of(bytes(block) + END)[0].name == "\u00e9"
 
     @given(st.binary(max_size=2000))
     def test_any_bytes_are_refused_in_our_own_words(self, raw: bytes) -> None:

@@ -1,0 +1,89 @@
+"""A machine that fails: Python imports this first where PYTHONPATH leads here, and the process runs on it.
+
+The variable OCISTREAM_TEST_MACHINE is JSON: `at` is "read" or "write"; once more than `after` bytes of one file went
+that way, `do` happens: an error number, or "signal", "shrink", "grow", "replace" of that file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+from typing import Any
+
+_PLAN = json.loads(os.environ["OCISTREAM_TEST_MACHINE"])
+_passed: dict[int, int] = {}
+_done: list[bool] = []
+_preadv = os.preadv
+
+
+def _note(way: str, descriptor: int, count: int) -> None:
+    """Count bytes of one file, and let happen what is to happen, once; an error happens from then on."""
+    if way != _PLAN["at"]:
+        return
+    _passed[descriptor] = _passed.get(descriptor, 0) + count
+    if _passed[descriptor] <= _PLAN["after"]:
+        return
+    if "errno" in _PLAN:
+        raise OSError(_PLAN["errno"], os.strerror(_PLAN["errno"]))
+    if not _done:
+        _done.append(True)
+        _ACTIONS[_PLAN["do"]](descriptor)
+
+
+def _signal(_: int) -> None:
+    os.kill(os.getpid(), signal.Signals[_PLAN["signal"]])
+
+
+def _shrink(descriptor: int) -> None:
+    os.truncate(_path(descriptor), _PLAN["after"])
+
+
+def _grow(descriptor: int) -> None:
+    with open(_path(descriptor), "ab") as file:  # noqa: PTH123 - pathlib's open is this one
+        file.write(b"more")
+
+
+def _replace(descriptor: int) -> None:
+    path = _path(descriptor)
+    other = f"{path}.other"
+    with open(other, "wb") as file:  # noqa: PTH123
+        file.write(b"something else")
+    os.replace(other, path)  # noqa: PTH105
+
+
+def _path(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
+
+
+_ACTIONS = {"signal": _signal, "shrink": _shrink, "grow": _grow, "replace": _replace}
+
+
+class _FileIO(io.FileIO):
+    """The kernel's side of a file, as far as it is to fail."""
+
+    def write(self, data: Any, /) -> int:
+        _note("write", self.fileno(), len(data))
+        return super().write(data)
+
+    def readinto(self, buffer: Any, /) -> int:
+        got = super().readinto(buffer)
+        _note("read", self.fileno(), got)
+        return got
+
+    def close(self) -> None:
+        with contextlib.suppress(ValueError):
+            _passed.pop(self.fileno(), None)
+        super().close()
+
+
+def _preadv_noted(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+    got = _preadv(descriptor, buffers, offset, flags)
+    _note("read", descriptor, got)
+    return got
+
+
+io.FileIO = _FileIO  # type: ignore[misc]
+os.preadv = _preadv_noted

@@ -1,0 +1,185 @@
+"""What happens where this machine fails: every command ends with the right code, or sees nothing of it.
+
+What has failed shows nothing, leaves nothing but what is gone on with, and the same command succeeds afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.local_faults.conftest import note
+from tests.cli.local_faults.place import Place, place_of
+from tests.cli.local_faults.table import (
+    COMMANDS,
+    MIB,
+    PULL_DIR,
+    PULL_OUT,
+    PUSH_IN,
+    REASONS,
+    TROUBLES,
+    UNSEEN,
+    Trouble,
+)
+from tests.cli.run import Result, command, ocistream, run, started
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.images import Layout
+from tests.peers import need
+from tests.registry_http import seed
+
+_MACHINE: Final = Path(__file__).with_name("machine")
+_TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@pytest.fixture
+def place(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -> Place:
+    """Return a place where nothing is wrong yet."""
+    return place_of(start(), start(), layout, tmp_path)
+
+
+def cells(*, together: bool) -> list[Any]:
+    """Return the cells in which something is to be seen, as parameters of a test: one run's, or those of two."""
+    return [
+        pytest.param(trouble, name, outcome, id=f"{trouble.name}-{name}".replace(" ", "_"))
+        for trouble in TROUBLES
+        if (trouble.redirect in _TOGETHER) is together
+        for name, outcome in trouble.outcomes.items()
+        if outcome not in REASONS
+    ]
+
+
+def test_no_cell_is_empty(request: pytest.FixtureRequest) -> None:
+    known: dict[str, set[str]] = {}
+    for trouble in TROUBLES:
+        known.setdefault(trouble.name, set()).update(trouble.outcomes)
+        for name, outcome in trouble.outcomes.items():
+            if outcome in REASONS:
+                note(request, trouble.name, name, outcome)
+    assert all(row == set(COMMANDS) for row in known.values()), known
+
+
+@contextlib.contextmanager
+def disk_of(trouble: Trouble, place: Place) -> Iterator[None]:
+    """Make the place's disk a small or a read-only one while the block runs."""
+    if trouble.disk == "folder":
+        yield
+        return
+    need("mount", root=True)
+    options = "size=1m" if trouble.disk == "small" else "ro"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place.disk], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place.disk], check=True)
+
+
+def run_in(trouble: Trouble, name: str, place: Place) -> Result:
+    """Run a command as its user does, in trouble."""
+    line = [*command(), *place.argv(name)]
+    stdin = place.file if name == PUSH_IN else None
+    if trouble.redirect == "UNREAD":
+        return unread(line, stdin)
+    if trouble.redirect:
+        line = ["sh", "-c", f'exec "$@" {trouble.redirect}', "-", *line]
+    env: dict[str, str | None] = {}
+    if trouble.plan is not None:
+        # What counts branches writes files as well.
+        env = dict.fromkeys(variable for variable in os.environ if variable.startswith("COVERAGE_"))
+        env |= {"PYTHONPATH": str(_MACHINE), "OCISTREAM_TEST_MACHINE": json.dumps(trouble.plan)}
+    to_file = name == PULL_OUT and trouble.redirect != ">&-"
+    return run(line, env=env, stdin=stdin, stdout=place.disk / "out.tar" if to_file else None)
+
+
+def unread(line: list[str], stdin: Path | None) -> Result:
+    """Run a command whose stdout nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody, (stdin or Path(os.devnull)).open("rb") as source:
+        done = subprocess.run(line, stdin=source, stdout=nobody, stderr=subprocess.PIPE, check=False)
+    return Result(line, done.returncode, b"", done.stderr.decode())
+
+
+@pytest.mark.parametrize(("trouble", "name", "outcome"), cells(together=False))
+def test_a_run_in_trouble_ends_as_the_table_has_it(
+    trouble: Trouble, name: str, outcome: int | str, place: Place, request: pytest.FixtureRequest
+) -> None:
+    note(request, trouble.name, name, outcome)
+    with disk_of(trouble, place):
+        result = run_in(trouble, name, place)
+        assert result.code == (0 if outcome == UNSEEN else outcome), result.err
+        if outcome == UNSEEN or (trouble.visible and name != PULL_OUT):
+            place.check_done(name)
+            assert place.strays(done=True) == []
+            return
+        assert place.strays() == []
+        (said, *more) = [line for line in result.err.splitlines() if not line.startswith("ocistream: moved")]
+        assert said.startswith("ocistream: error: ")
+        assert len(more) <= 1, result.err
+        assert "Traceback" not in result.err
+        assert place.shown(name) is None
+    if not name.startswith("verify"):
+        check_again(name, place)
+
+
+def check_again(name: str, place: Place) -> None:
+    """Run the same command where nothing is wrong: all of it is done, and nothing else is there."""
+    place.restore()
+    again = ocistream(
+        *place.argv(name),
+        stdin=place.file if name == PUSH_IN else None,
+        stdout=place.disk / "out.tar" if name == PULL_OUT else None,
+    )
+    expect.success(again)
+    place.check_done(name)
+    assert place.strays(done=True) == []
+
+
+@pytest.mark.parametrize(("trouble", "name", "outcome"), cells(together=True))
+def test_two_runs_at_once_do_not_see_each_other(
+    trouble: Trouble, name: str, outcome: str, place: Place, layout: Layout, request: pytest.FixtureRequest
+) -> None:
+    note(request, trouble.name, name, outcome)
+    first, second = place.argv(name), place.argv(name)
+    digests = [place.digest]
+    if trouble.redirect != "TWICE":
+        other = layout.image([MIB, b"another one"])
+        image = {"TWO IMAGES": "app:2", "ONE NAME": "other:1"}[trouble.redirect]
+        seed(layout, other, place.registry.host, *image.split(":"))
+        digests.append(other["digest"])
+        to = f"oci:{place.disk}/out" + (":one" if trouble.redirect == "ONE NAME" else "")
+        first, second = ["copy", first[1], to], ["copy", f"{place.registry.host}/{image}", to]
+    if name == PULL_DIR:
+        # Both are in the middle of it before either ends.
+        place.registry.faults = [Fault(Stall(after=1000), "GET", "/blobs/", times=2, skip=0)]
+    with started(*first, stdin=_source(place, name)) as one, started(*second, stdin=_source(place, name)) as two:
+        if name == PULL_DIR:
+            expect.wait_for(lambda: sum(request.fault is not None for request in place.registry.requests) == 2)
+            place.registry.release()
+        errors = [process.communicate(timeout=60)[1].decode() for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], errors
+    assert place.strays(done=True) == []
+    if trouble.redirect == "TWICE":
+        place.check_done(name)
+        return
+    there = [entry["digest"] for entry in expect.index_of(place.disk / "out")]
+    if trouble.redirect == "ONE NAME":
+        assert len(there) == 1
+        assert there[0] in digests
+    else:
+        assert sorted(there) == sorted(digests)
+    expect.success(ocistream("verify", place.disk / "out"))
+
+
+def _source(place: Place, name: str) -> int:
+    """Return what is on a command's stdin, as a descriptor."""
+    return os.open(place.file if name == PUSH_IN else os.devnull, os.O_RDONLY)

@@ -1,0 +1,1 @@
+"""The corpus of hostile archives, how it is given to the command, and the tests that do it."""

@@ -1,0 +1,217 @@
+"""What hostile archives are put together from: one small image, its files with one of them changed, and raw headers.
+
+Nothing here is ocistream's, and nothing is written to the disk: an archive is the bytes that a function returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import random
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from tests.archives import BLOCK, END, Item, blob_name, padded, tar_of, with_checksum
+from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, tar_layer
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+Fields = Mapping[str, Any]
+#: Raw bytes, or a name and a file's content.
+Part = bytes | Item
+#: Makes other parts of the name and the content that stood in a place.
+Other = Callable[[str, bytes], bytes]
+
+#: The places of an image's files in its archive, small ones first.
+LAYOUT, INDEX, MANIFEST, CONFIG, LAYER, LAST = range(6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hostile:
+    """One archive: `code` is the exit code with which it is refused, `piped` and `verified` where those are others.
+
+    `options` are those of `push` and of `copy` without which it would be none of their business, `looked` of `verify`.
+    """
+
+    name: str
+    what: str
+    make: Callable[[], bytes]
+    code: int = 6
+    piped: int | None = None
+    verified: int | None = None
+    options: Sequence[str] = ()
+    looked: Sequence[str] = ()
+
+    @property
+    def from_pipe(self) -> int:
+        """The exit code of a push from a pipe."""
+        return self.code if self.piped is None else self.piped
+
+    @property
+    def from_verify(self) -> int:
+        """The exit code of `verify`."""
+        return self.code if self.verified is None else self.verified
+
+
+def json_of(document: object) -> bytes:
+    """Return a document as JSON, NaN included."""
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def digest_of(content: bytes) -> str:
+    """Return a digest as descriptors write it."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def descriptor(content: bytes, media_type: str, **more: Any) -> dict[str, Any]:
+    """Return what promises `content`; `more` may say otherwise."""
+    return {"mediaType": media_type, "digest": digest_of(content), "size": len(content), **more}
+
+
+def noise(size: int) -> bytes:
+    """Return bytes that do not compress, the same ones each time."""
+    return random.Random(size).randbytes(size)
+
+
+#: The image's layers, compressed and plain.
+PLAIN: Final = (
+    tar_layer({"etc/motd": b"ahoy\n"}, compression=""),
+    tar_layer({"opt/rope": noise(3000)}, compression=""),
+)
+LAYERS: Final = (tar_layer({"etc/motd": b"ahoy\n"}), tar_layer({"opt/rope": noise(3000)}))
+
+
+def config_of(plain: Sequence[bytes], **more: Any) -> bytes:
+    """Return the config of an image whose layers unpack to `plain`."""
+    diff_ids = [digest_of(layer) for layer in plain]
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}, **more}
+    return json_of(config)
+
+
+SOUND_CONFIG: Final = config_of(PLAIN)
+_SAME: Final[Fields] = {}
+
+
+def image(
+    *,
+    layers: Sequence[bytes] = LAYERS,
+    config: bytes = SOUND_CONFIG,
+    of_config: Fields = _SAME,
+    of_layer: Fields = _SAME,
+    manifest: Fields = _SAME,
+    raw_manifest: bytes | None = None,
+    entry: Fields = _SAME,
+    index: Fields = _SAME,
+    raw_index: bytes | None = None,
+    layout: bytes = b'{"imageLayoutVersion":"1.0.0"}',
+) -> list[Item]:
+    """Return the files of an image, of which the arguments change fields: of descriptors, or of whole documents."""
+    first, *others = (descriptor(layer, f"{OCI_LAYER}+gzip") for layer in layers)
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {**descriptor(config, OCI_CONFIG), **of_config},
+        "layers": [{**first, **of_layer}, *others],
+        **manifest,
+    }
+    raw = json_of(document) if raw_manifest is None else raw_manifest
+    named = {"org.opencontainers.image.ref.name": "app"}
+    listed = {**descriptor(raw, OCI_MANIFEST, annotations=named), **entry}
+    listing = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [listed], **index}
+    return [
+        ("oci-layout", layout),
+        ("index.json", json_of(listing) if raw_index is None else raw_index),
+        *(blob(content) for content in (raw, config, *layers)),
+    ]
+
+
+def blob(content: bytes) -> Item:
+    """Return a blob under its name."""
+    return blob_name(digest_of(content)), content
+
+
+def tar(*parts: Part, end: bytes = END) -> bytes:
+    """Return an archive of raw bytes and of files."""
+    return b"".join(part if isinstance(part, bytes) else tar_of([part], end=False) for part in parts) + end
+
+
+def with_other(place: int, other: Other, files: Sequence[Item] | None = None) -> bytes:
+    """Return an image's archive in which `other` makes what stands in one place."""
+    parts: list[Part] = list(image() if files is None else files)
+    name, content = parts[place]
+    assert isinstance(name, str)
+    assert isinstance(content, bytes)
+    parts[place] = other(name, content)
+    return tar(*parts)
+
+
+def beside(*parts: Part) -> bytes:
+    """Return a sound image's archive with more behind its files."""
+    return tar(*image(), *parts)
+
+
+def flipped(content: bytes, at: int = -20) -> bytes:
+    """Return `content` with one bit changed."""
+    spoiled = bytearray(content)
+    spoiled[at] ^= 1
+    return bytes(spoiled)
+
+
+def entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, *, target: str = "", **fields: bytes) -> bytes:
+    """Return an entry of any type, with bytes behind it that its type may not have.
+
+    `fields` are raw ones of its header: `size` (12 bytes), `magic` (8 bytes), `rest` (167 bytes).
+    """
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, len(content), target
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+    head, block = block[:-BLOCK], block[-BLOCK:]
+    for field, (start, length) in {"size": (124, 12), "magic": (257, 8), "rest": (345, 167)}.items():
+        if field in fields:
+            block[start : start + length] = fields[field].ljust(length, b"\0")
+    return bytes(head) + with_checksum(block) + padded(content)
+
+
+def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """Return a pax header of records that are well formed, whatever they say."""
+    content = b"".join(record(key, value) for key, value in records)
+    return entry("pax", content, kind)
+
+
+def record(key: str, value: str) -> bytes:
+    """Return one record, which begins with its own length."""
+    rest = f" {key}={value}\n".encode("utf-8", "surrogateescape")
+    length = next(n for n in itertools.count(len(rest)) if len(str(n)) + len(rest) == n)
+    return str(length).encode() + rest
+
+
+def base256(number: int) -> bytes:
+    """Return a number as GNU writes what octal digits have no room for, negative ones as well."""
+    return (number % (1 << 88) | (0x80 if number >= 0 else 0xFF) << 88).to_bytes(12, "big")
+
+
+def nested(depth: int) -> list[Item]:
+    """Return an image within so many indexes within each other."""
+    files = image()
+    raw, media_type = files[MANIFEST][1], OCI_MANIFEST
+    assert raw is not None
+    for _ in range(depth):
+        raw = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [descriptor(raw, media_type)]})
+        media_type = OCI_INDEX
+        files.append(blob(raw))
+    files[INDEX] = ("index.json", json_of({"schemaVersion": 2, "manifests": [descriptor(raw, media_type)]}))
+    return files
+
+
+def gz(chunks: Iterable[bytes]) -> bytes:
+    """Return chunks as one gzip stream: what they expand to is never held."""
+    output = io.BytesIO()
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    for chunk in chunks:
+        output.write(packer.compress(chunk))
+    return output.getvalue() + packer.flush()

@@ -1,0 +1,1 @@
+"""The numbered rules on what arrives, and what shows them."""

@@ -1,0 +1,66 @@
+"""Fixtures of the numbered rules, and their table at the end of a run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream.cli import main
+from tests.faults import FaultyRegistry
+from tests.limits.statements import LIMITS
+
+#: What a test's report calls the numbers of its rules.
+_PROPERTY: Final = "limit"
+
+
+@pytest.fixture
+def ocistream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Sequence[object]], int]]:
+    """Return a function that runs a command line in this process, in an empty folder, and gives its exit code."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    hook = sys.unraisablehook
+    yield lambda argv: main([str(word) for word in argv])
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    """Return an empty registry, which is to become a hostile one."""
+    with FaultyRegistry(tmp_path / "served") as registry:
+        yield registry
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Write into each test's report which rules it shows."""
+    for item in items:
+        numbers = {int(mark.args[0]) for mark in item.iter_markers(_PROPERTY)}
+        item.user_properties += [(_PROPERTY, number) for number in sorted(numbers)]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print, for each rule, where it lives and what shows it."""
+    passed: dict[int, int] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, number in getattr(report, "user_properties", []):
+                if name == _PROPERTY:
+                    passed[number] = passed.get(number, 0) + (outcome == "passed")
+    if not passed:
+        return
+    from tests.limits.test_rules import archives_of  # noqa: PLC0415 - it makes the corpus
+
+    terminalreporter.section("what is not believed, and where the rule lives")
+    for number, rule in LIMITS.items():
+        shown = (
+            f"{len(archives_of(rule)):3} archives {passed.get(number, 0):3} tests here {len(rule.tests):2} elsewhere"
+        )
+        terminalreporter.line(f"{number:3} {shown}  {', '.join(rule.homes)}")

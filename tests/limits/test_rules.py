@@ -1,0 +1,82 @@
+"""Every rule has a home that is there, and something that shows it; every hostile archive shows a rule."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import functools
+import importlib
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.hostile.corpus import CORPUS
+from tests.limits.statements import LIMITS, Limit
+
+_TESTS: Final = Path(__file__).parents[1]
+_CONTRIBUTING: Final = _TESTS.parent / "CONTRIBUTING.md"
+
+
+def archives_of(rule: Limit) -> set[str]:
+    """Return the hostile archives that show a rule."""
+    return {name for pattern in rule.archives for name in fnmatch.filter(CORPUS, pattern)}
+
+
+@functools.cache
+def names_in(path: Path) -> frozenset[str]:
+    """Return the tests that a file defines, those in classes too."""
+    return frozenset(node.name for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.FunctionDef))
+
+
+def numbers_here() -> set[int]:
+    """Return the numbers of the rules that tests of this folder name."""
+    found: set[int] = set()
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "limit":
+                (number,) = node.args
+                assert isinstance(number, ast.Constant)
+                found.add(int(str(number.value)))
+    return found
+
+
+def test_numbers_go_on_without_a_gap() -> None:
+    assert list(LIMITS) == list(range(1, len(LIMITS) + 1))
+
+
+@pytest.mark.parametrize("number", LIMITS)
+def test_a_rule_has_a_home_that_is_there(number: int) -> None:
+    for home in LIMITS[number].homes:
+        module, _, name = home.partition(":")
+        place: object = importlib.import_module(f"ocistream.{module}")
+        for part in name.split("."):
+            place = getattr(place, part)
+
+
+@pytest.mark.parametrize("number", LIMITS)
+def test_a_rule_is_shown_by_what_is_there(number: int) -> None:
+    rule = LIMITS[number]
+    assert archives_of(rule) or rule.tests
+    for pattern in rule.archives:
+        assert fnmatch.filter(CORPUS, pattern), pattern
+    for test in rule.tests:
+        path, _, name = test.partition("::")
+        assert name in names_in(_TESTS / path), test
+
+
+def test_a_rule_that_no_archive_shows_has_a_test_here_or_several_elsewhere() -> None:
+    here = numbers_here()
+    assert [n for n, rule in LIMITS.items() if not rule.archives and n not in here and len(rule.tests) < 3] == []
+
+
+def test_every_hostile_archive_shows_a_rule() -> None:
+    assert set(CORPUS) - {name for rule in LIMITS.values() for name in archives_of(rule)} == set()
+
+
+def test_contributors_find_the_table() -> None:
+    """CONTRIBUTING.md has a line for each rule, with its home."""
+    written = _CONTRIBUTING.read_text()
+    for number, rule in LIMITS.items():
+        homes = ", ".join(f"`{home.replace(':', '.')}`" for home in rule.homes)
+        assert f"| {number} | {rule.text} | {homes} |\n" in written, number
