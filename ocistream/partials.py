@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["PARTIAL_SUFFIX", "Partial", "create", "drop_unfinished", "find", "is_stray_of", "kept", "lasting", "sweep"]
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "Partial",
+    "begin",
+    "create",
+    "drop_unfinished",
+    "find",
+    "is_stray_of",
+    "kept",
+    "lasting",
+    "sweep",
+]
 
 #: The dot before their names keeps them out of `ls`, this says what they are.
 PARTIAL_SUFFIX: Final = ".partial"
@@ -183,6 +194,11 @@ def drop_unfinished() -> None:
 def kept() -> dict[Path, int]:
     """Say what this process has left behind to go on with: paths, and how many bytes are there."""
     return dict(_kept)
+
+
+def begin() -> None:
+    """Know of nothing that was left behind so far: another piece of work begins."""
+    _kept.clear()
 
 
 def _begun(path: Path, descriptor: int, *, is_lasting: bool) -> Partial:

@@ -91,6 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
+    partials.begin()
     try:
         return _run(arguments, console)
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits, partials
+from ocistream.cli import main
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, TerminatedError
 from ocistream.files import atomic_file, lasting_file, named_at_the_end, write_all
 from ocistream.partials import is_stray_of, lasting, sweep
@@ -89,6 +90,13 @@ class TestGoingOn:
         with lasting_file(tmp_path / "a"):
             pass
         assert tmp_path / NAME not in partials.kept()
+
+    def test_a_command_says_nothing_of_what_another_has_kept(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        interrupted(tmp_path / "a", b"begin")
+        assert main(["inspect", str(tmp_path / "none.tar")]) == 4
+        assert "kept" not in capsys.readouterr().err
 
     def test_a_thread_that_will_not_end_leaves_what_another_run_can_go_on_with(self, tmp_path: Path) -> None:
         with contextlib.suppress(NetworkError), lasting_file(tmp_path / "a") as partial, atomic_file(tmp_path / "b"):

@@ -419,6 +419,8 @@ class TestSideBySide:
             transfer.copy(LayoutSource(layout.path), Asked(), Watch())
 
     def test_an_interruption_stops_every_thread(self, layout: Layout) -> None:
+        # In a shell's background Python finds SIGINT ignored, and leaves it so.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         several_layers(layout)
         sink = Memory()
         sink.blobs[config_of(layout)] = b"there already"
@@ -441,8 +443,11 @@ class TestSideBySide:
                 raise
 
         sink.take = take
-        with pytest.raises(KeyboardInterrupt):
-            transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3, cancelled=cancelled)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3, cancelled=cancelled)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert all(stopped.acquire(timeout=PATIENCE) for _ in range(3))
         assert sink.diary == ["begin"]
 

@@ -186,7 +186,12 @@ def _seen_by_tarfile(data: bytes) -> list[tuple[str, int]] | None:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             members = archive.getmembers()
+            end = data[archive.offset : archive.offset + BLOCK]
     except (tarfile.TarError, ValueError, OverflowError, OSError, EOFError, AttributeError):
+        return None
+    # It takes a header for the end in which there is no number where there should be: of an owner, say, at whom we do
+    # not look.
+    if any(end):
         return None
     # Of other types each reader measures the content in its own way.
     usual = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE}
