@@ -1,28 +1,25 @@
 """HTTP as registries need it: authorization, redirects, retries, errors, and nothing secret in any text.
 
 It knows which origin a credential belongs to and that a body must be replayable to be sent again; it knows nothing of
-manifests and blobs, and leaves the sockets to `ocistream.connections`.
+manifests and blobs, and leaves the way to `ocistream.following`, the sockets to `ocistream.connections`.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.auth import Authenticator
-from ocistream.bodies import StreamedBody
 from ocistream.connections import Answer, Connections, ConnectionSettings
-from ocistream.endpoints import Doubt, Endpoint, tls_for
+from ocistream.endpoints import Doubt, Endpoint
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
 from ocistream.failures import refusal, speaks_tls
+from ocistream.following import Following, Request
 from ocistream.hosts import HostSettings
 from ocistream.ladder import Ladder
-from ocistream.origins import Origin, check_target, is_inward, redacted, resolved
+from ocistream.origins import Origin, redacted
 from ocistream.pacing import Pace
 from ocistream.retry import Retried, Tries, retry_after
 from ocistream.tls import TlsSettings, check
@@ -32,6 +29,7 @@ from ocistream.transport_settings import TransportSettings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ocistream.bodies import StreamedBody
     from ocistream.credentials import Credential
     from ocistream.errors import OcistreamError
 
@@ -39,30 +37,8 @@ __all__ = ["Endpoint", "Transport", "TransportSettings"]
 
 #: Answers that may be better the next time (seen at Quay, Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: How long an abandoned upload's deletion may take, in seconds: nobody is to wait for that.
 _CLEANUP_TIMEOUT: Final = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What stays the same when a request is sent again, or elsewhere. Times are in seconds."""
-
-    method: str
-    headers: Mapping[str, str]
-    body: bytes | StreamedBody | None = None
-    #: How long connecting may take, and how long the answer may be waited for and stall.
-    timeout: tuple[float, float] | None = None
-
-    @property
-    def begun(self) -> bool:
-        """Whether a part of the body has gone already, so that it cannot be sent again."""
-        return isinstance(self.body, StreamedBody) and self.body.begun
-
-    def with_authorization(self, value: str | None) -> _Request:
-        """Give the same request with this Authorization, or without one."""
-        headers = {name: text for name, text in self.headers.items() if name != "Authorization"}
-        return replace(self, headers=headers | {"Authorization": value} if value else headers)
 
 
 class Transport:
@@ -86,19 +62,15 @@ class Transport:
         transports of the same run, `ladder` too: it knows how hosts take uploads, and is told what their answers show.
         """
         self.ladder = ladder or Ladder()
-        self._hosts = hosts
         self._settings = settings
         self.patience = settings.patience
         self._find = find
         self._on_retry = on_retry
         self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
-        self._known: dict[tuple[str, str], HostSettings] = {}
         self._lock = threading.Lock()
-        self._not_before: dict[str, float] = {}
         self.cancelled = cancelled or threading.Event()
         check(settings.tls)
         pace = pace or Pace()
-        self._turns = pace.turns
         self._connections = Connections(
             ConnectionSettings(
                 connect_timeout=settings.connect_timeout,
@@ -111,6 +83,8 @@ class Transport:
             ),
             self.wait,
         )
+        per_second = settings.requests_per_second
+        self._following = Following(self._connections, hosts, pace.turns, per_second, self.wait, self.cancelled)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -126,7 +100,7 @@ class Transport:
             NotFoundError, LocalDiskError, UsageError: certificates that are configured for it cannot be used.
         """
         with self._lock:
-            known = self._host(registry, repository)
+            known = self._following.host(registry, repository)
             key = registry, known, named
             if key not in self._endpoints:
                 given = self._settings.tls
@@ -141,13 +115,6 @@ class Transport:
                 )
                 self._endpoints[key] = endpoint
             return self._endpoints[key]
-
-    def _host(self, registry: str, repository: str = "") -> HostSettings:
-        """Give the settings of a host, for one of its repositories; whoever asks holds the lock."""
-        key = registry, repository
-        if key not in self._known:
-            self._known[key] = self._hosts(*key)
-        return self._known[key]
 
     def request(  # noqa: PLR0913 - all but three are options, given by name
         self,
@@ -175,7 +142,7 @@ class Transport:
             NetworkError: no answer, after all retries.
         """
         timeout = (self._settings.connect_timeout, self._settings.answer_timeout(stored))
-        request = _Request(method, headers or {}, body, timeout)
+        request = Request(method, headers or {}, body, timeout)
         tries = tries or self.tries()
         while True:
             url = self._placed(endpoint, url)
@@ -206,15 +173,15 @@ class Transport:
         Raises:
             OcistreamError: it failed; it is not tried again.
         """
-        request = _Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
+        request = Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
         url = endpoint.current(url)
         trusted = Origin.of(url) == endpoint.origin
         if trusted:
             request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
-            self._check_target(endpoint.origin, url)
+            self._following.check_target(endpoint.origin, url)
         leader = None if trusted else endpoint.origin
-        answer = self._send(endpoint, request, url, trusted=trusted, leader=leader)
+        answer = self._following.once(endpoint, request, url, trusted=trusted, leader=leader)
         answer.drain()
         return answer
 
@@ -234,9 +201,7 @@ class Transport:
 
     def hold_back(self, url: str, seconds: float) -> None:
         """Let no request go to this URL's host for so many seconds: it said that it has enough (429)."""
-        host = urlsplit(url).netloc
-        with self._lock:
-            self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)
+        self._following.hold_back(url, seconds)
 
     def retried(self, retried: Retried) -> None:
         """Tell whoever wants to know that something is tried again."""
@@ -244,10 +209,10 @@ class Transport:
 
     # -- one request, with its authorization and its redirects ------------------------------------------
 
-    def _authorized(self, endpoint: Endpoint, request: _Request, url: str, scopes: tuple[str, ...]) -> Answer:
+    def _authorized(self, endpoint: Endpoint, request: Request, url: str, scopes: tuple[str, ...]) -> Answer:
         if Origin.of(url) != endpoint.origin:
-            self._check_target(endpoint.origin, url)
-            return self._redirected(endpoint, request, url)
+            self._following.check_target(endpoint.origin, url)
+            return self._following.send(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
         answer = self._shown(endpoint, request, url, shown, scopes)
         if Origin.of(answer.url) == endpoint.origin:
@@ -273,7 +238,7 @@ class Transport:
     def _challenged(
         self,
         endpoint: Endpoint,
-        request: _Request,
+        request: Request,
         url: str,
         scopes: tuple[str, ...],
         challenges: Sequence[str],
@@ -287,95 +252,30 @@ class Transport:
         return self._shown(endpoint, request, url, fresh, scopes), fresh
 
     def _shown(
-        self, endpoint: Endpoint, request: _Request, url: str, header: str | None, scopes: tuple[str, ...]
+        self, endpoint: Endpoint, request: Request, url: str, header: str | None, scopes: tuple[str, ...]
     ) -> Answer:
         """Send with this Authorization."""
         with endpoint.authenticator.shown(header, scopes) as trial:
-            answer = self._redirected(endpoint, request.with_authorization(header), url)
+            answer = self._following.send(endpoint, request.with_authorization(header), url)
             if Origin.of(answer.url) == endpoint.origin:
                 trial.accepted = answer.status != HTTPStatus.UNAUTHORIZED
             return answer
 
     def _challenges_at(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
         """Ask the base of the API how to authenticate: some registries say so nowhere else (gcr.io)."""
-        answer = self._redirected(endpoint, _Request("GET", {}, timeout=timeout), base)
+        answer = self._following.send(endpoint, Request("GET", {}, timeout=timeout), base)
         answer.drain()
         # Another host speaks for itself only.
         return answer.challenges() if Origin.of(answer.url) == endpoint.origin else []
 
-    def _redirected(self, endpoint: Endpoint, request: _Request, url: str) -> Answer:
-        """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
-        home = Origin.of(url)
-        trusted = home == endpoint.origin
-        leader = None if trusted else endpoint.origin
-        for _ in range(limits.MAX_REDIRECTS + 1):
-            self._wait_for_turn(endpoint, url)
-            answer = self._send(endpoint, request, url, trusted=trusted, leader=leader)
-            location = answer.header("Location")
-            if answer.status not in _REDIRECTS or not location:
-                return answer
-            answer.drain()
-            where = f"{request.method} {redacted(url)}"
-            target = resolved(url, location)
-            if Origin.of(target) != home:
-                trusted = False
-                request = request.with_authorization(None)
-                if request.body is not None:
-                    msg = f"{where} was redirected to another host, {redacted(target)}: not followed"
-                    raise FinalNetworkError(msg)
-            if request.begun:
-                msg = f"{where} was redirected after its body was sent"
-                raise FinalNetworkError(msg)
-            leader = Origin.of(url)
-            self._check_target(leader, target)
-            url = target
-        msg = f"{request.method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
-        raise FinalNetworkError(msg)
-
-    def _send(self, endpoint: Endpoint, request: _Request, url: str, *, trusted: bool, leader: Origin | None) -> Answer:
-        """Send once. `leader` is who has led to this URL; None where it is the endpoint's own."""
-        target = Origin.of(url)
-        tls = tls_for(endpoint, target, self._settings_of(endpoint, url), trusted=trusted)
-        # Once more than by `check_target`, since a name may have another address by now.
-        only_outside = leader is not None and leader.host != target.host and self._is_outside(leader)
-        return self._connections.send(
-            request.method, url, request.headers, request.body, request.timeout, tls, only_outside=only_outside
-        )
-
-    def _is_outside(self, origin: Origin) -> bool:
-        known = self._connections.is_outside(origin.host)
-        return not is_inward(origin.host) if known is None else known
-
-    def _check_target(self, home: Origin, url: str) -> None:
-        check_target(home, url, is_outside=self._connections.is_outside(home.host))
-
-    def _settings_of(self, endpoint: Endpoint, url: str) -> HostSettings:
-        """Give the settings of the host that a URL leads to, whoever led there."""
-        if Origin.of(url) == endpoint.origin:
-            return endpoint.settings
-        host = urlsplit(url).netloc.rpartition("@")[2]
-        with self._lock:
-            return self._host(host)
-
-    def _wait_for_turn(self, endpoint: Endpoint, url: str) -> None:
-        if self.cancelled.is_set():
-            self.wait(0)
-        host = urlsplit(url).netloc
-        with self._lock:
-            delay = self._not_before.get(host, 0.0) - time.monotonic()
-        per_second = self._settings_of(endpoint, url).requests_per_second or self._settings.requests_per_second
-        delay = max(delay, self._turns.take(host, per_second))
-        if delay > 0:
-            self.wait(delay)
-
     def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenAnswer:
         """Ask a token server, which is trusted with a credential, and so only where it is as safe as the registry."""
-        self._check_target(endpoint.origin, request.url)
+        self._following.check_target(endpoint.origin, request.url)
         tries = self.tries()
         while True:
             try:
-                answer = self._redirected(
-                    endpoint, _Request(request.method, request.headers, request.body), request.url
+                answer = self._following.send(
+                    endpoint, Request(request.method, request.headers, request.body), request.url
                 )
                 if answer.status not in _RETRIED_STATUSES or not tries.again(answer):
                     return TokenAnswer(answer.status, answer.read(limits.MAX_TOKEN_ANSWER))
