@@ -412,7 +412,8 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
     limiters = [side._download for side in (source, target)]  # noqa: SLF001 - the same
     assert len({limiter.throttle for limiter in limiters if limiter}) == 1
     assert None not in limiters
-    assert sides[0]._turns is sides[1]._turns  # noqa: SLF001 - the same
+    following = [side._following for side in sides]  # noqa: SLF001 - the same
+    assert following[0]._turns is following[1]._turns  # noqa: SLF001 - the same
 
 
 def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
