@@ -116,6 +116,8 @@ class Sending:
             else:
                 self._ongoing.abandon()
             raise
+        finally:
+            self._ongoing.needs_no_other()
         self._ongoing.is_over()
         self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
 
@@ -137,10 +139,8 @@ class Sending:
         self._sent_before = self._feed.size
         place = self._ask() if self._resumes else None
         if place is None:
-            # Only once there is another one: a registry that cannot be reached now may still have it.
-            session = self._sessions.open(self._tries)
+            self._ongoing.begin_anew(self._tries)
             self._sent_before = None
-            self._ongoing.replace(session)
             self._tries.reset()
             return
         self._acknowledge(place)
@@ -365,18 +365,15 @@ class Sending:
         self._ladder.tell(f"{self._sessions.host}: the upload goes on at byte {place}", 1)
 
     def _ask(self) -> int | None:
-        """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use."""
-        if self._ongoing.session is None:
+        """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use.
+
+        Raises:
+            OcistreamError: it does not answer, and the session may live still.
+        """
+        found = self._ongoing.ask(self._tries)
+        if found is None:
             return None
-        try:
-            session, offset = self._sessions.offset(self._ongoing.session, self._tries)
-        except CancelledError:
-            raise
-        except OcistreamError:
-            return None
-        if offset is None:
-            # Some bytes may be there all the same, to which others would be appended.
-            return None
+        session, offset = found
         most = self._feed.end if self._sent_before is None else self._sent_before
         if not self.acknowledged <= offset <= most or not (offset > self._feed.end or self._feed.can_give(offset)):
             return None

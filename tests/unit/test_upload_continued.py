@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
     CancelledError,
+    FinalNetworkError,
     IntegrityError,
     LocalDiskError,
     NetworkError,
@@ -29,7 +31,7 @@ from ocistream.upload import Uploader
 from ocistream.upload_records import Key, UploadRecord, UploadRecords
 from tests.faults import Action, Fault, HangUp, Header, Reply, StopReading, refusal
 from tests.faulty_auth import Basic, Bearer
-from tests.network import CountingRegistry, QuickTransport, eventually
+from tests.network import QUICK, CountingRegistry, QuickTransport, eventually
 from tests.talking import Client
 from tests.unit.test_upload import BLOB, CONTENT, MIB, UPLOADS, Faulty, Quick, Source, is_clean, is_stored, methods
 
@@ -425,6 +427,120 @@ class TestWhatIsKept:
         with pytest.raises(RegistryError):
             run.uploader(quick(), registry).upload(Source().blob)
         self.check_gone(run, registry)
+
+
+DOWN = [HangUp(), *[refusal(status) for status in (401, 403, 407, 408, 429, 500, 502, 503, 504)]]
+
+
+class TestALineThatIsDownInTheMiddle:
+    """Only an answer that says the session is gone makes it be forgotten."""
+
+    def breaking(self, faulty: Faulty, *then: Fault) -> CountingRegistry:
+        return faulty(Fault(StopReading(SENT), "PATCH"), *then)
+
+    @pytest.mark.parametrize("answer", DOWN, ids=str)
+    def test_loses_nothing_and_the_next_run_goes_on(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        registry = self.breaking(faulty, Fault(answer, times=None, skip=1))
+        with pytest.raises((NetworkError, AuthenticationError)):
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert len(run.files()) == 1
+        registry.faults.clear()
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert [post.status for post in registry.asked("POST")].count(202) == 1
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    def test_loses_nothing_where_its_name_leads_nowhere_for_a_while(
+        self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = self.breaking(faulty)
+        transport = quick()
+        answered = transport.request
+
+        def request(endpoint: Any, method: str, *arguments: Any, **options: Any) -> Any:
+            if method != "PATCH" and registry.asked("PATCH"):
+                msg = "the host name cannot be resolved"
+                raise FinalNetworkError(msg)
+            return answered(endpoint, method, *arguments, **options)
+
+        monkeypatch.setattr(transport, "request", request)
+        with pytest.raises(FinalNetworkError):
+            run.uploader(transport, registry).upload(Source().blob)
+        assert len(run.files()) == 1
+
+    def test_where_something_else_answers_in_between_it_is_no_answer_either(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        # A portal that wants to be clicked at, say.
+        registry = self.breaking(
+            faulty, Fault(HangUp(), "GET", times=None), Fault(refusal(404), "POST|DELETE", times=None, skip=1)
+        )
+        with pytest.raises(NetworkError):
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert not registry.asked("DELETE")
+        assert len(run.files()) == 1
+
+    @pytest.mark.parametrize("answer", DOWN, ids=str)
+    def test_that_is_up_again_when_it_is_looked_at_goes_on_at_once(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        tries = 1 if answer in (refusal(401), refusal(403), refusal(407)) else QUICK.attempts - 1
+        registry = self.breaking(faulty, Fault(answer, "GET", "uploads", times=tries))
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert [name for name in methods(registry) if name != "GET"] == [
+            "POST",
+            "PATCH",
+            "POST",
+            "DELETE",
+            "PATCH",
+            "PUT",
+        ]
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert is_clean(registry)
+
+    @pytest.mark.parametrize("answer", DOWN, ids=str)
+    def test_that_hides_this_session_alone_for_good_costs_the_session(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        # The same command would fail for ever.
+        registry = self.breaking(faulty, Fault(answer, "GET", "uploads", times=None))
+        run.uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert [name for name in methods(registry) if name != "GET"] == [
+            "POST",
+            "PATCH",
+            "POST",
+            "DELETE",
+            "PATCH",
+            "PUT",
+        ]
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    def test_what_was_opened_when_it_was_down_before_shows_nothing(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = self.breaking(
+            faulty,
+            Fault(refusal(403), "GET", "uploads"),
+            Fault(StopReading(MIB), "PATCH"),
+            Fault(HangUp(), times=None, skip=5),
+        )
+        with pytest.raises(NetworkError):
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry)[:7] == ["POST", "PATCH", "GET", "POST", "GET", "DELETE", "PATCH"]
+        assert len(run.files()) == 1
+
+    def test_that_says_it_is_gone_has_a_new_one_in_the_same_run(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = self.breaking(faulty, Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "uploads"))
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "GET", "DELETE", "POST", "PATCH", "PUT"]
+        assert is_stored(registry)
 
 
 class TestTwoRuns:
