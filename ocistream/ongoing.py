@@ -31,7 +31,6 @@ class Ongoing:
         repository = sessions.repository
         self._sessions = sessions
         self._records = records
-        self._endpoint = repository.endpoint
         self.session: Session | None = None
         #: Opened to take the place of one that nobody could be asked about, and not needed so far.
         self._spare: Session | None = None
@@ -41,7 +40,7 @@ class Ongoing:
         key = Key(repository.endpoint.registry, repository.name, digest, size)
         self._claim: Claim | None = records.claim(key) if kept else None
         found = self._claim.found if self._claim is not None else None
-        if found is not None and may_be_kept(found.location, self._endpoint.origin):
+        if found is not None and self._may_keep(found.location):
             self.session = Session(found.location, found.min_chunk)
         self.is_found = self.session is not None
 
@@ -99,7 +98,7 @@ class Ongoing:
         self.session = session
         if not changed or self._claim is None or not self._claim.is_held:
             return
-        if not may_be_kept(session.location, self._endpoint.origin):
+        if not self._may_keep(session.location):
             self._claim.drop()
             return
         try:
@@ -125,6 +124,10 @@ class Ongoing:
         if self._spare is None:
             self._spare = self._sessions.open(tries)
         self.replace(None)
+
+    def _may_keep(self, location: str) -> bool:
+        repository = self._sessions.repository
+        return may_be_kept(location, repository.endpoint.url, repository.name)
 
     def needs_no_other(self) -> None:
         """Delete what was opened to take its place."""
@@ -172,7 +175,7 @@ def delete_left_over(sessions: Sessions, records: UploadRecords, digests: Collec
     endpoint = sessions.repository.endpoint
     for claim in records.left_over(endpoint.registry, sessions.repository.name, digests):
         try:
-            if claim.found is not None and may_be_kept(claim.found.location, endpoint.origin):
+            if claim.found is not None and may_be_kept(claim.found.location, endpoint.url, sessions.repository.name):
                 sessions.delete(Session(claim.found.location))
             claim.drop()
         finally:
