@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.bodies import Body, StreamedBody
 from ocistream.errors import (
-    CancelledError,
     NetworkError,
     OcistreamError,
     RegistryError,
     UnsupportedError,
 )
 from ocistream.interfaces import Blob
+from ocistream.left_open import LeftOpen
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, UNSIZED
 from ocistream.sessions import LostError
 from ocistream.setbacks import (
-    GOES_ON,
     finds_wrong,
     is_interruption,
     is_lost,
@@ -105,19 +104,23 @@ class Sending:
             OcistreamError: whatever the blob's own chunks raise.
         """
         self._ongoing = ongoing
+        left = LeftOpen(self._sessions.host, self._is_worth_keeping)
         try:
             self._check_way()
             self._take_up()
             while (failure := self._attempt()) is not None:
                 self._mend(failure)
         except BaseException as error:
-            if self._is_worth_keeping(error):
-                self._leave(error)
+            if is_interruption(error) and self._is_worth_keeping():
+                self._ongoing.leave()
+                left.stays()
             else:
+                left.is_over()
                 self._ongoing.abandon()
             raise
         finally:
             self._ongoing.needs_no_other()
+        left.is_over()
         self._ongoing.is_over()
         self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
 
@@ -148,19 +151,12 @@ class Sending:
             what = f"the upload of {self._blob.descriptor.digest} goes on at byte {place}"
             self._ladder.tell(f"{self._sessions.host}: {what}", 0 if place >= _SAVES else 1)
 
-    def _is_worth_keeping(self, error: BaseException) -> bool:
-        """Say whether a later run may go on with what was sent so far."""
+    def _is_worth_keeping(self) -> bool:
+        """Say whether a later run may go on with what was sent so far. Another thread may ask that, at any time."""
         if not self._ongoing.is_remembered or not self._blob.replayable or not self._resumes:
             return False
         sent = max(self.acknowledged, self._feed.end)
-        return is_interruption(error) and (sent >= limits.WORTH_KEEPING or self._ongoing.is_found)
-
-    def _leave(self, error: BaseException) -> None:
-        self._ongoing.leave()
-        if isinstance(error, OcistreamError) and not isinstance(error, CancelledError):
-            error.hint = f"{error.hint}; then {GOES_ON}" if error.hint else GOES_ON
-        elif isinstance(self._blob, Blob):
-            self._ladder.tell(f"what there is of {self._blob.descriptor.digest} is kept: {GOES_ON}", 1)
+        return sent >= limits.WORTH_KEEPING or self._ongoing.is_found
 
     # -- what goes well ---------------------------------------------------------------------------------
 

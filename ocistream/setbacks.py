@@ -18,10 +18,8 @@ from ocistream.errors import (
 )
 from ocistream.sessions import LostError
 
-__all__ = ["GOES_ON", "finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier", "with_hint"]
+__all__ = ["finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier", "with_hint"]
 
-#: What whoever reads of an interruption is told, where what was sent is kept.
-GOES_ON: Final = "the same command goes on where the upload stopped"
 #: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
 _NOT_THE_EARLIER: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
 #: What a registry says of an upload whose bytes are not the blob's. Ours were verified.

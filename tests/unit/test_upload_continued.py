@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ocistream import limits
+from ocistream import left_open, limits
 from ocistream.credentials import Credential
 from ocistream.distribution import Repository
 from ocistream.errors import (
@@ -21,7 +21,6 @@ from ocistream.errors import (
     LocalDiskError,
     NetworkError,
     NotFoundError,
-    OcistreamError,
     RegistryError,
     TerminatedError,
 )
@@ -76,6 +75,11 @@ class Run:
         registry.requests.clear()
         self.has_left(registry, location)
         return location
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    left_open.begin()
 
 
 @pytest.fixture
@@ -243,9 +247,9 @@ class TestWhatIsBelieved:
         registry = faulty()
         run.was_killed(registry)
         registry.faults = [Fault(refusal(503), times=None)]
-        with pytest.raises(RegistryError) as caught:
+        with pytest.raises(RegistryError):
             run.uploader(quick(), registry).upload(Source().blob)
-        assert "the same command goes on" in (caught.value.hint or "")
+        assert left_open.kept() == {registry.host: 1}
         registry.faults.clear()
         registry.requests.clear()
         run.uploader(quick(), registry).upload(Source().blob)
@@ -359,8 +363,7 @@ class TestWhatIsKept:
         self.fail(run, registry, quick(), failure)
         assert len(run.files()) == 1
         assert not registry.asked("DELETE")
-        if isinstance(failure, OcistreamError) and not isinstance(failure, CancelledError):
-            assert failure.hint == "the same command goes on where the upload stopped"
+        assert left_open.kept() == {registry.host: 1}
         eventually(lambda: [patch.received for patch in registry.asked("PATCH")] == [2 * MIB])
         eventually(lambda: all(request.status for request in registry.requests))
         run.uploader(quick(), registry).upload(Source().blob)
@@ -369,10 +372,26 @@ class TestWhatIsKept:
         assert is_stored(registry)
         assert run.files() == []
 
-    def test_a_hint_that_is_there_stays(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        failure = LocalDiskError("cannot read", hint="check the permissions")
-        self.fail(run, faulty(), quick(), failure)
-        assert failure.hint == "check the permissions; then the same command goes on where the upload stopped"
+    def test_what_is_under_way_would_be_left_once_it_is_worth_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        # The process may end without waiting for a thread that hangs.
+        registry = faulty()
+        seen: list[bool] = []
+        source = Source()
+        source.before = lambda _: seen.append(left_open.kept() == {registry.host: 1})
+        run.uploader(quick(), registry).upload(source.blob)
+        assert seen == sorted(seen)
+        assert not seen[0]
+        assert seen[-1]
+        assert not left_open.kept()
+
+    def test_nothing_would_be_that_is_not_remembered(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        seen: list[bool] = []
+        source = Source()
+        source.before = lambda _: seen.append(bool(left_open.kept()))
+        Uploader(Repository(quick(), registry.host, "app", writes=True)).upload(source.blob)
+        assert seen
+        assert not any(seen)
 
     @pytest.mark.parametrize("failure", DROPPED, ids=lambda failure: type(failure).__name__)
     def test_what_is_wrong_is_deleted(self, faulty: Faulty, quick: Quick, run: Run, failure: BaseException) -> None:
@@ -382,6 +401,7 @@ class TestWhatIsKept:
 
     def check_gone(self, run: Run, registry: CountingRegistry) -> None:
         assert run.files() == []
+        assert not left_open.kept()
         eventually(lambda: [request.status for request in registry.asked("DELETE")] == [204])
         eventually(lambda: is_clean(registry))
 
