@@ -343,6 +343,8 @@ class TestLocations:
         [
             "/v2/team/app/token=SECRET/u",
             "/v2/SECRET/blobs/uploads/u",
+            "/v2/SECRET!!/blobs/uploads/u",
+            "/v2/team/xyz/blobs/uploads/u",
             "/SECRET/v2/team/app/blobs/uploads/u",
             "/v2/team/app/blobs/uploads/SECRET/u",
             "/v2/team/app/blobs/uploads/u/SECRET",
