@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import ssl
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
@@ -79,6 +81,10 @@ _SERVERS_WORDS: Final = {
     b"speaking plain HTTP to an SSL-enabled server port": _SPEAKS_TLS,
 }
 
+_DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_HIGHER_LIMIT: Final = ", or log in for a higher limit"
+#: Units of time, how many seconds each has, and up to how many it is used.
+_UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
 _HEAD_REFUSED: Final = {
     True: "does the registry want a client certificate? --client-cert and --client-key show one",
     False: "does the registry speak HTTPS here? then leave out --plain-http, or correct the port",
@@ -185,6 +191,14 @@ def speaks_tls(error: NetworkError) -> bool | None:
     return None
 
 
+def _readable(seconds: float) -> str:
+    """Give a time to wait as people say it, and not shorter than it is."""
+    for unit, length, longest in _UNITS:
+        if seconds < longest:
+            return f"{math.ceil(seconds / length)} {unit}"
+    return "a year or more"
+
+
 def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
     """Read the distribution-spec's error body: its codes, and its first message made printable."""
     try:
@@ -200,24 +214,37 @@ def _error_body(raw: bytes) -> tuple[tuple[str, ...], str]:
 
 
 def refusal(
-    registry: str, method: str, url: str, status: int, body: bytes, wait: float | None = None
+    registry: str,
+    method: str,
+    url: str,
+    status: int,
+    body: bytes,
+    wait: float | None = None,
+    *,
+    elsewhere: bool = False,
 ) -> OcistreamError:
     """Say what a registry's answer means, in one line without secrets.
 
-    `body` is its beginning, `wait` the seconds after which it asks to be asked again.
+    `body` is its beginning, `wait` the seconds after which it asks to be asked again. `elsewhere` says that it is no
+    answer of the registry's, but of another host that it has led to, at `url`.
     """
     codes, message = _error_body(body)
     said = ": ".join(part for part in (" ".join(codes), message) if part)
     what = f"{method} {redacted(url)}: {status}" + (f" {said}" if said else "")
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    who = printable(urlsplit(url).netloc.rpartition("@")[2]) if elsewhere else "the registry"
+    if elsewhere and status in _DENIED:
+        # Nobody can log in there: it is the registry's failure, and may be another signature's turn the next time.
+        hint = f"{registry} has led there, where no login counts: try again, or tell whoever runs {registry}"
+        return RegistryError(f"{who} refused: {what}", status=status, codes=codes, hint=hint)
+    if status in _DENIED:
         hint = f"is the name right, and may you do this? `ocistream login {registry}` sets a credential"
         return AuthenticationError(f"{registry} refused: {what}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
         return NotFoundError(what, codes=codes)
-    pause: str | None = f"the registry asks to be left alone for {wait:.0f} s" if wait else None
+    length = f" {_readable(wait)}" if wait else ""
+    pause: str | None = f"{who} asks to be left alone for{length}" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        length = f" {wait:.0f} s" if wait else ""
-        pause = f"the registry limits how much it gives: wait{length}, or log in for a higher limit"
+        pause = f"{who} limits how much it gives: wait{length}" + ("" if elsewhere else _HIGHER_LIMIT)
     if status == HTTPStatus.BAD_REQUEST:
         pause = next((hint for words, hint in _SERVERS_WORDS.items() if words in body), None)
         if method == "HEAD":

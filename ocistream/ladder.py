@@ -153,7 +153,9 @@ class Ladder:
 
 
 def _parsed(text: str) -> Rung | None:
-    """Read a rung out of the state file, which anybody may have edited: what makes no sense is no fact."""
+    """Read a rung out of the state file, which anybody may have edited: what could not have been learnt is no fact."""
+    rung = None
     with contextlib.suppress(UsageError):
-        return parse_rung(text) if text else None
-    return None
+        # More than UPLOAD_MEMORY is malformed.
+        rung = parse_rung(text) if text else None
+    return None if rung is not None and rung.kind == CHUNK and rung.size < limits.MIN_UPLOAD_CHUNK else rung

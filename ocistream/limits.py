@@ -97,6 +97,8 @@ MAX_TOKEN_ANSWER: Final = 128 * KIB
 MAX_ERROR_BODY: Final = 64 * KIB
 #: Redirects that one request may follow.
 MAX_REDIRECTS: Final = 5
+#: The longest pause that an answer may ask for, in seconds: what is longer is as good as for ever. A year.
+MAX_RETRY_AFTER: Final = 365 * 86_400.0
 #: How long the head of an answer may take from its first byte to its last, in seconds.
 HEAD_TIME: Final = 60.0
 #: Pages of one list.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.errors import NetworkError, OcistreamError
+from ocistream.errors import CancelledError, NetworkError, OcistreamError
 from ocistream.sessions import Session
 from ocistream.upload_records import Key, UploadRecord, may_be_kept
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from ocistream.model import Descriptor
+    from ocistream.retry import Tries
     from ocistream.sessions import Sessions
     from ocistream.upload_records import Claim, UploadRecords
 
@@ -30,15 +31,16 @@ class Ongoing:
         repository = sessions.repository
         self._sessions = sessions
         self._records = records
-        self._endpoint = repository.endpoint
         self.session: Session | None = None
+        #: Opened to take the place of one that nobody could be asked about, and not needed so far.
+        self._spare: Session | None = None
         # A session of which nobody can say how far it is, or that is its own permission, is not worth a file.
         kept = repository.transport.ladder.profile(sessions.host).resumes
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
         key = Key(repository.endpoint.registry, repository.name, digest, size)
         self._claim: Claim | None = records.claim(key) if kept else None
         found = self._claim.found if self._claim is not None else None
-        if found is not None and may_be_kept(found.location, self._endpoint.origin):
+        if found is not None and self._may_keep(found.location):
             self.session = Session(found.location, found.min_chunk)
         self.is_found = self.session is not None
 
@@ -47,13 +49,56 @@ class Ongoing:
         """Whether a later run will find it."""
         return self.session is not None and self._claim is not None and self._claim.is_held
 
+    def ask(self, tries: Tries) -> tuple[Session, int] | None:
+        """Ask where it goes on and how many bytes the registry has; None where it knows of none, or does not say.
+
+        Where there is no such answer (the line is down, a token has ended, a server is in trouble) the session may live
+        all the same. It is given up only if the registry opens another one, and then still does not speak of this one:
+        a registry that never does would else fail the same command for ever.
+
+        Raises:
+            OcistreamError: nothing is known of it, and no other is to be had; or the transfer is cancelled.
+        """
+        if self.session is None:
+            return None
+        try:
+            session, offset = self._sessions.offset(self.session, tries)
+        except CancelledError:
+            raise
+        except OcistreamError as error:
+            self._open_another(tries, error)
+            try:
+                session, offset = self._sessions.offset(self.session, tries)
+            except CancelledError:
+                raise
+            except OcistreamError:
+                return None
+            self.needs_no_other()
+        # Some bytes may be there all the same where it does not say, to which others would be appended.
+        return None if offset is None else (session, offset)
+
+    def _open_another(self, tries: Tries, silence: OcistreamError) -> None:
+        """Open a session for the case that this one is given up.
+
+        Raises:
+            OcistreamError: there is none. It is the `silence` that is raised, which says nothing against this one.
+        """
+        # One that is there already says nothing of how the registry is now.
+        self.needs_no_other()
+        try:
+            self._spare = self._sessions.open(tries)
+        except CancelledError:
+            raise
+        except OcistreamError as error:
+            raise silence from error
+
     def moves(self, session: Session) -> None:
         """Go on at `session`, which was opened just now or is where an answer led."""
         changed = session != self.session
         self.session = session
         if not changed or self._claim is None or not self._claim.is_held:
             return
-        if not may_be_kept(session.location, self._endpoint.origin):
+        if not self._may_keep(session.location):
             self._claim.drop()
             return
         try:
@@ -63,11 +108,32 @@ class Ongoing:
 
     def replace(self, session: Session | None) -> None:
         """Delete the session, and go on with another one, or with none so far."""
+        session, self._spare = session or self._spare, None
         before, self.session, self.is_found = self.session, None, False
         if session is not None:
             self.moves(session)
         if before is not None:
             self._sessions.abandon(before)
+
+    def begin_anew(self, tries: Tries) -> None:
+        """Open another session, and delete this one once that is there: a registry that is down may have it still.
+
+        Raises:
+            OcistreamError: there is no other.
+        """
+        if self._spare is None:
+            self._spare = self._sessions.open(tries)
+        self.replace(None)
+
+    def _may_keep(self, location: str) -> bool:
+        repository = self._sessions.repository
+        return may_be_kept(location, repository.endpoint.url, repository.name)
+
+    def needs_no_other(self) -> None:
+        """Delete what was opened to take its place."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self._sessions.abandon(spare)
 
     def is_over(self) -> None:
         """Forget it: the blob is there."""
@@ -109,7 +175,7 @@ def delete_left_over(sessions: Sessions, records: UploadRecords, digests: Collec
     endpoint = sessions.repository.endpoint
     for claim in records.left_over(endpoint.registry, sessions.repository.name, digests):
         try:
-            if claim.found is not None and may_be_kept(claim.found.location, endpoint.origin):
+            if claim.found is not None and may_be_kept(claim.found.location, endpoint.url, sessions.repository.name):
                 sessions.delete(Session(claim.found.location))
             claim.drop()
         finally:

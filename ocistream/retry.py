@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Protocol
 
+from ocistream import limits
 from ocistream.errors import FinalNetworkError, NetworkError, RegistryError
 from ocistream.origins import redacted
 
@@ -115,13 +116,17 @@ class Tries:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Read a Retry-After header, seconds or a date, as seconds from now; None where it is absent or makes no sense."""
+    """Read a Retry-After header, seconds or a date, as seconds from now; None where it is absent or makes no sense.
+
+    What is more than `MAX_RETRY_AFTER` is that.
+    """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), limits.MAX_RETRY_AFTER)
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
         return None
     # Without a zone it is UTC all the same (RFC 9110, section 5.6.7).
-    return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
+    seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+    return min(max(0.0, seconds), limits.MAX_RETRY_AFTER)

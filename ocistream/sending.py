@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.bodies import Body, StreamedBody
 from ocistream.errors import (
-    CancelledError,
     NetworkError,
     OcistreamError,
     RegistryError,
     UnsupportedError,
 )
 from ocistream.interfaces import Blob
+from ocistream.left_open import LeftOpen
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, UNSIZED
 from ocistream.sessions import LostError
 from ocistream.setbacks import (
-    GOES_ON,
     finds_wrong,
     is_interruption,
     is_lost,
@@ -105,17 +104,23 @@ class Sending:
             OcistreamError: whatever the blob's own chunks raise.
         """
         self._ongoing = ongoing
+        left = LeftOpen(self._sessions.host, self._is_worth_keeping)
         try:
             self._check_way()
             self._take_up()
             while (failure := self._attempt()) is not None:
                 self._mend(failure)
         except BaseException as error:
-            if self._is_worth_keeping(error):
-                self._leave(error)
+            if is_interruption(error) and self._is_worth_keeping():
+                self._ongoing.leave()
+                left.stays()
             else:
+                left.is_over()
                 self._ongoing.abandon()
             raise
+        finally:
+            self._ongoing.needs_no_other()
+        left.is_over()
         self._ongoing.is_over()
         self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
 
@@ -137,10 +142,8 @@ class Sending:
         self._sent_before = self._feed.size
         place = self._ask() if self._resumes else None
         if place is None:
-            # Only once there is another one: a registry that cannot be reached now may still have it.
-            session = self._sessions.open(self._tries)
+            self._ongoing.begin_anew(self._tries)
             self._sent_before = None
-            self._ongoing.replace(session)
             self._tries.reset()
             return
         self._acknowledge(place)
@@ -148,19 +151,12 @@ class Sending:
             what = f"the upload of {self._blob.descriptor.digest} goes on at byte {place}"
             self._ladder.tell(f"{self._sessions.host}: {what}", 0 if place >= _SAVES else 1)
 
-    def _is_worth_keeping(self, error: BaseException) -> bool:
-        """Say whether a later run may go on with what was sent so far."""
+    def _is_worth_keeping(self) -> bool:
+        """Say whether a later run may go on with what was sent so far. Another thread may ask that, at any time."""
         if not self._ongoing.is_remembered or not self._blob.replayable or not self._resumes:
             return False
         sent = max(self.acknowledged, self._feed.end)
-        return is_interruption(error) and (sent >= limits.WORTH_KEEPING or self._ongoing.is_found)
-
-    def _leave(self, error: BaseException) -> None:
-        self._ongoing.leave()
-        if isinstance(error, OcistreamError) and not isinstance(error, CancelledError):
-            error.hint = f"{error.hint}; then {GOES_ON}" if error.hint else GOES_ON
-        elif isinstance(self._blob, Blob):
-            self._ladder.tell(f"what there is of {self._blob.descriptor.digest} is kept: {GOES_ON}", 1)
+        return sent >= limits.WORTH_KEEPING or self._ongoing.is_found
 
     # -- what goes well ---------------------------------------------------------------------------------
 
@@ -365,18 +361,15 @@ class Sending:
         self._ladder.tell(f"{self._sessions.host}: the upload goes on at byte {place}", 1)
 
     def _ask(self) -> int | None:
-        """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use."""
-        if self._ongoing.session is None:
+        """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use.
+
+        Raises:
+            OcistreamError: it does not answer, and the session may live still.
+        """
+        found = self._ongoing.ask(self._tries)
+        if found is None:
             return None
-        try:
-            session, offset = self._sessions.offset(self._ongoing.session, self._tries)
-        except CancelledError:
-            raise
-        except OcistreamError:
-            return None
-        if offset is None:
-            # Some bytes may be there all the same, to which others would be appended.
-            return None
+        session, offset = found
         most = self._feed.end if self._sent_before is None else self._sent_before
         if not self.acknowledged <= offset <= most or not (offset > self._feed.end or self._feed.can_give(offset)):
             return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from ocistream.errors import FinalNetworkError, NetworkError, NotFoundError, OcistreamError
+from ocistream.errors import FinalNetworkError, NetworkError, NotFoundError, OcistreamError, RegistryError
 from ocistream.origins import redacted, resolved
 from ocistream.scopes import scopes_for
 
@@ -30,6 +30,8 @@ _PATCHED: Final = (200, 201, 202, 204)
 _CLOSED: Final = (200, 201, 202, 204)
 #: The spec's answer to asking is 204; docker's older description of the API has 202.
 _ASKED: Final = (200, 202, 204)
+#: Answers to asking that are about us, or about the server, and say nothing of the session: it may live all the same.
+_SAYS_NOTHING: Final = frozenset({401, 403, 407, 408, 429, *range(500, 600)} - {501})
 #: Where more has come than a Location speaks of, distribution 3 does not take it any more (416). Who asks is told the
 #: new one.
 _MOVED_ON: Final = frozenset({400, 409, 416})
@@ -157,12 +159,21 @@ class Sessions:
         self._continue(session, "PUT", location, _CLOSED, tries, _OCTETS, body, stored)
 
     def offset(self, session: Session, tries: Tries) -> tuple[Session, int | None]:
-        """Ask how many bytes of an upload the registry has, None where it does not say; give where to go on as well.
+        """Ask how many bytes of an upload the registry has, and where to go on.
+
+        None where it answers and does not say: that it knows no such session (any more), say, or no such question.
 
         Raises:
-            OcistreamError: it does not answer.
+            OcistreamError: it does not answer, or something that is not about the session.
         """
-        answer = self._send("GET", session.location, _ASKED, tries)
+        try:
+            answer = self._send("GET", session.location, _ASKED, tries)
+        except NotFoundError:
+            return session, None
+        except RegistryError as error:
+            if error.status in _SAYS_NOTHING:
+                raise
+            return session, None
         return _next(session, answer), _stated(answer)
 
     def abandon(self, session: Session) -> None:

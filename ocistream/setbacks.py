@@ -18,14 +18,14 @@ from ocistream.errors import (
 )
 from ocistream.sessions import LostError
 
-__all__ = ["GOES_ON", "finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier", "with_hint"]
+__all__ = ["finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier", "with_hint"]
 
-#: What whoever reads of an interruption is told, where what was sent is kept.
-GOES_ON: Final = "the same command goes on where the upload stopped"
 #: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
 _NOT_THE_EARLIER: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
 #: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
 _WRONG_BYTES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
+#: What is said of who asks, by a registry, by the storage that it leads to or a proxy, and not of what is sent.
+_ABOUT_US: Final = frozenset({401, 403, 407})
 _INTERRUPTIONS: Final = (
     AuthenticationError,
     CancelledError,
@@ -41,7 +41,7 @@ def is_interruption(error: BaseException) -> bool:
     if isinstance(error, NetworkError) and is_lost(error):
         return False
     if isinstance(error, RegistryError) and not may_pass(error):
-        return False
+        return error.status in _ABOUT_US
     return isinstance(error, _INTERRUPTIONS)
 
 

@@ -136,14 +136,16 @@ class Transport:
         that this request is a part of. `stored` is how many bytes the registry has to move or hash before it answers.
 
         Raises:
-            AuthenticationError: 401 or 403, after a fresh token was tried.
+            AuthenticationError: 401 or 403 of the registry, after a fresh token was tried.
             NotFoundError: 404.
-            RegistryError: any other status, after all retries.
+            RegistryError: any other status, after all retries; 401 or 403 of another host that the registry leads to,
+                which it was asked for once more.
             NetworkError: no answer, after all retries.
         """
         timeout = (self._settings.connect_timeout, self._settings.answer_timeout(stored))
         request = Request(method, headers or {}, body, timeout)
         tries = tries or self.tries()
+        asked_anew = False
         while True:
             url = self._placed(endpoint, url)
             try:
@@ -163,6 +165,11 @@ class Transport:
                 return answer
             if answer.status in _RETRIED_STATUSES and not request.begun and tries.again(answer):
                 continue
+            if answer.status == HTTPStatus.FORBIDDEN and _was_led_away(endpoint, url, answer) and not asked_anew:
+                # A signed URL that has ended, most probably: it may come out of somebody's cache. Now there is another.
+                asked_anew = True
+                if tries.again(answer):
+                    continue
             raise _refused(endpoint, answer)
 
     def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Answer:
@@ -317,4 +324,18 @@ class Transport:
 
 def _refused(endpoint: Endpoint, answer: Answer) -> OcistreamError:
     asked = retry_after(answer.header("Retry-After"))
-    return refusal(endpoint.registry, answer.method, answer.url, answer.status, answer.explanation(), asked)
+    elsewhere = Origin.of(answer.url) != endpoint.origin
+    return refusal(
+        endpoint.registry,
+        answer.method,
+        answer.url,
+        answer.status,
+        answer.explanation(),
+        asked,
+        elsewhere=elsewhere,
+    )
+
+
+def _was_led_away(endpoint: Endpoint, url: str, answer: Answer) -> bool:
+    """Say whether a request for a URL of the registry's own was answered by another host, by a redirect."""
+    return Origin.of(url) == endpoint.origin != Origin.of(answer.url)

@@ -1,9 +1,10 @@
 """Uploads that a later run may go on with: one small file for each, in the state directory, of this user alone.
 
 A file is locked (flock) by the process that uses the session, for as long as it does: the lock of one that was killed
-is free. It says where the session is, and no secret: a Location that might be one (a signature or token in its query,
-another host) is not kept at all. What is read back is trusted no more than what a registry says. Nothing here is ever a
-failure: a file that cannot be written, or makes no sense, is as good as none.
+is free. It says where the session is, and no secret: a Location is kept only where all of it is what registries are
+known to use for a session (`may_be_kept`). Any other might be as good as a password, and is not. What is read back is
+trusted no more than what a registry says. Nothing here is ever a failure: a file that cannot be written, or makes no
+sense, is as good as none.
 
 It knows files, and what a Location may be; nothing is sent from here.
 """
@@ -22,8 +23,9 @@ import stat
 import threading
 import time
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
@@ -48,14 +50,26 @@ _SKEW: Final = 86_400.0
 _ATTEMPTS: Final = 5
 #: What cannot be written to a file at all.
 _SENDABLE: Final = re.compile(r"[\x21-\x7e]+\Z")
-#: Parameters of queries that are, or may be, as good as a password: S3's, Azure's, Google's and CloudFront's signed
-#: URLs, and whatever else says what it is.
-_SECRET: Final = re.compile(
-    r"sig|sign|token|key|cred|auth|secret|passw|pwd|policy|jwt|bearer|ticket|hmac|access|x-(?:amz|goog|ms|oss|cos)-",
-    re.IGNORECASE,
+#: What stands behind `/v2/NAME/` in the path of a session: an id, and nothing that may be a web token (it has dots).
+#: `uploads/UUID` is distribution's and everybody's (distribution-spec, "Pushing a blob in chunks"), GitHub has
+#: `upload/1:UUID`.
+_SESSION: Final = re.compile(r"blobs/uploads?/[A-Za-z0-9][A-Za-z0-9:_-]{0,127}\Z")
+_DIGEST: Final = re.compile(r"[a-z0-9]{1,32}(?::|%3[Aa])[0-9a-f]{1,128}\Z")
+#: Parameters that sessions are known to have, and what their values look like. A list of those that are secrets would
+#: never be whole: `st`, `s`, `code` and `hdnts` are some.
+_PARAMETERS: Final = MappingProxyType(
+    {
+        # distribution's, and so Harbor's, GitLab's, Docker Hub's, Azure's: base64 of the offset and a checksum, of no
+        # use to who may not push anyway (registry/handlers/hmac.go).
+        "_state": re.compile(r"(?:[A-Za-z0-9_+/-]|%2[BbFf])*(?:=|%3[Dd]){0,2}\Z"),
+        # Azure's.
+        "_nouploadcache": re.compile(r"(?:true|false)\Z"),
+        # What was asked for by a mount that became an upload, or named when it was opened (zot#573).
+        "digest": _DIGEST,
+        "mount": _DIGEST,
+        "from": re.compile(r"(?:[a-z0-9._/-]|%2[Ff]){1,255}\Z"),
+    }
 )
-#: A JSON web token, wherever it stands.
-_JWT: Final = re.compile(r"eyJ[\w-]{8,}\.[\w-]+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +90,24 @@ class UploadRecord:
     min_chunk: int = 0
 
 
-def may_be_kept(location: str, home: Origin) -> bool:
-    """Say whether a Location may be written down: it is the registry's own (`home`), and nothing in it is a secret."""
-    if len(location) > limits.MAX_UPLOAD_LOCATION or not _SENDABLE.match(location) or _JWT.search(location):
+def may_be_kept(location: str, home: str, repository: str) -> bool:
+    """Say whether a Location may be written down: each part of it is known to be no secret.
+
+    It is at the registry (`home`, its URL), in this repository, and has an id and the parameters of `_PARAMETERS`.
+    """
+    if len(location) > limits.MAX_UPLOAD_LOCATION or not _SENDABLE.match(location):
         return False
     try:
-        parts = urlsplit(location)
-        if "@" in parts.netloc or parts.fragment or Origin.of(location) != home:
+        parts, base = urlsplit(location), urlsplit(home)
+        if "@" in parts.netloc or "#" in location or Origin.of(location) != Origin.of(home):
             return False
     except (ValueError, OcistreamError):
         return False
-    names = (part.partition("=")[0] for part in re.split("[&;]", parts.query))
-    return not any(_SECRET.search(unquote_plus(name)) for name in names)
+    folder = f"{base.path.rstrip('/')}/v2/{repository}/"
+    if not parts.path.startswith(folder) or not _SESSION.match(parts.path[len(folder) :]):
+        return False
+    given = (part.partition("=") for part in parts.query.split("&") if part)
+    return all(name in _PARAMETERS and _PARAMETERS[name].match(value) for name, _, value in given)
 
 
 class Claim:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from ocistream import __version__, files, partials
+from ocistream import __version__, files, left_open, partials
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, TerminatedError, UsageError
 
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
     partials.begin()
+    left_open.begin()
     try:
         return _run(arguments, console)
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
@@ -145,6 +146,20 @@ def _report(console: Console, error: BaseException) -> int:
 
 def _kept() -> str | None:
     """Say what is left for the same command to go on with, if anything is."""
+    return "; ".join(text for text in (_kept_here(), _kept_at_registries()) if text) or None
+
+
+def _kept_at_registries() -> str | None:
+    uploads = left_open.kept()
+    if not uploads:
+        return None
+    from ocistream.cli.progress import counted
+
+    what = " and ".join(f"{counted(count, 'blob')} at {registry}" for registry, count in uploads.items())
+    return f"what was sent of {what} is kept there: the same command goes on from there"
+
+
+def _kept_here() -> str | None:
     kept = partials.kept()
     if not kept:
         return None

@@ -105,6 +105,11 @@ def test_what_the_registry_has_is_not_sent_again(
     code, err = ended(served, number, push(served, source, "--upload", way))
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert "Traceback" not in err
+    if number != signal.SIGKILL:
+        first, second = [line for line in err.splitlines() if "MB/s" not in line]
+        assert first == f"ocistream: error: {'terminated' if number == signal.SIGTERM else 'interrupted'}"
+        where = f"what was sent of 1 blob at {served.host} is kept there"
+        assert second.strip() == f"{where}: the same command goes on from there"
     expect.no_image(served)
     assert len(records(state)) == 1
     before = received(served)
@@ -163,7 +168,7 @@ def test_a_registry_that_fails_for_good_is_gone_on_with_later_and_the_error_says
 ) -> None:
     served.faults = [Fault(refusal(503), "PATCH", skip=3, times=None)]
     failed = ocistream(*push(served, source, "--upload", "chunk=1MiB", "--jobs", "1", "--retries", "0"))
-    expect.failure(failed, 7, "503", "the same command goes on")
+    expect.failure(failed, 7, "503", f"of 1 blob at {served.host} is kept there: the same command goes on from there")
     served.faults.clear()
     before = received(served)
     expect.success(ocistream(*push(served, source)))

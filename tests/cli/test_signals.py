@@ -122,7 +122,13 @@ def test_a_push_that_is_stopped_leaves_no_image(
     with stopped_in_the_middle(registry, number, "push", "-i", layout.path, f"{registry.host}/app:1") as end:
         got, out, err = end()
     assert (got, out) == (code, b"")
-    assert len(err.splitlines()) == 1
+    # How much had left this machine by then is not known here; tests/cli/test_push_continues.py looks at that.
+    first, *kept = err.splitlines()
+    assert first.startswith("ocistream: error: ")
+    assert kept in (
+        [],
+        [f"  what was sent of 1 blob at {registry.host} is kept there: the same command goes on from there"],
+    )
     expect.no_image(registry)
 
 

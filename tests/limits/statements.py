@@ -107,7 +107,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     12: Limit(
         "Five redirects at most, never from https to http; Authorization and bodies stay with scheme, host and port",
-        ("transport:Transport", "origins:check_target"),
+        ("following:Following", "origins:check_target"),
         tests=("unit/test_transport.py::test_five_are_followed_and_no_more",
                "unit/test_transport.py::test_https_is_not_left_for_http",
                "unit/test_transport.py::test_a_body_goes_along_within_an_origin_and_never_to_another",

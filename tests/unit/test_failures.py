@@ -27,6 +27,7 @@ from ocistream.errors import (
     RegistryError,
 )
 from ocistream.failures import network_error, reason, refusal, speaks_tls
+from ocistream.retry import retry_after
 from tests.certificates import Certificate
 from tests.network import CountingRegistry, RawServer, Turn, unused_port
 
@@ -369,11 +370,48 @@ class TestRefusals:
     def test_a_rate_limit_says_what_can_be_done_and_how_long_it_lasts(self) -> None:
         hint = "the registry limits how much it gives: wait{}, or log in for a higher limit"
         assert refused(429).hint == hint.format("")
-        assert refused(429, wait=3600.4).hint == hint.format(" 3600 s")
+        assert refused(429, wait=3600.4).hint == hint.format(" 61 min")
 
     def test_a_pause_that_is_asked_for_is_passed_on(self) -> None:
-        assert refused(503, wait=600.0).hint == "the registry asks to be left alone for 600 s"
+        assert refused(503, wait=600.0).hint == "the registry asks to be left alone for 10 min"
         assert refused(503).hint is None
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("1", "1 s"),
+            ("599", "599 s"),
+            ("600", "10 min"),
+            ("7199", "120 min"),
+            ("7200", "2 h"),
+            ("172799", "48 h"),
+            ("172801", "3 days"),
+            ("31535999", "365 days"),
+            ("31536000", "a year or more"),
+            ("9" * 400, "a year or more"),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", "a year or more"),
+        ],
+    )
+    def test_however_long_it_is_it_can_be_read(self, value: str, said: str) -> None:
+        assert refused(503, wait=retry_after(value)).hint == f"the registry asks to be left alone for {said}"
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_a_denial_of_another_host_is_its_own_and_no_login_helps(self, status: int) -> None:
+        url = f"https://user:secret@cdn.example:8443{SIGNED}"
+        error = refusal("registry.example", "GET", url, status, errors({"code": "DENIED"}), elsewhere=True)
+        assert isinstance(error, RegistryError)
+        assert (error.status, error.codes) == (status, ("DENIED",))
+        assert (
+            error.what == f"cdn.example:8443 refused: GET https://cdn.example:8443/v2/app/blobs/x?...: {status} DENIED"
+        )
+        assert error.hint is not None
+        assert "ocistream login" not in error.hint
+        assert error.hint.startswith("registry.example has led there")
+
+    def test_nor_is_its_pause_the_registrys(self) -> None:
+        for status, said in ((429, "limits how much it gives: wait 5 s"), (503, "asks to be left alone for 5 s")):
+            error = refusal("registry.example", "GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
+            assert error.hint == f"cdn.example {said}"
 
     @pytest.mark.parametrize(
         ("body", "hint"),

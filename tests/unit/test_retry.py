@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocistream import limits
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError
 from ocistream.retry import Patience, Retried, Tries, retry_after
 
@@ -174,6 +175,11 @@ def test_retry_after_that_makes_no_sense_is_as_good_as_absent(value: str | None)
 
 def test_retry_after_is_never_negative() -> None:
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_retry_after_has_an_end(value: str) -> None:
+    assert retry_after(value) == limits.MAX_RETRY_AFTER
 
 
 def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:

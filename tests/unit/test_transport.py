@@ -362,10 +362,47 @@ class TestRedirects:
         storage = faulty()
         storage.faults = [Fault(refusal(401, WWW_Authenticate=challenge.format(storage.url)))]
         registry = faulty(Fault(redirect(f"{storage.url}/x"), path="app/a"), auth=Basic("alice", "s3cret"))
-        with pytest.raises(AuthenticationError):
+        with pytest.raises(RegistryError, match="401"):
             ask(quick(credential=ALICE), registry, "/v2/app/a")
         assert len(storage.requests) == 1
         assert len(registry.requests) == 2
+
+    def test_one_that_refuses_what_it_was_signed_for_is_asked_by_another_redirect(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        storage = faulty(Fault(refusal(403)))
+        registry = faulty(*(Fault(redirect(f"{storage.url}/v2/?X-Signature={n}"), path="app/a") for n in range(2)))
+        assert ask(quick(), registry, "/v2/app/a").status == 200
+        assert [request.target for request in storage.requests] == ["/v2/?X-Signature=0", "/v2/?X-Signature=1"]
+
+    @pytest.mark.parametrize(("status", "times"), [(401, 1), (403, 2)])
+    def test_one_that_refuses_for_good_is_who_is_blamed_and_no_login_is_asked_for(
+        self, faulty: Faulty, quick: Quick, status: int, times: int
+    ) -> None:
+        storage = faulty(Fault(refusal(status), times=None))
+        registry = faulty(Fault(redirect(f"{storage.url}/x?sig=secret"), path="app/a", times=None))
+        with pytest.raises(RegistryError) as caught:
+            ask(quick(), registry, "/v2/app/a")
+        assert caught.value.exit_code == 7
+        assert caught.value.status == status
+        assert caught.value.what.startswith(f"{storage.host} refused: GET {storage.url}/x?...: {status}")
+        assert "ocistream login" not in (caught.value.hint or "")
+        assert registry.host in (caught.value.hint or "")
+        assert len(storage.requests) == len(registry.requests) == times
+
+    def test_a_location_elsewhere_that_refuses_is_blamed_as_well(self, faulty: Faulty, quick: Quick) -> None:
+        storage, registry = faulty(Fault(refusal(403), times=None)), faulty()
+        transport = quick()
+        with pytest.raises(RegistryError, match=f"{storage.host} refused"):
+            transport.request(transport.endpoint(registry.host), "PATCH", f"{storage.url}/x", body=b"x")
+        assert len(storage.requests) == 1
+
+    def test_the_registry_itself_is_not_asked_twice_for_what_it_refuses(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty(Fault(refusal(403), times=None))
+        with pytest.raises(AuthenticationError, match=f"{registry.host} refused") as caught:
+            ask(quick(), registry, "/v2/app/a")
+        assert f"ocistream login {registry.host}" in (caught.value.hint or "")
+        assert len(registry.requests) == 1
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ocistream import limits
+from ocistream import left_open, limits
 from ocistream.credentials import Credential
 from ocistream.distribution import Repository
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
     CancelledError,
+    FinalNetworkError,
     IntegrityError,
     LocalDiskError,
     NetworkError,
     NotFoundError,
-    OcistreamError,
     RegistryError,
     TerminatedError,
 )
@@ -29,7 +30,7 @@ from ocistream.upload import Uploader
 from ocistream.upload_records import Key, UploadRecord, UploadRecords
 from tests.faults import Action, Fault, HangUp, Header, Reply, StopReading, refusal
 from tests.faulty_auth import Basic, Bearer
-from tests.network import CountingRegistry, QuickTransport, eventually
+from tests.network import QUICK, CountingRegistry, QuickTransport, eventually
 from tests.talking import Client
 from tests.unit.test_upload import BLOB, CONTENT, MIB, UPLOADS, Faulty, Quick, Source, is_clean, is_stored, methods
 
@@ -74,6 +75,11 @@ class Run:
         registry.requests.clear()
         self.has_left(registry, location)
         return location
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    left_open.begin()
 
 
 @pytest.fixture
@@ -241,9 +247,9 @@ class TestWhatIsBelieved:
         registry = faulty()
         run.was_killed(registry)
         registry.faults = [Fault(refusal(503), times=None)]
-        with pytest.raises(RegistryError) as caught:
+        with pytest.raises(RegistryError):
             run.uploader(quick(), registry).upload(Source().blob)
-        assert "the same command goes on" in (caught.value.hint or "")
+        assert left_open.kept() == {registry.host: 1}
         registry.faults.clear()
         registry.requests.clear()
         run.uploader(quick(), registry).upload(Source().blob)
@@ -357,8 +363,7 @@ class TestWhatIsKept:
         self.fail(run, registry, quick(), failure)
         assert len(run.files()) == 1
         assert not registry.asked("DELETE")
-        if isinstance(failure, OcistreamError) and not isinstance(failure, CancelledError):
-            assert failure.hint == "the same command goes on where the upload stopped"
+        assert left_open.kept() == {registry.host: 1}
         eventually(lambda: [patch.received for patch in registry.asked("PATCH")] == [2 * MIB])
         eventually(lambda: all(request.status for request in registry.requests))
         run.uploader(quick(), registry).upload(Source().blob)
@@ -367,10 +372,27 @@ class TestWhatIsKept:
         assert is_stored(registry)
         assert run.files() == []
 
-    def test_a_hint_that_is_there_stays(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        failure = LocalDiskError("cannot read", hint="check the permissions")
-        self.fail(run, faulty(), quick(), failure)
-        assert failure.hint == "check the permissions; then the same command goes on where the upload stopped"
+    def test_what_is_under_way_would_be_left_once_it_is_worth_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        # The process may end without waiting for a thread that hangs.
+        registry = faulty()
+        seen: list[bool] = []
+        source = Source()
+        source.before = lambda _: seen.append(left_open.kept() == {registry.host: 1})
+        run.uploader(quick(), registry).upload(source.blob)
+        assert seen == sorted(seen)
+        assert not seen[0]
+        assert seen[-1]
+        # A process that uploads for years is not to hold what it knew of each.
+        assert not left_open._uploads  # noqa: SLF001 - as said
+
+    def test_nothing_would_be_that_is_not_remembered(self, faulty: Faulty, quick: Quick) -> None:
+        registry = faulty()
+        seen: list[bool] = []
+        source = Source()
+        source.before = lambda _: seen.append(bool(left_open.kept()))
+        Uploader(Repository(quick(), registry.host, "app", writes=True)).upload(source.blob)
+        assert seen
+        assert not any(seen)
 
     @pytest.mark.parametrize("failure", DROPPED, ids=lambda failure: type(failure).__name__)
     def test_what_is_wrong_is_deleted(self, faulty: Faulty, quick: Quick, run: Run, failure: BaseException) -> None:
@@ -380,6 +402,7 @@ class TestWhatIsKept:
 
     def check_gone(self, run: Run, registry: CountingRegistry) -> None:
         assert run.files() == []
+        assert not left_open._uploads  # noqa: SLF001 - or it would be held for ever
         eventually(lambda: [request.status for request in registry.asked("DELETE")] == [204])
         eventually(lambda: is_clean(registry))
 
@@ -425,6 +448,120 @@ class TestWhatIsKept:
         with pytest.raises(RegistryError):
             run.uploader(quick(), registry).upload(Source().blob)
         self.check_gone(run, registry)
+
+
+DOWN = [HangUp(), *[refusal(status) for status in (401, 403, 407, 408, 429, 500, 502, 503, 504)]]
+
+
+class TestALineThatIsDownInTheMiddle:
+    """Only an answer that says the session is gone makes it be forgotten."""
+
+    def breaking(self, faulty: Faulty, *then: Fault) -> CountingRegistry:
+        return faulty(Fault(StopReading(SENT), "PATCH"), *then)
+
+    @pytest.mark.parametrize("answer", DOWN, ids=str)
+    def test_loses_nothing_and_the_next_run_goes_on(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        registry = self.breaking(faulty, Fault(answer, times=None, skip=1))
+        with pytest.raises((NetworkError, AuthenticationError)):
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert len(run.files()) == 1
+        registry.faults.clear()
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert [post.status for post in registry.asked("POST")].count(202) == 1
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    def test_loses_nothing_where_its_name_leads_nowhere_for_a_while(
+        self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = self.breaking(faulty)
+        transport = quick()
+        answered = transport.request
+
+        def request(endpoint: Any, method: str, *arguments: Any, **options: Any) -> Any:
+            if method != "PATCH" and registry.asked("PATCH"):
+                msg = "the host name cannot be resolved"
+                raise FinalNetworkError(msg)
+            return answered(endpoint, method, *arguments, **options)
+
+        monkeypatch.setattr(transport, "request", request)
+        with pytest.raises(FinalNetworkError):
+            run.uploader(transport, registry).upload(Source().blob)
+        assert len(run.files()) == 1
+
+    def test_where_something_else_answers_in_between_it_is_no_answer_either(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        # A portal that wants to be clicked at, say.
+        registry = self.breaking(
+            faulty, Fault(HangUp(), "GET", times=None), Fault(refusal(404), "POST|DELETE", times=None, skip=1)
+        )
+        with pytest.raises(NetworkError):
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert not registry.asked("DELETE")
+        assert len(run.files()) == 1
+
+    @pytest.mark.parametrize("answer", DOWN, ids=str)
+    def test_that_is_up_again_when_it_is_looked_at_goes_on_at_once(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        tries = 1 if answer in (refusal(401), refusal(403), refusal(407)) else QUICK.attempts - 1
+        registry = self.breaking(faulty, Fault(answer, "GET", "uploads", times=tries))
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert [name for name in methods(registry) if name != "GET"] == [
+            "POST",
+            "PATCH",
+            "POST",
+            "DELETE",
+            "PATCH",
+            "PUT",
+        ]
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert is_clean(registry)
+
+    @pytest.mark.parametrize("answer", DOWN, ids=str)
+    def test_that_hides_this_session_alone_for_good_costs_the_session(
+        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
+    ) -> None:
+        # The same command would fail for ever.
+        registry = self.breaking(faulty, Fault(answer, "GET", "uploads", times=None))
+        run.uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert [name for name in methods(registry) if name != "GET"] == [
+            "POST",
+            "PATCH",
+            "POST",
+            "DELETE",
+            "PATCH",
+            "PUT",
+        ]
+        assert is_stored(registry)
+        assert is_clean(registry)
+        assert run.files() == []
+
+    def test_what_was_opened_when_it_was_down_before_shows_nothing(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = self.breaking(
+            faulty,
+            Fault(refusal(403), "GET", "uploads"),
+            Fault(StopReading(MIB), "PATCH"),
+            Fault(HangUp(), times=None, skip=5),
+        )
+        with pytest.raises(NetworkError):
+            run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry)[:7] == ["POST", "PATCH", "GET", "POST", "GET", "DELETE", "PATCH"]
+        assert len(run.files()) == 1
+
+    def test_that_says_it_is_gone_has_a_new_one_in_the_same_run(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = self.breaking(faulty, Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "uploads"))
+        run.uploader(quick(), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "GET", "DELETE", "POST", "PATCH", "PUT"]
+        assert is_stored(registry)
 
 
 class TestTwoRuns:

@@ -491,12 +491,32 @@ class TestLearning:
         uploader(quick(ladder=ladder), faulty()).upload(Source().blob)
         assert not (tmp_path / "state").exists()
 
-    @pytest.mark.parametrize("text", ["chunk=1G", "chunk=0", "nonsense", "auto"])
-    def test_a_fact_that_makes_no_sense_is_none(self, tmp_path: Path, text: str) -> None:
-        fact = {"upload": text, "since": 1e9}
-        (tmp_path / "hosts.json").write_text(json.dumps({"version": 1, "hosts": {"a.example": fact}}))
-        ladder = Ladder(state=State(tmp_path, now=lambda: 1e9))
-        assert ladder.rung("a.example", sized=True) == Rung(STREAM)
+    def kept(self, folder: Path, text: str) -> list[Rung]:
+        """Return what is made of a fact in the file, for blobs of a known size and for others."""
+        fact = {"upload": text, "unsized": text, "since": 1e9}
+        (folder / "hosts.json").write_text(json.dumps({"version": 1, "hosts": {"a.example": fact}}))
+        ladder = Ladder(state=State(folder, now=lambda: 1e9))
+        return [ladder.rung("a.example", sized=sized) for sized in (True, False)]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "chunk=1G",
+            f"chunk={limits.UPLOAD_MEMORY + 1}",
+            f"chunk={limits.MIN_UPLOAD_CHUNK - 1}",
+            "chunk=1",
+            "chunk=0",
+            "chunk=-1",
+            "nonsense",
+            "auto",
+        ],
+    )
+    def test_a_fact_that_nobody_could_have_learnt_is_none(self, tmp_path: Path, text: str) -> None:
+        assert self.kept(tmp_path, text) == [Rung(STREAM)] * 2
+
+    @pytest.mark.parametrize("size", [limits.MIN_UPLOAD_CHUNK, limits.UPLOAD_MEMORY])
+    def test_one_that_could_be_learnt_counts(self, tmp_path: Path, size: int) -> None:
+        assert self.kept(tmp_path, f"chunk={size}") == [Rung(CHUNK, size)] * 2
 
 
 class TestJobs:

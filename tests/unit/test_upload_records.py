@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.origins import Origin
 from ocistream.upload_records import Claim, Key, UploadRecord, UploadRecords, may_be_kept
 
 NOW = time.time()
 HOME = "https://registry.example:5000"
+UPLOADS = "/v2/team/app/blobs/uploads"
+UUID = "7c5a02b7-46e1-4bce-bf31-4b883384286b"
 KEY = Key("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
 RECORD = UploadRecord(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
 
@@ -319,39 +320,72 @@ class TestWhatIsLeftOver:
 
 class TestLocations:
     @pytest.mark.parametrize(
-        "location",
+        "session",
         [
-            f"{HOME}/v2/team/app/blobs/uploads/7c5a?_state=SGVsbG8%3D",
-            f"{HOME}/v2/team/app/blobs/uploads/7c5a?_nouploadcache=false&_state=x_y-z",
-            f"{HOME}/v2/team/app/blobs/upload/1:7c5a",
-            "https://REGISTRY.example:5000/upload?uuid=1&part=2",
+            f"{UPLOADS}/{UUID}",
+            f"{UPLOADS}/{UUID}?",
+            f"{UPLOADS}/{UUID}?_state=SGVs_G8-%3D",
+            f"{UPLOADS}/{UUID}?_state=SGVsbG8==",
+            f"{UPLOADS}/{UUID}?_nouploadcache=false&_state=x_y-z%2B%2fa",
+            f"{UPLOADS}/{UUID}?mount=sha256:{'a' * 64}&from=team%2Fbase",
+            f"{UPLOADS}/{UUID}?digest=sha256%3A{'a' * 64}",
+            f"/v2/team/app/blobs/upload/1:{UUID}",
+            f"{UPLOADS}/k2j5h_2-x",
         ],
     )
-    def test_those_of_registries_may_be_kept(self, location: str) -> None:
-        assert may_be_kept(location, Origin.of(HOME))
+    def test_those_of_registries_may_be_kept(self, session: str) -> None:
+        assert may_be_kept(f"{HOME}{session}", HOME, "team/app")
+        assert may_be_kept(f"https://REGISTRY.example:5000{session}", HOME, "team/app")
+        assert may_be_kept(f"{HOME}/gateway{session}", f"{HOME}/gateway/", "team/app")
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/v2/team/app/token=SECRET/u",
+            "/v2/SECRET/blobs/uploads/u",
+            "/v2/SECRET!!/blobs/uploads/u",
+            "/v2/team/xyz/blobs/uploads/u",
+            "/SECRET/v2/team/app/blobs/uploads/u",
+            "/v2/team/app/blobs/uploads/SECRET/u",
+            "/v2/team/app/blobs/uploads/u/SECRET",
+            "/v2/team/app/blobs/uploads/u;sig=SECRET",
+            "/v2/team/app/blobs/uploads/sig=SECRET",
+            "/v2/team/app/blobs/uploads/sig%3DSECRET",
+            "/v2/team/app/blobs/uploads/eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+            f"/v2/team/app/blobs/uploads/{'u' * 200}",
+            "/v2/team/app/blobs/uploads/",
+            "/v2/team/app/blobs/uploads/u\u00ed",
+            "/artifacts-uploads/namespaces/p/repositories/team/app/uploads/u",
+            "/upload",
+            "",
+        ],
+    )
+    def test_no_other_path(self, path: str) -> None:
+        assert not may_be_kept(f"{HOME}{path}", HOME, "team/app")
 
     @pytest.mark.parametrize(
         "location",
         [
-            "http://registry.example:5000/v2/x",
-            "https://registry.example/v2/x",
-            "https://storage.example:5000/v2/x",
-            "https://user:password@registry.example:5000/v2/x",
-            "https://user@registry.example:5000/v2/x",
-            "https://@registry.example:5000/v2/x",
-            f"{HOME}/v2/x#token",
-            f"{HOME}/v2/x y",
-            f"{HOME}/v2/\nx",
-            f"{HOME}/" + "x" * limits.MAX_UPLOAD_LOCATION,
+            f"http://registry.example:5000{UPLOADS}/x",
+            f"https://registry.example{UPLOADS}/x",
+            f"https://storage.example:5000{UPLOADS}/x",
+            f"https://user:password@registry.example:5000{UPLOADS}/x",
+            f"https://user@registry.example:5000{UPLOADS}/x",
+            f"https://@registry.example:5000{UPLOADS}/x",
+            f"{HOME}{UPLOADS}/x#token",
+            f"{HOME}{UPLOADS}/x#",
+            f"{HOME}{UPLOADS}/x y",
+            f"{HOME}{UPLOADS}/\nx",
+            f"{HOME}{UPLOADS}/x?_state=" + "x" * limits.MAX_UPLOAD_LOCATION,
             "file:///etc/passwd",
-            "//registry.example:5000/v2/x",
-            "/v2/x",
+            f"//registry.example:5000{UPLOADS}/x",
+            f"{UPLOADS}/x",
             "",
             "https://[/x",
         ],
     )
     def test_no_other_place_and_nothing_malformed(self, location: str) -> None:
-        assert not may_be_kept(location, Origin.of(HOME))
+        assert not may_be_kept(location, HOME, "team/app")
 
     @pytest.mark.parametrize(
         "query",
@@ -374,7 +408,28 @@ class TestLocations:
             "password=0",
             "token",
             "_state=eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+            "_state=eyJhbGciOiJIUzI1NiJ9%2EeyJzdWIiOiIxIn0%2Ec2ln",
+            "_state=%65yJhbGciOiJIUzI1NiJ9",
+            "_state=a;sig=0",
+            "_state=a?sig=0",
+            "%5fstate=a",
+            "_nouploadcache=SECRET",
+            "digest=SECRET",
+            "mount=SECRET",
+            "from=SECRET",
+            "st=0",
+            "hash=0&Expires=1",
+            "h=0&e=1&s=2",
+            "session=0&code=1",
+            "a=%65yJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+            "s%C3%ADg=0",
+            "se%0akret=0",
+            "hdnts=exp=1~acl=/*~hmac=0",
+            "SECRET",
+            "=SECRET",
+            "uuid=1&part=2",
         ],
     )
-    def test_none_with_what_may_be_a_secret(self, query: str) -> None:
-        assert not may_be_kept(f"{HOME}/v2/team/app/blobs/uploads/1?{query}", Origin.of(HOME))
+    def test_no_parameter_that_is_not_known_to_be_no_secret(self, query: str) -> None:
+        for given in (query, f"_state=a&{query}", f"{query}&_state=a"):
+            assert not may_be_kept(f"{HOME}{UPLOADS}/{UUID}?{given}", HOME, "team/app")

@@ -25,7 +25,6 @@ from ocistream.documents import (
 )
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
-from ocistream.origins import Origin
 from ocistream.state import State
 from ocistream.stores.docker_images import parse_manifest_json
 from ocistream.stores.index import index_json, parse_index, parse_layout_file, roots_of
@@ -327,7 +326,7 @@ def _records(folder: Path) -> Iterator[Check]:
     """What is remembered of an upload is never a reason to fail; and what is written over it is there afterwards."""
     notes = list[str]()
     records = UploadRecords(folder / "uploads", notes.append, lambda: 1_000_000_100.0)
-    home, written = Origin("https", "registry.example", 5000), UploadRecord("https://registry.example:5000/x", 1)
+    written = UploadRecord("https://registry.example:5000/x", 1)
 
     def check(data: bytes) -> None:
         claim = records.claim(_UPLOAD)
@@ -340,7 +339,7 @@ def _records(folder: Path) -> Iterator[Check]:
         claim = records.claim(_UPLOAD)
         assert claim is not None
         if claim.found is not None:
-            may_be_kept(claim.found.location, home)
+            may_be_kept(claim.found.location, "https://registry.example:5000", "team/app")
         claim.write(written)
         claim.leave()
         again = records.claim(_UPLOAD)
