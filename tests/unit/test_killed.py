@@ -55,10 +55,12 @@ def moved(source: Path, kind: str, folder: Path, *, step: int = -1, by: int = si
         left = iter(range(step, -1, -1))
 
         def count(event: str, arguments: tuple[object, ...]) -> None:
+            if event not in STEPS:
+                return
             # What is open already is given by its number.
-            if event in STEPS and (isinstance(arguments[0], int) or str(arguments[0]).startswith(f"{folder}")):
-                if next(left, None) == 0:
-                    os.kill(os.getpid(), by)
+            is_there = isinstance(arguments[0], int) or str(arguments[0]).startswith(f"{folder}")
+            if is_there and next(left, None) == 0:
+                os.kill(os.getpid(), by)
 
         sys.addaudithook(count)
         code = main(copying(source, kind, folder))
