@@ -160,8 +160,9 @@ def find(folder: Path, name: str, mode: int) -> Partial | None:
         notices.notice(f"another process is writing {path}: this run begins anew, and keeps nothing", level=1)
     elif is_locked is None:
         notices.notice(f"there are no locks in {folder}: nothing is kept there to go on with", level=1)
-    if is_new:
-        # This file system knows no locks, or calls what is ours somebody else's.
+    if is_new and is_locked is None:
+        # This file system knows no locks, or calls what is ours somebody else's. Another process that has got the lock
+        # of what we made has found it, and is writing it.
         partial.settle()
     partial.forget()
     partial.file.close()

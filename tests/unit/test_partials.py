@@ -168,6 +168,24 @@ class TestTwoAtOnce:
             write_all(partial.file, b"mine")
             assert (tmp_path / "a").read_bytes() == b"whole"
 
+    def test_who_finds_a_new_one_and_locks_it_first_keeps_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other process opens our file, and locks it, between our making of it and our locking of it."""
+        real, theirs = fcntl.flock, list[int]()
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not theirs:
+                theirs.append(os.open(tmp_path / NAME, os.O_RDWR))
+                real(theirs[0], operation)
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with lasting_file(tmp_path / "a") as partial:
+            assert is_stray_of(partial.path.name, "a")
+        os.close(theirs[0])
+        assert names_in(tmp_path) == [NAME, "a"]
+
     def test_what_somebody_has_removed_is_not_confused_with_what_took_its_place(self, tmp_path: Path) -> None:
         def replaced() -> None:
             with lasting_file(tmp_path / "a") as partial:
