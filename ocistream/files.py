@@ -10,10 +10,11 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from io import FileIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ocistream import partials
+from ocistream import limits, notices, partials
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -44,6 +45,9 @@ __all__ = [
     "write_all",
 ]
 
+#: Seconds between two tries to get a lock: it is mostly held for a moment.
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.1
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "the quota is used up: free some space and run the same command again",
@@ -165,17 +169,39 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
+def locked_directory(directory: Path, patience: float | None = None) -> Iterator[None]:
     """Hold the advisory lock on `directory` itself, so that no lock file is left lying about.
 
-    Two of our processes that change one layout's `index.json` take turns by it.
+    Two of our processes that change one layout's `index.json` take turns by it. Whoever can read the directory can hold
+    it too, for ever: so it is waited for so many seconds (`limits.LOCK_TIME`) and no longer, and a long wait is said.
+
+    Raises:
+        LocalDiskError: another process did not let go of it.
+        OSError: as `os.open` and `flock` do.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, directory, limits.LOCK_TIME if patience is None else patience)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path, patience: float) -> None:
+    began, pause = time.monotonic(), _FIRST_PAUSE
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        waited = time.monotonic() - began
+        if waited >= patience:
+            msg = f"another process has the lock of {directory}, and did not let go of it in {patience:.0f} s"
+            raise LocalDiskError(msg, hint="`lslocks` shows which one it is")
+        if waited >= limits.LOCK_SAID:
+            notices.notice(f"waiting for another process that has the lock of {directory}")
+        # Not by a `flock` that waits: it would have to be ended from elsewhere.
+        time.sleep(min(pause, patience - waited))
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def open_for_reading(path: Path) -> FileIO:

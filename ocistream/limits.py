@@ -121,6 +121,14 @@ WORTH_KEEPING: Final = 1 * MIB
 #: Parts of blobs in a layout that nobody has gone on with for so many seconds are removed: 7 days.
 PARTIAL_AGE: Final = 7 * 86_400.0
 
+# Locks of others -------------------------------------------------------------------------------------------
+#: How long, in seconds, the lock of a layout is waited for, which whoever can read the directory can hold; and after
+#: how long that is said. We hold it for moments.
+LOCK_TIME: Final = 60.0
+LOCK_SAID: Final = 3.0
+#: The same of the state directory, without which all goes on.
+STATE_LOCK_TIME: Final = 2.0
+
 # State of earlier runs -------------------------------------------------------------------------------------
 #: The file of what was learnt of hosts, and the hosts in it: some hundred bytes each.
 MAX_STATE_FILE: Final = 256 * KIB
@@ -138,8 +146,8 @@ MAX_HELD_RECORDS: Final = 256
 UPLOAD_RECORD_AGE: Final = 7 * 86_400.0
 
 # Clients of the embedded registry --------------------------------------------------------------------------
-#: Uploads under way at once.
-MAX_UPLOADS: Final = 1_000
+#: Uploads under way at once: each takes a file descriptor, of which a process often has 1,024.
+MAX_UPLOADS: Final = 500
 #: After so many seconds without a byte an upload is taken for abandoned.
 UPLOAD_IDLE: Final = 3_600.0
 #: After so many seconds of a client's silence its connection is closed; a slow pipe may well pause for minutes.

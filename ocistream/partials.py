@@ -2,7 +2,8 @@
 
 `.NAME.partial` is the one that the next run for the same NAME finds and goes on with. `.NAME.RANDOM.partial` is for one
 run alone. Whoever writes either holds an advisory lock on it: what has none was left by a process that was killed.
-Which of the two it is to be, and when it gets its name, is files.py's concern.
+(Where NAME is so long that the file system would take neither, its SHA-256 stands there.) Which of the two it is to be,
+and when it gets its name, is files.py's concern.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import math
 import os
 import re
 import secrets
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import TYPE_CHECKING, Final
 
-from ocistream import limits
+from ocistream import limits, notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +36,7 @@ __all__ = [
     "create",
     "drop_unfinished",
     "find",
+    "is_called_so",
     "is_stray_of",
     "kept",
     "lasting",
@@ -43,7 +47,9 @@ __all__ = [
 PARTIAL_SUFFIX: Final = ".partial"
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM: Final = 6
-_STRAY = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM}}}{re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
+_STRAY = re.compile(rf"\.(.+)\.([0-9a-f]{{{2 * _RANDOM}}}){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
+#: NAME_MAX of nearly every file system, in bytes.
+_LONGEST: Final = 255
 _LASTING = re.compile(rf"\.(.+){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
 #: A sweep may hold a new file's lock between its first two moments; that this happens so often is no accident.
 _ATTEMPTS: Final = 20
@@ -119,8 +125,8 @@ def create(folder: Path, name: str, mode: int) -> Partial:
         OSError: as `os.open` does.
     """
     for _ in range(_ATTEMPTS):
-        path = folder / f".{name}.{secrets.token_hex(_RANDOM)}{PARTIAL_SUFFIX}"
-        partial = _begun(path, os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode), is_lasting=False)
+        path = folder / _stray_name(name, secrets.token_hex(_RANDOM))
+        partial = _begun(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_lasting=False)
         if _locked(partial.file.fileno()) is not False and partial.is_there():
             return partial
         partial.forget()
@@ -131,33 +137,94 @@ def create(folder: Path, name: str, mode: int) -> Partial:
 def find(folder: Path, name: str, mode: int) -> Partial | None:
     """Go on with the one that an earlier run has left for `name`, or begin it.
 
-    None where that cannot be: another process is writing it, the file system knows no locks, or what has its name is a
-    link, no regular file, somebody else's, or has another name besides. What it holds is to be looked at as anybody's.
+    None where that cannot be, which is said: another process is writing it, the file system knows no locks, or what has
+    its name is a link, no regular file, somebody else's, or has another name besides. What it holds is to be looked at
+    as anybody's.
     """
-    path = folder / f".{name}{PARTIAL_SUFFIX}"
+    path = folder / _lasting_name(name)
     try:
-        descriptor, is_new = _opened(path, mode)
-    except OSError:
+        partial, is_new = _found(path, mode)
+    except OSError as error:
+        # Where nothing is there, whatever is made instead will meet the same trouble, and say so.
+        _is_in_the_way(path, error)
         return None
-    partial = _begun(path, descriptor, is_lasting=True)
+    descriptor = partial.file.fileno()
+    is_ours = _not_ours(os.fstat(descriptor)) is None
+    is_locked = _locked(descriptor) if is_ours else None
     # Whoever had the lock before may have given it its name, or removed it.
-    if _is_ours(descriptor) and _locked(descriptor) and partial.is_there():
+    if is_locked and partial.is_there() and (is_new or _has_rights_of_new(partial, name, mode)):
         return partial
-    if is_new:
-        # This file system knows no locks, or calls what is ours somebody else's.
+    if not is_ours:
+        _is_in_the_way(path)
+    elif is_locked is False:
+        notices.notice(f"another process is writing {path}: this run begins anew, and keeps nothing", level=1)
+    elif is_locked is None:
+        notices.notice(f"there are no locks in {folder}: nothing is kept there to go on with", level=1)
+    if is_new and is_locked is None:
+        # This file system knows no locks, or calls what is ours somebody else's. Another process that has got the lock
+        # of what we made has found it, and is writing it.
         partial.settle()
     partial.forget()
     partial.file.close()
     return None
 
 
-def _opened(path: Path, mode: int) -> tuple[int, bool]:
+def _found(path: Path, mode: int) -> tuple[Partial, bool]:
     """Open a file that may be there, or make it; say whether it was made."""
+    # Not to wait where a FIFO has the name.
+    flags = _FLAGS | os.O_NONBLOCK
     try:
-        # Not to wait where a FIFO has the name.
-        return os.open(path, _FLAGS | os.O_NONBLOCK), False
+        return _begun(path, flags, mode, is_lasting=True), False
     except FileNotFoundError:
-        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode), True
+        with contextlib.suppress(FileExistsError):
+            return _begun(path, flags | os.O_CREAT | os.O_EXCL, mode, is_lasting=True), True
+        # Another process was faster.
+        return _begun(path, flags, mode, is_lasting=True), False
+    except PermissionError:
+        # As a umask of 0222 makes them.
+        _make_writable(path)
+        return _begun(path, flags, mode, is_lasting=True), False
+
+
+def _make_writable(path: Path) -> None:
+    """Let the owner write a file, if it is one of ours."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not _not_ours(status):
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | stat.S_IWUSR)
+    finally:
+        os.close(descriptor)
+
+
+def _has_rights_of_new(partial: Partial, name: str, mode: int) -> bool:
+    """Give what an earlier run has left the rights that a new file gets now, and say whether that could be done.
+
+    Which those are, the umask and the folder decide: so one is made, to be looked at.
+    """
+    try:
+        path = partial.path.parent / _stray_name(name, secrets.token_hex(_RANDOM))
+        new = _begun(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_lasting=False)
+        try:
+            wanted = stat.S_IMODE(os.fstat(new.file.fileno()).st_mode)
+        finally:
+            new.settle()
+            new.forget()
+            new.file.close()
+        os.fchmod(partial.file.fileno(), wanted)
+    except OSError:
+        return False
+    return True
+
+
+def _is_in_the_way(path: Path, error: OSError | None = None) -> None:
+    try:
+        trouble = _not_ours(path.lstat()) or (error and error.strerror)
+    except OSError:
+        return
+    if trouble:
+        what = f"{path} is not gone on with ({trouble}): this run begins anew, and keeps nothing if it is interrupted"
+        notices.notice(f"{what}; remove that, and the next one will")
 
 
 def sweep(folder: Path, is_stray: Callable[[str], bool], *, older_than: float = 0.0) -> None:
@@ -168,19 +235,38 @@ def sweep(folder: Path, is_stray: Callable[[str], bool], *, older_than: float = 
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if is_stray(entry.name)]:
             with contextlib.suppress(OSError):
-                _remove_idle(folder / name, older_than)
+                _remove_idle(folder / name, older_than=older_than)
 
 
 def is_stray_of(entry: str, name: str | None = None) -> bool:
     """Say whether a folder's entry is called like one that is for one run alone; and for `name`, if that is given."""
     match = _STRAY.match(entry)
-    return match is not None and (name is None or match[1] == name)
+    return match is not None and (name is None or entry == _stray_name(name, match[2]))
 
 
 def lasting(entry: str) -> str | None:
     """Give the name that an entry of a folder is to get at the end, if it is called like one to go on with."""
     match = _LASTING.match(entry)
     return match[1] if match and not _STRAY.match(entry) else None
+
+
+def is_called_so(name: str) -> bool:
+    """Say whether a name is one of those that are given to unfinished files, which others may then take it for."""
+    return is_stray_of(name) or lasting(name) is not None
+
+
+def _lasting_name(name: str) -> str:
+    return f".{_shortened(name, len(f'.{PARTIAL_SUFFIX}'))}{PARTIAL_SUFFIX}"
+
+
+def _stray_name(name: str, random: str) -> str:
+    return f".{_shortened(name, len(f'..{random}{PARTIAL_SUFFIX}'))}.{random}{PARTIAL_SUFFIX}"
+
+
+def _shortened(name: str, more: int) -> str:
+    """Give a name to which so many bytes can be added, and the same one each time."""
+    raw = os.fsencode(name)
+    return name if len(raw) + more <= _LONGEST else hashlib.sha256(raw).hexdigest()
 
 
 def drop_unfinished() -> None:
@@ -201,10 +287,23 @@ def begin() -> None:
     _kept.clear()
 
 
-def _begun(path: Path, descriptor: int, *, is_lasting: bool) -> Partial:
-    partial = Partial(path, FileIO(descriptor, "r+b"), is_lasting)
-    with _lock:
-        _unfinished.add(partial)
+def _begun(path: Path, flags: int, mode: int, *, is_lasting: bool) -> Partial:
+    """Open one, and know of it.
+
+    Raises:
+        OSError: as `os.open` does.
+    """
+    try:
+        partial = Partial(path, FileIO(os.open(path, flags, mode), "r+b"), is_lasting)
+        with _lock:
+            _unfinished.add(partial)
+    except OSError:
+        raise
+    except BaseException:
+        # A signal came when it was made and nobody knew of it yet.
+        with contextlib.suppress(OSError):
+            _remove_idle(path, below=limits.WORTH_KEEPING)
+        raise
     return partial
 
 
@@ -219,10 +318,15 @@ def _locked(descriptor: int) -> bool | None:
     return True
 
 
-def _is_ours(descriptor: int) -> bool:
-    """Say whether a file is a regular one, with one name, and belongs to whom this process does."""
-    status = os.fstat(descriptor)
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+def _not_ours(status: os.stat_result) -> str | None:
+    """Say why a file is none that we may write: a regular one, with one name, of whom this process belongs to."""
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if status.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if status.st_nlink != 1:
+        return "it has another name besides" if status.st_nlink else "it was removed"
+    return None
 
 
 def _leads_to(path: Path, descriptor: int) -> bool:
@@ -232,11 +336,13 @@ def _leads_to(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove_idle(path: Path, older_than: float) -> None:
+def _remove_idle(path: Path, *, older_than: float = 0.0, below: float = math.inf) -> None:
+    """Remove one that nobody writes, if it is so old, in seconds, and smaller than so many bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        is_old = os.fstat(descriptor).st_mtime <= time.time() - older_than
-        if is_old and _is_ours(descriptor) and _locked(descriptor) and _leads_to(path, descriptor):
+        status = os.fstat(descriptor)
+        fits = status.st_mtime <= time.time() - older_than and status.st_size < below and not _not_ours(status)
+        if fits and _locked(descriptor) and _leads_to(path, descriptor):
             path.unlink()
     finally:
         os.close(descriptor)

@@ -86,7 +86,7 @@ class State:
             return
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with files.locked_directory(self._directory):
+            with files.locked_directory(self._directory, limits.STATE_LOCK_TIME):
                 known = self.facts()
                 known.pop(host, None)
                 if facts is not None:

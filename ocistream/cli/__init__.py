@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from ocistream import __version__, files, left_open, partials
+from ocistream import __version__, files, left_open, notices, partials
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, TerminatedError, UsageError
 
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         return UsageError.exit_code
     partials.begin()
     left_open.begin()
+    notices.listen(console.note)
     try:
         return _run(arguments, console)
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user

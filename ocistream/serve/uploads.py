@@ -1,13 +1,14 @@
 """Upload sessions: bytes that have come, hashed while they are written, until they are a blob or dropped.
 
-A session's bytes are in a partial file among the layout's blobs, where a rename makes it one, and where the next
-start finds it if this process is killed. Sessions live in this process only. HTTP is not known here, but for the
-refusals.
+A session's bytes are in a partial file among the layout's blobs, where a rename makes it one. It is locked as long as
+the session lives, so if this process is killed, the next start knows that nobody will go on with it. Sessions live in
+this process only. HTTP is not known here, but for the refusals.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ import uuid
 from io import FileIO
 from typing import TYPE_CHECKING, Final
 
-from ocistream import files, limits
+from ocistream import files, limits, partials
 from ocistream.reference import DIGEST_HEX_LENGTHS, parse_digest
 from ocistream.serve.refusals import RefusedError
 from ocistream.stream import chunks_of, new_hash
@@ -59,7 +60,10 @@ class Upload:
         with self._disk():
             folder.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(self._path, flags, _MODE))
+            self._lock_holder = FileIO(os.open(self._path, flags, _MODE), "wb")
+            # Where there are no locks, the file's age has to say that it is abandoned.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock_holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def expect(self, digest: str) -> None:
         """Hash with the algorithm of the digest that was promised, if no byte has come yet."""
@@ -110,6 +114,7 @@ class Upload:
         self.is_open = False
         with contextlib.suppress(OSError):
             self._path.unlink()
+        self._lock_holder.close()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -211,9 +216,14 @@ class Uploads:
                     self._forget(upload)
 
     def clean(self) -> None:
-        """Remove the partial files of sessions whose process was killed, once they are as old as an idle one."""
+        """Remove the partial files of sessions whose process was killed: nobody has their locks.
+
+        Also what is as old as an idle session, whosever it is.
+        """
         for algorithm in DIGEST_HEX_LENGTHS:
-            for path in self._layout.blob_folder(algorithm).glob(f".*{_SUFFIX}"):
+            folder = self._layout.blob_folder(algorithm)
+            partials.sweep(folder, _is_upload)
+            for path in folder.glob(f".*{_SUFFIX}"):
                 with contextlib.suppress(OSError):
                     if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE:
                         path.unlink()
@@ -234,6 +244,10 @@ class Uploads:
     def _forget(self, upload: Upload) -> None:
         with self._lock:
             self._uploads.pop(upload.identifier, None)
+
+
+def _is_upload(entry: str) -> bool:
+    return entry.startswith(".") and entry.endswith(_SUFFIX)
 
 
 def _unknown(identifier: str) -> RefusedError:

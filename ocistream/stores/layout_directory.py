@@ -46,6 +46,7 @@ class LayoutDirectory:
 
         Raises:
             UsageError: there are other things in it.
+            ArchiveError: what there is of a layout is malformed, of a version that is not known, or a link.
             LocalDiskError: it is no directory, or cannot be read.
         """
         with files.disk_errors(f"cannot create the layout {self.path}"):
@@ -56,6 +57,10 @@ class LayoutDirectory:
             if others and not self.exists():
                 msg = f"{self.path} is not empty and not an OCI layout"
                 raise UsageError(msg, hint="name an empty or a new directory")
+        for algorithm in DIGEST_HEX_LENGTHS:
+            self.blob_folder(algorithm)
+        self._check_marker()
+        self.entries()
 
     def create(self) -> None:
         """Make the directory a layout without images, unless it is one.
@@ -87,10 +92,15 @@ class LayoutDirectory:
         if not (self.path / "index.json").exists():
             msg = f"{self.path} is not an OCI layout: it has no index.json"
             raise ArchiveError(msg)
+        self._check_marker()
+
+    def _check_marker(self) -> None:
         marker = self.path / "oci-layout"
         # Some tools leave `oci-layout` away; the index is what counts.
         with files.disk_errors(f"cannot read {marker}"), contextlib.suppress(FileNotFoundError), _regular(f"{marker}"):
-            parse_layout_file(files.read_bounded(marker, limits.MAX_LAYOUT_FILE))
+            raw = files.read_bounded(marker, limits.MAX_LAYOUT_FILE)
+            with _found_in(self.path):
+                parse_layout_file(raw)
 
     def blob_path(self, digest: str) -> Path:
         """Give the path of a blob, after making sure that no symbolic link leads out of the layout on the way.
@@ -285,8 +295,11 @@ class LayoutDirectory:
             ArchiveError: it is malformed, or a link.
             LocalDiskError: it cannot be read.
         """
-        raw = self._index()
-        return parse_index(raw) if raw is not None else []
+        return self._parsed(self._index())
+
+    def _parsed(self, raw: bytes | None) -> list[Descriptor]:
+        with _found_in(self.path):
+            return parse_index(raw) if raw is not None else []
 
     def _index(self) -> bytes | None:
         path = self.path / "index.json"
@@ -310,7 +323,7 @@ class LayoutDirectory:
             for folder in (self.path / "blobs").glob("sha*"):
                 files.sync_directory(folder)
             before = self._index()
-            raw = index_json(change(parse_index(before) if before is not None else []), before)
+            raw = index_json(change(self._parsed(before)), before)
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{path} would be larger than {limits.MAX_MANIFEST} bytes"
                 raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
@@ -335,6 +348,16 @@ def _regular(what: str) -> Iterator[None]:
             msg = f"{what} is not a regular file"
             raise ArchiveError(msg) from error
         raise
+
+
+@contextlib.contextmanager
+def _found_in(layout: Path) -> Iterator[None]:
+    """Say in which layout a document is malformed."""
+    try:
+        yield
+    except ArchiveError as error:
+        msg = f"{layout}: {error.what}"
+        raise ArchiveError(msg, hint=error.hint) from error
 
 
 def _is_ours(name: str) -> bool:

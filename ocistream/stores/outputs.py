@@ -268,8 +268,13 @@ def file_output(path: Path) -> Output:
     """Give the output that writes a regular file at `path`.
 
     Raises:
+        UsageError: it is called as unfinished files are.
         NotFoundError: its folder is not there.
         LocalDiskError: it cannot be written.
     """
     # A link is followed, as `>` does it: what it points to is replaced.
-    return _FileOutput(path.resolve() if path.is_symlink() else path)
+    path = path.resolve() if path.is_symlink() else path
+    if partials.is_called_so(path.name):
+        msg = f"{path}: files that are not finished are called so, and another run would take it for one"
+        raise UsageError(msg, hint="give it a name that does not begin with a dot and end in .partial")
+    return _FileOutput(path)

@@ -224,7 +224,9 @@ def test_what_has_the_name_and_is_not_ours_is_left_alone(
         partial.symlink_to(precious)
     else:
         partial.hardlink_to(precious)
-    expect.success(pull(registry, "-o", folder / "app.tar"))
+    result = pull(registry, "-o", folder / "app.tar")
+    expect.success(result)
+    assert f"{partial} is not gone on with" in result.err
     assert (folder / "app.tar").read_bytes() == whole
     assert precious.read_bytes() == whole[: 2 * MIB]
     expect.nothing_left(folder, ".app.tar.partial", "app.tar")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -24,6 +26,7 @@ from ocistream.files import (
     read_bounded,
     write_all,
 )
+from ocistream.notices import listen
 
 
 def names_in(folder: Path) -> list[str]:
@@ -211,6 +214,51 @@ class TestLockedDirectory:
             process.join()
             assert process.exitcode == 0
         assert counter.read_text() == "120"
+
+    @pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+    def test_who_does_not_let_go_is_not_waited_for_without_end(self, tmp_path: Path, kind: int) -> None:
+        """Whoever can read a directory can lock it."""
+        said: list[str] = []
+        listen(lambda message, *, level: said.append(f"{level} {message}"))
+        before = open_descriptors()
+        theirs = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(theirs, kind)
+        with (
+            pytest.raises(LocalDiskError, match=f"lock of {re.escape(str(tmp_path))}") as caught,
+            locked_directory(tmp_path, 0),
+        ):
+            pass
+        os.close(theirs)
+        assert "lslocks" in (caught.value.hint or "")
+        assert open_descriptors() == before
+        assert said == []
+
+    def test_a_wait_that_is_long_is_said_once_and_ends_with_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[str] = []
+        theirs = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+
+        def let_go(_: float) -> None:
+            if tries.pop():
+                os.close(theirs)
+
+        tries = [True, False, False]
+        listen(lambda message, *, level: said.append(f"{level} {message}"))
+        monkeypatch.setattr("ocistream.limits.LOCK_SAID", 0)
+        monkeypatch.setattr("time.sleep", let_go)
+        with locked_directory(tmp_path):
+            assert tries == []
+        assert said == [f"0 waiting for another process that has the lock of {tmp_path}"]
+
+    def test_an_interrupt_ends_the_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(_: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("time.sleep", interrupt)
+        with locked_directory(tmp_path), pytest.raises(KeyboardInterrupt), locked_directory(tmp_path):
+            pass
 
     def test_the_lock_leaves_nothing_behind(self, tmp_path: Path) -> None:
         before = open_descriptors()

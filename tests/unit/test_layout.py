@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
@@ -100,6 +101,33 @@ class TestCreating:
         with pytest.raises(LocalDiskError):
             copy(layout.path, tmp_path / "out")
         assert (tmp_path / "out").read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("index.json", b"{"),
+            ("index.json", b""),
+            ("oci-layout", b"garbage"),
+            ("oci-layout", b'{"imageLayoutVersion": "9.0.0"}'),
+        ],
+    )
+    def test_one_that_is_malformed_is_refused_before_anything_is_asked_for(
+        self, layout: Layout, name: str, content: bytes
+    ) -> None:
+        small_image(layout, name="v1")
+        (layout.path / name).write_bytes(content)
+        with pytest.raises(ArchiveError) as caught:
+            LayoutSink(layout.path)
+        assert str(layout.path) in caught.value.what
+        assert name in caught.value.what
+
+    @pytest.mark.parametrize("name", ["blobs", "blobs/sha256", "index.json", "oci-layout"])
+    def test_so_is_one_with_a_link_in_it(self, layout: Layout, tmp_path: Path, name: str) -> None:
+        small_image(layout, name="v1")
+        (layout.path / name).rename(tmp_path / "elsewhere")
+        (layout.path / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ArchiveError, match=re.escape(str(layout.path / name))):
+            LayoutSink(layout.path)
 
     def test_the_marker_of_another_tool_stays_as_it_is(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")

@@ -8,6 +8,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from ocistream import limits, partials
 from ocistream.cli import main
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, TerminatedError
 from ocistream.files import atomic_file, lasting_file, named_at_the_end, write_all
-from ocistream.partials import is_stray_of, lasting, sweep
+from ocistream.notices import listen
+from ocistream.partials import is_called_so, is_stray_of, lasting, sweep
 
 NAME = ".a.partial"
 RANDOM = ".a.0123456789ab.partial"
@@ -33,6 +35,13 @@ def everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def heard() -> list[tuple[str, int]]:
+    """Return the list of what is said from now on, with its level."""
+    said: list[tuple[str, int]] = []
+    listen(lambda message, *, level: said.append((message, level)))
+    return said
 
 
 def interrupted(path: Path, content: bytes, error: BaseException | None = None) -> None:
@@ -159,6 +168,24 @@ class TestTwoAtOnce:
             write_all(partial.file, b"mine")
             assert (tmp_path / "a").read_bytes() == b"whole"
 
+    def test_who_finds_a_new_one_and_locks_it_first_keeps_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other process opens our file, and locks it, between our making of it and our locking of it."""
+        real, theirs = fcntl.flock, list[int]()
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not theirs:
+                theirs.append(os.open(tmp_path / NAME, os.O_RDWR))
+                real(theirs[0], operation)
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with lasting_file(tmp_path / "a") as partial:
+            assert is_stray_of(partial.path.name, "a")
+        os.close(theirs[0])
+        assert names_in(tmp_path) == [NAME, "a"]
+
     def test_what_somebody_has_removed_is_not_confused_with_what_took_its_place(self, tmp_path: Path) -> None:
         def replaced() -> None:
             with lasting_file(tmp_path / "a") as partial:
@@ -201,19 +228,40 @@ class TestWhatIsNotUsed:
         folder.mkdir()
         getattr(self, put)(folder / NAME)
         before = (folder / NAME).lstat()
-        with lasting_file(folder / "a") as partial:
-            assert is_stray_of(partial.path.name, "a")
-            write_all(partial.file, b"content")
+        notices = heard()
+        for _ in range(2):
+            with lasting_file(folder / "a") as partial:
+                assert is_stray_of(partial.path.name, "a")
+                write_all(partial.file, b"content")
         assert (folder / "a").read_bytes() == b"content"
+        # It is said, and once.
+        ((message, level),) = notices
+        assert message.startswith(f"{folder / NAME} is not gone on with (it ")
+        assert level == 0
         assert precious.read_bytes() == b"mine"
         assert os.path.samestat((folder / NAME).lstat(), before)
 
     def test_what_belongs_to_somebody_else_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / NAME).write_bytes(b"theirs")
         monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        notices = heard()
         with lasting_file(tmp_path / "a") as partial:
             assert partial.path.name != NAME
         assert (tmp_path / NAME).read_bytes() == b"theirs"
+        assert "belongs to another user" in notices[0][0]
+
+    def test_that_another_process_writes_it_is_said_to_who_asks(self, tmp_path: Path) -> None:
+        notices = heard()
+        with lasting_file(tmp_path / "a"), lasting_file(tmp_path / "a"):
+            pass
+        assert [(tmp_path / NAME).name in message for message, _ in notices] == [True]
+        assert notices[0][1] == 1
+
+    def test_where_none_can_be_made_the_trouble_itself_is_said(self, tmp_path: Path) -> None:
+        notices = heard()
+        with pytest.raises(FileNotFoundError), lasting_file(tmp_path / "none" / "a"):
+            pass
+        assert notices == []
 
     def test_without_locks_there_is_nothing_to_go_on_with_and_nothing_left(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +276,100 @@ class TestWhatIsNotUsed:
             sweep(tmp_path, is_stray_of)
             assert names_in(tmp_path) == [name]
         assert names_in(tmp_path) == ["a"]
+
+
+class TestRights:
+    """The result has those of a file that is new, whatever an earlier run has left."""
+
+    @pytest.mark.parametrize("rights", [0o600, 0o666, 0o4777, 0o2770])
+    def test_they_are_those_of_this_run(self, tmp_path: Path, rights: int) -> None:
+        interrupted(tmp_path / "a", b"begin")
+        (tmp_path / NAME).chmod(rights)
+        before = os.umask(0o027)
+        try:
+            with lasting_file(tmp_path / "a") as partial:
+                assert partial.size() == 5
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+        assert names_in(tmp_path) == ["a"]
+
+    def test_what_a_umask_has_made_read_only_is_gone_on_with(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = os.umask(0o222)
+        try:
+            interrupted(tmp_path / "a", b"begin")
+        finally:
+            os.umask(before)
+        assert not (tmp_path / NAME).stat().st_mode & stat.S_IWUSR
+        real = os.open
+
+        def as_a_user(path: Path, flags: int, *mode: int) -> int:
+            """Open a file as who is not root has to."""
+            writes = flags & os.O_ACCMODE != os.O_RDONLY
+            if writes and not flags & os.O_CREAT and path.exists() and not path.stat().st_mode & stat.S_IWUSR:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, flags, *mode)
+
+        monkeypatch.setattr("os.open", as_a_user)
+        with lasting_file(tmp_path / "a") as partial:
+            assert partial.size() == 5
+
+    def test_where_they_cannot_be_set_it_is_not_gone_on_with(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupted(tmp_path / "a", b"begin")
+
+        def refuse(*_: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr("os.fchmod", refuse)
+        with lasting_file(tmp_path / "a") as partial:
+            assert partial.size() == 0
+
+
+class TestLongNames:
+    @pytest.mark.parametrize("length", [233, 234, 246, 247, 255])
+    def test_any_name_that_the_file_system_takes_will_do(self, tmp_path: Path, length: int) -> None:
+        path = tmp_path / ("x" * length)
+        interrupted(path, b"begin")
+        with lasting_file(path) as partial, lasting_file(path) as second:
+            assert partial.size() == 5
+            assert is_stray_of(second.path.name, path.name)
+            assert not is_stray_of(second.path.name, "y" * length)
+        assert names_in(tmp_path) == [path.name]
+
+    def test_bytes_are_counted_and_not_characters(self, tmp_path: Path) -> None:
+        path = tmp_path / ("\N{SNOWMAN}" * 85)
+        with atomic_file(path):
+            pass
+        assert names_in(tmp_path) == [path.name]
+
+
+class TestSignals:
+    """A signal may come between the making of a file and the knowing of it."""
+
+    @pytest.mark.parametrize("size", [0, 5])
+    @pytest.mark.parametrize("write", [lasting_file, atomic_file])
+    def test_nothing_is_left_then_but_what_was_worth_keeping(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        size: int,
+        write: Callable[[Path], contextlib.AbstractContextManager[object]],
+    ) -> None:
+        if size:
+            interrupted(tmp_path / "a", b"begin")
+        before = names_in(tmp_path)
+
+        def strike(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ocistream.partials.FileIO", strike)
+        with pytest.raises(KeyboardInterrupt), write(tmp_path / "a"):
+            pass
+        assert names_in(tmp_path) == before
 
 
 class TestSweeping:
@@ -337,6 +479,13 @@ class TestSweeping:
 )
 def test_the_name_of_what_can_be_gone_on_with_is_in_its_own(entry: str, name: str | None) -> None:
     assert lasting(entry) == name
+
+
+def test_names_that_are_ours_are_known() -> None:
+    assert [name for name in (".a.partial", RANDOM, "a.partial", ".a", "a") if is_called_so(name)] == [
+        ".a.partial",
+        RANDOM,
+    ]
 
 
 @contextlib.contextmanager

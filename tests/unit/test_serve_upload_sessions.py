@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -12,6 +13,8 @@ import pytest
 
 from ocistream import files
 from ocistream.serve import RefusedError, Registry
+from ocistream.serve.uploads import Uploads
+from ocistream.stores.layout_directory import LayoutDirectory
 from tests.images import digest_of
 from tests.talking import Client, connect, read_all
 from tests.unit.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
@@ -141,15 +144,31 @@ class TestSessions:
         served.stop()
         assert blobs(served) == []
 
-    def test_what_a_killed_registry_left_is_removed_when_it_is_old(self, tmp_path: Path) -> None:
+    def test_what_a_killed_registry_left_is_removed_by_the_next_one(self, ask: Client, served: Registry) -> None:
+        """What another process is still writing is not: that has its lock."""
+        ask("PATCH", begin(ask), FIRST)
+        (alive,) = blobs(served)
+        for name in (".dead.upload.partial", ".other.partial"):
+            (served.layout.path / "blobs/sha256" / name).write_bytes(FIRST)
+        with Registry(served.layout.path):
+            assert blobs(served) == sorted([alive, ".other.partial"])
+
+    def test_without_locks_it_is_when_it_is_old(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_locks(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", no_locks)
+        layout = LayoutDirectory(tmp_path / "layout")
         folder = tmp_path / "layout/blobs/sha256"
         folder.mkdir(parents=True)
         old, new = folder / ".old.upload.partial", folder / ".new.upload.partial"
         for path in (old, new):
             path.write_bytes(FIRST)
         os.utime(old, (time.time() - 7200,) * 2)
-        with Registry(tmp_path / "layout"):
-            assert list(folder.iterdir()) == [new]
+        uploads = Uploads(layout)
+        uploads.clean()
+        assert list(folder.iterdir()) == [new]
+        uploads.begin("app").discard()
 
 
 class TestMounts:

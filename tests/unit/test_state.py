@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
+from ocistream.files import locked_directory
 from ocistream.state import Facts, State, state_directory
 
 CHUNKS = Facts(sized="chunk=4194304")
@@ -110,6 +111,15 @@ def test_that_it_cannot_be_read_or_written_is_a_note_and_no_failure(tmp_path: Pa
     assert state(tmp_path / "folder", notes).facts() == {}
     assert any("is not kept" in note for note in notes)
     assert any("is not used" in note for note in notes)
+
+
+def test_what_others_have_locked_is_no_reason_to_wait_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(limits, "STATE_LOCK_TIME", 0)
+    with locked_directory(tmp_path):
+        state(tmp_path, notes).keep("a.example", CHUNKS)
+    assert "another process has the lock" in notes[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from ocistream.errors import LocalDiskError, OutputClosedError
+from ocistream.errors import LocalDiskError, OutputClosedError, UsageError
 from ocistream.interfaces import Unnamed
 from ocistream.model import Descriptor
 from ocistream.stores import tar
@@ -225,6 +225,13 @@ class TestSpool:
 
 
 class TestOutputs:
+    @pytest.mark.parametrize("name", [".z.tar.partial", ".z.tar.0123456789ab.partial"])
+    def test_a_name_of_unfinished_files_is_none_for_a_result(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "link").symlink_to(name)
+        for path in (tmp_path / name, tmp_path / "link"):
+            with pytest.raises(UsageError, match="not finished"):
+                file_output(path)
+
     def test_only_a_file_can_be_written_over(self, tmp_path: Path) -> None:
         output = file_output(tmp_path / "out")
         assert isinstance(output, Rewritable)
