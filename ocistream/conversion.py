@@ -22,7 +22,7 @@ from ocistream.interfaces import Unnamed
 from ocistream.model import Descriptor
 from ocistream.reference import printable
 from ocistream.rewriting import Rewriting
-from ocistream.stream import Tally, Watched
+from ocistream.stream import Blamed, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -266,7 +266,7 @@ class Recoded:
         # What is known need not be hashed once more.
         tally = Tally(self._open_raw() if self._source is None else ())
         raw = tally if self._source is None else self._open_raw()
-        plain, result = Tally(self._plain(Watched(raw))), Tally(())
+        plain, result = Tally(self._plain(Blamed(raw))), Tally(())
         for chunk in self._want.codec.compress(plain, self._want.level):
             result.add(chunk)
             yield chunk
@@ -279,7 +279,7 @@ class Recoded:
         )
         self._conversion.note(self._converted)
 
-    def _plain(self, raw: Watched) -> Iterator[Chunk]:
+    def _plain(self, raw: Blamed) -> Iterator[Chunk]:
         first = next(raw, b"")
         codec = codec_of(bytes(first[: limits.KIB]))
         self._media_type = layers.media_type(layers.OCI, codec.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ocistream import layers, limits
+from ocistream import layers
 from ocistream.documents import platform_of_config
 from ocistream.errors import ArchiveError
 from ocistream.graph import is_image
@@ -33,7 +33,6 @@ def configs_wanted(graph: Graph) -> list[Descriptor]:
         and document.config is not None
         and is_image(document)
         and root.descriptor.platform is None
-        and document.config.size <= limits.MAX_CONFIG
     ]
 
 

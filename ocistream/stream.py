@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ocistream.model import Descriptor
 
 __all__ = [
+    "Blamed",
     "Chunk",
     "Counter",
     "Hasher",
     "Tally",
-    "Watched",
     "chunks_of",
     "counted",
     "digest_of",
@@ -105,7 +105,8 @@ def _joined(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Ch
 def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
     """Pass on a blob's chunks from byte `offset` on, of which no more than the size can be checked.
 
-    As with `verified`, what has another size is never completed, and `chunks` is closed at the end.
+    What has less is noticed at its end only, when all that there is has passed; of what has more, no chunk is passed on
+    that goes beyond the size. `chunks` is closed at the end.
 
     Raises:
         IntegrityError: the blob has another size than `descriptor` promises.
@@ -199,7 +200,7 @@ def stoppable(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[C
         yield chunk
 
 
-class Watched:
+class Blamed:
     """Chunks that know whether it was they that failed, or who uses them."""
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:

@@ -134,7 +134,6 @@ class _Transfer:
             for blob in graph.blobs:
                 # One that came early was not seen for what it is.
                 if blob.digest in self._configs and not self.conversion.knows_config(blob.digest):
-                    _check_config_size(blob)
                     self.conversion.note_config(blob.digest, self.recall(blob))
             graph, origins = self.conversion.rewritten(graph)
             self._sink.begin(graph)
@@ -323,9 +322,11 @@ class _Transfer:
             self._note(blob.descriptor, "skipped")
 
     def _put_config(self, blob: Blob) -> None:
-        """Read a config, to check layers by it, and put it where it is not there yet."""
+        """Read a config, to check layers by it, and put it where it is not there yet.
+
+        It is held; no graph has one of more than `limits.MAX_CONFIG`.
+        """
         descriptor = blob.descriptor
-        _check_config_size(descriptor)
         content = until_right(blob, lambda checked: gathered(stoppable(checked.open(), self._cancelled)), again=True)
         if self.conversion is not None:
             self.conversion.note_config(descriptor.digest, content)
@@ -368,12 +369,6 @@ class _Transfer:
 
 def _whole(content: bytes) -> Iterator[Chunk]:
     yield content
-
-
-def _check_config_size(descriptor: Descriptor) -> None:
-    if descriptor.size > limits.MAX_CONFIG:
-        msg = f"the config {descriptor.digest} is larger than {limits.MAX_CONFIG} bytes"
-        raise ArchiveError(msg)
 
 
 def _peeked(blob: Blob) -> tuple[Blob, bytes]:

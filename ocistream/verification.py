@@ -21,7 +21,7 @@ from ocistream.graph import is_image
 from ocistream.interfaces import Unwatched
 from ocistream.layers import looks_like_layer
 from ocistream.model import Descriptor
-from ocistream.stream import Tally, Watched, counted, stoppable, verified, wrong_size
+from ocistream.stream import Blamed, Tally, counted, stoppable, verified, wrong_size
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class _Check:
             _CannotUnpackError: it is what it should be, but not a well-formed compressed stream.
             OcistreamError: what reading it raises.
         """
-        raw = Watched(counted(stoppable(chunks, self._cancelled), self._observer.advance))
+        raw = Blamed(counted(stoppable(chunks, self._cancelled), self._observer.advance))
         if not unpack:
             for _ in raw:
                 pass

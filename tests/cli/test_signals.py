@@ -73,8 +73,14 @@ def test_a_pull_into_a_layout_that_is_stopped_leaves_no_image_but_what_has_come_
     folder = tmp_path / "pulled"
     layer = stalling.faults[0].path.rpartition(":")[2]
     partial = folder / "blobs" / "sha256" / f".{layer}.partial"
+    # The other layer has two: in its middle it would be kept as well.
+    (other,) = (path.name for path in layout.file(f"sha256:{layer}").parent.iterdir() if path.stat().st_size == 2 * MIB)
     pull = ("pull", f"{stalling.host}/app:1", "-o", f"{folder}/")
-    with stopped_in_the_middle(stalling, signal.SIGINT, *pull, until=lambda: _has(partial, MIB)) as end:
+
+    def until() -> bool:
+        return _has(partial, MIB) and partial.with_name(other).exists()
+
+    with stopped_in_the_middle(stalling, signal.SIGINT, *pull, until=until) as end:
         code, _, err = end()
     assert code == 130
     assert f"are kept in {partial}" in err

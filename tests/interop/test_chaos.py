@@ -12,13 +12,15 @@ from tests.peers import need
 
 #: Each of its ways, with both registries, twice and a little more.
 RUNS = 25
+#: Of the first of them. Others are for who looks for faults by hand: a change is not to fail by somebody else's luck.
+SEED = 1
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chaos"
 
 
 def test_pulls_and_pushes_that_are_killed_at_random_moments_end_as_if_nothing_had_happened() -> None:
     need("docker-registry")
-    chaos = [sys.executable, str(SCRIPT), "--runs", str(RUNS), "--command", shlex.join(command())]
+    chaos = [sys.executable, str(SCRIPT), "--runs", str(RUNS), "--seed", str(SEED), "--command", shlex.join(command())]
     done = subprocess.run(chaos, capture_output=True, text=True, check=False)
-    # The seeds are in it, by which a run that failed can be had again.
+    # The seed of a run that failed is in it, by which it can be had again.
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{RUNS} runs, from seed" in done.stdout
+    assert f"{RUNS} runs, from seed {SEED}" in done.stdout

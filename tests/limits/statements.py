@@ -123,10 +123,12 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     14: Limit(
         "A public registry does not lead to loopback, link-local or metadata addresses, by number or by name",
-        ("origins:check_target",),
+        ("origins:check_target", "pools:Reached.check"),
         tests=("unit/test_origins.py::test_a_host_outside_never_leads_to_this_machine_or_to_metadata",
                "unit/test_origins.py::test_nor_by_a_name_that_resolves_to_such_an_address",
                "unit/test_transport.py::test_a_public_registry_does_not_lead_to_inner_addresses",
+               "unit/test_rebinding.py::test_a_redirect_to_a_name_that_becomes_an_inward_address_is_not_followed",
+               "unit/test_rebinding.py::test_a_registry_that_was_outside_is_not_looked_for_in_here",
                "quirks/test_credentials_stay.py::test_a_public_registry_cannot_send_a_password_to_this_machine"),
     ),
     15: Limit(
@@ -148,7 +150,9 @@ LIMITS: Final[dict[int, Limit]] = {
         "A file is temporary beside its place, verified, synced, renamed; no link leads into or out of a layout",
         ("files:named_at_the_end", "files:open_for_reading", "stores.layout_directory:LayoutDirectory"),
         archives=("flipped-*", "swapped-*", "docker-layer-flipped", "docker-layers-swapped"),
-        tests=("unit/test_layout.py::test_a_link_in_a_blobs_place_is_not_followed",
+        tests=("unit/test_durability.py::test_a_file_is_synced_and_then_named_and_then_its_folder_is_synced",
+               "unit/test_durability.py::test_of_a_layout_all_that_an_index_names_is_durable_before_the_index_is",
+               "unit/test_layout.py::test_a_link_in_a_blobs_place_is_not_followed",
                "unit/test_layout.py::test_a_failure_leaves_no_partial_file"),
     ),
     18: Limit(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from ocistream import limits
-from tests.faults import Fault, FaultyRegistry, Reply, refusal
-from tests.hostile.pieces import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of
+from tests.certificates import Certificate
+from tests.faults import Fault, FaultyRegistry, Header, Reply, redirect, refusal
+from tests.faulty_auth import Basic, Bearer
+from tests.hostile.pieces import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of, tar
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from tests.limits.statements import limit
+from tests.network import names
 
 Run = Callable[[Sequence[object]], int]
 _CONFIG: Final[dict[str, Any]] = descriptor(image()[CONFIG][1] or b"", OCI_CONFIG)
@@ -163,6 +168,154 @@ def test_no_size_that_is_stated_is_allocated(
     code, err = said(registry, ocistream, capsys, manifest(layers=[{**_LAYER, "size": 1 << 60}]))
     assert code in {4, 5, 7}, err
     assert files[MANIFEST][1]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    """Return what a registry leads to, and has no business to."""
+    with FaultyRegistry(tmp_path / "elsewhere") as other:
+        yield other
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Return a sound archive."""
+    path = tmp_path / "sound.tar"
+    path.write_bytes(tar(*image()))
+    return path
+
+
+def public(name: str, registry: FaultyRegistry) -> str:
+    """Return a name outside for a registry, which `names` leads there."""
+    return f"{name}.test:{registry.host.rpartition(':')[2]}"
+
+
+def in_home(monkeypatch: pytest.MonkeyPatch, folder: Path, **configured: object) -> Path:
+    """Give the user a HOME, with a configuration of Docker's in it."""
+    (folder / ".docker").mkdir(parents=True)
+    (folder / ".docker" / "config.json").write_bytes(json_of(configured))
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@limit(12)
+def test_a_redirect_is_followed_five_times_and_never_with_a_credential_to_another_port(
+    registry: FaultyRegistry, elsewhere: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, archive: Path
+) -> None:
+    monkeypatch.setenv("OCISTREAM_USERNAME", "alice")
+    monkeypatch.setenv("OCISTREAM_PASSWORD", "s3cret-pw")
+    registry.auth = Basic("alice", "s3cret-pw")
+    pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar"]
+    registry.faults = [Fault(redirect("/v2/app/manifests/1"), "GET", "/manifests/", times=None)]
+    assert ocistream(pull) == 7
+    served = [request for request in registry.asked("GET", "/manifests/") if request.fault]
+    assert len(served) == 1 + 5
+    registry.faults = [Fault(redirect(f"{elsewhere.url}/v2/app/manifests/1"), times=None)]
+    assert ocistream(pull) == 4
+    assert elsewhere.requests
+    assert {request.headers["Authorization"] for request in elsewhere.requests} == {None}
+    elsewhere.requests.clear()
+    registry.faults = [Fault(redirect(f"{elsewhere.url}/v2/app/manifests/1"), "PUT", "/manifests/", times=None)]
+    assert ocistream(["push", f"{registry.host}/app:1", "-i", archive]) == 7
+    assert registry.asked("PUT", "/manifests/")
+    assert elsewhere.requests == []
+
+
+@limit(12)
+@limit(13)
+@pytest.mark.parametrize("way", ["redirect", "realm", "Location", "Link"])
+def test_nothing_leads_from_https_to_http(
+    tmp_path: Path,
+    elsewhere: FaultyRegistry,
+    ocistream: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: Certificate,
+    archive: Path,
+    way: str,
+) -> None:
+    there = f"http://{public('elsewhere', elsewhere)}"
+    faults = {
+        "redirect": Fault(redirect(f"{there}/v2/app/manifests/1"), "GET|HEAD", "/manifests/", times=None),
+        "Location": Fault(Header("Location", f"{there}/v2/app/blobs/uploads/x"), "POST", "/uploads/", times=None),
+        "Link": Fault(Header("Link", f'<{there}/v2/app/tags/list?last=v1>; rel="next"'), path="/tags/", times=None),
+    }
+    auth = Bearer(realm=f"{there}/token") if way == "realm" else None
+    with (
+        FaultyRegistry(tmp_path / "home", tls=certificate) as home,
+        names(monkeypatch, registry="203.0.113.5", elsewhere="203.0.113.6"),
+    ):
+        name, options = f"{public('registry', home)}/app", ["--ca-cert", certificate.file, "--retries", "0"]
+        push, copy = ["push", f"{name}:1", "-i", archive, *options], ["copy", "--all-tags", name, "oci:out", *options]
+        if way == "Link":
+            assert ocistream(push) == 0
+        home.auth, home.faults = auth, [faults[way]] if way in faults else []
+        # The next page of a list is asked of the registry itself, or of nobody.
+        assert ocistream(copy if way == "Link" else push) == (8 if way == "Link" else 7)
+    assert elsewhere.requests == []
+
+
+@limit(14)
+@pytest.mark.parametrize("by", ["number", "name", "rebound name"])
+@pytest.mark.parametrize("way", ["redirect", "realm", "Location"])
+def test_a_public_registry_does_not_lead_to_this_machine(
+    registry: FaultyRegistry,
+    elsewhere: FaultyRegistry,
+    ocistream: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    archive: Path,
+    by: str,
+    way: str,
+) -> None:
+    there = elsewhere.url if by == "number" else f"http://{public('storage', elsewhere)}"
+    if way == "realm":
+        registry.auth = Bearer(realm=f"{there}/token")
+    elif way == "redirect":
+        registry.faults = [Fault(redirect(f"{there}/v2/app/manifests/1"), "GET", "/manifests/", times=None)]
+    else:
+        registry.faults = [Fault(Header("Location", f"{there}/v2/app/blobs/uploads/x"), "POST", times=None)]
+    # What a resolver says first, and what it says when that is connected to.
+    inward = ["203.0.113.6", "127.0.0.1"] if by == "rebound name" else "127.0.0.1"
+    name = f"{public('registry', registry)}/app:1"
+    argv = ["pull", name, "-o", "app.tar"] if way == "redirect" else ["push", name, "-i", archive]
+    with names(monkeypatch, registry="203.0.113.5", storage=inward):
+        assert ocistream([*argv, "--plain-http"]) == 7
+    assert registry.requests
+    assert elsewhere.requests == []
+    assert list(Path().iterdir()) == []
+
+
+@limit(16)
+def test_a_credential_goes_to_its_own_host_and_netrc_is_not_read(
+    registry: FaultyRegistry, elsewhere: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = base64.b64encode(b"alice:s3cret-pw").decode()
+    home = in_home(monkeypatch, tmp_path / "home", auths={elsewhere.host: {"auth": secret}})
+    (home / ".netrc").write_text("machine 127.0.0.1 login alice password s3cret-pw\n")
+    (home / ".netrc").chmod(0o600)
+    registry.auth = elsewhere.auth = Basic("alice", "s3cret-pw")
+    assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar"]) == 3
+    assert {request.headers["Authorization"] for request in registry.requests} == {None}
+    # There it is known, and there is no such image.
+    assert ocistream(["pull", f"{elsewhere.host}/app:1", "-o", "app.tar"]) == 4
+
+
+@limit(16)
+@pytest.mark.parametrize("helper", ["evil", "../evil", "/evil", "EVIL", "evil;x"])
+def test_a_helper_is_none_of_the_current_directory_nor_of_any_other_name(
+    registry: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, helper: str
+) -> None:
+    in_home(monkeypatch, tmp_path / "home", credsStore=helper)
+    ran, programs = tmp_path / "ran", tmp_path / "programs"
+    # One that would do stands in the current directory only; what has another name stands where it would be found.
+    for folder in [Path(), *([programs] if helper != "evil" else [])]:
+        script = folder / f"docker-credential-{helper}"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f"#!/bin/sh\ntouch {ran}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f".{os.pathsep}{programs}", prepend=os.pathsep)
+    registry.auth = Basic("alice", "s3cret-pw")
+    assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar"]) in {2, 3}
+    assert not ran.exists()
 
 
 @limit(15)

@@ -12,8 +12,9 @@ from tests.matrix.rules import ABSORBED
 from tests.matrix.steps import Step, steps_of
 from tests.matrix.troubles import RETRY_AFTER, NotApplicable, Trouble
 
-#: Seconds of silence after which a connection is given up, where one falls silent.
-_STALL: Final = 0.2
+#: Where a connection falls silent: after how many seconds it is given up, and how often it is tried again. More than
+#: once, since on a busy machine an answer that is on its way may take as long.
+_STALL: Final = ("--stall-timeout=0.2", "--retries=3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def outcome(stage: Stage, flow: Flow, peace: Undisturbed, step: Step, trouble: T
         return ""
     with stage.scene(flow) as scene:
         astray = scene.disturb(step, means, times)
-        options = [f"--stall-timeout={_STALL}"] if trouble.sort == "silent" else []
+        options = _STALL if trouble.sort == "silent" else ()
         ran = scene.run(*options, astray=astray)
         if wrong := _wrong(scene, peace, trouble, ran) or _untouched(scene, astray is not None, ran, step):
             return f"exit {ran.code}: {wrong}"

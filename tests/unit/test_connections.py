@@ -318,15 +318,15 @@ class TestBodies:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB // 8)
             left = int(heard.headers["Content-Length"])
             # Longer than connecting may take, and shorter than a stall.
-            pause.wait(0.7)
+            pause.wait(0.4)
             while left:
                 # More pauses than either time-out has room for, if it were for all of it.
                 left -= len(connection.recv(MIB // 4))
-                pause.wait(0.03)
+                pause.wait(0.06)
             connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
 
         with RawServer(slowly) as server:
-            opened = connections(connect_timeout=0.3, stall_timeout=2.0)
+            opened = connections(connect_timeout=0.3, stall_timeout=3.0)
             body = Body(iter([memoryview(bytes(size))]), size)
             assert opened.send("PATCH", server.url, {}, body, (0.3, 60.0)).status == 202
 
@@ -493,12 +493,12 @@ class TestSlowHeads:
 
     @staticmethod
     def drips(start: bytes, end: bytes) -> Turn:
-        """Return a turn that sends `start`, then byte after byte for longer than a head may take, then `end`."""
+        """Return a turn that sends `start`, then byte after byte for as long as they are read, or half a minute."""
 
         def turn(connection: socket.socket, _: Heard) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(start)
-            until = time.monotonic() + 10 * 0.2
+            until = time.monotonic() + 30
             while time.monotonic() < until:
                 connection.sendall(b"x")
                 threading.Event().wait(0.01)
@@ -527,12 +527,12 @@ class TestSlowHeads:
     def test_a_body_and_the_wait_for_a_head_may_take_longer(
         self, connections: Open, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "HEAD_TIME", 0.1)
+        monkeypatch.setattr(limits, "HEAD_TIME", 0.5)
         pause = threading.Event()
 
         def slowly(connection: socket.socket, _: Heard) -> None:
-            for piece in (CONTINUE, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", b"a", b"b", b"c"):
-                pause.wait(0.15)
+            for piece in (CONTINUE, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", b"abc"):
+                pause.wait(0.6)
                 connection.sendall(piece)
 
         with RawServer(slowly) as server:

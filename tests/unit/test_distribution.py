@@ -119,7 +119,8 @@ class TestDownloads:
     ) -> None:
         registry.faults = [Fault(failure)]
         assert download(quick(stall_timeout=1.0), registry) == CONTENT
-        assert ranges(registry) in (
+        # On a busy machine what comes then may stall as well, by its own.
+        assert ranges(registry)[:2] in (
             [None, f"bytes={limits.CHUNK}-"],
             [None, f"bytes={limits.CHUNK + 5}-"],
         )

@@ -40,11 +40,17 @@ def send() -> Iterator[Send]:
     """Return a function that sends a GET and reads the answer; its options are those of `Connections`."""
     opened: list[Connections] = []
 
-    def run(url: str, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None) -> Answer:
+    def run(
+        url: str, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None, stall_timeout: float = 30.0
+    ) -> Answer:
         opened.append(
             Connections(
                 ConnectionSettings(
-                    connect_timeout=5.0, stall_timeout=1.0, ca_bundle=ca_file, proxies=proxies or {}, user_agent="test"
+                    connect_timeout=30.0,
+                    stall_timeout=stall_timeout,
+                    ca_bundle=ca_file,
+                    proxies=proxies or {},
+                    user_agent="test",
                 )
             )
         )
@@ -203,7 +209,7 @@ class TestReasons:
 
     def test_silence(self, send: Send, silent: Turn) -> None:
         with RawServer(silent) as server:
-            error = failure_of(send, f"{server.url}{SIGNED}")
+            error = failure_of(send, f"{server.url}{SIGNED}", stall_timeout=0.2)
         assert error.what.endswith(": timed out")
         assert not is_final(error)
 

@@ -434,7 +434,7 @@ def ranges(registry: CountingRegistry) -> list[str | None]:
 def test_the_registry_goes_on_where_a_mirror_broke_off_for_good(action: Action, setting: Setting) -> None:
     broken = Fault(action, path="/blobs/", times=1)
     mirror = setting.mirror(broken, Fault(HangUp(), path="/blobs/", times=None))
-    assert read(setting.repository(mirror, stall_timeout=0.2), setting.blob) == CONTENT
+    assert read(setting.repository(mirror, stall_timeout=2.0), setting.blob) == CONTENT
     # What has come is asked for nowhere again.
     (begun,) = ranges(setting.primary)
     assert begun is not None

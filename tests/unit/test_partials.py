@@ -418,6 +418,23 @@ class TestSweeping:
         sweep(tmp_path, is_stray_of)
         assert names_in(tmp_path) == before
 
+    def test_what_came_in_its_place_before_it_was_locked_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / NAME).write_bytes(b"left")
+        real = fcntl.flock
+
+        def flock(descriptor: int, operation: int) -> None:
+            # Who had the lock until now gave the file its name, and the next one has begun.
+            (tmp_path / NAME).replace(tmp_path / "a")
+            (tmp_path / NAME).write_bytes(b"begun")
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        sweep(tmp_path, lambda entry: lasting(entry) is not None)
+        assert (tmp_path / NAME).read_bytes() == b"begun"
+        assert (tmp_path / "a").read_bytes() == b"left"
+
     def test_a_folder_that_is_not_there_is_clean(self, tmp_path: Path) -> None:
         sweep(tmp_path / "gone", is_stray_of)
 

@@ -458,6 +458,9 @@ class TestSideBySide:
         with pytest.raises(IntegrityError):
             transfer.copy(LayoutSource(layout.path), LayoutSink(tmp_path / "out"), Watch(), jobs=4)
         names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
-        assert not [name for name in names if name.endswith(".partial")]
+        wrong = digests[3].partition(":")[2]
+        # The others may have got so far that the next run goes on with them, which is no dirt: parts of what is right.
+        others = {f".{digest.partition(':')[2]}.partial" for digest in digests} - {f".{wrong}.partial"}
+        assert {name for name in names if name.startswith(".")} <= others
         assert "index.json" not in names
-        assert digests[3].partition(":")[2] not in names
+        assert wrong not in names

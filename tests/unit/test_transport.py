@@ -146,7 +146,7 @@ class TestRetries:
 
     def test_a_stall_is_tried_again(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(Stall()))
-        assert ask(quick(stall_timeout=0.2), registry).status == 200
+        assert ask(quick(stall_timeout=0.5), registry).status == 200
         registry.release()
 
     def test_each_retry_is_told_without_the_query(self, faulty: Faulty, quick: Quick) -> None:
