@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.errors import CancelledError, NetworkError, OcistreamError
+from ocistream.errors import CancelledError, OcistreamError, RegistryError
 from ocistream.sessions import Session
 from ocistream.upload_records import Key, UploadRecord, may_be_kept
 
@@ -145,20 +145,18 @@ class Ongoing:
         """Delete the session, if there is one, and forget it.
 
         Raises:
-            OcistreamError: the registry does not answer.
+            OcistreamError: the registry does not answer, or not to this; it is remembered still.
         """
         if self.session is not None:
             self._sessions.delete(self.session)
         self.is_over()
 
     def abandon(self) -> None:
-        """Delete the session; where the registry does not answer, the next run for the blob will see to it."""
+        """Delete the session; where it may live all the same, the next run for the blob will see to it."""
         try:
             self.delete()
-        except NetworkError:
-            self.leave()
         except OcistreamError:
-            self.is_over()
+            self.leave()
 
     def leave(self) -> None:
         """Leave the session to a later run."""
@@ -169,8 +167,10 @@ class Ongoing:
 def delete_left_over(sessions: Sessions, records: UploadRecords, digests: Collection[str]) -> None:
     """Delete the sessions that killed runs have left of these blobs, which are there by now, and what is too old.
 
+    One with which the server is in trouble is no reason to leave the others.
+
     Raises:
-        OcistreamError: the registry does not answer. What is left then is found the next time.
+        OcistreamError: the registry does not answer, or does not let us. What is left then is found the next time.
     """
     endpoint = sessions.repository.endpoint
     for claim in records.left_over(endpoint.registry, sessions.repository.name, digests):
@@ -178,5 +178,8 @@ def delete_left_over(sessions: Sessions, records: UploadRecords, digests: Collec
             if claim.found is not None and may_be_kept(claim.found.location, endpoint.url, sessions.repository.name):
                 sessions.delete(Session(claim.found.location))
             claim.drop()
+        except RegistryError as error:
+            if error.status < 500:
+                raise
         finally:
             claim.leave()

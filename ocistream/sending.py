@@ -21,14 +21,7 @@ from ocistream.interfaces import Blob
 from ocistream.left_open import LeftOpen
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, UNSIZED
 from ocistream.sessions import LostError
-from ocistream.setbacks import (
-    finds_wrong,
-    is_interruption,
-    is_lost,
-    may_pass,
-    refuses_the_earlier,
-    with_hint,
-)
+from ocistream.setbacks import finds_wrong, is_interruption, is_lost, may_pass, refuses_the_earlier
 
 if TYPE_CHECKING:
     from ocistream.interfaces import Unnamed
@@ -88,6 +81,8 @@ class Sending:
         self._refuses_to_resume = False
         #: How far an upload may be of which an earlier run has sent the beginning; None where this run sent all of it.
         self._sent_before: int | None = None
+        #: By what the way of sending was refused; the same command would be refused again.
+        self._refusal: NetworkError | None = None
 
     @property
     def _sized(self) -> bool:
@@ -111,7 +106,7 @@ class Sending:
             while (failure := self._attempt()) is not None:
                 self._mend(failure)
         except BaseException as error:
-            if is_interruption(error) and self._is_worth_keeping():
+            if error is not self._refusal and is_interruption(error) and self._is_worth_keeping():
                 self._ongoing.leave()
                 left.stays()
             else:
@@ -279,13 +274,15 @@ class Sending:
         if status in {404, 416} and self._body is not None and not is_lost(failure):
             place = self._ask()
         if self._is_refused(failure, status, place):
+            self._refusal = failure
             if self._forced is not None:
-                hint = f"--upload {self._rung} was asked for; --upload auto finds out what the registry takes"
-                raise with_hint(failure, hint)
+                failure.hint = f"--upload {self._rung} was asked for; --upload auto finds out what the registry takes"
+                raise failure
             if self._step_down(failure, status, place):
                 return
             if status == 413:
-                raise with_hint(failure, _TOO_LARGE_HINT)
+                failure.hint = _TOO_LARGE_HINT
+                raise failure
         if not may_pass(failure) or not self._tries.again(failure):
             raise failure
         self._go_on(failure, place)

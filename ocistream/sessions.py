@@ -30,7 +30,7 @@ _PATCHED: Final = (200, 201, 202, 204)
 _CLOSED: Final = (200, 201, 202, 204)
 #: The spec's answer to asking is 204; docker's older description of the API has 202.
 _ASKED: Final = (200, 202, 204)
-#: Answers to asking that are about us, or about the server, and say nothing of the session: it may live all the same.
+#: Answers that are about us, or about the server, and say nothing of the session: it may live all the same.
 _SAYS_NOTHING: Final = frozenset({401, 403, 407, 408, 429, *range(500, 600)} - {501})
 #: Where more has come than a Location speaks of, distribution 3 does not take it any more (416). Who asks is told the
 #: new one.
@@ -182,10 +182,10 @@ class Sessions:
             self.delete(session)
 
     def delete(self, session: Session) -> None:
-        """Delete a session. Where the registry refuses, its own clean-up has to do.
+        """Delete a session. Where the registry knows of no such thing, its own clean-up has to do.
 
         Raises:
-            OcistreamError: it does not answer.
+            OcistreamError: it does not answer, or something that is not about the session.
         """
         if self._once("DELETE", session.location).status in _MOVED_ON:
             now = _next(session, self._once("GET", session.location))
@@ -193,7 +193,11 @@ class Sessions:
                 self._once("DELETE", now.location)
 
     def _once(self, method: str, url: str) -> Answer:
-        return self._transport.request_once(self.repository.endpoint, method, url, scopes=self.repository.scopes)
+        answer = self._transport.request_once(self.repository.endpoint, method, url, scopes=self.repository.scopes)
+        if answer.status in _SAYS_NOTHING:
+            msg = f"{method} {redacted(url)}: answered {answer.status}"
+            raise RegistryError(msg, status=answer.status)
+        return answer
 
     def _scopes_with(self, source: str) -> tuple[str, ...]:
         # Push first: some token servers grant what the first scope asks for (ggcr, bearer.go).

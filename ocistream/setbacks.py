@@ -18,7 +18,7 @@ from ocistream.errors import (
 )
 from ocistream.sessions import LostError
 
-__all__ = ["finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier", "with_hint"]
+__all__ = ["finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier"]
 
 #: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
 _NOT_THE_EARLIER: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
@@ -37,7 +37,10 @@ _INTERRUPTIONS: Final = (
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Say whether an upload may be gone on with after this: it was stopped, and nothing was found wrong with it."""
+    """Say whether an upload may be gone on with after this: it was stopped, and nothing was found wrong with it.
+
+    Whether it is the way of sending that was refused cannot be seen by an error alone; `ocistream.sending` knows.
+    """
     if isinstance(error, NetworkError) and is_lost(error):
         return False
     if isinstance(error, RegistryError) and not may_pass(error):
@@ -65,10 +68,3 @@ def finds_wrong(error: RegistryError) -> bool:
 def refuses_the_earlier(error: RegistryError) -> bool:
     """Say whether a registry may be refusing to go on with what an earlier run has sent."""
     return error.status in _NOT_THE_EARLIER
-
-
-def with_hint(error: NetworkError, hint: str) -> NetworkError:
-    """Give the same error, with what can be done about it."""
-    if isinstance(error, RegistryError):
-        return RegistryError(error.what, status=error.status, codes=error.codes, hint=hint)
-    return NetworkError(error.what, hint=hint)

@@ -6,7 +6,9 @@ A registry may open an upload in place of a mount; that session is used when the
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import AuthenticationError, NotFoundError, OcistreamError, RegistryError
@@ -96,14 +98,19 @@ class Uploader:
         with contextlib.suppress(OcistreamError):
             delete_left_over(self._sessions, self._records, digests)
 
-    def close(self) -> None:
-        """Delete the sessions that were opened in place of mounts and not used since."""
+    def close(self, deadline: float = math.inf) -> None:
+        """Delete the sessions that were opened in place of mounts and not used since, until `deadline` (`monotonic`).
+
+        What is left then, or where the registry does not answer, the next run will see to.
+        """
         with self._lock:
             unused = list(self._opened.values())
             self._opened.clear()
-        # The first that fails ends it: many time-outs are not worth waiting for. The next run will see to the others.
+        # The first that fails ends it: many time-outs are not worth waiting for.
         with contextlib.suppress(OcistreamError):
             for ongoing in unused:
+                if monotonic() >= deadline:
+                    break
                 ongoing.delete()
         for ongoing in unused:
             ongoing.leave()

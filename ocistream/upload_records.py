@@ -176,7 +176,8 @@ class UploadRecords:
     def claim(self, key: Key) -> Claim | None:
         """Take an upload for this process; None where another one has it, or nothing can be kept.
 
-        A file comes into being by it, so that what is opened next is written down at once.
+        A file comes into being by it, so that what is opened next is written down at once. What is too old in one that
+        is there is forgotten.
         """
         with self._lock:
             self._claims = [claim for claim in self._claims if claim.is_held]
@@ -195,8 +196,8 @@ class UploadRecords:
     def left_over(self, registry: str, repository: str, digests: Collection[str]) -> Iterator[Claim]:
         """Take, one after the other, what nobody uses of a repository's uploads.
 
-        That is of these blobs, of such as had no name yet, or older than anything is kept. What is too old of other
-        repositories is removed.
+        That is of these blobs, of such as had no name yet, or older than anything is gone on with: registries that do
+        not tidy up have that still. What is too old of other repositories is forgotten.
         """
         prefix = f"{_hash(registry, repository)}-"
         wanted = {_name(Key(registry, repository, digest, 0)) for digest in digests}
@@ -224,9 +225,8 @@ class UploadRecords:
         with contextlib.suppress(OSError):
             for path in self._directory.iterdir():
                 with contextlib.suppress(OSError):
-                    age = self._now() - path.lstat().st_mtime
                     if path.suffix == _SUFFIX:
-                        yield path, not -_SKEW <= age <= limits.UPLOAD_RECORD_AGE
+                        yield path, self._is_too_old(path.lstat().st_mtime)
 
     def _existing(self, path: Path, registry: str, repository: str) -> Claim | None:
         try:
@@ -235,7 +235,7 @@ class UploadRecords:
             return None
         if descriptor is None:
             return None
-        key, record = self._read(descriptor)
+        key, record, _ = self._read(descriptor)
         mine = key is not None and (key.registry, key.repository) == (registry, repository)
         return Claim(path, descriptor, record if mine else None, _no_content)
 
@@ -257,24 +257,26 @@ class UploadRecords:
             }
             return json.dumps(document).encode() + b"\n"
 
-        found, record = self._read(descriptor)
-        if found != key:
+        found, record, since = self._read(descriptor)
+        if found != key or self._is_too_old(since):
             record = None
             if os.fstat(descriptor).st_size:
                 # Of one that is new ext4 would take this for a replacement, and write it to the disk when it is closed.
                 os.ftruncate(descriptor, 0)
         return Claim(path, descriptor, record, content)
 
-    def _read(self, descriptor: int) -> tuple[Key | None, UploadRecord | None]:
-        """Read of which upload a file is, and what it holds: None where that makes no sense or is too old."""
+    def _read(self, descriptor: int) -> tuple[Key | None, UploadRecord | None, float]:
+        """Read of which upload a file is, what it holds, and since when: None where that makes no sense."""
         try:
             raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
-            if not raw:
-                return None, None
-            key, record, since = _parsed(parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD))
+            if raw:
+                return _parsed(parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD))
         except (OSError, KeyError, ValueError, TypeError, OcistreamError):
-            return None, None
-        return (key, record) if -_SKEW <= self._now() - since <= limits.UPLOAD_RECORD_AGE else (None, None)
+            pass
+        return None, None, 0.0
+
+    def _is_too_old(self, since: float) -> bool:
+        return not -_SKEW <= self._now() - since <= limits.UPLOAD_RECORD_AGE
 
     def _tell(self, error: OSError) -> None:
         if not self._told:

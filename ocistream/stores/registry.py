@@ -7,7 +7,8 @@ below that; here is which repository a blob is in, and in what order things beco
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 
 from ocistream.attachments import listed
 from ocistream.distribution import Repository, is_canonical
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from ocistream.upload_records import UploadRecords
 
 __all__ = ["RegistrySink", "RegistrySource"]
+
+#: How many seconds deleting what was not used may take, of all repositories together: nobody is to wait for that.
+_CLEAN_UP: Final = 5.0
 
 
 class RegistrySink:
@@ -191,8 +195,9 @@ class RegistrySink:
 
     def close(self) -> None:
         """Drop the upload sessions that registries opened in place of mounts and that were not used."""
+        deadline = monotonic() + _CLEAN_UP
         for _, uploader in self._uploaders.values():
-            uploader.close()
+            uploader.close(deadline)
 
     def _push(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
         """Push manifests by digest, but for those that come with their tags, and list those that refer to others."""

@@ -664,7 +664,7 @@ class TestSettling:
         assert run.files() == []
         assert is_clean(registry)
 
-    @pytest.mark.parametrize("gone", [404, 405, 500])
+    @pytest.mark.parametrize("gone", [404, 405, 501])
     def test_that_it_is_gone_already_does_not_matter(self, faulty: Faulty, quick: Quick, run: Run, gone: int) -> None:
         registry = faulty(Fault(refusal(gone), "DELETE"))
         run.was_killed(registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -233,6 +234,54 @@ class TestWhatStandsInItsPlace:
         assert list((tmp_path / "elsewhere").iterdir()) == []
         assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o755
 
+    def test_nor_is_a_folder_of_another_user_used(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        notes: list[str] = []
+        folder.mkdir(parents=True, mode=0o755)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert records(folder, notes).claim(KEY) is None
+        assert "not remembered" in notes[0]
+        assert list(folder.iterdir()) == []
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+    def test_a_file_that_went_while_it_was_being_locked_is_not_the_one_and_another_ones_new_one_stays(
+        self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Whoever had it drops it between our opening and our locking it, and somebody else begins anew.
+        really = fcntl.flock
+        others: list[Claim] = []
+        went: list[int] = []
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not went:
+                went.append(descriptor)
+                left.unlink()
+                others.append(claimed(folder))
+            really(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert records(folder).claim(KEY) is None
+        (other,) = others
+        other.write(RECORD)
+        other.leave()
+        again = claimed(folder)
+        assert again.found == RECORD
+        again.leave()
+
+    def test_one_that_is_not_there_any_more_is_made_anew(
+        self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        really = fcntl.flock
+        went: list[int] = []
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not went:
+                went.append(descriptor)
+                left.unlink()
+            really(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        self.check(folder)
+
 
 def test_that_nothing_can_be_written_is_one_note_and_no_failure(tmp_path: Path) -> None:
     notes: list[str] = []
@@ -309,6 +358,14 @@ class TestWhatIsLeftOver:
         assert left.exists()
         assert self.found(folder, now=time.time()) == [RECORD]
         assert len(list(folder.iterdir())) == 1
+
+    def test_and_has_its_session_said_if_it_is_of_this_repository(self, folder: Path, left: Path) -> None:
+        other = claimed(folder, replace(KEY, repository="team/other"))
+        other.write(RECORD)
+        other.leave()
+        assert self.found(folder, now=NOW + limits.UPLOAD_RECORD_AGE + 3600) == [RECORD]
+        assert list(folder.iterdir()) == []
+        del left
 
     def test_other_files_stay(self, folder: Path, left: Path) -> None:
         (folder / "README").touch()
