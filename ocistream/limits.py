@@ -72,6 +72,9 @@ MAX_EXTENSIONS: Final = 16
 MAX_NAMES: Final = 1 * MIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
 MAX_HELD_JSON: Final = 6 * MIB
+#: Zeros behind the end of an archive: they fill its last record, of which GNU tar's `--blocking-factor` and tapes have
+#: some MiB. Inside gzip a GiB of them is a MiB.
+MAX_FILL: Final = 64 * MIB
 #: Entries of a tar, the skipped ones included: `MAX_MANIFESTS`, `MAX_BLOBS`, and as many again of others.
 MAX_ENTRIES: Final = 50_000
 
