@@ -79,9 +79,11 @@ class Configs:
 def checked(blob: Blob) -> Blob:
     """Give a config, whose chunks are verified, with chunks that raise ArchiveError where it is malformed.
 
-    It raises before the last chunk, so that a malformed one is never completed anywhere. Of one that is begun in its
-    middle, the beginning is not known here: that one is not read.
+    It raises before the last chunk, so that a malformed one is never completed anywhere. Not read are one that is begun
+    in its middle, of which the beginning is not known here, and one for which there is no room.
     """
+    if blob.descriptor.size > limits.MAX_CONFIG_READ:
+        return blob
     resume = blob.resume
 
     def opened() -> Iterator[Chunk]:

@@ -18,6 +18,9 @@ MIB: Final = 1024 * KIB
 MAX_MANIFEST: Final = 4 * MIB
 #: An image configuration, which is only parsed for its platform and diff_ids.
 MAX_CONFIG: Final = 8 * MIB
+#: One up to this is read as JSON whenever it moves: it is held for that, beside what an upload holds of it. Real ones stay
+#: under a tenth of it; `verify` reads them all.
+MAX_CONFIG_READ: Final = 2 * MIB
 #: `oci-layout` holds one short field.
 MAX_LAYOUT_FILE: Final = 4 * KIB
 #: Nesting of JSON objects and arrays; real documents stay under ten.

@@ -186,16 +186,16 @@ class _Check:
     def _look_at_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
         # No larger than a config may be: the walk has seen to that.
-        parts: list[bytes] = []
+        content = io.BytesIO()
 
         def keeping() -> Iterator[Chunk]:
             for chunk in blob.open():
-                parts.append(bytes(chunk))
+                content.write(chunk)
                 yield chunk
 
         self._look(descriptor, keeping(), unpack=False)
         if descriptor.digest not in self._wrong:
-            self._note_config(descriptor, b"".join(parts))
+            self._note_config(descriptor, content.getvalue())
 
     def _look_at_early(self, configs: Configs, graph: Graph) -> None:
         """Look at configs that came before anybody knew what they are; what may be one was kept."""

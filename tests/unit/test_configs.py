@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,13 @@ class TestChunks:
         else:
             with pytest.raises(ArchiveError, match="twice"):
                 list(rest)
+
+    def test_one_for_which_there_is_no_room_passes_unread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for limit in (len(WRONG[5]), len(WRONG[5]) - 1):
+            monkeypatch.setattr(limits, "MAX_CONFIG_READ", limit)
+            chunks = checked(blob_of(WRONG[5])).open()
+            with pytest.raises(ArchiveError) if limit == len(WRONG[5]) else nullcontext():
+                assert b"".join(bytes(chunk) for chunk in chunks) == WRONG[5]
 
     def test_how_an_object_begins(self) -> None:
         assert all(map(begins_as_object, [b"{", b" \t\r\n{", b"\n" * 9000 + b"{}"]))
