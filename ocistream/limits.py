@@ -18,7 +18,7 @@ MIB: Final = 1024 * KIB
 MAX_MANIFEST: Final = 4 * MIB
 #: An image configuration, which is only parsed for its platform and diff_ids.
 MAX_CONFIG: Final = 8 * MIB
-#: One up to this is read as JSON whenever it moves: it is held for that, beside what an upload holds of it. Real ones stay
+#: One up to this is read as JSON whenever it moves: it is held for that, beside what an upload holds. Real ones stay
 #: under a tenth of it; `verify` reads them all.
 MAX_CONFIG_READ: Final = 2 * MIB
 #: `oci-layout` holds one short field.

@@ -255,7 +255,7 @@ KEYS: Final = [
 
 CONFIGS: Final = [
     Hostile("config-no-bytes", "a config of no bytes", lambda: _config(b"")),
-    Hostile("config-binary", "a config that is no JSON", lambda: _config(bytes(range(256)))),
+    Hostile("config-binary", "a config of binary bytes", lambda: _config(bytes(range(256)))),
     Hostile("config-binary-first", "such a config before all that says what it is",
             lambda: _config(bytes(range(256)), first=True)),
     Hostile("config-array", "a config that is an array", lambda: _config(b"[" + config_of(PLAIN) + b"]")),
