@@ -182,6 +182,15 @@ def test_what_is_json_passes_whatever_it_says(content: bytes, order: str, layout
     assert (tmp_path / "out" / blob_name(digest)).read_bytes() == content
 
 
+@pytest.mark.parametrize("order", ["index first", "config first"])
+def test_one_of_any_size_is_verified(order: str, layout: Layout) -> None:
+    pad = b'{"x":"' + b"x" * (3 << 20) + b'","y":"' + b"y" * (3 << 20) + b'"'
+    for content, code in ((pad + b',"os":"linux"}', 0), (pad + b',"x":"linux"}', 6)):
+        images = Layout(layout.path.with_name(f"of-{code}"))
+        result = ocistream("verify", stdin=ordered(images, of_config(images, content), order))
+        assert result.code == code, result.err
+
+
 @pytest.mark.parametrize("kind", ["application/vnd.oci.empty.v1+json", "application/vnd.cncf.helm.config.v1+json"])
 @pytest.mark.parametrize("content", WRONG, ids=_ids)
 def test_what_is_no_images_config_is_nobodys_concern(content: bytes, kind: str, layout: Layout, tmp_path: Path) -> None:
