@@ -24,6 +24,8 @@ __all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "codec_of", "decompressed"
 
 #: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
 _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
+#: How a gzip member begins (RFC 1952, section 2.3.1).
+_GZIP_MAGIC: Final = b"\x1f\x8b"
 #: So much of what is left is shown to a new gzip member, in bytes: the library makes a copy of what a member has no use
 #: for, and a chunk may hold thousands of them.
 _FIRST_PIECE: Final = 4 * limits.KIB
@@ -98,6 +100,8 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
                 rest = _without_zeros(rest) if member is not None else rest
                 if not rest:
                     break
+                if member is not None and not _GZIP_MAGIC.startswith(bytes(rest[: len(_GZIP_MAGIC)])):
+                    raise _malformed("gzip", "something else follows its last member")
                 member = library.decompressobj(wbits=_GZIP_FRAME)
                 piece = rest[:_FIRST_PIECE]
             try:

@@ -13,14 +13,16 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
 from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, is_media_type
 from ocistream.reference import is_digest, parse_digest, printable
-from ocistream.strict_json import canonical_json, parse_json, passed_over
+from ocistream.strict_json import canonical_json, check_keys, parse_json, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 __all__ = [
+    "FIELDS",
     "Document",
     "Listing",
+    "check_config",
     "check_kind",
     "diff_ids_of_config",
     "media_type_of",
@@ -40,6 +42,43 @@ _UNSUPPORTED_TYPES: Final = {
 #: The greatest number that every other tool can hold.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
+
+# What the objects are called that Go's tools read as structures (image-spec's specs-go/v1, distribution's manifest
+# packages): no key of theirs may be one of these but for its case. Those of maps, such as annotations, are data.
+#: Of a manifest or index, and all that is looked at of one.
+FIELDS: Final = frozenset(
+    {
+        "schemaVersion",
+        "mediaType",
+        "config",
+        "layers",
+        "manifests",
+        "blobs",
+        "subject",
+        "artifactType",
+        "annotations",
+    }
+)
+_OF_DESCRIPTOR: Final = frozenset(
+    {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
+)
+_OF_PLATFORM: Final = frozenset({"architecture", "os", "os.version", "os.features", "variant", "features"})
+#: Of an image's config. What is under `config` is for those that run it.
+_OF_CONFIG: Final = frozenset(
+    {
+        "created",
+        "author",
+        "architecture",
+        "os",
+        "os.version",
+        "os.features",
+        "variant",
+        "config",
+        "rootfs",
+        "history",
+    }
+)
+_OF_ROOTFS: Final = frozenset({"type", "diff_ids"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +108,8 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
     if not isinstance(fields, dict):
         msg = f"{where} is not a descriptor"
         raise ArchiveError(msg)
+    if not fields.keys() <= _OF_DESCRIPTOR:
+        check_keys(fields, _OF_DESCRIPTOR, where)
     media_type, digest, size = fields.get("mediaType"), fields.get("digest"), fields.get("size")
     if not isinstance(media_type, str) or not is_media_type(media_type):
         msg = f"{where} has no legal mediaType"
@@ -110,6 +151,8 @@ def _parse_platform_fields(fields: object, where: str) -> Platform | None:
     if not isinstance(fields, dict):
         msg = f"{where}: platform is not an object"
         raise ArchiveError(msg)
+    if not fields.keys() <= _OF_PLATFORM:
+        check_keys(fields, _OF_PLATFORM, f"platform of {where}")
     keys = ("os", "architecture", "variant", "os.version")
     # There are few of these words, and thousands of platforms.
     platform = Platform(*(sys.intern(_optional_text(fields, key, where) or "") for key in keys))
@@ -139,7 +182,7 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         raise UnsupportedError(msg)
     manifests, layers = Listing("manifests", what), Listing("layers", what, bare=True)
     fields = parse_json(
-        raw, what, keys=_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": passed_over}
+        raw, what, keys=FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": passed_over}
     )
     if fields.get("schemaVersion") == 1:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
@@ -162,22 +205,6 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         # A list of referrers shows them; of anything else, they would be held for nothing.
         _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
     )
-
-
-#: What of a manifest or index is looked at.
-_FIELDS: Final = frozenset(
-    {
-        "schemaVersion",
-        "mediaType",
-        "config",
-        "layers",
-        "manifests",
-        "blobs",
-        "subject",
-        "artifactType",
-        "annotations",
-    }
-)
 
 
 def check_kind(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
@@ -275,7 +302,8 @@ def platform_of_config(raw: bytes, what: str) -> Platform | None:
     Raises:
         ArchiveError: the configuration is malformed.
     """
-    fields = parse_json(raw, what, limits.MAX_CONFIG, keys={"os", "architecture", "variant", "os.version"})
+    keys = {"os", "architecture", "variant", "os.version"}
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known=_OF_CONFIG)
     return _parse_platform_fields(fields, what)
 
 
@@ -285,7 +313,7 @@ def diff_ids_of_config(raw: bytes, what: str) -> tuple[str, ...]:
     Raises:
         ArchiveError: there are none, or they are malformed.
     """
-    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}).get("rootfs")
+    rootfs = _rootfs_of(raw, what)
     listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     # Go writes an empty list as null.
     if isinstance(rootfs, dict) and listed is None:
@@ -294,6 +322,22 @@ def diff_ids_of_config(raw: bytes, what: str) -> tuple[str, ...]:
         msg = f"{what} has no list of diff_ids"
         raise ArchiveError(msg)
     return tuple(listed)
+
+
+def check_config(raw: bytes, what: str) -> None:
+    """Check that an image's configuration is a JSON object that all read alike, whatever it says or lacks.
+
+    Raises:
+        ArchiveError: it is not, or it is too large.
+    """
+    _rootfs_of(raw, what)
+
+
+def _rootfs_of(raw: bytes, what: str) -> object:
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known=_OF_CONFIG).get("rootfs")
+    if isinstance(rootfs, dict):
+        check_keys(rootfs, _OF_ROOTFS, f"rootfs of {what}")
+    return rootfs
 
 
 def media_type_of(raw: bytes, what: str) -> str:
@@ -323,4 +367,5 @@ def outline(raw: bytes, what: str) -> dict[str, Any]:
         ArchiveError: it is no JSON object.
     """
     keys = {"schemaVersion", "mediaType", "config", "layers", "manifests"}
-    return parse_json(raw, what, keys=keys, convert={"layers": passed_over, "manifests": passed_over})
+    convert = {"layers": passed_over, "manifests": passed_over}
+    return parse_json(raw, what, keys=keys, known=FIELDS, convert=convert)

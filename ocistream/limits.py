@@ -18,6 +18,9 @@ MIB: Final = 1024 * KIB
 MAX_MANIFEST: Final = 4 * MIB
 #: An image configuration, which is only parsed for its platform and diff_ids.
 MAX_CONFIG: Final = 8 * MIB
+#: One up to this is read as JSON whenever it moves: it is held for that, beside what an upload holds. Real ones stay
+#: under a tenth of it; `verify` reads them all.
+MAX_CONFIG_READ: Final = 2 * MIB
 #: `oci-layout` holds one short field.
 MAX_LAYOUT_FILE: Final = 4 * KIB
 #: Nesting of JSON objects and arrays; real documents stay under ten.
@@ -72,6 +75,9 @@ MAX_EXTENSIONS: Final = 16
 MAX_NAMES: Final = 1 * MIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
 MAX_HELD_JSON: Final = 6 * MIB
+#: Zeros behind the end of an archive: they fill its last record, of which GNU tar's `--blocking-factor` and tapes have
+#: some MiB. Inside gzip a GiB of them is a MiB.
+MAX_FILL: Final = 64 * MIB
 #: Entries of a tar, the skipped ones included: `MAX_MANIFESTS`, `MAX_BLOBS`, and as many again of others.
 MAX_ENTRIES: Final = 50_000
 

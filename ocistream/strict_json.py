@@ -9,6 +9,7 @@ of a list in it for which the caller names a function that makes something compa
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -20,9 +21,10 @@ from ocistream.errors import ArchiveError
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
-__all__ = ["Convert", "canonical_json", "canonical_json_with", "parse_json", "passed_over"]
+__all__ = ["Convert", "canonical_json", "canonical_json_with", "check_keys", "parse_json", "passed_over"]
 
 #: Makes something smaller of one element of a list: it gets the element's place, from 0, and its value.
 Convert: TypeAlias = "Callable[[int, Any], object]"
@@ -50,7 +52,8 @@ def parse_json(
     what: str,
     limit: int = limits.MAX_MANIFEST,
     *,
-    keys: Collection[str] | None = None,
+    keys: AbstractSet[str] | None = None,
+    known: AbstractSet[str] | None = None,
     convert: Mapping[str, Convert] | None = None,
     whole: int = limits.MAX_JSON_WHOLE,
 ) -> dict[str, Any]:
@@ -59,7 +62,9 @@ def parse_json(
     Duplicate keys, NaN and Infinity, halves of surrogate pairs, any encoding but UTF-8, deep nesting and non-objects
     are refused: two parsers that read one document differently are how a signature is made to cover something else.
 
-    Of the outermost object, members other than `keys` are checked and then left out. Where a list stands under a key
+    Of the outermost object, members other than `keys` are checked and then left out. `known` are all the fields that
+    such a document may have (`keys`, unless they are named): what others take for one of them is refused, see
+    `check_keys`; where neither is given its keys are data, as those of a map are. Where a list stands under a key
     of `convert`, each of its elements is given to that function, and what it returns takes the element's place.
     A document of more than `whole` bytes is parsed piece by piece, with the same outcome.
 
@@ -73,10 +78,13 @@ def parse_json(
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
     convert = convert or {}
+    known = keys if known is None else known
     try:
         if len(raw) > whole:
-            return dict(_Pieces(raw, keys, convert).members())
+            return dict(_Pieces(raw, keys, known, convert).members())
         document = _parse(raw.decode(), 0)
+        if isinstance(document, dict):
+            _check_keys(document.keys(), known)
     except (ValueError, RecursionError) as error:
         msg = f"{what} is not valid JSON: {printable(_reason(error))}"
         raise ArchiveError(msg) from error
@@ -93,6 +101,46 @@ def parse_json(
         for key, value in document.items()
         if keys is None or key in keys
     }
+
+
+def check_keys(fields: Mapping[str, object], known: AbstractSet[str], what: str) -> None:
+    """Refuse an object that others read as a structure with the fields `known`, where they see one that we do not.
+
+    Go's encoding/json takes `Layers`, or `layers` with a long s, for `layers`, and the last one counts: with both in
+    a manifest, skopeo and Docker have another image than who goes by the letter. Keys of maps (annotations, labels) are
+    data, to Go as well, and so is what is like none of `known`.
+
+    Raises:
+        ArchiveError: it has such a key; `what` names the object.
+    """
+    try:
+        _check_keys(fields.keys(), known)
+    except _RefusedError as error:
+        msg = f"{what} {error}"
+        raise ArchiveError(msg) from error
+
+
+def _check_keys(keys: AbstractSet[str], known: AbstractSet[str] | None) -> None:
+    # In nearly all objects there are no others, and of tens of thousands of them that alone is asked.
+    if known is None or keys <= known:
+        return
+    for key in keys - known:
+        if (name := _by_fold(frozenset(known)).get(_folded(key))) is not None:
+            msg = f"has the key {printable(key)!r}, which others read as {name!r}"
+            raise _RefusedError(msg)
+
+
+def _folded(key: str) -> str:
+    """Give one form of all keys that Go takes for the same (encoding/json's foldName: Unicode's simple folding).
+
+    Names of fields are ASCII. What else folds to that are the long s and, as `lower` knows, the Kelvin sign.
+    """
+    return key.replace("\u017f", "s").lower()
+
+
+@functools.lru_cache(maxsize=32)
+def _by_fold(known: frozenset[str]) -> Mapping[str, str]:
+    return {_folded(name): name for name in known}
 
 
 class _RefusedError(Exception):
@@ -195,9 +243,16 @@ class _Pieces:
     is one of the marks between pieces, or white space.
     """
 
-    def __init__(self, raw: bytes, keys: Collection[str] | None, convert: Mapping[str, Convert]) -> None:
+    def __init__(
+        self,
+        raw: bytes,
+        keys: AbstractSet[str] | None,
+        known: AbstractSet[str] | None,
+        convert: Mapping[str, Convert],
+    ) -> None:
         self._raw = raw
         self._keys = keys
+        self._known = known
         self._convert = convert
         self._tokens = _TOKEN.finditer(raw)
 
@@ -221,6 +276,7 @@ class _Pieces:
             if key in seen:
                 raise ValueError(_TWICE)
             seen.add(key)
+            _check_keys({key}, self._known)
             if len(seen) > limits.MAX_JSON_PIECE_ITEMS:
                 raise self._too_large(start)
             value, mark = self._value(key, token.end())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ocistream import layers, limits
 from ocistream.attachments import CONVERTED
 from ocistream.compression import codec_of
+from ocistream.configs import Configs, checked
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UnsupportedError
 from ocistream.interfaces import (
@@ -101,7 +102,9 @@ class _Transfer:
         self.bare_layers: Recompression | None = None
         self._bare: Conversion | None = None
         self._layers: dict[str, Descriptor] = {}
+        #: Configs that are read to check layers by them.
         self._configs: set[str] = set()
+        self._of_images = Configs()
         #: Layers that are called what is asked for: they have to be so.
         self._kept: set[str] = set()
 
@@ -113,6 +116,7 @@ class _Transfer:
         if rename is not None:
             graph = rename(graph)
         graph = source = self._less_what_cannot_go_along(graph)
+        self._of_images.find(graph)
         self._observer.planned(graph)
         if self._converts(graph):
             self._unnamed_sink().expect(graph)
@@ -157,6 +161,7 @@ class _Transfer:
 
     def put(self, blob: Blob) -> None:
         """Move a blob right now, or read it to its end where the sink has it."""
+        blob = self._of_images.noting(blob)
         if self.conversion is not None:
             blob, beginning = _peeked(blob)
             if self.conversion.takes(beginning):
@@ -245,6 +250,7 @@ class _Transfer:
 
         Raises:
             IntegrityError: one that has come is not of the size that the manifests give it.
+            ArchiveError: one that has come is an image's config, and no JSON.
         """
         waiting: list[Descriptor] = []
         for blob in graph.blobs:
@@ -256,6 +262,8 @@ class _Transfer:
                 raise UnsupportedError(msg, hint="read the archive from a file instead of a pipe")
             elif moved.descriptor.size != blob.size:
                 raise wrong_size(blob, moved.descriptor.size)
+            else:
+                self._of_images.check_early(blob)
         return waiting
 
     def _without_those_there(self, blobs: list[Descriptor]) -> list[Descriptor]:
@@ -307,6 +315,9 @@ class _Transfer:
         elif digest in self._kept and self.conversion is not None:
             # It is looked at how it begins, and so not begun in the middle.
             self._put(replace(blob, open=partial(self.conversion.as_called, blob), open_at=None))
+        elif digest in self._of_images.digests:
+            with self._of_images.turn(blob.descriptor):
+                self._put(blob, checked)
         else:
             self._put(blob)
 
@@ -350,10 +361,10 @@ class _Transfer:
         self._note(source, "converted", watched.seen)
         return source
 
-    def _put(self, blob: Blob) -> None:
-        """Put a blob whose chunks are verified, counted and can be stopped, in this order from the inside."""
+    def _put(self, blob: Blob, read: Callable[[Blob], Blob] = lambda verified: verified) -> None:
+        """Put a blob whose chunks are verified, `read`, counted and can be stopped, in this order from the inside."""
         watched = Watched(self._observer.advance, self._cancelled)
-        until_right(blob, lambda checked: self._sink.put(watched.blob(checked)), again=self._takes_again())
+        until_right(blob, lambda right: self._sink.put(watched.blob(read(right))), again=self._takes_again())
         self._note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
 
     def _takes_again(self) -> bool:

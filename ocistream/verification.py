@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import files, layers, limits
 from ocistream.compression import codec_of, decompressed
-from ocistream.documents import diff_ids_of_config
+from ocistream.configs import Configs, begins_as_object, no_json
+from ocistream.documents import check_config, diff_ids_of_config
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.graph import is_image
 from ocistream.interfaces import Unwatched
@@ -105,6 +106,8 @@ class _Check:
         #: Digests of plain bytes, of whatever looked like a layer or was known to be one.
         self._plain: dict[str, _Plain] = {}
         self._diff_ids: dict[str, tuple[str, ...]] = {}
+        #: Digests of configs that were read as JSON.
+        self._looked_at: set[str] = set()
         self._kept = _Kept()
 
     def close(self) -> None:
@@ -114,20 +117,22 @@ class _Check:
         graph = source.graph(self)
         self._observer.planned(graph)
         images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
-        configs = {document.config.digest for document in images if document.config}
+        configs = Configs()
+        configs.find(graph)
         unpack = {layer.digest for document in images for layer in document.layers if is_layer(layer)}
         waiting = [blob for blob in graph.blobs if blob.digest not in self._sizes]
 
         def look(blob: Blob) -> None:
             digest = blob.descriptor.digest
-            if digest in configs:
-                self._look_at_config(blob)
+            if digest in configs.digests:
+                with configs.turn(blob.descriptor):
+                    self._look_at_config(blob)
             else:
                 self._look(blob.descriptor, blob.open(), unpack=digest in unpack)
 
         jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.parallel else 1
         each(look, source.blobs(waiting), jobs=jobs, cancelled=self._cancelled)
-        return self._findings(graph)
+        return self._findings(graph, configs)
 
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
 
@@ -136,7 +141,7 @@ class _Check:
         chunks = blob.open()
         first = bytes(next(chunks, b""))
         whole: Iterator[Chunk] = itertools.chain([first], chunks)
-        if first[: limits.KIB].lstrip()[:1] == b"{" and blob.descriptor.size <= limits.MAX_MANIFEST:
+        if begins_as_object(first) and blob.descriptor.size <= limits.MAX_CONFIG:
             whole = self._kept.keeping(blob.descriptor, whole)
         self._look(blob.descriptor, whole, unpack=self._deep and looks_like_layer(first))
 
@@ -181,20 +186,34 @@ class _Check:
     def _look_at_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
         # No larger than a config may be: the walk has seen to that.
-        parts: list[bytes] = []
+        content = io.BytesIO()
 
         def keeping() -> Iterator[Chunk]:
             for chunk in blob.open():
-                parts.append(bytes(chunk))
+                content.write(chunk)
                 yield chunk
 
         self._look(descriptor, keeping(), unpack=False)
         if descriptor.digest not in self._wrong:
-            self._note_config(descriptor, b"".join(parts))
+            self._note_config(descriptor, content.getvalue())
+
+    def _look_at_early(self, configs: Configs, graph: Graph) -> None:
+        """Look at configs that came before anybody knew what they are; what may be one was kept."""
+        unread = (configs.digests & self._sizes.keys()) - self._looked_at - self._wrong.keys()
+        for blob in graph.blobs if unread else ():
+            if blob.digest in unread and self._kept.has(blob):
+                self._note_config(blob, self._kept.recall(blob))
+            elif blob.digest in unread:
+                self._wrong[blob.digest] = no_json(blob)
 
     def _note_config(self, descriptor: Descriptor, content: bytes) -> None:
+        what = f"the config {descriptor.digest}"
+        self._looked_at.add(descriptor.digest)
         try:
-            self._diff_ids[descriptor.digest] = diff_ids_of_config(content, f"the config {descriptor.digest}")
+            if self._deep:
+                self._diff_ids[descriptor.digest] = diff_ids_of_config(content, what)
+            else:
+                check_config(content, what)
         except ArchiveError as error:
             self._wrong[descriptor.digest] = error
 
@@ -238,11 +257,12 @@ class _Check:
 
     # -- what came of it ---------------------------------------------------------------------------------
 
-    def _findings(self, graph: Graph) -> Findings:
+    def _findings(self, graph: Graph, configs: Configs) -> Findings:
         for blob in graph.blobs:
             seen = self._sizes.get(blob.digest)
             if seen is not None and seen != blob.size:
                 self._wrong.setdefault(blob.digest, wrong_size(blob, seen))
+        self._look_at_early(configs, graph)
         if self._deep:
             self._check_diff_ids(graph)
         named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
@@ -262,8 +282,6 @@ class _Check:
             config = document.config
             if config is None or not is_image(document) or config.digest in self._wrong:
                 continue
-            if config.digest not in self._diff_ids and self._kept.has(config):
-                self._note_config(config, self._kept.recall(config))
             promised = self._diff_ids.get(config.digest)
             if promised is None:
                 # It is missing, which is said.

@@ -21,6 +21,7 @@ from ocistream.errors import (
 )
 from ocistream.reference import parse_reference, printable
 from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores.index import is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +94,7 @@ class _Outcome:
         self._findings = findings
         self._deep = deep
         self._format, self._foreign, illegal = _seen(source)
-        is_legal = _is_docker_name if self._format == _DOCKER_ARCHIVE else _is_plain
+        is_legal = _is_docker_name if self._format == _DOCKER_ARCHIVE else is_plain
         names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
         self._illegal = [*illegal, *(name for name in names if not is_legal(name))]
 
@@ -176,14 +177,6 @@ class _Outcome:
         yield from lines[:_MAX_LINES]
         if len(lines) > _MAX_LINES:
             yield f"... and {len(lines) - _MAX_LINES} more"
-
-
-def _is_plain(name: str) -> bool:
-    """Say whether an OCI image's name is one: tools write all kinds, but none with blanks or control characters.
-
-    The image-spec (annotations.md, `org.opencontainers.image.ref.name`) has a grammar, of which it says "should".
-    """
-    return name.isprintable() and " " not in name
 
 
 def _is_docker_name(name: str) -> bool:

@@ -34,8 +34,9 @@ class ArchiveSink:
 
     def begin(self, graph: Graph) -> None:
         """Write everything small, unless a blob had to be written before it was known."""
+        entries = entries_of(graph)
         self._start()
-        self._tar.add_small("index.json", index_json(entries_of(graph)))
+        self._tar.add_small("index.json", index_json(entries))
         docker = docker_manifest_json(graph)
         if docker != canonical_json([]):
             self._tar.add_small("manifest.json", docker)

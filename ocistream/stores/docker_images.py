@@ -8,7 +8,7 @@ says what digests they have when they are plain. Which bytes those are is the ar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import layers, limits
 from ocistream.documents import diff_ids_of_config
@@ -25,7 +25,7 @@ from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from ocistream.reference import parse_reference, printable
 from ocistream.stores.entries import blob_digest, plain_name
 from ocistream.stream import digest_of
-from ocistream.strict_json import canonical_json, parse_json
+from ocistream.strict_json import canonical_json, check_keys, parse_json
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from ocistream.stores.index import Selection
 
 __all__ = ["Listed", "docker_graph", "parse_manifest_json"]
+
+
+#: What an entry of a `manifest.json` is called by Docker (moby's image/tarexport); see `documents.FIELDS`.
+_OF_IMAGE: Final = frozenset({"Config", "RepoTags", "Layers", "Parent", "LayerSources"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def parse_manifest_json(raw: bytes) -> list[Listed]:
 
 def _listed(place: int, item: object) -> Listed:
     if isinstance(item, dict):
+        check_keys(item, _OF_IMAGE, f"manifest.json: what stands at {place}")
         # Go writes an empty list as null.
         config, *named = item.get("Config"), *(item.get(key) for key in ("Layers", "RepoTags"))
         below, tags = ([] if names is None else names for names in named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ocistream.documents import Listing, check_kind
+from ocistream.documents import FIELDS, Listing, check_kind
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import DOCKER_LIST, OCI_INDEX, Descriptor
@@ -16,10 +16,11 @@ from ocistream.reference import is_tag, parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.documents import Document
     from ocistream.reference import Reference
+    from ocistream.strict_json import Convert
 
 #: The tag, or whatever a tool calls an image by (image-spec, annotations.md).
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -40,7 +41,7 @@ def parse_layout_file(raw: bytes) -> None:
     Raises:
         ArchiveError: it is malformed, or of a version that is not known.
     """
-    version = parse_json(raw, "oci-layout").get("imageLayoutVersion")
+    version = parse_json(raw, "oci-layout", keys={"imageLayoutVersion"}).get("imageLayoutVersion")
     # umoci and buildah write 1.0.0, as the spec says; any other 1.x may only add to it.
     if not isinstance(version, str) or not version.startswith("1."):
         msg = f"oci-layout has the version {printable(str(version))!r}, only 1.0.0 is known"
@@ -55,7 +56,8 @@ def parse_index(raw: bytes) -> list[Descriptor]:
     """
     listing = Listing("manifests", "index.json", written=True)
     keys = {"mediaType", "config", "layers", "manifests"}
-    fields = parse_json(raw, "index.json", keys=keys, convert={"manifests": listing, "layers": passed_over})
+    convert: Mapping[str, Convert] = {"manifests": listing, "layers": passed_over}
+    fields = parse_json(raw, "index.json", keys=keys, known=FIELDS, convert=convert)
     check_kind(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     return list(listing.found(fields))
 
@@ -131,12 +133,27 @@ def index_json(entries: Sequence[Descriptor], before: bytes | None = None) -> by
     return canonical_json_with(fields, "manifests", (canonical_json(entry.to_json()) for entry in entries))
 
 
+def is_plain(name: str) -> bool:
+    """Say whether an OCI image's name is one: tools write all kinds, but none with blanks or control characters.
+
+    The image-spec (annotations.md, `org.opencontainers.image.ref.name`) has a grammar, of which it says "should".
+    """
+    return name.isprintable() and " " not in name
+
+
 def entries_of(graph: Graph) -> list[Descriptor]:
     """Give what an `index.json` lists of a graph: its images, then what hangs on them.
 
     None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
     repository of each image that it says something of.
+
+    Raises:
+        UsageError: an image brings a name along that is none, and was not given another.
     """
+    for root in graph.roots:
+        if root.name is not None and not is_plain(root.name):
+            msg = f"the image is called {printable(root.name)!r}, and a name has no blanks and no control characters"
+            raise UsageError(msg, hint="give it another: `ocistream copy SRC oci:DIR:NAME`, or oci-archive:FILE:NAME")
     images = [entry_for(root) for root in graph.roots]
     known = {entry.digest for entry in images}
     nameless = {

@@ -35,6 +35,9 @@ _PAX_SPARSE: Final = "GNU.sparse"
 _MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
+#: Headers that pax and GNU tar apply to the entries behind them, and others do not: global ones (which git writes, for
+#: a comment), and Solaris's form of pax headers.
+_DOUBTFUL: Final = frozenset({tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
 #: By POSIX the size of these says nothing of bytes that follow; who reads it otherwise sees other entries after it.
 _WITHOUT_CONTENT: Final = _LINKS | {tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
 
@@ -167,14 +170,21 @@ class TarReader:
         """Read on to the end of the file: whoever writes a pipe is not to find it closed.
 
         Raises:
-            ArchiveError: there is more than the zeros that fill a last record. Of two archives that were joined, say,
-                only the first would be seen.
+            ArchiveError: there is more than the zeros that fill a last record, or more of them than any record has. Of
+                two archives that were joined, say, only the first would be seen.
         """
         buffer = memoryview(bytearray(limits.CHUNK))
         zeros = bytes(limits.CHUNK)
         goes_on = False
+        passed = 0
         while got := self._file.readinto(buffer):
             goes_on = goes_on or buffer[:got] != zeros[:got]
+            passed += got
+            if passed > limits.MAX_FILL:
+                break
+        if passed > limits.MAX_FILL and not goes_on:
+            msg = f"{self._what} goes on for more than {limits.MAX_FILL} bytes of zeros after its end-of-archive mark"
+            raise ArchiveError(msg)
         if goes_on:
             msg = f"{self._what} goes on after its end-of-archive mark"
             raise ArchiveError(msg, hint="two archives joined, perhaps: each has to be read on its own")
@@ -200,9 +210,10 @@ class TarReader:
             info = self._parse(block)
             if info.type == tarfile.XHDTYPE:
                 extended = self._read_pax(info.size)
-            elif info.type == tarfile.XGLTYPE:
-                # Global headers carry comments (git writes one); names and sizes in them would be a trap.
-                self._read_small(info.size, limits.MAX_PAX_HEADER, "a pax header")
+            elif info.type in _DOUBTFUL:
+                if self._read_pax(info.size):
+                    msg = "a pax header in the archive names an entry to some tools, and to others it does not"
+                    raise ArchiveError(msg)
             elif info.type == tarfile.GNUTYPE_LONGNAME:
                 name = self._read_text(info.size)
             elif info.type == tarfile.GNUTYPE_LONGLINK:
@@ -285,7 +296,7 @@ class TarReader:
         Keys that mean something here are kept; all of those of sparse files become one.
 
         Raises:
-            ArchiveError: a length does not fit, or such a key stands twice.
+            ArchiveError: a length does not fit, such a key stands twice, or its value has a NUL.
         """
         content = self._read_small(size, limits.MAX_PAX_HEADER, "a pax header")
         found: dict[str, str] = {}
@@ -301,6 +312,10 @@ class TarReader:
                 msg = "a pax header in the archive is malformed"
                 raise ArchiveError(msg)
             if name in _PAX_KEYS:
+                if b"\0" in value:
+                    # To tools in C it ends there, to others it does not.
+                    msg = f"the {name} in a pax header in the archive has a NUL in it"
+                    raise ArchiveError(msg)
                 found[name] = value.decode("utf-8", "surrogateescape")
             elif name.startswith(_PAX_SPARSE):
                 found[_PAX_SPARSE] = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,23 @@ class TestNamesGiven:
         result = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:{name}")
         expect.failure(result, 2, "malformed name")
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("key", ["org.opencontainers.image.ref.name", "io.containerd.image.name"])
+    @pytest.mark.parametrize("name", ["a b", "a\nb", "a\x1b[2J"])
+    def test_nor_is_one_written_that_the_image_brings_along(
+        self, layout: Layout, tmp_path: Path, name: str, key: str
+    ) -> None:
+        image = small_image(layout)
+        entry = {**image, "annotations": {key: name}}
+        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        for to in (f"oci:{tmp_path / 'out'}", f"oci-archive:{tmp_path / 'out'}"):
+            expect.failure(ocistream("copy", f"oci:{layout.path}", to), 2, "a name has no blanks", "oci:DIR:NAME")
+            assert not (tmp_path / "out").exists()
+        piped = ocistream("copy", f"oci:{layout.path}", "oci-archive:-")
+        assert (piped.code, piped.out) == (2, b"")
+        good = tmp_path / "good"
+        assert ocistream("copy", f"oci:{layout.path}", f"oci:{good}:app").code == 0
+        assert ocistream("verify", good).code == 0
 
     def test_one_with_a_digest_has_to_be_right(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")

@@ -85,7 +85,7 @@ WAYS: Final = (
         piped=True,
     ),
     Way("verify", lambda one, path, _: ["verify", str(path), *one.looked], lambda one: one.from_verify),
-    Way("copy", lambda one, path, to: ["copy", str(path), f"oci:{to.layout}", *one.options], lambda one: one.code),
+    Way("copy", lambda one, path, to: ["copy", str(path), f"oci:{to.layout}", *one.options], lambda one: one.from_copy),
 )
 
 

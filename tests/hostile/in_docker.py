@@ -100,6 +100,8 @@ ALL: Final = [
     Hostile("docker-list-layers-numbers", "layers that are numbers", lambda: _layers(1, 2)),
     Hostile("docker-list-keys-twice", "two configs in one entry",
             lambda: _listed(b'[{"Config":"a","Config":"config.json","Layers":[]}]')),
+    Hostile("docker-list-keys-case", "a Config, and a config that Go's tools have instead",
+            lambda: _listed(json_of([{"Config": _CONFIG, "Layers": _LAYERS, "config": "other.json"}]))),
     Hostile("docker-list-5-mib", "manifest.json of 5 MiB", lambda: _saved(x="x" * 5 * MIB)),
     Hostile("docker-list-10,001-layers", "10,001 layers", lambda: _layers(*[_LAYERS[0]] * 10_001)),
     Hostile("docker-list-nan", "manifest.json with a NaN", lambda: _saved(x=float("nan"))),

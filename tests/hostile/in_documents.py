@@ -30,6 +30,7 @@ from tests.hostile.pieces import (
 from tests.images import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 
 _ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well\x9b31m\u202egnp"
+_LONG_S: Final = "layer\u017f"
 _SOUND: Final = image()[INDEX][1] or b""
 _LISTED: Final[dict[str, Any]] = descriptor(image()[MANIFEST][1] or b"", OCI_MANIFEST)
 
@@ -56,6 +57,12 @@ def _listing(manifests: object, **more: Any) -> bytes:
 
 def _deep(depth: int) -> bytes:
     return _SOUND[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
+
+
+def _config(content: bytes, *, first: bool = False) -> bytes:
+    """Return an image with another config, which may come before all that says what it is."""
+    files = image(config=content)
+    return tar(files[CONFIG], *files[:CONFIG], *files[LAYER:]) if first else tar(*files)
 
 
 def _without(document: Fields, key: str) -> Fields:
@@ -222,6 +229,43 @@ DOCUMENTS: Final = [
             lambda: _within([_LISTED, {**_LISTED, "mediaType": OCI_INDEX}])),
 ]  # fmt: skip
 
+#: Go takes these for keys that are in the specifications, and the last one counts.
+KEYS: Final = [
+    Hostile("keys-layers", "a manifest with layers, and Layers that Go's tools have instead",
+            lambda: _manifest(Layers=[descriptor(LAYERS[1], OCI_LAYER)])),
+    Hostile("keys-layers-long-s", "the same, called layers with a long s",
+            lambda: tar(*image(manifest={_LONG_S: [descriptor(LAYERS[1], OCI_LAYER)]}))),
+    Hostile("keys-manifests", "a manifest that is an index as well, by Manifests", lambda: _manifest(Manifests=[])),
+    Hostile("keys-media-type", "a manifest whose MediaType is another", lambda: _manifest(MediaType=OCI_INDEX)),
+    Hostile("keys-config", "a manifest with a CONFIG", lambda: _manifest(CONFIG=_LISTED)),
+    Hostile("keys-layer-digest", "a layer with a Digest",
+            lambda: _layer(Digest=digest_of(LAYERS[1]))),
+    Hostile("keys-entry-digest", "an entry with a DIGEST", lambda: _entry(DIGEST=digest_of(b""))),
+    Hostile("keys-platform", "a platform with an OS",
+            lambda: _entry(platform={"os": "linux", "architecture": "amd64", "OS": "windows"})),
+    Hostile("keys-index", "index.json with Manifests", lambda: _listing([_LISTED], Manifests=[])),
+    Hostile("keys-index-large", "an index.json that is parsed in pieces, with Manifests",
+            lambda: _listing([_LISTED] * 1000, Manifests=[])),
+    Hostile("keys-layout", "oci-layout with two versions to some",
+            lambda: tar(*image(layout=b'{"imageLayoutVersion":"1.0.0","ImageLayoutVersion":"2.0.0"}'))),
+    Hostile("keys-of-config", "a config with RootFS", lambda: _config(config_of(PLAIN, RootFS={}))),
+    Hostile("keys-diff-ids", "a config with Diff_IDs",
+            lambda: _config(config_of(PLAIN, rootfs={"type": "layers", "diff_ids": [], "Diff_IDs": []}))),
+]  # fmt: skip
+
+CONFIGS: Final = [
+    Hostile("config-no-bytes", "a config of no bytes", lambda: _config(b"")),
+    Hostile("config-binary", "a config of binary bytes", lambda: _config(bytes(range(256)))),
+    Hostile("config-binary-first", "such a config before all that says what it is",
+            lambda: _config(bytes(range(256)), first=True)),
+    Hostile("config-array", "a config that is an array", lambda: _config(b"[" + config_of(PLAIN) + b"]")),
+    Hostile("config-keys-twice", "a config with two systems", lambda: _config(b'{"os":"linux","os":"windows"}')),
+    Hostile("config-keys-twice-first", "such a config before its manifest",
+            lambda: _config(b'{"os":"linux","os":"windows"}', first=True)),
+    Hostile("config-deep", "a config with lists in lists, 1,000,000 deep", lambda: _config(b"[" * 1_000_000)),
+    Hostile("config-nan", "a config with a NaN", lambda: _config(config_of(PLAIN, x=float("nan")))),
+]  # fmt: skip
+
 BLOBS: Final = [
     Hostile("flipped-manifest", "a bit of a manifest is changed", lambda: _spoiled(MANIFEST), code=5),
     Hostile("flipped-config", "a bit of a config is changed", lambda: _spoiled(CONFIG), code=5),
@@ -236,7 +280,7 @@ BLOBS: Final = [
         LAYER, lambda name, _: tar((name, b""), end=b"")), code=5),
     Hostile("missing-escapes", "an image's name drives a terminal, and its manifest is not there",
             lambda: tar(*image(entry={"annotations": {"org.opencontainers.image.ref.name": _ESCAPES},
-                                      "digest": digest_of(b"nothing")}))),
+                                      "digest": digest_of(b"nothing")})), copied=2),
 ]  # fmt: skip
 
-ALL: Final = [*INDEXES, *DESCRIPTORS, *DOCUMENTS, *BLOBS]
+ALL: Final = [*INDEXES, *DESCRIPTORS, *DOCUMENTS, *KEYS, *CONFIGS, *BLOBS]

@@ -92,6 +92,16 @@ NAMES: Final = [
         lambda: with_other(INDEX, lambda _, content: pax(("path", "index.json\0.txt")) + entry("x", content)),
     ),
     Hostile(
+        "name-nul-beside",
+        "a second index.json for tools in C, whose name goes on behind a NUL",
+        lambda: beside(pax(("path", "index.json\0x")) + entry("x", b"{}")),
+    ),
+    Hostile(
+        "name-nul-of-link",
+        "a link for tools in C to a layer, whose name goes on behind a NUL",
+        lambda: beside(pax(("linkpath", f"{image()[LAYER][0]}\0x")) + entry("x", b"", tarfile.SYMTYPE)),
+    ),
+    Hostile(
         "name-nul-blob",
         "a layer's name with a NUL behind it",
         lambda: _named(f"{blob_name(digest_of(LAYERS[0]))}\0/../../../etc/passwd"),
@@ -213,6 +223,12 @@ HEADERS: Final = [
     Hostile("pax-global-path", "a layer has its name and a sparse map in a global header only",
             lambda: with_other(LAYER, lambda name, content: pax(("path", name), kind=tarfile.XGLTYPE)
                                + entry("layer", content))),
+    Hostile("pax-global-path-beside", "what some tools call index.json, by a global header before it",
+            lambda: tar(*image()[:LAST], pax(("path", "index.json"), kind=tarfile.XGLTYPE), image()[LAST])),
+    Hostile("pax-solaris-path", "what some tools call index.json, by a header of Solaris's before it",
+            lambda: beside(pax(("path", "index.json"), kind=tarfile.SOLARIS_XHDTYPE) + entry("x", b"{}"))),
+    Hostile("pax-solaris-size", "what some tools see in a file, by a header of Solaris's before it",
+            lambda: beside(pax(("size", "512"), kind=tarfile.SOLARIS_XHDTYPE) + entry("x", b""))),
     Hostile("pax-global-huge", "a global header claims 512 MiB", lambda: beside(
             entry("pax", b"", tarfile.XGLTYPE, size=base256(512 * MIB)))),
     Hostile("long-name-huge", "a long name of 64 KiB",

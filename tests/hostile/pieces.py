@@ -33,7 +33,7 @@ LAYOUT, INDEX, MANIFEST, CONFIG, LAYER, LAST = range(6)
 
 @dataclasses.dataclass(frozen=True)
 class Hostile:
-    """One archive: `code` is the exit code with which it is refused, `piped` and `verified` where those are others.
+    """One archive: `code` is the exit code with which it is refused, `piped`, `verified` and `copied` where others are.
 
     `options` are those of `push` and of `copy` without which it would be none of their business, `looked` of `verify`.
     """
@@ -44,6 +44,7 @@ class Hostile:
     code: int = 6
     piped: int | None = None
     verified: int | None = None
+    copied: int | None = None
     options: Sequence[str] = ()
     looked: Sequence[str] = ()
 
@@ -51,6 +52,11 @@ class Hostile:
     def from_pipe(self) -> int:
         """The exit code of a push from a pipe."""
         return self.code if self.piped is None else self.piped
+
+    @property
+    def from_copy(self) -> int:
+        """The exit code of a copy into a layout."""
+        return self.code if self.copied is None else self.copied
 
     @property
     def from_verify(self) -> int:

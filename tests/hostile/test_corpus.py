@@ -21,7 +21,7 @@ _HEAVY: Final = [
     "entries-60,000", "pax-many-keys", "pax-huge", "long-names-in-rows", "size-of-80-bits", "index-100,001",
     "index-huge", "index-items", "index-deep", "manifest-5-mib", "manifest-5-mib-hidden",
     "manifests-8-mib", "manifests-12-mib", "manifests-27,000-layers", "config-9-mib", "docker-config-9-mib",
-    "docker-list-5-mib", "gzip-zeros",
+    "docker-list-5-mib", "gzip-zeros", "gzip-zeros-behind", "gzip-much-behind", "config-deep", "keys-index-large",
     "layer-gzip-members", "name-escapes", "cut-in-body",
 ]  # fmt: skip
 

@@ -166,6 +166,20 @@ class TestSeveral:
         assert plain(GZIP, packed + bytes(2000), sizes) == b"content"
         assert plain(GZIP, packed + bytes(600) + packed, sizes) == b"contentcontent"
 
+    @pytest.mark.usefixtures("inflate")
+    @pytest.mark.parametrize("sizes", [[], [1] * 4000])
+    @pytest.mark.parametrize("behind", [b"garbage", b"g", bytes(600) + b"garbage", b"\x1e\x8b\x08", b"x" * 9000])
+    def test_what_is_no_member_behind_one_is_said_to_be_there(self, behind: bytes, sizes: list[int]) -> None:
+        with pytest.raises(ArchiveError, match="something else follows its last member"):
+            plain(GZIP, compressed(GZIP, b"content") + behind, sizes)
+
+    @pytest.mark.usefixtures("inflate")
+    @pytest.mark.parametrize("sizes", [[], [1] * 4000])
+    @pytest.mark.parametrize("behind", [b"\x1f", b"\x1f\x8b", b"\x1f\x8b\x08"])
+    def test_a_member_that_has_only_begun_is_cut(self, behind: bytes, sizes: list[int]) -> None:
+        with pytest.raises(ArchiveError, match="it ends too early"):
+            plain(GZIP, compressed(GZIP, b"content") + behind, sizes)
+
     @pytest.mark.parametrize("sizes", [[], [1] * 200])
     @pytest.mark.parametrize("skipped", [SKIPPABLE, EMPTY_SKIPPABLE])
     def test_skippable_frames_are_passed_over(self, skipped: bytes, sizes: list[int]) -> None:

@@ -602,6 +602,8 @@ class TestHostile:
             b'[{"Config":"x","RepoTags":false}]',
             b'[{"Config":"x","RepoTags":[null]}]',
             b'[{"Config":"x","Config":"y"}]',
+            b'[{"Config":"x","config":"y"}]',
+            b'[{"Config":"x","layer\xc5\xbf":[]}]',
             b'[{"Config":"x","Size":NaN}]',
             b'[{"Config":"\\ud800"}]',
             b'[{"Config":"x","Parent":' + b"[" * 100 + b"]" * 100 + b"}]",

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.documents import Document, media_type_of, outline, parse_descriptor, parse_document, platform_of_config
+from ocistream.documents import (
+    Document,
+    check_config,
+    diff_ids_of_config,
+    media_type_of,
+    outline,
+    parse_descriptor,
+    parse_document,
+    platform_of_config,
+)
 from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
 from ocistream.model import (
     DOCKER_LIST,
@@ -342,6 +351,56 @@ class TestDocuments:
     def test_a_schema_1_manifest_in_disguise_is_not_supported(self) -> None:
         with pytest.raises(UnsupportedError, match="schema 1"):
             document_of({"schemaVersion": 1, "fsLayers": []}, DOCKER_MANIFEST)
+
+
+class TestKeys:
+    """Keys that are like those of the specifications but for their case: Go's tools read those as well."""
+
+    IMAGE: Final = {"schemaVersion": 2, "config": GOOD, "layers": [GOOD]}
+    INDEX: Final = {"schemaVersion": 2, "manifests": [{**GOOD, "mediaType": OCI_MANIFEST}]}
+
+    @pytest.mark.parametrize("key", ["Layers", "Config", "MediaType", "Manifests", "SchemaVersion", "subJect", "BLOBS"])
+    def test_of_a_document(self, key: str) -> None:
+        for fields, media_type in ((self.IMAGE, OCI_MANIFEST), (self.INDEX, OCI_INDEX)):
+            for raw in ({key: [], **fields}, {**fields, key: []}):
+                with pytest.raises(ArchiveError, match=f"^manifest {DIGEST} has the key '{key}'"):
+                    document_of(raw, media_type)
+                with pytest.raises(ArchiveError, match="has the key"):
+                    outline(json.dumps(raw).encode(), "it")
+
+    @pytest.mark.parametrize("key", ["Digest", "SIZE", "mediatype", "Platform", "Urls", "Data", "ArtifactType"])
+    def test_of_a_descriptor(self, key: str) -> None:
+        wrong = {**GOOD, key: GOOD["digest"]}
+        for fields in ({**self.IMAGE, "config": wrong}, {**self.IMAGE, "layers": [GOOD, wrong]}):
+            with pytest.raises(ArchiveError, match=f"has the key '{key}'"):
+                document_of(fields)
+        with pytest.raises(ArchiveError, match=f"^subject of manifest .* has the key '{key}'"):
+            document_of({**self.IMAGE, "subject": wrong})
+
+    @pytest.mark.parametrize("key", ["OS", "Architecture", "Variant", "OS.Version", "os.Features"])
+    def test_of_a_platform(self, key: str) -> None:
+        with pytest.raises(ArchiveError, match=f"^platform of it has the key '{key}'"):
+            parse_descriptor({**GOOD, "platform": {"os": "linux", "architecture": "arm", key: "x"}}, "it")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"RootFS": {}}, {"OS": "linux"}, {"rootfs": {"diff_ids": [], "Diff_Ids": []}}, {"rootf\u017f": {}}],
+    )
+    def test_of_a_config(self, fields: dict[str, Any]) -> None:
+        raw = json.dumps({"os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, **fields}).encode()
+        for read in (check_config, diff_ids_of_config):
+            with pytest.raises(ArchiveError, match="has the key"):
+                read(raw, "it")
+
+    def test_those_of_maps_and_of_what_runs_an_image_are_data(self) -> None:
+        maps = {"annotations": {"layers": "a", "Layers": "b", "DIGEST": "c"}, "x-Other": {"Digest": 1}}
+        document = document_of({**self.IMAGE, **maps, "layers": [{**GOOD, **maps, "x": 1}]})
+        assert document.layers == (parse_descriptor(GOOD, "it"),)
+        assert dict(parse_descriptor({**GOOD, **maps}, "it").annotations) == maps["annotations"]
+        raw = json.dumps({"os": "linux", "architecture": "arm", "rootfs": {"type": "layers"}, "Id": "x", "Size": 1,
+                          "config": {"Labels": {"os": "", "OS": ""}, "Env": [], "labels": {}}}).encode()  # fmt: skip
+        check_config(raw, "it")
+        assert platform_of_config(raw, "it") == Platform("linux", "arm")
 
 
 class TestMediaTypeOf:

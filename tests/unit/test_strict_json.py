@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
-from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
+from ocistream.strict_json import canonical_json, canonical_json_with, check_keys, parse_json, passed_over
 
 ANY_SIZE = 1 << 40
 
@@ -22,18 +22,19 @@ def placed(place: int, value: object) -> object:
     return ("made", place, value)
 
 
-def outcome(raw: bytes, whole: int, keys: set[str] | None) -> object:
+def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> object:
     """Return what a document is understood as, or that it is refused."""
+    convert = {"a": placed, "b": placed}
     try:
-        return list(parse_json(raw, "it", keys=keys, convert={"a": placed, "b": placed}, whole=whole).items())
+        return list(parse_json(raw, "it", keys=keys, known=known, convert=convert, whole=whole).items())
     except ArchiveError:
         return "refused"
 
 
-def both(raw: bytes, keys: set[str] | None = None) -> object:
+def both(raw: bytes, keys: set[str] | None = None, known: set[str] = frozenset()) -> object:  # type: ignore[assignment]
     """Parse a document whole and in pieces, make sure that it comes to the same, and return it."""
-    pieces = outcome(raw, 0, keys)
-    assert pieces == outcome(raw, ANY_SIZE, keys)
+    pieces = outcome(raw, 0, keys, known)
+    assert pieces == outcome(raw, ANY_SIZE, keys, known)
     return pieces
 
 
@@ -58,6 +59,50 @@ _changes = st.lists(
     ),
     max_size=3,
 )
+
+
+class TestKeys:
+    """Keys that Go's encoding/json takes for others, since it does not look at their case."""
+
+    KNOWN = frozenset({"layers", "mediaType", "os.version", "Config", "kind"})
+
+    @pytest.mark.parametrize(
+        "key",
+        ["Layers", "LAYERS", "layer\u017f", "LAYER\u017f", "mediatype", "OS.Version", "o\u017f.version", "config",
+         "\u212aind", "KIND"],
+    )  # fmt: skip
+    def test_what_others_take_for_a_field_is_refused(self, key: str) -> None:
+        documents: list[dict[str, Any]] = [{key: []}, {"layers": [], key: []}, {key: [], "x": 1, "layers": []}]
+        for document in documents:
+            with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '"):
+                check_keys(document, self.KNOWN, "it")
+            for whole in (0, ANY_SIZE):
+                for fields in ({"keys": self.KNOWN}, {"keys": {"layers"}, "known": self.KNOWN}, {"known": self.KNOWN}):
+                    with pytest.raises(ArchiveError, match=r"^it has the key '.*', which others read as '") as caught:
+                        parse_json(json.dumps(document).encode(), "it", whole=whole, **fields)
+                    assert caught.value.what.isprintable()
+
+    @pytest.mark.parametrize(
+        "key",
+        ["layers", "layer", "layerss", "layers\0", "layer\u00df", "lay\u00e9rs", "\u0130", "k\u0131nd", "\uff4cayers",
+         "con\ufb01g", "Annotations", ""],
+    )  # fmt: skip
+    def test_what_nobody_takes_for_one_is_not(self, key: str) -> None:
+        check_keys({key: [], "mediaType": ""}, self.KNOWN, "it")
+        raw = json.dumps({key: [], "mediaType": ""}).encode()
+        assert parse_json(raw, "it", known=self.KNOWN, whole=0) == parse_json(raw, "it", known=self.KNOWN) != {}
+
+    def test_keys_of_a_map_and_of_what_lies_deeper_are_data(self) -> None:
+        raw = b'{"a":1,"A":2,"x":{"layers":1,"Layers":2}}'
+        assert parse_json(raw, "it", whole=0) == parse_json(raw, "it") == json.loads(raw)
+        assert parse_json(raw, "it", known=self.KNOWN, whole=0) == json.loads(raw)
+
+    @given(st.dictionaries(st.sampled_from(["a", "A", "b", "B", "c"]), st.integers()), st.sets(st.sampled_from("aBc")))
+    def test_in_pieces_it_is_as_when_parsed_whole(self, document: dict[str, int], known: set[str]) -> None:
+        folded = {name.lower() for name in known}
+        refused = any(key.lower() in folded and key not in known for key in document)
+        raw = json.dumps(document).encode()
+        assert both(raw, None, known) == ("refused" if refused else list(document.items()))
 
 
 class TestInPieces:

@@ -6,6 +6,7 @@ import io
 import subprocess
 import tarfile
 import tracemalloc
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,10 @@ class TestReading:
         archive = member("volume", b"V", size=700) + padded(b"x" * 700) + file_header("b") + END
         assert [entry.name for entry in entries_of(archive)] == ["volume", "b"]
 
-    def test_a_global_header_changes_nothing(self) -> None:
-        comment = pax_header(b"52 comment=0123456789012345678901234567890123456789\n", kind=tarfile.XGLTYPE)
-        trap = pax_header(b"15 path=hidden\n", kind=tarfile.XGLTYPE)
-        assert [entry.name for entry in entries_of(comment + trap + file_header() + END)] == ["a"]
+    @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+    def test_a_header_that_not_all_tools_apply_may_have_a_comment(self, kind: bytes) -> None:
+        comment = pax_header(b"52 comment=0123456789012345678901234567890123456789\n", kind=kind)
+        assert [entry.name for entry in entries_of(comment + file_header() + END)] == ["a"]
 
     def test_a_pax_header_overrules_the_entry(self) -> None:
         records = b"12 path=bcd\n15 linkpath=ef\n9 size=3\n"
@@ -274,6 +275,28 @@ class TestRefusing:
         self.refused(
             pax_header(records) + file_header() + padded(b"123") + END, "pax header in the archive is malformed"
         )
+
+    @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+    @pytest.mark.parametrize(
+        "records", [b"15 path=hidden\n", b"19 linkpath=hidden\n", b"9 size=3\n", b"22 GNU.sparse.major=1\n"]
+    )
+    def test_a_header_that_not_all_tools_apply_may_not_have_more(self, kind: bytes, records: bytes) -> None:
+        archive = pax_header(records, kind=kind) + file_header() + END
+        self.refused(archive, "names an entry to some tools, and to others it does not")
+
+    @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+    def test_for_others_such_a_header_renames_what_follows(self, kind: bytes, tmp_path: Path) -> None:
+        archive = pax_header(b"15 path=hidden\n", kind=kind) + file_header() + END
+        (tmp_path / "x.tar").write_bytes(archive)
+        assert gnu_tar("-t", "-f", tmp_path / "x.tar") == b"hidden\n"
+
+    @pytest.mark.parametrize("key", ["path", "linkpath"])
+    def test_a_nul_ends_a_name_for_some_and_so_is_refused(self, key: str, tmp_path: Path) -> None:
+        record = f" {key}=index.json\0x\n".encode()
+        archive = pax_header(b"%d%b" % (len(record) + 2, record)) + member("x", tarfile.SYMTYPE, target="y") + END
+        self.refused(archive, f"the {key} in a pax header in the archive has a NUL in it")
+        (tmp_path / "x.tar").write_bytes(archive)
+        assert b"index.json" in gnu_tar("-t", "-v", "-f", tmp_path / "x.tar").split()
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
     def test_a_huge_pax_header_is_refused_before_it_is_read(self, kind: bytes) -> None:
@@ -455,3 +478,15 @@ class TestAfterTheEnd:
             reader.drain()
         # Whoever writes it is not to find the pipe closed.
         assert file.read() == b""
+
+    @pytest.mark.parametrize(("first", "said"), [(b"\0", "more than 5000 bytes of zeros"), (b"x", "after its end")])
+    def test_nor_without_end(self, first: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_FILL", 5000)
+        monkeypatch.setattr(limits, "CHUNK", 1000)
+        for much in (5000, 5001, 50_000):
+            file = io.BytesIO(tar_of([("a", b"x")]) + first + bytes(much - 1))
+            reader = TarReader(file, "x.tar")
+            list(reader)
+            with pytest.raises(ArchiveError, match=said) if much > 5000 or first == b"x" else nullcontext():
+                reader.drain()
+            assert len(file.read()) == max(0, much - 6000)
