@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import math
 import platform as machine
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import limits
+from ocistream.cli.interruption import Stop
 from ocistream.cli.session import PASSWORD_ON_STDIN, Session, result_on_stdout
 from ocistream.errors import UsageError
 from ocistream.model import Platform, parse_platform
@@ -207,7 +207,7 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
         if sum(bool(own.get(name)) for name in PASSWORD_ON_STDIN) > 1:
             msg = "only one of the two passwords can come on stdin"
             raise UsageError(msg, hint="set OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD for the other")
-        command(Session(console, own, threading.Event()), **options)
+        command(Session(console, own, Stop()), **options)
 
     return wrapped
 
