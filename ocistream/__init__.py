@@ -18,8 +18,8 @@ For ends in registries, `Surroundings` is given a `Transport`. Every error is an
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
     from ocistream.conversion import Recompression, parse_recompression
     from ocistream.errors import OcistreamError

@@ -54,7 +54,7 @@ class _Workers(Generic[_T]):
             for thread in threads:
                 # One that is stalled on its socket is not to hold up what another one has to report.
                 while thread.is_alive() and self._failure is None:
-                    thread.join(_LOOK_EVERY)
+                    self._join(thread, _LOOK_EVERY)
         except BaseException:
             self._cancelled.set()
             self._wait_a_little(threads)
@@ -63,13 +63,18 @@ class _Workers(Generic[_T]):
             self._wait_a_little(threads)
             raise self._failure
 
-    @staticmethod
-    def _wait_a_little(threads: list[threading.Thread]) -> None:
+    def _wait_a_little(self, threads: list[threading.Thread]) -> None:
         """Let those that notice the cancellation drop what they have begun; who waits for a socket is left to it."""
         deadline = time.monotonic() + _GRACE
         for thread in threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+                self._join(thread, min(left, _LOOK_EVERY))
+
+    def _join(self, thread: threading.Thread, seconds: float) -> None:
+        """Wait for a thread's end, and let an interruption come out behind that."""
+        thread.join(seconds)
+        # Not in `join`, which it would make believe that the thread has ended (Python 3.11 and 3.12).
+        self._cancelled.wait(0)
 
     def _loop(self) -> None:
         try:

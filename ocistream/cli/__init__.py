@@ -1,219 +1,60 @@
-"""The command line: the lazy table of commands, and `main`, where every error becomes an exit code.
+"""The command line. Here is what comes first: a signal that arrives while the rest is imported ends it quietly.
 
 The only room that looks at argv, the environment and a terminal. A command is one file in here and one line in
-`COMMANDS`; nothing that it needs is imported before it is called, so that `--version` costs next to nothing.
+`COMMANDS` (entry.py); nothing that it needs is imported before it is called, so that `--version` costs next to nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import importlib
 import os
 import signal
 import sys
-import traceback
-from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn
 
-import click
-
-from ocistream import __version__, files, left_open, notices, partials
-from ocistream.cli.console import Console
-from ocistream.errors import OcistreamError, TerminatedError, UsageError
-
+TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import FrameType
+    from typing import NoReturn
+
+    from ocistream.cli.entry import COMMANDS, main
 
 __all__ = ["COMMANDS", "main", "run"]
-
-_NAME: Final = "ocistream"
-#: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
-COMMANDS: Final = {
-    "pull": ("ocistream.cli.pull:pull", "Write images from registries into an archive (default: stdout)."),
-    "push": ("ocistream.cli.push:push", "Push the images of an archive (default: stdin) to a registry."),
-    "copy": ("ocistream.cli.copy:copy", "Copy an image from any end to any end."),
-    "verify": ("ocistream.cli.verify:verify", "Check an archive or a layout, offline, in one pass (default: stdin)."),
-    "inspect": ("ocistream.cli.inspect:inspect", "Show what an end holds: images, platforms, layers, sizes."),
-    "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),
-    "login": ("ocistream.cli.login:login", "Check a registry's credential and keep it in Docker's file."),
-    "logout": ("ocistream.cli.login:logout", "Forget a registry's credential."),
-}
-
-_SIGINT_EXIT: Final = 130
-#: How writing to stdout fails. Whatever else is written turns its errors into ours where it is written.
-_STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
-
-
-class LazyGroup(click.Group):
-    """Imports a command when it is called."""
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Import a command."""
-        if name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="%(prog)s %(version)s")
-def cli() -> None:
-    """Move container images as a stream: out of a registry, through a pipe or a file, into another.
-
-    \b
-    ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
-    """
 
 
 def run() -> NoReturn:
     """Run the command line of this process, and end it."""
-    sys.exit(main(sys.argv[1:]))
+    # Python's own handler would print a traceback of whatever is being imported.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    from ocistream.cli.entry import main
+
+    code = main(sys.argv[1:], ends_process=True)
+    # All is said and done; what Python does at exit is not to be torn.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run a command line and give its exit code (README, "In scripts")."""
-    signal.signal(signal.SIGTERM, _terminate)
-    # A session that is dropped is to leave nothing behind; who was started by nohup ignores it, and goes on to.
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, _terminate)
-    console = Console.from_arguments(arguments)
-    # A signal may strike while a library makes an object, whose half then fails to go: no news to a user.
-    sys.unraisablehook = partial(_trace_unraisable, console)
-    if not arguments:
-        click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
-        return UsageError.exit_code
-    partials.begin()
-    left_open.begin()
-    notices.listen(console.note)
-    try:
-        return _run(arguments, console)
-    except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
-        files.drop_unfinished()
-        code = _report(console, error)
-        console.trace(partial(_trace, error))
-        return code
-    finally:
-        _settle()
-
-
-def _run(arguments: Sequence[str], console: Console) -> int:
-    """Parse and run, without click's own `main`: it has other exit codes for Ctrl-C and for a closed pipe."""
-    code = 0
-    try:
-        with cli.make_context(_NAME, list(arguments), obj=console) as context:
-            cli.invoke(context)
-    except click.exceptions.Exit as end:
-        code = end.exit_code
-    # Flushed here, so that a full disk or a closed pipe behind stdout is a failure.
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    return code
-
-
-def _report(console: Console, error: BaseException) -> int:
-    """Say what went wrong, and give the exit code for it."""
-    if isinstance(error, KeyboardInterrupt):
-        console.error("interrupted", hint=_kept(), code=_SIGINT_EXIT)
-        return _SIGINT_EXIT
-    if isinstance(error, TerminatedError):
-        console.error("terminated", hint=_kept(), code=error.exit_code)
-        return error.exit_code
-    if isinstance(error, click.ClickException):
-        # Some of click's messages have lines of their own for each choice.
-        console.error(" ".join(error.format_message().split()), hint=_usage_hint(error), code=UsageError.exit_code)
-        return UsageError.exit_code
-    if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
-        error = files.disk_error("cannot write to stdout", error)
-    if isinstance(error, OcistreamError):
-        hint = "; ".join(text for text in (error.hint, _kept()) if text)
-        console.error(error.what, hint=hint or None, code=error.exit_code)
-        return error.exit_code
-    console.error(
-        f"internal error: {type(error).__name__}: {error}",
-        hint="this is a bug in ocistream: please report it with what the same command says with -vv",
-        code=1,
-    )
-    return 1
-
-
-def _kept() -> str | None:
-    """Say what is left for the same command to go on with, if anything is."""
-    return "; ".join(text for text in (_kept_here(), _kept_at_registries()) if text) or None
-
-
-def _kept_at_registries() -> str | None:
-    uploads = left_open.kept()
-    if not uploads:
-        return None
-    from ocistream.cli.progress import counted
-
-    what = " and ".join(f"{counted(count, 'blob')} at {registry}" for registry, count in uploads.items())
-    return f"what was sent of {what} is kept there: the same command goes on from there"
-
-
-def _kept_here() -> str | None:
-    kept = partials.kept()
-    if not kept:
-        return None
-    from ocistream.cli.progress import human_size
-    from ocistream.reference import printable
-
-    path, *others = kept
-    where = f"{len(kept)} files in {path.parent}" if others else f"{path}"
-    return f"{human_size(sum(kept.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
-
-
-def _trace(error: BaseException) -> str:
-    """Give the stack of an error and the kinds of its causes, whose own texts may hold signed URLs."""
-    lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
-    cause: BaseException | None = error
-    while cause is not None:
-        lines.append(f"{type(cause).__name__}\n")
-        cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            lines.append(f"caused by\n{''.join(traceback.format_tb(cause.__traceback__))}")
-    return "".join(lines)
-
-
-def _trace_unraisable(console: Console, problem: sys.UnraisableHookArgs) -> None:
-    """Print what Python could raise nowhere, for those who asked for tracebacks."""
-    if problem.exc_value is not None:
-        console.trace(partial(_trace, problem.exc_value))
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
-    # An exception, so that every `finally` and `with` cleans up behind itself.
-    signal.signal(number, signal.SIG_IGN)
-    raise TerminatedError(128 + number)
-
-
-def _usage_hint(error: click.ClickException) -> str | None:
-    context = getattr(error, "ctx", None)
-    return f"see `{context.command_path} --help`" if context is not None else None
-
-
-def _settle() -> None:
-    """Write out what the streams still hold, or point them at nothing.
-
-    Python's own flush at exit would complain, and end with 120: a full disk behind stderr is no failure of ours, and
-    one behind stdout has been reported by now.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if stream is None:
-            continue
-        try:
-            stream.flush()
+def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
+    """End the process where it stands: nothing was begun yet."""
+    message = "interrupted" if number == signal.SIGINT else "terminated"
+    line = f"ocistream: error: {message}\n"
+    if {"json", "--log-format=json", "--progress=json"} & set(sys.argv):
+        # What `Console.from_arguments` would find out; but nothing may be imported from here.
+        line = f'{{"level": "error", "message": "{message}", "exit_code": {128 + number}}}\n'
+    if sys.stderr is not None:
+        try:  # noqa: SIM105 - contextlib is not imported yet
+            os.write(2, line.encode())
         except OSError:
-            with contextlib.suppress(OSError):
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, stream.fileno())
-                os.close(nothing)
+            pass
+    os._exit(128 + number)
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for (PEP 562)."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from ocistream.cli import entry
+
+    return getattr(entry, name)

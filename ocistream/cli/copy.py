@@ -109,7 +109,7 @@ def copy(
             return dst.reference.name
         return root.name or root.origin or src.text
 
-    move(session, open_ends, label, to=dst, rename=renamed(dst) if dst.name else None)
+    move(session, open_ends, label, of=src, to=dst, rename=renamed(dst) if dst.name else None)
 
 
 def _check_many(src: End, dst: End) -> None:

@@ -14,7 +14,7 @@ from ocistream.reference import is_digest, is_repository, parse_reference, parse
 from ocistream.stores.index import docker_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.cli.console import Console
     from ocistream.cli.session import Session
@@ -31,13 +31,14 @@ def move(
     open_ends: Callable[[], tuple[Source, Sink]],
     label: Callable[[Root], str],
     *,
+    of: End | None = None,
     to: End | None = None,
     rename: Callable[[Graph], Graph] | None = None,
 ) -> None:
     """Move images, then print and write what was done.
 
-    `label` names a root in the results. `to` is where the images go, if it is no registry: where that is stdout, the
-    archive is there, and no result lines are printed.
+    `label` names a root in the results. `of` is where the images come from, and `to` is where they go, if those are no
+    registries. Where `to` is stdout, the archive is there, and no result lines are printed.
 
     Raises:
         OcistreamError: it failed, and nothing is visible at the destination.
@@ -50,7 +51,7 @@ def move(
         source, sink = open_ends()
         stack.callback(source.close)
         stack.callback(sink.close)
-        with progress(session.options["progress"], session.console) as observer:
+        with _naming(of), progress(session.options["progress"], session.console) as observer:
             report = transfer.copy(
                 source,
                 sink,
@@ -70,6 +71,23 @@ def move(
     tell_left_behind(session.console, report)
     if to is not None and to.kind == "docker-archive":
         _tell_nameless(session.console, report.graph)
+
+
+@contextlib.contextmanager
+def _naming(of: End | None) -> Iterator[None]:
+    """Say of a blob that is wrong in which file or directory it is, and what can be done about that."""
+    try:
+        yield
+    except IntegrityError as error:
+        # The other errors of that kind are about an image that is another than was asked for.
+        if of is not None and of.path is not None and not of.is_stream and not error.hint and _is_of_a_blob(error):
+            path = printable(str(of.path), 1024)
+            error.hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
+        raise
+
+
+def _is_of_a_blob(error: IntegrityError) -> bool:
+    return is_digest(error.what.partition(": ")[0])
 
 
 def mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import math
 import platform as machine
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import limits
+from ocistream.cli.interruption import Stop
+from ocistream.cli.numbers import Whole
 from ocistream.cli.session import PASSWORD_ON_STDIN, Session, result_on_stdout
 from ocistream.errors import UsageError
 from ocistream.model import Platform, parse_platform
@@ -117,9 +118,7 @@ def config_option(command: Callable[..., None]) -> Callable[..., None]:
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --retries, time-outs, limits, --config, --no-mirrors, and the options of `tls_options`."""
     return _stack(
-        click.option(
-            "--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Tries after the first one."
-        ),
+        click.option("--retries", type=Whole(0, 20), default=5, show_default=True, help="Tries after the first one."),
         click.option(
             "--connect-timeout",
             type=_SECONDS,
@@ -171,7 +170,7 @@ def progress_option(command: Callable[..., None]) -> Callable[..., None]:
 def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of every transfer, and hand it a `Session` as `session`."""
     return _stack(
-        click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs moved at once."),
+        click.option("--jobs", type=Whole(1, 32), default=4, show_default=True, help="Blobs moved at once."),
         network_options,
         progress_option,
         click.option(
@@ -207,7 +206,7 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
         if sum(bool(own.get(name)) for name in PASSWORD_ON_STDIN) > 1:
             msg = "only one of the two passwords can come on stdin"
             raise UsageError(msg, hint="set OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD for the other")
-        command(Session(console, own, threading.Event()), **options)
+        command(Session(console, own, Stop()), **options)
 
     return wrapped
 
@@ -274,7 +273,7 @@ def max_ratio_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --max-ratio."""
     return click.option(
         "--max-ratio",
-        type=click.IntRange(1, 1_000_000),
+        type=Whole(1, 1_000_000),
         default=limits.MAX_RATIO,
         show_default=True,
         help="How much larger than itself anything compressed may become, above the first GiB.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.cli.moving import move, renamed
+from ocistream.cli.numbers import Whole
 from ocistream.cli.options import (
     compression_options,
     credential_options,
@@ -43,7 +44,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
 @click.option(
     "--from-byte",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     metavar="N",
     help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
     "checked: verify the whole where it is put together. Files and layouts go on by themselves.",

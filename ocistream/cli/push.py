@@ -97,7 +97,7 @@ def push(
             raise
         return source, sink
 
-    move(session, open_ends, lambda root: target(root).name)
+    move(session, open_ends, lambda root: target(root).name, of=end)
 
 
 def _always(reference: Reference) -> Callable[[Root], Reference]:

@@ -14,6 +14,7 @@ from ocistream import files
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
+from ocistream.stores.outputs import followed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -90,7 +91,7 @@ def check_result(path: Path) -> None:
         NotFoundError: its folder is not there.
         LocalDiskError: the folder cannot be written to.
     """
-    path = path.resolve()
+    path = followed(path)
     if path.is_file() or not path.exists():
         with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -157,7 +158,7 @@ def write_result(
         "seconds": round(report.seconds, 3),
     }
     # What a link leads to is replaced, not the link; and what is no file (/dev/null, a FIFO) is written to.
-    path = path.resolve()
+    path = followed(path)
     special = path.exists() and not path.is_file()
     with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
         files.write_all(file, json.dumps(document, indent=2).encode() + b"\n")

@@ -153,8 +153,9 @@ class Session:
         result = self.options["result"]
         if result is not None and _is_seen_on_stdout(result):
             raise result_on_stdout(str(result))
-        paths = [end.path.resolve() for end in ends if end.path is not None and not end.is_stream]
-        if result is not None and result.resolve() in paths:
+        # Links that lead round in a circle are found out where the path is opened.
+        paths = [os.path.realpath(end.path) for end in ends if end.path is not None and not end.is_stream]
+        if result is not None and os.path.realpath(result) in paths:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: it would be written over")
 

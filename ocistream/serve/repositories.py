@@ -8,8 +8,10 @@ changed under its lock. HTTP is not known here, but for the refusals.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import files, limits
@@ -76,7 +78,7 @@ class Repositories:
     def __init__(self, layout: LayoutDirectory) -> None:
         """Serve from `layout`; it is read when something is asked for."""
         self._layout = layout
-        self._fallback = repository_of_directory(layout.path.resolve().name)
+        self._fallback = repository_of_directory(Path(os.path.realpath(layout.path)).name)
         self._lock = threading.Lock()
         self._snapshot: _Snapshot | None = None
         # By digest, so what is in it stays true; what nothing points to any more is dropped.

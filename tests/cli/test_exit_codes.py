@@ -294,7 +294,9 @@ def test_5_for_a_byte_that_was_changed_on_the_way(
     damaged.write_bytes(content)
     options: dict[str, list[Argument]] = {"layout": ["-i", layout.path], "file": ["-i", archive], "pipe": []}
     result = ocistream("push", *options[source], f"{served.host}/app:1", stdin=bytes(content))
-    expect.failure(result, 5, layer)
+    where = {"file": str(archive), "layout": str(layout.path), "pipe": ""}[source]
+    expect.failure(result, 5, layer, where)
+    assert ("was changed while it was read" in result.err) is bool(where)
     expect.no_image(served)
 
 
@@ -418,6 +420,20 @@ def test_9_for_a_full_disk_behind_stdout(layout: Layout, image: Descriptor, dev_
     for end in ("-", dev_stdout):
         result = ocistream("copy", layout.path, end, stdout=Path("/dev/full"))
         expect.failure(result, 9, "cannot write", "No space left on device")
+
+
+def test_9_for_links_that_lead_round_in_a_circle(registry: FaultyRegistry, folder: Path) -> None:
+    loop = folder / "x.tar"
+    loop.symlink_to("x.tar")
+    image = f"{registry.host}/app:1"
+    words = (str(loop), "Too many levels of symbolic links")
+    expect.failure(ocistream("pull", image, "-o", loop), 9, "cannot write", *words)
+    expect.failure(ocistream("pull", image, "-o", folder / "y.tar", "--result", loop), 9, "cannot write", *words)
+    expect.failure(ocistream("push", image, "-i", loop), 9, "cannot read", *words)
+    expect.failure(ocistream("pull", image, "-o", loop, "--result", loop), 2, "the archive itself")
+    expect.failure(ocistream("serve", loop, "--listen", "127.0.0.1:0"), 9, str(loop))
+    expect.nothing_left(folder, "x.tar")
+    assert loop.is_symlink()
 
 
 def test_9_for_a_full_disk_behind_the_result_lines(layout: Layout, image: Descriptor, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.run import Argument, command, ocistream, run, started
-from tests.faults import Fault, FaultyRegistry, Stall
+from tests.faults import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
 
@@ -217,3 +218,134 @@ sys.exit(code)
     assert result.code == 4
     assert ("AttributeError" in result.err) is shown
     assert "Exception ignored" not in result.err
+
+
+def stopped_again_and_again(process: subprocess.Popen[bytes], first: signal.Signals, others: signal.Signals) -> str:
+    """Send a signal, and then others until the process has ended; return what it wrote to stderr."""
+    process.send_signal(first)
+    while process.poll() is None:
+        process.send_signal(others)
+    return process.communicate(timeout=60)[1].decode()
+
+
+@pytest.mark.parametrize(
+    ("first", "others"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGINT, signal.SIGTERM), (signal.SIGHUP, signal.SIGINT)],
+)
+@pytest.mark.parametrize("end", ["app.tar", "pulled/", "-"])
+def test_signals_that_follow_the_first_do_no_harm(
+    stalling: FaultyRegistry, tmp_path: Path, first: signal.Signals, others: signal.Signals, end: str
+) -> None:
+    """So a wrapper may pass on what the terminal has sent already."""
+    (tmp_path / "new").mkdir()
+    stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
+    to = end if end == "-" else f"{tmp_path}/new/{end}"
+    with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to) as process:
+        expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
+        said = stopped_again_and_again(process, first, others)
+    # Of two that are there at once, nobody can tell which came first.
+    number = others if process.returncode == 128 + others else first
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (process.returncode, said) == (128 + number, f"ocistream: error: {word}\n")
+    expect.no_partial_files(tmp_path / "new")
+
+
+def test_asking_again_while_an_upload_is_deleted_does_no_harm(
+    start: Callable[..., FaultyRegistry], layout: Layout
+) -> None:
+    layout.image([4000], name="app")
+    # What is sent is too little to be kept, so the upload is deleted; neither is ever answered.
+    registry = start(Fault(Stall(), "PUT", times=None), Fault(Stall(), "DELETE", times=None))
+    push = ("push", "--jobs=1", "--stall-timeout=1000", "-i", layout.path, f"{registry.host}/app:1")
+    with started(*push) as process:
+        expect.wait_for(lambda: registry.asked("PUT"))
+        process.send_signal(signal.SIGINT)
+        expect.wait_for(lambda: registry.asked("DELETE"))
+        said = stopped_again_and_again(process, signal.SIGINT, signal.SIGINT)
+    assert (process.returncode, said) == (130, "ocistream: error: interrupted\n")
+    expect.no_image(registry)
+
+
+def test_a_wait_for_another_try_can_be_interrupted(stalling: FaultyRegistry, tmp_path: Path) -> None:
+    stalling.faults = [Fault(too_many_requests(299), "GET", "/blobs/", times=None)]
+    for jobs in (1, 2):
+        stalling.requests.clear()
+        pull = ("pull", f"--jobs={jobs}", f"{stalling.host}/app:1", "-o", tmp_path / "app.tar")
+        with stopped_in_the_middle(stalling, signal.SIGINT, *pull) as end:
+            code, _, err = end()
+        assert (code, err.splitlines()[-1]) == (130, "ocistream: error: interrupted")
+
+
+@pytest.mark.parametrize(
+    "begin", ["from ocistream.cli import run; run()", "runpy.run_module('ocistream', run_name='__main__')"]
+)
+@pytest.mark.parametrize(("number", "code"), ENDED)
+@pytest.mark.parametrize("module", ["click", "ocistream.cli.console"])
+def test_one_that_comes_before_anything_was_begun_ends_it_without_a_traceback(
+    begin: str, number: signal.Signals, code: int, module: str
+) -> None:
+    program = f"""
+import os, runpy, sys
+
+class Struck:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(number)})
+
+sys.meta_path.insert(0, Struck())
+{begin}
+"""
+    for argv in ([], ["--log-format", "json"]):
+        result = run([sys.executable, "-P", "-c", program, "--version", *argv])
+        assert (result.code, result.out) == (code, b"")
+        (said,) = result.err.splitlines()
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        if argv:
+            assert json.loads(said) == {"level": "error", "message": word, "exit_code": code}
+        else:
+            assert said == f"ocistream: error: {word}"
+
+
+def test_one_that_comes_when_all_is_over_changes_nothing(tmp_path: Path) -> None:
+    program = f"""
+import atexit, os, signal, sys
+
+set_handler = signal.signal
+
+def set_late(number, handler):
+    if handler is signal.SIG_IGN:
+        os.kill(os.getpid(), signal.SIGHUP)
+    return set_handler(number, handler)
+
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+signal.signal = set_late
+sys.argv[1:] = ["copy", "oci:{tmp_path}/nowhere", "oci:{tmp_path}/there"]
+from ocistream.cli import run
+run()
+"""
+    result = run([sys.executable, "-P", "-c", program])
+    expect.failure(result, 4, "nowhere")
+
+
+def test_one_that_came_before_the_end_counts() -> None:
+    program = """
+import os, signal, sys
+from types import FunctionType
+from ocistream.cli import entry
+
+run = entry._run
+kill = FunctionType((lambda: act()).__code__, {"__name__": "threading", "act": lambda: os.kill(os.getpid(), 15)})
+
+def run_and_kill(*arguments):
+    code = run(*arguments)
+    # Where nothing is raised.
+    kill()
+    return code
+
+entry._run = run_and_kill
+sys.argv[1:] = ["--version"]
+from ocistream.cli import run as whole
+whole()
+"""
+    result = run([sys.executable, "-P", "-c", program])
+    assert (result.code, result.err) == (143, "ocistream: error: terminated\n")

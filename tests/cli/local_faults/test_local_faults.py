@@ -125,6 +125,8 @@ def test_a_run_in_trouble_ends_as_the_table_has_it(
         (said, *more) = [line for line in result.err.splitlines() if not line.startswith("ocistream: moved")]
         assert said.startswith("ocistream: error: ")
         assert len(more) <= 1, result.err
+        if result.code == 5 and not name.startswith("verify"):
+            assert any("was changed while it was read" in line for line in more), result.err
         assert "Traceback" not in result.err
         assert place.shown(name) is None
     if not name.startswith("verify"):

@@ -1,0 +1,234 @@
+"""The lazy table of commands, and `main`, where every error becomes an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ocistream import __version__, files, left_open, notices, partials
+from ocistream.cli.console import Console
+from ocistream.cli.interruption import Interruption
+from ocistream.errors import OcistreamError, TerminatedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main"]
+
+_NAME: Final = "ocistream"
+#: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
+COMMANDS: Final = {
+    "pull": ("ocistream.cli.pull:pull", "Write images from registries into an archive (default: stdout)."),
+    "push": ("ocistream.cli.push:push", "Push the images of an archive (default: stdin) to a registry."),
+    "copy": ("ocistream.cli.copy:copy", "Copy an image from any end to any end."),
+    "verify": ("ocistream.cli.verify:verify", "Check an archive or a layout, offline, in one pass (default: stdin)."),
+    "inspect": ("ocistream.cli.inspect:inspect", "Show what an end holds: images, platforms, layers, sizes."),
+    "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),
+    "login": ("ocistream.cli.login:login", "Check a registry's credential and keep it in Docker's file."),
+    "logout": ("ocistream.cli.login:logout", "Forget a registry's credential."),
+}
+
+_SIGINT_EXIT: Final = 130
+#: How writing to stdout fails. Whatever else is written turns its errors into ours where it is written.
+_STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Move container images as a stream: out of a registry, through a pipe or a file, into another.
+
+    \b
+    ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
+    """
+
+
+def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
+    """Run a command line and give its exit code (README, "In scripts").
+
+    It is for the main thread, since it takes signals. If it `ends_process` with that code, they stay without effect.
+    """
+    console = Console.from_arguments(arguments)
+    if not arguments:
+        click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
+        return UsageError.exit_code
+    partials.begin()
+    left_open.begin()
+    notices.listen(console.note)
+    interruption = Interruption(partial(_leave, console))
+    # A signal may strike while a library makes an object, whose half then fails to go: no news to a user.
+    sys.unraisablehook = partial(_unraisable, console, interruption)
+    interruption.begin()
+    try:
+        return _guarded(arguments, console, interruption)
+    except (KeyboardInterrupt, TerminatedError) as error:
+        # It came out where another error was about to be reported. There is no second one.
+        return _failed(console, interruption, error)
+    finally:
+        _settle()
+        if not ends_process:
+            interruption.end()
+
+
+def _guarded(arguments: Sequence[str], console: Console, interruption: Interruption) -> int:
+    """Run, and give the exit code of however it ends."""
+    try:
+        interruption.allow()
+        code = _run(arguments, console)
+        # One that came before the end counts, whatever the run came to meanwhile.
+        interruption.check()
+        interruption.conclude()
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
+        return _failed(console, interruption, error)
+    return code
+
+
+def _run(arguments: Sequence[str], console: Console) -> int:
+    """Parse and run, without click's own `main`: it has other exit codes for Ctrl-C and for a closed pipe."""
+    code = 0
+    try:
+        with cli.make_context(_NAME, list(arguments), obj=console) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    # Flushed here, so that a full disk or a closed pipe behind stdout is a failure.
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _failed(console: Console, interruption: Interruption, error: BaseException) -> int:
+    """Clear up and say what went wrong. Whatever else fails once a signal has come is that signal's doing."""
+    interruption.hold()
+    files.drop_unfinished()
+    interruption.conclude()
+    code = _report(console, interruption.error() or error)
+    console.trace(partial(_trace, error))
+    return code
+
+
+def _leave(console: Console, error: BaseException) -> None:
+    """Settle what can be settled without the main thread, which still waits for something."""
+    files.drop_unfinished()
+    _report(console, error)
+
+
+def _report(console: Console, error: BaseException) -> int:
+    """Say what went wrong, and give the exit code for it."""
+    if isinstance(error, KeyboardInterrupt):
+        console.error("interrupted", hint=_kept(), code=_SIGINT_EXIT)
+        return _SIGINT_EXIT
+    if isinstance(error, TerminatedError):
+        console.error("terminated", hint=_kept(), code=error.exit_code)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        # Some of click's messages have lines of their own for each choice.
+        console.error(" ".join(error.format_message().split()), hint=_usage_hint(error), code=UsageError.exit_code)
+        return UsageError.exit_code
+    if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
+        error = files.disk_error("cannot write to stdout", error)
+    if isinstance(error, OcistreamError):
+        hint = "; ".join(text for text in (error.hint, _kept()) if text)
+        console.error(error.what, hint=hint or None, code=error.exit_code)
+        return error.exit_code
+    console.error(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="this is a bug in ocistream: please report it with what the same command says with -vv",
+        code=1,
+    )
+    return 1
+
+
+def _kept() -> str | None:
+    """Say what is left for the same command to go on with, if anything is."""
+    return "; ".join(text for text in (_kept_here(), _kept_at_registries()) if text) or None
+
+
+def _kept_at_registries() -> str | None:
+    uploads = left_open.kept()
+    if not uploads:
+        return None
+    from ocistream.cli.progress import counted
+
+    what = " and ".join(f"{counted(count, 'blob')} at {registry}" for registry, count in uploads.items())
+    return f"what was sent of {what} is kept there: the same command goes on from there"
+
+
+def _kept_here() -> str | None:
+    kept = partials.kept()
+    if not kept:
+        return None
+    from ocistream.cli.progress import human_size
+    from ocistream.reference import printable
+
+    path, *others = kept
+    where = f"{len(kept)} files in {path.parent}" if others else f"{path}"
+    return f"{human_size(sum(kept.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
+
+
+def _trace(error: BaseException) -> str:
+    """Give the stack of an error and the kinds of its causes, whose own texts may hold signed URLs."""
+    lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+    cause: BaseException | None = error
+    while cause is not None:
+        lines.append(f"{type(cause).__name__}\n")
+        cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            lines.append(f"caused by\n{''.join(traceback.format_tb(cause.__traceback__))}")
+    return "".join(lines)
+
+
+def _unraisable(console: Console, interruption: Interruption, problem: sys.UnraisableHookArgs) -> None:
+    """Print what Python could raise nowhere, for those who asked for tracebacks."""
+    interruption.lost(problem.exc_value)
+    if problem.exc_value is not None:
+        console.trace(partial(_trace, problem.exc_value))
+
+
+def _usage_hint(error: click.ClickException) -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"see `{context.command_path} --help`" if context is not None else None
+
+
+def _settle() -> None:
+    """Write out what the streams still hold, or point them at nothing.
+
+    Python's own flush at exit would complain, and end with 120: a full disk behind stderr is no failure of ours, and
+    one behind stdout has been reported by now.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, stream.fileno())
+                os.close(nothing)
