@@ -62,6 +62,8 @@ def moved(source: Path, kind: str, folder: Path, *, step: int = -1, by: int = si
             if is_there and next(left, None) == 0:
                 os.kill(os.getpid(), by)
 
+        # Whoever runs the tests in the background may ignore it, and so would this process.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.addaudithook(count)
         code = main(copying(source, kind, folder))
     finally:
