@@ -55,6 +55,8 @@ class _Workers(Generic[_T]):
                 # One that is stalled on its socket is not to hold up what another one has to report.
                 while thread.is_alive() and self._failure is None:
                     self._join(thread, _LOOK_EVERY)
+            # They may all have been done before the last of them had begun, and an interruption have waited for that.
+            self._cancelled.wait(0)
         except BaseException:
             self._cancelled.set()
             self._wait_a_little(threads)

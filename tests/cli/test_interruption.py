@@ -204,6 +204,31 @@ def test_threads_get_to_clear_up_behind_an_interrupted_wait_for_them(asked: Aske
     assert cleared == [True, True]
 
 
+def test_threads_that_are_done_before_all_of_them_have_begun_do_not_hide_it(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def start_and_wait(thread: threading.Thread) -> None:
+        # As where this thread does not get to run for a while. It is not interrupted in `join`.
+        start(thread)
+        thread.join()
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        """Ask for nothing meanwhile."""
+
+    def work(number: int) -> None:
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            expect.wait_for(lambda: asked.interruption.first is not None)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_wait)
+    signal.signal(signal.SIGURG, strike)
+    asked.interruption.allow()
+    with pytest.raises(KeyboardInterrupt):
+        each(work, range(2), jobs=2, cancelled=Stop())
+
+
 def test_who_asks_again_is_not_kept_waiting_by_what_does_not_end() -> None:
     program = """
 import os, time
