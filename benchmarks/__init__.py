@@ -1,0 +1,1 @@
+"""What scripts/bench runs: data, real servers, real peers, and every job in turn."""

@@ -1,0 +1,64 @@
+"""Run pipelines one after the other, and say what they took: one JSON document in, by argument, and one out.
+
+It is a process of its own, and a small one: what Linux calls the peak memory of a program begins with that of the
+process which started it. So it imports no more than it must, and never `benchmarks`.
+
+In:  {"steps": [[{"argv": [...], "env": {...}, "stdin": PATH or null, "stdout": PATH or null}, ...], ...]}
+Out: {"seconds": S, "cpu": S, "peaks": {PROGRAM: BYTES}, "codes": [...]}
+"""
+
+import json
+import os
+import sys
+import time
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def main() -> None:
+    """Run what the argument says."""
+    document = json.loads(sys.argv[1])
+    peaks: dict[str, int] = {}
+    codes: list[int] = []
+    cpu = 0.0
+    begin = time.monotonic()
+    for pipeline in document["steps"]:
+        names = started(pipeline)
+        while names:
+            pid, status, usage = os.wait4(-1, 0)
+            name = names.pop(pid)
+            codes.append(os.waitstatus_to_exitcode(status))
+            cpu += usage.ru_utime + usage.ru_stime
+            peaks[name] = max(peaks.get(name, 0), usage.ru_maxrss * 1024)
+    seconds = time.monotonic() - begin
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peaks": peaks, "codes": codes}))
+
+
+def started(pipeline: list) -> dict[int, str]:  # type: ignore[type-arg] # of JSON
+    """Start the commands of one pipeline, joined by pipes; give the name of each by its process number."""
+    names: dict[int, str] = {}
+    source = -1
+    for number, command in enumerate(pipeline):
+        actions: list[tuple] = []  # type: ignore[type-arg] # of several kinds
+        following, sink = os.pipe() if number + 1 < len(pipeline) else (-1, -1)
+        if source >= 0:
+            actions.append((os.POSIX_SPAWN_DUP2, source, 0))
+        else:
+            actions.append((os.POSIX_SPAWN_OPEN, 0, command["stdin"] or os.devnull, os.O_RDONLY, 0))
+        if sink >= 0:
+            actions.append((os.POSIX_SPAWN_DUP2, sink, 1))
+        else:
+            actions.append((os.POSIX_SPAWN_OPEN, 1, command["stdout"] or os.devnull, _CREATE, 0o644))
+        argv = command["argv"]
+        pid = os.posix_spawnp(argv[0], argv, {**os.environ, **command["env"]}, file_actions=actions)
+        name = os.path.basename(argv[0])  # noqa: PTH119 - pathlib is not imported
+        names[pid] = f"{name} {argv[1]}" if name == "ocistream" and len(argv) > 1 else name
+        for descriptor in (source, sink):
+            if descriptor >= 0:
+                os.close(descriptor)
+        source = following
+    return names
+
+
+if __name__ == "__main__":
+    main()

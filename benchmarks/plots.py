@@ -1,0 +1,74 @@
+"""The figures as pictures: SVG, written by hand, since two charts of bars and dots need no library."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from benchmarks.jobs import OURS
+from benchmarks.measuring import median
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.report import Line
+
+__all__ = ["bars", "plots"]
+
+_WIDTH, _LABEL, _BAR, _GAP = 760, 250, 14, 10
+#: Ours, and the others: told apart in print as well.
+_COLOURS = {OURS: "#1f6feb"}
+_OTHER = "#9aa4b2"
+
+
+def plots(lines: list[Line], folder: Path) -> None:
+    """Draw how fast each tool is at each job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        (line.job, {name: 1 / median(runs) for name, runs in line.runs.items() if "floor" not in name})
+        for line in lines
+        if line.throughput and len(line.runs) > 1
+    ]
+    (folder / "throughput.svg").write_text(bars("Speed beside the quickest (longer is faster)", rows))
+
+
+def bars(title: str, rows: list[tuple[str, dict[str, float]]]) -> str:
+    """Give a chart of bars: for each row its figures, as parts of the largest of that row."""
+    parts, y = [], 40.0
+    for name, figures in rows:
+        largest = max(figures.values())
+        parts.append(_text(8, y + 11, name, weight="bold"))
+        for tool, figure in figures.items():
+            width = (_WIDTH - _LABEL - 150) * figure / largest
+            colour = _COLOURS.get(tool, _OTHER)
+            parts.append(f'<rect x="{_LABEL}" y="{y:.0f}" width="{width:.1f}" height="{_BAR}" fill="{colour}"/>')
+            parts.append(_text(_LABEL + width + 6, y + 11, tool))
+            y += _BAR + 2
+        y += _GAP
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y:.0f}" font-family="sans-serif">'
+    ground = f'<rect width="{_WIDTH}" height="{y:.0f}" fill="white"/>'
+    return "\n".join([head, ground, _text(8, 22, title, size=15, weight="bold"), *parts, "</svg>", ""])
+
+
+def dots(title: str, unit: str, points: list[tuple[str, float]], bound: float) -> str:
+    """Give a chart of one figure for each of several sizes, and the `bound` that it is to stay below."""
+    height, left, bottom = 260, 60, 220
+    largest = bound * 1.2
+    parts = []
+    step = (_WIDTH - left - 40) / max(1, len(points) - 1)
+    line = bottom - (bottom - 40) * bound / largest
+    parts.append(f'<line x1="{left}" x2="{_WIDTH - 20}" y1="{line:.0f}" y2="{line:.0f}" stroke="#d1242f"/>')
+    parts.append(_text(_WIDTH - 130, line - 6, f"promised: {bound:g} {unit}"))
+    for number, (name, figure) in enumerate(points):
+        x, y = left + number * step, bottom - (bottom - 40) * figure / largest
+        parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{_COLOURS[OURS]}"/>')
+        parts.append(_text(x - 14, y - 8, f"{figure:.1f}"))
+        parts.append(_text(x - 18, bottom + 18, name))
+    axes = f'<path d="M{left} 40 V{bottom} H{_WIDTH - 20}" stroke="black" fill="none"/>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif">'
+    ground = f'<rect width="{_WIDTH}" height="{height}" fill="white"/>'
+    return "\n".join([head, ground, _text(8, 22, title, size=15, weight="bold"), axes, *parts, "</svg>", ""])
+
+
+def _text(x: float, y: float, text: str, *, size: int = 12, weight: str = "normal") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" font-weight="{weight}">{escape(text)}</text>'
