@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.documents import media_type_of, outline
-from ocistream.downloads import Download
+from ocistream.downloads import Download, part_of
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -263,7 +263,7 @@ class Repository:
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""
         chunks = partial(self.blob_chunks, descriptor)
-        return Blob(descriptor, chunks, open_at=chunks)
+        return Blob(descriptor, chunks, open_at=chunks, part=partial(self.blob_part, descriptor))
 
     def blob_chunks(self, descriptor: Descriptor, offset: int = 0, *, strictly: bool = False) -> Iterator[Chunk]:
         """Download a blob from byte `offset` on, unverified (`downloads.Download`).
@@ -287,6 +287,25 @@ class Repository:
             )
 
         return Download(ask, url, descriptor, strictly=strictly).chunks(offset, self.transport.tries())
+
+    def blob_part(self, descriptor: Descriptor, start: int, end: int) -> Iterator[Chunk]:
+        """Download bytes `start` to `end` (not included) of a blob, unverified, by one request that is not tried again.
+
+        Raises:
+            NotFoundError: it is not there.
+            NetworkError: it broke off, or the registry gives no parts of blobs.
+        """
+        whole = start == 0 and end == descriptor.size
+        answer = self.transport.request(
+            self.endpoint,
+            "GET",
+            self.url(f"blobs/{descriptor.digest}"),
+            scopes=self.scopes,
+            headers={} if whole else {"Range": f"bytes={start}-{end - 1}"},
+            expected=(200,) if whole else (200, 206),
+            tries=self.transport.tries(attempts=1),
+        )
+        return part_of(answer, start, end, whole=whole)
 
 
 def is_canonical(digest: str) -> bool:

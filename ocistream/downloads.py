@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ocistream.retry import Tries
     from ocistream.stream import Chunk
 
-__all__ = ["Download"]
+__all__ = ["Download", "part_of"]
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 
@@ -122,6 +122,19 @@ class Download:
         answer.close()
         msg = f"{promised}: GET {redacted(answer.url)}: {what}"
         raise IntegrityError(msg)
+
+
+def part_of(answer: Answer, start: int, end: int, *, whole: bool) -> Iterator[Chunk]:
+    """Give what an answer has of bytes `start` to `end` (not included) of a blob, which may be the `whole` of it.
+
+    Raises:
+        NetworkError: it is another part, or breaks off.
+    """
+    if not whole and (answer.status != 206 or not _begins_at(answer, start)):
+        answer.close()
+        msg = f"GET {redacted(answer.url)}: asked for bytes {start} to {end}, and got others"
+        raise FinalNetworkError(msg)
+    yield from answer.chunks()
 
 
 def _begins_at(answer: Answer, offset: int) -> bool:

@@ -168,3 +168,7 @@ MAX_CHUNK_LINE: Final = 4 * KIB
 CHUNK: Final = 256 * KIB
 #: What a pipe of ours is grown to: the most that Linux allows without privileges.
 PIPE: Final = 1 * MIB
+#: The most that --memory may let a transfer fetch ahead of what it hands on.
+MAX_AHEAD_MEMORY: Final = 4096 * MIB
+#: A blob of fewer bytes is hashed sooner than another thread would begin to.
+BESIDE: Final = 1 * MIB

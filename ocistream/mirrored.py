@@ -138,7 +138,9 @@ class MirroredRepository:
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""
         download = _Download(self, descriptor)
-        return Blob(descriptor, download.chunks, on_wrong=download.on_wrong, open_at=download.chunks)
+        return Blob(
+            descriptor, download.chunks, on_wrong=download.on_wrong, open_at=download.chunks, part=download.part
+        )
 
     def referrers(self, digest: str) -> ReferrerList:
         """Ask what refers to a manifest: the first place that knows of anything.
@@ -259,14 +261,11 @@ class _Download:
 
     def chunks(self, offset: int = 0) -> Iterator[Chunk]:
         """Read the blob, unverified, from byte `offset` on; where one place breaks off, the next goes on there."""
-        self._given = []
         for source in self._repository.usable():
             is_mirror = source.place.is_mirror
             try:
                 for chunk in source.repository.blob_chunks(self._descriptor, offset, strictly=is_mirror):
-                    if source not in self._given:
-                        self._given.append(source)
-                        source.is_useful = True
+                    self._note(source)
                     offset += len(chunk)
                     yield chunk
             except FAILURES as error:
@@ -274,13 +273,27 @@ class _Download:
             else:
                 return
 
+    def part(self, start: int, end: int) -> Iterator[Chunk]:
+        """Read bytes `start` to `end` (not included) from the first place that is worth asking, and nowhere else."""
+        for source in self._repository.usable():
+            self._note(source)
+            return source.repository.blob_part(self._descriptor, start, end)
+        msg = f"{self._repository}: there is no place to read from"
+        raise NotFoundError(msg)
+
+    def _note(self, source: Source) -> None:
+        if source not in self._given:
+            self._given.append(source)
+            source.is_useful = True
+
     def on_wrong(self, error: IntegrityError, again: bool) -> None:
-        """Suspect the mirrors that had a part in the last reading, and read no more from them.
+        """Suspect the mirrors that had a part in the readings so far, and read no more from them.
 
         Raises:
             IntegrityError: there were none, or nothing can be begun anew.
         """
         suspects = [source for source in self._given if source.place.is_mirror]
+        self._given = []
         if not suspects:
             raise error
         what = f"{error.what}, as {' and '.join(f'the mirror {source.place}' for source in suspects)} gave it"

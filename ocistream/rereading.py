@@ -23,12 +23,13 @@ __all__ = ["until_right"]
 _T = TypeVar("_T")
 
 
-def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool) -> _T:
+def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: bool = False) -> _T:
     """Have a blob used, with chunks that are verified, and give what comes of it.
 
     `use` gets the blob as a sink does (`interfaces.Blob`). If it was wrong after it was resumed, `use` is called once
     more with a blob that cannot be. If it was wrong otherwise, the blob's source is told so, and where it has another
-    place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew.
+    place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew. `beside` has
+    it hashed while it is used (`stream.verified`).
 
     Raises:
         IntegrityError: the bytes are wrong, and there are no others.
@@ -36,7 +37,7 @@ def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool) -> _T:
     """
     resumable = blob.open_at is not None
     while True:
-        attempt = _Attempt(blob)
+        attempt = _Attempt(blob, beside=beside)
         try:
             return use(attempt.checked(resumable=resumable))
         except IntegrityError as error:
@@ -54,8 +55,9 @@ def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool) -> _T:
 class _Attempt:
     """One use of a blob, and what was found wrong in it."""
 
-    def __init__(self, blob: Blob) -> None:
+    def __init__(self, blob: Blob, *, beside: bool) -> None:
         self._blob = blob
+        self._beside = beside
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
 
@@ -71,14 +73,14 @@ class _Attempt:
         )
 
     def _open(self) -> Iterator[Chunk]:
-        return self._noting(verified(self._blob.open(), self._blob.descriptor))
+        return self._noting(verified(self._blob.open(), self._blob.descriptor, beside=self._beside))
 
     def _open_at(self, offset: int) -> Iterator[Chunk]:
         return self._noting(sized(self._rest(offset), self._blob.descriptor, offset))
 
     def _resume(self, held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
         self.was_resumed = size > 0
-        return self._noting(verified(self._rest(size), self._blob.descriptor, held))
+        return self._noting(verified(self._rest(size), self._blob.descriptor, held, beside=self._beside))
 
     def _rest(self, offset: int) -> Iterator[Chunk]:
         """Read on from an offset; of what is held whole, nothing is asked for."""

@@ -70,9 +70,10 @@ class Waits(Protocol):
 class Tries:
     """Counts the tries of one piece of work, however many requests it takes, and waits between them."""
 
-    def __init__(self, waits: Waits) -> None:
-        """Begin with none used up."""
+    def __init__(self, waits: Waits, attempts: int | None = None) -> None:
+        """Begin with none used up of so many `attempts`, by default of those that patience has."""
         self._waits = waits
+        self._attempts = waits.patience.attempts if attempts is None else attempts
         self._used = 0
 
     def reset(self) -> None:
@@ -85,7 +86,7 @@ class Tries:
         An answer's body is drained if there is another try.
         """
         self._used += 1
-        if isinstance(failure, FinalNetworkError) or self._used >= self._waits.patience.attempts:
+        if isinstance(failure, FinalNetworkError) or self._used >= self._attempts:
             return False
         if isinstance(failure, NetworkError):
             # A registry's answer to a body that cannot be sent again as it was: whoever made it goes on from elsewhere.
@@ -94,7 +95,7 @@ class Tries:
             stated = retry_after(failure.header("Retry-After"))
         if stated is not None and stated > self._waits.patience.retry_after_limit:
             # Nor is the work to be begun anew before that.
-            self._used = self._waits.patience.attempts
+            self._used = self._attempts
             return False
         # Who answers "Retry-After: 0" again and again is not to use up all tries in no time.
         wait = max(stated or 0.0, self._backoff())

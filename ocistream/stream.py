@@ -12,7 +12,8 @@ from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from ocistream.errors import CancelledError, IntegrityError, OcistreamError
-from ocistream.limits import CHUNK
+from ocistream.hashing import Beside, Hasher
+from ocistream.limits import BESIDE, CHUNK
 from ocistream.reference import parse_digest
 
 if TYPE_CHECKING:
@@ -41,16 +42,6 @@ __all__ = [
 Chunk: TypeAlias = "bytes | memoryview"
 
 
-class Hasher(Protocol):
-    """What of `hashlib`'s objects is used."""
-
-    def update(self, data: Chunk, /) -> object:
-        """Take in more bytes."""
-
-    def hexdigest(self) -> str:
-        """Give the lower-case hex of all bytes so far."""
-
-
 def new_hash(digest: str) -> Hasher:
     """Make a hash object of the algorithm that `digest` names."""
     return hashlib.new(parse_digest(digest).algorithm, usedforsecurity=True)
@@ -61,21 +52,26 @@ def digest_of(content: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
-def verified(chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chunk] = ()) -> Iterator[Chunk]:
+def verified(
+    chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chunk] = (), *, beside: bool = False
+) -> Iterator[Chunk]:
     """Pass a blob's chunks on, the last one only after size and digest were found right.
 
     What is `held` of it already, its beginning, is hashed first and not passed on; `chunks` then are the rest.
 
     So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
     and the other side fails as well. However it ends, `chunks` is closed then, if it can be: it is not left to the
-    garbage collector to close a socket or a file below it.
+    garbage collector to close a socket or a file below it. With `beside` a
+    thread hashes what is being used.
 
     Raises:
         IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.
     """
-    hasher = new_hash(descriptor.digest)
+    hasher: Hasher = new_hash(descriptor.digest)
+    thread = Beside(hasher) if beside and descriptor.size >= BESIDE else None
     seen = 0
-    with _closing(chunks):
+    with _closing(chunks), thread or nullcontext():
+        hasher = thread or hasher
         for chunk, is_new in _joined(held, chunks):
             if not chunk:
                 continue
@@ -87,6 +83,9 @@ def verified(chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chu
                 check_digest(descriptor, hasher)
             if is_new:
                 yield chunk
+            if thread is not None and not isinstance(chunk, bytes):
+                # The next one may be read into the same memory.
+                thread.settle()
     if seen < descriptor.size:
         raise wrong_size(descriptor, seen)
     if not seen:

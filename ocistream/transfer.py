@@ -13,12 +13,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream import layers, limits
+from ocistream import layers
+from ocistream.ahead import Ahead
 from ocistream.attachments import CONVERTED
+from ocistream.blobs import held, peeked
 from ocistream.compression import codec_of
 from ocistream.configs import Configs, checked
 from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UnsupportedError
+from ocistream.hashing import processors
 from ocistream.interfaces import (
     Blob,
     HasNoPlace,
@@ -53,12 +56,13 @@ __all__ = ["Report", "copy"]
 _CONVERTING_JOBS = 2
 
 
-def copy(
+def copy(  # noqa: PLR0913 - all but two are options, given by name
     source: Source,
     sink: Sink,
     observer: Observer | None = None,
     *,
     jobs: int = DEFAULT_JOBS,
+    ahead: int = 0,
     cancelled: threading.Event | None = None,
     rename: Callable[[Graph], Graph] | None = None,
     recompression: Recompression | None = None,
@@ -66,15 +70,18 @@ def copy(
 ) -> Report:
     """Move everything that `source` has been asked for into `sink`, and make it visible only when all of it is there.
 
-    `jobs` bounds how many blobs move at once, where both sides allow it. `cancelled` is set when the transfer fails,
-    so that whatever else waits on it stops waiting. `rename` may give the roots other names. With `recompression` the
-    layers of images are compressed anew on the way, where they are not so already; `bare_layers` is what then holds,
-    if nothing else does, for archives that never compress theirs (`docker save`'s). Both ends are left open.
+    `jobs` bounds how many blobs move at once, where both sides allow it, and over how many connections they come;
+    `ahead` is how many bytes those may fetch before they are wanted, 0 for one connection a blob. `cancelled` is set
+    when the transfer fails, so that whatever else waits on it stops waiting. `rename` may give the roots other names.
+    With `recompression` the layers of images are compressed anew on the way, where they are not so already;
+    `bare_layers` is what then holds, if nothing else does, for archives that never compress theirs (`docker save`'s).
+    Both ends are left open.
 
     Raises:
         OcistreamError: whatever went wrong first; nothing new is visible in the sink then.
     """
     transfer = _Transfer(source, sink, observer or Unwatched(), jobs, cancelled or threading.Event())
+    transfer.ahead = ahead
     transfer.bare_layers = bare_layers
     if recompression is not None:
         transfer.conversion = Conversion(recompression)
@@ -96,6 +103,9 @@ class _Transfer:
         self._jobs = jobs
         self._cancelled = cancelled
         self._moved: dict[str, Moved] = {}
+        #: How many blobs move at once, and how many bytes may be fetched before they are wanted.
+        self._at_once = 1
+        self.ahead = 0
         self._lock = threading.Lock()
         #: What is to be compressed anew, if anything is.
         self.conversion: Conversion | None = None
@@ -163,7 +173,7 @@ class _Transfer:
         """Move a blob right now, or read it to its end where the sink has it."""
         blob = self._of_images.noting(blob)
         if self.conversion is not None:
-            blob, beginning = _peeked(blob)
+            blob, beginning = peeked(blob)
             if self.conversion.takes(beginning):
                 self._convert(blob, self.conversion)
                 return
@@ -175,7 +185,7 @@ class _Transfer:
     def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Move a layer of which no digest is known right now, compressed anew where that is asked for."""
         conversion = self._of_bare_layers()
-        blob, beginning = _peeked(Blob(Descriptor(layers.OCI, "", 0), lambda: chunks, replayable=False))
+        blob, beginning = peeked(Blob(Descriptor(layers.OCI, "", 0), lambda: chunks, replayable=False))
         if conversion is not None and conversion.takes_layer(beginning):
             return self._convert(blob, conversion, known=False)
         raw = Tally(counted(stoppable(blob.open(), self._cancelled), self._observer.advance))
@@ -284,17 +294,21 @@ class _Transfer:
 
     def _put_manifests_wanted_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
         """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway."""
-        held = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+        raws = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
         for descriptor in wanted:
-            if descriptor.digest in held:
-                self._put(Blob(descriptor, partial(_whole, held[descriptor.digest])))
-        return [descriptor for descriptor in wanted if descriptor.digest not in held]
+            if descriptor.digest in raws:
+                self._put(held(descriptor, raws[descriptor.digest]))
+        return [descriptor for descriptor in wanted if descriptor.digest not in raws]
 
     def _put_all(self, wanted: list[Descriptor]) -> None:
         jobs = self._jobs if self._source.parallel and self._sink.parallel else 1
         # Each one that is compressed takes its own memory, and by itself more than one core.
         jobs = min(jobs, _CONVERTING_JOBS) if self._layers else jobs
+        self._at_once = min(jobs, len(wanted))
         blobs = self._source.blobs(wanted)
+        if self.ahead and self._source.parallel and self._jobs > 1 and not self._layers:
+            ahead = Ahead(self._jobs, self.ahead, self._cancelled)
+            blobs = ahead.ordered(blobs) if jobs == 1 else ahead.side_by_side(blobs)
         for blob in blobs:
             if blob.descriptor.digest not in self._configs:
                 blobs = itertools.chain([blob], blobs)
@@ -342,7 +356,7 @@ class _Transfer:
         if self.conversion is not None:
             self.conversion.note_config(descriptor.digest, content)
         if descriptor.digest not in self._moved:
-            self._put(Blob(descriptor, partial(_whole, content)))
+            self._put(held(descriptor, content))
 
     def _convert(self, blob: Blob, conversion: Conversion, *, known: bool = True) -> Descriptor:
         """Put what a layer becomes; the chunks of the layer itself are verified, counted and can be stopped.
@@ -364,7 +378,12 @@ class _Transfer:
     def _put(self, blob: Blob, read: Callable[[Blob], Blob] = lambda verified: verified) -> None:
         """Put a blob whose chunks are verified, `read`, counted and can be stopped, in this order from the inside."""
         watched = Watched(self._observer.advance, self._cancelled)
-        until_right(blob, lambda right: self._sink.put(watched.blob(read(right))), again=self._takes_again())
+        until_right(
+            blob,
+            lambda right: self._sink.put(watched.blob(read(right))),
+            again=self._takes_again(),
+            beside=self._at_once < processors(),
+        )
         self._note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
 
     def _takes_again(self) -> bool:
@@ -376,18 +395,6 @@ class _Transfer:
         # What was not read through counts as moved all the same, so that the total is reached.
         self._observer.advance(descriptor.size - seen)
         self._observer.done(descriptor, how)
-
-
-def _whole(content: bytes) -> Iterator[Chunk]:
-    yield content
-
-
-def _peeked(blob: Blob) -> tuple[Blob, bytes]:
-    """Look at how a blob that can be read once begins, and give it as if nobody had."""
-    chunks = blob.open()
-    first = next(chunks, b"")
-    whole = itertools.chain([first], chunks) if first else chunks
-    return Blob(blob.descriptor, lambda: whole, replayable=False), bytes(first[: limits.KIB])
 
 
 def _missing(lacking: list[Descriptor]) -> MissingContentError:

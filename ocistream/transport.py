@@ -192,9 +192,9 @@ class Transport:
         answer.drain()
         return answer
 
-    def tries(self) -> Tries:
-        """Begin counting the tries of one piece of work."""
-        return Tries(self)
+    def tries(self, attempts: int | None = None) -> Tries:
+        """Begin counting the tries of one piece of work, of which there are so many `attempts`, by default as set."""
+        return Tries(self, attempts)
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the transfer is cancelled in the meantime.

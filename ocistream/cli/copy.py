@@ -12,6 +12,7 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     default_platform,
+    memory_option,
     platform_choice,
     platform_option,
     referrers_option,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @upload_options
 @credential_options("src-", "dest-")
+@memory_option
 @transfer_options
 def copy(
     session: Session,

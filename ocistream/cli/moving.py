@@ -57,6 +57,7 @@ def move(
                 sink,
                 observer,
                 jobs=session.jobs,
+                ahead=session.memory,
                 cancelled=session.cancelled,
                 rename=rename,
                 recompression=recompression,

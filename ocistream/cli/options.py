@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.rungs import Rung
 
-__all__ = ["default_platform", "platform_choice", "platform_option", "referrers_option", "transfer_options"]
+__all__ = [
+    "default_platform",
+    "memory_option",
+    "platform_choice",
+    "platform_option",
+    "referrers_option",
+    "transfer_options",
+]
 
 _MACHINES: Final = {
     "x86_64": "amd64",
@@ -167,10 +174,27 @@ def progress_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def memory_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that reads from registries --memory."""
+    return click.option(
+        "--memory",
+        default=None,
+        callback=_memory,
+        metavar="SIZE",
+        help="Fetch ahead over several connections where a registry sends slowly, with up to SIZE of memory for it.",
+    )(command)
+
+
 def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of every transfer, and hand it a `Session` as `session`."""
     return _stack(
-        click.option("--jobs", type=Whole(1, 32), default=4, show_default=True, help="Blobs moved at once."),
+        click.option(
+            "--jobs",
+            type=Whole(1, 32),
+            default=4,
+            show_default=True,
+            help="Blobs moved at once, and connections to one registry.",
+        ),
         network_options,
         progress_option,
         click.option(
@@ -178,6 +202,21 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         session_options,
     )(command)
+
+
+def _memory(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
+    """Read the bytes of --memory, 0 where it is not given.
+
+    Raises:
+        UsageError: it is no size, or one that is of no use.
+    """
+    if value is None:
+        return 0
+    size = parse_size(value, fractions=True)
+    if size is None or not limits.MIB <= size <= limits.MAX_AHEAD_MEMORY:
+        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_AHEAD_MEMORY >> 30}GiB"
+        raise UsageError(msg, hint="write it as in --memory 64MiB")
+    return size
 
 
 def _result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
@@ -214,6 +253,7 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
 _SESSION_OPTIONS: Final = frozenset(
     {
         "jobs",
+        "memory",
         "retries",
         "connect_timeout",
         "stall_timeout",

@@ -13,6 +13,7 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     default_platform,
+    memory_option,
     platform_choice,
     platform_option,
     referrers_option,
@@ -53,6 +54,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("")
+@memory_option
 @transfer_options
 def pull(
     session: Session,

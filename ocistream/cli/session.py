@@ -72,6 +72,11 @@ class Session:
         return int(self.options["jobs"])
 
     @property
+    def memory(self) -> int:
+        """How many bytes may be fetched ahead."""
+        return int(self.options.get("memory", 0))
+
+    @property
     def ladder(self) -> Ladder:
         """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
         if self._ladder is None:

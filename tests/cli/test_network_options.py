@@ -424,3 +424,14 @@ def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
     seed(layout, image, seed_into.host, "app", "1")
     argv = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--stall-timeout=0.3"]
     expect.failure(ocistream(*argv), 7, "timed out")
+
+
+@pytest.mark.parametrize("size", ["0", "1023k", "5G", "-1", "much", "", "٤MiB"])
+def test_memory_that_is_no_size_or_of_no_use_is_refused(size: str, tmp_path: Path) -> None:
+    result = ocistream("pull", "127.0.0.1:1/app", "-o", tmp_path / "x.tar", f"--memory={size}")
+    expect.failure(result, 2, "--memory", "from 1MiB to 4GiB")
+
+
+def test_memory_is_what_may_be_fetched_ahead() -> None:
+    assert Session(Console(), OPTIONS, threading.Event()).memory == 0
+    assert Session(Console(), OPTIONS | {"memory": 1 << 26}, threading.Event()).memory == 1 << 26

@@ -281,6 +281,39 @@ class TestBeginningInTheMiddle:
         assert len(registry.requests) == 1
 
 
+class TestParts:
+    """Bytes of a blob that are asked for beside others, by one request: what is not had so is had otherwise."""
+
+    def part(self, quick: Quick, registry: CountingRegistry | RawServer, start: int, end: int) -> bytes:
+        return b"".join(map(bytes, repository(quick(), registry).blob_part(BLOB, start, end)))
+
+    @pytest.mark.parametrize(("start", "end"), [(0, 1), (0, SIZE - 1), (1000, MIB), (SIZE - 1, SIZE), (0, SIZE)])
+    def test_just_those_are_asked_for(self, registry: CountingRegistry, quick: Quick, start: int, end: int) -> None:
+        assert self.part(quick, registry, start, end) == CONTENT[start:end]
+        (request,) = registry.requests
+        asked = None if (start, end) == (0, SIZE) else f"bytes={start}-{end - 1}"
+        assert request.headers.get("Range") == asked
+
+    @pytest.mark.parametrize(
+        "action",
+        [refusal(429), refusal(503), refusal(416), HangUp(), Drop(after=1000), Reset(after=1000), IgnoreRange()],
+        ids=lambda action: type(action).__name__,
+    )
+    def test_whatever_comes_in_their_way_is_not_tried_again(
+        self, registry: CountingRegistry, quick: Quick, action: Action
+    ) -> None:
+        registry.faults.append(Fault(action, path="blobs", times=None))
+        with pytest.raises(NetworkError):
+            self.part(quick, registry, 1000, MIB)
+        assert len(registry.requests) == 1
+
+    @pytest.mark.parametrize("said", ["bytes 0-9/20", "bytes 11-20/30", "bytes */30", "10-19", ""])
+    def test_others_than_those_are_refused(self, quick: Quick, said: str) -> None:
+        answer = f"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: {said}\r\n\r\n0123456789"
+        with RawServer(answer.encode()) as server, pytest.raises(FinalNetworkError, match="asked for bytes 10 to 20"):
+            self.part(quick, server, 10, 20)
+
+
 class TestBodiesThatLie:
     @pytest.mark.parametrize("at", [0, SIZE // 2, SIZE - 1])
     def test_a_flipped_bit_is_found_and_the_last_chunk_held_back(

@@ -1,0 +1,97 @@
+"""A hash that is made in a thread of its own, while the same bytes are read and written.
+
+SHA-256 takes about as long as everything else that happens to a byte here, and Python lets go of its lock meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Beside", "Hasher", "processors"]
+
+#: Chunks that may wait to be hashed. Those that are not to be kept wait for nobody (`Beside.settle`).
+_WAITING: Final = 4
+
+
+class Hasher(Protocol):
+    """What of `hashlib`'s objects is used."""
+
+    def update(self, data: bytes | memoryview, /) -> object:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Give the lower-case hex of all bytes so far."""
+
+
+def processors() -> int:
+    """Say how many processors there are for this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Beside:
+    """A hash that is made in a thread of its own. It is one to enter: the thread ends with the block.
+
+    What is handed to `update` must stay as it is until it has been hashed, which `settle` waits for.
+    """
+
+    def __init__(self, hasher: Hasher) -> None:
+        """Feed `hasher`; the thread begins with the block."""
+        self._hasher = hasher
+        self._changed = threading.Condition(threading.Lock())
+        self._chunks: deque[bytes | memoryview] = deque()
+        #: How many were handed over and are not hashed yet.
+        self._open = 0
+        self._is_over = False
+        # A daemon: an interrupted process waits for nobody.
+        self._thread = threading.Thread(target=self._work, name="hash", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End the thread, whatever it has not hashed yet."""
+        with self._changed:
+            self._chunks.clear()
+            self._is_over = True
+            self._changed.notify_all()
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Hand bytes over, once few enough others wait."""
+        with self._changed:
+            while self._open >= _WAITING:
+                self._changed.wait()
+            self._chunks.append(data)
+            self._open += 1
+            self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Wait until all that was handed over has been hashed."""
+        with self._changed:
+            while self._open:
+                self._changed.wait()
+
+    def hexdigest(self) -> str:
+        """Give the lower-case hex of all bytes so far."""
+        self.settle()
+        return self._hasher.hexdigest()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._chunks:
+                    if self._is_over:
+                        return
+                    self._changed.wait()
+                data = self._chunks.popleft()
+            self._hasher.update(data)
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()

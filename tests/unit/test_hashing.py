@@ -1,0 +1,131 @@
+"""A hash that is made beside everything else is the same hash, and no byte is passed on that it does not know of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import IntegrityError, NetworkError
+from ocistream.hashing import Beside
+from ocistream.model import Descriptor
+from ocistream.stream import chunks_of, verified
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTENT = random.Random(0).randbytes(limits.BESIDE + 3 * limits.CHUNK + 5)
+BLOB = Descriptor("", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", len(CONTENT))
+
+
+def chunked(content: bytes) -> Iterator[bytes]:
+    for start in range(0, len(content), limits.CHUNK):
+        yield content[start : start + limits.CHUNK]
+
+
+def hashing_threads() -> int:
+    return sum(thread.name == "hash" for thread in threading.enumerate())
+
+
+def ended() -> bool:
+    """Say whether no thread is left that hashes, once those that end have done so."""
+    for thread in threading.enumerate():
+        if thread.name == "hash":
+            thread.join(30)
+    return hashing_threads() == 0
+
+
+class Slow:
+    """A hash that gets to nothing before it is let."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.seen = b""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        assert self.go.wait(30)
+        self.seen += bytes(data)
+
+    def hexdigest(self) -> str:
+        return self.seen.hex()
+
+
+def test_bytes_and_memory_that_is_used_again_come_out_as_they_are() -> None:
+    assert b"".join(verified(chunked(CONTENT), BLOB, beside=True)) == CONTENT
+    read = chunks_of(io.BytesIO(CONTENT), BLOB.size)
+    assert b"".join(bytes(chunk) for chunk in verified(read, BLOB, beside=True)) == CONTENT
+    assert ended()
+
+
+def test_what_was_held_is_hashed_first() -> None:
+    held = chunks_of(io.BytesIO(CONTENT[: 2 * limits.CHUNK]), 2 * limits.CHUNK)
+    rest = chunked(CONTENT[2 * limits.CHUNK :])
+    assert b"".join(map(bytes, verified(rest, BLOB, held, beside=True))) == CONTENT[2 * limits.CHUNK :]
+
+
+@pytest.mark.parametrize("at", [0, limits.CHUNK, len(CONTENT) - 1])
+def test_of_wrong_bytes_the_last_chunk_is_not_passed_on(at: int) -> None:
+    wrong = CONTENT[:at] + bytes([CONTENT[at] ^ 1]) + CONTENT[at + 1 :]
+    passed: list[bytes] = []
+    with pytest.raises(IntegrityError):
+        passed.extend(bytes(chunk) for chunk in verified(chunked(wrong), BLOB, beside=True))
+    assert sum(map(len, passed)) < BLOB.size
+    assert ended()
+
+
+def test_a_reader_that_leaves_and_a_source_that_fails_leave_no_thread() -> None:
+    def failing() -> Iterator[bytes]:
+        yield CONTENT[: limits.CHUNK]
+        msg = "reset"
+        raise NetworkError(msg)
+
+    chunks = verified(chunked(CONTENT), BLOB, beside=True)
+    next(chunks)
+    assert hashing_threads() == 1
+    del chunks
+    with pytest.raises(NetworkError):
+        list(verified(failing(), BLOB, beside=True))
+    assert ended()
+
+
+def test_a_small_blob_needs_none() -> None:
+    content = CONTENT[:1000]
+    blob = Descriptor("", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+    chunks = verified(iter([content[:500], content[500:]]), blob, beside=True)
+    assert next(chunks) == content[:500]
+    assert hashing_threads() == 0
+
+
+def test_memory_is_not_used_again_before_it_is_hashed() -> None:
+    slow = Slow()
+    with Beside(slow) as hasher:
+        memory = bytearray(b"first")
+        hasher.update(memoryview(memory))
+        threading.Timer(0.01, slow.go.set).start()
+        hasher.settle()
+        memory[:] = b"other"
+        assert hasher.hexdigest() == b"first".hex()
+
+
+def test_only_so_many_chunks_wait() -> None:
+    slow, given = Slow(), []
+
+    def give() -> None:
+        with Beside(slow) as hasher:
+            for number in range(20):
+                hasher.update(bytes([number]))
+                given.append(number)
+            hasher.settle()
+
+    giver = threading.Thread(target=give)
+    giver.start()
+    giver.join(0.05)
+    assert len(given) <= 4
+    slow.go.set()
+    giver.join(30)
+    assert slow.seen == bytes(range(20))
