@@ -12,7 +12,7 @@ from benchmarks.measuring import MIB, Command
 from benchmarks.tools import Crane, Curl, Ocistream, Skopeo, Tool, one, peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from benchmarks.data import Image
@@ -80,14 +80,22 @@ def jobs(
     ours: Ocistream, images: dict[str, Image], archive: Path, debian: Path | None, servers: Servers
 ) -> Iterator[Job]:
     """Give every job in turn. `archive` is that of the image "big"; `debian` a layout with gzip layers."""
-    tools = [ours, *peers()]
+    others = peers()
+    tools: list[Tool] = [ours, *others]
+    several: list[Tool] = [ours.over_several(), *others]
     yield from _start(ours)
     big, many = images["big"], images["many"]
 
     def at(host: str, image: Image) -> str:
         return f"{host}/{image.name}:v1"
 
-    def job(name: str, goal: float | None, image: Image, make: Callable[[Tool, Place], Work | None]) -> Job:
+    def job(
+        name: str,
+        goal: float | None,
+        image: Image,
+        make: Callable[[Tool, Place], Work | None],
+        tools: Sequence[Tool] = tools,
+    ) -> Job:
         found = Job(name, goal, size=image.size)
         for tool in [*tools, Curl(image)]:
             if make(tool, Place(archive, "probe")) is not None:
@@ -122,9 +130,11 @@ def jobs(
     for image in (big, images["one"]):
         slow = at(servers.limited, image)
         title = f"{image.name}: to stdout, limited connections"
-        yield job(title, 0.15, image, lambda tool, _, slow=slow: tool.pull_stdout(slow))  # type: ignore[misc]
+        yield job(title, 0.15, image, lambda tool, _, slow=slow: tool.pull_stdout(slow), several)  # type: ignore[misc]
     slow = at(servers.limited, big)
-    yield job("big: to a directory, limited", 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out))
+    yield job(
+        "big: to a directory, limited", 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out), several
+    )
 
     small = at(servers.registry, many)
     yield job("many: to a directory", 1.5, many, lambda tool, place: tool.pull_directory(small, place.out))

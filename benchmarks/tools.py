@@ -64,6 +64,10 @@ class Ocistream(Tool):
         self._command = command
         self._options = options
 
+    def over_several(self) -> Ocistream:
+        """Give it as it is told to use several connections, in the memory that it would have by itself."""
+        return Ocistream(self._command, *self._options, "--memory=8MiB")
+
     def run(self, verb: str, *arguments: str) -> tuple[str, ...]:
         """Give the arguments of one process."""
         return (self._command, verb, "--quiet", *self._options, *arguments)
