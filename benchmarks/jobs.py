@@ -6,6 +6,7 @@ import itertools
 import shutil
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.measuring import MIB, Command
@@ -99,7 +100,7 @@ def jobs(
         found = Job(name, goal, size=image.size)
         for tool in [*tools, Curl(image)]:
             if make(tool, Place(archive, "probe")) is not None:
-                found.works[tool.name] = lambda place, tool=tool: make(tool, place)  # type: ignore[misc]
+                found.works[tool.name] = partial(make, tool)
         return found
 
     source = at(servers.registry, big)
@@ -127,14 +128,16 @@ def jobs(
     yield job("big: registry to registry", None, big, lambda tool, place: tool.copy(source, target(place)))
     yield from _pipes(ours, source, target, big)
 
-    for image in (big, images["one"]):
+    def limited(image: Image) -> Job:
         slow = at(servers.limited, image)
         title = f"{image.name}: to stdout, limited connections"
-        yield job(title, 0.15, image, lambda tool, _, slow=slow: tool.pull_stdout(slow), several)  # type: ignore[misc]
+        return job(title, 0.15, image, lambda tool, _: tool.pull_stdout(slow), several)
+
+    yield limited(big)
+    yield limited(images["one"])
     slow = at(servers.limited, big)
-    yield job(
-        "big: to a directory, limited", 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out), several
-    )
+    title = "big: to a directory, limited"
+    yield job(title, 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out), several)
 
     small = at(servers.registry, many)
     yield job("many: to a directory", 1.5, many, lambda tool, place: tool.pull_directory(small, place.out))

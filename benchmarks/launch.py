@@ -7,10 +7,16 @@ In:  {"steps": [[{"argv": [...], "env": {...}, "stdin": PATH or null, "stdout": 
 Out: {"seconds": S, "cpu": S, "peaks": {PROGRAM: BYTES}, "codes": [...]}
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
+
+TYPE_CHECKING = False  # as typing has it, which is not imported
+if TYPE_CHECKING:
+    from typing import Any
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
@@ -34,12 +40,12 @@ def main() -> None:
     print(json.dumps({"seconds": seconds, "cpu": cpu, "peaks": peaks, "codes": codes}))
 
 
-def started(pipeline: list) -> dict[int, str]:  # type: ignore[type-arg] # of JSON
+def started(pipeline: list[dict[str, Any]]) -> dict[int, str]:
     """Start the commands of one pipeline, joined by pipes; give the name of each by its process number."""
     names: dict[int, str] = {}
     source = -1
     for number, command in enumerate(pipeline):
-        actions: list[tuple] = []  # type: ignore[type-arg] # of several kinds
+        actions: list[tuple[Any, ...]] = []
         following, sink = os.pipe() if number + 1 < len(pipeline) else (-1, -1)
         if source >= 0:
             actions.append((os.POSIX_SPAWN_DUP2, source, 0))
@@ -51,7 +57,7 @@ def started(pipeline: list) -> dict[int, str]:  # type: ignore[type-arg] # of JS
             actions.append((os.POSIX_SPAWN_OPEN, 1, command["stdout"] or os.devnull, _CREATE, 0o644))
         argv = command["argv"]
         pid = os.posix_spawnp(argv[0], argv, {**os.environ, **command["env"]}, file_actions=actions)
-        name = os.path.basename(argv[0])  # noqa: PTH119 - pathlib is not imported
+        name = argv[0].rpartition("/")[2]
         names[pid] = f"{name} {argv[1]}" if name == "ocistream" and len(argv) > 1 else name
         for descriptor in (source, sink):
             if descriptor >= 0:

@@ -29,27 +29,27 @@ class Tool:
 
     name = ""
 
-    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work | None:  # noqa: ARG002 - see the class
+    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work | None:
         """Write an archive to stdout."""
         return None
 
-    def pull_file(self, reference: str, out: Path) -> Work | None:  # noqa: ARG002 - the same
+    def pull_file(self, reference: str, out: Path) -> Work | None:
         """Write an archive to a file."""
         return None
 
-    def pull_directory(self, reference: str, out: Path) -> Work | None:  # noqa: ARG002 - the same
+    def pull_directory(self, reference: str, out: Path) -> Work | None:
         """Write a layout directory."""
         return None
 
-    def push_directory(self, image: Image, reference: str) -> Work | None:  # noqa: ARG002 - the same
+    def push_directory(self, image: Image, reference: str) -> Work | None:
         """Push a layout directory."""
         return None
 
-    def push_file(self, archive: Path, reference: str) -> Work | None:  # noqa: ARG002 - the same
+    def push_file(self, archive: Path, reference: str) -> Work | None:
         """Push an OCI archive."""
         return None
 
-    def copy(self, source: str, target: str) -> Work | None:  # noqa: ARG002 - the same
+    def copy(self, source: str, target: str) -> Work | None:
         """Copy from registry to registry."""
         return None
 

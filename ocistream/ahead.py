@@ -58,31 +58,24 @@ class Ahead:
     ) -> None:
         """Fetch ahead on up to so many `connections`, into `memory` bytes in all; `clock` gives seconds."""
         size = max(limits.CHUNK, memory // connections // limits.CHUNK * limits.CHUNK)
-        self._connections = connections
         self._lanes = Lanes(connections, size, cancelled, self._refused)
         self._pace = _Pace(clock)
-        self._clock = clock
-        #: How many blobs are being read.
-        self._readers = 0
 
     def ordered(self, blobs: Iterable[Blob]) -> Iterator[Blob]:
         """Give the same blobs, each of which is used up, or done without, before the next is asked for."""
-        line = _Line(self, iter(blobs))
-        try:
-            while (blob := line.advance()) is not None:
-                yield _led(blob, line)
-        finally:
-            self.close()
+        line = _Line(self._lanes, self._pace, iter(blobs))
+        while (blob := line.advance()) is not None:
+            yield _led(blob, line)
 
     def side_by_side(self, blobs: Iterable[Blob]) -> Iterator[Blob]:
         """Give the same blobs, several of which are read at once, each in a thread of its own."""
         for blob in blobs:
-            line = _Line(self, iter([blob]))
+            line = _Line(self._lanes, self._pace, iter([blob]))
             line.advance()
             yield _led(blob, line)
 
     def close(self) -> None:
-        """Fetch nothing more."""
+        """Fetch nothing more: the blobs are read, or are not to be."""
         self._lanes.close()
 
     def _refused(self) -> None:
@@ -104,11 +97,9 @@ class _Line:
     What is said here of "planned" segments holds under the lock of the lanes.
     """
 
-    def __init__(self, ahead: Ahead, blobs: Iterator[Blob]) -> None:
-        self._ahead = ahead
-        self._lanes = ahead._lanes  # noqa: SLF001 - it is a part of that
-        self._pace = ahead._pace  # noqa: SLF001 - the same
-        self._clock = ahead._clock  # noqa: SLF001 - the same
+    def __init__(self, lanes: Lanes, pace: _Pace, blobs: Iterator[Blob]) -> None:
+        self._lanes = lanes
+        self._pace = pace
         self._blobs = blobs
         #: The blob that is read, and those after it that were looked at already.
         self._queue: deque[Blob] = deque()
@@ -147,13 +138,12 @@ class _Line:
                     return
         finally:
             with self._lanes.changed:
-                self._ahead._readers -= 1  # noqa: SLF001 - it is a part of that
+                self._pace.readers -= 1
                 self._drop_of(blob)
 
     def _begin(self, blob: Blob, offset: int) -> None:
         """See what is planned of a blob that is about to be read, maybe once more and from elsewhere."""
         with self._lanes.changed:
-            self._ahead._readers += 1  # noqa: SLF001 - it is a part of that
             self._pace.blob()
             for planned, segment in tuple(self._planned):
                 if planned is blob and segment.start < offset:
@@ -238,8 +228,7 @@ class _Line:
 
     def _plan(self) -> None:
         """Have as much fetched as there is room for."""
-        readers = max(1, self._ahead._readers)  # noqa: SLF001 - it is a part of that
-        most = max(1, self._ahead._connections // readers)  # noqa: SLF001 - the same
+        most = max(1, self._lanes.lanes // max(1, self._pace.readers))
         while self._frontier is not None and len(self._planned) < most and self._lanes.has_room():
             index, position = self._frontier
             blob = self._queue[index]
@@ -269,7 +258,7 @@ class _Line:
 
     def _watched(self, chunks: Iterator[Chunk], *, is_ahead: bool) -> Generator[Chunk, None, None]:
         """Pass chunks on, and measure how long they are waited for, and how long their reader takes."""
-        clock = self._clock
+        clock = self._pace.clock
         asked = clock()
         for chunk in chunks:
             came = clock()
@@ -285,7 +274,9 @@ class _Pace:
     """Finds out whether one connection a blob is enough. Times are in seconds, by `clock`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+        self.clock = clock
+        #: How many blobs are being read.
+        self.readers = 0
         self.is_parallel = False
         #: So many more windows may go by until something has come that was fetched ahead.
         self._settling = 0
@@ -296,7 +287,8 @@ class _Pace:
         self._restart()
 
     def blob(self) -> None:
-        """Count one more blob that is begun."""
+        """Count one more blob that is begun, and read until its reader says otherwise."""
+        self.readers += 1
         self._blobs += 1
 
     def add(self, size: int, waited: float, spent: float, *, is_ahead: bool) -> None:
@@ -310,7 +302,7 @@ class _Pace:
         self._bytes += size
         self._waited += waited
         self._spent += spent
-        elapsed = self._clock() - self._began
+        elapsed = self.clock() - self._began
         if elapsed < _WINDOW or (self._bytes < _WINDOW_BYTES and self._blobs < _WINDOW_BLOBS):
             return
         rate = self._bytes / elapsed
@@ -338,6 +330,6 @@ class _Pace:
         self._restart()
 
     def _restart(self) -> None:
-        self._began = self._clock()
+        self._began = self.clock()
         self._bytes = self._blobs = 0
         self._waited = self._spent = 0.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Beside", "Hasher", "processors"]
 
-#: Chunks that may wait to be hashed. Those that are not to be kept wait for nobody (`Beside.settle`).
+#: Chunks that may wait to be hashed: 1 MiB, so that reading does not stand still for each.
 _WAITING: Final = 4
 
 

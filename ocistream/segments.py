@@ -30,12 +30,12 @@ class Segment:
     as they are until it is released.
     """
 
-    __slots__ = ("_fetch", "_view", "end", "filled", "is_done", "is_dropped", "start")
+    __slots__ = ("end", "fetch", "filled", "is_done", "is_dropped", "start", "view")
 
     def __init__(self, fetch: Callable[[int, int], Iterator[Chunk]], start: int, end: int) -> None:
         """Plan to fetch it by `fetch(start, end)`."""
-        self._fetch = fetch
-        self._view: memoryview | None = None
+        self.fetch = fetch
+        self.view: memoryview | None = None
         self.start = start
         self.end = end
         self.filled = 0
@@ -53,7 +53,7 @@ class Lanes:
     def __init__(self, lanes: int, size: int, cancelled: threading.Event, refused: Callable[[], None]) -> None:
         """Start nothing yet."""
         self.size = size
-        self._lanes = lanes
+        self.lanes = lanes
         self._cancelled = cancelled
         self._refused = refused
         self.changed = threading.Condition()
@@ -68,18 +68,18 @@ class Lanes:
 
     def has_room(self) -> bool:
         """Say whether there is a buffer for another segment."""
-        return not self._is_closed and (bool(self._free) or self._made < self._lanes)
+        return not self._is_closed and (bool(self._free) or self._made < self.lanes)
 
     def begin(self, segment: Segment) -> None:
         """Give a segment a buffer, and have it fetched as soon as a lane is free. There must be room."""
         if self._free:
-            segment._view = self._free.pop()  # noqa: SLF001 - the two are one
+            segment.view = self._free.pop()
         else:
             # Pages of its own, that are had once and kept: of what malloc gives back, glibc keeps most.
-            segment._view = memoryview(mmap.mmap(-1, self.size))  # noqa: SLF001 - the same
+            segment.view = memoryview(mmap.mmap(-1, self.size))
             self._made += 1
         self._waiting.append(segment)
-        if not self._idle and self._threads < self._lanes:
+        if not self._idle and self._threads < self.lanes:
             self._threads += 1
             threading.Thread(target=self._work, name=f"lane {self._threads}", daemon=True).start()
         self.changed.notify_all()
@@ -97,9 +97,9 @@ class Lanes:
             self._release(segment)
 
     def _release(self, segment: Segment) -> None:
-        if segment._view is not None:  # noqa: SLF001 - the two are one
-            self._free.append(segment._view)  # noqa: SLF001 - the same
-            segment._view = None  # noqa: SLF001 - the same
+        if segment.view is not None:
+            self._free.append(segment.view)
+            segment.view = None
         self.changed.notify_all()
 
     # -- for whoever reads: called without it -------------------------------------------------------------
@@ -118,9 +118,9 @@ class Lanes:
                     msg = "cancelled"
                     raise CancelledError(msg)
                 self.changed.wait(_LOOK_EVERY)
-            if segment.filled == taken or segment._view is None:  # noqa: SLF001 - the two are one
+            if segment.filled == taken or segment.view is None:
                 return None
-            return segment._view[taken : min(segment.filled, taken + most)]  # noqa: SLF001 - the same
+            return segment.view[taken : min(segment.filled, taken + most)]
 
     def close(self) -> None:
         """End the threads, each when what it is about breaks off or is there."""
@@ -162,9 +162,9 @@ class Lanes:
                 self._idle -= 1
 
     def _fill(self, segment: Segment) -> None:
-        view, wanted = segment._view, segment.end - segment.start  # noqa: SLF001 - the two are one
+        view, wanted = segment.view, segment.end - segment.start
         assert view is not None, "what is dropped while it waits is fetched by nobody"  # noqa: S101 - see `drop`
-        chunks = segment._fetch(segment.start, segment.end)  # noqa: SLF001 - the same
+        chunks = segment.fetch(segment.start, segment.end)
         try:
             for chunk in chunks:
                 filled = segment.filled + len(chunk)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -142,7 +143,7 @@ class _Transfer:
         self._put_all(wanted)
         lacking = [*absent, *(blob for blob in wanted if blob.digest not in self._moved)]
         if lacking:
-            raise _missing(lacking)
+            raise MissingContentError.of([blob.digest for blob in lacking])
         origins: Mapping[str, str] = {}
         if self._layers and self.conversion is not None:
             for blob in graph.blobs:
@@ -306,9 +307,13 @@ class _Transfer:
         jobs = min(jobs, _CONVERTING_JOBS) if self._layers else jobs
         self._at_once = min(jobs, len(wanted))
         blobs = self._source.blobs(wanted)
-        if self.ahead and self._source.parallel and self._jobs > 1 and not self._layers:
-            ahead = Ahead(self._jobs, self.ahead, self._cancelled)
-            blobs = ahead.ordered(blobs) if jobs == 1 else ahead.side_by_side(blobs)
+        if not (self.ahead and self._source.parallel and self._jobs > 1) or self._layers:
+            self._put_each(blobs, jobs)
+            return
+        with closing(Ahead(self._jobs, self.ahead, self._cancelled)) as ahead:
+            self._put_each(ahead.ordered(blobs) if jobs == 1 else ahead.side_by_side(blobs), jobs)
+
+    def _put_each(self, blobs: Iterator[Blob], jobs: int) -> None:
         for blob in blobs:
             if blob.descriptor.digest not in self._configs:
                 blobs = itertools.chain([blob], blobs)
@@ -395,12 +400,3 @@ class _Transfer:
         # What was not read through counts as moved all the same, so that the total is reached.
         self._observer.advance(descriptor.size - seen)
         self._observer.done(descriptor, how)
-
-
-def _missing(lacking: list[Descriptor]) -> MissingContentError:
-    named = ", ".join(descriptor.digest for descriptor in lacking[:5])
-    more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-    return MissingContentError(
-        f"incomplete: the source lacks {named}{more}, and so does the destination",
-        hint="get the whole image, or with --platform one of which everything is there",
-    )

@@ -11,7 +11,7 @@ from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, tell_left_behind, tell_resumed, write_result
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.reference import is_digest, is_repository, parse_reference, parse_registry, printable
-from ocistream.stores.index import docker_tag
+from ocistream.stores.index import docker_tag, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +156,7 @@ def renamed(end: End) -> Callable[[Graph], Graph]:
             and this is none.
     """
     name = end.name
-    if name is not None and (not name.isprintable() or " " in name):
+    if name is not None and not is_plain(name):
         msg = f"malformed name {printable(name)!r}"
         raise InvalidNameError(msg, hint="write it without blanks, as in app:1")
     digest = (name or "").rpartition("@")[2]

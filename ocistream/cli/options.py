@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import platform as machine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,14 +14,13 @@ import click
 
 from ocistream import limits
 from ocistream.cli.interruption import Stop
-from ocistream.cli.numbers import Whole
+from ocistream.cli.numbers import Whole, memory, number, rate
 from ocistream.cli.session import PASSWORD_ON_STDIN, Session, result_on_stdout
 from ocistream.errors import UsageError
 from ocistream.model import Platform, parse_platform
 from ocistream.platforms import PlatformChoice
 from ocistream.reference import printable
 from ocistream.rungs import parse_rung
-from ocistream.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,33 +51,6 @@ _MACHINES: Final = {
 
 #: A day: longer than anybody waits, and no more than a socket takes.
 _SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
-
-
-def _number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Take a number that is one: click lets `nan` through.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if value is not None and math.isnan(value):
-        msg = f"{parameter.opts[0]} {value} is no number"
-        raise UsageError(msg)
-    return value
-
-
-def _rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    """Read bytes in a second as curl's --limit-rate has them: `500k`, `10M`, `1G`.
-
-    Raises:
-        UsageError: it is no rate.
-    """
-    if value is None:
-        return None
-    rate = parse_size(value, fractions=True)
-    if not rate:
-        msg = f"--limit-rate {printable(value, 40)!r} is no rate in bytes a second"
-        raise UsageError(msg, hint="such as 500k, 10M or 1G")
-    return float(rate)
 
 
 def tls_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -129,7 +100,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--connect-timeout",
             type=_SECONDS,
-            callback=_number,
+            callback=number,
             metavar="SECONDS",
             default=15,
             show_default=True,
@@ -138,7 +109,7 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--stall-timeout",
             type=_SECONDS,
-            callback=_number,
+            callback=number,
             metavar="SECONDS",
             default=60,
             show_default=True,
@@ -147,13 +118,13 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--limit-rate",
             metavar="RATE",
-            callback=_rate,
+            callback=rate,
             help="Bytes in a second, in each direction, over all connections together: 500k, 10M, 1G; k is 1024.",
         ),
         click.option(
             "--max-requests-per-second",
             type=click.FloatRange(0, 10_000, min_open=True),
-            callback=_number,
+            callback=number,
             metavar="N",
             help="Begin no more than N requests in a second, to each host.",
         ),
@@ -179,7 +150,7 @@ def memory_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--memory",
         default=None,
-        callback=_memory,
+        callback=memory,
         metavar="SIZE",
         help="Fetch ahead over several connections where a registry sends slowly, with up to SIZE of memory for it.",
     )(command)
@@ -202,21 +173,6 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         session_options,
     )(command)
-
-
-def _memory(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
-    """Read the bytes of --memory, 0 where it is not given.
-
-    Raises:
-        UsageError: it is no size, or one that is of no use.
-    """
-    if value is None:
-        return 0
-    size = parse_size(value, fractions=True)
-    if size is None or not limits.MIB <= size <= limits.MAX_AHEAD_MEMORY:
-        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_AHEAD_MEMORY >> 30}GiB"
-        raise UsageError(msg, hint="write it as in --memory 64MiB")
-    return size
 
 
 def _result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import files, layers, limits
+from ocistream.blobs import held
 from ocistream.compression import NONE, Codec, codec_of
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.interfaces import Blob, MayHaveToWait
@@ -121,7 +122,7 @@ class ArchiveStreamSource:
             self._given.add(digest)
             if digest in by_digest or self._everything:
                 unknown = Descriptor(UNKNOWN_TYPE, digest, len(content))
-                yield Blob(by_digest.get(digest, unknown), partial(_once, content))
+                yield held(by_digest.get(digest, unknown), content)
         self._held.clear()
         for entry, digest, content_of in self._remaining():
             if digest in self._given_up:
@@ -352,7 +353,3 @@ class _Content:
     def __call__(self) -> Iterator[Chunk]:
         with files.disk_errors(self._what):
             yield from self._reader.content(self._entry)
-
-
-def _once(content: bytes) -> Iterator[Chunk]:
-    yield content

@@ -48,6 +48,22 @@ class Clock:
             self._now += seconds
 
 
+_opened: list[Ahead] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_goes_on_fetching() -> Iterator[None]:
+    """End what a test has begun, and see that nothing of it goes on."""
+    yield
+    for ahead in _opened:
+        ahead.close()
+    _opened.clear()
+    for thread in threading.enumerate():
+        if thread.name.startswith("lane"):
+            thread.join(30)
+            assert not thread.is_alive()
+
+
 @dataclass
 class Registry:
     """Where blobs come from; what was asked of it is noted."""
@@ -93,7 +109,8 @@ class Registry:
 
     def reading(self, cancelled: threading.Event | None = None) -> Ahead:
         """Begin to read from it."""
-        return Ahead(CONNECTIONS, MEMORY, cancelled or threading.Event(), self.clock)
+        _opened.append(Ahead(CONNECTIONS, MEMORY, cancelled or threading.Event(), self.clock))
+        return _opened[-1]
 
 
 def chunked(content: bytes) -> Iterator[bytes]:
