@@ -229,7 +229,13 @@ class _Line:
     def _plan(self) -> None:
         """Have as much fetched as there is room for."""
         most = max(1, self._lanes.lanes // max(1, self._pace.readers))
-        while self._frontier is not None and len(self._planned) < most and self._lanes.has_room():
+        # Of a registry that has refused a part meanwhile, no more of them are asked.
+        while (
+            self._pace.is_parallel
+            and self._frontier is not None
+            and len(self._planned) < most
+            and self._lanes.has_room()
+        ):
             index, position = self._frontier
             blob = self._queue[index]
             end = min(position + self._lanes.size, blob.descriptor.size)

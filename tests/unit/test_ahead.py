@@ -265,7 +265,8 @@ class TestWhatComesInTheWay:
         registry = Registry(meets_at=MEETING, fault=refuse)
         contents = [some(100 * CHUNK, seed) for seed in range(4)]
         assert list(map(read, registry.reading().ordered(map(registry.blob, contents)))) == contents
-        assert len(registry.parts) <= 4 * CONNECTIONS
+        # Some at each of a few tries: as many as were under way when the first was refused, and those that waited.
+        assert len(registry.parts) <= 8 * CONNECTIONS
         # The one connection is not given up: this registry would not let another begin in the middle.
         assert registry.asked == [0] * 4
 
