@@ -31,6 +31,8 @@ __all__ = ["Ahead"]
 _WINDOW: Final = 0.25
 _WINDOW_BYTES: Final = 4 * limits.MIB
 _WINDOW_BLOBS: Final = 8
+#: What one connection gives is what it gave in the last so many seconds: many give the first bytes sooner.
+_LATELY: Final = 0.1
 #: The share of a reader's time that it waits for its one connection, from which on others may help.
 _WAITING: Final = 0.5
 #: What one connection gives, in bytes a second, where others are of no use: a segment comes in 5 ms then, and to ask
@@ -205,7 +207,7 @@ class _Line:
     def _read(self, segment: Segment) -> Generator[Chunk, None, None]:
         """Read a planned segment, as far as it comes; then its buffer serves for another."""
         taken = 0
-        while (view := self._lanes.bytes_of(segment, taken, limits.CHUNK)) is not None:
+        while (view := self._lanes.bytes_of(segment, taken, limits.PAGE)) is not None:
             taken += len(view)
             yield view
         with self._lanes.changed:
@@ -288,6 +290,7 @@ class _Pace:
         self._settling = 0
         #: Bytes a second over one connection each, when others were last tried.
         self.single = 0.0
+        self._lately = 0.0
         self._patience = _PATIENCE
         self._hold = 0
         self._restart()
@@ -308,7 +311,12 @@ class _Pace:
         self._bytes += size
         self._waited += waited
         self._spent += spent
-        elapsed = self.clock() - self._began
+        now = self.clock()
+        self._late_bytes += size
+        if now - self._late >= _LATELY:
+            self._lately = self._late_bytes / (now - self._late)
+            self._late, self._late_bytes = now, 0
+        elapsed = now - self._began
         if elapsed < _WINDOW or (self._bytes < _WINDOW_BYTES and self._blobs < _WINDOW_BLOBS):
             return
         rate = self._bytes / elapsed
@@ -318,7 +326,7 @@ class _Pace:
             elif self._waited >= _WAITING * self._spent and rate < _FAST:
                 self.is_parallel = True
                 self._settling = _SETTLING
-                self.single = rate
+                self.single = min(rate, self._lately)
         elif self._settling:
             self._settling -= 1
             if not self._settling:
@@ -336,6 +344,8 @@ class _Pace:
         self._restart()
 
     def _restart(self) -> None:
-        self._began = self.clock()
+        self._began: float = self.clock()
         self._bytes = self._blobs = 0
         self._waited = self._spent = 0.0
+        self._late = self._began
+        self._late_bytes = 0

@@ -7,6 +7,8 @@ redirect, tries nothing twice and knows no credential: all that is `ocistream.tr
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -22,18 +24,21 @@ from ocistream.errors import FinalNetworkError, NetworkError, UnsupportedError
 from ocistream.failures import network_error, reason
 from ocistream.origins import Origin, bypasses_proxy, redacted
 from ocistream.pacing import Pace
+from ocistream.pages import Pages
 from ocistream.pools import Limiter, Reached, pools, socket_options
 from ocistream.reference import printable
 from ocistream.responses import EndlessError
 from ocistream.tls import Contexts, TlsSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from requests.adapters import _HostParams, _PoolKwargs
 
     from ocistream.bodies import StreamedBody
     from ocistream.pacing import Throttle
+    from ocistream.responses import BoundedResponse
+    from ocistream.stream import Chunk
 
 __all__ = ["Answer", "ConnectionSettings", "Connections"]
 
@@ -46,10 +51,17 @@ _NO_TLS_SETTINGS: Final = TlsSettings()
 class Answer:
     """A response whose body has not been read yet."""
 
-    def __init__(self, response: requests.Response, method: str, url: str, limiter: Limiter | None = None) -> None:
-        """Wrap what requests gave; `limiter` says how fast it may be read."""
+    def __init__(
+        self, response: requests.Response, method: str, url: str, pages: Pages, limiter: Limiter | None = None
+    ) -> None:
+        """Wrap what requests gave, to be read into `pages`; `limiter` says how fast it may be read."""
         self._response = response
+        # Not by way of urllib3, which makes an object of every chunk. Relied on: that it gives the answer it had.
+        self._body = cast("BoundedResponse", response.raw._original_response)  # noqa: SLF001 - requests does so too
+        self._pages = pages
         self._limiter = limiter
+        #: Bytes of the body.
+        self._came = 0
         self.method = method
         self.url = url
         self.status = response.status_code
@@ -63,30 +75,58 @@ class Answer:
         raw = self._response.raw
         return list(raw.headers.getlist("WWW-Authenticate"))
 
-    def chunks(self, size: int = limits.CHUNK) -> Iterator[bytes]:
-        """Read the body in chunks of `size` bytes, the last one shorter; in smaller ones where the rate is limited.
+    def chunks(self) -> Iterator[Chunk]:
+        """Read the body, as much at a time as there is; a chunk `pages.lasts`.
 
         Raises:
             NetworkError: it broke off, or stalled; finally so where it is one without an end.
         """
-        raw = self._response.raw
+        with contextlib.closing(self), self._pages.lent() as pages:
+            for page in itertools.cycle(pages):
+                if not (count := self._fill(page)):
+                    return
+                yield page[:count]
+
+    def into(self, view: memoryview) -> Generator[int, None, None]:
+        """Read the body into `view`; each time that more of it is there, give how many bytes it is by then.
+
+        Raises:
+            NetworkError: it broke off, or stalled, or is longer; finally so where it is one without an end.
+        """
+        filled = 0
+        with contextlib.closing(self):
+            while filled < len(view) and (count := self._fill(view[filled:])):
+                filled += count
+                yield filled
+            # Its end is to be seen: then the connection is kept.
+            if filled == len(view) and self._fill(memoryview(bytearray(1))):
+                msg = f"{self.method} {redacted(self.url)}: asked for {filled} bytes, and got more"
+                raise NetworkError(msg)
+
+    def _fill(self, view: memoryview) -> int:
+        """Read some of the body to the beginning of `view`, and say how many bytes; 0 at its end."""
+        body = self._body
+        most = min(len(view), body.at_once if self._limiter is None else self._limiter.piece)
+        least = min(most, limits.LEAST_READ)
+        filled = 0
         try:
-            if self._limiter is None:
-                while chunk := raw.read(size, decode_content=False):
-                    yield chunk
-            else:
-                while chunk := raw.read(min(size, self._limiter.piece), decode_content=False):
-                    self._limiter.spend(len(chunk))
-                    yield chunk
+            while filled < least and (count := body.readinto(view[filled:most])):
+                filled += count
         except EndlessError as error:
             msg = f"{self.method} {redacted(self.url)}: {error}"
             raise FinalNetworkError(msg) from None
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            # ValueError: http.client's, over a negative size of a chunk.
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            # ValueError: http.client's, over what is no size of a chunk.
             msg = f"{self.method} {redacted(self.url)}: the answer broke off: {reason(error)}"
             raise NetworkError(msg) from error
-        finally:
-            self.close()
+        if not filled and body.missing:
+            came = f"{self._came} bytes came, {body.missing} more were promised"
+            msg = f"{self.method} {redacted(self.url)}: the answer broke off: {came}"
+            raise NetworkError(msg)
+        self._came += filled
+        if self._limiter is not None:
+            self._limiter.spend(filled)
+        return filled
 
     def read(self, limit: int) -> bytes:
         """Read a small body whole, up to `limit` + 1 bytes: a longer answer tells that it is too long.
@@ -111,14 +151,16 @@ class Answer:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end: then it is kept for the next request."""
-        self._response.raw.close()
+        raw = self._response.raw
+        if self._body.isclosed() and not self._body.missing:
+            raw.release_conn()
+        raw.close()
 
     def _read_into(self, content: bytearray, limit: int) -> None:
-        for chunk in self.chunks(64 * limits.KIB):
-            content += chunk
-            if len(content) > limit:
-                break
-        self.close()
+        buffer = memoryview(bytearray(min(limit + 1, limits.LEAST_READ)))
+        with contextlib.closing(self):
+            while len(content) <= limit and (count := self._fill(buffer)):
+                content += buffer[:count]
 
 
 def _limiter(throttle: Throttle | None, sleep: Callable[[float], None]) -> Limiter | None:
@@ -153,6 +195,7 @@ class Connections:
         self._headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._download = _limiter(settings.pace.download, sleep)
         self._answered: set[Origin] = set()
+        self._pages = Pages()
         self._reached = Reached()
         contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
         # Two that share no connection: one that was made to this machine is not to be used by what leads here from
@@ -220,7 +263,7 @@ class Connections:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise network_error(method, url, error, known=Origin.of(url) in self._answered) from error
         self._answered.add(Origin.of(url))
-        return Answer(response, method, url, self._download)
+        return Answer(response, method, url, self._pages, self._download)
 
     def handshake(self, url: str, timeout: float) -> None:
         """Open a TLS connection to where a URL of https leads, through the same proxy, and close it again.

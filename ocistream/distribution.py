@@ -38,7 +38,7 @@ from ocistream.scopes import scopes_for
 from ocistream.stream import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from ocistream.connections import Answer
     from ocistream.retry import Tries
@@ -288,13 +288,14 @@ class Repository:
 
         return Download(ask, url, descriptor, strictly=strictly).chunks(offset, self.transport.tries())
 
-    def blob_part(self, descriptor: Descriptor, start: int, end: int) -> Iterator[Chunk]:
-        """Download bytes `start` to `end` (not included) of a blob, unverified, by one request that is not tried again.
+    def blob_part(self, descriptor: Descriptor, start: int, view: memoryview) -> Generator[int, None, None]:
+        """Download a blob's bytes from `start` on into `view`, unverified, by one request that is not tried again.
 
         Raises:
             NotFoundError: it is not there.
             NetworkError: it broke off, or the registry gives no parts of blobs.
         """
+        end = start + len(view)
         whole = start == 0 and end == descriptor.size
         answer = self.transport.request(
             self.endpoint,
@@ -305,7 +306,7 @@ class Repository:
             expected=(200,) if whole else (200, 206),
             tries=self.transport.tries(attempts=1),
         )
-        return part_of(answer, start, end, whole=whole)
+        return part_of(answer, start, view, whole=whole)
 
 
 def is_canonical(digest: str) -> bool:

@@ -15,7 +15,7 @@ from ocistream.origins import redacted
 from ocistream.reference import is_digest, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from ocistream.connections import Answer
     from ocistream.model import Descriptor
@@ -79,7 +79,7 @@ class Download:
                 if not tries.again(short):
                     raise short
 
-    def _chunks_from(self, offset: int, tries: Tries, free: int) -> Iterator[bytes]:
+    def _chunks_from(self, offset: int, tries: Tries, free: int) -> Iterator[Chunk]:
         """Read from byte `offset` on; nothing comes where the registry says that there is nothing more.
 
         Up to the first `free` bytes may be read for nothing, and some more.
@@ -124,17 +124,19 @@ class Download:
         raise IntegrityError(msg)
 
 
-def part_of(answer: Answer, start: int, end: int, *, whole: bool) -> Iterator[Chunk]:
-    """Give what an answer has of bytes `start` to `end` (not included) of a blob, which may be the `whole` of it.
+def part_of(answer: Answer, start: int, view: memoryview, *, whole: bool) -> Generator[int, None, None]:
+    """Read what an answer has of a blob, from byte `start` on, into `view`; `whole` says that this is all of it.
+
+    Each time that more of it is there, it gives how many bytes it is by then.
 
     Raises:
         NetworkError: it is another part, or breaks off.
     """
     if not whole and (answer.status != 206 or not _begins_at(answer, start)):
         answer.close()
-        msg = f"GET {redacted(answer.url)}: asked for bytes {start} to {end}, and got others"
+        msg = f"GET {redacted(answer.url)}: asked for bytes from {start} on, and got others"
         raise FinalNetworkError(msg)
-    yield from answer.chunks()
+    yield from answer.into(view)
 
 
 def _begins_at(answer: Answer, offset: int) -> bool:

@@ -72,10 +72,10 @@ class Beside:
             self._open += 1
             self._changed.notify_all()
 
-    def settle(self) -> None:
-        """Wait until all that was handed over has been hashed."""
+    def settle(self, but: int = 0) -> None:
+        """Wait until all that was handed over has been hashed, `but` the last so many chunks."""
         with self._changed:
-            while self._open:
+            while self._open > but:
                 self._changed.wait()
 
     def hexdigest(self) -> str:

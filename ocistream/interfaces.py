@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from ocistream.errors import IntegrityError
     from ocistream.graph import Graph
@@ -46,8 +46,9 @@ class Blob:
     their chunks. It gives those that are left, verified as the end of the whole, or raises IntegrityError; then what is
     held is to be dropped, for the blob may be put once more.
 
-    `part(start, end)` gives the bytes from `start` to `end` (not included), by one request that is not tried again, and
-    at the same time as others of the blob; where it is not given, that cannot be had, or is no faster.
+    `part(start, view)` reads the bytes from `start` on into `view`, by one request that is not tried again, and at the
+    same time as others of the blob; each time that more of them are there, it gives how many they are by then. Where it
+    is not given, that cannot be had, or is no faster.
 
     `on_wrong(error, again)` is for a source that has more than one place to read from: it is told that the bytes were
     not what was promised. It raises what is to be reported; or, if `again` says that others can be used, returns where
@@ -60,7 +61,7 @@ class Blob:
     on_wrong: Callable[[IntegrityError, bool], None] | None = None
     open_at: Callable[[int], Iterator[Chunk]] | None = None
     resume: Callable[[Iterator[Chunk], int], Iterator[Chunk]] | None = None
-    part: Callable[[int, int], Iterator[Chunk]] | None = None
+    part: Callable[[int, memoryview], Generator[int, None, None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

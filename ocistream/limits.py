@@ -166,6 +166,10 @@ MAX_CHUNK_LINE: Final = 4 * KIB
 # Streams ---------------------------------------------------------------------------------------------------
 #: The unit in which bytes flow. 64 KiB costs more CPU a byte; 1 MiB costs as much, and more memory a thread.
 CHUNK: Final = 256 * KIB
+#: So much is asked of a socket at a time by who reads one alone, and a second such page is read into meanwhile.
+PAGE: Final = 1 * MIB
+#: Of a socket that gives little at a time, so much is waited for before it is handed on.
+LEAST_READ: Final = 64 * KIB
 #: What a pipe of ours is grown to: the most that Linux allows without privileges.
 PIPE: Final = 1 * MIB
 #: The most that --memory may let a transfer fetch ahead of what it hands on.

@@ -25,7 +25,7 @@ from ocistream.referrer_lists import ReferrerList, ReferrerLists
 from ocistream.stream import gathered, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from ocistream.distribution import Repository
     from ocistream.model import Descriptor, Manifest
@@ -273,11 +273,11 @@ class _Download:
             else:
                 return
 
-    def part(self, start: int, end: int) -> Iterator[Chunk]:
-        """Read bytes `start` to `end` (not included) from the first place that is worth asking, and nowhere else."""
+    def part(self, start: int, view: memoryview) -> Generator[int, None, None]:
+        """Read bytes from `start` on into `view`, from the first place that is worth asking, and nowhere else."""
         for source in self._repository.usable():
             self._note(source)
-            return source.repository.blob_part(self._descriptor, start, end)
+            return source.repository.blob_part(self._descriptor, start, view)
         msg = f"{self._repository}: there is no place to read from"
         raise NotFoundError(msg)
 

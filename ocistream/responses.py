@@ -58,6 +58,8 @@ class BoundedResponse(http.client.HTTPResponse):
         raw = self.fp.detach()
         self.fp = _Input(_Wire(Prefixed(beginning, raw) if beginning else raw))
         self._is_last = is_last
+        #: TLS gives 16 KiB at a time: those are gathered below Python.
+        self._gathers = hasattr(sock, "version")
 
     def begin(self) -> None:
         """Read the head of the answer that counts."""
@@ -69,7 +71,32 @@ class BoundedResponse(http.client.HTTPResponse):
         if self._is_last:
             # The other side still waits for the rest of the request.
             self.will_close = True
-        self.fp.raw.is_head = False
+        self.fp.raw.end_head()
+        self.fp.gives_what_is_there = not (self.chunked or self._gathers)
+
+    @property
+    def at_once(self) -> int:
+        """How many bytes it is of use to ask for at once: where all of them are waited for, not too many."""
+        return limits.PAGE if not self.isclosed() and self.fp.gives_what_is_there else limits.CHUNK
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """Read some of the body, 0 at its end; over TCP as much as has come, so that it need not be waited for.
+
+        It may end early: then `missing` bytes of it were promised.
+        """
+        return super().readinto(buffer)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come, or were when the other side closed; 0 where nobody has said."""
+        return self.length or 0
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            msg = "a chunk of the answer's body has a negative size"
+            raise EndlessError(msg)
+        return size
 
 
 class _Wire(io.RawIOBase):
@@ -99,6 +126,11 @@ class _Wire(io.RawIOBase):
         """Begin anew: an interim answer is over, and the one that counts may take its time to begin."""
         self._ends_at = None
 
+    def end_head(self) -> None:
+        """Be no more than what is below: a body takes the time that it takes."""
+        self.is_head = False
+        self.readinto = self._raw.readinto  # type: ignore[method-assign]
+
     def readable(self) -> bool:
         return True
 
@@ -119,6 +151,8 @@ class _Input(io.BufferedReader):
         super().__init__(raw)
         self._heads = 0
         self._left = _MAX_LINES
+        #: Whether less than was asked for is given where it would have to be waited for.
+        self.gives_what_is_there = False
 
     def readline(self, size: int | None = -1) -> bytes:
         most = self._left + 1
@@ -141,5 +175,13 @@ class _Input(io.BufferedReader):
             msg = "a chunk of the answer's body has a negative size"
             raise EndlessError(msg)
         content = super().read(size)
-        self._left = min(self._left + _LINES_PER_BYTE * len(content), _MAX_LINES)
+        self._saw(len(content))
         return content
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        count = super().readinto1(buffer) if self.gives_what_is_there else super().readinto(buffer)
+        self._saw(count)
+        return count
+
+    def _saw(self, count: int) -> None:
+        self._left = min(self._left + _LINES_PER_BYTE * count, _MAX_LINES)

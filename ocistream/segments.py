@@ -6,16 +6,15 @@ This is the store of them, and the threads that fill it. Which part is fetched w
 
 from __future__ import annotations
 
-import mmap
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from ocistream.errors import CancelledError, NetworkError
+from ocistream.errors import CancelledError
+from ocistream.pages import buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from ocistream.stream import Chunk
+    from collections.abc import Callable, Generator
 
 __all__ = ["Lanes", "Segment"]
 
@@ -30,10 +29,10 @@ class Segment:
     as they are until it is released.
     """
 
-    __slots__ = ("end", "fetch", "filled", "is_done", "is_dropped", "start", "view")
+    __slots__ = ("end", "fetch", "filled", "is_awaited", "is_done", "is_dropped", "start", "view")
 
-    def __init__(self, fetch: Callable[[int, int], Iterator[Chunk]], start: int, end: int) -> None:
-        """Plan to fetch it by `fetch(start, end)`."""
+    def __init__(self, fetch: Callable[[int, memoryview], Generator[int, None, None]], start: int, end: int) -> None:
+        """Plan to fetch it by `fetch(start, view)`, which gives how many bytes are there each time that more are."""
         self.fetch = fetch
         self.view: memoryview | None = None
         self.start = start
@@ -41,6 +40,8 @@ class Segment:
         self.filled = 0
         self.is_done = False
         self.is_dropped = False
+        #: Somebody waits for more of it.
+        self.is_awaited = False
 
 
 class Lanes:
@@ -56,7 +57,10 @@ class Lanes:
         self.lanes = lanes
         self._cancelled = cancelled
         self._refused = refused
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        #: For whoever reads; and for the threads, which are not to be woken by every byte.
+        self.changed = threading.Condition(lock)
+        self._begun = threading.Condition(lock)
         self._free: list[memoryview] = []
         self._made = 0
         self._idle = 0
@@ -75,14 +79,13 @@ class Lanes:
         if self._free:
             segment.view = self._free.pop()
         else:
-            # Pages of its own, that are had once and kept: of what malloc gives back, glibc keeps most.
-            segment.view = memoryview(mmap.mmap(-1, self.size))
+            segment.view = buffer(self.size)
             self._made += 1
         self._waiting.append(segment)
-        if not self._idle and self._threads < self.lanes:
+        if len(self._waiting) > self._idle and self._threads < self.lanes:
             self._threads += 1
             threading.Thread(target=self._work, name=f"lane {self._threads}", daemon=True).start()
-        self.changed.notify_all()
+        self._begun.notify()
 
     def drop(self, segment: Segment) -> None:
         """Let go of a segment, whatever has become of it, so that its buffer serves for another."""
@@ -100,7 +103,6 @@ class Lanes:
         if segment.view is not None:
             self._free.append(segment.view)
             segment.view = None
-        self.changed.notify_all()
 
     # -- for whoever reads: called without it -------------------------------------------------------------
 
@@ -117,7 +119,9 @@ class Lanes:
                 if self._cancelled.is_set():
                     msg = "cancelled"
                     raise CancelledError(msg)
+                segment.is_awaited = True
                 self.changed.wait(_LOOK_EVERY)
+            segment.is_awaited = False
             if segment.filled == taken or segment.view is None:
                 return None
             return segment.view[taken : min(segment.filled, taken + most)]
@@ -127,7 +131,7 @@ class Lanes:
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
-            self.changed.notify_all()
+            self._begun.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -156,30 +160,21 @@ class Lanes:
                     if self._is_closed or self._cancelled.is_set():
                         self._threads -= 1
                         return None
-                    self.changed.wait(_LOOK_EVERY)
+                    self._begun.wait(_LOOK_EVERY)
                 return self._waiting.pop(0)
             finally:
                 self._idle -= 1
 
     def _fill(self, segment: Segment) -> None:
-        view, wanted = segment.view, segment.end - segment.start
+        """Fetch a segment, as far as it comes and is wanted."""
+        view = segment.view
         assert view is not None, "what is dropped while it waits is fetched by nobody"  # noqa: S101 - see `drop`
-        chunks = segment.fetch(segment.start, segment.end)
-        try:
-            for chunk in chunks:
-                filled = segment.filled + len(chunk)
-                if filled > wanted:
-                    msg = f"asked for {wanted} bytes of a blob, and got more"
-                    raise NetworkError(msg)
-                view[segment.filled : filled] = chunk
+        # What is not read to its end is not to wait for the garbage collector to close a socket.
+        with closing(segment.fetch(segment.start, view[: segment.end - segment.start])) as steps:
+            for filled in steps:
                 with self.changed:
                     segment.filled = filled
-                    self.changed.notify_all()
+                    if segment.is_awaited:
+                        self.changed.notify_all()
                 if segment.is_dropped or self._cancelled.is_set():
                     return
-        finally:
-            # What is not read to its end is not to wait for the garbage collector to close a socket.
-            getattr(chunks, "close", lambda: None)()
-        if segment.filled < wanted:
-            msg = f"asked for {wanted} bytes of a blob, and got {segment.filled}"
-            raise NetworkError(msg)

@@ -1,7 +1,8 @@
 """The only loops over a blob's bytes: verifying them, counting them, reading them from a file.
 
 A chunk is `bytes` or a `memoryview`; a memoryview is valid only until the next chunk is asked for, so that whoever
-reads a file or a socket can do it into one buffer. Nothing here opens anything.
+reads a file or a socket can do it into one buffer. (Or into two: of that, `pages.lasts`, only the hash makes use.)
+Nothing here opens anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 from ocistream.errors import CancelledError, IntegrityError, OcistreamError
 from ocistream.hashing import Beside, Hasher
 from ocistream.limits import BESIDE, CHUNK
+from ocistream.pages import lasts
 from ocistream.reference import parse_digest
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ def verified(
             if is_new:
                 yield chunk
             if thread is not None and not isinstance(chunk, bytes):
-                # The next one may be read into the same memory.
-                thread.settle()
+                # The next one may be read into the same memory, or else the one after that.
+                thread.settle(but=1 if lasts(chunk) else 0)
     if seen < descriptor.size:
         raise wrong_size(descriptor, seen)
     if not seen:

@@ -20,7 +20,7 @@ from ocistream.model import Descriptor
 from ocistream.workers import each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 CHUNK = limits.CHUNK
 #: A chunk between the one at which a slow connection is seen to be slow, and the one at which others take over.
@@ -93,14 +93,18 @@ class Registry:
                 self.clock.pass_by(self.alone)
                 yield chunk
 
-        def part(start: int, end: int) -> Iterator[bytes]:
+        def part(start: int, view: memoryview) -> Generator[int, None, None]:
+            end = start + len(view)
             with self.lock:
                 number = len(self.parts)
                 self.parts.append((start, end))
+            filled = 0
             try:
                 for chunk in self.fault(number, content[start:end]):
                     self.clock.pass_by(self.ahead)
-                    yield chunk
+                    view[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
+                    yield filled
                     self.came.set()
             finally:
                 self.came.set()

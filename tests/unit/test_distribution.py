@@ -285,7 +285,10 @@ class TestParts:
     """Bytes of a blob that are asked for beside others, by one request: what is not had so is had otherwise."""
 
     def part(self, quick: Quick, registry: CountingRegistry | RawServer, start: int, end: int) -> bytes:
-        return b"".join(map(bytes, repository(quick(), registry).blob_part(BLOB, start, end)))
+        view = memoryview(bytearray(end - start))
+        filled = [0, *repository(quick(), registry).blob_part(BLOB, start, view)]
+        assert filled == sorted(filled)
+        return bytes(view[: filled[-1]])
 
     @pytest.mark.parametrize(("start", "end"), [(0, 1), (0, SIZE - 1), (1000, MIB), (SIZE - 1, SIZE), (0, SIZE)])
     def test_just_those_are_asked_for(self, registry: CountingRegistry, quick: Quick, start: int, end: int) -> None:
@@ -310,7 +313,7 @@ class TestParts:
     @pytest.mark.parametrize("said", ["bytes 0-9/20", "bytes 11-20/30", "bytes */30", "10-19", ""])
     def test_others_than_those_are_refused(self, quick: Quick, said: str) -> None:
         answer = f"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: {said}\r\n\r\n0123456789"
-        with RawServer(answer.encode()) as server, pytest.raises(FinalNetworkError, match="asked for bytes 10 to 20"):
+        with RawServer(answer.encode()) as server, pytest.raises(FinalNetworkError, match="asked for bytes from 10 on"):
             self.part(quick, server, 10, 20)
 
 
@@ -344,7 +347,7 @@ class TestBodiesThatLie:
             assert download(quick(), registry) == CONTENT
             return
         sizes = [len(chunk) for chunk in repository(quick(), registry).blob_chunks(BLOB)]
-        assert SIZE < sum(sizes) <= SIZE + limits.CHUNK
+        assert SIZE < sum(sizes) <= SIZE + limits.PAGE
         registry.faults = [Fault(Resize(by))]
         with pytest.raises(IntegrityError, match=f"expected {SIZE} bytes"):
             download(quick(), registry)
