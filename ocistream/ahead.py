@@ -290,7 +290,8 @@ class _Pace:
         self._settling = 0
         #: Bytes a second over one connection each, when others were last tried.
         self.single = 0.0
-        self._lately = 0.0
+        self._lately = self._late = 0.0
+        self._late_bytes = 0
         self._patience = _PATIENCE
         self._hold = 0
         self._restart()

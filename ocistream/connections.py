@@ -65,6 +65,8 @@ class Answer:
         self.method = method
         self.url = url
         self.status = response.status_code
+        #: How many redirects have led here.
+        self.hops = 0
 
     def header(self, name: str) -> str | None:
         """Give a header's value, or None."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.documents import media_type_of, outline
-from ocistream.downloads import Download, part_of
+from ocistream.downloads import Download, Led, part_of
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
     NetworkError,
     NotFoundError,
+    OcistreamError,
     RegistryError,
     UnsupportedError,
 )
@@ -263,7 +264,7 @@ class Repository:
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""
         chunks = partial(self.blob_chunks, descriptor)
-        return Blob(descriptor, chunks, open_at=chunks, part=partial(self.blob_part, descriptor))
+        return Blob(descriptor, chunks, open_at=chunks, part=partial(self.blob_part, descriptor, Led()))
 
     def blob_chunks(self, descriptor: Descriptor, offset: int = 0, *, strictly: bool = False) -> Iterator[Chunk]:
         """Download a blob from byte `offset` on, unverified (`downloads.Download`).
@@ -288,8 +289,11 @@ class Repository:
 
         return Download(ask, url, descriptor, strictly=strictly).chunks(offset, self.transport.tries())
 
-    def blob_part(self, descriptor: Descriptor, start: int, view: memoryview) -> Generator[int, None, None]:
+    def blob_part(self, descriptor: Descriptor, led: Led, start: int, view: memoryview) -> Generator[int, None, None]:
         """Download a blob's bytes from `start` on into `view`, unverified, by one request that is not tried again.
+
+        Where earlier parts of it were led elsewhere, it is asked for there, as `led` has it, for as long as that goes
+        well: to be led there anew costs a request for each part.
 
         Raises:
             NotFoundError: it is not there.
@@ -297,15 +301,29 @@ class Repository:
         """
         end = start + len(view)
         whole = start == 0 and end == descriptor.size
-        answer = self.transport.request(
-            self.endpoint,
-            "GET",
-            self.url(f"blobs/{descriptor.digest}"),
-            scopes=self.scopes,
-            headers={} if whole else {"Range": f"bytes={start}-{end - 1}"},
-            expected=(200,) if whole else (200, 206),
-            tries=self.transport.tries(attempts=1),
-        )
+
+        def ask(url: str) -> Answer:
+            return self.transport.request(
+                self.endpoint,
+                "GET",
+                url,
+                scopes=self.scopes,
+                headers={} if whole else {"Range": f"bytes={start}-{end - 1}"},
+                expected=(200,) if whole else (200, 206),
+                tries=self.transport.tries(attempts=1),
+            )
+
+        answer: Answer | None = None
+        if led.url is not None:
+            try:
+                answer = ask(led.url)
+            except OcistreamError:
+                # A signed URL that has ended, most probably.
+                led.url = None
+        if answer is None:
+            answer = ask(self.url(f"blobs/{descriptor.digest}"))
+            # Of several redirects, each has to be looked at in the light of the one before it.
+            led.url = answer.url if answer.hops == 1 else None
         return part_of(answer, start, view, whole=whole)
 
 

@@ -7,6 +7,7 @@ concern.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocistream import limits
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ocistream.retry import Tries
     from ocistream.stream import Chunk
 
-__all__ = ["Download", "part_of"]
+__all__ = ["Download", "Led", "part_of"]
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 
@@ -122,6 +123,13 @@ class Download:
         answer.close()
         msg = f"{promised}: GET {redacted(answer.url)}: {what}"
         raise IntegrityError(msg)
+
+
+@dataclass(slots=True)
+class Led:
+    """Where a registry has led whoever asked it for a blob, if it has."""
+
+    url: str | None = None
 
 
 def part_of(answer: Answer, start: int, view: memoryview, *, whole: bool) -> Generator[int, None, None]:

@@ -98,9 +98,10 @@ class Following:
         home = Origin.of(url)
         trusted = home == endpoint.origin
         leader = None if trusted else endpoint.origin
-        for _ in range(limits.MAX_REDIRECTS + 1):
+        for hops in range(limits.MAX_REDIRECTS + 1):
             self._wait_for_turn(endpoint, url)
             answer = self.once(endpoint, request, url, trusted=trusted, leader=leader)
+            answer.hops = hops
             location = answer.header("Location")
             if answer.status not in _REDIRECTS or not location:
                 return answer

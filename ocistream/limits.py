@@ -172,6 +172,8 @@ PAGE: Final = 1 * MIB
 LEAST_READ: Final = 64 * KIB
 #: What a pipe of ours is grown to: the most that Linux allows without privileges.
 PIPE: Final = 1 * MIB
+#: What a transfer may fetch ahead of what it hands on, unless --memory says otherwise: all of it stays below 48 MiB.
+AHEAD_MEMORY: Final = 8 * MIB
 #: The most that --memory may let a transfer fetch ahead of what it hands on.
 MAX_AHEAD_MEMORY: Final = 4096 * MIB
 #: A blob of fewer bytes is hashed sooner than another thread would begin to.

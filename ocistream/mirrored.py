@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from ocistream.downloads import Led
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
@@ -258,6 +259,8 @@ class _Download:
         self._repository = repository
         self._descriptor = descriptor
         self._given: list[Source] = []
+        #: Where each of them has led to.
+        self._led: dict[Source, Led] = {}
 
     def chunks(self, offset: int = 0) -> Iterator[Chunk]:
         """Read the blob, unverified, from byte `offset` on; where one place breaks off, the next goes on there."""
@@ -277,7 +280,8 @@ class _Download:
         """Read bytes from `start` on into `view`, from the first place that is worth asking, and nowhere else."""
         for source in self._repository.usable():
             self._note(source)
-            return source.repository.blob_part(self._descriptor, start, view)
+            led = self._led.setdefault(source, Led())
+            return source.repository.blob_part(self._descriptor, led, start, view)
         msg = f"{self._repository}: there is no place to read from"
         raise NotFoundError(msg)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream import layers
+from ocistream import layers, limits
 from ocistream.ahead import Ahead
 from ocistream.attachments import CONVERTED
 from ocistream.blobs import held, peeked
@@ -63,7 +63,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     observer: Observer | None = None,
     *,
     jobs: int = DEFAULT_JOBS,
-    ahead: int = 0,
+    ahead: int = limits.AHEAD_MEMORY,
     cancelled: threading.Event | None = None,
     rename: Callable[[Graph], Graph] | None = None,
     recompression: Recompression | None = None,

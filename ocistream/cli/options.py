@@ -152,7 +152,8 @@ def memory_option(command: Callable[..., None]) -> Callable[..., None]:
         default=None,
         callback=memory,
         metavar="SIZE",
-        help="Fetch ahead over several connections where a registry sends slowly, with up to SIZE of memory for it.",
+        help=f"What may be fetched ahead where a registry sends slowly, over up to --jobs connections (default: "
+        f"{limits.AHEAD_MEMORY // limits.MIB}MiB). More of it is faster there.",
     )(command)
 
 

@@ -73,8 +73,8 @@ class Session:
 
     @property
     def memory(self) -> int:
-        """How many bytes may be fetched ahead."""
-        return int(self.options.get("memory", 0))
+        """How many bytes may be fetched ahead: none where one connection alone may be too fast."""
+        return 0 if self.options.get("limit_rate") else int(self.options.get("memory", 0))
 
     @property
     def ladder(self) -> Ladder:

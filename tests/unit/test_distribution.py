@@ -12,6 +12,7 @@ import pytest
 from ocistream import limits
 from ocistream.credentials import Credential
 from ocistream.distribution import Repository, not_found
+from ocistream.downloads import Led
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
@@ -286,7 +287,7 @@ class TestParts:
 
     def part(self, quick: Quick, registry: CountingRegistry | RawServer, start: int, end: int) -> bytes:
         view = memoryview(bytearray(end - start))
-        filled = [0, *repository(quick(), registry).blob_part(BLOB, start, view)]
+        filled = [0, *repository(quick(), registry).blob_part(BLOB, Led(), start, view)]
         assert filled == sorted(filled)
         return bytes(view[: filled[-1]])
 
@@ -420,6 +421,42 @@ class TestRedirectedDownloads:
             )
         # A signed URL may have ended meanwhile, so each part is asked for at the front.
         assert len(front.asked("GET", "/blobs/")) == 1 + 3
+
+    def test_parts_that_are_had_one_after_the_other_are_asked_for_where_the_first_was_led(
+        self, faulty: Faulty, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
+        front = faulty(Fault(there, path="/blobs/", times=None), auth=Bearer())
+        assert self.in_parts(quick, front) == CONTENT
+        assert len(front.asked("GET", "/blobs/")) == 1 + 1
+        assert len(registry.requests) == 4
+        assert not any("Authorization" in request.headers for request in registry.requests)
+
+    def test_where_that_has_ended_the_registry_is_asked_once_more(
+        self, faulty: Faulty, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
+        front = faulty(Fault(there, path="/blobs/", times=None))
+        registry.faults = [Fault(refusal(403), skip=2)]
+        assert self.in_parts(quick, front) == CONTENT
+        assert len(front.asked("GET", "/blobs/")) == 2
+
+    def test_over_several_hosts_each_part_goes_all_the_way(
+        self, faulty: Faulty, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}")
+        between = faulty(Fault(there, path="/blobs/", times=None))
+        front = faulty(Fault(redirect(f"{between.url}/v2/app/blobs/x"), path="/blobs/", times=None))
+        assert self.in_parts(quick, front) == CONTENT
+        assert (len(front.asked("GET", "/blobs/")), len(between.requests)) == (4, 4)
+
+    def in_parts(self, quick: Quick, front: CountingRegistry) -> bytes:
+        source, led, content = repository(quick(), front), Led(), memoryview(bytearray(SIZE))
+        step = SIZE // 4 + 1
+        for start in range(0, SIZE, step):
+            for _ in source.blob_part(BLOB, led, start, content[start : start + step]):
+                pass
+        return bytes(content)
 
     def test_no_query_of_a_signed_url_is_in_an_error(self, faulty: Faulty, quick: Quick) -> None:
         storage = faulty(Fault(refusal(400), times=None))
