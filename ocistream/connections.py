@@ -126,7 +126,7 @@ class Answer:
             msg = f"{self.method} {redacted(self.url)}: the answer broke off: {came}"
             raise NetworkError(msg)
         self._came += filled
-        if self._limiter is not None:
+        if self._limiter is not None and filled:
             self._limiter.spend(filled)
         return filled
 
