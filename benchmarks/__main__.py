@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -33,6 +35,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="of each command (default: 5; with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="an eighth of the data, one run: a look, within 2 minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name contains this")
+    parser.add_argument("--profile", action="store_true", help="say where the time of a pull into a pipe goes, instead")
     parser.add_argument("--command", metavar="OCISTREAM", help="measure this one, and not the package as it is here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there, as SVG")
@@ -51,6 +54,9 @@ def main() -> int:
             measured(ours.push_directory(image, f"{servers.registry}/{image.name}:v1"))
         archive = folder / "big.tar"
         measured(ours.pull_file(f"{servers.registry}/big:v1", archive))
+        if arguments.profile:
+            print(profiled(f"{servers.registry}/big:v1", runs), end="")
+            return 0
         places = Places(folder, servers)
         for job in jobs(ours, images, archive, debian(cache), servers):
             if arguments.only in job.name:
@@ -61,6 +67,23 @@ def main() -> int:
     if arguments.plots:
         plots(lines, arguments.plots)
     return 0
+
+
+def profiled(reference: str, runs: int) -> str:
+    """Pull into a pipe, so often, and give medians of where the CPU seconds went, as a table (`benchmarks.profile`)."""
+    found = []
+    for _ in range(runs):
+        process = [sys.executable, "-P", "-m", "benchmarks.profile", reference]
+        with subprocess.Popen(process, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pull:
+            subprocess.run(
+                [shutil.which("cat") or "/bin/cat"], stdin=pull.stdout, stdout=subprocess.DEVNULL, check=True
+            )
+            found.append(json.loads(pull.communicate()[1].splitlines()[-1])["cpu"])
+    medians = {what: statistics.median(run[what] for run in found) for what in found[0]}
+    total = sum(medians.values())
+    rows = ["| where | CPU s | share |", "| --- | --- | --- |"]
+    rows += [f"| {what} | {seconds:.2f} | {seconds / total:.0%} |" for what, seconds in medians.items()]
+    return "\n".join([*rows, ""])
 
 
 def debian(cache: Path) -> Path | None:

@@ -13,16 +13,18 @@ from benchmarks.measuring import MIB, Command
 from benchmarks.tools import Crane, Curl, Ocistream, Skopeo, Tool, one, peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from benchmarks.data import Image
     from benchmarks.measuring import Work
     from benchmarks.servers import Servers
 
-__all__ = ["OURS", "Job", "Place", "jobs"]
+__all__ = ["MEMORY", "OURS", "Job", "Place", "jobs"]
 
 OURS = "ocistream"
+#: How those jobs are called that are run for what they take, and not for how fast they are.
+MEMORY = "pull | push of "
 
 
 @dataclass
@@ -81,9 +83,7 @@ def jobs(
     ours: Ocistream, images: dict[str, Image], archive: Path, debian: Path | None, servers: Servers
 ) -> Iterator[Job]:
     """Give every job in turn. `archive` is that of the image "big"; `debian` a layout with gzip layers."""
-    others = peers()
-    tools: list[Tool] = [ours, *others]
-    several: list[Tool] = [ours.over_several(), *others]
+    tools: list[Tool] = [ours, *peers()]
     yield from _start(ours)
     big, many = images["big"], images["many"]
 
@@ -95,7 +95,6 @@ def jobs(
         goal: float | None,
         image: Image,
         make: Callable[[Tool, Place], Work | None],
-        tools: Sequence[Tool] = tools,
     ) -> Job:
         found = Job(name, goal, size=image.size)
         for tool in [*tools, Curl(image)]:
@@ -131,13 +130,13 @@ def jobs(
     def limited(image: Image) -> Job:
         slow = at(servers.limited, image)
         title = f"{image.name}: to stdout, limited connections"
-        return job(title, 0.15, image, lambda tool, _: tool.pull_stdout(slow), several)
+        return job(title, 0.15, image, lambda tool, _: tool.pull_stdout(slow))
 
     yield limited(big)
     yield limited(images["one"])
     slow = at(servers.limited, big)
     title = "big: to a directory, limited"
-    yield job(title, 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out), several)
+    yield job(title, 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out))
 
     small = at(servers.registry, many)
     yield job("many: to a directory", 1.5, many, lambda tool, place: tool.pull_directory(small, place.out))
@@ -145,6 +144,14 @@ def jobs(
     yield Job("many: from a directory, all there", 0.2, {OURS: lambda _: ours.push_directory(many, small)})
     if debian is not None:
         yield from _recompression(ours, debian)
+    for image in sorted(images.values(), key=lambda image: image.size):
+        if image.name.startswith(("memory", "big")):
+            name = f"{MEMORY}{image.size // MIB} MiB"
+            yield Job(name, None, {OURS: partial(_pipe, ours, at(servers.registry, image), target)}, size=image.size)
+
+
+def _pipe(ours: Ocistream, source: str, target: Callable[[Place], str], place: Place) -> Work:
+    return ours.pipe(source, target(place))
 
 
 def _start(ours: Ocistream) -> Iterator[Job]:
@@ -185,6 +192,13 @@ def _into_cat(work: Work | None) -> Work | None:
 
 #: What sizes the images of a whole run have, and of a quick one: bytes of each layer.
 SIZES = {
-    False: {"big": [512 * MIB] * 4, "one": [2048 * MIB], "many": [20_000] * 200},
-    True: {"big": [64 * MIB] * 4, "one": [256 * MIB], "many": [20_000] * 200},
+    False: {
+        "big": [512 * MIB] * 4,
+        "one": [2048 * MIB],
+        "many": [20_000] * 200,
+        "memory-64m": [16 * MIB] * 4,
+        "memory-512m": [128 * MIB] * 4,
+        "memory-4g": [1024 * MIB] * 4,
+    },
+    True: {"big": [64 * MIB] * 4, "one": [256 * MIB], "many": [20_000] * 200, "memory-64m": [16 * MIB] * 4},
 }

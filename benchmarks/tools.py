@@ -59,18 +59,13 @@ class Ocistream(Tool):
 
     name = "ocistream"
 
-    def __init__(self, command: str, *options: str) -> None:
-        """Run `command`, with further `options`."""
+    def __init__(self, command: str) -> None:
+        """Run `command`."""
         self._command = command
-        self._options = options
-
-    def over_several(self) -> Ocistream:
-        """Give it as it is told to use several connections, in the memory that it would have by itself."""
-        return Ocistream(self._command, *self._options, "--memory=8MiB")
 
     def run(self, verb: str, *arguments: str) -> tuple[str, ...]:
         """Give the arguments of one process."""
-        return (self._command, verb, "--quiet", *self._options, *arguments)
+        return (self._command, verb, "--quiet", *arguments)
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
         """Write an archive to stdout."""

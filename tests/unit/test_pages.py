@@ -90,7 +90,7 @@ def test_who_reads_alone_has_large_pages_and_others_beside_have_small_ones() -> 
 
 def test_pages_are_used_again() -> None:
     pages = Pages()
-    seen = set()
+    seen: set[int] = set()
     for _ in range(5):
         with pages.lent() as first, pages.lent() as second:
             seen.update(id(page.obj) for page in first + second)
