@@ -198,7 +198,7 @@ class _Line:
         with self._lanes.changed:
             if self._pace.is_parallel and not self._planned:
                 # This one goes on until something has come on the others, which are given the time for that.
-                lead = max(self._lanes.size, int(self._pace.single * _LEAD))
+                lead = max(self._lanes.size, int(self._pace.single * _LEAD / max(1, self._pace.readers)))
                 self._frontier = (0, min(position + lead, blob.descriptor.size))
                 self._plan()
 
@@ -290,6 +290,8 @@ class _Pace:
         self._settling = 0
         #: Bytes a second over one connection each, when others were last tried.
         self.single = 0.0
+        #: And over several, where that was not enough more. If one turns out to be slower after all, it is.
+        self._several = 0.0
         self._lately = self._late = 0.0
         self._late_bytes = 0
         self._patience = _PATIENCE
@@ -322,7 +324,7 @@ class _Pace:
             return
         rate = self._bytes / elapsed
         if not self.is_parallel:
-            if self._hold:
+            if self._hold and rate * _GAIN >= self._several:
                 self._hold -= 1
             elif self._waited >= _WAITING * self._spent and rate < _FAST:
                 self.is_parallel = True
@@ -334,6 +336,7 @@ class _Pace:
                 self.refused()
         elif rate < _GAIN * self.single:
             self.refused()
+            self._several = rate
         self._restart()
 
     def refused(self) -> None:
@@ -342,6 +345,7 @@ class _Pace:
             self.is_parallel = False
             self._hold = self._patience
             self._patience *= 2
+            self._several = 0.0
         self._restart()
 
     def _restart(self) -> None:
