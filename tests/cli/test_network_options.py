@@ -433,8 +433,8 @@ def test_memory_that_is_no_size_or_of_no_use_is_refused(size: str, tmp_path: Pat
 
 
 def test_memory_is_what_may_be_fetched_ahead() -> None:
-    assert Session(Console(), OPTIONS, threading.Event()).memory == 0
-    assert Session(Console(), OPTIONS | {"memory": 1 << 26}, threading.Event()).memory == 1 << 26
+    unlimited = OPTIONS | {"memory": 1 << 26, "limit_rate": None}
+    assert Session(Console(), unlimited, threading.Event()).memory == 1 << 26
     # One connection would be too fast already.
     limited = OPTIONS | {"memory": 1 << 26, "limit_rate": 1000.0}
     assert Session(Console(), limited, threading.Event()).memory == 0
