@@ -48,6 +48,8 @@ class Request:
 
     def with_authorization(self, value: str | None) -> Request:
         """Give the same request with this Authorization, or without one."""
+        if value is None and "Authorization" not in self.headers:
+            return self
         headers = {name: text for name, text in self.headers.items() if name != "Authorization"}
         return replace(self, headers=headers | {"Authorization": value} if value else headers)
 

@@ -67,7 +67,9 @@ class Ladder:
     def profile(self, host: str) -> Profile:
         """Give what is known of a host."""
         with self._lock:
-            return self._profiles.setdefault(host, profile_of(host))
+            if host not in self._profiles:
+                self._profiles[host] = profile_of(host)
+            return self._profiles[host]
 
     def saw(self, host: str, header: Callable[[str], str | None]) -> None:
         """Look at an answer of a host: some say what they are. `header` gives a header by its name."""

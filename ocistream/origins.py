@@ -9,6 +9,7 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -31,6 +32,8 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
 _INSIDE: Final = "an address inside of this machine or network: not followed"
+#: URLs of which the origin is remembered: each is asked for several times in the course of one request.
+_REMEMBERED: Final = 32
 #: What cannot stand in a request's first line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
 #: An entry of NO_PROXY that is no address: a host or a domain, with or without its first dot, and perhaps a port.
@@ -45,23 +48,28 @@ class Origin:
     host: str
     port: int
 
-    @classmethod
-    def of(cls, url: str) -> Origin:
+    @staticmethod
+    def of(url: str) -> Origin:
         """Take the origin of a URL.
 
         Raises:
             NetworkError: it is not an http or https URL with a host.
         """
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-            parts = urlsplit("")
-        if parts.scheme not in _DEFAULT_PORTS or not host:
-            msg = f"{redacted(url)} is not an http or https URL"
-            raise FinalNetworkError(msg)
-        return cls(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
+        return _origin_of(url)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _origin_of(url: str) -> Origin:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+        parts = urlsplit("")
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        msg = f"{redacted(url)} is not an http or https URL"
+        raise FinalNetworkError(msg)
+    return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
 def check_target(home: Origin, url: str, *, is_outside: bool | None = None) -> None:

@@ -6,7 +6,6 @@ network or the disk.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -106,6 +105,8 @@ def parse_digest(text: str) -> Digest:
 
 def printable(text: str, limit: int = 200) -> str:
     """Shorten `text` and strip control characters from it, so that a stranger's words cannot drive a terminal."""
+    if len(text) <= limit and text.isprintable():
+        return text
     clean = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return clean[:limit] + "…" if len(clean) > limit else clean
 
@@ -228,6 +229,8 @@ def _mixes_scripts(label: str) -> bool:
 
 
 def _is_ipv6(text: str) -> bool:
+    import ipaddress
+
     try:
         ipaddress.IPv6Address(text)
     except ValueError:

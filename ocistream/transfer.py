@@ -6,12 +6,12 @@ the graph, what is there already, the blobs, then what makes them visible. It kn
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import layers, limits
@@ -279,6 +279,7 @@ class _Transfer:
 
     def _without_those_there(self, blobs: list[Descriptor]) -> list[Descriptor]:
         """Ask for every blob whether the sink has it, or can have it without its bytes being sent."""
+        mounts = self._sink if isinstance(self._sink, Mounts) else None
 
         def ask(descriptor: Descriptor) -> None:
             if descriptor.digest in self._layers:
@@ -286,7 +287,7 @@ class _Transfer:
                 return
             if self._sink.has(descriptor):
                 self._note(descriptor, "skipped")
-            elif isinstance(self._sink, Mounts) and self._sink.mount(descriptor, self._source):
+            elif mounts is not None and mounts.mount(descriptor, self._source):
                 self._note(descriptor, "mounted")
 
         each(ask, blobs, jobs=self._jobs if self._sink.parallel else 1, cancelled=self._cancelled)
@@ -333,7 +334,7 @@ class _Transfer:
             self._pass_over(blob)
         elif digest in self._kept and self.conversion is not None:
             # It is looked at how it begins, and so not begun in the middle.
-            self._put(replace(blob, open=partial(self.conversion.as_called, blob), open_at=None))
+            self._put(replace(blob, open=functools.partial(self.conversion.as_called, blob), open_at=None))
         elif digest in self._of_images.digests:
             with self._of_images.turn(blob.descriptor):
                 self._put(blob, checked)
@@ -376,7 +377,7 @@ class _Transfer:
             self._unnamed_sink().put_unnamed(recoded.unnamed())
             return recoded.converted.source
 
-        source = until_right(blob, convert, again=self._takes_again()) if known else convert(blob)
+        source = until_right(blob, convert, again=self._takes_again) if known else convert(blob)
         self._note(source, "converted", watched.seen)
         return source
 
@@ -386,11 +387,12 @@ class _Transfer:
         until_right(
             blob,
             lambda right: self._sink.put(watched.blob(read(right))),
-            again=self._takes_again(),
+            again=self._takes_again,
             beside=self._at_once < processors(),
         )
         self._note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
 
+    @functools.cached_property
     def _takes_again(self) -> bool:
         return isinstance(self._sink, TakesAgain) and self._sink.takes_again()
 
