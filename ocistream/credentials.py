@@ -32,12 +32,13 @@ from ocistream.auth_file import (
     host_of,
     server_of,
 )
-from ocistream.credential_helper import CredentialHelper
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.files import atomic_file, disk_errors, locked_directory, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+
+    from ocistream.credential_helper import CredentialHelper
 
 __all__ = ["Credential", "Keychain"]
 
@@ -194,7 +195,11 @@ class Keychain:
         return Credential(username, secret, None, helper.program)
 
     def _helper(self, name: str | None, file: AuthFile) -> CredentialHelper | None:
-        return CredentialHelper(name, self._env, file.shown) if name else None
+        if not name:
+            return None
+        from ocistream.credential_helper import CredentialHelper
+
+        return CredentialHelper(name, self._env, file.shown)
 
     def _docker_path(self) -> Path:
         directory = self._env.get("DOCKER_CONFIG")

@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import math
 import os
 import re
-import secrets
 import stat
 import threading
 import time
@@ -125,7 +123,7 @@ def create(folder: Path, name: str, mode: int) -> Partial:
         OSError: as `os.open` does.
     """
     for _ in range(_ATTEMPTS):
-        path = folder / _stray_name(name, secrets.token_hex(_RANDOM))
+        path = folder / _stray_name(name, os.urandom(_RANDOM).hex())
         partial = _begun(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_lasting=False)
         if _locked(partial.file.fileno()) is not False and partial.is_there():
             return partial
@@ -203,7 +201,7 @@ def _has_rights_of_new(partial: Partial, name: str, mode: int) -> bool:
     Which those are, the umask and the folder decide: so one is made, to be looked at.
     """
     try:
-        path = partial.path.parent / _stray_name(name, secrets.token_hex(_RANDOM))
+        path = partial.path.parent / _stray_name(name, os.urandom(_RANDOM).hex())
         new = _begun(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_lasting=False)
         try:
             wanted = stat.S_IMODE(os.fstat(new.file.fileno()).st_mode)
@@ -266,7 +264,11 @@ def _stray_name(name: str, random: str) -> str:
 def _shortened(name: str, more: int) -> str:
     """Give a name to which so many bytes can be added, and the same one each time."""
     raw = os.fsencode(name)
-    return name if len(raw) + more <= _LONGEST else hashlib.sha256(raw).hexdigest()
+    if len(raw) + more <= _LONGEST:
+        return name
+    import hashlib
+
+    return hashlib.sha256(raw).hexdigest()
 
 
 def drop_unfinished() -> None:

@@ -13,7 +13,6 @@ from ocistream.errors import NetworkError
 from ocistream.mirrored import FAILURES, MirroredRepository, Source
 from ocistream.places import Place
 from ocistream.standing import Standing
-from ocistream.tag_lists import list_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,6 +90,8 @@ class Reading:
         Raises:
             OcistreamError: what the registry itself says of it, if no mirror answered.
         """
+        from ocistream.tag_lists import list_tags
+
         *mirrors, own = self._sources(reference, by_digest=False)
         try:
             return list_tags(own.repository)

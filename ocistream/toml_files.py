@@ -5,7 +5,6 @@ What a file may say is the business of who reads it: `configuration` (ours) and 
 
 from __future__ import annotations
 
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 from ocistream import limits
@@ -103,6 +102,8 @@ def read_table(path: Path) -> Table | None:
                 raw = file.read(limits.MAX_CONFIGURATION + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
+    import tomllib
+
     if len(raw) > limits.MAX_CONFIGURATION:
         msg = f"{path} is larger than {limits.MAX_CONFIGURATION} bytes"
         raise UsageError(msg)

@@ -14,13 +14,11 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream import layers, limits
+from ocistream import limits
 from ocistream.ahead import Ahead
 from ocistream.attachments import CONVERTED
 from ocistream.blobs import held, peeked
-from ocistream.compression import codec_of
 from ocistream.configs import Configs, checked
-from ocistream.conversion import Conversion
 from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UnsupportedError
 from ocistream.hashing import processors
 from ocistream.interfaces import (
@@ -46,7 +44,7 @@ from ocistream.workers import DEFAULT_JOBS, each
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from ocistream.conversion import Recompression
+    from ocistream.conversion import Conversion, Recompression
     from ocistream.graph import Graph
     from ocistream.interfaces import Observer, Sink, Source
     from ocistream.stream import Chunk
@@ -85,13 +83,20 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     transfer.ahead = ahead
     transfer.bare_layers = bare_layers
     if recompression is not None:
-        transfer.conversion = Conversion(recompression)
+        transfer.conversion = _conversion(recompression)
     try:
         return transfer.run(rename)
     except (IntegrityError, ArchiveError):
         if isinstance(sink, Keeps):
             sink.discard()
         raise
+
+
+def _conversion(want: Recompression) -> Conversion:
+    # Not at the top: hardly any transfer compresses anew, and each would pay for importing it.
+    from ocistream.conversion import Conversion
+
+    return Conversion(want)
 
 
 class _Transfer:
@@ -185,6 +190,9 @@ class _Transfer:
 
     def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Move a layer of which no digest is known right now, compressed anew where that is asked for."""
+        from ocistream import layers
+        from ocistream.compression import codec_of
+
         conversion = self._of_bare_layers()
         blob, beginning = peeked(Blob(Descriptor(layers.OCI, "", 0), lambda: chunks, replayable=False))
         if conversion is not None and conversion.takes_layer(beginning):
@@ -247,7 +255,7 @@ class _Transfer:
         archive may look as if it were.
         """
         if self._bare is None and self.bare_layers is not None:
-            self._bare = Conversion(self.bare_layers)
+            self._bare = _conversion(self.bare_layers)
         return self.conversion or self._bare
 
     def _unnamed_sink(self) -> TakesUnnamed:

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 import threading
 import time
@@ -313,7 +312,7 @@ def _hash(*parts: str) -> str:
 
 
 def _name(key: Key) -> str:
-    blob = _hash(key.digest) if key.digest else _UNNAMED + secrets.token_hex(8)
+    blob = _hash(key.digest) if key.digest else _UNNAMED + os.urandom(8).hex()
     return f"{_hash(key.registry, key.repository)}-{blob}{_SUFFIX}"
 
 

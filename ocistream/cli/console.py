@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -71,6 +70,8 @@ class Console:
 
     def event(self, **fields: Any) -> None:
         """Print one JSON object on a line of its own, whatever the verbosity and the format of messages."""
+        import json
+
         self._line(json.dumps(fields))
 
     def _print(self, level: str, message: str, fields: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def _sizes(source: Source) -> _Held | None:
 
 def _referrers(source: Source, digests: Sequence[str], console: Console) -> Mapping[str, Sequence[Descriptor]]:
     """Ask a registry what refers to the manifests of an image; of an archive, what is in it is all there is."""
-    from ocistream.stores.registry import RegistrySource
+    from ocistream.stores.registry_source import RegistrySource
 
     found = source.referrers(digests) if isinstance(source, RegistrySource) else {}
     for digest, those in found.items():

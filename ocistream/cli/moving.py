@@ -11,6 +11,7 @@ from ocistream.cli.progress import progress
 from ocistream.cli.report import check_result, print_results, summarize, tell_left_behind, tell_resumed, write_result
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.reference import is_digest, is_repository, parse_reference, parse_registry, printable
+from ocistream.stores import is_directory
 from ocistream.stores.index import docker_tag, is_plain
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def move(
                 cancelled=session.cancelled,
                 rename=rename,
                 recompression=recompression,
-                bare_layers=session.recompression(default="gzip"),
+                bare_layers=session.recompression(default="gzip") if _may_be_bare(of) else None,
             )
     if result is not None:
         write_result(result, report, label, retried=session.retried, upload=session.ladder.used)
@@ -72,6 +73,11 @@ def move(
     tell_left_behind(session.console, report)
     if to is not None and to.kind == "docker-archive":
         _tell_nameless(session.console, report.graph)
+
+
+def _may_be_bare(of: End | None) -> bool:
+    """Say whether images may come out of a `docker save`, whose layers are not compressed: out of no registry."""
+    return of is not None and of.kind not in {"docker", "oci"} and not is_directory(of)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def pull(
     referrers = referrers_wanted(session)
 
     def open_ends() -> tuple[Source, Sink]:
-        from ocistream.stores.registry import RegistrySource
+        from ocistream.stores.registry_source import RegistrySource
 
         # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
         source = RegistrySource(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict
 from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,6 @@ from ocistream import files
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
-from ocistream.stores.outputs import followed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,6 +89,10 @@ def check_result(path: Path) -> None:
         NotFoundError: its folder is not there.
         LocalDiskError: the folder cannot be written to.
     """
+    import tempfile
+
+    from ocistream.stores.outputs import followed
+
     path = followed(path)
     if path.is_file() or not path.exists():
         with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=path.parent):
@@ -108,6 +110,8 @@ def write_result(
     Raises:
         LocalDiskError: it cannot be written.
     """
+    from ocistream.stores.outputs import followed
+
     document = {
         "images": [
             {

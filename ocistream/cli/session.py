@@ -200,12 +200,15 @@ class Session:
         return Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
 
     def _transport(self, keychain: Keychain, *, mirrors: bool = False) -> Transport:
-        from ocistream.reading import impatient
         from ocistream.transport import Transport
 
         settings = network_settings(self.options, os.environ)
+        if mirrors:
+            from ocistream.reading import impatient
+
+            settings = impatient(settings)
         return Transport(
-            impatient(settings) if mirrors else settings,
+            settings,
             keychain.find,
             hosts=host_settings(self.options, os.environ, home(), self.places().settings),
             on_retry=self._tell_retry,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ocistream.transport import Transport
     from ocistream.upload_records import UploadRecords
 
-__all__ = ["End", "Surroundings", "Want", "open_sink", "open_source", "parse_end", "reference_of"]
+__all__ = ["End", "Surroundings", "Want", "is_directory", "open_sink", "open_source", "parse_end", "reference_of"]
 
 #: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "docker-daemon", "ostree", "sif"})
@@ -171,14 +171,18 @@ def open_sink(end: End, around: Surroundings) -> Sink:
 def _kind_of_source(end: End) -> str:
     if end.kind != "path":
         return end.kind
-    return "oci" if not end.is_stream and _path(end).is_dir() else "oci-archive"
+    return "oci" if is_directory(end) else "oci-archive"
 
 
 def _kind_of_sink(end: End) -> str:
     if end.kind != "path":
         return end.kind
-    is_directory = end.text.endswith("/") or (not end.is_stream and _path(end).is_dir())
-    return "oci" if is_directory else "oci-archive"
+    return "oci" if end.text.endswith("/") or is_directory(end) else "oci-archive"
+
+
+def is_directory(end: End) -> bool:
+    """Say whether an end is a directory that is there."""
+    return not end.is_stream and end.path is not None and end.path.is_dir()
 
 
 def _path(end: End) -> Path:
@@ -219,7 +223,7 @@ def reference_of(end: End) -> Reference:
 
 
 def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
-    from ocistream.stores.registry import RegistrySource
+    from ocistream.stores.registry_source import RegistrySource
 
     references = [reference_of(end)]
     if want.tags is not None:

@@ -1,4 +1,4 @@
-"""A registry as a store of images: into which repositories they go, and, in registry_source.py, out of which.
+"""A registry as a sink of images: into which repositories they go. Out of which they come says registry_source.py.
 
 Which URLs and statuses that takes is the business of `distribution` and, for blobs that go up, of `upload` and what is
 below that; here is which repository a blob is in, and in what order things become visible.
@@ -18,9 +18,7 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
-from ocistream.referrer_lists import ReferrerLists
 from ocistream.stores.hung_tags import HungTags
-from ocistream.stores.registry_source import RegistrySource
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from ocistream.transport import Transport
     from ocistream.upload_records import UploadRecords
 
-__all__ = ["RegistrySink", "RegistrySource"]
+__all__ = ["RegistrySink"]
 
 #: How many seconds deleting what was not used may take, of all repositories together: nobody is to wait for that.
 _CLEAN_UP: Final = 5.0
@@ -110,6 +108,8 @@ class RegistrySink:
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from where another repository of the same registry has it, or may have it."""
+        from ocistream.stores.registry_source import RegistrySource
+
         place = source.home(descriptor.digest) if isinstance(source, RegistrySource) else None
         for home in self._lacking(descriptor):
             repository, uploader = self._uploaders[home]
@@ -215,6 +215,8 @@ class RegistrySink:
                 elif (home, digest) not in tagged and repository.digest_of(digest) is None:
                     repository.put_manifest(digest, manifest)
         for (home, digest), referrers in unlisted.items():
+            from ocistream.referrer_lists import ReferrerLists
+
             ReferrerLists(self._uploaders[home][0]).add(digest, referrers)
 
     def _tag(

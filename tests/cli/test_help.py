@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -14,8 +15,31 @@ import ocistream as package
 from ocistream.cli import COMMANDS
 from tests.cli import expect
 from tests.cli.run import ocistream
+from tests.faults import FaultyRegistry
+from tests.images import Layout
+from tests.registry_http import seed
 
 HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.transport", "ocistream.serve"}
+#: What Python itself has for others than those who ask for the version.
+SLOW = {"hashlib", "ipaddress", "json", "secrets", "tempfile", "pathlib"}
+#: What an image that just moves does without, whichever way.
+RARE = {
+    "tqdm",
+    "zstandard",
+    "subprocess",
+    "ocistream.compression",
+    "ocistream.conversion",
+    "ocistream.credential_helper",
+    "ocistream.layers",
+    "ocistream.rewriting",
+    "ocistream.serve",
+    "ocistream.stores.tar",
+    "ocistream.tag_lists",
+    "ocistream.verification",
+}
+#: What only a pull needs, and what only a push.
+PULLING = {"ocistream.mirrored", "ocistream.reading", "ocistream.stores.hanging", "ocistream.stores.registry_source"}
+PUSHING = {"ocistream.sending", "ocistream.sessions", "ocistream.upload_records", "ocistream.stores.registry"}
 
 
 def imported(*argv: str) -> set[str]:
@@ -33,8 +57,31 @@ def test_what_is_not_needed_is_not_imported(argv: list[str]) -> None:
 
 
 def test_version_imports_no_command() -> None:
-    rooms = {name for name in imported("--version") if name.startswith("ocistream.cli.")}
+    modules = imported("--version")
+    assert modules & SLOW == set()
+    rooms = {name for name in modules if name.startswith("ocistream.cli.")}
     assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry", "interruption")}
+
+
+def test_what_just_moves_an_image_imports_no_more_than_that(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    seed(layout, layout.image([b"layer"], name="app"), served.host, "app", "1")
+    pulled = imported("pull", f"{served.host}/app:1", "-o", f"{tmp_path}/pulled/")
+    assert pulled & (RARE | PUSHING) == set()
+    assert pulled >= PULLING
+    sent = imported("push", "-i", str(layout.path), f"{served.host}/app:2")
+    assert sent & (RARE | PULLING) == set()
+    assert sent >= PUSHING
+
+
+def test_at_the_end_nothing_is_looked_through_for_garbage() -> None:
+    script = (
+        "import atexit, gc, sys; from ocistream.cli import run; "
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0)); sys.argv[1:] = ['--version']; run()"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
 
 
 def test_the_version_is_the_packages() -> None:

@@ -34,7 +34,8 @@ from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.docker_archive import DockerArchiveSink
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output, stream_output
-from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stores.registry import RegistrySink
+from ocistream.stores.registry_source import RegistrySource
 from ocistream.stream import Chunk
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of

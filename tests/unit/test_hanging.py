@@ -18,7 +18,7 @@ from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import parse_reference
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.outputs import file_output
-from ocistream.stores.registry import RegistrySource
+from ocistream.stores.registry_source import RegistrySource
 from ocistream.transfer import copy
 from tests import registry_http
 from tests.contract.stores import NothingEarly

@@ -31,7 +31,8 @@ from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.docker_archive import DockerArchiveSink
 from ocistream.stores.layout import LayoutSink
 from ocistream.stores.outputs import file_output, stream_output
-from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stores.registry import RegistrySink
+from ocistream.stores.registry_source import RegistrySource
 from ocistream.transfer import Report, copy
 from ocistream.transport import TransportSettings
 from tests.faults import Action, Drop, Fault, Flip, HangUp, Header, Reply, Reset, Resize, Stall, refusal

@@ -15,7 +15,8 @@ from ocistream.interfaces import Unwatched
 from ocistream.model import Descriptor
 from ocistream.reference import Reference, parse_reference
 from ocistream.stores.layout import LayoutSource
-from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stores.registry import RegistrySink
+from ocistream.stores.registry_source import RegistrySource
 from ocistream.transfer import Report, copy
 from tests import registry_http
 from tests.faults import Fault, Header, Reply, refusal

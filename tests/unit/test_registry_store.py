@@ -27,7 +27,8 @@ from ocistream.model import Descriptor, parse_platform
 from ocistream.platforms import PlatformChoice
 from ocistream.reference import Reference, parse_reference
 from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stores.registry import RegistrySink
+from ocistream.stores.registry_source import RegistrySource
 from ocistream.stream import Chunk
 from ocistream.transfer import Report, copy
 from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal

@@ -29,7 +29,8 @@ from ocistream.stores import End, Surroundings, Want, open_sink, open_source, pa
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.registry import RegistrySink, RegistrySource
+from ocistream.stores.registry import RegistrySink
+from ocistream.stores.registry_source import RegistrySource
 from ocistream.stream import Chunk
 from ocistream.transport import Transport, TransportSettings
 from tests.archives import files_in, items_of, tar_of
