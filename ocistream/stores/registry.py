@@ -19,6 +19,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.stores.hung_tags import HungTags
+from ocistream.stores.known_images import KnownImages
 from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 
@@ -69,6 +70,8 @@ class RegistrySink:
         self._needed_in: dict[str, list[str]] = {}
         #: What was asked, or done, about a blob in a repository.
         self._has: dict[tuple[str, str], bool] = {}
+        #: For each repository, the large images that may be there.
+        self._known_images: dict[str, KnownImages] = {}
 
     def spared(self, graph: Graph) -> Graph:
         """Leave behind what has a tag of cosign's under which the destination has something else."""
@@ -92,7 +95,9 @@ class RegistrySink:
         for root in graph.roots:
             reference = self._target(root)
             self._repository(reference)
-            for digest in graph.reachable(root):
+            needed = graph.reachable(root)
+            self._known_images[reference.repository].expect(graph, needed)
+            for digest in needed:
                 homes = self._needed_in.setdefault(digest, [])
                 if reference.repository not in homes:
                     homes.append(reference.repository)
@@ -256,9 +261,18 @@ class RegistrySink:
         if homes is None:
             homes = [self._early_reference().repository]
         for home in homes:
-            if (home, descriptor.digest) not in self._has:
-                self._has[home, descriptor.digest] = self._repository_named(home).has_blob(descriptor)
+            repository = self._repository_named(home)
+            if (home, descriptor.digest) not in self._has and self._known_images[home].have(descriptor):
+                self._has[home, descriptor.digest] = True
+            self._has_blob(repository, descriptor)
         return [home for home in homes if not self._has[home, descriptor.digest]]
+
+    def _has_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
+        """Ask a repository for a blob, once."""
+        key = repository.name, descriptor.digest
+        if key not in self._has:
+            self._has[key] = repository.has_blob(descriptor)
+        return self._has[key]
 
     def _early_reference(self) -> Reference:
         if self._early is None:
@@ -270,12 +284,20 @@ class RegistrySink:
         if reference.repository not in self._uploaders:
             repository = Repository(self._transport, reference.registry, reference.repository, writes=True)
             self._uploaders[reference.repository] = (repository, Uploader(repository, self._records))
+            self._known_images[reference.repository] = KnownImages(
+                partial(_is_called, repository), partial(self._has_blob, repository)
+            )
         return self._uploaders[reference.repository]
 
     def _repository_named(self, name: str) -> Repository:
         if name not in self._uploaders:
             self._repository(self._early_reference())
         return self._uploaders[name][0]
+
+
+def _is_called(repository: Repository, digest: str) -> bool:
+    """Say whether a manifest is there, and the registry itself says that it is that one."""
+    return repository.digest_of(digest) == digest
 
 
 def _put_referrer(repository: Repository, manifest: Manifest) -> bool:
