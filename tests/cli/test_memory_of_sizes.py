@@ -1,0 +1,159 @@
+"""CLI.md's promise 3: memory does not grow with the image, be it of 8 GiB or of 1,000 layers.
+
+The layers are zeros. Where they come from, and where they go, costs so little that gigabytes of them can be moved in a
+test (`tests.endless`), and so do holes in files.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, measured, pipe
+from tests.endless import MIB, Endless, Image
+
+#: What no process may have at its peak, in bytes, at the default settings.
+BUDGET: Final = 48 * MIB
+#: How much more a larger image may take than a small one.
+FLAT: Final = 1 * MIB
+#: How much more each layer may take, in bytes: what is known of it, in several tables. It is 1.5 KB where most is.
+DESCRIPTOR: Final = 2 << 10
+#: Bytes of an image's layers: of the one that others are compared with, and of these.
+SMALL: Final = 64 * MIB
+SIZES: Final = (512 * MIB, 2048 * MIB, 8192 * MIB)
+#: The same where files are read and written, which takes longer.
+FILES: Final = (512 * MIB,)
+#: The same where half of the way is the same as through a pipe: less of what takes the tests so long.
+ENDS: Final = (512 * MIB, 8192 * MIB)
+#: So often the small image is measured at the most, and a larger one: until they suffice. Which threads have most at
+#: the same moment is luck: of four that copy side by side, peaks are up to 1.5 MiB apart at any size. What grows with
+#: the image does so every time.
+TIMES_SMALL: Final = 8
+TIMES: Final = 2
+
+#: Moves an image, with a new folder for what that takes, and returns what became of each process.
+Move = Callable[[Image, Path], Sequence[Result]]
+
+
+def through_a_pipe(image: Image, _: Path) -> Sequence[Result]:
+    with Endless() as source, Endless() as target:
+        return pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
+
+
+def side_by_side(image: Image, _: Path) -> Sequence[Result]:
+    with Endless() as source, Endless() as target:
+        return [measured("copy", source.hold(image, "big"), f"{target.host}/big:v1")]
+
+
+def out_of_an_archive(image: Image, folder: Path) -> Sequence[Result]:
+    archive = folder / "sparse.tar"
+    with archive.open("wb") as file:
+        image.write_archive(file)
+    with Endless() as target:
+        return [measured("push", f"{target.host}/big:v1", "-i", archive)]
+
+
+def into_an_archive(image: Image, folder: Path) -> Sequence[Result]:
+    with Endless() as source:
+        result = measured("pull", source.hold(image, "big"), "-o", folder / "pulled.tar")
+    (folder / "pulled.tar").unlink()
+    return [result]
+
+
+def verified(image: Image, folder: Path) -> Sequence[Result]:
+    fifo = folder / "fifo"
+    os.mkfifo(fifo)
+
+    def write() -> None:
+        with fifo.open("wb") as file:
+            image.write_archive(file)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    result = measured("verify", "-", stdin=fifo)
+    writer.join()
+    return [result]
+
+
+def one_layer(size: int) -> Image:
+    return Image([size])
+
+
+def four_layers(size: int) -> Image:
+    """All of them are moved at once where both ends allow it; no two are the same."""
+    return Image([size // 4 + 512 * number for number in range(4)])
+
+
+def thousand_layers() -> Image:
+    """Return the small image with so many more layers that it has 1,000."""
+    return Image([*four_layers(SMALL).layers.values(), *range(4096, 4096 + 996)])
+
+
+def peaks_of(move: Move, image: Image, folder: Path) -> list[int]:
+    """Move an image, and return the peak of each process, in bytes, none of which may be too high."""
+    peaks = []
+    for result in move(image, folder):
+        expect.success(result)
+        assert result.peak is not None
+        assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB: {result.argv}"
+        peaks.append(result.peak)
+    return peaks
+
+
+class Small:
+    """The small image, with which others are compared."""
+
+    def __init__(self, new_folder: Callable[[], Path]) -> None:
+        self._new_folder = new_folder
+        self._most: dict[Move, list[int]] = {}
+
+    def assert_no_more(self, move: Move, image: Image, more: int) -> None:
+        """Assert that no process has `more` bytes more, to move an image, than the most that the small one took."""
+        peaks: list[int] = []
+        for _ in range(TIMES):
+            peaks = peaks_of(move, image, self._new_folder())
+            for _ in range(TIMES_SMALL):
+                if move in self._most and not self._larger(move, peaks, more):
+                    return
+                again = peaks_of(move, four_layers(SMALL), self._new_folder())
+                self._most[move] = [max(pair) for pair in zip(again, self._most.get(move, again), strict=True)]
+        assert self._larger(move, peaks, more) == [], f"MiB, and the small image had {self._most[move]} bytes"
+
+    def _larger(self, move: Move, peaks: Sequence[int], more: int) -> list[float]:
+        """Return what is too much, in MiB."""
+        return [peak / MIB for peak, most in zip(peaks, self._most[move], strict=True) if peak >= most + more]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """Return the small image; what was measured of it holds for all tests."""
+    return Small(lambda: tmp_path_factory.mktemp("moved"))
+
+
+@pytest.mark.parametrize(
+    ("move", "make", "sizes"),
+    [
+        (through_a_pipe, one_layer, SIZES),
+        (side_by_side, four_layers, ENDS),
+        (verified, one_layer, ENDS),
+        (out_of_an_archive, four_layers, FILES),
+        (into_an_archive, one_layer, FILES),
+    ],
+)
+def test_peak_memory_is_the_same_whatever_the_size(
+    move: Move, make: Callable[[int], Image], sizes: Sequence[int], small: Small
+) -> None:
+    for size in sizes:
+        small.assert_no_more(move, make(size), FLAT)
+
+
+@pytest.mark.parametrize("move", [through_a_pipe, side_by_side, verified])
+def test_a_thousand_layers_take_no_more_memory_than_what_is_known_of_them(move: Move, small: Small) -> None:
+    image = thousand_layers()
+    small.assert_no_more(move, image, FLAT + DESCRIPTOR * len(image.layers))
