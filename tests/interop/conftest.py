@@ -5,16 +5,32 @@ Nothing here is to be written to.
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.certificates import Certificate
 from tests.cli.run import ocistream
 from tests.debian_image import DebianImage
+from tests.interop.long_push import Lasted, push_for_long
 from tests.interop.writers import Bench
 from tests.peers import Containerd, DockerRegistry, containerd, docker_registry, isolated_tools
 from tests.registry_http import seed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def long_push(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificate: Certificate
+) -> Iterator[concurrent.futures.Future[Lasted] | None]:
+    """Begin the long push before the first test, so that it lasts beside the others, if its own test is to come."""
+    tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    if not any("long_push" in getattr(item.function, "__annotations__", {}) for item in tests):
+        yield None
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        yield executor.submit(push_for_long, tmp_path_factory.mktemp("long"), certificate)
 
 
 @pytest.fixture(scope="session")

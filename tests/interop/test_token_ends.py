@@ -7,85 +7,28 @@ that lives for none after a minute.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.archives import files_in, small_first, tar_of
-from tests.certificates import Certificate
 from tests.cli.run import started
 from tests.images import Layout
-from tests.peers import DockerRegistry, docker_registry
+from tests.interop.long_push import LOGIN, MIB, PASSWORD, USER, Lasted
+from tests.peers import DockerRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
-from tests.token_server import TokenServer, User, token_server
+from tests.token_server import TokenServer, User
 
-MIB: Final = 1 << 20
-USER: Final = "ada"
-PASSWORD: Final = "lovelace: the 1st"
-LOGIN: Final = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
 #: For how long, in seconds, a transfer is held up, so that a token that lives for two is over by then.
 PAUSE: Final = 3.2
 
-#: For how long the one push lasts that is really longer than a token of a minute.
-LONG: Final = 67.0
-
 Start = Callable[..., DockerRegistry]
 StartTokens = Callable[..., TokenServer]
-
-
-@dataclasses.dataclass(frozen=True)
-class Lasted:
-    """What became of a push, and what the registry and the token server saw of it."""
-
-    code: int
-    errors: str
-    tags: Mapping[str, str]
-    granted: int
-    refused: Sequence[str]
-
-
-def push_for_long(folder: Path, certificate: Certificate) -> Lasted:
-    """Push through a slow pipe, with tokens that say that they live for a minute, and do so."""
-    layout = Layout(folder / "made")
-    layout.image([4 * MIB, 4 * MIB], name="v1")
-    archive = tar_of(small_first(layout))
-    pieces = [archive[start : start + MIB // 8] for start in range(0, len(archive), MIB // 8)]
-    with (
-        token_server(certificate, users={USER: User(PASSWORD)}, lifetime=0, expires_in=60) as tokens,
-        docker_registry(folder / "registry", auth=tokens) as registry,
-    ):
-        with started("push", f"{registry.host}/app:v1", stdin=subprocess.PIPE, env=LOGIN) as process:
-            assert process.stdin is not None
-            for piece in pieces[:-1]:
-                process.stdin.write(piece)
-                process.stdin.flush()
-                time.sleep(LONG / len(pieces))
-            _, errors = process.communicate(pieces[-1])
-        granted = len([request for request in tokens.requests if request.status == 200])
-        refused = [request for request in registry.requests() if request.endswith(" 401")]
-        return Lasted(process.returncode, errors.decode(), registry.tags("app"), granted, refused)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def long_push(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificate: Certificate
-) -> Iterator[concurrent.futures.Future[Lasted] | None]:
-    """Begin the long push before the first test, so that it lasts beside the others; its own test is the last one."""
-    if not any("long_push" in getattr(item.function, "__annotations__", {}) for item in _tests(request)):
-        yield None
-        return
-    with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        yield executor.submit(push_for_long, tmp_path_factory.mktemp("long"), certificate)
-
-
-def _tests(request: pytest.FixtureRequest) -> list[pytest.Function]:
-    return [item for item in request.session.items if isinstance(item, pytest.Function)]
 
 
 @pytest.mark.parametrize(
