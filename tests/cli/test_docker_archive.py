@@ -351,19 +351,34 @@ def test_nor_with_several_configs_at_once(served: FaultyRegistry, one: Saved, tm
     assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
 
 
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Saved], bytes], Saved], Path]:
+    """Return a function that gives an archive of one of these kinds, which is made once: it takes longer to make."""
+    folder = tmp_path_factory.mktemp("given")
+
+    def make(content: Callable[[Saved], bytes], one: Saved) -> Path:
+        path = folder / f"{content.__name__}.tar"
+        if not path.exists():
+            path.write_bytes(content(one))
+        return path
+
+    return make
+
+
 @both
 @pytest.mark.parametrize(
     "content", [strangers, long_names, short_names, large_documents, large_configs, many_listed, tiny_layers]
 )
 def test_memory_does_not_grow_with_what_strangers_put_into_it(
-    served: FaultyRegistry, one: Saved, how: str, content: Callable[[Saved], bytes], tmp_path: Path
+    served: FaultyRegistry,
+    one: Saved,
+    how: str,
+    content: Callable[[Saved], bytes],
+    given: Callable[[Callable[[Saved], bytes], Saved], Path],
 ) -> None:
-    (tmp_path / "given.tar").write_bytes(content(one))
+    archive = given(content, one)
     command = ["push", f"{served.host}/app:1", "--image", "app:1", "--platform", "linux/amd64"]
-    if how == "file":
-        result = measured(*command, "-i", tmp_path / "given.tar")
-    else:
-        result = measured(*command, stdin=(tmp_path / "given.tar").read_bytes())
+    result = measured(*command, "-i", archive) if how == "file" else measured(*command, stdin=archive.read_bytes())
     assert result.peak is not None
     assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
     if content in {strangers, long_names, short_names}:
