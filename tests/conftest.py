@@ -48,7 +48,8 @@ _LEADING_OUT = (
     "XDG_STATE_HOME",
 )
 #: The files of tests/cli in whose processes branches are counted too: together with tests/unit they leave little for
-#: the others to reach. To count costs a process half as much again as most of them take.
+#: the others to reach. To count costs a process as much again as most of them take, so that of a test with parameters
+#: only the first counts.
 _COUNTED: Final = frozenset(
     f"test_{name}" for name in ("copy", "ends", "inspect", "login", "results", "serve", "streams", "verify")
 )
@@ -77,8 +78,9 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave coverage out of the processes that are started, but for those of some files."""
-    if request.path.parent.name != "cli" or request.path.stem not in _COUNTED:
+    """Leave coverage out of the processes that are started, but for those of some tests."""
+    indices = request.node.callspec.indices.values() if hasattr(request.node, "callspec") else ()
+    if request.path.parent.name != "cli" or request.path.stem not in _COUNTED or any(indices):
         for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
             monkeypatch.delenv(name)
 
