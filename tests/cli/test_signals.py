@@ -125,7 +125,7 @@ def test_a_push_that_is_stopped_leaves_no_image(
     start: Callable[..., FaultyRegistry], layout: Layout, number: signal.Signals, code: int
 ) -> None:
     layout.image([3 * MIB], name="app")
-    registry = start(Fault(Stall(seconds=1), "PATCH", larger_than=MIB))
+    registry = start(Fault(Stall(), "PATCH", larger_than=MIB))
     with stopped_in_the_middle(registry, number, "push", "-i", layout.path, f"{registry.host}/app:1") as end:
         got, out, err = end()
     assert (got, out) == (code, b"")
