@@ -293,6 +293,18 @@ def uncovered() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
+@pytest.fixture(scope="module")
+def plain() -> list[bytes]:
+    """Return large layers."""
+    return [tar_layer({f"{n}": os.urandom(3 * MIB) + b"many words " * MIB}, compression="") for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def packed(plain: list[bytes]) -> list[bytes]:
+    """Return the same in gzip."""
+    return [gzip.compress(content, 1) for content in plain]
+
+
 class TestSpace:
     """Only a pipe that is written to takes temporary space."""
 
@@ -325,11 +337,17 @@ class TestSpace:
     @codecs
     @pytest.mark.parametrize("to", ["layout", "file", "pipe", "registry"])
     def test_memory_is_bounded(
-        self, served: FaultyRegistry, start: Any, layout: Layout, to: str, codec: str, tmp_path: Path
+        self,
+        served: FaultyRegistry,
+        start: Any,
+        layout: Layout,
+        plain: list[bytes],
+        packed: list[bytes],
+        to: str,
+        codec: str,
+        tmp_path: Path,
     ) -> None:
-        plain = [tar_layer({f"{n}": os.urandom(3 * MIB) + b"many words " * MIB}, compression="") for n in range(4)]
-        layers = [content if codec == "gzip" else gzip.compress(content, 1) for content in plain]
-        image = layout.image(layers, name="1")
+        image = layout.image(plain if codec == "gzip" else packed, name="1")
         seed(layout, image, served.host, "app", "1")
         targets = {"layout": f"oci:{tmp_path}/out", "file": f"{tmp_path}/out.tar", "pipe": "-"}
         target = targets.get(to) or f"{start().host}/app:1"
