@@ -21,6 +21,7 @@ __all__ = [
     "Blob",
     "Early",
     "HasNoPlace",
+    "Holds",
     "Keeps",
     "Mounts",
     "Observer",
@@ -178,6 +179,15 @@ class TakesAgain(Protocol):
 
     def takes_again(self) -> bool:
         """Say whether that is so here: of a pipe it is not."""
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """A sink that takes memory for each blob under way, which is not there for what is fetched ahead."""
+
+    @property
+    def held(self) -> int:
+        """How many bytes for each, more than a file takes."""
 
 
 @runtime_checkable

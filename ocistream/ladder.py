@@ -57,12 +57,15 @@ class Ladder:
         """How blobs were uploaded last, by host, as `--upload` has it."""
         return dict(self._used)
 
-    def window(self, *, replayable: bool) -> int:
+    def window(self, *, replayable: bool, sized: bool) -> int:
         """Say how much of one blob may be held: what can be read once only comes from one pipe, which has it all.
 
-        What can be read again needs less, and is often compressed meanwhile, which takes memory of its own.
+        What can be read again needs next to nothing: more than that is lost in the kernel, where a connection breaks.
+        Of unknown size, it is compressed meanwhile, and may have to go up in chunks, which are held.
         """
-        return max(limits.CHUNK, limits.UPLOAD_MEMORY // (2 * self._jobs)) if replayable else limits.UPLOAD_MEMORY
+        if not replayable:
+            return limits.UPLOAD_MEMORY
+        return limits.CHUNK if sized else max(limits.CHUNK, limits.UPLOAD_MEMORY // (2 * self._jobs))
 
     def profile(self, host: str) -> Profile:
         """Give what is known of a host."""

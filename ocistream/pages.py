@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ocistream import limits
 
@@ -51,6 +51,9 @@ class Pages:
         try:
             yield pair
         finally:
+            for page in pair:
+                # The memory is the system's until somebody reads into it again: what is fetched ahead has some too.
+                cast("_Page", page.obj).madvise(mmap.MADV_DONTNEED)
             with self._lock:
                 home.append(pair)
 

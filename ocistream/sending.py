@@ -208,7 +208,8 @@ class Sending:
         if self._rung.kind != CHUNK:
             return largest if self.acknowledged else None
         least = self._ongoing.session.min_chunk if self._ongoing.session else 0
-        if least > (limits.UPLOAD_MEMORY if self._sized else self._ladder.window(replayable=self._blob.replayable)):
+        held = self._ladder.window(replayable=self._blob.replayable, sized=False)
+        if least > (limits.UPLOAD_MEMORY if self._sized else held):
             # Chunks of which none could be held: then all that is left goes in one.
             return None
         return max(self._rung.size, least)

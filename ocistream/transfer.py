@@ -24,6 +24,7 @@ from ocistream.hashing import processors
 from ocistream.interfaces import (
     Blob,
     HasNoPlace,
+    Holds,
     Keeps,
     MayHaveToWait,
     Mounts,
@@ -316,10 +317,11 @@ class _Transfer:
         jobs = min(jobs, _CONVERTING_JOBS) if self._layers else jobs
         self._at_once = min(jobs, len(wanted))
         blobs = self._source.blobs(wanted)
-        if not (self.ahead and self._source.parallel and self._jobs > 1) or self._layers:
+        memory = self.ahead - (self._sink.held * self._at_once if isinstance(self._sink, Holds) else 0)
+        if not (memory > 0 and self._source.parallel and self._jobs > 1) or self._layers:
             self._put_each(blobs, jobs)
             return
-        with closing(Ahead(self._jobs, self.ahead, self._cancelled)) as ahead:
+        with closing(Ahead(self._jobs, memory, self._cancelled)) as ahead:
             self._put_each(ahead.ordered(blobs) if jobs == 1 else ahead.side_by_side(blobs), jobs)
 
     def _put_each(self, blobs: Iterator[Blob], jobs: int) -> None:

@@ -87,7 +87,7 @@ class Uploader:
             NetworkError, AuthenticationError: the registry failed or refused.
             OcistreamError: whatever the blob's own chunks raise, with the session deleted.
         """
-        with Feed(blob, self._ladder.window(replayable=blob.replayable)) as feed:
+        with Feed(blob, self._ladder.window(replayable=blob.replayable, sized=isinstance(blob, Blob))) as feed:
             descriptor = blob.descriptor if isinstance(blob, Blob) else None
             sending = Sending(self._sessions, blob, feed)
             opened = self._opened.pop(descriptor.digest, None) if descriptor is not None else None

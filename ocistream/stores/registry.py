@@ -10,6 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from ocistream import limits
 from ocistream.attachments import listed
 from ocistream.distribution import Repository, is_canonical
 from ocistream.errors import (
@@ -43,6 +44,7 @@ class RegistrySink:
     """Images into repositories of one registry, each root under the reference that `target` gives it."""
 
     parallel = True
+    held = limits.MIB
 
     def __init__(
         self,

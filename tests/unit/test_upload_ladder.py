@@ -523,8 +523,10 @@ class TestJobs:
     def test_what_several_hold_together_is_what_one_pipe_may(self) -> None:
         for jobs in (1, 4, 32):
             ladder = Ladder(jobs=jobs)
-            assert ladder.window(replayable=False) == limits.UPLOAD_MEMORY
-            assert limits.CHUNK <= ladder.window(replayable=True) <= max(limits.CHUNK, limits.UPLOAD_MEMORY // jobs)
+            assert ladder.window(replayable=False, sized=True) == limits.UPLOAD_MEMORY
+            assert ladder.window(replayable=True, sized=True) == limits.CHUNK
+            made = ladder.window(replayable=True, sized=False)
+            assert limits.CHUNK <= made <= max(limits.CHUNK, limits.UPLOAD_MEMORY // jobs)
 
 
 def test_an_answer_refines_what_is_known_of_a_host_but_never_the_table(faulty: Faulty, quick: Quick) -> None:
