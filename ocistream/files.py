@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTIAL_SUFFIX",
+    "SteadyWriter",
     "Window",
     "atomic_file",
     "disk_errors",
@@ -241,6 +242,40 @@ def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
+
+
+class SteadyWriter:
+    """Writes much to a file that will be waited for at its end, and has the disk begin with it meanwhile."""
+
+    def __init__(self, file: FileIO) -> None:
+        """Write where the file stands."""
+        self._file = file
+        self._waiting = 0
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Write all of `chunk`."""
+        view = memoryview(chunk)
+        for start in range(0, len(view), limits.CHUNK):
+            # Larger pieces cost the kernel more for each byte.
+            write_all(self._file, view[start : start + limits.CHUNK])
+        self._waiting += len(view)
+        if self._waiting >= limits.WRITTEN_BEHIND:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Have the kernel begin to write what the disk does not have yet, and wait for nothing.
+
+        To say that nobody will read it is how to ask for that: Linux writes such pages before it lets go of them. Those
+        that are not written by then it keeps, so that the file can be read again at once.
+        """
+        if hasattr(os, "posix_fadvise"):
+            end = self._file.tell()
+            with contextlib.suppress(OSError):
+                # A file system that does not know it writes later.
+                os.posix_fadvise(
+                    self._file.fileno(), max(0, end - self._waiting), self._waiting, os.POSIX_FADV_DONTNEED
+                )
+        self._waiting = 0
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

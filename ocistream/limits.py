@@ -170,6 +170,8 @@ CHUNK: Final = 256 * KIB
 PAGE: Final = 1 * MIB
 #: Of a socket that gives little at a time, so much is waited for before it is handed on.
 LEAST_READ: Final = 64 * KIB
+#: So much is written to a file before the disk is told to begin with it.
+WRITTEN_BEHIND: Final = 16 * MIB
 #: What a pipe of ours is grown to: the most that Linux allows without privileges.
 PIPE: Final = 1 * MIB
 #: What a transfer may fetch ahead of what it hands on, unless --memory says otherwise: all of it stays below 48 MiB.

@@ -209,8 +209,9 @@ class LayoutDirectory:
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.named_at_the_end(path.parent, path.name, durable=False) as (file, name):
+                writer = files.SteadyWriter(file)
                 for chunk in verified_chunks:
-                    files.write_all(file, chunk)
+                    writer.write(chunk)
                 name(path)
 
     def take(self, blob: Blob) -> None:
@@ -227,8 +228,10 @@ class LayoutDirectory:
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.lasting_file(path, durable=False) as partial:
-                for chunk in self._rest_of(blob, partial):
-                    files.write_all(partial.file, chunk)
+                rest = self._rest_of(blob, partial)
+                writer = files.SteadyWriter(partial.file)
+                for chunk in rest:
+                    writer.write(chunk)
 
     @staticmethod
     def _rest_of(blob: Blob, partial: Partial) -> Iterator[Chunk]:

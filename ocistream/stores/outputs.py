@@ -87,6 +87,7 @@ class _FileOutput:
         with files.disk_errors(self._what):
             self._partial = self._stack.enter_context(files.lasting_file(path))
         self._file = self._partial.file
+        self._writer = files.SteadyWriter(self._file)
         #: Up to there all is as it was written; from there to the end it is what was there, or was taken back.
         self._position = 0
         self._end = self._partial.size()
@@ -130,7 +131,7 @@ class _FileOutput:
         with files.disk_errors(self._what):
             if self._position < self._end:
                 chunk = self._less_what_is_there(memoryview(chunk))
-            files.write_all(self._file, chunk)
+            self._writer.write(chunk)
             self._position += len(chunk)
             self._end = max(self._end, self._position)
 

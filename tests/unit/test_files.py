@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import files
+from ocistream import files, limits
 from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
 from ocistream.files import (
+    SteadyWriter,
     atomic_file,
     disk_errors,
     locked_directory,
@@ -320,6 +321,44 @@ def test_all_of_a_chunk_is_written_though_the_file_takes_less(tmp_path: Path) ->
         write_all(file, memoryview(b"0123456789"))
         write_all(file, b"")
     assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+class TestSteadyWriter:
+    SIZE = 2 * limits.WRITTEN_BEHIND + 3 * limits.PAGE + 17
+
+    def written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None = None) -> list[range]:
+        begun = []
+
+        def advise(_fd: int, offset: int, length: int, _advice: int) -> None:
+            begun.append(range(offset, offset + length))
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+        content = memoryview(bytes(range(256)) * (self.SIZE // 256) + b"x" * (self.SIZE % 256))
+        with io.FileIO(tmp_path / "a", "wb") as file:
+            file.write(b"before")
+            writer = SteadyWriter(file)
+            for start in range(0, self.SIZE, limits.PAGE):
+                writer.write(content[start : start + limits.PAGE])
+        assert (tmp_path / "a").read_bytes() == b"before" + bytes(content)
+        return begun
+
+    def test_the_disk_begins_with_each_part_of_a_file_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun = self.written(tmp_path, monkeypatch)
+        assert [len(part) for part in begun] == [limits.WRITTEN_BEHIND] * 2
+        assert (begun[0].start, begun[0].stop) == (len(b"before"), begun[1].start)
+
+    def test_where_it_cannot_it_writes_later(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert len(self.written(tmp_path, monkeypatch, OSError(22, "invalid"))) == 2
+
+    def test_there_need_be_no_such_call(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+        with io.FileIO(tmp_path / "a", "wb") as file:
+            SteadyWriter(file).write(bytes(limits.WRITTEN_BEHIND))
+        assert (tmp_path / "a").stat().st_size == limits.WRITTEN_BEHIND
 
 
 def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import transfer
+from ocistream import limits, transfer
+from ocistream.ahead import Ahead
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
@@ -332,6 +333,40 @@ class TestEarly:
         with pytest.raises(UnsupportedError, match="too many small blobs") as caught:
             self.copy(layout, early, Memory(), Watch())
         assert caught.value.exit_code == 8
+
+
+class Holding(Memory):
+    """A sink that takes memory for each blob under way."""
+
+    held = limits.MIB
+
+
+class TestAhead:
+    @pytest.mark.parametrize(
+        ("sink", "jobs", "memory"),
+        [
+            (Memory(), 4, limits.AHEAD_MEMORY),
+            (Holding(), 4, limits.AHEAD_MEMORY - 4 * limits.MIB),
+            (Holding(), 3, limits.AHEAD_MEMORY - 3 * limits.MIB),
+            (Holding(), limits.AHEAD_MEMORY // limits.MIB, None),
+            (Memory(), 1, None),
+        ],
+    )
+    def test_what_is_fetched_ahead_makes_way_for_what_the_sink_holds(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch, sink: Memory, jobs: int, memory: int | None
+    ) -> None:
+        several_layers(layout, 10)
+        given = []
+
+        class Noted(Ahead):
+            def __init__(self, connections: int, memory: int, cancelled: threading.Event) -> None:
+                given.append(memory)
+                super().__init__(connections, memory, cancelled)
+
+        monkeypatch.setattr(transfer, "Ahead", Noted)
+        transfer.copy(LayoutSource(layout.path), sink, jobs=jobs)
+        assert given == ([] if memory is None else [memory])
+        assert len(sink.blobs) == 11
 
 
 class TestSideBySide:
