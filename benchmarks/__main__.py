@@ -109,6 +109,8 @@ def compared(job: Job, places: Places, runs: int) -> dict[str, list[Run]]:
             try:
                 work = make(place)
                 assert work is not None, "asked before"
+                # What an earlier run has left to the disk is not to be written at the cost of this one.
+                os.sync()
                 run = measured(work)
             except FailedError as error:
                 del found[name]

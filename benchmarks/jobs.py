@@ -172,6 +172,8 @@ def _pipes(ours: Ocistream, source: str, target: Callable[[Place], str], image: 
     if shutil.which("crane"):
         works["crane"] = lambda place: Crane().copy(source, target(place))
         yield Job("big: pull | push, beside a direct copy", 1.2, works, against="crane", size=image.size)
+        by_file = "crane, by a file"
+        works = {OURS: works[OURS], by_file: lambda place: Crane().by_file(source, place.out, target(place))}
     yield Job("big: pull | push, beside a file between", 0.5, works, against=by_file, size=image.size)
 
 

@@ -156,6 +156,11 @@ class Crane(Tool):
         return one("crane", "copy", source, target)
 
 
+    def by_file(self, source: str, file: Path, target: str) -> Work:
+        """Pull an archive, and push that."""
+        return [*one("crane", "pull", source, str(file)), *one("crane", "push", str(file), target)]
+
+
 class Regctl(Tool):
     """regctl, of regclient."""
 
