@@ -155,7 +155,6 @@ class Crane(Tool):
         """Copy from registry to registry."""
         return one("crane", "copy", source, target)
 
-
     def by_file(self, source: str, file: Path, target: str) -> Work:
         """Pull an archive, and push that."""
         return [*one("crane", "pull", source, str(file)), *one("crane", "push", str(file), target)]
