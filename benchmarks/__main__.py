@@ -20,7 +20,7 @@ from benchmarks.measuring import FailedError, Run, measured
 from benchmarks.plots import plots
 from benchmarks.report import Line, line_of, table
 from benchmarks.servers import running
-from benchmarks.tools import Ocistream
+from benchmarks.tools import Ocistream, versions
 from tests.debian_image import debian_rootfs_image
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def main() -> int:
         if arguments.profile:
             print(profiled(f"{servers.registry}/big:v1", runs), end="")
             return 0
+        print(versions(), "", sep="\n")
         places = Places(folder, servers)
         for job in jobs(ours, images, archive, debian(cache), servers):
             if arguments.only in job.name:

@@ -5,7 +5,11 @@ A tool that cannot do a job has no method for it. regctl and oras are not among 
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 from benchmarks.measuring import Command
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.data import Image
     from benchmarks.measuring import Work
 
-__all__ = ["Crane", "Curl", "Ocistream", "Oras", "Regctl", "Skopeo", "Tool", "peers"]
+__all__ = ["Crane", "Curl", "Ocistream", "Oras", "Regctl", "Skopeo", "Tool", "peers", "versions"]
 
 
 def one(*argv: str, stdout: Path | None = None, env: dict[str, str] | None = None) -> Work:
@@ -228,6 +232,29 @@ class Curl(Tool):
         base = f"{'https' if ca else 'http'}://{host}/v2/{repository}/blobs"
         urls = [f"{base}/{digest}" for digest in self._image.layers]
         return one("curl", "--silent", "--fail", *(["--cacert", str(ca)] if ca else []), *urls)
+
+
+#: How each program is asked for its version.
+_VERSIONS = {
+    "docker-registry": "--version",
+    "skopeo": "--version",
+    "crane": "version",
+    "regctl": "version",
+    "oras": "version",
+    "nginx": "-v",
+    "curl": "--version",
+}
+
+
+def versions() -> str:
+    """Say what is measured, and on how many processors, in one line."""
+    found = [f"{len(os.sched_getaffinity(0))} processors", f"Python {platform.python_version()}"]
+    for name, option in _VERSIONS.items():
+        if (path := shutil.which(name)) is not None:
+            done = subprocess.run([path, option], capture_output=True, text=True, check=False)
+            number = re.search(r"v?[0-9]+\.[0-9]+[0-9.]*", done.stdout + done.stderr)
+            found.append(f"{name} {number[0].strip('v.') if number else 'of no version'}")
+    return ", ".join(found)
 
 
 def peers() -> list[Tool]:

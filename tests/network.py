@@ -211,10 +211,16 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+#: Ports that are taken for as long as the tests run, by nobody who listens.
+_taken: list[socket.socket] = []
+
+
 def unused_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port of 127.0.0.1 on which nobody listens, nor will: one that was let go is soon somebody else's."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    _taken.append(taken)
+    return int(taken.getsockname()[1])
 
 
 @contextlib.contextmanager
