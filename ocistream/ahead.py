@@ -58,7 +58,11 @@ class Ahead:
         cancelled: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Fetch ahead on up to so many `connections`, into `memory` bytes in all; `clock` gives seconds."""
+        """Fetch ahead on up to so many `connections`, into `memory` bytes in all, a chunk each at the least.
+
+        `clock` gives seconds.
+        """
+        connections = min(connections, max(1, memory // limits.CHUNK))
         size = max(limits.CHUNK, memory // connections // limits.CHUNK * limits.CHUNK)
         self._lanes = Lanes(connections, size, cancelled, self._refused)
         self._pace = _Pace(clock)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -84,7 +83,9 @@ class Answer:
             NetworkError: it broke off, or stalled; finally so where it is one without an end.
         """
         with contextlib.closing(self), self._pages.lent() as pages:
-            for page in itertools.cycle(pages):
+            # A body that has ended needs no further page; one that is short, to say so.
+            while self._body.missing or not self._body.isclosed():
+                page = next(pages)
                 if not (count := self._fill(page)):
                     return
                 yield page[:count]

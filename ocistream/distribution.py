@@ -15,6 +15,7 @@ from ocistream.documents import media_type_of, outline
 from ocistream.downloads import Download, Led, part_of
 from ocistream.errors import (
     ArchiveError,
+    AuthenticationError,
     IntegrityError,
     NetworkError,
     NotFoundError,
@@ -317,14 +318,23 @@ class Repository:
         if led.url is not None:
             try:
                 answer = ask(led.url)
-            except OcistreamError:
-                # A signed URL that has ended, most probably.
+            except OcistreamError as error:
                 led.url = None
+                if not _has_ended(error):
+                    # It would be led there again.
+                    raise
         if answer is None:
             answer = ask(self.url(f"blobs/{descriptor.digest}"))
             # Of several redirects, each has to be looked at in the light of the one before it.
             led.url = answer.url if answer.hops == 1 else None
         return part_of(answer, start, view, whole=whole)
+
+
+def _has_ended(error: OcistreamError) -> bool:
+    """Say whether that is what a signed URL answers when its time is over."""
+    if isinstance(error, RegistryError):
+        return error.status in {401, 403, 410}
+    return isinstance(error, AuthenticationError | NotFoundError)
 
 
 def is_canonical(digest: str) -> bool:

@@ -8,6 +8,7 @@ today, only the mirror says.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -279,9 +280,12 @@ class _Download:
     def part(self, start: int, view: memoryview) -> Generator[int, None, None]:
         """Read bytes from `start` on into `view`, from the first place that is worth asking, and nowhere else."""
         for source in self._repository.usable():
-            self._note(source)
             led = self._led.setdefault(source, Led())
-            return source.repository.blob_part(self._descriptor, led, start, view)
+            with closing(source.repository.blob_part(self._descriptor, led, start, view)) as steps:
+                for filled in steps:
+                    self._note(source)
+                    yield filled
+            return
         msg = f"{self._repository}: there is no place to read from"
         raise NotFoundError(msg)
 

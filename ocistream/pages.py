@@ -1,11 +1,12 @@
-"""Memory that bytes are read into, used again and again: of what malloc gives back, glibc keeps most."""
+"""Memory that bytes are read into; the system has it back once nobody needs it, where malloc would keep most of it."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Pages", "buffer", "lasts"]
 
+#: Memory of this process alone; what is shared (mmap's own choice) stays in the system's, whoever has let go of it.
+_PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
 
 class _Page(mmap.mmap):
     """Memory of its own, one of two that are read into in turn."""
 
 
 def buffer(size: int) -> memoryview:
-    """Make memory of `size` bytes, of which no page is had before it is written to."""
-    return memoryview(mmap.mmap(-1, size))
+    """Make memory of `size` bytes, of which none is had before it is written to."""
+    return memoryview(mmap.mmap(-1, size, flags=_PRIVATE))
 
 
 def lasts(chunk: bytes | memoryview) -> bool:
@@ -30,33 +34,37 @@ def lasts(chunk: bytes | memoryview) -> bool:
 
 
 class Pages:
-    """Pairs of pages for those who read at once. Safe for several threads.
+    """Pages for those who read at once, two for each. Safe for several threads.
 
     Who reads alone has two of `limits.PAGE` bytes: to ask a socket for more at a time costs less a byte. Whoever comes
     besides has smaller ones, of `limits.CHUNK`, so that memory is bounded by the number of those at once.
     """
 
     def __init__(self) -> None:
-        """Make none yet."""
+        """Begin with nobody who reads."""
         self._lock = threading.Lock()
-        self._large: list[tuple[memoryview, memoryview]] = [_pair(limits.PAGE)]
-        self._small: list[tuple[memoryview, memoryview]] = []
+        self._is_taken = False
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[tuple[memoryview, memoryview]]:
-        """Lend a pair until the block ends; what is in them then is nobody's any more."""
+    def lent(self) -> Iterator[Iterator[memoryview]]:
+        """Give two pages in turn, for ever, each made when it is first asked for.
+
+        They are nobody else's afterwards: of what broke off, the last chunk may be hashed still. Who has none of their
+        views any more has let go of the memory, too.
+        """
         with self._lock:
-            home = self._large or self._small
-            pair = home.pop() if home else _pair(limits.CHUNK)
+            is_alone, self._is_taken = not self._is_taken, True
         try:
-            yield pair
+            yield _in_turn(limits.PAGE if is_alone else limits.CHUNK)
         finally:
-            for page in pair:
-                # The memory is the system's until somebody reads into it again: what is fetched ahead has some too.
-                cast("_Page", page.obj).madvise(mmap.MADV_DONTNEED)
-            with self._lock:
-                home.append(pair)
+            if is_alone:
+                with self._lock:
+                    self._is_taken = False
 
 
-def _pair(size: int) -> tuple[memoryview, memoryview]:
-    return memoryview(_Page(-1, size)), memoryview(_Page(-1, size))
+def _in_turn(size: int) -> Iterator[memoryview]:
+    pair: list[memoryview] = []
+    for number in itertools.count():
+        if len(pair) < 2:
+            pair.append(memoryview(_Page(-1, size, flags=_PRIVATE)))
+        yield pair[number % 2]

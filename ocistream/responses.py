@@ -92,7 +92,11 @@ class BoundedResponse(http.client.HTTPResponse):
         return self.length or 0
 
     def _read_next_chunk_size(self) -> int:
-        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        try:
+            size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        except ValueError:
+            msg = "what stands between two chunks of the answer's body is no size"
+            raise ConnectionError(msg) from None
         if size < 0:
             msg = "a chunk of the answer's body has a negative size"
             raise EndlessError(msg)

@@ -86,7 +86,10 @@ class Tries:
         An answer's body is drained if there is another try.
         """
         self._used += 1
-        if isinstance(failure, FinalNetworkError) or self._used >= self._attempts:
+        if isinstance(failure, FinalNetworkError):
+            return False
+        if self._used >= self._attempts:
+            self._keep_away(failure)
             return False
         if isinstance(failure, NetworkError):
             # A registry's answer to a body that cannot be sent again as it was: whoever made it goes on from elsewhere.
@@ -108,6 +111,13 @@ class Tries:
             self._waits.retried(Retried(redacted(failure.url), f"answered {failure.status}", wait))
         self._waits.wait(wait)
         return True
+
+    def _keep_away(self, failure: Refusal | NetworkError) -> None:
+        """Have others obey what a host has asked for, though this work does not ask it again."""
+        if not isinstance(failure, NetworkError) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+            stated = retry_after(failure.header("Retry-After"))
+            if stated is not None and stated <= self._waits.patience.retry_after_limit:
+                self._waits.hold_back(failure.url, stated)
 
     def _backoff(self) -> float:
         patience = self._waits.patience

@@ -116,7 +116,8 @@ class Lanes:
         """
         with self.changed:
             while segment.filled == taken and not segment.is_done:
-                if self._cancelled.is_set():
+                # Not `is_set`: this is where a main thread waits, and is told of signals (`cli.interruption.Stop`).
+                if self._cancelled.wait(0):
                     msg = "cancelled"
                     raise CancelledError(msg)
                 segment.is_awaited = True
@@ -176,5 +177,5 @@ class Lanes:
                     segment.filled = filled
                     if segment.is_awaited:
                         self.changed.notify_all()
-                if segment.is_dropped or self._cancelled.is_set():
+                if segment.is_dropped or self._is_closed or self._cancelled.is_set():
                     return

@@ -63,8 +63,7 @@ def verified(
 
     So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
     and the other side fails as well. However it ends, `chunks` is closed then, if it can be: it is not left to the
-    garbage collector to close a socket or a file below it. With `beside` a
-    thread hashes what is being used.
+    garbage collector to close a socket or a file below it. With `beside` a thread hashes what is being used.
 
     Raises:
         IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.

@@ -165,7 +165,7 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
             type=Whole(1, 32),
             default=4,
             show_default=True,
-            help="Blobs moved at once, and connections to one registry.",
+            help="Blobs moved at once, and connections over which they are fetched ahead.",
         ),
         network_options,
         progress_option,

@@ -17,6 +17,7 @@ from ocistream.ahead import Ahead
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.interfaces import Blob
 from ocistream.model import Descriptor
+from ocistream.segments import Lanes, Segment
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -330,6 +331,41 @@ class TestWhatComesInTheWay:
         with pytest.raises(CancelledError):
             list(map(read, blobs))
         over.set()
+
+
+class Stopped(threading.Event):
+    """As the command line's: whoever waits for it hears of signals, and whoever looks at it does not."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt(timeout)
+
+    def is_set(self) -> bool:
+        msg = "nobody is told of a signal here"
+        raise AssertionError(msg)
+
+
+class TestSegments:
+    def test_who_waits_for_one_hears_of_a_signal(self) -> None:
+        lanes = Lanes(1, CHUNK, Stopped(), lambda: None)
+        segment = Segment(lambda _start, _view: iter(()), 0, CHUNK)  # type: ignore[arg-type, return-value]
+        with pytest.raises(KeyboardInterrupt):
+            lanes.bytes_of(segment, 0, CHUNK)
+
+    @pytest.mark.parametrize(("memory", "connections"), [(CHUNK, 1), (3 * CHUNK, 3), (4 * CHUNK, 4), (9 * CHUNK, 4)])
+    def test_no_more_memory_is_taken_than_there_may_be(
+        self, monkeypatch: pytest.MonkeyPatch, memory: int, connections: int
+    ) -> None:
+        made: list[Lanes] = []
+
+        class Noted(Lanes):
+            def __init__(self, lanes: int, size: int, cancelled: threading.Event, refused: Callable[[], None]) -> None:
+                super().__init__(lanes, size, cancelled, refused)
+                made.append(self)
+
+        monkeypatch.setattr("ocistream.ahead.Lanes", Noted)
+        Ahead(4, memory, threading.Event())
+        assert [lanes.lanes for lanes in made] == [connections]
+        assert made[0].lanes * made[0].size <= memory
 
 
 @st.composite

@@ -311,6 +311,18 @@ class TestParts:
             self.part(quick, registry, 1000, MIB)
         assert len(registry.requests) == 1
 
+    def test_a_registry_that_wants_a_pause_has_it_from_everybody(
+        self, registry: CountingRegistry, quick: Quick
+    ) -> None:
+        registry.faults.append(Fault(Reply(429, {"Retry-After": "7"}), path="blobs"))
+        transport = quick()
+        source = repository(transport, registry)
+        with pytest.raises(RegistryError):
+            source.blob_part(BLOB, Led(), 0, memoryview(bytearray(10)))
+        assert transport.waits == []
+        assert source.has_blob(BLOB)
+        assert transport.waits == [pytest.approx(7, abs=1)]
+
     @pytest.mark.parametrize("said", ["bytes 0-9/20", "bytes 11-20/30", "bytes */30", "10-19", ""])
     def test_others_than_those_are_refused(self, quick: Quick, said: str) -> None:
         answer = f"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: {said}\r\n\r\n0123456789"
@@ -440,6 +452,17 @@ class TestRedirectedDownloads:
         registry.faults = [Fault(refusal(403), skip=2)]
         assert self.in_parts(quick, front) == CONTENT
         assert len(front.asked("GET", "/blobs/")) == 2
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_where_there_is_trouble_the_registry_is_not_asked_once_more(
+        self, faulty: Faulty, registry: CountingRegistry, quick: Quick, status: int
+    ) -> None:
+        there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
+        front = faulty(Fault(there, path="/blobs/", times=None))
+        registry.faults = [Fault(refusal(status), skip=1)]
+        with pytest.raises(RegistryError, match=str(status)):
+            self.in_parts(quick, front)
+        assert (len(front.asked("GET", "/blobs/")), len(registry.requests)) == (1, 2)
 
     def test_over_several_hosts_each_part_goes_all_the_way(
         self, faulty: Faulty, registry: CountingRegistry, quick: Quick

@@ -7,6 +7,7 @@ import itertools
 import random
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,22 +39,28 @@ class Late:
         return self._hasher.hexdigest()
 
 
-def read_into(pages: Pages) -> Iterator[memoryview]:
-    """Give the content as a connection gives it."""
-    position = 0
-    with pages.lent() as pair:
-        for page in itertools.cycle(pair):
-            piece = CONTENT[position : position + limits.PAGE]
-            if not piece:
-                return
+def read_into(pages: Pages, start: int = 0, end: int = SIZE) -> Iterator[memoryview]:
+    """Give the content from `start` to `end` as a connection gives it."""
+    with pages.lent() as turns:
+        for position in range(start, end, limits.PAGE):
+            page = next(turns)
+            piece = CONTENT[position : min(position + limits.PAGE, end)]
             page[: len(piece)] = piece
-            position += len(piece)
             yield page[: len(piece)]
 
 
 def test_a_page_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
     assert b"".join(bytes(chunk) for chunk in verified(read_into(Pages()), BLOB, beside=True)) == CONTENT
+
+
+def test_what_broke_off_is_not_read_over_by_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
+    pages = Pages()
+    ends = [0, *range(limits.PAGE, SIZE, limits.PAGE), SIZE]
+    answers = (read_into(pages, start, end) for start, end in itertools.pairwise(ends))
+    chunks = itertools.chain.from_iterable(answers)
+    assert b"".join(bytes(chunk) for chunk in verified(chunks, BLOB, beside=True)) == CONTENT
 
 
 def test_one_buffer_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,9 +80,10 @@ def test_what_lasts_is_bytes_and_one_of_two_pages() -> None:
     assert lasts(b"x")
     assert not lasts(memoryview(bytearray(1)))
     assert not lasts(buffer(1))
-    with Pages().lent() as (first, second):
-        assert lasts(first[3:5])
-        assert lasts(memoryview(second))
+    with Pages().lent() as turns:
+        page = next(turns)
+        assert lasts(page[3:5])
+        assert lasts(memoryview(page))
 
 
 def test_who_reads_alone_has_large_pages_and_others_beside_have_small_ones() -> None:
@@ -83,15 +91,25 @@ def test_who_reads_alone_has_large_pages_and_others_beside_have_small_ones() -> 
     for _ in range(3):
         with ExitStack() as stack:
             lent = [stack.enter_context(pages.lent()) for _ in range(3)]
-            assert [len(page) for pair in lent for page in pair] == 2 * [limits.PAGE] + 4 * [limits.CHUNK]
-            # Nobody shares a page with anybody.
-            assert len({id(page.obj) for pair in lent for page in pair}) == 6
+            assert [len(next(turns)) for turns in lent] == [limits.PAGE, limits.CHUNK, limits.CHUNK]
 
 
-def test_pages_are_used_again() -> None:
+def test_there_are_two_of_them_in_turn() -> None:
+    with Pages().lent() as turns:
+        first, second, *others = (id(next(turns).obj) for _ in range(6))
+        assert first != second
+        assert others == [first, second] * 2
+
+
+def test_the_memory_is_the_system_s_again() -> None:
+    def taken() -> int:
+        fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+        return sum(int(fields[name].split()[0]) for name in ("Rss", "Pss_Shmem")) * limits.KIB
+
     pages = Pages()
-    seen: set[int] = set()
-    for _ in range(5):
-        with pages.lent() as first, pages.lent() as second:
-            seen.update(id(page.obj) for page in first + second)
-    assert len(seen) == 4
+    before = taken()
+    for _ in range(50):
+        with pages.lent() as turns:
+            for _ in range(2):
+                next(turns)[:] = bytes(limits.PAGE)
+    assert taken() - before < 20 * limits.MIB
