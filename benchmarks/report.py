@@ -64,4 +64,5 @@ def table(lines: list[Line], *, heading: bool = True) -> str:
                 " / ".join(f"{peak / MIB:.1f}" for peak in line.peaks.values()),
             )
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)

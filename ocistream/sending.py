@@ -71,6 +71,8 @@ class Sending:
         self.acknowledged = 0
         #: The most that the registry ever had when failures were counted anew.
         self._mark = 0
+        #: How far this run has sent into this session; the feed forgets that where it is begun again.
+        self._sent = 0
         #: The size of the body under way, or 0 where it is not known; None where no body is.
         self._body: int | None = None
         #: A fresh session was not found already; a second time it is the method that is not known.
@@ -187,6 +189,7 @@ class Sending:
     def _next_part(self) -> tuple[StreamedBody, tuple[int, int] | None] | None:
         """Give the next body, and its range where that is to be stated; None where nothing is left to be sent."""
         offset, size = self.acknowledged, self._feed.size
+        self._sent = max(self._sent, self._feed.end)
         self._feed.seek(offset)
         if size is not None and offset >= size:
             return None
@@ -368,7 +371,7 @@ class Sending:
         if found is None:
             return None
         session, offset = found
-        most = self._feed.end if self._sent_before is None else self._sent_before
+        most = max(self._sent, self._feed.end) if self._sent_before is None else self._sent_before
         if not self.acknowledged <= offset <= most or not (offset > self._feed.end or self._feed.can_give(offset)):
             return None
         self._ongoing.moves(session)
@@ -386,6 +389,7 @@ class Sending:
             # The next run may as well begin with what this one has come to.
             self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
             raise NetworkError(failure.what, hint=_PIPE_HINT) from failure
+        self._sent = 0
         # What was come to before is no progress: else a registry that loses each session would be tried for ever.
         self.acknowledged = 0
         self._stitched = False

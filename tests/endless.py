@@ -17,6 +17,7 @@ import socketserver
 import tarfile
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
@@ -34,6 +35,7 @@ _HASHED: Final = {0: hashlib.sha256()}
 _ZEROS: Final = bytes(MIB)
 _BLOBS: Final = re.compile(r"/v2/(?P<name>.+)/blobs/(?P<digest>sha256:[0-9a-f]{64})\Z")
 _MANIFESTS: Final = re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)\Z")
+_PART: Final = re.compile(r"bytes=([0-9]+)-([0-9]+)\Z")
 _CONFIG: Final = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
 
 
@@ -79,14 +81,15 @@ class Endless(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """The registry, on a port of its own of 127.0.0.1, in threads of this process.
 
     It gives no parts of blobs: it answers a Range with the whole, as a registry may. So nobody finds out that several
-    connections would be faster than one, which depends on how busy the machine is.
+    connections would be faster than one, which depends on how busy the machine is. One that pauses after each MiB on
+    every connection does give parts, and then they are.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self) -> None:
-        """Begin to listen; requests are answered within the block."""
+    def __init__(self, pause: float = 0.0) -> None:
+        """Begin to listen; requests are answered within the block. `pause` is in seconds."""
         super().__init__(("127.0.0.1", 0), _Handler)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         #: What can be read, by digest: the size of so many zeros, or bytes.
@@ -96,6 +99,9 @@ class Endless(socketserver.ThreadingMixIn, socketserver.TCPServer):
         #: Bytes of blobs that came, by upload.
         self.received: dict[str, int] = {}
         self.uploads = itertools.count()
+        self.pause = pause
+        #: How many parts of blobs were asked for.
+        self.parts = 0
 
     def __enter__(self) -> Self:
         """Serve."""
@@ -201,13 +207,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404)
             return
         size = blob if isinstance(blob, int) else len(blob)
+        part = _PART.match(self.headers.get("Range", ""))
+        if isinstance(blob, int) and self.registry.pause and part:
+            start, end = int(part[1]), int(part[2])
+            self.registry.parts += 1
+            self._answer(206, {"Content-Range": f"bytes {start}-{end}/{size}"}, end + 1 - start)
+            _send_zeros(self.connection.fileno(), end + 1 - start, self.registry.pause)
+            return
         self._answer(200, {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}, size)
         if self.command == "HEAD":
             return
         if isinstance(blob, bytes):
             self.wfile.write(blob)
         else:
-            _send_zeros(self.connection.fileno(), blob)
+            _send_zeros(self.connection.fileno(), blob, self.registry.pause)
 
     def _discard_body(self) -> int:
         """Read the body of a request and throw it away; return how many bytes it had."""
@@ -257,9 +270,14 @@ def _entry(name: str, size: int) -> bytes:
     return entry.tobuf(tarfile.GNU_FORMAT)
 
 
-def _send_zeros(target: int, size: int) -> None:
-    """Send so many zeros to a socket or a pipe: a hole in a file, again and again, by the kernel alone."""
+def _send_zeros(target: int, size: int, pause: float = 0.0) -> None:
+    """Send so many zeros to a socket or a pipe: a hole in a file, again and again, by the kernel alone.
+
+    After each MiB it pauses for so many seconds.
+    """
     with tempfile.TemporaryFile() as hole:
         hole.truncate(MIB)
         while size:
             size -= os.sendfile(target, hole.fileno(), 0, min(size, MIB))
+            if pause:
+                time.sleep(pause)

@@ -31,6 +31,8 @@ SIZES: Final = (512 * MIB, 2048 * MIB, 8192 * MIB)
 FILES: Final = (512 * MIB,)
 #: The same where half of the way is the same as through a pipe: less of what takes the tests so long.
 ENDS: Final = (512 * MIB, 8192 * MIB)
+#: Seconds that a slow registry takes for each MiB on each connection.
+SLOW: Final = 0.02
 #: So often the small image is measured at the most, and a larger one: until they suffice. Which threads have most at
 #: the same moment is luck: of four that copy side by side, peaks are up to 1.5 MiB apart at any size. What grows with
 #: the image does so every time.
@@ -44,6 +46,20 @@ Move = Callable[[Image, Path], Sequence[Result]]
 def through_a_pipe(image: Image, _: Path) -> Sequence[Result]:
     with Endless() as source, Endless() as target:
         return pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
+
+
+def over_several_connections(image: Image, _: Path) -> Sequence[Result]:
+    with Endless(SLOW) as source, Endless() as target:
+        results = pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
+        assert source.parts > 8
+    return results
+
+
+def side_by_side_over_several_connections(image: Image, _: Path) -> Sequence[Result]:
+    with Endless(SLOW) as source, Endless() as target:
+        result = measured("copy", source.hold(image, "big"), f"{target.host}/big:v1")
+        assert source.parts > 8
+    return [result]
 
 
 def side_by_side(image: Image, _: Path) -> Sequence[Result]:
@@ -144,6 +160,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         (verified, one_layer, ENDS),
         (out_of_an_archive, four_layers, FILES),
         (into_an_archive, one_layer, FILES),
+        (over_several_connections, one_layer, FILES),
+        (side_by_side_over_several_connections, four_layers, FILES),
     ],
 )
 def test_peak_memory_is_the_same_whatever_the_size(
