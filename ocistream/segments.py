@@ -168,8 +168,9 @@ class Lanes:
 
     def _fill(self, segment: Segment) -> None:
         """Fetch a segment, as far as it comes and is wanted."""
-        view = segment.view
-        assert view is not None, "what is dropped while it waits is fetched by nobody"  # noqa: S101 - see `drop`
+        if (view := segment.view) is None:
+            # It was dropped while it waited.
+            return
         # What is not read to its end is not to wait for the garbage collector to close a socket.
         with closing(segment.fetch(segment.start, view[: segment.end - segment.start])) as steps:
             for filled in steps:

@@ -335,8 +335,7 @@ class LayoutDirectory:
 
     @staticmethod
     def _no_link(path: Path) -> Path:
-        # Twice for every blob, and so not by way of pathlib.
-        if os.path.islink(path):  # noqa: PTH114
+        if path.is_symlink():
             msg = f"{path} is a symbolic link, which is not followed out of a layout"
             raise ArchiveError(msg)
         return path

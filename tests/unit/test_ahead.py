@@ -344,10 +344,14 @@ class Stopped(threading.Event):
         raise AssertionError(msg)
 
 
+def nothing(_start: int, _view: memoryview) -> Generator[int, None, None]:
+    yield from ()
+
+
 class TestSegments:
     def test_who_waits_for_one_hears_of_a_signal(self) -> None:
         lanes = Lanes(1, CHUNK, Stopped(), lambda: None)
-        segment = Segment(lambda _start, _view: iter(()), 0, CHUNK)  # type: ignore[arg-type, return-value]
+        segment = Segment(nothing, 0, CHUNK)
         with pytest.raises(KeyboardInterrupt):
             lanes.bytes_of(segment, 0, CHUNK)
 

@@ -15,6 +15,7 @@ from ocistream.stores.known_images import ASKED_FOR, KnownImages
 from ocistream.stores.layout import LayoutSource
 from ocistream.stores.registry import RegistrySink
 from ocistream.transfer import Report, copy
+from tests.contract.stores import NothingEarly
 from tests.faults import Fault, Header, refusal
 from tests.images import Descriptor as Document
 from tests.images import Layout
@@ -220,7 +221,7 @@ def test_a_question_without_an_answer_ends_the_transfer(faulty: Faulty, quick: Q
 def test_who_waits_for_another_s_question_is_told_no_where_it_has_no_answer(layout: Layout) -> None:
     image = large(layout)
     layout.name(image, "1")
-    graph = LayoutSource(layout.path).graph(None)  # type: ignore[arg-type] # nothing comes early
+    graph = LayoutSource(layout.path).graph(NothingEarly())
     being_asked, may_end = threading.Event(), threading.Event()
     failures: list[Exception] = []
 
