@@ -55,6 +55,18 @@ class TestTheWindow:
         assert len(registry.asked("PATCH")) > 4
         assert is_stored(registry)
 
+    def test_what_a_registry_has_after_all_is_believed_though_the_source_was_begun_again(
+        self, faulty: Faulty, quick: Quick
+    ) -> None:
+        # Half of the first chunk, it says; it has all of it, and refuses the rest of it before it has come.
+        said = Fault(Header("Range", f"0-{2 * MIB - 1}"), "PATCH")
+        registry = faulty(said, Fault(refusal(416, "RANGE_INVALID"), "PATCH"))
+        source = Source((CONTENT * 9)[: 8 * MIB])
+        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 4 * MIB))), registry).upload(source.blob)
+        assert [first for first, _ in spans(registry)] == [0, 2 * MIB, 4 * MIB]
+        assert source.opened > 1
+        assert is_stored(registry, source.content)
+
     def test_but_not_without(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(StopReading(10), "PATCH", times=None))
         with pytest.raises(NetworkError):
