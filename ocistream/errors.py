@@ -25,10 +25,7 @@ terminal, nor end the process: that is `ocistream.cli`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import ClassVar
 
 __all__ = [
     "ArchiveError",
@@ -109,15 +106,6 @@ class ArchiveError(OcistreamError):
 
 class MissingContentError(ArchiveError):
     """The source lacks blobs that the destination lacks too; nothing was made visible."""
-
-    @classmethod
-    def of(cls, digests: Sequence[str]) -> MissingContentError:
-        """Name the first of the blobs that are lacking, and say how many others there are."""
-        more = f" and {len(digests) - 5} more" if len(digests) > 5 else ""
-        return cls(
-            f"incomplete: the source lacks {', '.join(digests[:5])}{more}, and so does the destination",
-            hint="get the whole image, or with --platform one of which everything is there",
-        )
 
 
 class NetworkError(OcistreamError):

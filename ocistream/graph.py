@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ocistream.documents import Document
+    from ocistream.left_out import Reason
 
 __all__ = ["Graph", "Root", "children_of", "is_image"]
 
@@ -37,7 +38,8 @@ class Graph:
     `absent` are manifests that the source lacks, `foreign` layers that are never moved. `bare` says that the source is
     of a kind that never compresses its layers. `attached` is what hangs on the images, by the digest of what it hangs
     on: no root, since nobody asked for it by name, but its manifests and blobs are among the others, behind those of
-    what it hangs on. `left_behind` hangs on them too, and does not go along.
+    what it hangs on. `left_behind` hangs on them too, and does not go along. `left_out` are blobs, by digest, that the
+    source says it was made without, and why; `leaving` are those that are left out on purpose of what is written.
     """
 
     roots: tuple[Root, ...]
@@ -49,6 +51,8 @@ class Graph:
     bare: bool = False
     attached: Mapping[str, tuple[Attached, ...]] = field(default_factory=dict)
     left_behind: tuple[LeftBehind, ...] = ()
+    left_out: Mapping[str, Reason] = field(default_factory=dict)
+    leaving: Mapping[str, Reason] = field(default_factory=dict)
 
     @property
     def all_attached(self) -> Iterator[Attached]:

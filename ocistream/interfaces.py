@@ -7,7 +7,7 @@ so that stores need not know each other, and `transfer` need not know any of the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,6 +23,8 @@ __all__ = [
     "HasNoPlace",
     "Holds",
     "Keeps",
+    "Lacks",
+    "LeavesOut",
     "Mounts",
     "Observer",
     "Recalls",
@@ -188,6 +190,21 @@ class Holds(Protocol):
     @property
     def held(self) -> int:
         """How many bytes for each, more than a file takes."""
+
+
+@runtime_checkable
+class Lacks(Protocol):
+    """A source that knows beforehand which blobs of its graph it has not; of others, the graph's `left_out` says it."""
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob of the graph is not there."""
+
+
+@runtime_checkable
+class LeavesOut(Protocol):
+    """A sink that can be made without some blobs, and says in it which (`Graph.leaving`)."""
+
+    leaves_out: Literal[True]
 
 
 @runtime_checkable

@@ -19,13 +19,15 @@ from ocistream.ahead import Ahead
 from ocistream.attachments import CONVERTED
 from ocistream.blobs import held, peeked
 from ocistream.configs import Configs, checked
-from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.hashing import processors
 from ocistream.interfaces import (
     Blob,
     HasNoPlace,
     Holds,
     Keeps,
+    Lacks,
+    LeavesOut,
     MayHaveToWait,
     Mounts,
     Recalls,
@@ -35,9 +37,11 @@ from ocistream.interfaces import (
     Unnamed,
     Unwatched,
 )
+from ocistream.left_out import VOLUME
 from ocistream.model import Descriptor
 from ocistream.report import Moved, Report
 from ocistream.rereading import until_right
+from ocistream.shortfall import ShortfallError
 from ocistream.stream import Tally, counted, gathered, stoppable, wrong_size
 from ocistream.watching import Watched
 from ocistream.workers import DEFAULT_JOBS, each
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from ocistream.conversion import Conversion, Recompression
     from ocistream.graph import Graph
     from ocistream.interfaces import Observer, Sink, Source
+    from ocistream.left_out import Reason
     from ocistream.stream import Chunk
 
 __all__ = ["Report", "copy"]
@@ -65,6 +70,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     ahead: int = limits.AHEAD_MEMORY,
     cancelled: threading.Event | None = None,
     rename: Callable[[Graph], Graph] | None = None,
+    leave_out: Callable[[Graph], Mapping[str, Reason]] | None = None,
     recompression: Recompression | None = None,
     bare_layers: Recompression | None = None,
 ) -> Report:
@@ -72,7 +78,8 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
 
     `jobs` bounds how many blobs move at once, where both sides allow it, and over how many connections they come;
     `ahead` is how many bytes those may fetch before they are wanted, 0 for one connection a blob. `cancelled` is set
-    when the transfer fails, so that whatever else waits on it stops waiting. `rename` may give the roots other names.
+    when the transfer fails, so that whatever else waits on it stops waiting. `rename` may give the roots other names,
+    and `leave_out` says of which blobs, by digest, what is written is to be without, and why.
     With `recompression` the layers of images are compressed anew on the way, where they are not so already;
     `bare_layers` is what then holds, if nothing else does, for archives that never compress theirs (`docker save`'s).
     Both ends are left open.
@@ -82,6 +89,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     """
     transfer = _Transfer(source, sink, observer or Unwatched(), jobs, cancelled or threading.Event())
     transfer.ahead = ahead
+    transfer.leave_out = leave_out
     transfer.bare_layers = bare_layers
     if recompression is not None:
         transfer.conversion = _conversion(recompression)
@@ -113,6 +121,7 @@ class _Transfer:
         #: How many blobs move at once, and how many bytes may be fetched before they are wanted.
         self._at_once = 1
         self.ahead = 0
+        self.leave_out: Callable[[Graph], Mapping[str, Reason]] | None = None
         self._lock = threading.Lock()
         #: What is to be compressed anew, if anything is.
         self.conversion: Conversion | None = None
@@ -132,24 +141,23 @@ class _Transfer:
             self.conversion = self._of_bare_layers()
         if rename is not None:
             graph = rename(graph)
-        graph = source = self._less_what_cannot_go_along(graph)
+        graph = source = self._leaving(self._less_what_cannot_go_along(graph))
         self._of_images.find(graph)
         self._observer.planned(graph)
         if self._converts(graph):
             self._unnamed_sink().expect(graph)
         else:
             self._sink.begin(graph)
-        named = {root.descriptor.digest for root in graph.roots}
-        named.update(attached.descriptor.digest for attached in graph.all_attached if attached.tag)
-        # A name can only be given to a manifest whose bytes are at hand.
-        absent = [m for m in graph.absent if m.digest in named or not self._sink.has_manifest(m)]
-        wanted = self._without_those_there(self._waiting(graph))
+        for blob in graph.blobs if graph.leaving else ():
+            if blob.digest in graph.leaving:
+                self._note(blob, "left out")
+        missing, waiting = self._asked_first(graph)
+        wanted = self._without_those_there(waiting)
         # Even where nothing is wanted any more, a pipe is read to its end.
         wanted = self._put_manifests_wanted_as_blobs(graph, wanted)
         self._put_all(wanted)
-        lacking = [*absent, *(blob for blob in wanted if blob.digest not in self._moved)]
-        if lacking:
-            raise MissingContentError.of([blob.digest for blob in lacking])
+        if lacking := [*missing, *(blob for blob in wanted if blob.digest not in self._moved)]:
+            raise ShortfallError(lacking, graph, is_untouched=False)
         origins: Mapping[str, str] = {}
         if self._layers and self.conversion is not None:
             for blob in graph.blobs:
@@ -160,6 +168,37 @@ class _Transfer:
             self._sink.begin(graph)
         self._sink.commit(graph)
         return Report(graph, source, self._became(graph), time.monotonic() - began, origins)
+
+    def _leaving(self, graph: Graph) -> Graph:
+        """Decide what is left out on purpose."""
+        if self.leave_out is None:
+            return graph
+        if not isinstance(self._sink, LeavesOut):
+            msg = "nothing can be left out of this destination"
+            raise UnsupportedError(msg, hint="write an OCI archive or a layout")
+        leaving = self.leave_out(graph)
+        return replace(graph, leaving={b.digest: leaving[b.digest] for b in graph.blobs if b.digest in leaving})
+
+    def _asked_first(self, graph: Graph) -> tuple[list[Descriptor], list[Descriptor]]:
+        """Ask for what the source is known to lack, before anything is sent; give what is missing, and all else.
+
+        Raises:
+            ShortfallError: some of it is not there. Only what is in another volume may come there later.
+        """
+        named = {root.descriptor.digest for root in graph.roots}
+        named.update(attached.descriptor.digest for attached in graph.all_attached if attached.tag)
+        # A name can only be given to a manifest whose bytes are at hand.
+        absent = [m for m in graph.absent if m.digest in named or not self._sink.has_manifest(m)]
+        knows = self._source if isinstance(self._source, Lacks) else None
+        lacked: list[Descriptor] = []
+        waiting: list[Descriptor] = []
+        for blob in self._waiting(graph):
+            known = knows.lacks(blob) if knows else blob.digest in graph.left_out
+            (lacked if known else waiting).append(blob)
+        missing = [*absent, *self._without_those_there(lacked)]
+        if any(m.digest not in graph.left_out or graph.left_out[m.digest].kind != VOLUME for m in missing):
+            raise ShortfallError(missing, graph, is_untouched=True)
+        return missing, waiting
 
     def _became(self, graph: Graph) -> list[Moved]:
         """Say what became of each blob of what was written."""
@@ -275,6 +314,8 @@ class _Transfer:
         waiting: list[Descriptor] = []
         for blob in graph.blobs:
             moved = self._moved.get(blob.digest)
+            if blob.digest in graph.leaving:
+                continue
             if moved is None:
                 waiting.append(blob)
             elif moved.how == "converted" and blob.digest not in self._layers:

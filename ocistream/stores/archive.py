@@ -6,8 +6,9 @@ bytes. Reading is archive_file.py's and archive_stream.py's business.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from ocistream.left_out import LEFT_OUT, left_out_text
 from ocistream.stores.index import OCI_LAYOUT, blob_name, docker_manifest_json, entries_of, index_json
 from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
@@ -25,6 +26,7 @@ class ArchiveSink:
     """Images into one tar, written from the front to the back."""
 
     parallel = False
+    leaves_out: Literal[True] = True
 
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
@@ -36,8 +38,10 @@ class ArchiveSink:
         """Write everything small, unless a blob had to be written before it was known."""
         entries = entries_of(graph)
         self._start()
-        self._tar.add_small("index.json", index_json(entries))
-        docker = docker_manifest_json(graph)
+        notes = {LEFT_OUT: left_out_text(graph.leaving)} if graph.leaving else None
+        self._tar.add_small("index.json", index_json(entries, notes=notes))
+        # Docker could load nothing that lacks a layer.
+        docker = docker_manifest_json(graph) if not graph.leaving else canonical_json([])
         if docker != canonical_json([]):
             self._tar.add_small("manifest.json", docker)
         for manifest in graph.manifests:

@@ -21,7 +21,7 @@ from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, Place, blob_digest
 from ocistream.stores.gathering import Gathering
-from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file
+from ocistream.stores.index import Selection, every_image, parse_layout_file, read_index
 from ocistream.stores.tar import Entry, TarReader
 from ocistream.stream import Tally, chunks_of, digest_of, gathered, verified
 
@@ -84,7 +84,7 @@ class ArchiveFileSource:
             parse_layout_file(self._read(contents.layout, limits.MAX_LAYOUT_FILE))
         index = contents.required_index()
         gathering = Gathering(self._select, self._platforms, self._referrers)
-        gathering.begin(parse_index(self._read(index, limits.MAX_MANIFEST)))
+        gathering.begin(*read_index(self._read(index, limits.MAX_MANIFEST)))
         while (needed := gathering.needed()) is not None:
             place = contents.blobs.get(needed.digest)
             if place is None:
@@ -112,6 +112,10 @@ class ArchiveFileSource:
             for digest, place in self._contents.blobs.items():
                 if digest not in named:
                     yield self._blob(Descriptor(UNKNOWN_TYPE, digest, place.size), place)
+
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Say whether the archive has no such blob."""
+        return descriptor.digest not in self._contents.blobs
 
     @property
     def contents(self) -> Contents:

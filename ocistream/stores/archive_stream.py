@@ -29,7 +29,7 @@ from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, blob_digest, plain_name
 from ocistream.stores.gathering import Gathering
-from ocistream.stores.index import Selection, every_image, parse_index, parse_layout_file
+from ocistream.stores.index import Selection, every_image, parse_layout_file, read_index
 from ocistream.stores.tar import Entry, Input, TarReader
 from ocistream.stream import digest_of, gathered, verified
 
@@ -153,7 +153,7 @@ class ArchiveStreamSource:
         """Read what names the images, and pass over what does not belong to an image archive."""
         name = plain_name(entry.name)
         if entry is self._contents.index:
-            gathering.begin(parse_index(self._read(entry, limits.MAX_MANIFEST)))
+            gathering.begin(*read_index(self._read(entry, limits.MAX_MANIFEST)))
         elif entry is self._contents.layout:
             parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
         elif entry is self._contents.docker and self._contents.index is None:

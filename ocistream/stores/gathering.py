@@ -9,7 +9,7 @@ again. Bytes and values only: whoever reads the layout or archive brings them.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
@@ -30,12 +30,13 @@ from ocistream.attachments import (
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root
+from ocistream.left_out import LEFT_OUT, left_out_of
 from ocistream.stores.index import called, roots_of, tag_of
 from ocistream.stream import wrong_size
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ocistream.documents import Document
     from ocistream.model import Descriptor
@@ -89,6 +90,8 @@ class Gathering:
         self._subjects: dict[str, str] = {}
         self._described: dict[str, Descriptor] = {}
         self._left: dict[str, str] = {}
+        #: What the index says of blobs that are not there.
+        self._left_out = ""
         self._tags: dict[tuple[str, str], str] = {}
         self._new: list[str] = []
         self._has_rest = True
@@ -97,12 +100,13 @@ class Gathering:
         #: How deep it was gone into what hangs on each other.
         self._depth = 0
 
-    def begin(self, entries: Sequence[Descriptor]) -> None:
-        """Learn what is listed, and choose the images, if that is possible yet.
+    def begin(self, entries: Sequence[Descriptor], notes: Mapping[str, str] | None = None) -> None:
+        """Learn what is listed, and choose the images, if that is possible yet; `notes` are the index's, of ours.
 
         Raises:
             NotFoundError, UsageError: as the choice has it.
         """
+        self._left_out = (notes or {}).get(LEFT_OUT, "")
         self._all = roots_of(entries)
         if self._referrers == "listed":
             self._has_rest, self._images = False, self._all
@@ -193,8 +197,15 @@ class Gathering:
         return given_up
 
     def graph(self) -> Graph:
-        """Give the graph, once nothing is needed."""
-        return self._builder.graph()
+        """Give the graph, once nothing is needed.
+
+        Raises:
+            ArchiveError: what is said to have been left out is malformed.
+        """
+        graph = self._builder.graph()
+        if not self._left_out:
+            return graph
+        return replace(graph, left_out=left_out_of(self._left_out, {blob.digest for blob in graph.blobs}))
 
     # -- choosing images ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Shared by the directory and the tar. It may not open files: bytes and values onl
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ocistream.documents import FIELDS, Listing, check_kind
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
@@ -29,6 +29,8 @@ FULL_NAME: Final = "io.containerd.image.name"
 #: The name, a full one or a tag, of what hangs on an image as cosign's signatures do. Those two above would make an
 #: image of it, which `ctr images import`, say, fails to unpack.
 HUNG_NAME: Final = "vnd.ocistream.image.name"
+#: How the annotations begin that are ours of an `index.json` as a whole.
+NOTE: Final = "vnd.ocistream."
 
 OCI_LAYOUT: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
 
@@ -48,18 +50,40 @@ def parse_layout_file(raw: bytes) -> None:
         raise ArchiveError(msg)
 
 
+class Index(NamedTuple):
+    """What an `index.json` says: its entries, in order, and those of its own annotations that are ours."""
+
+    entries: list[Descriptor]
+    notes: Mapping[str, str]
+
+
+def read_index(raw: bytes) -> Index:
+    """Read an `index.json`.
+
+    Raises:
+        ArchiveError: it is malformed.
+    """
+    listing = Listing("manifests", "index.json", written=True)
+    keys = {"mediaType", "config", "layers", "manifests", "annotations"}
+    convert: Mapping[str, Convert] = {"manifests": listing, "layers": passed_over}
+    fields = parse_json(raw, "index.json", keys=keys, known=FIELDS, convert=convert)
+    check_kind(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
+    annotations = fields.get("annotations")
+    notes = {
+        key: value
+        for key, value in (annotations.items() if isinstance(annotations, dict) else ())
+        if key.startswith(NOTE) and isinstance(value, str)
+    }
+    return Index(list(listing.found(fields)), notes)
+
+
 def parse_index(raw: bytes) -> list[Descriptor]:
     """Give the entries of an `index.json`, in order.
 
     Raises:
         ArchiveError: it is malformed.
     """
-    listing = Listing("manifests", "index.json", written=True)
-    keys = {"mediaType", "config", "layers", "manifests"}
-    convert: Mapping[str, Convert] = {"manifests": listing, "layers": passed_over}
-    fields = parse_json(raw, "index.json", keys=keys, known=FIELDS, convert=convert)
-    check_kind(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
-    return list(listing.found(fields))
+    return read_index(raw).entries
 
 
 def name_of(entry: Descriptor) -> str | None:
@@ -125,11 +149,22 @@ def docker_tag(name: str) -> str | None:
     return reference.familiar if reference.tag else None
 
 
-def index_json(entries: Sequence[Descriptor], before: bytes | None = None) -> bytes:
-    """Write an `index.json`; of the one that was there `before`, other fields (annotations, say) are kept."""
+def index_json(
+    entries: Sequence[Descriptor], before: bytes | None = None, *, notes: Mapping[str, str] | None = None
+) -> bytes:
+    """Write an `index.json`; of the one that was there `before`, other fields (annotations, say) are kept.
+
+    `notes` are the annotations that are ours; those that were there are kept only without them.
+    """
     fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
     if before:
         fields = parse_json(before, "index.json", convert={"manifests": passed_over})
+    if notes is not None:
+        there = fields.get("annotations")
+        others = {k: v for k, v in there.items() if not k.startswith(NOTE)} if isinstance(there, dict) else {}
+        fields["annotations"] = {**others, **notes}
+        if not fields["annotations"]:
+            del fields["annotations"]
     return canonical_json_with(fields, "manifests", (canonical_json(entry.to_json()) for entry in entries))
 
 

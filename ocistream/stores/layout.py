@@ -6,11 +6,12 @@ What a transfer relies on is hashed, whoever wrote it. What lies where is layout
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.interfaces import Blob
+from ocistream.left_out import LEFT_OUT, left_out_of, left_out_text
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
@@ -19,12 +20,13 @@ from ocistream.stores.index import Selection, called, entries_of, every_image, n
 from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ocistream.attachments import Referrers
     from ocistream.graph import Graph
     from ocistream.interfaces import Early, Unnamed
+    from ocistream.left_out import Reason
 
 __all__ = ["LayoutSink", "LayoutSource"]
 
@@ -59,7 +61,7 @@ class LayoutSource:
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a directory has all its names before its bytes
         """Read `index.json` and every manifest below the chosen images."""
         gathering = Gathering(self._select, self._platforms, self._referrers)
-        gathering.begin(self._layout.entries())
+        gathering.begin(*self._layout.index())
         while (descriptor := gathering.needed()) is not None:
             if self._layout.blob_size(descriptor.digest) is None:
                 gathering.lacks(descriptor.digest)
@@ -79,6 +81,10 @@ class LayoutSource:
                     descriptor = Descriptor(UNKNOWN_TYPE, digest, size)
                     yield self._blob(descriptor)
 
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Say whether nothing lies there under the blob's digest."""
+        return self._layout.blob_size(descriptor.digest) is None
+
     @property
     def layout(self) -> LayoutDirectory:
         """The directory."""
@@ -96,6 +102,7 @@ class LayoutSink:
     """Images into a layout directory, beside those that are there."""
 
     parallel = True
+    leaves_out: Literal[True] = True
 
     def __init__(self, path: Path) -> None:
         """Name the directory; it is made when there is something to put there, and not for an image that is not.
@@ -163,11 +170,22 @@ class LayoutSink:
             if not self._layout.holds(manifest.descriptor):
                 self._layout.write_blob(digest, [manifest.raw])
         new = entries_of(graph)
-        self._layout.change_index(lambda entries: merge(entries, new))
+        self._layout.change_index(
+            lambda entries: merge(entries, new), lambda notes: self._still_left_out(notes, graph.leaving)
+        )
         self._layout.sweep(limits.PARTIAL_AGE)
 
     def close(self) -> None:
         """Nothing is left to drop: what a blob that was not finished has left is to be gone on with."""
+
+    def _still_left_out(self, notes: Mapping[str, str], leaving: Mapping[str, Reason]) -> Mapping[str, str]:
+        """Say of the blobs that were left out, now or before, which are not there for another reason."""
+        before = left_out_of(notes.get(LEFT_OUT, ""))
+        lacking = {
+            digest: reason for digest, reason in {**before, **leaving}.items() if self._layout.blob_size(digest) is None
+        }
+        others = {key: value for key, value in notes.items() if key != LEFT_OUT}
+        return {**others, LEFT_OUT: left_out_text(lacking)} if lacking else others
 
     def _create(self) -> None:
         self._layout.create()

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from ocistream import files, limits, partials
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
-from ocistream.stores.index import OCI_LAYOUT, index_json, parse_index, parse_layout_file
+from ocistream.stores.index import OCI_LAYOUT, Index, index_json, parse_layout_file, read_index
 from ocistream.stream import Chunk, chunks_of, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -298,11 +298,20 @@ class LayoutDirectory:
             ArchiveError: it is malformed, or a link.
             LocalDiskError: it cannot be read.
         """
+        return self.index().entries
+
+    def index(self) -> Index:
+        """Give what `index.json` says; nothing where there is none yet.
+
+        Raises:
+            ArchiveError: it is malformed, or a link.
+            LocalDiskError: it cannot be read.
+        """
         return self._parsed(self._index())
 
-    def _parsed(self, raw: bytes | None) -> list[Descriptor]:
+    def _parsed(self, raw: bytes | None) -> Index:
         with _found_in(self.path):
-            return parse_index(raw) if raw is not None else []
+            return read_index(raw) if raw is not None else Index([], {})
 
     def _index(self) -> bytes | None:
         path = self.path / "index.json"
@@ -312,8 +321,14 @@ class LayoutDirectory:
             except FileNotFoundError:
                 return None
 
-    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
+    def change_index(
+        self,
+        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
+        note: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None,
+    ) -> None:
         """Replace `index.json` by what `change` makes of its entries, while no other process of ours does.
+
+        `note` does the same with those annotations of the whole index that are ours; without it they stay.
 
         Raises:
             ArchiveError: the present one is malformed.
@@ -326,7 +341,8 @@ class LayoutDirectory:
             for folder in (self.path / "blobs").glob("sha*"):
                 files.sync_directory(folder)
             before = self._index()
-            raw = index_json(change(self._parsed(before)), before)
+            entries, notes = self._parsed(before)
+            raw = index_json(change(entries), before, notes=note(notes) if note is not None else None)
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{path} would be larger than {limits.MAX_MANIFEST} bytes"
                 raise UnsupportedError(msg, hint="use another layout, or drop images from this one")

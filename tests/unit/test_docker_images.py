@@ -23,7 +23,6 @@ from ocistream.conversion import Recompression
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
-    MissingContentError,
     NotFoundError,
     OcistreamError,
     UnsupportedError,
@@ -34,6 +33,7 @@ from ocistream.interfaces import Blob, Source, Unnamed
 from ocistream.layers import looks_like_document
 from ocistream.model import Descriptor, parse_platform
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.shortfall import ShortfallError
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.docker_images import parse_manifest_json
@@ -325,7 +325,7 @@ class TestDialects:
         lost = layout.read(index["digest"])["manifests"][1]
         layout.file(lost["digest"]).unlink()
         archive = tar_of([("manifest.json", b"[]"), *items_of(layout)])
-        refused(archive, how, tmp_path, MissingContentError, lost["digest"])
+        refused(archive, how, tmp_path, ShortfallError, lost["digest"])
 
     @both
     @pytest.mark.parametrize("stray", ["aaa.tar", "aaa.json", "blobs/aaa.tar"])
