@@ -151,7 +151,10 @@ class Observer(Protocol):
         """So many bytes have moved, or fewer than was thought: negative where a blob is begun again."""
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        """A blob was "copied", "converted", "mounted", "skipped" since it was there, or, where it stays, "verified"."""
+        """A blob was "copied", "converted", "mounted", "skipped" since it was there, or "left out".
+
+        Where nothing moves, it was "verified".
+        """
 
 
 class Unwatched:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocistream.errors import ArchiveError
-from ocistream.reference import is_digest, printable
+from ocistream.errors import ArchiveError, OcistreamError
+from ocistream.reference import is_digest, parse_reference, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -31,6 +31,8 @@ VOLUME: Final = "volume"
 
 #: Characters of a name that are shown, and written.
 _MAX_NAME: Final = 512
+#: So many of the names in it are looked at.
+_MAX_ORIGINS: Final = 8
 
 
 class Reason(NamedTuple):
@@ -40,15 +42,33 @@ class Reason(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        """Say it behind a blob's digest."""
+        """Say it, of one blob or of many."""
         name = printable(self.name, _MAX_NAME)
         said = {
-            HAVE: f"{name} is said to have it",
-            BASE: f"it is in {name}",
-            ONLY: "it was not asked for",
-            VOLUME: f"it is in the volume {name}",
+            HAVE: f"had by {name}",
+            BASE: f"in {name}",
+            ONLY: "not asked for",
+            VOLUME: f"in the volume {name}",
         }
         return said.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The repositories, without their registry, in which the blob may be: what it could be mounted from."""
+        if self.kind not in {HAVE, BASE}:
+            return ()
+        found: list[str] = []
+        # A list may be of several.
+        for name in self.name.split()[:_MAX_ORIGINS]:
+            try:
+                reference = parse_reference(name, default_tag=False)
+            except OcistreamError:
+                continue
+            if reference.registry != "docker.io":
+                found.append(reference.repository)
+            else:
+                found += [reference.repository.removeprefix("library/"), reference.repository]
+        return tuple(dict.fromkeys(found))
 
 
 def left_out_text(left_out: Mapping[str, Reason]) -> str:

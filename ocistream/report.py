@@ -16,7 +16,7 @@ __all__ = ["Moved", "Report"]
 
 @dataclass(slots=True)
 class Moved:
-    """One blob and what became of it: "copied", "converted", "mounted" or "skipped".
+    """One blob and what became of it: "copied", "converted", "mounted", "skipped", or "left out" on purpose.
 
     `source` is the digest of what it was made from, if it was converted. `resumed` is how many bytes of it were there
     already, left by an earlier run.

@@ -57,8 +57,9 @@ class Wrong:
 class Findings:
     """What was found. Sizes are in bytes.
 
-    `missing` are manifests and blobs that images need and that are not there; `unneeded` counts blobs that no image
-    needs, and `unpacked` layers whose plain bytes were looked at.
+    `missing` are manifests and blobs that images need and that are not there; `left_out` are those of which the
+    source says that it was made without them. `unneeded` counts blobs that no image needs, and `unpacked` layers whose
+    plain bytes were looked at.
     """
 
     graph: Graph
@@ -67,6 +68,7 @@ class Findings:
     unneeded: int = 0
     unpacked: int = 0
     missing: list[Descriptor] = field(default_factory=list)
+    left_out: list[Descriptor] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
 
 
@@ -265,6 +267,7 @@ class _Check:
         self._look_at_early(configs, graph)
         if self._deep:
             self._check_diff_ids(graph)
+        lacking = [blob for blob in graph.blobs if blob.digest not in self._sizes]
         named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
         return Findings(
             graph,
@@ -273,7 +276,8 @@ class _Check:
             + sum(m.descriptor.size for m in graph.manifests if m.descriptor.digest not in self._sizes),
             unneeded=len(self._sizes.keys() - named),
             unpacked=len(self._plain),
-            missing=[*graph.absent, *(blob for blob in graph.blobs if blob.digest not in self._sizes)],
+            missing=[*graph.absent, *(blob for blob in lacking if blob.digest not in graph.left_out)],
+            left_out=[blob for blob in lacking if blob.digest in graph.left_out],
             wrong=[Wrong(digest, error) for digest, error in self._wrong.items()],
         )
 

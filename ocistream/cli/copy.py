@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import mount_sources, move, renamed
 from ocistream.cli.options import (
     compression_options,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     help="Only tags like this (`1.*`), or unlike it (`!*-rc*`); repeats, and means --all-tags.",
 )
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
+@leaving_options
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @upload_options
@@ -76,12 +78,14 @@ def copy(
     src, dst = parse_end(source), stdout_end(parse_end(destination))
     session.check_result_apart(src, dst)
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
-        session.check_credentials({end.reference.registry for end in (src, dst) if end.reference})
+        named = {end.reference.registry for end in (src, dst) if end.reference}
+        session.check_credentials(named | registries_asked(session))
     mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
     choice = platform_choice(platforms, default)
     want = Want(the_image, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
+    leaving = leave_out(session, choice, dst)
     target: Callable[[Root], Reference] | None = None
     if all_tags or globs:
         _check_many(src, dst)
@@ -111,7 +115,7 @@ def copy(
             return dst.reference.name
         return root.name or root.origin or src.text
 
-    move(session, open_ends, label, of=src, to=dst, rename=renamed(dst) if dst.name else None)
+    move(session, open_ends, label, of=src, to=dst, rename=renamed(dst) if dst.name else None, leave_out=leaving)
 
 
 def _check_many(src: End, dst: End) -> None:

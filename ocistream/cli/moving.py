@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from ocistream import transfer
 from ocistream.cli.progress import progress
-from ocistream.cli.report import check_result, print_results, summarize, tell_left_behind, tell_resumed, write_result
+from ocistream.cli.report import (
+    check_result,
+    print_results,
+    summarize,
+    tell_left_behind,
+    tell_left_out,
+    tell_resumed,
+    write_result,
+)
+from ocistream.cli.shortfall import explained
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.reference import is_digest, is_repository, parse_reference, parse_registry, printable
 from ocistream.stores import is_directory
@@ -18,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.cli.console import Console
+    from ocistream.cli.leaving import LeaveOut
     from ocistream.cli.session import Session
     from ocistream.conversion import Recompression
     from ocistream.graph import Graph, Root
@@ -35,11 +45,13 @@ def move(
     of: End | None = None,
     to: End | None = None,
     rename: Callable[[Graph], Graph] | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> None:
     """Move images, then print and write what was done.
 
     `label` names a root in the results. `of` is where the images come from, and `to` is where they go, if those are no
-    registries. Where `to` is stdout, the archive is there, and no result lines are printed.
+    registries. Where `to` is stdout, the archive is there, and no result lines are printed. `leave_out` says which
+    blobs the archive is to be without.
 
     Raises:
         OcistreamError: it failed, and nothing is visible at the destination.
@@ -52,7 +64,11 @@ def move(
         source, sink = open_ends()
         stack.callback(source.close)
         stack.callback(sink.close)
-        with _naming(of), progress(session.options["progress"], session.console) as observer:
+        with (
+            explained(session.console, of),
+            _naming(of),
+            progress(session.options["progress"], session.console) as observer,
+        ):
             report = transfer.copy(
                 source,
                 sink,
@@ -61,6 +77,7 @@ def move(
                 ahead=session.memory,
                 cancelled=session.cancelled,
                 rename=rename,
+                leave_out=leave_out,
                 recompression=recompression,
                 bare_layers=session.recompression(default="gzip") if _may_be_bare(of) else None,
             )
@@ -70,6 +87,7 @@ def move(
         print_results(report, label)
     tell_resumed(session.console, report)
     summarize(session.console, report)
+    tell_left_out(session.console, report)
     tell_left_behind(session.console, report)
     if to is not None and to.kind == "docker-archive":
         _tell_nameless(session.console, report.graph)

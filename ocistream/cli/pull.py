@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.numbers import Whole
 from ocistream.cli.options import (
@@ -51,6 +52,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
     "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
 )
 @platform_option("linux on this machine's architecture")
+@leaving_options
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("")
@@ -73,10 +75,11 @@ def pull(
     \b
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
+    ssh host ocistream have localhost:5000/nginx | ocistream pull --have - -o only-what-is-new.tar nginx:2
     ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
     references = [parse_reference(image) for image in images]
-    session.check_credentials({reference.registry for reference in references})
+    session.check_credentials({reference.registry for reference in references} | registries_asked(session))
     choice = platform_choice(platforms, default_platform())
     end = output_end(output, kind)
     if end.is_stream and end.kind == "oci":
@@ -88,6 +91,7 @@ def pull(
         msg = f"{len(references)} images cannot all be called {end.name!r}"
         raise UsageError(msg)
     session.check_result_apart(end)
+    leaving = leave_out(session, choice, end)
     around = session.surroundings(named={reference.registry for reference in references})
     referrers = referrers_wanted(session)
 
@@ -105,7 +109,7 @@ def pull(
         )
         return source, open_sink(end, replace(around, from_byte=from_byte or 0))
 
-    move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None)
+    move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None, leave_out=leaving)
 
 
 def output_end(output: str, kind: str | None) -> End:

@@ -12,6 +12,7 @@ import click
 from ocistream import files
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.progress import counted, human_size
+from ocistream.left_out import grouped
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -23,11 +24,19 @@ if TYPE_CHECKING:
     from ocistream.graph import Root
     from ocistream.transfer import Report
 
-__all__ = ["check_result", "print_results", "summarize", "tell_left_behind", "tell_resumed", "write_result"]
+__all__ = [
+    "check_result",
+    "print_results",
+    "summarize",
+    "tell_left_behind",
+    "tell_left_out",
+    "tell_resumed",
+    "write_result",
+]
 
 
 #: What may become of a blob.
-_HOW: Final = ("copied", "converted", "skipped", "mounted")
+_HOW: Final = ("copied", "converted", "skipped", "mounted", "left out")
 #: Characters of a name in a result line; a registry's names are shorter.
 _MAX_NAME: Final = 1024
 
@@ -70,6 +79,14 @@ def tell_resumed(console: Console, report: Report) -> None:
         if moved.resumed:
             digest, of = moved.descriptor.digest, human_size(moved.descriptor.size)
             console.note(f"went on with {digest} after {human_size(moved.resumed)} of {of}", level=1)
+
+
+def tell_left_out(console: Console, report: Report) -> None:
+    """Say how much was left out of what was written, one line for each reason."""
+    sizes = {moved.descriptor.digest: moved.descriptor.size for moved in report.blobs if moved.how == "left out"}
+    for reason, digests in grouped(report.graph.leaving).items():
+        size = human_size(sum(sizes[digest] for digest in digests))
+        console.note(f"left out {counted(len(digests), 'blob')}, {size}: {reason}")
 
 
 def tell_left_behind(console: Console, report: Report) -> None:
@@ -134,7 +151,8 @@ def write_result(
         "blobs": [
             {
                 **_descriptor(m.descriptor.media_type, m.descriptor.digest, m.descriptor.size),
-                "how": m.how,
+                "how": _json_key(m.how),
+                **({"why": str(report.graph.leaving[m.descriptor.digest])} if m.how == "left out" else {}),
                 **({"resumed": m.resumed} if m.resumed else {}),
                 **_from(m.source, m.descriptor.digest),
             }
@@ -155,7 +173,7 @@ def write_result(
             for left in report.graph.left_behind
         ],
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
-        "bytes": {how: _total(report, how) for how in _HOW},
+        "bytes": {_json_key(how): _total(report, how) for how in _HOW},
         "resumed": sum(m.resumed for m in report.blobs),
         "retried": retried,
         "upload": dict(upload),
@@ -170,6 +188,10 @@ def write_result(
 
 def _descriptor(media_type: str, digest: str, size: int) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+def _json_key(how: str) -> str:
+    return "leftOut" if how == "left out" else how
 
 
 def _from(source: str | None, result: str) -> dict[str, str]:

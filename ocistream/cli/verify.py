@@ -19,6 +19,7 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
+from ocistream.left_out import grouped
 from ocistream.reference import parse_reference, printable
 from ocistream.stores import Want, open_source, parse_end
 from ocistream.stores.index import is_plain
@@ -46,7 +47,8 @@ def verify(session: Session, path: str, *, deep: bool, as_json: bool) -> None:
     """Check the archive or layout PATH (default: stdin), offline and in one pass.
 
     Every blob is hashed, also those that no image needs; every image has to be complete, every name legal, and a tar
-    has to end as it should. Exit code 5: bytes are wrong. 6: something is missing or malformed.
+    has to end as it should. An archive that was made without some blobs (`pull --have`) says so, and is complete
+    without them. Exit code 5: bytes are wrong. 6: something is missing or malformed.
 
     Only an archive on stdin that begins with more than 6 MiB of small JSON needs a temporary file for what is above.
 
@@ -101,6 +103,7 @@ class _Outcome:
     def document(self) -> dict[str, Any]:
         """Give the outcome as a JSON document."""
         found = self._findings
+        left_out = found.graph.left_out
         return {
             "path": self._path,
             "format": self._format,
@@ -122,6 +125,10 @@ class _Outcome:
                 {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
                 for descriptor in found.missing
             ],
+            "leftOut": [
+                {"digest": one.digest, "mediaType": one.media_type, "size": one.size, "why": str(left_out[one.digest])}
+                for one in found.left_out
+            ],
             "wrong": [{"digest": wrong.digest, "problem": wrong.error.what} for wrong in found.wrong],
             "illegalNames": self._illegal,
             "otherFiles": self._foreign,
@@ -142,6 +149,10 @@ class _Outcome:
             parts.append(f"{counted(found.unpacked, 'layer')} unpacked")
         if self._foreign:
             parts.append(counted(self._foreign, "other file"))
+        sizes = {one.digest: one.size for one in found.left_out}
+        for reason, digests in grouped({digest: found.graph.left_out[digest] for digest in sizes}).items():
+            size = sum(sizes[digest] for digest in digests)
+            yield f"left out {counted(len(digests), 'blob')}, {human_size(size)}: {reason}"
         verdict = "ok" if self.document()["ok"] else "NOT ok"
         yield f"{verdict}: {self._format}, {', '.join(parts)}"
 

@@ -25,10 +25,11 @@ from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Blob, Source, Unnamed
+    from ocistream.left_out import Reason
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
     from ocistream.transport import Transport
@@ -68,6 +69,8 @@ class RegistrySink:
         self._early = early
         self._uploaders: dict[str, tuple[Repository, Uploader]] = {}
         self._hung_tags = HungTags(target, lambda reference: self._repository(reference)[0])
+        #: What an archive was made without, and where that is said to be.
+        self._left_out: Mapping[str, Reason] = {}
         #: For each digest, the repositories that need it.
         self._needed_in: dict[str, list[str]] = {}
         #: What was asked, or done, about a blob in a repository.
@@ -94,6 +97,7 @@ class RegistrySink:
 
     def expect(self, graph: Graph) -> None:
         """Find out which repository needs what, while it is not known yet what images will be called by digest."""
+        self._left_out = graph.left_out
         for root in graph.roots:
             reference = self._target(root)
             self._repository(reference)
@@ -121,7 +125,9 @@ class RegistrySink:
         for home in self._lacking(descriptor):
             repository, uploader = self._uploaders[home]
             own = (place[1],) if place and place[0] == repository.endpoint.registry else ()
-            sources = [name for name in dict.fromkeys((*own, *self._mount_from)) if name != home]
+            reason = self._left_out.get(descriptor.digest)
+            said = reason.repositories if reason else ()
+            sources = [name for name in dict.fromkeys((*own, *said, *self._mount_from)) if name != home]
             if not uploader.mount_from_any(descriptor, sources):
                 return False
             self._has[home, descriptor.digest] = True

@@ -1,0 +1,241 @@
+"""--have, --base and --only: what an archive is made without, since the other side has it already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import click
+
+from ocistream import files
+from ocistream.errors import NotFoundError, UsageError
+from ocistream.left_out import BASE, HAVE, ONLY, Reason
+from ocistream.reference import is_digest, printable
+from ocistream.stores import Want, open_source, parse_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from typing import IO
+
+    from ocistream.cli.session import Session
+    from ocistream.graph import Graph
+    from ocistream.platforms import PlatformChoice
+    from ocistream.stores import End
+
+__all__ = ["LeaveOut", "leave_out", "leaving_options", "registries_asked"]
+
+LeaveOut: TypeAlias = "Callable[[Graph], Mapping[str, Reason]]"
+
+
+def leaving_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --have, --base and --only."""
+    options = (
+        click.option(
+            "--have",
+            multiple=True,
+            metavar="FILE|-|END",
+            help="Leave out blobs that the other side has: those of a list that `ocistream have` wrote there, or of "
+            "END (a repository HOST/REPO, an image of it, oci:DIR, an archive); repeats.",
+        ),
+        click.option(
+            "--base",
+            multiple=True,
+            metavar="IMAGE",
+            help="Leave out the blobs of an image that the other side is known to have; repeats.",
+        ),
+        click.option("--only", multiple=True, metavar="DIGEST|FILE", help="Leave out all blobs but these; repeats."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def registries_asked(session: Session) -> set[str]:
+    """Give the registries that are asked what they have: a user name that is given would be for them as well."""
+    have, base, _ = _given(session)
+    ends = [parse_end(text) for text in (*have, *base) if text != "-" and not Path(text).exists()]
+    return {end.reference.registry for end in ends if end.reference}
+
+
+def leave_out(session: Session, choice: PlatformChoice, to: End) -> LeaveOut | None:
+    """Give what says which blobs are left out of what is written `to` an end, or None where all of them go along.
+
+    What it gives raises what reading the lists and ends raises. `choice` is of platforms, of the bases as well.
+
+    Raises:
+        UsageError: an option contradicts another.
+        NotFoundError: a list is not there.
+        InvalidNameError: an end is malformed.
+    """
+    have, base, only = _given(session)
+    if not (have or base or only):
+        return None
+    _check(session, have, to)
+    holders = [_had(session, text) for text in have] + [_based(session, text, choice) for text in base]
+    wanted = [_asked_for(text) for text in only]
+
+    def left_out(graph: Graph) -> Mapping[str, Reason]:
+        found: dict[str, Reason] = {}
+        for holder in holders:
+            for digest, reason in holder(graph).items():
+                found.setdefault(digest, reason)
+        kept = _kept(wanted, graph) if wanted else found
+        for blob in graph.blobs:
+            if wanted and blob.digest not in kept:
+                found.setdefault(blob.digest, Reason(ONLY, ""))
+        return found
+
+    return left_out
+
+
+def _given(session: Session) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    return session.options["have"], session.options["base"], session.options["only"]
+
+
+def _check(session: Session, have: Sequence[str], to: End) -> None:
+    if to.kind in {"docker", "docker-archive"}:
+        what = "a docker-archive" if to.kind == "docker-archive" else "what goes to a registry"
+        msg = f"nothing can be left out of {what}"
+        raise UsageError(msg, hint="--have, --base and --only are for OCI archives and layouts")
+    if session.options["compress"] is not None:
+        msg = "--compress makes layers of which nobody can say yet whether they are there"
+        raise UsageError(msg, hint="leave --compress away where some blobs are left out")
+    if have.count("-") > 1:
+        msg = "stdin can be one list only"
+        raise UsageError(msg)
+
+
+def _had(session: Session, text: str) -> LeaveOut:
+    """Take a value of --have: a list, or an end that holds blobs."""
+    if text == "-" or _is_list(Path(text)):
+        return lambda graph: _of_list(session, text, graph)
+    end = parse_end(text)
+    if end.kind == "docker" and "/" not in text:
+        # What names no registry is rather a file's name that is not there than an image of Docker Hub's.
+        msg = f"--have {printable(text)}: no such file"
+        raise NotFoundError(msg, hint="a repository is written with its registry, as HOST/REPO")
+
+    def leaving(graph: Graph) -> Mapping[str, Reason]:
+        from ocistream.holdings import open_holding
+        from ocistream.verification import Onlooker
+
+        named = {end.reference.registry} if end.reference else set[str]()
+        with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
+            holding = open_holding(
+                end, session.surroundings(named=named), onlooker, jobs=session.jobs, cancelled=session.cancelled
+            )
+            there = holding.among(graph.blobs)
+        return _told(session, dict.fromkeys(sorted(there), Reason(HAVE, holding.origin)), text)
+
+    return leaving
+
+
+def _is_list(path: Path) -> bool:
+    """Say whether a path is that of a text, and of no archive: those have zeros, or are compressed."""
+    try:
+        if not path.is_file():
+            # What can be read once (a FIFO, `<(...)`) is a list.
+            return path.exists() and not path.is_dir()
+        with path.open("rb") as file:
+            beginning = file.read(512)
+    except OSError:
+        # What is wrong with it is said where it is read.
+        return True
+    return b"\0" not in beginning and not beginning.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+
+
+def _of_list(session: Session, text: str, graph: Graph) -> Mapping[str, Reason]:
+    from ocistream.have_lists import found_in, lines_of
+
+    what = "the list on stdin" if text == "-" else printable(text, 1024)
+    with _opened(session, text) as file, files.disk_errors(f"cannot read {what}"):
+        found = found_in(lines_of(file), {blob.digest for blob in graph.blobs}, what)
+    reason = Reason(HAVE, " ".join(found.origins) or ("" if text == "-" else Path(text).name))
+    return _told(session, dict.fromkeys(sorted(found.digests), reason), what)
+
+
+@contextlib.contextmanager
+def _opened(session: Session, text: str) -> Iterator[IO[bytes]]:
+    """Open a list: a file, or stdin.
+
+    Raises:
+        NotFoundError, LocalDiskError: there is none, or it cannot be read.
+        UsageError: stdin is a terminal.
+    """
+    if text == "-":
+        # A list, in the place of the archive.
+        yield session.surroundings().stdin()  # type: ignore[misc]
+        return
+    with files.disk_errors(f"cannot read {text}"), Path(text).open("rb") as file:
+        yield file
+
+
+def _told(session: Session, found: Mapping[str, Reason], what: str) -> Mapping[str, Reason]:
+    """Say of a list or an end that it has nothing of the images: mostly it is not the one that was meant."""
+    if not found:
+        session.console.note(f"{printable(what, 1024)} has no blob of what is asked for, so none is left out for it")
+    return found
+
+
+def _based(session: Session, text: str, choice: PlatformChoice) -> LeaveOut:
+    """Take a value of --base: an image, or any other end."""
+    end = parse_end(text)
+    if end.is_stream:
+        msg = "--base is an image, and no list: a list is what --have takes"
+        raise UsageError(msg)
+
+    def leaving(graph: Graph) -> Mapping[str, Reason]:
+        there = {blob.digest for blob in _graph_of(session, end, choice).blobs}
+        name = end.reference.name if end.reference else end.text
+        of = {blob.digest: Reason(BASE, name) for blob in graph.blobs if blob.digest in there}
+        return _told(session, of, text)
+
+    return leaving
+
+
+def _graph_of(session: Session, end: End, choice: PlatformChoice) -> Graph:
+    from ocistream.verification import Onlooker
+
+    named = {end.reference.registry} if end.reference else set[str]()
+    with contextlib.ExitStack() as stack:
+        source = open_source(end, session.surroundings(named=named), Want(platforms=choice, referrers="left"))
+        stack.callback(source.close)
+        return source.graph(stack.enter_context(contextlib.closing(Onlooker(session.cancelled))))
+
+
+def _asked_for(text: str) -> str | Path:
+    """Take a value of --only: a digest, or a file with a list of them.
+
+    Raises:
+        NotFoundError: it is neither.
+    """
+    if is_digest(text):
+        return text
+    if not os.path.lexists(text):
+        msg = f"--only {printable(text)}: no digest, and no such file"
+        raise NotFoundError(msg, hint="a digest is written sha256:...")
+    return Path(text)
+
+
+def _kept(wanted: Sequence[str | Path], graph: Graph) -> Collection[str]:
+    """Give the digests that --only asks for.
+
+    Raises:
+        NotFoundError: one is in none of the images.
+    """
+    there = {blob.digest for blob in graph.blobs}
+    kept: set[str] = set()
+    for one in wanted:
+        if isinstance(one, Path):
+            from ocistream.have_lists import found_in, lines_of
+
+            with files.disk_errors(f"cannot read {one}"), one.open("rb") as file:
+                kept |= found_in(lines_of(file), there, printable(str(one), 1024)).digests
+        elif one not in there:
+            msg = f"--only {one}: no image that is asked for has such a blob"
+            raise NotFoundError(msg, hint="was its tag moved meanwhile? Name it by its digest, and see --platform")
+        else:
+            kept.add(one)
+    return kept
