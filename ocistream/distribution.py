@@ -30,6 +30,7 @@ from ocistream.model import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
+    UNKNOWN_SIZE,
     Descriptor,
     Manifest,
     is_media_type,
@@ -248,7 +249,10 @@ class Repository:
     # -- blobs ------------------------------------------------------------------------------------------
 
     def has_blob(self, descriptor: Descriptor, tries: Tries | None = None) -> bool:
-        """Say whether a blob is there, by HEAD; one of another size is not it. `tries` are those of a larger work."""
+        """Say whether a blob is there, by HEAD; one of another size is not it. `tries` are those of a larger work.
+
+        Of a descriptor with `UNKNOWN_SIZE` any size is right.
+        """
         answer = self.transport.request(
             self.endpoint,
             "HEAD",
@@ -260,7 +264,8 @@ class Repository:
         answer.drain()
         length = answer.header("Content-Length")
         # Some registries leave the length away in answers to HEAD (distribution#4895).
-        return answer.status == 200 and (length is None or length == str(descriptor.size))
+        fits = length is None or descriptor.size == UNKNOWN_SIZE or length == str(descriptor.size)
+        return answer.status == 200 and fits
 
     def blob(self, descriptor: Descriptor) -> Blob:
         """Give a blob, to be downloaded when it is opened."""

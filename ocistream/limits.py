@@ -92,6 +92,16 @@ MAX_RATIO: Final = 200
 #: So much may come out of any compressed stream, however small: a file of zeros is no attack.
 FREE_EXPANSION: Final = 1024 * MIB
 
+# Lists of what is there ------------------------------------------------------------------------------------
+#: One line of a list that `have` wrote: a digest, or the name of an origin, which may be a path.
+MAX_HAVE_LINE: Final = 16 * KIB
+#: Lines of one list, which is read as it comes: so many digests are 700 MiB.
+MAX_HAVE_LINES: Final = 10_000_000
+#: Origins and writers of lists that are kept to be shown.
+MAX_HAVE_HEADERS: Final = 100
+#: Digests that may be asked for at once: all that one transfer can have.
+MAX_ASKED: Final = MAX_MANIFESTS + MAX_BLOBS
+
 # Configuration ---------------------------------------------------------------------------------------------
 #: A configuration file, ours or containers' registries.conf.
 MAX_CONFIGURATION: Final = 1 * MIB

@@ -28,6 +28,8 @@ DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 
 #: What a blob is called of which only the digest is known.
 UNKNOWN_TYPE: Final = "application/octet-stream"
+#: The size of what is asked for by a digest alone.
+UNKNOWN_SIZE: Final = -1
 
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})

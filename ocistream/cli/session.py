@@ -121,7 +121,7 @@ class Session:
 
         return Surroundings(
             transport=transport,
-            stdin=self._stdin,
+            stdin=self.stdin,
             stdout=self._stdout,
             mtime=_source_date(os.environ),
             reads=reading,
@@ -264,16 +264,22 @@ class Session:
     def _tell_fall_back(self, message: str, level: int) -> None:
         self.console.note(message, level=level)
 
-    def _stdin(self) -> io.BufferedReader:
+    def stdin(self, what: str = "archive", instead: str = _INSTEAD_OF_STDIN) -> io.BufferedReader:
+        """Open stdin to read `what` from it; `instead` is what else can be done.
+
+        Raises:
+            UsageError: it is closed, a terminal, or has the password.
+        """
         if any(self.options.get(name) for name in PASSWORD_ON_STDIN):
-            msg = "stdin cannot be both the archive and the password"
-            raise UsageError(msg, hint="set OCISTREAM_PASSWORD, or read the archive from a file")
+            msg = f"stdin cannot be both the {what} and the password"
+            raise UsageError(msg, hint=f"set OCISTREAM_PASSWORD, or read the {what} from a file")
+        article = "an" if what[0] in "aeiou" else "a"
         if sys.stdin is None:
-            msg = "an archive is expected on stdin, which is closed"
-            raise UsageError(msg, hint=_INSTEAD_OF_STDIN)
+            msg = f"{article} {what} is expected on stdin, which is closed"
+            raise UsageError(msg, hint=instead)
         if sys.stdin.isatty():
-            msg = "an archive is expected on stdin, which is a terminal"
-            raise UsageError(msg, hint=_INSTEAD_OF_STDIN)
+            msg = f"{article} {what} is expected on stdin, which is a terminal"
+            raise UsageError(msg, hint=instead)
         return io.BufferedReader(io.FileIO(sys.stdin.fileno(), "rb", closefd=False), 64 * limits.KIB)
 
     def _stdout(self) -> io.FileIO:

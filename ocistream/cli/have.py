@@ -1,0 +1,154 @@
+"""`ocistream have`: the digests that ends hold, as a list that whoever sends something there can use."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ocistream.cli.moving import mount_sources
+from ocistream.cli.numbers import Whole
+from ocistream.cli.options import (
+    credential_options,
+    max_ratio_option,
+    network_options,
+    session_options,
+)
+from ocistream.errors import NotFoundError, UnsupportedError, UsageError
+from ocistream.stores import Want, parse_end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import IO
+
+    from ocistream.cli.session import Session
+    from ocistream.holdings import Holding
+    from ocistream.model import Descriptor
+    from ocistream.stores import End
+
+#: So many lines are written at once.
+_LINES: Final = 4096
+
+
+@click.command()
+@click.argument("ends", metavar="END...", nargs=-1, required=True)
+@click.option(
+    "--among",
+    metavar="FILE",
+    help="List only those of this list's digests (- is stdin) that are there; where there is no END, that is none.",
+)
+@click.option(
+    "--mount-from",
+    multiple=True,
+    metavar="REPO",
+    help="With --among: what this repository of the same registry has counts too, as a push can mount it; repeats.",
+)
+@click.option("--jobs", type=Whole(1, 32), default=4, show_default=True, help="Questions asked of a registry at once.")
+@max_ratio_option
+@credential_options("")
+@network_options
+@session_options
+def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
+    """List the digests that each END holds: a repository, an image, a layout directory, an archive, also on stdin (-).
+
+    The list says what it is of, and has some 80 bytes a blob. With it, whoever sends images here can leave out what is
+    here. A repository, named without tag and digest, is all of its tags and what hangs on them. No layer is fetched,
+    and nothing is hashed: that is what `verify` is for.
+
+    \b
+    ocistream have registry.local/app > have.txt
+    ocistream have images/ app.tar
+    """
+    from ocistream import __version__
+    from ocistream.have_lists import lines
+
+    parsed = [parse_end(end) for end in ends]
+    _check_stdin([*(end.text for end in parsed if end.is_stream), *([among] if among == "-" else [])])
+    if session.options["mount_from"] and among is None:
+        msg = "--mount-from is for --among"
+        raise UsageError(msg, hint="without it, name those repositories beside the others: ocistream have REPO REPO")
+    session.check_credentials({end.reference.registry for end in parsed if end.reference})
+    with _opened(session, parsed, writes=among is not None) as holdings:
+        found = _all_of(holdings) if among is None else _some_of(holdings, _asked_for(session, among))
+    # Nothing was written before: whoever gets a list gets all of it.
+    text = lines([holding.origin for holding in holdings], found, by=__version__)
+    while some := "".join(itertools.islice(text, _LINES)):
+        click.echo(some, nl=False)
+
+
+def _check_stdin(uses: Sequence[str]) -> None:
+    if len(uses) > 1:
+        msg = "stdin cannot be read twice"
+        raise UsageError(msg, hint="read one of them from a file")
+
+
+@contextlib.contextmanager
+def _opened(session: Session, ends: Sequence[End], *, writes: bool) -> Iterator[list[Holding]]:
+    from ocistream.holdings import open_holding
+    from ocistream.verification import Onlooker
+
+    want = Want(max_ratio=int(session.options["max_ratio"]), referrers="listed")
+
+    def opened(end: End) -> Holding:
+        registry = end.reference.registry if end.reference else None
+        mounts = mount_sources(session.options["mount_from"], registry)
+        around = session.surroundings(named={registry} if registry else ())
+        return open_holding(
+            end, replace(around, mount_from=mounts), onlooker, want=want, writes=writes, tell=session.console.note
+        )
+
+    with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
+        yield list(map(opened, ends))
+
+
+def _all_of(holdings: Sequence[Holding]) -> set[str]:
+    return set[str]().union(*(holding.digests() for holding in holdings))
+
+
+def _some_of(holdings: Sequence[Holding], asked_for: Sequence[Descriptor]) -> set[str]:
+    found: set[str] = set()
+    for holding in holdings:
+        # What is not there holds nothing, and that is an answer.
+        with contextlib.suppress(NotFoundError):
+            found |= holding.among([blob for blob in asked_for if blob.digest not in found])
+    return found
+
+
+def _asked_for(session: Session, among: str) -> list[Descriptor]:
+    """Read the list of --among.
+
+    Raises:
+        NotFoundError, ArchiveError, LocalDiskError: it is not there, or is none.
+        UnsupportedError: it has more digests than one transfer can.
+    """
+    from ocistream import limits
+    from ocistream.have_lists import HaveList, lines_of
+    from ocistream.model import UNKNOWN_SIZE, UNKNOWN_TYPE, Descriptor
+
+    what = "the list on stdin" if among == "-" else among
+    found: dict[str, None] = {}
+    with _list_file(session, among) as file:
+        for digest in HaveList(lines_of(file), what):
+            found[digest] = None
+            if len(found) > limits.MAX_ASKED:
+                msg = f"{what} has more than {limits.MAX_ASKED} digests"
+                raise UnsupportedError(msg, hint="ask for the blobs of fewer images at a time")
+    return [Descriptor(UNKNOWN_TYPE, digest, UNKNOWN_SIZE) for digest in found]
+
+
+@contextlib.contextmanager
+def _list_file(session: Session, path: str) -> Iterator[IO[bytes]]:
+    from pathlib import Path
+
+    from ocistream import files
+    from ocistream.reference import printable
+
+    if path == "-":
+        with files.disk_errors("cannot read the list on stdin"):
+            yield session.stdin("list", "pipe a list in, or name its file")
+        return
+    with files.disk_errors(f"cannot read {printable(path)}"), Path(path).open("rb") as file:
+        yield file

@@ -1,0 +1,196 @@
+"""Lists of what is there: written, read back as a stream, and refused where they are none or not whole."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tracemalloc
+from collections.abc import Collection, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
+from ocistream.have_lists import Found, found_in, lines, lines_of
+from tests.images import digest_of
+
+A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
+LONG = digest_of(b"d", "sha512")
+HEAD = b"# ocistream have 1\n# origin registry.local/app\n# by ocistream 0.5.0\n"
+
+
+def written(digests: Collection[str], *origins: str) -> bytes:
+    return "".join(lines(origins or ("registry.local/app",), digests, by="0.5.0")).encode()
+
+
+def read(text: bytes, *wanted: str) -> Found:
+    return found_in(lines_of(io.BytesIO(text)), {*wanted}, "have.txt")
+
+
+def refused(text: bytes, *words: str, error: type[OcistreamError] = ArchiveError) -> None:
+    with pytest.raises(error) as found:
+        read(text, A)
+    assert type(found.value) is error
+    for word in ("have.txt", *words):
+        assert word in found.value.what, found.value.what
+    assert found.value.what.isprintable()
+    assert found.value.hint
+
+
+def test_a_list_is_a_header_and_its_digests_in_order() -> None:
+    assert written({C, A, B}) == HEAD + b"# digests 3\n" + "".join(f"{d}\n" for d in sorted((A, B, C))).encode()
+
+
+def test_it_names_all_that_it_is_of() -> None:
+    text = written({A}, "registry.local/app", "oci:a\nb")
+    assert b"# origin registry.local/app\n# origin oci:a?b\n# by" in text
+    assert read(text, A) == Found({A}, ("registry.local/app", "oci:a?b"), ("0.5.0",), 1)
+
+
+def test_only_what_is_wanted_is_given() -> None:
+    found = read(written({A, B, LONG}), B, C, LONG)
+    assert found == Found({B, LONG}, ("registry.local/app",), ("0.5.0",), 3)
+
+
+def test_an_end_with_nothing_in_it_has_a_list_too() -> None:
+    assert read(written(set()), A) == Found(set(), ("registry.local/app",), ("0.5.0",), 0)
+
+
+_digests = st.sets(st.binary(max_size=4).map(digest_of), max_size=20)
+
+
+@given(_digests, _digests)
+def test_what_is_written_is_read(there: set[str], wanted: set[str]) -> None:
+    found = read(written(there), *wanted)
+    assert (found.digests, found.total) == (there & wanted, len(there))
+
+
+@pytest.mark.parametrize("there", [{A}, {A, B, LONG}])
+def test_a_list_that_is_cut_anywhere_is_refused(there: set[str]) -> None:
+    whole = written(there)
+    for size in range(len(whole) - 1):
+        with pytest.raises(ArchiveError):
+            read(whole[:size], A)
+    # The last line's end says nothing.
+    assert read(whole[:-1], A).digests == {A}
+
+
+def test_how_much_is_lacking_is_said() -> None:
+    there = [digest_of(bytes([n])) for n in range(30)]
+    cut = b"".join(written(there).splitlines(keepends=True)[: 4 + 17])
+    refused(cut, "cut short: 17 of 30 digests")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\n\r\n",
+        b"# what is this?\n",
+    ],
+)
+def test_a_command_that_failed_wrote_no_list(text: bytes) -> None:
+    refused(text, "no digest")
+
+
+def test_a_header_without_a_count_is_one_that_was_cut() -> None:
+    refused(HEAD, "cut short")
+    refused(HEAD + written(set()), "cut short")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{A}\n{B}\n",
+        f"{A}\r\n\r\n  {B}",
+        f"\ufeff{A}\n{B}",
+        f"# made with jq\n#\n\n{B}\n{A}\n{A}\n",
+        f"# ocistream have 1\n# by the way\n# digests 2\n# sizes later\n{B}\n{A}\n{LONG}\n",
+    ],
+    ids=["bare", "crlf", "byte order mark", "comments, twice", "later headers, appended"],
+)
+def test_lists_are_taken_as_people_make_them(text: str) -> None:
+    assert read(text.encode(), A, B).digests == {A, B}
+
+
+def test_lists_are_joined_by_cat() -> None:
+    joined = written({A, B}) + f"{C}\n".encode() + written({A}, "oci:there")
+    assert read(joined, A, C) == Found({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
+    refused(written({A, B})[: -len(A) - 1] + written({C}), "cut short: 2 of 3 digests")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (A.upper(), "SHA256:"),
+        (f"sha256:{A[7:].upper()}", "is no digest"),
+        (A[:-1], A[:-1]),
+        (f"{A} {B}", "is no digest"),
+        (A[7:], "is no digest"),
+        ("md5:" + "0" * 32, "md5:"),
+        ("\x1b[2J", "?[2J"),
+        ("# digests many", "no number"),
+        ("# digests -1", "no number"),
+        ("# digests 9999999999", "no number"),
+    ],
+)
+def test_a_line_that_is_no_digest_is_named(line: str, words: str) -> None:
+    refused(f"{A}\n{line}\n".encode(), "line 2:", words)
+
+
+@pytest.mark.parametrize("version", ["2", "1.1", "x", "10"])
+def test_a_later_format_is_not_guessed_at(version: str) -> None:
+    refused(f"# ocistream have {version}\n{A}\n".encode(), version, error=UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (gzip.compress(written({A})), "gzip"),
+        (b"\x28\xb5\x2f\xfd" + bytes(8), "zstd"),
+        (written({A}).decode().encode("utf-16"), "UTF-16"),
+        (b"\xfe\xff" + written({A}).decode().encode("utf-16-be"), "UTF-16"),
+        (b"oci-layout" + bytes(502), "line 1"),
+        (bytes(limits.MAX_HAVE_LINE + 1), "line 1"),
+    ],
+    ids=["gzip", "zstd", "utf-16", "utf-16, big-endian", "a tar", "zeros"],
+)
+def test_what_is_no_text_is_no_list(text: bytes, word: str) -> None:
+    refused(text, word)
+
+
+def test_a_line_without_end_is_not_held() -> None:
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: object) -> int:
+            view = memoryview(buffer)  # type: ignore[arg-type]
+            view[:] = b"a" * len(view)
+            return len(view)
+
+    with pytest.raises(ArchiveError, match="line 1: it has more than"):
+        found_in(lines_of(io.BufferedReader(Endless())), {A}, "have.txt")
+
+
+def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_HAVE_LINES", 3)
+    assert read(f"{A}\n\n\n".encode(), A).digests == {A}
+    refused(f"{A}\n\n\n\n".encode(), "more than 3 lines", error=UnsupportedError)
+
+
+def test_memory_does_not_grow_with_the_list() -> None:
+    def many(count: int) -> Iterator[bytes]:
+        for number in range(count):
+            yield f"# origin {number}\nsha256:{number:064x}\n".encode().splitlines()[number % 2] + b"\n"
+
+    peaks = []
+    for count in (1_000, 50_000):
+        tracemalloc.start()
+        found = found_in(many(count), {A}, "have.txt")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(found.origins) <= limits.MAX_HAVE_HEADERS
+    assert peaks[1] < peaks[0] + 64 * limits.KIB
