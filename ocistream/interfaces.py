@@ -177,6 +177,9 @@ class Mounts(Protocol):
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Try to take the blob from where `source` holds it; False where it must be sent after all."""
 
+    def could_mount(self, descriptor: Descriptor, source: Source) -> bool:
+        """Say whether that would be possible, without changing anything."""
+
 
 @runtime_checkable
 class TakesAgain(Protocol):

@@ -195,10 +195,29 @@ class _Transfer:
         for blob in self._waiting(graph):
             known = knows.lacks(blob) if knows else blob.digest in graph.left_out
             (lacked if known else waiting).append(blob)
+        # Nothing is mounted either before it is known that nothing is missing.
+        self._check_missing(graph, [*absent, *self._out_of_reach(lacked)])
         missing = [*absent, *self._without_those_there(lacked)]
+        self._check_missing(graph, missing)
+        return missing, waiting
+
+    def _out_of_reach(self, blobs: list[Descriptor]) -> list[Descriptor]:
+        """Give those that the sink has not, and could not have without their bytes."""
+        mounts = self._sink if isinstance(self._sink, Mounts) else None
+        missing: list[Descriptor] = []
+
+        def ask(blob: Descriptor) -> None:
+            if not self._sink.has(blob) and not (mounts and mounts.could_mount(blob, self._source)):
+                missing.append(blob)
+
+        each(ask, blobs, jobs=self._jobs if self._sink.parallel else 1, cancelled=self._cancelled)
+        digests = {blob.digest for blob in missing}
+        return [blob for blob in blobs if blob.digest in digests]
+
+    @staticmethod
+    def _check_missing(graph: Graph, missing: list[Descriptor]) -> None:
         if any(m.digest not in graph.left_out or graph.left_out[m.digest].kind != VOLUME for m in missing):
             raise ShortfallError(missing, graph, is_untouched=True)
-        return missing, waiting
 
     def _became(self, graph: Graph) -> list[Moved]:
         """Say what became of each blob of what was written."""

@@ -77,6 +77,18 @@ class Uploader:
             asked = True
         return False
 
+    def could_mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
+        """Say whether any of several repositories of the same registry has a blob; nothing is opened for that.
+
+        Raises:
+            NetworkError: there was no answer, after all retries.
+        """
+        for source in sources:
+            with contextlib.suppress(*_REFUSALS):
+                if self._sessions.is_in(descriptor, source):
+                    return True
+        return False
+
     def upload(self, blob: Blob | Unnamed) -> None:
         """Send a blob.
 

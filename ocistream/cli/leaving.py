@@ -55,6 +55,7 @@ def leaving_options(command: Callable[..., None]) -> Callable[..., None]:
 def registries_asked(session: Session) -> set[str]:
     """Give the registries that are asked what they have: a user name that is given would be for them as well."""
     have, base, _ = _given(session)
+    # A path that is there is an archive, a layout or a list.
     ends = [parse_end(text) for text in (*have, *base) if text != "-" and not Path(text).exists()]
     return {end.reference.registry for end in ends if end.reference}
 
@@ -111,7 +112,7 @@ def _had(session: Session, text: str) -> LeaveOut:
     """Take a value of --have: a list, or an end that holds blobs."""
     if text == "-" or _is_list(Path(text)):
         return lambda graph: _of_list(session, text, graph)
-    end = parse_end(text)
+    end = parse_end(text, bare_is_path=Path(text).exists())
     if end.kind == "docker" and "/" not in text:
         # What names no registry is rather a file's name that is not there than an image of Docker Hub's.
         msg = f"--have {printable(text)}: no such file"
@@ -123,9 +124,7 @@ def _had(session: Session, text: str) -> LeaveOut:
 
         named = {end.reference.registry} if end.reference else set[str]()
         with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
-            holding = open_holding(
-                end, session.surroundings(named=named), onlooker, jobs=session.jobs, cancelled=session.cancelled
-            )
+            holding = open_holding(end, session.surroundings(named=named), onlooker)
             there = holding.among(graph.blobs)
         return _told(session, dict.fromkeys(sorted(there), Reason(HAVE, holding.origin)), text)
 
@@ -181,7 +180,7 @@ def _told(session: Session, found: Mapping[str, Reason], what: str) -> Mapping[s
 
 def _based(session: Session, text: str, choice: PlatformChoice) -> LeaveOut:
     """Take a value of --base: an image, or any other end."""
-    end = parse_end(text)
+    end = parse_end(text, bare_is_path=Path(text).exists())
     if end.is_stream:
         msg = "--base is an image, and no list: a list is what --have takes"
         raise UsageError(msg)

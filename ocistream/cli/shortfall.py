@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from ocistream.cli.progress import human_size
+from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
 from ocistream.shortfall import ShortfallError
 from ocistream.stores.index import full_reference
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["explained"]
 
-#: So many digests are written into a command; for more, the other side is asked once more what it has.
+#: So many digests are written into an error, and into a command; for more, the other side is asked once more.
 _MAX_IN_COMMAND: Final = 20
 #: So many are listed.
 _MAX_LISTED: Final = 1000
@@ -31,19 +31,29 @@ def explained(console: Console, of: End | None) -> Iterator[None]:
     try:
         yield
     except ShortfallError as error:
-        left_out = error.graph.left_out
-        if any(missing.digest in left_out for missing in error.missing):
-            _list(console, error)
+        if any(missing.digest in error.graph.left_out for missing in error.missing):
+            error.what = _what(error)
             error.hint = _how_to_get_it(error, of)
+            _list(console, error)
         raise
 
 
+def _what(error: ShortfallError) -> str:
+    many = len(error.missing)
+    size = human_size(sum(missing.size for missing in error.missing))
+    reasons = {error.graph.left_out.get(missing.digest) for missing in error.missing}
+    said = "; ".join(sorted(f"left out as {reason}" for reason in reasons if reason)[:5])
+    done = "nothing was sent" if error.is_untouched else "no image is visible"
+    shown = ", ".join(missing.digest for missing in error.missing) if many <= _MAX_IN_COMMAND else "see above"
+    return f"neither it nor the destination has {counted(many, 'blob')} ({size}; {said}), and {done}: {shown}"
+
+
 def _list(console: Console, error: ShortfallError) -> None:
-    # They belong to the error, so they are said with -q too.
+    """List what the error itself has no room for; with -q too, since it belongs to it."""
+    if len(error.missing) <= _MAX_IN_COMMAND:
+        return
     for missing in error.missing[:_MAX_LISTED]:
-        reason = error.graph.left_out.get(missing.digest)
-        why = f", left out as {reason}" if reason else ""
-        console.note(f"missing {missing.digest} ({human_size(missing.size)}{why})", level=-1)
+        console.note(f"missing {missing.digest} ({human_size(missing.size)})", level=-1)
     if len(error.missing) > _MAX_LISTED:
         console.note(f"missing {len(error.missing) - _MAX_LISTED} more", level=-1)
 

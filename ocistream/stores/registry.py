@@ -119,19 +119,31 @@ class RegistrySink:
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from where another repository of the same registry has it, or may have it."""
-        from ocistream.stores.registry_source import RegistrySource
-
-        place = source.home(descriptor.digest) if isinstance(source, RegistrySource) else None
         for home in self._lacking(descriptor):
-            repository, uploader = self._uploaders[home]
-            own = (place[1],) if place and place[0] == repository.endpoint.registry else ()
-            reason = self._left_out.get(descriptor.digest)
-            said = reason.repositories if reason else ()
-            sources = [name for name in dict.fromkeys((*own, *said, *self._mount_from)) if name != home]
-            if not uploader.mount_from_any(descriptor, sources):
+            if not self._uploaders[home][1].mount_from_any(descriptor, self._mountable(descriptor, source, home)):
                 return False
             self._has[home, descriptor.digest] = True
         return True
+
+    def could_mount(self, descriptor: Descriptor, source: Source) -> bool:
+        """Ask whether a blob is where it could be mounted from, without doing so."""
+        return all(
+            self._uploaders[home][1].could_mount(descriptor, self._mountable(descriptor, source, home))
+            for home in self._lacking(descriptor)
+        )
+
+    def _mountable(self, descriptor: Descriptor, source: Source, home: str) -> Sequence[str]:
+        """Give the repositories that a blob might be mounted from, the likeliest first.
+
+        Those are the one that it comes from, those that are said to have it where it was left out, and --mount-from's.
+        """
+        from ocistream.stores.registry_source import RegistrySource
+
+        place = source.home(descriptor.digest) if isinstance(source, RegistrySource) else None
+        own = (place[1],) if place and place[0] == self._uploaders[home][0].endpoint.registry else ()
+        reason = self._left_out.get(descriptor.digest)
+        said = reason.repositories if reason else ()
+        return [name for name in dict.fromkeys((*own, *said, *self._mount_from)) if name != home]
 
     def put(self, blob: Blob) -> None:
         """Upload a blob to the first repository that needs it, and mount it from there into the others."""

@@ -74,6 +74,9 @@ class Mounting(Memory):
         self.mountable = set(mountable)
         self.sources: list[Source] = []
 
+    def could_mount(self, descriptor: Descriptor, source: Source) -> bool:  # noqa: ARG002 - Mounts' signature
+        return descriptor.digest in self.mountable
+
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         self.sources.append(source)
         return descriptor.digest in self.mountable
