@@ -89,7 +89,7 @@ def test_the_document_says_what_was_moved(
         "referrers": [],
         "leftBehind": [],
         "foreign": [],
-        "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0},
+        "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0, "leftOut": 0},
         "resumed": 0,
         "retried": 0,
         "upload": {},
@@ -109,11 +109,11 @@ def test_the_document_says_what_was_skipped_mounted_and_tried_again(
     # A blob that one repository has is visible in all of an embedded registry, so a HEAD must be answered with no.
     registry.faults = [Fault(refusal(404), "HEAD", "/v2/mounted/blobs/", times=None)]
     expect.success(ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path))
-    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total}
+    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total, "leftOut": 0}
     assert {blob["how"] for blob in document(path)["blobs"]} == {"mounted"}
     registry.faults = [Fault(refusal(503), "HEAD", "/blobs/", times=2)]
     expect.success(ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path))
-    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": total, "mounted": 0}
+    assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": total, "mounted": 0, "leftOut": 0}
     assert document(path)["retried"] == 2
 
 
