@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.ahead import Ahead
+from ocistream.asking import Asking
 from ocistream.attachments import CONVERTED
 from ocistream.blobs import held, peeked
 from ocistream.configs import Configs, checked
@@ -26,10 +27,8 @@ from ocistream.interfaces import (
     HasNoPlace,
     Holds,
     Keeps,
-    Lacks,
     LeavesOut,
     MayHaveToWait,
-    Mounts,
     Recalls,
     Spares,
     TakesAgain,
@@ -37,7 +36,6 @@ from ocistream.interfaces import (
     Unnamed,
     Unwatched,
 )
-from ocistream.left_out import VOLUME
 from ocistream.model import Descriptor
 from ocistream.report import Moved, Report
 from ocistream.rereading import until_right
@@ -151,8 +149,13 @@ class _Transfer:
         for blob in graph.blobs if graph.leaving else ():
             if blob.digest in graph.leaving:
                 self._note(blob, "left out")
-        missing, waiting = self._asked_first(graph)
-        wanted = self._without_those_there(waiting)
+        asking = Asking(self._source, self._sink, self._note, jobs=self._jobs, cancelled=self._cancelled)
+        missing, waiting = asking.missing_and_others(graph, self._waiting(graph))
+        self._check_convertible()
+        # Of a layer that is compressed anew, nobody knows yet what it becomes.
+        asking.take([blob for blob in waiting if blob.digest not in self._layers])
+        # A config that is there is read all the same: it says what the layers have to be.
+        wanted = [blob for blob in waiting if blob.digest not in self._moved or blob.digest in self._configs]
         # Even where nothing is wanted any more, a pipe is read to its end.
         wanted = self._put_manifests_wanted_as_blobs(graph, wanted)
         self._put_all(wanted)
@@ -169,6 +172,14 @@ class _Transfer:
         self._sink.commit(graph)
         return Report(graph, source, self._became(graph), time.monotonic() - began, origins)
 
+    def _check_convertible(self) -> None:
+        """Refuse to compress anew what the source was made without: only the sink has it."""
+        for digest in self._layers:
+            moved = self._moved.get(digest)
+            if moved is not None and moved.how in {"skipped", "mounted"}:
+                msg = f"{digest} is to be compressed anew, and only the destination has it"
+                raise UnsupportedError(msg, hint="leave --compress away: some layers were left out here")
+
     def _leaving(self, graph: Graph) -> Graph:
         """Decide what is left out on purpose."""
         if self.leave_out is None:
@@ -178,46 +189,6 @@ class _Transfer:
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         leaving = self.leave_out(graph)
         return replace(graph, leaving={b.digest: leaving[b.digest] for b in graph.blobs if b.digest in leaving})
-
-    def _asked_first(self, graph: Graph) -> tuple[list[Descriptor], list[Descriptor]]:
-        """Ask for what the source is known to lack, before anything is sent; give what is missing, and all else.
-
-        Raises:
-            ShortfallError: some of it is not there. Only what is in another volume may come there later.
-        """
-        named = {root.descriptor.digest for root in graph.roots}
-        named.update(attached.descriptor.digest for attached in graph.all_attached if attached.tag)
-        # A name can only be given to a manifest whose bytes are at hand.
-        absent = [m for m in graph.absent if m.digest in named or not self._sink.has_manifest(m)]
-        knows = self._source if isinstance(self._source, Lacks) else None
-        lacked: list[Descriptor] = []
-        waiting: list[Descriptor] = []
-        for blob in self._waiting(graph):
-            known = knows.lacks(blob) if knows else blob.digest in graph.left_out
-            (lacked if known else waiting).append(blob)
-        # Nothing is mounted either before it is known that nothing is missing.
-        self._check_missing(graph, [*absent, *self._out_of_reach(lacked)])
-        missing = [*absent, *self._without_those_there(lacked)]
-        self._check_missing(graph, missing)
-        return missing, waiting
-
-    def _out_of_reach(self, blobs: list[Descriptor]) -> list[Descriptor]:
-        """Give those that the sink has not, and could not have without their bytes."""
-        mounts = self._sink if isinstance(self._sink, Mounts) else None
-        missing: list[Descriptor] = []
-
-        def ask(blob: Descriptor) -> None:
-            if not self._sink.has(blob) and not (mounts and mounts.could_mount(blob, self._source)):
-                missing.append(blob)
-
-        each(ask, blobs, jobs=self._jobs if self._sink.parallel else 1, cancelled=self._cancelled)
-        digests = {blob.digest for blob in missing}
-        return [blob for blob in blobs if blob.digest in digests]
-
-    @staticmethod
-    def _check_missing(graph: Graph, missing: list[Descriptor]) -> None:
-        if any(m.digest not in graph.left_out or graph.left_out[m.digest].kind != VOLUME for m in missing):
-            raise ShortfallError(missing, graph, is_untouched=True)
 
     def _became(self, graph: Graph) -> list[Moved]:
         """Say what became of each blob of what was written."""
@@ -345,23 +316,6 @@ class _Transfer:
             else:
                 self._of_images.check_early(blob)
         return waiting
-
-    def _without_those_there(self, blobs: list[Descriptor]) -> list[Descriptor]:
-        """Ask for every blob whether the sink has it, or can have it without its bytes being sent."""
-        mounts = self._sink if isinstance(self._sink, Mounts) else None
-
-        def ask(descriptor: Descriptor) -> None:
-            if descriptor.digest in self._layers:
-                # Nobody knows yet what it becomes.
-                return
-            if self._sink.has(descriptor):
-                self._note(descriptor, "skipped")
-            elif mounts is not None and mounts.mount(descriptor, self._source):
-                self._note(descriptor, "mounted")
-
-        each(ask, blobs, jobs=self._jobs if self._sink.parallel else 1, cancelled=self._cancelled)
-        # A config that is there is read all the same: it says what the layers have to be.
-        return [blob for blob in blobs if blob.digest not in self._moved or blob.digest in self._configs]
 
     def _put_manifests_wanted_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
         """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway."""

@@ -170,6 +170,7 @@ class TestResult:
             "converted": first["size"] + third["size"],
             "skipped": 0,
             "mounted": 0,
+            "leftOut": 0,
         }
         assert "2 of them converted" in result.err
 

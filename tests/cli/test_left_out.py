@@ -332,6 +332,12 @@ class TestPush:
         assert not releases.far.asked("POST")
         assert tags(releases.far.host, "app") == ["1"]
 
+    def test_with_layers_made_anew_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        expect.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        result = ocistream("push", f"{releases.far.host}/app:2", "-i", tmp_path / "delta.tar", "--compress", "zstd")
+        expect.failure(result, 8, "--compress")
+        assert tags(releases.far.host, "app") == ["1"]
+
     def test_many_missing_are_listed_apart(
         self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:

@@ -1,0 +1,104 @@
+"""What a sink is asked before anything is sent: which blobs it has, or can have without their bytes.
+
+What the source is known to lack comes first, so that whatever neither side has is found out while nothing is changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocistream.interfaces import Lacks, Mounts
+from ocistream.left_out import VOLUME
+from ocistream.shortfall import ShortfallError
+from ocistream.workers import each
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from ocistream.graph import Graph
+    from ocistream.interfaces import Sink, Source
+    from ocistream.model import Descriptor
+
+__all__ = ["Asking"]
+
+
+class Asking:
+    """A sink, and the questions that one transfer has. Several are asked at once, where the sink allows it."""
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        note: Callable[[Descriptor, str], None],
+        *,
+        jobs: int,
+        cancelled: threading.Event,
+    ) -> None:
+        """`note` is told of each blob that was "skipped" or "mounted"; it may be called from any thread."""
+        self._source = source
+        self._sink = sink
+        self._note = note
+        self._mounts = sink if isinstance(sink, Mounts) else None
+        self._jobs = jobs if sink.parallel else 1
+        self._cancelled = cancelled
+
+    def missing_and_others(
+        self, graph: Graph, waiting: Sequence[Descriptor]
+    ) -> tuple[list[Descriptor], list[Descriptor]]:
+        """Take what the source is known to lack; give what is in other volumes, and what it is not known to lack.
+
+        Raises:
+            ShortfallError: there is something that neither side has, nor another volume. Nothing was sent or mounted.
+        """
+        knows = self._source if isinstance(self._source, Lacks) else None
+        lacked: list[Descriptor] = []
+        others: list[Descriptor] = []
+        for blob in waiting:
+            known = knows.lacks(blob) if knows else blob.digest in graph.left_out
+            (lacked if known else others).append(blob)
+        absent = self._absent(graph)
+        _check(graph, [*absent, *self._out_of_reach(lacked)])
+        there = self.take(lacked)
+        missing = [*absent, *(blob for blob in lacked if blob.digest not in there)]
+        _check(graph, missing)
+        return missing, others
+
+    def take(self, blobs: Sequence[Descriptor]) -> set[str]:
+        """Ask for each blob whether it is there, or can be mounted, and have that done; give the digests of those."""
+        there: set[str] = set()
+
+        def ask(blob: Descriptor) -> None:
+            if self._sink.has(blob):
+                self._note(blob, "skipped")
+            elif self._mounts is not None and self._mounts.mount(blob, self._source):
+                self._note(blob, "mounted")
+            else:
+                return
+            there.add(blob.digest)
+
+        each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
+        return there
+
+    def _absent(self, graph: Graph) -> list[Descriptor]:
+        """Give the manifests that neither side has."""
+        named = {root.descriptor.digest for root in graph.roots}
+        named.update(attached.descriptor.digest for attached in graph.all_attached if attached.tag)
+        # A name can only be given to a manifest whose bytes are at hand.
+        return [m for m in graph.absent if m.digest in named or not self._sink.has_manifest(m)]
+
+    def _out_of_reach(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
+        """Give those that the sink has not, and could not mount."""
+        missing: set[str] = set()
+
+        def ask(blob: Descriptor) -> None:
+            if not self._sink.has(blob) and not (self._mounts and self._mounts.could_mount(blob, self._source)):
+                missing.add(blob.digest)
+
+        each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
+        return [blob for blob in blobs if blob.digest in missing]
+
+
+def _check(graph: Graph, missing: Sequence[Descriptor]) -> None:
+    if any(blob.digest not in graph.left_out or graph.left_out[blob.digest].kind != VOLUME for blob in missing):
+        raise ShortfallError(missing, graph, is_untouched=True)
