@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ocistream.auth_file import host_of
 from ocistream.cli import COMMANDS
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
+from ocistream.have_lists import HaveList, found_in, lines, lines_of
 from ocistream.model import is_media_type, parse_platform
 from ocistream.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
 from ocistream.places import checked_location
@@ -188,8 +190,40 @@ def _seeds(*lists: Sequence[bytes]) -> Sequence[bytes]:
     return [item for one in lists for item in one]
 
 
+# -- lists of what is there ---------------------------------------------------------------------------------
+
+_LISTS: Final = (
+    b"# ocistream have 1\n# origin registry.local/app\n# by ocistream 0.5.0\n# digests 2\nsha256:" + _HEX
+    + b"\nsha512:" + _HEX * 2 + b"\n",
+    b"# ocistream have 1\n# digests 0\n", b"\xef\xbb\xbfsha256:" + _HEX + b"\r\n\r\n# by hand\r\n", b"",
+    b"\x1f\x8b\x08\x00", b"\xff\xfe#\x00",
+)  # fmt: skip
+_LIST_TOKENS: Final = (
+    b"# ocistream have 2\n", b"# digests 999999999\n", b"# digests 1\n", b"# origin \x1b[2J\n", b"\n", b"\r", b"#",
+    b"sha256:" + _HEX, b"sha256:" + b"F" * 64, b"\0",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _lists(_: Path) -> Iterator[Check]:
+    """A list of digests is read; what is taken out of it is written again and read again as the same."""
+
+    def check(data: bytes) -> None:
+        read = HaveList(lines_of(io.BytesIO(data)), "the list")
+        digests = set(read)
+        assert len(digests) <= read.total
+        again = "".join(lines(list(read.origins), digests, by="0")).encode()
+        found = found_in(lines_of(io.BytesIO(again)), digests, "the list")
+        assert found.digests == digests, "read again, it is another one"
+        assert found.total == len(digests)
+        assert all(origin.isprintable() for origin in found.origins)
+
+    yield check
+
+
 TARGETS: Final = (
     Target("names", _names, lambda: _seeds(_NAMES), frozenset({2, 8}), tokens=_TOKENS, share=12000),
     Target("headers", _headers, lambda: _seeds(_HEADERS), frozenset({7}), tokens=_HEADER_TOKENS, share=12000),
+    Target("have-lists", _lists, lambda: _seeds(_LISTS), frozenset({6, 8}), tokens=_LIST_TOKENS, share=4000),
     Target("command-lines", _lines, lambda: _seeds(_LINES), frozenset({2, 8}), tokens=_LINE_TOKENS, share=1500),
 )

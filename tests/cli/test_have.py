@@ -1,0 +1,319 @@
+"""`ocistream have`: the digests that an end holds, and which of some it holds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import ocistream as package
+from ocistream import limits
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import expect
+from tests.cli.run import Argument, Result, measured, ocistream
+from tests.docker_archives import archive_of, of_docker, saved
+from tests.faults import Fault, FaultyRegistry, Reply, refusal
+from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, small_image, two_platforms
+from tests.registry_http import seed
+
+ENDS = ["layout", "path", "file", "gzip", "pipe", "pipe, index first", "repository"]
+OTHER = digest_of(b"nobody has this")
+
+
+def listed(result: Result, *origins: str) -> set[str]:
+    """Return the digests of a list, after a look at all else that is in it."""
+    expect.success(result)
+    header = [line for line in result.lines() if line.startswith("#")]
+    digests = [line for line in result.lines() if not line.startswith("#")]
+    assert header == [
+        "# ocistream have 1",
+        *(f"# origin {origin}" for origin in origins),
+        f"# by ocistream {package.__version__}",
+        f"# digests {len(digests)}",
+    ]
+    assert result.lines() == header + digests
+    assert digests == sorted(set(digests))
+    return set(digests)
+
+
+def everything(layout: Layout) -> set[str]:
+    return {f"sha256:{path.name}" for path in (layout.path / "blobs" / "sha256").iterdir()}
+
+
+class End:
+    """The content of a layout as an end of any kind: its argument, what is on stdin, and how it is called."""
+
+    def __init__(self, kind: str, layout: Layout, registry: FaultyRegistry, folder: Path) -> None:
+        archive = tar_of(small_first(layout) if kind.endswith("first") else items_of(layout))
+        file = folder / "x.tar"
+        file.write_bytes(gzip.compress(archive) if kind == "gzip" else archive)
+        self.stdin = archive if kind.startswith("pipe") else None
+        self.text = {
+            "layout": f"oci:{layout.path}",
+            "path": str(layout.path),
+            "file": f"oci-archive:{file}",
+            "gzip": str(file),
+            "repository": f"{registry.host}/app",
+        }.get(kind, "-")
+        self.origin = f"oci:{self.text}" if kind == "path" else self.text
+        if kind == "repository":
+            for entry in json.loads((layout.path / "index.json").read_bytes())["manifests"]:
+                tag = entry["annotations"]["org.opencontainers.image.ref.name"]
+                seed(layout, entry, registry.host, "app", tag)
+
+    def have(self, *options: Argument) -> Result:
+        return ocistream("have", self.text, *options, stdin=self.stdin)
+
+
+@pytest.mark.parametrize("kind", ENDS)
+class TestEnds:
+    def test_all_that_is_there_is_listed(
+        self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        small_image(layout, name="v1")
+        two_platforms(layout, name="both")
+        end = End(kind, layout, served, tmp_path)
+        assert listed(end.have(), end.origin) == everything(layout)
+
+    def test_what_is_lacking_is_not(self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
+        image = small_image(layout, name="v1")
+        gone = layout.read(image["digest"])["layers"][1]["digest"]
+        end = End(kind, layout, served, tmp_path)
+        if kind == "repository":
+            served.layout.delete_blob(gone)
+        else:
+            layout.file(gone).unlink()
+            end = End(kind, layout, served, tmp_path)
+        found = listed(end.have(), end.origin)
+        assert gone not in found
+        assert image["digest"] in found
+
+    def test_of_a_list_only_what_is_there_is_listed(
+        self, kind: str, layout: Layout, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        image = small_image(layout, name="v1")
+        document = layout.read(image["digest"])
+        asked = [OTHER, document["layers"][0]["digest"], document["config"]["digest"], image["digest"]]
+        (tmp_path / "asked").write_text("\n".join(asked))
+        end = End(kind, layout, served, tmp_path)
+        assert listed(end.have("--among", tmp_path / "asked"), end.origin) == {*asked[1:]}
+
+
+class TestRegistries:
+    def test_one_image_is_what_it_needs(self, layout: Layout, served: FaultyRegistry) -> None:
+        image, other = small_image(layout), layout.image([b"another"])
+        for tag, descriptor in (("v1", image), ("v2", other)):
+            seed(layout, descriptor, served.host, "app", tag)
+        document = layout.read(image["digest"])
+        needed = {image["digest"], *(blob["digest"] for blob in (document["config"], *document["layers"]))}
+        assert listed(ocistream("have", f"{served.host}/app:v1"), f"{served.host}/app:v1") == needed
+        by_digest = f"{served.host}/app@{image['digest']}"
+        assert listed(ocistream("have", by_digest), by_digest) == needed
+
+    def test_what_hangs_on_images_is_there_too(self, layout: Layout, served: FaultyRegistry) -> None:
+        image = small_image(layout)
+        seed(layout, image, served.host, "app", "v1")
+        parts = layout.artifact(b"a list of parts", subject=image)
+        seed(layout, parts, served.host, "app")
+        assert listed(ocistream("have", f"{served.host}/app"), f"{served.host}/app") == everything(layout)
+
+    def test_no_blob_is_fetched(self, layout: Layout, served: FaultyRegistry) -> None:
+        seed(layout, small_image(layout), served.host, "app", "v1")
+        served.requests.clear()
+        expect.success(ocistream("have", f"{served.host}/app"))
+        methods = {request.method for request in served.requests if "/blobs/" in request.path}
+        assert methods == {"HEAD"}
+
+    def test_more_tags_than_are_looked_at_together(self, layout: Layout, served: FaultyRegistry) -> None:
+        base = layout.blob(b"shared", OCI_LAYER)
+        for number in range(70):
+            seed(layout, layout.image([base, b"%d" % number]), served.host, "app", f"v{number}")
+        served.requests.clear()
+        assert listed(ocistream("have", f"{served.host}/app"), f"{served.host}/app") == everything(layout)
+        asked = [request.path for request in served.requests if "/blobs/" in request.path]
+        assert len(asked) == len(set(asked))
+
+    def test_a_tag_that_cannot_be_read_does_not_stand_for_all(self, layout: Layout, served: FaultyRegistry) -> None:
+        kept, lost = small_image(layout), layout.image([b"another"])
+        for tag, descriptor in (("kept", kept), ("lost", lost)):
+            seed(layout, descriptor, served.host, "app", tag)
+        served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), path="/manifests/lost", times=None))
+        result = ocistream("have", f"{served.host}/app")
+        found = listed(result, f"{served.host}/app")
+        assert kept["digest"] in found
+        assert lost["digest"] not in found
+        assert "app:lost" in result.err
+
+    @pytest.mark.parametrize("end", ["app", "app:v1", f"app@{OTHER}"])
+    def test_what_is_not_there_is_not_found(self, end: str, served: FaultyRegistry) -> None:
+        served.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), path="/tags/", times=None))
+        expect.failure(ocistream("have", f"{served.host}/{end}"), 4, "app")
+
+    @pytest.mark.parametrize("end", ["app", "app:v1", f"app@{OTHER}"])
+    def test_which_of_a_list_it_has_is_none(self, end: str, served: FaultyRegistry) -> None:
+        result = ocistream("have", "--among", "-", f"{served.host}/{end}", stdin=f"{OTHER}\n".encode())
+        assert listed(result, f"{served.host}/{end}") == set()
+
+    def test_what_can_be_mounted_counts(self, layout: Layout, served: FaultyRegistry) -> None:
+        seed(layout, small_image(layout), served.host, "base", "1")
+        asked = "\n".join(everything(layout)).encode()
+        line = ("have", "--among", "-", f"{served.host}/app", "--mount-from")
+        # The embedded registry is flat: that `app` has nothing is what others would say.
+        served.faults.append(Fault(refusal(404, "BLOB_UNKNOWN"), path="/v2/app/(blobs|manifests)/", times=None))
+        assert listed(ocistream(*line, "base", stdin=asked), f"{served.host}/app") == everything(layout)
+        assert listed(ocistream(*line, "other", stdin=b"# digests 0\n"), f"{served.host}/app") == set()
+        expect.failure(ocistream("have", f"{served.host}/app", "--mount-from", "base"), 2, "--among")
+
+    def test_a_registry_that_fails_gives_no_list(self, layout: Layout, served: FaultyRegistry) -> None:
+        seed(layout, small_image(layout), served.host, "app", "v1")
+        served.faults.append(Fault(Reply(500), "HEAD", "/blobs/", times=None, skip=2))
+        expect.failure(ocistream("have", f"{served.host}/app", "--retries", "0"), 7, "500")
+        expect.failure(
+            ocistream("have", "--among", "-", f"{served.host}/app", "--retries", "0", stdin=f"{OTHER}\n".encode()), 7
+        )
+
+    def test_a_right_to_look_is_all_that_is_asked_for(self, layout: Layout, served: FaultyRegistry) -> None:
+        seed(layout, small_image(layout), served.host, "app", "v1")
+        served.faults.append(Fault(refusal(401, "UNAUTHORIZED"), path="/v2/app/", times=None))
+        expect.failure(ocistream("have", f"{served.host}/app"), 3)
+
+    def test_tags_that_are_not_listed_are_said(self, layout: Layout, served: FaultyRegistry) -> None:
+        seed(layout, small_image(layout), served.host, "app", "v1")
+        elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
+        served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["v1"]}'), path="/tags/"))
+        result = ocistream("have", f"{served.host}/app")
+        assert listed(result, f"{served.host}/app") == everything(layout)
+        assert "further tags" in result.err
+
+
+class TestFiles:
+    def test_one_image_of_many(self, layout: Layout, tmp_path: Path) -> None:
+        image = layout.image([b"one"], name="v1")
+        layout.image([b"two"], name="v2")
+        document = layout.read(image["digest"])
+        needed = {image["digest"], document["config"]["digest"], document["layers"][0]["digest"]}
+        (tmp_path / "x.tar").write_bytes(tar_of(items_of(layout)))
+        for end in (f"oci:{layout.path}:v1", f"oci-archive:{tmp_path / 'x.tar'}:v1"):
+            assert listed(ocistream("have", end), end) == needed
+            asked = "\n".join(everything(layout)).encode()
+            assert listed(ocistream("have", "--among", "-", end, stdin=asked), end) == needed
+
+    @pytest.mark.parametrize("on_stdin", [False, True])
+    def test_a_docker_archive_has_configs_and_plain_layers(
+        self, on_stdin: bool, layout: Layout, tmp_path: Path
+    ) -> None:
+        image = saved(layout, small_image(layout), "app:1")
+        archive = tmp_path / "docker.tar"
+        archive.write_bytes(archive_of(of_docker([image])))
+        end = "-" if on_stdin else str(archive)
+        found = listed(ocistream("have", end, stdin=archive if on_stdin else None), end)
+        assert found == {digest_of(image.config), *image.diff_ids}
+
+    def test_several_ends_are_one_list(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
+        seed(layout, small_image(layout), served.host, "app", "v1")
+        other = Layout(tmp_path / "other")
+        small_image(other, annotations={"why": "because"}, name="v2")
+        ends = [f"{served.host}/app", f"oci:{other.path}"]
+        assert listed(ocistream("have", *ends), *ends) == everything(layout) | everything(other)
+        asked = "\n".join([*everything(layout), *everything(other)]).encode()
+        found = listed(ocistream("have", *ends, "--among", "-", stdin=asked), *ends)
+        assert found == everything(layout) | everything(other)
+
+    def test_links_and_folders_are_nothing(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        one, two = (layer["digest"] for layer in layout.read(image["digest"])["layers"])
+        layout.file(one).rename(layout.path / "elsewhere")
+        layout.file(one).symlink_to(layout.path / "elsewhere")
+        layout.file(two).unlink()
+        layout.file(two).mkdir()
+        expected = everything(layout) - {one, two}
+        end = f"oci:{layout.path}"
+        assert listed(ocistream("have", end), end) == expected
+        asked = "\n".join([*expected, one, two]).encode()
+        assert listed(ocistream("have", end, "--among", "-", stdin=asked), end) == expected
+
+    def test_a_layout_that_was_only_begun_has_what_it_has(self, layout: Layout) -> None:
+        image = small_image(layout, name="v1")
+        (layout.path / "index.json").unlink()
+        (layout.path / "oci-layout").unlink()
+        end = f"oci:{layout.path}"
+        asked = f"{image['digest']}\n{OTHER}\n".encode()
+        assert listed(ocistream("have", end, "--among", "-", stdin=asked), end) == {image["digest"]}
+        expect.failure(ocistream("have", end), 6, "index.json")
+
+    @pytest.mark.parametrize("end", ["oci:gone", "./gone.tar"])
+    def test_what_is_not_there_is_not_found_and_holds_nothing(self, end: str, tmp_path: Path) -> None:
+        expect.failure(ocistream("have", end, cwd=tmp_path), 4, "gone")
+        result = ocistream("have", end, "--among", "-", stdin=OTHER.encode(), cwd=tmp_path)
+        assert listed(result, end) == set()
+
+    @pytest.mark.parametrize("cut", [100, 3000, -512])
+    def test_an_archive_that_is_cut_gives_no_list(self, cut: int, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        (tmp_path / "x.tar").write_bytes(tar_of(small_first(layout), end=cut < 0)[:cut])
+        expect.failure(ocistream("have", tmp_path / "x.tar"), 6)
+        expect.failure(ocistream("have", "-", stdin=tmp_path / "x.tar"), 6)
+
+
+class TestTheQuestion:
+    @pytest.mark.parametrize(
+        ("text", "code", "word"),
+        [
+            (b"", 6, "no digest"),
+            (b"nonsense\n", 6, "line 1"),
+            (b"# ocistream have 2\n", 8, "format 2"),
+            (f"# ocistream have 1\n# digests 2\n{OTHER}\n".encode(), 6, "1 of 2"),
+            (b"".join(b"sha256:%064x\n" % n for n in range(limits.MAX_ASKED + 1)), 8, "more than"),
+        ],
+        ids=["empty", "nonsense", "later", "cut", "too many"],
+    )
+    def test_it_has_to_be_a_list(self, text: bytes, code: int, word: str, layout: Layout, tmp_path: Path) -> None:
+        (tmp_path / "asked").write_bytes(text)
+        expect.failure(ocistream("have", f"oci:{layout.path}", "--among", tmp_path / "asked"), code, word, "asked")
+        result = ocistream("have", f"oci:{layout.path}", "--among", "-", stdin=text)
+        expect.failure(result, code, word, "the list on stdin")
+
+    def test_it_has_to_be_there(self, layout: Layout, tmp_path: Path) -> None:
+        end = f"oci:{layout.path}"
+        expect.failure(ocistream("have", end, "--among", tmp_path / "gone"), 4, "gone")
+        expect.failure(ocistream("have", end, "--among", tmp_path), 9)
+
+    @pytest.mark.parametrize("ends", [["-", "-"], ["-", "--among", "-"]])
+    def test_stdin_is_read_once(self, ends: Sequence[str]) -> None:
+        expect.failure(ocistream("have", *ends, stdin=b""), 2, "twice")
+
+    def test_the_answer_of_one_is_a_question_to_another(self, layout: Layout, served: FaultyRegistry) -> None:
+        image = small_image(layout, name="v1")
+        seed(layout, image, served.host, "app", "v1")
+        layout.image([b"more"], name="v2")
+        answer = ocistream("have", f"oci:{layout.path}")
+        found = listed(
+            ocistream("have", f"{served.host}/app", "--among", "-", stdin=answer.out), f"{served.host}/app"
+        )
+        assert image["digest"] in found
+        assert found < listed(answer, f"oci:{layout.path}")
+
+
+def many_blobs(layout: Layout) -> list[Descriptor]:
+    return [layout.blob(b"%d" % number, OCI_LAYER) for number in range(limits.MAX_BLOBS - 10)]
+
+
+def test_memory_stays_as_promised(layout: Layout, tmp_path: Path) -> None:
+    blobs = many_blobs(layout)
+    for start in range(0, len(blobs), 9_000):
+        layout.image(blobs[start : start + 9_000], name=f"v{start}")
+    (tmp_path / "x.tar").write_bytes(tar_of(small_first(layout)))
+    (tmp_path / "list").write_bytes(ocistream("have", f"oci:{layout.path}").out)
+    for line in (
+        [f"oci:{layout.path}"],
+        [tmp_path / "x.tar"],
+        [f"oci:{layout.path}", "--among", tmp_path / "list"],
+    ):
+        result = measured("have", *line)
+        expect.success(result)
+        assert len(result.lines()) > limits.MAX_BLOBS - 10
+        assert result.peak is not None
+        assert result.peak < 48 << 20, line
