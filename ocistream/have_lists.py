@@ -153,7 +153,7 @@ class HaveList:
         else:
             for prefix, known in ((_ORIGIN, self.origins), (_BY, self.writers)):
                 if text.startswith(prefix) and len(known) < limits.MAX_HAVE_HEADERS:
-                    known[text.removeprefix(prefix)] = None
+                    known[printable(text.removeprefix(prefix), len(text))] = None
 
     def _check_whole(self) -> None:
         if self.total < self._promised:
