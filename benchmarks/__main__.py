@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from benchmarks.data import made
 from benchmarks.jobs import SIZES, Places, jobs
 from benchmarks.measuring import FailedError, Run, measured
+from benchmarks.missing import missing
 from benchmarks.plots import plots
 from benchmarks.report import Line, line_of, table
 from benchmarks.servers import running
@@ -37,6 +38,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="an eighth of the data, one run: a look, within 2 minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name contains this")
     parser.add_argument("--profile", action="store_true", help="say where the time of a pull into a pipe goes, instead")
+    parser.add_argument(
+        "--missing", action="store_true", help="say what it saves to ship only what is missing, instead"
+    )
     parser.add_argument("--command", metavar="OCISTREAM", help="measure this one, and not the package as it is here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there, as SVG")
@@ -45,14 +49,19 @@ def main() -> int:
     runs = 1 if arguments.quick else arguments.runs
     cache = ROOT / ".cache" / "images"
     cache.mkdir(parents=True, exist_ok=True)
-    images = {name: made(cache, name, sizes) for name, sizes in SIZES[arguments.quick].items()}
+    sizes = {} if arguments.missing else SIZES[arguments.quick]
+    images = {name: made(cache, name, of) for name, of in sizes.items()}
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="ocistream-bench-") as name, running(Path(name)) as servers:
         folder = Path(name)
         os.environ.update(HOME=str(folder / "home"), XDG_STATE_HOME=str(folder / "state"))
         ours = Ocistream(command)
-        for image in images.values():
+        for image in () if arguments.missing else images.values():
             measured(ours.push_directory(image, f"{servers.registry}/{image.name}:v1"))
+        if arguments.missing:
+            layout = debian(cache)
+            print(missing(ours, layout, folder, servers, runs) if layout else "", end="")
+            return 0
         archive = folder / "big.tar"
         measured(ours.pull_file(f"{servers.registry}/big:v1", archive))
         if arguments.profile:
