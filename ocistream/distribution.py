@@ -128,7 +128,7 @@ class Repository:
         if strictly and is_digest(said) and digest != said:
             msg = f"{self}:{target}: the registry calls the manifest {said}, and its digest is {digest}"
             raise IntegrityError(msg)
-        media_type = self._media_type(raw, declared, f"manifest {target} of {self}")
+        media_type = settled_type(raw, declared, f"manifest {target} of {self}")
         return Manifest(Descriptor(media_type, digest, len(raw)), raw)
 
     def manifest(self, descriptor: Descriptor) -> bytes:
@@ -228,24 +228,6 @@ class Repository:
         media_type = (answer.header("Content-Type") or "").partition(";")[0].strip()
         return raw, media_type, answer.header("Docker-Content-Digest") or ""
 
-    @staticmethod
-    def _media_type(raw: bytes, declared: str, what: str) -> str:
-        """Settle what a manifest is: by its own word, else by the registry's, else by its shape.
-
-        Raises:
-            ArchiveError: the document and the registry contradict each other (CVE-2021-41190).
-        """
-        own = outline(raw, what).get("mediaType")
-        if isinstance(own, str) and own:
-            if not is_media_type(own):
-                msg = f"{what} says it is {printable(own)!r}, which is no media type"
-                raise ArchiveError(msg)
-            if declared in _MANIFEST_TYPES and own in _MANIFEST_TYPES and own != declared:
-                msg = f"{what} was sent as {declared} but says it is {own}"
-                raise ArchiveError(msg)
-            return own
-        return declared if declared in _MANIFEST_TYPES else media_type_of(raw, what)
-
     # -- blobs ------------------------------------------------------------------------------------------
 
     def has_blob(self, descriptor: Descriptor, tries: Tries | None = None) -> bool:
@@ -333,6 +315,24 @@ class Repository:
             # Of several redirects, each has to be looked at in the light of the one before it.
             led.url = answer.url if answer.hops == 1 else None
         return part_of(answer, start, view, whole=whole)
+
+
+def settled_type(raw: bytes, declared: str, what: str) -> str:
+    """Settle what a manifest is: by its own word, else by the registry's, else by its shape.
+
+    Raises:
+        ArchiveError: the document is malformed, or it and the registry contradict each other (CVE-2021-41190).
+    """
+    own = outline(raw, what).get("mediaType")
+    if isinstance(own, str) and own:
+        if not is_media_type(own):
+            msg = f"{what} says it is {printable(own)!r}, which is no media type"
+            raise ArchiveError(msg)
+        if declared in _MANIFEST_TYPES and own in _MANIFEST_TYPES and own != declared:
+            msg = f"{what} was sent as {declared} but says it is {own}"
+            raise ArchiveError(msg)
+        return own
+    return declared if declared in _MANIFEST_TYPES else media_type_of(raw, what)
 
 
 def _has_ended(error: OcistreamError) -> bool:

@@ -97,16 +97,17 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
 
 @contextlib.contextmanager
 def named_at_the_end(
-    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True
+    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True, synced: bool = True
 ) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
     """Write a file in `folder` that is given its name, in the same folder, by one call within the block.
 
     Otherwise as `atomic_file`. Whoever writes many files may see to it that their names are `durable` once, at the end.
+    What is not `synced` may be anything after a power cut, under its final name too: for what is checked before use.
     """
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
     partial = partials.create(folder, prefix, mode)
     names: list[Path] = []
-    with _named(partial, names, durable=durable):
+    with _named(partial, names, durable=durable, synced=synced):
         yield partial.file, names.append
 
 
@@ -125,13 +126,14 @@ def lasting_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iter
 
 
 @contextlib.contextmanager
-def _named(partial: Partial, names: list[Path], *, durable: bool) -> Iterator[None]:
+def _named(partial: Partial, names: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
     """Give a partial file the one of `names` at the end, or settle it; until then it stays locked."""
     try:
         with partial.file:
             try:
                 yield
-                os.fsync(partial.file.fileno())
+                if synced:
+                    os.fsync(partial.file.fileno())
                 (path,) = names
                 _check_replaceable(path)
                 partial.rename(path)

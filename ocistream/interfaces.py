@@ -55,7 +55,12 @@ class Blob:
 
     `on_wrong(error, again)` is for a source that has more than one place to read from: it is told that the bytes were
     not what was promised. It raises what is to be reported; or, if `again` says that others can be used, returns where
-    `open()` gives those of another place from now on.
+    `open()` gives those of another place from now on. `check()` is for such a source too, if it can find out beforehand
+    whether the bytes that it would give are right, and turn to another place if they are not: it is called before the
+    first of them is asked for, where nothing could be begun anew.
+
+    `keep(chunks)` is for a source that keeps what it fetches: it passes on the verified chunks of the whole blob, and
+    what it does beside that never fails. It is not given to a sink.
     """
 
     descriptor: Descriptor
@@ -65,6 +70,8 @@ class Blob:
     open_at: Callable[[int], Iterator[Chunk]] | None = None
     resume: Callable[[Iterator[Chunk], int], Iterator[Chunk]] | None = None
     part: Callable[[int, memoryview], Generator[int, None, None]] | None = None
+    check: Callable[[], None] | None = None
+    keep: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

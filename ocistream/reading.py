@@ -61,15 +61,18 @@ class Reading:
         mirrors: Callable[[], Transport] | None = None,
         places: Callable[[Reference], Sequence[Place]] = own_place,
         tell: Callable[[str, int], None] = lambda _message, _level: None,
+        before: Callable[[Readable], Readable] = lambda repository: repository,
     ) -> None:
         """Take the transports to registries and to their mirrors, and the rules: without any, there are no mirrors.
 
-        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual.
+        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual. `before`
+        gives what stands before a repository and all its mirrors, such as a cache.
         """
         self._transport = transport
         self._mirrors = mirrors or (lambda: transport)
         self._places = places
         self._standing = Standing(tell)
+        self._before = before
 
     def repository(self, reference: Reference) -> Readable:
         """Give what an image is read from.
@@ -80,7 +83,7 @@ class Reading:
         named = f"{reference.registry}/{reference.repository}"
         # What names a digest is not looked for where only tags are, nor is anything that it needs.
         sources = self._sources(reference, by_digest=reference.digest is not None)
-        return MirroredRepository(named, sources, self._standing, self._hurried(sources, reference))
+        return self._before(MirroredRepository(named, sources, self._standing, self._hurried(sources, reference)))
 
     def tags(self, reference: Reference) -> TagList:
         """List the tags of a repository, as the registry itself has them.

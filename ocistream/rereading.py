@@ -28,14 +28,16 @@ def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: b
 
     `use` gets the blob as a sink does (`interfaces.Blob`). If it was wrong after it was resumed, `use` is called once
     more with a blob that cannot be. If it was wrong otherwise, the blob's source is told so, and where it has another
-    place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew. `beside` has
-    it hashed while it is used (`stream.verified`).
+    place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew, when what can
+    be checked before is (`Blob.check`). `beside` has it hashed while it is used (`stream.verified`).
 
     Raises:
         IntegrityError: the bytes are wrong, and there are no others.
         OcistreamError: what `use` raises.
     """
     resumable = blob.open_at is not None
+    if not again and blob.check is not None:
+        blob.check()
     while True:
         attempt = _Attempt(blob, beside=beside)
         try:
@@ -73,7 +75,9 @@ class _Attempt:
         )
 
     def _open(self) -> Iterator[Chunk]:
-        return self._noting(verified(self._blob.open(), self._blob.descriptor, beside=self._beside))
+        chunks = verified(self._blob.open(), self._blob.descriptor, beside=self._beside)
+        # What was resumed, or is begun in its middle, does not pass here as a whole.
+        return self._noting(chunks if self._blob.keep is None else self._blob.keep(chunks))
 
     def _open_at(self, offset: int) -> Iterator[Chunk]:
         return self._noting(sized(self._rest(offset), self._blob.descriptor, offset))

@@ -10,6 +10,7 @@ import click
 from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import mount_sources, move, renamed
 from ocistream.cli.options import (
+    cache_option,
     compression_options,
     credential_options,
     default_platform,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @upload_options
 @credential_options("src-", "dest-")
 @memory_option
+@cache_option
 @transfer_options
 def copy(
     session: Session,

@@ -82,11 +82,12 @@ def move(
                 bare_layers=session.recompression(default="gzip") if _may_be_bare(of) else None,
             )
     if result is not None:
-        write_result(result, report, label, retried=session.retried, upload=session.ladder.used)
+        used = session.ladder.used
+        write_result(result, report, label, retried=session.retried, upload=used, cached=session.cached)
     if to is None or not to.is_stream:
         print_results(report, label)
     tell_resumed(session.console, report)
-    summarize(session.console, report)
+    summarize(session.console, report, session.cached)
     tell_left_out(session.console, report)
     tell_left_behind(session.console, report)
     if to is not None and to.kind == "docker-archive":

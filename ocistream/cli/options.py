@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.rungs import Rung
 
 __all__ = [
+    "cache_option",
     "default_platform",
     "memory_option",
     "platform_choice",
@@ -157,6 +158,16 @@ def memory_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def cache_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that reads from registries --cache."""
+    return click.option(
+        "--cache",
+        metavar="DIR",
+        help="A layout directory, made where there is none: what is in it is not fetched, and what is fetched is kept "
+        "there. Several runs may share it; `ocistream gc --max-size` trims it.  [default: OCISTREAM_CACHE, else none]",
+    )(command)
+
+
 def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of every transfer, and hand it a `Session` as `session`."""
     return _stack(
@@ -211,6 +222,7 @@ _SESSION_OPTIONS: Final = frozenset(
     {
         "jobs",
         "memory",
+        "cache",
         "retries",
         "connect_timeout",
         "stall_timeout",

@@ -11,6 +11,7 @@ from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.numbers import Whole
 from ocistream.cli.options import (
+    cache_option,
     compression_options,
     credential_options,
     default_platform,
@@ -57,6 +58,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options("")
 @memory_option
+@cache_option
 @transfer_options
 def pull(
     session: Session,

@@ -47,8 +47,8 @@ def print_results(report: Report, label: Callable[[Root], str]) -> None:
         click.echo(f"{printable(label(root), _MAX_NAME)}@{root.descriptor.digest}")
 
 
-def summarize(console: Console, report: Report) -> None:
-    """Say in one line on stderr what was moved and how fast."""
+def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> None:
+    """Say in one line on stderr what was moved and how fast; `cached` is how many bytes of it were, by digest."""
     sizes = {how: _total(report, how) for how in _HOW}
     counts = {how: sum(1 for m in report.blobs if m.how == how) for how in _HOW}
     written = sizes["copied"] + sizes["converted"]
@@ -60,6 +60,8 @@ def summarize(console: Console, report: Report) -> None:
         parts.append(f"{counts['converted']} of them converted")
     if resumed:
         parts.append(f"{human_size(resumed)} of it were there already")
+    if from_cache := sum(_cached(report, cached)):
+        parts.append(f"{human_size(from_cache)} of it came from the cache")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if kinds := _kinds(report):
         parts[0] += f", with {kinds}"
@@ -117,12 +119,18 @@ def check_result(path: Path) -> None:
 
 
 def write_result(
-    path: Path, report: Report, label: Callable[[Root], str], *, retried: int, upload: Mapping[str, str]
+    path: Path,
+    report: Report,
+    label: Callable[[Root], str],
+    *,
+    retried: int,
+    upload: Mapping[str, str],
+    cached: Mapping[str, int],
 ) -> None:
     """Write the JSON document of --result: names, digests, sizes in bytes, what became of each blob, seconds.
 
     What was made of something else has the digest of that as `from`. `resumed` is how many bytes were there already,
-    `upload` is how blobs went up, by registry.
+    `cached` how many came from the cache, `upload` is how blobs went up, by registry.
 
     Raises:
         LocalDiskError: it cannot be written.
@@ -154,9 +162,10 @@ def write_result(
                 "how": _json_key(m.how),
                 **({"why": str(report.graph.leaving[m.descriptor.digest])} if m.how == "left out" else {}),
                 **({"resumed": m.resumed} if m.resumed else {}),
+                **({"cached": from_cache} if from_cache else {}),
                 **_from(m.source, m.descriptor.digest),
             }
-            for m in report.blobs
+            for m, from_cache in zip(report.blobs, _cached(report, cached), strict=True)
         ],
         "referrers": [
             {
@@ -175,6 +184,7 @@ def write_result(
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
         "bytes": {_json_key(how): _total(report, how) for how in _HOW},
         "resumed": sum(m.resumed for m in report.blobs),
+        "cached": sum(_cached(report, cached)),
         "retried": retried,
         "upload": dict(upload),
         "seconds": round(report.seconds, 3),
@@ -184,6 +194,13 @@ def write_result(
     special = path.exists() and not path.is_file()
     with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
         files.write_all(file, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def _cached(report: Report, cached: Mapping[str, int]) -> list[int]:
+    """Give how many bytes of each blob came from the cache; of what was converted, of what it was made of."""
+    return [
+        cached.get(m.source or m.descriptor.digest, 0) if m.how in {"copied", "converted"} else 0 for m in report.blobs
+    ]
 
 
 def _descriptor(media_type: str, digest: str, size: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ocistream.reading import Reading
     from ocistream.reference import Reference
     from ocistream.retry import Retried
+    from ocistream.stores.cache import Cache
     from ocistream.transport import Transport
     from ocistream.upload_records import UploadRecords
 
@@ -65,6 +66,7 @@ class Session:
     _ladder: Ladder | None = None
     _places: Places | None = None
     _records: UploadRecords | None = None
+    _cache: Cache | None = None
 
     @property
     def jobs(self) -> int:
@@ -87,6 +89,27 @@ class Session:
             state = State(_state_directory(), self._tell_if_asked)
             self._ladder = Ladder(forced=forced, jobs=jobs, state=state, tell=self._tell_fall_back)
         return self._ladder
+
+    @property
+    def cache(self) -> Cache | None:
+        """What stands before registries, by --cache or OCISTREAM_CACHE; None where there is none, or no such option.
+
+        Raises:
+            UsageError, ArchiveError: the directory has other things in it, or is no sound layout.
+        """
+        if self._cache is None and "cache" in self.options:
+            given = self.options["cache"]
+            path = os.environ.get("OCISTREAM_CACHE") if given is None else given
+            if path:
+                from ocistream.stores.cache import Cache
+
+                self._cache = Cache(Path(path))
+        return self._cache
+
+    @property
+    def cached(self) -> Mapping[str, int]:
+        """How many bytes of each blob came from the cache, by digest."""
+        return self._cache.given if self._cache is not None else {}
 
     def records(self) -> UploadRecords:
         """Give where uploads are remembered that a later run may go on with."""
@@ -117,7 +140,10 @@ class Session:
         def reading() -> Reading:
             from ocistream.reading import Reading
 
-            return Reading(transport(), mirrors, self.places().of, self._tell_fall_back)
+            places, tell = self.places().of, self._tell_fall_back
+            if (cache := self.cache) is None:
+                return Reading(transport(), mirrors, places, tell)
+            return Reading(transport(), mirrors, places, tell, cache.before)
 
         return Surroundings(
             transport=transport,

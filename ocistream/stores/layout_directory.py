@@ -189,7 +189,10 @@ class LayoutDirectory:
         return b"".join(bytes(chunk) for chunk in verified(chunks, descriptor))
 
     def holds(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob is there whole: of the right size, and, read through, of the right digest."""
+        """Say whether a blob is there whole: of the right size, and, read through, of the right digest.
+
+        If so, it is in use from now on.
+        """
         if self.blob_size(descriptor.digest) != descriptor.size:
             return False
         try:
@@ -197,7 +200,16 @@ class LayoutDirectory:
                 pass
         except IntegrityError:
             return False
+        self.touch(descriptor.digest)
         return True
+
+    def touch(self, digest: str) -> None:
+        """Note that a blob is of use now, by its file's mtime: `gc` drops by that what nobody has used for long.
+
+        (Most file systems are mounted so that they note no reading.) Whoever may not do it leaves it.
+        """
+        with contextlib.suppress(OSError):
+            os.utime(self.blob_path(digest), follow_symlinks=False)
 
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
         """Store a blob whose chunks raise if they are not what they should be; it gets its name at the very end.

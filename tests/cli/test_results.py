@@ -91,6 +91,7 @@ def test_the_document_says_what_was_moved(
         "foreign": [],
         "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0, "leftOut": 0},
         "resumed": 0,
+        "cached": 0,
         "retried": 0,
         "upload": {},
         "seconds": seconds,
