@@ -38,11 +38,13 @@ __all__ = [
     "atomic_file",
     "disk_errors",
     "drop_unfinished",
+    "is_locked",
     "lasting_file",
     "locked_directory",
     "named_at_the_end",
     "open_for_reading",
     "read_bounded",
+    "shared_lock",
     "write_all",
 ]
 
@@ -205,6 +207,30 @@ def _lock(descriptor: int, directory: Path, patience: float) -> None:
         # Not by a `flock` that waits: it would have to be ended from elsewhere.
         time.sleep(min(pause, patience - waited))
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def shared_lock(directory: Path) -> int | None:
+    """Show others that `directory` is in use, until what is given is closed (`os.close`); None where that cannot be."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return descriptor
+    return None
+
+
+def is_locked(directory: Path) -> bool:
+    """Say whether some process has a lock on `directory`."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            # Where there are no locks, nobody knows.
+            return True
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def open_for_reading(path: Path) -> FileIO:

@@ -137,6 +137,10 @@ WORTH_KEEPING: Final = 1 * MIB
 #: Parts of blobs in a layout that nobody has gone on with for so many seconds are removed: 7 days.
 PARTIAL_AGE: Final = 7 * 86_400.0
 
+#: What no image in a layout needs is spared for so many seconds after its last use: a pull or push into it may be
+#: under way that has not named its image yet.
+GC_SPARED: Final = 3_600.0
+
 # Locks of others -------------------------------------------------------------------------------------------
 #: How long, in seconds, the lock of a layout is waited for, which whoever can read the directory can hold; and after
 #: how long that is said. We hold it for moments.

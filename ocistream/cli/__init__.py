@@ -6,10 +6,10 @@ The only room that looks at argv, the environment and a terminal. A command is o
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
+from gc import freeze  # `gc` itself is a command's name here
 
 TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # Nor is it to look through all objects for garbage: that takes longer than to push an image that is there.
-    gc.freeze()
+    freeze()
     sys.exit(code)
 
 

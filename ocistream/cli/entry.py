@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "verify": ("ocistream.cli.verify:verify", "Check an archive or a layout, offline, in one pass (default: stdin)."),
     "inspect": ("ocistream.cli.inspect:inspect", "Show what an end holds: images, platforms, layers, sizes."),
     "have": ("ocistream.cli.have:have", "List the digests that an end holds, or which of a list it holds."),
+    "gc": ("ocistream.cli.gc:gc", "Drop what no image in a layout needs, all of it or down to a size."),
     "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),
     "login": ("ocistream.cli.login:login", "Check a registry's credential and keep it in Docker's file."),
     "logout": ("ocistream.cli.login:logout", "Forget a registry's credential."),

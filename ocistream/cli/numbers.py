@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,10 +16,12 @@ from ocistream.sizes import parse_size
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["Whole", "memory", "number", "rate"]
+__all__ = ["Whole", "memory", "number", "rate", "size", "span"]
 
 #: Digits of 2^63 - 1, above which no size of a file is.
 _DIGITS: Final = 19
+_SPAN: Final = re.compile(r"([0-9]{1,9})([smhd]?)\Z", re.ASCII)
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class Whole(click.IntRange):
@@ -78,3 +81,33 @@ def memory(_context: click.Context, _parameter: click.Parameter, value: str | No
         msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_AHEAD_MEMORY >> 30}GiB"
         raise UsageError(msg, hint="write it as in --memory 64MiB")
     return size
+
+
+def size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a size in bytes, as --memory has it, which may be 0.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is None:
+        return None
+    found = parse_size(value, fractions=True)
+    if found is None:
+        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no size"
+        raise UsageError(msg, hint="such as 500M or 20G")
+    return found
+
+
+def span(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Read a time in seconds, or in minutes, hours or days: `90`, `30m`, `12h`, `7d`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is None:
+        return None
+    match = _SPAN.match(value)
+    if match is None:
+        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no time"
+        raise UsageError(msg, hint="such as 90 (seconds), 30m, 12h or 7d")
+    return float(int(match[1]) * _SECONDS[match[2]])

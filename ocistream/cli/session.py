@@ -143,7 +143,9 @@ class Session:
             places, tell = self.places().of, self._tell_fall_back
             if (cache := self.cache) is None:
                 return Reading(transport(), mirrors, places, tell)
-            return Reading(transport(), mirrors, places, tell, cache.before)
+            from ocistream.stores.cached import CachedRepository
+
+            return Reading(transport(), mirrors, places, tell, functools.partial(CachedRepository, cache))
 
         return Surroundings(
             transport=transport,

@@ -5,11 +5,12 @@ What a transfer relies on is hashed, whoever wrote it. What lies where is layout
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from ocistream import limits
-from ocistream.errors import UsageError
+from ocistream.errors import LocalDiskError, UsageError
 from ocistream.interfaces import Blob
 from ocistream.left_out import LEFT_OUT, left_out_of, left_out_text
 from ocistream.model import UNKNOWN_TYPE, Descriptor
@@ -114,6 +115,9 @@ class LayoutSink:
         self._layout = LayoutDirectory(path)
         self._layout.check_free()
         self._created = False
+        self._lock: int | None = None
+        #: What is relied on: it was there, or was put there.
+        self._there: dict[str, int] = {}
 
     def begin(self, graph: Graph) -> None:
         """Make the directory a layout, unless it is one.
@@ -132,7 +136,10 @@ class LayoutSink:
 
     def has(self, descriptor: Descriptor) -> bool:
         """Hash what is there under the blob's name; if it is not the blob, it will be written over."""
-        return self._layout.holds(descriptor)
+        is_there = self._layout.holds(descriptor)
+        if is_there:
+            self._there[descriptor.digest] = descriptor.size
+        return is_there
 
     has_manifest = has
 
@@ -144,6 +151,7 @@ class LayoutSink:
         if not self._created:
             self._create()
         self._layout.take(blob)
+        self._there[blob.descriptor.digest] = blob.descriptor.size
 
     def takes_again(self) -> bool:
         """Say that nothing is left of a blob that failed."""
@@ -157,26 +165,45 @@ class LayoutSink:
         """Write the blob under a temporary name, and rename it once its digest is known."""
         if not self._created:
             self._create()
-        return self._layout.write_unnamed(blob)
+        descriptor = self._layout.write_unnamed(blob)
+        self._there[descriptor.digest] = descriptor.size
+        return descriptor
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Read small content back."""
         return self._layout.read_blob(descriptor)
 
     def commit(self, graph: Graph) -> None:
-        """Write the manifests, children first, then `index.json` with the new names in place of their old meaning."""
+        """Write the manifests, children first, then `index.json` with the new names in place of their old meaning.
+
+        Raises:
+            LocalDiskError: a blob has been removed since it was seen or written, by whoever tidied up.
+        """
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
             if not self._layout.holds(manifest.descriptor):
                 self._layout.write_blob(digest, [manifest.raw])
         new = entries_of(graph)
-        self._layout.change_index(
-            lambda entries: merge(entries, new), lambda notes: self._still_left_out(notes, graph.leaving)
-        )
+
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            # `gc` has the same lock, so what is there now is there when the index names it.
+            self._check_there()
+            return merge(entries, new)
+
+        self._layout.change_index(change, lambda notes: self._still_left_out(notes, graph.leaving))
         self._layout.sweep(limits.PARTIAL_AGE)
 
     def close(self) -> None:
         """Nothing is left to drop: what a blob that was not finished has left is to be gone on with."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def _check_there(self) -> None:
+        for digest, size in self._there.items():
+            if self._layout.blob_size(digest) != size:
+                msg = f"{digest} has been removed from {self._layout.path} meanwhile"
+                raise LocalDiskError(msg, hint="run the same command again: only what is gone is moved again")
 
     def _still_left_out(self, notes: Mapping[str, str], leaving: Mapping[str, Reason]) -> Mapping[str, str]:
         """Say of the blobs that were left out, now or before, which are not there for another reason."""
@@ -189,6 +216,8 @@ class LayoutSink:
 
     def _create(self) -> None:
         self._layout.create()
+        if self._lock is None:
+            self._lock = self._layout.lock_blobs()
         self._layout.sweep()
         self._created = True
 

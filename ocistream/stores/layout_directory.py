@@ -211,6 +211,14 @@ class LayoutDirectory:
         with contextlib.suppress(OSError):
             os.utime(self.blob_path(digest), follow_symlinks=False)
 
+    def lock_blobs(self) -> int | None:
+        """Show others that images are being added, until what is given is closed (`files.shared_lock`)."""
+        return files.shared_lock(self.path / "blobs")
+
+    def is_added_to(self) -> bool:
+        """Say whether images are being added, which may need blobs that no image in the index does yet."""
+        return files.is_locked(self.path / "blobs")
+
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
         """Store a blob whose chunks raise if they are not what they should be; it gets its name at the very end.
 

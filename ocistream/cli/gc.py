@@ -1,0 +1,75 @@
+"""`ocistream gc`: what no image in a layout needs is dropped, all of it, or as much as it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ocistream.cli.numbers import size, span
+from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.progress import counted, human_size
+
+if TYPE_CHECKING:
+    from ocistream.cli.console import Console
+    from ocistream.stores.unneeded import Collected
+
+
+@click.command()
+@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--max-size",
+    callback=size,
+    metavar="SIZE",
+    help="Drop no more than it takes for all blobs together to have no more than SIZE (500M, 20G): those first that "
+    "were not used for longest.",
+)
+@click.option(
+    "--older-than",
+    callback=span,
+    metavar="TIME",
+    help="Spare what was used or written in the last so many seconds, or 30m, 12h, 7d.  [default: 1h, since a push or "
+    "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
+@verbosity_options
+@click.pass_obj
+def gc(
+    console: Console,
+    /,
+    path: Path,
+    *,
+    max_size: int | None,
+    older_than: float | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Drop what no image in the layout directory DIR needs: blobs, and parts of them that were left long ago.
+
+    An image is what its index.json lists; a cache (--cache) lists none, so that all of it may go. It may be used
+    meanwhile. The digests of what was dropped are printed, one a line.
+
+    \b
+    ocistream gc images/
+    ocistream gc /var/cache/ocistream --max-size 20G
+    """
+    from ocistream.stores.layout_directory import LayoutDirectory
+    from ocistream.stores.unneeded import collect
+
+    apply_verbosity(console, options)
+    done = collect(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
+    for digest in done.dropped:
+        click.echo(digest)
+    console.note(_summary(done, dry_run=dry_run))
+    if max_size is not None and done.left > max_size:
+        console.note(
+            f"{human_size(done.left)} are more than --max-size: {human_size(done.needed)} are needed by images"
+            + (f", {human_size(done.young)} were used too lately" if done.young else "")
+        )
+
+
+def _summary(done: Collected, *, dry_run: bool) -> str:
+    verb = "would drop" if dry_run else "dropped"
+    text = f"{verb} {counted(len(done.dropped), 'blob')}, {human_size(done.size)}; {human_size(done.left)} are left"
+    return f"{text}, of which {human_size(done.young)} were used too lately to go" if done.young else text

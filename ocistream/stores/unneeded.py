@@ -1,0 +1,171 @@
+"""What no image in a layout needs, and what of that may go: the work of `ocistream gc`.
+
+What an image needs is seen with less strictness than where it is moved: all that a document lists counts, of whatever
+kind, and what refers to something needs that. But where a manifest cannot be read, nothing is dropped at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ocistream import files, limits
+from ocistream.documents import FIELDS
+from ocistream.errors import ArchiveError, IntegrityError
+from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocistream.stores.layout_directory import LayoutDirectory
+
+__all__ = ["Collected", "collect"]
+
+_LISTS: Final = ("manifests", "layers", "blobs")
+
+
+class _Blob(NamedTuple):
+    """One that is there: when it was last used, in nanoseconds since 1970, and its size in bytes."""
+
+    used: int
+    digest: str
+    size: int
+
+
+@dataclass(slots=True)
+class Collected:
+    """What was dropped, or would be: digests, sorted, and their bytes. All sizes are in bytes.
+
+    `left` is what all blobs have that are there afterwards, `needed` those among them that images need, and `young`
+    those that nobody needs and that are spared since they were used a moment ago.
+    """
+
+    dropped: list[str] = field(default_factory=list)
+    size: int = 0
+    left: int = 0
+    needed: int = 0
+    young: int = 0
+
+
+def collect(
+    layout: LayoutDirectory, *, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
+) -> Collected:
+    """Drop blobs that no image in `index.json` needs, those first that were not used for longest.
+
+    With `max_size` no more of them than it takes for all blobs to have no more bytes than that; else all. What was
+    used in the last `older_than` seconds stays; where that is not given, it is `limits.GC_SPARED`, but with `max_size`
+    nothing is spared unless somebody is adding images. With `dry_run` nothing is changed. Parts of blobs that nobody
+    has gone on with for long go as well.
+
+    No process of ours changes the index meanwhile. One that takes a blob into use is seen by that (`touch`); who has it
+    open already keeps it.
+
+    Raises:
+        NotFoundError: there is no such directory.
+        ArchiveError: it is no layout, or its index, or a manifest below it, is malformed: nothing is dropped then.
+        LocalDiskError: it cannot be read or written.
+    """
+    layout.check()
+    with files.disk_errors(f"cannot read {layout.path}"), files.locked_directory(layout.path):
+        if older_than is None:
+            older_than = limits.GC_SPARED if max_size is None or layout.is_added_to() else 0.0
+        found = sorted(_there(layout))
+        total = sum(blob.size for blob in found)
+        needed = _needed(layout, {blob.digest: blob.size for blob in found})
+        done = Collected(left=total, needed=sum(blob.size for blob in found if blob.digest in needed))
+        latest = time.time_ns() - int(older_than * 1e9)
+        for blob in found:
+            if max_size is not None and done.left <= max_size:
+                break
+            if blob.digest in needed:
+                continue
+            if blob.used > latest:
+                done.young += blob.size
+            elif dry_run or _dropped(layout, blob):
+                done.dropped.append(blob.digest)
+                done.size += blob.size
+                done.left -= blob.size
+        if not dry_run:
+            layout.sweep(limits.PARTIAL_AGE)
+    done.dropped.sort()
+    return done
+
+
+def _there(layout: LayoutDirectory) -> Iterator[_Blob]:
+    for digest in layout.blobs():
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(layout.blob_path(digest))
+            if stat.S_ISREG(status.st_mode):
+                yield _Blob(status.st_mtime_ns, digest, status.st_size)
+
+
+def _dropped(layout: LayoutDirectory, blob: _Blob) -> bool:
+    """Remove a blob, unless somebody has taken it into use since it was looked at."""
+    path = layout.blob_path(blob.digest)
+    try:
+        if os.lstat(path).st_mtime_ns != blob.used:
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
+    """Give the digests of what is there and is needed by what the index lists.
+
+    Raises:
+        ArchiveError: a manifest or an index below it cannot be read as one.
+    """
+    needed: set[str] = set()
+    looked_at: set[str] = set()
+    waiting = [(entry.digest, entry.media_type) for entry in layout.entries()]
+    while waiting:
+        digest, media_type = waiting.pop()
+        if digest in looked_at or digest not in sizes:
+            continue
+        looked_at.add(digest)
+        needed.add(digest)
+        try:
+            documents, leaves = _mentioned(layout, digest, sizes[digest])
+        except (ArchiveError, IntegrityError) as error:
+            if media_type not in ACCEPTED_TYPES:
+                # Something else that is listed, such as a file as it is.
+                continue
+            msg = f"{layout.path}: {error.what}"
+            hint = "what it needs is not known, and so nothing is dropped; `ocistream verify` says what else is wrong"
+            raise ArchiveError(msg, hint=hint) from error
+        waiting += documents
+        needed.update(leaf for leaf in leaves if leaf in sizes)
+    return needed
+
+
+def _mentioned(layout: LayoutDirectory, digest: str, size: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Give what a document lists: other documents, with their media types, and what only has bytes."""
+    what = f"manifest {digest}"
+    if size > limits.MAX_MANIFEST:
+        msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
+        raise ArchiveError(msg)
+    raw = layout.read_blob(Descriptor(UNKNOWN_TYPE, digest, size))
+    fields = parse_json(raw, what, keys=FIELDS, convert=dict.fromkeys(_LISTS, _named))
+    documents = [*_listed(fields, "manifests"), _named(0, fields.get("subject"))]
+    leaves = [*_listed(fields, "layers"), *_listed(fields, "blobs"), _named(0, fields.get("config"))]
+    return [named for named in documents if named is not None], [named[0] for named in leaves if named is not None]
+
+
+def _named(_place: int, item: object) -> tuple[str, str] | None:
+    """Give the digest and the media type of a descriptor."""
+    if not isinstance(item, dict) or not isinstance(digest := item.get("digest"), str):
+        return None
+    return digest, sys.intern(f"{item.get('mediaType')}")
+
+
+def _listed(fields: dict[str, Any], key: str) -> list[tuple[str, str] | None]:
+    listed = fields.get(key)
+    return listed if isinstance(listed, list) else []
