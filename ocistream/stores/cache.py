@@ -51,7 +51,7 @@ class Cache:
                     msg = f"the cache {path} is no directory"
                     raise UsageError(msg, hint="name an empty or a new directory, or a layout")
             self.layout.check_free()
-        except LocalDiskError as error:
+        except (OSError, LocalDiskError) as error:
             self.keep_nothing(error)
 
     def keep_nothing(self, error: OSError | OcistreamError) -> None:
@@ -63,6 +63,12 @@ class Cache:
             notices.notice(f"nothing more is kept in the cache {self.layout.path}: {why}")
 
     # -- what is there ------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Say whether there is anything."""
+        with contextlib.suppress(OSError):
+            return self.layout.exists()
+        return False
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether a blob seems to be there, by its size."""

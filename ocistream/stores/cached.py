@@ -37,6 +37,7 @@ class CachedRepository:
     """A repository of which what is in a cache is not asked for. What it does not say itself, the repository says."""
 
     def __init__(self, cache: Cache, repository: Readable) -> None:
+        """Put a cache before a repository."""
         self._cache = cache
         self._repository = repository
 
@@ -76,7 +77,7 @@ class CachedRepository:
     def _confirmed(self, target: str) -> Manifest | None:
         """Give a manifest that is here, if the registry says that it is what is asked for."""
         here = self._here(target) if is_digest(target) else None
-        if here is None and (is_digest(target) or not self._cache.layout.exists()):
+        if here is None and (is_digest(target) or not self._cache.exists()):
             return None
         try:
             digest = self._repository.digest_of(target)

@@ -1,0 +1,442 @@
+"""`--cache DIR`: what is in it is not fetched, what is fetched is kept, and what is wrong in it does no harm."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.privileges import without_privileges
+from tests.cli.run import Argument, Environment, Result, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Flip, Header, Stall, refusal
+from tests.images import Descriptor, Layout, two_platforms
+from tests.registry_http import seed
+
+MIB: Final = 1 << 20
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image of two layers, one of some chunks."""
+    return layout.image([b"small", 2 * MIB])
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that has it as `app:1`."""
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Return where the cache is to be; it is not there yet."""
+    return tmp_path / "deep" / "cache"
+
+
+@pytest.fixture
+def blobs(layout: Layout, image: Descriptor) -> list[str]:
+    """Return the digests of the config and the layers."""
+    manifest = layout.read(image["digest"])
+    return [manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
+
+
+def pull(registry: FaultyRegistry, *argv: Argument, env: Environment | None = None, name: str = "app:1") -> Result:
+    registry.requests.clear()
+    result = ocistream("pull", f"{registry.host}/{name}", "--no-referrers", *argv, env=env)
+    expect.success(result)
+    return result
+
+
+def fetched(registry: FaultyRegistry) -> list[str]:
+    """Return the digests of the blobs that were asked for, and what manifests were fetched, as they were named."""
+    return [request.path.rpartition("/")[2] for request in registry.asked("GET", "/(blobs|manifests)/")]
+
+
+def one_by_one(registry: FaultyRegistry, cache: Path) -> list[Argument]:
+    """Return the arguments of a pull of one blob after the other, but for where to."""
+    return ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "--cache", cache, "-o"]
+
+
+def file_of(cache: Path, digest: str) -> Path:
+    return cache / "blobs" / "sha256" / digest[7:]
+
+
+def files_in(cache: Path) -> set[str]:
+    return {f"sha256:{path.name}" for path in (cache / "blobs" / "sha256").iterdir()}
+
+
+# What is there is not fetched ----------------------------------------------------------------------------------
+
+
+def test_a_second_pull_fetches_nothing_and_writes_the_same_bytes(
+    registry: FaultyRegistry, image: Descriptor, blobs: list[str], cache: Path
+) -> None:
+    plain = pull(registry).out
+    first = pull(registry, "--cache", cache)
+    assert sorted(fetched(registry)) == sorted(["1", *blobs])
+    assert files_in(cache) == {image["digest"], *blobs}
+    second = pull(registry, "--cache", cache)
+    assert fetched(registry) == []
+    assert first.out == second.out == plain
+    assert [request.method for request in registry.asked(path="/manifests/")] == ["HEAD"]
+
+
+def test_the_cache_is_a_layout_without_images(registry: FaultyRegistry, cache: Path) -> None:
+    pull(registry, "--cache", cache)
+    assert expect.index_of(cache) == []
+    expect.success(ocistream("verify", cache))
+    expect.no_partial_files(cache)
+
+
+@pytest.mark.parametrize(
+    ("end", "more"), [("-o", []), ("-o", ["--jobs=1"]), ("-o/", []), ("copy", []), ("docker-archive", [])]
+)
+def test_whatever_it_is_written_to(
+    registry: FaultyRegistry, cache: Path, tmp_path: Path, end: str, more: list[str]
+) -> None:
+    for name in ("first", "second"):
+        registry.requests.clear()
+        source, target = f"{registry.host}/app:1", f"{tmp_path}/{name}"
+        argv = {
+            "-o": ["pull", source, "-o", target],
+            "-o/": ["pull", source, "-o", f"{target}/"],
+            "copy": ["copy", source, f"oci-archive:{target}"],
+            "docker-archive": ["copy", source, f"docker-archive:{target}"],
+        }[end]
+        expect.success(ocistream(*argv, "--no-referrers", "--cache", cache, *more))
+    assert fetched(registry) == []
+    if end != "-o/":
+        assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    else:
+        assert expect.index_of(tmp_path / "first") == expect.index_of(tmp_path / "second")
+
+
+def test_a_copy_to_a_registry_takes_it_from_the_cache(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], cache: Path, image: Descriptor
+) -> None:
+    pull(registry, "--cache", cache)
+    other = start()
+    registry.requests.clear()
+    argv = ["copy", f"{registry.host}/app:1", f"{other.host}/new:1", "--no-referrers"]
+    result = ocistream(*argv, env={"OCISTREAM_CACHE": str(cache)})
+    assert result.lines() == [f"{other.host}/new:1@{image['digest']}"]
+    assert fetched(registry) == []
+
+
+def test_what_two_images_share_and_another_repository_has_is_there(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, blobs: list[str]
+) -> None:
+    pull(registry, "--cache", cache)
+    layers = layout.read(image["digest"])["layers"]
+    other = layout.image([layers[1], b"more"])
+    seed(layout, other, registry.host, "other", "2")
+    pull(registry, "--cache", cache, name="other:2")
+    assert set(fetched(registry)) & set(blobs) == set()
+    assert len(fetched(registry)) == 3
+
+
+def test_manifests_below_an_index_are_not_fetched_either(
+    served: FaultyRegistry, layout: Layout, cache: Path, tmp_path: Path
+) -> None:
+    seed(layout, two_platforms(layout), served.host, "app", "1")
+    for name in ("first", "second"):
+        pull(served, "--cache", cache, "--platform=all", "-o", tmp_path / name)
+    assert fetched(served) == []
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_the_environment_names_it_and_the_option_has_the_last_word(
+    registry: FaultyRegistry, cache: Path, tmp_path: Path
+) -> None:
+    pull(registry, env={"OCISTREAM_CACHE": str(cache)})
+    assert cache.is_dir()
+    pull(registry, "--cache", tmp_path / "other", env={"OCISTREAM_CACHE": str(cache)})
+    assert "1" in fetched(registry)
+    pull(registry, "--cache", "", env={"OCISTREAM_CACHE": str(cache)})
+    assert "1" in fetched(registry)
+    pull(registry, env={"OCISTREAM_CACHE": ""})
+    assert "1" in fetched(registry)
+
+
+# What the registry is asked all the same -----------------------------------------------------------------------
+
+
+def test_a_tag_that_has_moved_is_what_it_is_now(
+    registry: FaultyRegistry, layout: Layout, cache: Path, tmp_path: Path
+) -> None:
+    pull(registry, "--cache", cache)
+    moved = layout.image([b"other"])
+    seed(layout, moved, registry.host, "app", "1")
+    pull(registry, "--cache", cache, "-o", tmp_path / "x.tar")
+    assert [entry["digest"] for entry in expect.index_of(tmp_path / "x.tar")] == [moved["digest"]]
+
+
+@pytest.mark.parametrize("by_digest", [False, True])
+@pytest.mark.parametrize(("status", "code"), [(401, 3), (403, 3), (404, 4)])
+def test_what_the_registry_does_not_give_the_cache_does_not_give(
+    registry: FaultyRegistry, image: Descriptor, cache: Path, status: int, code: int, *, by_digest: bool
+) -> None:
+    pull(registry, "--cache", cache)
+    name = f"{registry.host}/app@{image['digest']}" if by_digest else f"{registry.host}/app:1"
+    registry.faults = [Fault(refusal(status), path="/manifests/", times=None)]
+    expect.failure(ocistream("pull", name, "--cache", cache), code)
+
+
+@pytest.mark.parametrize("answer", [refusal(405), refusal(403), Header("Docker-Content-Digest", None)])
+def test_a_registry_that_knows_no_head_is_asked_for_the_manifest(
+    registry: FaultyRegistry, cache: Path, answer: object
+) -> None:
+    plain = pull(registry, "--cache", cache).out
+    registry.faults = [Fault(answer, "HEAD", "/manifests/", times=None)]  # type: ignore[arg-type]
+    assert pull(registry, "--cache", cache).out == plain
+    assert fetched(registry) == ["1"]
+
+
+def test_a_mirror_is_read_through_the_cache(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    mirror = start()
+    seed(layout, image, mirror.host, "hub/app", "1")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."{registry.host}"]\nmirrors = ["{mirror.host}/hub"]\n')
+    mirror.requests.clear()
+    plain = pull(registry, "--cache", tmp_path / "cache", "--config", config).out
+    assert len(fetched(mirror)) == 4
+    mirror.requests.clear()
+    assert pull(registry, "--cache", tmp_path / "cache", "--config", config).out == plain
+    assert (fetched(mirror), registry.requests) == ([], [])
+
+
+# What is wrong in it --------------------------------------------------------------------------------------------
+
+
+DAMAGE: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "flipped at its end": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "flipped": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "cut": lambda content: content[:-1],
+    "longer": lambda content: content + b"x",
+}
+
+
+@pytest.mark.parametrize("to", ["-", "FILE", "DIR/"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "a folder", "a link", "gone"])
+def test_what_is_wrong_there_is_fetched_and_mended(
+    registry: FaultyRegistry, cache: Path, tmp_path: Path, blobs: list[str], image: Descriptor, damage: str, to: str
+) -> None:
+    plain = pull(registry, "--cache", cache).out
+    right = {digest: file_of(cache, digest).read_bytes() for digest in (*blobs, image["digest"])}
+    for digest, content in right.items():
+        path = file_of(cache, digest)
+        path.unlink()
+        if damage == "a folder":
+            path.mkdir()
+        elif damage == "a link":
+            path.symlink_to(registry.layout.blob_path(digest))
+        elif damage != "gone":
+            path.write_bytes(DAMAGE[damage](content))
+    argv = [] if to == "-" else ["-o", to.replace("FILE", str(tmp_path / "x")).replace("DIR", str(tmp_path / "y"))]
+    result = pull(registry, "--cache", cache, "-v", *argv)
+    assert sorted(fetched(registry)) == sorted(["1", *blobs])
+    if to == "-":
+        assert result.out == plain
+    if to == "FILE":
+        assert (tmp_path / "x").read_bytes() == plain
+    if damage.startswith("flipped"):
+        assert result.err.count("is wrong; it is fetched") == 4
+    if damage != "a folder":
+        assert {digest: file_of(cache, digest).read_bytes() for digest in right} == right
+        pull(registry, "--cache", cache)
+        assert fetched(registry) == []
+
+
+def test_what_is_fetched_wrong_is_not_kept(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
+    registry.faults = [Fault(Flip(MIB), "GET", blobs[2], times=None)]
+    result = ocistream("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
+    assert result.code == 5
+    assert blobs[2] not in files_in(cache)
+    expect.no_partial_files(cache)
+
+
+def test_what_a_descriptor_lies_about_does_not_cost_others_their_blob(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, blobs: list[str]
+) -> None:
+    pull(registry, "--cache", cache)
+    liar = layout.image([{**layout.read(image["digest"])["layers"][1], "size": 17}])
+    content = file_of(cache, blobs[2]).read_bytes()
+    # No registry would take it by a push.
+    for digest in (liar["digest"], layout.read(liar["digest"])["config"]["digest"]):
+        registry.layout.blob_path(digest).write_bytes(layout.file(digest).read_bytes())
+    result = ocistream("pull", f"{registry.host}/app@{liar['digest']}", "--no-referrers", "--cache", cache)
+    assert result.code == 5
+    assert file_of(cache, blobs[2]).read_bytes() == content
+
+
+def test_a_part_by_from_byte_is_of_what_was_verified(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
+    whole = pull(registry, "--cache", cache).out
+    path = file_of(cache, blobs[2])
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    # In the middle of the last layer, of which only the size could be checked.
+    start = len(whole) - MIB
+    assert pull(registry, "--cache", cache, "--from-byte", str(start)).out == whole[start:]
+    assert fetched(registry) == [blobs[2]]
+
+
+# What cannot be kept --------------------------------------------------------------------------------------------
+
+
+def test_a_directory_with_other_things_is_refused_before_anything_is_asked(
+    registry: FaultyRegistry, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "letter").write_text("dear")
+    file.write_text("dear")
+    for path, words in ((folder, "not an OCI layout"), (file, "no directory")):
+        result = ocistream("pull", f"{registry.host}/app:1", "--cache", path)
+        expect.failure(result, 2, str(path), words)
+    assert registry.requests == []
+    expect.nothing_left(folder, "letter")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_one_that_cannot_be_written_costs_nothing_but_a_note(
+    registry: FaultyRegistry, tmp_path: Path, *, is_there: bool
+) -> None:
+    cache = tmp_path / "cache"
+    if is_there:
+        pull(registry, "--cache", cache)
+        for digest in files_in(cache):
+            file_of(cache, digest).unlink()
+    for path in (tmp_path / "cache" / "blobs" / "sha256", tmp_path / "cache"):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o555)
+    name, target = f"{registry.host}/app:1", tmp_path / "x.tar"
+    result = without_privileges("pull", name, "--no-referrers", "--cache", cache, "-o", target)
+    expect.success(result)
+    assert result.err.count("nothing more is kept in the cache") == 1
+    assert target.read_bytes() == pull(registry).out
+
+
+def test_one_that_cannot_be_written_is_read(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
+    plain = pull(registry, "--cache", cache).out
+    file_of(cache, blobs[1]).unlink()
+    for path in (cache, *cache.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    registry.requests.clear()
+    result = without_privileges("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
+    assert (result.code, result.out, fetched(registry)) == (0, plain, [blobs[1]])
+
+
+def test_one_that_cannot_be_read_costs_nothing_but_a_note(registry: FaultyRegistry, cache: Path) -> None:
+    plain = pull(registry, "--cache", cache).out
+    cache.chmod(0)
+    try:
+        result = without_privileges("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
+    finally:
+        cache.chmod(0o755)
+    assert (result.code, result.out) == (0, plain)
+    assert "nothing more is kept in the cache" in result.err
+
+
+# Several at once, and what breaks off ---------------------------------------------------------------------------
+
+
+def test_two_that_fetch_the_same_at_the_same_time_are_both_right(
+    registry: FaultyRegistry, cache: Path, tmp_path: Path, blobs: list[str], image: Descriptor
+) -> None:
+    plain = pull(registry).out
+    registry.requests.clear()
+    # Both are in the middle of the same blob, and have a chunk of it.
+    registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2], times=2)]
+    argv = one_by_one(registry, cache)
+    with started(*argv, tmp_path / "one") as one, started(*argv, tmp_path / "two") as two:
+        expect.wait_for(lambda: len([r for r in registry.asked("GET", blobs[2]) if r.fault]) == 2)
+        registry.release()
+        assert (one.wait(60), two.wait(60)) == (0, 0)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == plain
+    assert files_in(cache) == {*blobs, image["digest"]}
+    expect.success(ocistream("verify", cache))
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
+    registry: FaultyRegistry, cache: Path, blobs: list[str], image: Descriptor, tmp_path: Path, number: signal.Signals
+) -> None:
+    plain = pull(registry).out
+    registry.requests.clear()
+    registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2])]
+    argv: list[Argument] = [
+        "pull",
+        f"{registry.host}/app:1",
+        "--no-referrers",
+        "--jobs=1",
+        "--cache",
+        cache,
+        "-o",
+        tmp_path / "x",
+    ]
+    with started(*argv) as process:
+        expect.wait_for(lambda: any(path.stat().st_size for path in cache.rglob(".*.partial")))
+        process.send_signal(number)
+        process.wait(60)
+    registry.release()
+    assert files_in(cache) - {f"sha256:{path.name}" for path in cache.rglob(".*")} == {*blobs[:2], image["digest"]}
+    assert pull(registry, "--jobs=1", "--cache", cache).out == plain
+    assert fetched(registry) == [blobs[2]]
+    expect.no_partial_files(cache)
+
+
+def test_an_output_that_is_gone_on_with_is_not_fetched_for_the_cache(
+    registry: FaultyRegistry, cache: Path, blobs: list[str], tmp_path: Path
+) -> None:
+    registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", blobs[2])]
+    argv: list[Argument] = [
+        "pull",
+        f"{registry.host}/app:1",
+        "--no-referrers",
+        "--jobs=1",
+        "--cache",
+        cache,
+        "-o",
+        tmp_path / "x",
+    ]
+    with started(*argv) as process:
+        expect.wait_for(lambda: any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial")))
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    registry.release()
+    pull(registry, "--jobs=1", "--cache", cache, "-o", tmp_path / "x")
+    (request,) = registry.asked("GET", "/blobs/")
+    assert request.headers["Range"]
+    assert (tmp_path / "x").read_bytes() == pull(registry).out
+
+
+# What is said ----------------------------------------------------------------------------------------------------
+
+
+def test_how_much_came_from_there_is_said(
+    registry: FaultyRegistry, cache: Path, layout: Layout, blobs: list[str], tmp_path: Path
+) -> None:
+    result, path = tmp_path / "result.json", file_of(cache, blobs[2])
+    pull(registry, "--cache", cache, "--result", result)
+    assert json.loads(result.read_bytes())["cached"] == 0
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    said = pull(registry, "--cache", cache, "--result", result, "-o", tmp_path / "x").err
+    document = json.loads(result.read_bytes())
+    sizes = {digest: layout.file(digest).stat().st_size for digest in blobs}
+    assert {blob["digest"]: blob.get("cached") for blob in document["blobs"]} == {
+        blobs[0]: sizes[blobs[0]],
+        blobs[1]: sizes[blobs[1]],
+        blobs[2]: None,
+    }
+    assert document["cached"] == sizes[blobs[0]] + sizes[blobs[1]]
+    assert document["bytes"]["copied"] == sum(sizes.values())
+    assert "of it came from the cache" in said

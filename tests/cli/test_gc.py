@@ -1,0 +1,253 @@
+"""`ocistream gc`: what no image needs goes, what one needs never does, and who is at work beside it loses nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Argument, Result, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.images import Descriptor, Layout, two_platforms
+from tests.registry_http import seed
+
+KIB = 1 << 10
+DAY = 86_400
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image that the layout names."""
+    return layout.image([b"needed", 8 * KIB], name="app")
+
+
+@pytest.fixture
+def stray(layout: Layout, image: Descriptor) -> list[str]:
+    """Return blobs that nobody needs, of 10 KiB each, the first of which was used last."""
+    digests = [str(layout.blob(bytes([number]) * 10 * KIB, "x/y")["digest"]) for number in range(4)]
+    for number, digest in enumerate(digests):
+        age(layout, digest, DAY * (number + 1))
+    for digest in needed(layout, image):
+        age(layout, digest, 10 * DAY)
+    return digests
+
+
+def age(layout: Layout, digest: str, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(layout.file(digest), (then, then))
+
+
+def needed(layout: Layout, image: Descriptor) -> set[str]:
+    manifest = layout.read(image["digest"])
+    return {image["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])}
+
+
+def there(path: Path) -> set[str]:
+    files = (path / "blobs" / "sha256").iterdir()
+    return {f"sha256:{file.name}" for file in files if not file.name.startswith(".")}
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path / "blobs" / "sha256").iterdir())
+
+
+def gc(layout: Layout, *argv: Argument) -> Result:
+    result = ocistream("gc", layout.path, *argv)
+    expect.success(result)
+    return result
+
+
+def test_all_that_no_image_needs_goes_and_is_printed(layout: Layout, image: Descriptor, stray: list[str]) -> None:
+    result = gc(layout)
+    assert result.lines() == sorted(stray)
+    assert there(layout.path) == needed(layout, image)
+    assert "dropped 4 blobs, 41.0 kB" in result.err
+    assert gc(layout).lines() == []
+
+
+def test_a_dry_run_says_the_same_and_drops_nothing(layout: Layout, stray: list[str]) -> None:
+    before = there(layout.path)
+    for argv in ([], ["--max-size=0"]):
+        result = gc(layout, "--dry-run", *argv)
+        assert result.lines() == sorted(stray)
+        assert "would drop 4 blobs" in result.err
+    assert there(layout.path) == before
+
+
+def test_what_was_not_used_for_longest_goes_first_until_the_rest_is_small_enough(
+    layout: Layout, image: Descriptor, stray: list[str]
+) -> None:
+    total = size_of(layout.path)
+    assert gc(layout, "--max-size", f"{total}").lines() == []
+    assert gc(layout, "--max-size", f"{total - 1}").lines() == [stray[3]]
+    assert gc(layout, "--max-size", f"{total - 30 * KIB}").lines() == sorted(stray[1:3])
+    assert there(layout.path) == {*needed(layout, image), stray[0]}
+
+
+def test_what_images_need_stays_whatever_size_is_asked_for(layout: Layout, image: Descriptor, stray: list[str]) -> None:
+    result = gc(layout, "--max-size", "1k")
+    assert result.lines() == sorted(stray)
+    assert there(layout.path) == needed(layout, image)
+    assert "are more than --max-size" in result.err
+    assert "are needed by images" in result.err
+
+
+def test_what_was_used_lately_is_spared_unless_a_size_is_asked_for(layout: Layout, stray: list[str]) -> None:
+    age(layout, stray[0], 0)
+    result = gc(layout)
+    assert result.lines() == sorted(stray[1:])
+    assert "used too lately" in result.err
+    assert gc(layout, "--older-than", "0").lines() == [stray[0]]
+
+
+def test_how_old_is_old_can_be_said(layout: Layout, stray: list[str]) -> None:
+    assert gc(layout, "--older-than=3d", "--max-size=0").lines() == sorted(stray[2:])
+    assert gc(layout, "--older-than=36h").lines() == [stray[1]]
+
+
+def test_what_is_below_indexes_and_what_refers_is_needed(layout: Layout) -> None:
+    index = two_platforms(layout, name="multi")
+    subject = layout.image([b"signed"])
+    layout.artifact(b"signature", subject=subject, name="signature")
+    before = there(layout.path)
+    assert gc(layout, "--older-than=0").lines() == []
+    assert {index["digest"], subject["digest"]} <= before == there(layout.path)
+
+
+@pytest.mark.parametrize("damage", ["is no JSON", "has other bytes"])
+def test_where_a_manifest_cannot_be_read_nothing_goes(
+    layout: Layout, image: Descriptor, stray: list[str], damage: str
+) -> None:
+    path = layout.file(image["digest"])
+    if damage == "has other bytes":
+        path.write_bytes(path.read_bytes()[:-1] + b" ")
+    else:
+        content = b"{" + b" " * 20
+        manifest = layout.blob(content, image["mediaType"])
+        raw = (layout.path / "index.json").read_text().replace(image["digest"], manifest["digest"])
+        (layout.path / "index.json").write_text(raw)
+    before = there(layout.path)
+    expect.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "nothing is dropped")
+    assert there(layout.path) == before >= set(stray)
+
+
+def test_what_is_none_of_ours_stays(layout: Layout, stray: list[str], tmp_path: Path) -> None:
+    folder = layout.path / "blobs" / "sha256"
+    (folder / "README").write_text("mine")
+    (folder / ("0" * 64)).mkdir()
+    (folder / ("1" * 64)).symlink_to(tmp_path)
+    assert gc(layout).lines() == sorted(stray)
+    assert {"README", "0" * 64, "1" * 64} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("stray")
+def test_parts_of_blobs_go_when_they_are_old(layout: Layout) -> None:
+    folder = layout.path / "blobs" / "sha256"
+    old, young, killed = (
+        folder / name for name in (f".{'a' * 64}.partial", f".{'b' * 64}.partial", ".x.0123456789ab.partial")
+    )
+    for path in (old, young, killed):
+        path.write_bytes(b"part")
+    os.utime(old, (1, 1))
+    gc(layout, "--dry-run")
+    assert old.exists()
+    gc(layout)
+    assert [path.exists() for path in (old, young, killed)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["gc"], 2, "DIR"),
+        (["gc", "gone"], 4, "gone"),
+        (["gc", "."], 6, "not an OCI layout"),
+        (["gc", "made", "--max-size", "much"], 2, "--max-size"),
+        (["gc", "made", "--older-than", "1y"], 2, "--older-than"),
+    ],
+)
+def test_what_makes_no_sense(layout: Layout, tmp_path: Path, argv: list[str], code: int, words: str) -> None:
+    assert layout.path == tmp_path / "made"
+    expect.failure(ocistream(*argv, cwd=tmp_path), code, words)
+
+
+# Beside others ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout) -> Iterator[FaultyRegistry]:
+    """Return a registry that has an image as `app:1`, and falls silent in its last layer."""
+    image = layout.image([b"first", 2048 * KIB])
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    last = layout.read(image["digest"])["layers"][-1]["digest"]
+    served.faults = [Fault(Stall(after=1024 * KIB), "GET", f"/blobs/{last}")]
+    yield served
+    served.release()
+
+
+def is_stalled(registry: FaultyRegistry) -> bool:
+    return any(request.fault for request in registry.requests)
+
+
+@pytest.mark.parametrize("argv", [[], ["--max-size=0"]])
+def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp_path: Path, argv: list[str]) -> None:
+    target = tmp_path / "out"
+    pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/"]
+    with started(*pull) as process:
+        expect.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
+        # There are no images yet, so that nothing is needed.
+        (target / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+        result = ocistream("gc", target, *argv)
+        expect.success(result)
+        assert result.lines() == []
+        registry.release()
+        assert process.wait(60) == 0
+    expect.success(ocistream("verify", target))
+
+
+def test_what_a_pull_has_found_there_is_in_use(registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    target = Layout(tmp_path / "out")
+    first = layout.read(str(expect.index_of(registry.layout.path)[0]["digest"]))["layers"][0]["digest"]
+    found = str(target.blob(layout.file(first).read_bytes(), "x/y")["digest"])
+    age(target, found, 10 * DAY)
+    pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target.path}/"]
+    with started(*pull) as process:
+        expect.wait_for(lambda: is_stalled(registry))
+        result = ocistream("gc", target.path)
+        expect.success(result)
+        assert found not in result.lines()
+        registry.release()
+        assert process.wait(60) == 0
+    expect.success(ocistream("verify", target.path))
+
+
+def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/"]
+    with started(*pull) as process:
+        expect.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
+        (target / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+        assert len(ocistream("gc", target, "--older-than=0").lines()) == 2
+        registry.release()
+        assert process.wait(60) == 9
+        assert process.stderr is not None
+        assert b"has been removed" in process.stderr.read()
+    assert expect.index_of(target) == []
+    expect.success(ocistream(*pull))
+    expect.success(ocistream("verify", target))
+
+
+def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: FaultyRegistry, tmp_path: Path) -> None:
+    registry.faults = []
+    pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--cache", f"{tmp_path}/cache", "-o"]
+    expect.success(ocistream(*pull, tmp_path / "x"))
+    result = ocistream("gc", tmp_path / "cache", "--max-size=0")
+    assert len(result.lines()) == 4
+    assert there(tmp_path / "cache") == set()
+    expect.success(ocistream(*pull, tmp_path / "y"))
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    assert len(there(tmp_path / "cache")) == 4

@@ -1,0 +1,228 @@
+"""The cache of blobs: a failing disk costs what is kept, and never what is moved."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from io import FileIO
+from pathlib import Path
+
+import pytest
+
+from ocistream import files, notices
+from ocistream.errors import NetworkError
+from ocistream.interfaces import Sink
+from ocistream.mirrored import Readable
+from ocistream.model import Descriptor
+from ocistream.reading import Reading
+from ocistream.reference import parse_reference
+from ocistream.stores import layout_directory
+from ocistream.stores.archive import ArchiveSink
+from ocistream.stores.cache import Cache
+from ocistream.stores.cached import CachedRepository
+from ocistream.stores.layout import LayoutSink
+from ocistream.stores.layout_directory import LayoutDirectory
+from ocistream.stores.outputs import file_output, stream_output
+from ocistream.stores.registry_source import RegistrySource
+from ocistream.stream import chunks_of
+from ocistream.transfer import copy
+from tests.faults import Fault, HangUp
+from tests.images import Layout
+from tests.network import CountingRegistry, QuickTransport
+from tests.registry_http import seed
+
+MIB = 1 << 20
+
+
+class Setting:
+    """A registry that has an image as `app:1`, and a cache."""
+
+    def __init__(self, transport: QuickTransport, registry: CountingRegistry, layout: Layout, folder: Path) -> None:
+        self.transport = transport
+        self.registry = registry
+        self.image = layout.image([2 * MIB, b"small", b""], name=None)
+        self.blobs = [blob["digest"] for blob in layout.read(self.image["digest"])["layers"]]
+        seed(layout, self.image, registry.host, "app", "1")
+        self.folder = folder
+        self.cache = Cache(folder / "cache")
+
+    def pull(self, sink: Sink, cache: Cache | None = None, *, ahead: int = 0, jobs: int = 1) -> Cache:
+        """Move the image, with a cache that knows nothing of earlier runs."""
+        cache = cache or Cache(self.folder / "cache")
+
+        def before(repository: Readable) -> Readable:
+            return CachedRepository(cache, repository)
+
+        self.registry.requests.clear()
+        reference = parse_reference(f"{self.registry.host}/app:1")
+        reading = Reading(self.transport, before=before)
+        source = RegistrySource(self.transport, [reference], repository=reading.repository)
+        try:
+            copy(source, sink, ahead=ahead, jobs=jobs)
+        finally:
+            sink.close()
+        return cache
+
+    def archive(self, *, ahead: int = 0, jobs: int = 1) -> bytes:
+        path = self.folder / "x.tar"
+        self.pull(ArchiveSink(file_output(path)), ahead=ahead, jobs=jobs)
+        return path.read_bytes()
+
+    def file(self, digest: str) -> Path:
+        return self.folder / "cache" / "blobs" / "sha256" / digest[7:]
+
+
+@pytest.fixture
+def setting(
+    quick: Callable[..., QuickTransport], faulty: Callable[..., CountingRegistry], layout: Layout, tmp_path: Path
+) -> Setting:
+    return Setting(quick(), faulty(), layout, tmp_path)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Return what is told to users, with the level from which on it is."""
+    found: list[tuple[int, str]] = []
+    monkeypatch.setattr(notices, "_listeners", [])
+    notices.listen(lambda message, *, level: found.append((level, message)))
+    return found
+
+
+def fetched(setting: Setting) -> list[str]:
+    return [request.path.rpartition("/")[2] for request in setting.registry.asked("GET", "/(blobs|manifests)/")]
+
+
+def test_a_disk_that_fills_up_is_said_once_and_what_moves_goes_on(
+    setting: Setting, said: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = setting.archive()
+    for path in (setting.folder / "cache" / "blobs" / "sha256").iterdir():
+        path.unlink()
+    write, room = files.write_all, [MIB]
+
+    def bounded(file: FileIO, chunk: bytes | memoryview) -> None:
+        if "/cache/" in str(Path(f"/proc/self/fd/{file.fileno()}").readlink()):
+            room[0] -= len(chunk)
+            if room[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, chunk)
+
+    monkeypatch.setattr(files, "write_all", bounded)
+    assert setting.archive() == plain
+    assert [(level, "No space left" in text) for level, text in said] == [(0, True)]
+    # What was kept before is of use, and of what was begun there is nothing.
+    left = {path.name for path in (setting.folder / "cache").rglob("*") if path.is_file()}
+    assert left & {digest[7:] for digest in setting.blobs} == set()
+    assert setting.image["digest"][7:] in left
+    assert not any(name.startswith(".") for name in left)
+
+
+def test_a_disk_that_fails_at_the_end_of_a_file_is_no_failure(
+    setting: Setting, said: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def failing(path: Path, target: Path) -> Path:
+        if target.parent.name == "sha256":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    setting.archive()
+    assert len(said) == 1
+    assert list((setting.folder / "cache" / "blobs" / "sha256").iterdir()) == []
+
+
+def test_what_is_dropped_between_being_seen_and_being_read_is_fetched(setting: Setting) -> None:
+    plain = setting.archive()
+
+    class Forgetful(Cache):
+        def has(self, descriptor: Descriptor) -> bool:
+            is_there = super().has(descriptor)
+            setting.file(descriptor.digest).unlink(missing_ok=True)
+            return is_there
+
+    path = setting.folder / "y.tar"
+    setting.pull(ArchiveSink(file_output(path)), Forgetful(setting.folder / "cache"))
+    assert path.read_bytes() == plain
+    assert set(setting.blobs) <= set(fetched(setting))
+    assert setting.archive() == plain
+    assert fetched(setting) == []
+
+
+def test_what_breaks_off_in_the_cache_is_gone_on_with_from_the_registry(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = setting.archive()
+
+    def failing(file: FileIO, size: int) -> Iterator[memoryview]:
+        seen = 0
+        for chunk in chunks_of(file, size):
+            if seen == MIB:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            seen += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(layout_directory, "chunks_of", failing)
+    assert setting.archive() == plain
+    (request,) = setting.registry.asked("GET", "/blobs/")
+    assert request.headers["Range"] == f"bytes={MIB}-"
+
+
+def test_one_read_is_enough_where_it_can_be_begun_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting.archive()
+    opened: list[str] = []
+    original = LayoutDirectory.open_blob
+
+    def noting(layout: LayoutDirectory, digest: str) -> FileIO:
+        opened.append(digest)
+        return original(layout, digest)
+
+    monkeypatch.setattr(LayoutDirectory, "open_blob", noting)
+    setting.archive()
+    assert opened.count(setting.blobs[0]) == 1
+
+
+def test_into_a_pipe_what_is_wrong_is_found_before_the_first_byte(setting: Setting, tmp_path: Path) -> None:
+    plain = setting.archive()
+    path = setting.file(setting.blobs[0])
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    target = tmp_path / "piped"
+    with FileIO(target, "wb") as stream:
+        setting.pull(ArchiveSink(stream_output(stream, "to a pipe")))
+    assert target.read_bytes() == plain
+    assert fetched(setting) == [setting.blobs[0]]
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_segments_that_are_fetched_ahead_are_kept_as_well(setting: Setting, jobs: int, layout: Layout) -> None:
+    plain = setting.archive(ahead=8 * MIB, jobs=jobs)
+    for digest in setting.blobs:
+        assert setting.file(digest).read_bytes() == layout.file(digest).read_bytes()
+    assert setting.archive(ahead=8 * MIB, jobs=jobs) == plain
+    assert fetched(setting) == []
+
+
+def test_the_cache_may_be_where_it_goes_to(setting: Setting) -> None:
+    for _ in range(2):
+        setting.pull(LayoutSink(setting.folder / "cache"))
+    assert fetched(setting) == []
+    assert len(setting.cache.layout.entries()) == 1
+
+
+def test_what_is_used_is_not_old(setting: Setting) -> None:
+    setting.archive()
+    digests = [*setting.blobs, setting.image["digest"]]
+    for digest in digests:
+        os.utime(setting.file(digest), (1, 1))
+    setting.archive()
+    assert [digest for digest in digests if setting.file(digest).stat().st_mtime == 1] == []
+
+
+def test_a_registry_that_is_down_is_not_asked_twice_over(setting: Setting) -> None:
+    setting.archive()
+    setting.registry.faults = [Fault(HangUp(), path="/manifests/", times=None)]
+    with pytest.raises(NetworkError):
+        setting.archive()
+    assert {request.method for request in setting.registry.asked(path="/manifests/")} == {"HEAD"}
