@@ -290,9 +290,7 @@ class TestTheQuestion:
         seed(layout, image, served.host, "app", "v1")
         layout.image([b"more"], name="v2")
         answer = ocistream("have", f"oci:{layout.path}")
-        found = listed(
-            ocistream("have", f"{served.host}/app", "--among", "-", stdin=answer.out), f"{served.host}/app"
-        )
+        found = listed(ocistream("have", f"{served.host}/app", "--among", "-", stdin=answer.out), f"{served.host}/app")
         assert image["digest"] in found
         assert found < listed(answer, f"oci:{layout.path}")
 
