@@ -264,6 +264,17 @@ def test_what_is_fetched_wrong_is_not_kept(registry: FaultyRegistry, cache: Path
     expect.no_partial_files(cache)
 
 
+def test_a_manifest_that_is_fetched_wrong_is_not_kept(served: FaultyRegistry, layout: Layout, cache: Path) -> None:
+    index = two_platforms(layout)
+    seed(layout, index, served.host, "app", "1")
+    wrong = layout.read(index["digest"])["manifests"][1]["digest"]
+    served.faults = [Fault(Flip(10), "GET", wrong, times=None)]
+    result = ocistream("pull", f"{served.host}/app:1", "--platform=all", "--no-referrers", "--cache", cache)
+    assert result.code == 5
+    assert index["digest"] in files_in(cache)
+    assert wrong not in files_in(cache)
+
+
 def test_what_a_descriptor_lies_about_does_not_cost_others_their_blob(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, blobs: list[str]
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import files, notices
-from ocistream.errors import NetworkError
+from ocistream.errors import IntegrityError, NetworkError
 from ocistream.interfaces import Sink
 from ocistream.mirrored import Readable
 from ocistream.model import Descriptor
@@ -27,7 +27,7 @@ from ocistream.stores.outputs import file_output, stream_output
 from ocistream.stores.registry_source import RegistrySource
 from ocistream.stream import chunks_of
 from ocistream.transfer import copy
-from tests.faults import Fault, HangUp
+from tests.faults import Fault, Flip, HangUp
 from tests.images import Layout
 from tests.network import CountingRegistry, QuickTransport
 from tests.registry_http import seed
@@ -168,6 +168,35 @@ def test_what_breaks_off_in_the_cache_is_gone_on_with_from_the_registry(
     assert setting.archive() == plain
     (request,) = setting.registry.asked("GET", "/blobs/")
     assert request.headers["Range"] == f"bytes={MIB}-"
+
+
+def test_what_is_right_there_stays_if_it_was_the_registry_that_gave_wrong_bytes(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting.archive()
+    content = setting.file(setting.blobs[0]).read_bytes()
+    left = iter([MIB])
+
+    def failing_once(file: FileIO, size: int) -> Iterator[memoryview]:
+        seen, end = 0, next(left, None) if size > MIB else None
+        for chunk in chunks_of(file, size):
+            if seen == end:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            seen += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(layout_directory, "chunks_of", failing_once)
+    setting.registry.faults = [Fault(Flip(5), "GET", setting.blobs[0], times=None)]
+    with pytest.raises(IntegrityError):
+        setting.archive()
+    assert setting.file(setting.blobs[0]).read_bytes() == content
+
+
+def test_what_is_not_there_may_come_over_several_connections(setting: Setting) -> None:
+    reading = Reading(setting.transport).repository(parse_reference(f"{setting.registry.host}/app:1"))
+    repository = CachedRepository(setting.cache, reading)
+    blob = Descriptor("x/y", setting.blobs[0], 2 * MIB)
+    assert repository.blob(blob).part is not None
 
 
 def test_one_read_is_enough_where_it_can_be_begun_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
