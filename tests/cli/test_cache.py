@@ -152,6 +152,21 @@ def test_manifests_below_an_index_are_not_fetched_either(
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
+def test_what_hangs_on_an_image_is_asked_for_and_not_fetched_again(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, tmp_path: Path
+) -> None:
+    pull = ["pull", f"{registry.host}/app:1", "--cache", str(cache), "-o"]
+    expect.success(ocistream(*pull, tmp_path / "unsigned"))
+    seed(layout, layout.artifact(b"signature", subject=image), registry.host, "app")
+    for name in ("first", "second"):
+        registry.requests.clear()
+        expect.success(ocistream(*pull, tmp_path / name))
+    assert registry.asked("GET", "/referrers/")
+    assert fetched(registry) == []
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert (tmp_path / "first").read_bytes() != (tmp_path / "unsigned").read_bytes()
+
+
 def test_the_environment_names_it_and_the_option_has_the_last_word(
     registry: FaultyRegistry, cache: Path, tmp_path: Path
 ) -> None:
