@@ -102,6 +102,12 @@ MAX_HAVE_HEADERS: Final = 100
 #: Digests that may be asked for at once: all that one transfer can have.
 MAX_ASKED: Final = MAX_MANIFESTS + MAX_BLOBS
 
+# The far side of --via --------------------------------------------------------------------------------------
+#: One line that is said there; what is longer comes in pieces.
+MAX_FAR_LINE: Final = 64 * KIB
+#: What is printed there when all is done: a line an image.
+MAX_FAR_RESULTS: Final = 1 * MIB
+
 # Configuration ---------------------------------------------------------------------------------------------
 #: A configuration file, ours or containers' registries.conf.
 MAX_CONFIGURATION: Final = 1 * MIB

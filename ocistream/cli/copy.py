@@ -21,6 +21,7 @@ from ocistream.cli.options import (
     referrers_wanted,
     transfer_options,
     upload_options,
+    via_options,
 )
 from ocistream.cli.session import Session, stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 )
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
 @leaving_options
+@via_options
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @upload_options
@@ -66,6 +68,8 @@ def copy(
     globs: tuple[str, ...],
     *,
     all_tags: bool,
+    via: str | None,
+    via_program: str,
 ) -> None:
     """Copy between a registry's image, a layout `oci:DIR[:NAME]`, an archive and plain paths.
 
@@ -76,12 +80,14 @@ def copy(
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1
     ocistream copy oci:build:app registry.example.com/app:2
     ocistream copy --tags '1.*' nginx registry.example.com/mirror/nginx
+    ocistream copy app:2 registry.local/app:2 --via 'ssh host'
     """
+    if via is not None:
+        _copy_via(session, source, destination, platforms, (via, via_program), many=all_tags or bool(globs))
+        return
     src, dst = parse_end(source), stdout_end(parse_end(destination))
     session.check_result_apart(src, dst)
-    if session.options.get("src_username") is None and session.options.get("dest_username") is None:
-        named = {end.reference.registry for end in (src, dst) if end.reference}
-        session.check_credentials(named | registries_asked(session))
+    _check_credentials(session, src, dst)
     mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
@@ -118,6 +124,38 @@ def copy(
         return root.name or root.origin or src.text
 
     move(session, open_ends, label, of=src, to=dst, rename=renamed(dst) if dst.name else None, leave_out=leaving)
+
+
+def _copy_via(
+    session: Session,
+    source: str,
+    destination: str,
+    platforms: tuple[str, ...],
+    via: tuple[str, str],
+    *,
+    many: bool,
+) -> None:
+    from ocistream.cli.via import copy_via
+    from ocistream.far import check_safe
+
+    if many:
+        msg = "--all-tags and --tags cannot be had with --via"
+        raise UsageError(msg, hint="copy the images one by one")
+    check_safe(destination)
+    src, dst = parse_end(source), parse_end(destination)
+    session.check_result_apart(src)
+    if session.options.get("src_username") is None:
+        session.check_credentials(set(registries_of(src)))
+    select = the_image if dst.kind == "docker" or dst.name is not None else some_images
+    choice = platform_choice(platforms, None)
+    want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
+    copy_via(session, src, destination, want, via)
+
+
+def _check_credentials(session: Session, *ends: End) -> None:
+    if session.options.get("src_username") is None and session.options.get("dest_username") is None:
+        named = {end.reference.registry for end in ends if end.reference}
+        session.check_credentials(named | registries_asked(session))
 
 
 def _check_many(src: End, dst: End) -> None:

@@ -46,18 +46,19 @@ def move(
     to: End | None = None,
     rename: Callable[[Graph], Graph] | None = None,
     leave_out: LeaveOut | None = None,
+    is_far: bool = False,
 ) -> None:
     """Move images, then print and write what was done.
 
     `label` names a root in the results. `of` is where the images come from, and `to` is where they go, if those are no
     registries. Where `to` is stdout, the archive is there, and no result lines are printed. `leave_out` says which
-    blobs the archive is to be without.
+    blobs the archive is to be without. With `is_far` an archive is sent to where `to` is, and nothing is made of it.
 
     Raises:
         OcistreamError: it failed, and nothing is visible at the destination.
     """
     result = session.options["result"]
-    recompression = _recompression(session, to)
+    recompression = None if is_far else _recompression(session, to)
     if result is not None:
         check_result(result)
     with contextlib.ExitStack() as stack:

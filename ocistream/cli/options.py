@@ -313,6 +313,25 @@ def upload_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def via_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --via and --via-program."""
+    return _stack(
+        click.option(
+            "--via",
+            metavar="COMMAND",
+            help="Have an ocistream behind COMMAND (`ssh host`, `kubectl exec -i pod --`) write DST there; send only "
+            "what it lacks.",
+        ),
+        click.option(
+            "--via-program",
+            metavar="PROGRAM",
+            default="ocistream",
+            show_default=True,
+            help="What runs ocistream there: its path, or `python3 -m ocistream`.",
+        ),
+    )(command)
+
+
 def _rung(_context: click.Context, _parameter: click.Parameter, value: str) -> Rung | None:
     """Take --upload.
 

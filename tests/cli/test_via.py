@@ -1,0 +1,439 @@
+"""`copy --via`: an ocistream behind a command is asked what it lacks, and is sent that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ocistream as package
+from tests.actions import Flip
+from tests.archives import items_of, tar_of
+from tests.cli import expect
+from tests.cli.run import Argument, Result, command, measured, ocistream, started
+from tests.docker_archives import archive_of, of_docker, saved
+from tests.faults import Fault, FaultyRegistry, Reply, refusal
+from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
+from tests.registry_http import manifest_digest, seed, tags
+
+MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Two versions of an image in a registry here; the second has one layer more."""
+
+    registry: FaultyRegistry
+    layout: Layout
+    first: Descriptor
+    second: Descriptor
+    more: str
+
+    @property
+    def v1(self) -> str:
+        return f"{self.registry.host}/app:v1"
+
+    @property
+    def v2(self) -> str:
+        return f"{self.registry.host}/app:v2"
+
+
+@pytest.fixture
+def images(start: Callable[..., FaultyRegistry], layout: Layout) -> Images:
+    registry = start()
+    base, _ = layout.random_layer(2 * MIB, seed=1)
+    more, _ = layout.random_layer(MIB // 2, seed=2)
+    first, second = layout.image([base, b"one"]), layout.image([base, b"one", more])
+    for tag, image in (("v1", first), ("v2", second)):
+        seed(layout, image, registry.host, "app", tag)
+    return Images(registry, layout, first, second, str(more["digest"]))
+
+
+@pytest.fixture
+def there(start: Callable[..., FaultyRegistry], images: Images) -> FaultyRegistry:  # noqa: ARG001 - that one is first
+    """Return the registry of the far side."""
+    return start()
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> str:
+    """Return a command that runs what is appended to it, with the ocistream of these tests in its PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "ocistream"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(command())} "$@"\n')
+    script.chmod(0o755)
+    return f"env PATH={folder}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def faked(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that gives a command behind which ocistream is a shell script."""
+
+    def make(**verbs: str) -> str:
+        folder = tmp_path / "fake"
+        folder.mkdir(exist_ok=True)
+        script = folder / "ocistream"
+        cases = "".join(f"{verb}) {text}\n;;\n" for verb, text in verbs.items())
+        script.write_text(f'#!/bin/sh\necho "$@" >> {folder}/said\ncase $1 in\n{cases}esac\n')
+        script.chmod(0o755)
+        return f"env PATH={folder}:{os.environ['PATH']}"
+
+    return make
+
+
+def said(tmp_path: Path) -> list[str]:
+    """Return the command lines of the fake far side."""
+    return (tmp_path / "fake" / "said").read_text().splitlines()
+
+
+NOTHING = 'cat >/dev/null; echo "# ocistream have 1"; echo "# digests 0"'
+
+
+def copy(source: Argument, destination: Argument, via: str, *options: Argument, **kwargs: Any) -> Result:
+    return ocistream("copy", source, destination, "--via", via, *options, **kwargs)
+
+
+def failed(result: Result, code: int, *words: str) -> None:
+    """Assert that a run failed, whatever else was said before."""
+    assert result.code == code, (result.code, result.err)
+    assert result.out == b""
+    lines = result.err.splitlines()
+    errors = [line for line in lines if line.startswith("ocistream: error: ")]
+    assert len(errors) == 1, result.err
+    assert lines.index(errors[0]) >= len(lines) - 2
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err, (word, result.err)
+
+
+def uploaded(registry: FaultyRegistry) -> int:
+    """Return how many bytes of blobs came to a registry."""
+    return sum(request.received for request in registry.requests if "/uploads/" in request.path)
+
+
+class TestWhatIsSent:
+    def test_an_image_arrives_as_it_is(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        result = copy(images.v1, f"{there.host}/copies/app:v1", far)
+        expect.success(result)
+        assert result.lines() == [f"{there.host}/copies/app:v1@{images.first['digest']}"]
+        assert manifest_digest(there.host, "copies/app", "v1") == images.first["digest"]
+
+    def test_only_what_is_lacking_is_sent(
+        self, images: Images, there: FaultyRegistry, far: str, tmp_path: Path
+    ) -> None:
+        expect.success(copy(images.v1, f"{there.host}/app:v1", far))
+        there.requests.clear()
+        images.registry.requests.clear()
+        result = copy(images.v2, f"{there.host}/app:v2", far, "--result", tmp_path / "r.json")
+        expect.success(result)
+        assert manifest_digest(there.host, "app", "v2") == images.second["digest"]
+        config = images.layout.read(images.second["digest"])["config"]
+        assert uploaded(there) == MIB // 2 + config["size"]
+        # Nor is it fetched.
+        fetched = {r.path.rpartition("/")[2] for r in images.registry.requests if "/blobs/" in r.path}
+        assert fetched == {images.more, config["digest"]}
+        document = json.loads((tmp_path / "r.json").read_text())
+        assert document["bytes"]["leftOut"] == 2 * MIB + 3
+        assert document["images"][0]["digest"] == images.second["digest"]
+        assert f"left out 2 blobs, 2.1 MB: had by {there.host}/app" in result.err
+
+    def test_twice_sends_nothing(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        for _ in range(2):
+            expect.success(copy(images.v2, f"{there.host}/app:v2", far))
+        there.requests.clear()
+        expect.success(copy(images.v2, f"{there.host}/app:v2", far))
+        assert uploaded(there) == 0
+        assert {request.method for request in there.requests} == {"HEAD"}
+
+    @pytest.mark.parametrize("end", ["oci:{}/out:v2", "{}/out/"])
+    def test_into_a_layout(self, end: str, images: Images, far: str, tmp_path: Path) -> None:
+        expect.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
+        images.registry.requests.clear()
+        result = copy(images.v2, end.format(tmp_path), far)
+        expect.success(result)
+        assert [line.rpartition("@")[2] for line in result.lines()] == [images.second["digest"]]
+        assert images.second["digest"] in {entry["digest"] for entry in expect.index_of(tmp_path / "out")}
+        fetched = [r for r in images.registry.requests if "/blobs/" in r.path and r.method == "GET"]
+        assert len(fetched) == 2
+        expect.success(ocistream("verify", "--deep", tmp_path / "out"))
+
+    def test_into_an_archive_all_of_it(self, images: Images, far: str, tmp_path: Path) -> None:
+        for _ in range(2):
+            expect.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
+        assert expect.names_in(tmp_path / "out.tar") == ["app"]
+        expect.success(ocistream("verify", tmp_path / "out.tar"))
+
+    @pytest.mark.parametrize("kind", ["layout", "file", "pipe", "docker"])
+    def test_out_of_any_end(
+        self, kind: str, layout: Layout, start: Callable[..., FaultyRegistry], far: str, tmp_path: Path
+    ) -> None:
+        there = start()
+        image = two_platforms(layout, name="both") if kind != "docker" else small_image(layout)
+        # What comes from a pipe whose index is last is on its way before anybody can be asked.
+        archive = tmp_path / "x.tar"
+        archive.write_bytes(
+            archive_of(of_docker([saved(layout, image, "app:1")])) if kind == "docker" else tar_of(items_of(layout))
+        )
+        source = {"layout": f"oci:{layout.path}", "pipe": "-"}.get(kind, str(archive))
+        results = [
+            copy(source, f"{there.host}/app:1", far, stdin=archive if kind == "pipe" else None) for _ in range(2)
+        ]
+        for result in results:
+            expect.success(result)
+        if kind != "docker":
+            assert manifest_digest(there.host, "app", "1") == image["digest"]
+        assert results[1].lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"]
+
+    def test_what_hangs_on_it_goes_along(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        parts = images.layout.artifact(b"a list of parts", subject=images.first)
+        seed(images.layout, parts, images.registry.host, "app")
+        expect.success(copy(images.v1, f"{there.host}/app:v1", far))
+        assert manifest_digest(there.host, "app", parts["digest"]) == parts["digest"]
+
+    def test_what_can_be_mounted_is_not_sent(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        seed(images.layout, images.first, there.host, "base", "1")
+        absent = Fault(refusal(404, "BLOB_UNKNOWN"), "HEAD", path="/v2/app/blobs/", times=None)
+        there.faults.append(absent)
+        there.requests.clear()
+        result = copy(images.v2, f"{there.host}/app:v2", far, "--mount-from", "base")
+        expect.success(result)
+        assert uploaded(there) < MIB
+        assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
+
+    def test_memory_stays_as_promised(self, there: FaultyRegistry, layout: Layout, far: str) -> None:
+        layout.image([64 * MIB, *(b"%d" % number for number in range(2000))], name="big")
+        result = measured("copy", f"oci:{layout.path}", f"{there.host}/big:1", "--via", far)
+        expect.success(result)
+        assert result.peak is not None
+        assert result.peak < 48 * MIB
+
+
+class TestWhatIsSaid:
+    def test_the_far_side_is_told_apart(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        result = copy(images.v1, f"{there.host}/app:v1", far)
+        lines = result.err.splitlines()
+        assert [line for line in lines if line.startswith("ocistream: far: moved 3 blobs")]
+        assert [line for line in lines if line.startswith("ocistream: moved 3 blobs")]
+        assert copy(images.v1, f"{there.host}/app:v1", far, "-q").err == ""
+
+    @pytest.mark.parametrize("option", [["--log-format", "json"], ["--progress", "json"]])
+    def test_and_as_json(self, option: list[str], images: Images, there: FaultyRegistry, far: str) -> None:
+        result = copy(images.v1, f"{there.host}/app:v1", far, *option)
+        expect.success(result)
+        objects = expect.json_lines(result.err)
+        sides = {side: [o for o in objects if o.get("side") == side] for side in ("far", None)}
+        assert len(sides["far"]) + len(sides[None]) == len(objects)
+        for found in sides.values():
+            assert [o for o in found if str(o.get("message", "")).startswith("moved 3 blobs")]
+            events = {o.get("event") for o in found} - {None}
+            assert events == ({"planned", "progress", "blob"} if option[0] == "--progress" else set())
+
+    def test_another_version_is_named(self, images: Images, faked: Callable[..., str]) -> None:
+        via = faked(
+            have='cat >/dev/null; echo "# ocistream have 1"; echo "# by ocistream 9.9"; echo "# digests 0"',
+            push=f"cat >/dev/null; echo app@{images.first['digest']}",
+        )
+        result = copy(images.v1, "registry.local/app:v1", via)
+        expect.success(result)
+        assert f"the far side has ocistream 9.9, this is {package.__version__}" in result.err
+
+    def test_nothing_that_is_said_drives_a_terminal(self, images: Images, faked: Callable[..., str]) -> None:
+        via = faked(
+            have=f"printf 'Welcome\\033[2J\\n' >&2; head -c 200000 /dev/zero | tr '\\0' a >&2; echo >&2; {NOTHING}",
+            push=f'cat >/dev/null; printf "%s\\n" \'{{"level": "info", "message": "a\\u001b[2J\\nb"}}\' >&2; '
+            f"echo app@{images.first['digest']}; echo '{'[' * 50_000}' >&2",
+        )
+        result = copy(images.v1, "registry.local/app:v1", via)
+        expect.success(result)
+        assert "ocistream: far: Welcome?[2J\n" in result.err
+        assert "ocistream: far: a?[2J?b\n" in result.err
+        assert "\033" not in result.err
+        assert max(map(len, result.err.splitlines())) < 70_000
+
+    def test_what_is_passed_on(self, images: Images, faked: Callable[..., str], tmp_path: Path) -> None:
+        via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
+        options = ["--upload", "chunk=1MiB", "--mount-from", "base", "--plain-http", "--limit-rate", "1G", "-v"]
+        options += ["--retries", "2", "--via-program", "ocistream"]
+        expect.success(copy(images.v1, "docker://registry.local/app:v1", via, *options))
+        asked, pushed = said(tmp_path)
+        common = (
+            "--plain-http --retries 2 --connect-timeout 15 --stall-timeout 60 --mount-from base --log-format json -v"
+        )
+        assert asked == f"have --among - registry.local/app {common}"
+        upload = "--upload chunk=1048576 --limit-rate 1073741824 --progress none"
+        assert pushed == f"push registry.local/app:v1 {common} {upload}"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "oci:my layout",
+            "oci:$HOME/x",
+            "oci:~/x",
+            "oci:a;b",
+            "oci:a'b",
+            "oci:a*",
+            "oci:-{a,b}",
+            "oci:a\nb",
+            "[::1]/a:1",
+        ],
+    )
+    def test_what_a_shell_might_look_at_is_not_said(self, end: str, images: Images, tmp_path: Path) -> None:
+        result = copy(images.v1, end, f"touch {tmp_path}/ran")
+        expect.failure(result, 2, "cannot be said to the far side")
+        expect.failure(copy(images.v1, "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b"), 2, "'a;b'")
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("end", ["-", "out.tar/../x", "./out", "docker-archive:x.tar", "oci-archive:-"])
+    def test_what_it_is_there_has_to_be_known(self, end: str, images: Images, tmp_path: Path) -> None:
+        result = copy(images.v1, end, f"touch {tmp_path}/ran")
+        assert result.code == 2, result.err
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["--dest-username", "me"],
+            ["--dest-password-stdin"],
+            ["--compress", "zstd"],
+            ["--have", "x"],
+            ["--base", "x"],
+            ["--only", digest_of(b"x")],
+            ["--all-tags"],
+            ["--tags", "1.*"],
+        ],
+        ids=lambda options: str(options[0]),
+    )
+    def test_options_that_have_no_meaning_there(self, options: list[str], images: Images, tmp_path: Path) -> None:
+        via = f"touch {tmp_path}/ran"
+        expect.failure(copy(images.v1, "oci:x", via, *options, stdin=b"secret"), 2, options[0], "--via")
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("via", ["", "  ", "ssh 'host", "''"])
+    def test_what_is_no_command(self, via: str, images: Images) -> None:
+        expect.failure(copy(images.v1, "oci:x", via), 2, "--via")
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("via", "code", "words"),
+        [
+            ("no-such-command", 4, ["no-such-command"]),
+            ("./", 9, []),
+            ("env --", 4, ["no-such-program", "--via-program"]),
+            ("sh -c 'echo ssh: refused >&2; exit 255'", 7, ["ssh: refused", "the same command goes on"]),
+            ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
+            ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),
+            ("sh -c 'echo command not found >&2; exit 1'", 4, ["--via-program"]),
+            ("true", 6, ["what the far side has has no digest in it"]),
+            ("echo Welcome", 6, ["line 1", "Welcome"]),
+            ("echo '# ocistream have 2'", 8, ["format 2"]),
+        ],
+    )
+    def test_the_way_there(self, via: str, code: int, words: list[str], images: Images) -> None:
+        program = ["--via-program", "no-such-program"] if "env" in via else []
+        via = via.replace("echo '#", "sh -c 'echo \"#").replace("have 2'", "have 2\"'")
+        result = copy(images.v1, "registry.local/app:v1", via, *program)
+        expect.failure(result, code, *words)
+
+    def test_a_far_side_that_is_too_old(self, images: Images, faked: Callable[..., str]) -> None:
+        error = {"level": "error", "message": "No such command 'have'.", "hint": "see `--help`", "exit_code": 2}
+        via = faked(have=f"echo '{json.dumps(error).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}' >&2; exit 2")
+        expect.failure(copy(images.v1, "registry.local/app:v1", via), 8, "No such command 'have'", "same version")
+
+    def test_a_command_that_does_not_pass_stdin_on(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        folder = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
+        via = """sh -c 'exec "$0" "$@" </dev/null'"""
+        result = copy(images.v1, f"{there.host}/app:v1", via, "--via-program", f"{folder}/ocistream")
+        failed(result, 6, "the far side failed", "docker exec -i")
+
+    @pytest.mark.parametrize(
+        ("fault", "code"),
+        [
+            (Fault(refusal(401, "UNAUTHORIZED"), times=None), 3),
+            (Fault(refusal(403, "DENIED"), "POST", times=None), 3),
+            (Fault(Reply(500), "PATCH|PUT", times=None), 7),
+            (Fault(Reply(500), "PUT", path="/manifests/", times=None), 7),
+        ],
+        ids=["asking", "pushing", "a blob", "a manifest"],
+    )
+    def test_the_registry_there(self, fault: Fault, code: int, images: Images, there: FaultyRegistry, far: str) -> None:
+        there.faults.append(fault)
+        result = copy(images.v2, f"{there.host}/app:v2", far, "--retries", "0")
+        failed(result, code, "the far side failed: ", there.host)
+        there.faults.clear()
+        assert tags(there.host, "app") == []
+
+    def test_an_image_that_breaks_here_is_not_seen_there(self, images: Images, there: FaultyRegistry, far: str) -> None:
+        images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
+        result = copy(images.v2, f"{there.host}/app:v2", far)
+        failed(result, 5, images.more)
+        # What the far side says of a stream without end is no news.
+        assert "far" not in result.err
+        assert tags(there.host, "app") == []
+        images.registry.faults.clear()
+        there.requests.clear()
+        expect.success(copy(images.v2, f"{there.host}/app:v2", far))
+        # What has arrived whole is not sent again.
+        assert uploaded(there) < MIB
+
+    def test_a_far_side_that_gives_up_says_why(self, images: Images, faked: Callable[..., str]) -> None:
+        error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
+        via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit 9")
+        expect.failure(copy(images.v2, "registry.local/app:v2", via), 9, "the far side failed: disk full", "free some")
+
+    @pytest.mark.parametrize(
+        "error", ['{"level": "error", "message": [], "exit_code": []}', '{"level": "error"}', "{}"]
+    )
+    def test_whatever_is_said_of_it_is_an_error(self, error: str, images: Images, faked: Callable[..., str]) -> None:
+        via = faked(have=NOTHING, push=f"echo '{error}' >&2; exit 3")
+        expect.failure(copy(images.v2, "registry.local/app:v2", via), 7, "exit status 3")
+
+    def test_one_that_ends_early_as_if_all_was_well(self, images: Images, faked: Callable[..., str]) -> None:
+        via = faked(have=NOTHING, push=f"head -c 100 >/dev/null; echo app@{images.second['digest']}")
+        expect.failure(copy(images.v2, "registry.local/app:v2", via), 7, "before it had all")
+
+    @pytest.mark.parametrize("printed", ["", f"echo app@{digest_of(b'other')}", "echo app"])
+    def test_one_that_has_written_something_else(self, printed: str, images: Images, faked: Callable[..., str]) -> None:
+        via = faked(have=NOTHING, push=f"cat >/dev/null; {printed}")
+        expect.failure(copy(images.v1, "registry.local/app:v1", via), 5, images.first["digest"])
+
+    def test_one_that_claims_what_it_has_not(
+        self, images: Images, there: FaultyRegistry, far: str, faked: Callable[..., str]
+    ) -> None:
+        digests = [blob["digest"] for blob in images.layout.read(images.second["digest"])["layers"]]
+        real = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
+        via = faked(have="cat >/dev/null; printf '%s\\n' " + " ".join(digests), push=f'exec {real}/ocistream "$@"')
+        result = copy(images.v2, f"{there.host}/app:v2", via)
+        failed(result, 6, "incomplete")
+        assert tags(there.host, "app") == []
+
+
+class TestInterruption:
+    @pytest.mark.usefixtures("interruptible")
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("verb", ["have", "push"])
+    def test_nothing_is_left_running(
+        self, verb: str, number: signal.Signals, images: Images, faked: Callable[..., str], tmp_path: Path
+    ) -> None:
+        hangs = f"echo $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600"
+        via = faked(**{"have": NOTHING, verb: hangs})
+        with started("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
+            expect.wait_for((tmp_path / "pid").exists)
+            pid = int((tmp_path / "pid").read_text())
+            # It alone: what a terminal would have told both.
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (128 + number, b"")
+        assert b"Traceback" not in err
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
