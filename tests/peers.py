@@ -104,11 +104,13 @@ def docker_registry(
     auth: Mapping[str, str] | TokenServer | None = None,
     tls: Certificate | None = None,
     settings: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[DockerRegistry]:
     """Run a docker-registry over `folder`, with filesystem storage and deleting allowed.
 
     `auth` is None for an open one, {user: password} for htpasswd, or a token server to send clients to.
-    `settings` are further environment variables of distribution, such as REGISTRY_HTTP_RELATIVEURLS.
+    `settings` are further environment variables of distribution, such as REGISTRY_HTTP_RELATIVEURLS. `within` is the
+    start of a command line that runs it somewhere else, such as `namespace` gives.
     """
     need("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def docker_registry(
     file.write_text(json.dumps(config))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["docker-registry", "serve", str(file)],
+            [*within, "docker-registry", "serve", str(file)],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -177,6 +179,65 @@ def _listening(log: Path) -> str | None:
     """Read the address from the log: the kernel chose the port, so no two peers can want the same."""
     found = re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())
     return found[1] if found else None
+
+
+@contextlib.contextmanager
+def namespace(name: str) -> Iterator[list[str]]:
+    """Make a network namespace with nothing but a loopback of its own; give the command line that runs in it."""
+    need("ip", root=True)
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        inside = ["ip", "netns", "exec", name]
+        subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
+        yield inside
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@contextlib.contextmanager
+def ssh_server(folder: Path) -> Iterator[list[str]]:
+    """Run OpenSSH's server on loopback, with keys of its own; give the command line that runs something behind it."""
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    need("ssh", "ssh-keygen", sshd or "sshd", root=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+    # Where it locks itself up; on a machine without its service nobody has made it.
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "ListenAddress": f"127.0.0.1:{port}",
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "user.pub",
+        "PidFile": "none",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PasswordAuthentication": "no",
+        "PermitRootLogin": "yes",
+    }
+    (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    client = {
+        "HostName": "127.0.0.1",
+        "Port": port,
+        "IdentityFile": folder / "user",
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": folder / "known_hosts",
+        "StrictHostKeyChecking": "accept-new",
+        "BatchMode": "yes",
+    }
+    lines = ["Host far", *(f"{key} {value}" for key, value in client.items())]
+    (folder / "ssh_config").write_text("\n".join(lines) + "\n")
+    log = folder / "log"
+    with log.open("wb") as output:
+        line = [str(sshd), "-D", "-e", "-f", str(folder / "sshd_config")]
+        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    try:
+        _wait(lambda: "Server listening" in log.read_text(), process, log)
+        yield ["ssh", "-F", str(folder / "ssh_config"), "far"]
+    finally:
+        _end(process)
 
 
 @dataclasses.dataclass(frozen=True)

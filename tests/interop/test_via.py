@@ -1,0 +1,136 @@
+"""`copy --via`, by real ssh and into a real network namespace: registries that cannot reach each other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.actions import Stall
+from tests.cli import expect
+from tests.cli.run import Argument, Result, command, ocistream, run, started
+from tests.debian_image import DebianImage
+from tests.faults import Fault, FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.interop.bounds import MIB
+from tests.peers import DockerRegistry, docker_registry, namespace, ssh_server
+from tests.registry_http import seed
+
+#: The ocistream of these tests, as the far side has to call it: none of it needs to be quoted.
+PROGRAM = ["--via-program", " ".join(command())]
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[list[str]]:
+    """Return the start of a command line that runs in a network of its own."""
+    with namespace(f"ocistream-{os.getpid()}") as line:
+        yield line
+
+
+@pytest.fixture
+def far(inside: list[str], tmp_path: Path) -> Iterator[DockerRegistry]:
+    """Return a registry of that network."""
+    with docker_registry(tmp_path / "far", within=inside) as registry:
+        yield registry
+
+
+@pytest.fixture(params=["namespace", "ssh"])
+def via(request: pytest.FixtureRequest, inside: list[str], tmp_path: Path) -> Iterator[list[str]]:
+    """Return what leads into it."""
+    with contextlib.ExitStack() as stack:
+        ssh = stack.enter_context(ssh_server(tmp_path / "ssh")) if request.param == "ssh" else []
+        yield [*ssh, *inside]
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    """Return a registry here that can be made to fall silent."""
+    with FaultyRegistry(tmp_path / "near") as registry:
+        yield registry
+
+
+def copy(source: Argument, destination: str, via: Sequence[str], *options: Argument) -> Result:
+    return ocistream("copy", source, destination, "--via", shlex.join(via), *PROGRAM, *options)
+
+
+def test_a_real_image_goes_where_nobody_can_reach(
+    debian_name: str,
+    debian_image: DebianImage,
+    far: DockerRegistry,
+    inside: list[str],
+    via: list[str],
+    tmp_path: Path,
+) -> None:
+    for line in ([], inside), (inside, []):
+        there = far.host if line[1] else debian_name.partition("/")[0]
+        shown = run([*line[0], *command(), "inspect", f"{there}/team/debian:v1", "--retries", "0"])
+        assert shown.code == 7, shown.err
+    name, digest = f"{far.host}/team/debian:v1", debian_image.manifest["digest"]
+    result = copy(debian_name, name, via)
+    expect.success(result)
+    assert result.lines() == [f"{name}@{digest}"]
+    assert far.tags("team/debian") == {"v1": digest}
+    result = copy(debian_name, name, via, "--result", tmp_path / "r.json")
+    expect.success(result)
+    sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
+    assert (sizes["copied"], sizes["leftOut"]) == (0, sum(b["size"] for b in blobs_of(debian_image)))
+
+
+def blobs_of(image: DebianImage) -> list[Descriptor]:
+    document = image.layout.read(image.manifest["digest"])
+    return [document["config"], *document["layers"]]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_line_that_was_cut_is_gone_on_with(
+    far: DockerRegistry, via: list[str], layout: Layout, near: FaultyRegistry, tmp_path: Path
+) -> None:
+    image = layout.image([4 * MIB, 3 * MIB, 5 * MIB])
+    seed(layout, image, near.host, "app", "v1")
+    layers = [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
+    near.faults.append(Fault(Stall(after=MIB), path=layers[2], times=None))
+    name = f"{far.host}/app:v1"
+    with started("copy", f"{near.host}/app:v1", name, "--via", shlex.join(via), *PROGRAM) as process:
+        # The last layer is on its way.
+        expect.wait_for(lambda: far.blobs("app") >= {*layers[:2]})
+        expect.wait_for(lambda: far.uploads("app"))
+        (child,) = children(process.pid)
+        os.kill(child, signal.SIGKILL)
+        near.released.set()
+        out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (7, b""), err
+    assert b"the same command goes on" in err
+    assert far.tags("app") == {}
+    assert far.manifests("app") == set()
+    near.faults.clear()
+    result = copy(f"{near.host}/app:v1", name, via, "--result", tmp_path / "r.json")
+    expect.success(result)
+    assert far.tags("app") == {"v1": image["digest"]}
+    document = json.loads((tmp_path / "r.json").read_text())
+    how = {blob["digest"]: blob["how"] for blob in document["blobs"]}
+    assert [how[layer] for layer in layers] == ["leftOut", "leftOut", "copied"]
+
+
+def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
+    layout.image([b"one"], name="v1")
+    with ssh_server(tmp_path / "ssh") as ssh:
+        end = f"oci:{layout.path}"
+        there = f"oci:{tmp_path}/there:v1"
+        result = ocistream("copy", end, there, "--via", shlex.join(ssh), "--via-program", "/nowhere/ocistream")
+        assert result.code == 4, result.err
+        assert "--via-program" in result.err
+        expect.success(copy(end, there, ssh))
+        expect.success(ocistream("verify", tmp_path / "there"))
+    # The server has gone.
+    result = copy(end, there, ssh)
+    assert result.code == 7, result.err
+    assert "Connection refused" in result.err
