@@ -164,4 +164,20 @@ LIMITS: Final[dict[int, Limit]] = {
                   "missing-*", "docker-nothing-listed"),
         tests=("unit/test_archive_stream.py::test_cut_off_at_any_byte_it_is_no_archive",),
     ),
+    19: Limit(
+        "A list of digests is whole and nothing else; lines and their number have bounds, and only what is wanted is kept",
+        ("have_lists:HaveList",),
+        tests=("unit/test_have_lists.py::test_a_list_that_is_cut_anywhere_is_refused",
+               "unit/test_have_lists.py::test_a_line_that_is_no_digest_is_named",
+               "unit/test_have_lists.py::test_a_line_without_end_is_not_held",
+               "unit/test_have_lists.py::test_too_many_lines_are_refused",
+               "unit/test_have_lists.py::test_memory_does_not_grow_with_the_list"),
+    ),
+    20: Limit(
+        "To a far side no shell is run and no word said that one looks at; what it says is bounded, and in one line",
+        ("far:check_safe", "far:FarCommand"),
+        tests=("cli/test_via.py::test_what_a_shell_might_look_at_is_not_said",
+               "cli/test_via.py::test_nothing_that_is_said_drives_a_terminal",
+               "cli/test_via.py::test_whatever_is_said_of_it_is_an_error"),
+    ),
 }  # fmt: skip
