@@ -167,6 +167,16 @@ class TestRegistries:
         assert listed(ocistream(*line, "other", stdin=b"# digests 0\n"), f"{served.host}/app") == set()
         expect.failure(ocistream("have", f"{served.host}/app", "--mount-from", "base"), 2, "--among")
 
+    def test_what_is_asked_for_may_be_a_manifest(self, layout: Layout, served: FaultyRegistry) -> None:
+        image = small_image(layout)
+        seed(layout, image, served.host, "app", "v1")
+        # The embedded registry gives manifests as blobs too; others do not.
+        path = f"/blobs/{image['digest']}"
+        served.faults.append(Fault(refusal(404, "BLOB_UNKNOWN"), path=path, times=None))
+        asked = "\n".join(everything(layout)).encode()
+        result = ocistream("have", "--among", "-", f"{served.host}/app", stdin=asked)
+        assert listed(result, f"{served.host}/app") == everything(layout)
+
     def test_a_registry_that_fails_gives_no_list(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.faults.append(Fault(Reply(500), "HEAD", "/blobs/", times=None, skip=2))

@@ -119,6 +119,16 @@ def uploaded(registry: FaultyRegistry) -> int:
     return sum(request.received for request in registry.requests if "/uploads/" in request.path)
 
 
+def layers_of(layout: Layout) -> list[Descriptor]:
+    """Return the layers of all images in a layout."""
+    documents = [json.loads(p.read_bytes()) for p in (layout.path / "blobs/sha256").iterdir() if is_json(p)]
+    return [layer for document in documents for layer in document.get("layers", [])]
+
+
+def is_json(path: Path) -> bool:
+    return path.read_bytes()[:1] == b"{"
+
+
 class TestWhatIsSent:
     def test_an_image_arrives_as_it_is(self, images: Images, there: FaultyRegistry, far: str) -> None:
         result = copy(images.v1, f"{there.host}/copies/app:v1", far)
@@ -183,11 +193,19 @@ class TestWhatIsSent:
             archive_of(of_docker([saved(layout, image, "app:1")])) if kind == "docker" else tar_of(items_of(layout))
         )
         source = {"layout": f"oci:{layout.path}", "pipe": "-"}.get(kind, str(archive))
-        results = [
-            copy(source, f"{there.host}/app:1", far, stdin=archive if kind == "pipe" else None) for _ in range(2)
-        ]
+        stdin, options = archive if kind == "pipe" else None, ["--result", tmp_path / "r.json"]
+        results = [copy(source, f"{there.host}/app:1", far, *options, stdin=stdin) for _ in range(2)]
         for result in results:
             expect.success(result)
+        sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
+        layers = {layer["digest"]: layer["size"] for layer in layers_of(layout)}
+        assert sizes["copied"] + sizes["converted"] == {
+            "layout": 0,
+            "file": 0,
+            "pipe": sum(layers.values()),
+            # It is made anew, to the same.
+            "docker": sizes["converted"] + sizes["copied"],
+        }[kind]
         if kind != "docker":
             assert manifest_digest(there.host, "app", "1") == image["digest"]
         assert results[1].lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"]
@@ -385,6 +403,17 @@ class TestFailures:
         expect.success(copy(images.v2, f"{there.host}/app:v2", far))
         # What has arrived whole is not sent again.
         assert uploaded(there) < MIB
+
+    def test_nor_is_heard_what_the_far_side_says_of_that(self, images: Images, faked: Callable[..., str]) -> None:
+        images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
+        via = faked(have=NOTHING, push="cat >/dev/null; echo it has no end >&2; echo what now >&2; exit 6")
+        expect.failure(copy(images.v2, "registry.local/app:v2", via), 5, images.more)
+
+    def test_what_is_no_list_is_the_reason_and_not_that_nobody_listens(
+        self, images: Images, faked: Callable[..., str]
+    ) -> None:
+        via = faked(have="cat >/dev/null; echo Welcome; yes")
+        expect.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is no digest")
 
     def test_a_far_side_that_gives_up_says_why(self, images: Images, faked: Callable[..., str]) -> None:
         error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})

@@ -165,7 +165,7 @@ LIMITS: Final[dict[int, Limit]] = {
         tests=("unit/test_archive_stream.py::test_cut_off_at_any_byte_it_is_no_archive",),
     ),
     19: Limit(
-        "A list of digests is whole and nothing else; lines and their number have bounds, and only what is wanted is kept",
+        "A list of digests is whole and nothing else; its lines and their number have bounds; what is wanted is kept",
         ("have_lists:HaveList",),
         tests=("unit/test_have_lists.py::test_a_list_that_is_cut_anywhere_is_refused",
                "unit/test_have_lists.py::test_a_line_that_is_no_digest_is_named",
