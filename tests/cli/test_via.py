@@ -199,13 +199,16 @@ class TestWhatIsSent:
             expect.success(result)
         sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
         layers = {layer["digest"]: layer["size"] for layer in layers_of(layout)}
-        assert sizes["copied"] + sizes["converted"] == {
-            "layout": 0,
-            "file": 0,
-            "pipe": sum(layers.values()),
-            # It is made anew, to the same.
-            "docker": sizes["converted"] + sizes["copied"],
-        }[kind]
+        assert (
+            sizes["copied"] + sizes["converted"]
+            == {
+                "layout": 0,
+                "file": 0,
+                "pipe": sum(layers.values()),
+                # It is made anew, to the same.
+                "docker": sizes["converted"] + sizes["copied"],
+            }[kind]
+        )
         if kind != "docker":
             assert manifest_digest(there.host, "app", "1") == image["digest"]
         assert results[1].lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"]
