@@ -47,6 +47,8 @@ _SHORT_GRACE: Final = 3.0
 _LAST_WORDS: Final = 2.0
 #: How shells, and what starts programs, say that there is no such program, or that it is none.
 _NO_PROGRAM: Final = frozenset({126, 127})
+#: How containers' runtimes say it, whatever the exit code of what asked them.
+_NO_EXECUTABLE: Final = "executable file not found"
 #: How ssh says that it did not come through.
 _NO_CONNECTION: Final = 255
 #: How it ends whose stdout was closed.
@@ -75,10 +77,11 @@ def split_command(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        msg = f"--via {printable(text)!r} is no command: {error}"
+        # It is not shown: people write passwords into commands.
+        msg = f"--via is no command: {error}"
         raise UsageError(msg) from error
     if not words or not words[0]:
-        msg = f"--via {printable(text)!r} is no command"
+        msg = "--via is no command: there is nothing in it"
         raise UsageError(msg, hint="write one that runs what is appended to it, such as --via 'ssh host'")
     return words
 
@@ -259,14 +262,16 @@ class FarCommand:
         if error is not None and _text(error, "message"):
             return _as_ours(error, code)
         said = f": {self._last_words}" if self._last_words else ""
-        if code in _NO_PROGRAM or "not found" in self._last_words:
+        if code in _NO_PROGRAM or _NO_EXECUTABLE in self._last_words:
             msg = f"there is no ocistream on the far side{said}"
             hint = "install it there, or say with --via-program where it is, such as --via-program /opt/bin/ocistream"
             return NotFoundError(msg, hint=hint)
         if code == _NO_CONNECTION:
             return NetworkError(f"{self._name} did not get through, or was cut off{said}", hint=_AGAIN)
-        how = f"was ended by signal {-code}" if code < 0 else f"failed (exit status {code})"
-        return NetworkError(f"{self._name} {how}{said}", hint=_AGAIN)
+        if code < 0:
+            return NetworkError(f"{self._name} was ended by signal {-code}{said}", hint=_AGAIN)
+        hint = "see that it runs what is appended to it: `ocistream --version`, say"
+        return NetworkError(f"{self._name} failed (exit status {code}){said}", hint=hint)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -296,5 +301,7 @@ def _as_ours(error: Mapping[str, Any], code: int) -> OcistreamError:
         return UnsupportedError(msg, hint="have the same version on both sides")
     if code == ArchiveError.exit_code and "on stdin" in message:
         hint = "nothing, or not all, has come there: does --via pass stdin on, as `docker exec -i` and `ssh` do?"
+    elif code == ArchiveError.exit_code and "left out" in message:
+        hint = "it has lost them since it said that it has them: the same command asks again"
     kind = _KINDS.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
     return kind(f"the far side failed: {message}", hint=hint)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ocistream import __version__
 from ocistream.cli.interruption import Stop
 from ocistream.cli.moving import move
-from ocistream.errors import IntegrityError, TerminatedError, UsageError
+from ocistream.errors import ArchiveError, IntegrityError, TerminatedError, UsageError
 from ocistream.far import FarCommand, check_safe, split_command
 from ocistream.have_lists import HaveList, lines, lines_of
 from ocistream.left_out import HAVE, Reason
@@ -116,8 +116,12 @@ class _FarSide:
         wanted = set(digests)
 
         def read(answer: IO[bytes]) -> tuple[set[str], HaveList]:
-            listed = HaveList(lines_of(answer), "what the far side has")
-            return {digest for digest in listed if digest in wanted}, listed
+            listed = HaveList(lines_of(answer), "the far side's list")
+            try:
+                return {digest for digest in listed if digest in wanted}, listed
+            except ArchiveError as error:
+                error.hint = "what --via runs must print nothing of its own on stdout, such as a greeting"
+                raise
 
         far = self._start(["have", "--among", "-", self._there.asked or ""], self._asking())
         try:
@@ -135,7 +139,8 @@ class _FarSide:
 
     def _start(self, words: Sequence[str], options: Sequence[str]) -> FarCommand:
         said = [check_safe(word) for word in (*words, *options)]
-        self._session.console.note(f"running {' '.join([*self._line, *said])}", level=1)
+        # Not all of the command: there may be a password in it.
+        self._session.console.note(f"running {printable(self._line[0])} ... {' '.join(said)}", level=1)
         return FarCommand([*self._line, *said], self._hear, Stop())
 
     def _asking(self) -> list[str]:

@@ -193,11 +193,11 @@ class TestWhatIsSent:
             archive_of(of_docker([saved(layout, image, "app:1")])) if kind == "docker" else tar_of(items_of(layout))
         )
         source = {"layout": f"oci:{layout.path}", "pipe": "-"}.get(kind, str(archive))
-        stdin, options = archive if kind == "pipe" else None, ["--result", tmp_path / "r.json"]
-        results = [copy(source, f"{there.host}/app:1", far, *options, stdin=stdin) for _ in range(2)]
+        stdin, report = archive if kind == "pipe" else None, tmp_path / "r.json"
+        results = [copy(source, f"{there.host}/app:1", far, "--result", report, stdin=stdin) for _ in range(2)]
         for result in results:
             expect.success(result)
-        sizes = json.loads((tmp_path / "r.json").read_text())["bytes"]
+        sizes = json.loads(report.read_text())["bytes"]
         layers = {layer["digest"]: layer["size"] for layer in layers_of(layout)}
         assert (
             sizes["copied"] + sizes["converted"]
@@ -343,6 +343,12 @@ class TestRefusals:
     def test_what_is_no_command(self, via: str, images: Images) -> None:
         expect.failure(copy(images.v1, "oci:x", via), 2, "--via")
 
+    def test_a_password_in_a_command_is_not_shown(self, images: Images, tmp_path: Path) -> None:
+        for via in ("sshpass -p hunter2 'ssh", "sh -c 'exit 1' hunter2", "env -u hunter2 false"):
+            result = copy(images.v1, f"oci:{tmp_path}/x", via, "-v")
+            assert result.code in {2, 7}
+            assert "hunter2" not in result.err
+
 
 class TestFailures:
     @pytest.mark.parametrize(
@@ -354,9 +360,9 @@ class TestFailures:
             ("sh -c 'echo ssh: refused >&2; exit 255'", 7, ["ssh: refused", "the same command goes on"]),
             ("sh -c 'kill -9 $$'", 7, ["signal 9"]),
             ("sh -c 'echo no such pod >&2; exit 1'", 7, ["no such pod", "exit status 1"]),
-            ("sh -c 'echo command not found >&2; exit 1'", 4, ["--via-program"]),
-            ("true", 6, ["what the far side has has no digest in it"]),
-            ("echo Welcome", 6, ["line 1", "Welcome"]),
+            ("sh -c 'echo executable file not found in PATH >&2; exit 1'", 4, ["--via-program"]),
+            ("true", 6, ["the far side's list has no digest in it"]),
+            ("echo Welcome", 6, ["line 1", "Welcome", "greeting"]),
             ("echo '# ocistream have 2'", 8, ["format 2"]),
         ],
     )
@@ -446,7 +452,7 @@ class TestFailures:
         real = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
         via = faked(have="cat >/dev/null; printf '%s\\n' " + " ".join(digests), push=f'exec {real}/ocistream "$@"')
         result = copy(images.v2, f"{there.host}/app:v2", via)
-        failed(result, 6, "incomplete")
+        failed(result, 6, "left out", "asks again")
         assert tags(there.host, "app") == []
 
 

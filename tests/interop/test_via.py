@@ -19,7 +19,7 @@ from tests.debian_image import DebianImage
 from tests.faults import Fault, FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.interop.bounds import MIB
-from tests.peers import DockerRegistry, docker_registry, namespace, ssh_server
+from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh_server
 from tests.registry_http import seed
 
 #: The ocistream of these tests, as the far side has to call it: none of it needs to be quoted.
@@ -67,9 +67,9 @@ def test_a_real_image_goes_where_nobody_can_reach(
     via: list[str],
     tmp_path: Path,
 ) -> None:
-    for line in ([], inside), (inside, []):
-        there = far.host if line[1] else debian_name.partition("/")[0]
-        shown = run([*line[0], *command(), "inspect", f"{there}/team/debian:v1", "--retries", "0"])
+    here: list[str] = []
+    for start, name in ((here, f"{far.host}/team/debian:v1"), (inside, debian_name)):
+        shown = run([*start, *command(), "inspect", name, "--retries", "0"])
         assert shown.code == 7, shown.err
     name, digest = f"{far.host}/team/debian:v1", debian_image.manifest["digest"]
     result = copy(debian_name, name, via)
@@ -118,6 +118,30 @@ def test_a_line_that_was_cut_is_gone_on_with(
     document = json.loads((tmp_path / "r.json").read_text())
     how = {blob["digest"]: blob["how"] for blob in document["blobs"]}
     assert [how[layer] for layer in layers] == ["leftOut", "leftOut", "copied"]
+
+
+def test_into_a_container(docker_daemon: Dockerd, debian_archive: Path, layout: Layout, tmp_path: Path) -> None:
+    loaded = docker_daemon.docker("load", "--input", debian_archive).stdout.rpartition(" ")[2].strip()
+    # What is run there is the ocistream of this machine.
+    options = ["--detach", "--network=none", "--volume=/:/host"]
+    container = docker_daemon.docker("run", *options, loaded, "sleep", "3600").stdout.strip()
+    layout.image([b"one", b"two"], name="v1")
+    docker = ["docker", "--host", docker_daemon.host, "--config", str(docker_daemon.config), "exec"]
+    end, there = f"oci:{layout.path}", f"oci:{tmp_path}/there:x"
+    try:
+        lacking = copy(end, there, [*docker, "-i", container])
+        deaf = copy(end, there, [*docker, container, "chroot", "/host"])
+        results = [copy(end, there, [*docker, "-i", container, "chroot", "/host"]) for _ in range(2)]
+        gone = copy(end, there, [*docker, "-i", "nobody"])
+    finally:
+        docker_daemon.docker("rm", "--force", container)
+    expect.failure(lacking, 4, "--via-program")
+    expect.failure(deaf, 6, "docker exec -i")
+    for result in results:
+        expect.success(result)
+    assert "left out 3 blobs" in results[1].err
+    expect.failure(gone, 7, "No such container")
+    expect.success(ocistream("verify", tmp_path / "there"))
 
 
 def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
