@@ -51,10 +51,10 @@ def missing(ours: Ocistream, debian: Path, folder: Path, servers: Servers, runs:
     for number in itertools.count():
         if number > runs:
             break
-        for way in ways:
-            far = f"{servers.other}/{way.name.split()[0]}{number}"
+        for place, way in enumerate(ways):
+            far = f"{servers.other}/way{place}-{number}"
             measured([[Command(ours.run("push", f"{far}:v1", "-i", str(old)))]])
-            count = folder / f"count-{way.name.split()[0]}{number}"
+            count = folder / f"count{place}-{number}"
             os.sync()
             run = measured(way.work(far, [sys.executable, "-I", "-S", str(_LINK), str(LINE), str(count)]))
             if number:
