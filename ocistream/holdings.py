@@ -29,6 +29,8 @@ __all__ = ["Holding", "open_holding"]
 
 #: Tags of a repository that are looked at together: what they share is asked for once, and their manifests are held.
 _TAGS: Final = 32
+#: Of images with so many blobs together, one is looked at at a time.
+_MANY: Final = 2000
 
 
 class Holding(Protocol):
@@ -147,12 +149,19 @@ class _RepositoryHolding:
         references = [replace(self._asking.reference, tag=tag) for tag in sorted(tags)]
         found: set[str] = set()
         known: set[str] = set()
-        for start in range(0, len(references), _TAGS):
-            for graph in self._graphs(references[start : start + _TAGS]):
+        start, at_once = 0, 1
+        while start < len(references):
+            needed = 0
+            for graph in self._graphs(references[start : start + at_once]):
                 found.update(manifest.descriptor.digest for manifest in graph.manifests)
                 new = [blob for blob in graph.blobs if blob.digest not in known]
                 known.update(blob.digest for blob in new)
+                needed += len(graph.blobs)
+                # The manifests of thousands of blobs are megabytes, and are not needed any more.
+                del graph
                 found |= self._asking.there(new)
+            start += at_once
+            at_once = min(2 * at_once, _TAGS) if needed < _MANY else 1
         return found
 
     def among(self, blobs: Sequence[Descriptor]) -> set[str]:

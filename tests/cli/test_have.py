@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -309,16 +310,18 @@ def many_blobs(layout: Layout) -> list[Descriptor]:
     return [layout.blob(b"%d" % number, OCI_LAYER) for number in range(limits.MAX_BLOBS - 10)]
 
 
-def test_memory_stays_as_promised(layout: Layout, tmp_path: Path) -> None:
+def test_memory_stays_as_promised(layout: Layout, start: Callable[..., FaultyRegistry], tmp_path: Path) -> None:
     blobs = many_blobs(layout)
-    for start in range(0, len(blobs), 9_000):
-        layout.image(blobs[start : start + 9_000], name=f"v{start}")
+    for first in range(0, len(blobs), 9_000):
+        layout.image(blobs[first : first + 9_000], name=f"app:v{first}")
     (tmp_path / "x.tar").write_bytes(tar_of(small_first(layout)))
+    shutil.copytree(layout.path, tmp_path / "served-0")
     (tmp_path / "list").write_bytes(ocistream("have", f"oci:{layout.path}").out)
     for line in (
         [f"oci:{layout.path}"],
         [tmp_path / "x.tar"],
         [f"oci:{layout.path}", "--among", tmp_path / "list"],
+        [f"{start().host}/app", "--jobs", "8"],
     ):
         result = measured("have", *line)
         expect.success(result)
