@@ -172,7 +172,10 @@ class ArchiveFileSource:
         if place.size > limit:
             msg = f"the document at byte {place.offset} of the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return gathered(self._chunks(place))
+        # At once: what grows is moved about, and memory holds it twice.
+        with files.disk_errors(self._what):
+            raw = os.pread(self._file.fileno(), place.size, place.offset)
+        return raw if len(raw) == place.size else gathered(self._chunks(place))
 
     def _blob(self, descriptor: Descriptor, place: Place) -> Blob:
         chunks = partial(self._chunks, place)
