@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.interfaces import Lacks, Mounts
+from ocistream.interfaces import Gathers, Lacks, Mounts
 from ocistream.left_out import VOLUME
-from ocistream.shortfall import ShortfallError
+from ocistream.shortfall import NeededVolumes, ShortfallError
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class Asking:
             known = knows.lacks(blob) if knows else blob.digest in graph.left_out
             (lacked if known else others).append(blob)
         absent = self._absent(graph)
-        _check(graph, [*absent, *self._out_of_reach(lacked)])
+        self._check(graph, [*absent, *self._out_of_reach(lacked)])
         there = self.take(lacked)
         missing = [*absent, *(blob for blob in lacked if blob.digest not in there)]
-        _check(graph, missing)
+        self._check(graph, missing)
         return missing, others
 
     def take(self, blobs: Sequence[Descriptor]) -> set[str]:
@@ -80,6 +80,14 @@ class Asking:
         each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
         return there
 
+    def _check(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
+        reasons = [graph.left_out.get(blob.digest) for blob in missing]
+        volumes = sorted({reason.name for reason in reasons if reason is not None and reason.kind == VOLUME})
+        if any(reason is None or reason.kind != VOLUME for reason in reasons):
+            raise ShortfallError(missing, graph, is_untouched=True)
+        if volumes and not isinstance(self._sink, Gathers):
+            raise ShortfallError(missing, graph, is_untouched=True, needed=NeededVolumes(volumes, {}))
+
     def _absent(self, graph: Graph) -> list[Descriptor]:
         """Give the manifests that neither side has."""
         named = {root.descriptor.digest for root in graph.roots}
@@ -97,8 +105,3 @@ class Asking:
 
         each(ask, blobs, jobs=self._jobs, cancelled=self._cancelled)
         return [blob for blob in blobs if blob.digest in missing]
-
-
-def _check(graph: Graph, missing: Sequence[Descriptor]) -> None:
-    if any(blob.digest not in graph.left_out or graph.left_out[blob.digest].kind != VOLUME for blob in missing):
-        raise ShortfallError(missing, graph, is_untouched=True)

@@ -54,6 +54,7 @@ _LONGEST_PAUSE: Final = 0.1
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "the quota is used up: free some space and run the same command again",
+    errno.EFBIG: "the file system takes no larger files: `pull --split` cuts an archive (FAT32 takes 4294967295 bytes)",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",

@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Blob",
     "Early",
+    "Gathers",
     "HasNoPlace",
+    "HasParts",
     "Holds",
     "Keeps",
     "Lacks",
     "LeavesOut",
     "Mounts",
     "Observer",
+    "Part",
     "Recalls",
     "Sink",
     "Source",
     "TakesAgain",
+    "TakesParts",
     "TakesUnnamed",
     "Unnamed",
     "Unwatched",
@@ -86,6 +90,19 @@ class Unnamed:
     descriptor: Callable[[], Descriptor]
     instead_of: Descriptor | None = None
     replayable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of a blob's bytes, from `offset` on, in the volume of an archive that is called `volume`.
+
+    `blob` is the way to them, and their size; None where they are not at hand. It has a digest of its own.
+    """
+
+    offset: int
+    size: int
+    volume: str
+    blob: Blob | None = None
 
 
 class Early(Protocol):
@@ -211,6 +228,36 @@ class Lacks(Protocol):
 
     def lacks(self, descriptor: Descriptor) -> bool:
         """Say whether a blob of the graph is not there."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A source that may have some parts of a blob which it has not whole."""
+
+    def parts(self, descriptor: Descriptor) -> Sequence[Part]:
+        """Give all parts of a blob, in order, wherever they are; nothing where it is not cut into any."""
+
+
+@runtime_checkable
+class TakesParts(Protocol):
+    """A sink that can be given a blob part by part, in order, in several runs."""
+
+    def put_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
+        """Take the part of a blob that begins at `offset`; its bytes are verified, as a blob of their own.
+
+        Say how many bytes of the whole blob are there from its beginning on: all of them where it is there, and no more
+        than before where the part is not what comes next.
+        """
+
+    def reached(self, descriptor: Descriptor) -> int:
+        """Say how many bytes of a blob earlier runs have put, from its beginning on."""
+
+
+@runtime_checkable
+class Gathers(Protocol):
+    """A sink in which blobs stay, be the images whole or not: what is lacking may come in another run."""
+
+    gathers: Literal[True]
 
 
 @runtime_checkable

@@ -95,8 +95,12 @@ class _Description:
                 # What the same images would take if none shared a blob with another.
                 "bytesUnshared": all_of_them + sum(manifest.descriptor.size for manifest in graph.manifests),
             },
-            "missing": [_short(descriptor) for descriptor in (*graph.absent, *lacking)],
+            "missing": [self._missing(descriptor) for descriptor in (*graph.absent, *lacking)],
         }
+
+    def _missing(self, descriptor: Descriptor) -> dict[str, Any]:
+        reason = self._graph.left_out.get(descriptor.digest)
+        return _short(descriptor) | ({"leftOut": str(reason)} if reason else {})
 
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor

@@ -81,6 +81,15 @@ MAX_FILL: Final = 64 * MIB
 #: Entries of a tar, the skipped ones included: `MAX_MANIFESTS`, `MAX_BLOBS`, and as many again of others.
 MAX_ENTRIES: Final = 50_000
 
+#: Volumes of one archive. Each that is written, or read beside others, takes a file descriptor, of which a process
+#: often has 1,024.
+MAX_VOLUMES: Final = 500
+#: Lines about blobs that are continued from one to the next: no blob that is has a volume in common with more than one
+#: other, so that there are two parts in each at the most, and a line above those of each blob.
+MAX_PART_LINES: Final = 3 * MAX_VOLUMES
+#: Archives and layouts that are read as one, for the same reason.
+MAX_INPUTS: Final = MAX_VOLUMES
+
 # Compressed content ----------------------------------------------------------------------------------------
 #: The window of a zstd frame: what `zstd --long` of its greatest usual width needs. A frame may ask for terabytes.
 MAX_ZSTD_WINDOW: Final = 128 * MIB

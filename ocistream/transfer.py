@@ -45,12 +45,13 @@ from ocistream.watching import Watched
 from ocistream.workers import DEFAULT_JOBS, each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.conversion import Conversion, Recompression
     from ocistream.graph import Graph
     from ocistream.interfaces import Observer, Sink, Source
     from ocistream.left_out import Reason
+    from ocistream.shortfall import NeededVolumes
     from ocistream.stream import Chunk
 
 __all__ = ["Report", "copy"]
@@ -159,8 +160,10 @@ class _Transfer:
         # Even where nothing is wanted any more, a pipe is read to its end.
         wanted = self._put_manifests_wanted_as_blobs(graph, wanted)
         self._put_all(wanted)
+        needed = self._part_by_part(missing, graph) if missing else None
+        missing = [blob for blob in missing if blob.digest not in self._moved]
         if lacking := [*missing, *(blob for blob in wanted if blob.digest not in self._moved)]:
-            raise ShortfallError(lacking, graph, is_untouched=False)
+            raise ShortfallError(lacking, graph, is_untouched=False, needed=needed)
         origins: Mapping[str, str] = {}
         if self._layers and self.conversion is not None:
             for blob in graph.blobs:
@@ -364,6 +367,14 @@ class _Transfer:
                 self._put(blob, checked)
         else:
             self._put(blob)
+
+    def _part_by_part(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
+        """Put what there is of blobs that have the rest of their parts in other volumes; say which those are."""
+        # Hardly any archive is cut into volumes.
+        from ocistream.part_by_part import PartByPart
+
+        parts = PartByPart(self._source, self._sink, self._observer, self._note, self._cancelled)
+        return parts.put(missing, graph)
 
     def _pass_over(self, blob: Blob) -> None:
         """Read a blob to its end that the sink has."""

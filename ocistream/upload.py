@@ -105,6 +105,33 @@ class Uploader:
             opened = self._opened.pop(descriptor.digest, None) if descriptor is not None else None
             sending.run(opened or Ongoing(self._sessions, self._records, descriptor))
 
+    def upload_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
+        """Send the part of a blob that begins at `offset`; give how many bytes of it the registry has then.
+
+        Raises:
+            NetworkError, AuthenticationError: the registry failed or refused.
+            OcistreamError: whatever the part's own chunks raise.
+        """
+        # Hardly any blob comes in parts.
+        from ocistream.sending_parts import send_part
+
+        return send_part(self._sessions, self._ongoing(descriptor), descriptor, offset, part)
+
+    def reached(self, descriptor: Descriptor) -> int:
+        """Ask how many bytes the registry has of an upload that earlier runs have begun.
+
+        Raises:
+            NetworkError, AuthenticationError: the registry failed or refused.
+        """
+        from ocistream.sending_parts import reached
+
+        return reached(self._sessions, self._ongoing(descriptor))
+
+    def _ongoing(self, descriptor: Descriptor) -> Ongoing:
+        with self._lock:
+            opened = self._opened.pop(descriptor.digest, None)
+        return opened or Ongoing(self._sessions, self._records, descriptor)
+
     def settle(self, digests: Collection[str]) -> None:
         """Delete what earlier runs have left of uploads of these blobs: all of them are there, whichever way."""
         with contextlib.suppress(OcistreamError):

@@ -19,10 +19,11 @@ from ocistream.configs import Configs, begins_as_object, no_json
 from ocistream.documents import check_config, diff_ids_of_config
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.graph import is_image
-from ocistream.interfaces import Unwatched
+from ocistream.interfaces import HasParts, Unwatched
 from ocistream.layers import looks_like_layer
 from ocistream.model import Descriptor
 from ocistream.stream import Blamed, Tally, counted, stoppable, verified, wrong_size
+from ocistream.volumes import wrong_part
 from ocistream.workers import each
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Findings:
     """What was found. Sizes are in bytes.
 
     `missing` are manifests and blobs that images need and that are not there; `left_out` are those of which the
-    source says that it was made without them. `unneeded` counts blobs that no image needs, and `unpacked` layers whose
-    plain bytes were looked at.
+    source says that it was made without them. `unneeded` counts blobs that no image needs, `unpacked` layers whose
+    plain bytes were looked at, and `parts` those of blobs that have the rest in other volumes.
     """
 
     graph: Graph
@@ -67,6 +68,7 @@ class Findings:
     size: int = 0
     unneeded: int = 0
     unpacked: int = 0
+    parts: int = 0
     missing: list[Descriptor] = field(default_factory=list)
     left_out: list[Descriptor] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
@@ -134,7 +136,10 @@ class _Check:
 
         jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.parallel else 1
         each(look, source.blobs(waiting), jobs=jobs, cancelled=self._cancelled)
-        return self._findings(graph, configs)
+        parts = self._look_at_parts(source, graph) if isinstance(source, HasParts) else []
+        findings = self._findings(graph, configs)
+        findings.parts, findings.size = len(parts), findings.size + sum(parts)
+        return findings
 
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
 
@@ -184,6 +189,27 @@ class _Check:
             self._note(descriptor, error)
         except _CannotUnpackError as found:
             self._note(descriptor, found.error)
+
+    def _look_at_parts(self, source: HasParts, graph: Graph) -> list[int]:
+        """Look at parts of blobs that are not all there, and give their sizes; or find out where one is wrong that is.
+
+        The parts of one that is there, and right, are.
+        """
+        sizes: list[int] = []
+        for blob in graph.blobs:
+            whole = blob.digest in self._sizes
+            if whole and blob.digest not in self._wrong:
+                continue
+            for part in source.parts(blob):
+                if part.blob is None:
+                    continue
+                if not whole:
+                    sizes.append(part.size)
+                try:
+                    self._read(verified(part.blob.open(), part.blob.descriptor), unpack=False)
+                except IntegrityError as error:
+                    self._wrong[blob.digest] = wrong_part(blob.digest, part.offset, part.volume, error)
+        return sizes
 
     def _look_at_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor

@@ -24,6 +24,7 @@ from ocistream.cli.options import (
     via_options,
 )
 from ocistream.cli.session import Session, stdout_end
+from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
 from ocistream.errors import UsageError
 from ocistream.reference import printable
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     help="Only tags like this (`1.*`), or unlike it (`!*-rc*`); repeats, and means --all-tags.",
 )
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
+@split_option
 @leaving_options
 @via_options
 @referrers_option
@@ -87,6 +89,7 @@ def copy(
         return
     src, dst = parse_end(source), stdout_end(parse_end(destination))
     session.check_result_apart(src, dst)
+    split = split_size(session, dst)
     _check_credentials(session, src, dst)
     mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
@@ -111,7 +114,7 @@ def copy(
         opened = open_source(src, session.surroundings("SRC", named=registries_of(src)), want)
         try:
             around = session.surroundings("DEST", named=registries_of(dst))
-            return opened, open_sink(dst, replace(around, mount_from=mount_from, target=target))
+            return opened, open_sink(dst, replace(around, mount_from=mount_from, target=target, split=split))
         except BaseException:
             opened.close()
             raise

@@ -178,7 +178,8 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield from _manifest_lines(image, printable(image["name"] or "(no name)"), "")
         yield ""
     for descriptor in document["missing"]:
-        yield f"missing {descriptor['digest']}"
+        why = f" ({printable(descriptor['leftOut'])})" if "leftOut" in descriptor else ""
+        yield f"missing {descriptor['digest']}{why}"
     totals = document["totals"]
     parts = [counted(totals[f"{what}s"], what) for what in ("image", "manifest", "blob")]
     line = f"{', '.join(parts)}, {human_size(totals['bytes'])}"

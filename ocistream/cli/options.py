@@ -246,6 +246,7 @@ _SESSION_OPTIONS: Final = frozenset(
         "base",
         "only",
         "no_referrers",
+        "split",
         "username",
         "src_username",
         "dest_username",

@@ -23,6 +23,7 @@ from ocistream.cli.options import (
     transfer_options,
 )
 from ocistream.cli.session import Session, stdout_end
+from ocistream.cli.splitting import split_option, split_size
 from ocistream.errors import UsageError
 from ocistream.reference import parse_reference
 from ocistream.stores import open_sink, parse_end
@@ -52,6 +53,7 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
     help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
     "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
 )
+@split_option
 @platform_option("linux on this machine's architecture")
 @leaving_options
 @referrers_option
@@ -78,6 +80,7 @@ def pull(
     ocistream pull nginx:1 | ssh host ocistream push localhost:5000/nginx:1
     ocistream pull --platform all -o app.tar registry.example.com/app:2 nginx:1
     ssh host ocistream have localhost:5000/nginx | ocistream pull --have - -o only-what-is-new.tar nginx:2
+    ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
     references = [parse_reference(image) for image in images]
@@ -93,6 +96,7 @@ def pull(
         msg = f"{len(references)} images cannot all be called {end.name!r}"
         raise UsageError(msg)
     session.check_result_apart(end)
+    split = split_size(session, end, from_byte=from_byte is not None)
     leaving = leave_out(session, choice, end)
     around = session.surroundings(named={reference.registry for reference in references})
     referrers = referrers_wanted(session)
@@ -109,7 +113,7 @@ def pull(
             repository=around.reading().repository,
             jobs=around.jobs,
         )
-        return source, open_sink(end, replace(around, from_byte=from_byte or 0))
+        return source, open_sink(end, replace(around, from_byte=from_byte or 0, split=split))
 
     move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None, leave_out=leaving)
 

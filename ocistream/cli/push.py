@@ -20,7 +20,7 @@ from ocistream.cli.options import (
 from ocistream.cli.targets import apart
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
-from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores import Want, open_sources, parse_end
 from ocistream.stores.index import images_named, only_image, some_images
 
 if TYPE_CHECKING:
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image", required=False)
-@click.option("-i", "--input", "path", default="-", metavar="PATH", help="The archive or layout.  [default: stdin]")
+@click.option(
+    "-i",
+    "--input",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="The archive or layout; repeats, for volumes and other archives of the same images.  [default: stdin]",
+)
 @click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
 @click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every named image there, under its own name.")
 @platform_option("all that is there")
@@ -45,7 +52,7 @@ if TYPE_CHECKING:
 def push(
     session: Session,
     image: str | None,
-    path: str,
+    paths: tuple[str, ...],
     chosen: tuple[str, ...],
     prefix: str | None,
     platforms: tuple[str, ...],
@@ -57,18 +64,21 @@ def push(
     One that was killed goes on when the same command is run again: what the registry has of a blob is not sent again,
     where it can say how much that is.
 
+    Volumes (`pull --split`) may be given in any order, all at once or one after the other.
+
     From a pipe whose index comes last, blobs of images that are not chosen are sent too: it is not known yet whose
     they are. From a file they are not.
 
     \b
     ssh build ocistream pull app:2 | ocistream push localhost:5000/app:2
     ocistream push -i app.tar --to registry.example.com/mirror
+    ocistream push -i app.000.tar -i app.001.tar localhost:5000/app:2
     """
     if (image is None) == (prefix is None):
         msg = "give either one IMAGE to push to, or --to HOST[/PREFIX]"
         raise UsageError(msg)
-    end = parse_end(path, bare_is_path=True)
-    session.check_result_apart(end)
+    ends = [parse_end(path, bare_is_path=True) for path in paths or ("-",)]
+    session.check_result_apart(*ends)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"
@@ -89,7 +99,7 @@ def push(
         from ocistream.stores.registry import RegistrySink
 
         session.check_push(early)
-        source = open_source(end, around, want)
+        source = open_sources(ends, around, want)
         try:
             sink = RegistrySink(around.transport(), target, early=early, mount_from=mounts, records=session.records())
         except BaseException:
@@ -97,7 +107,7 @@ def push(
             raise
         return source, sink
 
-    move(session, open_ends, lambda root: target(root).name, of=end)
+    move(session, open_ends, lambda root: target(root).name, of=ends[0] if len(ends) == 1 else None)
 
 
 def _always(reference: Reference) -> Callable[[Root], Reference]:

@@ -11,10 +11,11 @@ from ocistream.shortfall import ShortfallError
 from ocistream.stores.index import full_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ocistream.cli.console import Console
     from ocistream.graph import Root
+    from ocistream.shortfall import NeededVolumes
     from ocistream.stores import End
 
 __all__ = ["explained"]
@@ -31,7 +32,9 @@ def explained(console: Console, of: End | None) -> Iterator[None]:
     try:
         yield
     except ShortfallError as error:
-        if any(missing.digest in error.graph.left_out for missing in error.missing):
+        if error.needed is not None:
+            error.hint = _how_to_go_on(error.needed, is_untouched=error.is_untouched)
+        elif any(missing.digest in error.graph.left_out for missing in error.missing):
             error.what = _what(error)
             error.hint = _how_to_get_it(error, of)
             _list(console, error)
@@ -56,6 +59,21 @@ def _list(console: Console, error: ShortfallError) -> None:
         console.note(f"missing {missing.digest} ({human_size(missing.size)})", level=-1)
     if len(error.missing) > _MAX_LISTED:
         console.note(f"missing {len(error.missing) - _MAX_LISTED} more", level=-1)
+
+
+def _how_to_go_on(needed: NeededVolumes, *, is_untouched: bool) -> str:
+    """Say how the other volumes are pushed: all at once always works, one after the other not in every order."""
+    if is_untouched:
+        return "an archive is made of all volumes at once: push them, or copy them one by one into a layout"
+    hint = f"what was sent stays there: go on with {_inputs(needed.names)}, at once or one after the other"
+    for digest, names in needed.in_order.items():
+        return f"{hint}; {digest} goes on from one to the next: give {_inputs(names)} together, or in this order"
+    return hint
+
+
+def _inputs(names: Sequence[str]) -> str:
+    shown = " ".join(f"-i {printable(name)}" for name in names[:_MAX_IN_COMMAND])
+    return f"{shown} ..." if len(names) > _MAX_IN_COMMAND else shown
 
 
 def _how_to_get_it(error: ShortfallError, of: End | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -19,80 +19,87 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.left_out import grouped
+from ocistream.left_out import VOLUME, grouped
 from ocistream.reference import parse_reference, printable
-from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores import Want, open_sources, parse_end
 from ocistream.stores.index import is_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ocistream.cli.session import Session
     from ocistream.interfaces import Source
     from ocistream.verification import Findings
+    from ocistream.volumes import Volume
 
 #: Of names in an archive and of digests, so many are written out; all are in the JSON, or counted there.
 _MAX_LINES: Final = 100
+#: So many volumes are named.
+_MAX_NAMES: Final = 20
 _DOCKER_ARCHIVE: Final = "docker-archive"
 
 
 @click.command()
-@click.argument("path", default="-")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.option("--deep", is_flag=True, help="Unpack layers as well, and hold them against their configs' diff_ids.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON document.")
 @max_ratio_option
 @progress_option
 @session_options
-def verify(session: Session, path: str, *, deep: bool, as_json: bool) -> None:
-    """Check the archive or layout PATH (default: stdin), offline and in one pass.
+def verify(session: Session, paths: tuple[str, ...], *, deep: bool, as_json: bool) -> None:
+    """Check the archive or layout PATH (default: stdin), offline and in one pass; or several that belong together.
 
     Every blob is hashed, also those that no image needs; every image has to be complete, every name legal, and a tar
     has to end as it should. An archive that was made without some blobs (`pull --have`) says so, and is complete
-    without them. Exit code 5: bytes are wrong. 6: something is missing or malformed.
+    without them; so is a volume (`pull --split`). Exit code 5: bytes are wrong. 6: something is missing or malformed.
 
     Only an archive on stdin that begins with more than 6 MiB of small JSON needs a temporary file for what is above.
 
     \b
     ocistream verify app.tar
+    ocistream verify app.000.tar app.001.tar
     ssh build cat app.tar | ocistream verify --deep
     """
     from ocistream import verification
 
-    if path.startswith("docker://"):
-        msg = f"{path!r} is in a registry"
-        raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
-    end = parse_end(path, bare_is_path=True)
+    paths = paths or ("-",)
+    for path in paths:
+        if path.startswith("docker://"):
+            msg = f"{path!r} is in a registry"
+            raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
+    ends = [parse_end(path, bare_is_path=True) for path in paths]
     max_ratio = int(session.options["max_ratio"])
     with contextlib.ExitStack() as stack:
         if as_json:
-            stack.enter_context(_said_as_json(path))
+            stack.enter_context(_said_as_json(paths))
         want = Want(everything=True, max_ratio=max_ratio, referrers="listed")
-        source = open_source(end, session.surroundings(), want)
+        source = open_sources(ends, session.surroundings(), want)
         stack.callback(source.close)
         with progress(session.options["progress"], session.console) as observer:
             findings = verification.verify(
                 source, observer, deep=deep, max_ratio=max_ratio, cancelled=session.cancelled
             )
-        outcome = _Outcome(path, source, findings, deep=deep)
+        outcome = _Outcome(paths, source, findings, deep=deep)
     click.echo(json.dumps(outcome.document(), indent=2) if as_json else "\n".join(outcome.lines()))
     outcome.raise_what_is_wrong()
 
 
 @contextlib.contextmanager
-def _said_as_json(path: str) -> Iterator[None]:
+def _said_as_json(paths: tuple[str, ...]) -> Iterator[None]:
     """Print what ends all reading as a document too: whoever reads JSON is to get some."""
     try:
         yield
     except OcistreamError as error:
-        click.echo(json.dumps({"path": path, "ok": False, "error": error.what}, indent=2))
+        click.echo(json.dumps({"path": _path(paths), "ok": False, "error": error.what}, indent=2))
         raise
 
 
 class _Outcome:
     """What verifying has found, in the forms in which it is told."""
 
-    def __init__(self, path: str, source: Source, findings: Findings, *, deep: bool) -> None:
-        self._path = path
+    def __init__(self, paths: tuple[str, ...], source: Source, findings: Findings, *, deep: bool) -> None:
+        self._paths = paths
+        self._volumes = _Volumes.of(source)
         self._findings = findings
         self._deep = deep
         self._format, self._foreign, illegal = _seen(source)
@@ -105,7 +112,7 @@ class _Outcome:
         found = self._findings
         left_out = found.graph.left_out
         return {
-            "path": self._path,
+            "path": _path(self._paths),
             "format": self._format,
             "ok": not (found.missing or found.wrong or self._illegal),
             "deep": self._deep,
@@ -121,6 +128,7 @@ class _Outcome:
             "bytes": found.size,
             "unneeded": found.unneeded,
             "unpacked": found.unpacked,
+            **({"volumes": self._volumes.document(found.parts)} if self._volumes else {}),
             "missing": [
                 {"digest": descriptor.digest, "mediaType": descriptor.media_type, "size": descriptor.size}
                 for descriptor in found.missing
@@ -147,10 +155,16 @@ class _Outcome:
             parts.append(f"{counted(found.unneeded, 'blob')} that no image needs")
         if found.unpacked:
             parts.append(f"{counted(found.unpacked, 'layer')} unpacked")
+        if found.parts:
+            parts.append(f"{counted(found.parts, 'part')} of blobs")
         if self._foreign:
             parts.append(counted(self._foreign, "other file"))
+        if self._volumes:
+            yield self._volumes.line()
         sizes = {one.digest: one.size for one in found.left_out}
         for reason, digests in grouped({digest: found.graph.left_out[digest] for digest in sizes}).items():
+            if self._volumes and reason.kind == VOLUME:
+                continue
             size = sum(sizes[digest] for digest in digests)
             yield f"left out {counted(len(digests), 'blob')}, {human_size(size)}: {reason}"
         verdict = "ok" if self.document()["ok"] else "NOT ok"
@@ -166,7 +180,7 @@ class _Outcome:
         found = self._findings
         errors: list[OcistreamError] = [wrong.error for wrong in found.wrong]
         integrity = [error for error in errors if isinstance(error, IntegrityError)]
-        where = printable(self._path) if self._path != "-" else "the archive on stdin"
+        where = "the archive on stdin" if self._paths == ("-",) else printable(" ".join(self._paths), 1024)
         if integrity:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             msg = f"{where}: {integrity[0].what}{more}"
@@ -190,6 +204,45 @@ class _Outcome:
             yield f"... and {len(lines) - _MAX_LINES} more"
 
 
+class _Volumes(NamedTuple):
+    """Which volumes of a set were looked at."""
+
+    here: Sequence[Volume]
+
+    @classmethod
+    def of(cls, source: Source) -> _Volumes | None:
+        """Find out whether a source is one volume, or several."""
+        volume = getattr(source, "volume", None)
+        here = [volume] if volume is not None else getattr(source, "volumes", None)
+        return cls(here) if here else None
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """The names of all others."""
+        first, numbers = self.here[0], {volume.number for volume in self.here}
+        return [first.template.name(number) for number in range(first.total) if number not in numbers]
+
+    def document(self, parts: int) -> dict[str, Any]:
+        """Give it as JSON; `parts` is how many parts of blobs were looked at."""
+        names = [volume.name for volume in self.here]
+        return {"here": names, "total": self.here[0].total, "elsewhere": self.elsewhere, "parts": parts}
+
+    def line(self) -> str:
+        """Give it as a line for people."""
+        here, total = self.here, self.here[0].total
+        numbers = ", ".join(str(volume.number + 1) for volume in here)
+        which = str(here[0]) if len(here) == 1 else f"volumes {numbers} of {total}"
+        if not self.elsewhere:
+            return f"{which}: all of them"
+        more = f" and {len(self.elsewhere) - _MAX_NAMES} more" if len(self.elsewhere) > _MAX_NAMES else ""
+        names = ", ".join(printable(name) for name in self.elsewhere[:_MAX_NAMES])
+        return f"{which}; {names}{more} {'has' if len(self.elsewhere) == 1 else 'have'} the rest"
+
+
+def _path(paths: tuple[str, ...]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else list(paths)
+
+
 def _is_docker_name(name: str) -> bool:
     try:
         parse_reference(name)
@@ -206,7 +259,13 @@ def _seen(source: Source) -> tuple[str, int, list[str]]:
         return "OCI layout", 0, list(source.layout.strangers())
     from ocistream.stores.archive_file import ArchiveFileSource
     from ocistream.stores.archive_stream import ArchiveStreamSource
+    from ocistream.stores.joined import JoinedSource
 
+    if isinstance(source, JoinedSource):
+        seen = [_seen(one) for one in source.inputs]
+        kinds = " and ".join(sorted({kind for kind, _, _ in seen}))
+        illegal = [name for _, _, names in seen for name in names]
+        return f"{kinds}, put together", sum(foreign for _, foreign, _ in seen), illegal
     assert isinstance(source, ArchiveFileSource | ArchiveStreamSource), source  # noqa: S101 - there are no others
     contents = source.contents
     illegal = [contents.first_illegal] if contents.illegal else []

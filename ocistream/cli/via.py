@@ -33,6 +33,7 @@ _NOT_WITH_VIA: Final = {
     "dest_username": "`ocistream login` there: no password goes by this way",
     "dest_password_stdin": "`ocistream login` there: no password goes by this way",
     "compress": "make the layers anew before, or there: what is not made yet cannot be known there",
+    "split": "leave it away: what goes there is one stream",
     "have": "leave it away: the far side is asked what it has",
     "base": "leave it away: the far side is asked what it has",
     "only": "leave it away: the far side is asked what it has",

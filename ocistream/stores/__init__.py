@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     from ocistream.transport import Transport
     from ocistream.upload_records import UploadRecords
 
-__all__ = ["End", "Surroundings", "Want", "is_directory", "open_sink", "open_source", "parse_end", "reference_of"]
+__all__ = [
+    "End",
+    "Surroundings",
+    "Want",
+    "is_directory",
+    "is_layout_to_be",
+    "open_sink",
+    "open_source",
+    "open_sources",
+    "parse_end",
+    "reference_of",
+]
 
 #: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "docker-daemon", "ostree", "sif"})
@@ -116,6 +127,8 @@ class Surroundings:
     target: Callable[[Root], Reference] | None = None
     #: Which bytes of an archive that is written are wanted: those from here on.
     from_byte: int = 0
+    #: The most bytes that a file of an archive may have, which is cut into volumes then; 0 where it is not.
+    split: int = 0
     #: From where images in registries are read; None where that is the repositories that they are named after.
     reads: Callable[[], Reading] | None = None
     #: How much may be asked for at a time.
@@ -158,6 +171,40 @@ def open_source(end: End, around: Surroundings, want: Want) -> Source:
         return _KINDS[_kind_of_source(end)][0](end, around, want)
 
 
+def open_sources(ends: Sequence[End], around: Surroundings, want: Want) -> Source:
+    """Open one end to read from, or several archives and layouts as if they were one.
+
+    Raises:
+        UsageError: of several, one can be read only once, or names an image.
+        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
+    """
+    if len(ends) == 1:
+        return open_source(ends[0], around, want)
+    from ocistream.stores.joined import open_joined
+
+    return open_joined([(_checked_to_join(end), end.text) for end in ends], want)
+
+
+def _checked_to_join(end: End) -> Path:
+    from ocistream.stores.unpacked import is_compressed
+
+    kind = _kind_of_source(end)
+    path = _path(end)
+    what = None
+    if end.name is not None:
+        what = "names an image in it: choose with --image"
+    elif end.is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
+        what = "can be read only once"
+    elif kind == "docker-archive":
+        what = "is a docker-archive"
+    elif path.is_file() and is_compressed(path):
+        what = "is compressed: unpack it first"
+    if what:
+        msg = f"{printable(end.text)} {what}, and only OCI archives in files, and layouts, are put together"
+        raise UsageError(msg)
+    return path
+
+
 def open_sink(end: End, around: Surroundings) -> Sink:
     """Open an end to write to.
 
@@ -178,6 +225,11 @@ def _kind_of_sink(end: End) -> str:
     if end.kind != "path":
         return end.kind
     return "oci" if end.text.endswith("/") or is_directory(end) else "oci-archive"
+
+
+def is_layout_to_be(end: End) -> bool:
+    """Say whether what is written to an end is a layout directory."""
+    return _kind_of_sink(end) == "oci"
 
 
 def is_directory(end: End) -> bool:
@@ -336,6 +388,10 @@ def _output(end: End, around: Surroundings) -> Output:
 
 
 def _archive_sink(end: End, around: Surroundings) -> Sink:
+    if around.split:
+        from ocistream.stores.volume_archive import VolumesSink
+
+        return VolumesSink(_path(end), around.split, mtime=around.mtime)
     from ocistream.stores.archive import ArchiveSink
 
     return ArchiveSink(_output(end, around), mtime=around.mtime)

@@ -14,12 +14,14 @@ from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Unnamed
     from ocistream.model import Descriptor
     from ocistream.stores.outputs import Output
 
-__all__ = ["ArchiveSink"]
+__all__ = ["ArchiveSink", "small_files"]
 
 
 class ArchiveSink:
@@ -36,14 +38,9 @@ class ArchiveSink:
 
     def begin(self, graph: Graph) -> None:
         """Write everything small, unless a blob had to be written before it was known."""
-        entries = entries_of(graph)
         self._start()
-        notes = {LEFT_OUT: left_out_text(graph.leaving)} if graph.leaving else None
-        self._tar.add_small("index.json", index_json(entries, notes=notes))
-        # Docker could load nothing that lacks a layer.
-        docker = docker_manifest_json(graph) if not graph.leaving else canonical_json([])
-        if docker != canonical_json([]):
-            self._tar.add_small("manifest.json", docker)
+        for name, content in small_files(graph):
+            self._tar.add_small(name, content)
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
             if digest not in self._written:
@@ -95,3 +92,13 @@ class ArchiveSink:
         if not self._started:
             self._started = True
             self._tar.add_small("oci-layout", OCI_LAYOUT)
+
+
+def small_files(graph: Graph) -> Iterator[tuple[str, bytes]]:
+    """Give what stands before the manifests: names and contents."""
+    notes = {LEFT_OUT: left_out_text(graph.leaving)} if graph.leaving else None
+    yield "index.json", index_json(entries_of(graph), notes=notes)
+    # Docker could load nothing that lacks a layer.
+    docker = docker_manifest_json(graph) if not graph.leaving else canonical_json([])
+    if docker != canonical_json([]):
+        yield "manifest.json", docker

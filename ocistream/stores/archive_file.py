@@ -21,18 +21,22 @@ from ocistream.reference import printable
 from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, Place, blob_digest
 from ocistream.stores.gathering import Gathering
-from ocistream.stores.index import Selection, every_image, parse_layout_file, read_index
+from ocistream.stores.index import Index, Selection, every_image, parse_layout_file, read_index
+from ocistream.stores.parts import parts_in
 from ocistream.stores.tar import Entry, TarReader
 from ocistream.stream import Tally, chunks_of, digest_of, gathered, verified
+from ocistream.volumes import volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from ocistream.attachments import Referrers
     from ocistream.graph import Graph
-    from ocistream.interfaces import Early
+    from ocistream.interfaces import Early, Part
     from ocistream.stream import Chunk
+    from ocistream.volumes import Volume
 
 __all__ = ["ArchiveFileSource"]
 
@@ -60,6 +64,8 @@ class ArchiveFileSource:
         """
         self._path = path
         self._what = f"cannot read {path}"
+        #: Which volume it is, if it is one: that is known with its index.
+        self.volume: Volume | None = None
         #: Layers of a docker-archive, by their names there.
         self._layers: dict[str, Descriptor] = {}
         self._select = select
@@ -82,17 +88,31 @@ class ArchiveFileSource:
             return docker_graph(images, self._select, self._platforms, config=self._config, layer=self._layer)
         if contents.layout is not None:
             parse_layout_file(self._read(contents.layout, limits.MAX_LAYOUT_FILE))
-        index = contents.required_index()
         gathering = Gathering(self._select, self._platforms, self._referrers)
-        gathering.begin(*read_index(self._read(index, limits.MAX_MANIFEST)))
+        gathering.begin(*self.index())
         while (needed := gathering.needed()) is not None:
-            place = contents.blobs.get(needed.digest)
-            if place is None:
+            if not self.supply(gathering, needed):
                 gathering.lacks(needed.digest)
-            else:
-                gathering.check_size(needed.digest, place.size)
-                gathering.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
         return gathering.graph()
+
+    def index(self) -> Index:
+        """Read `index.json`, and learn of which volume it is.
+
+        Raises:
+            ArchiveError: there is none, or it is malformed.
+        """
+        found = read_index(self._read(self._contents.required_index(), limits.MAX_MANIFEST))
+        if found.notes:
+            self.volume = volume_of(found.notes)
+        return found
+
+    def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
+        """Answer a need of a graph, and say whether that could be done."""
+        place = self._contents.blobs.get(needed.digest)
+        if place is not None:
+            gathering.check_size(needed.digest, place.size)
+            gathering.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
+        return place is not None
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted.
@@ -100,18 +120,44 @@ class ArchiveFileSource:
         Raises:
             IntegrityError: a digest that stands twice has other bytes the second time.
         """
+        self.check_repeated()
+        for descriptor in wanted:
+            if (blob := self.blob(descriptor)) is not None:
+                yield blob
+        if self._everything:
+            yield from self.others({descriptor.digest for descriptor in wanted})
+
+    def check_repeated(self) -> None:
+        """Read what stands there twice.
+
+        Raises:
+            IntegrityError: it has other bytes the second time.
+        """
         for digest, second in self._contents.repeated:
             again = Descriptor(UNKNOWN_TYPE, digest, second.size)
             for _ in verified(self._chunks(second), again):
                 pass
-        for descriptor in wanted:
-            if (place := self._contents.blobs.get(descriptor.digest)) is not None:
-                yield self._blob(descriptor, place)
-        if self._everything:
-            named = {descriptor.digest for descriptor in wanted}
-            for digest, place in self._contents.blobs.items():
-                if digest not in named:
-                    yield self._blob(Descriptor(UNKNOWN_TYPE, digest, place.size), place)
+
+    def blob(self, descriptor: Descriptor) -> Blob | None:
+        """Give a blob, if it is there."""
+        place = self._contents.blobs.get(descriptor.digest)
+        return None if place is None else self._blob(descriptor, place)
+
+    def others(self, digests: AbstractSet[str]) -> Iterator[Blob]:
+        """Give what is there and is none of these."""
+        for digest, place in self._contents.blobs.items():
+            if digest not in digests:
+                yield self._blob(Descriptor(UNKNOWN_TYPE, digest, place.size), place)
+
+    def parts(self, descriptor: Descriptor) -> Sequence[Part]:
+        """Give the parts of a blob that is continued from volume to volume, with the way to those that are here.
+
+        Raises:
+            ArchiveError: they are not as they should be.
+        """
+        if self.volume is None:
+            return ()
+        return parts_in(self.volume, self._contents, descriptor, self._read, self._chunks)
 
     def lacks(self, descriptor: Descriptor) -> bool:
         """Say whether the archive has no such blob."""

@@ -30,8 +30,10 @@ from ocistream.stores.docker_images import docker_graph, parse_manifest_json
 from ocistream.stores.entries import Contents, blob_digest, plain_name
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import Selection, every_image, parse_layout_file, read_index
+from ocistream.stores.parts import PassingParts, check_parts
 from ocistream.stores.tar import Entry, Input, TarReader
 from ocistream.stream import digest_of, gathered, verified
+from ocistream.volumes import volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from ocistream.graph import Graph
     from ocistream.interfaces import Early
     from ocistream.stream import Chunk
+    from ocistream.volumes import Volume
 
 __all__ = ["ArchiveStreamSource", "open_stream"]
 
@@ -71,6 +74,9 @@ class ArchiveStreamSource:
         self._select = select
         self._platforms = platforms
         self._referrers: Referrers = referrers
+        self._parts = PassingParts(what)
+        #: Which volume it is, if it is one: that is known with its index.
+        self.volume: Volume | None = None
         self._everything = everything
         self._contents = Contents()
         self._held: dict[str, bytes] = {}
@@ -139,6 +145,8 @@ class ArchiveStreamSource:
                 yield Blob(descriptor, content_of, replayable=False)
         with files.disk_errors(self._what):
             self._reader.drain()
+        if self.volume is not None and self._everything:
+            check_parts(self.volume, self._contents)
 
     @property
     def contents(self) -> Contents:
@@ -153,13 +161,22 @@ class ArchiveStreamSource:
         """Read what names the images, and pass over what does not belong to an image archive."""
         name = plain_name(entry.name)
         if entry is self._contents.index:
-            gathering.begin(*read_index(self._read(entry, limits.MAX_MANIFEST)))
+            index = read_index(self._read(entry, limits.MAX_MANIFEST))
+            self.volume = volume_of(index.notes) if index.notes else None
+            gathering.begin(*index)
         elif entry is self._contents.layout:
             parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
         elif entry is self._contents.docker and self._contents.index is None:
             self._manifest_json = self._read(entry, limits.MAX_MANIFEST)
         elif entry.kind == "file" and name in self._contents.others:
             self._take_other(entry, name, early)
+        else:
+            self._take_part(entry)
+
+    def _take_part(self, entry: Entry) -> None:
+        """Look at a part of a blob that has the rest in other volumes: nothing can be made of it alone."""
+        if self._everything and entry.kind == "file":
+            self._parts.take(plain_name(entry.name), self._content(entry)())
 
     def _take_blob(self, gathering: Gathering, entry: Entry, digest: str, early: Early) -> None:
         """Decide what a blob that passes before the graph is known is for."""
@@ -303,6 +320,8 @@ class ArchiveStreamSource:
             digest = self._contents.add(entry)
             if digest is not None:
                 yield entry, digest, self._content(entry)
+            else:
+                self._take_part(entry)
 
     def _read_entries(self) -> Iterator[Entry]:
         # Not `yield from`: that would end the reader together with this generator, and a second one goes on later.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.reference import printable
+from ocistream.volumes import part_of
 
 if TYPE_CHECKING:
     from ocistream.stores.tar import Entry
@@ -72,6 +73,9 @@ class Contents:
         self.first_illegal = ""
         #: Files that belong to no OCI archive.
         self.foreign = 0
+        #: Parts of blobs that other volumes have the rest of, by digest and offset, and what says their digests.
+        self.parts: dict[tuple[str, int], Place] = {}
+        self.checksums: dict[tuple[str, int], Place] = {}
         #: Blobs that stand there once more, each to be checked as the first one is.
         self.repeated: list[tuple[str, Place]] = []
 
@@ -89,6 +93,9 @@ class Contents:
         if entry.kind == "directory":
             return None
         digest = blob_digest(name)
+        if name.startswith("parts/") and entry.kind == "file" and (part := part_of(name)) is not None:
+            self._add_part(name, part, entry)
+            return None
         if digest is None and name not in {"oci-layout", "index.json", "manifest.json"}:
             self.foreign += 1
             self._add_other(name, entry)
@@ -107,6 +114,13 @@ class Contents:
             return digest
         self._add_document(name, entry)
         return None
+
+    def _add_part(self, name: str, part: tuple[str, int, bool], entry: Entry) -> None:
+        place = Place(entry.offset, entry.size)
+        digest, offset, is_checksum = part
+        if (self.checksums if is_checksum else self.parts).setdefault((digest, offset), place) is not place:
+            msg = f"{printable(name)!r} stands twice in the archive"
+            raise ArchiveError(msg)
 
     def resolve(self, name: str) -> tuple[str, Place]:
         """Find a file of a docker-archive, over at most one link; give its own name and its place.

@@ -22,6 +22,7 @@ from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from ocistream.attachments import Referrers
@@ -64,23 +65,34 @@ class LayoutSource:
         gathering = Gathering(self._select, self._platforms, self._referrers)
         gathering.begin(*self._layout.index())
         while (descriptor := gathering.needed()) is not None:
-            if self._layout.blob_size(descriptor.digest) is None:
+            if not self.supply(gathering, descriptor):
                 gathering.lacks(descriptor.digest)
-            else:
-                gathering.supply(descriptor.digest, self._layout.read_blob(descriptor))
         return gathering.graph()
+
+    def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
+        """Answer a need of a graph, and say whether that could be done."""
+        if self._layout.blob_size(needed.digest) is None:
+            return False
+        gathering.supply(needed.digest, self._layout.read_blob(needed))
+        return True
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted."""
         for descriptor in wanted:
-            if self._layout.blob_size(descriptor.digest) is not None:
-                yield self._blob(descriptor)
+            if (blob := self.blob(descriptor)) is not None:
+                yield blob
         if self._everything:
-            named = {descriptor.digest for descriptor in wanted}
-            for digest in self._layout.blobs():
-                if digest not in named and (size := self._layout.blob_size(digest)) is not None:
-                    descriptor = Descriptor(UNKNOWN_TYPE, digest, size)
-                    yield self._blob(descriptor)
+            yield from self.others({descriptor.digest for descriptor in wanted})
+
+    def blob(self, descriptor: Descriptor) -> Blob | None:
+        """Give a blob, if something lies there under its digest."""
+        return None if self.lacks(descriptor) else self._blob(descriptor)
+
+    def others(self, digests: AbstractSet[str]) -> Iterator[Blob]:
+        """Give what is there and is none of these."""
+        for digest in self._layout.blobs():
+            if digest not in digests and (size := self._layout.blob_size(digest)) is not None:
+                yield self._blob(Descriptor(UNKNOWN_TYPE, digest, size))
 
     def lacks(self, descriptor: Descriptor) -> bool:
         """Say whether nothing lies there under the blob's digest."""
@@ -104,6 +116,7 @@ class LayoutSink:
 
     parallel = True
     leaves_out: Literal[True] = True
+    gathers: Literal[True] = True
 
     def __init__(self, path: Path) -> None:
         """Name the directory; it is made when there is something to put there, and not for an image that is not.

@@ -69,6 +69,9 @@ class Rewritable(Output, Protocol):
     def rewind(self, position: int) -> None:
         """Go back to a position, to write the same once more."""
 
+    def settle(self) -> None:
+        """Have all that was written on the disk, and nothing behind it; the name is not given yet."""
+
     def discard(self) -> None:
         """See to it that nothing is kept."""
 
@@ -148,6 +151,12 @@ class _FileOutput:
         if chunk:
             self.truncate(position)
         return chunk
+
+    def settle(self) -> None:
+        with files.disk_errors(self._what):
+            if self._position < self._end:
+                self.truncate(self._position)
+            os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         with files.disk_errors(self._what):
@@ -265,7 +274,7 @@ def open_output(path: Path) -> Output:
     return _OpenedOutput(file, str(path))
 
 
-def file_output(path: Path) -> Output:
+def file_output(path: Path) -> Rewritable:
     """Give the output that writes a regular file at `path`.
 
     Raises:

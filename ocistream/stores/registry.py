@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from ocistream import limits
 from ocistream.attachments import listed
@@ -45,6 +45,7 @@ class RegistrySink:
     """Images into repositories of one registry, each root under the reference that `target` gives it."""
 
     parallel = True
+    gathers: Literal[True] = True
     held = limits.MIB
 
     def __init__(
@@ -156,6 +157,20 @@ class RegistrySink:
         self._has[first, blob.descriptor.digest] = True
         for home in others:
             self._share(blob, blob.descriptor, first, home)
+
+    def put_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
+        """Upload a part of a blob, where one repository alone needs that: others could not be given the same part."""
+        lacking = self._lacking(descriptor)
+        if len(lacking) != 1:
+            return 0 if lacking else descriptor.size
+        reached = self._uploaders[lacking[0]][1].upload_part(descriptor, offset, part)
+        self._has[lacking[0], descriptor.digest] = reached == descriptor.size
+        return reached
+
+    def reached(self, descriptor: Descriptor) -> int:
+        """Ask how far the upload is that other parts of a blob have begun."""
+        lacking = self._lacking(descriptor)
+        return self._uploaders[lacking[0]][1].reached(descriptor) if len(lacking) == 1 else 0
 
     def takes_early(self) -> bool:
         """Say whether it is known where blobs belong before the graph is."""

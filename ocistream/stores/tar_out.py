@@ -87,7 +87,7 @@ class TarWriter:
         self._add(name, blob.descriptor.size, functools.partial(self._rest_of, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
-        with self._taken_back_on_failure():
+        with self.taken_back_on_failure():
             self._output.write(tar.header(name, size, self._mtime))
             for chunk in chunks():
                 self._output.write(chunk)
@@ -129,8 +129,12 @@ class TarWriter:
 
     def finish(self) -> None:
         """Write the end of the archive, and let the output make it visible."""
-        self._output.write(tar.END)
+        self.end()
         self._output.finish()
+
+    def end(self) -> None:
+        """Write the end of the archive."""
+        self._output.write(tar.END)
 
     def discard(self) -> None:
         """Keep nothing of it."""
@@ -142,7 +146,8 @@ class TarWriter:
         self._output.close()
 
     @contextlib.contextmanager
-    def _taken_back_on_failure(self) -> Iterator[None]:
+    def taken_back_on_failure(self) -> Iterator[None]:
+        """Leave nothing of what is written within the block, where that is possible, if the block raises."""
         if not isinstance(self._output, Rewritable):
             yield
             return
@@ -160,7 +165,7 @@ class TarWriter:
         position = output.position()
         # Nor could another run go on in the middle of what is made anew.
         output.discard()
-        with self._taken_back_on_failure():
+        with self.taken_back_on_failure():
             output.write(bytes(tar.BLOCK))
             for chunk in blob.open():
                 output.write(chunk)

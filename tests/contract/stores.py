@@ -21,21 +21,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
+
 from ocistream.attachments import Referrers
-from ocistream.graph import Root
+from ocistream.errors import UsageError
+from ocistream.graph import Graph, Root
 from ocistream.interfaces import Blob, Sink, Source
 from ocistream.model import Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference
 from ocistream.serve import Registry
+from ocistream.stores import Want
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.joined import open_joined
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output, stream_output
 from ocistream.stores.registry import RegistrySink
 from ocistream.stores.registry_source import RegistrySource
+from ocistream.stores.volume_archive import VolumesSink
 from ocistream.stream import Chunk
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
@@ -43,6 +49,7 @@ from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docke
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of
 from tests.network import QuickTransport
+from tests.volumes import TEMPLATE, Cut, read_volumes
 
 REPOSITORY = "made/app"
 HUNG_NAME = "vnd.ocistream.image.name"
@@ -193,6 +200,60 @@ class ArchiveFileStore(Store):
 
     def _write(self) -> None:
         self._path.write_bytes(tar_of(self._items.items()))
+
+
+class VolumesStore(Store):
+    """Three volumes, of which some blobs go on from one to the next; those that are written are as small as can be."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder = folder / "volumes"
+        self._folder.mkdir()
+        self._cut: Cut | None = None
+
+    def fill(self, layout: Layout) -> None:
+        self._cut = Cut(layout, 3)
+        for number, (name, content) in enumerate(items_of(layout)):
+            if not name.startswith("blobs/"):
+                continue
+            digest = name.removeprefix("blobs/").replace("/", ":")
+            self._cut.whole[digest] = number % 3
+            size = len(content or b"")
+            if number % 2 and size > 2:
+                self._cut.pieces[digest] = [(0, 0, 1), (1, 1, size // 2), (2, 1 + size // 2, size - 1 - size // 2)]
+        self._cut.write(self._folder)
+
+    def damage(self, digest: str, content: bytes | None) -> None:
+        assert self._cut is not None
+        self._cut.damaged[digest] = content
+        self._cut.write(self._folder)
+
+    def _open_source(self, platforms: PlatformChoice, referrers: Referrers) -> Source:
+        paths = [(path, str(path)) for path in sorted(self._folder.glob("*.tar"), reverse=True)]
+        return open_joined(paths, Want(platforms=platforms, referrers=referrers))
+
+    def _open_sink(self) -> Sink:
+        return _SmallVolumesSink(self._folder / TEMPLATE, 1)
+
+    def images(self) -> dict[str, bytes]:
+        return _named(self._files_there()) if self._paths() else {}
+
+    def blobs(self) -> set[str]:
+        return check_blobs(self._files_there()) if self._paths() else set()
+
+    def _files_there(self) -> dict[str, bytes]:
+        return read_volumes(self._paths())
+
+    def _paths(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("*.tar") if not path.name.startswith("."))
+
+
+class _SmallVolumesSink(VolumesSink):
+    def begin(self, graph: Graph) -> None:
+        with pytest.raises(UsageError) as caught:
+            super().begin(graph)
+        self._size = int(caught.value.what.split()[-2])
+        super().begin(graph)
 
 
 class _Pipe:
@@ -420,16 +481,20 @@ class DockerArchivePipeStore(DockerArchiveFileStore):
 SOURCES: dict[str, type[Store]] = {
     "layout": LayoutStore,
     "archive-file": ArchiveFileStore,
+    "volumes": VolumesStore,
     "archive-pipe": PipeStore,
     "archive-pipe-index-last": IndexLastPipeStore,
     "registry": RegistryStore,
 }
+#: Sinks that take blobs before the graph, and layers that are compressed anew.
 SINKS: dict[str, type[Store]] = {
     "layout": LayoutStore,
     "archive-file": ArchiveFileStore,
     "archive-pipe": PipeStore,
     "registry": RegistryStore,
 }
+#: Those, and one that has to know all sizes first.
+ALL_SINKS: dict[str, type[Store]] = {**SINKS, "volumes": VolumesStore}
 
 
 #: Stores that keep a part of the contract, as sources and as sinks.

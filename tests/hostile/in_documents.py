@@ -55,6 +55,18 @@ def _listing(manifests: object, **more: Any) -> bytes:
     return _index(json_of({"schemaVersion": 2, "manifests": manifests, **more}))
 
 
+def _volume(volume: str, parts: str | None = None) -> bytes:
+    """Return a volume that lacks a layer, and says so; its own annotations stand in `volume` and `parts`."""
+    notes = {"volume": volume, "parts": parts, "left-out": f"# volume app.1\n{digest_of(LAYERS[0])}"}
+    annotations = {f"vnd.ocistream.{key}": text for key, text in notes.items() if text is not None}
+    files = image(index={"annotations": annotations})
+    return tar(*files[:LAYER], *files[LAYER + 1 :])
+
+
+def _parts(*lines: str) -> bytes:
+    return _volume(f"0 2 {digest_of(b'set')} app.%d", "\n".join((f"# {digest_of(LAYERS[0])}", *lines)))
+
+
 def _deep(depth: int) -> bytes:
     return _SOUND[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
 
@@ -106,6 +118,24 @@ def _within(listed: list[dict[str, Any]]) -> bytes:
 
 
 INDEXES: Final = [
+    Hostile("volume-nonsense", "it is a volume, and does not say which", lambda: _volume("first of two")),
+    Hostile("volume-beyond", "it is the third of two volumes", lambda: _volume(f"2 2 {digest_of(b'')} app.%d")),
+    Hostile("volume-of-millions", "it is one of millions of volumes",
+            lambda: _volume(f"0 9999999 {digest_of(b'')} app.%d")),
+    Hostile("volume-path", "its volumes are called by a path", lambda: _volume(f"0 2 {digest_of(b'')} ../../etc/%d")),
+    Hostile("volume-escapes", "its volumes are called by what drives a terminal",
+            lambda: _volume(f"0 2 {digest_of(b'')} {_ESCAPES}%d")),
+    Hostile("parts-nonsense", "what goes on is no list of parts", lambda: _parts("here and there")),
+    Hostile("parts-gap", "there is a gap between two parts", lambda: _parts("0 0 10", "1 11 10")),
+    Hostile("parts-overlap", "two parts overlap", lambda: _parts("0 0 10", "1 9 10")),
+    Hostile("parts-circle", "a part goes on in the same volume", lambda: _parts("0 0 10", "0 10 10")),
+    Hostile("parts-negative", "a part has a negative size", lambda: _parts("0 0 -10", "1 -10 20")),
+    Hostile("parts-absurd", "a part has more bytes than there are", lambda: _parts("0 0 10", f"1 10 {10**17}")),
+    Hostile("parts-huge-number", "the size of a part has 10,000 digits", lambda: _parts("0 0 " + "9" * 10_000)),
+    Hostile("parts-thousands", "there are 100,000 parts",
+            lambda: _parts(*(f"{number} {number} 1" for number in range(100_000)))),
+    Hostile("parts-not-there", "a part is announced, and not there",
+            lambda: _parts("0 0 10", f"1 10 {len(LAYERS[0]) - 10}")),
     Hostile("index-empty", "index.json has no bytes", lambda: _index(b"")),
     Hostile("index-no-json", "index.json is no JSON", lambda: _index(b"manifests: none\n")),
     Hostile("index-cut", "index.json ends in its middle", lambda: _index(_SOUND[:100])),

@@ -180,4 +180,14 @@ LIMITS: Final[dict[int, Limit]] = {
                "cli/test_via.py::test_nothing_that_is_said_drives_a_terminal",
                "cli/test_via.py::test_whatever_is_said_of_it_is_an_error"),
     ),
+    21: Limit(
+        "What volumes say of themselves is checked: one set, parts without gaps; and the whole is hashed as ever",
+        ("volumes:volume_of", "stores.parts:parts_in", "stores.joined:JoinedSource"),
+        archives=("volume-*", "parts-*"),
+        tests=("unit/test_volumes.py::test_malformed_parts_are_refused",
+               "unit/test_joined.py::test_wrong_bytes_with_a_checksum_that_fits_never_become_the_blob",
+               "unit/test_joined.py::test_a_volume_without_what_its_index_says_is_refused",
+               "unit/test_sending_parts.py::test_parts_that_are_right_and_make_another_blob_are_refused_by_the_registry",
+               "cli/test_volumes.py::test_a_volume_of_another_image_is_refused_by_name"),
+    ),
 }  # fmt: skip

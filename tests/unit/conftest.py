@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ocistream.serve import AccessEntry, Registry
+from tests.faults import FaultyHandler
 from tests.network import CountingRegistry, QuickTransport
 from tests.talking import Client
 
@@ -56,3 +58,19 @@ def quick() -> Iterator[Callable[..., QuickTransport]]:
             return stack.enter_context(QuickTransport(**options))  # type: ignore[arg-type]
 
         yield make
+
+
+@pytest.fixture
+def loses_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make a registry close the connection once in place of an answer to each of the methods in this list."""
+    lost: list[str] = []
+    transmit = FaultyHandler.transmit
+
+    def maybe(handler: FaultyHandler, answer: Any) -> None:
+        if handler.command in lost:
+            lost.remove(handler.command)
+            handler.hang_up()
+        transmit(handler, answer)
+
+    monkeypatch.setattr(FaultyHandler, "transmit", maybe)
+    return lost

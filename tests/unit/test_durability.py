@@ -19,6 +19,7 @@ from ocistream.interfaces import Sink
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output
+from ocistream.stores.volume_archive import VolumesSink
 from ocistream.transfer import copy
 from tests.images import Layer, Layout, tar_layer
 
@@ -150,3 +151,17 @@ def move(layout: Layout, sink: Sink, events: Events) -> None:
         copy(LayoutSource(layout.path), sink)
     finally:
         sink.close()
+
+
+def test_all_volumes_are_durable_before_the_first_has_its_name_and_the_last_is_named_last(
+    events: Events, layout: Layout, tmp_path: Path
+) -> None:
+    layout.image([300_000, 200_000], name="app")
+    sink = VolumesSink(tmp_path / "app.%d.tar", 200_000)
+    copy(LayoutSource(layout.path), sink)
+    paths = [tmp_path / f"app.{number}.tar" for number in range(len(list(tmp_path.glob("app.*"))))]
+    assert len(paths) > 2
+    named = [event for event in events if isinstance(event, Named) and event.path.suffix == ".tar"]
+    assert [event.path for event in named] == paths
+    before = events[: events.index(named[0])]
+    assert {Synced(path.stat().st_ino, path.stat().st_size) for path in paths} <= set(before)

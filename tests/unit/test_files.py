@@ -151,6 +151,7 @@ class TestDiskErrors:
             (errno.EPIPE, OutputClosedError, 141, None),
             (errno.ENOSPC, LocalDiskError, 9, "free some space"),
             (errno.EDQUOT, LocalDiskError, 9, "quota"),
+            (errno.EFBIG, LocalDiskError, 9, "--split"),
             (errno.EROFS, LocalDiskError, 9, "read-only"),
             (errno.EACCES, LocalDiskError, 9, "permissions"),
             (errno.EIO, LocalDiskError, 9, None),

@@ -29,7 +29,6 @@ from tests.certificates import Certificate
 from tests.faults import (
     Action,
     Fault,
-    FaultyHandler,
     HangUp,
     Header,
     Reply,
@@ -455,22 +454,6 @@ class TestRetries:
         uploader(quick(stall_timeout=0.3), registry).upload(Source(b"x" * 1000).blob)
         assert len(registry.asked(method)) > 1
         assert is_stored(registry, b"x" * 1000)
-
-
-@pytest.fixture
-def loses_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make a registry close the connection once in place of an answer to each of the methods in this list."""
-    lost: list[str] = []
-    transmit = FaultyHandler.transmit
-
-    def maybe(handler: FaultyHandler, answer: Any) -> None:
-        if handler.command in lost:
-            lost.remove(handler.command)
-            handler.hang_up()
-        transmit(handler, answer)
-
-    monkeypatch.setattr(FaultyHandler, "transmit", maybe)
-    return lost
 
 
 class TestLostAnswers:

@@ -1,0 +1,579 @@
+"""Archives cut into volumes: pulled, and pushed in every order, at once and one by one; one lacking, twice, foreign."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.archives import files_in
+from tests.cli import expect
+from tests.cli.run import Argument, Result, measured, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.images import Descriptor, Layout
+from tests.registry_http import manifest_digest, seed
+from tests.volumes import LEFT_OUT, Cut, notes_in, read_volumes
+
+MIB: Final = 1 << 20
+KIB: Final = 1 << 10
+#: The second does not fit into a volume of `SIZE`: it begins in the first and ends in the second.
+LAYERS: Final = [100 * KIB, 300 * KIB, 120 * KIB, 60 * KIB]
+SIZE: Final = 256 * KIB
+#: Volumes, of which none has less than one whole blob.
+WHOLE: Final = 320 * KIB
+NAMES: Final = ["app.000.tar", "app.001.tar", "app.002.tar"]
+ORDERS: Final = list(itertools.permutations(range(3)))
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image."""
+    return layout.image(LAYERS)
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that has it as `app:1`."""
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+@pytest.fixture
+def target(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    """Return an empty registry."""
+    return start()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty folder."""
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    return folder
+
+
+def split(registry: FaultyRegistry, folder: Path, *argv: Argument, size: int = SIZE, name: str = "app") -> list[Path]:
+    """Pull `app:1` into volumes of at most `size` bytes, and return them."""
+    pulled = ocistream("pull", f"{registry.host}/app:1", "-o", folder / f"{name}.%03d.tar", "--split", str(size), *argv)
+    expect.success(pulled)
+    assert pulled.lines()[0].startswith(f"{registry.host}/app:1@sha256:")
+    expect.no_partial_files(folder)
+    paths = sorted(folder.glob(f"{name}.*.tar"))
+    assert all(path.stat().st_size <= size for path in paths)
+    return paths
+
+
+def push(target: FaultyRegistry, *paths: Path, argv: Sequence[Argument] = ()) -> Result:
+    inputs = [argument for path in paths for argument in ("-i", path)]
+    return ocistream("push", *inputs, *argv, f"{target.host}/app:1")
+
+
+def is_there(target: FaultyRegistry, image: Descriptor, layout: Layout) -> None:
+    """Assert that the image was pushed, with all of its blobs."""
+    assert manifest_digest(target.host, "app", "1") == image["digest"]
+    for blob in blobs_of(layout, image):
+        assert (target.layout.path / "blobs" / blob.replace(":", "/")).read_bytes() == layout.file(blob).read_bytes()
+
+
+def blobs_of(layout: Layout, image: Descriptor) -> list[str]:
+    document = layout.read(image["digest"])
+    return [document["config"]["digest"], *(layer["digest"] for layer in document["layers"])]
+
+
+def layer(layout: Layout, image: Descriptor, number: int) -> str:
+    digest: str = layout.read(image["digest"])["layers"][number]["digest"]
+    return digest
+
+
+# Out -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_volume_is_a_layout_and_together_they_are_the_image(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path
+) -> None:
+    paths = split(registry, folder)
+    assert [path.name for path in paths] == NAMES
+    together = read_volumes(paths[::-1])
+    for digest in (image["digest"], *blobs_of(layout, image)):
+        assert together[f"blobs/{digest.replace(':', '/')}"] == layout.file(digest).read_bytes()
+    # One of the layers goes on.
+    parts = [[name for name in files_in(path.read_bytes()) if name.startswith("parts/")] for path in paths]
+    assert [len(names) for names in parts] == [2, 2, 0]
+
+
+def test_the_same_image_gives_the_same_volumes_byte_for_byte(registry: FaultyRegistry, folder: Path) -> None:
+    first = [path.read_bytes() for path in split(registry, folder)]
+    for path in folder.iterdir():
+        path.unlink()
+    assert [path.read_bytes() for path in split(registry, folder, "--jobs", "1")] == first
+
+
+def test_what_fits_into_one_is_an_archive_as_any_other(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
+    (path,) = split(registry, folder, size=MIB)
+    assert path.name == "app.000.tar"
+    whole = tmp_path / "whole.tar"
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
+    assert path.read_bytes() == whole.read_bytes()
+    (path,) = split(registry, folder, size=whole.stat().st_size)
+    assert path.read_bytes() == whole.read_bytes()
+    assert len(split(registry, folder, size=whole.stat().st_size - 1)) == 2
+
+
+def test_a_size_that_is_too_small_is_refused_with_the_least_that_does(registry: FaultyRegistry, folder: Path) -> None:
+    argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%d.tar", "--split"]
+    refused = ocistream(*argv, "1k")
+    expect.failure(refused, 2, "too small", "the least that would do is")
+    expect.nothing_left(folder)
+    least = int(refused.err.split("would do is ")[1].split(" ")[0])
+    expect.failure(ocistream(*argv, str(least - 1)), 2, f"the least that would do is {least}")
+    expect.success(ocistream(*argv, str(least)))
+    paths = list(folder.iterdir())
+    assert 2 < len(paths) <= 500
+    assert max(path.stat().st_size for path in paths) <= least
+    read_volumes(paths)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-o", "app.tar", "--split", "1GiB"], ["app.tar", "no places", "%03d"]),
+        (["-o", "app.%d.%d.tar", "--split", "1GiB"], ["2 places"]),
+        (["-o", "app.%s.tar", "--split", "1GiB"], ["%s"]),
+        (["-o", "app.%3d.tar", "--split", "1GiB"], ["%3"]),
+        (["-o", "app.%%d.tar", "--split", "1GiB"], ["no places"]),
+        (["-o", "app.%d.tar%", "--split", "1GiB"], ["app.%d.tar%"]),
+        (["-o", "app.%03d.tar"], ["--split SIZE"]),
+        (["--split", "1GiB"], ["-", "%03d"]),
+        (["-o", "app.%d/", "--split", "1GiB"], ["app.%d/", "%03d"]),
+        (["-o", "app.%d.tar", "--split", "1GiB", "--format", "docker-archive"], ["%03d"]),
+        (["-o", "app.%d.tar", "--split", "1GiB", "--format", "oci"], ["%03d"]),
+        (["-o", "app.%d.tar", "--split", "0"], ["--split '0' is no size"]),
+        (["-o", "app.%d.tar", "--split", "-1"], ["is no size"]),
+        (["-o", "app.%d.tar", "--split", "many"], ["'many' is no size"]),
+        (["-o", "app.%d.tar", "--split", "1GiB", "--compress", "zstd"], ["--compress"]),
+        (["-o", "app.%d.tar", "--split", "1GiB", "--from-byte", "7"], ["--from-byte"]),
+        (["-o", "app.%d.tar", "--split", "1GiB", "--result", "app.7.tar"], ["--result app.7.tar"]),
+    ],
+)
+def test_what_does_not_go_with_volumes_is_refused(argv: list[str], words: list[str], folder: Path) -> None:
+    expect.failure(ocistream("pull", "127.0.0.1:1/app:1", *argv, cwd=folder), 2, *words)
+    expect.nothing_left(folder)
+
+
+def test_a_percent_sign_may_be_in_a_name(registry: FaultyRegistry, folder: Path) -> None:
+    argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "100%%.%02d", "--split", str(SIZE)]
+    expect.success(ocistream(*argv))
+    expect.nothing_left(folder, "100%.00", "100%.01", "100%.02")
+    read_volumes(list(folder.iterdir()))
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "100%.tar"))
+
+
+def test_a_name_that_is_no_files_is_found_out_before_anything_is_fetched(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path
+) -> None:
+    (folder / "app.002.tar").mkdir()
+    argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
+    expect.failure(ocistream(*argv), 2, "app.002.tar")
+    expect.nothing_left(folder, "app.002.tar")
+    assert not [request for request in registry.asked("GET", "/blobs/") if layer(layout, image, 0) in request.path]
+    expect.failure(ocistream(*argv[:3], folder / "none" / "app.%d.tar", *argv[4:]), 4, "none")
+
+
+def test_volumes_of_an_earlier_set_stay_and_are_told(registry: FaultyRegistry, folder: Path) -> None:
+    (folder / "app.007.tar").write_bytes(b"of another day")
+    argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
+    pulled = ocistream(*argv)
+    expect.success(pulled)
+    assert f"{folder / 'app.007.tar'} was there before, and is none of the volumes written now (3)" in pulled.err
+    assert (folder / "app.007.tar").read_bytes() == b"of another day"
+
+
+def test_copy_by_way_of_another_host_cuts_nothing() -> None:
+    argv = ["copy", "127.0.0.1:1/app:1", "registry.local/app:1", "--via", "true", "--split", "1GiB"]
+    expect.failure(ocistream(*argv), 2, "--split", "--via")
+
+
+def test_copy_cuts_too(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
+    paths = split(registry, folder)
+    whole = tmp_path / "whole.tar"
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
+    again = tmp_path / "again"
+    again.mkdir()
+    expect.success(ocistream("copy", whole, f"oci-archive:{again}/app.%03d.tar", "--split", str(SIZE)))
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {p.name: p.read_bytes() for p in paths}
+    with_pipe = ocistream("copy", "-", f"oci-archive:{again}/b.%03d.tar", "--split", str(SIZE), stdin=whole)
+    expect.success(with_pipe)
+    read_volumes(sorted(again.glob("b.*")))
+
+
+def test_what_the_other_side_has_is_in_no_volume(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry, tmp_path: Path
+) -> None:
+    had = layer(layout, image, 1)
+    have = tmp_path / "have.txt"
+    have.write_text(f"# ocistream have 1\n# origin {target.host}/app\n# digests 1\n{had}\n")
+    paths = split(registry, folder, "--have", have, size=200 * KIB)
+    assert len(paths) == 2
+    for path in paths:
+        files = files_in(path.read_bytes())
+        assert f"blobs/{had.replace(':', '/')}" not in files
+        assert f"# have {target.host}/app\n{had}" in notes_in(files)["vnd.ocistream.left-out"]
+    expect.failure(push(target, *paths), 6, had)
+    expect.no_image(target)
+    seed(layout, layout.image([layout.read(image["digest"])["layers"][1]]), target.host, "app", "base")
+    expect.success(push(target, *paths))
+    is_there(target, image, layout)
+
+
+# Going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", range(4))
+def test_a_pull_that_was_stopped_goes_on_and_fetches_no_volume_again(
+    served: FaultyRegistry, layout: Layout, folder: Path, number: int, kind: int
+) -> None:
+    sizes = [3 * MIB, 5 * MIB, 2 * MIB, 2 * MIB + 7]
+    image = layout.image(sizes)
+    seed(layout, image, served.host, "app", "1")
+    undisturbed = [path.read_bytes() for path in split(served, folder, size=4 * MIB)]
+    for path in folder.iterdir():
+        path.unlink()
+    served.requests.clear()
+    halted, after = layer(layout, image, number), sizes[number] - MIB // 2
+    served.faults = [Fault(Stall(after=after), "GET", f"/blobs/{halted}")]
+    argv: list[Argument] = ["pull", f"{served.host}/app:1", "-o", str(folder / "app.%03d.tar"), "--split", str(4 * MIB)]
+    with started(*argv, "--jobs", "1") as process:
+        expect.wait_for(lambda: [request for request in served.requests if request.fault])
+        begun = [b for b in (path.stat().st_size for path in folder.glob(".app.*.partial")) if b]
+        expect.wait_for(lambda: sum(size_of(path) for path in folder.iterdir()) >= sum(sizes[:number]) + after - MIB)
+        process.send_signal(kind)
+        process.communicate(timeout=60)
+    assert begun
+    assert not list(folder.glob("app.*"))
+    served.requests.clear()
+    served.faults = []
+    paths = split(served, folder, size=4 * MIB)
+    assert [path.read_bytes() for path in paths] == undisturbed
+    fetched = {request.path.rpartition("/")[2]: request.headers["Range"] for request in served.asked("GET", "/blobs/")}
+    for before in range(number):
+        assert layer(layout, image, before) not in fetched
+    begin = int((fetched[halted] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+    assert begin >= after - MIB
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+# In --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_volumes_are_pushed_in_every_order(
+    registry: FaultyRegistry,
+    layout: Layout,
+    image: Descriptor,
+    folder: Path,
+    target: FaultyRegistry,
+    order: Sequence[int],
+) -> None:
+    paths = split(registry, folder)
+    pushed = push(target, *(paths[number] for number in order))
+    expect.success(pushed)
+    assert pushed.lines() == [f"{target.host}/app:1@{image['digest']}"]
+    is_there(target, image, layout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_volumes_are_pushed_one_by_one_in_every_order(
+    registry: FaultyRegistry,
+    layout: Layout,
+    image: Descriptor,
+    folder: Path,
+    target: FaultyRegistry,
+    order: Sequence[int],
+) -> None:
+    paths = split(registry, folder, size=WHOLE)
+    assert len(paths) == 3
+    needed = set(NAMES)
+    for number in order[:-1]:
+        needed.remove(NAMES[number])
+        expect.failure(push(target, paths[number]), 6, f"still needed: {', '.join(sorted(needed))}")
+        expect.no_image(target)
+    target.requests.clear()
+    expect.success(push(target, paths[order[-1]]))
+    is_there(target, image, layout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
+    registry: FaultyRegistry,
+    layout: Layout,
+    image: Descriptor,
+    folder: Path,
+    target: FaultyRegistry,
+    order: Sequence[int],
+) -> None:
+    paths = split(registry, folder)
+    continued = layer(layout, image, 1)
+    results = [push(target, paths[number]) for number in order]
+    if order.index(0) < order.index(1):
+        assert [result.code for result in results] == [6, 6, 0]
+        needed = [name for name in NAMES if name != NAMES[order[0]]]
+        needed = needed if order[0] == 0 else NAMES[:2]
+        assert f"still needed: {', '.join(needed)}\n" in results[0].err
+        assert f"still needed: {NAMES[order[2]]}\n" in results[1].err
+    else:
+        # The end came before the beginning: it is said, and asked for again.
+        assert [result.code for result in results] == [6, 6, 6]
+        late = results[order.index(1)]
+        expect.failure(late, 6, f"{continued} goes on", "-i app.000.tar -i app.001.tar together, or in this order")
+        expect.failure(results[-1], 6, "still needed: app.0")
+        expect.no_image(target)
+        expect.success(push(target, paths[1]))
+    is_there(target, image, layout)
+    sent = [request for request in target.requests if request.method == "PATCH"]
+    assert sum(int(request.headers["Content-Length"] or 0) for request in sent) <= sum(LAYERS) + 4 * KIB
+
+
+def test_a_volume_that_is_missing_is_asked_for_by_name(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    paths = split(registry, folder, size=WHOLE)
+    for number in range(3):
+        others = [path for path in paths if path is not paths[number]]
+        refused = push(target, *others)
+        if number == 0:
+            expect.failure(refused, 6, f"still needed: {NAMES[number]}", f"-i {NAMES[number]}")
+            expect.no_image(target)
+            assert push(target, *others).err == refused.err
+    # What they had stays: all that is lacking now is in the first one.
+    expect.success(push(target, paths[0]))
+    is_there(target, image, layout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_volume_may_be_given_twice(
+    registry: FaultyRegistry,
+    layout: Layout,
+    image: Descriptor,
+    folder: Path,
+    target: FaultyRegistry,
+    order: Sequence[int],
+) -> None:
+    paths = split(registry, folder)
+    copy = folder / "the-same.tar"
+    copy.write_bytes(paths[order[0]].read_bytes())
+    pushed = push(target, *(paths[number] for number in order), copy, argv=["-v"])
+    expect.success(pushed)
+    assert f"{copy} is volume {order[0] + 1} of 3 ({NAMES[order[0]]}) once more" in pushed.err
+    is_there(target, image, layout)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_volume_of_another_image_is_refused_by_name(
+    registry: FaultyRegistry,
+    layout: Layout,
+    folder: Path,
+    target: FaultyRegistry,
+    order: Sequence[int],
+) -> None:
+    paths = split(registry, folder)
+    seed(layout, layout.image([9000, *LAYERS[1:]]), registry.host, "other", "1")
+    argv: list[Argument] = ["-o", folder / "other.%03d.tar", "--split", str(SIZE)]
+    expect.success(ocistream("pull", f"{registry.host}/other:1", *argv))
+    given = [folder / "other.001.tar" if number == 1 else paths[number] for number in order]
+    refused = push(target, *given)
+    expect.failure(
+        refused,
+        6,
+        f"{folder / 'other.001.tar'} does not belong to the others: it is volume 2 of ",
+        f"(other.001.tar) of {registry.host}/other:1",
+        f"of {registry.host}/app:1",
+    )
+    assert not target.asked("POST", "/uploads/")
+
+
+def test_volumes_of_another_cut_are_refused(registry: FaultyRegistry, folder: Path, target: FaultyRegistry) -> None:
+    paths = split(registry, folder)
+    other = split(registry, folder, size=SIZE + 4096, name="other")
+    expect.failure(push(target, paths[0], other[1], paths[2]), 6, "other.001.tar does not belong to the others")
+
+
+def test_what_was_left_out_and_what_brings_it_are_put_together(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    some, rest, other = folder / "some.tar", folder / "rest.tar", folder / "other.tar"
+    digest = layer(layout, image, 2)
+    blobs = [f"--only={blob}" for blob in blobs_of(layout, image) if blob != digest]
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", some, *blobs))
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, "--only", digest))
+    expect.failure(push(target, some), 6, digest)
+    expect.success(push(target, rest, some))
+    is_there(target, image, layout)
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{folder}/directory/", *blobs))
+    assert push(target, rest, folder / "directory").code == 0
+    seed(layout, layout.image([b"another"]), registry.host, "other", "1")
+    expect.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
+    expect.failure(push(target, some, other), 2, f"{registry.host}/app:1", f"{registry.host}/other:1")
+    refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
+    expect.failure(refused, 6, f"{some} is not of {registry.host}/other:1")
+
+
+def test_a_lost_volume_is_replaced_by_an_archive_of_what_was_in_it(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    paths = split(registry, folder)
+    rest = folder / "rest.tar"
+    digests = [argument for number in (1, 2, 3) for argument in ("--only", layer(layout, image, number))]
+    expect.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, *digests))
+    expect.success(push(target, rest, paths[0]))
+    is_there(target, image, layout)
+
+
+def test_only_what_can_be_read_anywhere_is_put_together(
+    registry: FaultyRegistry, folder: Path, target: FaultyRegistry, tmp_path: Path
+) -> None:
+    paths = split(registry, folder)
+    packed = tmp_path / "packed.tar.gz"
+    packed.write_bytes(subprocess.run(["gzip", "-c", paths[1]], capture_output=True, check=True).stdout)
+    expect.failure(push(target, paths[0], packed), 2, f"{packed} is compressed")
+    expect.failure(push(target, paths[0], Path("-")), 2, "- can be read only once")
+    docker = tmp_path / "docker.tar"
+    expect.success(ocistream("copy", f"{registry.host}/app:1", f"docker-archive:{docker}:app:1"))
+    expect.failure(push(target, paths[0], docker), 2, f"{docker} is a docker-archive")
+    expect.failure(push(target, paths[0], tmp_path / "none.tar"), 4, "none.tar")
+
+
+def test_one_volume_alone_may_come_from_a_pipe(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    paths = split(registry, folder, size=WHOLE)
+    for path, code in zip(paths, (6, 6, 0), strict=True):
+        assert ocistream("push", f"{target.host}/app:1", stdin=path).code == code
+    is_there(target, image, layout)
+
+
+def test_every_image_of_volumes_goes_where_it_belongs(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    seed(layout, layout.image([b"another"]), registry.host, "other", "2")
+    images = [f"{registry.host}/app:1", f"{registry.host}/other:2"]
+    expect.success(ocistream("pull", *images, "-o", folder / "two.%d", "--split", str(SIZE)))
+    inputs = [argument for path in sorted(folder.iterdir(), reverse=True) for argument in ("-i", path)]
+    expect.success(ocistream("push", *inputs, "--to", target.host))
+    is_there(target, image, layout)
+    assert manifest_digest(target.host, "other", "2")
+
+
+def test_a_name_out_of_a_volume_drives_no_terminal(layout: Layout, folder: Path, target: FaultyRegistry) -> None:
+    image = layout.image([b"layer"], name="v1")
+    lacking = layer(layout, image, 0)
+    left_out = f"# volume \x1b]0;owned\x07\u202eapp\n{lacking}"
+    (path, _) = Cut(layout, 2, whole={lacking: 1}, notes={LEFT_OUT: left_out}).write(folder)
+    refused = push(target, path)
+    expect.failure(refused, 6, "still needed: ?]0;owned??app")
+    for said in (refused.err, ocistream("verify", path).out.decode(), ocistream("inspect", path).out.decode()):
+        assert "\x1b" not in said
+        assert "\u202e" not in said
+
+
+# Looked at -------------------------------------------------------------------------------------------------------
+
+
+def test_verify_says_of_a_volume_which_it_is(registry: FaultyRegistry, folder: Path) -> None:
+    paths = split(registry, folder)
+    for number, path in enumerate(paths):
+        seen = ocistream("verify", path)
+        expect.success(seen)
+        others = ", ".join(name for name in NAMES if name != path.name)
+        assert f"volume {number + 1} of 3 ({path.name}); {others} have the rest" in seen.lines()
+        assert seen.lines()[-1].startswith("ok: OCI archive, 1 image")
+        expect.success(ocistream("verify", stdin=path))
+        shown = ocistream("inspect", path)
+        expect.success(shown)
+        # What goes on from the first to the second is looked for in the other of them.
+        assert f"(in the volume {NAMES[(1, 0, 0)[number]]})" in shown.out.decode()
+        assert f"(in the volume {path.name})" not in shown.out.decode()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_verify_of_all_volumes_finds_the_image_complete(
+    registry: FaultyRegistry, folder: Path, order: Sequence[int]
+) -> None:
+    paths = split(registry, folder)
+    seen = ocistream("verify", "--deep", *(paths[number] for number in order))
+    expect.success(seen)
+    assert "volumes 1, 2, 3 of 3: all of them" in seen.lines()
+    document = json.loads(ocistream("verify", "--json", *(paths[number] for number in order[:2])).out)
+    assert document["ok"]
+    assert document["volumes"]["here"] == sorted(NAMES[number] for number in order[:2])
+    assert document["volumes"]["elsewhere"] == [NAMES[order[2]]]
+
+
+@pytest.mark.parametrize("from_pipe", [False, True])
+def test_verify_finds_a_flipped_byte_in_a_part(registry: FaultyRegistry, folder: Path, from_pipe: bool) -> None:
+    paths = split(registry, folder)
+    for path in paths[:2]:
+        content = bytearray(path.read_bytes())
+        content[content.index(b"parts/") + 2000] ^= 1
+        path.write_bytes(content)
+        seen = ocistream("verify", stdin=path) if from_pipe else ocistream("verify", path)
+        assert seen.code == 5
+        assert "its part from byte" in seen.err
+        assert from_pipe or f"in {path.name}, is wrong" in seen.err
+
+
+def test_a_damaged_part_changes_nothing_and_its_volume_is_named(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+) -> None:
+    paths = split(registry, folder)
+    sound = paths[1].read_bytes()
+    content = bytearray(sound)
+    content[content.index(b"parts/") + 2000] ^= 1
+    paths[1].write_bytes(content)
+    expect.failure(push(target, *paths), 5, f"{paths[1]} is damaged")
+    assert push(target, paths[0]).code == 6
+    expect.failure(push(target, paths[1]), 5, "its part from byte", "in app.001.tar, is wrong")
+    expect.no_image(target)
+    paths[1].write_bytes(sound)
+    for path in paths:
+        push(target, path)
+    is_there(target, image, layout)
+
+
+def test_a_volume_is_no_whole_archive_to_copy(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
+    paths = split(registry, folder, size=WHOLE)
+    expect.failure(
+        ocistream("copy", paths[0], tmp_path / "copy.tar"), 6, "still needed: app.001.tar, app.002.tar", "all volumes"
+    )
+    assert not list(tmp_path.glob("*copy*"))
+    codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in paths]
+    assert codes == [6, 6, 0]
+    expect.success(ocistream("verify", tmp_path / "copy"))
+
+
+def test_memory_does_not_grow_with_the_volumes(
+    served: FaultyRegistry, layout: Layout, folder: Path, target: FaultyRegistry
+) -> None:
+    image = layout.image([96 * MIB, 32 * MIB])
+    seed(layout, image, served.host, "app", "1")
+    pulled = measured("pull", f"{served.host}/app:1", "-o", folder / "app.%03d.tar", "--split", "20M")
+    expect.success(pulled)
+    paths = sorted(folder.iterdir())
+    assert len(paths) == 7
+    pushed = measured("push", *(a for path in paths for a in ("-i", path)), f"{target.host}/app:1")
+    expect.success(pushed)
+    assert pulled.peak is not None
+    assert pushed.peak is not None
+    assert max(pulled.peak, pushed.peak) < 48 * MIB

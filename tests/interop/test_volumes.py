@@ -1,0 +1,115 @@
+"""Volumes into a real docker-registry, and before the tools of others: each is a layout that lacks some blobs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.archives import files_in
+from tests.cli import expect
+from tests.cli.run import Argument, ocistream
+from tests.images import Descriptor, Layout, tar_layer
+from tests.peers import DockerRegistry, Tools
+from tests.registry_http import manifest_digest, seed
+from tests.schemas import validate
+
+MIB: Final = 1 << 20
+SIZE: Final = 4 * MIB
+#: The second begins in the first volume, and ends in the third.
+LAYERS: Final = [2 * MIB, 7 * MIB, MIB]
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image."""
+    return layout.image([*LAYERS, tar_layer({"etc/motd": b"hello\n"})])
+
+
+@pytest.fixture
+def volumes(registry: DockerRegistry, layout: Layout, image: Descriptor, tmp_path: Path) -> list[Path]:
+    """Return its volumes, pulled from a docker-registry."""
+    seed(layout, image, registry.host, "app", "1")
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    argv: list[Argument] = ["-o", folder / "app.%03d.tar", "--split", str(SIZE)]
+    expect.success(ocistream("pull", f"{registry.host}/app:1", *argv))
+    paths = sorted(folder.iterdir())
+    assert len(paths) == 3
+    return paths
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_docker_registry_gets_the_image_in_every_order(
+    volumes: list[Path], other_registry: DockerRegistry, image: Descriptor, order: Sequence[int]
+) -> None:
+    inputs = [argument for number in order for argument in ("-i", volumes[number])]
+    expect.success(ocistream("push", *inputs, f"{other_registry.host}/app:1"))
+    assert manifest_digest(other_registry.host, "app", "1") == image["digest"]
+
+
+def test_docker_registry_gets_a_layer_in_three_runs(
+    volumes: list[Path], other_registry: DockerRegistry, image: Descriptor, tools: Tools, tmp_path: Path
+) -> None:
+    for path, code in zip(volumes, (6, 6, 0), strict=True):
+        pushed = ocistream("push", "-i", path, f"{other_registry.host}/app:1")
+        assert pushed.code == code, pushed.err
+    assert manifest_digest(other_registry.host, "app", "1") == image["digest"]
+    tools.run("skopeo", "copy", f"docker://{other_registry.host}/app:1", f"dir:{tmp_path / 'copied'}")
+    assert sorted(path.stat().st_size for path in (tmp_path / "copied").iterdir())[-2:] == [2 * MIB, 7 * MIB]
+
+
+def test_a_layer_goes_on_with_all_volumes_at_once(
+    volumes: list[Path], other_registry: DockerRegistry, image: Descriptor
+) -> None:
+    assert ocistream("push", "-i", volumes[0], f"{other_registry.host}/app:1").code == 6
+    inputs = [argument for path in volumes[::-1] for argument in ("-i", path)]
+    pushed = ocistream("push", "-v", *inputs, f"{other_registry.host}/app:1")
+    expect.success(pushed)
+    assert "goes on at byte" in pushed.err
+    assert manifest_digest(other_registry.host, "app", "1") == image["digest"]
+
+
+def test_each_volume_is_a_layout_by_the_specs_schemas(volumes: list[Path]) -> None:
+    for path in volumes:
+        files = files_in(path.read_bytes())
+        validate(files["oci-layout"], "layout")
+        validate(files["index.json"], "index")
+        for entry in json.loads(files["index.json"])["manifests"]:
+            validate(files["blobs/" + entry["digest"].replace(":", "/")], "manifest")
+
+
+def test_what_says_the_digest_of_a_part_is_read_by_sha256sum(volumes: list[Path], tmp_path: Path) -> None:
+    for path in volumes:
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / path.name, filter="data")
+        for checksum in (tmp_path / path.name).rglob("*.sha256"):
+            subprocess.run(["sha256sum", "--check", checksum], cwd=tmp_path / path.name, check=True)
+    assert len(list(tmp_path.rglob("*.sha256"))) == 3
+
+
+def test_skopeo_and_umoci_read_the_manifest_out_of_each(volumes: list[Path], tools: Tools, tmp_path: Path) -> None:
+    for path in volumes:
+        shown = tools.run("skopeo", "inspect", "--raw", f"oci-archive:{path}:1").stdout
+        assert json.loads(shown)["layers"][1]["size"] == 7 * MIB
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / path.name, filter="data")
+        assert "1" in tools.run("umoci", "list", "--layout", tmp_path / path.name).stdout
+
+
+def test_volumes_that_were_unpacked_into_one_folder_are_the_image_to_others(
+    registry: DockerRegistry, layout: Layout, tools: Tools, tmp_path: Path
+) -> None:
+    seed(layout, layout.image([2 * MIB, 3 * MIB, MIB]), registry.host, "whole", "1")
+    expect.success(ocistream("pull", f"{registry.host}/whole:1", "-o", tmp_path / "v.%d", "--split", "3600k"))
+    assert len(list(tmp_path.glob("v.*"))) == 3
+    for path in tmp_path.glob("v.*"):
+        with tarfile.open(path) as tar:
+            tar.extractall(tmp_path / "together", filter="data")
+    tools.run("skopeo", "copy", f"oci:{tmp_path / 'together'}:1", f"dir:{tmp_path / 'copied'}")

@@ -1,0 +1,349 @@
+"""What an index says of volumes, and where the blobs of an image go: text and sizes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits, transfer
+from ocistream.errors import ArchiveError, IntegrityError, NetworkError, UnsupportedError, UsageError
+from ocistream.graph import Graph
+from ocistream.interfaces import Blob
+from ocistream.left_out import HAVE, Reason
+from ocistream.model import Descriptor
+from ocistream.stores import tar
+from ocistream.stores.index import blob_name, entries_of, index_json
+from ocistream.stores.layout import LayoutSource
+from ocistream.stores.volume_archive import VolumesSink
+from ocistream.stores.volume_plan import Plan, planned
+from ocistream.volumes import (
+    PARTS,
+    VOLUME_OF,
+    Piece,
+    Template,
+    Volume,
+    checksum_line,
+    checksum_of,
+    is_template,
+    notes_of,
+    parse_template,
+    part_of,
+    volume_of,
+)
+from tests.contract.stores import NothingEarly
+from tests.images import Layout, digest_of
+from tests.volumes import read_volumes
+
+ONE, OTHER = digest_of(b"one"), digest_of(b"other", "sha512")
+SET = digest_of(b"set")
+TEMPLATE = Template("app.", 3, ".tar")
+VOLUME = Volume(1, 3, SET, TEMPLATE, {ONE: (Piece(0, 0, 10), Piece(1, 10, 5)), OTHER: (Piece(1, 0, 3), Piece(2, 3, 9))})
+
+
+class TestTemplates:
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("app.%03d.tar", ["app.000.tar", "app.012.tar"]),
+            ("%d", ["0", "12"]),
+            ("100%%-%02d%%", ["100%-00%", "100%-12%"]),
+            ("a b'%09d", ["a b'000000000", "a b'000000012"]),
+        ],
+    )
+    def test_it_gives_names_and_knows_them_again(self, text: str, names: list[str]) -> None:
+        template = parse_template(text)
+        assert [template.name(0), template.name(12)] == names
+        assert [template.number(name) for name in names] == [0, 12]
+        assert str(template) == text
+        assert is_template(text)
+
+    @pytest.mark.parametrize(
+        "name", ["app.0000.tar", "app.00.tar", "app..tar", "app.0x1.tar", "app.\u0660\u0660\u0661.tar", "app.tar"]
+    )
+    def test_what_is_called_otherwise_is_no_volume(self, name: str) -> None:
+        assert TEMPLATE.number(name) is None
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "app.tar",
+            "%d%d",
+            "%s.%d",
+            "%",
+            "%d%",
+            "%3d",
+            "%00d",
+            "%0d",
+            "%-d",
+            "%i",
+            "a/%d",
+            "%d\n",
+            "%d\udc80",
+            "%d" * 200,
+        ],
+    )
+    def test_anything_else_is_refused(self, text: str) -> None:
+        with pytest.raises(UsageError):
+            parse_template(text)
+
+    def test_a_name_without_a_number_is_none(self) -> None:
+        assert not is_template("100%%d.tar")
+        assert not is_template("app%20s.tar")
+
+
+class TestNotes:
+    def test_what_is_written_is_read(self) -> None:
+        assert volume_of(notes_of(VOLUME)) == VOLUME
+        assert volume_of(notes_of(VOLUME._replace(pieces={}))) == VOLUME._replace(pieces={})
+        assert volume_of({}) is None
+        assert str(VOLUME) == "volume 2 of 3 (app.001.tar)"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "1 3",
+            f"1 3 {SET}",
+            f"3 3 {SET} app.%d",
+            f"-1 3 {SET} app.%d",
+            f"0 0 {SET} app.%d",
+            f"0 {limits.MAX_VOLUMES + 1} {SET} app.%d",
+            f"0 {'9' * 5000} {SET} app.%d",
+            f"01 3 {SET} app.%d",
+            f"1 3 {SET[:-1]} app.%d",
+            f"1 3 {SET} app.tar",
+            f"1 3 {SET} ../%d",
+            f"1  3 {SET} app.%d",
+            f"\u0660 3 {SET} app.%d",
+        ],
+    )
+    def test_a_malformed_volume_is_refused(self, text: str) -> None:
+        with pytest.raises(ArchiveError, match=re.escape(VOLUME_OF)):
+            volume_of({VOLUME_OF: text})
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "0 0 1",
+            "# sha256:1\n0 0 1",
+            f"{ONE}\n0 0 1",
+            f"# {ONE}",
+            f"# {ONE}\n# {OTHER}\n0 0 1",
+            f"# {ONE}\n0 0 1\n# {ONE}\n1 0 1",
+            f"# {ONE}\n0 1 1",
+            f"# {ONE}\n0 0 0",
+            f"# {ONE}\n0 0 -1",
+            f"# {ONE}\n0 0",
+            f"# {ONE}\n0 0 1 2",
+            f"# {ONE}\n0 0 1e3",
+            f"# {ONE}\n0 0 1\n",
+            # They overlap, leave a gap, go back, stay in one volume, are in none.
+            f"# {ONE}\n0 0 10\n1 9 10",
+            f"# {ONE}\n0 0 10\n1 11 10",
+            f"# {ONE}\n1 0 10\n0 10 10",
+            f"# {ONE}\n0 0 10\n0 10 10",
+            f"# {ONE}\n0 0 10\n3 10 10",
+            f"# {ONE}\n0 0 {'9' * 19}",
+            "\n" * (limits.MAX_PART_LINES + 1),
+            "\n".join(f"# {digest_of(str(n).encode())}\n0 0 1" for n in range(limits.MAX_PART_LINES // 2 + 1)),
+            "# " * 1_000_000,
+        ],
+    )
+    def test_malformed_parts_are_refused(self, text: str) -> None:
+        with pytest.raises(ArchiveError, match=re.escape(PARTS)) as caught:
+            volume_of({VOLUME_OF: f"0 3 {SET} app.%d", PARTS: text})
+        assert len(caught.value.what) < 200
+
+    def test_names_of_parts_are_those_and_no_others(self) -> None:
+        hexes = ONE[7:]
+        assert part_of(f"parts/sha256/{hexes}/0") == (ONE, 0, False)
+        assert part_of(f"parts/sha256/{hexes}/17.sha256") == (ONE, 17, True)
+        for name in (f"parts/sha256/{hexes}", f"parts/sha256/{hexes}/01", f"parts/sha256/{hexes}/-1", "parts/x/y/0"):
+            assert part_of(name) is None
+            assert part_of(f"{name}\n") is None
+
+    @pytest.mark.parametrize("line", [b"", b"0" * 64, b"\xff" * 64 + b"  parts/x\n", b"0" * 64 + b"  parts/y\n"])
+    def test_a_malformed_checksum_is_refused(self, line: bytes) -> None:
+        assert checksum_of("parts/x", checksum_line("parts/x", SET)) == SET
+        with pytest.raises(ArchiveError):
+            checksum_of("parts/x", line)
+
+
+#: The digest of the first of `with_blobs`.
+SOME = digest_of(b"0")
+
+
+def graph_of(layout: Layout) -> Graph:
+    return LayoutSource(layout.path).graph(NothingEarly())
+
+
+def with_blobs(graph: Graph, sizes: list[int]) -> Graph:
+    """Give a graph other blobs, of which there need be no bytes."""
+    blobs = [Descriptor("x", digest_of(str(number).encode()), size) for number, size in enumerate(sizes)]
+    return dataclasses.replace(graph, blobs=tuple(blobs))
+
+
+class TestPlans:
+    @pytest.mark.parametrize("seed", range(40))
+    def test_no_volume_is_larger_and_each_byte_has_one_place(self, layout: Layout, seed: int) -> None:
+        chance = random.Random(seed)
+        layout.image([b"layer"], name="v1")
+        sizes = [int(chance.paretovariate(0.5) * 1000) % 10_000_000 for _ in range(chance.randrange(1, 60))]
+        graph = with_blobs(graph_of(layout), sizes)
+        if chance.random() < 0.3:
+            graph = dataclasses.replace(graph, leaving={graph.blobs[0].digest: Reason(HAVE, "host/app")})
+        size = chance.randrange(60_000, 5_000_000)
+        try:
+            plan = planned(graph, TEMPLATE, size)
+        except UsageError as error:
+            least = int(error.what.split()[-2])
+            assert least > size
+            with pytest.raises(UsageError):
+                planned(graph, TEMPLATE, least - 1)
+            size = least
+            plan = planned(graph, TEMPLATE, size)
+        assert plan == planned(graph, TEMPLATE, size)
+        if plan is None:
+            return
+        assert plan.places.keys() == {blob.digest for blob in graph.blobs if blob.digest not in graph.leaving}
+        for number in range(plan.total):
+            assert self.size_of(plan, number, graph) <= size
+            assert any(piece.volume == number for pieces in plan.places.values() for piece in pieces)
+        for blob in graph.blobs:
+            if blob.digest in plan.places:
+                end = 0
+                for piece in plan.places[blob.digest]:
+                    assert piece.offset == end
+                    assert piece.size > 0 or not blob.size
+                    end += piece.size
+                assert end == blob.size
+        continued = [pieces for pieces in plan.places.values() if len(pieces) > 1]
+        assert all(sum(piece.size for piece in pieces) > size // 2 for pieces in continued)
+        assert volume_of(plan.notes(0, graph)) == plan.volume(0)
+
+    @staticmethod
+    def size_of(plan: Plan, number: int, graph: Graph) -> int:
+        """Add up what a volume has, as a tar has it."""
+        entries = {"oci-layout": 30, "index.json": len(index_json(entries_of(graph), notes=plan.notes(number, graph)))}
+        entries.update({blob_name(m.descriptor.digest): len(m.raw) for m in graph.manifests})
+        for digest, pieces in plan.places.items():
+            for piece in pieces:
+                if piece.volume == number and len(pieces) == 1:
+                    entries[blob_name(digest)] = piece.size
+                elif piece.volume == number:
+                    name = f"parts/{digest.replace(':', '/')}/{piece.offset}"
+                    entries[name] = piece.size
+                    entries[f"{name}.sha256"] = len(checksum_line(name, SET))
+        sizes = [len(tar.header(name, size)) + size + -size % 512 for name, size in entries.items()]
+        return sum(sizes) + len(tar.END)
+
+    def test_a_blob_of_more_than_eight_gigabytes_has_room_for_its_longer_header(self, layout: Layout) -> None:
+        layout.image([b"layer"], name="v1")
+        graph = with_blobs(graph_of(layout), [25 << 30, 9 << 30])
+        plan = planned(graph, TEMPLATE, 10 << 30)
+        assert plan is not None
+        for number in range(plan.total):
+            assert self.size_of(plan, number, graph) <= 10 << 30
+
+    def test_what_goes_on_begins_where_there_is_room_but_not_in_next_to_none(self, layout: Layout) -> None:
+        layout.image([b"layer"], name="v1")
+        for first, volume in ((900_000, 0), (985_000, 1)):
+            plan = planned(with_blobs(graph_of(layout), [first, 1_500_000]), TEMPLATE, 1_000_000)
+            assert plan is not None
+            assert [piece.volume for piece in plan.places[SOME]] == [0]
+            assert plan.places[digest_of(b"1")][0].volume == volume
+
+    def test_another_image_another_cut_and_other_names_are_another_set(self, layout: Layout) -> None:
+        layout.image([b"layer"], name="v1")
+        graph = with_blobs(graph_of(layout), [100_000, 100_000])
+        others = [
+            planned(graph, TEMPLATE, 120_000),
+            planned(graph, TEMPLATE, 90_000),
+            planned(graph, TEMPLATE._replace(before="other."), 120_000),
+            planned(with_blobs(graph, [100_000, 100_001]), TEMPLATE, 120_000),
+            *(
+                planned(dataclasses.replace(with_blobs(graph, [7, 100_000]), leaving={SOME: reason}), TEMPLATE, 90_000)
+                for reason in (Reason(HAVE, "a"), Reason(HAVE, "b"))
+            ),
+        ]
+        assert len({plan.identity for plan in others if plan}) == len(others)
+
+    def test_more_volumes_than_anybody_reads_are_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        layout.image([b"layer"], name="v1")
+        graph = with_blobs(graph_of(layout), [100_000] * 9)
+        plan = planned(graph, TEMPLATE, 110_000)
+        assert plan is not None
+        assert plan.total == 9
+        monkeypatch.setattr(limits, "MAX_VOLUMES", 8)
+        with pytest.raises(UsageError, match="too small"):
+            planned(graph, TEMPLATE, 110_000)
+
+    def test_an_index_that_nobody_would_read_is_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        layout.image([b"layer"], name="v1")
+        graph = with_blobs(graph_of(layout), [100_000] * 9)
+        monkeypatch.setattr(limits, "MAX_MANIFEST", 1000)
+        with pytest.raises(UnsupportedError, match="index"):
+            planned(graph, TEMPLATE, 110_000)
+
+
+class TestSink:
+    @pytest.mark.parametrize("kind", [IntegrityError, NetworkError])
+    @pytest.mark.parametrize("after", [0, 1, 150_000, 299_999])
+    def test_a_blob_that_was_begun_is_begun_anew(
+        self, layout: Layout, tmp_path: Path, kind: type[Exception], after: int
+    ) -> None:
+        layout.image([300_000, 50_000], name="v1")
+        source = LayoutSource(layout.path)
+        graph = source.graph(NothingEarly())
+        sink = VolumesSink(tmp_path / "app.%d.tar", 200_000)
+        sink.begin(graph)
+
+        def broken() -> Iterator[bytes]:
+            yield bytes(after)
+            raise kind("in its middle")
+
+        for blob in source.blobs(graph.blobs):
+            with pytest.raises(kind):
+                sink.put(Blob(blob.descriptor, broken))
+            sink.put(blob)
+        sink.commit(graph)
+        assert sink.takes_again()
+        sink.close()
+        paths = sorted(tmp_path.glob("app.*"))
+        assert len(paths) == 2
+        assert set(read_volumes(paths)) >= {blob_name(blob.digest) for blob in graph.blobs}
+
+    @pytest.mark.parametrize("left", [0, 700_000, 1_300_000])
+    def test_what_is_there_of_a_blob_ends_where_the_first_volume_lacks_some(
+        self, layout: Layout, tmp_path: Path, left: int
+    ) -> None:
+        layout.image([4_000_000], name="v1")
+        source = LayoutSource(layout.path)
+        graph = source.graph(NothingEarly())
+        sink = VolumesSink(tmp_path / "app.%d.tar", 1_500_000)
+        sink.begin(graph)
+        for blob in source.blobs(graph.blobs):
+            sink.put(blob)
+        sink.close()
+        partials = sorted(tmp_path.glob(".app.*.partial"))
+        assert len(partials) == 2
+        content = partials[0].read_bytes()
+        begin = content.index(b"parts/") + 512
+        partials[0].write_bytes(content[: begin + left])
+        report = transfer.copy(source, VolumesSink(tmp_path / "app.%d.tar", 1_500_000))
+        resumed = {moved.descriptor.size: moved.resumed for moved in report.blobs}
+        assert resumed[4_000_000] == left
+        read_volumes(sorted(tmp_path.glob("app.*")))
+
+    def test_a_blob_before_the_graph_has_no_place(self, tmp_path: Path) -> None:
+        sink = VolumesSink(tmp_path / "app.%d.tar", 1000)
+        descriptor = Descriptor("x", digest_of(b"x"), 1)
+        assert not sink.takes_early()
+        with pytest.raises(UnsupportedError, match="index comes after"):
+            sink.put(Blob(descriptor, lambda: iter([b"x"])))
+        sink.close()

@@ -1,0 +1,187 @@
+"""Archives cut into volumes, made and read by Python's `tarfile` alone: ours, and those of strangers.
+
+`Cut` makes a set of volumes of a layout by hand. `read_volumes` puts the volumes of a set together as anybody can who
+reads their annotations, and says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.archives import Item, blob_name, check_blobs, files_in, items_of, tar_of
+from tests.images import MANIFESTS, Layout, digest_of
+
+LEFT_OUT: Final = "vnd.ocistream.left-out"
+VOLUME: Final = "vnd.ocistream.volume"
+PARTS: Final = "vnd.ocistream.parts"
+TEMPLATE: Final = "app.%03d.tar"
+#: A run of a blob's bytes: in which volume, from where on, how many.
+Piece = tuple[int, int, int]
+
+
+@dataclasses.dataclass
+class Cut:
+    """How a layout is cut into volumes. What is in no piece is in the volume that `whole` says, or in the first one.
+
+    `notes` are laid over the annotations of each volume's index: None takes one away.
+    """
+
+    layout: Layout
+    total: int
+    pieces: dict[str, list[Piece]] = dataclasses.field(default_factory=dict)
+    whole: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    identity: str = digest_of(b"a set of volumes")
+    template: str = TEMPLATE
+    #: What takes the place of blobs, by digest: other bytes, or nothing.
+    damaged: dict[str, bytes | None] = dataclasses.field(default_factory=dict)
+
+    def items(self, number: int) -> list[Item]:
+        """Return the entries of a volume."""
+        items: list[Item] = []
+        after: list[Item] = []
+        manifests = self._manifests()
+        left_out: dict[int, list[str]] = {}
+        for name, content in items_of(self.layout):
+            digest = name.removeprefix("blobs/").replace("/", ":")
+            if not name.startswith("blobs/") or digest in manifests:
+                items += self._item(name, digest, content) if name != "index.json" else []
+            elif digest in self.pieces and digest not in self.damaged:
+                others = [volume for volume, _, _ in self.pieces[digest] if volume != number]
+                left_out.setdefault(others[0] if others else number, []).append(digest)
+                for volume, offset, size in self.pieces[digest]:
+                    if volume == number:
+                        after += part_items(digest, offset, (content or b"")[offset : offset + size])
+            elif self.whole.get(digest, 0) == number:
+                after += self._item(name, digest, content)
+            else:
+                left_out.setdefault(self.whole.get(digest, 0), []).append(digest)
+        index = json.loads((self.layout.path / "index.json").read_bytes())
+        index["annotations"] = self._annotations(number, left_out)
+        return [*items, ("index.json", json.dumps(index).encode()), *after]
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write all volumes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / (self.template % number) for number in range(self.total)]
+        for number, path in enumerate(paths):
+            path.write_bytes(tar_of(self.items(number)))
+        return paths
+
+    def _item(self, name: str, digest: str, content: bytes | None) -> list[Item]:
+        content = self.damaged.get(digest, content)
+        return [] if content is None else [(name, content)]
+
+    def _annotations(self, number: int, left_out: Mapping[int, Sequence[str]]) -> dict[str, str]:
+        lines: list[str] = []
+        for volume, digests in sorted(left_out.items()):
+            lines += [f"# volume {self.template % volume}", *digests]
+        parts: list[str] = []
+        for digest, pieces in self.pieces.items():
+            parts += [f"# {digest}", *(" ".join(map(str, piece)) for piece in pieces)]
+        notes: dict[str, str | None] = {
+            LEFT_OUT: "\n".join(lines),
+            VOLUME: f"{number} {self.total} {self.identity} {self.template}",
+            PARTS: "\n".join(parts) if parts else None,
+            **self.notes,
+        }
+        return {key: value for key, value in notes.items() if value is not None}
+
+    def _manifests(self) -> set[str]:
+        found: set[str] = set()
+        todo = json.loads((self.layout.path / "index.json").read_bytes())["manifests"]
+        while todo:
+            descriptor = todo.pop()
+            if descriptor["mediaType"] in MANIFESTS and self.layout.file(descriptor["digest"]).exists():
+                found.add(descriptor["digest"])
+                todo += self.layout.read(descriptor["digest"]).get("manifests", ())
+        return found
+
+
+def part_items(digest: str, offset: int, content: bytes) -> list[Item]:
+    """Return the entries of a part: itself, and its checksum as `sha256sum` writes it."""
+    name = f"parts/{digest.replace(':', '/')}/{offset}"
+    return [(name, content), (f"{name}.sha256", f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())]
+
+
+def notes_in(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the annotations of an index.json."""
+    found: dict[str, str] = json.loads(files["index.json"]).get("annotations", {})
+    return found
+
+
+def read_volumes(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Return the files of the layout that all volumes of a set make together, in whatever order they are given.
+
+    Each has to be a layout by itself, and to say of each blob that it lacks where that is.
+    """
+    volumes: dict[int, dict[str, bytes]] = {}
+    for path in paths:
+        files = files_in(path.read_bytes())
+        check_blobs(files)
+        if VOLUME not in notes_in(files):
+            assert len(paths) == 1, path
+            return files
+        number, total, _, template = notes_in(files)[VOLUME].split(" ", 3)
+        assert int(total) == len(paths)
+        assert path.name == template % int(number)
+        volumes[int(number)] = files
+    assert sorted(volumes) == list(range(len(paths)))
+    together: dict[str, bytes] = {}
+    for files in volumes.values():
+        together.update({name: content for name, content in files.items() if not name.startswith("parts/")})
+    for digest, pieces in _pieces(volumes[0]).items():
+        content = b"".join(_part(volumes[volume], digest, offset, size) for volume, offset, size in pieces)
+        assert digest_of(content) == digest
+        assert blob_name(digest) not in together
+        together[blob_name(digest)] = content
+    for which, files in volumes.items():
+        _check_left_out(files, which, volumes, together)
+    index = json.loads(together["index.json"])
+    del index["annotations"]
+    together["index.json"] = json.dumps(index).encode()
+    return together
+
+
+def _pieces(files: Mapping[str, bytes]) -> dict[str, list[Piece]]:
+    found: dict[str, list[Piece]] = {}
+    digest = ""
+    for line in notes_in(files).get(PARTS, "").splitlines():
+        if line.startswith("# "):
+            digest = line[2:]
+            found[digest] = []
+        else:
+            volume, offset, size = map(int, line.split(" "))
+            found[digest].append((volume, offset, size))
+    return found
+
+
+def _part(files: Mapping[str, bytes], digest: str, offset: int, size: int) -> bytes:
+    (name, content), (checksum, line) = part_items(digest, offset, files[f"parts/{digest.replace(':', '/')}/{offset}"])
+    assert len(content or b"") == size
+    assert files[checksum] == line
+    return files[name]
+
+
+def _check_left_out(
+    files: Mapping[str, bytes], number: int, volumes: Mapping[int, Mapping[str, bytes]], together: Mapping[str, bytes]
+) -> None:
+    said: dict[str, str] = {}
+    reason = ""
+    for line in notes_in(files).get(LEFT_OUT, "").splitlines():
+        if line.startswith("# "):
+            reason = line[2:]
+        else:
+            said[line] = reason
+    template: Any = notes_in(files)[VOLUME].split(" ", 3)[3]
+    lacking = {name for name in together if name.startswith("blobs/")} - set(files)
+    assert {blob_name(digest) for digest in said} == lacking
+    for digest, why in said.items():
+        others = [n for n, other in volumes.items() if n != number and blob_name(digest) in other]
+        others += [volume for volume, _, _ in _pieces(files).get(digest, []) if volume != number][:1]
+        assert why in {f"volume {template % other}" for other in others}, (digest, why)
