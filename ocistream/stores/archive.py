@@ -14,7 +14,7 @@ from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Unnamed
@@ -38,8 +38,10 @@ class ArchiveSink:
 
     def begin(self, graph: Graph) -> None:
         """Write everything small, unless a blob had to be written before it was known."""
+        # A name that cannot be written is found before anything is.
+        entries = entries_of(graph)
         self._start()
-        for name, content in small_files(graph):
+        for name, content in small_files(graph, entries):
             self._tar.add_small(name, content)
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
@@ -94,10 +96,10 @@ class ArchiveSink:
             self._tar.add_small("oci-layout", OCI_LAYOUT)
 
 
-def small_files(graph: Graph) -> Iterator[tuple[str, bytes]]:
-    """Give what stands before the manifests: names and contents."""
+def small_files(graph: Graph, entries: Sequence[Descriptor]) -> Iterator[tuple[str, bytes]]:
+    """Give what stands before the manifests: names and contents. `entries` are those of the index."""
     notes = {LEFT_OUT: left_out_text(graph.leaving)} if graph.leaving else None
-    yield "index.json", index_json(entries_of(graph), notes=notes)
+    yield "index.json", index_json(entries, notes=notes)
     # Docker could load nothing that lacks a layer.
     docker = docker_manifest_json(graph) if not graph.leaving else canonical_json([])
     if docker != canonical_json([]):

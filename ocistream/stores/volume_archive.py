@@ -158,7 +158,7 @@ class VolumesSink:
 
     def _small_files(self, number: int, graph: Graph) -> Iterable[tuple[str, bytes]]:
         if self._plan is None:
-            return small_files(graph)
+            return small_files(graph, entries_of(graph))
         # No manifest.json: Docker could load nothing that lacks a layer.
         return [("index.json", index_json(entries_of(graph), notes=self._plan.notes(number, graph)))]
 

@@ -111,7 +111,7 @@ class _Packing:
         self._fixed = _entry_size("oci-layout", len(OCI_LAYOUT)) + len(tar.END)
         self._fixed += sum(_entry_size(blob_name(digest), size) for digest, size in manifests.items())
 
-        small = sum(_entry_size(name, len(content)) for name, content in small_files(graph))
+        small = sum(_entry_size(name, len(content)) for name, content in small_files(graph, self._entries))
         #: An archive that is not cut.
         self.whole = self._fixed + small + sum(self._sizes)
 
