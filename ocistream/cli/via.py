@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["copy_via"]
 
+_LOG_IN: Final = "`ocistream login` there: no password goes by this way"
 #: Options that mean nothing, or not what they seem to, where the destination is another ocistream's; and what to do.
 _NOT_WITH_VIA: Final = {
-    "dest_username": "`ocistream login` there: no password goes by this way",
-    "dest_password_stdin": "`ocistream login` there: no password goes by this way",
+    "dest_username": _LOG_IN,
+    "dest_password_stdin": _LOG_IN,
     "compress": "make the layers anew before, or there: what is not made yet cannot be known there",
     "split": "leave it away: what goes there is one stream",
     "have": "leave it away: the far side is asked what it has",
