@@ -7,8 +7,9 @@ used is told in `cached`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream import files, limits, notices
 from ocistream.errors import (
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ocistream.stream import Chunk
 
 __all__ = ["Cache"]
+
+#: What is said where something that is no file has the place of a blob.
+_IN_THE_PLACE: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST})
 
 
 class Cache:
@@ -145,6 +149,7 @@ class _Copy:
     def __init__(self, cache: Cache, digest: str) -> None:
         self.is_whole = False
         self._cache = cache
+        self._digest = digest
         self._stack = contextlib.ExitStack()
         self._writer: files.SteadyWriter | None = None
         self._name: Callable[[], None] = lambda: None
@@ -177,11 +182,16 @@ class _Copy:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """Keep nothing of this blob, nor of others, where the disk fails."""
+        """Keep nothing of this blob, nor of others, unless only its own place is taken."""
         try:
             yield
         except (OSError, OcistreamError) as error:
             self._drop()
+            if isinstance(error, OSError) and error.errno in _IN_THE_PLACE:
+                # It stays there, and would end the keeping of everything each time.
+                where = f"{self._digest} is not kept in the cache {self._cache.layout.path}"
+                notices.notice(f"{where}: what is in its place is no file")
+                return
             self._cache.keep_nothing(error)
 
     def _drop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -271,6 +272,22 @@ def test_what_is_wrong_there_is_fetched_and_mended(
         assert fetched(registry) == []
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a pipe"])
+def test_what_has_the_place_of_one_blob_costs_the_others_nothing(
+    registry: FaultyRegistry, cache: Path, blobs: list[str], kind: str
+) -> None:
+    path = file_of(cache, blobs[0])
+    path.parent.mkdir(parents=True)
+    if kind == "a folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    result = pull(registry, "--cache", cache)
+    assert f"{blobs[0]} is not kept in the cache {cache}" in result.err
+    pull(registry, "--cache", cache)
+    assert fetched(registry) == [blobs[0]]
+
+
 def test_what_is_fetched_wrong_is_not_kept(registry: FaultyRegistry, cache: Path, blobs: list[str]) -> None:
     registry.faults = [Fault(Flip(MIB), "GET", blobs[2], times=None)]
     result = ocistream("pull", f"{registry.host}/app:1", "--no-referrers", "--cache", cache)
@@ -410,7 +427,14 @@ def test_one_that_is_ended_in_the_middle_leaves_no_half_blob(
         tmp_path / "x",
     ]
     with started(*argv) as process:
-        expect.wait_for(lambda: any(path.stat().st_size for path in cache.rglob(".*.partial")))
+        # Files before that one have unfinished ones too, for a moment.
+        before = [file_of(cache, digest) for digest in blobs[:2]]
+        expect.wait_for(
+            lambda: (
+                all(path.exists() for path in before)
+                and any(path.stat().st_size for path in before[0].parent.glob(".*.partial"))
+            )
+        )
         process.send_signal(number)
         process.wait(60)
     registry.release()
