@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from string import hexdigits
 from typing import IO, TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
-from ocistream.reference import is_digest, printable
+from ocistream.reference import DIGEST_HEX_LENGTHS, is_digest, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -121,6 +122,8 @@ class HaveList:
             elif is_digest(text):
                 self.total += 1
                 yield text
+            elif text and self.total < self._promised and _is_begun(text):
+                raise self._cut(f"{self.total} of {self._promised} digests")
             elif text:
                 raise self._malformed(number, f"{printable(text, 80)!r} is no digest")
         self._check_whole()
@@ -157,14 +160,23 @@ class HaveList:
 
     def _check_whole(self) -> None:
         if self.total < self._promised:
-            msg = f"{self._what} is cut short: {self.total} of {self._promised} digests"
-            raise ArchiveError(msg, hint="carry it over once more")
+            raise self._cut(f"{self.total} of {self._promised} digests")
         if self._counted < self._begun:
-            msg = f"{self._what} is cut short: it ends before it says how many digests there are"
-            raise ArchiveError(msg, hint="carry it over once more")
+            raise self._cut("it ends before it says how many digests there are")
         if not self.total and not self._counted:
             msg = f"{self._what} has no digest in it, and does not say that there are none"
             raise ArchiveError(msg, hint="did the command that was to write it fail?")
 
+    def _cut(self, how: str) -> ArchiveError:
+        return ArchiveError(f"{self._what} is cut short: {how}", hint="carry it over once more")
+
     def _malformed(self, number: int, why: str) -> ArchiveError:
         return ArchiveError(f"{self._what} is no list of digests: line {number}: {why}", hint=_HINT)
+
+
+def _is_begun(text: str) -> bool:
+    """Say whether a line could be the beginning of a digest."""
+    algorithm, colon, encoded = text.partition(":")
+    if colon:
+        return len(encoded) < DIGEST_HEX_LENGTHS.get(algorithm, 0) and set(encoded) <= set(hexdigits.lower())
+    return any(known.startswith(text) for known in DIGEST_HEX_LENGTHS)

@@ -81,6 +81,10 @@ def test_how_much_is_lacking_is_said() -> None:
     there = [digest_of(bytes([n])) for n in range(30)]
     cut = b"".join(written(there).splitlines(keepends=True)[: 4 + 17])
     refused(cut, "cut short: 17 of 30 digests")
+    # In the middle of a line as well.
+    for begun in (b"s", b"sha2", b"sha256:", b"sha256:0123456789abcdef", b"sha512:" + b"0" * 127):
+        refused(cut + begun, "cut short: 17 of 30 digests")
+    refused(cut + b"sha256:" + b"0" * 65, "line 22")
 
 
 @pytest.mark.parametrize(
