@@ -63,6 +63,8 @@ _KINDS: Final = {
     8: UnsupportedError,
     9: LocalDiskError,
 }
+#: Characters of what it says that are shown in an error.
+_SHOWN: Final = 4096
 _AGAIN: Final = "the same command goes on: what has arrived whole is not sent again"
 
 _T = TypeVar("_T")
@@ -261,7 +263,7 @@ class FarCommand:
         code, error = self._process.returncode, self._error
         if error is not None and _text(error, "message"):
             return _as_ours(error, code)
-        said = f": {self._last_words}" if self._last_words else ""
+        said = f": {printable(self._last_words, _SHOWN)}" if self._last_words else ""
         if code in _NO_PROGRAM or _NO_EXECUTABLE in self._last_words:
             msg = f"there is no ocistream on the far side{said}"
             hint = "install it there, or say with --via-program where it is, such as --via-program /opt/bin/ocistream"
@@ -287,7 +289,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _text(error: Mapping[str, Any], key: str) -> str:
     value = error.get(key)
-    return printable(value, limits.MAX_FAR_LINE) if isinstance(value, str) else ""
+    return printable(value, _SHOWN) if isinstance(value, str) else ""
 
 
 def _as_ours(error: Mapping[str, Any], code: int) -> OcistreamError:

@@ -1,7 +1,9 @@
 """What an end holds: the digests of all that is there, or which blobs of some.
 
-It says what lies there, or what a registry says is there, and reads no blob for that: only `verify` hashes. What is
-not certain is left out, since whoever asks sends what it is told is lacking.
+It says what lies there, or what a registry says is there, and a list of all reads no blob for that: only `verify`
+hashes. What is not certain is left out, since whoever asks sends what it is told is lacking: so where some blobs are
+asked for, those of a layout are hashed, as whoever writes there next will do. Else one that is damaged would be said to
+be there each time, refused each time, and never mended.
 """
 
 from __future__ import annotations
@@ -229,7 +231,11 @@ class _LayoutHolding:
         assert self._end.path is not None  # noqa: S101 - parse_end sees to it
         # One that was begun has blobs, and no index yet.
         layout = LayoutDirectory(self._end.path)
-        found = {blob.digest for blob in blobs if _fits(blob, layout.blob_size(blob.digest))}
+        found: set[str] = set()
+        for blob in blobs:
+            size = layout.blob_size(blob.digest)
+            if size is not None and _fits(blob, size) and layout.holds(replace(blob, size=size)):
+                found.add(blob.digest)
         if self._end.name is None:
             return found
         return found & _needed(open_source(self._end, self._around, self._want).graph(self._early))

@@ -68,8 +68,11 @@ class Console:
             else:
                 self._line(text().rstrip())
 
-    def event(self, **fields: Any) -> None:
-        """Print one JSON object on a line of its own, whatever the verbosity and the format of messages."""
+    def event(self, /, **fields: Any) -> None:
+        """Print one JSON object on a line of its own, whatever the verbosity and the format of messages.
+
+        `fields` may be anybody's, and have any names.
+        """
         import json
 
         self._line(json.dumps(fields))

@@ -56,11 +56,11 @@ def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
 
     The list says what it is of, and has some 80 bytes a blob. With it, whoever sends images here can leave out what is
     here. A repository, named without tag and digest, is all of its tags and what hangs on them. No layer is fetched,
-    and nothing is hashed: that is what `verify` is for.
+    and nothing is hashed: that is what `verify` is for. (With --among, what a layout has is hashed: that is relied on.)
 
     \b
     ocistream have registry.local/app > have.txt
-    ocistream have images/ app.tar
+    ocistream have ./images/ ./app.tar
     """
     from ocistream import __version__
     from ocistream.have_lists import lines

@@ -455,6 +455,30 @@ class TestFailures:
         failed(result, 6, "left out", "asks again")
         assert tags(there.host, "app") == []
 
+    def test_one_whose_blob_is_damaged_is_sent_it_again(self, images: Images, far: str, tmp_path: Path) -> None:
+        end = f"oci:{tmp_path / 'there'}"
+        expect.success(copy(images.v1, f"{end}:v1", far))
+        base = images.layout.read(images.first["digest"])["layers"][0]["digest"]
+        path = tmp_path / "there" / "blobs" / "sha256" / base[7:]
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        expect.success(copy(images.v2, f"{end}:v2", far))
+        assert digest_of(path.read_bytes()) == base
+
+    def test_its_events_may_have_any_fields(self, images: Images, faked: Callable[..., str]) -> None:
+        events = r"""echo '{"event": "x", "self": 1, "side": 2}' >&2; head -c 200000 /dev/zero | tr '\0' a >&2"""
+        result = copy(
+            images.v1, "registry.local/app:v1", faked(have=f"cat >/dev/null; {events}; exit 9"), "--progress", "json"
+        )
+        said_lines = [json.loads(line) for line in result.err.splitlines()]
+        assert {"event": "x", "self": 1, "side": "far"} in said_lines
+        assert "Traceback" not in result.err
+
+    def test_what_it_says_last_is_not_shown_without_end(self, images: Images, faked: Callable[..., str]) -> None:
+        via = faked(have="cat >/dev/null; head -c 60000 /dev/zero | tr '\\0' a >&2; exit 9")
+        result = copy(images.v1, "registry.local/app:v1", via)
+        failed(result, 7, "aaaa")
+        assert len(result.err) < 5000
+
 
 class TestInterruption:
     @pytest.mark.usefixtures("interruptible")
