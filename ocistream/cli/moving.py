@@ -66,7 +66,7 @@ def move(
         stack.callback(source.close)
         stack.callback(sink.close)
         with (
-            explained(session.console, of),
+            explained(session.console, of, to),
             _naming(of),
             progress(session.options["progress"], session.console) as observer,
         ):
@@ -198,6 +198,7 @@ def renamed(end: End) -> Callable[[Graph], Graph]:
         if is_digest(digest) and digest != root.descriptor.digest:
             msg = f"{printable(name or '')} was asked for, the image is {root.descriptor.digest}"
             raise IntegrityError(msg)
-        return replace(graph, roots=(replace(root, name=name),))
+        # What it was called where it comes from may be asked for again.
+        return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
 
     return rename

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from typing import TYPE_CHECKING, Final
 
 from ocistream.cli.progress import counted, human_size
@@ -27,8 +28,11 @@ _MAX_LISTED: Final = 1000
 
 
 @contextlib.contextmanager
-def explained(console: Console, of: End | None) -> Iterator[None]:
-    """List what neither side has, and say how it can be had; `of` is where the images come from."""
+def explained(console: Console, of: End | None, to: End | None = None) -> Iterator[None]:
+    """List what neither side has, and say how it can be had; `of` is where the images come from.
+
+    `to` is where they go, if that is no registry.
+    """
     try:
         yield
     except ShortfallError as error:
@@ -36,7 +40,7 @@ def explained(console: Console, of: End | None) -> Iterator[None]:
             error.hint = _how_to_go_on(error.needed, is_untouched=error.is_untouched)
         elif any(missing.digest in error.graph.left_out for missing in error.missing):
             error.what = _what(error)
-            error.hint = _how_to_get_it(error, of)
+            error.hint = _how_to_get_it(error, of, to)
             _list(console, error)
         raise
 
@@ -72,25 +76,33 @@ def _how_to_go_on(needed: NeededVolumes, *, is_untouched: bool) -> str:
 
 
 def _inputs(names: Sequence[str]) -> str:
-    shown = " ".join(f"-i {printable(name)}" for name in names[:_MAX_IN_COMMAND])
+    shown = " ".join(f"-i {shlex.quote(printable(name))}" for name in names[:_MAX_IN_COMMAND])
     return f"{shown} ..." if len(names) > _MAX_IN_COMMAND else shown
 
 
-def _how_to_get_it(error: ShortfallError, of: End | None) -> str:
+def _how_to_get_it(error: ShortfallError, of: End | None, to: End | None) -> str:
     digests = [missing.digest for missing in error.missing]
     images = [root for root in error.graph.roots if error.graph.reachable(root) & set(digests)]
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_called, images)))}{_platforms(images)}"
+    if to is not None and to.kind != "docker":
+        wide = "--have and --base leave out what an OCI archive or a layout is to be without"
+        return f"get the whole image: `{pull}`; {wide}"
     if len(digests) > _MAX_IN_COMMAND:
         return f"ask for a new list there (`ocistream have`, with the image's repository), then `{pull} --have LIST`"
     only = " ".join(f"--only {digest}" for digest in digests)
-    archive = (
-        printable(str(of.path), 1024) if of is not None and of.path is not None and not of.is_stream else "ARCHIVE"
-    )
-    return f"fetch just that: `{pull} {only} -o missing.tar`; then push both: -i {archive} -i missing.tar"
+    archive, missing = "ARCHIVE", "missing.tar"
+    if of is not None and of.path is not None and not of.is_stream:
+        # It is to be pasted into a shell.
+        archive = shlex.quote(printable(str(of.path), 1024))
+        if of.path.name == missing:
+            missing = "missing-too.tar"
+    return f"fetch just that: `{pull} {only} -o {missing}`; then push both: -i {archive} -i {missing}"
 
 
 def _called(root: Root) -> str:
-    return printable(root.name) if root.name and full_reference(root.name) else "IMAGE"
+    """Give the name that an image has where it comes from; the one that it is given now says nothing of that."""
+    name = root.origin if full_reference(root.origin) else root.name
+    return printable(name) if name and full_reference(name) else "IMAGE"
 
 
 def _platforms(images: list[Root]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,25 @@ class TestPush:
         command[-1] = str(tmp_path / "missing.tar")
         expect.success(ocistream(*command[1:]))
         assert blobs_in(tmp_path / "missing.tar") == {lost, releases.new["digest"]}
+
+    @pytest.mark.parametrize("name", ["a delta; rm.tar", "missing.tar"])
+    def test_gives_a_command_that_a_shell_can_run(
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry], name: str
+    ) -> None:
+        expect.success(pulled(releases, tmp_path / name, "--have", listed))
+        result = ocistream("push", f"{start().host}/app:2", "-i", tmp_path / name)
+        expect.failure(result, 6)
+        pull, push = result.err.split("`")[1:]
+        # What was there before is neither written over nor given twice.
+        assert shlex.split(push)[-4::2] == ["-i", "-i"]
+        assert shlex.split(push)[-3] == str(tmp_path / name)
+        assert shlex.split(push)[-1] == shlex.split(pull)[-1] != name
+
+    def test_into_another_archive_says_what_can_be_done(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+        expect.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        result = ocistream("copy", tmp_path / "delta.tar", f"oci-archive:{tmp_path / 'x.tar'}:other:1")
+        expect.failure(result, 6, f"`ocistream pull {releases.near.host}/app:2`", "--have")
+        assert "push" not in result.err
 
     @staticmethod
     def _layer(releases: Releases, digest: str) -> Descriptor:
