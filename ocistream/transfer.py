@@ -191,7 +191,9 @@ class _Transfer:
             msg = "nothing can be left out of this destination"
             raise UnsupportedError(msg, hint="write an OCI archive or a layout")
         leaving = self.leave_out(graph)
-        return replace(graph, leaving={b.digest: leaving[b.digest] for b in graph.blobs if b.digest in leaving})
+        # What came before the graph was known is written by now, whatever the other side has.
+        left = [b.digest for b in graph.blobs if b.digest in leaving and b.digest not in self._moved]
+        return replace(graph, leaving={digest: leaving[digest] for digest in left})
 
     def _became(self, graph: Graph) -> list[Moved]:
         """Say what became of each blob of what was written."""

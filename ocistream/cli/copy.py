@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def copy(
     default = default_platform() if dst.kind == "docker-archive" else None
     choice = platform_choice(platforms, default)
     want = Want(the_image, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
-    leaving = leave_out(session, choice, dst)
+    leaving = leave_out(session, choice, dst, src=src)
     target: Callable[[Root], Reference] | None = None
     if all_tags or globs:
         _check_many(src, dst)
@@ -156,9 +157,23 @@ def _copy_via(
 
 
 def _check_credentials(session: Session, *ends: End) -> None:
+    _check_asked(session, *ends)
     if session.options.get("src_username") is None and session.options.get("dest_username") is None:
         named = {end.reference.registry for end in ends if end.reference}
         session.check_credentials(named | registries_asked(session))
+
+
+def _check_asked(session: Session, *ends: End) -> None:
+    """Refuse a destination's user name where several registries are asked what they have, which it would be for.
+
+    Raises:
+        UsageError: there are several.
+    """
+    is_given = session.options.get("dest_username") is not None or bool(os.environ.get("OCISTREAM_DEST_USERNAME"))
+    registries = registries_asked(session) - {end.reference.registry for end in ends if end.reference}
+    if is_given and len(registries) > 1:
+        msg = f"the destination's user name cannot be for {' and '.join(sorted(registries))} at once"
+        raise UsageError(msg, hint="use `ocistream login` for each")
 
 
 def _check_many(src: End, dst: End) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ocistream.cli.session import Session
     from ocistream.graph import Graph
     from ocistream.platforms import PlatformChoice
-    from ocistream.stores import End
+    from ocistream.stores import End, Surroundings
 
 __all__ = ["LeaveOut", "leave_out", "leaving_options", "registries_asked"]
 
@@ -52,6 +52,19 @@ def leaving_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _around(session: Session, end: End, src: End | None) -> Surroundings:
+    """Give what an end needs that is asked or read; the sides of `copy` have credentials of their own.
+
+    What is in the source's registry is asked as the source is; anything else belongs to the other side.
+    """
+    registry = end.reference.registry if end.reference else None
+    side = ""
+    if "username" not in session.options:
+        is_source = src is not None and src.reference is not None and src.reference.registry == registry
+        side = "SRC" if is_source else "DEST"
+    return session.surroundings(side, named={registry} if registry else ())
+
+
 def registries_asked(session: Session) -> set[str]:
     """Give the registries that are asked what they have: a user name that is given would be for them as well."""
     have, base, _ = _given(session)
@@ -60,10 +73,11 @@ def registries_asked(session: Session) -> set[str]:
     return {end.reference.registry for end in ends if end.reference}
 
 
-def leave_out(session: Session, choice: PlatformChoice, to: End) -> LeaveOut | None:
+def leave_out(session: Session, choice: PlatformChoice, to: End, *, src: End | None = None) -> LeaveOut | None:
     """Give what says which blobs are left out of what is written `to` an end, or None where all of them go along.
 
-    What it gives raises what reading the lists and ends raises. `choice` is of platforms, of the bases as well.
+    What it gives raises what reading the lists and ends raises. `choice` is of platforms, of the bases as well. `src`
+    is where the images come from, if its credentials are not those of all other ends.
 
     Raises:
         UsageError: an option contradicts another.
@@ -74,7 +88,7 @@ def leave_out(session: Session, choice: PlatformChoice, to: End) -> LeaveOut | N
     if not (have or base or only):
         return None
     _check(session, have, to)
-    holders = [_had(session, text) for text in have] + [_based(session, text, choice) for text in base]
+    holders = [_had(session, text, src) for text in have] + [_based(session, text, choice, src) for text in base]
     wanted = [_asked_for(text) for text in only]
 
     def left_out(graph: Graph) -> Mapping[str, Reason]:
@@ -108,7 +122,7 @@ def _check(session: Session, have: Sequence[str], to: End) -> None:
         raise UsageError(msg)
 
 
-def _had(session: Session, text: str) -> LeaveOut:
+def _had(session: Session, text: str, src: End | None) -> LeaveOut:
     """Take a value of --have: a list, or an end that holds blobs."""
     if text == "-" or _is_list(Path(text)):
         return lambda graph: _of_list(session, text, graph)
@@ -122,9 +136,8 @@ def _had(session: Session, text: str) -> LeaveOut:
         from ocistream.holdings import open_holding
         from ocistream.verification import Onlooker
 
-        named = {end.reference.registry} if end.reference else set[str]()
         with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
-            holding = open_holding(end, session.surroundings(named=named), onlooker)
+            holding = open_holding(end, _around(session, end, src), onlooker)
             there = holding.among(graph.blobs)
         return _told(session, dict.fromkeys(sorted(there), Reason(HAVE, holding.origin)), text)
 
@@ -178,7 +191,7 @@ def _told(session: Session, found: Mapping[str, Reason], what: str) -> Mapping[s
     return found
 
 
-def _based(session: Session, text: str, choice: PlatformChoice) -> LeaveOut:
+def _based(session: Session, text: str, choice: PlatformChoice, src: End | None) -> LeaveOut:
     """Take a value of --base: an image, or any other end."""
     end = parse_end(text, bare_is_path=Path(text).exists())
     if end.is_stream:
@@ -186,7 +199,7 @@ def _based(session: Session, text: str, choice: PlatformChoice) -> LeaveOut:
         raise UsageError(msg)
 
     def leaving(graph: Graph) -> Mapping[str, Reason]:
-        there = {blob.digest for blob in _graph_of(session, end, choice).blobs}
+        there = {blob.digest for blob in _graph_of(session, end, choice, src).blobs}
         name = end.reference.name if end.reference else end.text
         of = {blob.digest: Reason(BASE, name) for blob in graph.blobs if blob.digest in there}
         return _told(session, of, text)
@@ -194,12 +207,11 @@ def _based(session: Session, text: str, choice: PlatformChoice) -> LeaveOut:
     return leaving
 
 
-def _graph_of(session: Session, end: End, choice: PlatformChoice) -> Graph:
+def _graph_of(session: Session, end: End, choice: PlatformChoice, src: End | None) -> Graph:
     from ocistream.verification import Onlooker
 
-    named = {end.reference.registry} if end.reference else set[str]()
     with contextlib.ExitStack() as stack:
-        source = open_source(end, session.surroundings(named=named), Want(platforms=choice, referrers="left"))
+        source = open_source(end, _around(session, end, src), Want(platforms=choice, referrers="left"))
         stack.callback(source.close)
         return source.graph(stack.enter_context(contextlib.closing(Onlooker(session.cancelled))))
 

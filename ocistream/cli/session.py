@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -67,6 +67,8 @@ class Session:
     _places: Places | None = None
     _records: UploadRecords | None = None
     _cache: Cache | None = None
+    #: By side. A password on stdin is read once, however many ends it is for.
+    _credentials: dict[str, Credential | None] = field(default_factory=dict)
 
     @property
     def jobs(self) -> int:
@@ -255,6 +257,12 @@ class Session:
         return self._pace
 
     def _credential(self, side: str) -> Credential | None:
+        """Give the credential of one side, for all ends that are its: a password comes on stdin once."""
+        if side not in self._credentials:
+            self._credentials[side] = self._read_credential(side)
+        return self._credentials[side]
+
+    def _read_credential(self, side: str) -> Credential | None:
         """Put a credential together of the options of one side, and of the environment for what they leave out."""
         key, option, prefix = "", "--", "OCISTREAM"
         if side:

@@ -15,8 +15,9 @@ from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, pipe
 from tests.faults import FaultyRegistry
+from tests.faulty_auth import Basic
 from tests.images import Descriptor, Layout, tar_layer, two_platforms
-from tests.registry_http import manifest_digest, seed, tags
+from tests.registry_http import basic, manifest_digest, seed, tags
 
 NOTE = "vnd.ocistream.left-out"
 
@@ -169,6 +170,28 @@ class TestWhatIsLeftOut:
         expect.success(copied)
         assert blobs_in(tmp_path / "delta.tar") == releases.delta
 
+    @pytest.mark.parametrize(("option", "tag"), [("--have", ""), ("--have", ":1"), ("--base", ":1")])
+    def test_copy_asks_registries_too(self, releases: Releases, tmp_path: Path, option: str, tag: str) -> None:
+        argv = [f"oci-archive:{tmp_path / 'delta.tar'}", option, f"{releases.far.host}/app{tag}"]
+        expect.success(ocistream("copy", f"{releases.near.host}/app:2", *argv))
+        assert blobs_in(tmp_path / "delta.tar") == releases.delta
+
+    @pytest.mark.parametrize("to", ["oci-archive:{}", "oci:{}:2"])
+    def test_is_not_what_came_before_it_was_known(
+        self, releases: Releases, listed: Path, tmp_path: Path, to: str
+    ) -> None:
+        # Without its index a layout has no images.
+        expect.success(ocistream("copy", f"{releases.near.host}/app:2", f"oci:{tmp_path / 'all'}:2"))
+        result = ocistream(
+            *("copy", "-", to.format(tmp_path / "x"), "--have", listed, "--result", tmp_path / "r.json"),
+            stdin=tar_of(items_of(Layout(tmp_path / "all"))),
+        )
+        expect.success(result)
+        assert releases.shared <= blobs_in(tmp_path / "x")
+        assert said_in(tmp_path / "x") == ""
+        assert "left out" not in result.err
+        assert json.loads((tmp_path / "r.json").read_bytes())["bytes"]["leftOut"] == 0
+
     def test_a_layout_says_what_it_still_lacks(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         expect.success(pulled(releases, tmp_path / "layout/", "--have", listed, "--format", "oci"))
         assert blobs_in(tmp_path / "layout") == releases.delta
@@ -230,6 +253,46 @@ class TestRefused:
             env={"OCISTREAM_PASSWORD": "secret"},
         )
         expect.failure(result, 2, "--username")
+
+
+class TestCredentials:
+    """Of registries that are asked what they have."""
+
+    @pytest.fixture
+    def guarded(self, layout: Layout, start: Callable[..., FaultyRegistry]) -> tuple[str, str]:
+        """Return the same image in two registries that want different passwords."""
+        image = layout.image([b"one"])
+        hosts = [start(auth=Basic(user, user * 2)).host for user in ("me", "you")]
+        for host, user in zip(hosts, ("me", "you"), strict=True):
+            seed(layout, image, host, "app", "1", headers=basic(user, user * 2))
+        return hosts[0], hosts[1]
+
+    @pytest.mark.parametrize("option", ["--have", "--base"])
+    def test_each_side_of_a_copy_has_its_own(self, guarded: tuple[str, str], tmp_path: Path, option: str) -> None:
+        near, far = guarded
+        names = ("--src-username", "me", "--dest-username", "you")
+        secrets = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "youyou"}
+        copied = ("copy", f"{near}/app:1", f"oci-archive:{tmp_path / 'x.tar'}", *names, option)
+        for host in guarded:
+            expect.success(ocistream(*copied, f"{host}/app:1", env=secrets))
+            assert len(blobs_in(tmp_path / "x.tar")) == 1
+        same = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "meme"}
+        expect.failure(ocistream(*copied, f"{far}/app:1", env=same), 3, far)
+
+    def test_a_destinations_is_not_for_two(self, guarded: tuple[str, str], layout: Layout, tmp_path: Path) -> None:
+        asked: list[str | Path] = [word for host in guarded for word in ("--have", f"{host}/app")]
+        argv = ("copy", layout.path, f"oci-archive:{tmp_path / 'x.tar'}", *asked)
+        env = {"OCISTREAM_DEST_PASSWORD": "meme"}
+        expect.failure(ocistream(*argv, "--dest-username", "me", env=env), 2, *guarded)
+        expect.failure(ocistream(*argv, env={**env, "OCISTREAM_DEST_USERNAME": "me"}), 2, *guarded)
+
+    def test_a_password_on_stdin_is_read_once(self, guarded: tuple[str, str], tmp_path: Path) -> None:
+        near, _ = guarded
+        asked = ("--base", f"{near}/app:1", "--have", f"{near}/app")
+        given = ("--username", "me", "--password-stdin")
+        argv = ("pull", f"{near}/app:1", "-o", tmp_path / "x.tar", *asked, *given)
+        expect.success(ocistream(*argv, stdin=b"meme\n"))
+        assert len(blobs_in(tmp_path / "x.tar")) == 1
 
 
 class TestVerify:
