@@ -87,7 +87,7 @@ def leave_out(session: Session, choice: PlatformChoice, to: End, *, src: End | N
     have, base, only = _given(session)
     if not (have or base or only):
         return None
-    _check(session, have, to)
+    _check(session, have, to, src)
     holders = [_had(session, text, src) for text in have] + [_based(session, text, choice, src) for text in base]
     wanted = [_asked_for(text) for text in only]
 
@@ -109,7 +109,7 @@ def _given(session: Session) -> tuple[Sequence[str], Sequence[str], Sequence[str
     return session.options["have"], session.options["base"], session.options["only"]
 
 
-def _check(session: Session, have: Sequence[str], to: End) -> None:
+def _check(session: Session, have: Sequence[str], to: End, src: End | None) -> None:
     if to.kind in {"docker", "docker-archive"}:
         what = "a docker-archive" if to.kind == "docker-archive" else "what goes to a registry"
         msg = f"nothing can be left out of {what}"
@@ -120,6 +120,9 @@ def _check(session: Session, have: Sequence[str], to: End) -> None:
     if have.count("-") > 1:
         msg = "stdin can be one list only"
         raise UsageError(msg)
+    if "-" in have and src is not None and src.is_stream:
+        msg = "stdin cannot be both the archive and the list"
+        raise UsageError(msg, hint="read one of them from a file")
 
 
 def _had(session: Session, text: str, src: End | None) -> LeaveOut:

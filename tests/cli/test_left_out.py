@@ -237,6 +237,10 @@ class TestRefused:
     def test_a_list_that_is_empty(self, releases: Releases, tmp_path: Path) -> None:
         expect.failure(pulled(releases, tmp_path / "x.tar", "--have", "-", stdin=b""), 6, "stdin")
 
+    def test_stdin_is_read_once(self, tmp_path: Path) -> None:
+        result = ocistream("copy", "-", f"oci-archive:{tmp_path / 'x.tar'}", "--have", "-", stdin=b"")
+        expect.failure(result, 2, "both the archive and the list")
+
     def test_a_list_that_is_not_there(self, releases: Releases, tmp_path: Path) -> None:
         expect.failure(pulled(releases, tmp_path / "x.tar", "--have", "have.txt", cwd=tmp_path), 4, "have.txt")
         expect.failure(pulled(releases, tmp_path / "x.tar", "--have", tmp_path / "have.txt"), 4, "have.txt")
