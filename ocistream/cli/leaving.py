@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from ocistream import files
-from ocistream.errors import NotFoundError, UsageError
+from ocistream.errors import ArchiveError, NotFoundError, UsageError
 from ocistream.left_out import BASE, HAVE, ONLY, Reason
 from ocistream.reference import is_digest, printable
 from ocistream.stores import Want, open_source, parse_end
@@ -134,6 +134,8 @@ def _had(session: Session, text: str, src: End | None) -> LeaveOut:
         # What names no registry is rather a file's name that is not there than an image of Docker Hub's.
         msg = f"--have {printable(text)}: no such file"
         raise NotFoundError(msg, hint="a repository is written with its registry, as HOST/REPO")
+    if end.path is not None and (end.kind == "oci" or end.path.is_dir()):
+        _check_layout(end.path)
 
     def leaving(graph: Graph) -> Mapping[str, Reason]:
         from ocistream.holdings import open_holding
@@ -145,6 +147,21 @@ def _had(session: Session, text: str, src: End | None) -> LeaveOut:
         return _told(session, dict.fromkeys(sorted(there), Reason(HAVE, holding.origin)), text)
 
     return leaving
+
+
+def _check_layout(path: Path) -> None:
+    """Make sure that a directory of which nothing would be left out is not simply the wrong one.
+
+    Raises:
+        NotFoundError: it is not there.
+        ArchiveError: there is no layout in it, nor the beginning of one.
+    """
+    if not path.is_dir():
+        msg = f"--have {printable(str(path), 1024)}: no such directory"
+        raise NotFoundError(msg)
+    if not (path / "index.json").exists() and not (path / "blobs").is_dir():
+        msg = f"--have {printable(str(path), 1024)} is no OCI layout: it has neither an index.json nor blobs"
+        raise ArchiveError(msg)
 
 
 def _is_list(path: Path) -> bool:

@@ -90,12 +90,11 @@ def _how_to_get_it(error: ShortfallError, of: End | None, to: End | None) -> str
     if len(digests) > _MAX_IN_COMMAND:
         return f"ask for a new list there (`ocistream have`, with the image's repository), then `{pull} --have LIST`"
     only = " ".join(f"--only {digest}" for digest in digests)
-    archive, missing = "ARCHIVE", "missing.tar"
-    if of is not None and of.path is not None and not of.is_stream:
-        # It is to be pasted into a shell.
-        archive = shlex.quote(printable(str(of.path), 1024))
-        if of.path.name == missing:
-            missing = "missing-too.tar"
+    # A name of its own: one of the archives that were given may be called missing.tar, or several of them.
+    missing = f"missing-{digests[0].rpartition(':')[2][:8]}.tar"
+    is_file = of is not None and of.path is not None and not of.is_stream
+    # It is to be pasted into a shell.
+    archive = shlex.quote(printable(str(of.path), 1024)) if of is not None and is_file else "ARCHIVE"
     return f"fetch just that: `{pull} {only} -o {missing}`; then push both: -i {archive} -i {missing}"
 
 

@@ -30,13 +30,15 @@ from ocistream.attachments import (
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root
-from ocistream.left_out import LEFT_OUT, left_out_of
+from ocistream.left_out import LEFT_OUT, VOLUME, left_out_of
+from ocistream.reference import printable
 from ocistream.stores.index import called, roots_of, tag_of
 from ocistream.stream import wrong_size
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from ocistream.documents import Document
     from ocistream.model import Descriptor
@@ -90,7 +92,8 @@ class Gathering:
         self._subjects: dict[str, str] = {}
         self._described: dict[str, Descriptor] = {}
         self._left: dict[str, str] = {}
-        #: What the index says of blobs that are not there.
+        #: What the index says of the whole, and of blobs that are not there.
+        self._notes: Mapping[str, str] = {}
         self._left_out = ""
         self._tags: dict[tuple[str, str], str] = {}
         self._new: list[str] = []
@@ -106,7 +109,8 @@ class Gathering:
         Raises:
             NotFoundError, UsageError: as the choice has it.
         """
-        self._left_out = (notes or {}).get(LEFT_OUT, "")
+        self._notes = notes or {}
+        self._left_out = self._notes.get(LEFT_OUT, "")
         self._all = roots_of(entries)
         if self._referrers == "listed":
             self._has_rest, self._images = False, self._all
@@ -205,7 +209,28 @@ class Gathering:
         graph = self._builder.graph()
         if not self._left_out:
             return graph
-        return replace(graph, left_out=left_out_of(self._left_out, {blob.digest for blob in graph.blobs}))
+        left_out = left_out_of(self._left_out, {blob.digest for blob in graph.blobs})
+        self._check_volumes({reason.name for reason in left_out.values() if reason.kind == VOLUME})
+        return replace(graph, left_out=left_out)
+
+    def _check_volumes(self, names: AbstractSet[str]) -> None:
+        """Make sure that what is said to be in other volumes is in volumes of the same archive.
+
+        Nobody need send anything before he knows that the rest of it is nowhere.
+
+        Raises:
+            ArchiveError: it is not.
+        """
+        if not names:
+            return
+        from ocistream.volumes import volume_of
+
+        volume = volume_of(self._notes)
+        for name in names:
+            number = volume.template.number(name) if volume is not None else None
+            if volume is None or number is None or not number < volume.total:
+                msg = f"index.json says that blobs are in {printable(name)!r}, which is no volume of this archive"
+                raise ArchiveError(msg)
 
     # -- choosing images ---------------------------------------------------------------------------------
 

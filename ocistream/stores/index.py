@@ -69,11 +69,12 @@ def read_index(raw: bytes) -> Index:
     fields = parse_json(raw, "index.json", keys=keys, known=FIELDS, convert=convert)
     check_kind(fields, "index.json", (OCI_INDEX, DOCKER_LIST))
     annotations = fields.get("annotations")
-    notes = {
-        key: value
-        for key, value in (annotations.items() if isinstance(annotations, dict) else ())
-        if key.startswith(NOTE) and isinstance(value, str)
-    }
+    items = annotations.items() if isinstance(annotations, dict) else ()
+    notes = {key: value for key, value in items if key.startswith(NOTE)}
+    for key, value in notes.items():
+        if not isinstance(value, str):
+            msg = f"index.json has an annotation {printable(key)} that is no text"
+            raise ArchiveError(msg)
     return Index(list(listing.found(fields)), notes)
 
 

@@ -245,6 +245,12 @@ class TestRefused:
         expect.failure(pulled(releases, tmp_path / "x.tar", "--have", "have.txt", cwd=tmp_path), 4, "have.txt")
         expect.failure(pulled(releases, tmp_path / "x.tar", "--have", tmp_path / "have.txt"), 4, "have.txt")
 
+    def test_a_directory_that_is_no_layout(self, releases: Releases, tmp_path: Path) -> None:
+        expect.failure(pulled(releases, tmp_path / "x.tar", "--have", f"oci:{tmp_path / 'typo'}"), 4, "typo")
+        (tmp_path / "other").mkdir()
+        expect.failure(pulled(releases, tmp_path / "x.tar", "--have", tmp_path / "other"), 6, "other")
+        assert not (tmp_path / "x.tar").exists()
+
     def test_a_digest_that_no_image_has(self, releases: Releases, tmp_path: Path) -> None:
         expect.failure(pulled(releases, tmp_path / "x.tar", "--only", f"sha256:{'0' * 64}"), 4, "0" * 64)
         expect.failure(pulled(releases, tmp_path / "x.tar", "--only", "latest", cwd=tmp_path), 4, "latest")
@@ -328,10 +334,11 @@ class TestVerify:
         assert result.code == 6
         assert f"missing {lost}" in result.out.decode()
 
-    def test_refuses_what_says_nonsense_of_them(self, layout: Layout, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("nonsense", ["# have x\nsha256:12", 5])
+    def test_refuses_what_says_nonsense_of_them(self, layout: Layout, tmp_path: Path, nonsense: object) -> None:
         layout.image([tar_layer({"a": b"b"})], name="app")
         index = json.loads((layout.path / "index.json").read_bytes())
-        index["annotations"] = {NOTE: "# have x\nsha256:12"}
+        index["annotations"] = {NOTE: nonsense}
         (layout.path / "index.json").write_text(json.dumps(index))
         (tmp_path / "odd.tar").write_bytes(tar_of(items_of(layout)))
         for path in (layout.path, tmp_path / "odd.tar"):
@@ -384,6 +391,26 @@ class TestPush:
         command[-1] = str(tmp_path / "missing.tar")
         expect.success(ocistream(*command[1:]))
         assert blobs_in(tmp_path / "missing.tar") == {lost, releases.new["digest"]}
+
+    @pytest.mark.parametrize("said", ["# volume ../../etc/passwd", "# volume app.001.tar"])
+    @pytest.mark.parametrize("how", ["file", "pipe"])
+    def test_of_what_is_said_to_be_in_a_volume_of_nothing_is_refused_before_anything_is_sent(
+        self, releases: Releases, listed: Path, tmp_path: Path, said: str, how: str
+    ) -> None:
+        expect.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+        items = []
+        for name, raw in expect.entries(tmp_path / "delta.tar"):
+            content = raw
+            if name == "index.json":
+                index = json.loads(raw)
+                index["annotations"][NOTE] = said + index["annotations"][NOTE].partition("/app")[2]
+                content = json.dumps(index).encode()
+            items.append((name, content))
+        (tmp_path / "odd.tar").write_bytes(tar_of(items))
+        releases.far.requests.clear()
+        stdin, options = (tmp_path / "odd.tar", []) if how == "pipe" else (None, ["-i", str(tmp_path / "odd.tar")])
+        expect.failure(ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "no volume")
+        assert not releases.far.asked("POST")
 
     @pytest.mark.parametrize("name", ["a delta; rm.tar", "missing.tar"])
     def test_gives_a_command_that_a_shell_can_run(
