@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from gc import freeze  # `gc` itself is a command's name here
 
 TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
@@ -33,9 +32,10 @@ def run() -> NoReturn:
     # All is said and done; what Python does at exit is not to be torn.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # Nor is it to look through all objects for garbage: that takes longer than to push an image that is there.
-    freeze()
-    sys.exit(code)
+    # The streams were written out, and no thread is waited for: one of ours stands in a call (the one that watches for
+    # signals always does), and what it works with would be taken away beneath it. Now and then that is a segmentation
+    # fault in the place of the exit code. To look through all objects for garbage takes time, besides.
+    os._exit(code)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form

@@ -308,7 +308,7 @@ sys.meta_path.insert(0, Struck())
 
 def test_one_that_comes_when_all_is_over_changes_nothing(tmp_path: Path) -> None:
     program = f"""
-import atexit, os, signal, sys
+import os, signal, sys
 
 set_handler = signal.signal
 
@@ -317,7 +317,6 @@ def set_late(number, handler):
         os.kill(os.getpid(), signal.SIGHUP)
     return set_handler(number, handler)
 
-atexit.register(os.kill, os.getpid(), signal.SIGINT)
 signal.signal = set_late
 sys.argv[1:] = ["copy", "oci:{tmp_path}/nowhere", "oci:{tmp_path}/there"]
 from ocistream.cli import run

@@ -28,6 +28,9 @@ def each() -> None:
             code = main(job["argv"])
         answers.append({"code": code, "err": said.getvalue(), "out": out.getvalue()})
     sys.stdout.write(json.dumps(answers))
+    sys.stdout.flush()
+    # As `ocistream.cli.run` ends: threads of a run that failed may stand in calls still.
+    os._exit(0)
 
 
 if __name__ == "__main__":
