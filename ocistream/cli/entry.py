@@ -21,6 +21,8 @@ from ocistream.errors import OcistreamError, TerminatedError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from click.shell_completion import CompletionItem
+
 __all__ = ["COMMANDS", "main"]
 
 _NAME: Final = "ocistream"
@@ -36,6 +38,7 @@ COMMANDS: Final = {
     "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),
     "login": ("ocistream.cli.login:login", "Check a registry's credential and keep it in Docker's file."),
     "logout": ("ocistream.cli.login:logout", "Forget a registry's credential."),
+    "completion": ("ocistream.cli.completion:completion", "Print what makes a shell complete this command line."),
 }
 
 _SIGINT_EXIT: Final = 130
@@ -46,14 +49,26 @@ _STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 class LazyGroup(click.Group):
     """Imports a command when it is called."""
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import a command."""
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
+        if ctx.resilient_parsing:
+            # A shell asks what may follow.
+            from ocistream.cli.completion import know_paths
+
+            know_paths(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Give the commands that begin so without importing them, or the options."""
+        from ocistream.cli.completion import commands_like
+
+        table = ((name, line) for name, (_, line) in COMMANDS.items())
+        return [*commands_like(table, incomplete), *super().shell_complete(ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """List the commands without importing them."""
@@ -77,6 +92,10 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     It is for the main thread, since it takes signals. If it `ends_process` with that code, they stay without effect.
     """
     console = Console.from_arguments(arguments)
+    if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):
+        from ocistream.cli.completion import answer
+
+        return answer(cli, instruction)
     if not arguments:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code

@@ -119,9 +119,9 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
     result = ocistream(name, "--help")
     expect.success(result)
     text = result.out.decode()
-    assert re.search(rf"^  .*ocistream {name} \S", text.partition("Options:")[0], re.MULTILINE)
+    assert re.search(rf"^  ocistream {name} \S", text.partition("Options:")[0], re.MULTILINE)
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    assert options
+    assert options or name == "completion"
     for option in options:
         assert option.help
         assert not option.hidden

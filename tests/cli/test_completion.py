@@ -1,0 +1,142 @@
+"""A real shell on a terminal, in which somebody types the beginning of something and presses the tab key."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ocistream.cli import COMMANDS
+from tests.cli import expect
+from tests.cli.run import command, ocistream
+from tests.peers import need
+
+#: How each begins without files of its user's, and what loads the script there. What is typed is shown by the terminal
+#: as it is, so the prompt is something that only a shell can have made up.
+SHELLS: Final = {
+    "bash": (["--norc", "--noprofile", "-i"], 'eval "$(ocistream completion bash)"; PS1=rea"dy>"'),
+    "zsh": (["-f", "-i"], 'autoload -U compinit; compinit -u -D; eval "$(ocistream completion zsh)"; PS1=rea"dy>"'),
+    "fish": (
+        ["--no-config", "--interactive"],
+        'ocistream completion fish | source; function fish_prompt; echo -n rea"dy>"; end',
+    ),
+}
+_SECONDS: Final = 60
+
+
+def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None:
+    """Type keys in a shell, each time until its terminal shows what is wanted, and take back what was typed."""
+    need(shell)
+    options, setup = SHELLS[shell]
+    process, terminal = pty.fork()
+    if not process:
+        folder_of_ours = str(Path(command()[0]).parent)
+        # "dumb": no colours, and nothing is drawn in advance.
+        environment = {**os.environ, "PATH": f"{folder_of_ours}:{os.environ['PATH']}", "TERM": "dumb"}
+        try:
+            os.chdir(folder)
+            os.execvpe(shell, [shell, *options], environment)  # noqa: S606 - a shell it is
+        finally:
+            os._exit(127)
+    try:
+        os.write(terminal, f"{setup}\n".encode())
+        until(terminal, "ready>")
+        for keys, wanted in dialogue:
+            os.write(terminal, keys.encode())
+            until(terminal, wanted)
+            os.write(terminal, b"\x15")
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
+
+
+def until(terminal: int, wanted: str) -> None:
+    """Read until something is on the screen; the end of the shell, or of all patience, fails the test."""
+    screen = b""
+    signal.alarm(_SECONDS)
+    try:
+        while wanted not in plain(screen):
+            screen += os.read(terminal, 1 << 16)
+    except OSError:
+        pytest.fail(f"the shell has ended; on its screen: {plain(screen)}")
+    finally:
+        signal.alarm(0)
+
+
+def plain(screen: bytes) -> str:
+    """Take away what moves the cursor and chooses colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>(].?|\r|\x08", "", screen.decode(errors="replace"))
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Turn the alarm into a failure."""
+    monkeypatch.setenv("HISTFILE", "")
+
+    def give_up(*_: object) -> None:
+        pytest.fail("the shell does not show what it should")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
+    (tmp_path / "an-archive.tar").touch()
+    dialogue = [
+        ("ocistream insp\t", "ocistream inspect "),
+        ("ocistream pull --plat\t", "ocistream pull --platform "),
+        ("ocistream pull --progress js\t", "--progress json "),
+        ("ocistream push -i an-arch\t", "-i an-archive.tar "),
+    ]
+    typed(shell, tmp_path, dialogue)
+
+
+def asked(words: str, at: int, **env: str) -> list[str]:
+    """Return what bash's script would be told."""
+    result = ocistream(
+        env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env},
+    )
+    expect.success(result)
+    return result.lines()
+
+
+def test_every_command_is_offered_and_none_is_imported() -> None:
+    assert asked("ocistream ", 1) == [f"plain,{name}" for name in COMMANDS]
+    line = [sys.executable, "-P", "-X", "importtime", "-m", "ocistream"]
+    env = {**os.environ, "_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": "ocistream pu", "COMP_CWORD": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == "plain,pull\nplain,push\n"
+    modules = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+    assert "ocistream.cli.completion" in modules
+    assert modules & {"ocistream.cli.pull", "ocistream.cli.push", "ocistream.cli.options", "ocistream.stores"} == set()
+
+
+def test_options_of_the_group_and_of_no_command_are_offered() -> None:
+    assert asked("ocistream --v", 1) == ["plain,--version"]
+    assert asked("ocistream gc --m", 2) == ["plain,--max-size"]
+
+
+def test_where_a_file_or_an_image_may_stand_files_are_offered() -> None:
+    assert asked("ocistream copy ", 2) == ["file,"]
+    assert asked("ocistream verify x", 2) == ["file,x"]
+    assert asked("ocistream pull --jobs ", 3) == [""]
+
+
+def test_a_variable_that_was_left_over_does_not_stand_in_the_way_of_a_command() -> None:
+    result = ocistream("--version", env={"_OCISTREAM_COMPLETE": "bash_complete"})
+    assert result.lines() == ocistream("--version").lines()
+
+
+def test_another_shell_is_a_mistake() -> None:
+    expect.failure(ocistream("completion", "tcsh"), 2, "bash", "zsh", "fish")
