@@ -7,6 +7,7 @@ stream expands to. What is compressed, and why, is decided elsewhere. To add a c
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 import zlib
 from dataclasses import dataclass
@@ -143,7 +144,22 @@ def _inflate() -> _Inflate:
         return cast("_Inflate", zlib)
 
 
+def _need_zstandard() -> None:
+    """Say so where it is not there: in a zipapp, for nothing compiled can be imported out of one.
+
+    Raises:
+        UnsupportedError: it cannot be imported.
+    """
+    try:
+        importlib.import_module("zstandard")
+    except ImportError as error:
+        msg = f"zstd is needed here, and the package zstandard cannot be imported: {error}"
+        hint = f"install it for {sys.executable}, or as the system's python3-zstandard"
+        raise UnsupportedError(msg, hint=hint) from error
+
+
 def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
+    _need_zstandard()
     import zstandard
 
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -157,6 +173,7 @@ def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 
 def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Decompress any number of zstd frames, one after the other (RFC 8878, section 3.1)."""
+    _need_zstandard()
     import zstandard
 
     frames = _Frames()

@@ -1,0 +1,78 @@
+"""Everything is built once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.faults import FaultyRegistry
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+_SECONDS: Final = 300
+
+
+def run(*argv: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run something to its end, without what would change how Python works; a failure of it is one of the test."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(word) for word in argv],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the sdist, and of the wheel that is built out of that."""
+    pytest.importorskip("build", reason="tox's environment `package` has it")
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> Path:
+    """Return the wheel."""
+    (found,) = built.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="session")
+def sdist(built: Path) -> Path:
+    """Return the sdist."""
+    (found,) = built.glob("*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="session")
+def zipapp(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return `ocistream.pyz`."""
+    path = tmp_path_factory.mktemp("zipapp") / "ocistream.pyz"
+    run(sys.executable, "-m", "release.zipapp", "--output", path, wheel)
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
+    """Return a function that starts an embedded registry; its arguments are those of `FaultyRegistry`."""
+    started: list[FaultyRegistry] = []
+
+    def start_one(**options: Any) -> FaultyRegistry:
+        started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", **options))
+        return started[-1].__enter__()
+
+    yield start_one
+    for registry in started:
+        registry.__exit__(None, None, None)

@@ -1,0 +1,94 @@
+"""The wheel and the sdist: what is in them, what they say of themselves, and that a user can install them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tarfile
+import tomllib
+import zipfile
+from email.message import Message
+from email.parser import BytesParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ocistream
+from ocistream.cli import COMMANDS
+from tests.package.conftest import ROOT, run
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
+    """Return the names of the files in the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.testzip() is None
+        return set(archive.namelist())
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path, names: set[str]) -> Message:
+    """Return what the wheel says of itself."""
+    (name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        return BytesParser().parsebytes(archive.read(name))
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    """Return the project's own words."""
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def test_the_wheel_has_the_package_and_its_man_pages_and_nothing_else(names: set[str]) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ocistream").rglob("*.py")}
+    prefix = f"ocistream-{ocistream.__version__}"
+    pages = {"ocistream.1", *(f"ocistream-{name}.1" for name in COMMANDS)}
+    told = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+    assert names == {
+        *modules,
+        "ocistream/py.typed",
+        *(f"{prefix}.data/data/share/man/man1/{page}" for page in pages),
+        *(f"{prefix}.dist-info/{name}" for name in told),
+    }
+
+
+def test_the_sdist_has_what_builds_and_tests_it(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        found = {member.name.partition("/")[2] for member in archive}
+    wanted = ["LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "tox.ini", "scripts/test"]
+    wanted += ["ocistream/py.typed", "tests/conftest.py", "release/hatch_build.py", "docs/api.md"]
+    wanted += [".github/workflows/test.yml", ".ci/run"]
+    assert set(wanted) <= found
+    assert not [name for name in found if re.search(r"__pycache__|\.pyc$|^\.(tox|venv|cache)", name)]
+
+
+def test_the_metadata_say_what_it_is(metadata: Message, project: dict[str, Any]) -> None:
+    assert metadata["Name"] == "ocistream"
+    assert metadata["Version"] == ocistream.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == project["requires-python"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert str(metadata.get_payload()).startswith("# ocistream")
+    wanted = {text for text in metadata.get_all("Requires-Dist", []) if ";" not in text}
+    assert wanted == set(project["dependencies"])
+    # There is no place yet that could be named.
+    assert metadata.get_all("Project-URL") is None
+
+
+def test_the_classifiers_are_known_and_name_every_python_that_is_tested(project: dict[str, Any]) -> None:
+    known = pytest.importorskip("trove_classifiers", reason="tox's environment `package` has it").classifiers
+    assert set(project["classifiers"]) <= set(known)
+    named = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.MULTILINE)
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert re.search(r"python: \[(.*)\]", workflow)[1] == ", ".join(f'"{version}"' for version in named)  # type: ignore[index]
+
+
+def test_the_sdist_can_be_installed(sdist: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    run(sys.executable, "-m", "pip", "--python", tmp_path / "venv", "install", "--quiet", sdist, cwd=tmp_path)
+    done = run(tmp_path / "venv" / "bin" / "ocistream", "--version", cwd=tmp_path)
+    assert done.stdout == f"ocistream {ocistream.__version__}\n"
+    assert (tmp_path / "venv" / "share" / "man" / "man1" / "ocistream-pull.1").is_file()

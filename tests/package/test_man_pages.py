@@ -1,0 +1,102 @@
+"""The pages are well formed, and say what --help says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from ocistream import errors
+from ocistream.cli import COMMANDS
+from ocistream.cli.entry import cli
+from tests.package.conftest import ROOT, run
+from tests.peers import need
+
+PAGES = ["ocistream", *(f"ocistream-{name}" for name in COMMANDS)]
+
+
+@pytest.fixture(scope="module")
+def man1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of all pages."""
+    folder = tmp_path_factory.mktemp("man1")
+    run(sys.executable, "-m", "release.manual", folder)
+    return folder
+
+
+def shown(page: Path) -> str:
+    """Return a page as it is read on a very wide terminal."""
+    need("mandoc")
+    # What is bold is printed twice, one upon the other, and what is in italics upon a line.
+    return re.sub(".\b(.)", r"\1", run("mandoc", "-T", "ascii", "-O", "width=1000", page).stdout)
+
+
+def test_there_is_one_for_each_command(man1: Path) -> None:
+    assert {path.name for path in man1.iterdir()} == {f"{name}.1" for name in PAGES}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_well_formed(man1: Path, name: str) -> None:
+    need("mandoc", "man")
+    path = man1 / f"{name}.1"
+    lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", path], capture_output=True, text=True, check=False)
+    # A page has none, so that the same sources give the same bytes.
+    assert [line for line in lint.stdout.splitlines() if "missing date" not in line] == []
+    assert run("man", "--warnings", "--local-file", path).stderr == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_page_has_every_option_and_every_example_of_the_help(man1: Path, name: str) -> None:
+    text = shown(man1 / f"ocistream-{name}.1")
+    context = click.Context(cli, info_name="ocistream")
+    command = cli.get_command(context, name)
+    assert command is not None
+    inner = click.Context(command, parent=context, info_name=name)
+    for parameter in command.get_params(inner):
+        record = parameter.get_help_record(inner)
+        if isinstance(parameter, click.Option) and record is not None:
+            for words in record:
+                assert " ".join(words.replace("`", "").split()) in " ".join(text.split())
+    examples = [line.strip() for line in (command.help or "").partition("\b")[2].splitlines() if line.strip()]
+    assert examples
+    for line in examples:
+        assert line in text
+
+
+def test_exit_codes_are_those_of_the_readme_and_of_the_errors() -> None:
+    table = constant("EXIT_CODES")
+    readme = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", readme.partition("| exit code | when |")[2], re.MULTILINE))
+    assert rows == table
+    codes = {
+        found.exit_code
+        for name in errors.__all__
+        if issubclass(found := getattr(errors, name), errors.OcistreamError)
+    }
+    assert codes - {141} == {int(code) for code in table if code.isdigit()} - {0}
+    assert {"129", "130", "141", "143"} == set(next(code for code in table if "," in code).split(", "))
+
+
+def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_readme() -> None:
+    named = {name for names in constant("ENVIRONMENT") for name in names.split(", ")}
+    sources = "\n".join(path.read_text() for path in (ROOT / "ocistream").rglob("*.py"))
+    used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
+    beginnings = ("OCISTREAM_", "XDG_", "DOCKER_AUTH", "REGISTRY_AUTH", "SSL_", "SOURCE_DATE")
+    assert {name for name in used if name.startswith(beginnings)} - {"OCISTREAM_SRC", "OCISTREAM_DEST"} <= named
+    words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b(?!\*)", (ROOT / "README.md").read_text()))
+    assert {name for name in words if name.startswith(("OCISTREAM_", "DOCKER_", "SSL_", "XDG_"))} <= named
+
+
+def constant(name: str) -> dict[str, str]:
+    """Return a table of the generator's, out of its source: it is no part of what is installed."""
+    tree = ast.parse((ROOT / "release" / "manual.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            assert node.value is not None
+            table: dict[str, str] = ast.literal_eval(node.value)
+            return table
+    raise AssertionError(name)
