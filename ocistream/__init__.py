@@ -1,10 +1,10 @@
 """ocistream: container images as streams.
 
 What the command line does can be done from Python with the names of `__all__`, which are imported when they are first
-used; everything else may change without notice. A layout into an archive, its layers compressed anew::
+used; everything else may change without notice. An image out of a registry into an archive, compressed anew::
 
-    around = ocistream.Surroundings()
-    source = ocistream.open_source(ocistream.parse_end("oci:build:app"), around, ocistream.Want())
+    around = ocistream.registries()
+    source = ocistream.open_source(ocistream.parse_end("localhost:5000/app:1"), around, ocistream.Want())
     sink = ocistream.open_sink(ocistream.parse_end("oci-archive:app.tar"), around)
     try:
         report = ocistream.copy(source, sink, recompression=ocistream.parse_recompression("zstd"))
@@ -12,7 +12,7 @@ used; everything else may change without notice. A layout into an archive, its l
         sink.close()
         source.close()
 
-For ends in registries, `Surroundings` is given a `Transport`. Every error is an `OcistreamError`.
+Every error is an `OcistreamError`. docs/api.md has more examples, and says what each name is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import importlib
 
 TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
+    from ocistream.api import registries
+    from ocistream.auth_file import Credential
     from ocistream.conversion import Recompression, parse_recompression
     from ocistream.errors import OcistreamError
     from ocistream.graph import Graph, Root
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "api": ("registries",),
+    "auth_file": ("Credential",),
     "conversion": ("Recompression", "parse_recompression"),
     "errors": ("OcistreamError",),
     "graph": ("Graph", "Root"),
@@ -52,6 +56,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Blob",
+    "Credential",
     "Descriptor",
     "End",
     "Findings",
@@ -78,6 +83,7 @@ __all__ = [
     "parse_platform",
     "parse_recompression",
     "parse_reference",
+    "registries",
     "verify",
 ]
 

@@ -2,8 +2,8 @@
 
     python -m release.manual DIR
 
-A build of the wheel makes them (`release.hatch_build`), so there is no copy that may be out of date. A page has no date,
-so that the same sources give the same bytes; it says of which version it is. The format is man(7), in ASCII.
+A build of the wheel makes them (`release.hatch_build`), so there is no copy that may be out of date. A page has no
+date, so that the same sources give the same bytes; it says of which version it is. The format is man(7), in ASCII.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m release.zipapp [--output FILE] [WHEEL]
 
-Without WHEEL the wheel is built first. What else is in it: the run-time dependencies, as wheels of pure Python, asked of
-the package index by pip. Two are left out:
+Without WHEEL the wheel is built first. What else is in it: the run-time dependencies, as wheels of pure Python, which
+pip fetches. Two are left out:
 
 - zstandard is compiled, and Python cannot import that out of a zip. Most transfers never unpack a layer; where one is
   to be, `ocistream.compression` says what to install, and the file finds it where Python finds it. Unpacking it to the

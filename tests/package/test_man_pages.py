@@ -73,9 +73,7 @@ def test_exit_codes_are_those_of_the_readme_and_of_the_errors() -> None:
     rows = dict(re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", readme.partition("| exit code | when |")[2], re.MULTILINE))
     assert rows == table
     codes = {
-        found.exit_code
-        for name in errors.__all__
-        if issubclass(found := getattr(errors, name), errors.OcistreamError)
+        found.exit_code for name in errors.__all__ if issubclass(found := getattr(errors, name), errors.OcistreamError)
     }
     assert codes - {141} == {int(code) for code in table if code.isdigit()} - {0}
     assert {"129", "130", "141", "143"} == set(next(code for code in table if "," in code).split(", "))

@@ -23,6 +23,7 @@ _SECONDS = 120
 def bare(zipapp: Path, *argv: str, folder: Path, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
     """Run the file with no site-packages, no HOME and no place for temporary files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment.pop("SSL_CERT_FILE", None)
     environment |= {"HOME": f"{folder}/none", "TMPDIR": f"{folder}/none", **env}
     line = [sys.executable, "-I", "-S", str(zipapp), *argv]
     return subprocess.run(line, input=stdin, capture_output=True, env=environment, timeout=_SECONDS, check=False)
@@ -72,8 +73,10 @@ def test_https_trusts_the_authorities_that_are_named_and_no_others(
     line = ["push", "-i", str(layout.path), target]
     done = bare(zipapp, *line, folder=tmp_path, SSL_CERT_FILE=str(ours.file))
     assert (done.returncode, done.stdout) == (0, f"{target}@{image['digest']}\n".encode())
-    for wrong in ({"SSL_CERT_FILE": str(other.file)}, {}):
-        done = bare(zipapp, *line, folder=tmp_path, **wrong)
+    for done in (
+        bare(zipapp, *line, folder=tmp_path, SSL_CERT_FILE=str(other.file)),
+        bare(zipapp, *line, folder=tmp_path),
+    ):
         assert done.returncode == 7
         assert b"certificate" in done.stderr
 

@@ -1,7 +1,9 @@
-"""The package as a type checker sees it from outside: it says that it is typed, and what it offers is."""
+"""The package as its users see it: typed, and with examples (docs/api.md) that run as they stand."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -10,10 +12,14 @@ from pathlib import Path
 import pytest
 
 import ocistream
-from tests.images import Layout, small_image
+from tests.faults import FaultyRegistry
+from tests.images import Layout, small_image, two_platforms
+from tests.registry_http import seed
 
 pytest.importorskip("mypy", reason="mypy belongs to the lint extra")
 
+PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "api.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 USER = """\
 from typing import assert_type
 
@@ -37,11 +43,13 @@ finally:
 """
 
 
-def check(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """Check a user's script, as strictly as can be, against the installed package."""
-    path = folder / "script.py"
-    path.write_text(script)
-    line = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"), "--config-file=", str(path)]
+def check(folder: Path, *scripts: str) -> subprocess.CompletedProcess[str]:
+    """Check a user's scripts, as strictly as can be, against the installed package."""
+    paths = [folder / f"script{number}.py" for number in range(len(scripts))]
+    for path, script in zip(paths, scripts, strict=True):
+        path.write_text(script)
+    options = ["--strict", "--cache-dir", str(folder / "cache"), "--config-file="]
+    line = [sys.executable, "-m", "mypy", *options, *map(str, paths)]
     return subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False)
 
 
@@ -78,3 +86,51 @@ def test_a_user_of_the_package_converts_an_image(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "app.tar").stat().st_size > 0
+
+
+def test_the_examples_pass_mypy_strict(tmp_path: Path) -> None:
+    result = check(tmp_path, *EXAMPLES)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_examples_run_one_after_the_other(tmp_path: Path, layout: Layout) -> None:
+    assert len(EXAMPLES) == PAGE.count("```python") == 5
+    said = []
+    with FaultyRegistry(tmp_path / "served") as registry:
+        seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
+        for example in EXAMPLES:
+            script = example.replace("localhost:5000", registry.host)
+            done = subprocess.run(
+                [sys.executable, "-P", "-W", "error", "-c", script],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                check=False,
+            )
+            assert done.returncode == 0, f"{script}\n{done.stderr}"
+            said.append(done.stdout)
+    pulled, _, pushed, converted, verified = said
+    assert re.search(r"app:1@sha256:[0-9a-f]{64}\n\d+ bytes of blobs", pulled)
+    # The embedded registry has it already, wherever.
+    assert re.search(r"^skipped sha256:", pushed, re.MULTILINE)
+    assert "converted sha256:" in converted
+    assert verified.startswith("4 ")
+
+
+def test_the_example_of_the_package_itself_runs(tmp_path: Path, layout: Layout) -> None:
+    example = re.search(r"::\n\n((?: {4}.*\n|\n)+)", inspect.getdoc(ocistream) or "")
+    assert example
+    with FaultyRegistry(tmp_path / "served") as registry:
+        seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
+        script = "import ocistream\n" + inspect.cleandoc(example[1]).replace("localhost:5000", registry.host)
+        line = [sys.executable, "-P", "-W", "error", "-c", script]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "app.tar").stat().st_size > 0
+
+
+def test_the_page_says_of_each_name_what_its_docstring_says() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE, re.MULTILINE))
+    assert set(rows) == set(ocistream.__all__) - {"__version__"}
+    for name, text in rows.items():
+        assert text == (getattr(ocistream, name).__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,51 @@
+"""What only users of the package need: ends in registries, opened in one line.
+
+The command line puts the same together of its options, and of configuration files, mirrors and `certs.d`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ocistream.credentials import Keychain
+from ocistream.stores import Surroundings
+from ocistream.transport import Transport
+from ocistream.transport_settings import TransportSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocistream.auth_file import Credential
+
+__all__ = ["registries"]
+
+
+def registries(
+    settings: TransportSettings | None = None,
+    *,
+    credential: Credential | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Surroundings:
+    """Give surroundings in which ends in registries can be opened.
+
+    `credential` is shown to every registry that asks for one; without it they are looked for where the command line
+    does: OCISTREAM_USERNAME and the like, Docker's and Podman's files and helpers. `environment` is what is looked at
+    for that, and for SSL_CERT_FILE where the settings name no CAs (default: the process's). No configuration file is
+    read, no mirror asked and no proxy used but those of the settings. Connections are kept until
+    `surroundings.transport().close()`.
+    """
+    found = os.environ if environment is None else environment
+    settings = settings or TransportSettings()
+    if settings.ca_file is None:
+        settings = replace(settings, ca_file=found.get("SSL_CERT_FILE") or None)
+
+    @functools.cache
+    def transport() -> Transport:
+        keychain = Keychain(found, home=Path(found.get("HOME") or "/"), explicit=credential)
+        return Transport(settings, keychain.find)
+
+    return Surroundings(transport=transport)
