@@ -341,6 +341,24 @@ print(sum(len(piece) for piece in decompressed(codec, packed, limits.MAX_RATIO))
 """
 
 
+class TestWithoutZstandard:
+    """A zipapp cannot have it: nothing that is compiled can be imported out of a zip."""
+
+    @pytest.fixture(autouse=True)
+    def gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "zstandard", None)
+
+    def test_what_needs_it_says_what_to_install(self) -> None:
+        for made in (ZSTD.compress([b"plain"], 3), ZSTD.decompress([b"compressed"])):
+            with pytest.raises(UnsupportedError, match="zstandard") as caught:
+                joined(made)
+            assert sys.executable in str(caught.value.hint)
+
+    def test_all_else_goes_on(self) -> None:
+        assert codec_of(ZSTD.magic) is ZSTD
+        assert joined(GZIP.decompress(GZIP.compress([CONTENT], 1))) == CONTENT
+
+
 class TestIsal:
     """The library that gunzips faster is used where it is there, and changes nothing else."""
 
