@@ -33,11 +33,10 @@ def registries(
     """Give surroundings in which ends in registries can be opened.
 
     `credential` is shown to every registry that asks for one, so a copy between two of them is given surroundings for
-    each side; without it they are looked for where the command line
-    does: OCISTREAM_USERNAME and the like, Docker's and Podman's files and helpers. `environment` is what is looked at
-    for that, and for SSL_CERT_FILE where the settings name no CAs (default: the process's). No configuration file is
-    read, no mirror asked and no proxy used but those of the settings. Connections are kept until
-    `surroundings.transport().close()`.
+    each side. Without it they are looked for where the command line does: OCISTREAM_USERNAME and the like, Docker's and
+    Podman's files and helpers. `environment` is what is looked at for that, and for SSL_CERT_FILE where the settings
+    name no CAs (default: the process's). No configuration file is read, no mirror asked, and no proxy used but those of
+    the settings. Connections are kept until `surroundings.transport().close()`.
     """
     found = os.environ if environment is None else environment
     settings = settings or TransportSettings()
