@@ -36,26 +36,24 @@ def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None
     """Type keys in a shell, each time until its terminal shows what is wanted, and take back what was typed."""
     need(shell)
     options, setup = SHELLS[shell]
-    process, terminal = pty.fork()
-    if not process:
-        folder_of_ours = str(Path(command()[0]).parent)
-        # "dumb": no colours, and nothing is drawn in advance.
-        environment = {**os.environ, "PATH": f"{folder_of_ours}:{os.environ['PATH']}", "TERM": "dumb"}
-        try:
-            os.chdir(folder)
-            os.execvpe(shell, [shell, *options], environment)  # noqa: S606 - a shell it is
-        finally:
-            os._exit(127)
+    terminal, theirs = pty.openpty()
+    ours = str(Path(command()[0]).parent)
+    # "dumb": no colours, and nothing is drawn in advance. setsid makes the terminal the shell's own, and becomes it.
+    environment = {**os.environ, "PATH": f"{ours}:{os.environ['PATH']}", "TERM": "dumb", "HISTFILE": ""}
+    line = ["setsid", "--ctty", shell, *options]
+    process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
+    os.close(theirs)
     try:
         os.write(terminal, f"{setup}\n".encode())
         until(terminal, "ready>")
         for keys, wanted in dialogue:
             os.write(terminal, keys.encode())
             until(terminal, wanted)
+            # Ctrl-U takes the line back.
             os.write(terminal, b"\x15")
     finally:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        process.kill()
+        process.wait()
         os.close(terminal)
 
 
@@ -78,9 +76,8 @@ def plain(screen: bytes) -> str:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Turn the alarm into a failure."""
-    monkeypatch.setenv("HISTFILE", "")
 
     def give_up(*_: object) -> None:
         pytest.fail("the shell does not show what it should")
