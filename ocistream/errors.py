@@ -9,9 +9,11 @@ The tree, with the exit code of the README's table behind each name::
       NotFoundError                      4   image, repository, file, directory or platform
       IntegrityError                     5   a size or a digest is wrong
       ArchiveError                       6   malformed, truncated or hostile input
+        TruncatedError                   6   input that ends too early
         MissingContentError              6   blobs that neither side has
       NetworkError                       7   connection, TLS, time-out, truncated body
         FinalNetworkError                7   of a kind that trying again does not cure
+        LostBeginningError               7   the end of a blob has come, and its beginning is not there
         RegistryError                    7   a registry's own answer, after all retries
       UnsupportedError                   8   well formed, but not supported
       LocalDiskError                     9   full, read-only, no permission
@@ -35,6 +37,7 @@ __all__ = [
     "IntegrityError",
     "InvalidNameError",
     "LocalDiskError",
+    "LostBeginningError",
     "MissingContentError",
     "NetworkError",
     "NotFoundError",
@@ -42,6 +45,7 @@ __all__ = [
     "OutputClosedError",
     "RegistryError",
     "TerminatedError",
+    "TruncatedError",
     "UnsupportedError",
     "UsageError",
 ]
@@ -54,6 +58,8 @@ class OcistreamError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    #: What programs know it by, where its exit code is that of others, too.
+    kind: ClassVar[str | None] = None
 
     def __init__(self, what: str, *, hint: str | None = None) -> None:
         """Keep `what` (the first line) and `hint` (what the user can do about it, or None)."""
@@ -104,6 +110,10 @@ class ArchiveError(OcistreamError):
     exit_code = 6
 
 
+class TruncatedError(ArchiveError):
+    """An archive that ends too early: whoever wrote it was interrupted, and what has come of it may be right."""
+
+
 class MissingContentError(ArchiveError):
     """The source lacks blobs that the destination lacks too; nothing was made visible."""
 
@@ -116,6 +126,15 @@ class NetworkError(OcistreamError):
 
 class FinalNetworkError(NetworkError):
     """A failure that trying again does not cure: a certificate, a name that does not exist, a forbidden redirect."""
+
+
+class LostBeginningError(NetworkError):
+    """The rest of a blob has come, and what is there is not its beginning, or not there any more: all of it is needed.
+
+    Nothing is left of it then, or less than before, so the same command sends it.
+    """
+
+    kind: ClassVar[str] = "lost-beginning"
 
 
 class RegistryError(NetworkError):

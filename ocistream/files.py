@@ -22,6 +22,7 @@ from ocistream.errors import (
     NotFoundError,
     OcistreamError,
     OutputClosedError,
+    TruncatedError,
 )
 from ocistream.partials import PARTIAL_SUFFIX, drop_unfinished
 
@@ -141,7 +142,9 @@ def _named(partial: Partial, names: list[Path], *, durable: bool, synced: bool =
                 _check_replaceable(path)
                 partial.rename(path)
             except BaseException as error:
-                partial.is_worthless |= isinstance(error, IntegrityError | ArchiveError)
+                # What ends too early was not found wrong.
+                is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
+                partial.is_worthless |= is_wrong
                 partial.settle()
                 raise
     finally:

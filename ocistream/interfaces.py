@@ -21,6 +21,7 @@ __all__ = [
     "Blob",
     "Early",
     "Gathers",
+    "GoesOn",
     "HasNoPlace",
     "HasParts",
     "Holds",
@@ -65,6 +66,10 @@ class Blob:
 
     `keep(chunks)` is for a source that keeps what it fetches: it passes on the verified chunks of the whole blob, and
     what it does beside that never fails. It is not given to a sink.
+
+    `may_break` says that the bytes come once only, over a line that may break off at any time: a sink is to take what
+    has come by then in such a way that another run can go on with it. `start` is not 0 where the source is without that
+    many of the first bytes, since the sink has them from an earlier run (`GoesOn`): `open()` gives those from there on.
     """
 
     descriptor: Descriptor
@@ -76,6 +81,8 @@ class Blob:
     part: Callable[[int, memoryview], Generator[int, None, None]] | None = None
     check: Callable[[], None] | None = None
     keep: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
+    may_break: bool = False
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +258,22 @@ class TakesParts(Protocol):
 
     def reached(self, descriptor: Descriptor) -> int:
         """Say how many bytes of a blob earlier runs have put, from its beginning on."""
+
+
+@runtime_checkable
+class GoesOn(Protocol):
+    """A sink that can be given the rest of a blob of which an earlier run has put the beginning."""
+
+    def put_rest(self, blob: Blob) -> None:
+        """Store a blob of which the first `start` bytes should be there, and perhaps more of them.
+
+        `open_at` gives its bytes from any later one on, of which only the size is checked, `resume` those that are left
+        of it, verified together with what is held; one of them may be called, once.
+
+        Raises:
+            LostBeginningError: the beginning is not there.
+            IntegrityError: together they are not the blob.
+        """
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from ocistream.errors import IntegrityError
+from ocistream.errors import IntegrityError, LostBeginningError
 from ocistream.interfaces import Blob
 from ocistream.stream import sized, verified
 
@@ -33,6 +33,7 @@ def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: b
 
     Raises:
         IntegrityError: the bytes are wrong, and there are no others.
+        LostBeginningError: they are wrong together with what was held, and come once only.
         OcistreamError: what `use` raises.
     """
     resumable = blob.open_at is not None
@@ -47,6 +48,9 @@ def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: b
             if error not in attempt.failures:
                 raise
             if attempt.was_resumed:
+                if not blob.replayable:
+                    msg = f"{error.what}: it was not its beginning that was held"
+                    raise LostBeginningError(msg, hint="run the same command again: all of it is taken then") from error
                 resumable = False
             elif blob.on_wrong is None:
                 raise
@@ -72,6 +76,7 @@ class _Attempt:
             blob.replayable,
             open_at=self._open_at if can else None,
             resume=self._resume if can and resumable else None,
+            may_break=blob.may_break,
         )
 
     def _open(self) -> Iterator[Chunk]:

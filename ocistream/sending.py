@@ -90,6 +90,12 @@ class Sending:
     def _sized(self) -> bool:
         return self._feed.size is not None
 
+    @property
+    def _may_break(self) -> bool:
+        """Whether every request is to have its end, whatever becomes of the source."""
+        in_chunks = self._forced is not None and self._forced.kind == CHUNK and not self._blob.replayable
+        return isinstance(self._blob, Blob) and (self._blob.may_break or in_chunks)
+
     def run(self, ongoing: Ongoing) -> None:
         """Have the blob be there, in a session that is open already if there is one.
 
@@ -150,7 +156,10 @@ class Sending:
 
     def _is_worth_keeping(self) -> bool:
         """Say whether a later run may go on with what was sent so far. Another thread may ask that, at any time."""
-        if not self._ongoing.is_remembered or not self._blob.replayable or not self._resumes:
+        # What is made on the way is not gone on with; what comes from a pipe may come from it again.
+        if not self._ongoing.is_remembered or not (self._blob.replayable or isinstance(self._blob, Blob)):
+            return False
+        if not self._resumes:
             return False
         sent = max(self.acknowledged, self._feed.end)
         return sent >= limits.WORTH_KEEPING or self._ongoing.is_found
@@ -196,9 +205,11 @@ class Sending:
         most = self._most()
         if most is None and not offset:
             chunks = self._feed.send(0)
-            return (StreamedBody(chunks, ends_early=True) if size is None else Body(chunks, size)), None
-        if size is None:
-            count = self._feed.fill(offset, most or limits.UPLOAD_MEMORY)
+            ends_early = size is None or self._may_break
+            return (StreamedBody(chunks, ends_early=True) if ends_early else Body(chunks, size or 0)), None
+        if size is None or self._may_break:
+            # No request is begun that might break off in its middle.
+            count = self._feed.collect(offset, most or limits.UPLOAD_MEMORY)
         else:
             count = min(size - offset, most or size)
         if not count:
@@ -222,8 +233,8 @@ class Sending:
         self._resuming = span is not None and self._rung.kind != CHUNK
         session, stated = self._sessions.patch(session, body, self._tries, span, stored=self._body or math.inf)
         self._ongoing.moves(session)
-        if body.failure is not None:
-            raise body.failure
+        if (broken := body.failure or self._feed.broken) is not None:
+            raise broken
         self._body = None
         end = span[1] if span else self._feed.end
         # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that

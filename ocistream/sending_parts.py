@@ -113,13 +113,17 @@ class _Part:
 
     def _send(self, reached: int, end: int, largest: int | None) -> int:
         most = self._rung.size if self._rung.kind == CHUNK else largest or end
-        with Feed(self._part, self._ladder.window(replayable=True, sized=True)) as feed:
+        window = self._ladder.window(replayable=self._part.replayable, sized=True)
+        with Feed(self._part, window) as feed:
             while reached < end:
                 session = self._ongoing.session
-                if session is None:
+                if session is None or not feed.can_give(reached - self._offset):
                     return 0
                 count = min(end - reached, max(most, session.min_chunk))
                 feed.seek(reached - self._offset)
+                if self._part.may_break and session.min_chunk <= window:
+                    # No request is begun that might break off in its middle.
+                    count = feed.collect(reached - self._offset, count)
                 body = Body(feed.send(reached - self._offset, count), count)
                 try:
                     session, stated = self._sessions.patch(
@@ -137,6 +141,7 @@ class _Part:
                     # Less than was sent may have been taken.
                     took_less = stated is not None and reached < stated < reached + count
                     reached = stated if took_less and stated is not None else reached + count
+                    _check_not_broken(feed)
             feed.run_out()
         return reached
 
@@ -178,3 +183,9 @@ class _Part:
         except OcistreamError:
             # What became of the upload is the news, not that asking failed as well.
             return False
+
+
+def _check_not_broken(feed: Feed) -> None:
+    """Say that the source has broken off, once all that had come by then is there."""
+    if feed.broken is not None:
+        raise feed.broken

@@ -15,6 +15,7 @@ from ocistream.errors import (
     NetworkError,
     RegistryError,
     TerminatedError,
+    TruncatedError,
 )
 from ocistream.sessions import LostError
 
@@ -33,6 +34,7 @@ _INTERRUPTIONS: Final = (
     LocalDiskError,
     NetworkError,
     TerminatedError,
+    TruncatedError,
 )
 
 

@@ -11,12 +11,12 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from ocistream.errors import AuthenticationError, NotFoundError, OcistreamError, RegistryError
+from ocistream.errors import AuthenticationError, CancelledError, NotFoundError, OcistreamError, RegistryError
 from ocistream.interfaces import Blob
 from ocistream.ongoing import Ongoing, delete_left_over
 from ocistream.sending import Sending
-from ocistream.sessions import Sessions
-from ocistream.upload_records import UploadRecords
+from ocistream.sessions import Session, Sessions
+from ocistream.upload_records import UploadRecords, may_be_kept
 from ocistream.window import Feed
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ocistream.distribution import Repository
     from ocistream.interfaces import Unnamed
     from ocistream.model import Descriptor
-    from ocistream.sessions import Session
 
 __all__ = ["Uploader"]
 
@@ -126,6 +125,23 @@ class Uploader:
         from ocistream.sending_parts import reached
 
         return reached(self._sessions, self._ongoing(descriptor))
+
+    def begun(self, digest: str) -> int:
+        """Ask how many bytes of a blob are there of an upload that can be gone on with; 0 where that is not sure.
+
+        Only what can be known without its size: nothing is opened, deleted or forgotten.
+        """
+        repository, sessions = self._sessions.repository, self._sessions
+        record = self._records.look(repository.endpoint.registry, repository.name, digest)
+        if record is None or not may_be_kept(record.location, repository.endpoint.url, repository.name):
+            return 0
+        try:
+            _, offset = sessions.offset(Session(record.location, record.min_chunk), repository.transport.tries())
+        except CancelledError:
+            raise
+        except OcistreamError:
+            return 0
+        return offset or 0
 
     def _ongoing(self, descriptor: Descriptor) -> Ongoing:
         with self._lock:

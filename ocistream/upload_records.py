@@ -210,6 +210,20 @@ class UploadRecords:
             else:
                 claim.drop()
 
+    def look(self, registry: str, repository: str, digest: str) -> UploadRecord | None:
+        """Give what is there of an upload that nobody uses, be the blob of whatever size; it stays as it is."""
+        if self._directory is None:
+            return None
+        path = self._directory / _name(Key(registry, repository, digest, 0))
+        with contextlib.suppress(OSError):
+            if self._is_too_old(path.lstat().st_mtime):
+                return None
+        claim = self._existing(path, registry, repository)
+        if claim is None:
+            return None
+        claim.leave()
+        return claim.found
+
     def failed(self, claim: Claim, error: OSError) -> None:
         """Give up what could not be written."""
         claim.drop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.errors import TruncatedError
 from ocistream.interfaces import Blob
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Feed:
         self.end = 0
         self.exhausted = False
         self.has_failed = False
+        self.broken: TruncatedError | None = None
 
     def __enter__(self) -> Self:
         """Open the source, and wait for its first bytes."""
@@ -92,6 +94,19 @@ class Feed:
         while self.end - offset < count and self._take(offset + count - self.end):
             pass
         return min(self.end - offset, count)
+
+    def collect(self, offset: int, count: int) -> int:
+        """Read ahead as `fill` does; where the source breaks off meanwhile, what has come by then is what there is.
+
+        `broken` is what it raised, once that is so.
+        """
+        try:
+            return self.fill(offset, count)
+        except TruncatedError as error:
+            if self.end <= offset:
+                raise
+            self.broken = error
+            return self.end - offset
 
     def send(self, offset: int, count: int | None = None) -> Iterator[Chunk]:
         """Give the bytes from `offset` on, `count` of them or all there are. A chunk is valid until the next one."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.reference import printable
 from ocistream.stream import chunks_of, gathered
 
@@ -322,8 +322,8 @@ class TarReader:
             position += length
         return found
 
-    def _truncated(self, where: str) -> ArchiveError:
-        return ArchiveError(
+    def _truncated(self, where: str) -> TruncatedError:
+        return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._position}, {where}",
             hint="whatever wrote it failed or was interrupted",
         )

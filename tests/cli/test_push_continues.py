@@ -164,6 +164,23 @@ def test_from_a_pipe_it_goes_on_after_a_kill_as_well(
     check_whole(served, image, state)
 
 
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_from_a_pipe_that_broke_off_it_goes_on_as_well(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path, way: str
+) -> None:
+    archive = tmp_path / "image.tar"
+    expect.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    arguments = ["push", f"{served.host}/app:1", "--upload", way]
+    broken = ocistream(*arguments, stdin=archive.read_bytes()[: HALF + 100])
+    expect.failure(broken, 6, "truncated", "the same command goes on from there")
+    expect.no_image(served)
+    assert len(records(state)) == 1
+    expect.success(ocistream(*arguments, stdin=archive.read_bytes()))
+    blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
+    assert received(served) == sum(blob["size"] for blob in blobs)
+    check_whole(served, image, state)
+
+
 def test_a_session_that_is_gone_is_begun_anew(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:

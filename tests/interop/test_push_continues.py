@@ -152,3 +152,21 @@ def test_a_pipe_that_breaks_in_a_layer_that_is_made_on_the_way_leaves_no_session
     expect.failure(pushed, 6, "truncated")
     assert [request for request in registry.requests() if request.startswith("PATCH")]
     assert registry.uploads("team/app") == []
+
+
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_after_a_pipe_that_broke_off_the_same_command_ends_well(
+    registry: DockerRegistry, layout: Layout, image: Descriptor, env: dict[str, str | None], tmp_path: Path, way: str
+) -> None:
+    archive = tmp_path / "image.tar"
+    expect.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    push = ["push", f"{registry.host}/team/app:1", "--upload", way, "-v"]
+    broken = ocistream(*push, stdin=archive.read_bytes()[: 3 * MIB + 100], env=env)
+    assert broken.code == 6
+    assert "truncated" in broken.err
+    whole = ocistream(*push, stdin=archive.read_bytes(), env=env)
+    expect.success(whole)
+    # One whole body is a request that broke off.
+    assert ("goes on at byte" in whole.err) == (way != "auto")
+    assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
+    assert records(env) == []

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,12 @@ from ocistream.errors import (
     NotFoundError,
     RegistryError,
     TerminatedError,
+    TruncatedError,
 )
+from ocistream.interfaces import Blob
 from ocistream.ladder import Ladder
 from ocistream.rungs import CHUNK, PUT, Rung
+from ocistream.stream import Chunk
 from ocistream.upload import Uploader
 from ocistream.upload_records import Key, UploadRecord, UploadRecords
 from tests.faults import Action, Fault, HangUp, Header, Reply, StopReading, refusal
@@ -406,11 +413,20 @@ class TestWhatIsKept:
         eventually(lambda: [request.status for request in registry.asked("DELETE")] == [204])
         eventually(lambda: is_clean(registry))
 
-    def test_so_is_what_came_from_a_pipe(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+    @pytest.mark.parametrize("failure", [LocalDiskError("x"), TruncatedError("x")], ids=["interrupted", "cut off"])
+    def test_what_came_from_a_pipe_is_kept_since_it_may_come_from_it_again(
+        self, faulty: Faulty, quick: Quick, run: Run, failure: BaseException
+    ) -> None:
         registry = faulty()
-        failure = self.fail(run, registry, quick(), LocalDiskError("x"), replayable=False)
-        self.check_gone(run, registry)
-        assert getattr(failure, "hint", None) is None
+        self.fail(run, registry, quick(), failure, replayable=False)
+        assert len(run.files()) == 1
+        assert not registry.asked("DELETE")
+        eventually(lambda: all(request.status for request in registry.requests))
+        run.uploader(quick(), registry).upload(Source(replayable=False).blob)
+        assert len(registry.asked("POST")) == 1
+        assert received(registry) == len(CONTENT)
+        assert is_stored(registry)
+        assert run.files() == []
 
     def test_and_what_is_small(self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "WORTH_KEEPING", 2 * MIB + 1)
@@ -732,3 +748,136 @@ def test_a_folder_that_cannot_be_written_is_a_note_and_no_failure(faulty: Faulty
     uploader.settle([BLOB.digest])
     assert len(run.notes) == 1
     assert is_stored(registry)
+
+
+class TestOverALineThatMayBreakOff:
+    """Registries are left no request that breaks off: distribution 2.8 would lose the upload."""
+
+    @pytest.mark.parametrize("way", [None, Rung(CHUNK, MIB)])
+    def test_each_request_has_an_end_whenever_it_breaks(
+        self, faulty: Faulty, quick: Quick, run: Run, way: Rung | None
+    ) -> None:
+        registry = faulty()
+        for at in (MIB, 2 * MIB, 3 * MIB):
+            source = Source(replayable=False)
+            source.before = functools.partial(_fail_at, at)
+            with pytest.raises(TruncatedError):
+                run.uploader(quick(ladder=Ladder(forced=way)), registry).upload(
+                    dataclasses.replace(source.blob, may_break=True)
+                )
+            assert {request.status for request in registry.asked("PATCH")} == {202}
+            assert received(registry) == at
+        run.uploader(quick(ladder=Ladder(forced=way)), registry).upload(
+            dataclasses.replace(Source(replayable=False).blob, may_break=True)
+        )
+        assert received(registry) == len(CONTENT)
+        assert len(registry.asked("POST")) == 1
+        assert is_stored(registry)
+
+    def test_nor_does_one_of_the_chunks_that_were_asked_for_where_a_plain_pipe_does(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty()
+        source = Source(replayable=False)
+        source.before = functools.partial(_fail_at, 3 * MIB)
+        with pytest.raises(TruncatedError):
+            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(source.blob)
+        assert [(patch.status, patch.received) for patch in registry.asked("PATCH")] == [(202, 2 * MIB), (202, MIB)]
+
+    def test_nor_one_with_the_rest_of_a_blob(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry, MIB)
+        with pytest.raises(TruncatedError):
+            run.uploader(quick(), registry).upload_part(BLOB, MIB, rest(MIB, fails_at=3 * MIB))
+        (patch,) = registry.asked("PATCH")
+        assert (patch.status, patch.received) == (202, 2 * MIB)
+        assert len(run.files()) == 1
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == 3 * MIB
+        assert run.uploader(quick(), registry).upload_part(BLOB, 3 * MIB, rest(3 * MIB)) == len(CONTENT)
+        assert received(registry) == len(CONTENT) - MIB
+        assert is_stored(registry)
+        assert run.files() == []
+
+    @pytest.mark.parametrize("fault", [HangUp(), refusal(500), StopReading(MIB // 2)])
+    def test_what_the_registry_did_not_take_of_it_is_sent_again(
+        self, faulty: Faulty, quick: Quick, run: Run, fault: Action
+    ) -> None:
+        registry = faulty(Fault(fault, "PATCH"))
+        reached = run.uploader(quick(), registry).upload_part(BLOB, 0, rest(0))
+        assert reached == len(CONTENT)
+        assert is_stored(registry)
+
+
+def _fail_at(at: int, start: int) -> None:
+    if start == at:
+        raise TruncatedError("x")
+
+
+def rest(start: int, *, fails_at: int | None = None) -> Blob:
+    """Return the rest of the blob, as it comes over a line."""
+
+    def chunks() -> Iterator[Chunk]:
+        for at in range(start, len(CONTENT), MIB):
+            if at == fails_at:
+                raise TruncatedError("x")
+            yield CONTENT[at : at + MIB]
+
+    return Blob(dataclasses.replace(BLOB, size=BLOB.size - start), chunks, replayable=False, may_break=True)
+
+
+class TestHowFarItIs:
+    def test_it_is_asked_for_and_left_as_it_is(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        (path,) = run.files()
+        before = path.read_bytes()
+        for _ in range(2):
+            assert run.uploader(quick(), registry).begun(BLOB.digest) == SENT
+        assert methods(registry) == ["GET", "GET"]
+        assert path.read_bytes() == before
+
+    def test_of_others_nothing_is_asked_and_no_file_made(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert run.files() == []
+        run.was_killed(registry)
+        assert run.uploader(quick(), registry).begun(f"sha256:{'0' * 64}") == 0
+        assert run.uploader(quick(), registry, "other").begun(BLOB.digest) == 0
+        assert len(run.files()) == 1
+        assert methods(registry) == []
+
+    def test_nor_of_one_that_another_process_uses(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        claim = run.records.claim(Key(registry.host, "app", BLOB.digest, len(CONTENT)))
+        assert claim is not None
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        claim.leave()
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == SENT
+
+    @pytest.mark.parametrize("path", ["/v2/other/blobs/uploads/1", "/v2/app/blobs/uploads/1?token=x"])
+    def test_nor_at_another_place_than_our_own_uploads_have(
+        self, faulty: Faulty, quick: Quick, run: Run, path: str
+    ) -> None:
+        registry = faulty()
+        run.has_left(registry, registry.url + path)
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert methods(registry) == []
+
+    @pytest.mark.parametrize("fault", [refusal(404), refusal(500), refusal(403), HangUp()])
+    def test_where_there_is_no_answer_nothing_is_certain(
+        self, faulty: Faulty, quick: Quick, run: Run, fault: Action
+    ) -> None:
+        registry = faulty(Fault(fault, "GET", times=None))
+        run.was_killed(registry)
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert len(run.files()) == 1
+        assert set(methods(registry)) == {"GET"}
+
+    def test_what_is_too_old_is_not_asked_for(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry)
+        (path,) = run.files()
+        os.utime(path, (0, 0))
+        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert methods(registry) == []
