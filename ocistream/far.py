@@ -23,6 +23,7 @@ from ocistream.errors import (
     AuthenticationError,
     IntegrityError,
     LocalDiskError,
+    LostBeginningError,
     NetworkError,
     NotFoundError,
     OcistreamError,
@@ -65,7 +66,7 @@ _KINDS: Final = {
 }
 #: Characters of what it says that are shown in an error.
 _SHOWN: Final = 4096
-_AGAIN: Final = "the same command goes on: what has arrived whole is not sent again"
+_AGAIN: Final = "the same command goes on: what has arrived is not sent again, where it can be gone on with there"
 
 _T = TypeVar("_T")
 
@@ -305,5 +306,7 @@ def _as_ours(error: Mapping[str, Any], code: int) -> OcistreamError:
         hint = "nothing, or not all, has come there: does --via pass stdin on, as `docker exec -i` and `ssh` do?"
     elif code == ArchiveError.exit_code and "left out" in message:
         hint = "it has lost them since it said that it has them: the same command asks again"
+    if error.get("kind") == LostBeginningError.kind:
+        return LostBeginningError(f"the far side failed: {message}", hint=hint)
     kind = _KINDS.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
     return kind(f"the far side failed: {message}", hint=hint)

@@ -5,8 +5,11 @@ A list is text, small enough to go by any channel (some 80 bytes a blob)::
     # ocistream have 1
     # origin registry.local/app
     # by ocistream 0.5.0
+    # reached sha256:... 12345678
     # digests 30
     sha256:...
+
+`reached` is a blob that is not there, but so many bytes of it in an upload that can be gone on with.
 
 Whoever makes one by hand writes digests and nothing else. Lists may be joined with `cat`. It may not open anything.
 """
@@ -23,7 +26,7 @@ from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.reference import DIGEST_HEX_LENGTHS, is_digest, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Found", "HaveList", "found_in", "lines", "lines_of"]
 
@@ -31,8 +34,10 @@ _FORMAT: Final = "# ocistream have "
 _VERSION: Final = "1"
 _ORIGIN: Final = "# origin "
 _BY: Final = "# by ocistream "
+_REACHED: Final = "# reached "
 _DIGESTS: Final = "# digests "
 _COUNT = re.compile(r"[0-9]{1,9}\Z")
+_OFFSET = re.compile(r"[1-9][0-9]{0,17}\Z")
 #: How files begin that are no text of one byte a character, and what is to be said of them.
 _BEGINNINGS: Final = {
     b"\x1f\x8b": "it is compressed by gzip: unpack it",
@@ -59,12 +64,19 @@ class Found:
     total: int
 
 
-def lines(origins: Sequence[str], digests: Collection[str], *, by: str) -> Iterator[str]:
-    """Write a list, as lines with their ends; the digests in order. `by` is the version that writes it."""
+def lines(
+    origins: Sequence[str], digests: Collection[str], *, by: str, reached: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """Write a list, as lines with their ends; the digests in order.
+
+    `by` is the version that writes it, and `reached` how many bytes are there of blobs that can be gone on with.
+    """
     yield f"{_FORMAT}{_VERSION}\n"
     for origin in origins:
         yield f"{_ORIGIN}{printable(origin, limits.MAX_HAVE_LINE // 8)}\n"
     yield f"{_BY}{by}\n"
+    for digest, offset in sorted((reached or {}).items())[: limits.MAX_REACHED]:
+        yield f"{_REACHED}{digest} {offset}\n"
     yield f"{_DIGESTS}{len(digests)}\n"
     for digest in sorted(digests):
         yield f"{digest}\n"
@@ -101,6 +113,8 @@ class HaveList:
         self.origins: dict[str, None] = {}
         self.writers: dict[str, None] = {}
         self.total = 0
+        #: Of which blobs how many bytes are there.
+        self.reached: dict[str, int] = {}
         #: How many lists are joined in it, by their first lines and by their counts; how many digests these promise.
         self._begun = 0
         self._counted = 0
@@ -153,6 +167,11 @@ class HaveList:
                 raise self._malformed(number, f"{printable(count, 40)!r} is no number of digests")
             self._counted += 1
             self._promised += int(count)
+        elif text.startswith(_REACHED):
+            # It only spares something: what makes no sense is passed over.
+            digest, _, offset = text.removeprefix(_REACHED).partition(" ")
+            if is_digest(digest) and _OFFSET.match(offset) and len(self.reached) < limits.MAX_REACHED:
+                self.reached[digest] = int(offset)
         else:
             for prefix, known in ((_ORIGIN, self.origins), (_BY, self.writers)):
                 if text.startswith(prefix) and len(known) < limits.MAX_HAVE_HEADERS:

@@ -8,17 +8,19 @@ be there each time, refused each time, and never mended.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
 from ocistream.model import UNKNOWN_SIZE
 from ocistream.stores import Want, is_directory, open_source
 from ocistream.workers import each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ocistream.distribution import Repository
     from ocistream.graph import Graph
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ocistream.model import Descriptor
     from ocistream.reference import Reference
     from ocistream.stores import End, Surroundings
+    from ocistream.upload_records import UploadRecords
 
 __all__ = ["Holding", "open_holding"]
 
@@ -60,6 +63,12 @@ class Holding(Protocol):
             OcistreamError: it cannot be read.
         """
 
+    def begun(self, digests: Sequence[str]) -> Mapping[str, int]:
+        """Say of which of these blobs, which are not there, interrupted runs of this user have left how many bytes.
+
+        Only what another run can go on with counts, and what is worth it. What is not certain is left out.
+        """
+
 
 def open_holding(
     end: End,
@@ -67,17 +76,17 @@ def open_holding(
     early: Early,
     *,
     want: Want | None = None,
-    writes: bool = False,
+    records: UploadRecords | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Holding:
     """Give what an end holds, be it a repository or an image there, a layout, an archive or a pipe.
 
-    `early` is where a pipe leaves what comes before its index. If somebody `writes` there next, a registry is asked
-    with that right; what is in the repositories `around.mount_from` counts as there to `among`. `tell` is told what
-    was left out.
+    `early` is where a pipe leaves what comes before its index. If somebody writes there next, a registry is asked with
+    that right, and `records` is where uploads are remembered; what is in the repositories `around.mount_from` counts as
+    there to `among`. `tell` is told what was left out.
     """
     if end.reference is not None:
-        asking = _Asking(around, end.reference, early, writes=writes)
+        asking = _Asking(around, end.reference, early, records)
         return _RepositoryHolding(asking, tell) if end.is_repository else _ImageHolding(asking)
     kind = _LayoutHolding if end.kind == "oci" or (end.kind == "path" and is_directory(end)) else _ArchiveHolding
     return kind(end, around, want or Want(), early)
@@ -86,11 +95,12 @@ def open_holding(
 class _Asking:
     """One repository of a registry, asked for what it has: the registry itself, and no mirror of it."""
 
-    def __init__(self, around: Surroundings, reference: Reference, early: Early, *, writes: bool) -> None:
+    def __init__(self, around: Surroundings, reference: Reference, early: Early, records: UploadRecords | None) -> None:
         self.reference = reference
         self._around = around
         self._early = early
-        self._writes = writes
+        self._records = records
+        self._writes = records is not None
 
     def tags(self) -> tuple[Sequence[str], str | None]:
         """List the tags, and say why they are not all, if so."""
@@ -124,10 +134,23 @@ class _Asking:
         each(ask, blobs, jobs=self._around.jobs, cancelled=self._around.transport().cancelled)
         return found
 
+    def begun(self, digests: Sequence[str]) -> dict[str, int]:
+        """Ask of each of these blobs how much is there of an upload that an earlier run has left."""
+        from ocistream.upload import Uploader
+
+        uploader = Uploader(self._repository(self.reference.repository, writes=True), self._records)
+        return _worth_it((digest, uploader.begun(digest)) for digest in digests)
+
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
         from ocistream.distribution import Repository
 
         return Repository(self._around.transport(), self.reference.registry, name, writes=writes)
+
+
+def _worth_it(begun: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Leave out what is sent sooner than it is gone on with."""
+    found = ((digest, size) for digest, size in begun if size >= limits.WORTH_KEEPING)
+    return dict(itertools.islice(found, limits.MAX_REACHED))
 
 
 def _has(repository: Repository, blob: Descriptor) -> bool:
@@ -169,6 +192,9 @@ class _RepositoryHolding:
     def among(self, blobs: Sequence[Descriptor]) -> set[str]:
         return self._asking.there(blobs, shared=True)
 
+    def begun(self, digests: Sequence[str]) -> Mapping[str, int]:
+        return self._asking.begun(digests)
+
     def _graphs(self, references: Sequence[Reference]) -> Iterable[Graph]:
         """Get what some tags stand for; one by one where that fails, so that a single one does not stand for all.
 
@@ -201,6 +227,9 @@ class _ImageHolding:
         needed = {blob.digest for blob in graph.blobs}
         asked = self._asking.there([blob for blob in blobs if blob.digest in needed], shared=True)
         return asked | (manifests & {blob.digest for blob in blobs})
+
+    def begun(self, digests: Sequence[str]) -> Mapping[str, int]:
+        return self._asking.begun(digests)
 
     def _graph(self) -> Graph:
         return self._asking.graph([self._asking.reference])
@@ -240,6 +269,13 @@ class _LayoutHolding:
             return found
         return found & _needed(open_source(self._end, self._around, self._want).graph(self._early))
 
+    def begun(self, digests: Sequence[str]) -> Mapping[str, int]:
+        from ocistream.stores.layout_directory import LayoutDirectory
+
+        assert self._end.path is not None  # noqa: S101 - parse_end sees to it
+        layout = LayoutDirectory(self._end.path)
+        return _worth_it((digest, layout.begun(digest)) for digest in digests)
+
 
 class _ArchiveHolding:
     """An archive, in a file or on a pipe: what its headers say is in it, or as much of that as one image needs.
@@ -260,6 +296,9 @@ class _ArchiveHolding:
     def among(self, blobs: Sequence[Descriptor]) -> set[str]:
         sizes = self._sizes()
         return {blob.digest for blob in blobs if _fits(blob, sizes.get(blob.digest))}
+
+    def begun(self, digests: Sequence[str]) -> Mapping[str, int]:  # noqa: ARG002 - nothing is added to an archive
+        return {}
 
     def _sizes(self) -> dict[str, int]:
         source = open_source(self._end, self._around, self._want)

@@ -164,6 +164,10 @@ LOCK_SAID: Final = 3.0
 #: The same of the state directory, without which all goes on.
 STATE_LOCK_TIME: Final = 2.0
 
+#: Blobs of which the far side of a copy has the beginning, and which are gone on with: there are as many as were under
+#: way at once.
+MAX_REACHED: Final = 256
+
 # State of earlier runs -------------------------------------------------------------------------------------
 #: The file of what was learnt of hosts, and the hosts in it: some hundred bytes each.
 MAX_STATE_FILE: Final = 256 * KIB

@@ -253,6 +253,11 @@ def is_called_so(name: str) -> bool:
     return is_stray_of(name) or lasting(name) is not None
 
 
+def lasting_path(path: Path) -> Path:
+    """Say where that is, or would be, which an interrupted run leaves of a file to go on with."""
+    return path.with_name(_lasting_name(path.name))
+
+
 def _lasting_name(name: str) -> str:
     return f".{_shortened(name, len(f'.{PARTIAL_SUFFIX}'))}{PARTIAL_SUFFIX}"
 

@@ -32,6 +32,7 @@ __all__ = [
     "Hasher",
     "Tally",
     "chunks_of",
+    "closing_of",
     "counted",
     "digest_of",
     "gathered",
@@ -71,7 +72,7 @@ def verified(
     hasher: Hasher = new_hash(descriptor.digest)
     thread = Beside(hasher) if beside and descriptor.size >= BESIDE else None
     seen = 0
-    with _closing(chunks), thread or nullcontext():
+    with closing_of(chunks), thread or nullcontext():
         hasher = thread or hasher
         for chunk, is_new in _joined(held, chunks):
             if not chunk:
@@ -95,7 +96,7 @@ def verified(
 
 def _joined(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
     """Give chunks of both, and of each whether it is one of the latter."""
-    with _closing(held):
+    with closing_of(held):
         for chunk in held:
             yield chunk, False
     for chunk in chunks:
@@ -112,7 +113,7 @@ def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Itera
         IntegrityError: the blob has another size than `descriptor` promises.
     """
     seen = offset
-    with _closing(chunks):
+    with closing_of(chunks):
         for chunk in chunks:
             seen += len(chunk)
             if seen > descriptor.size:
@@ -122,7 +123,7 @@ def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Itera
         raise wrong_size(descriptor, seen)
 
 
-def _closing(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
+def closing_of(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
     """Close what makes the chunks at the end of the block, if it can be: a generator can, a list cannot."""
     return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
 

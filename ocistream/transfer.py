@@ -354,7 +354,9 @@ class _Transfer:
 
     def _put_one(self, blob: Blob) -> None:
         digest = blob.descriptor.digest
-        if digest in self._layers and self.conversion is not None:
+        if blob.start:
+            self._put_rest(blob)
+        elif digest in self._layers and self.conversion is not None:
             self._convert(blob, self.conversion)
         elif digest in self._configs:
             self._put_config(blob)
@@ -369,6 +371,23 @@ class _Transfer:
                 self._put(blob, checked)
         else:
             self._put(blob)
+
+    def _put_rest(self, blob: Blob) -> None:
+        """Put what the source has of a blob where the sink has the beginning.
+
+        Raises:
+            UnsupportedError: it has to be read from its beginning.
+        """
+        # Hardly any archive goes on with blobs.
+        from ocistream.beginnings import put_rest
+
+        digest = blob.descriptor.digest
+        if digest in {*self._layers, *self._configs, *self._kept, *self._of_images.digests}:
+            msg = f"{digest}: only the end of it comes, and all of it is to be read here"
+            raise UnsupportedError(msg)
+        watched = Watched(self._observer.advance, self._cancelled)
+        put_rest(self._sink, blob, watched)
+        self._note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
 
     def _part_by_part(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
         """Put what there is of blobs that have the rest of their parts in other volumes; say which those are."""

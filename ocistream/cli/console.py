@@ -50,10 +50,11 @@ class Console:
         if self.verbosity >= level:
             self._print("info" if level <= 0 else "debug", message, fields)
 
-    def error(self, message: str, *, hint: str | None = None, code: int | None = None) -> None:
-        """Say what failed, and on a second line what can be done about it."""
+    def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
+        """Say what failed, and on a second line what can be done about it; `kind` is for programs that listen."""
         if self.as_json:
-            fields = {key: value for key, value in {"hint": hint, "exit_code": code}.items() if value is not None}
+            given = {"hint": hint, "exit_code": code, "kind": kind}
+            fields = {key: value for key, value in given.items() if value is not None}
             self._print("error", message, fields)
             return
         self._line(_in_one_line(f"ocistream: error: {message}"))

@@ -176,7 +176,7 @@ def _report(console: Console, error: BaseException) -> int:
         error = files.disk_error("cannot write to stdout", error)
     if isinstance(error, OcistreamError):
         hint = "; ".join(text for text in (error.hint, _kept()) if text)
-        console.error(error.what, hint=hint or None, code=error.exit_code)
+        console.error(error.what, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(
         f"internal error: {type(error).__name__}: {error}",

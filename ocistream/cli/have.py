@@ -21,7 +21,7 @@ from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.stores import Want, parse_end
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import IO
 
     from ocistream.cli.session import Session
@@ -72,9 +72,17 @@ def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
         raise UsageError(msg, hint="without it, name those repositories beside the others: ocistream have REPO REPO")
     session.check_credentials({end.reference.registry for end in parsed if end.reference})
     with _opened(session, parsed, writes=among is not None) as holdings:
-        found = _all_of(holdings) if among is None else _some_of(holdings, _asked_for(session, among))
+        reached: Mapping[str, int] = {}
+        if among is None:
+            found = _all_of(holdings)
+        else:
+            asked_for = _asked_for(session, among)
+            found = _some_of(holdings, asked_for)
+            if len(holdings) == 1:
+                # Of several nobody could tell of which.
+                reached = holdings[0].begun([blob.digest for blob in asked_for if blob.digest not in found])
     # Nothing was written before: whoever gets a list gets all of it.
-    text = lines([holding.origin for holding in holdings], found, by=__version__)
+    text = lines([holding.origin for holding in holdings], found, by=__version__, reached=reached)
     while some := "".join(itertools.islice(text, _LINES)):
         click.echo(some, nl=False)
 
@@ -97,7 +105,12 @@ def _opened(session: Session, ends: Sequence[End], *, writes: bool) -> Iterator[
         mounts = mount_sources(session.options["mount_from"], registry)
         around = session.surroundings(named={registry} if registry else ())
         return open_holding(
-            end, replace(around, mount_from=mounts), onlooker, want=want, writes=writes, tell=session.console.note
+            end,
+            replace(around, mount_from=mounts),
+            onlooker,
+            want=want,
+            records=session.records() if writes else None,
+            tell=session.console.note,
         )
 
     with contextlib.closing(Onlooker(session.cancelled)) as onlooker:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import __version__
+from ocistream import __version__, limits
+from ocistream.begun import BEGUN, begun_text, from_byte
 from ocistream.cli.interruption import Stop
 from ocistream.cli.moving import move
-from ocistream.errors import ArchiveError, IntegrityError, TerminatedError, UsageError
+from ocistream.errors import ArchiveError, IntegrityError, LostBeginningError, TerminatedError, UsageError
 from ocistream.far import FarCommand, check_safe, split_command
 from ocistream.have_lists import HaveList, lines, lines_of
 from ocistream.left_out import HAVE, Reason
 from ocistream.reference import is_digest, printable
 from ocistream.stores import open_source, parse_end
 from ocistream.stores.archive import ArchiveSink
+from ocistream.volumes import part_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocistream.cli.session import Session
     from ocistream.graph import Graph, Root
-    from ocistream.interfaces import Sink, Source
+    from ocistream.interfaces import Blob, Sink, Source
     from ocistream.stores import End, Want
     from ocistream.stream import Chunk
 
@@ -64,7 +66,18 @@ def copy_via(session: Session, src: End, destination: str, want: Want, via: tupl
         reference = there.end.reference
         return reference.name if reference else there.end.name or root.name or root.origin or src.text
 
-    move(session, open_ends, label, of=src, to=there.end, leave_out=far.leave_out, is_far=True)
+    def send() -> None:
+        move(session, open_ends, label, of=src, to=there.end, leave_out=far.leave_out, is_far=True)
+
+    try:
+        send()
+    except LostBeginningError as error:
+        if src.is_stream or session.cancelled.is_set():
+            # It cannot be read again here; or this run is over.
+            raise
+        session.console.note(f"{error.what}; now all of it is sent")
+        far.goes_on = False
+        send()
 
 
 class _Destination:
@@ -96,6 +109,8 @@ class _FarSide:
         self._line = line
         self._there = there
         self._sink: _FarSink | None = None
+        #: Whether blobs are sent from where the far side says that it has come to.
+        self.goes_on = True
 
     def sink(self) -> Sink:
         """Give what writes to it, once there is something to write."""
@@ -111,6 +126,10 @@ class _FarSide:
             return {}
         found, read = self._ask(asked)
         self._tell_version(read)
+        if self.goes_on and self._sink is not None:
+            self._sink.begun = _begun(graph, read.reached)
+            for digest, offset in self._sink.begun.items():
+                self._session.console.note(f"{digest} goes on at byte {offset}, to which the far side has come")
         return dict.fromkeys(sorted(found), Reason(HAVE, self._there.asked))
 
     def _ask(self, digests: Sequence[str]) -> tuple[set[str], HaveList]:
@@ -216,11 +235,44 @@ class _FarSink(ArchiveSink):
     def __init__(self, output: _FarOutput, *, mtime: int) -> None:
         super().__init__(output, mtime=mtime)
         self._output = output
+        #: Of which blobs the far side has how many bytes.
+        self.begun: Mapping[str, int] = {}
+
+    def notes(self) -> dict[str, str]:
+        """Say what goes on, and that the archive comes over a line."""
+        return {BEGUN: begun_text(self.begun)}
+
+    def put(self, blob: Blob) -> None:
+        """Send a blob, or the rest of it, of which the last chunk comes when all of it was found right.
+
+        It is read from its beginning all the same: only that proves the digest, and what is near costs no line.
+        """
+        digest, size = blob.descriptor.digest, blob.descriptor.size
+        start = self.begun.get(digest, 0)
+        if not start:
+            super().put(blob)
+            return
+        self._tar.add(part_name(digest, start), size - start, from_byte(blob.open(), start))
+        self._written.add(digest)
 
     def commit(self, graph: Graph) -> None:
         """Write the end of the archive, and wait until all of it is visible."""
         super().commit(graph)
         _check_results(graph, self._output.results)
+
+
+def _begun(graph: Graph, reached: Mapping[str, int]) -> dict[str, int]:
+    """Give the blobs that are to be gone on with, and where: some byte of each is left to be sent.
+
+    What the far side says may be anything: it is held against what is known here, and what comes of it is verified
+    there.
+    """
+    configs = {document.config.digest for document in graph.documents.values() if document.config}
+    return {
+        blob.digest: min(reached[blob.digest], blob.size - 1)
+        for blob in graph.blobs
+        if limits.WORTH_KEEPING <= reached.get(blob.digest, 0) <= blob.size and blob.digest not in configs
+    }
 
 
 def _abandon(far: FarCommand) -> None:

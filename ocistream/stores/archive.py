@@ -14,7 +14,7 @@ from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Unnamed
@@ -41,13 +41,17 @@ class ArchiveSink:
         # A name that cannot be written is found before anything is.
         entries = entries_of(graph)
         self._start()
-        for name, content in small_files(graph, entries):
+        for name, content in small_files(graph, entries, self.notes()):
             self._tar.add_small(name, content)
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
             if digest not in self._written:
                 self._written.add(digest)
                 self._tar.add_small(blob_name(digest), manifest.raw)
+
+    def notes(self) -> dict[str, str]:
+        """Give what its index says beside what was left out: annotations."""
+        return {}
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether the blob was written: the same digest is not stored twice."""
@@ -96,10 +100,15 @@ class ArchiveSink:
             self._tar.add_small("oci-layout", OCI_LAYOUT)
 
 
-def small_files(graph: Graph, entries: Sequence[Descriptor]) -> Iterator[tuple[str, bytes]]:
-    """Give what stands before the manifests: names and contents. `entries` are those of the index."""
-    notes = {LEFT_OUT: left_out_text(graph.leaving)} if graph.leaving else None
-    yield "index.json", index_json(entries, notes=notes)
+def small_files(
+    graph: Graph, entries: Sequence[Descriptor], notes: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Give what stands before the manifests: names and contents.
+
+    `entries` are those of the index, and `notes` annotations of it beside that of what was left out.
+    """
+    said = {**(notes or {}), **({LEFT_OUT: left_out_text(graph.leaving)} if graph.leaving else {})}
+    yield "index.json", index_json(entries, notes=said or None)
     # Docker could load nothing that lacks a layer.
     docker = docker_manifest_json(graph) if not graph.leaving else canonical_json([])
     if docker != canonical_json([]):

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import files, layers, limits
+from ocistream.begun import begun_of, from_byte
 from ocistream.blobs import held
 from ocistream.compression import NONE, Codec, codec_of
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
@@ -33,7 +34,7 @@ from ocistream.stores.index import Selection, every_image, parse_layout_file, re
 from ocistream.stores.parts import PassingParts, check_parts
 from ocistream.stores.tar import Entry, Input, TarReader
 from ocistream.stream import digest_of, gathered, verified
-from ocistream.volumes import volume_of
+from ocistream.volumes import part_of, volume_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,8 @@ class ArchiveStreamSource:
         self._held_bytes = 0
         self._spilled: dict[str, Descriptor] = {}
         self._given: set[str] = set()
+        #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
+        self._rests: dict[str, int] | None = None
         #: A blob that began to pass when the graph was complete without what was given up.
         self._begun: tuple[Entry, str, Iterator[Chunk]] | None = None
         self._given_up: set[str] = set()
@@ -142,11 +145,35 @@ class ArchiveStreamSource:
             if descriptor is None and self._everything:
                 descriptor = Descriptor(UNKNOWN_TYPE, digest, entry.size)
             if descriptor is not None:
-                yield Blob(descriptor, content_of, replayable=False)
+                yield self._blob(descriptor, entry, content_of)
         with files.disk_errors(self._what):
             self._reader.drain()
         if self.volume is not None and self._everything:
             check_parts(self.volume, self._contents)
+
+    def _blob(self, descriptor: Descriptor, entry: Entry, content_of: Callable[[], Iterator[Chunk]]) -> Blob:
+        """Give a blob, or the rest of one.
+
+        Raises:
+            ArchiveError: that does not end where the blob does.
+        """
+        if self._rests is None:
+            return Blob(descriptor, content_of, replayable=False)
+        if start := self._start_of(entry):
+            if start + entry.size != descriptor.size:
+                msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
+                raise ArchiveError(msg)
+            return Blob(descriptor, content_of, replayable=False, may_break=True, start=start)
+        # What is there of it need not be written again, though it comes.
+        open_at = partial(_from, content_of)
+        return Blob(descriptor, content_of, replayable=False, open_at=open_at, may_break=True)
+
+    def _start_of(self, entry: Entry) -> int:
+        """Say where an entry begins in its blob: 0, unless it is one of those of which only the rest comes."""
+        if not self._rests or self._everything or entry.kind != "file":
+            return 0
+        part = part_of(plain_name(entry.name))
+        return part[1] if part and not part[2] and self._rests.get(part[0]) == part[1] else 0
 
     @property
     def contents(self) -> Contents:
@@ -163,6 +190,7 @@ class ArchiveStreamSource:
         if entry is self._contents.index:
             index = read_index(self._read(entry, limits.MAX_MANIFEST))
             self.volume = volume_of(index.notes) if index.notes else None
+            self._rests = begun_of(index.notes) if index.notes else None
             gathering.begin(*index)
         elif entry is self._contents.layout:
             parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
@@ -318,6 +346,8 @@ class ArchiveStreamSource:
             yield begun, of, lambda: rest
         for entry in self._read_entries():
             digest = self._contents.add(entry)
+            if digest is None and self._start_of(entry) and (part := part_of(plain_name(entry.name))):
+                digest = part[0]
             if digest is not None:
                 yield entry, digest, self._content(entry)
             else:
@@ -359,6 +389,10 @@ def open_stream(path: Path) -> Input:
         msg = f"{path} is a terminal, from which no archive is read"
         raise UsageError(msg)
     return file
+
+
+def _from(content_of: Callable[[], Iterator[Chunk]], offset: int) -> Iterator[Chunk]:
+    return from_byte(content_of(), offset)
 
 
 class _Content:

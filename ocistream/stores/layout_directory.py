@@ -13,7 +13,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from ocistream import files, limits, partials
-from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
+from ocistream.errors import (
+    ArchiveError,
+    IntegrityError,
+    LostBeginningError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
 from ocistream.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.stores.index import OCI_LAYOUT, Index, index_json, parse_layout_file, read_index
 from ocistream.stream import Chunk, chunks_of, verified
@@ -252,6 +259,36 @@ class LayoutDirectory:
                 writer = files.SteadyWriter(partial.file)
                 for chunk in rest:
                     writer.write(chunk)
+
+    def take_rest(self, blob: Blob) -> None:
+        """Store a blob of which an earlier run has left the beginning (`interfaces.GoesOn`).
+
+        Raises:
+            LostBeginningError: less of it is there than what `blob` begins with.
+            IntegrityError: together they are not the blob; nothing of it is left then.
+            LocalDiskError: the disk is full, read-only, or otherwise in the way.
+        """
+        digest, size = blob.descriptor.digest, blob.descriptor.size
+        path = self.blob_path(digest)
+        with (
+            files.disk_errors(f"cannot write the blob {digest} in {self.path}"),
+            files.lasting_file(path, durable=False) as partial,
+        ):
+            held = min(partial.size(), size)
+            if held < blob.start or blob.resume is None:
+                msg = f"{digest}: only {held} bytes of it are there, and {blob.start} were"
+                raise LostBeginningError(msg, hint="run the same command again: all of it is sent then")
+            writer = files.SteadyWriter(partial.file)
+            for chunk in self._rest_of(blob, partial):
+                writer.write(chunk)
+
+    def begun(self, digest: str) -> int:
+        """Say how many bytes an interrupted run has left of a blob, as its file has it; 0 where there is none."""
+        try:
+            status = partials.lasting_path(self.blob_path(digest)).lstat()
+        except OSError:
+            return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     @staticmethod
     def _rest_of(blob: Blob, partial: Partial) -> Iterator[Chunk]:

@@ -6,6 +6,7 @@ below that; here is which repository a blob is in, and in what order things beco
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
@@ -15,10 +16,12 @@ from ocistream.attachments import listed
 from ocistream.distribution import Repository, is_canonical
 from ocistream.errors import (
     IntegrityError,
+    LostBeginningError,
     NetworkError,
     RegistryError,
     UnsupportedError,
 )
+from ocistream.interfaces import Blob
 from ocistream.stores.hung_tags import HungTags
 from ocistream.stores.known_images import KnownImages
 from ocistream.stream import digest_of, gathered, verified
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.graph import Graph, Root
-    from ocistream.interfaces import Blob, Source, Unnamed
+    from ocistream.interfaces import Source, Unnamed
     from ocistream.left_out import Reason
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
@@ -171,6 +174,24 @@ class RegistrySink:
         """Ask how far the upload is that other parts of a blob have begun."""
         lacking = self._lacking(descriptor)
         return self._uploaders[lacking[0]][1].reached(descriptor) if len(lacking) == 1 else 0
+
+    def put_rest(self, blob: Blob) -> None:
+        """Upload the rest of a blob of which an earlier run has begun the upload; the registry checks all of it.
+
+        Raises:
+            LostBeginningError: the registry does not have as much of it, or not any more.
+        """
+        descriptor, start = blob.descriptor, blob.start
+        assert blob.open_at is not None, "it is given with the rest of a blob"  # noqa: S101 - see interfaces.GoesOn
+        rest = Blob(
+            replace(descriptor, size=descriptor.size - start),
+            partial(blob.open_at, start),
+            replayable=False,
+            may_break=blob.may_break,
+        )
+        if self.put_part(descriptor, start, rest) != descriptor.size:
+            msg = f"{descriptor.digest}: the registry does not have the first {start} bytes of it any more"
+            raise LostBeginningError(msg, hint="run the same command again: all of it is sent then")
 
     def takes_early(self) -> bool:
         """Say whether it is known where blobs belong before the graph is."""

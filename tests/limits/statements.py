@@ -190,4 +190,13 @@ LIMITS: Final[dict[int, Limit]] = {
                "unit/test_sending_parts.py::test_parts_that_are_right_and_make_another_blob_are_refused_by_the_registry",
                "cli/test_volumes.py::test_a_volume_of_another_image_is_refused_by_name"),
     ),
+    22: Limit(
+        "The rest of a blob ends where the blob does; with its beginning it is verified whole, or all of it is sent",
+        ("begun:begun_of", "beginnings:put_rest"),
+        tests=("unit/test_begun.py::test_what_is_malformed_is_refused",
+               "unit/test_begun.py::test_so_are_more_than_there_can_be",
+               "unit/test_begun.py::test_what_does_not_end_where_the_blob_does",
+               "unit/test_begun.py::test_together_they_have_to_be_the_blob",
+               "cli/test_via_continues.py::test_a_beginning_that_is_not_the_blobs_costs_time_and_nothing_else"),
+    ),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
-from ocistream.have_lists import Found, found_in, lines, lines_of
+from ocistream.have_lists import Found, HaveList, found_in, lines, lines_of
 from tests.images import digest_of
 
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
@@ -198,3 +198,31 @@ def test_memory_does_not_grow_with_the_list() -> None:
         tracemalloc.stop()
         assert len(found.origins) <= limits.MAX_HAVE_HEADERS
     assert peaks[1] < peaks[0] + 64 * limits.KIB
+
+
+def reached(text: bytes) -> dict[str, int]:
+    listed = HaveList(lines_of(io.BytesIO(text)), "have.txt")
+    list(listed)
+    return listed.reached
+
+
+def test_what_is_there_of_others_stands_in_front_and_readers_that_do_not_know_it_pass_over_it() -> None:
+    text = "".join(lines(["app"], {A}, by="0.5.0", reached={C: 12, B: 1 << 40})).encode()
+    first, second = sorted([f"# reached {B} {1 << 40}", f"# reached {C} 12"])
+    assert f"{first}\n{second}\n# digests 1\n" in text.decode()
+    assert reached(text) == {B: 1 << 40, C: 12}
+    assert read(text, A, B) == Found({A}, ("app",), ("0.5.0",), 1)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "x", A, f"{A} ", f"{A} 0", f"{A} 01", f"{A} -1", f"{A} 1 2", f"{A} {10**18}", "sha256:1 5", f"{A} ٣"]
+)
+def test_what_makes_no_sense_there_is_passed_over(line: str) -> None:
+    assert reached(HEAD + f"# reached {line}\n# reached {B} 7\n# digests 0\n".encode()) == {B: 7}
+
+
+def test_no_more_of_them_is_held_than_there_can_be() -> None:
+    many = {digest_of(f"{n}".encode()): n + 1 for n in range(limits.MAX_REACHED + 1)}
+    assert len(reached("".join(lines(["app"], (), by="1", reached=many)).encode())) == limits.MAX_REACHED
+    text = HEAD + "".join(f"# reached {digest} {n}\n" for digest, n in many.items()).encode() + b"# digests 0\n"
+    assert len(reached(text)) == limits.MAX_REACHED

@@ -1,0 +1,157 @@
+"""Archives that have only the rest of a blob: what they say of it, and what is believed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream import limits, transfer
+from ocistream.begun import BEGUN, begun_of, begun_text, from_byte
+from ocistream.errors import ArchiveError, LostBeginningError, UnsupportedError
+from ocistream.interfaces import Sink
+from ocistream.stores.archive import ArchiveSink
+from ocistream.stores.archive_stream import ArchiveStreamSource
+from ocistream.stores.layout import LayoutSink
+from ocistream.stores.outputs import file_output
+from tests.archives import small_first, tar_of
+from tests.images import Layout, digest_of
+
+MIB = 1 << 20
+A, B = digest_of(b"a"), digest_of(b"b")
+
+
+@given(st.dictionaries(st.sampled_from([A, B, digest_of(b"c", "sha512")]), st.integers(1, 10**18 - 1)))
+def test_what_is_written_is_read(begun: dict[str, int]) -> None:
+    assert begun_of({BEGUN: begun_text(begun)}) == begun
+
+
+def test_without_the_annotation_an_archive_comes_over_no_line() -> None:
+    assert begun_of({}) is None
+    assert begun_of({BEGUN: ""}) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["x", A, f"{A} 0", f"{A} 01", f"{A} x", f"{A} 1\n", f"{A} 1\n{A} 2", f"{A}  1", f"{A} 1 2"]
+)
+def test_what_is_malformed_is_refused(text: str) -> None:
+    with pytest.raises(ArchiveError, match=BEGUN):
+        begun_of({BEGUN: text})
+
+
+def test_so_are_more_than_there_can_be() -> None:
+    many = {digest_of(f"{n}".encode()): 1 for n in range(limits.MAX_REACHED + 1)}
+    with pytest.raises(ArchiveError, match=BEGUN):
+        begun_of({BEGUN: begun_text(many)})
+
+
+@given(st.lists(st.binary(max_size=5)), st.integers(0, 30))
+def test_from_a_byte_on_is_all_that_comes_after_it(chunks: list[bytes], offset: int) -> None:
+    assert b"".join(bytes(chunk) for chunk in from_byte(iter(chunks), offset)) == b"".join(chunks)[offset:]
+
+
+class Rest:
+    """An image's archive that has one layer from some byte on, as `copy --via` sends it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.start = 2 * MIB
+        layer, _ = layout.random_layer(4 * MIB, seed=1)
+        layout.image([layer], name="v1")
+        self.hex = str(layer["digest"])[7:]
+        self.content = layout.file(layer["digest"]).read_bytes()
+        self.items = small_first(layout)
+
+    def of_config(self, layout: Layout) -> bytes:
+        """Return the same with all of the layer, and no more than the end of the config."""
+        index = json.loads(dict(self.items)["index.json"])
+        config = str(layout.read(index["manifests"][0]["digest"])["config"]["digest"])
+        index["annotations"] = {BEGUN: f"{config} 1"}
+        items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(config[7:])]
+        part = (f"parts/sha256/{config[7:]}/1", layout.file(config).read_bytes()[1:])
+        return tar_of([("index.json", json.dumps(index).encode()), *items, part])
+
+    def archive(self, said: int | None = None, rest: bytes | None = None) -> bytes:
+        """Return it: it says that it begins at `said`, and has `rest`."""
+        index = json.loads(dict(self.items)["index.json"])
+        index["annotations"] = {BEGUN: f"sha256:{self.hex} {self.start if said is None else said}"}
+        items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(self.hex)]
+        part = self.content[self.start :] if rest is None else rest
+        return tar_of(
+            [("index.json", json.dumps(index).encode()), *items, (f"parts/sha256/{self.hex}/{self.start}", part)]
+        )
+
+
+@pytest.fixture
+def rest(layout: Layout) -> Rest:
+    return Rest(layout)
+
+
+def copied(archive: bytes, sink: Sink) -> None:
+    transfer.copy(ArchiveStreamSource(io.BufferedReader(io.BytesIO(archive))), sink)  # type: ignore[arg-type]
+
+
+def begun(folder: Path, rest: Rest, content: bytes) -> Path:
+    path = folder / "blobs/sha256" / f".{rest.hex}.partial"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+class TestIntoALayout:
+    @pytest.mark.parametrize("more", [0, MIB, 2 * MIB, 3 * MIB])
+    def test_it_goes_behind_what_is_there(self, rest: Rest, tmp_path: Path, more: int) -> None:
+        path = begun(tmp_path / "there", rest, (rest.content + b"x" * MIB)[: rest.start + more])
+        copied(rest.archive(), LayoutSink(tmp_path / "there"))
+        assert path.with_name(rest.hex).read_bytes() == rest.content
+        assert not path.exists()
+
+    @pytest.mark.parametrize("size", [0, 2 * MIB - 1])
+    def test_where_less_is_there_than_that_nothing_is_lost(self, rest: Rest, tmp_path: Path, size: int) -> None:
+        path = begun(tmp_path / "there", rest, rest.content[:size])
+        with pytest.raises(LostBeginningError):
+            copied(rest.archive(), LayoutSink(tmp_path / "there"))
+        assert not path.with_name(rest.hex).exists()
+        assert not (tmp_path / "there/index.json").exists()
+        if size:
+            assert path.stat().st_size == size
+
+    @pytest.mark.parametrize("wrong", ["beginning", "end"])
+    def test_together_they_have_to_be_the_blob(self, rest: Rest, tmp_path: Path, wrong: str) -> None:
+        beginning = b"!" + rest.content[1 : rest.start] if wrong == "beginning" else rest.content[: rest.start]
+        path = begun(tmp_path / "there", rest, beginning)
+        end = rest.content[rest.start : -1] + bytes([rest.content[-1] ^ 1]) if wrong == "end" else None
+        with pytest.raises(LostBeginningError, match="the bytes have the digest"):
+            copied(rest.archive(rest=end), LayoutSink(tmp_path / "there"))
+        assert not path.with_name(rest.hex).exists()
+        assert not path.exists()
+
+    def test_what_is_there_already_is_passed_over(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
+        copied(tar_of(small_first(layout)), LayoutSink(tmp_path / "there"))
+        copied(rest.archive(), LayoutSink(tmp_path / "there"))
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize("rest_of", [b"", b"x" * MIB, b"x" * (3 * MIB)])
+    def test_what_does_not_end_where_the_blob_does(self, rest: Rest, tmp_path: Path, rest_of: bytes) -> None:
+        begun(tmp_path / "there", rest, rest.content[: rest.start])
+        with pytest.raises(ArchiveError, match="not the rest of a blob"):
+            copied(rest.archive(rest=rest_of), LayoutSink(tmp_path / "there"))
+
+    def test_what_is_not_where_the_index_says(self, rest: Rest, tmp_path: Path) -> None:
+        begun(tmp_path / "there", rest, rest.content[: rest.start])
+        with pytest.raises(ArchiveError, match="lacks"):
+            copied(rest.archive(said=rest.start - 1), LayoutSink(tmp_path / "there"))
+
+    def test_by_who_cannot_go_on(self, rest: Rest, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedError, match="only the end of it comes"):
+            copied(rest.archive(), ArchiveSink(file_output(tmp_path / "x.tar")))
+        assert not (tmp_path / "x.tar").exists()
+
+    def test_what_has_to_be_read_from_its_beginning(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
+        with pytest.raises(UnsupportedError, match="all of it is to be read"):
+            copied(rest.of_config(layout), LayoutSink(tmp_path / "there"))
+        assert not (tmp_path / "there/index.json").exists()
