@@ -168,10 +168,7 @@ class LayoutSink:
 
     def put_rest(self, blob: Blob) -> None:
         """Write the rest of a blob behind what an earlier run has left of it; all of it is hashed."""
-        if not self._created:
-            self._create()
-        self._layout.take_rest(blob)
-        self._there[blob.descriptor.digest] = blob.descriptor.size
+        self.put(blob)
 
     def takes_again(self) -> bool:
         """Say that nothing is left of a blob that failed."""

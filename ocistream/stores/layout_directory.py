@@ -245,10 +245,11 @@ class LayoutDirectory:
         """Store a verified blob; what an earlier run has left of it is gone on with.
 
         Raises:
+            LostBeginningError: its source is without the beginning, and so much of it is not here.
             LocalDiskError: the disk is full, read-only, or otherwise in the way.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
-        if blob.open_at is None or size < limits.WORTH_KEEPING:
+        if not blob.start and (blob.open_at is None or size < limits.WORTH_KEEPING):
             self.write_blob(digest, blob.open())
             return
         path = self.blob_path(digest)
@@ -259,28 +260,6 @@ class LayoutDirectory:
                 writer = files.SteadyWriter(partial.file)
                 for chunk in rest:
                     writer.write(chunk)
-
-    def take_rest(self, blob: Blob) -> None:
-        """Store a blob of which an earlier run has left the beginning (`interfaces.GoesOn`).
-
-        Raises:
-            LostBeginningError: less of it is there than what `blob` begins with.
-            IntegrityError: together they are not the blob; nothing of it is left then.
-            LocalDiskError: the disk is full, read-only, or otherwise in the way.
-        """
-        digest, size = blob.descriptor.digest, blob.descriptor.size
-        path = self.blob_path(digest)
-        with (
-            files.disk_errors(f"cannot write the blob {digest} in {self.path}"),
-            files.lasting_file(path, durable=False) as partial,
-        ):
-            held = min(partial.size(), size)
-            if held < blob.start or blob.resume is None:
-                msg = f"{digest}: only {held} bytes of it are there, and {blob.start} were"
-                raise LostBeginningError(msg, hint="run the same command again: all of it is sent then")
-            writer = files.SteadyWriter(partial.file)
-            for chunk in self._rest_of(blob, partial):
-                writer.write(chunk)
 
     def begun(self, digest: str) -> int:
         """Say how many bytes an interrupted run has left of a blob, as its file has it; 0 where there is none."""
@@ -295,6 +274,9 @@ class LayoutDirectory:
         """Go to where a blob is to be written on, and give what is left of it."""
         file, size = partial.file, blob.descriptor.size
         held = 0 if blob.resume is None else min(partial.size(), size)
+        if held < blob.start:
+            msg = f"{blob.descriptor.digest}: only {held} bytes of it are there, and {blob.start} were"
+            raise LostBeginningError(msg, hint="run the same command again: all of it is sent then")
         file.truncate(held)
         file.seek(held)
         if not held or blob.resume is None:

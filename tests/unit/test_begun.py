@@ -64,10 +64,11 @@ class Rest:
         self.hex = str(layer["digest"])[7:]
         self.content = layout.file(layer["digest"]).read_bytes()
         self.items = small_first(layout)
+        self.index = (layout.path / "index.json").read_bytes()
 
     def of_config(self, layout: Layout) -> bytes:
         """Return the same with all of the layer, and no more than the end of the config."""
-        index = json.loads(dict(self.items)["index.json"])
+        index = json.loads(self.index)
         config = str(layout.read(index["manifests"][0]["digest"])["config"]["digest"])
         index["annotations"] = {BEGUN: f"{config} 1"}
         items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(config[7:])]
@@ -76,7 +77,7 @@ class Rest:
 
     def archive(self, said: int | None = None, rest: bytes | None = None) -> bytes:
         """Return it: it says that it begins at `said`, and has `rest`."""
-        index = json.loads(dict(self.items)["index.json"])
+        index = json.loads(self.index)
         index["annotations"] = {BEGUN: f"sha256:{self.hex} {self.start if said is None else said}"}
         items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(self.hex)]
         part = self.content[self.start :] if rest is None else rest
@@ -91,7 +92,7 @@ def rest(layout: Layout) -> Rest:
 
 
 def copied(archive: bytes, sink: Sink) -> None:
-    transfer.copy(ArchiveStreamSource(io.BufferedReader(io.BytesIO(archive))), sink)  # type: ignore[arg-type]
+    transfer.copy(ArchiveStreamSource(io.BufferedReader(io.BytesIO(archive))), sink)
 
 
 def begun(folder: Path, rest: Rest, content: bytes) -> Path:
