@@ -21,7 +21,7 @@ from ocistream.xdg import configuration_home
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["folders", "of_folder", "of_registry"]
+__all__ = ["folder_of", "folders", "of_folder", "of_registry"]
 
 _CA: Final = ".crt"
 _CERTIFICATE: Final = ".cert"
@@ -46,17 +46,23 @@ def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
     Raises:
         UsageError, LocalDiskError: as `of_folder`.
     """
+    folder = folder_of(registry, directories)
+    return TlsSettings() if folder is None else of_folder(folder)
+
+
+def folder_of(registry: str, directories: Sequence[Path]) -> Path | None:
+    """Find the one folder that counts for a registry; None where there is none."""
     if registry in {"", ".", ".."} or "/" in registry:
         # A redirect may lead anywhere.
-        return TlsSettings()
+        return None
     for directory in directories:
         folder = directory / registry
         with contextlib.suppress(PermissionError):
             # What is closed to this user is not meant for them.
             # (`Path.is_dir` raises where a name is too long to be a folder's.)
             if os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - see above
-                return of_folder(folder)
-    return TlsSettings()
+                return folder
+    return None
 
 
 def of_folder(folder: Path) -> TlsSettings:

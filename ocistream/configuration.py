@@ -1,31 +1,37 @@
-"""Our own configuration, a TOML file: how registries are reached, and which mirrors they have.
+"""Our own configuration, a TOML file: how registries are reached, which mirrors they have, where their secrets are.
 
 The file that `--config` names, else `$XDG_CONFIG_HOME/ocistream/config.toml` (`~/.config`), else the machine's in
 `/etc/ocistream`: the first that is there is all that counts. It is read strictly: what is misspelt is an error, since
 a mirror that is silently not used would be found out late. It holds no passwords; those are `ocistream.credentials`'.
+
+`[defaults]` says what options are where nobody gives them. What that may be is the command line's business.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from ocistream.errors import InvalidNameError, NotFoundError
+from ocistream.credentials import parse_source
+from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.hosts import HostSettings
 from ocistream.places import PULLS, HostRule, Mirror, checked_location
+from ocistream.profiles import NAMED
 from ocistream.reference import parse_registry, printable
 from ocistream.toml_files import Table, read_table
-from ocistream.xdg import configuration_home
+from ocistream.xdg import SYSTEM_FILE, configuration_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["SYSTEM_FILE", "load_configuration"]
+    from ocistream.credentials import CredentialSource
 
-SYSTEM_FILE: Final = Path("/etc/ocistream/config.toml")
+__all__ = ["find_configuration", "host_rules", "load_configuration", "path_in"]
+
 _OF_A_REGISTRY: Final = frozenset(
     {
         "mirrors",
@@ -37,6 +43,8 @@ _OF_A_REGISTRY: Final = frozenset(
         "url",
         "requests-per-second",
         "upload",
+        "profile",
+        "credentials",
     }
 )
 _OF_A_MIRROR: Final = frozenset({"location", "insecure", "pull"})
@@ -53,22 +61,45 @@ def load_configuration(
         UsageError: a file is malformed; the error names it and the key.
         LocalDiskError: it cannot be read.
     """
+    table = find_configuration(named, env, home, system=system)
+    return {} if table is None else host_rules(table, home)
+
+
+def find_configuration(
+    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_FILE
+) -> Table | None:
+    """Read the one file that counts; None where there is none.
+
+    Raises:
+        NotFoundError: the file that is `named` is not there.
+        UsageError: it is no TOML, or has other tables than these.
+        LocalDiskError: it cannot be read.
+    """
     if named is not None:
         table = read_table(named)
         if table is None:
             msg = f"--config {named}: no such file"
             raise NotFoundError(msg)
-        return _rules(table, home)
-    own = configuration_home(env, home) / "ocistream" / "config.toml"
-    for path in (own, system):
+        return _checked(table)
+    for path in (configuration_file(env, home), system):
         if (table := read_table(path)) is not None:
-            return _rules(table, home)
-    return {}
+            return _checked(table)
+    return None
 
 
-def _rules(table: Table, home: Path) -> dict[str, HostRule]:
+def _checked(table: Table) -> Table:
+    _check_keys(table, {"registry", "defaults"})
+    table.table("defaults")
+    return table
+
+
+def host_rules(table: Table, home: Path) -> dict[str, HostRule]:
+    """Give what a whole file says of each host, by its lower-case name.
+
+    Raises:
+        UsageError: it is malformed.
+    """
     folder = Path(table.where).parent
-    _check_keys(table, {"registry"})
     registries = table.table("registry")
     rules: dict[str, HostRule] = {}
     for key in registries.values:
@@ -100,9 +131,10 @@ class _Rule:
             url=self._url(),
             requests_per_second=self._rate(),
             upload=table.text("upload"),
+            profile=self._profile(),
         )
         mirrors = tuple(self._mirror(item) for item in table.items("mirrors")) if "mirrors" in table.values else None
-        return HostRule(settings, table.flag("insecure"), mirrors)
+        return HostRule(settings, table.flag("insecure"), mirrors, self._credentials())
 
     def _mirror(self, item: object) -> Mirror:
         if isinstance(item, str):
@@ -141,7 +173,7 @@ class _Rule:
         Raises:
             UsageError: nothing is there. A connection would be tried again and again.
         """
-        path = self._home / text[2:] if text.startswith("~/") else self._folder / text
+        path = path_in(self._folder, text, self._home)
         # (`Path.is_file` raises where a name is too long to be a file's.)
         if not os.path.isfile(path):  # noqa: PTH113 - see above
             raise self._table.wrong(key, f"names {printable(str(path))}, where there is no file")
@@ -156,6 +188,26 @@ class _Rule:
             raise self._table.wrong("url", "is not http[s]://HOST[:PORT][/PATH]")
         return url.rstrip("/")
 
+    def _profile(self) -> str | None:
+        name = self._table.text("profile")
+        if name is not None and name not in NAMED:
+            raise self._table.wrong("profile", f"is not one of {', '.join(sorted(NAMED))}")
+        return name
+
+    def _credentials(self) -> CredentialSource | None:
+        text = self._table.text("credentials")
+        if text is None:
+            return None
+        try:
+            source = parse_source(text)
+        except UsageError as error:
+            # It may be a password, and is not shown.
+            raise self._table.wrong("credentials", error.what, error.hint) from error
+        if source.kind != "file":
+            return source
+        # It need not be there now: where no secret is asked for, nobody misses it.
+        return replace(source, name=str(path_in(self._folder, source.name, self._home)))
+
     def _rate(self) -> float | None:
         value = self._table.values.get("requests-per-second")
         if value is None:
@@ -164,6 +216,11 @@ class _Rule:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1_000_000:
             raise self._table.wrong("requests-per-second", "is not a number above 0")
         return float(value)
+
+
+def path_in(folder: Path, text: str, home: Path) -> Path:
+    """Give the path that a file in `folder` means: relative to that, or, with `~/`, to the user's home."""
+    return home / text[2:] if text.startswith("~/") else folder / text
 
 
 def _is_base(url: str) -> bool:
@@ -185,6 +242,9 @@ def _check_keys(table: Table, known: Iterable[str]) -> None:
         if key in known:
             continue
         if _SECRET.search(key):
-            hint = "credentials do not belong here: `ocistream login` keeps them, or OCISTREAM_USERNAME and _PASSWORD"
+            hint = (
+                "secrets do not belong here: `ocistream login` keeps them, or OCISTREAM_USERNAME and _PASSWORD, or "
+                'say where they are, of a registry: credentials = "env:PREFIX", "helper:NAME" or "file:PATH"'
+            )
             raise table.wrong(key, "is not a key of this file", hint)
         raise table.wrong(key, "is not known here", f"known: {', '.join(sorted(known))}")

@@ -4,11 +4,12 @@
 
 1. what the command line gave, for the registries that the user named;
 2. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`, for the same;
-3. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
-4. the file that `REGISTRY_AUTH_FILE` names;
-5. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
+3. what the configuration says of the registry (`CredentialSource`): two variables, a helper, or a file;
+4. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
+5. the file that `REGISTRY_AUTH_FILE` names;
+6. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
    `login` writes there: what was just typed must not lose against an older file;
-6. Podman's files (containers-auth.json(5)), `$XDG_RUNTIME_DIR/containers/auth.json` (or the one in
+7. Podman's files (containers-auth.json(5)), `$XDG_RUNTIME_DIR/containers/auth.json` (or the one in
    `/run/containers/<uid>`), then `$XDG_CONFIG_HOME/containers/auth.json`.
 
 This room knows no network and no `os.environ`: the environment and the home directory are handed in. A secret
@@ -19,10 +20,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocistream.auth_file import (
+    BY_CONFIGURATION,
     MAX_AUTH_FILE,
     TOKEN_USERNAME,
     AuthFile,
@@ -36,16 +40,51 @@ from ocistream.errors import NotFoundError, UsageError
 from ocistream.files import atomic_file, disk_errors, locked_directory, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.credential_helper import CredentialHelper
 
-__all__ = ["Credential", "Keychain"]
+__all__ = ["Credential", "CredentialSource", "Keychain", "parse_source"]
 
 #: Where Podman keeps its file when there is no XDG_RUNTIME_DIR, as is usual for root and in CI.
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
 
 DEFAULT_PREFIX: Final = "OCISTREAM"
+#: What may stand behind the colon of a `CredentialSource`, by its kind.
+_SOURCES: Final = {
+    "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"),
+    "helper": re.compile(r"[a-z0-9-]+"),
+    "file": re.compile(r"[^\0]+"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialSource:
+    """Where one registry's secret is: variables that begin with `name`, the helper `name`, or the file `name`."""
+
+    #: One of `env`, `helper` and `file`.
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        """Give it as it is written."""
+        return f"{self.kind}:{self.name}"
+
+
+def parse_source(text: str) -> CredentialSource:
+    """Read `env:PREFIX`, `helper:NAME` or `file:PATH`.
+
+    Raises:
+        UsageError: it is none of them. It is not shown: it may be a password.
+    """
+    kind, _, name = text.partition(":")
+    if kind not in _SOURCES or not _SOURCES[kind].fullmatch(name):
+        msg = "is not env:PREFIX, helper:NAME or file:PATH"
+        hint = (
+            "as in env:CI (CI_USERNAME and CI_PASSWORD), helper:ecr-login (docker-credential-ecr-login), file:auth.json"
+        )
+        raise UsageError(msg, hint=hint)
+    return CredentialSource(kind, name)
 
 
 class Keychain:
@@ -59,17 +98,20 @@ class Keychain:
         explicit: Credential | None = None,
         prefix: str = DEFAULT_PREFIX,
         named: Collection[str] | None = None,
+        configured: Callable[[str], CredentialSource | None] = lambda _host: None,
     ) -> None:
         """Look in `env` and below `home`; `explicit` beats everything.
 
         `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that
         the user named (None: all there are): what has no registry's name with it, `explicit` and the user names of
         the environment, is for those alone, and not for a mirror or another location that a configuration names.
+        `configured` says where the secret of a host is, in its one spelling, by the configuration.
         """
         self._env = env
         self._home = home
         self._explicit = explicit
         self._prefix = prefix
+        self._configured = configured
         self._named = None if named is None else {host_of(registry) for registry in named}
 
     def find(self, registry: str, repository: str = "") -> Credential | None:
@@ -83,7 +125,7 @@ class Keychain:
         Raises:
             UsageError: half a pair in the environment, or a malformed auth file. It is the user's to correct,
                 so this is exit 2; going on without it would end as a puzzling refusal by the registry.
-            NotFoundError: `REGISTRY_AUTH_FILE` names a file that is not there.
+            NotFoundError: `REGISTRY_AUTH_FILE` or the configuration names a file that is not there.
             LocalDiskError: a file cannot be read.
             AuthenticationError: a credential helper failed.
         """
@@ -92,11 +134,29 @@ class Keychain:
             found = self._explicit or self._from_environment()
             if found is not None:
                 return found
+        source = self._configured(host)
+        if source is not None and (found := self._from_source(source, host, repository)) is not None:
+            return replace(found, source=f"{found.source}{BY_CONFIGURATION}")
         for file in self._files():
             found = self._from_file(file, host, repository)
             if found is not None:
                 return found
         return None
+
+    def sources(self, registry: str) -> list[str]:
+        """Name the places that would be asked for a registry, in their order, up to the first that surely knows it.
+
+        No helper is run and no secret is looked at but to see that there is one.
+
+        Raises:
+            UsageError, NotFoundError, LocalDiskError: as `find`.
+        """
+        found: dict[str, None] = {}
+        for name, is_sure in self._unasked(host_of(registry)):
+            found[name] = None
+            if is_sure:
+                break
+        return list(found)
 
     def save(self, registry: str, credential: Credential) -> str:
         """Keep `credential` for `registry` where Docker would, and say where that was.
@@ -114,7 +174,7 @@ class Keychain:
         check_storable(credential)
         path = self._docker_path()
         file = self._load(path) or AuthFile(self._shown(path), {})
-        helper = self._helper(file.helper_of(host), file)
+        helper = self._helper(file.helper_of(host), file.shown)
         if helper is None:
             self._replace(path, host, entry_of(credential))
             return file.shown
@@ -141,7 +201,7 @@ class Keychain:
         if file is None:
             return None
         places = []
-        helper = self._helper(file.helper_of(host), file)
+        helper = self._helper(file.helper_of(host), file.shown)
         # Helpers differ in what they answer to `erase` when there is nothing; to `get` they all answer alike.
         if helper is not None and helper.get(server_of(host)) is not None:
             helper.erase(server_of(host))
@@ -155,15 +215,50 @@ class Keychain:
 
     def _from_environment(self) -> Credential | None:
         for prefix in dict.fromkeys((self._prefix, DEFAULT_PREFIX)):
-            names = f"{prefix}_USERNAME", f"{prefix}_PASSWORD"
-            username, password = (self._env.get(name, "") for name in names)
-            if username and password:
-                return Credential(username, password, source=names[0])
-            if username or password:
-                given, missing = names if username else names[::-1]
-                msg = f"{given} is set, but {missing} is not"
-                raise UsageError(msg, hint="set both or neither")
+            if (found := self._from_variables(prefix)) is not None:
+                return found
         return None
+
+    def _from_variables(self, prefix: str) -> Credential | None:
+        names = f"{prefix}_USERNAME", f"{prefix}_PASSWORD"
+        username, password = (self._env.get(name, "") for name in names)
+        if username and password:
+            return Credential(username, password, source=names[0])
+        if username or password:
+            given, missing = names if username else names[::-1]
+            msg = f"{given} is set, but {missing} is not"
+            raise UsageError(msg, hint="set both or neither")
+        return None
+
+    def _from_source(self, source: CredentialSource, host: str, repository: str) -> Credential | None:
+        if source.kind == "env":
+            return self._from_variables(source.name)
+        if source.kind == "helper":
+            return self._ask(source.name, "the configuration", host)
+        return self._from_file(self._load_named(Path(source.name), "the configuration"), host, repository)
+
+    def _unasked(self, host: str) -> Iterator[tuple[str, bool]]:
+        """Name the places that `find` asks, and say whether they surely know the host: of a helper nobody can tell."""
+        if (known := self._from_environment()) is not None:
+            yield known.source, True
+        source = self._configured(host)
+        if source is not None and source.kind == "file":
+            yield from self._in_file(self._load_named(Path(source.name), "the configuration"), host)
+        elif source is not None and source.kind == "helper":
+            yield f"docker-credential-{source.name}", False
+        elif source is not None and (known := self._from_variables(source.name)) is not None:
+            yield known.source, True
+        for file in self._files():
+            yield from self._in_file(file, host)
+
+    def _in_file(self, file: AuthFile, host: str) -> Iterator[tuple[str, bool]]:
+        own = file.own_helper(host)
+        if own:
+            yield f"docker-credential-{own}", False
+        if file.entry(host, "") is not None:
+            yield file.shown, True
+        if own is None and (other := file.default_helper()):
+            yield f"docker-credential-{other}", False
 
     def _files(self) -> Iterator[AuthFile]:
         inline = self._env.get("DOCKER_AUTH_CONFIG")
@@ -171,7 +266,7 @@ class Keychain:
             yield AuthFile.parse(inline.encode(errors="surrogateescape"), "DOCKER_AUTH_CONFIG")
         named = self._env.get("REGISTRY_AUTH_FILE")
         if named:
-            yield self._load_named(Path(named))
+            yield self._load_named(Path(named), "REGISTRY_AUTH_FILE")
         for path in (self._docker_path(), *self._podman_paths()):
             file = self._load(path)
             if file is not None:
@@ -179,13 +274,13 @@ class Keychain:
 
     def _from_file(self, file: AuthFile, host: str, repository: str) -> Credential | None:
         own = file.own_helper(host)
-        found = self._ask(own, file, host) or file.entry(host, repository)
+        found = self._ask(own, file.shown, host) or file.entry(host, repository)
         if found is None and own is None:
-            found = self._ask(file.default_helper(), file, host)
+            found = self._ask(file.default_helper(), file.shown, host)
         return found
 
-    def _ask(self, name: str | None, file: AuthFile, host: str) -> Credential | None:
-        helper = self._helper(name, file)
+    def _ask(self, name: str | None, configured_in: str, host: str) -> Credential | None:
+        helper = self._helper(name, configured_in)
         answer = helper.get(server_of(host)) if helper is not None else None
         if helper is None or answer is None:
             return None
@@ -194,12 +289,12 @@ class Keychain:
             return Credential(username, "", secret, helper.program)
         return Credential(username, secret, None, helper.program)
 
-    def _helper(self, name: str | None, file: AuthFile) -> CredentialHelper | None:
+    def _helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
         if not name:
             return None
         from ocistream.credential_helper import CredentialHelper
 
-        return CredentialHelper(name, self._env, file.shown)
+        return CredentialHelper(name, self._env, configured_in)
 
     def _docker_path(self) -> Path:
         directory = self._env.get("DOCKER_CONFIG")
@@ -220,11 +315,12 @@ class Keychain:
             return f"~/{path.relative_to(self._home)}"
         return str(path)
 
-    def _load_named(self, path: Path) -> AuthFile:
+    def _load_named(self, path: Path, by: str) -> AuthFile:
         file = self._load(path)
         if file is None:
-            msg = f"REGISTRY_AUTH_FILE names {self._shown(path)}, which is not there"
-            raise NotFoundError(msg, hint="correct REGISTRY_AUTH_FILE, or unset it")
+            msg = f"{by} names {self._shown(path)}, which is not there"
+            hint = "correct REGISTRY_AUTH_FILE, or unset it" if by == "REGISTRY_AUTH_FILE" else f"correct {by}"
+            raise NotFoundError(msg, hint=hint)
         return file
 
     def _load(self, path: Path) -> AuthFile | None:

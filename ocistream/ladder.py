@@ -36,12 +36,15 @@ class Ladder:
         jobs: int = _JOBS,
         state: State | None = None,
         tell: Callable[[str, int], None] = lambda _message, _level: None,
+        configured: Callable[[str], Profile | None] = lambda _host: None,
     ) -> None:
         """Take what the user forces, how many blobs move at once, and where facts are kept.
 
+        `configured` gives what kind of registry a host is, where the user has said so: its answers are not asked then.
         `tell` is told what becomes of uploads, with the verbosity from which on it is worth saying.
         """
         self.tell = tell
+        self._configured = configured
         self._forced = forced
         self._jobs = max(jobs, 1)
         self._state = state or State(None)
@@ -71,12 +74,16 @@ class Ladder:
         """Give what is known of a host."""
         with self._lock:
             if host not in self._profiles:
-                self._profiles[host] = profile_of(host)
+                self._profiles[host] = self._configured(host) or profile_of(host)
             return self._profiles[host]
 
     def saw(self, host: str, header: Callable[[str], str | None]) -> None:
         """Look at an answer of a host: some say what they are. `header` gives a header by its name."""
-        if self.profile(host) is UNKNOWN and (shown := profile_by_answer(header)) is not None:
+        if (
+            self.profile(host) is UNKNOWN
+            and self._configured(host) is None
+            and (shown := profile_by_answer(header)) is not None
+        ):
             with self._lock:
                 self._profiles[host] = shown
 

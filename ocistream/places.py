@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import AuthenticationError, InvalidNameError
 from ocistream.hosts import HostSettings
+from ocistream.profiles import NAMED
 from ocistream.reference import is_repository, parse_registry, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ocistream.credentials import CredentialSource
+    from ocistream.profiles import Profile
     from ocistream.reference import Reference
 
 __all__ = ["PULLS", "HostRule", "Mirror", "Namespace", "Place", "Places", "checked_location"]
@@ -71,6 +74,7 @@ class HostRule:
     settings: HostSettings = field(default_factory=HostSettings)
     insecure: bool | None = None
     mirrors: tuple[Mirror, ...] | None = None
+    credentials: CredentialSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,15 @@ class Places:
         if own is not None:
             return replace(rule.settings, insecure=own)
         return replace(rule.settings, insecure=True, may_be_plain=True) if self._is_insecure(name) else rule.settings
+
+    def credentials(self, registry: str) -> CredentialSource | None:
+        """Say where a host's secrets are, if our own configuration says so."""
+        return self._own.get(registry.lower(), HostRule()).credentials
+
+    def profile(self, registry: str) -> Profile | None:
+        """Say what kind of registry a host is, if our own configuration says so."""
+        name = self._own.get(registry.lower(), HostRule()).settings.profile
+        return None if name is None else NAMED[name]
 
     def _mirrors_of(self, reference: Reference, namespace: Namespace | None, name: str) -> Iterator[Place]:
         own = self._own.get(reference.registry.lower(), HostRule()).mirrors

@@ -18,7 +18,7 @@ from ocistream.rungs import CHUNK, PUT, STREAM
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PROFILES", "UNKNOWN", "Profile", "profile_by_answer", "profile_of"]
+__all__ = ["NAMED", "PROFILES", "UNKNOWN", "Profile", "profile_by_answer", "profile_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,10 @@ PROFILES: Final = (
         sources=("goharbor/harbor#12192", "goharbor/harbor#23016"),
     ),
 )
+
+
+#: All of them as a configuration names them: `harbor`, `amazon-ecr`; `unknown` for what follows the spec.
+NAMED: Final = {known.name.lower().replace(" ", "-"): known for known in (*PROFILES, UNKNOWN)}
 
 
 def profile_of(host: str) -> Profile:

@@ -1,19 +1,27 @@
-"""Where this user's files are, by the XDG Base Directory Specification."""
+"""Where this user's files are, by the XDG Base Directory Specification, and where the machine's configuration is."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["configuration_home", "state_home"]
+__all__ = ["SYSTEM_FILE", "configuration_file", "configuration_home", "state_home"]
+
+#: The configuration of a machine, for users who have none.
+SYSTEM_FILE: Final = Path("/etc/ocistream/config.toml")
 
 
 def configuration_home(env: Mapping[str, str], home: Path) -> Path:
     """Give `$XDG_CONFIG_HOME`, else `~/.config`."""
     return _absolute(env, "XDG_CONFIG_HOME") or home / ".config"
+
+
+def configuration_file(env: Mapping[str, str], home: Path) -> Path:
+    """Give the user's own configuration file, which need not be there."""
+    return configuration_home(env, home) / "ocistream" / "config.toml"
 
 
 def state_home(env: Mapping[str, str], home: Path | None) -> Path | None:

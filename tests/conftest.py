@@ -34,13 +34,6 @@ _LEADING_OUT = (
     "DOCKER_HOST",
     "DOCKER_TLS_VERIFY",
     "NETRC",
-    "OCISTREAM_CACHE",
-    "OCISTREAM_DEST_PASSWORD",
-    "OCISTREAM_DEST_USERNAME",
-    "OCISTREAM_PASSWORD",
-    "OCISTREAM_SRC_PASSWORD",
-    "OCISTREAM_SRC_USERNAME",
-    "OCISTREAM_USERNAME",
     "REGISTRY_AUTH_FILE",
     "SOURCE_DATE_EPOCH",
     "XDG_CACHE_HOME",
@@ -48,6 +41,8 @@ _LEADING_OUT = (
     "XDG_DATA_HOME",
     "XDG_STATE_HOME",
 )
+#: Every other variable that begins like these is an option's.
+_OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
 #: The files of tests/cli in whose processes branches are counted too: together with tests/unit they leave little for
 #: the others to reach. To count costs a process as much again as most of them take, so that of a test with parameters
 #: only the first counts.
@@ -67,7 +62,9 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
     runtime = tmp_path_factory.mktemp("runtime")
     with pytest.MonkeyPatch.context() as patch:
-        for name in _LEADING_OUT:
+        for name in (*_LEADING_OUT, *(name for name in os.environ if name.startswith("OCISTREAM_"))):
+            if name in _OF_TESTS:
+                continue
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))

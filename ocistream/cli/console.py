@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ class Console:
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
             option, _, value = argument.partition("=")
             found[option] = value or following
-        return cls(as_json=cls.is_json(found.get("--log-format"), found.get("--progress")))
+        log_format = found.get("--log-format") or os.environ.get("OCISTREAM_LOG_FORMAT")
+        return cls(as_json=cls.is_json(log_format, found.get("--progress")))
 
     @staticmethod
     def is_json(log_format: str | None, progress: str | None) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "load", "main"]
 
 _NAME: Final = "ocistream"
 #: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "inspect": ("ocistream.cli.inspect:inspect", "Show what an end holds: images, platforms, layers, sizes."),
     "have": ("ocistream.cli.have:have", "List the digests that an end holds, or which of a list it holds."),
     "gc": ("ocistream.cli.gc:gc", "Drop what no image in a layout needs, all of it or down to a size."),
+    "config": ("ocistream.cli.config:config", "Show what is set by file and environment, or check a file."),
     "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),
     "login": ("ocistream.cli.login:login", "Check a registry's credential and keep it in Docker's file."),
     "logout": ("ocistream.cli.login:logout", "Forget a registry's credential."),
@@ -46,22 +47,52 @@ _SIGINT_EXIT: Final = 130
 _STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 
 
+def load(name: str) -> click.Command:
+    """Import a command of the table."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
+    return command
+
+
+def _has_defaults(arguments: Sequence[str]) -> bool:
+    """Say whether there may be anything but the command line: a variable, or a file, which is not opened here."""
+    if any(name.startswith("OCISTREAM_") for name in os.environ):
+        return True
+    if any(argument.partition("=")[0] == "--config" for argument in arguments):
+        return True
+    from pathlib import Path
+
+    from ocistream.xdg import SYSTEM_FILE, configuration_file
+
+    own = configuration_file(os.environ, Path(os.environ.get("HOME") or "/"))
+    # One that this user may not even look for is not theirs; where it is needed, it is an error.
+    return any(os.path.exists(path) for path in (own, SYSTEM_FILE))  # noqa: PTH110 - it never raises
+
+
 class LazyGroup(click.Group):
     """Imports a command when it is called."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import a command."""
-        if name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command), name  # noqa: S101 - the table is ours
-        if ctx.resilient_parsing:
+        command = load(name) if name in COMMANDS else None
+        if command is not None and ctx.resilient_parsing:
             # A shell asks what may follow.
             from ocistream.cli.completion import know_paths
 
             know_paths(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, and what its options are by environment and configuration, if there is any of it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None and not ctx.resilient_parsing and _has_defaults(rest):
+            from ocistream.cli.defaults import prepare
+
+            prepare(ctx, name, command, rest)
+        return name, command, rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """Give the commands that begin so without importing them, or the options."""

@@ -68,14 +68,12 @@ def rate(_context: click.Context, _parameter: click.Parameter, value: str | None
     return float(size)
 
 
-def memory(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
+def memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
     """Read the bytes of --memory.
 
     Raises:
         UsageError: it is no size, or one that is of no use.
     """
-    if value is None:
-        return limits.AHEAD_MEMORY
     size = parse_size(value, fractions=True)
     if size is None or not limits.MIB <= size <= limits.MAX_AHEAD_MEMORY:
         msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_AHEAD_MEMORY >> 30}GiB"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from ocistream import limits
 from ocistream.cli.interruption import Stop
@@ -150,11 +151,12 @@ def memory_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that reads from registries --memory."""
     return click.option(
         "--memory",
-        default=None,
+        default=f"{limits.AHEAD_MEMORY // limits.MIB}MiB",
+        show_default=True,
         callback=memory,
         metavar="SIZE",
-        help=f"What may be fetched ahead where a registry sends slowly, over up to --jobs connections (default: "
-        f"{limits.AHEAD_MEMORY // limits.MIB}MiB). More of it is faster there.",
+        help="What may be fetched ahead where a registry sends slowly, over up to --jobs connections. More of it is "
+        "faster there.",
     )(command)
 
 
@@ -164,7 +166,7 @@ def cache_option(command: Callable[..., None]) -> Callable[..., None]:
         "--cache",
         metavar="DIR",
         help="A layout directory, made where there is none: what is in it is not fetched, and what is fetched is kept "
-        "there. Several runs may share it; `ocistream gc --max-size` trims it.  [default: OCISTREAM_CACHE, else none]",
+        "there. Several runs may share it; `ocistream gc --max-size` trims it.",
     )(command)
 
 
@@ -275,6 +277,7 @@ def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[.
         click.option(
             "--compress",
             metavar="gzip|zstd|none[:LEVEL]",
+            callback=_compression,
             help="Compress layers anew that are not so already, which changes the image's digest. "
             f"High levels of zstd take hundreds of MB. {note}",
         ),
@@ -333,6 +336,29 @@ def via_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def _compression(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Take --compress.
+
+    Raises:
+        UsageError: it is malformed.
+    """
+    if value is not None:
+        from ocistream.conversion import parse_recompression
+
+        parse_recompression(value, limits.MAX_RATIO)
+    return value
+
+
+def _platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Take --platform.
+
+    Raises:
+        UsageError: as `platform_choice`.
+    """
+    platform_choice(value, None)
+    return value
+
+
 def _rung(_context: click.Context, _parameter: click.Parameter, value: str) -> Rung | None:
     """Take --upload.
 
@@ -358,6 +384,10 @@ def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
 def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
     """Take the options of `verbosity_options` out of `options` and set the console by them."""
     quiet, verbose = options.pop("quiet"), options.pop("verbose")
+    source = click.get_current_context().get_parameter_source
+    if source("verbose") is ParameterSource.COMMANDLINE and source("quiet") is not ParameterSource.COMMANDLINE:
+        # What is typed comes before what is set for all runs.
+        quiet = False
     console.verbosity = -1 if quiet else int(verbose)
     console.as_json = console.is_json(options.pop("log_format"), options.get("progress"))
 
@@ -379,6 +409,7 @@ def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..
         "platforms",
         multiple=True,
         metavar="OS/ARCH[/VARIANT]|all",
+        callback=_platforms,
         help=f"Platform of an index to take; repeats; `all` keeps the index as it is.  [default: {default}]",
     )
 

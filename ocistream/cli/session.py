@@ -89,23 +89,26 @@ class Session:
 
             forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
             state = State(_state_directory(), self._tell_if_asked)
-            self._ladder = Ladder(forced=forced, jobs=jobs, state=state, tell=self._tell_fall_back)
+            self._ladder = Ladder(
+                forced=forced,
+                jobs=jobs,
+                state=state,
+                tell=self._tell_fall_back,
+                configured=lambda host: self.places().profile(host),
+            )
         return self._ladder
 
     @property
     def cache(self) -> Cache | None:
-        """What stands before registries, by --cache or OCISTREAM_CACHE; None where there is none, or no such option.
+        """What stands before registries, by --cache; None where there is none, or no such option.
 
         Raises:
             UsageError, ArchiveError: the directory has other things in it, or is no sound layout.
         """
-        if self._cache is None and "cache" in self.options:
-            given = self.options["cache"]
-            path = os.environ.get("OCISTREAM_CACHE") if given is None else given
-            if path:
-                from ocistream.stores.cache import Cache
+        if self._cache is None and (path := self.options.get("cache")):
+            from ocistream.stores.cache import Cache
 
-                self._cache = Cache(Path(path))
+            self._cache = Cache(Path(path))
         return self._cache
 
     @property
@@ -227,7 +230,8 @@ class Session:
         from ocistream.credentials import Keychain
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        return Keychain(os.environ, home=home(), explicit=self._credential(side), prefix=prefix, named=named)
+        explicit, configured = self._credential(side), self.places().credentials
+        return Keychain(os.environ, home=home(), explicit=explicit, prefix=prefix, named=named, configured=configured)
 
     def _transport(self, keychain: Keychain, *, mirrors: bool = False) -> Transport:
         from ocistream.transport import Transport

@@ -27,6 +27,7 @@ RARE = {
     "tqdm",
     "zstandard",
     "subprocess",
+    "ocistream.cli.defaults",
     "ocistream.compression",
     "ocistream.conversion",
     "ocistream.credential_helper",
@@ -73,6 +74,20 @@ def test_what_just_moves_an_image_imports_no_more_than_that(
     sent = imported("push", "-i", str(layout.path), f"{served.host}/app:2")
     assert sent & (RARE | PULLING) == set()
     assert sent >= PUSHING
+
+
+def test_a_file_of_defaults_is_read_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("OCISTREAM_JOBS", raising=False)
+    Layout(tmp_path / "layout").image([b"layer"], name="app")
+    verified = ["verify", str(tmp_path / "layout")]
+    assert imported(*verified) & {"tomllib", "ocistream.cli.defaults"} == set()
+    (tmp_path / "ocistream").mkdir()
+    (tmp_path / "ocistream/config.toml").write_text("[defaults]\njobs = 8")
+    read = imported(*verified)
+    assert read >= {"tomllib", "ocistream.cli.defaults"}
+    # What another command has for an option is known without a look at all of them (which have this in common).
+    assert "ocistream.cli.moving" not in read
 
 
 def test_at_the_end_no_thread_is_waited_for_and_nothing_is_taken_apart() -> None:

@@ -252,8 +252,8 @@ def test_the_configuration_that_is_named_is_the_one_that_counts(machine: Machine
     assert machine.asked_for() == []
 
 
-def test_who_asks_no_registry_reads_no_such_file(machine: Machine, layout: Layout, out: Path) -> None:
-    machine.configure("malformed")
+def test_who_asks_no_registry_does_not_care_what_is_said_of_them(machine: Machine, layout: Layout, out: Path) -> None:
+    machine.configure(machine.own("mirrors = 'malformed'"))
     machine.containers("malformed")
     small_image(layout, name="app")
     expect.success(machine.run("copy", f"oci:{layout.path}:app", out / "app.tar"))

@@ -168,7 +168,10 @@ def test_a_refused_basic_credential_is_not_shown_again_and_the_error_says_whose_
     assert caught.value.hint == "ocistream login registry.example"
 
 
-@pytest.mark.parametrize("source", ["--username", "OCISTREAM_DEST_USERNAME", "DOCKER_AUTH_CONFIG"])
+@pytest.mark.parametrize(
+    "source",
+    ["--username", "OCISTREAM_DEST_USERNAME", "DOCKER_AUTH_CONFIG", "X_USERNAME, which the configuration names"],
+)
 @pytest.mark.parametrize("challenge", ["Basic", BEARER])
 def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_after_it(
     source: str, challenge: str

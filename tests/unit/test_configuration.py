@@ -8,6 +8,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.configuration import load_configuration
+from ocistream.credentials import CredentialSource
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.hosts import HostSettings
 from ocistream.places import HostRule, Mirror
@@ -79,6 +80,8 @@ def test_everything_that_it_may_say(tmp_path: Path) -> None:
         url = "https://gateway.example.com/registry/"
         requests-per-second = 5
         upload = "chunk=4MiB"
+        profile = "amazon-ecr"
+        credentials = "helper:ecr-login"
         [registry."registry-1.docker.io"]
         ca-cert = "ca.pem"
         """,
@@ -92,9 +95,11 @@ def test_everything_that_it_may_say(tmp_path: Path) -> None:
             url="https://gateway.example.com/registry",
             requests_per_second=5.0,
             upload="chunk=4MiB",
+            profile="amazon-ecr",
         ),
         insecure=False,
         mirrors=(Mirror("mirror.local:5000/hub"), Mirror("m2.example.com", insecure=True, pull="digest-only")),
+        credentials=CredentialSource("helper", "ecr-login"),
     )
     assert rules["docker.io"].settings.ca_files == (str(folder / "ca.pem"),)
 
@@ -135,6 +140,12 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
         ("requests-per-second = nan", "requests-per-second is not a number above 0"),
         ("requests-per-second = inf", "requests-per-second is not a number above 0"),
         ("upload = 4", "upload is not a string"),
+        ("profile = 'Harbour'", "profile is not one of amazon-ecr, .*harbor"),
+        ("profile = 1", "profile is not a string"),
+        ("credentials = 'env:1X'", "credentials is not env:PREFIX, helper:NAME or file:PATH"),
+        ("credentials = 'helper:../x'", "credentials is not env:PREFIX"),
+        ("credentials = 'file:'", "credentials is not env:PREFIX"),
+        ("credentials = {password = 'x'}", "credentials is not a string"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, words: str, tmp_path: Path) -> None:
@@ -151,6 +162,7 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, wor
         ('[registry."https://a/b"]', r"registry: https://a/b is not a registry's HOST\[:PORT\]"),
         ('[registry."docker.io"]\n[registry."index.docker.io"]', "is there twice"),
         ("[[registry]]", "registry is not a table"),
+        ("defaults = 1", "defaults is not a table"),
         ("\nx = =", r"is not TOML: .*line 2"),
         ("x = " + "[" * 5000, "is not TOML|nested too deeply"),
         ("x = " + "9" * 5000, "a number has too many digits"),
@@ -181,3 +193,19 @@ def test_a_password_in_a_url_is_refused_and_never_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         of_a(tmp_path, 'url = "https://me:hunter2@gateway.example.com"')
     assert "hunter2" not in caught.value.what
+
+
+def test_what_is_no_source_of_credentials_may_be_one_and_is_never_shown(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        of_a(tmp_path, 'credentials = "me:hunter2"')
+    assert "hunter2" not in caught.value.what + (caught.value.hint or "")
+    assert "helper:ecr-login" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("text", "path"), [("auth.json", "conf/auth.json"), ("~/auth.json", "home/auth.json")])
+def test_a_file_of_credentials_is_found_as_other_files_are(text: str, path: str, tmp_path: Path) -> None:
+    assert of_a(tmp_path, f'credentials = "file:{text}"').credentials == CredentialSource("file", str(tmp_path / path))
+
+
+def test_defaults_are_nothing_of_a_registry(tmp_path: Path) -> None:
+    assert read(tmp_path, "[defaults]\njobs = 8\n[defaults.pull]\nretries = 1") == {}

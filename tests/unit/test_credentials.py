@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import credential_helper, credentials
-from ocistream.credentials import Credential, Keychain
+from ocistream.credentials import Credential, Keychain, parse_source
 from ocistream.errors import AuthenticationError, InvalidNameError, LocalDiskError, NotFoundError, UsageError
 
 HUB = "https://index.docker.io/v1/"
@@ -823,3 +823,81 @@ def test_the_empty_entry_of_a_login_goes_with_it_and_alone_counts_as_nothing(hom
     write(home.docker, {"credsStore": "pass", "auths": {"r.example": {}}})
     assert home.keychain().erase("r.example") is None
     assert json.loads(home.docker.read_text()) == {"credsStore": "pass", "auths": {}}
+
+
+# -- what the configuration says ---------------------------------------------------------------------------------
+
+
+def configured(home: Home, source: str, **env: str) -> Keychain:
+    found = parse_source(source)
+    of = {"r.example": found}
+    return Keychain(home.env | env, home=home.path, named=["named.example"], configured=of.get)
+
+
+def test_the_configured_source_comes_before_all_files_and_for_its_registry_alone(home: Home) -> None:
+    inline = json.dumps({"auths": {"r.example": entry("inline"), "other.example": entry("inline")}})
+    write(home.path / "auth.json", {"auths": {"r.example": entry("file"), "other.example": entry("file")}})
+    home.helper("pass")
+    home.keep("pass", "r.example", "helper")
+    home.keep("pass", "other.example", "helper")
+    env = {"DOCKER_AUTH_CONFIG": inline, "CI_USERNAME": "variable", "CI_PASSWORD": "x"}
+    for source, username, shown in (
+        ("env:CI", "variable", "CI_USERNAME"),
+        ("helper:pass", "helper", "docker-credential-pass"),
+        (f"file:{home.path}/auth.json", "file", "~/auth.json"),
+    ):
+        keychain = configured(home, source, **env)
+        found = keychain.find("R.example", "team/app")
+        assert found is not None
+        assert (found.username, found.source) == (username, f"{shown}, which the configuration names")
+        other = keychain.find("other.example")
+        assert other is not None
+        assert other.username == "inline"
+
+
+def test_what_was_given_for_this_run_comes_before_it(home: Home) -> None:
+    env = {"CI_USERNAME": "variable", "CI_PASSWORD": "x", "OCISTREAM_USERNAME": "run", "OCISTREAM_PASSWORD": "x"}
+    keychain = Keychain(home.env | env, home=home.path, configured=lambda _: parse_source("env:CI"))
+    found = keychain.find("r.example")
+    assert found is not None
+    assert found.username == "run"
+
+
+@pytest.mark.parametrize("source", ["env:CI", "helper:pass", "file:{home}/auth.json"])
+def test_one_that_knows_nothing_leaves_it_to_the_others(home: Home, source: str) -> None:
+    home.helper("pass")
+    write(home.path / "auth.json", {"auths": {}})
+    write(home.docker, {"auths": {"r.example": entry("docker")}})
+    found = configured(home, source.format(home=home.path)).find("r.example")
+    assert found is not None
+    assert (found.username, found.source) == ("docker", "~/.docker/config.json")
+
+
+def test_one_that_is_not_there_is_an_error_that_says_who_named_it(home: Home) -> None:
+    with pytest.raises(NotFoundError, match=r"the configuration names ~/auth\.json, which is not there"):
+        configured(home, f"file:{home.path}/auth.json").find("r.example")
+    with pytest.raises(UsageError, match="CI_USERNAME is set, but CI_PASSWORD is not"):
+        configured(home, "env:CI", CI_USERNAME="x").find("r.example")
+    with pytest.raises(AuthenticationError, match="docker-credential-gone"):
+        configured(home, "helper:gone").find("r.example")
+
+
+def test_the_places_are_named_and_no_helper_is_run(home: Home) -> None:
+    helper = home.helper("pass")
+    write(home.docker, {"auths": {"r.example": entry("docker")}, "credsStore": "pass"})
+    write(home.podman, {"auths": {"r.example": entry("podman"), "x.example": entry("podman")}})
+    assert configured(home, "helper:pass").sources("r.example") == ["docker-credential-pass", "~/.docker/config.json"]
+    assert configured(home, "env:CI").sources("r.example") == ["~/.docker/config.json"]
+    env = {"CI_USERNAME": "variable", "CI_PASSWORD": "x"}
+    assert configured(home, "env:CI", **env).sources("r.example") == ["CI_USERNAME"]
+    assert configured(home, "env:CI").sources("x.example") == [
+        "docker-credential-pass",
+        "~/.config/containers/auth.json",
+    ]
+    write(home.docker, {"credHelpers": {"r.example": "pass"}})
+    assert home.keychain().sources("r.example") == ["docker-credential-pass", "~/.config/containers/auth.json"]
+    assert home.keychain().sources("nobody.example") == []
+    file = configured(home, f"file:{home.docker}")
+    assert file.sources("r.example") == ["docker-credential-pass", "~/.config/containers/auth.json"]
+    assert home.keychain(OCISTREAM_USERNAME="x", OCISTREAM_PASSWORD="x").sources("x.example") == ["OCISTREAM_USERNAME"]
+    assert not helper.with_name("docker-credential-pass.calls").exists()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from ocistream.profiles import PROFILES, UNKNOWN, profile_by_answer, profile_of
+from ocistream.profiles import NAMED, PROFILES, UNKNOWN, profile_by_answer, profile_of
 from ocistream.rungs import CHUNK, PUT, STREAM
 
 HOSTS = {
@@ -95,3 +95,10 @@ def test_what_holds_where() -> None:
     assert PUT not in by_name["Artifactory"].rungs
     assert by_name["GitHub Packages"].largest_chunk == 4 << 20
     assert dataclasses.is_dataclass(UNKNOWN)
+
+
+def test_a_configuration_names_them_in_small_letters() -> None:
+    assert NAMED["amazon-ecr"].name == "Amazon ECR"
+    assert NAMED["unknown"] is UNKNOWN
+    assert set(NAMED.values()) == {*PROFILES, UNKNOWN}
+    assert all(name.replace("-", "").isalnum() and name == name.lower() for name in NAMED)

@@ -12,7 +12,7 @@ from ocistream import limits
 from ocistream.errors import IntegrityError, NetworkError, RegistryError, UnsupportedError, UsageError
 from ocistream.hosts import HostSettings
 from ocistream.ladder import Ladder
-from ocistream.profiles import UNKNOWN, Profile
+from ocistream.profiles import NAMED, UNKNOWN, Profile
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, Rung, parse_rung
 from ocistream.state import State
 from tests.certificates import Certificate
@@ -538,3 +538,11 @@ def test_an_answer_refines_what_is_known_of_a_host_but_never_the_table(faulty: F
     transport.ladder.saw("ghcr.io", lambda name: "Nexus/3" if name == "Server" else None)
     assert transport.ladder.profile("ghcr.io").name == "GitHub Packages"
     assert isinstance(UNKNOWN, Profile)
+
+
+@pytest.mark.parametrize("name", ["amazon-ecr", "unknown"])
+def test_what_the_user_says_that_a_registry_is_counts_and_not_what_it_looks_like(name: str) -> None:
+    ladder = Ladder(configured=lambda host: NAMED[name] if host == "quay.io" else None)
+    ladder.saw("quay.io", lambda header: "Nexus/3" if header == "Server" else None)
+    assert ladder.profile("quay.io") is NAMED[name]
+    assert ladder.profile("docker.io").name == "Docker Hub"

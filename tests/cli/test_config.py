@@ -1,0 +1,214 @@
+"""`ocistream config`: what is set, and by what, as a file that says the same; and whether a file is right."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, ocistream
+
+SECRET = "hunter2"
+
+
+class User:
+    """Somebody with a HOME and files in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.file = home / ".config/ocistream/config.toml"
+
+    def write(self, name: str, *lines: str) -> Path:
+        path = self.home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines))
+        return path
+
+    def configure(self, *lines: str) -> Path:
+        return self.write(".config/ocistream/config.toml", *lines)
+
+    def run(self, *argv: str | Path, **env: str) -> Result:
+        return ocistream("config", *argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None, **env})
+
+    def show(self, *argv: str, **env: str) -> str:
+        result = self.run("show", *argv, **env)
+        expect.success(result)
+        return result.out.decode()
+
+    def document(self, *argv: str, **env: str) -> Any:
+        return json.loads(self.show("--json", *argv, **env))
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> User:
+    (tmp_path / "home").mkdir()
+    return User(tmp_path / "home")
+
+
+def test_without_a_file_everything_is_built_in(user: User) -> None:
+    shown = user.show()
+    assert "\njobs = 4   # built in\n" in shown
+    assert '\nprogress = "auto"   # built in\n' in shown
+    assert "\n# cache is not set   # built in\n" in shown
+    assert "registry" not in shown
+    settings = user.document()["defaults"]
+    assert list(settings) == ["defaults"]
+    assert {setting["origin"] for setting in settings["defaults"].values()} == {"built in"}
+
+
+def test_each_value_is_shown_with_where_it_came_from(user: User) -> None:
+    user.configure("[defaults]", "jobs = 8", "retries = 2", 'cache = "kept"', "[defaults.pull]", "retries = 3")
+    shown = user.show(OCISTREAM_STALL_TIMEOUT="2.5", OCISTREAM_NO_REFERRERS="1")
+    assert "# file: ~/.config/ocistream/config.toml\n" in shown
+    assert "\njobs = 8   # file ~/.config/ocistream/config.toml [defaults]\n" in shown
+    assert "\nstall-timeout = 2.5   # environment OCISTREAM_STALL_TIMEOUT\n" in shown
+    assert "\nno-referrers = true   # environment OCISTREAM_NO_REFERRERS\n" in shown
+    assert f'\ncache = "{user.file.parent}/kept"   # file' in shown
+    assert "\n[defaults.pull]\nretries = 3   # file ~/.config/ocistream/config.toml [defaults.pull]\n" in shown
+    assert "\nretries = 2   # file ~/.config/ocistream/config.toml [defaults]\n" in shown
+
+
+def test_of_one_command_what_holds_for_that_is_shown(user: User) -> None:
+    user.configure("[defaults]", "jobs = 8", "retries = 2", "[defaults.push]", "retries = 3")
+    settings = user.document("push")["defaults"]["defaults.push"]
+    assert settings["jobs"] == {"value": 8, "origin": "file", "where": f"{user.file} [defaults]"}
+    assert settings["retries"] == {"value": 3, "origin": "file", "where": f"{user.file} [defaults.push]"}
+    assert settings["progress"] == {"value": "auto", "origin": "built in", "where": None}
+    assert "cache" not in settings
+    assert "output" not in settings
+    expect.failure(user.run("show", "pul"), 2, "'pul' is no command", "pull, push")
+
+
+def test_what_is_shown_is_a_file_that_says_the_same(user: User) -> None:
+    user.write(".config/ocistream/ca.pem")
+    user.configure(
+        "[defaults]",
+        "jobs = 8",
+        'ca-cert = "ca.pem"',
+        'platform = ["linux/amd64", "linux/arm64"]',
+        "[defaults.pull]",
+        "retries = 3",
+        '[registry."Docker.io"]',
+        'mirrors = ["mirror.example/hub", { location = "c.example", pull = "digest-only", insecure = true }]',
+        'ca-cert = "ca.pem"',
+        'client-cert = "ca.pem"',
+        'client-key = "~/.config/ocistream/ca.pem"',
+        "requests-per-second = 2.5",
+        'credentials = "file:auth.json"',
+        'profile = "harbor"',
+    )
+    user.write(".config/ocistream/auth.json", "{}")
+    # What drives a terminal or ends a string stays within it.
+    env = {"OCISTREAM_VIA_PROGRAM": 'a"\\ \x1b[31m \u202e é\u2028'}
+    shown = user.show(**env)
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert tomllib.loads(shown)["defaults"]["via-program"] == env["OCISTREAM_VIA_PROGRAM"]
+    before = user.document(**env)
+    copy = user.write("elsewhere/copy.toml", shown)
+    expect.success(user.run("check", copy))
+    after = user.document("--config", str(copy))
+    values = [
+        {
+            "defaults": {
+                (table, key): setting["value"]
+                for table, settings in document["defaults"].items()
+                for key, setting in settings.items()
+            },
+            "registries": {host: said["settings"] for host, said in document["registries"].items()},
+        }
+        for document in (before, after)
+    ]
+    for found in values:
+        for settings in found["registries"].values():
+            for setting in settings.values():
+                del setting["where"]
+    assert values[0] == values[1]
+    assert before["registries"]["docker.io"]["settings"]["credentials"]["value"] == f"file:{user.file.parent}/auth.json"
+
+
+def test_registries_are_shown_with_all_that_is_said_of_them_and_no_secret(user: User) -> None:
+    auth = base64.b64encode(f"me:{SECRET}".encode()).decode()
+    user.write(".docker/config.json", json.dumps({"auths": {"b.example": {"auth": auth}}, "credsStore": "gone"}))
+    user.write(".config/containers/certs.d/c.example:5000/ca.crt")
+    user.write(".config/containers/certs.d/no registry/ca.crt")
+    containers = user.write(
+        ".config/containers/registries.conf",
+        "[[registry]]",
+        'prefix = "b.example/team"',
+        'location = "elsewhere.example/team"',
+        "blocked = true",
+        "[[registry.mirror]]",
+        'location = "mirror.example"',
+    )
+    user.configure('[registry."a.example"]', 'credentials = "env:CI"', "plain-http = true")
+    env = {"CI_USERNAME": "me", "CI_PASSWORD": SECRET}
+    document = user.document(**env)
+    registries = document["registries"]
+    assert registries["a.example"] == {
+        "settings": {
+            "credentials": {"value": "env:CI", "origin": "file", "where": str(user.file)},
+            "plain-http": {"value": True, "origin": "file", "where": str(user.file)},
+        },
+        "certificates": None,
+        "credentials": ["CI_USERNAME"],
+    }
+    # A helper that is not there would be an error if it were run.
+    assert registries["b.example"]["credentials"] == ["~/.docker/config.json"]
+    assert registries["c.example:5000"]["credentials"] == ["docker-credential-gone"]
+    assert registries["c.example:5000"]["certificates"] == f"{user.home}/.config/containers/certs.d/c.example:5000"
+    assert "no registry" not in registries
+    assert document["containers"] == [
+        {
+            "prefix": "b.example/team",
+            "location": "elsewhere.example/team",
+            "blocked": True,
+            "mirrors": [{"location": "mirror.example", "pull": "all", "insecure": False}],
+            "where": str(containers),
+        }
+    ]
+    shown = user.show(**env)
+    assert SECRET not in shown + json.dumps(document)
+    assert '\n[registry."a.example"]\ncredentials = "env:CI"   # file ~/.config/ocistream/config.toml\n' in shown
+    assert "\n# credentials: CI_USERNAME\n" in shown
+    assert "\n# certificates: ~/.config/containers/certs.d/c.example:5000\n" in shown
+    assert "\n# ~/.config/containers/registries.conf\n#   prefix = " in shown
+    assert set(tomllib.loads(shown)["registry"]) == {"a.example", "b.example", "c.example:5000"}
+
+
+def test_check_finds_what_is_wrong_for_any_command(user: User) -> None:
+    for line, words in (
+        ("[defaults.gc]\nmax-size = 'huge'", "[defaults.gc] max-size: --max-size 'huge' is no size"),
+        ("[defaults]\njobs = 99", "[defaults] jobs: Invalid value for '--jobs'"),
+        ("[defaults.push]\ncache = 'x'", "cache is no option of `ocistream push`"),
+        ("[registry.'a.example']\nprofile = 'x'", "profile is not one of"),
+        ("[register]", "register is not known here"),
+        ("x =", "is not TOML"),
+    ):
+        file = user.write("other.toml", line)
+        expect.failure(user.run("check", file), 2, str(file), words)
+        expect.failure(user.run("check", "--config", file), 2, str(file), words)
+        expect.failure(user.run("check", OCISTREAM_CONFIG=str(file)), 2, str(file), words)
+        expect.failure(user.run("show", "--config", file), 2, str(file), words)
+
+
+def test_check_says_which_file_is_right(user: User) -> None:
+    assert "there is no configuration file" in user.run("check").err
+    user.configure("[defaults]", "jobs = 8")
+    result = user.run("check")
+    expect.success(result)
+    assert f"{user.file} is right" in result.err
+    expect.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
+    expect.failure(user.run("check", user.file, "--config", user.file), 2, "named twice")
+    expect.failure(user.run("check", "--json"), 2, "--json is for `config show`")
+
+
+def test_another_file_is_looked_at_whatever_is_wrong_with_ones_own(user: User) -> None:
+    user.configure("[defaults")
+    expect.success(user.run("check", user.write("other.toml", "[defaults]")))
+    expect.success(user.run("show", "--config", user.home / "other.toml"))

@@ -1,0 +1,308 @@
+"""What options are where nobody gives them: by the environment, by a configuration file, and what neither may say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from ocistream.cli.defaults import _WIDESPREAD, REFUSED, option_name, options_of, variable_of
+from ocistream.cli.entry import COMMANDS, cli, load
+from tests.cli import expect
+from tests.cli.run import Result, ocistream
+from tests.faults import Fault, FaultyRegistry, refusal
+from tests.faulty_auth import Basic
+from tests.images import Layout, small_image
+from tests.registry_http import basic, seed
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+class User:
+    """Somebody with a configuration file, a registry that has `app:1`, and the same image in a layout."""
+
+    def __init__(self, registry: FaultyRegistry, layout: Layout, home: Path) -> None:
+        self.registry, self.home, self.layout = registry, home, layout.path
+        self.file = home / ".config/ocistream/config.toml"
+        self.file.parent.mkdir(parents=True)
+        seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
+        registry.requests.clear()
+
+    def configure(self, *lines: str) -> None:
+        self.file.write_text("\n".join(lines))
+
+    def run(self, *argv: str | Path, **env: str) -> Result:
+        return ocistream(*argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None, **env})
+
+    def pull(self, *argv: str | Path, **env: str) -> Result:
+        return self.run("pull", f"{self.registry.host}/app:1", "-o", self.home / "app.tar", *argv, **env)
+
+    def push(self, *argv: str | Path, **env: str) -> Result:
+        return self.run("push", "-i", self.layout, f"{self.registry.host}/new:1", *argv, **env)
+
+
+@pytest.fixture
+def user(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> User:
+    return User(served, layout, tmp_path / "home")
+
+
+# -- which of them counts -----------------------------------------------------------------------------------------
+
+
+def test_the_flag_then_the_variable_then_the_commands_table_then_the_table_of_all(user: User) -> None:
+    user.configure("[defaults]", 'cache = "all"', "[defaults.pull]", 'cache = "~/pull"')
+    kept = {
+        "flag": user.home / "flag",
+        "variable": user.home / "variable",
+        "command": user.home / "pull",
+        "all": user.file.parent / "all",
+    }
+
+    def made() -> set[str]:
+        return {name for name, path in kept.items() if path.exists()}
+
+    expect.success(user.pull("--cache", kept["flag"], OCISTREAM_CACHE=str(kept["variable"])))
+    assert made() == {"flag"}
+    expect.success(user.pull(OCISTREAM_CACHE=str(kept["variable"])))
+    assert made() == {"flag", "variable"}
+    expect.success(user.pull(OCISTREAM_CACHE=""))
+    assert made() == {"flag", "variable", "command"}
+    expect.success(user.run("copy", f"{user.registry.host}/app:1", f"oci:{user.home}/copied"))
+    assert made() == set(kept)
+
+
+def test_a_flag_takes_a_default_away(user: User) -> None:
+    user.configure("[defaults]", 'cache = "all"')
+    expect.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))
+    assert not (user.home / "variable").exists()
+    assert not (user.file.parent / "all").exists()
+
+
+def test_a_default_goes_through_what_the_flag_goes_through(user: User) -> None:
+    user.configure("[defaults]", 'upload = "chunk=1MiB"')
+    expect.success(user.push("--jobs=1"))
+    assert all("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
+    user.registry.requests.clear()
+    expect.success(ocistream("push", "-i", user.layout, f"{user.registry.host}/other:1"))
+    assert not any("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
+
+
+def test_a_switch_of_the_file_is_off_by_its_variable(user: User) -> None:
+    user.configure("[defaults]", "quiet = true")
+    assert user.pull("--progress=plain").err == ""
+    assert user.pull("--progress=plain", OCISTREAM_QUIET="0").err != ""
+
+
+def test_what_is_typed_to_see_more_comes_before_a_default_to_be_quiet(user: User) -> None:
+    user.configure("[defaults]", "quiet = true", "verbose = 0")
+    assert "OCISTREAM_CONFIG: /nowhere" in user.run("config", "check", OCISTREAM_CONFIG="/nowhere").err
+    assert "is right" in user.run("config", "check", user.file, "-v", OCISTREAM_QUIET="1").err
+    assert user.run("config", "check", user.file, OCISTREAM_QUIET="1").err == ""
+    assert user.run("config", "check", user.file, "-q", OCISTREAM_VERBOSE="1").err == ""
+
+
+def test_a_repeating_option_has_a_list_or_words(user: User) -> None:
+    arm, s390 = "linux/arm64", "linux/s390x"
+    user.configure("[defaults]", f'platform = ["{arm}", "{s390}"]')
+    shown = json.loads(user.run("config", "show", "pull", "--json").out)
+    assert shown["defaults"]["defaults.pull"]["platform"]["value"] == [arm, s390]
+    shown = json.loads(user.run("config", "show", "pull", "--json", OCISTREAM_PLATFORM=f"{s390} {arm}").out)
+    assert shown["defaults"]["defaults.pull"]["platform"]["value"] == [s390, arm]
+
+
+def test_a_variable_names_the_file(user: User, tmp_path: Path) -> None:
+    user.configure("[defaults]", "jobs = 99")
+    other = tmp_path / "other.toml"
+    other.write_text('[defaults]\ncache = "kept"')
+    expect.success(user.pull(OCISTREAM_CONFIG=str(other)))
+    assert (tmp_path / "kept").exists()
+    # The flag comes before it, also where the file is of no other use.
+    expect.success(user.pull("--config", other, OCISTREAM_CONFIG=str(user.file)))
+    expect.success(user.run("verify", user.home / "app.tar", OCISTREAM_CONFIG=str(other)))
+    expect.failure(user.pull(), 2, str(user.file))
+    user.file.unlink()
+    other.write_text("[defaults]\njobs = 99")
+    expect.failure(user.pull("--config", other), 2, str(other))
+    expect.failure(user.pull(f"--config={other}"), 2, str(other))
+    expect.failure(user.pull(OCISTREAM_CONFIG="/nowhere"), 4, "OCISTREAM_CONFIG: /nowhere: no such file")
+
+
+def test_messages_are_json_by_default_too_and_mistakes_with_them(user: User) -> None:
+    for argv in (["pull", "--no-such-option"], ["no-such-command"]):
+        (line,) = expect.json_lines(user.run(*argv, OCISTREAM_LOG_FORMAT="json").err)
+        assert line["exit_code"] == 2
+    assert user.run("no-such-command", "--log-format=text", OCISTREAM_LOG_FORMAT="json").err.startswith("ocistream:")
+    user.configure("[defaults]", 'log-format = "json"')
+    (line,) = expect.json_lines(user.pull("--no-such-option").err)
+    assert line["exit_code"] == 2
+    user.configure("[defaults]", 'progress = "json"')
+    (line,) = expect.json_lines(user.pull("--jobs=99").err)
+    assert line["exit_code"] == 2
+
+
+# -- what is wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("jobs = 99", "--jobs=99"),
+        ("jobs = 8.5", "--jobs=8.5"),
+        ('jobs = "many"', "--jobs=many"),
+        ("retries = -1", "--retries=-1"),
+        ('progress = "loud"', "--progress=loud"),
+        ('limit-rate = "quick"', "--limit-rate=quick"),
+        ('memory = "1KiB"', "--memory=1KiB"),
+        ("connect-timeout = nan", "--connect-timeout=nan"),
+        ("max-requests-per-second = 0", "--max-requests-per-second=0"),
+        ('platform = ["windows"]', "--platform=windows"),
+        ('compress = "brotli"', "--compress=brotli"),
+        ('log-format = "xml"', "--log-format=xml"),
+        ("max-ratio = 0", "--max-ratio=0"),
+    ],
+)
+@pytest.mark.parametrize("table", ["defaults", "defaults.pull"])
+def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
+    user: User, line: str, flag: str, table: str
+) -> None:
+    said = user.pull(flag).err.splitlines()[0].removeprefix("ocistream: error: ")
+    user.configure(f"[{table}]", line)
+    key = line.partition(" ")[0]
+    expect.failure(user.pull(), 2, f"{user.file} [{table}] {key}: {said}")
+    user.configure("")
+    value = flag.partition("=")[2]
+    expect.failure(user.pull(**{variable_of(key): value}), 2, f"{variable_of(key)}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["jbos = 3"], ["defaults: jbos is no option of any command", "did you mean jobs?"]),
+        (["no_referrers = true"], ["no_referrers is no option", "did you mean no-referrers?"]),
+        (["[defaults.pul]"], ["defaults: pul is a table, and no command", "did you mean pull?"]),
+        (["[defaults.pull]", "retry = 1"], ["defaults: pull: retry is no option of `ocistream pull`", "retries?"]),
+        (["[defaults.pull]", "deep = true"], ["defaults: pull: deep is no option of `ocistream pull`"]),
+        (["pull = 1"], ["pull is no option"]),
+        (['no-referrers = "yes"'], ["defaults: no-referrers is neither true nor false"]),
+        (["jobs = true"], ["defaults: jobs is neither a string nor a number"]),
+        (["jobs = [8]"], ["defaults: jobs is neither a string nor a number"]),
+        (["platform = [1979-05-27]"], ["defaults: platform is neither a string nor a number"]),
+        (["verbose = true"], ["defaults: verbose is no whole number"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(
+    user: User, lines: list[str], words: list[str]
+) -> None:
+    user.configure("[defaults]", *lines)
+    expect.failure(user.pull(), 2, str(user.file), *words)
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_REFERRERS", "perhaps"), ("VERBOSE", "-1"), ("VERBOSE", "x")])
+def test_a_variable_that_makes_no_sense_is_named(user: User, variable: str, value: str) -> None:
+    expect.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "help"])
+def test_what_has_no_default_is_refused_with_the_reason(user: User, name: str) -> None:
+    for table in ("defaults", "defaults.push"):
+        user.configure(f"[{table}]", f'{name} = "x"')
+        expect.failure(user.push(), 2, f": {name} has no default", REFUSED[name].split(",")[0])
+
+
+def test_variables_of_what_has_no_default_say_nothing(user: User) -> None:
+    refused = {variable_of(name): "nonsense" for name in REFUSED if not name.endswith("username") and name != "config"}
+    expect.success(user.pull(**refused))
+
+
+def test_options_of_other_commands_are_no_mistake(user: User) -> None:
+    user.configure("[defaults]", 'cache = "x"', "deep = true", "[defaults.verify]", "deep = true")
+    expect.success(user.push())
+
+
+def test_help_is_had_whatever_a_file_says(user: User) -> None:
+    user.configure("[defaults")
+    expect.success(user.run("pull", "--help"))
+    expect.success(user.run("--version"))
+    expect.failure(user.run("verify", user.layout), 2, str(user.file), "is not TOML")
+
+
+def test_what_completes_a_line_reads_no_file(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    user.configure("[defaults")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(user.home / ".config"))
+    with cli.make_context("ocistream", ["pull"], resilient_parsing=True) as context:
+        name, _, _ = cli.resolve_command(context, ["pull", "x"])
+    assert (name, context.default_map) == ("pull", None)
+
+
+# -- registries ---------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_says_where_a_registrys_password_is(
+    start: Callable[..., FaultyRegistry], layout: Layout, user: User
+) -> None:
+    guarded = start(auth=Basic("me", "right"))
+    seed(layout, small_image(layout), guarded.host, "app", "1", headers=basic("me", "right"))
+    argv = ["pull", f"{guarded.host}/app:1", "-o", str(user.home / "x.tar")]
+    env = {"CI_USERNAME": "me", "CI_PASSWORD": "right"}
+    expect.failure(user.run(*argv, **env), 3)
+    user.configure(f'[registry."{guarded.host}"]', 'credentials = "env:CI"')
+    expect.success(user.run(*argv, **env))
+    user.file.rename(user.home / "other.toml")
+    env["OCISTREAM_CONFIG"] = str(user.home / "other.toml")
+    expect.success(user.run(*argv, **env))
+    env["CI_PASSWORD"] = "wrong"
+    failed = user.run(*argv, **env)
+    expect.failure(failed, 3, "correct CI_USERNAME, which the configuration names")
+    assert "wrong" not in failed.err
+
+
+def test_the_configuration_says_what_a_registry_is(start: Callable[..., FaultyRegistry], user: User) -> None:
+    registry = start(Fault(refusal(405), "PATCH", times=None))
+    argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
+    # Of that kind it is known that a PUT with a body is not taken, and so it is not tried.
+    user.configure(f'[registry."{registry.host}"]', 'profile = "artifactory"')
+    expect.failure(user.run(*argv, XDG_STATE_HOME=str(user.home / "one")), 7, "405")
+    user.configure("")
+    expect.success(user.run(*argv, XDG_STATE_HOME=str(user.home / "two")))
+
+
+# -- what there is ------------------------------------------------------------------------------------------------
+
+
+def options() -> dict[str, list[str]]:
+    """Return every option that has a default, with the commands that have it."""
+    found: dict[str, list[str]] = {}
+    for name in COMMANDS:
+        if name != "config":
+            for key in options_of(load(name)):
+                found.setdefault(key, []).append(name)
+    return found
+
+
+def test_the_readme_lists_every_option_and_its_variable() -> None:
+    commands = len(COMMANDS) - 1
+    expected = [
+        f"| `{key}` | `{variable_of(key)}` | {', '.join(names) if len(names) < commands else 'all'} |"
+        for key, names in options().items()
+    ]
+    expected.append("| (`--config`) | `OCISTREAM_CONFIG` | all |")
+    text = README.read_text()
+    missing = [line for line in expected if line not in text]
+    assert missing == []
+    assert text.count("| `OCISTREAM_") == len(expected)
+
+
+def test_what_has_no_default_is_an_option_that_there_is() -> None:
+    found = {
+        option_name(option) for name in COMMANDS for option in load(name).params if isinstance(option, click.Option)
+    }
+    assert set(REFUSED) - {"help"} <= found
+    assert set(options()) >= _WIDESPREAD
+
+
+def test_no_option_has_a_variable_that_means_something_else() -> None:
+    taken = {f"OCISTREAM_{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")}
+    assert taken.isdisjoint(map(variable_of, options()))
