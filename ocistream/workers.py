@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["DEFAULT_JOBS", "each"]
+__all__ = ["DEFAULT_JOBS", "each", "let_them_end"]
 
 #: How much is done at once. More connections cost memory, and gain little where one line is shared.
 DEFAULT_JOBS: Final = 4
@@ -33,6 +33,21 @@ def each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelle
     _Workers(work, iter(items), cancelled).run(jobs)
 
 
+def let_them_end(threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
+    """Let those that notice a cancellation drop what they have begun; who waits for a socket is left to it."""
+    deadline = time.monotonic() + _GRACE
+    for thread in threads:
+        while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            _join(thread, min(left, _LOOK_EVERY), cancelled)
+
+
+def _join(thread: threading.Thread, seconds: float, cancelled: threading.Event) -> None:
+    """Wait for a thread's end, and let an interruption come out behind that."""
+    thread.join(seconds)
+    # Not in `join`, which it would make believe that the thread has ended (Python 3.11 and 3.12).
+    cancelled.wait(0)
+
+
 class _Workers(Generic[_T]):
     """Threads that share one iterator of work. They are daemons: an interrupted process need not wait for a socket.
 
@@ -54,29 +69,16 @@ class _Workers(Generic[_T]):
             for thread in threads:
                 # One that is stalled on its socket is not to hold up what another one has to report.
                 while thread.is_alive() and self._failure is None:
-                    self._join(thread, _LOOK_EVERY)
+                    _join(thread, _LOOK_EVERY, self._cancelled)
             # They may all have been done before the last of them had begun, and an interruption have waited for that.
             self._cancelled.wait(0)
         except BaseException:
             self._cancelled.set()
-            self._wait_a_little(threads)
+            let_them_end(threads, self._cancelled)
             raise
         if self._failure is not None:
-            self._wait_a_little(threads)
+            let_them_end(threads, self._cancelled)
             raise self._failure
-
-    def _wait_a_little(self, threads: list[threading.Thread]) -> None:
-        """Let those that notice the cancellation drop what they have begun; who waits for a socket is left to it."""
-        deadline = time.monotonic() + _GRACE
-        for thread in threads:
-            while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
-                self._join(thread, min(left, _LOOK_EVERY))
-
-    def _join(self, thread: threading.Thread, seconds: float) -> None:
-        """Wait for a thread's end, and let an interruption come out behind that."""
-        thread.join(seconds)
-        # Not in `join`, which it would make believe that the thread has ended (Python 3.11 and 3.12).
-        self._cancelled.wait(0)
 
     def _loop(self) -> None:
         try:

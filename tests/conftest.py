@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -164,3 +165,13 @@ def tools(tmp_path: Path) -> Iterator[Tools]:
 def debian_image(pytestconfig: pytest.Config) -> DebianImage:
     """Return the Debian image, made once and kept in .cache between runs. Not to be written to."""
     return debian_rootfs_image(pytestconfig.rootpath / ".cache" / "tests")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let children be stopped even where the tests run in a shell's background (no SIGINT), or by nohup (no SIGHUP)."""
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGHUP, hang_up)

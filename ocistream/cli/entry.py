@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "verify": ("ocistream.cli.verify:verify", "Check an archive or a layout, offline, in one pass (default: stdin)."),
     "inspect": ("ocistream.cli.inspect:inspect", "Show what an end holds: images, platforms, layers, sizes."),
     "have": ("ocistream.cli.have:have", "List the digests that an end holds, or which of a list it holds."),
+    "sync": ("ocistream.cli.sync:sync", "Copy many images, as a TOML file has them; only what differs."),
     "gc": ("ocistream.cli.gc:gc", "Drop what no image in a layout needs, all of it or down to a size."),
     "config": ("ocistream.cli.config:config", "Show what is set by file and environment, or check a file."),
     "serve": ("ocistream.cli.serve:serve", "Serve a layout directory as a registry on this machine."),

@@ -90,7 +90,7 @@ def move(
     tell_resumed(session.console, report)
     summarize(session.console, report, session.cached)
     tell_left_out(session.console, report)
-    tell_left_behind(session.console, report)
+    tell_left_behind(session.console, report.graph.left_behind)
     if to is not None and to.kind == "docker-archive":
         _tell_nameless(session.console, report.graph)
 

@@ -16,7 +16,7 @@ from ocistream.left_out import grouped
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from ocistream.attachments import LeftBehind
@@ -31,6 +31,7 @@ __all__ = [
     "tell_left_behind",
     "tell_left_out",
     "tell_resumed",
+    "write_document",
     "write_result",
 ]
 
@@ -91,10 +92,10 @@ def tell_left_out(console: Console, report: Report) -> None:
         console.note(f"left out {counted(len(digests), 'blob')}, {size}: {reason}")
 
 
-def tell_left_behind(console: Console, report: Report) -> None:
+def tell_left_behind(console: Console, left_behind: Iterable[LeftBehind]) -> None:
     """Say what hangs on the images and did not go along, one line for each reason."""
     reasons: dict[str, list[LeftBehind]] = {}
-    for left in report.graph.left_behind:
+    for left in left_behind:
         reasons.setdefault(left.why, []).append(left)
     for why, those in reasons.items():
         kinds = counted_kinds(kind for left in those if left.kind for kind in [left.kind] * (left.count or 1))
@@ -135,8 +136,6 @@ def write_result(
     Raises:
         LocalDiskError: it cannot be written.
     """
-    from ocistream.stores.outputs import followed
-
     document = {
         "images": [
             {
@@ -189,6 +188,17 @@ def write_result(
         "upload": dict(upload),
         "seconds": round(report.seconds, 3),
     }
+    write_document(path, document)
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document of --result.
+
+    Raises:
+        LocalDiskError: it cannot be written.
+    """
+    from ocistream.stores.outputs import followed
+
     # What a link leads to is replaced, not the link; and what is no file (/dev/null, a FIFO) is written to.
     path = followed(path)
     special = path.exists() and not path.is_file()

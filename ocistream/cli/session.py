@@ -22,7 +22,7 @@ from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
@@ -125,13 +125,16 @@ class Session:
             self._records = UploadRecords(directory / "uploads" if directory else None, self._tell_if_asked)
         return self._records
 
-    def surroundings(self, side: str = "", *, named: Collection[str] = ()) -> Surroundings:
+    def surroundings(
+        self, side: str = "", *, named: Collection[str] = (), own: Callable[[], Keychain] | None = None
+    ) -> Surroundings:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
 
-        `named` are the registries that the command line names there: those that its user name is for.
+        `named` are the registries that the command line names there: those that its user name is for. `own` gives
+        credentials in the place of the command line's.
         """
         # One for both: a password can be read from stdin once.
-        keychain = functools.cache(functools.partial(self._keychain, side, named))
+        keychain = functools.cache(own or functools.partial(self._keychain, side, named))
 
         @functools.cache
         def transport() -> Transport:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ocistream.errors import NotFoundError, UsageError
-from ocistream.reference import Reference, is_digest_tag, printable
+from ocistream.errors import UsageError
+from ocistream.reference import Reference, printable
 from ocistream.stores.index import tag_of
+from ocistream.tag_choice import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,35 +36,6 @@ def apart(target: Callable[[Root], Reference], select: Selection) -> Selection:
         return found
 
     return chosen
-
-
-def matching(globs: Sequence[str]) -> Callable[[Sequence[str]], list[str]]:
-    """Give the way to choose tags by a shell's patterns: those that one matches and none with a `!` before it does.
-
-    Without a pattern, or only with `!` ones, that is all. Tags which only say what hangs on an image (its signatures,
-    the list of its referrers) go with it, and are chosen for themselves only by a pattern that begins like them.
-    What it gives raises NotFoundError where nothing is left.
-    """
-    wanted = [glob for glob in globs if not glob.startswith("!")]
-    unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
-
-    def choose(tags: Sequence[str]) -> list[str]:
-        chosen = [
-            tag
-            for tag in tags
-            if _matches(tag, wanted or ["*"]) and not any(fnmatchcase(tag, glob) for glob in unwanted)
-        ]
-        if not chosen:
-            shown = ", ".join(tags[:10]) + (f" and {len(tags) - 10} more" if len(tags) > 10 else "")
-            msg = f"none of {len(tags)} tags is chosen" if tags else "there are no tags"
-            raise NotFoundError(msg, hint=f"the tags are: {shown}" if tags else None)
-        return chosen
-
-    return choose
-
-
-def _matches(tag: str, globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(tag, glob) and (not is_digest_tag(tag) or glob[:3] == tag[:3]) for glob in globs)
 
 
 def tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> Selection:

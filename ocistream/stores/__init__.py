@@ -20,6 +20,7 @@ from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import io
+    import threading
     from collections.abc import Callable, Sequence
 
     from ocistream.attachments import Referrers
@@ -135,6 +136,8 @@ class Surroundings:
     jobs: int = DEFAULT_JOBS
     #: Where uploads are remembered that a later run may go on with, if they are.
     records: Callable[[], UploadRecords] | None = None
+    #: What ends the questions of one transfer, where others of the same transport go on.
+    cancelled: threading.Event | None = None
 
     def reading(self) -> Reading:
         """Give what images in registries are read by."""
@@ -287,6 +290,7 @@ def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
         referrers=want.referrers,
         repository=around.reading().repository,
         jobs=around.jobs,
+        cancelled=around.cancelled,
     )
 
 

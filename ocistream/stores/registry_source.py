@@ -24,6 +24,7 @@ from ocistream.walk import GraphBuilder
 from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from ocistream.attachments import Referrers
@@ -51,17 +52,19 @@ class RegistrySource:
         referrers: Referrers = "listed",
         repository: Callable[[Reference], Readable] | None = None,
         jobs: int = DEFAULT_JOBS,
+        cancelled: threading.Event | None = None,
     ) -> None:
         """Name the images; nothing is asked for yet. What hangs on them is asked for only where it is to go along.
 
         So many questions of that kind as there are `jobs` are asked at a time.
+        `cancelled` ends them, and is set when one of them fails; without it that is the transport's.
         `repository` gives what an image is read from; without it that is the one it is named after, and nothing else.
         """
         self._references = tuple(dict.fromkeys(references))
         self._platforms = platforms
         self._referrers: Referrers = referrers
         self._jobs = jobs
-        self._cancelled = transport.cancelled
+        self._cancelled = cancelled or transport.cancelled
         self._repository = repository or Reading(transport).repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
         self._homes: dict[str, Readable] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,3 @@ def dev_stdout(tmp_path: Path) -> Path:
     link = tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")
     return link
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let children be stopped even where the tests run in a shell's background (no SIGINT), or by nohup (no SIGHUP)."""
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGHUP, hang_up)

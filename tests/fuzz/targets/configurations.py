@@ -1,4 +1,4 @@
-"""Files of people: our config.toml, containers' registries.conf, and folders of certificates."""
+"""Files of people: our config.toml and sync files, containers' registries.conf, and folders of certificates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ocistream.errors import AuthenticationError, OcistreamError
 from ocistream.places import Places
 from ocistream.reference import parse_reference
 from ocistream.registries_conf import load_namespaces
+from ocistream.sync_file import read_plan
+from ocistream.sync_plan import copies, without_doubles
 from tests.fuzz.engine import Check, Target
 
 _OURS: Final = b"""
@@ -57,6 +59,33 @@ registries = ["localhost:5000"]
 [registries.block]
 registries = ["bad.example"]
 """
+_SYNC: Final = b"""
+[defaults]
+platforms = ["linux/amd64", "linux/arm64/v8"]
+referrers = false
+[credentials.prod]
+username = "robot"
+password-env = "PROD"
+[credentials.file]
+auth-file = "auth.json"
+[[sync]]
+from = "docker.io/library/nginx"
+to = [{ end = "registry.local:5000/a", credentials = "prod" }, "oci:images"]
+tags = { versions = ">=1.4, <2-rc.1", latest = 3, suffix = "-alpine" }
+[[sync]]
+from = "oci:images:v1"
+to = "oci-archive:app.tar"
+platforms = "all"
+[[sync]]
+from = { end = "registry.local/x", credentials = "file" }
+to = "example.com/y"
+tags = ["1.*", "!*-rc*"]
+[[sync]]
+from = "registry.local/z"
+to = "example.com/z"
+tags = { regex = "v[0-9]+" }
+"""
+_TAGS: Final = ("1.4", "v1.5-rc.1", "1.9-alpine", "latest", f"sha256-{'a' * 64}.sig", "v3")
 _TOKENS: Final = (
     b"[", b"]", b"[[", b"]]", b"{", b"}", b"=", b'"', b"'", b'"""', b".", b"#", b"\n", b"true", b"inf", b"-nan",
     b"1_000", b"0xff", b"1979-05-27T07:32:00Z", b"9999-99-99", b"99:99:99", b"\\uD800", b"\\U00110000",
@@ -84,6 +113,20 @@ def _ours(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         _used(Places(load_configuration(path, {}, folder)))
+
+    yield check
+
+
+@contextlib.contextmanager
+def _sync(folder: Path) -> Iterator[Check]:
+    path = folder / "sync.toml"
+    (folder / "auth.json").write_bytes(b"{}")
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        found = [copy for entry in read_plan(path).entries for copy in copies(entry, _TAGS)]
+        places = [target.name for copy in without_doubles(found) for target in copy.targets]
+        assert len(places) == len(set(places)), "two images for one place"
 
     yield check
 
@@ -140,6 +183,7 @@ def _certificate_seeds() -> Sequence[bytes]:
 
 TARGETS: Final = (
     Target("config-toml", _ours, lambda: [_OURS, b""], frozenset({2}), tokens=_TOKENS, share=2700),
+    Target("sync-toml", _sync, lambda: [_SYNC], frozenset({2, 4}), tokens=_TOKENS, share=1500),
     Target("registries-conf", _theirs, lambda: [_THEIRS, _OLDER], frozenset({2}), tokens=_TOKENS, share=2700),
     Target(
         "certs-d",

@@ -1,0 +1,206 @@
+"""`ocistream sync`: many copies, as a TOML file has them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ocistream.cli.interruption import Stop
+from ocistream.cli.options import memory_option, transfer_options
+from ocistream.cli.progress import counted, human_size, progress
+from ocistream.cli.report import check_result, tell_left_behind, write_document
+from ocistream.cli.session import home
+from ocistream.errors import UsageError
+from ocistream.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ocistream.cli.session import Session
+    from ocistream.credentials import Keychain
+    from ocistream.stores import Surroundings
+    from ocistream.sync_plan import Login, Place, Plan, Shard
+    from ocistream.sync_run import Outcome
+
+
+@click.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Show what would be copied, with bytes, and write nothing.")
+@click.option(
+    "--shard",
+    "part",
+    metavar="I/N",
+    default="0/1",
+    help="Do only the I-th of N parts, counted from 0; each image is in one of them, by a hash of its name.",
+)
+@memory_option
+@transfer_options
+def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
+    """Copy many images, from anywhere to anywhere, as a TOML FILE has it; only what differs is moved.
+
+    An image that fails does not stop the others: the exit code is then that of the first failure. What was interrupted
+    goes on when the same command is run again. README has the file's keys.
+
+    \b
+    ocistream sync images.toml
+    ocistream sync images.toml --dry-run
+    ocistream sync images.toml --shard "$JOB_COMPLETION_INDEX/8" --result result.json
+    """
+    from ocistream.sync_file import read_plan
+    from ocistream.sync_plan import parse_shard
+    from ocistream.sync_run import Sync
+
+    shard, plan = parse_shard(part), read_plan(file)
+    result = session.options["result"]
+    session.check_result_apart(*(place.end for entry in plan.entries for place in (entry.source, *entry.targets)))
+    if result is not None:
+        if os.path.realpath(result) == os.path.realpath(file):
+            msg = f"--result {printable(str(result), 1024)} is the file that says what is copied"
+            raise UsageError(msg, hint="name another file: it would be written over")
+        check_result(result)
+    around = _Places(session, plan)
+    told = _Told(session, dry_run=dry_run)
+    run = Sync(
+        around,
+        told,
+        jobs=session.jobs,
+        ahead=session.memory,
+        stop=Stop,
+        observing=lambda: progress(session.options["progress"], session.console),
+        check_push=session.check_push,
+    )
+    is_whole = False
+    try:
+        run.run(plan, shard, dry_run=dry_run)
+        is_whole = True
+    finally:
+        # What was done is said of a run that was stopped, too.
+        if result is not None:
+            write_document(result, told.document(shard, is_whole=is_whole))
+    told.summarize(shard)
+    if told.code:
+        raise click.exceptions.Exit(told.code)
+
+
+class _Places:
+    """What each place is reached by: one set of connections for each of the file's credentials."""
+
+    def __init__(self, session: Session, plan: Plan) -> None:
+        self._session = session
+        registries: dict[Login | None, set[str]] = {}
+        for entry in plan.entries:
+            for place in (entry.source, *entry.targets):
+                of_login = registries.setdefault(place.login, set())
+                if place.end.reference is not None:
+                    of_login.add(place.end.reference.registry)
+        # A variable that is not set is found out before anything is done.
+        self._known = {login: self._for(login, _secret(login), those) for login, those in registries.items()}
+
+    def __call__(self, place: Place) -> Surroundings:
+        return self._known[place.login]
+
+    def _for(self, login: Login | None, secret: str, registries: Collection[str]) -> Surroundings:
+        return self._session.surroundings(own=functools.partial(_keychain, login, secret, registries))
+
+
+def _secret(login: Login | None) -> str:
+    if login is None or login.auth_file is not None:
+        return ""
+    secret = os.environ.get(login.password_env)
+    if not secret:
+        msg = f"{login.where}: password-env names {printable(login.password_env)}, which is not set"
+        raise UsageError(msg, hint="export it: the password is taken from there")
+    return secret
+
+
+def _keychain(login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
+    """Give what a place's credentials are found by: those of the file are for the `registries` that it names there.
+
+    A mirror of one of them is shown its own, if there are any.
+    """
+    from ocistream.credentials import Credential, Keychain
+
+    # A user name that no registry stands beside is for none of a file's many registries.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OCISTREAM_")}
+    if login is None:
+        return Keychain(env, home=home())
+    if login.auth_file is not None:
+        env.pop("DOCKER_AUTH_CONFIG", None)
+        return Keychain({**env, "REGISTRY_AUTH_FILE": str(login.auth_file)}, home=home())
+    credential = Credential(login.username, secret, source=login.where)
+    return Keychain(env, home=home(), explicit=credential, named=registries)
+
+
+class _Told:
+    """Takes the outcomes: prints a line for each, adds them up, and keeps them for --result."""
+
+    def __init__(self, session: Session, *, dry_run: bool) -> None:
+        self._session = session
+        self._dry_run = dry_run
+        self._outcomes: list[Outcome] = []
+        self._began = monotonic()
+        #: The exit code of the first failure; 0 without any.
+        self.code = 0
+
+    def __call__(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        if outcome.error is not None:
+            error = outcome.error
+            what = f"{printable(outcome.source)} to {printable(outcome.target)}: {error.what}"
+            self._session.console.error(what, hint=error.hint, code=error.exit_code)
+            self.code = self.code or error.exit_code
+            # Of thousands only the words are kept, and not all that was at hand where they failed.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+        elif self._dry_run:
+            how = "copy" if outcome.how == "to copy" else outcome.how
+            click.echo(f"{how} {outcome.size} {printable(outcome.source)} {_named(outcome)}")
+        else:
+            click.echo(_named(outcome))
+        tell_left_behind(self._session.console, outcome.left_behind)
+
+    def summarize(self, shard: Shard) -> None:
+        """Say in one line on stderr what all came to."""
+        counts = {how: sum(1 for o in self._outcomes if o.how == how) for how in ("copied", "to copy", "unchanged")}
+        failed = sum(1 for outcome in self._outcomes if outcome.how == "failed")
+        size, fetched = sum(o.size for o in self._outcomes), sum(o.fetched for o in self._outcomes)
+        moved = counted(counts["to copy"] if self._dry_run else counts["copied"], "image")
+        parts = [f"{moved}{' to copy' if self._dry_run else ' copied'}, {human_size(size)}"]
+        if fetched != size:
+            parts[0] += f", of which {human_size(fetched)} {'are' if self._dry_run else 'were'} read"
+        parts.append(f"{counts['unchanged']} unchanged")
+        if failed:
+            parts.append(f"{failed} failed")
+        where = f"shard {shard}: " if shard.count > 1 else ""
+        self._session.console.note(f"{where}{'; '.join(parts)}; in {monotonic() - self._began:.1f} s")
+
+    def document(self, shard: Shard, *, is_whole: bool) -> dict[str, Any]:
+        """Give the document of --result; sizes in bytes. `complete` is false of a run that was stopped."""
+        return {
+            "complete": is_whole,
+            "dryRun": self._dry_run,
+            "shard": str(shard),
+            "images": [
+                {
+                    "from": outcome.source,
+                    "to": outcome.target,
+                    "outcome": outcome.how.replace("to copy", "toCopy"),
+                    **({"digest": outcome.digest} if outcome.digest else {}),
+                    **({"error": outcome.error.what, "exitCode": outcome.error.exit_code} if outcome.error else {}),
+                    "bytes": outcome.size,
+                    "seconds": round(outcome.seconds, 3),
+                }
+                for outcome in self._outcomes
+            ],
+            "bytes": {"sent": sum(o.size for o in self._outcomes), "fetched": sum(o.fetched for o in self._outcomes)},
+            "retried": self._session.retried,
+            "seconds": round(monotonic() - self._began, 3),
+        }
+
+
+def _named(outcome: Outcome) -> str:
+    return f"{printable(outcome.target, 1024)}@{outcome.digest}"

@@ -1,0 +1,144 @@
+"""The two sides of a sync: what is opened again and again to be read, and what is asked of a destination beforehand."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from ocistream.distribution import Repository
+from ocistream.errors import NotFoundError, OcistreamError, UnsupportedError, UsageError
+from ocistream.reference import printable
+from ocistream.stores import Want, is_directory, is_layout_to_be, open_source
+from ocistream.stores.index import called
+from ocistream.stores.layout_directory import LayoutDirectory
+from ocistream.stores.unpacked import is_compressed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocistream.graph import Graph
+    from ocistream.interfaces import Blob, Source
+    from ocistream.model import Descriptor
+    from ocistream.stores import End, Surroundings
+    from ocistream.stream import Chunk
+    from ocistream.sync_plan import Target
+
+__all__ = ["There", "graph_of", "opened"]
+
+
+class There:
+    """What is at one destination: a tag's digest, or what an index.json lists."""
+
+    def __init__(self, target: Target, around: Surroundings) -> None:
+        """Look, but ask no registry yet.
+
+        Raises:
+            OcistreamError: a layout cannot be read.
+        """
+        self._target = target
+        self._around = around
+        self._repository: Repository | None = None
+        self._entries: Sequence[Descriptor] = ()
+        reference, end = target.reference, target.place.end
+        if reference is not None:
+            self._repository = Repository(around.transport(), reference.registry, reference.repository, writes=True)
+        elif is_layout_to_be(end):
+            self._entries = _entries(end)
+        else:
+            self._entries = _entries_of_archive(end, around)
+
+    def digest(self) -> str | None:
+        """Give the digest of the image that has the name, or None.
+
+        Raises:
+            OcistreamError: the registry failed or refused.
+        """
+        reference = self._target.reference
+        if self._repository is not None and reference is not None:
+            return self._repository.digest_of(reference.target)
+        if not is_layout_to_be(self._target.place.end):
+            return self._entries[0].digest if self._entries else None
+        name = self._target.called
+        return next((entry.digest for entry in self._entries if name is not None and called(entry) == name), None)
+
+    def has_all_of(self, graph: Graph, digest: str) -> bool:
+        """Say whether what hangs on an image is there too. The graph may be that of another by now, which is not."""
+        if graph.roots[0].descriptor.digest != digest:
+            return False
+        listed = {entry.digest for entry in self._entries}
+        for attached in graph.all_attached:
+            if self._repository is None:
+                if attached.descriptor.digest not in listed:
+                    return False
+            elif self._repository.digest_of(attached.tag or attached.descriptor.digest) != attached.descriptor.digest:
+                return False
+        return True
+
+
+def _entries(end: End) -> Sequence[Descriptor]:
+    assert end.path is not None, "it is no registry"  # noqa: S101 - see above
+    if not is_directory(end):
+        return ()
+    layout = LayoutDirectory(end.path)
+    # An empty directory is no layout yet.
+    return layout.index()[0] if (end.path / "index.json").exists() else ()
+
+
+def _entries_of_archive(end: End, around: Surroundings) -> Sequence[Descriptor]:
+    """Give the image of an archive, and what hangs on it; nothing where it is none, for it is made anew then."""
+    try:
+        with ExitStack() as stack:
+            source = opened(end, around, Want(referrers="along"))
+            stack.callback(source.close)
+            graph = graph_of(source, end)
+    except OcistreamError:
+        return ()
+    if len(graph.roots) != 1 or any(graph.left_out):
+        return ()
+    return [graph.roots[0].descriptor, *(attached.descriptor for attached in graph.all_attached)]
+
+
+def opened(end: End, around: Surroundings, want: Want) -> Source:
+    """Open what can be read again, and more than once.
+
+    Raises:
+        UsageError: it cannot.
+        OcistreamError: it is not there, or malformed.
+    """
+    if end.path is not None and not is_directory(end):
+        if end.path.exists() and (not end.path.is_file() or is_compressed(end.path)):
+            msg = (
+                f"{printable(end.text)} is {'compressed' if end.path.is_file() else 'no file'}, and is read repeatedly"
+            )
+            raise UsageError(msg, hint="unpack it first")
+        if not end.path.exists():
+            msg = f"{printable(end.text)}: there is no such file or directory"
+            raise NotFoundError(msg)
+    return open_source(end, around, want)
+
+
+def graph_of(source: Source, end: End) -> Graph:
+    """Read the manifests of a source.
+
+    Raises:
+        UnsupportedError: it is a docker-archive.
+        OcistreamError: they cannot be had.
+    """
+    graph = source.graph(_Nothing())
+    if graph.bare:
+        msg = f"{printable(end.text)} is a docker-archive, of which no digest is known before it is compressed"
+        raise UnsupportedError(msg, hint="make a layout of it first: ocistream copy docker-archive:FILE oci:DIR")
+    return graph
+
+
+class _Nothing:
+    """Where a source may leave what comes early: nothing does, from what can be read again."""
+
+    def put(self, blob: Blob) -> None:
+        raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the protocol's form
+        raise UnsupportedError("a layer comes before its image")
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        raise UnsupportedError(f"{descriptor.digest} was not kept")

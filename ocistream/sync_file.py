@@ -1,0 +1,214 @@
+"""A sync file, read: TOML, strictly. What is misspelt is an error, and nothing is moved."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
+from ocistream.model import parse_platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.reference import printable
+from ocistream.stores import End, parse_end
+from ocistream.sync_plan import Entry, Login, Place, Plan, is_layout, names_one
+from ocistream.tag_choice import TagChoice, matching, of_regex, of_versions
+from ocistream.toml_files import Table, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["read_plan"]
+
+_ENTRY: Final = frozenset({"from", "to", "tags", "platforms", "referrers"})
+_DEFAULTS: Final = frozenset({"platforms", "referrers"})
+_TAGS: Final = frozenset({"regex", "versions", "latest", "suffix"})
+#: Kinds of ends that a file may name: all that can be read more than once, and of which the digest is known before.
+_KINDS: Final = frozenset({"docker", "oci", "oci-archive", "path"})
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a sync file. Paths in it are relative to its folder.
+
+    Raises:
+        NotFoundError: it is not there.
+        UsageError: it is malformed; the error names it and the key.
+        LocalDiskError: it cannot be read.
+    """
+    table = read_table(path)
+    if table is None:
+        msg = f"{printable(str(path), 1024)}: no such file"
+        raise NotFoundError(msg)
+    return _Reader(table, path.parent).plan()
+
+
+class _Reader:
+    def __init__(self, table: Table, folder: Path) -> None:
+        self._table = table
+        self._folder = folder
+        self._logins: dict[str, Login] = {}
+        #: For whom each of them is: a password is shown to one registry.
+        self._registries: dict[str, str] = {}
+
+    def plan(self) -> Plan:
+        table = self._table
+        _check_keys(table, {"sync", "defaults", "credentials"})
+        credentials = table.table("credentials")
+        for name in credentials.values:
+            self._logins[name] = self._login(name, credentials.table(name))
+        defaults = table.table("defaults")
+        _check_keys(defaults, _DEFAULTS)
+        entries = tuple(self._entry(entry, defaults) for entry in table.tables("sync"))
+        if not entries:
+            msg = f"{table.where} has no [[sync]]"
+            raise UsageError(msg, hint="each one says what is copied `from` where, and `to` where")
+        return Plan(entries)
+
+    def _login(self, name: str, table: Table) -> Login:
+        _check_keys(table, {"username", "password-env", "auth-file"})
+        username, variable, file = (table.text(key) for key in ("username", "password-env", "auth-file"))
+        if file is not None:
+            if username is not None or variable is not None:
+                raise table.wrong("auth-file", "is there beside a user name: give one or the other")
+            return Login(name, table.where, auth_file=self._file(table, file))
+        if not username or not variable:
+            missing = "password-env" if username else "username"
+            raise table.wrong(missing, "is missing", "give username and password-env, or auth-file")
+        return Login(name, table.where, username, variable)
+
+    def _file(self, table: Table, text: str) -> Path:
+        try:
+            path = self._folder / Path(text).expanduser()
+        except RuntimeError as error:
+            raise table.wrong("auth-file", "begins with a home directory that is not known") from error
+        # (`Path.is_file` raises where a name is too long to be a file's.)
+        if not os.path.isfile(path):  # noqa: PTH113 - see above
+            raise table.wrong("auth-file", f"names {printable(str(path))}, where there is no file")
+        return path
+
+    def _entry(self, table: Table, defaults: Table) -> Entry:
+        _check_keys(table, _ENTRY)
+        source = self._place(table, "from", table.values.get("from"))
+        value = table.values.get("to")
+        targets = tuple(self._place(table, "to", item) for item in (value if isinstance(value, list) else [value]))
+        if not targets:
+            raise table.wrong("to", "is empty")
+        referrers = table.flag("referrers")
+        if referrers is None:
+            referrers = defaults.flag("referrers")
+        entry = Entry(
+            table.where,
+            source,
+            targets,
+            None if names_one(source.end) and "tags" not in table.values else _tags(table),
+            _platforms(table if "platforms" in table.values else defaults),
+            referrers is not False,
+        )
+        _check_ends(table, entry)
+        return entry
+
+    def _place(self, table: Table, key: str, value: object) -> Place:
+        """Read an end: its text, or a table of its text as `end` and the name of its `credentials`."""
+        where = table
+        if isinstance(value, dict):
+            where = Table(f"{table.where}: {key}", value)
+            _check_keys(where, {"end", "credentials"})
+        elif not isinstance(value, str):
+            raise table.wrong(key, "is missing" if value is None else "is neither an end nor a table with one")
+        text = where.text("end") if isinstance(value, dict) else value
+        try:
+            end = self._in_folder(parse_end(text or ""))
+        except (InvalidNameError, UnsupportedError) as error:
+            raise table.wrong(key, f"is no end: {error.what}", error.hint) from error
+        if end.is_stream or end.kind not in _KINDS:
+            what = "is stdin or stdout" if end.is_stream else "is a docker-archive"
+            raise table.wrong(key, f"{what}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE")
+        name = where.text("credentials") if isinstance(value, dict) else None
+        return Place(end, self._login_for(where, name, end) if name is not None else None)
+
+    def _login_for(self, table: Table, name: str, end: End) -> Login:
+        if name not in self._logins:
+            known = ", ".join(sorted(map(printable, self._logins))) or "none"
+            raise table.wrong("credentials", f"names {printable(name)!r}, which is not there", f"there are: {known}")
+        if end.reference is None:
+            raise table.wrong("credentials", "is for registries alone")
+        login, registry = self._logins[name], end.reference.registry
+        if login.auth_file is None and self._registries.setdefault(name, registry) != registry:
+            both = f"{self._registries[name]} and {registry}"
+            raise table.wrong("credentials", f"would show one password, {printable(name)!r}, to {both}")
+        return login
+
+    def _in_folder(self, end: End) -> End:
+        return end if end.path is None else replace(end, path=self._folder / end.path)
+
+
+def _check_ends(table: Table, entry: Entry) -> None:
+    """Refuse ends that do not fit each other.
+
+    Raises:
+        UsageError: many images would go to one place, or a place is there twice.
+    """
+    if entry.is_one and "tags" in table.values:
+        raise table.wrong("tags", "is there, and `from` is one image", "leave one of them, or the tag in `from`, away")
+    for target in entry.targets:
+        end = target.end
+        one = names_one(end) or (end.reference is None and not is_layout(end))
+        if one and not entry.is_one:
+            what = f"{printable(end.text)!r} is for one image, and `from` has many"
+            raise table.wrong("to", what, "leave its tag or name away, or give `from` one; an archive has one image")
+        if end.reference is not None and end.reference.digest:
+            raise table.wrong("to", f"{printable(end.text)!r} has a digest: that is the image's own")
+    texts = [target.end.text for target in entry.targets]
+    if len(set(texts)) != len(texts):
+        raise table.wrong("to", "has a place twice")
+
+
+def _tags(table: Table) -> TagChoice:
+    value = table.values.get("tags", [])
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list):
+        if not all(isinstance(item, str) and item for item in value):
+            raise table.wrong("tags", "has something that is no pattern")
+        return matching(value)
+    of = table.table("tags")
+    _check_keys(of, _TAGS)
+    regex, versions, suffix = of.text("regex"), of.text("versions"), of.text("suffix")
+    latest = of.values.get("latest")
+    if latest is not None and (not isinstance(latest, int) or isinstance(latest, bool) or latest < 1):
+        raise of.wrong("latest", "is not a number above 0")
+    try:
+        if regex is not None:
+            if len(of.values) > 1:
+                raise of.wrong("regex", "is there beside another choice: give one")
+            return of_regex(regex)
+        if versions is None and latest is None and suffix is None:
+            raise table.wrong("tags", "chooses nothing", "known: regex; or versions, latest, suffix")
+        return of_versions(versions, latest=latest, suffix=suffix or "")
+    except UsageError as error:
+        if error.what.startswith(table.where):
+            raise
+        raise table.wrong("tags", error.what, error.hint) from error
+
+
+def _platforms(table: Table) -> PlatformChoice:
+    value = table.values.get("platforms", "all")
+    if value == "all":
+        return ALL_PLATFORMS
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise table.wrong("platforms", 'is neither "all" nor a list such as ["linux/amd64"]')
+    try:
+        return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, value))))
+    except OcistreamError as error:
+        raise table.wrong("platforms", f"has {error.what}", error.hint) from error
+
+
+def _check_keys(table: Table, known: Iterable[str]) -> None:
+    for key in table.values:
+        if key not in known:
+            hint = f"known: {', '.join(sorted(known))}"
+            if re.search(r"pass|secret|token", key, re.IGNORECASE):
+                hint = "no password belongs here: `password-env` names the variable that has it"
+            raise table.wrong(key, "is not known here", hint)

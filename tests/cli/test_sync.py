@@ -1,0 +1,547 @@
+"""`ocistream sync`: many copies from one file, of which one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, ocistream, started
+from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
+from tests.faulty_auth import Basic
+from tests.images import Layout, small_image, two_platforms
+from tests.registry_http import basic, manifest, manifest_digest, seed, tags
+
+Start = Callable[..., FaultyRegistry]
+TAGS = ["1.0", "1.1", "1.2-rc.1", "2.0", "latest"]
+#: One password, which would be shown to two registries.
+ONE_FOR_TWO = """
+[credentials.x]
+username = 'x'
+password-env = 'X'
+[[sync]]
+from = { end = 'r.example/b', credentials = 'x' }
+to = { end = 's.example/d', credentials = 'x' }
+"""
+
+
+@pytest.fixture
+def source(start: Start, layout: Layout) -> FaultyRegistry:
+    """Return a registry whose repository `app` has some tags."""
+    registry = start()
+    for tag in TAGS:
+        seed(layout, small_image(layout, annotations={"tag": tag}), registry.host, "app", tag)
+    return registry
+
+
+@pytest.fixture
+def target(start: Start) -> FaultyRegistry:
+    return start()
+
+
+@pytest.fixture
+def other(start: Start) -> FaultyRegistry:
+    return start()
+
+
+def sync(folder: Path, text: str, *argv: str | Path, **options: Any) -> Result:
+    file = folder / "sync.toml"
+    file.write_text(text)
+    return ocistream("sync", file, *argv, **options)
+
+
+def entry(source: str, *targets: str, **keys: Any) -> str:
+    """Write one [[sync]]."""
+    lines = [
+        "[[sync]]",
+        f"from = {json.dumps(source)}",
+        f"to = {json.dumps(targets if len(targets) > 1 else targets[0])}",
+    ]
+    return "\n".join([*lines, *(f"{key} = {value}" for key, value in keys.items()), ""])
+
+
+def fetched(registry: FaultyRegistry) -> Counter[str]:
+    """Count how often each blob was asked for."""
+    return Counter(request.target for request in registry.asked("GET", "/blobs/sha256:"))
+
+
+def same(one: FaultyRegistry, other: FaultyRegistry, repository: str, names: list[str]) -> None:
+    assert sorted(tags(other.host, repository)) == sorted(names)
+    for tag in names:
+        assert manifest(other.host, repository, tag) == manifest(one.host, "app", tag)
+
+
+class TestWhatIsMoved:
+    def test_all_tags_of_a_repository(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+        result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app"))
+        expect.success(result)
+        same(source, target, "mirror/app", TAGS)
+        digest = manifest_digest(source.host, "app", "1.0")
+        assert f"{target.host}/mirror/app:1.0@{digest}" in result.lines()
+        assert len(result.lines()) == len(TAGS)
+        assert "5 images copied" in result.err
+
+    @pytest.mark.parametrize(
+        ("choice", "expected"),
+        [
+            ('["1.*", "!*-rc*"]', ["1.0", "1.1"]),
+            ('"1.*"', ["1.0", "1.1", "1.2-rc.1"]),
+            ('{ regex = "[0-9.]+" }', ["1.0", "1.1", "2.0"]),
+            ('{ versions = ">=1.1" }', ["1.1", "2.0"]),
+            ('{ versions = ">=1.1-0, <2" }', ["1.1", "1.2-rc.1"]),
+            ("{ latest = 2 }", ["1.1", "2.0"]),
+        ],
+    )
+    def test_the_tags_that_are_chosen(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, choice: str, expected: list[str]
+    ) -> None:
+        expect.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags=choice)))
+        same(source, target, "app", expected)
+
+    def test_one_image_keeps_its_tag_or_gets_another(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(f"{source.host}/app:1.0", f"{target.host}/kept")
+        text += entry(f"{source.host}/app:1.0", f"{target.host}/named:stable")
+        expect.success(sync(tmp_path, text))
+        assert tags(target.host, "kept") == ["1.0"]
+        assert tags(target.host, "named") == ["stable"]
+
+    def test_one_by_its_digest_is_there_by_it(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        digest = manifest_digest(source.host, "app", "2.0")
+        text = entry(f"{source.host}/app@{digest}", f"{target.host}/app")
+        expect.success(sync(tmp_path, text))
+        result = sync(tmp_path, text)
+        expect.success(result)
+        assert manifest_digest(target.host, "app", str(digest)) == digest
+        assert tags(target.host, "app") == []
+        assert "1 unchanged" in result.err
+
+    def test_only_what_differs(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+        text = entry(f"{source.host}/app", f"{target.host}/app", referrers="false")
+        expect.success(sync(tmp_path, text))
+        layout = Layout(tmp_path / "new")
+        seed(layout, small_image(layout, annotations={"tag": "moved"}), source.host, "app", "latest")
+        for registry in (source, target):
+            registry.requests.clear()
+        result = sync(tmp_path, text)
+        expect.success(result)
+        assert "1 image copied" in result.err
+        assert "4 unchanged" in result.err
+        assert len(result.lines()) == len(TAGS)
+        # Of an image that is there, two questions are all.
+        for tag in TAGS[:-1]:
+            assert [r.method for r in source.asked(path=f"/manifests/{re.escape(tag)}$")] == ["HEAD"]
+            assert [r.method for r in target.asked(path=f"/manifests/{re.escape(tag)}$")] == ["HEAD"]
+        assert len(target.asked("PUT", "/manifests/")) == 1
+        same(source, target, "app", TAGS)
+
+    def test_some_platforms_and_those_again(
+        self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        registry = start()
+        seed(layout, two_platforms(layout), registry.host, "app", "1")
+        text = '[defaults]\nplatforms = ["linux/arm64"]\n' + entry(f"{registry.host}/app", f"{target.host}/app")
+        expect.success(sync(tmp_path, text))
+        assert manifest(target.host, "app", "1") != manifest(registry.host, "app", "1")
+        target.requests.clear()
+        again = sync(tmp_path, text)
+        assert "1 unchanged" in again.err
+        assert target.asked("PUT|POST|PATCH") == []
+
+    def test_a_signature_that_came_later(
+        self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        text = entry(f"{source.host}/app:1.0", f"{target.host}/app")
+        expect.success(sync(tmp_path, text))
+        subject = small_image(layout, annotations={"tag": "1.0"})
+        signature = layout.artifact(b"signed", subject=subject)
+        seed(layout, signature, source.host, "app")
+        result = sync(tmp_path, text)
+        expect.success(result)
+        assert "1 image copied" in result.err
+        assert manifest_digest(target.host, "app", signature["digest"]) == signature["digest"]
+        assert "1 unchanged" in sync(tmp_path, text).err
+
+
+class TestLayoutsAndArchives:
+    def test_into_a_layout_and_out_of_it(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+        text = entry(f"{source.host}/app", "oci:images")
+        expect.success(sync(tmp_path, text))
+        again = sync(tmp_path, text)
+        assert (again.code, "5 unchanged" in again.err) == (0, True)
+        expect.success(sync(tmp_path, entry("oci:images", f"{target.host}/app", tags='["1.*"]')))
+        same(source, target, "app", ["1.0", "1.1", "1.2-rc.1"])
+
+    def test_into_an_archive_and_out_of_it(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(f"{source.host}/app:2.0", "oci-archive:app.tar", "oci:images:named")
+        expect.success(sync(tmp_path, text))
+        before = (tmp_path / "app.tar").stat().st_mtime_ns
+        again = sync(tmp_path, text)
+        assert (again.code, "2 unchanged" in again.err) == (0, True)
+        assert (tmp_path / "app.tar").stat().st_mtime_ns == before
+        expect.success(ocistream("verify", tmp_path / "app.tar"))
+        text = entry("oci-archive:app.tar", f"{target.host}/app") + entry("oci:images:named", f"{target.host}/app")
+        expect.success(sync(tmp_path, text))
+        assert sorted(tags(target.host, "app")) == ["2.0", "named"]
+        assert manifest(target.host, "app", "named") == manifest(source.host, "app", "2.0")
+
+    def test_what_can_be_read_once_only_is_refused(self, target: FaultyRegistry, tmp_path: Path) -> None:
+        (tmp_path / "app.tar.gz").write_bytes(b"\x1f\x8b\x08" + bytes(20))
+        result = sync(tmp_path, entry("oci-archive:app.tar.gz", f"{target.host}/app"))
+        assert result.code == 2
+        assert "compressed" in result.err
+
+
+class TestSeveralDestinations:
+    def test_each_blob_is_fetched_once(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout = Layout(tmp_path / "big")
+        seed(layout, layout.image([300_000, 3 << 20, 40_000]), source.host, "big", "1")
+        result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
+        expect.success(result)
+        for registry in (target, other):
+            assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+        assert set(fetched(source).values()) == {1}
+        assert len(fetched(source)) == 4
+        assert "2 images copied" in result.err
+
+    def test_also_where_one_has_some_of_them(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout = Layout(tmp_path / "big")
+        layers = [layout.random_layer(size)[0] for size in (300_000, 200_000, 40_000)]
+        seed(layout, layout.image(layers), source.host, "big", "1")
+        seed(layout, layout.image(layers[:1]), target.host, "big", "0")
+        seed(layout, layout.image(layers[1:2]), other.host, "big", "0")
+        expect.success(sync(tmp_path, entry(f"{source.host}/big:1", f"{target.host}/big", f"{other.host}/big")))
+        for registry in (target, other):
+            assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+            sent = {
+                r.target.partition("digest=")[2] for r in registry.asked("PUT", "/blobs/uploads/") if "big" in r.target
+            }
+            assert len(sent) == 2 + 2 + 1
+        assert set(fetched(source).values()) == {1}
+
+    def test_one_that_fails_does_not_stop_the_other(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout = Layout(tmp_path / "big")
+        seed(layout, layout.image([3 << 20, 2 << 20]), source.host, "big", "1")
+        other.faults.append(Fault(StopReading(after=100_000), method="PATCH|PUT", path="/uploads/", times=None))
+        text = entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")
+        result = sync(tmp_path, text, "--retries", "0")
+        assert result.code == 7
+        assert manifest(target.host, "big", "1") == manifest(source.host, "big", "1")
+        assert manifest(other.host, "big", "1") is None
+        assert [line.partition("@")[0] for line in result.lines()] == [f"{target.host}/big:1"]
+        assert f"{other.host}/big:1" in result.err
+        other.faults.clear()
+        again = sync(tmp_path, text)
+        assert (again.code, "1 unchanged" in again.err) == (0, True)
+        assert manifest(other.host, "big", "1") == manifest(source.host, "big", "1")
+
+    def test_one_that_breaks_once_goes_on_by_itself(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout = Layout(tmp_path / "big")
+        seed(layout, layout.image([6 << 20]), source.host, "big", "1")
+        other.faults.append(Fault(StopReading(after=3_000_000), method="PATCH", path="/uploads/"))
+        expect.success(sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")))
+        for registry in (target, other):
+            assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+
+    def test_bytes_that_are_wrong_get_nowhere(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout = Layout(tmp_path / "big")
+        image = layout.image([300_000])
+        seed(layout, image, source.host, "big", "1")
+        digest = layout.read(image["digest"])["layers"][0]["digest"]
+        source.faults.append(Fault(Reply(200, {}, bytes(300_000)), method="GET", path=digest, times=None))
+        result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
+        assert result.code == 5
+        for registry in (target, other):
+            assert manifest(registry.host, "big", "1") is None
+            assert not registry.asked("PUT", digest.replace(":", "%3A"))
+
+
+class TestFailures:
+    def test_one_image_does_not_stop_the_rest(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        source.faults.append(Fault(Reply(404), path="/manifests/1.1$", times=None))
+        result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app"))
+        assert result.code == 4
+        same(source, target, "app", [tag for tag in TAGS if tag != "1.1"])
+        errors = [line for line in result.err.splitlines() if line.startswith("ocistream: error: ")]
+        assert len(errors) == 1
+        assert f"{source.host}/app:1.1" in errors[0]
+        assert "1 failed" in result.err
+
+    def test_nor_one_entry(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+        text = entry(f"{source.host}/nothing", f"{target.host}/nothing") + entry("oci:nowhere", f"{target.host}/app")
+        text += entry(f"{source.host}/app", f"{target.host}/app", tags='{ versions = ">7" }')
+        result = sync(tmp_path, text + entry(f"{source.host}/app", f"{target.host}/app", tags='"2*"'))
+        assert result.code == 4
+        assert tags(target.host, "app") == ["2.0"]
+        assert "3 failed" in result.err
+
+    def test_the_first_failure_is_the_exit_code(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        source.faults.append(Fault(Reply(403), path="/closed/", times=None))
+        text = entry(f"{source.host}/closed", f"{target.host}/a") + entry(f"{source.host}/none", f"{target.host}/b")
+        assert sync(tmp_path, text).code == 3
+
+    def test_an_upload_that_fails_side_by_side_with_others(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        """What ends the transfer of one image ends none of the next, though all have the same connections."""
+        layout = Layout(tmp_path / "many")
+        seed(layout, layout.image([50_000, 60_000, 70_000, 80_000]), source.host, "app", "0")
+        target.faults.append(Fault(Reply(403), method="POST", path="/uploads/", times=1))
+        result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app"))
+        assert result.code == 3
+        same(source, target, "app", TAGS)
+
+    def test_a_question_that_fails_ends_no_other_image(
+        self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        children = {
+            tag: [small_image(layout, annotations={"tag": tag, "number": str(number)}) for number in range(4)]
+            for tag in ("1", "2")
+        }
+        for tag, those in children.items():
+            seed(layout, layout.index(those), source.host, "indexes", tag)
+        signature = layout.artifact(b"signed", subject=children["2"][-1])
+        seed(layout, signature, source.host, "indexes")
+        # The first one is asked alone, the others side by side.
+        source.faults.append(Fault(Reply(500), path="/referrers/", skip=1))
+        result = sync(tmp_path, entry(f"{source.host}/indexes", f"{target.host}/indexes"), "--retries", "0")
+        assert result.code == 7
+        assert tags(target.host, "indexes") == ["2"]
+        assert manifest_digest(target.host, "indexes", signature["digest"]) == signature["digest"]
+
+    def test_two_images_for_one_place_are_refused(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(f"{source.host}/app:1.0", f"{target.host}/app:x") + entry(
+            f"{source.host}/app:2.0", f"{target.host}/app:x"
+        )
+        expect.failure(sync(tmp_path, text), 2, "would both become", f"{target.host}/app:x")
+        assert target.asked("PUT|POST") == []
+
+
+class TestCredentials:
+    def test_each_registry_by_its_own(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
+        one, two = start(auth=Basic("one", "first")), start(auth=Basic("two", "second"))
+        (tmp_path / "auth.json").write_text(json.dumps({"auths": {two.host: {"auth": "dHdvOnNlY29uZA=="}}}))
+        text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n[credentials.two]\nauth-file = "auth.json"\n'
+        text += f'[[sync]]\nfrom = "{source.host}/app:1.0"\nto = [\n'
+        text += (
+            f'{{ end = "{one.host}/app", credentials = "one" }}, {{ end = "{two.host}/app", credentials = "two" }}]\n'
+        )
+        result = sync(tmp_path, text, "-vv", env={"ONE": "first"})
+        expect.success(result)
+        assert "first" not in result.err
+        result = sync(tmp_path, text, env={"ONE": "wrong"})
+        assert result.code == 3
+        assert "1 unchanged" in result.err
+        missing = sync(tmp_path, text, env={"ONE": None})
+        expect.failure(missing, 2, "password-env", "ONE", "not set")
+
+    def test_a_mirror_is_not_shown_a_registrys_password(
+        self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        own, mirror = start(auth=Basic("one", "first")), start(auth=Basic("one", "first"))
+        for registry in (own, mirror):
+            seed(layout, small_image(layout), registry.host, "app", "1", headers=basic("one", "first"))
+        mirror.requests.clear()
+        config = tmp_path / "config.toml"
+        config.write_text(f'[registry."{own.host}"]\nmirrors = ["{mirror.host}"]\n')
+        text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
+        text += f'[[sync]]\nfrom = {{ end = "{own.host}/app:1", credentials = "one" }}\nto = "{target.host}/app"\n'
+        expect.success(sync(tmp_path, text, "--config", config, env={"ONE": "first"}))
+        assert mirror.requests
+        assert [r for r in mirror.requests if "Authorization" in r.headers] == []
+
+
+class TestTheFile:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", ["has no [[sync]]"]),
+            ("[[sync]]\nto = 'a/b'", ["from", "is missing"]),
+            ("[[sync]]\nfrom = 'a/b'", ["to", "is missing"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = []", ["to", "is empty"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntag = ['x']", ["sync[0]", "tag", "is not known"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\npassword = 'x'", ["no password belongs here"]),
+            ("[[sync]]\nfrom = 'a/b:1'\nto = 'c/d'\ntags = ['x']", ["tags", "is one image"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d:1'", ["to", "is for one image"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'oci-archive:x.tar'", ["to", "is for one image"]),
+            ("[[sync]]\nfrom = 'a/b:1'\nto = 'docker-archive:x.tar'", ["to", "docker-archive"]),
+            ("[[sync]]\nfrom = '-'\nto = 'a/b'", ["from", "stdin"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to", "twice"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { versions = 'new' }", ["tags", "malformed range", "new"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { regex = '(' }", ["tags", "malformed regular expression"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { latest = 0 }", ["latest", "above 0"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {}", ["tags", "chooses nothing"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\nplatforms = ['x']", ["platforms"]),
+            ("[[sync]]\nfrom = { end = 'a/b', credentials = 'x' }\nto = 'c/d'", ["credentials", "not there"]),
+            ("[credentials.x]\nauth-file = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "no file"]),
+            ("[credentials.x]\nauth-file = '~nobody-x/a'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "home"]),
+            ("[credentials.x]\nusername = 'x'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["password-env", "is missing"]),
+            (
+                ONE_FOR_TWO,
+                ["one password", "r.example and s.example"],
+            ),
+        ],
+    )
+    def test_a_mistake_is_named_and_nothing_is_asked(self, tmp_path: Path, text: str, words: list[str]) -> None:
+        expect.failure(sync(tmp_path, text), 2, "sync.toml", *words)
+
+    def test_one_that_is_not_there(self, tmp_path: Path) -> None:
+        expect.failure(ocistream("sync", tmp_path / "none.toml"), 4, "none.toml", "no such file")
+
+    @pytest.mark.parametrize("part", ["4/4", "0/0", "1", "-1/4", "a/b"])
+    def test_a_shard_that_is_none(self, tmp_path: Path, part: str) -> None:
+        (tmp_path / "sync.toml").write_text(entry("a/b", "c/d"))
+        expect.failure(ocistream("sync", tmp_path / "sync.toml", f"--shard={part}"), 2, "--shard")
+
+
+def test_a_result_is_not_written_over_the_file(tmp_path: Path) -> None:
+    result = sync(tmp_path, entry("a.example/b", "c.example/d"), "--result", tmp_path / "sync.toml")
+    expect.failure(result, 2, "--result", "sync.toml")
+    assert "[[sync]]" in (tmp_path / "sync.toml").read_text()
+
+
+class TestShards:
+    def test_together_they_are_the_whole_and_none_does_what_another_does(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(f"{source.host}/app", f"{target.host}/app", f"{other.host}/app")
+        lines: list[str] = []
+        for number in range(3):
+            result = sync(tmp_path, text, "--shard", f"{number}/3")
+            expect.success(result)
+            assert f"shard {number}/3" in result.err
+            lines += result.lines()
+        assert len(lines) == len(set(lines)) == 2 * len(TAGS)
+        for registry in (target, other):
+            same(source, registry, "app", TAGS)
+
+
+class TestResults:
+    def test_result_has_what_became_of_each(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        source.faults.append(Fault(Reply(404), path="/manifests/1.1$", times=None))
+        text = entry(f"{source.host}/app", f"{target.host}/app", tags='"1.[01]"')
+        text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
+        sync(tmp_path, text, "--result", tmp_path / "result.json")
+        document = json.loads((tmp_path / "result.json").read_text())
+        assert document["complete"] is True
+        by_name = {image["to"]: image for image in document["images"]}
+        assert len(document["images"]) == 2
+        one = by_name[f"{target.host}/app:1.0"]
+        assert one["outcome"] == "copied"
+        assert one["digest"] == manifest_digest(source.host, "app", "1.0")
+        assert one["bytes"] == document["bytes"]["sent"] == document["bytes"]["fetched"] > 0
+        failed = by_name[f"{target.host}/app:1.1"]
+        assert (failed["outcome"], failed["exitCode"]) == ("failed", 4)
+        assert failed["error"]
+
+    def test_a_dry_run_says_the_bytes_and_writes_nothing(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(
+            f"{source.host}/app:2.0", f"{target.host}/app", f"{other.host}/app", "oci:images", "oci-archive:a.tar"
+        )
+        layout = Layout(tmp_path / "same")
+        seed(layout, small_image(layout, annotations={"tag": "2.0"}), other.host, "app", "other")
+        asked = len(other.requests)
+        result = sync(tmp_path, text, "--dry-run")
+        expect.success(result)
+        assert target.asked("PUT|POST|PATCH") == []
+        assert [r for r in other.requests[asked:] if r.method not in {"HEAD", "GET"}] == []
+        assert fetched(source) == {}
+        assert not (tmp_path / "images").exists()
+        assert not (tmp_path / "a.tar").exists()
+        plan = {line.split()[3].partition("@")[0].rpartition("/")[0]: line.split()[:2] for line in result.lines()}
+        sizes = [int(line.split()[1]) for line in result.lines()]
+        assert sizes[1] == 0
+        assert sizes[0] == sizes[2] == sizes[3] > 0
+        assert plan[target.host][0] == "copy"
+        real = sync(tmp_path, text, "--result", tmp_path / "result.json")
+        expect.success(real)
+        document = json.loads((tmp_path / "result.json").read_text())
+        assert [image["bytes"] for image in document["images"]] == sizes
+        assert document["bytes"]["fetched"] == sizes[0]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_what_was_interrupted_is_said_and_goes_on(
+    source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+) -> None:
+    source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/2.0$"))
+    file = tmp_path / "sync.toml"
+    file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
+    with started("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
+        expect.wait_for(lambda: source.asked("GET", "/app/manifests/2.0$"))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    source.release()
+    assert process.returncode == 130, err
+    done = sorted(tags(target.host, "app"))
+    assert done == ["1.0", "1.1", "1.2-rc.1"]
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document["complete"] is False
+    assert [image["outcome"] for image in document["images"]] == ["copied"] * 3
+    again = ocistream("sync", file)
+    expect.success(again)
+    same(source, target, "app", TAGS)
+    assert "2 images copied" in again.err
+    assert "3 unchanged" in again.err
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("jobs", ["1", "4"])
+def test_in_the_middle_of_a_blob_for_several_too(
+    source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, jobs: str
+) -> None:
+    layout = Layout(tmp_path / "big")
+    layer, _ = layout.random_layer(8 << 20)
+    seed(layout, layout.image([layer]), source.host, "big", "1")
+    source.faults.append(Fault(Stall(after=6 << 20), method="GET", path=f"/blobs/{layer['digest']}"))
+    file = tmp_path / "sync.toml"
+    file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
+    with started("sync", str(file), "--jobs", jobs) as process:
+
+        def is_under_way() -> bool:
+            sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
+            return len(sent) == 2
+
+        expect.wait_for(is_under_way)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    source.release()
+    assert process.returncode == 130, err
+    for registry in (target, other):
+        assert tags(registry.host, "big") == []
+    again = ocistream("sync", file)
+    expect.success(again)
+    for registry in (target, other):
+        assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")

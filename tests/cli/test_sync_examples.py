@@ -1,0 +1,260 @@
+"""What README says of `ocistream sync` is valid: its file, its table of keys, a Kubernetes Job, and two CI matrices.
+
+Of each engine, what its documentation asks for is held against the example, and the command in it is run by a shell for
+each part of the work: together they have to be all shards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import pytest
+import yaml
+
+from ocistream import sync_file
+from ocistream.sync_file import read_plan
+from ocistream.sync_plan import Plan, parse_shard
+
+README: Final = Path(__file__).parents[2] / "README.md"
+NAME: Final = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
+#: kubernetes.io, "Job" and "Indexed Job": with an own limit for each index, pods are never restarted in place.
+JOB: Final = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "batch/v1"},
+        "kind": {"const": "Job"},
+        "metadata": {"type": "object", "required": ["name"], "properties": {"name": NAME}},
+        "spec": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["completions", "completionMode", "template"],
+            "properties": {
+                "completions": {"type": "integer", "minimum": 1},
+                "parallelism": {"type": "integer", "minimum": 1},
+                "completionMode": {"const": "Indexed"},
+                "backoffLimitPerIndex": {"type": "integer", "minimum": 0},
+                "template": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["spec"],
+                    "properties": {
+                        "spec": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "required": ["restartPolicy", "containers"],
+                            "properties": {
+                                "restartPolicy": {"const": "Never"},
+                                "containers": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/container"}},
+                                "volumes": {"type": "array", "items": {"$ref": "#/$defs/volume"}},
+                            },
+                        }
+                    },
+                },
+            },
+        },
+    },
+    "$defs": {
+        "strings": {"type": "array", "items": {"type": "string"}},
+        "container": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name", "image"],
+            "properties": {
+                "name": NAME,
+                "image": {"type": "string"},
+                "command": {"$ref": "#/$defs/strings"},
+                "args": {"$ref": "#/$defs/strings"},
+                "env": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["name", "valueFrom"],
+                        "properties": {
+                            "valueFrom": {
+                                "type": "object",
+                                "properties": {"secretKeyRef": {"type": "object", "required": ["name", "key"]}},
+                            }
+                        },
+                    },
+                },
+                "resources": {
+                    "type": "object",
+                    "properties": {"limits": {"properties": {"memory": {"pattern": "^[0-9]+[KMG]i$"}}}},
+                },
+                "volumeMounts": {"type": "array", "items": {"type": "object", "required": ["name", "mountPath"]}},
+            },
+        },
+        "volume": {"type": "object", "required": ["name", "configMap"]},
+    },
+}
+#: docs.github.com, "Workflow syntax for GitHub Actions".
+WORKFLOW: Final = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["on", "jobs"],
+    "properties": {
+        "name": {"type": "string"},
+        "on": {"type": "object", "properties": {"schedule": {"type": "array", "items": {"required": ["cron"]}}}},
+        "jobs": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["runs-on", "steps"],
+                "properties": {
+                    "runs-on": {"type": "string"},
+                    "strategy": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {"fail-fast": {"type": "boolean"}, "matrix": {"type": "object"}},
+                    },
+                    "steps": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "oneOf": [{"required": ["uses"]}, {"required": ["run"]}],
+                            "properties": {
+                                "uses": {"type": "string", "pattern": "@"},
+                                "run": {"type": "string"},
+                                "env": {"type": "object", "additionalProperties": {"type": "string"}},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+#: docs.gitlab.com, "CI/CD YAML syntax reference".
+PIPELINE: Final = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["script"],
+        "properties": {
+            "image": {"type": "string"},
+            "parallel": {"type": "integer", "minimum": 1, "maximum": 200},
+            "script": {"type": "array", "items": {"type": "string"}},
+            "artifacts": {
+                "type": "object",
+                "properties": {
+                    "when": {"enum": ["on_success", "on_failure", "always"]},
+                    "paths": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
+    },
+}
+
+
+def section() -> str:
+    return README.read_text().partition("\n## Many images: sync\n")[2].partition("\n## ")[0]
+
+
+def example(language: str, word: str) -> str:
+    """Return the one block of code in that language which has the word."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", section(), re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if word in block]
+    return str(found)
+
+
+def document(word: str, schema: Mapping[str, Any]) -> Any:
+    # YAML 1.1 takes a bare `on` for true, as no reader of workflows does.
+    found = yaml.safe_load(re.sub(r"^on:", '"on":', example("yaml", word), flags=re.MULTILINE))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    return found
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Return a folder with an `ocistream` that prints its arguments."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ocistream").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (folder / "ocistream").chmod(0o755)
+    return folder
+
+
+def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
+    """Return the shard that a script asks for."""
+    environment = {**env, "PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    command, file, option, value, *_ = done.stdout.splitlines()
+    assert (command, Path(file).suffix, option) == ("sync", ".toml", "--shard")
+    return str(parse_shard(value))
+
+
+def test_the_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "images.toml").write_text(example("toml", "[[sync]]"))
+    plan = read_plan(tmp_path / "images.toml")
+    assert isinstance(plan, Plan)
+    assert len(plan.entries) == 2
+    login = plan.entries[0].targets[0].login
+    assert login is not None
+    assert login.password_env == "PROD_PASSWORD"
+
+
+def test_the_table_has_every_key() -> None:
+    known = {"username", "password-env", "auth-file", "credentials"}
+    for name in ("_ENTRY", "_DEFAULTS", "_TAGS"):
+        known |= getattr(sync_file, name)
+    rows = "\n".join(line for line in section().splitlines() if line.startswith("|"))
+    for key in known:
+        assert re.search(rf"`{key}`|\b{key} = ", rows), key
+
+
+def test_the_tags_in_the_table_choose_tags(tmp_path: Path) -> None:
+    cells = [line.strip("| ").split(" | ") for line in section().splitlines() if line.startswith("| ")]
+    choices = [row[-1].strip("` ") for row in cells if row[0] == "`tags`" or (len(row) == 2 and "{" in row[-1])]
+    assert len(choices) == 5
+    for choice in choices:
+        (tmp_path / "x.toml").write_text(f"[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {choice}\n")
+        assert read_plan(tmp_path / "x.toml").entries[0].choose is not None
+
+
+def test_the_kubernetes_job_does_each_shard_once(programs: Path) -> None:
+    job = document("kind: Job", JOB)
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["/bin/sh", "-c"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    (script,) = container["args"]
+    count = spec["completions"]
+    shards = [shard_of(script, programs, {"JOB_COMPLETION_INDEX": str(index)}) for index in range(count)]
+    assert shards == [f"{index}/{count}" for index in range(count)]
+
+
+def test_the_matrix_of_github_does_each_shard_once(programs: Path) -> None:
+    workflow = document("runs-on", WORKFLOW)
+    job = workflow["jobs"]["sync"]
+    numbers = job["strategy"]["matrix"]["shard"]
+    (step,) = [step for step in job["steps"] if "ocistream sync" in step.get("run", "")]
+    shards = []
+    for number in numbers:
+        values = {"matrix.shard": str(number), "strategy.job-total": str(len(numbers)), "secrets.PROD_PASSWORD": "x"}
+        env = {key: values[text.strip("${} ")] for key, text in step["env"].items()}
+        shards.append(shard_of(step["run"], programs, env))
+    assert shards == [f"{number}/{len(numbers)}" for number in range(len(numbers))]
+
+
+def test_the_parallel_job_of_gitlab_does_each_shard_once(programs: Path) -> None:
+    job = document("CI_NODE_INDEX", PIPELINE)["sync"]
+    (line,) = [line for line in job["script"] if "ocistream sync" in line]
+    total = job["parallel"]
+    shards = [
+        shard_of(line, programs, {"CI_NODE_INDEX": str(index + 1), "CI_NODE_TOTAL": str(total)})
+        for index in range(total)
+    ]
+    assert shards == [f"{index}/{total}" for index in range(total)]

@@ -1,0 +1,153 @@
+"""`ocistream sync` of 200 images between real registries: whole, in shards, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import measured, ocistream, started
+from tests.images import Layout, small_image
+from tests.peers import DockerRegistry, docker_registry
+from tests.registry_http import seed
+
+REPOSITORIES = 10
+TAGS = 20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """Return a docker-registry with 200 images in ten repositories, some of which share layers."""
+    folder = tmp_path_factory.mktemp("from")
+    layout = Layout(folder / "made")
+    with docker_registry(folder / "registry") as registry:
+        for number in range(REPOSITORIES):
+            for tag in range(TAGS):
+                image = layout.image([b"base", f"layer {number} {tag}".encode(), 4000 + tag])
+                seed(layout, image, registry.host, f"team/app{number}", f"1.{tag}")
+        yield registry
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[DockerRegistry]:
+    with docker_registry(tmp_path / "registry") as registry:
+        yield registry
+
+
+def sync_file(folder: Path, source: DockerRegistry, *targets: DockerRegistry) -> Path:
+    file = folder / "sync.toml"
+    entries = [
+        f'[[sync]]\nfrom = "{source.host}/team/app{number}"\n'
+        f"to = {json.dumps([f'{target.host}/mirror/app{number}' for target in targets])}\n"
+        for number in range(REPOSITORIES)
+    ]
+    file.write_text("\n".join(entries))
+    return file
+
+
+def contents(registry: DockerRegistry, prefix: str) -> dict[str, dict[str, str]]:
+    """Return what every tag of each repository stands for."""
+    return {name.removeprefix(prefix): registry.tags(name) for name in registry.repositories()}
+
+
+def blobs(registry: DockerRegistry, prefix: str) -> dict[str, set[str]]:
+    return {name.removeprefix(prefix): registry.blobs(name) for name in registry.repositories()}
+
+
+def assert_same(source: DockerRegistry, target: DockerRegistry) -> None:
+    assert sum(map(len, contents(source, "team/").values())) == REPOSITORIES * TAGS
+    assert contents(target, "mirror/") == contents(source, "team/")
+    assert blobs(target, "mirror/") == blobs(source, "team/")
+
+
+def test_whole(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
+    file = sync_file(tmp_path, source, target)
+    result = ocistream("sync", file)
+    expect.success(result)
+    assert len(result.lines()) == 200
+    assert_same(source, target)
+    again = ocistream("sync", file)
+    expect.success(again)
+    assert sorted(again.lines()) == sorted(result.lines())
+    assert "200 unchanged" in again.err
+
+
+def test_in_four_shards(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
+    file = sync_file(tmp_path, source, target)
+    lines: list[str] = []
+    for number in range(4):
+        result = ocistream("sync", file, "--shard", f"{number}/4")
+        expect.success(result)
+        assert 20 < len(result.lines()) < 80
+        lines += result.lines()
+    assert len(set(lines)) == len(lines) == 200
+    assert_same(source, target)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_stopped_and_continued(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
+    file = sync_file(tmp_path, source, target)
+    with started("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
+        assert process.stdout is not None
+        for _ in range(50):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    document = json.loads((tmp_path / "result.json").read_text())
+    done = [image for image in document["images"] if image["outcome"] == "copied"]
+    assert 50 <= len(done) < 200
+    result = ocistream("sync", file)
+    expect.success(result)
+    assert_same(source, target)
+    unchanged = int(result.err.partition(" unchanged")[0].rpartition(" ")[2])
+    # One may have been whole, and not yet said to be.
+    assert unchanged in {len(done), len(done) + 1}
+
+
+def test_one_source_to_two_registries_reads_each_blob_once(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "made")
+    with (
+        docker_registry(tmp_path / "from") as source,
+        docker_registry(tmp_path / "one") as one,
+        docker_registry(tmp_path / "two") as two,
+    ):
+        shared = layout.random_layer(2_000_000)[0]
+        seed(layout, layout.image([shared, 5 << 20, 300_000]), source.host, "app", "1")
+        seed(layout, small_image(layout), source.host, "app", "2")
+        # One of them has some of it already.
+        seed(layout, layout.image([shared]), two.host, "other/app", "0")
+        file = tmp_path / "sync.toml"
+        file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/other/app"]\n')
+        before = len(source.requests())
+        expect.success(ocistream("sync", file))
+        got = [r.split() for r in source.requests()[before:] if r.startswith("GET ") and "/blobs/" in r]
+        asked = Counter(target for _, target, status in got if status in {"200", "206"})
+        assert len(asked) == 7
+        assert set(asked.values()) == {1}
+        assert one.tags("app") == source.tags("app")
+        assert {"1", "2"} <= two.tags("other/app").keys()
+        assert two.tags("other/app")["1"] == source.tags("app")["1"]
+        assert one.blobs("app") == source.blobs("app")
+
+
+def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "made")
+    with (
+        docker_registry(tmp_path / "from") as source,
+        docker_registry(tmp_path / "one") as one,
+        docker_registry(tmp_path / "two") as two,
+    ):
+        seed(layout, layout.image([(64 << 20) + number for number in range(4)]), source.host, "app", "1")
+        file = tmp_path / "sync.toml"
+        file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/app"]\n')
+        result = measured("sync", file)
+        expect.success(result)
+        assert one.tags("app") == two.tags("app") == source.tags("app")
+        assert result.peak is not None
+        assert result.peak < 48 << 20

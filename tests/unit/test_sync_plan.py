@@ -1,0 +1,133 @@
+"""What a sync file says, as copies and as shards' work; nothing is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream.errors import OcistreamError, UsageError
+from ocistream.sync_file import read_plan
+from ocistream.sync_plan import Copy, Shard, copies, parse_shard, without_doubles
+
+NAMES = st.text(min_size=1, max_size=30)
+
+
+def planned(folder: Path, text: str, names: list[str]) -> list[Copy]:
+    (folder / "sync.toml").write_text(text)
+    return without_doubles(copy for entry in read_plan(folder / "sync.toml").entries for copy in copies(entry, names))
+
+
+def shown(found: list[Copy]) -> list[tuple[str, list[str]]]:
+    return [(copy.name, [target.name for target in copy.targets]) for copy in found]
+
+
+@given(NAMES, st.integers(1, 50))
+def test_each_image_is_in_one_shard(name: str, count: int) -> None:
+    assert sum(Shard(index, count).has(name) for index in range(count)) == 1
+
+
+def test_shards_are_about_equal() -> None:
+    names = [f"registry.example.com/team/app:{number}" for number in range(2000)]
+    for index in range(8):
+        assert 200 < sum(Shard(index, 8).has(name) for name in names) < 300
+
+
+def test_a_shard_is_the_same_on_every_machine() -> None:
+    """Python's own hash is not: it is another one in each process."""
+    name = "docker.io/library/nginx:1"
+    assert [Shard(index, 16).has(name) for index in range(16)].index(True) == 3
+    script = (
+        f"from ocistream.sync_plan import Shard; print([Shard(i, 16).has({name!r}) for i in range(16)].index(True))"
+    )
+    for seed in ("1", "2"):
+        line = [sys.executable, "-P", "-c", script]
+        done = subprocess.run(line, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        assert done.stdout == "3\n"
+
+
+@pytest.mark.parametrize(("text", "shard"), [("0/1", Shard(0, 1)), ("3/4", Shard(3, 4))])
+def test_shards_count_from_0(text: str, shard: Shard) -> None:
+    assert parse_shard(text) == shard
+    assert str(shard) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["4/4", "0/0", "/", "1/", "1", "-1/4", "+1/4", " 0/1", "0/1\n", "\u0660/1", "9999999/99999999"]
+)
+def test_what_is_no_shard(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        parse_shard(text)
+
+
+def test_tags_keep_their_names_in_a_registry_and_full_names_in_a_layout(tmp_path: Path) -> None:
+    text = "[[sync]]\nfrom = 'r.example/app'\nto = ['s.example/mirror/app', 'oci:images']\ntags = ['1*']"
+    assert shown(planned(tmp_path, text, ["2", "1.1", "1.0"])) == [
+        (f"r.example/app:{tag}", [f"s.example/mirror/app:{tag}", f"oci:{tmp_path}/images:r.example/app:{tag}"])
+        for tag in ("1.0", "1.1")
+    ]
+
+
+def test_images_of_a_layout_go_by_their_tags(tmp_path: Path) -> None:
+    text = "[[sync]]\nfrom = 'oci:images'\nto = 's.example/app'"
+    found = planned(tmp_path, text, ["r.example/app:1", "2", "no tag"])
+    # The name says nothing of where the file lies: a shard is the same on every machine.
+    assert shown(found) == [
+        ("oci:images:2", ["s.example/app:2"]),
+        ("oci:images:r.example/app:1", ["s.example/app:1"]),
+    ]
+    assert found[0].source.path == tmp_path / "images"
+
+
+def test_what_is_said_of_all_holds_where_nothing_else_is_said(tmp_path: Path) -> None:
+    text = "[defaults]\nplatforms = ['linux/arm64']\nreferrers = false\n"
+    text += "[[sync]]\nfrom = 'a.example/x:1'\nto = 'b.example/x'\n"
+    text += "[[sync]]\nfrom = 'a.example/y:1'\nto = 'b.example/y'\nplatforms = 'all'\nreferrers = true\n"
+    one, two = [copy.entry for copy in planned(tmp_path, text, [])]
+    assert ([str(platform) for platform in one.platforms.platforms], one.referrers) == (["linux/arm64"], False)
+    assert (two.platforms.platforms, two.referrers) == ((), True)
+
+
+def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
+    text = "[[sync]]\nfrom = 'a.example/x'\nto = 'b.example/x'\n"
+    text += "[[sync]]\nfrom = 'a.example/x:1'\nto = ['b.example/x', 'c.example/x']\n"
+    assert shown(planned(tmp_path, text, ["1"])) == [
+        ("a.example/x:1", ["b.example/x:1"]),
+        ("a.example/x:1", ["c.example/x:1"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["from = 'a.example/x:1'\nto = 'c.example/x'", "from = 'b.example/x:1'\nto = 'c.example/x'"],
+        ["from = 'a.example/x:1'\nto = 'oci:x:n'", "from = 'a.example/x:2'\nto = 'oci:x:n'"],
+        [
+            "from = 'a.example/x:1'\nto = 'c.example/x'",
+            "from = 'a.example/x:1'\nto = 'c.example/x'\nplatforms = ['a/b']",
+        ],
+    ],
+)
+def test_two_for_one_place_are_refused(tmp_path: Path, entries: list[str]) -> None:
+    with pytest.raises(UsageError, match="would both become"):
+        planned(tmp_path, "".join(f"[[sync]]\n{entry}\n" for entry in entries), [])
+
+
+def test_an_image_without_a_tag_needs_one(tmp_path: Path) -> None:
+    text = "[[sync]]\nfrom = 'oci:x:an image'\nto = 'c.example/x'"
+    with pytest.raises(UsageError, match="no tag") as caught:
+        planned(tmp_path, text, [])
+    assert "sync[0]" in caught.value.what
+
+
+@given(st.binary(max_size=300))
+def test_any_file_is_a_plan_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    with pytest.raises(OcistreamError) as caught:
+        read_plan(path)
+    assert "\n" not in caught.value.what

@@ -1,0 +1,145 @@
+"""Versions in tags, ranges of them, and what is chosen by that."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocistream.errors import NotFoundError, UsageError
+from ocistream.tag_choice import matching, of_regex, of_versions
+from ocistream.versions import Version, parse_range, parse_version
+
+NUMBERS = st.lists(st.integers(0, 10**12), min_size=1, max_size=4)
+#: semver.org, 11.4: "1.0.0-alpha < 1.0.0-alpha.1 < ... < 1.0.0", and what is beside it.
+IN_ORDER = [
+    "0.9",
+    "1.0.0-alpha",
+    "1.0.0-alpha.1",
+    "1.0.0-alpha.beta",
+    "1.0.0-beta",
+    "v1.0.0-beta.2",
+    "1.0.0-beta.11",
+    "1.0.0-rc.1",
+    "1",
+    "1.0.1",
+    "1.9",
+    "1.10",
+    "2.0-rc1",
+    "v2",
+    "2.0.0.1",
+    "20240101",
+]
+
+
+def version(text: str) -> Version:
+    found = parse_version(text)
+    assert found is not None
+    return found
+
+
+@given(st.permutations(IN_ORDER))
+def test_versions_have_semvers_order(texts: list[str]) -> None:
+    assert sorted(texts, key=version) == IN_ORDER
+
+
+@given(NUMBERS, NUMBERS)
+def test_releases_are_ordered_as_their_numbers(one: list[int], other: list[int]) -> None:
+    padded = [numbers + [0] * (4 - len(numbers)) for numbers in (one, other)]
+    texts = [".".join(map(str, numbers)) for numbers in (one, other)]
+    assert (version(texts[0]) < version(texts[1])) == (padded[0] < padded[1])
+    assert (version(texts[0]) == version(f"v{texts[1]}")) == (padded[0] == padded[1])
+
+
+@given(NUMBERS, st.from_regex(r"[0-9A-Za-z-]{1,20}(\.[0-9A-Za-z-]{1,20}){0,2}\Z", fullmatch=True))
+def test_a_pre_release_comes_before_its_release_and_behind_what_is_lower(numbers: list[int], before: str) -> None:
+    text = ".".join(map(str, numbers))
+    found = version(f"{text}-{before}")
+    assert found < version(text)
+    if numbers[-1]:
+        assert version(".".join(map(str, [*numbers[:-1], numbers[-1] - 1]))) < found
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_version_or_none(text: str) -> None:
+    found = parse_version(text)
+    assert (found is None) == (
+        re.fullmatch(r"v?\d{1,18}(\.\d{1,18}){0,3}(-[\dA-Za-z-]+(\.[\dA-Za-z-]+)*)?", text, re.ASCII) is None
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["latest", "1.", "1..2", "V1", "1.2.3.4.5", "1-", "1.2_3", "", "1.2\n", "²", "9" * 19, "1-" + "9" * 5000]
+)
+def test_what_is_no_version(text: str) -> None:
+    assert parse_version(text) is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "within", "without"),
+    [
+        (">=1.4, <2", ["1.4", "1.4.0", "v1.99", "1.10"], ["1.3.9", "2", "2.0.0", "1.5-rc1", "2-rc1", "1.4-rc1"]),
+        (">1.4", ["1.4.1", "2"], ["1.4", "v1.4.0"]),
+        ("<=1.4,!=1.3", ["1.4", "0.1", "1.3.1"], ["1.3", "1.3.0", "1.5"]),
+        ("=1.4", ["1.4", "v1.4.0"], ["1.4.1"]),
+        # Who names a pre-release wants such ones, but not those of a release that is left out itself.
+        (">=1.4-rc.1, <2", ["1.4-rc.1", "1.4-rc.2", "1.5-beta", "1.4"], ["1.4-beta", "2-rc.1", "2"]),
+        (">=1.4, <2-0", ["1.5-rc1", "1.99"], ["2-rc1", "2", "1.4-rc1"]),
+    ],
+)
+def test_a_range_has_what_fits_all_of_its_bounds(bounds: str, within: list[str], without: list[str]) -> None:
+    found = parse_range(bounds)
+    assert [text for text in within + without if found.has(version(text))] == within
+
+
+@pytest.mark.parametrize("text", ["", "1.4", ">=", ">=1.4 <2", "~1.4", "^1", ">=1.4,", ">=latest", "=>1"])
+def test_a_malformed_range_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="malformed range"):
+        parse_range(text)
+
+
+TAGS = ["latest", "1.9", "1.10", "v1.11", "1.12-rc1", "1.10-alpine", "1.9-alpine", "edge", "2024"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"within": ">=1.10, <2"}, ["1.10", "v1.11"]),
+        ({"within": "<2", "latest": 2}, ["1.10", "v1.11"]),
+        ({"latest": 1}, ["2024"]),
+        ({"suffix": "-alpine"}, ["1.10-alpine", "1.9-alpine"]),
+        ({"suffix": "-alpine", "latest": 1}, ["1.10-alpine"]),
+        ({"within": ">=1.12-0, <2"}, ["1.12-rc1"]),
+    ],
+)
+def test_tags_by_their_versions(options: dict[str, Any], expected: list[str]) -> None:
+    choose = of_versions(**options)
+    for _ in range(5):
+        shuffled = random.sample(TAGS, len(TAGS))
+        assert sorted(choose(shuffled)) == sorted(expected)
+
+
+def test_of_two_tags_for_one_version_the_longer_one_is_the_later() -> None:
+    assert of_versions(latest=1)(["1.4", "1.4.0", "v1.4"]) == ["1.4.0"]
+
+
+def test_a_regular_expression_matches_the_whole_tag_and_no_tag_of_a_signature() -> None:
+    signature = f"sha256-{'a' * 64}.sig"
+    assert of_regex("[0-9.]+|s.*")(["1.4", "1.4-x", "stable", signature]) == ["1.4", "stable"]
+    assert matching(["s*"])(["stable", signature]) == ["stable"]
+
+
+def test_a_regular_expression_that_python_warns_of_is_one() -> None:
+    assert of_regex("[[a]x")(["[x", "ax", "b"]) == ["[x", "ax"]
+
+
+@pytest.mark.parametrize("choose", [of_regex("x"), of_versions(">9999"), matching(["x"])])
+def test_nothing_that_is_chosen_is_an_error_that_says_what_there_is(choose: object) -> None:
+    assert callable(choose)
+    with pytest.raises(NotFoundError, match="none of 9 tags") as caught:
+        choose(TAGS)
+    assert "latest" in str(caught.value.hint)
