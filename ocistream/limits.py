@@ -191,6 +191,8 @@ MAX_UPLOADS: Final = 500
 UPLOAD_IDLE: Final = 3_600.0
 #: After so many seconds of a client's silence its connection is closed; a slow pipe may well pause for minutes.
 CLIENT_IDLE: Final = 900.0
+#: Connections that `serve` has at a time: each is a thread, and may have a buffer. A further one is closed at once.
+MAX_CLIENTS: Final = 500
 #: What is still to come of a refused request's body is read, up to this, to keep the connection.
 MAX_DRAINED: Final = 256 * KIB
 #: One line of the chunked transfer coding: a size, and extensions that nobody uses.

@@ -52,6 +52,20 @@ def check(settings: TlsSettings) -> None:
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings)
 
 
+def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
+    """Make the context of a server that shows this certificate (PEM, with what leads to its CA behind it).
+
+    Raises:
+        NotFoundError: a file is not there.
+        LocalDiskError: it cannot be read.
+        UsageError: it is not what it should be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_certificate(context, certificate, key, "certificate", "--tls-key")
+    return context
+
+
 class Contexts:
     """The contexts of one run. Safe for several threads.
 
@@ -107,7 +121,7 @@ def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
         _load_authorities(context, path)
     # Of several with keys of one kind OpenSSL shows the last; in a folder the first one counts.
     for certificate, key in reversed(settings.client_certificates):
-        _load_client(context, certificate, key)
+        _load_certificate(context, certificate, key, "client certificate", "--client-key")
 
 
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
@@ -124,21 +138,21 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
             raise UsageError(msg, hint="it is to be PEM: -----BEGIN CERTIFICATE-----") from error
 
 
-def _load_client(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+def _load_certificate(context: ssl.SSLContext, certificate: str, key: str | None, what: str, option: str) -> None:
     def refuse() -> str:
         # Without this OpenSSL would ask at the terminal.
         msg = f"the key in {key or certificate} is encrypted, and nobody can be asked for its password"
         raise UsageError(msg, hint="decrypt it into a file that only you can read: `openssl pkey -in KEY -out FILE`")
 
     for path in filter(None, (certificate, key)):
-        with disk_errors(f"reading the client certificate or key {path}"):
+        with disk_errors(f"reading the {what} or key {path}"):
             Path(path).open("rb").close()
     try:
         context.load_cert_chain(certificate, key, password=refuse)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            msg = f"the client certificate {certificate} does not belong to the key {key or certificate}"
+            msg = f"the {what} {certificate} does not belong to the key {key or certificate}"
             raise UsageError(msg) from error
-        msg = f"{certificate} is no client certificate with its key" + (f" in {key}" if key else "")
-        hint = "both are to be PEM; the key may be in the certificate's file, else name it with --client-key"
+        msg = f"{certificate} is no {what} with its key" + (f" in {key}" if key else "")
+        hint = f"both are to be PEM; the key may be in the certificate's file, else name it with {option}"
         raise UsageError(msg, hint=hint) from error

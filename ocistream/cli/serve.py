@@ -1,7 +1,9 @@
-"""`ocistream serve`: a registry on this machine, over a layout directory."""
+"""`ocistream serve`: a registry over a layout directory or an archive, on this machine, or for who has a password."""
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -9,56 +11,154 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.session import read_password
 from ocistream.errors import UnsupportedError, UsageError
+from ocistream.origins import is_loopback
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
     from ocistream.cli.console import Console
-    from ocistream.serve import AccessEntry
+    from ocistream.serve import AccessEntry, Gate
 
 #: Docker's own registry listens there.
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
+_MAX_PORT: Final = 65535
+_PATH: Final = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=Path())
+@click.argument("path", type=_PATH, default=Path())
 @click.option("--listen", default=_DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes any.")
-@click.option("--read-only", is_flag=True, help="Refuse every push and delete.")
+@click.option("--read-only", is_flag=True, help="Refuse every push and delete. An archive is never changed.")
+@click.option(
+    "-u",
+    "--username",
+    metavar="USER",
+    help="Serve only who logs in as USER, with the password that comes by --password-stdin or OCISTREAM_PASSWORD. "
+    "Without this, HOST has to be this machine.",
+)
+@click.option("--password-stdin", is_flag=True, help="Read that password from stdin.")
+@click.option("--tls-cert", type=_PATH, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
+@click.option("--tls-key", type=_PATH, metavar="FILE", help="Its key.  [default: in the certificate's file]")
+@click.option(
+    "--access-log",
+    type=_PATH,
+    metavar="FILE",
+    help="Append a line for each request to FILE, `-` is stderr: in the common log format, or as JSON with "
+    "--log-format json.",
+)
 @verbosity_options
 @click.pass_obj
-def serve(console: Console, /, path: Path, listen: str, read_only: bool, **options: Any) -> None:
-    """Serve the layout directory PATH (default: this one) as a registry, for reading and writing.
+def serve(
+    console: Console, /, path: Path, listen: str, read_only: bool, access_log: Path | None, **options: Any
+) -> None:
+    """Serve PATH as a registry: a layout directory (default: this one) for reading and writing, an archive for reading.
 
-    It listens on this machine only, and runs until it is interrupted. The first line on stdout is its address.
+    It listens on this machine only, unless there is a password, and runs until it is interrupted. The first line on
+    stdout is its address. If an archive has one image and no name for it, app.tar has app:latest.
 
     \b
-    ocistream serve images/ --listen 127.0.0.1:5000
-    docker push 127.0.0.1:5000/app:1
+    ocistream serve images/                       # docker push localhost:5000/app:1
+    ocistream serve app.tar                       # docker pull localhost:5000/app
+    ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
     """
     from ocistream.serve import Registry
 
     apply_verbosity(console, options)
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        msg = f"malformed address {listen!r}"
-        raise UsageError(msg, hint="write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000")
-
-    if path.is_file():
-        msg = f"{path} is a file, and only layout directories can be served"
-        raise UnsupportedError(msg, hint=f"`ocistream copy oci-archive:{path} oci:DIR` makes a directory of an archive")
-
-    def log(entry: AccessEntry) -> None:
-        text = (
-            f"{entry.client} {entry.method} {entry.target}: {entry.status}, {entry.received} B in, {entry.sent} B out"
+    address = _address(listen)
+    _check_kind(path)
+    gate = _gate(options["username"], password_stdin=options["password_stdin"])
+    tls = _context(options["tls_cert"], options["tls_key"])
+    if gate is not None and tls is None and not is_loopback(address[0]):
+        console.note(
+            "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
-        if entry.problem:
-            text += f" ({entry.problem})"
-        console.note(printable(text, _MAX_LOGGED), level=1, **asdict(entry))
-
-    registry = Registry(path, address=(host.strip("[]"), int(port)), read_only=read_only, log=log)
-    try:
+    with ExitStack() as stack:
+        log = _log(console, access_log, stack)
+        registry = Registry(path, address=address, read_only=read_only, log=log, gate=gate, tls=tls)
+        stack.callback(registry.stop)
         click.echo(registry.host)
         registry.serve_forever()
-    finally:
-        registry.stop()
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
+        msg = f"malformed address {listen!r}"
+        raise UsageError(msg, hint="write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000")
+    return host.strip("[]"), int(port)
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what can be read but once, from its beginning to its end.
+
+    Raises:
+        UsageError: it is stdin.
+        UnsupportedError: it is a pipe or a device.
+    """
+    hint = "an archive is served out of a file, since blobs are asked for in any order, and again"
+    if str(path) == "-":
+        msg = "stdin cannot be served"
+        raise UsageError(msg, hint=hint)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        msg = f"{path} is neither a directory nor a regular file"
+        raise UnsupportedError(msg, hint=hint)
+
+
+def _gate(username: str | None, *, password_stdin: bool) -> Gate | None:
+    """Make what asks for the password, if a user is named.
+
+    Raises:
+        UsageError: there is no password, or a password and no user.
+    """
+    from ocistream.serve import Gate
+
+    if username is None:
+        if password_stdin:
+            msg = "--password-stdin without --username"
+            raise UsageError(msg, hint="name the user who is to log in with that password")
+        return None
+    password = read_password() if password_stdin else os.environ.get("OCISTREAM_PASSWORD", "")
+    if not password:
+        msg = "--username needs a password"
+        raise UsageError(msg, hint="give it with --password-stdin, or in OCISTREAM_PASSWORD")
+    return Gate(username, password)
+
+
+def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    from ocistream.tls import server_context
+
+    if certificate is None:
+        if key is not None:
+            msg = "--tls-key without --tls-cert"
+            raise UsageError(msg, hint="name the certificate that the key belongs to")
+        return None
+    return server_context(str(certificate), str(key) if key is not None else None)
+
+
+def _log(console: Console, path: Path | None, stack: ExitStack) -> Callable[[AccessEntry], None]:
+    """Give what is told of each request: the access log, and whoever asked with -v."""
+    from ocistream.cli.access_log import AccessLog, plain_target
+
+    access: AccessLog | None = None
+    if path is not None:
+        where = None if str(path) == "-" else path
+        access = AccessLog(where, as_json=console.as_json, tell=console.note)
+        stack.callback(access.close)
+
+    def log(entry: AccessEntry) -> None:
+        if access is not None:
+            access.write(entry)
+        if console.verbosity < 1:
+            return
+        target = plain_target(entry.target)
+        text = f"{entry.client} {entry.method} {target}: {entry.status}, {entry.received} B in, {entry.sent} B out"
+        if entry.problem:
+            text += f" ({entry.problem})"
+        console.note(printable(text, _MAX_LOGGED), level=1, **{**asdict(entry), "target": target})
+
+    return log

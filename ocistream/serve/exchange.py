@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -17,14 +18,18 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import parse_qs, unquote
 
-from ocistream import limits
+from ocistream import files, limits
 from ocistream.errors import OcistreamError
+from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.serve.bodies import ChunkedBody, SizedBody, body_of
 from ocistream.serve.refusals import RefusedError
+from ocistream.stream import chunks_of, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from io import FileIO
+
+    from ocistream.stream import Chunk
 
 __all__ = ["AccessEntry", "Answer", "Exchange", "Part"]
 
@@ -38,11 +43,15 @@ _ORIGIN: Final = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`size` bytes of an open file, from `offset` on. Whoever opened the file closes it."""
+    """`size` bytes of an open file, from `offset` on. Whoever opened the file closes it, and its position is nobody's.
+
+    With a `digest` they are to be held against it while they are sent.
+    """
 
     file: FileIO
     offset: int
     size: int
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,8 @@ class Answer:
 class AccessEntry:
     """One line of the access log. `received` and `sent` are the bytes of the bodies; `seconds` is all it took.
 
-    `status` is 0 where no answer was sent, and `problem` says, for our eyes only, what went wrong.
+    `when` it began is in seconds since 1970. `user` is who has shown the password. `status` is 0 where no answer was
+    sent, and `problem` says, for our eyes only, what went wrong.
     """
 
     client: str
@@ -74,6 +84,9 @@ class AccessEntry:
     sent: int
     seconds: float
     problem: str | None = None
+    when: float = 0.0
+    user: str | None = None
+    version: str = "HTTP/1.1"
 
 
 class Exchange(BaseHTTPRequestHandler, ABC):
@@ -97,6 +110,8 @@ class Exchange(BaseHTTPRequestHandler, ABC):
     def _begin(self) -> None:
         self.body = SizedBody(self.rfile, 0)
         self.started = time.monotonic()
+        self.when = time.time()
+        self.user: str | None = None
         self.status = 0
         self.sent = 0
         self.problem: str | None = None
@@ -244,13 +259,29 @@ class Exchange(BaseHTTPRequestHandler, ABC):
     def write_body(self, body: bytes | Part) -> None:
         """Write an answer's body. A file that has become shorter meanwhile ends the connection."""
         if isinstance(body, Part):
-            self.sent += self.connection.sendfile(body.file, body.offset, body.size)
+            if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):
+                self.sent += self.connection.sendfile(body.file, body.offset, body.size)
+            else:
+                self._write_pieces(body)
             if self.sent < body.size:
                 self._note("a file became shorter while it was sent")
                 self.close_connection = True
         else:
             self.wfile.write(body)
             self.sent += len(body)
+
+    def _write_pieces(self, part: Part) -> None:
+        """Write a part piece by piece, the last one only if the digest is right.
+
+        Raises:
+            IntegrityError: it is not.
+        """
+        chunks: Iterator[Chunk] = chunks_of(files.Window(part.file.fileno(), part.offset), part.size)
+        if part.digest is not None:
+            chunks = verified(chunks, Descriptor(UNKNOWN_TYPE, part.digest, part.size))
+        for chunk in chunks:
+            self.connection.sendall(chunk)
+            self.sent += len(chunk)
 
     def finished(self, entry: AccessEntry) -> None:
         """Take note of a request that is done with, for a log."""
@@ -328,5 +359,8 @@ class Exchange(BaseHTTPRequestHandler, ABC):
                 sent=self.sent,
                 seconds=time.monotonic() - self.started,
                 problem=self.problem,
+                when=self.when,
+                user=self.user,
+                version=self.request_version or self.protocol_version,
             )
         )

@@ -6,7 +6,7 @@ used before it was found to be a repository, a tag or a digest.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 from urllib.parse import quote
@@ -61,19 +61,24 @@ class Handler(Exchange):
         """Serve the endpoint that the path names.
 
         Raises:
-            RefusedError: there is none, or not with this method; or it is a web page that asks (403). Listening on
-                loopback keeps other machines out, but not the pages that this one's browsers show.
+            RefusedError: there is none, or not with this method; or it is a web page that asks (403), or somebody who
+                does not know the password (401). Listening on loopback keeps other machines out, but not the pages
+                that this one's browsers show.
         """
         if "Origin" in self.headers:
             raise RefusedError(403, "DENIED", "this registry does not talk to web pages")
+        if self.registry.gate is not None:
+            self.user = self.registry.gate.admit(self.headers.get("Authorization"))
         segments, self.parameters = self.target()
         endpoints = self._endpoints(segments)
+        where = "here"
         if self.registry.read_only:
             endpoints = {method: serve for method, serve in endpoints.items() if method in _READING}
+            where = "here: this registry is for reading only"
         serve = endpoints.get(self.command)
         if serve is None:
             allow = {"Allow": ", ".join(endpoints)}
-            raise RefusedError(405, "UNSUPPORTED", f"{self.command} is not possible here", headers=allow)
+            raise RefusedError(405, "UNSUPPORTED", f"{self.command} is not possible {where}", headers=allow)
         serve()
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
@@ -124,39 +129,40 @@ class Handler(Exchange):
         return endpoints
 
     def _get_blob(self, digest: str) -> None:
-        try:
-            file = self.registry.layout.open_blob(digest)
-        except (NotFoundError, ArchiveError) as error:
-            raise _no_blob(digest) from error
-        with file:
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Docker-Content-Digest": digest,
-                "ETag": f'"{digest}"',
-                "Accept-Ranges": "bytes",
-            }
-            self._answer_content(headers, file=Part(file, 0, os.fstat(file.fileno()).st_size))
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Docker-Content-Digest": digest,
+            "ETag": f'"{digest}"',
+            "Accept-Ranges": "bytes",
+        }
+        with contextlib.ExitStack() as stack:
+            try:
+                part = stack.enter_context(self.registry.storage.part(digest))
+            except (NotFoundError, ArchiveError) as error:
+                raise _no_blob(digest) from error
+            self._answer_content(headers, part)
 
-    def _answer_content(self, headers: Mapping[str, str], file: Part) -> None:
+    def _answer_content(self, headers: Mapping[str, str], whole: Part) -> None:
         tag = headers["ETag"]
-        if tag in _tags_in(self.headers.get("If-None-Match")):
+        if _is_among(tag, self.headers.get("If-None-Match")):
             self.answer(Answer(304, headers))
             return
         # Only a GET has ranges; and only of the same content, if the client says which one it began with.
         wanted = self.headers.get("Range") if self.command == "GET" else None
         if self.headers.get("If-Range", tag).strip() != tag:
             wanted = None
-        found = requested_range(wanted, file.size)
+        found = requested_range(wanted, whole.size)
         if found is None:
-            self.answer(Answer(200, headers, file))
+            self.answer(Answer(200, headers, whole))
             return
         start, count = found
-        part = {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{file.size}"}
-        self.answer(Answer(206, part, Part(file.file, start, count)))
+        # Whoever puts parts together hashes the whole; nobody can do that here before the whole was read.
+        part = Part(whole.file, whole.offset + start, count)
+        self.answer(Answer(206, {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{whole.size}"}, part))
 
     def _delete_blob(self, digest: str) -> None:
         try:
-            self.registry.layout.delete_blob(digest)
+            self.registry.storage.delete_blob(digest)
         except NotFoundError as error:
             raise _no_blob(digest) from error
         self.answer(Answer(202))
@@ -174,7 +180,7 @@ class Handler(Exchange):
 
     def _begin_upload(self, repository: str) -> None:
         mounted, digest = self._parameter("mount"), self._parameter("digest")
-        if is_digest(mounted) and self.registry.layout.blob_size(mounted) is not None:
+        if is_digest(mounted) and self.registry.storage.blob_size(mounted) is not None:
             self._answer_created(repository, mounted)
             return
         if digest:
@@ -267,7 +273,7 @@ class Handler(Exchange):
         stored = self.registry.repositories.manifest(repository, reference)
         tag = f'"{stored.digest}"'
         headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
-        same = tag in _tags_in(self.headers.get("If-None-Match"))
+        same = _is_among(tag, self.headers.get("If-None-Match"))
         self.answer(Answer(304, headers) if same else Answer(200, headers, stored.raw))
 
     def _put_manifest(self, repository: str, reference: str) -> None:
@@ -353,5 +359,7 @@ def _no_blob(digest: str) -> RefusedError:
     return RefusedError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
 
 
-def _tags_in(header: str | None) -> list[str]:
-    return [tag.strip() for tag in (header or "").split(",")]
+def _is_among(tag: str, header: str | None) -> bool:
+    """Say whether an entity tag is among those of `If-None-Match` (RFC 9110, section 13.1.2: compared weakly)."""
+    tags = [one.strip().removeprefix("W/") for one in (header or "").split(",")]
+    return tag in tags or tags == ["*"]

@@ -1,6 +1,6 @@
-"""What the layout holds, seen as repositories: tags, manifests, referrers; and how pushing and deleting change it.
+"""What a layout holds, seen as repositories: tags, manifests, referrers; and how pushing and deleting change it.
 
-The layout is flat, so every blob and every manifest of it is visible in every repository by its digest; only tags
+A layout is flat, so every blob and every manifest of it is visible in every repository by its digest; only tags
 belong to one. Other processes may change the layout at any time: `index.json` is looked at for each request, and
 changed under its lock. HTTP is not known here, but for the refusals.
 """
@@ -8,20 +8,18 @@ changed under its lock. HTTP is not known here, but for the refusals.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import files, limits
+from ocistream import limits
 from ocistream.attachments import listed
 from ocistream.documents import Document, media_type_of, outline, parse_document
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
 from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ocistream.reference import is_digest, is_tag
-from ocistream.serve.names import full_name, repository_of_directory, spellings
+from ocistream.serve.names import full_name, spellings
 from ocistream.serve.refusals import RefusedError
 from ocistream.stores.index import FULL_NAME, REF_NAME, called
 from ocistream.stream import digest_of
@@ -29,7 +27,7 @@ from ocistream.stream import digest_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ocistream.stores.layout_directory import LayoutDirectory
+    from ocistream.serve.storage import Storage
 
 __all__ = ["Pushed", "Repositories", "StoredManifest"]
 
@@ -75,10 +73,10 @@ class _Snapshot:
 class Repositories:
     """The repositories of one layout. Safe for several threads."""
 
-    def __init__(self, layout: LayoutDirectory) -> None:
-        """Serve from `layout`; it is read when something is asked for."""
-        self._layout = layout
-        self._fallback = repository_of_directory(Path(os.path.realpath(layout.path)).name)
+    def __init__(self, storage: Storage) -> None:
+        """Serve from `storage`; it is read when something is asked for."""
+        self._storage = storage
+        self._fallback = storage.repository
         self._lock = threading.Lock()
         self._snapshot: _Snapshot | None = None
         # By digest, so what is in it stays true; what nothing points to any more is dropped.
@@ -120,7 +118,7 @@ class Repositories:
             if entry.size > limits.MAX_MANIFEST:
                 msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            raw = self._layout.read_blob(entry)
+            raw = self._storage.read_blob(entry)
             return StoredManifest(_own_type(raw) or entry.media_type, entry.digest, raw)
         except NotFoundError as error:
             raise unknown from error
@@ -164,14 +162,14 @@ class Repositories:
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             # Under the lock, so that nobody deletes between this and the entry.
-            if not self._layout.holds(entry):
-                self._layout.write_blob(digest, [raw])
+            if not self._storage.holds(entry):
+                self._storage.write_blob(digest, [raw])
             for name, new in (named or {reference: entry}).items():
                 entries = self._with(entries, new, repository, name)
             return entries
 
         try:
-            self._layout.change_index(change)
+            self._storage.change_index(change)
         except UnsupportedError as error:
             raise RefusedError(400, "MANIFEST_INVALID", "the registry's index.json has no room for more") from error
         return Pushed(digest, document.subject.digest if document.subject else None)
@@ -188,7 +186,7 @@ class Repositories:
             self._delete_tag(repository, reference)
             return
         self.manifest(repository, reference)
-        self._layout.change_index(lambda entries: self._without(entries, repository, reference))
+        self._storage.change_index(lambda entries: self._without(entries, repository, reference))
 
     def referrers(self, subject: str) -> list[dict[str, Any]]:
         """Give the descriptors of all manifests whose subject is `subject` (distribution-spec, "Listing Referrers").
@@ -210,7 +208,7 @@ class Repositories:
         for child in children_of(document):
             if child.is_foreign:
                 continue
-            size = self._layout.blob_size(child.digest)
+            size = self._storage.blob_size(child.digest)
             if size is None:
                 missing[child.digest] = None
             elif size != child.size:
@@ -242,7 +240,7 @@ class Repositories:
                 raise RefusedError(404, "MANIFEST_UNKNOWN", f"there is no tag {tag} in {repository}")
             return kept
 
-        self._layout.change_index(change)
+        self._storage.change_index(change)
 
     def _without(self, entries: Sequence[Descriptor], repository: str, digest: str) -> list[Descriptor]:
         kept = [entry for entry in entries if entry.digest != digest or not self._belongs(entry, repository)]
@@ -252,7 +250,7 @@ class Repositories:
             raise RefusedError(405, "UNSUPPORTED", what, headers={"Allow": "GET, HEAD, PUT"})
         if not needed:
             with contextlib.suppress(NotFoundError):
-                self._layout.delete_blob(digest)
+                self._storage.delete_blob(digest)
         return kept
 
     def _belongs(self, entry: Descriptor, repository: str) -> bool:
@@ -262,22 +260,13 @@ class Repositories:
     def _now(self) -> _Snapshot:
         """Give what `index.json` says at present; it is parsed only if it is another file than the last time."""
         with self._lock:
-            key = self._key()
+            key = self._storage.state()
             if self._snapshot is None or self._snapshot.key != key:
                 self._snapshot = self._take(key)
             return self._snapshot
 
-    def _key(self) -> tuple[int, ...]:
-        path = self._layout.path / "index.json"
-        with files.disk_errors(f"cannot read {path}"):
-            try:
-                status = path.lstat()
-            except FileNotFoundError:
-                return ()
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
     def _take(self, key: tuple[int, ...]) -> _Snapshot:
-        entries = self._layout.entries()
+        entries = self._storage.entries()
         images: dict[str, dict[str, Descriptor]] = {}
         listed: set[str] = set()
         for entry in entries:
@@ -326,11 +315,11 @@ class Repositories:
             NotFoundError: it is not there, or too large to be one.
             IntegrityError: it is damaged.
         """
-        size = self._layout.blob_size(digest)
+        size = self._storage.blob_size(digest)
         if size is None or size > limits.MAX_MANIFEST:
             msg = f"there is no manifest {digest}"
             raise NotFoundError(msg)
-        return self._layout.read_blob(Descriptor("application/octet-stream", digest, size))
+        return self._storage.read_blob(Descriptor("application/octet-stream", digest, size))
 
 
 def _own_type(raw: bytes) -> str | None:

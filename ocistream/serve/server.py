@@ -1,4 +1,6 @@
-"""The sockets and threads of the embedded registry: a thread a connection, on loopback, until it is stopped.
+"""The sockets and threads of the embedded registry: a thread a connection, until it is stopped.
+
+It listens on loopback, and beyond that only for those who know a password.
 
 What is answered is `handler`'s business.
 """
@@ -14,20 +16,24 @@ import threading
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
+from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.reference import printable
 from ocistream.serve.handler import Handler
 from ocistream.serve.repositories import Repositories
+from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
-from ocistream.stores.layout_directory import LayoutDirectory
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
     from typing import Any, Self, TypeAlias
 
     from ocistream.serve.exchange import AccessEntry
+    from ocistream.serve.gate import Gate
+    from ocistream.serve.storage import Storage
 
     #: As socketserver's methods take it, whose datagram servers have a tuple there.
     Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
@@ -42,7 +48,7 @@ _MAX_PORT: Final = 65535
 
 
 class Registry:
-    """A registry over a layout directory, for this machine only.
+    """A registry over a layout directory, or over an archive for reading; without a `gate` for this machine only.
 
     Many clients may read and write at once, other processes may change the layout meanwhile. It listens as soon as
     it is made, and answers from `start`, or `serve_forever`, on.
@@ -56,32 +62,60 @@ class Registry:
         read_only: bool = False,
         handler: type[Handler] = Handler,
         log: Callable[[AccessEntry], None] | None = None,
+        gate: Gate | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Open the layout at `path` (made if it is not there, unless `read_only`) and listen at `address`.
 
-        Port 0 lets the kernel choose one; `host` says which. `log` is called for each request, in the thread of
-        its connection.
+        If `path` is a regular file, it is an archive, and only read. Port 0 lets the kernel choose one; `host` says
+        which. `log` is called for each request, in the thread of its connection. With a `gate` whoever connects has to
+        show a password; with `tls` by way of that.
 
         Raises:
-            UsageError: the address is not on loopback, or the directory holds something else than a layout.
-            NotFoundError, ArchiveError: there is no layout to read.
+            UsageError: the address is beyond loopback and there is no gate, or the directory holds something else than
+                a layout.
+            NotFoundError, ArchiveError: there is no layout or archive to read.
+            UnsupportedError: the archive cannot be read where its blobs lie.
             NetworkError: the address is taken, or may not be had.
             LocalDiskError: the layout cannot be made.
         """
-        self.layout = LayoutDirectory(path)
-        self.read_only = read_only
         self.log = log
-        self.repositories = Repositories(self.layout)
-        self.uploads = Uploads(self.layout)
+        self.gate = gate
+        self._secure = tls
         self._thread: threading.Thread | None = None
         self._serving = False
-        family, resolved = _loopback(address)
-        self._open_layout()
+        family, resolved = _listening(address, guarded=gate is not None)
+        self._archive: ArchiveStorage | None = None
+        directory: DirectoryStorage | None = None
+        self.storage: Storage
+        if path.is_file():
+            self.storage = self._archive = ArchiveStorage(path)
+        else:
+            self.storage = directory = DirectoryStorage(path)
+            _open_layout(directory, read_only=read_only)
+        self.read_only = read_only or directory is None
+        self.repositories = Repositories(self.storage)
+        self.uploads = Uploads(directory)
+        if not self.read_only:
+            self.uploads.clean()
         try:
             self._server = Server(self, family, resolved, handler)
         except OSError as error:
+            self._close_archive()
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
             raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
+
+    @property
+    def layout(self) -> DirectoryStorage:
+        """The layout directory that is served.
+
+        Raises:
+            UsageError: it is an archive.
+        """
+        if not isinstance(self.storage, DirectoryStorage):
+            msg = "what is served is no directory"
+            raise UsageError(msg)
+        return self.storage
 
     @property
     def host(self) -> str:
@@ -121,10 +155,14 @@ class Registry:
         self._server.server_close()
         self._server.cut_connections()
         self.uploads.close()
+        self._close_archive()
 
     def admit(self, connection: socket.socket) -> socket.socket:
-        """Take a new connection as it is; what this gives is what the handler speaks through."""
-        return connection
+        """Take a new connection; what this gives is what the handler speaks through."""
+        if self._secure is None:
+            return connection
+        # The handshake is the connection's thread's business: a client may take its time.
+        return self._secure.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def __enter__(self) -> Self:
         """Start."""
@@ -144,16 +182,9 @@ class Registry:
         self._serving = True
         self._server.serve_forever(poll_interval=_POLL)
 
-    def _open_layout(self) -> None:
-        if self.read_only:
-            self.layout.check()
-            return
-        self.layout.create()
-        if not (self.layout.path / "index.json").exists():
-            # Without one it would be no layout until the first push.
-            self.layout.change_index(lambda entries: entries)
-        self.layout.check()
-        self.uploads.clean()
+    def _close_archive(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
 
 
 class Server(ThreadingHTTPServer):
@@ -165,7 +196,7 @@ class Server(ThreadingHTTPServer):
     def __init__(
         self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler]
     ) -> None:
-        """Listen at an address that was found to be on loopback."""
+        """Listen at an address that was found to be one."""
         self.registry = registry
         self.address_family = family
         self._connections: set[Connection] = set()
@@ -184,10 +215,14 @@ class Server(ThreadingHTTPServer):
         return self.registry.admit(connection), client
 
     def process_request(self, request: Connection, client_address: object) -> None:
-        """Start a connection's thread; `cut_connections` knows of it from now on."""
+        """Start a connection's thread, if there is room; `cut_connections` knows of it from now on."""
         with self._changed:
-            self._connections.add(request)
-        super().process_request(request, client_address)
+            if has_room := len(self._connections) < limits.MAX_CLIENTS:
+                self._connections.add(request)
+        if has_room:
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
 
     def shutdown_request(self, request: Connection) -> None:
         """Close a connection that is over."""
@@ -206,12 +241,22 @@ class Server(ThreadingHTTPServer):
         with self._changed:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
-                    cast("socket.socket", connection).shutdown(socket.SHUT_RDWR)
+                    # The plain socket's: that of TLS would take the encryption away from under the thread that uses it.
+                    socket.socket.shutdown(cast("socket.socket", connection), socket.SHUT_RDWR)
             self._changed.wait_for(lambda: not self._connections, _STOP)
 
 
-def _loopback(address: tuple[str, int]) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Give the family and the numeric form of an address on loopback.
+def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:
+    if not read_only:
+        layout.create()
+        if not (layout.path / "index.json").exists():
+            # Without one it would be no layout until the first push.
+            layout.change_index(lambda entries: entries)
+    layout.check()
+
+
+def _listening(address: tuple[str, int], *, guarded: bool) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Give the family and the numeric form of an address to listen at: on loopback, and any if it is `guarded`.
 
     Raises:
         UsageError: it is another one, or malformed.
@@ -224,9 +269,12 @@ def _loopback(address: tuple[str, int]) -> tuple[socket.AddressFamily, tuple[str
         numeric = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name.strip("[]"))
     except ValueError:
         numeric = None
-    if numeric is None or not numeric.is_loopback:
+    if numeric is None and guarded:
+        msg = f"{printable(name)} is not a numeric address, nor localhost"
+        raise UsageError(msg, hint="write 127.0.0.1 or [::1]; 0.0.0.0 or [::] are all addresses of this machine")
+    if numeric is None or not (guarded or numeric.is_loopback):
         msg = f"{printable(name)} is not an address on loopback"
-        hint = "there are no passwords and no TLS, so only this machine may connect: 127.0.0.1 or [::1]"
+        hint = "beyond this machine only those are served who know a password: --username, with --password-stdin"
         raise UsageError(msg, hint=hint)
     family = socket.AF_INET if numeric.version == 4 else socket.AF_INET6
     return family, (str(numeric), port)

@@ -168,8 +168,8 @@ class Upload:
 class Uploads:
     """All sessions of one registry. Safe for several threads."""
 
-    def __init__(self, layout: LayoutDirectory) -> None:
-        """Keep the bytes of uploads in `layout`, among its blobs."""
+    def __init__(self, layout: LayoutDirectory | None) -> None:
+        """Keep the bytes of uploads in `layout`, among its blobs; without one there never are any."""
         self._layout = layout
         self._lock = threading.Lock()
         self._uploads: dict[str, Upload] = {}
@@ -178,9 +178,11 @@ class Uploads:
         """Start a session, after those were dropped that nobody goes on with.
 
         Raises:
-            RefusedError: there are too many (429).
+            RefusedError: there are too many (429), or there is no place for them (405).
             LocalDiskError: there is no room for it, or no permission.
         """
+        if self._layout is None:
+            raise RefusedError(405, "UNSUPPORTED", "nothing can be uploaded here")
         self._drop(idle_since=time.monotonic() - limits.UPLOAD_IDLE)
         with self._lock:
             if len(self._uploads) >= limits.MAX_UPLOADS:
@@ -220,6 +222,8 @@ class Uploads:
 
         Also what is as old as an idle session, whosever it is.
         """
+        if self._layout is None:
+            return
         for algorithm in DIGEST_HEX_LENGTHS:
             folder = self._layout.blob_folder(algorithm)
             partials.sweep(folder, _is_upload)

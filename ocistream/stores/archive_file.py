@@ -82,18 +82,32 @@ class ArchiveFileSource:
 
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a file can be read in any order
         """Read `index.json` and every manifest below the chosen images, or make them of a docker-archive's."""
-        contents = self._contents
-        if contents.index is None and contents.docker is not None:
-            images = parse_manifest_json(self._read(contents.docker, limits.MAX_MANIFEST))
-            return docker_graph(images, self._select, self._platforms, config=self._config, layer=self._layer)
-        if contents.layout is not None:
-            parse_layout_file(self._read(contents.layout, limits.MAX_LAYOUT_FILE))
+        if (docker := self.docker_graph()) is not None:
+            return docker
+        self.check_layout()
         gathering = Gathering(self._select, self._platforms, self._referrers)
         gathering.begin(*self.index())
         while (needed := gathering.needed()) is not None:
             if not self.supply(gathering, needed):
                 gathering.lacks(needed.digest)
         return gathering.graph()
+
+    def docker_graph(self) -> Graph | None:
+        """Make manifests of the chosen images of a docker-archive; None if it is none."""
+        contents = self._contents
+        if contents.index is not None or contents.docker is None:
+            return None
+        images = parse_manifest_json(self._read(contents.docker, limits.MAX_MANIFEST))
+        return docker_graph(images, self._select, self._platforms, config=self._config, layer=self._layer)
+
+    def check_layout(self) -> None:
+        """Read `oci-layout`, if it is there.
+
+        Raises:
+            ArchiveError: it is malformed, or of a version that is not known.
+        """
+        if self._contents.layout is not None:
+            parse_layout_file(self._read(self._contents.layout, limits.MAX_LAYOUT_FILE))
 
     def index(self) -> Index:
         """Read `index.json`, and learn of which volume it is.
@@ -162,6 +176,11 @@ class ArchiveFileSource:
     def lacks(self, descriptor: Descriptor) -> bool:
         """Say whether the archive has no such blob."""
         return descriptor.digest not in self._contents.blobs
+
+    @property
+    def file(self) -> io.FileIO:
+        """The open archive, for whoever reads at offsets of its own and leaves its position alone."""
+        return self._file
 
     @property
     def contents(self) -> Contents:

@@ -271,7 +271,7 @@ def images_named(names: Sequence[str]) -> Selection:
     def select(roots: Sequence[Root]) -> Sequence[Root]:
         chosen: list[Root] = []
         for name in names:
-            matches = [root for root in roots if _goes_by(root, name)]
+            matches = [root for root in roots if goes_by(root, name)]
             if not matches:
                 msg = f"there is no image {printable(name)!r} in it"
                 raise NotFoundError(msg, hint=f"its images are: {names_there(roots)}")
@@ -287,7 +287,8 @@ def images_named(names: Sequence[str]) -> Selection:
     return select
 
 
-def _goes_by(root: Root, name: str) -> bool:
+def goes_by(root: Root, name: str) -> bool:
+    """Say whether a name means this image: its full name, the short form of that, its tag, or its digest."""
     annotations = root.descriptor.annotations
     if name in {root.name, annotations.get(REF_NAME), annotations.get(HUNG_NAME), root.descriptor.digest}:
         return True

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ocistream.stores.layout_directory import LayoutDirectory
 
-__all__ = ["Collected", "collect"]
+__all__ = ["Collected", "Mentioned", "collect", "mentioned"]
 
 _LISTS: Final = ("manifests", "layers", "blobs")
 
@@ -36,6 +36,14 @@ class _Blob(NamedTuple):
     used: int
     digest: str
     size: int
+
+
+class Mentioned(NamedTuple):
+    """What a document lists: other documents, with their media types; what it refers to; and what only has bytes."""
+
+    documents: list[tuple[str, str]]
+    subject: tuple[str, str] | None
+    leaves: list[str]
 
 
 @dataclass(slots=True)
@@ -133,7 +141,7 @@ def _needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
         looked_at.add(digest)
         needed.add(digest)
         try:
-            documents, leaves = _mentioned(layout, digest, sizes[digest])
+            found = mentioned(layout, digest, sizes[digest])
         except (ArchiveError, IntegrityError) as error:
             if media_type not in ACCEPTED_TYPES:
                 # Something else that is listed, such as a file as it is.
@@ -141,22 +149,32 @@ def _needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
             msg = f"{layout.path}: {error.what}"
             hint = "what it needs is not known, and so nothing is dropped; `ocistream verify` says what else is wrong"
             raise ArchiveError(msg, hint=hint) from error
-        waiting += documents
-        needed.update(leaf for leaf in leaves if leaf in sizes)
+        waiting += found.documents
+        if found.subject is not None:
+            waiting.append(found.subject)
+        needed.update(leaf for leaf in found.leaves if leaf in sizes)
     return needed
 
 
-def _mentioned(layout: LayoutDirectory, digest: str, size: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Give what a document lists: other documents, with their media types, and what only has bytes."""
+def mentioned(layout: LayoutDirectory, digest: str, size: int) -> Mentioned:
+    """Say what a document of `size` bytes leads to.
+
+    Raises:
+        ArchiveError, IntegrityError: it is none, or not what its digest says.
+        NotFoundError: it is not there.
+    """
     what = f"manifest {digest}"
     if size > limits.MAX_MANIFEST:
         msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
         raise ArchiveError(msg)
     raw = layout.read_blob(Descriptor(UNKNOWN_TYPE, digest, size))
     fields = parse_json(raw, what, keys=FIELDS, convert=dict.fromkeys(_LISTS, _named))
-    documents = [*_listed(fields, "manifests"), _named(0, fields.get("subject"))]
     leaves = [*_listed(fields, "layers"), *_listed(fields, "blobs"), _named(0, fields.get("config"))]
-    return [named for named in documents if named is not None], [named[0] for named in leaves if named is not None]
+    return Mentioned(
+        [named for named in _listed(fields, "manifests") if named is not None],
+        _named(0, fields.get("subject")),
+        [named[0] for named in leaves if named is not None],
+    )
 
 
 def _named(_place: int, item: object) -> tuple[str, str] | None:

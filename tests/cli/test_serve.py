@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, ocistream, started
+from tests.cli.run import Argument, Environment, ocistream, started
 from tests.images import Layout, small_image
 from tests.registry_http import manifest_digest, seed
 
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 @contextlib.contextmanager
 def serving(
-    *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None
+    *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None, env: Environment | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run `ocistream serve`, and give the process and the address that it says."""
-    with started("serve", *argv, "--listen", listen, cwd=cwd) as process:
+    with started("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
         assert process.stdout
         yield process, process.stdout.readline().decode().rstrip("\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -11,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 
+from ocistream import limits
 from ocistream.serve import AccessEntry, Answer, Handler, Registry
 from tests.images import digest_of
 from tests.talking import Client, connect, converse, read_all
@@ -128,6 +130,22 @@ class TestConnections:
         assert {client.connection.getresponse().status for client in clients} == {200}
         for client in clients:
             client.connection.close()
+
+    def test_one_more_than_there_may_be_is_closed_at_once_and_the_others_are_served(
+        self, served: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_CLIENTS", 2)
+        with Client(served.host) as one, Client(served.host) as two:
+            assert (one("GET", "/v2/").status, two("GET", "/v2/").status) == (200, 200)
+            with connect(served.host) as third:
+                assert read_all(third) == b""
+            assert (one("GET", "/v2/").status, two("GET", "/v2/").status) == (200, 200)
+        # Both have gone, and as soon as that is noticed there is room again.
+        while True:
+            with connect(served.host) as another, contextlib.suppress(OSError):
+                another.sendall(b"GET /v2/ HTTP/1.1\r\nConnection: close\r\n\r\n")
+                if read_all(another).startswith(b"HTTP/1.1 200 "):
+                    break
 
     def test_http_1_0_is_answered_and_closed(self, served: Registry) -> None:
         raw = converse(served.host, b"GET /v2/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")

@@ -1,0 +1,234 @@
+"""Where the images lie that are served: in a layout directory, which can be changed, or in an archive, which cannot.
+
+`Storage` is all that the rooms above it know of the place. What is given out of an archive is held against its digest
+on the way, since it may have come from anybody; what is in a directory was looked at by whoever put it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from ocistream import files
+from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
+from ocistream.left_out import LEFT_OUT
+from ocistream.serve.exchange import Part
+from ocistream.serve.names import repository_of_directory
+from ocistream.serve.refusals import RefusedError
+from ocistream.stores.archive_file import ArchiveFileSource
+from ocistream.stores.index import REF_NAME, called, entries_of
+from ocistream.stores.layout_directory import LayoutDirectory
+from ocistream.stores.unpacked import is_compressed
+from ocistream.stream import gathered, verified
+from ocistream.volumes import VOLUME_OF
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ocistream.model import Descriptor
+    from ocistream.stream import Chunk
+
+__all__ = ["ArchiveStorage", "DirectoryStorage", "Storage"]
+
+#: The tag of the one image of an archive that nobody has named.
+_ONLY_TAG = "latest"
+
+
+class Storage(Protocol):
+    """Blobs by digest, and the entries of an `index.json`. Safe for several threads.
+
+    `repository` is the one that bare tags belong to. What changes something is called only where it may be changed.
+    """
+
+    @property
+    def repository(self) -> str:
+        """The repository of images that say of none that they are in it."""
+
+    def state(self) -> tuple[int, ...]:
+        """Give what is another one as soon as the entries may be others.
+
+        Raises:
+            LocalDiskError: it cannot be looked at.
+        """
+
+    def entries(self) -> list[Descriptor]:
+        """Give what `index.json` lists, in order."""
+
+    def blob_size(self, digest: str) -> int | None:
+        """Give a blob's size in bytes, or None where it is not there."""
+
+    def part(self, digest: str) -> contextlib.AbstractContextManager[Part]:
+        """Give where all of a blob is to be read, for as long as the block lasts.
+
+        Raises:
+            NotFoundError: it is not there.
+            ArchiveError: something else stands in its place.
+            LocalDiskError: it cannot be read.
+        """
+
+    def read_blob(self, descriptor: Descriptor) -> bytes:
+        """Read a small blob whole, and verify it.
+
+        Raises:
+            NotFoundError, ArchiveError, LocalDiskError: as `part`.
+            IntegrityError: it is not what the descriptor promises.
+        """
+
+    def holds(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob is there whole."""
+
+    def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
+        """Store a blob."""
+
+    def delete_blob(self, digest: str) -> None:
+        """Remove a blob.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+
+    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
+        """Replace the entries by what `change` makes of them."""
+
+
+class DirectoryStorage(LayoutDirectory):
+    """A layout directory, which other processes may change at any time."""
+
+    @property
+    def repository(self) -> str:
+        """The directory's name, made a repository's."""
+        return repository_of_directory(Path(os.path.realpath(self.path)).name)
+
+    def state(self) -> tuple[int, ...]:
+        """Say which file `index.json` is at present."""
+        path = self.path / "index.json"
+        with files.disk_errors(f"cannot read {path}"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                return ()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    @contextlib.contextmanager
+    def part(self, digest: str) -> Iterator[Part]:
+        """Open a blob."""
+        with self.open_blob(digest) as file:
+            yield Part(file, 0, os.fstat(file.fileno()).st_size)
+
+
+class ArchiveStorage:
+    """An archive in a regular file: blobs are read where they lie in it. It stays open, so it may be moved meanwhile.
+
+    For a docker-archive, which has no manifests, they are made when it is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the headers and the index.
+
+        Raises:
+            NotFoundError: it is not there.
+            LocalDiskError: it cannot be read.
+            UnsupportedError: it is compressed, so that nothing in it can be found without reading all before it.
+            ArchiveError: it is malformed or truncated, or only a part of an archive.
+        """
+        if is_compressed(path):
+            msg = f"{path} is compressed, and blobs cannot be read where they lie in it"
+            raise UnsupportedError(
+                msg, hint=f"unpack it first (`gunzip`, `unzstd`), or `ocistream copy {path} oci:DIR`"
+            )
+        self._what = f"{path}"
+        self._source = ArchiveFileSource(path)
+        #: Manifests that are in no file.
+        self._made: dict[str, bytes] = {}
+        try:
+            self._entries = self._named(self._listed())
+        except BaseException:
+            self._source.close()
+            raise
+        self.repository = repository_of_directory(path.name.removesuffix(".tar"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+    def state(self) -> tuple[int, ...]:
+        """Say that nothing ever changes."""
+        return ()
+
+    def entries(self) -> list[Descriptor]:
+        """Give what the archive lists."""
+        return self._entries
+
+    def blob_size(self, digest: str) -> int | None:
+        """Give a blob's size in bytes, or None."""
+        if (made := self._made.get(digest)) is not None:
+            return len(made)
+        place = self._source.contents.blobs.get(digest)
+        return place.size if place else None
+
+    @contextlib.contextmanager
+    def part(self, digest: str) -> Iterator[Part]:
+        """Say where a blob lies; all of it is to be verified while it is sent."""
+        place = self._source.contents.blobs.get(digest)
+        if place is None:
+            raise self._without(digest)
+        yield Part(self._source.file, place.offset, place.size, digest)
+
+    def read_blob(self, descriptor: Descriptor) -> bytes:
+        """Read a small blob whole, and verify it."""
+        if (made := self._made.get(descriptor.digest)) is not None:
+            return made
+        blob = self._source.blob(descriptor)
+        if blob is None:
+            raise self._without(descriptor.digest)
+        return gathered(verified(blob.open(), descriptor))
+
+    def holds(self, descriptor: Descriptor) -> bool:
+        """Say whether a blob of this size is there."""
+        return self.blob_size(descriptor.digest) == descriptor.size
+
+    def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> NoReturn:
+        """Refuse."""
+        del digest, verified_chunks
+        raise _unchangeable()
+
+    def delete_blob(self, digest: str) -> NoReturn:
+        """Refuse."""
+        del digest
+        raise _unchangeable()
+
+    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> NoReturn:
+        """Refuse."""
+        del change
+        raise _unchangeable()
+
+    def _listed(self) -> list[Descriptor]:
+        if (graph := self._source.docker_graph()) is not None:
+            self._made = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+            return entries_of(graph)
+        self._source.check_layout()
+        index = self._source.index()
+        if VOLUME_OF in index.notes or LEFT_OUT in index.notes:
+            what = "is one of several volumes" if VOLUME_OF in index.notes else "was made without some of its blobs"
+            msg = f"{self._what} {what}, and what is missing could not be served"
+            hint = "push it to a registry that has the rest: `ocistream serve DIR` is one, over a directory"
+            raise ArchiveError(msg, hint=hint)
+        return index.entries
+
+    @staticmethod
+    def _named(entries: list[Descriptor]) -> list[Descriptor]:
+        """Give the only image a name if it has none: else it could be had by its digest alone."""
+        if len(entries) != 1 or called(entries[0]) is not None:
+            return entries
+        only = entries[0]
+        return [replace(only, annotations={**only.annotations, REF_NAME: _ONLY_TAG})]
+
+    def _without(self, digest: str) -> NotFoundError:
+        return NotFoundError(f"there is no blob {digest} in {self._what}")
+
+
+def _unchangeable() -> RefusedError:
+    return RefusedError(405, "UNSUPPORTED", "what is served lies in an archive, which cannot be changed")

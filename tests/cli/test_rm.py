@@ -1,0 +1,134 @@
+"""`ocistream rm`: an image goes, with what hangs on it; what anybody else needs stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import ocistream
+from tests.images import Descriptor, Layout
+
+HUNG = "vnd.ocistream.image.name"
+
+
+def entered(layout: Layout, *descriptors: Descriptor, name: str | None = None) -> None:
+    """Add entries that are no images to a layout's index.json; `name` is that of what hangs on one."""
+    path = layout.path / "index.json"
+    index = json.loads(path.read_bytes())
+    entries = [{**one, "annotations": {HUNG: name}} if name else one for one in descriptors]
+    path.write_text(json.dumps({**index, "manifests": [*index["manifests"], *entries]}))
+
+
+def listed(path: Path) -> list[str]:
+    return [entry["digest"] for entry in json.loads((path / "index.json").read_bytes())["manifests"]]
+
+
+@pytest.fixture
+def images(layout: Layout) -> list[Descriptor]:
+    """Return the images a:1, b:1 and b:2 of registry.example."""
+    return [
+        layout.image([name.encode()], config={"Cmd": [name]}, name=f"registry.example/{name}")
+        for name in ("a:1", "b:1", "b:2")
+    ]
+
+
+@pytest.mark.parametrize("name", ["registry.example/a:1", None])
+def test_by_its_name_or_its_digest_an_image_goes_and_its_blobs_stay(
+    layout: Layout, images: list[Descriptor], name: str | None
+) -> None:
+    digest = images[0]["digest"]
+    before = {path.name for path in layout.path.rglob("*")}
+    removed = ocistream("rm", layout.path, name or digest)
+    expect.success(removed)
+    assert removed.lines() == [f"registry.example/a:1@{digest}"]
+    assert "removed 1 image; blobs stay until `ocistream gc`" in removed.err
+    assert listed(layout.path) == [image["digest"] for image in images[1:]]
+    assert {path.name for path in layout.path.rglob("*")} == before
+    manifest = layout.read(digest)
+    needed = {digest, manifest["config"]["digest"], manifest["layers"][0]["digest"]}
+    assert set(ocistream("gc", layout.path, "--older-than=0").lines()) == needed
+
+
+def test_several_go_at_once_or_none(layout: Layout, images: list[Descriptor]) -> None:
+    before = (layout.path / "index.json").read_bytes()
+    failed = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/none:1")
+    expect.failure(failed, 4, "none:1", "registry.example/b:2")
+    assert (layout.path / "index.json").read_bytes() == before
+    dry = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1", "--dry-run")
+    expect.success(dry)
+    assert len(dry.lines()) == 2
+    assert (layout.path / "index.json").read_bytes() == before
+    expect.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
+    assert listed(layout.path) == [images[2]["digest"]]
+
+
+def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descriptor]) -> None:
+    layout.name(images[1], "registry.example/a:1")
+    before = (layout.path / "index.json").read_bytes()
+    expect.failure(ocistream("rm", layout.path, "registry.example/a:1"), 2, "2 images", "by a digest")
+    assert (layout.path / "index.json").read_bytes() == before
+
+
+def test_a_name_takes_itself_away_and_a_digest_all_names(layout: Layout) -> None:
+    image = layout.image([b"x"], name="registry.example/a:1")
+    layout.name(image, "registry.example/a:latest", "registry.example/b:latest")
+    expect.failure(ocistream("rm", layout.path, "nothing"), 4)
+    expect.success(ocistream("rm", layout.path, "registry.example/a:latest"))
+    assert listed(layout.path) == [image["digest"]] * 2
+    expect.success(ocistream("rm", layout.path, image["digest"]))
+    assert listed(layout.path) == []
+
+
+def test_what_hangs_on_it_goes_too_and_what_hangs_on_that(layout: Layout, images: list[Descriptor]) -> None:
+    first, second, _ = images
+    signature = layout.artifact(b"signature", subject=first)
+    of_that = layout.artifact(b"of the signature", subject=signature)
+    other = layout.artifact(b"another's", subject=second)
+    by_tag = layout.artifact(b"cosign's")
+    entered(layout, of_that, signature, other)
+    entered(layout, by_tag, name=f"registry.example/a:{first['digest'].replace(':', '-')}.sig")
+    removed = ocistream("rm", layout.path, "registry.example/a:1")
+    expect.success(removed)
+    assert "and 3 that hung on it" in removed.err
+    hung = {line.rpartition("@")[2] for line in removed.lines()[1:]}
+    assert hung == {signature["digest"], of_that["digest"], by_tag["digest"]}
+    assert listed(layout.path) == [*[image["digest"] for image in images[1:]], other["digest"]]
+
+
+def test_what_hangs_on_what_stays_as_well_stays(layout: Layout) -> None:
+    inner = layout.image([b"inner"])
+    signature = layout.artifact(b"signature", subject=inner)
+    index = layout.index([inner], name="registry.example/index:1")
+    layout.name(inner, "registry.example/inner:1")
+    entered(layout, signature)
+    expect.success(ocistream("rm", layout.path, "registry.example/inner:1"))
+    assert listed(layout.path) == [index["digest"], signature["digest"]]
+    # Nothing else leads to it now.
+    expect.success(ocistream("rm", layout.path, "registry.example/index:1"))
+    assert listed(layout.path) == []
+
+
+def test_what_somebody_has_named_stays_and_so_does_what_hangs_on_nothing(
+    layout: Layout, images: list[Descriptor]
+) -> None:
+    named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
+    alone = layout.image([b"nameless"])
+    entered(layout, alone)
+    expect.success(ocistream("rm", layout.path, "registry.example/a:1"))
+    assert listed(layout.path) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
+
+
+def test_a_damaged_image_can_be_removed(layout: Layout, images: list[Descriptor]) -> None:
+    layout.file(images[0]["digest"]).write_bytes(b"damaged")
+    layout.file(images[1]["digest"]).unlink()
+    expect.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
+    assert listed(layout.path) == [images[2]["digest"]]
+
+
+def test_only_a_layout_has_images_to_remove(tmp_path: Path) -> None:
+    expect.failure(ocistream("rm", tmp_path / "missing", "x"), 4, "missing")
+    expect.failure(ocistream("rm", tmp_path, "x"), 6, "not an OCI layout")
+    expect.failure(ocistream("rm", tmp_path), 2)

@@ -1,0 +1,188 @@
+"""`ocistream serve` over an archive, with a password, TLS and an access log."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import signal
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.archives import small_first, tar_of
+from tests.certificates import make_certificate
+from tests.cli import expect
+from tests.cli.run import ocistream, started
+from tests.cli.test_serve import serving
+from tests.images import Layout, digest_of, small_image
+from tests.registry_http import basic, get, manifest_digest
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+MIB = 1 << 20
+PASSWORD = "an-engine-of-1843"
+
+
+@pytest.fixture
+def archive(layout: Layout, tmp_path: Path) -> Path:
+    """Return an archive with app:1, as registry.example has it."""
+    small_image(layout, name="registry.example/app:1")
+    path = tmp_path / "app.tar"
+    path.write_bytes(tar_of(small_first(layout)))
+    return path
+
+
+def test_an_archive_is_pulled_from_and_not_pushed_to(archive: Path, tmp_path: Path) -> None:
+    before = archive.read_bytes()
+    with serving(archive) as (_, host):
+        expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        expect.failure(ocistream("push", "-i", archive, f"{host}/app:2", "--retries=0"), 7, "405", "reading only")
+    assert archive.read_bytes() == before
+    expect.success(ocistream("verify", tmp_path / "x.tar"))
+
+
+def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "app.tar.gz"
+    packed.write_bytes(gzip.compress(archive.read_bytes()))
+    os.mkfifo(tmp_path / "pipe")
+    listen = "--listen=127.0.0.1:0"
+    expect.failure(ocistream("serve", packed, listen), 8, "compressed", "gunzip")
+    expect.failure(ocistream("serve", tmp_path / "pipe", listen), 8, "neither a directory nor a regular file")
+    expect.failure(ocistream("serve", "-", listen), 2, "stdin cannot be served")
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(archive.read_bytes()[:3000])
+    expect.failure(ocistream("serve", cut, listen), 6, "cut.tar")
+
+
+def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Path) -> None:
+    env = {"OCISTREAM_PASSWORD": PASSWORD}
+    with started("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
+        assert process.stdout
+        host = process.stdout.readline().decode().strip()
+        assert get(host, "/v2/_catalog")[0] == 401
+        assert manifest_digest(host, "app", "1", headers=basic("ada", PASSWORD)) is not None
+        pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar"]
+        expect.failure(ocistream(*pull), 3)
+        expect.success(ocistream(*pull, env={"OCISTREAM_USERNAME": "ada", **env}))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    # On loopback nobody is on the way.
+    assert err == b"ocistream: error: terminated\n"
+
+
+def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Path) -> None:
+    for address in ("0.0.0.0:0", "192.0.2.1:0"):
+        expect.failure(ocistream("serve", archive, "--listen", address), 2, "not an address on loopback", "--username")
+    read, write = os.pipe()
+    os.write(write, f"{PASSWORD}\n".encode())
+    os.close(write)
+    argv: list[str | Path] = ["serve", archive, "--listen=0.0.0.0:0", "-u", "ada", "--password-stdin"]
+    try:
+        with started(*argv, stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as process:
+            assert process.stdout
+            port = process.stdout.readline().decode().strip().rpartition(":")[2]
+            assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", PASSWORD))[0] == 200
+            assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", "another"))[0] == 401
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+    finally:
+        os.close(read)
+    assert b"there is no TLS" in err
+
+
+def test_options_that_need_another_are_refused_without_it(archive: Path, tmp_path: Path) -> None:
+    listen = "--listen=127.0.0.1:0"
+    expect.failure(ocistream("serve", archive, listen, "--username=ada"), 2, "--password-stdin")
+    expect.failure(ocistream("serve", archive, listen, "--password-stdin", stdin=b"x"), 2, "--username")
+    expect.failure(ocistream("serve", archive, listen, "-u", "a:b", "--password-stdin", stdin=b"x"), 2, "colon")
+    expect.failure(ocistream("serve", archive, listen, "-u", "ada", "--password-stdin", stdin=b""), 2, "no password")
+    certificate = make_certificate(tmp_path / "tls")
+    expect.failure(ocistream("serve", archive, listen, "--tls-key", certificate.key_file), 2, "--tls-cert")
+    expect.failure(ocistream("serve", archive, listen, "--tls-cert", certificate.file), 2, "--tls-key")
+    expect.failure(ocistream("serve", archive, listen, "--tls-cert", tmp_path / "missing"), 4, "missing")
+    expect.failure(ocistream("serve", archive, listen, "--access-log", tmp_path / "no/log"), 4, "access log")
+
+
+def test_tls(archive: Path, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path / "tls")
+    with serving(archive, "--tls-cert", certificate.file, "--tls-key", certificate.key_file) as (_, host):
+        pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=0"]
+        expect.failure(ocistream(*pull), 7, "certificate")
+        expect.success(ocistream(*pull, "--ca-cert", certificate.file))
+
+
+class TestAccessLog:
+    def test_a_line_a_request_in_the_common_log_format(self, archive: Path, tmp_path: Path) -> None:
+        log = tmp_path / "access.log"
+        env = {"OCISTREAM_PASSWORD": PASSWORD}
+        argv: list[str | Path] = ["serve", archive, "--listen=127.0.0.1:0", "--username=ada", "--access-log", log]
+        with started(*argv, env=env) as process:
+            assert process.stdout
+            host = process.stdout.readline().decode().strip()
+            get(host, "/v2/")
+            get(host, '/v2/app/tags/list?n=1&token=s3cr3t&last="', headers=basic("ada", PASSWORD))
+            get(host, f"/v2/app/blobs/{digest_of(b'none')}", headers=basic("ada", PASSWORD))
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert err == b"ocistream: error: terminated\n"
+        lines = log.read_text().splitlines()
+        pattern = re.compile(
+            r'127\.0\.0\.1 - (\S+) \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "(.*)" (\d{3}) (\d+|-)'
+        )
+        found = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
+        assert len(found) == len(lines)
+        assert [(user, request, status) for user, request, status, _ in found] == [
+            ("-", "GET /v2/ HTTP/1.1", "401"),
+            ("ada", "GET /v2/app/tags/list?n=1&token=...&last=%22 HTTP/1.1", "200"),
+            ("ada", f"GET /v2/app/blobs/{digest_of(b'none')} HTTP/1.1", "404"),
+        ]
+        assert PASSWORD not in log.read_text()
+
+    def test_as_json_on_stderr(self, archive: Path) -> None:
+        with serving(archive, "--access-log=-", "--log-format=json") as (process, host):
+            get(host, "/v2/?x=y")
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        entries = [entry for entry in expect.json_lines(err.decode()) if "method" in entry]
+        assert len(entries) == 1
+        assert entries[0] | {"time": "", "seconds": 0} == {
+            "time": "",
+            "client": "127.0.0.1",
+            "user": None,
+            "method": "GET",
+            "target": "/v2/?x=...",
+            "status": 200,
+            "received": 0,
+            "sent": 2,
+            "seconds": 0,
+        }
+
+    def test_it_is_appended_to(self, archive: Path, tmp_path: Path) -> None:
+        log = tmp_path / "access.log"
+        for _ in range(2):
+            with serving(archive, "--access-log", log) as (_, host):
+                get(host, "/v2/")
+        assert len(log.read_text().splitlines()) == 2
+
+
+def test_memory_does_not_grow_with_the_archive(layout: Layout, tmp_path: Path) -> None:
+    image = layout.image([100 * MIB], name="registry.example/app:1")
+    path = tmp_path / "app.tar"
+    with tarfile.open(path, "w") as writer:
+        for name in ("oci-layout", "index.json", "blobs"):
+            writer.add(layout.path / name, name)
+    layer = layout.read(image["digest"])["layers"][0]["digest"]
+    # Coverage takes memory.
+    without = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
+    with serving(path, env=without) as (process, host):
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: get(host, f"/v2/app/blobs/{layer}")[0], range(4)))
+        assert found == [200] * 4
+        status = Path(f"/proc/{process.pid}/status")
+        if not status.exists():
+            pytest.skip("how much memory another process had is read from /proc")
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 48 * 1024, peak

@@ -1,0 +1,71 @@
+"""The chapter "Content Management"."""
+
+from __future__ import annotations
+
+from tests.conformance.statements import case
+from tests.conformance.world import TAGS, World, url
+
+TAGS_OF = url("tags", "list")
+
+
+class TestSetup:
+    @case("Content Management", "Setup", "Populate registry with test config blob")
+    @case("Content Management", "Setup", "Populate registry with test layer")
+    @case("Content Management", "Setup", "Populate registry with test tag")
+    def test_all_of_it_is_there(self, filled: World) -> None:
+        for target in (url("blobs", filled.config(0)), url("blobs", filled.layer), url("manifests", TAGS[0])):
+            assert filled.ask("HEAD", target).status == 200
+
+    @case("Content Management", "Setup", "Check how many tags there are before anything gets deleted")
+    def test_tags(self, filled: World) -> None:
+        assert len(filled.ask("GET", TAGS_OF).json()["tags"]) == len(TAGS)
+
+
+class TestManifestDelete:
+    @case(
+        "Content Management",
+        "Manifest delete",
+        "DELETE request to manifest tag should return 202, unless tag deletion is disallowed (400/405)",
+    )
+    def test_of_a_tag(self, filled: World) -> None:
+        assert filled.ask("DELETE", url("manifests", TAGS[0])).status == 202
+        assert filled.ask("GET", url("manifests", TAGS[0])).status == 404
+        # Only the tag: the manifest is there by its digest.
+        assert filled.ask("GET", url("manifests", filled.images[0]["digest"])).status == 200
+
+    @case(
+        "Content Management",
+        "Manifest delete",
+        "DELETE request to manifest (digest) should yield 202 response unless already deleted",
+    )
+    @case(
+        "Content Management",
+        "Manifest delete",
+        "GET request to deleted manifest URL should yield 404 response, unless delete is disallowed",
+    )
+    def test_by_digest(self, filled: World) -> None:
+        target = url("manifests", filled.images[0]["digest"])
+        assert filled.ask("DELETE", target).status == 202
+        answer = filled.ask("GET", target)
+        assert (answer.status, answer.codes) == (404, ["MANIFEST_UNKNOWN"])
+        assert filled.ask("DELETE", target).status == 404
+
+    @case(
+        "Content Management",
+        "Manifest delete",
+        "GET request to tags list should reflect manifest deletion",
+    )
+    def test_tags(self, filled: World) -> None:
+        filled.ask("DELETE", url("manifests", filled.images[0]["digest"]))
+        assert filled.ask("GET", TAGS_OF).json()["tags"] == list(TAGS[1:])
+
+
+class TestBlobDelete:
+    @case("Content Management", "Blob delete", "DELETE request to blob URL should yield 202 response")
+    @case("Content Management", "Blob delete", "GET request to deleted blob URL should yield 404 response")
+    def test_of_blobs(self, filled: World) -> None:
+        for digest in (filled.config(0), filled.layer):
+            assert filled.ask("DELETE", url("blobs", digest)).status == 202
+            answer = filled.ask("GET", url("blobs", digest))
+            assert (answer.status, answer.codes) == (404, ["BLOB_UNKNOWN"])
+            assert filled.ask("DELETE", url("blobs", digest)).status == 404
