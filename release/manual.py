@@ -44,6 +44,7 @@ ENVIRONMENT: Final = {
     "OCISTREAM_USERNAME, OCISTREAM_PASSWORD": "The credential for the registry that is named.",
     "OCISTREAM_SRC_USERNAME, OCISTREAM_SRC_PASSWORD": "The same for the source of `copy`.",
     "OCISTREAM_DEST_USERNAME, OCISTREAM_DEST_PASSWORD": "The same for the destination of `copy`.",
+    "OCISTREAM_CONFIG": "The configuration file, as with `--config`.",
     "OCISTREAM_CACHE": "A directory, as with `--cache`.",
     "DOCKER_AUTH_CONFIG": "Credentials, as JSON in the format of Docker's file.",
     "REGISTRY_AUTH_FILE": "A file of credentials, as Podman has it.",

@@ -30,7 +30,7 @@ __all__ = ["REFUSED", "Setting", "check_all", "defaults_of", "option_name", "opt
 _PREFIX: Final = "OCISTREAM_"
 _ONE_RUN: Final = "it is for one run"
 _WHAT_MOVES: Final = "it says what moves, and that is for the command line to say"
-_OUTPUT: Final = "it decides what is on stdout, and whoever reads that has to say it"
+_OUTPUT: Final = "it decides what is on stdout or stderr, and whoever reads that has to say it"
 _LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
 _OF_ONE_REGISTRY: Final = 'it is said of one registry: [registry."HOST"] in the configuration file'
 #: Options that have no default of the user's, and why.
@@ -50,6 +50,8 @@ REFUSED: Final = {
     "split": _ONE_RUN,
     "result": _ONE_RUN,
     "dry-run": _ONE_RUN,
+    "shard": _ONE_RUN,
+    "access-log": _OUTPUT,
     "json": _OUTPUT,
     "username": _LOGIN,
     "src-username": _LOGIN,
@@ -88,7 +90,7 @@ _WIDESPREAD: Final = frozenset(
     }
 )
 #: Options of which the file has paths, relative to its folder.
-_PATHS: Final = frozenset({"cache", "ca-cert", "cert-dir"})
+_PATHS: Final = frozenset({"cache", "ca-cert", "cert-dir", "tls-cert", "tls-key"})
 
 
 @dataclass(frozen=True, slots=True)

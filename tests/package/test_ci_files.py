@@ -19,7 +19,8 @@ from tests.package.conftest import ROOT
 from tests.registry_http import manifest_digest, seed
 
 README = (ROOT / "README.md").read_text()
-GITHUB, GITLAB = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+SECTION = README.partition("\n## In CI\n")[2].partition("\n## ")[0]
+GITHUB, GITLAB = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL))
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
 #: YAML 1.1, which PyYAML reads, takes the word `on` for this.
 ON = True

@@ -13,7 +13,8 @@ import pytest
 
 from ocistream import errors
 from ocistream.cli import COMMANDS
-from ocistream.cli.entry import cli
+from ocistream.cli.defaults import options_of, variable_of
+from ocistream.cli.entry import cli, load
 from tests.package.conftest import ROOT, run
 from tests.peers import need
 
@@ -84,6 +85,8 @@ def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_re
     sources = "\n".join(path.read_text() for path in (ROOT / "ocistream").rglob("*.py"))
     used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
     beginnings = ("OCISTREAM_", "XDG_", "DOCKER_AUTH", "REGISTRY_AUTH", "SSL_", "SOURCE_DATE")
+    # Those of options are in README's table, which a test of theirs keeps.
+    named |= {variable_of(key) for command in COMMANDS for key in options_of(load(command))}
     assert {name for name in used if name.startswith(beginnings)} - {"OCISTREAM_SRC", "OCISTREAM_DEST"} <= named
     words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b(?!\*)", (ROOT / "README.md").read_text()))
     assert {name for name in words if name.startswith(("OCISTREAM_", "DOCKER_", "SSL_", "XDG_"))} <= named

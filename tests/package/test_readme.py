@@ -14,8 +14,8 @@ from ocistream.cli.entry import cli
 from tests.package.conftest import ROOT
 
 README: Final = (ROOT / "README.md").read_text()
-#: Options of other programs of which README has a command line.
-OTHERS: Final = {"--check"}
+#: Options of other programs of which README has a command line, and one that is said not to be there.
+OTHERS: Final = {"--check", "--htpasswd"}
 
 
 def options(name: str) -> set[str]:
@@ -29,7 +29,7 @@ def options(name: str) -> set[str]:
 def invocations() -> Iterator[list[str]]:
     """Give the words behind each `ocistream` in README's blocks of shell and in its text."""
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [line.partition(" #")[0] for block in blocks for line in block.splitlines()]
+    lines = [line.partition(" #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [text.replace("\n", " ") for text in re.findall(r"`(ocistream [^`]+)`", README)]
     for line in lines:
         words = shlex.split(line, comments=True)
