@@ -39,6 +39,7 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
+_CONVERTED_BY_A_PUSH: Final = "push the image again with a current tool, which makes another manifest for it"
 #: The greatest number that every other tool can hold.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
@@ -179,14 +180,14 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     what = f"manifest {descriptor.digest}"
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
-        raise UnsupportedError(msg)
+        raise UnsupportedError(msg, hint=_CONVERTED_BY_A_PUSH)
     manifests, layers = Listing("manifests", what), Listing("layers", what, bare=True)
     fields = parse_json(
         raw, what, keys=FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": passed_over}
     )
     if fields.get("schemaVersion") == 1:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
-        raise UnsupportedError(msg, hint="push the image again with a current tool to have it converted")
+        raise UnsupportedError(msg, hint=_CONVERTED_BY_A_PUSH)
     check_kind(fields, what, (descriptor.media_type,))
     # Something else that an index lists is a leaf, whose bytes are carried as they are.
     known = descriptor.is_index or descriptor.is_manifest

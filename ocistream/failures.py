@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import math
 import socket
@@ -67,9 +68,12 @@ _SHOW_CERTIFICATE: Final = (
     "client.key in certs.d/HOST[:PORT]"
 )
 _TIMED_OUT: Final = "timed out"
+_TIME_OUTS: Final = "--connect-timeout, --stall-timeout and --retries say how long to wait, and how often"
+#: How the kernel says that nobody can be reached from here.
 #: How resolvers say that there is no such name, or none with an address (getaddrinfo(3)). All else may pass.
 _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _RESOLVER: Final = "is this machine connected, and does the resolver that /etc/resolv.conf names answer?"
+_NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 _NAME_HINTS: Final = dict.fromkeys(_NO_SUCH_NAME, "is the name right?")
 _SPEAKS_TLS: Final = "the registry speaks HTTPS here: leave out --plain-http, or correct the port"
 #: What servers say in the body of a 400 before any registry is asked, and what to do about it.
@@ -82,6 +86,7 @@ _SERVERS_WORDS: Final = {
 }
 
 _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_LOST: Final = "the registry has lost it: push the image there again, or tell whoever runs the registry"
 _HIGHER_LIMIT: Final = ", or log in for a higher limit"
 #: Units of time, how many seconds each has, and up to how many it is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
@@ -146,6 +151,7 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
     """
     final = False
     hint = None
+    by_way_of = ""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             final, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA)
@@ -157,16 +163,29 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
         elif isinstance(cause, socket.gaierror):
             final, hint = cause.errno in _NO_SUCH_NAME and not known, _NAME_HINTS.get(cause.errno, _RESOLVER)
         elif isinstance(cause, requests.exceptions.ProxyError):
-            hint = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
+            hint, by_way_of = (
+                "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY",
+                "by its proxy: ",
+            )
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
             final, hint = True, "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
         elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
             final = True
     text = reason(error)
-    if text == _TIMED_OUT and hint is None:
-        hint = "--connect-timeout, --stall-timeout and --retries say how long to wait, and how often"
+    if hint is None:
+        hint = _TIME_OUTS if text == _TIMED_OUT else _way_hint(error)
     kind = FinalNetworkError if final else NetworkError
-    return kind(f"{method} {redacted(url)}: {text}", hint=hint)
+    return kind(f"{method} {redacted(url)}: {by_way_of}{text}", hint=hint)
+
+
+def _way_hint(error: Exception) -> str | None:
+    """Say what to do where nobody answers, and nothing else is known."""
+    for cause in _causes(error):
+        if isinstance(cause, ConnectionRefusedError):
+            return "does the registry run there, and is its port right?"
+        if isinstance(cause, OSError) and cause.errno in _NO_WAY:
+            return "is this machine connected, and is there a way from here to the registry?"
+    return None
 
 
 def _tls_hint(error: ssl.SSLError) -> str | None:
@@ -240,7 +259,8 @@ def refusal(
         hint = f"is the name right, and may you do this? `ocistream login {registry}` sets a credential"
         return AuthenticationError(f"{registry} refused: {what}", hint=hint)
     if status == HTTPStatus.NOT_FOUND:
-        return NotFoundError(what, codes=codes)
+        lost = "/blobs/sha" in urlsplit(url).path and method == "GET"
+        return NotFoundError(what, codes=codes, hint=_LOST if lost else None)
     length = f" {_readable(wait)}" if wait else ""
     pause: str | None = f"{who} asks to be left alone for{length}" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -250,6 +270,8 @@ def refusal(
         if method == "HEAD":
             # It has no body that could say why.
             pause = _HEAD_REFUSED[url.startswith("https:")]
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and pause is None:
+        pause = f"{who} is in trouble: try again later; --retries says how often that is done here"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
     return RegistryError(what, status=status, codes=codes, hint=pause, retry_after=wait)

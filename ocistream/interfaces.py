@@ -178,8 +178,12 @@ class Observer(Protocol):
     def planned(self, graph: Graph) -> None:
         """The graph is known, and so is the total."""
 
-    def advance(self, size: int) -> None:
-        """So many bytes have moved, or fewer than was thought: negative where a blob is begun again."""
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
+        """So many bytes have moved, or fewer than was thought: negative where a blob is begun again.
+
+        They are those of the blob `descriptor`, which may not have its digest yet (then that is empty). Without it they
+        only count as moved: nothing was read, and nothing more of the blob is to come.
+        """
 
     def done(self, descriptor: Descriptor, how: str) -> None:
         """A blob was "copied", "converted", "mounted", "skipped" since it was there, or "left out".
@@ -194,7 +198,7 @@ class Unwatched:
     def planned(self, graph: Graph) -> None:
         """Do nothing."""
 
-    def advance(self, size: int) -> None:
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Do nothing."""
 
     def done(self, descriptor: Descriptor, how: str) -> None:

@@ -134,6 +134,8 @@ MAX_RETRY_AFTER: Final = 365 * 86_400.0
 HEAD_TIME: Final = 60.0
 #: Pages of one list.
 MAX_PAGES: Final = 100
+#: Tags among which one is looked for that may have been meant.
+MAX_COMPARED_TAGS: Final = 2_000
 #: Tags of one repository: as many as that many pages of the usual size have.
 MAX_TAGS: Final = 100_000
 #: How much of a 200 answer to a Range request is read and thrown away to get where the download broke;

@@ -77,7 +77,7 @@ class PartByPart:
             return sink.reached(blob)
         for part in parts if sink is not None else ():
             if part.blob is not None and sink is not None:
-                watched = Watched(self._observer.advance, self._cancelled)
+                watched = Watched(self._observer, blob, self._cancelled)
                 use = partial(_put_part, sink, blob, part.offset, watched)
                 try:
                     reached = until_right(part.blob, use, again=self._again)

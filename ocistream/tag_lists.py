@@ -7,23 +7,27 @@ place, or in a circle. It is read up to a bound, and whoever gets it is told whe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.distribution import linked_page
-from ocistream.errors import NotFoundError, RegistryError
+from ocistream.errors import NotFoundError, OcistreamError, RegistryError
 from ocistream.origins import Origin, redacted
-from ocistream.reference import is_tag
+from ocistream.reference import is_digest_tag, is_tag
 from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
     from ocistream.connections import Answer
     from ocistream.distribution import Repository
 
-__all__ = ["TagList", "list_tags"]
+__all__ = ["TagList", "list_tags", "nearby"]
 
 #: Tags in one page: ECR refuses to give more, and some give all there are to who does not ask for a number.
 _PAGE: Final = 1000
+#: How many tags are proposed, and up to how many all there are.
+_PROPOSED: Final = 3
+_FEW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,32 @@ def list_tags(repository: Repository) -> TagList:
         answer, raw = _page(repository, url)
     tags = tuple(found)[: limits.MAX_TAGS]
     return TagList(tags, f"no more than {limits.MAX_TAGS} tags, on {limits.MAX_PAGES} pages, are read")
+
+
+def nearby(repository: Repository, tag: str) -> str | None:
+    """Say what may have been meant by a tag that is not there; None where nobody can tell.
+
+    The first page of tags is asked for, once, since it is only for a word of advice.
+    """
+    transport = repository.transport
+    url = f"{repository.url('tags/list')}?n={_PAGE}"
+    accept = {"Accept": "application/json"}
+    try:
+        answer = transport.request(
+            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, tries=transport.tries(1)
+        )
+        listed = _tags_of(answer.read(limits.MAX_MANIFEST), repository)
+    except NotFoundError:
+        return "there is no such repository, or none that you may see: is it spelt right?"
+    except OcistreamError:
+        return None
+    # Those of signatures are nobody's to type.
+    tags = [one for one in listed if not is_digest_tag(one)][: limits.MAX_COMPARED_TAGS]
+    if close := get_close_matches(tag, tags, _PROPOSED):
+        return f"did you mean {' or '.join(close)}? `ocistream inspect {repository}` lists its tags"
+    if 0 < len(tags) <= _FEW:
+        return f"its tags are: {', '.join(tags)}"
+    return f"`ocistream inspect {repository}` lists its tags"
 
 
 def _first_page(repository: Repository) -> tuple[Answer, bytes]:

@@ -232,7 +232,8 @@ class _Transfer:
         blob, beginning = peeked(Blob(Descriptor(layers.OCI, "", 0), lambda: chunks, replayable=False))
         if conversion is not None and conversion.takes_layer(beginning):
             return self._convert(blob, conversion, known=False)
-        raw = Tally(counted(stoppable(blob.open(), self._cancelled), self._observer.advance))
+        passing = functools.partial(self._observer.advance, descriptor=blob.descriptor)
+        raw = Tally(counted(stoppable(blob.open(), self._cancelled), passing))
         kind = layers.media_type(layers.OCI, codec_of(beginning).name)
         descriptor = self._unnamed_sink().put_unnamed(
             Unnamed(lambda: raw, lambda: Descriptor(kind, raw.digest, raw.size), replayable=False)
@@ -385,7 +386,7 @@ class _Transfer:
         if digest in {*self._layers, *self._configs, *self._kept, *self._of_images.digests}:
             msg = f"{digest}: only the end of it comes, and all of it is to be read here"
             raise UnsupportedError(msg)
-        watched = Watched(self._observer.advance, self._cancelled)
+        watched = Watched(self._observer, blob.descriptor, self._cancelled)
         put_rest(self._sink, blob, watched)
         self._note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
 
@@ -425,7 +426,7 @@ class _Transfer:
 
         Without `known` its descriptor says nothing. The layer's own, with size and digest, is given back.
         """
-        watched = Watched(self._observer.advance, self._cancelled)
+        watched = Watched(self._observer, blob.descriptor, self._cancelled)
 
         def convert(checked: Blob) -> Descriptor:
             chunks = watched.blob(checked).open
@@ -439,7 +440,7 @@ class _Transfer:
 
     def _put(self, blob: Blob, read: Callable[[Blob], Blob] = lambda verified: verified) -> None:
         """Put a blob whose chunks are verified, `read`, counted and can be stopped, in this order from the inside."""
-        watched = Watched(self._observer.advance, self._cancelled)
+        watched = Watched(self._observer, blob.descriptor, self._cancelled)
         until_right(
             blob,
             lambda right: self._sink.put(watched.blob(read(right))),

@@ -11,6 +11,7 @@ import itertools
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ocistream import files, layers, limits
@@ -160,7 +161,7 @@ class _Check:
         error: OcistreamError | None = None
         plain: _Plain | None = None
         try:
-            plain = self._read(raw, unpack=self._deep)
+            plain = self._read(raw, Descriptor(layers.OCI, "", 0), unpack=self._deep)
         except _CannotUnpackError as found:
             error = found.error
         descriptor = Descriptor(kind, raw.digest, raw.size)
@@ -184,7 +185,7 @@ class _Check:
 
     def _look(self, descriptor: Descriptor, chunks: Iterator[Chunk], *, unpack: bool) -> None:
         try:
-            self._note(descriptor, None, self._read(verified(chunks, descriptor), unpack=unpack))
+            self._note(descriptor, None, self._read(verified(chunks, descriptor), descriptor, unpack=unpack))
         except IntegrityError as error:
             self._note(descriptor, error)
         except _CannotUnpackError as found:
@@ -206,7 +207,7 @@ class _Check:
                 if not whole:
                     sizes.append(part.size)
                 try:
-                    self._read(verified(part.blob.open(), part.blob.descriptor), unpack=False)
+                    self._read(verified(part.blob.open(), part.blob.descriptor), blob, unpack=False)
                 except IntegrityError as error:
                     self._wrong[blob.digest] = wrong_part(blob.digest, part.offset, part.volume, error)
         return sizes
@@ -245,14 +246,17 @@ class _Check:
         except ArchiveError as error:
             self._wrong[descriptor.digest] = error
 
-    def _read(self, chunks: Iterator[Chunk], *, unpack: bool) -> _Plain | None:
+    def _read(self, chunks: Iterator[Chunk], descriptor: Descriptor, *, unpack: bool) -> _Plain | None:
         """Read all of a blob and say what it unpacks to, or None where it is not to be unpacked.
+
+        `descriptor` is whose bytes these are, for who watches.
 
         Raises:
             _CannotUnpackError: it is what it should be, but not a well-formed compressed stream.
             OcistreamError: what reading it raises.
         """
-        raw = Blamed(counted(stoppable(chunks, self._cancelled), self._observer.advance))
+        passing = partial(self._observer.advance, descriptor=descriptor)
+        raw = Blamed(counted(stoppable(chunks, self._cancelled), passing))
         if not unpack:
             for _ in raw:
                 pass

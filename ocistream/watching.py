@@ -9,9 +9,10 @@ from ocistream.stream import Counter, counted, stoppable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from ocistream.interfaces import Blob
+    from ocistream.interfaces import Blob, Observer
+    from ocistream.model import Descriptor
     from ocistream.stream import Chunk
 
 __all__ = ["Watched"]
@@ -23,9 +24,9 @@ class Watched:
     What the sink has of it already counts as moved, and `resumed` is how many bytes that is.
     """
 
-    def __init__(self, advance: Callable[[int], None], cancelled: threading.Event) -> None:
-        """Begin at 0; `advance` is told of every change."""
-        self._counter = Counter(advance)
+    def __init__(self, observer: Observer, descriptor: Descriptor, cancelled: threading.Event) -> None:
+        """Begin at 0; `observer` is told of every change, as one of the blob `descriptor`."""
+        self._counter = Counter(lambda size: observer.advance(size, descriptor))
         self._cancelled = cancelled
         self.resumed = 0
 

@@ -9,22 +9,25 @@ from ocistream.model import Descriptor
 
 
 class Watch:
-    """What a transfer told: the total, each advance in bytes, and what became of each blob by its digest."""
+    """What a transfer told: the total, each advance in bytes, and by digest what moved and became of each blob."""
 
     def __init__(self) -> None:
         self.total: int | None = None
         self.advances: list[int] = []
         self.how: dict[str, str] = {}
+        self.of: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def planned(self, graph: Graph) -> None:
         """Note the total."""
         self.total = graph.size
 
-    def advance(self, size: int) -> None:
-        """Note an advance."""
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
+        """Note an advance, and of which blob it is."""
         with self._lock:
             self.advances.append(size)
+            if descriptor is not None:
+                self.of[descriptor.digest] = self.of.get(descriptor.digest, 0) + size
 
     def done(self, descriptor: Descriptor, how: str) -> None:
         """Note what became of a blob."""

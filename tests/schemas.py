@@ -1,4 +1,4 @@
-"""The image-spec's own JSON schemas (tests/spec), as a check on what ocistream writes."""
+"""JSON schemas as a check on what ocistream writes: the image-spec's own (tests/spec), and those of docs/."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from referencing.jsonschema import DRAFT4
 Kind = Literal["layout", "index", "manifest", "config", "descriptor"]
 
 _FOLDER: Final = Path(__file__).parent / "spec"
+_DOCS: Final = Path(__file__).parents[1] / "docs"
 _FILES: Final[dict[Kind, str]] = {
     "layout": "image-layout-schema.json",
     "index": "image-index-schema.json",
@@ -31,6 +32,17 @@ def validate(document: bytes | Any, kind: Kind) -> None:
     """
     instance = json.loads(document) if isinstance(document, bytes) else document
     _validator(kind).validate(instance)
+
+
+def validate_ours(instance: Any, name: Literal["progress", "result"], *, strict: bool = True) -> None:
+    """Check what is said or written for programs by the schema of docs/ that is called `name`.
+
+    A `strict` check takes no property that the schema does not name.
+
+    Raises:
+        jsonschema.ValidationError: it is not valid.
+    """
+    _validator_of_ours(name, strict=strict).validate(instance)
 
 
 def validate_layout(folder: Path) -> int:
@@ -58,6 +70,25 @@ def _validate_below(folder: Path, descriptor: dict[str, Any]) -> int:
     algorithm, _, encoded = document["config"]["digest"].partition(":")
     validate((folder / "blobs" / algorithm / encoded).read_bytes(), "config")
     return 2
+
+
+@functools.cache
+def _validator_of_ours(name: str, *, strict: bool) -> jsonschema.Draft202012Validator:
+    schema = json.loads((_DOCS / f"{name}.schema.json").read_bytes())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(_closed(schema) if strict else schema)
+
+
+def _closed(schema: Any) -> Any:
+    """Let no object have other properties than those that are named."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: _closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and "type" in schema and "mediaType" not in schema["properties"]:
+        changed.setdefault("unevaluatedProperties", False)
+    return changed
 
 
 @functools.cache

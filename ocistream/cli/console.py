@@ -6,27 +6,39 @@ import contextlib
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Console"]
+__all__ = ["Console", "Drawing", "in_one_line"]
+
+_RUNNERS_MARK: Final = "##["
+
+
+class Drawing(Protocol):
+    """What is drawn on a terminal, below what is said there."""
+
+    def above(self, text: str) -> None:
+        """Print lines above it, whole."""
+
+    def end(self) -> None:
+        """Take it away for good."""
 
 
 class Console:
     """stderr, at a verbosity: -1 (-q, errors only), 0, 1 (-v), 2 (-vv, with tracebacks).
 
-    `above` is set by a progress bar to what prints a line without tearing the bar.
+    `drawing` is a progress bar, while there is one: it prints lines so that it is not torn, and goes before an error.
     """
 
     def __init__(self, verbosity: int = 0, *, as_json: bool = False) -> None:
         """Begin with settings that the options of a command may still change."""
         self.verbosity = verbosity
         self.as_json = as_json
-        self.above: Callable[[str], None] | None = None
+        self.drawing: Drawing | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -54,14 +66,16 @@ class Console:
 
     def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
         """Say what failed, and on a second line what can be done about it; `kind` is for programs that listen."""
+        if self.drawing is not None:
+            self.drawing.end()
         if self.as_json:
             given = {"hint": hint, "exit_code": code, "kind": kind}
             fields = {key: value for key, value in given.items() if value is not None}
             self._print("error", message, fields)
             return
-        self._line(_in_one_line(f"ocistream: error: {message}"))
+        self._line(in_one_line(f"ocistream: error: {message}"))
         if hint:
-            self._line(_in_one_line(f"  {hint}"))
+            self._line(in_one_line(f"  {hint}"))
 
     def trace(self, text: Callable[[], str]) -> None:
         """Print a traceback, for those who asked for it twice."""
@@ -78,17 +92,23 @@ class Console:
         """
         import json
 
-        self._line(json.dumps(fields))
+        # GitHub's runner looks for commands in the middle of lines too.
+        self._line(json.dumps(fields).replace(_RUNNERS_MARK, "#\\u0023["))
+
+    def mark(self, text: str) -> None:
+        """Print a line as it is: words of ours alone, for the program that shows a log."""
+        self._line(text)
 
     def _print(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
             self.event(level=level, message=message, **fields)
         else:
-            self._line(_in_one_line(f"ocistream: {message}"))
+            self._line(in_one_line(f"ocistream: {message}"))
 
     def _line(self, text: str) -> None:
-        if self.above is not None:
-            self.above(text)
+        drawing = self.drawing
+        if drawing is not None:
+            drawing.above(text)
         else:
             self._write(f"{text}\n")
 
@@ -101,6 +121,12 @@ class Console:
                 sys.stderr.flush()
 
 
-def _in_one_line(text: str) -> str:
-    """Make sure that a message is one line, and drives no terminal, whosever words are in it."""
-    return printable(text, len(text))
+def in_one_line(text: str, limit: int | None = None) -> str:
+    """Make sure that a message is one line, and drives no terminal and no CI's runner, whosever words are in it.
+
+    GitHub's takes `::name::` at the beginning of a line for a command, behind blanks too, and `##[name]` anywhere.
+    """
+    clean = printable(text, len(text) if limit is None else limit).replace(_RUNNERS_MARK, "##?")
+    if clean.lstrip().startswith("::"):
+        clean = clean.replace("::", ":?", 1)
+    return clean

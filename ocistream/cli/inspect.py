@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream.cli.console import in_one_line
 from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
@@ -170,7 +171,7 @@ def _referrers(source: Source, digests: Sequence[str], console: Console) -> Mapp
 
 
 def _on_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    return (f"{line}\n" for line in _lines(document))
+    return (f"{in_one_line(line)}\n" for line in _lines(document))
 
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:

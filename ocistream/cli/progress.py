@@ -1,20 +1,23 @@
-"""Progress on stderr: a bar, a line every few seconds, or JSON events. The only import of tqdm.
+"""Progress on stderr: a bar, a line every few seconds, or JSON events (docs/progress.schema.json).
 
-Every renderer is an `Observer` of a transfer, called from any of its threads.
+Every renderer is an `Observer` of a transfer, called from any of its threads. What is counted is `account`'s business,
+and how a bar is drawn `bar`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from ocistream.cli.account import Account, counted, human_size, human_time
 from ocistream.interfaces import Unwatched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ocistream.cli.console import Console
     from ocistream.graph import Graph
@@ -26,6 +29,16 @@ __all__ = ["counted", "human_size", "progress"]
 #: Seconds between two lines of plain progress, and between two progress events.
 _LINE_EVERY: Final = 5.0
 _EVENT_EVERY: Final = 1.0
+#: How a section begins and ends in the logs of CIs that have such: a name that is used once, seconds, a title.
+_SECTIONS: Final = {
+    # docs.github.com, "Workflow commands for GitHub Actions", "Grouping log lines".
+    "GITHUB_ACTIONS": ("::group::{title}", "::endgroup::"),
+    # docs.gitlab.com, "CI/CD job logs", "Custom collapsible sections".
+    "GITLAB_CI": (
+        "\x1b[0Ksection_start:{now}:{name}[collapsed=true]\r\x1b[0K{title}",
+        "\x1b[0Ksection_end:{now}:{name}\r\x1b[0K",
+    ),
+}
 
 
 @contextlib.contextmanager
@@ -38,67 +51,94 @@ def progress(kind: str, console: Console) -> Iterator[Observer]:
     if kind == "auto":
         kind = "none" if console.verbosity < 0 else "bar" if _is_terminal() and not console.as_json else "plain"
     if kind == "bar" and sys.stderr is not None:
-        with _Bar(console) as bar:
+        from ocistream.cli.bar import Bar
+
+        with Bar(console) as bar:
             yield bar
     elif kind == "plain":
-        yield _Lines(console)
+        with _Lines(console, _section(os.environ) if console.verbosity >= 0 and not console.as_json else None) as lines:
+            yield lines
     elif kind == "json":
         yield _Events(console)
     else:
         yield Unwatched()
 
 
-def human_size(size: float) -> str:
-    """Write a number of bytes for people: `12.3 MB`, in powers of 1000 as registries and disks count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """Write a number of things for people: `1 blob`, `2 blobs`, `2 indexes`."""
-    return f"{number} {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
-
-
 def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Say whether stderr is a terminal on which can be drawn."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _section(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """Say how sections are marked here, where they are."""
+    return next((marks for name, marks in _SECTIONS.items() if environment.get(name) == "true"), None)
 
 
 class _Lines:
-    """A line every few seconds, without control characters, for logs."""
+    """A line every few seconds, without control characters, for logs; a run that takes no longer has none.
 
-    def __init__(self, console: Console) -> None:
+    Where a CI's log has sections that can be folded, one at the end has a line for each blob.
+    """
+
+    def __init__(self, console: Console, section: tuple[str, str] | None) -> None:
         self._console = console
-        self._lock = threading.Lock()
-        self._total = 0
-        self._moved = 0
-        self._began = self._next = time.monotonic()
-        self._next += _LINE_EVERY
+        self._section = section
+        self._account = Account()
+        self._finished: list[str] = []
+        self._said_plan = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def __enter__(self) -> Self:
+        # Where there are to be no more threads, there are no lines.
+        with contextlib.suppress(RuntimeError):
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._section is not None and self._finished:
+            begin, end = self._section
+            now, title = int(time.time()), f"ocistream: {counted(len(self._finished), 'blob')}"
+            name = f"ocistream_{now}_{os.getpid()}"
+            self._console.mark(begin.format(now=now, name=name, title=title))
+            for line in self._finished:
+                self._console.mark(f"  {line}")
+            self._console.mark(end.format(now=int(time.time()), name=name))
 
     def planned(self, graph: Graph) -> None:
-        self._total = graph.size
+        self._account.planned(graph)
 
-    def advance(self, size: int) -> None:
-        with self._lock:
-            self._moved += size
-            now = time.monotonic()
-            if now < self._next:
-                return
-            self._next = now + _LINE_EVERY
-        self._console.note(self._text(now), bytes=self._moved, total=self._total)
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
+        self._account.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        self._console.note(f"{how} {descriptor.digest} ({human_size(descriptor.size)})", level=1)
+        seconds = self._account.done(descriptor, how)
+        text = f"{how} {descriptor.digest} ({human_size(descriptor.size)}"
+        if self._section is None:
+            self._console.note(f"{text})", level=1)
+        else:
+            rate = f", {seconds:.1f} s, {human_size(descriptor.size / seconds)}/s" if seconds > 0 else ""
+            self._finished.append(f"{text}{rate})")
 
-    def _text(self, now: float) -> str:
-        rate = self._moved / max(now - self._began, 0.001)
-        text = f"{human_size(self._moved)} of {human_size(self._total)}" if self._total else human_size(self._moved)
-        text += f", {human_size(rate)}/s"
-        if self._total and rate:
-            text += f", {max(self._total - self._moved, 0) / rate:.0f} s left"
-        return text
+    def _go_on(self) -> None:
+        while not self._stop.wait(_LINE_EVERY):
+            if self._account.has_begun:
+                self._say()
+
+    def _say(self) -> None:
+        state = self._account.state()
+        if state.total is not None and not self._said_plan:
+            self._said_plan = True
+            self._console.note(f"{counted(state.blobs or 0, 'blob')}, {human_size(state.total)} in all")
+        parts = [human_size(state.moved)]
+        if state.total is not None:
+            parts = [f"{parts[0]} of {human_size(state.total)}", f"{state.percent} %"]
+            parts.append(f"{state.done} of {counted(state.blobs or 0, 'blob')}")
+        parts.append(f"{human_size(state.rate)}/s")
+        if state.left:
+            parts.append(f"{human_time(state.left)} left")
+        self._console.note(", ".join(parts), bytes=state.moved, total=state.total or 0)
 
 
 class _Events:
@@ -116,7 +156,7 @@ class _Events:
         images = [{"name": root.name, "digest": root.descriptor.digest} for root in graph.roots]
         self._console.event(event="planned", images=images, blobs=len(graph.blobs), total=self._total)
 
-    def advance(self, size: int) -> None:
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all counts
         with self._lock:
             self._moved += size
             now = time.monotonic()
@@ -134,55 +174,3 @@ class _Events:
     def _progress(self) -> None:
         # Within the lock, so that no older number comes after a newer one.
         self._console.event(event="progress", bytes=self._moved, total=self._total)
-
-
-class _Bar:
-    """tqdm's bar, for a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        from tqdm import tqdm
-
-        # Neither multiprocessing's lock nor a monitor thread is needed for one bar in one process.
-        tqdm.set_lock(threading.RLock())
-        tqdm.monitor_interval = 0
-        self._console = console
-        self._tqdm = tqdm
-        self._bar: tqdm[Any] | None = None
-        self._lock = threading.Lock()
-        self._before = 0
-
-    def __enter__(self) -> Self:
-        self._console.above = self._above
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._console.above = None
-        if self._bar is not None:
-            self._bar.close()
-
-    def planned(self, graph: Graph) -> None:
-        with self._lock:
-            self._bar = self._tqdm(
-                total=graph.size,
-                initial=self._before,
-                unit="B",
-                unit_scale=True,
-                dynamic_ncols=True,
-                leave=False,
-                file=sys.stderr,
-            )
-
-    def advance(self, size: int) -> None:
-        # tqdm adds up without a lock, and would lose what two threads add at once.
-        with self._lock:
-            if self._bar is None:
-                # Blobs that come before the total is known.
-                self._before += size
-            else:
-                self._bar.update(size)
-
-    def done(self, descriptor: Descriptor, how: str) -> None:
-        self._console.note(f"{how} {descriptor.digest} ({human_size(descriptor.size)})", level=1)
-
-    def _above(self, text: str) -> None:
-        self._tqdm.write(text, file=sys.stderr)

@@ -11,6 +11,7 @@ import click
 
 from ocistream import files
 from ocistream.attachments import counted_kinds, kind_of
+from ocistream.cli.console import in_one_line
 from ocistream.cli.progress import counted, human_size
 from ocistream.left_out import grouped
 from ocistream.reference import printable
@@ -45,7 +46,7 @@ _MAX_NAME: Final = 1024
 def print_results(report: Report, label: Callable[[Root], str]) -> None:
     """Print one line an image, `NAME@sha256:...`, on stdout. A name out of an archive cannot make two lines of it."""
     for root in report.graph.roots:
-        click.echo(f"{printable(label(root), _MAX_NAME)}@{root.descriptor.digest}")
+        click.echo(in_one_line(f"{printable(label(root), _MAX_NAME)}@{root.descriptor.digest}"))
 
 
 def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> None:

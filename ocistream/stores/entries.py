@@ -192,7 +192,7 @@ class Contents:
         if self.index is not None:
             return self.index
         msg = "this is no image archive: it has neither an index.json nor a manifest.json"
-        raise ArchiveError(msg)
+        raise ArchiveError(msg, hint="give one that `ocistream pull`, `docker save`, skopeo or podman has written")
 
 
 def link_target(name: str, target: str, is_symbolic: bool) -> str:

@@ -9,7 +9,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream.distribution import not_found
+from ocistream.distribution import Repository, not_found
 from ocistream.errors import (
     AuthenticationError,
     NotFoundError,
@@ -64,6 +64,7 @@ class RegistrySource:
         self._platforms = platforms
         self._referrers: Referrers = referrers
         self._jobs = jobs
+        self._transport = transport
         self._cancelled = cancelled or transport.cancelled
         self._repository = repository or Reading(transport).repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
@@ -119,12 +120,23 @@ class RegistrySource:
             manifest = repository.resolve(reference.target)
         except NotFoundError as error:
             many = len(self._references) > 1
-            raise not_found(repository, reference.target, error, one_of_many=many) from error
+            found = not_found(repository, reference.target, error, one_of_many=many)
+            if reference.digest is None and not many:
+                found.hint = self._advice(reference, repository) or found.hint
+            raise found from error
         descriptor = manifest.descriptor
         builder.add_root(Root(reference.name if reference.tag else None, descriptor, str(repository)))
         if descriptor.digest in builder.needs:
             builder.supply(descriptor.digest, manifest.raw)
         self._complete(builder, repository, descriptor.digest)
+
+    def _advice(self, reference: Reference, repository: Readable) -> str | None:
+        """Ask the registry which tag may have been meant."""
+        from ocistream.tag_lists import nearby
+
+        registry = repository.endpoint.registry
+        named = registry.lower() == reference.registry.lower()
+        return nearby(Repository(self._transport, registry, repository.name, named=named), reference.target)
 
     def _collect_attached(self, repositories: Sequence[Readable], builder: GraphBuilder) -> None:
         """Get what hangs on the images, out of each repository that has one of them."""

@@ -33,6 +33,8 @@ _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
 _PAX_SPARSE: Final = "GNU.sparse"
 #: Compressed files, by how they begin.
 _MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_NO_TAR: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written; is this perhaps HTML?"
+_DAMAGED: Final = "it is damaged: fetch or write it again"
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
 #: Headers that pax and GNU tar apply to the entries behind them, and others do not: global ones (which git writes, for
@@ -260,7 +262,7 @@ class TarReader:
                     msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
                 ) from None
             msg = f"no tar header at byte {self._position - BLOCK} of {self._what}: {printable(str(error))}"
-            raise ArchiveError(msg) from error
+            raise ArchiveError(msg, hint=_NO_TAR if self._position == BLOCK else _DAMAGED) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
             raise ArchiveError(msg)
@@ -323,6 +325,11 @@ class TarReader:
         return found
 
     def _truncated(self, where: str) -> TruncatedError:
+        if self._position == 0:
+            return TruncatedError(
+                f"{self._what} is empty: it is truncated at byte 0",
+                hint="whatever was to write it has failed: look at what it said (in a shell, `set -o pipefail`)",
+            )
         return TruncatedError(
             f"{self._what} is truncated: it ends at byte {self._position}, {where}",
             hint="whatever wrote it failed or was interrupted",

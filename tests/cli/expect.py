@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ocistream.serve import Registry
 from tests.cli.run import Result
+from tests.schemas import validate_ours
 
 #: Seconds until something that is waited for must have happened: far more than it takes.
 _PATIENCE: Final = 60.0
@@ -77,7 +78,8 @@ def names_in(archive: Path) -> list[str]:
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Return every line of `text` as the JSON object that it must be."""
+    """Return every line of `text`, a stderr, as the JSON object that docs/progress.schema.json wants."""
     parsed = [json.loads(line) for line in text.splitlines()]
-    assert all(isinstance(line, dict) for line in parsed), text
+    for line in parsed:
+        validate_ours(line, "progress")
     return parsed

@@ -6,15 +6,19 @@ import dataclasses
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tests.cli.run import TIMEOUT, Argument, command
 
 _SIZE: Final = (24, 100)
+#: Seconds until a moment must have come: far more than it takes.
+_PATIENCE: Final = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +35,17 @@ def on_terminal(
     streams: Sequence[str] = ("stdin", "stdout", "stderr"),
     dialogue: Sequence[tuple[str, str]] = (),
     env: Mapping[str, str] | None = None,
+    size: tuple[int, int] = _SIZE,
+    moments: Sequence[tuple[str, Callable[[int], object]]] = (),
 ) -> Seen:
     """Run `ocistream *argv` with a terminal as its `streams`; the others are a pipe (stdout) or nothing.
 
-    `dialogue` is what is typed: each time, once its prompt is on the screen.
+    `dialogue` is what is typed, each time once its prompt is on the screen. `size` is in lines and columns.
+    Each of the `moments`, in order, is a text that is to appear (behind that of the one before), and what is then done,
+    with the terminal's descriptor.
     """
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *_SIZE, 0, 0))
+    resize(theirs, *size)
     process = subprocess.Popen(
         [*command(), *map(str, argv)],
         stdin=theirs if "stdin" in streams else subprocess.DEVNULL,
@@ -54,10 +62,73 @@ def on_terminal(
             while prompt.encode() not in screen and (shown := _read(terminal.fileno())):
                 screen += shown
             terminal.write(answer.encode())
+        position = 0
+        end = time.monotonic() + _PATIENCE
+        for text, act in moments:
+            while (found := screen.find(text.encode(), position)) < 0 and (shown := _read(terminal.fileno())):
+                screen += shown
+                if time.monotonic() > end:
+                    # It draws on for as long as it is left alone.
+                    process.kill()
+            assert found >= 0, (text, screen.decode())
+            position = found + len(text.encode())
+            act(terminal.fileno())
         while shown := _read(terminal.fileno()):
             screen += shown
         out = process.stdout.read() if process.stdout else b""
         return Seen(process.wait(TIMEOUT), screen.decode(), out)
+
+
+def resize(descriptor: int, lines: int, columns: int) -> None:
+    """Give a terminal another size."""
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+
+class Screen:
+    """What a terminal of so many columns shows: its `lines`, and those that were too long for it (`broken`)."""
+
+    def __init__(self, columns: int, text: str) -> None:
+        self._columns = columns
+        self._rows: list[list[str]] = [[]]
+        self._row = self._column = 0
+        self.broken: list[str] = []
+        for piece in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|[^\x1b]", text):
+            self._take(piece)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines, without blanks at their ends."""
+        return ["".join(row).rstrip() for row in self._rows]
+
+    def _take(self, piece: str) -> None:
+        match piece:
+            case "\r":
+                self._column = 0
+            case "\n":
+                self._row += 1
+            case "\x1b[K":
+                del self._rows[self._row][self._column :]
+            case "\x1b[2K":
+                self._rows[self._row].clear()
+            case _ if piece.startswith("\x1b") and piece.endswith("A"):
+                self._row -= int(piece[2:-1])
+                assert self._row >= 0, "above the first line"
+            case _:
+                assert piece.isprintable(), ascii(piece)
+                self._put(piece)
+        while len(self._rows) <= self._row:
+            self._rows.append([])
+
+    def _put(self, character: str) -> None:
+        if self._column == self._columns:
+            self.broken.append("".join(self._rows[self._row]))
+            self._row += 1
+            self._column = 0
+            self._rows[self._row : self._row + 1] = [[]]
+        row = self._rows[self._row]
+        row += [" "] * (self._column - len(row))
+        row[self._column : self._column + 1] = [character]
+        self._column += 1
 
 
 def _read(descriptor: int) -> bytes:

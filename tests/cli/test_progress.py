@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ocistream.cli.progress import human_size
+from ocistream.cli.account import human_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import ocistream, started
-from tests.cli.terminal import on_terminal
+from tests.cli.terminal import Screen, on_terminal, resize
 from tests.faults import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
@@ -104,20 +106,72 @@ def test_an_image_without_blobs_of_its_own_has_a_total_too(
     assert last["message"].startswith("moved 0 blobs")
 
 
-def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(registry: FaultyRegistry, tmp_path: Path) -> None:
-    seen = on_terminal("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", streams=["stderr"])
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, columns: int
+) -> None:
+    large = [layer["digest"] for layer in layout.read(image["digest"])["layers"] if layer["size"] > MIB]
+    registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", "|".join(large), times=None)]
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layers/"),
+        streams=["stderr"],
+        size=(24, columns),
+        # Two layers are stopped in their middle; the small ones are there.
+        moments=[("2 of 4 blobs: 2 copied", lambda _: registry.release())],
+    )
     assert seen.code == 0
-    assert "%|" in seen.screen
-    assert "/5.24M" in seen.screen
-    last = seen.screen.rstrip("\r\n").rpartition("\r")[2].strip()
-    assert last.startswith("ocistream: moved 4 blobs")
+    assert all(re.search(rf"{digest[7:19]} +[0-9]+%\|", seen.screen) for digest in large)
+    # The last that is drawn is all of it.
+    *_, last = re.findall(r"([0-9]+)%\|[^|]*\| ([^\r\n\x1b]*)\x1b", seen.screen)
+    assert last[0] == "100"
+    assert last[1].startswith("5.2 MB of 5.2 MB")
+    screen = Screen(columns, seen.screen)
+    assert [line for line in screen.broken if not line.startswith("ocistream: ")] == []
+    assert re.fullmatch(r"ocistream: moved 4 blobs, 5.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)", "".join(screen.lines))
+
+
+def test_a_bar_follows_the_size_of_its_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
+    registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", "/blobs/", times=None, skip=1)]
+    narrow = "of 3.1 MB\x1b[K"  # the rate has no room
+
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layers/"),
+        streams=["stderr"],
+        size=(24, 120),
+        moments=[
+            ("B/s\x1b[K", lambda terminal: resize(terminal, 24, 42)),
+            (narrow, lambda _: registry.release()),
+        ],
+    )
+    assert seen.code == 0
+    after = seen.screen.partition(narrow)[2]
+    assert max(map(len, re.split(r"[\r\n]|\x1b\[[0-9]*[A-Z]", after.rpartition("ocistream: ")[0]))) < 42
 
 
 def test_messages_do_not_tear_the_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
-    seen = on_terminal("pull", "-v", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", streams=["stderr"])
-    copied = [line for line in seen.screen.replace("\r", "\n").splitlines() if "copied sha256:" in line]
-    assert len(copied) == 4
-    assert all(line.startswith("ocistream: copied sha256:") for line in copied)
+    argv = ["pull", "-v", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar"]
+    seen = on_terminal(*argv, streams=["stderr"], size=(24, 120))
+    assert "%|" in seen.screen
+    lines = Screen(120, seen.screen).lines
+    assert [line for line in lines if not line.startswith("ocistream: ")] == [""]
+    assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 4
+
+
+def test_an_error_leaves_no_bar_behind(registry: FaultyRegistry, tmp_path: Path) -> None:
+    registry.faults = [Fault(Drop(MIB), "GET", "/blobs/", times=None)]
+    argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar", "--retries=0"]
+    seen = on_terminal(*argv, streams=["stderr"], size=(24, 400))
+    assert seen.code == 7
+    assert "%|" in seen.screen
+    first, *others = Screen(400, seen.screen).lines
+    assert first.startswith("ocistream: error: ")
+    assert "%|" not in "".join(others)
+
+
+def test_a_dumb_terminal_is_not_drawn_on(registry: FaultyRegistry, tmp_path: Path) -> None:
+    argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar"]
+    seen = on_terminal(*argv, streams=["stderr"], env={"TERM": "dumb"})
+    assert len(seen.screen.splitlines()) == 1
 
 
 @pytest.mark.parametrize("kind", ["auto", "plain", "json", "none"])
@@ -132,7 +186,7 @@ def test_where_there_is_no_terminal_there_are_no_control_characters(
 def test_a_bar_can_be_had_without_a_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", f"{registry.host}/app:1", "--progress=bar", "-o", tmp_path / "app.tar")
     expect.success(result)
-    assert "/5.24M" in result.err
+    assert "5.2 MB of 5.2 MB" in result.err
 
 
 def test_a_bar_knows_what_came_before_its_total(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
@@ -167,12 +221,88 @@ def test_a_terminal_need_not_get_a_bar(registry: FaultyRegistry, tmp_path: Path,
 def test_a_line_every_few_seconds_says_how_much_and_how_long(
     registry: FaultyRegistry, total: int, tmp_path: Path
 ) -> None:
-    registry.faults = [Fault(Stall(seconds=5.2, after=2 * MIB), "GET", "/blobs/", skip=1)]
+    registry.faults = [Fault(Stall(after=2 * MIB), "GET", "/blobs/", skip=1)]
     argv = ["pull", f"{registry.host}/app:1", "--jobs=1", "--progress=plain", "--log-format=json"]
     with started(*argv, "-o", tmp_path / "app.tar") as process:
         assert process.stderr
-        (line,) = expect.json_lines(process.stderr.readline().decode())
+        plan, line = expect.json_lines((process.stderr.readline() + process.stderr.readline()).decode())
+        registry.release()
+    assert plan["message"] == "4 blobs, 5.2 MB in all"
     assert line["total"] == total
     assert 2 * MIB < line["bytes"] < total
-    assert " MB of 5.2 MB, " in line["message"]
-    assert line["message"].endswith(" s left")
+    assert re.fullmatch(r"2.1 MB of 5.2 MB, 40 %, [12] of 4 blobs, [0-9.]+ kB/s, [0-9]+ s left", line["message"])
+
+
+GITLAB = r"\x1b\[0Ksection_{}:[0-9]+:ocistream_[0-9]+_[0-9]+{}\r\x1b\[0K{}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "begin", "end"),
+    [
+        ("GITHUB_ACTIONS", "::group::ocistream: 4 blobs", "::endgroup::"),
+        (
+            "GITLAB_CI",
+            GITLAB.format("start", r"\[collapsed=true\]", "ocistream: 4 blobs"),
+            GITLAB.format("end", "", ""),
+        ),
+    ],
+)
+@pytest.mark.parametrize("option", [[], ["--progress=plain"], ["-v"]])
+def test_a_ci_s_log_has_a_section_with_a_line_for_each_blob(
+    registry: FaultyRegistry, tmp_path: Path, variable: str, begin: str, end: str, option: list[str]
+) -> None:
+    argv = ["pull", f"{registry.host}/app:1", *option, "-o", f"{tmp_path}/layers/"]
+    result = ocistream(*argv, env={variable: "true"})
+    expect.success(result)
+    first, *blobs, last, summary = result.err.rstrip("\n").split("\n")[-7:]
+    assert re.fullmatch(begin, first)
+    assert re.fullmatch(end, last)
+    assert all(re.match(r"  copied sha256:[0-9a-f]{64} \([0-9.]+ [kM]?B", line) for line in blobs)
+    assert summary.startswith("ocistream: moved 4 blobs")
+    assert len(result.err.split("\n")) == 8
+
+
+@pytest.mark.parametrize("option", ["--progress=json", "--progress=none", "-q", "--log-format=json", "--progress=bar"])
+def test_nothing_else_has_sections(registry: FaultyRegistry, tmp_path: Path, option: str) -> None:
+    argv = ["pull", f"{registry.host}/app:1", option, "-o", f"{tmp_path}/layers/"]
+    result = ocistream(*argv, env={"GITHUB_ACTIONS": "true", "GITLAB_CI": "true"})
+    expect.success(result)
+    assert "group::" not in result.err
+    assert "section_" not in result.err
+
+
+@pytest.mark.parametrize("name", ["::add-mask::x", "##[add-mask]x", "a##[b]"])
+def test_no_name_of_strangers_is_a_command_to_a_ci_s_runner(layout: Layout, tmp_path: Path, name: str) -> None:
+    layout.image([b"layer"], name=name)
+    out = ocistream("copy", layout.path, f"oci:{tmp_path}/out", env={"GITHUB_ACTIONS": "true"})
+    expect.success(out)
+    # An error that names it, twice: in a list of those there are, and where JSON is asked for.
+    argv = ["copy", f"oci:{layout.path}:gone", f"oci:{tmp_path}/other"]
+    errors = [ocistream(*argv), ocistream(*argv, "--log-format=json")]
+    assert json.loads(errors[1].err)["message"] or json.loads(errors[1].err)["hint"]
+    shown = [ocistream(*command, layout.path) for command in (["verify"], ["inspect"])]
+    for result in [out, *errors, *shown]:
+        # The lines of a section's ends are ours.
+        lines = re.sub(r"::(end)?group::.*", "", result.out.decode() + result.err).splitlines()
+        assert [line for line in lines if line.lstrip().startswith("::") or "##[" in line] == []
+        assert "add-mask" in "".join(lines) or "b]" in "".join(lines)
+
+
+def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: Path) -> None:
+    layout.image([b"layer"], name="##[x]")
+    lines = events("copy", layout.path, f"oci:{tmp_path}/out")
+    assert lines[0]["images"][0]["name"] == "##[x]"
+
+
+def test_a_copy_that_tries_again_and_one_that_fails_say_what_the_schema_says(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], total: int
+) -> None:
+    other = start(Fault(Drop(0), "PATCH", larger_than=MIB))
+    registry.faults = [Fault(Drop(MIB + 17), "GET", "/blobs/")]
+    check(events("copy", f"{registry.host}/app:1", f"{other.host}/app:1"), total, {"copied"})
+    check(events("copy", f"{other.host}/app:1", f"{other.host}/new:1"), total, {"skipped"})
+    registry.faults = [Fault(Drop(MIB + 17), "GET", "/blobs/", times=None)]
+    failed = ocistream("copy", f"{registry.host}/app:1", f"{start().host}/app:1", "--retries=0", "--progress=json")
+    lines = expect.json_lines(failed.err)
+    assert lines[0]["event"] == "planned"
+    assert (lines[-1]["level"], lines[-1]["exit_code"], failed.code) == ("error", 7, 7)

@@ -16,6 +16,7 @@ from tests.cli.run import ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
+from tests.schemas import validate_ours
 
 
 @pytest.fixture
@@ -33,8 +34,10 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
 
 
 def document(path: Path) -> dict[str, Any]:
-    """Return what --result wrote."""
-    return dict(json.loads(path.read_bytes()))
+    """Return what --result wrote, which is what docs/result.schema.json says."""
+    found = json.loads(path.read_bytes())
+    validate_ours(found, "result")
+    return dict(found)
 
 
 # Result lines ------------------------------------------------------------------------------------------------

@@ -380,7 +380,12 @@ class TestRefusals:
 
     def test_a_pause_that_is_asked_for_is_passed_on(self) -> None:
         assert refused(503, wait=600.0).hint == "the registry asks to be left alone for 10 min"
-        assert refused(503).hint is None
+        assert "--retries" in str(refused(503).hint)
+
+    def test_a_blob_that_was_listed_and_is_gone_is_the_registry_s_loss(self) -> None:
+        lost = refusal("registry.example", "GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b"")
+        assert "the registry has lost it" in str(lost.hint)
+        assert refusal("registry.example", "GET", "https://registry.example/v2/app/manifests/1", 404, b"").hint is None
 
     @pytest.mark.parametrize(
         ("value", "said"),

@@ -147,7 +147,7 @@ class TestDiskErrors:
     @pytest.mark.parametrize(
         ("number", "kind", "code", "hint"),
         [
-            (errno.ENOENT, NotFoundError, 4, None),
+            (errno.ENOENT, NotFoundError, 4, "mkdir -p"),
             (errno.EPIPE, OutputClosedError, 141, None),
             (errno.ENOSPC, LocalDiskError, 9, "free some space"),
             (errno.EDQUOT, LocalDiskError, 9, "quota"),

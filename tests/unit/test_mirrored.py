@@ -415,7 +415,7 @@ class TestWrongAtTheEnd:
 
         class Counts:
             def planned(self, graph: object) -> None: ...
-            def advance(self, size: int) -> None:
+            def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all count
                 moved.append(size)
 
             def done(self, descriptor: Descriptor, how: str) -> None: ...

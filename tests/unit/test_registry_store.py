@@ -52,7 +52,7 @@ class Nobody:
     def planned(self, graph: Graph) -> None:
         self.total = graph.size
 
-    def advance(self, size: int) -> None:
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all count
         self.moved += size
 
     def done(self, descriptor: Descriptor, how: str) -> None:

@@ -558,8 +558,9 @@ class TestCounting:
     CONTENT = b"0123456789"
 
     def watched(self, cancelled: threading.Event) -> tuple[Watched, Blob, list[int]]:
-        advances: list[int] = []
-        watched = Watched(advances.append, cancelled)
+        watch = Watch()
+        descriptor = Descriptor("text/plain", digest_of(self.CONTENT), 10)
+        watched = Watched(watch, descriptor, cancelled)
 
         def resume(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
             assert b"".join(map(bytes, held)) == self.CONTENT[:size]
@@ -568,9 +569,8 @@ class TestCounting:
         def opened(offset: int = 0) -> Iterator[Chunk]:
             yield self.CONTENT[offset:]
 
-        descriptor = Descriptor("text/plain", digest_of(self.CONTENT), 10)
         blob = Blob(descriptor, opened, open_at=opened, resume=resume)
-        return watched, watched.blob(blob), advances
+        return watched, watched.blob(blob), watch.advances
 
     def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
         watched, blob, advances = self.watched(threading.Event())

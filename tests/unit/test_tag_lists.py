@@ -11,8 +11,8 @@ import pytest
 from ocistream import limits
 from ocistream.distribution import Repository
 from ocistream.errors import ArchiveError, NetworkError, NotFoundError, RegistryError
-from ocistream.tag_lists import list_tags
-from tests.faults import Drop, Fault, FaultyRegistry, Reply, refusal
+from ocistream.tag_lists import list_tags, nearby
+from tests.faults import Drop, Fault, FaultyRegistry, Reply, refusal, too_many_requests
 from tests.images import Layout, small_image
 from tests.network import QuickTransport
 from tests.registry_http import seed
@@ -169,3 +169,38 @@ def test_a_malformed_page_is_refused(registry: FaultyRegistry, repository: Repos
     answers(registry, Reply(200, {}, body))
     with pytest.raises(ArchiveError, match="the list of tags of"):
         list_tags(repository)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (
+            ["1.24", "1.25", "1.25-alpine", "1.25-alpine3.18"],
+            "did you mean 1.25-alpine or 1.25-alpine3.18? `ocistream inspect APP` lists its tags",
+        ),
+        (["v1", "main"], "its tags are: v1, main"),
+        ([f"build-{number}" for number in range(20)], "`ocistream inspect APP` lists its tags"),
+        ([], "`ocistream inspect APP` lists its tags"),
+        # What cosign keeps under tags is nobody's to type, and no tag has control characters.
+        ([f"sha256-{'0' * 64}.sig", "1.25-alpin\x1b[2J", "v1"], "its tags are: v1"),
+    ],
+)
+def test_what_may_have_been_meant(
+    registry: FaultyRegistry, repository: Repository, tags: list[str], words: str
+) -> None:
+    answers(registry, page(*tags))
+    assert nearby(repository, "1.25-alpin") == words.replace("APP", str(repository))
+    assert len(registry.requests) == 1
+
+
+def test_no_more_is_looked_at_than_can_be(registry: FaultyRegistry, repository: Repository) -> None:
+    answers(registry, page(*(f"x{number}" for number in range(limits.MAX_COMPARED_TAGS)), "1.25-alpine"))
+    assert nearby(repository, "1.25-alpin") == f"`ocistream inspect {repository}` lists its tags"
+
+
+def test_advice_that_is_not_to_be_had_is_not_waited_for(registry: FaultyRegistry, repository: Repository) -> None:
+    refused = [too_many_requests(3600), refusal(503), refusal(405), refusal(403), Reply(200, {}, b"<html>")]
+    answers(registry, *refused)
+    assert [nearby(repository, "1") for _ in refused] == [None] * len(refused)
+    assert len(registry.requests) == len(refused)
+    assert repository.transport.waits == []  # type: ignore[attr-defined]

@@ -217,6 +217,7 @@ class TestVerifying:
         transfer.copy(LayoutSource(layout.path), sink, watch, jobs=1)
         assert min(watch.advances) < 0
         assert watch.moved == watch.total
+        assert watch.of == {digest: layout.file(digest).stat().st_size for digest in watch.how}
 
     def test_a_blob_that_the_sink_need_not_read_counts_in_full(self, layout: Layout) -> None:
         several_layers(layout, 2)

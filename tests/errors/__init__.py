@@ -1,0 +1,1 @@
+"""The commonest failures: what is said of each, and what to do; README's table of them is held to this one."""

@@ -1,0 +1,35 @@
+"""The place where failures happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import small_first, tar_of
+from tests.certificates import Certificate
+from tests.cli.conftest import buffered, served, start
+from tests.errors.table import MIB, Place
+from tests.faults import FaultyRegistry
+from tests.images import Layout
+from tests.registry_http import seed
+
+__all__ = ["buffered", "served", "start"]
+
+
+@pytest.fixture
+def place(
+    start: Callable[..., FaultyRegistry],
+    served: FaultyRegistry,
+    layout: Layout,
+    certificate: Certificate,
+    tmp_path: Path,
+) -> Place:
+    """Return a place."""
+    image = layout.image([2 * MIB, b"a second one"], name="app")
+    seed(layout, image, served.host, "app", "1")
+    file, folder = tmp_path / "app.tar", tmp_path / "folder"
+    file.write_bytes(tar_of(small_first(layout)))
+    folder.mkdir()
+    return Place(start, served, layout, image, file, folder, certificate)

@@ -1,0 +1,39 @@
+"""Each of the commonest failures is said in a line, and in another one what to do; README's table of them is true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.errors.table import FAILURES, SECRETS, Failure, Place
+
+_README: Final = Path(__file__).parents[2] / "README.md"
+_BEGIN: Final = "<!-- tests/errors/table.py: begin -->\n"
+_END: Final = "<!-- tests/errors/table.py: end -->\n"
+#: Longer lines are not read.
+_LONGEST: Final = 300
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: str(failure.what).replace(" ", "-"))
+def test_a_failure_is_a_line_of_what_and_one_of_what_to_do(failure: Failure, place: Place) -> None:
+    result = failure.happens(place)
+    assert result.code == failure.code, result.err
+    assert re.fullmatch(failure.pattern, result.err), (failure.pattern, result.err)
+    assert result.out == b""
+    for line in result.err.replace(str(place.folder), "").splitlines():
+        assert len(line) <= _LONGEST
+    assert [secret for secret in SECRETS if secret in result.err] == []
+
+
+def test_the_readme_has_just_this_table() -> None:
+    table = _README.read_text().partition(_BEGIN)[2].partition(_END)[0]
+    head, line, *rows = table.splitlines()
+    assert (head, line) == ("| failure | exit code | it says | and what to do |", "| --- | --- | --- | --- |")
+    assert rows == [failure.row for failure in FAILURES]
+
+
+def test_each_failure_has_a_name_of_its_own() -> None:
+    assert len({failure.what for failure in FAILURES}) == len(FAILURES) >= 20
