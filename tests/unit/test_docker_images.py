@@ -25,6 +25,7 @@ from ocistream.errors import (
     IntegrityError,
     NotFoundError,
     OcistreamError,
+    TruncatedError,
     UnsupportedError,
     UsageError,
 )
@@ -662,7 +663,7 @@ class TestHostile:
     @both
     @pytest.mark.parametrize("cut", [100, BLOCK, 700, -1500, -1024, -512, -1])
     def test_an_archive_that_ends_too_early(self, one: Saved, how: str, cut: int, tmp_path: Path) -> None:
-        refused(archive_of(of_docker([one]))[:cut], how, tmp_path, ArchiveError, "truncated")
+        refused(archive_of(of_docker([one]))[:cut], how, tmp_path, TruncatedError, "truncated")
 
     @both
     def test_a_size_that_nobody_has(self, one: Saved, how: str, tmp_path: Path) -> None:
@@ -670,8 +671,8 @@ class TestHostile:
         huge.size = 1 << 33
         claim = huge.tobuf(tarfile.GNU_FORMAT) + END
         whole = archive_of(of_docker([one]), end=b"")
-        refused(whole + claim, how, tmp_path, ArchiveError, "truncated")
-        refused(claim + whole, how, tmp_path, ArchiveError, "truncated")
+        refused(whole + claim, how, tmp_path, TruncatedError, "truncated")
+        refused(claim + whole, how, tmp_path, TruncatedError, "truncated")
 
     @both
     def test_sparse_files(self, one: Saved, how: str, tmp_path: Path) -> None:
