@@ -50,7 +50,12 @@ _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
 #: the others to reach. To count costs a process as much again as most of them take, so that of a test with parameters
 #: only the first counts.
 _COUNTED: Final = frozenset(
-    f"test_{name}" for name in ("copy", "ends", "inspect", "login", "results", "serve", "streams", "verify")
+    f"test_{name}"
+    for name in (
+        *("cache", "completion", "config", "copy", "defaults", "ends", "gc", "have", "inspect", "left_out", "login"),
+        *("progress", "push", "results", "rm", "serve", "serve_options", "signals", "streams", "sync", "verify", "via"),
+        *("via_continues", "volumes"),
+    )
 )
 
 

@@ -399,7 +399,6 @@ def test_7_for_a_port_that_is_taken(served: FaultyRegistry, folder: Path) -> Non
         ("copy containers-storage:x oci:x", "containers-storage"),
         ("copy docker-daemon:x oci:x", "docker-daemon"),
         ("pull a.example/x@sha384:abcd -o x.tar", "sha384"),
-        ("serve oci-layout", "oci-archive:oci-layout"),
     ],
 )
 def test_8_for_what_is_well_formed_and_not_supported(argv: str, words: str, layout: Layout) -> None:

@@ -81,9 +81,8 @@ def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest(
     # What is left of a cut pipe may all fit into its buffer, and then `pull` cannot know.
     assert pulled.code in ({141} if percent < 99 else {0, 141})
     assert_no_image(registry)
-    # This registry believes only the Location of an answer, and one to the request that broke off never came: what
-    # it was sent of that blob stays until its own clean-up.
-    assert "DELETE" in {request.split()[0] for request in registry.requests()}
+    # The next run may go on with what was sent.
+    assert "DELETE" not in {request.split()[0] for request in registry.requests()}
 
 
 def test_after_a_cut_the_next_push_completes_the_image(

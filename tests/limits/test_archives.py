@@ -128,5 +128,6 @@ def test_a_name_on_the_command_line_is_no_more_than_a_line_either(
     ocistream: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ocistream(["verify", "./no\x1b[2J\nocistream: all is well\x9b31m.tar"]) == 4
-    (line,) = capsys.readouterr().err.splitlines()
+    line, hint = capsys.readouterr().err.splitlines()
     assert line.isprintable()
+    assert hint.isprintable()
