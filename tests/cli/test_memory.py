@@ -180,4 +180,6 @@ def test_layers_with_the_windows_of_high_levels_are_verified_within_the_promised
     result = measured("verify", "--deep", layout.path)
     assert result.code == 0, result.err
     assert result.peak is not None
-    assert result.peak < 48 << 20
+    # Each of two threads keeps a window of 8 MiB, and now and then a third one is not let go of yet. Where layers are
+    # unpacked, README promises 72 MiB.
+    assert result.peak < 56 << 20
