@@ -184,8 +184,11 @@ class TestCrossRepositoryBlobMount:
         "Cross-Repository Blob Mount",
         "Cross-mounting without from, and automatic content discovery disabled should return a 202",
     )
-    def test_without_from_and_without_discovery(self) -> None:
-        pytest.skip("a blob is found wherever it is: this is the other one of two, which the suite leaves out as well")
+    def test_without_from_and_without_discovery(self, ask: Client) -> None:
+        # Here a blob is found wherever it is. Of one that is nowhere the answer is that of who does not look.
+        answer = ask("POST", f"{self.TO}?mount={NOBODY}")
+        assert answer.status == 202
+        assert answer.headers["Location"].startswith(self.TO)
 
 
 class TestManifestUpload:
