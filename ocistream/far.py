@@ -15,7 +15,7 @@ import subprocess
 import threading
 from io import BufferedReader
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ocistream import files, limits
 from ocistream.errors import (
@@ -34,6 +34,7 @@ from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from io import FileIO
     from typing import IO
 
 __all__ = ["FarCommand", "check_safe", "split_command"]
@@ -125,9 +126,11 @@ class FarCommand:
         except OSError as error:
             msg = f"cannot run {self._name}: {error.strerror or error}"
             raise LocalDiskError(msg) from error
-        assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018 - they are pipes
         self._process = process
-        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        # They are pipes, and not buffered.
+        self._stdin = cast("FileIO", process.stdin)
+        self._stdout = cast("FileIO", process.stdout)
+        self._stderr = cast("FileIO", process.stderr)
         self._hear = hear
         self._ended = ended
         self._is_over = False
@@ -148,7 +151,7 @@ class FarCommand:
         """
         self._begin(lambda: self._write_all(question))
         try:
-            with BufferedReader(self._stdout) as answer:  # type: ignore[type-var]
+            with BufferedReader(self._stdout) as answer:
                 found = read(answer)
         except OcistreamError:
             # Its own failure is the reason, if it has failed; but not of being heard no longer.
@@ -170,7 +173,7 @@ class FarCommand:
             OcistreamError: it does not listen any more: whatever it failed of.
         """
         try:
-            files.write_all(self._stdin, chunk)  # type: ignore[arg-type]
+            files.write_all(self._stdin, chunk)
         except BrokenPipeError:
             self._close_stdin()
             if not self._ended.wait(_GRACE):
@@ -228,7 +231,7 @@ class FarCommand:
         # It may not listen, or be given up meanwhile: why is seen by what becomes of it.
         with contextlib.suppress(OSError, ValueError):
             for chunk in question:
-                files.write_all(self._stdin, chunk)  # type: ignore[arg-type]
+                files.write_all(self._stdin, chunk)
         self._close_stdin()
 
     def _close_stdin(self) -> None:
@@ -241,7 +244,7 @@ class FarCommand:
                 self._answer += chunk
 
     def _listen(self) -> None:
-        lines = BufferedReader(self._stderr)  # type: ignore[type-var]
+        lines = BufferedReader(self._stderr)
         while line := lines.readline(limits.MAX_FAR_LINE):
             if not self._is_over:
                 self._take(line)

@@ -22,7 +22,6 @@ from ocistream.stores import Want, parse_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import IO
 
     from ocistream.cli.session import Session
     from ocistream.holdings import Holding
@@ -143,25 +142,10 @@ def _asked_for(session: Session, among: str) -> list[Descriptor]:
 
     what = "the list on stdin" if among == "-" else among
     found: dict[str, None] = {}
-    with _list_file(session, among) as file:
+    with session.opened_list(among) as file:
         for digest in HaveList(lines_of(file), what):
             found[digest] = None
             if len(found) > limits.MAX_ASKED:
                 msg = f"{what} has more than {limits.MAX_ASKED} digests"
                 raise UnsupportedError(msg, hint="ask for the blobs of fewer images at a time")
     return [Descriptor(UNKNOWN_TYPE, digest, UNKNOWN_SIZE) for digest in found]
-
-
-@contextlib.contextmanager
-def _list_file(session: Session, path: str) -> Iterator[IO[bytes]]:
-    from pathlib import Path
-
-    from ocistream import files
-    from ocistream.reference import printable
-
-    if path == "-":
-        with files.disk_errors("cannot read the list on stdin"):
-            yield session.stdin("list", "pipe a list in, or name its file")
-        return
-    with files.disk_errors(f"cannot read {printable(path)}"), Path(path).open("rb") as file:
-        yield file

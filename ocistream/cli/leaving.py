@@ -16,8 +16,7 @@ from ocistream.reference import is_digest, printable
 from ocistream.stores import Want, open_source, parse_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from typing import IO
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ocistream.cli.session import Session
     from ocistream.graph import Graph
@@ -182,26 +181,10 @@ def _of_list(session: Session, text: str, graph: Graph) -> Mapping[str, Reason]:
     from ocistream.have_lists import found_in, lines_of
 
     what = "the list on stdin" if text == "-" else printable(text, 1024)
-    with _opened(session, text) as file, files.disk_errors(f"cannot read {what}"):
+    with session.opened_list(text) as file:
         found = found_in(lines_of(file), {blob.digest for blob in graph.blobs}, what)
     reason = Reason(HAVE, " ".join(found.origins) or ("" if text == "-" else Path(text).name))
     return _told(session, dict.fromkeys(sorted(found.digests), reason), what)
-
-
-@contextlib.contextmanager
-def _opened(session: Session, text: str) -> Iterator[IO[bytes]]:
-    """Open a list: a file, or stdin.
-
-    Raises:
-        NotFoundError, LocalDiskError: there is none, or it cannot be read.
-        UsageError: stdin is a terminal.
-    """
-    if text == "-":
-        # A list, in the place of the archive.
-        yield session.surroundings().stdin()  # type: ignore[misc]
-        return
-    with files.disk_errors(f"cannot read {text}"), Path(text).open("rb") as file:
-        yield file
 
 
 def _told(session: Session, found: Mapping[str, Reason], what: str) -> Mapping[str, Reason]:

@@ -5,6 +5,7 @@ Here the environment, the standard streams and the passwords on them are looked 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import limits
+from ocistream import files, limits
 from ocistream.cli.network import host_settings, load_places, network_settings
 from ocistream.errors import UsageError
 from ocistream.reference import printable
@@ -22,7 +23,7 @@ from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
@@ -306,6 +307,22 @@ class Session:
 
     def _tell_fall_back(self, message: str, level: int) -> None:
         self.console.note(message, level=level)
+
+    @contextlib.contextmanager
+    def opened_list(self, path: str) -> Iterator[io.BufferedReader]:
+        """Open a list of digests: a file, or stdin (`-`).
+
+        Raises:
+            NotFoundError, LocalDiskError: there is none, or it cannot be read.
+            UsageError: stdin is closed, a terminal, or has the password.
+        """
+        what = "the list on stdin" if path == "-" else printable(path, 1024)
+        with files.disk_errors(f"cannot read {what}"):
+            if path == "-":
+                yield self.stdin("list", "pipe a list in, or name its file")
+                return
+            with Path(path).open("rb") as file:
+                yield file
 
     def stdin(self, what: str = "archive", instead: str = _INSTEAD_OF_STDIN) -> io.BufferedReader:
         """Open stdin to read `what` from it; `instead` is what else can be done.

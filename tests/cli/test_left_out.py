@@ -255,6 +255,12 @@ class TestRefused:
         expect.failure(pulled(releases, tmp_path / "x.tar", "--only", f"sha256:{'0' * 64}"), 4, "0" * 64)
         expect.failure(pulled(releases, tmp_path / "x.tar", "--only", "latest", cwd=tmp_path), 4, "latest")
 
+    def test_a_list_where_the_password_is(self, releases: Releases, tmp_path: Path) -> None:
+        options = ("--have", "-", "--username", "me", "--password-stdin")
+        expect.failure(
+            pulled(releases, tmp_path / "x.tar", *options, stdin=b"secret"), 2, "both the list and the password"
+        )
+
     def test_one_user_name_for_two_registries(self, releases: Releases, tmp_path: Path) -> None:
         result = pulled(
             releases,
