@@ -14,16 +14,14 @@ from ocistream.cli.options import (
     cache_option,
     compression_options,
     credential_options,
-    default_platform,
     memory_option,
-    platform_choice,
-    platform_option,
     referrers_option,
     referrers_wanted,
     transfer_options,
     upload_options,
     via_options,
 )
+from ocistream.cli.platform import default_platform, platform_choice, platform_option
 from ocistream.cli.session import Session, stdout_end
 from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag

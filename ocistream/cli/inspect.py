@@ -14,10 +14,9 @@ from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
     network_options,
-    platform_choice,
-    platform_option,
     session_options,
 )
+from ocistream.cli.platform import platform_choice, platform_option
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
 from ocistream.stores import Want, open_source, parse_end, reference_of

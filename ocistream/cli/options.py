@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import platform as machine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +17,6 @@ from ocistream.cli.interruption import Stop
 from ocistream.cli.numbers import Whole, memory, number, rate
 from ocistream.cli.session import PASSWORD_ON_STDIN, Session, result_on_stdout
 from ocistream.errors import UsageError
-from ocistream.model import Platform, parse_platform
-from ocistream.platforms import PlatformChoice
-from ocistream.reference import printable
 from ocistream.rungs import parse_rung
 
 if TYPE_CHECKING:
@@ -32,24 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cache_option",
-    "default_platform",
     "memory_option",
-    "platform_choice",
-    "platform_option",
     "referrers_option",
     "transfer_options",
 ]
-
-_MACHINES: Final = {
-    "x86_64": "amd64",
-    "amd64": "amd64",
-    "aarch64": "arm64",
-    "arm64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i386": "386",
-    "i686": "386",
-}
 
 #: A day: longer than anybody waits, and no more than a socket takes.
 _SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
@@ -349,16 +331,6 @@ def _compression(_context: click.Context, _parameter: click.Parameter, value: st
     return value
 
 
-def _platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """Take --platform.
-
-    Raises:
-        UsageError: as `platform_choice`.
-    """
-    platform_choice(value, None)
-    return value
-
-
 def _rung(_context: click.Context, _parameter: click.Parameter, value: str) -> Rung | None:
     """Take --upload.
 
@@ -400,40 +372,6 @@ def credential_options(*sides: str) -> Callable[[Callable[..., None]], Callable[
         found.append(click.option(f"--{side}username", metavar="USER", help=f"User name{of}."))
         found.append(click.option(f"--{side}password-stdin", is_flag=True, help=f"Read the password{of} from stdin."))
     return _stack(*found)
-
-
-def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command --platform; `default` says in --help what holds without it."""
-    return click.option(
-        "--platform",
-        "platforms",
-        multiple=True,
-        metavar="OS/ARCH[/VARIANT]|all",
-        callback=_platforms,
-        help=f"Platform of an index to take; repeats; `all` keeps the index as it is.  [default: {default}]",
-    )
-
-
-def platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
-    """Turn --platform's values into a choice; `default` is what none of them means, None for all.
-
-    Raises:
-        UsageError: one is malformed, or `all` is one of several.
-    """
-    if "all" in platforms:
-        if others := [platform for platform in platforms if platform != "all"]:
-            msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
-            raise UsageError(msg, hint="give either `all` or the platforms to take")
-        return PlatformChoice()
-    if platforms:
-        return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, platforms))))
-    return PlatformChoice((default,), explicit=False) if default else PlatformChoice()
-
-
-def default_platform() -> Platform:
-    """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
-    name = machine.machine().lower()
-    return Platform("linux", _MACHINES.get(name, name), "v6" if name == "armv6l" else "")
 
 
 def _stack(*decorators: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

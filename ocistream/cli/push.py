@@ -10,13 +10,12 @@ from ocistream.cli.moving import mount_sources, move
 from ocistream.cli.options import (
     compression_options,
     credential_options,
-    platform_choice,
-    platform_option,
     referrers_option,
     referrers_wanted,
     transfer_options,
     upload_options,
 )
+from ocistream.cli.platform import platform_choice, platform_option
 from ocistream.cli.targets import apart
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
