@@ -19,7 +19,8 @@ from ocistream.cli.options import (
 from ocistream.cli.platform import platform_choice, platform_option
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
-from ocistream.stores import Want, open_source, parse_end, reference_of
+from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores.openers import reference_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

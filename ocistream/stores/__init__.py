@@ -1,7 +1,7 @@
 """The ends that images move between: how they are written, and the table of their kinds.
 
-To add a kind: one file beside this one, one line in `_KINDS`, one parameter of the contract tests. It may not look at
-the command line's streams or environment: those come in `Surroundings`.
+To add a kind: one file beside this one, how it is opened (`openers.py`), one line in `_KINDS`, one parameter of the
+contract tests. It may not look at the command line's streams or environment: those come in `Surroundings`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ocistream import files, limits
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference, printable
+from ocistream.stores import openers
 from ocistream.stores.index import Selection, every_image, images_named
 from ocistream.workers import DEFAULT_JOBS
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
     from ocistream.reading import Reading
-    from ocistream.stores.outputs import Output
     from ocistream.stores.tar import Input
     from ocistream.transport import Transport
     from ocistream.upload_records import UploadRecords
@@ -42,7 +42,6 @@ __all__ = [
     "open_source",
     "open_sources",
     "parse_end",
-    "reference_of",
 ]
 
 #: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
@@ -192,7 +191,7 @@ def _checked_to_join(end: End) -> Path:
     from ocistream.stores.unpacked import is_compressed
 
     kind = _kind_of_source(end)
-    path = _path(end)
+    path = openers.path_of(end)
     what = None
     if end.name is not None:
         what = "names an image in it: choose with --image"
@@ -240,177 +239,10 @@ def is_directory(end: End) -> bool:
     return not end.is_stream and end.path is not None and end.path.is_dir()
 
 
-def _path(end: End) -> Path:
-    assert end.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_end sees to it
-    return end.path
-
-
-def _check_no_file(end: End) -> None:
-    """Make sure that what is to be a layout is no file.
-
-    Raises:
-        UsageError: it is one.
-    """
-    if _path(end).is_file():
-        msg = f"{printable(end.text)}: this is a file, and no layout directory"
-        raise UsageError(msg, hint=f"an archive is written {_written('oci-archive', end)}")
-
-
-def _check_no_directory(end: End) -> None:
-    """Make sure that what is to be an archive is no directory.
-
-    Raises:
-        UsageError: it is one.
-    """
-    if not end.is_stream and _path(end).is_dir():
-        msg = f"{printable(end.text)}: this is a directory, and no archive"
-        raise UsageError(msg, hint=f"a layout is written {_written('oci', end)}")
-
-
-def _written(kind: str, end: End) -> str:
-    return printable(f"{kind}:{_path(end)}" + (f":{end.name}" if end.name else ""))
-
-
-def reference_of(end: End) -> Reference:
-    """Give the reference of a registry's end."""
-    assert end.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
-    return end.reference
-
-
-def _registry_source(end: End, around: Surroundings, want: Want) -> Source:
-    from ocistream.stores.registry_source import RegistrySource
-
-    references = [reference_of(end)]
-    if want.tags is not None:
-        references = _tagged(references[0], around.reading(), want.tags)
-    return RegistrySource(
-        around.transport(),
-        references,
-        platforms=want.platforms,
-        referrers=want.referrers,
-        repository=around.reading().repository,
-        jobs=around.jobs,
-        cancelled=around.cancelled,
-    )
-
-
-def _tagged(
-    repository: Reference, reading: Reading, choose: Callable[[Sequence[str]], Sequence[str]]
-) -> list[Reference]:
-    """Name the chosen ones of a repository's tags, in one order wherever they come from.
-
-    Raises:
-        NotFoundError: there is no such repository, or nothing in it is chosen.
-        UnsupportedError: there are more tags than are read.
-    """
-    listed = reading.tags(repository)
-    if listed.cut:
-        msg = f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.cut}"
-        raise UnsupportedError(msg, hint="copy images by their names")
-    return [replace(repository, tag=tag) for tag in sorted(choose(listed.tags))]
-
-
-def _registry_sink(end: End, around: Surroundings) -> Sink:
-    from ocistream.stores.registry import RegistrySink
-
-    reference = reference_of(end)
-
-    def one(_: Root) -> Reference:
-        return reference
-
-    return RegistrySink(
-        around.transport(),
-        around.target or one,
-        early=reference,
-        mount_from=around.mount_from,
-        records=around.records() if around.records is not None else None,
-    )
-
-
-def _layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
-    from ocistream.stores.layout import LayoutSource
-
-    _check_no_file(end)
-    return LayoutSource(
-        _path(end),
-        select=want.select,
-        platforms=want.platforms,
-        referrers=want.referrers,
-        everything=want.everything,
-    )
-
-
-def _layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the table's form
-    from ocistream.stores.layout import LayoutSink
-
-    _check_no_file(end)
-    return LayoutSink(_path(end))
-
-
-def _archive_source(end: End, around: Surroundings, want: Want) -> Source:
-    from ocistream.stores.archive_file import ArchiveFileSource
-    from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
-    from ocistream.stores.unpacked import is_compressed, sniffed
-
-    path = _path(end)
-    _check_no_directory(end)
-    if end.is_stream:
-        what = "the archive on stdin"
-        file = sniffed(around.stdin(), what, want.max_ratio)
-    elif path.is_file() and not is_compressed(path):
-        return ArchiveFileSource(
-            path,
-            select=want.select,
-            platforms=want.platforms,
-            referrers=want.referrers,
-            everything=want.everything,
-        )
-    else:
-        # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
-        what = str(path)
-        file = sniffed(open_stream(path), what, want.max_ratio)
-    return ArchiveStreamSource(
-        file,
-        what=what,
-        select=want.select,
-        platforms=want.platforms,
-        referrers=want.referrers,
-        everything=want.everything,
-    )
-
-
-def _output(end: End, around: Surroundings) -> Output:
-    from ocistream.stores.outputs import file_output, open_output, rest_of, stream_output
-
-    path = _path(end)
-    _check_no_directory(end)
-    if end.is_stream:
-        output = stream_output(around.stdout(), "to stdout")
-    else:
-        output = open_output(path) if path.exists() and not path.is_file() else file_output(path)
-    return rest_of(output, around.from_byte) if around.from_byte else output
-
-
-def _archive_sink(end: End, around: Surroundings) -> Sink:
-    if around.split:
-        from ocistream.stores.volume_archive import VolumesSink
-
-        return VolumesSink(_path(end), around.split, mtime=around.mtime)
-    from ocistream.stores.archive import ArchiveSink
-
-    return ArchiveSink(_output(end, around), mtime=around.mtime)
-
-
-def _docker_archive_sink(end: End, around: Surroundings) -> Sink:
-    from ocistream.stores.docker_archive import DockerArchiveSink
-
-    return DockerArchiveSink(_output(end, around), mtime=around.mtime)
-
-
 #: A source of an archive finds out by itself which of the two kinds it is.
 _KINDS: Final[dict[str, tuple[Callable[[End, Surroundings, Want], Source], Callable[[End, Surroundings], Sink]]]] = {
-    "docker": (_registry_source, _registry_sink),
-    "oci": (_layout_source, _layout_sink),
-    "oci-archive": (_archive_source, _archive_sink),
-    "docker-archive": (_archive_source, _docker_archive_sink),
+    "docker": (openers.registry_source, openers.registry_sink),
+    "oci": (openers.layout_source, openers.layout_sink),
+    "oci-archive": (openers.archive_source, openers.archive_sink),
+    "docker-archive": (openers.archive_source, openers.docker_archive_sink),
 }
