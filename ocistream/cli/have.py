@@ -95,7 +95,7 @@ def _check_stdin(uses: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _opened(session: Session, ends: Sequence[End], *, writes: bool) -> Iterator[list[Holding]]:
     from ocistream.holdings import open_holding
-    from ocistream.verification import Onlooker
+    from ocistream.onlooker import Onlooker
 
     want = Want(max_ratio=int(session.options["max_ratio"]), referrers="listed")
 

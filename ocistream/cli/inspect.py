@@ -83,7 +83,7 @@ def _show_tags(session: Session, end: End, *, as_json: bool) -> None:
 
 def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, as_json: bool) -> None:
     from ocistream.inventory import configs_wanted, described
-    from ocistream.verification import Onlooker
+    from ocistream.onlooker import Onlooker
 
     choice = platform_choice(platforms, None)
     want = Want(platforms=choice, max_ratio=int(session.options["max_ratio"]), referrers="listed")

@@ -138,7 +138,7 @@ def _had(session: Session, text: str, src: End | None) -> LeaveOut:
 
     def leaving(graph: Graph) -> Mapping[str, Reason]:
         from ocistream.holdings import open_holding
-        from ocistream.verification import Onlooker
+        from ocistream.onlooker import Onlooker
 
         with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
             holding = open_holding(end, _around(session, end, src), onlooker)
@@ -211,7 +211,7 @@ def _based(session: Session, text: str, choice: PlatformChoice, src: End | None)
 
 
 def _graph_of(session: Session, end: End, choice: PlatformChoice, src: End | None) -> Graph:
-    from ocistream.verification import Onlooker
+    from ocistream.onlooker import Onlooker
 
     with contextlib.ExitStack() as stack:
         source = open_source(end, _around(session, end, src), Want(platforms=choice, referrers="left"))

@@ -32,6 +32,7 @@ RARE = {
     "ocistream.conversion",
     "ocistream.credential_helper",
     "ocistream.layers",
+    "ocistream.looking",
     "ocistream.rewriting",
     "ocistream.serve",
     "ocistream.stores.tar",
