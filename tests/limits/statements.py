@@ -150,7 +150,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     17: Limit(
         "A file is temporary beside its place, verified, synced, renamed; no link leads into or out of a layout",
-        ("files:named_at_the_end", "files:open_for_reading", "stores.layout_directory:LayoutDirectory"),
+        ("files:named_at_the_end", "files:open_for_reading", "stores.blob_folders:BlobFolders"),
         archives=("flipped-*", "swapped-*", "docker-layer-flipped", "docker-layers-swapped"),
         tests=("unit/test_durability.py::test_a_file_is_synced_and_then_named_and_then_its_folder_is_synced",
                "unit/test_durability.py::test_of_a_layout_all_that_an_index_names_is_durable_before_the_index_is",

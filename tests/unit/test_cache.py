@@ -17,7 +17,7 @@ from ocistream.mirrored import Readable
 from ocistream.model import Descriptor
 from ocistream.reading import Reading
 from ocistream.reference import parse_reference
-from ocistream.stores import layout_directory
+from ocistream.stores import blob_folders
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.cache import Cache
 from ocistream.stores.cached import CachedRepository
@@ -164,7 +164,7 @@ def test_what_breaks_off_in_the_cache_is_gone_on_with_from_the_registry(
             seen += len(chunk)
             yield chunk
 
-    monkeypatch.setattr(layout_directory, "chunks_of", failing)
+    monkeypatch.setattr(blob_folders, "chunks_of", failing)
     assert setting.archive() == plain
     (request,) = setting.registry.asked("GET", "/blobs/")
     assert request.headers["Range"] == f"bytes={MIB}-"
@@ -185,7 +185,7 @@ def test_what_is_right_there_stays_if_it_was_the_registry_that_gave_wrong_bytes(
             seen += len(chunk)
             yield chunk
 
-    monkeypatch.setattr(layout_directory, "chunks_of", failing_once)
+    monkeypatch.setattr(blob_folders, "chunks_of", failing_once)
     setting.registry.faults = [Fault(Flip(5), "GET", setting.blobs[0], times=None)]
     with pytest.raises(IntegrityError):
         setting.archive()
