@@ -22,8 +22,8 @@ from ocistream.cli.options import (
     via_options,
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.session import Session, stdout_end
 from ocistream.cli.splitting import split_option, split_size
+from ocistream.cli.streams import stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
 from ocistream.errors import UsageError
 from ocistream.reference import printable
@@ -33,6 +33,7 @@ from ocistream.stores.index import names_there, only_image, some_images
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from ocistream.cli.session import Session
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
     from ocistream.reference import Reference

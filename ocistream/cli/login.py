@@ -11,7 +11,8 @@ import click
 
 from ocistream.cli.network import host_settings, load_places, network_settings
 from ocistream.cli.options import apply_verbosity, config_option, tls_options, verbosity_options
-from ocistream.cli.session import home, read_password
+from ocistream.cli.session import home
+from ocistream.cli.streams import read_password
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.reference import parse_registry
 

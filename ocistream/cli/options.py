@@ -15,7 +15,8 @@ from click.core import ParameterSource
 from ocistream import limits
 from ocistream.cli.interruption import Stop
 from ocistream.cli.numbers import Whole, memory, number, rate
-from ocistream.cli.session import PASSWORD_ON_STDIN, Session, result_on_stdout
+from ocistream.cli.session import PASSWORD_ON_STDIN, Session
+from ocistream.cli.streams import result_on_stdout
 from ocistream.errors import UsageError
 from ocistream.rungs import parse_rung
 

@@ -20,13 +20,14 @@ from ocistream.cli.options import (
     transfer_options,
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.session import Session, stdout_end
 from ocistream.cli.splitting import split_option, split_size
+from ocistream.cli.streams import stdout_end
 from ocistream.errors import UsageError
 from ocistream.reference import parse_reference
 from ocistream.stores import open_sink, parse_end
 
 if TYPE_CHECKING:
+    from ocistream.cli.session import Session
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
     from ocistream.stores import End

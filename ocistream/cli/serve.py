@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.session import read_password
+from ocistream.cli.streams import read_password
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.origins import is_loopback
 from ocistream.reference import printable

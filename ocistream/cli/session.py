@@ -1,27 +1,34 @@
 """What the shared options come to: the console, and everything that a command needs of this process.
 
-Here the environment, the standard streams and the passwords on them are looked at.
+Here the environment is looked at; the standard streams are opened by `streams.py`, when they are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
-import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import files, limits
+from ocistream import files
 from ocistream.cli.network import host_settings, load_places, network_settings
+from ocistream.cli.streams import (
+    INSTEAD_OF_STDIN,
+    is_seen_on_stdout,
+    opened_stdin,
+    opened_stdout,
+    read_password,
+    result_on_stdout,
+)
 from ocistream.errors import UsageError
 from ocistream.reference import printable
 from ocistream.stores import End, Surroundings
 from ocistream.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
+    import io
     import threading
     from collections.abc import Callable, Collection, Iterator, Mapping
 
@@ -42,14 +49,10 @@ __all__ = [
     "PASSWORD_ON_STDIN",
     "Session",
     "home",
-    "read_password",
-    "result_on_stdout",
-    "stdout_end",
 ]
 
 #: Waits shorter than this (seconds) are only told with -v.
 _WORTH_TELLING: Final = 5.0
-_INSTEAD_OF_STDIN: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
 #: Options by which a password comes on stdin.
 PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 
@@ -159,7 +162,7 @@ class Session:
         return Surroundings(
             transport=transport,
             stdin=self.stdin,
-            stdout=self._stdout,
+            stdout=opened_stdout,
             mtime=_source_date(os.environ),
             reads=reading,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
@@ -193,7 +196,7 @@ class Session:
             UsageError: it has the path of one, or leads to our own stdout.
         """
         result = self.options["result"]
-        if result is not None and _is_seen_on_stdout(result):
+        if result is not None and is_seen_on_stdout(result):
             raise result_on_stdout(str(result))
         # Links that lead round in a circle are found out where the path is opened.
         paths = [os.path.realpath(end.path) for end in ends if end.path is not None and not end.is_stream]
@@ -324,7 +327,7 @@ class Session:
             with Path(path).open("rb") as file:
                 yield file
 
-    def stdin(self, what: str = "archive", instead: str = _INSTEAD_OF_STDIN) -> io.BufferedReader:
+    def stdin(self, what: str = "archive", instead: str = INSTEAD_OF_STDIN) -> io.BufferedReader:
         """Open stdin to read `what` from it; `instead` is what else can be done.
 
         Raises:
@@ -333,25 +336,7 @@ class Session:
         if any(self.options.get(name) for name in PASSWORD_ON_STDIN):
             msg = f"stdin cannot be both the {what} and the password"
             raise UsageError(msg, hint=f"set OCISTREAM_PASSWORD, or read the {what} from a file")
-        article = "an" if what[0] in "aeiou" else "a"
-        if sys.stdin is None:
-            msg = f"{article} {what} is expected on stdin, which is closed"
-            raise UsageError(msg, hint=instead)
-        if sys.stdin.isatty():
-            msg = f"{article} {what} is expected on stdin, which is a terminal"
-            raise UsageError(msg, hint=instead)
-        return io.BufferedReader(io.FileIO(sys.stdin.fileno(), "rb", closefd=False), 64 * limits.KIB)
-
-    def _stdout(self) -> io.FileIO:
-        if sys.stdout is None:
-            msg = "the archive is to go to stdout, which is closed"
-            raise UsageError(msg, hint="name a file to write to (of `pull`, that is -o FILE)")
-        if sys.stdout.isatty():
-            msg = "an archive is not written to a terminal"
-            raise UsageError(
-                msg, hint="name a file to write to (of `pull`, that is -o FILE), or pipe it on: `... | ssh host ...`"
-            )
-        return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+        return opened_stdin(what, instead)
 
 
 def _state_directory() -> Path | None:
@@ -363,50 +348,6 @@ def _state_directory() -> Path | None:
 def home() -> Path:
     """Give the user's home directory, or the root where there is none (an empty container)."""
     return Path(os.environ.get("HOME") or "/")
-
-
-def read_password() -> str:
-    """Read a password from stdin, as `docker login --password-stdin` does: all of it, less the line's end.
-
-    Raises:
-        UsageError: there is none.
-    """
-    secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
-    if not secret:
-        msg = "no password came on stdin"
-        raise UsageError(msg)
-    return secret
-
-
-def result_on_stdout(result: str) -> UsageError:
-    """Say that --result is where the results are."""
-    hint = "name a file: stdout has the archive, or a line for each image, and nothing else"
-    return UsageError(f"--result {printable(result)} is stdout", hint=hint)
-
-
-def stdout_end(end: End) -> End:
-    """Give `-` for a path that leads to our own stdout, such as `/dev/stdout`; any other end as it is.
-
-    What is printed beside an archive would get into it, and a file cannot be replaced that is being written to.
-    """
-    if end.path is None or end.kind == "oci":
-        return end
-    return replace(end, is_stream=True) if _is_stdout(end.path) else end
-
-
-def _is_stdout(path: Path) -> bool:
-    if sys.stdout is None:
-        return False
-    try:
-        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
-    except OSError:
-        # It is not there, or stdout is no file. What is wrong with it is found out where it is opened.
-        return False
-
-
-def _is_seen_on_stdout(path: Path) -> bool:
-    """Say whether what is written to a path would stand between what is printed: not so where all of it vanishes."""
-    return _is_stdout(path) and (not path.is_char_device() or sys.stdout.isatty())
 
 
 def _source_date(env: Mapping[str, str]) -> int:
