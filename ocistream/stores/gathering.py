@@ -3,65 +3,40 @@
 An entry without a name may be either: its manifest says so, by its `subject`. A name that cosign made of a digest says
 it too, and under a name made of a digest alone there may be a list of what refers to it. So the manifests of such
 entries are needed before the graph is complete, and those that turn out to belong to nothing that moves are dropped
-again. Bytes and values only: whoever reads the layout or archive brings them.
+again (`attaching.py`). Bytes and values only: whoever reads the layout or archive brings them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.attachments import (
-    GONE,
-    NARROWED,
-    SAME_TAG,
-    UNWANTED,
-    Attached,
-    LeftBehind,
     Referrers,
     cosign_subject,
-    fallback_tag,
     is_fallback_tag,
-    kind_of,
-    listed,
 )
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
-from ocistream.graph import Graph, Root
 from ocistream.left_out import LEFT_OUT, VOLUME, left_out_of
 from ocistream.reference import printable
+from ocistream.stores.attaching import Attaching, Other
 from ocistream.stores.index import called, roots_of, tag_of
 from ocistream.stream import wrong_size
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ocistream.documents import Document
+    from ocistream.graph import Graph, Root
     from ocistream.model import Descriptor
     from ocistream.platforms import PlatformChoice
     from ocistream.stores.index import Selection
 
 __all__ = ["Gathering"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Other:
-    """An entry that may hang on an image: by its tag, or by its manifest's subject.
-
-    `claimed_by` is the tag of the list that names it, if it has no entry of its own.
-    """
-
-    root: Root
-    tag: str | None
-    claimed_by: str | None = None
-
-    @property
-    def digest(self) -> str:
-        return self.root.descriptor.digest
 
 
 class Gathering:
@@ -73,6 +48,7 @@ class Gathering:
     def __init__(self, select: Selection, platforms: PlatformChoice, referrers: Referrers) -> None:
         """Begin with nothing; `select` chooses among what are images."""
         self._builder = GraphBuilder(platforms)
+        self._attaching = Attaching(self._builder, referrers)
         self._select = select
         self._referrers = referrers
         self._all: list[Root] = []
@@ -80,28 +56,16 @@ class Gathering:
         #: The very roots that were chosen: two entries may be alike.
         self._chosen: set[int] = set()
         self._is_chosen = False
-        self._others: list[_Other] = []
-        #: The digests of those, and, by digest, the tags of those that may be lists of referrers.
-        self._known: set[str] = set()
-        self._lists: dict[str, str] = {}
         #: Digests of what is no image beside others, but would be chosen if all were.
         self._prospective: set[str] = set()
         self._looking: dict[str, Descriptor] = {}
         self._held: dict[str, bytes] = {}
         self._held_bytes = 0
-        self._subjects: dict[str, str] = {}
-        self._described: dict[str, Descriptor] = {}
-        self._left: dict[str, str] = {}
         #: What the index says of the whole, and of blobs that are not there.
         self._notes: Mapping[str, str] = {}
         self._left_out = ""
-        self._tags: dict[tuple[str, str], str] = {}
         self._new: list[str] = []
         self._has_rest = True
-        #: How many are known by lists of referrers alone.
-        self._claimed = 0
-        #: How deep it was gone into what hangs on each other.
-        self._depth = 0
 
     def begin(self, entries: Sequence[Descriptor], notes: Mapping[str, str] | None = None) -> None:
         """Learn what is listed, and choose the images, if that is possible yet; `notes` are the index's, of ours.
@@ -118,20 +82,20 @@ class Gathering:
             return
         tags = [tag_of(called(root.descriptor)) for root in self._all]
         special = [tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags]
+        others: list[Other] = []
         for root, tag, is_special in zip(self._all, tags, special, strict=True):
             if root.name and not is_special:
                 self._images.append(root)
             else:
-                self._others.append(_Other(root, tag if is_special else None))
-        if not self._images and len({other.digest for other in self._others}) < 2:
-            self._images, self._others = self._all, []
+                others.append(Other(root, tag if is_special else None))
+        if not self._images and len({other.digest for other in others}) < 2:
+            self._images, others = self._all, []
+        self._attaching.others = others
         self._prospective = {root.descriptor.digest for root in self._selected(self._all) or ()}
-        if self._images or not self._others:
+        if self._images or not others:
             self._choose()
-        self._known = {other.digest for other in self._others}
-        self._lists = {other.digest: other.tag for other in self._others if other.tag and is_fallback_tag(other.tag)}
-        for other in self._others:
-            self._look_for(other.root.descriptor)
+        for entry in self._attaching.begin():
+            self._look_for(entry)
 
     def needed(self) -> Descriptor | None:
         """Give a manifest (or config) that is needed, or None once the graph is complete."""
@@ -248,12 +212,7 @@ class Gathering:
 
     def _add(self, chosen: Sequence[Root]) -> None:
         self._chosen.update(map(id, chosen))
-        digests = {root.descriptor.digest for root in chosen}
-        self._others = [
-            other
-            for other in self._others
-            if id(other.root) not in self._chosen and (other.tag or other.digest not in digests)
-        ]
+        self._attaching.less(self._chosen, {root.descriptor.digest for root in chosen})
         for root in chosen:
             self._builder.add_root(root)
         self._answer()
@@ -269,7 +228,7 @@ class Gathering:
     def _look_for(self, entry: Descriptor) -> None:
         digest = entry.digest
         could_be = (entry.is_index or entry.is_manifest) and entry.size <= limits.MAX_MANIFEST
-        if could_be and digest not in self._described and self._builder.document(digest) is None:
+        if could_be and not self._attaching.was_noted(digest) and self._builder.document(digest) is None:
             self._looking[digest] = entry
             self._new.append(digest)
 
@@ -282,20 +241,8 @@ class Gathering:
         self._note(entry, document)
 
     def _note(self, entry: Descriptor, document: Document) -> None:
-        """Keep of a manifest on whom it hangs; and if it is a list of such, look at those that it names."""
-        self._described[entry.digest] = listed(entry, document)
-        if document.subject is not None:
-            self._subjects[entry.digest] = document.subject.digest
-        if entry.is_index and (tag := self._lists.get(entry.digest)) is not None:
-            for child in document.manifests:
-                if child.digest not in self._known:
-                    self._known.add(child.digest)
-                    self._claimed += 1
-                    if self._claimed > limits.MAX_ATTACHED:
-                        msg = f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed"
-                        raise UnsupportedError(msg, hint="move fewer images at a time")
-                    self._others.append(_Other(Root(None, child), None, tag))
-                    self._look_for(child)
+        for child in self._attaching.note(entry, document):
+            self._look_for(child)
 
     def _hold(self, digest: str, raw: bytes) -> None:
         """Keep what cannot be read again, if it may be needed yet.
@@ -329,101 +276,18 @@ class Gathering:
     def _settle(self) -> bool:
         """Take along what hangs on what moves; False once there is nothing new and everything is chosen."""
         if not self._is_chosen:
-            entries = [other for other in self._others if not other.claimed_by]
-            plain = [other.root for other in entries if not other.tag and other.digest not in self._subjects]
-            self._images = plain or [other.root for other in entries]
+            self._images = self._attaching.images()
             self._choose()
             return True
-        if self._attach_some():
+        if self._attaching.attach_some():
+            self._answer()
             return True
         if self._has_rest:
             self._has_rest = False
-            rest = {id(other.root) for other in self._others if not other.claimed_by}
+            rest = {id(root) for root in self._attaching.entries()}
             images = {id(root) for root in self._images}
             chosen = self._selected([root for root in self._all if id(root) in images or id(root) in rest]) or ()
             if new := [root for root in chosen if id(root) not in self._chosen]:
                 self._add(new)
                 return True
         return False
-
-    def _attach_some(self) -> bool:
-        """Take along what hangs on what moves; once nothing does any more, leave what hangs on what stays.
-
-        Raises:
-            UnsupportedError: it hangs on each other too deeply.
-        """
-        moving, staying = self._builder.moving(), self._cut_down()
-        self._drop_lists((*moving, *staying, *self._left))
-        if self._referrers == "along" and self._attach_on(set(moving)):
-            self._depth += 1
-            if self._depth > limits.MAX_ATTACHED_DEPTH:
-                msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_ATTACHED_DEPTH} deep"
-                raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
-            self._answer()
-            return True
-        self._leave_on((*moving, *staying, *self._left))
-        self._drop_lists((*moving, *staying, *self._left))
-        return False
-
-    def _cut_down(self) -> set[str]:
-        cut = set(self._builder.cut_down())
-        for document in filter(None, map(self._builder.document, tuple(cut))):
-            # What hangs on another platform's image has no place here either.
-            cut.update(child.digest for child in document.manifests)
-        return cut
-
-    def _drop_lists(self, known: Iterable[str]) -> None:
-        """Drop lists of what refers to these: they are made anew wherever they are needed."""
-        tags = set(map(fallback_tag, known))
-        self._others = [other for other in self._others if other.tag not in tags or other.digest not in self._described]
-
-    def _attach_on(self, moving: set[str]) -> bool:
-        """Take along what hangs on these themselves; say whether there was anything."""
-        attached, staying = False, []
-        for other in self._others:
-            hooks = [hook for hook in self._hooks(other) if hook[0] in moving]
-            for subject, tag in hooks:
-                if tag is not None and self._tags.setdefault((subject, tag), other.digest) != other.digest:
-                    self._leave(other, subject, tag, SAME_TAG)
-                else:
-                    self._builder.attach(Attached(other.root.descriptor, subject, tag))
-                    attached = True
-            if not hooks:
-                staying.append(other)
-        self._others = staying
-        return attached
-
-    def _leave_on(self, known: Iterable[str]) -> None:
-        """Leave what hangs on these, and on that in turn: however long such a chain is, each is looked at once."""
-        hooked: dict[str, list[tuple[_Other, str | None]]] = {}
-        lost: dict[str, list[_Other]] = {}
-        for other in self._others:
-            for subject, tag in self._hooks(other):
-                hooked.setdefault(subject, []).append((other, tag))
-            if other.claimed_by is not None and other.digest not in self._described:
-                # If its list is that of something that is known here, it is not there.
-                lost.setdefault(other.claimed_by, []).append(other)
-        left: set[int] = set()
-        todo = deque(known)
-        while todo:
-            subject = todo.popleft()
-            why = UNWANTED if self._referrers == "left" else self._left.get(subject, NARROWED)
-            leaving = [(other, tag, why) for other, tag in hooked.pop(subject, ())]
-            leaving += [(other, None, GONE) for other in lost.pop(fallback_tag(subject), ())]
-            for other, tag, reason in leaving:
-                self._leave(other, subject, tag, reason)
-                left.add(id(other))
-                todo.append(other.digest)
-        self._others = [other for other in self._others if id(other) not in left]
-
-    def _hooks(self, other: _Other) -> Iterator[tuple[str, str | None]]:
-        """Give the digests on which something hangs, and the tag by which it does."""
-        if (subject := self._subjects.get(other.digest)) is not None:
-            yield subject, None
-        if other.tag and (subject := cosign_subject(other.tag)) is not None:
-            yield subject, other.tag
-
-    def _leave(self, other: _Other, subject: str, tag: str | None, why: str) -> None:
-        self._left[other.digest] = why
-        kind = self._described.get(other.digest, other.root.descriptor).artifact_type
-        self._builder.leave(LeftBehind(subject, why, kind_of(kind, tag), other.digest, tag))
