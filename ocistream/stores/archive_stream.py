@@ -5,8 +5,7 @@ directory put `blobs/...` before `index.json`. Then small blobs that look like J
 everything else goes straight to the sink, under the digest that its name promises: content addressing makes that safe.
 Held JSON over the budget goes there too, and is read back if it turns out to be a manifest.
 
-The names in a docker-archive say nothing of what they stand for, and its `manifest.json` mostly comes last. What looks
-like a layer goes to the sink at once there as well, without a digest, and the graph is made at the end.
+A docker-archive is another matter, which `docker_stream.py` sees to.
 """
 
 from __future__ import annotations
@@ -17,23 +16,22 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream import files, layers, limits
+from ocistream import files, limits
 from ocistream.begun import begun_of, from_byte
 from ocistream.blobs import held
-from ocistream.compression import NONE, Codec, codec_of
+from ocistream.compression import NONE, codec_of
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.interfaces import Blob, MayHaveToWait
-from ocistream.layers import looks_like_document, looks_like_layer
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
-from ocistream.stores.docker_images import docker_graph, parse_manifest_json
-from ocistream.stores.entries import Contents, blob_digest, plain_name
+from ocistream.stores.docker_stream import DockerStream, Passed
+from ocistream.stores.entries import Contents, plain_name
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import Selection, every_image, parse_layout_file, read_index
 from ocistream.stores.parts import PassingParts, check_parts
 from ocistream.stores.tar import Entry, Input, TarReader
-from ocistream.stream import digest_of, gathered, verified
+from ocistream.stream import verified
 from ocistream.volumes import part_of, volume_of
 
 if TYPE_CHECKING:
@@ -80,22 +78,14 @@ class ArchiveStreamSource:
         self.volume: Volume | None = None
         self._everything = everything
         self._contents = Contents()
-        self._held: dict[str, bytes] = {}
-        self._held_bytes = 0
-        self._spilled: dict[str, Descriptor] = {}
+        self._passed = Passed(self._contents)
+        self._docker = DockerStream(self._passed)
         self._given: set[str] = set()
         #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
         self._rests: dict[str, int] | None = None
         #: A blob that began to pass when the graph was complete without what was given up.
         self._begun: tuple[Entry, str, Iterator[Chunk]] | None = None
         self._given_up: set[str] = set()
-        #: How blobs are compressed that were handed on, if they are.
-        self._codecs: dict[str, Codec] = {}
-        #: A docker-archive's files by name: small JSON that is held, and what was handed on.
-        self._documents: dict[str, bytes] = {}
-        self._layers: dict[str, Descriptor] = {}
-        self._spilled_documents: set[str] = set()
-        self._manifest_json = b""
 
     def graph(self, early: Early) -> Graph:
         """Read until the index and every manifest below the chosen images are known."""
@@ -110,7 +100,7 @@ class ArchiveStreamSource:
             if self._contents.index is not None and self._next_need(gathering, early) is None:
                 return gathering.graph()
         if self._contents.index is None and self._contents.docker is not None:
-            return self._docker_graph(early)
+            return self._docker.graph(self._select, self._platforms, early)
         self._contents.required_index()
         while (needed := self._next_need(gathering, early)) is not None:
             gathering.lacks(needed.digest)
@@ -127,12 +117,12 @@ class ArchiveStreamSource:
             UnsupportedError: something comes that may hang on an image, and was not waited for.
         """
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
-        for digest, content in self._held.items():
+        for digest, content in self._passed.held.items():
             self._given.add(digest)
             if digest in by_digest or self._everything:
                 unknown = Descriptor(UNKNOWN_TYPE, digest, len(content))
                 yield held(by_digest.get(digest, unknown), content)
-        self._held.clear()
+        self._passed.held.clear()
         for entry, digest, content_of in self._remaining():
             if digest in self._given_up:
                 msg = f"{digest} may hang on an image, and comes after layers that could not wait for it"
@@ -195,9 +185,9 @@ class ArchiveStreamSource:
         elif entry is self._contents.layout:
             parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
         elif entry is self._contents.docker and self._contents.index is None:
-            self._manifest_json = self._read(entry, limits.MAX_MANIFEST)
+            self._docker.manifest = self._read(entry, limits.MAX_MANIFEST)
         elif entry.kind == "file" and name in self._contents.others:
-            self._take_other(entry, name, early)
+            self._docker.take(name, entry.size, self._content(entry)(), early)
         else:
             self._take_part(entry)
 
@@ -208,7 +198,7 @@ class ArchiveStreamSource:
 
     def _take_blob(self, gathering: Gathering, entry: Entry, digest: str, early: Early) -> None:
         """Decide what a blob that passes before the graph is known is for."""
-        if digest in self._given or digest in self._held:
+        if digest in self._given or digest in self._passed.held:
             self._check_again(entry, digest)
         elif gathering.needs(digest) and not gathering.wants_config(digest):
             self._given.add(digest)
@@ -223,23 +213,23 @@ class ArchiveStreamSource:
         first = bytes(next(chunks, b""))
         whole = len(first) == entry.size
         looks_like_json = first[: limits.KIB].lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
-        budget = limits.MAX_HELD_JSON - self._held_bytes
+        budget = limits.MAX_HELD_JSON - self._passed.held_bytes
         if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, budget):
             content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
             # It is verified now, since later nobody knows any more whether it was.
-            self._held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
-            self._held_bytes += entry.size
+            self._passed.held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
+            self._passed.held_bytes += entry.size
             return
         if self._is_complete_without_more(gathering, early):
             self._begun = entry, digest, itertools.chain([first], chunks)
             return
         self._given.add(digest)
         if (codec := codec_of(first[: limits.KIB])) is not NONE:
-            self._codecs[digest] = codec
+            self._passed.codecs[digest] = codec
         rest = itertools.chain([first], chunks)
         early.put(Blob(descriptor, lambda: rest, replayable=False))
         if looks_like_json:
-            self._spilled[digest] = descriptor
+            self._passed.spilled[digest] = descriptor
 
     def _is_complete_without_more(self, gathering: Gathering, early: Early) -> bool:
         """Say whether the graph is complete if nothing more comes that may hang on an image.
@@ -252,64 +242,10 @@ class ArchiveStreamSource:
         self._given_up |= gathering.give_up()
         return self._next_need(gathering, early) is None
 
-    def _take_other(self, entry: Entry, name: str, early: Early) -> None:
-        """Hold what may be the config of a docker-archive, and hand on what may be one of its layers."""
-        chunks = self._content(entry)()
-        first = bytes(next(chunks, b""))
-        whole = itertools.chain([first], chunks)
-        if looks_like_document(first):
-            if self._held_bytes + entry.size <= limits.MAX_HELD_JSON:
-                self._documents[name] = gathered(whole)
-                self._held_bytes += entry.size
-            elif entry.size <= limits.MAX_CONFIG:
-                self._hand_on(name, whole, early)
-                self._spilled_documents.add(name)
-        elif looks_like_layer(first) or name.endswith(".tar"):
-            self._hand_on(name, whole, early)
-
-    def _hand_on(self, name: str, chunks: Iterator[Chunk], early: Early) -> None:
-        if len(self._layers) >= limits.MAX_LISTED:
-            msg = f"more than {limits.MAX_LISTED} layers come before the archive's manifest.json"
-            raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
-        self._layers[name] = early.put_unnamed(chunks)
-
-    def _docker_graph(self, early: Early) -> Graph:
-        """Make the graph of a docker-archive, all of which has passed."""
-        images = parse_manifest_json(self._manifest_json)
-        config = partial(self._config, early)
-        return docker_graph(images, self._select, self._platforms, config=config, layer=self._layer)
-
-    def _config(self, early: Early, name: str) -> bytes:
-        name, place = self._contents.resolve(name)
-        digest = blob_digest(name)
-        raw = self._documents.get(name) if digest is None else self._held.get(digest)
-        if raw is not None:
-            # It is a blob as well, and will be asked for.
-            self._held[digest_of(raw)] = raw
-            return raw
-        if digest is None and name in self._spilled_documents:
-            digest = self._layers[name].digest
-        elif digest is None or digest not in self._spilled:
-            msg = f"{printable(name)} in the archive is no config, or is larger than {limits.MAX_CONFIG} bytes"
-            raise ArchiveError(msg)
-        return early.recall(Descriptor(UNKNOWN_TYPE, digest, place.size))
-
-    def _layer(self, name: str, diff_id: str) -> Descriptor:  # noqa: ARG002 - what it is was found out
-        name, place = self._contents.resolve(name)
-        digest = blob_digest(name)
-        known = None if name in self._spilled_documents else self._layers.get(name)
-        if digest and digest not in self._spilled and not looks_like_document(self._held.get(digest, b"")):
-            codec = self._codecs.get(digest, NONE)
-            known = Descriptor(layers.media_type(layers.OCI, codec.name), digest, place.size)
-        if known is None:
-            msg = f"{printable(name)} in the archive is no layer"
-            raise ArchiveError(msg, hint="if it is one, of an uncommon form, read it from a file instead of a pipe")
-        return known
-
     def _next_need(self, gathering: Gathering, early: Early) -> Descriptor | None:
         """Give what is needed and has not passed yet: what hangs on an image is needed when all of that is known."""
         while (needed := gathering.needed()) is not None:
-            if needed.digest not in self._held and needed.digest not in self._spilled:
+            if needed.digest not in self._passed.held and needed.digest not in self._passed.spilled:
                 break
             self._answer(gathering, early)
         return needed
@@ -324,18 +260,18 @@ class ArchiveStreamSource:
         looked_for.extend(gathering.new_needs())
         while looked_for:
             found = looked_for.popleft()
-            if gathering.needs(found) and (found in self._held or found in self._spilled):
+            if gathering.needs(found) and (found in self._passed.held or found in self._passed.spilled):
                 gathering.supply(found, self._passed_before(gathering, found, early))
                 looked_for.extend(gathering.new_needs())
 
     def _passed_before(self, gathering: Gathering, digest: str, early: Early) -> bytes:
-        if digest not in self._held:
-            return early.recall(self._spilled[digest])
+        if digest not in self._passed.held:
+            return early.recall(self._passed.spilled[digest])
         if gathering.wants_config(digest):
             # It is a blob as well, and will be asked for.
-            return self._held[digest]
-        content = self._held.pop(digest)
-        self._held_bytes -= len(content)
+            return self._passed.held[digest]
+        content = self._passed.held.pop(digest)
+        self._passed.held_bytes -= len(content)
         self._given.add(digest)
         return content
 
