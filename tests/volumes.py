@@ -140,8 +140,12 @@ def read_volumes(paths: Sequence[Path]) -> dict[str, bytes]:
         assert digest_of(content) == digest
         assert blob_name(digest) not in together
         together[blob_name(digest)] = content
+    holders: dict[str, list[int]] = {}
     for which, files in volumes.items():
-        _check_left_out(files, which, volumes, together)
+        for name in files:
+            holders.setdefault(name, []).append(which)
+    for which, files in volumes.items():
+        _check_left_out(files, which, holders, together)
     index = json.loads(together["index.json"])
     del index["annotations"]
     together["index.json"] = json.dumps(index).encode()
@@ -169,8 +173,9 @@ def _part(files: Mapping[str, bytes], digest: str, offset: int, size: int) -> by
 
 
 def _check_left_out(
-    files: Mapping[str, bytes], number: int, volumes: Mapping[int, Mapping[str, bytes]], together: Mapping[str, bytes]
+    files: Mapping[str, bytes], number: int, holders: Mapping[str, Sequence[int]], together: Mapping[str, bytes]
 ) -> None:
+    """Check what a volume says of the blobs that it lacks; `holders` are the volumes that have a file, by its name."""
     said: dict[str, str] = {}
     reason = ""
     for line in notes_in(files).get(LEFT_OUT, "").splitlines():
@@ -181,7 +186,8 @@ def _check_left_out(
     template: Any = notes_in(files)[VOLUME].split(" ", 3)[3]
     lacking = {name for name in together if name.startswith("blobs/")} - set(files)
     assert {blob_name(digest) for digest in said} == lacking
+    pieces = _pieces(files)
     for digest, why in said.items():
-        others = [n for n, other in volumes.items() if n != number and blob_name(digest) in other]
-        others += [volume for volume, _, _ in _pieces(files).get(digest, []) if volume != number][:1]
+        others = [n for n in holders.get(blob_name(digest), ()) if n != number]
+        others += [volume for volume, _, _ in pieces.get(digest, []) if volume != number][:1]
         assert why in {f"volume {template % other}" for other in others}, (digest, why)

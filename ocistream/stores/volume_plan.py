@@ -7,6 +7,7 @@ Sizes are in bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,6 +37,8 @@ __all__ = ["Plan", "planned"]
 
 #: A blob that is to be continued does not begin in less than this part of a volume: another entry for next to nothing.
 _WORTH_BEGINNING: Final = 16
+#: What a tar's header has no more room for, in octal digits.
+_LARGE: Final = 8**11
 _SOME_SHA256: Final = "sha256:" + "0" * 64
 
 
@@ -195,12 +198,23 @@ class _Packing:
 
 
 def _entry_size(name: str, size: int) -> int:
-    return len(tar.header(name, size)) + size + len(tar.padding(size))
+    return _header_size(name, size) + size + -size % tar.BLOCK
 
 
 def _around_part(digest: str, offset: int, size: int) -> int:
     """Give what a part of at most so many bytes takes beside those: its header, and what says its digest."""
     name = part_name(digest, offset)
-    return len(tar.header(name, max(0, size))) + _entry_size(
-        checksum_name(name), len(checksum_line(name, _SOME_SHA256))
-    )
+    return _header_size(name, max(0, size)) + _entry_size(checksum_name(name), len(checksum_line(name, _SOME_SHA256)))
+
+
+def _header_size(name: str, size: int) -> int:
+    """Give what the header of an entry takes: to find the least size that does, hundreds of thousands are asked for.
+
+    All names are ASCII here, so that only their lengths count, and of sizes those that need a header of their own.
+    """
+    return _size_of_header(len(name), size if size >= _LARGE else 0)
+
+
+@functools.lru_cache(1024)
+def _size_of_header(length: int, size: int) -> int:
+    return len(tar.header("x" * length, size))
