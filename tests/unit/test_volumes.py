@@ -250,6 +250,16 @@ class TestPlans:
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= 10 << 30
 
+    def test_parts_whose_names_are_too_long_for_a_header_have_room_for_longer_ones(self, layout: Layout) -> None:
+        layout.image([b"layer"], name="v1")
+        long = Descriptor("x", digest_of(b"0", "sha512"), 5_000_000)
+        graph = dataclasses.replace(graph_of(layout), blobs=(long,))
+        plan = planned(graph, TEMPLATE, 1_000_000)
+        assert plan is not None
+        assert len(tar.header(f"parts/{long.digest.replace(':', '/')}/0", 0)) > 512
+        for number in range(plan.total):
+            assert self.size_of(plan, number, graph) <= 1_000_000
+
     def test_what_goes_on_begins_where_there_is_room_but_not_in_next_to_none(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         for first, volume in ((900_000, 0), (985_000, 1)):
