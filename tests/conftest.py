@@ -47,7 +47,7 @@ _LEADING_OUT = (
 #: Every other variable that begins like these is an option's.
 _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
 #: The files of tests/cli in whose processes branches are counted too: together with tests/unit they leave little for
-#: the others to reach (of 30,000 arcs, 106 in the 255 processes of defaults, ends, results, serve and via_continues).
+#: the others to reach (of 30,000 arcs, 98 in the 255 processes of defaults, ends, results, serve and via_continues).
 #: To count costs a process as much again as most of them take, so that of a test with parameters only the first counts.
 _COUNTED: Final = frozenset(
     f"test_{name}"
