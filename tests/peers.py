@@ -105,12 +105,13 @@ def docker_registry(
     tls: Certificate | None = None,
     settings: Mapping[str, str] | None = None,
     within: Sequence[str] = (),
+    address: str = "127.0.0.1:0",
 ) -> Iterator[DockerRegistry]:
     """Run a docker-registry over `folder`, with filesystem storage and deleting allowed.
 
     `auth` is None for an open one, {user: password} for htpasswd, or a token server to send clients to.
     `settings` are further environment variables of distribution, such as REGISTRY_HTTP_RELATIVEURLS. `within` is the
-    start of a command line that runs it somewhere else, such as `namespace` gives.
+    start of a command line that runs it somewhere else, such as `namespace` gives, where it may have an `address`.
     """
     need("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def docker_registry(
         "version": "0.1",
         "log": {"level": "info"},
         "storage": {"filesystem": {"rootdirectory": str(root)}, "delete": {"enabled": True}},
-        "http": {"addr": "127.0.0.1:0", **_tls(tls)},
+        "http": {"addr": address, **_tls(tls)},
         **_auth(folder, auth),
     }
     file = folder / "config.yml"
@@ -177,7 +178,7 @@ def _auth(folder: Path, auth: Mapping[str, str] | TokenServer | None) -> dict[st
 
 def _listening(log: Path) -> str | None:
     """Read the address from the log: the kernel chose the port, so no two peers can want the same."""
-    found = re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())
+    found = re.search(r"listening on ([0-9.]+:\d+)", log.read_text())
     return found[1] if found else None
 
 
@@ -195,8 +196,19 @@ def namespace(name: str) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def ssh_server(folder: Path) -> Iterator[list[str]]:
-    """Run OpenSSH's server on loopback, with keys of its own; give the command line that runs something behind it."""
+def ssh_server(
+    folder: Path,
+    *,
+    name: str = "far",
+    env: Mapping[str, str] | None = None,
+    program: Path | None = None,
+    within: Sequence[str] = (),
+) -> Iterator[list[str]]:
+    """Run OpenSSH's server on loopback, with keys of its own; give the command line that runs something behind it.
+
+    The client calls it `name`. What is run behind it has the variables of `env` too, and is run by `program`, which
+    finds it in SSH_ORIGINAL_COMMAND. `within` is as of a registry.
+    """
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     need("ssh", "ssh-keygen", sshd or "sshd", root=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +229,12 @@ def ssh_server(folder: Path) -> Iterator[list[str]]:
         "PasswordAuthentication": "no",
         "PermitRootLogin": "yes",
     }
-    (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    if program is not None:
+        settings["ForceCommand"] = program
+    lines = [f"{key} {value}" for key, value in settings.items()]
+    # Of several lines with this word sshd takes the first only.
+    lines += ["SetEnv " + " ".join(f'"{key}={value}"' for key, value in (env or {}).items())] if env else []
+    (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     client = {
         "HostName": "127.0.0.1",
         "Port": port,
@@ -227,15 +244,15 @@ def ssh_server(folder: Path) -> Iterator[list[str]]:
         "StrictHostKeyChecking": "accept-new",
         "BatchMode": "yes",
     }
-    lines = ["Host far", *(f"{key} {value}" for key, value in client.items())]
+    lines = [f"Host {name}", *(f"{key} {value}" for key, value in client.items())]
     (folder / "ssh_config").write_text("\n".join(lines) + "\n")
     log = folder / "log"
     with log.open("wb") as output:
-        line = [str(sshd), "-D", "-e", "-f", str(folder / "sshd_config")]
+        line = [*within, str(sshd), "-D", "-e", "-f", str(folder / "sshd_config")]
         process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
         _wait(lambda: "Server listening" in log.read_text(), process, log)
-        yield ["ssh", "-F", str(folder / "ssh_config"), "far"]
+        yield ["ssh", "-F", str(folder / "ssh_config"), name]
     finally:
         _end(process)
 
@@ -375,10 +392,11 @@ class Dockerd:
 
 
 @contextlib.contextmanager
-def dockerd(folder: Path) -> Iterator[Dockerd]:
+def dockerd(folder: Path, *, within: Sequence[str] = ()) -> Iterator[Dockerd]:
     """Run Docker's daemon as root, with all its state in `folder` and no network of its own.
 
-    It starts a containerd of its own. Registries on 127.0.0.0/8 are spoken to in plain HTTP.
+    It starts a containerd of its own. Registries on 127.0.0.0/8 are spoken to in plain HTTP. `within` is as of a
+    registry.
     """
     need("dockerd", "docker", "containerd", "runc", root=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -389,6 +407,7 @@ def dockerd(folder: Path) -> Iterator[Dockerd]:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [
+                    *within,
                     "dockerd",
                     f"--host={host}",
                     f"--data-root={folder / 'data'}",

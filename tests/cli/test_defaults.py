@@ -18,7 +18,7 @@ from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 class User:
@@ -282,7 +282,7 @@ def options() -> dict[str, list[str]]:
     return found
 
 
-def test_the_readme_lists_every_option_and_its_variable() -> None:
+def test_the_page_lists_every_option_and_its_variable() -> None:
     # `config` and `completion` move nothing, and say nothing.
     commands = len(COMMANDS) - 2
     expected = [
@@ -290,7 +290,7 @@ def test_the_readme_lists_every_option_and_its_variable() -> None:
         for key, names in options().items()
     ]
     expected.append("| (`--config`) | `OCISTREAM_CONFIG` | all |")
-    text = README.read_text()
+    text = PAGE.read_text()
     missing = [line for line in expected if line not in text]
     assert missing == []
     assert text.count("| `OCISTREAM_") == len(expected)

@@ -1,4 +1,4 @@
-"""What README says of `ocistream sync` is valid: its file, its table of keys, a Kubernetes Job, and two CI matrices.
+"""What is said of `ocistream sync` is valid: its file, its table of keys, a Kubernetes Job, and two CI matrices.
 
 Of each engine, what its documentation asks for is held against the example, and the command in it is run by a shell for
 each part of the work: together they have to be all shards.
@@ -21,7 +21,9 @@ from ocistream import sync_file
 from ocistream.sync_file import read_plan
 from ocistream.sync_plan import Plan, parse_shard
 
-README: Final = Path(__file__).parents[2] / "README.md"
+ROOT: Final = Path(__file__).parents[2]
+SHARDS: Final = (ROOT / "README.md").read_text().partition("\n## Many images, in shards\n")[2].partition("\n## ")[0]
+PAGE: Final = (ROOT / "docs" / "sync.md").read_text()
 NAME: Final = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
 #: kubernetes.io, "Job" and "Indexed Job": with an own limit for each index, pods are never restarted in place.
 JOB: Final = {
@@ -158,20 +160,16 @@ PIPELINE: Final = {
 }
 
 
-def section() -> str:
-    return README.read_text().partition("\n## Many images: sync\n")[2].partition("\n## ")[0]
-
-
-def example(language: str, word: str) -> str:
+def example(text: str, language: str, word: str) -> str:
     """Return the one block of code in that language which has the word."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", section(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (found,) = [block for block in blocks if word in block]
     return str(found)
 
 
 def document(word: str, schema: Mapping[str, Any]) -> Any:
     # YAML 1.1 takes a bare `on` for true, as no reader of workflows does.
-    found = yaml.safe_load(re.sub(r"^on:", '"on":', example("yaml", word), flags=re.MULTILINE))
+    found = yaml.safe_load(re.sub(r"^on:", '"on":', example(SHARDS, "yaml", word), flags=re.MULTILINE))
     jsonschema.Draft202012Validator(schema).validate(found)
     return found
 
@@ -196,7 +194,7 @@ def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
 
 
 def test_the_file_is_one(tmp_path: Path) -> None:
-    (tmp_path / "images.toml").write_text(example("toml", "[[sync]]"))
+    (tmp_path / "images.toml").write_text(example(PAGE, "toml", "[[sync]]"))
     plan = read_plan(tmp_path / "images.toml")
     assert isinstance(plan, Plan)
     assert len(plan.entries) == 2
@@ -209,13 +207,13 @@ def test_the_table_has_every_key() -> None:
     known = {"username", "password-env", "auth-file", "credentials"}
     for name in ("_ENTRY", "_DEFAULTS", "_TAGS"):
         known |= getattr(sync_file, name)
-    rows = "\n".join(line for line in section().splitlines() if line.startswith("|"))
+    rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))
     for key in known:
         assert re.search(rf"`{key}`|\b{key} = ", rows), key
 
 
 def test_the_tags_in_the_table_choose_tags(tmp_path: Path) -> None:
-    cells = [line.strip("| ").split(" | ") for line in section().splitlines() if line.startswith("| ")]
+    cells = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
     choices = [row[-1].strip("` ") for row in cells if row[0] == "`tags`" or (len(row) == 2 and "{" in row[-1])]
     assert len(choices) == 5
     for choice in choices:

@@ -89,6 +89,7 @@ def test_their_commands_carry_an_image(
 def test_no_host_is_named_that_is_not_for_examples() -> None:
     # A word in the place of a name is what people fill in.
     ours = {"github.com", "docker.io", "USER"}
-    texts = [README, (ROOT / "docs" / "api.md").read_text(), (ROOT / ".github" / "workflows" / "test.yml").read_text()]
+    pages = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+    texts = [README, *pages, (ROOT / ".github" / "workflows" / "test.yml").read_text()]
     hosts = {host for text in texts for host in re.findall(r"https?://([\w.-]+)", text)}
     assert {host for host in hosts if not host.endswith(".example.com")} <= ours

@@ -80,7 +80,7 @@ def test_exit_codes_are_those_of_the_readme_and_of_the_errors() -> None:
     assert {"129", "130", "141", "143"} == set(next(code for code in table if "," in code).split(", "))
 
 
-def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_readme() -> None:
+def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_documents() -> None:
     named = {name for names in constant("ENVIRONMENT") for name in names.split(", ")}
     sources = "\n".join(path.read_text() for path in (ROOT / "ocistream").rglob("*.py"))
     used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
@@ -88,7 +88,8 @@ def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_re
     # Those of options are in README's table, which a test of theirs keeps.
     named |= {variable_of(key) for command in COMMANDS for key in options_of(load(command))}
     assert {name for name in used if name.startswith(beginnings)} - {"OCISTREAM_SRC", "OCISTREAM_DEST"} <= named
-    words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b(?!\*)", (ROOT / "README.md").read_text()))
+    texts = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b(?!\*)", texts))
     assert {name for name in words if name.startswith(("OCISTREAM_", "DOCKER_", "SSL_", "XDG_"))} <= named
 
 

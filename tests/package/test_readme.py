@@ -1,4 +1,4 @@
-"""README and the documents beside it say nothing of the command line that --help does not."""
+"""README and the pages beside it say nothing of the command line that --help does not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ocistream.cli.entry import cli
 from tests.package.conftest import ROOT
 
 README: Final = (ROOT / "README.md").read_text()
+PAGES: Final = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 #: Options of other programs of which README has a command line, and one that is said not to be there.
 OTHERS: Final = {"--check", "--htpasswd"}
 
@@ -27,10 +28,10 @@ def options(name: str) -> set[str]:
 
 
 def invocations() -> Iterator[list[str]]:
-    """Give the words behind each `ocistream` in README's blocks of shell and in its text."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    """Give the words behind each `ocistream` in the blocks of shell and in the text."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    lines += [text.replace("\n", " ") for text in re.findall(r"`(ocistream [^`]+)`", README)]
+    lines += [text.replace("\n", " ") for text in re.findall(r"`(ocistream [^`]+)`", PAGES)]
     for line in lines:
         words = shlex.split(line, comments=True)
         for at, word in enumerate(words):
@@ -40,7 +41,7 @@ def invocations() -> Iterator[list[str]]:
                 yield rest[:end]
 
 
-def test_each_command_in_the_readme_is_one_and_has_the_options_that_are_shown() -> None:
+def test_each_command_that_is_shown_is_one_and_has_the_options_that_are_shown() -> None:
     seen = set()
     for name, *words in invocations():
         if name == "COMMAND":
@@ -53,9 +54,29 @@ def test_each_command_in_the_readme_is_one_and_has_the_options_that_are_shown() 
     assert seen >= set(COMMANDS) - {"logout", "login"}
 
 
-def test_each_option_that_the_readme_names_is_one() -> None:
+def test_each_option_that_is_named_is_one() -> None:
     every = {spelling for name in COMMANDS for spelling in options(name)}
-    text = re.sub(r"```(?:yaml|toml).*?```|\n\| [^\n]*", "", README, flags=re.DOTALL)
+    text = re.sub(r"```(?:yaml|toml).*?```|\n\| [^\n]*", "", PAGES, flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+[a-z])\b(?![-*])", text))
     scripts = {"--missing"}
     assert named - every - OTHERS - scripts == set()
+
+
+def test_the_table_of_commands_is_that_of_the_help() -> None:
+    table = README.partition("\n| command | does | more |\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| \[", table, re.MULTILINE)
+    assert rows == [(name, line) for name, (_, line) in COMMANDS.items()]
+
+
+def test_each_link_leads_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            found = page.parent / path if path else page
+            assert found.exists(), (page.name, target)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+                names = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+                assert anchor in names, (page.name, target)

@@ -1,0 +1,249 @@
+"""What the documents say, taken apart, and a world in which their commands mean what they say.
+
+In that world `registry.example.com`, `registry.local:5000`, `localhost:5000` and Docker Hub are registries, each a real
+one with images in it; `ssh host` leads somewhere, and `docker` has a daemon. It is a network namespace, so that none of
+these names and ports is taken from, or seen by, anybody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.certificates import Certificate
+from tests.cli.run import command
+from tests.images import Descriptor, Layout
+from tests.peers import docker_registry, dockerd, namespace, ssh_server
+from tests.registry_http import seed
+
+ROOT: Final = Path(__file__).parents[2]
+#: Seconds that a block may take: far more than any does.
+TIMEOUT: Final = 120.0
+_MIB: Final = 1 << 20
+
+# -- the documents ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block: its `language`, its `text`, the `line` it begins at, and what a comment before it says of it."""
+
+    language: str
+    text: str
+    line: int
+    note: str = ""
+
+
+_FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A comment right before a block that is not run with the others: the test that runs it.
+_NOTE: Final = re.compile(r"<!-- run by (\S+) -->\n\Z")
+
+
+def blocks(text: str) -> list[Block]:
+    """Return a document's blocks in their order."""
+    found = []
+    for match in _FENCE.finditer(text):
+        note = _NOTE.search(text, 0, match.start())
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(match[1], match[2], line, note[1] if note else ""))
+    return found
+
+
+def turns(transcript: str) -> Iterator[tuple[str, str]]:
+    """Give each command of a transcript, which stands behind `$`, with what it printed."""
+    for part in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
+        line, _, rest = part.partition("\n")
+        while line.endswith("\\"):
+            more, _, rest = rest.partition("\n")
+            line = f"{line}\n{more}"
+        yield line, rest
+
+
+#: What may differ between what is shown and what is said, and as what it is then taken.
+_VARIES: Final = re.compile(
+    r"(?P<any>…)|(?P<hex>(?<![0-9a-f])[0-9a-f]{12,}(?![0-9a-f]))|(?P<number>\d[\d.,]*)|(?P<blank> +)"
+)
+_AS: Final = {"any": ".*", "hex": "[0-9a-f]+", "number": r"[\d.,]+", "blank": " +"}
+
+
+def is_like(said: str, shown: str) -> bool:
+    """Say whether what was printed is what is shown: digests and numbers may differ, and `…` is anything."""
+    pattern, end = "", 0
+    shown = shown.strip()
+    for match in _VARIES.finditer(shown):
+        pattern += re.escape(shown[end : match.start()]) + _AS[str(match.lastgroup)]
+        end = match.end()
+    return re.fullmatch(pattern + re.escape(shown[end:]), said.strip(), re.DOTALL) is not None
+
+
+# -- the world -------------------------------------------------------------------------------------------------
+
+#: Name of a registry, its address in the world, and the port it has there. What is on port 443 speaks TLS, and so does
+#: what is not loopback.
+_REGISTRIES: Final = {
+    "docker.io": ("198.51.100.1", 443),
+    "registry.example.com": ("198.51.100.2", 443),
+    "registry.local": ("198.51.100.3", 5000),
+}
+_NAMES: Final = {"docker.io": ("registry-1.docker.io", "index.docker.io"), "localhost": ()}
+_IMAGES: Final = ("app", "nginx", "redis")
+_TAGS: Final = ("1", "2")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Where commands of documents run."""
+
+    inside: Sequence[str]
+    env: Mapping[str, str]
+    certificate: Certificate
+
+    def run(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run a script of bash in a folder; stdout and stderr come together, as on a terminal."""
+        home = folder.parent / f"{folder.name}-home"
+        home.mkdir(exist_ok=True)
+        env = {**self.env, "HOME": str(home), "XDG_STATE_HOME": str(home / "state")}
+        line = [*self.inside, "bash", "--noprofile", "--norc", "-c", script]
+        return subprocess.run(
+            line,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+
+
+def script_of(text: str) -> str:
+    """Return a block as a script that ends at the first failure, and takes what it left running with it.
+
+    A registry that is started in the background listens when the next line is run: a person types no faster.
+    """
+    lines = []
+    for line in text.splitlines():
+        lines.append(line)
+        if re.search(r"&\s*(#.*)?$", line):
+            lines.append('until [[ $(ss -Htlnp) == *"pid=$!,"* ]]; do kill -0 $!; sleep 0.05; done')
+    # What it left running would have its output, and so keep the pipe open.
+    left = "trap 'code=$?; pkill -P $$ || :; wait; exit $code' EXIT"
+    return "\n".join(["set -euo pipefail", left, *lines])
+
+
+@contextlib.contextmanager
+def world(
+    folder: Path, certificate: Certificate, *, more: Mapping[str, tuple[Layout, Descriptor]] | None = None
+) -> Iterator[World]:
+    """Make it: registries with images, a host behind ssh, a daemon with an image.
+
+    Of `more`, which is by NAME:TAG, each is on Docker Hub too.
+    """
+    names = list(_REGISTRIES) + [other for others in _NAMES.values() for other in others]
+    issued = certificate.issue(folder / "certificate", names=[*names, "localhost"])
+    name = f"documents-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_hosts(name))
+        inside = stack.enter_context(namespace(name))
+        programs = _programs(folder / "bin")
+        env = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "SSL_CERT_FILE": str(certificate.file),
+            "LANG": "C.UTF-8",
+            "PASSWORD": "secret",
+            "PROD_PASSWORD": "secret",
+        }
+        for address, _ in _REGISTRIES.values():
+            subprocess.run([*inside, "ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+        layout = Layout(folder / "images")
+        images = {f"{name}:{tag}": (layout, _image(layout, name, tag)) for name in _IMAGES for tag in _TAGS}
+        images |= more or {}
+        for registry, (address, port) in _REGISTRIES.items():
+            there = folder / registry
+            with docker_registry(there) as seeded:
+                for image, (source, descriptor) in images.items():
+                    repository, _, tag = image.partition(":")
+                    if registry == "docker.io":
+                        for written in _tags(repository, tag):
+                            seed(source, descriptor, seeded.host, f"library/{repository}", written)
+                    elif registry == "registry.example.com" and repository == "app":
+                        seed(source, descriptor, seeded.host, repository, tag)
+            stack.enter_context(docker_registry(there, tls=issued, within=inside, address=f"{address}:{port}"))
+        # What is behind `ssh host` has a loopback of its own, and on it a registry.
+        far = stack.enter_context(namespace(f"{name}-far"))
+        stack.enter_context(docker_registry(folder / "far", within=far, address="127.0.0.1:5000"))
+        home = folder / "far-home"
+        home.mkdir()
+        enter = _program(programs / "enter", f'cd {home} && exec {" ".join(far)} sh -c "$SSH_ORIGINAL_COMMAND"')
+        homes = {"XDG_STATE_HOME": str(folder / "far-state"), "XDG_CONFIG_HOME": str(folder / "far-config")}
+        ssh = stack.enter_context(
+            ssh_server(folder / "ssh", name="host", env={**env, **homes}, program=enter, within=inside)
+        )
+        _program(programs / "ssh", f'exec {shutil.which("ssh")} {" ".join(ssh[1:-1])} "$@"')
+        # `ip netns exec` mounts another /sys, without the cgroups that the daemon wants.
+        network = ["nsenter", f"--net=/run/netns/{name}"]
+        daemon = stack.enter_context(dockerd(folder / "dockerd", within=network))
+        env |= {"DOCKER_HOST": daemon.host, "DOCKER_CONFIG": str(daemon.config)}
+        found = World(inside, env, issued)
+        prepared = folder / "prepared"
+        prepared.mkdir()
+        # An image in the daemon, and on the far side what a pipe that broke has left.
+        begun = f"ocistream pull app:2 -o app.tar && docker load -i app.tar && head -c 1000000 app.tar > {home}/x.tar"
+        done = found.run(begun, prepared)
+        assert done.returncode == 0, done.stdout
+        yield found
+
+
+def _tags(repository: str, tag: str) -> Sequence[str]:
+    """Return under which tags an image is there: those of one repository are versions as well."""
+    return (tag, f"1.{25 + int(tag)}.0") if repository == "nginx" else (tag,)
+
+
+def _image(layout: Layout, name: str, tag: str) -> Descriptor:
+    """Make an image of two platforms, each of a layer that all of its name share, and one of its tag."""
+    images = []
+    for number, platform in enumerate(("linux/amd64", "linux/arm64")):
+        base, _ = layout.random_layer(2 * _MIB, seed=f"{name} {platform}")
+        top, _ = layout.random_layer(_MIB // 2 + int(tag) * 4096 + number * 512, seed=f"{name} {tag} {platform}")
+        images.append(layout.image([base, top], platform=platform))
+    return layout.index(images)
+
+
+@contextlib.contextmanager
+def _hosts(name: str) -> Iterator[None]:
+    """Write who is called what in a network namespace of that name, which finds it there (ip-netns(8))."""
+    folder = Path("/etc/netns") / name
+    was = folder.parent.exists()
+    folder.mkdir(parents=True)
+    lines = ["127.0.0.1 localhost"]
+    for host, (address, _) in _REGISTRIES.items():
+        lines.append(" ".join([address, host, *_NAMES.get(host, ())]))
+    (folder / "hosts").write_text("\n".join(lines) + "\n")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+        if not was:
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
+
+
+def _programs(folder: Path) -> Path:
+    """Make a folder of programs, with the ocistream of these tests in it."""
+    folder.mkdir()
+    _program(folder / "ocistream", f'exec {" ".join(command())} "$@"')
+    return folder
+
+
+def _program(path: Path, line: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return path
