@@ -2,6 +2,9 @@
 
 All of it is drawn anew, several times a second, over what was drawn before, by a thread of its own: so a transfer that
 stands still is seen to, and who moves bytes never waits for a terminal. It is asked each time how large it is.
+
+Between two drawings the cursor stands at the beginning of what is drawn. What other programs on that terminal say (the
+other side of a pipe, ssh) is then written over it and stays, and the next drawing begins below: no words are lost.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 from tqdm import tqdm
 
 from ocistream.cli.account import Account, counted, human_size, human_time, share
+from ocistream.cli.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +57,9 @@ class Bar:
         self._console = console
         self._account = Account()
         self._ascii = not _takes_blocks()
-        #: What is drawn, line by line; who writes to stderr has the lock.
+        #: Whether it is us who draw: on one terminal, one bar.
+        self._turn = Turn()
+        #: What is drawn, line by line, the cursor being at its beginning; who writes to stderr has the lock.
         self._drawn: list[str] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -87,7 +93,8 @@ class Bar:
         """Print lines that stay, and the bar below them."""
         with self._lock:
             again = bool(self._drawn)
-            self._write(f"{self._erasure(_size())}{text}\n")
+            # Where another process draws, the cursor is at the beginning of a line of its.
+            self._write(f"{self._erasure(_size()) if again else _ERASE_LINE}{text}\n")
             self._drawn = []
         if again:
             self._draw()
@@ -102,6 +109,7 @@ class Bar:
             self._console.drawing = None
             self._write(self._erasure(_size()))
             self._drawn = []
+            self._turn.give_up()
 
     def _draw_on(self) -> None:
         while not self._stop.wait(_EVERY):
@@ -109,32 +117,34 @@ class Bar:
 
     def _draw(self) -> None:
         with self._lock:
-            if self._stop.is_set() or not self._account.has_begun:
+            if self._stop.is_set() or not self._account.has_begun or not self._turn.take():
                 return
             size = _size()
             lines = frame(self._account.state(), size, ascii_only=self._ascii)
             over = len(self._drawn) == self._rows(size) <= len(lines)
-            top = self._to_top() if over else self._erasure(size)
-            self._write(top + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END)
+            top = "\r" if over else self._erasure(size)
+            self._write(top + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END + _to_top(len(lines)))
             self._drawn = lines
 
     def _rows(self, size: os.terminal_size) -> int:
         """Say how many rows what is drawn has: a terminal that has become narrower breaks lines in several."""
         return sum(max(1, -(-len(line) // size.columns)) for line in self._drawn)
 
-    def _to_top(self) -> str:
-        above = len(self._drawn) - 1
-        return "\r" + (_UP.format(above) if above > 0 else "") if self._drawn else ""
-
     def _erasure(self, size: os.terminal_size) -> str:
-        """Erase what is drawn from its end to its beginning."""
-        return "\r" + f"{_ERASE_LINE}{_UP.format(1)}" * (self._rows(size) - 1) + _ERASE_LINE if self._drawn else ""
+        """Erase what is drawn, and go back to where it began."""
+        rows = self._rows(size)
+        return f"\r{_ERASE_LINE}" + f"\n{_ERASE_LINE}" * (rows - 1) + _to_top(rows) if self._drawn else ""
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
             if text and sys.stderr is not None:
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+
+def _to_top(rows: int) -> str:
+    """Go from the last of so many rows to the beginning of the first."""
+    return "\r" + (_UP.format(rows - 1) if rows > 1 else "")
 
 
 def frame(state: State, size: os.terminal_size, *, ascii_only: bool = False) -> list[str]:

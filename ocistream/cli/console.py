@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Console", "Drawing", "in_one_line"]
 
 _RUNNERS_MARK: Final = "##["
+_ERASE_LINE: Final = "\x1b[2K"
 
 
 class Drawing(Protocol):
@@ -117,8 +118,18 @@ class Console:
         # after `2>&-`, None) is no reason to fail, and must not make its text end up on stdout, as `print` would.
         with self._lock, contextlib.suppress(OSError):
             if sys.stderr is not None:
+                if sys.stderr.isatty() and _is_drawn_on():
+                    # The cursor is at the beginning of a line of another's.
+                    text = f"{_ERASE_LINE}{text}"
                 sys.stderr.write(text)
                 sys.stderr.flush()
+
+
+def _is_drawn_on() -> bool:
+    """Say whether another process has a bar on this terminal."""
+    from ocistream.cli.turn import is_drawn_on
+
+    return is_drawn_on(2)
 
 
 def in_one_line(text: str, limit: int | None = None) -> str:

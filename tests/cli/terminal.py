@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import termios
@@ -37,8 +38,11 @@ def on_terminal(
     env: Mapping[str, str] | None = None,
     size: tuple[int, int] = _SIZE,
     moments: Sequence[tuple[str, Callable[[int], object]]] = (),
+    piped_into: Sequence[Argument] | None = None,
 ) -> Seen:
     """Run `ocistream *argv` with a terminal as its `streams`; the others are a pipe (stdout) or nothing.
+
+    With `piped_into` it is `ocistream *argv | ocistream *piped_into`, as a shell has it, on one terminal.
 
     `dialogue` is what is typed, each time once its prompt is on the screen. `size` is in lines and columns.
     Each of the `moments`, in order, is a text that is to appear (behind that of the one before), and what is then done,
@@ -46,8 +50,11 @@ def on_terminal(
     """
     ours, theirs = pty.openpty()
     resize(theirs, *size)
+    line = [*command(), *map(str, argv)]
+    if piped_into is not None:
+        line = ["sh", "-c", f"{shlex.join(line)} | {shlex.join([*command(), *map(str, piped_into)])}"]
     process = subprocess.Popen(
-        [*command(), *map(str, argv)],
+        line,
         stdin=theirs if "stdin" in streams else subprocess.DEVNULL,
         stdout=theirs if "stdout" in streams else subprocess.PIPE,
         stderr=theirs if "stderr" in streams else subprocess.DEVNULL,

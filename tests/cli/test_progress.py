@@ -130,8 +130,11 @@ def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(
     assert re.fullmatch(r"ocistream: moved 4 blobs, 5.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)", "".join(screen.lines))
 
 
-def test_a_bar_follows_the_size_of_its_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
-    registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", "/blobs/", times=None, skip=1)]
+def test_a_bar_follows_the_size_of_its_terminal(
+    registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    largest = max(layout.read(image["digest"])["layers"], key=lambda layer: layer["size"])
+    registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", largest["digest"], times=None)]
     narrow = "of 3.1 MB\x1b[K"  # the rate has no room
 
     seen = on_terminal(
@@ -166,6 +169,47 @@ def test_an_error_leaves_no_bar_behind(registry: FaultyRegistry, tmp_path: Path)
     first, *others = Screen(400, seen.screen).lines
     assert first.startswith("ocistream: error: ")
     assert "%|" not in "".join(others)
+
+
+def test_both_sides_of_a_pipe_have_one_bar_and_their_own_words(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
+) -> None:
+    registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", "/blobs/", times=None, skip=1)]
+    seen = on_terminal(
+        *("pull", "-v", f"{registry.host}/app:1", "--progress=bar"),
+        piped_into=["push", "-v", f"{start().host}/app:1", "--progress=bar"],
+        size=(24, 120),
+        # What the second side says, while the first one draws on.
+        moments=[("ocistream: copied ", lambda _: None), ("%|", lambda _: registry.release())],
+    )
+    assert seen.code == 0
+    *lines, last = Screen(120, seen.screen).lines
+    assert last == ""
+    assert [line for line in lines if not re.match(r"ocistream: |127\.0\.0\.1:[0-9]+/app:1@sha256:", line)] == []
+    assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 8
+    assert len([line for line in lines if line.startswith("ocistream: moved 4 blobs")]) == 2
+    # At no time are there two bars.
+    drawings = [found.end() for found in re.finditer(r"\x1b\[[0-9]+A", seen.screen)]
+    assert drawings
+    for end in drawings[-30:]:
+        totals = [line for line in Screen(120, seen.screen[:end]).lines if re.match(r" *[0-9]+%\|", line)]
+        assert len(totals) <= 1, totals
+
+
+def test_a_pipe_that_breaks_off_shows_why_on_the_terminal_of_both_sides(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
+) -> None:
+    registry.faults = [Fault(Drop(MIB), "GET", "/blobs/", times=None)]
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1", "--progress=bar", "--retries=0"),
+        piped_into=["push", f"{start().host}/app:1", "--progress=bar"],
+        size=(24, 300),
+    )
+    assert seen.code == 6
+    assert "%|" in seen.screen
+    lines = [line for line in Screen(300, seen.screen).lines if line and not line.startswith("  ")]
+    assert sorted(line.partition(": error: ")[2].partition(" ")[0] for line in lines) == ["GET", "the"]
+    assert "%|" not in "".join(Screen(300, seen.screen).lines)
 
 
 def test_a_dumb_terminal_is_not_drawn_on(registry: FaultyRegistry, tmp_path: Path) -> None:
