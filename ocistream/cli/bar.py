@@ -168,7 +168,7 @@ def frame(state: State, size: os.terminal_size, *, ascii_only: bool = False) -> 
 
 
 def _counts(state: State, hidden: int) -> str:
-    of = f" of {counted(state.blobs, 'blob')}" if state.blobs is not None else ""
+    of = f" of {counted(max(state.blobs, state.done), 'blob')}" if state.blobs is not None else ""
     parts = [f"{state.how[how]} {how}" for how in _HOW if state.how.get(how)]
     more = [f"{hidden} more under way"] if hidden else []
     return ", ".join([f"{state.done}{of or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *more])

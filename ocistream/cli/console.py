@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -13,9 +14,11 @@ from ocistream.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Console", "Drawing", "in_one_line"]
+__all__ = ["Console", "Drawing", "harmless_json", "in_one_line"]
 
-_RUNNERS_MARK: Final = "##["
+#: Where a CI's runner looks for a command in the middle of a line: `##[name]` is GitHub's and Azure's, who has
+#: `##vso[...]` as well, and `##teamcity[...]` TeamCity's.
+_RUNNERS_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
 _ERASE_LINE: Final = "\x1b[2K"
 
 
@@ -93,8 +96,7 @@ class Console:
         """
         import json
 
-        # GitHub's runner looks for commands in the middle of lines too.
-        self._line(json.dumps(fields).replace(_RUNNERS_MARK, "#\\u0023["))
+        self._line(harmless_json(json.dumps(fields)))
 
     def mark(self, text: str) -> None:
         """Print a line as it is: words of ours alone, for the program that shows a log."""
@@ -137,7 +139,15 @@ def in_one_line(text: str, limit: int | None = None) -> str:
 
     GitHub's takes `::name::` at the beginning of a line for a command, behind blanks too, and `##[name]` anywhere.
     """
-    clean = printable(text, len(text) if limit is None else limit).replace(_RUNNERS_MARK, "##?")
+    clean = _RUNNERS_MARK.sub("#?", printable(text, len(text) if limit is None else limit))
     if clean.lstrip().startswith("::"):
         clean = clean.replace("::", ":?", 1)
     return clean
+
+
+def harmless_json(text: str) -> str:
+    """Write JSON, of whole strings, so that it means the same and is no command to a CI's runner that logs it.
+
+    Its lines begin with brackets and quotes, so that only what is looked for in the middle of one has to be seen to.
+    """
+    return _RUNNERS_MARK.sub(r"#\\u0023", text)

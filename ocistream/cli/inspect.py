@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.console import in_one_line
+from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
@@ -71,7 +71,7 @@ def _show_tags(session: Session, end: End, *, as_json: bool) -> None:
     listed = session.surroundings(named=[reference.registry]).reading().tags(reference)
     if as_json:
         document = {"end": end.text, "repository": repository, "tags": listed.tags, "complete": listed.cut is None}
-        click.echo(json.dumps(document, indent=2))
+        click.echo(harmless_json(json.dumps(document, indent=2)))
     else:
         # Some at a time would save nothing: the list is held anyway.
         click.echo("".join(f"{tag}\n" for tag in listed.tags), nl=False)
@@ -105,7 +105,8 @@ def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, a
     # Some at a time: of ten thousand layers, all that the text is joined of would be tens of megabytes.
     pieces = json.JSONEncoder(indent=2).iterencode(document) if as_json else _on_lines(document)
     while some := "".join(itertools.islice(pieces, _PIECES)):
-        click.echo(some, nl=False)
+        # No piece is a part of a string.
+        click.echo(harmless_json(some) if as_json else some, nl=False)
     click.echo()
 
 

@@ -11,7 +11,7 @@ import click
 
 from ocistream import files
 from ocistream.attachments import counted_kinds, kind_of
-from ocistream.cli.console import in_one_line
+from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.progress import counted, human_size
 from ocistream.left_out import grouped
 from ocistream.reference import printable
@@ -204,7 +204,7 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
     path = followed(path)
     special = path.exists() and not path.is_file()
     with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
-        files.write_all(file, json.dumps(document, indent=2).encode() + b"\n")
+        files.write_all(file, harmless_json(json.dumps(document, indent=2)).encode() + b"\n")
 
 
 def _cached(report: Report, cached: Mapping[str, int]) -> list[int]:

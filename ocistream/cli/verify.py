@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from ocistream.cli.console import in_one_line
+from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.options import max_ratio_option, progress_option, session_options
 from ocistream.cli.progress import counted, human_size, progress
 from ocistream.errors import (
@@ -81,7 +81,11 @@ def verify(session: Session, paths: tuple[str, ...], *, deep: bool, as_json: boo
                 source, observer, deep=deep, max_ratio=max_ratio, cancelled=session.cancelled
             )
         outcome = _Outcome(paths, source, findings, deep=deep)
-    click.echo(json.dumps(outcome.document(), indent=2) if as_json else "\n".join(map(in_one_line, outcome.lines())))
+    click.echo(
+        harmless_json(json.dumps(outcome.document(), indent=2))
+        if as_json
+        else "\n".join(map(in_one_line, outcome.lines()))
+    )
     outcome.raise_what_is_wrong()
 
 
@@ -91,7 +95,7 @@ def _said_as_json(paths: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except OcistreamError as error:
-        click.echo(json.dumps({"path": _path(paths), "ok": False, "error": error.what}, indent=2))
+        click.echo(harmless_json(json.dumps({"path": _path(paths), "ok": False, "error": error.what}, indent=2)))
         raise
 
 

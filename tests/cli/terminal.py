@@ -58,7 +58,8 @@ def on_terminal(
         stdin=theirs if "stdin" in streams else subprocess.DEVNULL,
         stdout=theirs if "stdout" in streams else subprocess.PIPE,
         stderr=theirs if "stderr" in streams else subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
+        # A person's terminal, wherever the tests run.
+        env={**os.environ, "CI": "", **(env or {})},
         # The terminal is not theirs to control: who asks for a password finds it at stdin.
         start_new_session=True,
     )

@@ -212,9 +212,12 @@ def test_a_pipe_that_breaks_off_shows_why_on_the_terminal_of_both_sides(
     assert "%|" not in "".join(Screen(300, seen.screen).lines)
 
 
-def test_a_dumb_terminal_is_not_drawn_on(registry: FaultyRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"CI": "true"}, {"CI": "1"}])
+def test_a_dumb_terminal_and_that_of_a_ci_are_not_drawn_on(
+    registry: FaultyRegistry, tmp_path: Path, env: dict[str, str]
+) -> None:
     argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar"]
-    seen = on_terminal(*argv, streams=["stderr"], env={"TERM": "dumb"})
+    seen = on_terminal(*argv, streams=["stderr"], env=env)
     assert len(seen.screen.splitlines()) == 1
 
 
@@ -315,7 +318,7 @@ def test_nothing_else_has_sections(registry: FaultyRegistry, tmp_path: Path, opt
     assert "section_" not in result.err
 
 
-@pytest.mark.parametrize("name", ["::add-mask::x", "##[add-mask]x", "a##[b]"])
+@pytest.mark.parametrize("name", ["::add-mask::x", "##[add-mask]x", "a##[b]", "##vso[b]", "###teamcity[b]"])
 def test_no_name_of_strangers_is_a_command_to_a_ci_s_runner(layout: Layout, tmp_path: Path, name: str) -> None:
     layout.image([b"layer"], name=name)
     out = ocistream("copy", layout.path, f"oci:{tmp_path}/out", env={"GITHUB_ACTIONS": "true"})
@@ -328,14 +331,37 @@ def test_no_name_of_strangers_is_a_command_to_a_ci_s_runner(layout: Layout, tmp_
     for result in [out, *errors, *shown]:
         # The lines of a section's ends are ours.
         lines = re.sub(r"::(end)?group::.*", "", result.out.decode() + result.err).splitlines()
-        assert [line for line in lines if line.lstrip().startswith("::") or "##[" in line] == []
+        assert [line for line in lines if line.lstrip().startswith("::") or re.search(r"##[a-z]*\[", line)] == []
         assert "add-mask" in "".join(lines) or "b]" in "".join(lines)
 
 
-def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: Path) -> None:
-    layout.image([b"layer"], name="##[x]")
-    lines = events("copy", layout.path, f"oci:{tmp_path}/out")
-    assert lines[0]["images"][0]["name"] == "##[x]"
+@pytest.mark.parametrize("name", ["##[x]", "##vso[x]"])
+def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: Path, name: str) -> None:
+    layout.image([b"layer"], name=name)
+    result = tmp_path / "result.json"
+    lines = events("copy", layout.path, f"oci:{tmp_path}/out", "--result", result)
+    assert lines[0]["images"][0]["name"] == name
+    assert json.loads(result.read_text())["images"][0]["name"] == name
+    shown = [ocistream(*command, layout.path, "--json").out.decode() for command in (["verify"], ["inspect"])]
+    assert [json.loads(text)["images"][0]["name"] for text in shown] == [name, name]
+    # Whoever logs them runs no command.
+    assert name not in "".join([result.read_text(), *shown])
+
+
+def test_what_no_image_needs_is_in_no_total(layout: Layout, image: Descriptor, total: int) -> None:
+    del image
+    layout.blob(b"stray" * 1000, "text/plain")
+    moved = [line for line in events("verify", layout.path) if line.get("event") == "progress"]
+    assert {line["total"] for line in moved} == {total}
+    assert [line["bytes"] for line in moved if line["bytes"] >= total] == [total]
+    drawn = ocistream("verify", layout.path, "--progress=bar").err
+    assert not re.search(r"\b6 of 4 blobs|\b1[0-9][1-9]%", drawn)
+
+
+def test_the_total_is_said_once(registry: FaultyRegistry, total: int, tmp_path: Path) -> None:
+    events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
+    lines = events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
+    assert [line["bytes"] for line in lines if line.get("event") == "progress"].count(total) == 1
 
 
 def test_a_copy_that_tries_again_and_one_that_fails_say_what_the_schema_says(
