@@ -79,7 +79,7 @@ def find_configuration(
         table = read_table(named)
         if table is None:
             msg = f"--config {named}: no such file"
-            raise NotFoundError(msg)
+            raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
         return _checked(table)
     for path in (configuration_file(env, home), system):
         if (table := read_table(path)) is not None:

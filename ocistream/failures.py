@@ -68,6 +68,7 @@ _SHOW_CERTIFICATE: Final = (
     "client.key in certs.d/HOST[:PORT]"
 )
 _TIMED_OUT: Final = "timed out"
+_PROXIES: Final = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
 _TIME_OUTS: Final = "--connect-timeout, --stall-timeout and --retries say how long to wait, and how often"
 #: How the kernel says that nobody can be reached from here.
 #: How resolvers say that there is no such name, or none with an address (getaddrinfo(3)). All else may pass.
@@ -163,14 +164,12 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
         elif isinstance(cause, socket.gaierror):
             final, hint = cause.errno in _NO_SUCH_NAME and not known, _NAME_HINTS.get(cause.errno, _RESOLVER)
         elif isinstance(cause, requests.exceptions.ProxyError):
-            hint, by_way_of = (
-                "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY",
-                "by its proxy: ",
-            )
+            hint, by_way_of = _PROXIES, "by its proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
             final, hint = True, "name the proxy's user and password too: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
         elif isinstance(cause, (*_MALFORMED, requests.exceptions.InvalidHeader)):
             final = True
+            hint = _PROXIES if isinstance(cause, _MALFORMED) else hint
     text = reason(error)
     if hint is None:
         hint = _TIME_OUTS if text == _TIMED_OUT else _way_hint(error)

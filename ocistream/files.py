@@ -52,8 +52,13 @@ __all__ = [
 #: Seconds between two tries to get a lock: it is mostly held for a moment.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
-_NO_FOLDER = "make its folder first, with mkdir -p; or is the path misspelt?"
 _NO_FILE = "is the path right? a relative one begins in the folder that you are in"
+#: What to do where something is not there, by what was being done.
+_NOT_THERE = {
+    "cannot write": "make its folder first, with mkdir -p; or is the path misspelt?",
+    "cannot read": _NO_FILE,
+    "reading": _NO_FILE,
+}
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "the quota is used up: free some space and run the same command again",
@@ -84,7 +89,7 @@ def disk_error(what: str, error: OSError) -> OcistreamError:
     if isinstance(error, BrokenPipeError):
         return OutputClosedError(f"{what}: whoever read it has gone away")
     if error.errno == errno.ENOENT:
-        hint = _NO_FOLDER if what.startswith("cannot write") else _NO_FILE if what.startswith("cannot read") else None
+        hint = next((hint for doing, hint in _NOT_THERE.items() if what.startswith(doing)), None)
         return NotFoundError(f"{what}: no such file or directory", hint=hint)
     return LocalDiskError(f"{what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 

@@ -46,6 +46,9 @@ _HOST = re.compile(
 #: Longest repository name that Docker and the distribution-spec's advice (host included) accept.
 _MAX_NAME: Final = 255
 _MAX_PORT: Final = 65535
+_REPOSITORIES: Final = "a repository's name has lower-case letters and digits, parted by one of . _ / or by dashes"
+_TAGS: Final = "a tag has at most 128 characters: letters, digits, dots, dashes and underscores"
+_HOSTS: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port of at most 65535; IPv6 in [ ]"
 #: Scripts of which a letter may stand for another one's and not be noticed (UTS #39).
 _ALIKE: Final = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "COPTIC", "CHEROKEE"})
 
@@ -100,7 +103,7 @@ def parse_digest(text: str) -> Digest:
         msg = f"digest algorithm {printable(algorithm, 40)!r} is not supported (only sha256 and sha512 are)"
         raise UnsupportedError(msg)
     msg = f"malformed digest {printable(text)!r}"
-    raise InvalidNameError(msg)
+    raise InvalidNameError(msg, hint="write sha256: and 64 characters of 0-9 and a-f, or sha512: and 128 of them")
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -165,12 +168,12 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     written, repository, tag = _split(rest)
     registry = _host(written, f"malformed image name {shown!r}: {printable(written)!r} is not a registry's host")
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
-        hint = "repository names are lower case" if repository.lower() != repository else None
+        hint = "repository names are lower case" if repository.lower() != repository else _REPOSITORIES
         msg = f"malformed image name {shown!r}: {printable(repository)!r} is not a repository"
         raise InvalidNameError(msg, hint=hint)
     if tag is not None and not _TAG.match(tag):
         msg = f"malformed image name {shown!r}: {printable(tag)!r} is not a tag"
-        raise InvalidNameError(msg)
+        raise InvalidNameError(msg, hint=_TAGS)
     if tag is None and not digest and default_tag:
         tag = DEFAULT_TAG
     return Reference(registry, repository, tag, digest or None)
@@ -190,10 +193,10 @@ def _host(text: str, wrong: str) -> str:
         raise InvalidNameError(
             wrong, hint="an address with a zone (%) means something on one machine only: leave it out"
         )
-    if name.endswith("."):
+    if name.endswith(".") and name.strip("."):
         raise InvalidNameError(wrong, hint="leave out its last dot: certificates and credentials are without it")
     if not _HOST.match(host) or int(port) > _MAX_PORT or (name.startswith("[") and not _is_ipv6(name[1:-1])):
-        raise InvalidNameError(wrong)
+        raise InvalidNameError(wrong, hint=_HOSTS)
     return host
 
 

@@ -40,7 +40,7 @@ def read_plan(path: Path) -> Plan:
     table = read_table(path)
     if table is None:
         msg = f"{printable(str(path), 1024)}: no such file"
-        raise NotFoundError(msg)
+        raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
     return _Reader(table, path.parent).plan()
 
 

@@ -114,7 +114,7 @@ def read_table(path: Path) -> Table | None:
         raise UsageError(msg) from error
     except tomllib.TOMLDecodeError as error:
         msg = f"{path} is not TOML: {printable(str(error))}"
-        raise UsageError(msg) from error
+        raise UsageError(msg, hint="texts stand in quotes, and each key on a line of its own: toml.io") from error
     except ValueError as error:
         # Python sets a limit to the digits of a number, and tomllib lets that pass as it is.
         msg = f"{path} is not TOML: a number has too many digits"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class, shell_complete
+from click.shell_completion import CompletionItem, get_completion_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,14 @@ __all__ = ["VARIABLE", "answer", "commands_like", "completion", "know_paths"]
 #: As click has it for a program of this name.
 VARIABLE: Final = "_OCISTREAM_COMPLETE"
 _PROGRAM: Final = "ocistream"
+#: How zsh and fish look for files: such as begin with all of the word, of which `--option=` is no file's beginning.
+_FILES: Final = {
+    "_path_files": """[[ "$PREFIX" == --*=* ]] && compset -P 1 '*='; _path_files""",
+    "__fish_complete_path $metadata[2]": (
+        "set -l parts (string match -r '^(--[^=]+=)(.*)$' -- $metadata[2]); "
+        "and printf '%s\\n' $parts[2](__fish_complete_path $parts[3]); or __fish_complete_path $metadata[2]"
+    ),
+}
 _SHELLS: Final = ("bash", "zsh", "fish")
 #: What of a metavar says that a file or directory may stand there. (END, SRC and DST may be images as well.)
 _PATHS: Final = ("DIR", "DST", "END", "FILE", "PATH", "SRC")
@@ -39,12 +47,40 @@ def completion(shell: str) -> None:
     assert kind is not None, shell  # noqa: S101 - click has these three
     # Not its `source`, which first runs a bash to see its version.
     script = kind(click.Group(), {}, _PROGRAM, VARIABLE)
-    click.echo(script.source_template % script.source_vars())
+    text = script.source_template % script.source_vars()
+    for theirs, ours in _FILES.items():
+        text = text.replace(theirs, ours)
+    click.echo(text)
 
 
 def answer(group: click.Group, instruction: str) -> int:
-    """Answer a shell's script, which has put what is typed into the environment. Gives the exit code."""
-    return shell_complete(group, {}, _PROGRAM, VARIABLE, instruction)
+    """Answer a shell's script, which has put what is typed into the environment. Gives the exit code.
+
+    As click does it, but for `--option=value`: bash hands that over in three words and takes the last one back, the
+    others in one, in the place of which they put what is answered.
+    """
+    shell, _, what = instruction.partition("_")
+    kind = get_completion_class(shell)
+    if kind is None or what != "complete":
+        return 1
+    script = kind(group, {}, _PROGRAM, VARIABLE)
+    words, word = _joined(*script.get_completion_args())
+    option, equals, _ = word.partition("=")
+    before = f"{option}=" if shell != "bash" and equals and option.startswith("--") else ""
+    items = script.get_completions(words, word)
+    for item in items:
+        item.value = before + item.value
+    click.echo("\n".join(map(script.format_completion, items)))
+    return 0
+
+
+def _joined(words: list[str], word: str) -> tuple[list[str], str]:
+    """Put `--option`, `=` and the beginning of its value together."""
+    if word == "=" and words and words[-1].startswith("--"):
+        return words[:-1], f"{words[-1]}="
+    if len(words) > 1 and words[-1] == "=" and words[-2].startswith("--"):
+        return words[:-2], f"{words[-2]}={word}"
+    return words, word
 
 
 def commands_like(table: Iterable[tuple[str, str]], beginning: str) -> list[CompletionItem[str]]:

@@ -10,6 +10,7 @@ import click
 
 from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import mount_sources, move, renamed
+from ocistream.cli.names import parse_named_end
 from ocistream.cli.options import (
     cache_option,
     compression_options,
@@ -27,7 +28,7 @@ from ocistream.cli.streams import stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
 from ocistream.errors import UsageError
 from ocistream.reference import printable
-from ocistream.stores import Want, open_sink, open_source, parse_end
+from ocistream.stores import Want, open_sink, open_source
 from ocistream.stores.index import names_there, only_image, some_images
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def copy(
     if via is not None:
         _copy_via(session, source, destination, platforms, (via, via_program), many=all_tags or bool(globs))
         return
-    src, dst = parse_end(source), stdout_end(parse_end(destination))
+    src, dst = parse_named_end(source), stdout_end(parse_named_end(destination))
     session.check_result_apart(src, dst)
     split = split_size(session, dst)
     _check_credentials(session, src, dst)
@@ -145,7 +146,7 @@ def _copy_via(
         msg = "--all-tags and --tags cannot be had with --via"
         raise UsageError(msg, hint="copy the images one by one")
     check_safe(destination)
-    src, dst = parse_end(source), parse_end(destination)
+    src, dst = parse_named_end(source), parse_named_end(destination)
     session.check_result_apart(src)
     if session.options.get("src_username") is None:
         session.check_credentials(set(registries_of(src)))

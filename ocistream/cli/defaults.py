@@ -139,7 +139,7 @@ def find(given: str | None, env: Mapping[str, str]) -> Table | None:
     if given is None and (named := env.get(variable_of("config"))):
         if not os.path.exists(named):  # noqa: PTH110 - it may be too long to be a name
             msg = f"{variable_of('config')}: {printable(named)}: no such file"
-            raise NotFoundError(msg)
+            raise NotFoundError(msg, hint="correct that variable, or leave it away")
         given = named
     return find_configuration(None if given is None else Path(given), env, home())
 

@@ -17,6 +17,7 @@ from ocistream import __version__, files, left_open, notices, partials
 from ocistream.cli.console import Console
 from ocistream.cli.interruption import Interruption
 from ocistream.errors import OcistreamError, TerminatedError, UsageError
+from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,17 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and what its options are by environment and configuration, if there is any of it."""
+        """Find the command, and what its options are by environment and configuration, if there is any of it.
+
+        Raises:
+            UsageError: there is none of that name, and some like it.
+        """
+        if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            import difflib
+
+            if close := difflib.get_close_matches(args[0], COMMANDS, n=2):
+                msg = f"No such command {printable(args[0])!r}."
+                raise UsageError(msg, hint=f"did you mean {' or '.join(close)}? see `{_NAME} --help`")
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and command is not None and not ctx.resilient_parsing and _has_defaults(rest):
             from ocistream.cli.defaults import prepare
@@ -239,7 +250,6 @@ def _kept_here() -> str | None:
     if not kept:
         return None
     from ocistream.cli.progress import human_size
-    from ocistream.reference import printable
 
     path, *others = kept
     where = f"{len(kept)} files in {path.parent}" if others else f"{path}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ocistream.cli.moving import mount_sources
+from ocistream.cli.names import parse_named_end
 from ocistream.cli.numbers import Whole
 from ocistream.cli.options import (
     credential_options,
@@ -18,7 +19,7 @@ from ocistream.cli.options import (
     session_options,
 )
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.stores import Want, parse_end
+from ocistream.stores import Want
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +65,7 @@ def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
     from ocistream import __version__
     from ocistream.have_lists import lines
 
-    parsed = [parse_end(end) for end in ends]
+    parsed = [parse_named_end(end) for end in ends]
     _check_stdin([*(end.text for end in parsed if end.is_stream), *([among] if among == "-" else [])])
     if session.options["mount_from"] and among is None:
         msg = "--mount-from is for --among"

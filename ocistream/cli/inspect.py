@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.console import harmless_json, in_one_line
+from ocistream.cli.names import parse_named_end
 from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
@@ -19,7 +20,7 @@ from ocistream.cli.options import (
 from ocistream.cli.platform import platform_choice, platform_option
 from ocistream.cli.progress import counted, human_size
 from ocistream.reference import printable
-from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores import Want, open_source
 from ocistream.stores.openers import reference_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: 
     ocistream inspect registry.example.com/app
     ssh build cat app.tar | ocistream inspect - --json
     """
-    parsed = parse_end(end)
+    parsed = parse_named_end(end)
     if parsed.is_repository:
         _show_tags(session, parsed, as_json=as_json)
     else:

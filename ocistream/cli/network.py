@@ -116,7 +116,7 @@ def _ca_file(env: Mapping[str, str]) -> str | None:
     path = env.get("SSL_CERT_FILE") or None
     if path is not None and not Path(path).exists():
         msg = f"SSL_CERT_FILE: {path}: no such file"
-        raise NotFoundError(msg)
+        raise NotFoundError(msg, hint="correct that variable, or leave it away: the system's CAs are trusted then")
     return path
 
 

@@ -9,6 +9,7 @@ import click
 
 from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import move, renamed
+from ocistream.cli.names import parse_image
 from ocistream.cli.numbers import Whole
 from ocistream.cli.options import (
     cache_option,
@@ -23,7 +24,6 @@ from ocistream.cli.platform import default_platform, platform_choice, platform_o
 from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.streams import stdout_end
 from ocistream.errors import UsageError
-from ocistream.reference import parse_reference
 from ocistream.stores import open_sink, parse_end
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ocistream.stores import End
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
+_READS_REGISTRIES = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
 
 
 @click.command()
@@ -82,7 +83,7 @@ def pull(
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
-    references = [parse_reference(image) for image in images]
+    references = [parse_image(image, _READS_REGISTRIES) for image in images]
     session.check_credentials({reference.registry for reference in references} | registries_asked(session))
     choice = platform_choice(platforms, default_platform())
     end = output_end(output, kind)

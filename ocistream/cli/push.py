@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.cli.moving import mount_sources, move
+from ocistream.cli.names import parse_image
 from ocistream.cli.options import (
     compression_options,
     credential_options,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ocistream.cli.session import Session
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+
+_ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
 
 
 @click.command()
@@ -75,14 +78,17 @@ def push(
     """
     if (image is None) == (prefix is None):
         msg = "give either one IMAGE to push to, or --to HOST[/PREFIX]"
-        raise UsageError(msg)
+        hint = (
+            "IMAGE, such as HOST/REPOSITORY:TAG, is for one; with --to each keeps the name that it has in the archive"
+        )
+        raise UsageError(msg, hint=hint)
     ends = [parse_end(path, bare_is_path=True) for path in paths or ("-",)]
     session.check_result_apart(*ends)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
-        reference = parse_reference(image)
+        reference = parse_image(image, _ARCHIVE_IS_INPUT)
         target, early, registry = _always(reference), reference, reference.registry
         select = images_named(chosen) if chosen else only_image
     else:
@@ -121,6 +127,10 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     """
     host, _, path = prefix.rstrip("/").partition("/")
     registry = _registry_of(prefix)
+    if {":", "@"} & set(path):
+        msg = f"--to {printable(prefix)!r} has a tag or a digest"
+        hint = f"write HOST[/PREFIX]: images keep their own tags; to push one by another name, push {printable(prefix)}"
+        raise InvalidNameError(msg, hint=hint)
     if parse_reference(f"{registry}/x/y").registry != registry:
         # In an image's name it would be a part of a repository on Docker Hub, and that is where it would go.
         msg = f"--to {printable(host)!r} does not look like a registry's host"

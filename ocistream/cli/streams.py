@@ -72,7 +72,7 @@ def read_password() -> str:
     secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
     if not secret:
         msg = "no password came on stdin"
-        raise UsageError(msg)
+        raise UsageError(msg, hint='pipe it in: `printf %s "$PASSWORD" | ocistream ... --password-stdin`')
     return secret
 
 

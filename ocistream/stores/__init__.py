@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 #: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
-_FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "docker-daemon", "ostree", "sif"})
+_FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 
 

@@ -77,10 +77,11 @@ class LayoutDirectory(BlobFolders):
         """
         if not self.path.is_dir():
             msg = f"{self.path}: no such directory"
-            raise NotFoundError(msg)
+            raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
         if not (self.path / "index.json").exists():
             msg = f"{self.path} is not an OCI layout: it has no index.json"
-            raise ArchiveError(msg)
+            hint = "name the directory that `ocistream pull -o DIR/` or `skopeo copy ... oci:DIR` has written"
+            raise ArchiveError(msg, hint=hint)
         self._check_marker()
 
     def _check_marker(self) -> None:

@@ -33,7 +33,15 @@ _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
 _PAX_SPARSE: Final = "GNU.sparse"
 #: Compressed files, by how they begin.
 _MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
-_NO_TAR: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written; is this perhaps HTML?"
+_NO_TAR: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written"
+#: What else people give, by how it begins.
+_OTHERS: Final = {
+    b"<": "is this perhaps HTML?",
+    b"PK\3\4": "this is a zip file",
+    b"PK\5\6": "this is a zip file",
+    b"{": "this looks like JSON: of a layout, name the directory",
+    b"\x7fELF": "this is a program",
+}
 _DAMAGED: Final = "it is damaged: fetch or write it again"
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
@@ -262,7 +270,7 @@ class TarReader:
                     msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
                 ) from None
             msg = f"no tar header at byte {self._position - BLOCK} of {self._what}: {printable(str(error))}"
-            raise ArchiveError(msg, hint=_NO_TAR if self._position == BLOCK else _DAMAGED) from error
+            raise ArchiveError(msg, hint=_other(block) if self._position == BLOCK else _DAMAGED) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
             raise ArchiveError(msg)
@@ -272,6 +280,10 @@ class TarReader:
         got = self._file.readinto(memoryview(self._block)) or 0
         self._position += got
         if got < BLOCK:
+            if got and self._position == got and (hint := _other(self._block)) != _NO_TAR:
+                # It is too short to have a header, and something else.
+                msg = f"no tar header at byte 0 of {self._what}: {got} bytes are all of it"
+                raise ArchiveError(msg, hint=hint)
             raise self._truncated("without an end-of-archive mark")
         return bytes(self._block)
 
@@ -334,6 +346,12 @@ class TarReader:
             f"{self._what} is truncated: it ends at byte {self._position}, {where}",
             hint="whatever wrote it failed or was interrupted",
         )
+
+
+def _other(block: bytes | bytearray) -> str:
+    """Say what to do where a file begins like no archive."""
+    kind = next((text for magic, text in _OTHERS.items() if block.startswith(magic)), "")
+    return f"{_NO_TAR}; {kind}" if kind else _NO_TAR
 
 
 def header(name: str, size: int, mtime: int = 0) -> bytes:

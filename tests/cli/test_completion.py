@@ -95,6 +95,8 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
         ("ocistream pull --plat\t", "ocistream pull --platform "),
         ("ocistream pull --progress js\t", "--progress json "),
         ("ocistream push -i an-arch\t", "-i an-archive.tar "),
+        ("ocistream pull --progress=js\t", "--progress=json "),
+        ("ocistream push --input=an-arch\t", "--input=an-archive.tar "),
     ]
     typed(shell, tmp_path, dialogue)
 
@@ -128,6 +130,23 @@ def test_where_a_file_or_an_image_may_stand_files_are_offered() -> None:
     assert asked("ocistream copy ", 2) == ["file,"]
     assert asked("ocistream verify x", 2) == ["file,x"]
     assert asked("ocistream pull --jobs ", 3) == [""]
+
+
+def test_an_option_s_value_behind_an_equals_sign_is_offered_as_each_shell_takes_it() -> None:
+    assert asked("ocistream pull --progress = j", 4) == ["plain,json"]
+    assert asked("ocistream pull --progress =", 3) == [
+        f"plain,{word}" for word in ("auto", "bar", "plain", "json", "none")
+    ]
+    assert asked("ocistream pull --output = x", 4) == ["file,x"]
+    fish = {"_OCISTREAM_COMPLETE": "fish_complete", "COMP_CWORD": "--progress=j"}
+    assert asked("ocistream pull --progress=j", 0, **fish) == ["plain,--progress=json"]
+    zsh = {"_OCISTREAM_COMPLETE": "zsh_complete"}
+    assert asked("ocistream pull --progress=j", 2, **zsh) == ["plain", "--progress=json", "_"]
+
+
+def test_what_no_script_of_ours_asks_is_a_mistake() -> None:
+    for instruction in ("bash_other", "tcsh_complete", "x"):
+        assert ocistream(env={"_OCISTREAM_COMPLETE": instruction}).code == 1
 
 
 def test_a_variable_that_was_left_over_does_not_stand_in_the_way_of_a_command() -> None:

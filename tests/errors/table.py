@@ -238,6 +238,10 @@ def _upper_case(place: Place) -> Result:
     return _pull(place, f"{place.registry.host}/App:1")
 
 
+def _file_for_an_image(place: Place) -> Result:
+    return _pull(place, str(place.file))
+
+
 def _malformed_platform(place: Place) -> Result:
     return _pull(place, place.app, "--platform=amd64")
 
@@ -366,6 +370,9 @@ FAILURES: Final = [
             "choose one with --image, or all with --to: …", _several_images),
     Failure("a malformed name", 2, "malformed image name …: … is not a repository",
             "repository names are lower case", _upper_case),
+    Failure("a file where an image belongs", 2, "FILE is a file or directory, and no image in a registry",
+            "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too",
+            _file_for_an_image),
     Failure("a malformed platform", 2, "malformed platform …",
             "write OS/ARCHITECTURE[/VARIANT], such as linux/arm64, or all", _malformed_platform),
     Failure("an image as Docker had them before 2016", 8,

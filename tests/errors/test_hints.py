@@ -1,0 +1,138 @@
+"""What is mistyped is answered with what to type: further failures, each with its line of what to do."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import ocistream
+from tests.images import Layout
+from tests.network import unused_port
+
+_DIGEST = "sha256:" + 64 * "a"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["pul", "app:1"], 2, ["No such command 'pul'", "did you mean pull?"]),
+        (["pull", ""], 2, ["nothing in it", "is the variable empty"]),
+        (["pull", "./app.tar"], 2, ["is a file or directory", "-o PATH"]),
+        (["pull", "oci:layout"], 2, ["is a file or directory", "ocistream copy"]),
+        (["pull", "-"], 2, ["is a file or directory", "-o PATH"]),
+        (["push", "./app.tar"], 2, ["is a file or directory", "-i PATH"]),
+        (["push", "docker-archive:app.tar"], 2, ["is a file or directory", "-i PATH"]),
+        (["push"], 2, ["either one IMAGE", "HOST/REPOSITORY:TAG"]),
+        (["push", "--to", "localhost:5000/app:1"], 2, ["has a tag or a digest", "push localhost:5000/app:1"]),
+        (["push", "--to", f"localhost:5000/app@{_DIGEST}"], 2, ["has a tag or a digest"]),
+        (["copy", "dir:x", "oci:y"], 8, ["the transport dir", "save the image to a file"]),
+        (["pull", "localhost:5000/app:a/b"], 2, ["is not a tag", "128 characters"]),
+        (["pull", "localhost:5000/app@sha256:abc"], 2, ["malformed digest", "64 characters"]),
+        (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
+        (["pull", "host.example:port/app"], 2, ["is not a registry's host", "HOST[:PORT]"]),
+        (["inspect", "oci:nowhere"], 4, ["no such directory", "is the path right?"]),
+        (["inspect", "oci:."], 6, ["has no index.json", "name the directory"]),
+        (["sync", "nowhere.toml"], 4, ["no such file", "is the path right?"]),
+        (["pull", "localhost:1/app:1", "--config", "nowhere.toml"], 4, ["no such file", "is the path right?"]),
+        (["pull", "localhost:1/app:1", "--ca-cert", "nowhere.pem"], 4, ["no such file", "is the path right?"]),
+        (["login", "localhost:1", "--username=me", "--password-stdin"], 2, ["no password came on stdin", "printf"]),
+    ],
+)
+def test_what_is_mistyped_is_said_and_what_to_type(
+    tmp_path: Path, argv: Sequence[str], code: int, words: Sequence[str]
+) -> None:
+    result = ocistream(*argv, cwd=tmp_path)
+    expect.failure(result, code, *words)
+    assert len(result.err.splitlines()) == 2
+
+
+def test_a_host_that_is_only_dots_is_not_told_to_leave_out_its_last() -> None:
+    assert "last dot" not in ocistream("inspect", "docker://./app").err
+
+
+def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Path) -> None:
+    tmp_path.joinpath("config.toml").write_text("jobs = [")
+    result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
+    expect.failure(result, 2, "is not TOML", "texts stand in quotes")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "word"),
+    [
+        ("OCISTREAM_CONFIG", "/nowhere.toml", 4, "correct that variable"),
+        ("SSL_CERT_FILE", "/nowhere.pem", 4, "correct that variable"),
+        ("HTTPS_PROXY", "other://proxy", 7, "the proxy is taken from HTTPS_PROXY"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:
+    image = f"registry.test:{unused_port()}/app:1"
+    result = ocistream("pull", image, "-o", tmp_path / "x.tar", "--retries=0", env={variable: value})
+    expect.failure(result, code, word)
+
+
+def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "small.zip", "w"):
+        pass
+    with zipfile.ZipFile(tmp_path / "large.zip", "w") as file:
+        file.writestr("a", bytes(2048))
+    for name, content, word in [
+        ("small.zip", None, "this is a zip file"),
+        ("large.zip", None, "this is a zip file"),
+        ("index.json", json.dumps({"schemaVersion": 2}).encode(), "this looks like JSON"),
+        ("long.json", json.dumps({"schemaVersion": [2] * 1000}).encode(), "this looks like JSON"),
+        ("page.html", b"<html>", "is this perhaps HTML?"),
+        ("program", b"\x7fELF" + bytes(1000), "this is a program"),
+    ]:
+        if content is not None:
+            tmp_path.joinpath(name).write_bytes(content)
+        for piped in (False, True):
+            argv = [] if piped else ["-i", str(tmp_path / name)]
+            stdin = tmp_path.joinpath(name).read_bytes() if piped else None
+            expect.failure(ocistream("push", *argv, "localhost:1/app:1", stdin=stdin), 6, "no tar header", word)
+
+
+def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
+    result = ocistream("push", "localhost:1/app:1", stdin=b"oci-layout" + bytes(100))
+    expect.failure(result, 6, "is truncated: it ends at byte 110")
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["inspect", "app.tar"], "is written ./app.tar"),
+        (["inspect", "app.tar.gz"], "is written ./app.tar.gz"),
+        (["inspect", "folder"], "is written ./folder"),
+        (["copy", "folder", "oci:x"], "is written ./folder"),
+        (["have", "folder"], "is written ./folder"),
+        (["pull", "app.tar"], "is written ./app.tar"),
+        (["push", "app.tar"], "is written ./app.tar"),
+        (["push", "localhost:5000"], "is written localhost:5000/REPOSITORY"),
+        (["inspect", "registry.test"], "is written registry.test/REPOSITORY"),
+        (["inspect", "127.0.0.1:5000"], "is written 127.0.0.1:5000/REPOSITORY"),
+    ],
+)
+def test_what_only_looks_like_a_file_or_a_host_is_an_image_and_that_is_said(
+    layout: Layout, tmp_path: Path, argv: Sequence[str], word: str
+) -> None:
+    layout.image([b"layer"])
+    tmp_path.joinpath("folder").mkdir()
+    # Nobody is asked: this proxy is not there.
+    proxy = f"http://127.0.0.1:{unused_port()}"
+    stdin = b"" if argv[0] == "push" else None
+    result = ocistream(*argv, cwd=tmp_path, stdin=stdin, env={"HTTPS_PROXY": proxy, "OCISTREAM_RETRIES": "0"})
+    first, second, *_ = result.err.splitlines()
+    assert f"{argv[1]} is taken for the image docker.io/library/{argv[1]}" in first
+    assert first.endswith(word if word.endswith(argv[1]) else f"{word}[:TAG]")
+    assert second.startswith("ocistream: error: ")
+
+
+@pytest.mark.parametrize("name", ["folder:1", "nginx", "org/app.tar", "docker.io/library/app.tar", "localhost:5000/x"])
+def test_a_name_that_is_meant_as_one_is_not_doubted(tmp_path: Path, name: str) -> None:
+    tmp_path.joinpath("folder").mkdir()
+    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
+    assert "is taken for" not in ocistream("inspect", name, cwd=tmp_path, env=env).err
