@@ -135,7 +135,8 @@ class Authenticator:
         challenge = self._challenge = self._choose(parse_challenges(www_authenticate)) or self._challenge
         if challenge is None:
             msg = f"{self._registry} answers 401 and does not say how to authenticate"
-            raise AuthenticationError(msg)
+            hint = "is it a registry that answers there, or a web server or a proxy that stands before one?"
+            raise AuthenticationError(msg, hint=hint)
         if challenge.scheme == "bearer":
             asked = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
             with self._lock:

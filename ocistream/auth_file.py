@@ -161,7 +161,7 @@ def _object(value: object, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         msg = f"{where} is not a JSON object"
-        raise UsageError(msg)
+        raise UsageError(msg, hint="correct it, or move the file away and log in again")
     return value
 
 

@@ -323,6 +323,9 @@ def settled_type(raw: bytes, declared: str, what: str) -> str:
     Raises:
         ArchiveError: the document is malformed, or it and the registry contradict each other (CVE-2021-41190).
     """
+    if raw.lstrip()[:1] == b"<":
+        msg = f"{what} is HTML or XML, and no manifest"
+        raise ArchiveError(msg, hint="is it a registry that answers there, or a page to log in at?")
     own = outline(raw, what).get("mediaType")
     if isinstance(own, str) and own:
         if not is_media_type(own):

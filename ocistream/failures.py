@@ -91,6 +91,9 @@ _LOST: Final = "the registry has lost it: push the image there again, or tell wh
 _HIGHER_LIMIT: Final = ", or log in for a higher limit"
 #: Units of time, how many seconds each has, and up to how many it is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
+#: Requests to which a registry says why it refuses them: what has no body, or is the first one of an upload.
+_ASKING: Final = frozenset({"GET", "HEAD", "POST"})
+_NO_REGISTRY: Final = "is it a registry that answers there, or a web server or a proxy that stands before one?"
 _HEAD_REFUSED: Final = {
     True: "does the registry want a client certificate? --client-cert and --client-key show one",
     False: "does the registry speak HTTPS here? then leave out --plain-http, or correct the port",
@@ -172,18 +175,20 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
             hint = _PROXIES if isinstance(cause, _MALFORMED) else hint
     text = reason(error)
     if hint is None:
-        hint = _TIME_OUTS if text == _TIMED_OUT else _way_hint(error)
+        hint = _TIME_OUTS if text == _TIMED_OUT else _way_hint(error, url, known=known)
     kind = FinalNetworkError if final else NetworkError
     return kind(f"{method} {redacted(url)}: {by_way_of}{text}", hint=hint)
 
 
-def _way_hint(error: Exception) -> str | None:
+def _way_hint(error: Exception, url: str, *, known: bool) -> str | None:
     """Say what to do where nobody answers, and nothing else is known."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
             return "does the registry run there, and is its port right?"
         if isinstance(cause, OSError) and cause.errno in _NO_WAY:
             return "is this machine connected, and is there a way from here to the registry?"
+        if isinstance(cause, http.client.RemoteDisconnected) and not known:
+            return _HEAD_REFUSED[False] if url.startswith("http:") else _NO_REGISTRY
     return None
 
 
@@ -273,4 +278,6 @@ def refusal(
         pause = f"{who} is in trouble: try again later; --retries says how often that is done here"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         pause = "name the proxy's user and password too: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and pause is None and not codes and method in _ASKING:
+        pause = _NO_REGISTRY
     return RegistryError(what, status=status, codes=codes, hint=pause, retry_after=wait)

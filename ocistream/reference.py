@@ -267,5 +267,5 @@ def parse_registry(text: str) -> str:
     try:
         host = _host(host, f"malformed registry {printable(text)!r}")
     except InvalidNameError as error:
-        raise InvalidNameError(error.what, hint=error.hint or "write HOST[:PORT]") from None
+        raise InvalidNameError(error.what, hint="write HOST[:PORT]" if error.hint == _HOSTS else error.hint) from None
     return DEFAULT_REGISTRY if host in _HUB_ALIASES else host

@@ -92,7 +92,8 @@ def _check(host: str, credential: Credential, options: Mapping[str, Any]) -> Non
         transport.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
     except AuthenticationError as error:
         msg = f"{host} refused the user name or the password"
-        raise AuthenticationError(msg, hint=error.what) from error
+        hint = f"are they typed right? many registries want a token in the password's place ({error.what})"
+        raise AuthenticationError(msg, hint=hint) from error
     finally:
         transport.close()
 

@@ -11,6 +11,9 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.run import ocistream
+from tests.errors.table import Place
+from tests.faults import Action, Fault, HangUp, Reply, refusal
+from tests.faulty_auth import Basic
 from tests.images import Layout
 from tests.network import unused_port
 
@@ -73,6 +76,53 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value:
     image = f"registry.test:{unused_port()}/app:1"
     result = ocistream("pull", image, "-o", tmp_path / "x.tar", "--retries=0", env={variable: value})
     expect.failure(result, code, word)
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "word"),
+    [
+        (Reply(400, {}, b"<html>"), 7, "is it a registry that answers there"),
+        (Reply(301, {}, b""), 7, "is it a registry that answers there"),
+        (Reply(410, {}, b"<html>"), 7, "is it a registry that answers there"),
+        (Reply(401, {}, b"<html>"), 3, "is it a registry that answers there"),
+        (Reply(200, {"Content-Type": "text/html"}, b"\n<html>"), 6, "or a page to log in at?"),
+        (HangUp(), 7, "does the registry speak HTTPS here?"),
+    ],
+)
+def test_an_answer_that_is_no_registry_s_is_doubted(place: Place, action: Action, code: int, word: str) -> None:
+    host = place.start(Fault(action, "GET", times=None)).host
+    expect.failure(ocistream("pull", f"{host}/app:1", "-o", place.out, "--retries=0"), code, word)
+
+
+def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
+    pulled = place.start(Fault(refusal(400, "NAME_INVALID", "no"), "GET", times=None)).host
+    pushed = place.start(Fault(Reply(400, {}, b""), "PUT", "/manifests/", times=None)).host
+    for source, target in ((f"{pulled}/app:1", f"{pushed}/new:1"), (place.app, f"{pushed}/new:1")):
+        result = ocistream("copy", source, target, "--retries=0")
+        expect.failure(result, 7, ": 400")
+        assert "is it a registry" not in result.err
+
+
+def test_https_where_it_was_not_meant_is_said_where_a_server_hangs_up(place: Place) -> None:
+    host = place.start(tls=place.certificate).host.replace("127.0.0.1", "registry.test")
+    names = str(Path(__file__).parent / "machine")
+    argv = ["pull", f"{host}/app:1", "-o", place.out, "--retries=0", "--plain-http"]
+    expect.failure(ocistream(*argv, env={"PYTHONPATH": names}), 7, "leave out --plain-http")
+
+
+def test_a_wrong_password_at_login_is_told_of_tokens(place: Place, tmp_path: Path) -> None:
+    host = place.start(auth=Basic("me", "hunter2")).host
+    argv = ["login", host, "--username=me", "--password-stdin"]
+    result = ocistream(*argv, stdin=b"other", env={"DOCKER_CONFIG": str(tmp_path / "docker")})
+    expect.failure(result, 3, "refused the user name or the password", "a token in the password's place")
+
+
+def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_path: Path) -> None:
+    host = place.start(auth=Basic("me", "hunter2")).host
+    for content in ("[]", "{", '{"auths": []}'):
+        tmp_path.joinpath("config.json").write_text(content)
+        argv = ["pull", f"{host}/app:1", "-o", str(place.out)]
+        expect.failure(ocistream(*argv, env={"DOCKER_CONFIG": str(tmp_path)}), 2, "config.json", "log in again")
 
 
 def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> None:
