@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["listen", "notice"]
+__all__ = ["advice", "advise", "listen", "notice"]
 
 
 class Listener(Protocol):
@@ -16,12 +16,15 @@ class Listener(Protocol):
 
 _listeners: list[Listener] = []
 _said: set[str] = set()
+#: What is worth knowing if the run fails, and only then.
+_advice: list[str] = []
 
 
 def listen(listener: Listener) -> None:
     """Hear what is said from now on, in place of whoever did; nothing has been said yet."""
     _listeners[:] = [listener]
     _said.clear()
+    _advice.clear()
 
 
 def notice(message: str, *, level: int = 0) -> None:
@@ -30,3 +33,14 @@ def notice(message: str, *, level: int = 0) -> None:
         _said.add(message)
         for listener in _listeners:
             listener(message, level=level)
+
+
+def advise(text: str) -> None:
+    """Keep what may be why a run fails, if it does; the same thing once."""
+    if text not in _advice:
+        _advice.append(text)
+
+
+def advice() -> list[str]:
+    """Give what was kept."""
+    return list(_advice)

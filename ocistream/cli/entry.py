@@ -219,7 +219,7 @@ def _report(console: Console, error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
         error = files.disk_error("cannot write to stdout", error)
     if isinstance(error, OcistreamError):
-        hint = "; ".join(text for text in (error.hint, _kept()) if text)
+        hint = "; ".join(text for text in (error.hint, *notices.advice(), _kept()) if text)
         console.error(error.what, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(

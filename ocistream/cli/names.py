@@ -1,6 +1,7 @@
 """Names as they are typed: what is a path and no image, and what is an image although it looks like something else.
 
 `app.tar`, `layout` and `localhost:5000` are images of Docker Hub by the rules of names, and hardly ever meant as such.
+Where the run then fails, that is said in the line of what to do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import InvalidNameError
-from ocistream.notices import notice
+from ocistream.notices import advise
 from ocistream.reference import parse_reference, printable
 from ocistream.stores import parse_end
 
@@ -45,7 +46,7 @@ def parse_image(text: str, instead: str) -> Reference:
 
 
 def parse_named_end(text: str) -> End:
-    """Parse an end, and say so if it is an image only by the rules.
+    """Parse an end, and keep it in mind if it is an image only by the rules.
 
     Raises:
         InvalidNameError, UnsupportedError: as `parse_end` has it.
@@ -61,6 +62,6 @@ def _doubt(text: str, reference: Reference, *, may_be_path: bool = False) -> Non
         return
     taken = f"{printable(text)} is taken for the image {reference.name}"
     if _ARCHIVE.search(text) or (may_be_path and os.path.exists(text)):  # noqa: PTH110 - it never raises
-        notice(f"{taken}: the file or directory is written ./{printable(text)}")
+        advise(f"{taken}: the file or directory is written ./{printable(text)}")
     elif _HOST.match(text):
-        notice(f"{taken}: one in that registry is written {printable(text)}/REPOSITORY[:TAG]")
+        advise(f"{taken}: one in that registry is written {printable(text)}/REPOSITORY[:TAG]")
