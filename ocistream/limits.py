@@ -187,14 +187,28 @@ MAX_HELD_RECORDS: Final = 256
 UPLOAD_RECORD_AGE: Final = 7 * 86_400.0
 
 # Clients of the embedded registry --------------------------------------------------------------------------
-#: Uploads under way at once: each takes a file descriptor, of which a process often has 1,024.
+#: Uploads under way at once: each takes a file descriptor, of which a process often has 1,024 (`serve.room`).
 MAX_UPLOADS: Final = 500
 #: After so many seconds without a byte an upload is taken for abandoned.
 UPLOAD_IDLE: Final = 3_600.0
 #: After so many seconds of a client's silence its connection is closed; a slow pipe may well pause for minutes.
 CLIENT_IDLE: Final = 900.0
-#: Connections that `serve` has at a time: each is a thread, and may have a buffer. A further one is closed at once.
+#: How long, in seconds, a client may take from an answer's end (or the connection's beginning) to the last byte of the
+#: next request's head, and to send what is left of a body that nobody wants. Who has no password can keep a connection
+#: for so long.
+REQUEST_TIME: Final = 60.0
+#: Headers of a request, all together, as they are sent: ours, Docker's and podman's have some hundred bytes.
+MAX_REQUEST_HEAD: Final = 32 * KIB
+#: Connections that `serve` has at a time: each is a thread, and may have a buffer. For a further one that is cut which
+#: has waited for a request for longest; where there is none, it is closed at once.
 MAX_CLIENTS: Final = 500
+#: Of an archive's blob, which is asked for from some byte to its end, so much before that is read to verify it: from a
+#: slow stick that takes seconds, in which the client gets nothing.
+MAX_REREAD: Final = 512 * MIB
+#: What is read at a time of what is thrown away: who is not let in is to cost little.
+THROWN_AWAY: Final = 16 * KIB
+#: File descriptors that are left for everything else than connections and uploads.
+SPARE_DESCRIPTORS: Final = 64
 #: What is still to come of a refused request's body is read, up to this, to keep the connection.
 MAX_DRAINED: Final = 256 * KIB
 #: One line of the chunked transfer coding: a size, and extensions that nobody uses.

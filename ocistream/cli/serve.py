@@ -12,7 +12,7 @@ import click
 
 from ocistream.cli.options import apply_verbosity, verbosity_options
 from ocistream.cli.streams import read_password
-from ocistream.errors import UnsupportedError, UsageError
+from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.origins import is_loopback
 from ocistream.reference import printable
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
+#: How the names of archives end.
+_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _PATH: Final = click.Path(path_type=Path)
 
 
@@ -67,6 +69,7 @@ def serve(
     ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
     """
     from ocistream.serve import Registry
+    from ocistream.serve.room import more_descriptors
 
     apply_verbosity(console, options)
     address = _address(listen)
@@ -77,6 +80,7 @@ def serve(
         console.note(
             "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
+    more_descriptors()
     with ExitStack() as stack:
         log = _log(console, access_log, stack)
         registry = Registry(path, address=address, read_only=read_only, log=log, gate=gate, tls=tls)
@@ -99,6 +103,7 @@ def _check_kind(path: Path) -> None:
     Raises:
         UsageError: it is stdin.
         UnsupportedError: it is a pipe or a device.
+        NotFoundError: it is not there, and is called as archives are: it would become an empty directory.
     """
     hint = "an archive is served out of a file, since blobs are asked for in any order, and again"
     if str(path) == "-":
@@ -107,6 +112,9 @@ def _check_kind(path: Path) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         msg = f"{path} is neither a directory nor a regular file"
         raise UnsupportedError(msg, hint=hint)
+    if not path.exists() and path.name.endswith(_ARCHIVES):
+        msg = f"{path}: no such file"
+        raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 
 
 def _gate(username: str | None, *, password_stdin: bool) -> Gate | None:
@@ -153,12 +161,14 @@ def _log(console: Console, path: Path | None, stack: ExitStack) -> Callable[[Acc
     def log(entry: AccessEntry) -> None:
         if access is not None:
             access.write(entry)
-        if console.verbosity < 1:
+        if console.verbosity < 1 and not entry.is_ours:
             return
         target = plain_target(entry.target)
         text = f"{entry.client} {entry.method} {target}: {entry.status}, {entry.received} B in, {entry.sent} B out"
         if entry.problem:
             text += f" ({entry.problem})"
-        console.note(printable(text, _MAX_LOGGED), level=1, **{**asdict(entry), "target": target})
+        fields = {**asdict(entry), "target": target}
+        # A full disk, a corrupt archive: whoever serves hears of it without asking.
+        console.note(printable(text, _MAX_LOGGED), level=0 if fields.pop("is_ours") else 1, **fields)
 
     return log

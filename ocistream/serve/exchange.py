@@ -15,19 +15,20 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 from urllib.parse import parse_qs, unquote
 
 from ocistream import files, limits
 from ocistream.errors import OcistreamError
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.serve.bodies import ChunkedBody, SizedBody, body_of
+from ocistream.serve.heads import Head
 from ocistream.serve.refusals import RefusedError
 from ocistream.stream import chunks_of, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from io import FileIO
+    from io import BufferedIOBase, FileIO
 
     from ocistream.stream import Chunk
 
@@ -45,13 +46,15 @@ _ORIGIN: Final = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 class Part:
     """`size` bytes of an open file, from `offset` on. Whoever opened the file closes it, and its position is nobody's.
 
-    With a `digest` they are to be held against it while they are sent.
+    With a `digest` they are to be held against it while they are sent, together with as many bytes as `before` says,
+    which stand before them and are not sent.
     """
 
     file: FileIO
     offset: int
     size: int
     digest: str | None = None
+    before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class AccessEntry:
     """One line of the access log. `received` and `sent` are the bytes of the bodies; `seconds` is all it took.
 
     `when` it began is in seconds since 1970. `user` is who has shown the password. `status` is 0 where no answer was
-    sent, and `problem` says, for our eyes only, what went wrong.
+    sent. `problem` says, for our eyes only, what went wrong; if that `is_ours`, what is served or the disk is at fault.
     """
 
     client: str
@@ -87,6 +90,7 @@ class AccessEntry:
     when: float = 0.0
     user: str | None = None
     version: str = "HTTP/1.1"
+    is_ours: bool = False
 
 
 class Exchange(BaseHTTPRequestHandler, ABC):
@@ -115,6 +119,27 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         self.status = 0
         self.sent = 0
         self.problem: str | None = None
+        self.is_ours = False
+
+    def waiting(self, is_waiting: bool) -> None:
+        """Take note that the client is waited for, or no longer: who serves many does not wait for ever."""
+
+    def handle_one_request(self) -> None:
+        """Wait for a request and serve it."""
+        self.waiting(True)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        """Read the rest of a request's head; where it is malformed, answer that, and say False."""
+        stream = self.rfile
+        self.rfile = cast("BufferedIOBase", Head(stream))
+        try:
+            return super().parse_request()
+        except RefusedError as refused:
+            self.send_error(refused.status or HTTPStatus.BAD_REQUEST, refused.what)
+            return False
+        finally:
+            self.rfile = stream
 
     def do_GET(self) -> None:
         """Serve a GET."""
@@ -154,6 +179,7 @@ class Exchange(BaseHTTPRequestHandler, ABC):
     def serve(self) -> None:
         """Serve one request whose headers were read; whatever goes wrong, the client gets no traceback."""
         self._begin()
+        self.waiting(False)
         try:
             self._serve()
         except OSError as error:
@@ -172,7 +198,7 @@ class Exchange(BaseHTTPRequestHandler, ABC):
             self.refuse(refused)
         except OcistreamError as error:
             # Our disk, or what lies on it. The text has paths in it: it is for the log.
-            self._note(error.what)
+            self._note(error.what, is_ours=True)
             self.refuse(RefusedError(500, "UNKNOWN", "the registry cannot read or write its storage"))
 
     def _body(self) -> SizedBody:
@@ -264,7 +290,7 @@ class Exchange(BaseHTTPRequestHandler, ABC):
             else:
                 self._write_pieces(body)
             if self.sent < body.size:
-                self._note("a file became shorter while it was sent")
+                self._note("a file became shorter while it was sent", is_ours=True)
                 self.close_connection = True
         else:
             self.wfile.write(body)
@@ -278,7 +304,8 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         """
         chunks: Iterator[Chunk] = chunks_of(files.Window(part.file.fileno(), part.offset), part.size)
         if part.digest is not None:
-            chunks = verified(chunks, Descriptor(UNKNOWN_TYPE, part.digest, part.size))
+            before = chunks_of(files.Window(part.file.fileno(), part.offset - part.before), part.before)
+            chunks = verified(chunks, Descriptor(UNKNOWN_TYPE, part.digest, part.before + part.size), before)
         for chunk in chunks:
             self.connection.sendall(chunk)
             self.sent += len(chunk)
@@ -327,11 +354,14 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         if self.body.awaited or left is None or left > limits.MAX_DRAINED:
             self.close_connection = True
             return
+        self.waiting(True)
+        scratch = memoryview(bytearray(limits.THROWN_AWAY))
         try:
-            while self.body.readinto(self.buffer):
+            while self.body.readinto(scratch):
                 pass
         except RefusedError:
             self.close_connection = True
+        self.waiting(False)
 
     def _linger(self) -> None:
         """Let a client that is still sending read its answer before the connection is cut.
@@ -339,14 +369,16 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         Closing a socket with unread bytes in it resets the connection, and the reset may overtake the answer.
         """
         deadline = time.monotonic() + _LINGER
+        scratch = memoryview(bytearray(limits.THROWN_AWAY))
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(_LINGER)
-            while time.monotonic() < deadline and self.rfile.readinto1(self.buffer):
+            while time.monotonic() < deadline and self.rfile.readinto1(scratch):
                 pass
 
-    def _note(self, problem: str) -> None:
+    def _note(self, problem: str, *, is_ours: bool = False) -> None:
         self.problem = problem
+        self.is_ours = is_ours
 
     def _log(self) -> None:
         self.finished(
@@ -362,5 +394,6 @@ class Exchange(BaseHTTPRequestHandler, ABC):
                 when=self.when,
                 user=self.user,
                 version=self.request_version or self.protocol_version,
+                is_ours=self.is_ours,
             )
         )

@@ -7,6 +7,7 @@ used before it was found to be a repository, a tag or a digest.
 from __future__ import annotations
 
 import contextlib
+import re
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from urllib.parse import quote
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError
 from ocistream.model import OCI_INDEX
+from ocistream.origins import is_loopback
 from ocistream.reference import is_digest, is_repository, parse_digest
 from ocistream.serve.exchange import AccessEntry, Answer, Exchange, Part
 from ocistream.serve.pages import list_page, referrers_page
@@ -52,6 +54,10 @@ class Handler(Exchange):
         if self.registry.log is not None:
             self.registry.log(entry)
 
+    def waiting(self, is_waiting: bool) -> None:
+        """Let the server cut the connection if the client takes too long."""
+        cast("Server", self.server).waits_for(self.request, is_waiting)
+
     def write_head(self, answer: Answer) -> None:
         """Say of every answer which API it belongs to: Docker's clients look for it."""
         headers = {"Docker-Distribution-Api-Version": "registry/2.0", **answer.headers}
@@ -65,7 +71,7 @@ class Handler(Exchange):
                 does not know the password (401). Listening on loopback keeps other machines out, but not the pages
                 that this one's browsers show.
         """
-        if "Origin" in self.headers:
+        if "Origin" in self.headers or self._is_rebound():
             raise RefusedError(403, "DENIED", "this registry does not talk to web pages")
         if self.registry.gate is not None:
             self.user = self.registry.gate.admit(self.headers.get("Authorization"))
@@ -80,6 +86,16 @@ class Handler(Exchange):
             allow = {"Allow": ", ".join(endpoints)}
             raise RefusedError(405, "UNSUPPORTED", f"{self.command} is not possible {where}", headers=allow)
         serve()
+
+    def _is_rebound(self) -> bool:
+        """Say whether a browser asks, for a page whose name was made to mean this machine (DNS rebinding).
+
+        For that it is one's own origin, which is not said with a GET; but the languages of whoever reads are.
+        """
+        if self.registry.gate is not None or "Accept-Language" not in self.headers:
+            return False
+        host = re.sub(r":[0-9]*\Z", "", self.headers.get("Host", "").strip()).strip("[]")
+        return not is_loopback(host.lower())
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
         """Give what can be done with a path, by method.
@@ -135,6 +151,7 @@ class Handler(Exchange):
             "ETag": f'"{digest}"',
             "Accept-Ranges": "bytes",
         }
+        self._count_on(digest)
         with contextlib.ExitStack() as stack:
             try:
                 part = stack.enter_context(self.registry.storage.part(digest))
@@ -156,9 +173,16 @@ class Handler(Exchange):
             self.answer(Answer(200, headers, whole))
             return
         start, count = found
-        # Whoever puts parts together hashes the whole; nobody can do that here before the whole was read.
-        part = Part(whole.file, whole.offset + start, count)
+        # The last part is held back until all before it was read, too: so nobody puts a corrupt blob together of parts.
+        # Of a very large one that takes too long: whoever puts that together hashes it.
+        is_last = start + count == whole.size and start <= limits.MAX_REREAD
+        part = Part(whole.file, whole.offset + start, count, whole.digest if is_last else None, start)
         self.answer(Answer(206, {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{whole.size}"}, part))
+
+    def _count_on(self, digest: str) -> None:
+        """Have `gc` spare what a client that asks, before it pushes, is told is there."""
+        if self.command != "GET" and not self.registry.read_only:
+            self.registry.storage.touch(digest)
 
     def _delete_blob(self, digest: str) -> None:
         try:
@@ -180,9 +204,12 @@ class Handler(Exchange):
 
     def _begin_upload(self, repository: str) -> None:
         mounted, digest = self._parameter("mount"), self._parameter("digest")
-        if is_digest(mounted) and self.registry.storage.blob_size(mounted) is not None:
-            self._answer_created(repository, mounted)
-            return
+        if is_digest(mounted):
+            # First, so that what is there then stays.
+            self._count_on(mounted)
+            if self.registry.storage.blob_size(mounted) is not None:
+                self._answer_created(repository, mounted)
+                return
         if digest:
             _digest(digest)
             upload = self.registry.uploads.begin(repository, parse_digest(digest).algorithm)
@@ -270,6 +297,8 @@ class Handler(Exchange):
         }
 
     def _get_manifest(self, repository: str, reference: str) -> None:
+        if is_digest(reference):
+            self._count_on(reference)
         stored = self.registry.repositories.manifest(repository, reference)
         tag = f'"{stored.digest}"'
         headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}

@@ -154,14 +154,14 @@ class Repositories:
             raise RefusedError(400, "MANIFEST_INVALID", error.what) from error
         if entry.media_type not in _DOCUMENT_TYPES:
             raise RefusedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
-        self._check_children(document)
         named = {
             tag: replace(entry, annotations={FULL_NAME: full_name(hosts, repository, tag), REF_NAME: tag})
             for tag in tags
         }
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
-            # Under the lock, so that nobody deletes between this and the entry.
+            # Under the lock, so that nobody deletes between this and the entry: `gc` has it, too.
+            self._check_children(document)
             if not self._storage.holds(entry):
                 self._storage.write_blob(digest, [raw])
             for name, new in (named or {reference: entry}).items():

@@ -8,11 +8,14 @@ What is answered is `handler`'s business.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
+import os
 import socket
 import socketserver
 import sys
 import threading
+import time
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
@@ -21,6 +24,7 @@ from ocistream.errors import NetworkError, UsageError
 from ocistream.reference import printable
 from ocistream.serve.handler import Handler
 from ocistream.serve.repositories import Repositories
+from ocistream.serve.room import room
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
 
@@ -44,6 +48,10 @@ __all__ = ["Registry", "Server"]
 _POLL: Final = 0.5
 #: How long, in seconds, connections that were cut have to end.
 _STOP: Final = 5.0
+#: How long, in seconds, one that was cut to make room for another may take to end.
+_MAKING_ROOM: Final = 1.0
+#: How long, in seconds, nothing is accepted when the process has no file descriptor left.
+_NO_DESCRIPTORS: Final = 0.1
 _MAX_PORT: Final = 65535
 
 
@@ -85,25 +93,37 @@ class Registry:
         self._thread: threading.Thread | None = None
         self._serving = False
         family, resolved = _listening(address, guarded=gate is not None)
-        self._archive: ArchiveStorage | None = None
-        directory: DirectoryStorage | None = None
+        try:
+            self._server = Server(self, family, resolved, handler)
+        except OSError as error:
+            msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
+            raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
+        #: Closed at the end, in this order: the layout's lock, the archive.
+        self._held = contextlib.ExitStack()
         self.storage: Storage
+        try:
+            self._open(path, read_only=read_only)
+        except BaseException:
+            self._held.close()
+            self._server.server_close()
+            raise
+
+    def _open(self, path: Path, *, read_only: bool) -> None:
+        directory: DirectoryStorage | None = None
         if path.is_file():
-            self.storage = self._archive = ArchiveStorage(path)
+            self.storage = archive = ArchiveStorage(path)
+            self._held.callback(archive.close)
         else:
             self.storage = directory = DirectoryStorage(path)
             _open_layout(directory, read_only=read_only)
         self.read_only = read_only or directory is None
         self.repositories = Repositories(self.storage)
         self.uploads = Uploads(directory)
-        if not self.read_only:
+        if directory is not None and not read_only:
+            # A push may begin at any time: `gc` is to know of that before it does.
+            if (lock := directory.lock_blobs()) is not None:
+                self._held.callback(os.close, lock)
             self.uploads.clean()
-        try:
-            self._server = Server(self, family, resolved, handler)
-        except OSError as error:
-            self._close_archive()
-            msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
-            raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
 
     @property
     def layout(self) -> DirectoryStorage:
@@ -155,7 +175,7 @@ class Registry:
         self._server.server_close()
         self._server.cut_connections()
         self.uploads.close()
-        self._close_archive()
+        self._held.close()
 
     def admit(self, connection: socket.socket) -> socket.socket:
         """Take a new connection; what this gives is what the handler speaks through."""
@@ -182,10 +202,6 @@ class Registry:
         self._serving = True
         self._server.serve_forever(poll_interval=_POLL)
 
-    def _close_archive(self) -> None:
-        if self._archive is not None:
-            self._archive.close()
-
 
 class Server(ThreadingHTTPServer):
     """The listening socket, and the threads of its connections."""
@@ -200,6 +216,8 @@ class Server(ThreadingHTTPServer):
         self.registry = registry
         self.address_family = family
         self._connections: set[Connection] = set()
+        #: Those whose next request is waited for, and since when (`time.monotonic`); who waits for longest comes first.
+        self._waiting: dict[Connection, float] = {}
         self._changed = threading.Condition()
         super().__init__(address, handler)
 
@@ -211,24 +229,51 @@ class Server(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection."""
-        connection, client = super().get_request()
+        try:
+            connection, client = super().get_request()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                # It is still there to be accepted: to ask again at once would be all that this process does.
+                time.sleep(_NO_DESCRIPTORS)
+            raise
         return self.registry.admit(connection), client
 
     def process_request(self, request: Connection, client_address: object) -> None:
         """Start a connection's thread, if there is room; `cut_connections` knows of it from now on."""
         with self._changed:
-            if has_room := len(self._connections) < limits.MAX_CLIENTS:
+            most = room(limits.MAX_CLIENTS)
+            if len(self._connections) >= most and self._waiting:
+                self._cut(next(iter(self._waiting)))
+                self._changed.wait_for(lambda: len(self._connections) < most, _MAKING_ROOM)
+            if has_room := len(self._connections) < most:
                 self._connections.add(request)
+                self._waiting[request] = time.monotonic()
         if has_room:
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
+
+    def waits_for(self, request: Connection, is_waiting: bool) -> None:
+        """Take note that a connection waits for its client from now on, or no longer."""
+        with self._changed:
+            self._waiting.pop(request, None)
+            if is_waiting:
+                self._waiting[request] = time.monotonic()
+
+    def service_actions(self) -> None:
+        """Cut those that were waited for too long: called every now and then by the accepting thread."""
+        super().service_actions()
+        with self._changed:
+            latest = time.monotonic() - limits.REQUEST_TIME
+            for request in [request for request, since in self._waiting.items() if since < latest]:
+                self._cut(request)
 
     def shutdown_request(self, request: Connection) -> None:
         """Close a connection that is over."""
         super().shutdown_request(request)
         with self._changed:
             self._connections.discard(request)
+            self._waiting.pop(request, None)
             self._changed.notify_all()
 
     def handle_error(self, request: Connection, client_address: object) -> None:
@@ -240,10 +285,15 @@ class Server(ThreadingHTTPServer):
         """End every connection, and wait a while until the threads have noticed."""
         with self._changed:
             for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    # The plain socket's: that of TLS would take the encryption away from under the thread that uses it.
-                    socket.socket.shutdown(cast("socket.socket", connection), socket.SHUT_RDWR)
+                self._cut(connection)
             self._changed.wait_for(lambda: not self._connections, _STOP)
+
+    def _cut(self, connection: Connection) -> None:
+        """Have the thread of a connection find it at its end. Whoever calls has `_changed`."""
+        self._waiting.pop(connection, None)
+        with contextlib.suppress(OSError):
+            # The plain socket's: that of TLS would take the encryption away from under the thread that uses it.
+            socket.socket.shutdown(cast("socket.socket", connection), socket.SHUT_RDWR)
 
 
 def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:

@@ -80,6 +80,9 @@ class Storage(Protocol):
     def holds(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is there whole."""
 
+    def touch(self, digest: str) -> None:
+        """Note that somebody counts on a blob's being there, who has not named what needs it yet."""
+
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> None:
         """Store a blob."""
 
@@ -189,6 +192,9 @@ class ArchiveStorage:
     def holds(self, descriptor: Descriptor) -> bool:
         """Say whether a blob of this size is there."""
         return self.blob_size(descriptor.digest) == descriptor.size
+
+    def touch(self, digest: str) -> None:
+        """Do nothing: nothing goes away."""
 
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> NoReturn:
         """Refuse."""

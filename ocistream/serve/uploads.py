@@ -17,8 +17,10 @@ from io import FileIO
 from typing import TYPE_CHECKING, Final
 
 from ocistream import files, limits, partials
+from ocistream.errors import LocalDiskError
 from ocistream.reference import DIGEST_HEX_LENGTHS, parse_digest
 from ocistream.serve.refusals import RefusedError
+from ocistream.serve.room import room
 from ocistream.stream import chunks_of, new_hash
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ _MODE: Final = 0o644
 class Upload:
     """One session. `offset` is how many bytes have come; `identifier` is what its URL ends in.
 
-    `is_open` says whether it may be gone on with. Whoever changes it holds it, by `Uploads.hold`.
+    `is_open` says whether it may be gone on with, `starved` whether the disk had no room for what came last. Whoever
+    changes it holds it, by `Uploads.hold`.
     """
 
     def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str) -> None:
@@ -54,6 +57,7 @@ class Upload:
         self._layout = layout
         self._lock = threading.Lock()
         self.is_open = True
+        self.starved = False
         self._hash_with(algorithm)
         folder = layout.blob_folder(algorithm)
         self._path = folder / f".{self.identifier}{_SUFFIX}"
@@ -76,14 +80,19 @@ class Upload:
         Raises:
             LocalDiskError: the disk is full, or otherwise in the way.
         """
+        self.starved = False
         with self._disk():
             file = self._file()
         with file:
             file.seek(self.offset)
             while got := read(buffer):
                 chunk = buffer[:got]
-                with self._disk():
-                    files.write_all(file, chunk)
+                try:
+                    with self._disk():
+                        files.write_all(file, chunk)
+                except LocalDiskError:
+                    self.starved = True
+                    raise
                 self._hash.update(chunk)
                 self.offset += got
 
@@ -135,11 +144,14 @@ class Upload:
             self._lock.release()
 
     def discard_if_idle(self, before: float) -> bool:
-        """End the session if no request holds it and none did since `before`; say whether it is over."""
+        """End the session if no request holds it and none did since `before`; say whether it is over.
+
+        One that had no room on the disk is over at once: few clients go on with it, and it takes the room of others.
+        """
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self.touched < before:
+            if self.touched < before or self.starved:
                 self.discard()
             return not self.is_open
         finally:
@@ -185,7 +197,7 @@ class Uploads:
             raise RefusedError(405, "UNSUPPORTED", "nothing can be uploaded here")
         self._drop(idle_since=time.monotonic() - limits.UPLOAD_IDLE)
         with self._lock:
-            if len(self._uploads) >= limits.MAX_UPLOADS:
+            if len(self._uploads) >= room(limits.MAX_UPLOADS):
                 raise RefusedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
             upload = Upload(self._layout, repository, algorithm)
             self._uploads[upload.identifier] = upload

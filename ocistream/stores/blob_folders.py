@@ -129,12 +129,12 @@ class BlobFolders:
         """
         if self.blob_size(descriptor.digest) != descriptor.size:
             return False
+        self.touch(descriptor.digest)
         try:
             for _ in verified(self.blob_chunks(descriptor.digest, descriptor.size), descriptor):
                 pass
         except IntegrityError:
             return False
-        self.touch(descriptor.digest)
         return True
 
     def touch(self, digest: str) -> None:

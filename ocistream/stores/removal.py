@@ -91,7 +91,8 @@ def _left_hanging(reading: _Reading, rest: Sequence[Descriptor], images: Sequenc
         if not more:
             return found
         found += more
-        loose = [entry for entry in loose if entry not in more]
+        hung = {id(entry) for entry in more}
+        loose = [entry for entry in loose if id(entry) not in hung]
         going |= reading.below(entry.digest for entry in more)
 
 

@@ -18,6 +18,7 @@ from ocistream import files, limits
 from ocistream.documents import FIELDS
 from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.reference import is_digest
 from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -136,7 +137,10 @@ def _needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
     waiting = [(entry.digest, entry.media_type) for entry in layout.entries()]
     while waiting:
         digest, media_type = waiting.pop()
-        if digest in looked_at or digest not in sizes:
+        if digest in looked_at:
+            continue
+        if digest not in sizes:
+            _check_missing(layout, digest)
             continue
         looked_at.add(digest)
         needed.add(digest)
@@ -154,6 +158,17 @@ def _needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
             waiting.append(found.subject)
         needed.update(leaf for leaf in found.leaves if leaf in sizes)
     return needed
+
+
+def _check_missing(layout: LayoutDirectory, digest: str) -> None:
+    """Make sure that a manifest is not there at all.
+
+    Raises:
+        ArchiveError: there is a link in its place, or something else that is no file: others may read it.
+    """
+    if is_digest(digest) and os.path.lexists(layout.blob_path(digest)):
+        msg = f"{layout.path}: manifest {digest} is no regular file, but a link or something else"
+        raise ArchiveError(msg, hint="what it needs is not known, and so nothing is dropped")
 
 
 def mentioned(layout: LayoutDirectory, digest: str, size: int) -> Mentioned:

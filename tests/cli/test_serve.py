@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from ocistream import limits
 from tests.cli import expect
 from tests.cli.run import Argument, Environment, ocistream, started
 from tests.images import Layout, small_image
 from tests.registry_http import manifest_digest, seed
+from tests.talking import Client
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -113,3 +116,36 @@ def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear reader")
     expect.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
     expect.nothing_left(tmp_path, "letter")
+
+
+@pytest.mark.parametrize("name", ["app.tar", "app.tar.gz", "app.tgz", "app.tar.zst"])
+def test_an_archive_that_is_not_there_becomes_no_directory(tmp_path: Path, name: str) -> None:
+    expect.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "mkdir")
+    expect.nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("argv", [[], ["--log-format=json"]])
+def test_what_is_wrong_on_our_side_is_told_to_those_who_did_not_ask(layout: Layout, argv: list[str]) -> None:
+    small_image(layout, name="app")
+    with serving(layout.path, *argv) as (process, host):
+        (layout.path / "index.json").write_text("broken")
+        with Client(host) as ask:
+            assert [ask("GET", "/v2/app/tags/list").status for _ in range(2)] == [500, 500]
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    told = err.decode().splitlines()[:-1]
+    assert len(told) == 2
+    assert all("/v2/app/tags/list" in line and "not valid JSON" in line for line in told)
+    if argv:
+        assert "is_ours" not in json.loads(told[0])
+
+
+def test_it_has_descriptors_for_all_its_clients(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        with serving(tmp_path / "store") as (process, _):
+            raised, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised == min(limits.SPARE_DESCRIPTORS + 4 * limits.MAX_CLIENTS, hard)

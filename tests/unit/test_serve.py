@@ -52,6 +52,8 @@ class TestListening:
         port = int(served.host.rpartition(":")[2])
         with pytest.raises(NetworkError, match="in use"):
             Registry(tmp_path / "layout", address=("127.0.0.1", port))
+        # And nothing is made then.
+        assert not (tmp_path / "layout").exists()
 
 
 class TestLayout:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.serve import AccessEntry, Registry
 from tests.archives import blob_name, items_of, small_first, tar_of
@@ -157,9 +158,10 @@ class TestNothingIsChanged:
 
 
 class TestNothingIsBelieved:
+    @pytest.mark.parametrize("wanted", [None, "bytes=0-", "bytes=1000-", "bytes=-5"])
     @pytest.mark.parametrize("size", [4000, MIB])
-    def test_a_blob_that_is_not_what_its_name_says_never_comes_whole(
-        self, layout: Layout, serve: Serve, size: int
+    def test_a_blob_that_is_not_what_its_name_says_never_comes_to_its_end(
+        self, layout: Layout, serve: Serve, size: int, wanted: str | None
     ) -> None:
         image = layout.image([size], name="v1")
         layer = layout.read(image["digest"])["layers"][0]
@@ -171,11 +173,25 @@ class TestNothingIsBelieved:
         items[name] = bytes([content[0] ^ 1]) + content[1:]
         ask = serve(tar_of(items.items()), log=log)
         with pytest.raises(http.client.IncompleteRead) as caught:
-            ask("GET", f"/v2/app/blobs/{layer['digest']}")
+            ask("GET", f"/v2/app/blobs/{layer['digest']}", headers={"Range": wanted} if wanted else {})
         assert len(caught.value.partial) < layer["size"]
         ask.connection.close()
         assert ask("GET", "/v2/").status == 200
         assert layer["digest"] in (log[0].problem or "")
+
+    def test_the_end_of_a_very_large_one_is_not_kept_waiting_for(
+        self, layout: Layout, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layer = layout.read(layout.image([4000], name="v1")["digest"])["layers"][0]
+        items = dict(small_first(layout))
+        content = bytes(layer["size"])
+        items[blob_name(layer["digest"])] = content
+        ask = serve(tar_of(items.items()))
+        monkeypatch.setattr(limits, "MAX_REREAD", 999)
+        answer = ask("GET", f"/v2/app/blobs/{layer['digest']}", headers={"Range": "bytes=1000-"})
+        assert (answer.status, answer.body) == (206, content[1000:])
+        with pytest.raises(http.client.IncompleteRead):
+            ask("GET", f"/v2/app/blobs/{layer['digest']}", headers={"Range": "bytes=999-"})
 
     def test_a_manifest_that_is_not_what_its_name_says_is_not_given_out(self, layout: Layout, serve: Serve) -> None:
         image = small_image(layout, name="v1")

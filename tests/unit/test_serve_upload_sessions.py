@@ -207,3 +207,30 @@ class TestDisk:
         short = CONTENT[:1500]
         assert closed(ask, location, digest_of(short), short[1000:]) == 201
         assert is_stored(ask, digest_of(short), short)
+
+    def test_what_had_no_room_gives_up_its_own_when_somebody_else_begins(
+        self, ask: Client, served: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        starved, other = begin(ask), begin(ask)
+        for location in (starved, other):
+            assert ask("PATCH", location, FIRST).status == 202
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(files, "write_all", full)
+            assert ask("PATCH", starved, SECOND).status == 500
+        begin(ask)
+        assert ask("GET", starved).status == 404
+        assert ask("GET", other).headers["Range"] == "0-999"
+        assert len(blobs(served)) == 2
+
+    def test_one_that_went_on_after_all_is_like_any_other(self, ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        location = begin(ask)
+        with monkeypatch.context() as broken:
+            broken.setattr(files, "write_all", lambda *_: os.write(-1, b""))
+            assert ask("PATCH", location, FIRST).status == 500
+        assert ask("PATCH", location, FIRST).status == 202
+        begin(ask)
+        assert ask("GET", location).headers["Range"] == "0-999"
