@@ -202,6 +202,8 @@ MAX_REQUEST_HEAD: Final = 32 * KIB
 #: Connections that `serve` has at a time: each is a thread, and may have a buffer. For a further one that is cut which
 #: has waited for a request for longest; where there is none, it is closed at once.
 MAX_CLIENTS: Final = 500
+#: What all indexes of a layout list, one after the other, is remembered up to so many manifests: some 20 MiB.
+MAX_LINKED: Final = 10 * MAX_LISTED
 #: Of an archive's blob, which is asked for from some byte to its end, so much before that is read to verify it: from a
 #: slow stick that takes seconds, in which the client gets nothing.
 MAX_REREAD: Final = 512 * MIB

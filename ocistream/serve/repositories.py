@@ -8,6 +8,7 @@ changed under its lock. HTTP is not known here, but for the refusals.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -53,10 +54,13 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """Where a manifest points: its subject, and the media type behind each manifest that it lists."""
+    """Where a manifest points: its subject, and the media type behind each manifest that it lists.
+
+    `manifests` is None where those are too many to be remembered.
+    """
 
     subject: str | None = None
-    manifests: Mapping[str, str] = field(default_factory=dict)
+    manifests: Mapping[str, str] | None = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -79,8 +83,10 @@ class Repositories:
         self._fallback = storage.repository
         self._lock = threading.Lock()
         self._snapshot: _Snapshot | None = None
-        # By digest, so what is in it stays true; what nothing points to any more is dropped.
+        # By digest, so what is in it stays true; what nothing points to any more is dropped, and what is too much is
+        # read again whenever it is wanted.
         self._links: dict[str, _Links] = {}
+        self._linked = 0
 
     def names(self) -> list[str]:
         """Give the repositories that have tags, each by the first of its spellings, sorted."""
@@ -195,7 +201,7 @@ class Repositories:
         """
         found = []
         for digest, media_type in self._reached(self._now()).items():
-            if self._links_of(digest, media_type).subject == subject:
+            if self._links_of(digest, media_type, whole=False).subject == subject:
                 # Gone since: another process may delete.
                 with contextlib.suppress(NotFoundError):
                     raw = self._read(digest)
@@ -281,22 +287,27 @@ class Repositories:
         if snapshot.reached is None:
             snapshot.reached = self._reach(snapshot.entries)
             self._links = {digest: self._links[digest] for digest in snapshot.reached if digest in self._links}
+            self._linked = sum(len(links.manifests or ()) for links in self._links.values())
         return snapshot.reached
 
     def _reach(self, entries: Iterable[Descriptor]) -> dict[str, str]:
-        """Give the digest and media type of every manifest that the entries lead to, themselves first."""
+        """Give the digest and media type of every manifest that the entries lead to, themselves first.
+
+        Of what they only lead to, what is there: an index may list any number of others.
+        """
         found = {entry.digest: entry.media_type for entry in entries}
         todo = list(found.items())
         for digest, media_type in todo:
-            for child in self._links_of(digest, media_type).manifests.items():
-                if child[0] not in found:
+            for child in (self._links_of(digest, media_type).manifests or {}).items():
+                if child[0] not in found and (child[0] in self._links or self._storage.blob_size(child[0]) is not None):
                     found[child[0]] = child[1]
                     todo.append(child)
         return found
 
-    def _links_of(self, digest: str, media_type: str) -> _Links:
+    def _links_of(self, digest: str, media_type: str, *, whole: bool = True) -> _Links:
+        """Say where a manifest points; without `whole` the manifests that it lists may be None."""
         links = self._links.get(digest)
-        if links is None:
+        if links is None or (whole and links.manifests is None):
             try:
                 raw = self._read(digest) if media_type in _DOCUMENT_TYPES else b"{}"
                 document = parse_document(Descriptor(media_type, digest, len(raw)), raw)
@@ -304,8 +315,11 @@ class Repositories:
                 # Not there, malformed or damaged: it leads nowhere. That is no reason not to serve the others.
                 return _Links()
             subject = document.subject.digest if document.subject else None
-            links = _Links(subject, {child.digest: child.media_type for child in document.manifests})
-            self._links[digest] = links
+            manifests = {sys.intern(child.digest): child.media_type for child in document.manifests}
+            links = _Links(subject, manifests)
+            has_room = self._linked + len(manifests) <= limits.MAX_LINKED
+            self._linked += len(manifests) if has_room else 0
+            self._links[digest] = links if has_room else _Links(subject, None)
         return links
 
     def _read(self, digest: str) -> bytes:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import json
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
+from ocistream import limits
 from ocistream.model import Descriptor
 from ocistream.serve import Registry
+from ocistream.serve.repositories import Repositories
+from ocistream.serve.storage import DirectoryStorage
 from tests.images import (
+    OCI_INDEX,
+    OCI_MANIFEST,
     Layout,
     digest_of,
     small_image,
@@ -156,3 +166,42 @@ class TestOthersAtWork:
             digests = list(pool.map(push, range(16)))
         assert {entry["digest"] for entry in entries(served)} == set(digests)
         assert list(tmp_path.rglob(".*")) == []
+
+
+class TestMuch:
+    """An index may list ten thousand others, and a layout have thousands of them."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_LINKED", 0)
+
+    def test_what_is_not_remembered_is_known_all_the_same(self, ask: Client, served: Registry) -> None:
+        documents = [image(ask, b"one"), image(ask, b"two")]
+        digests = [ask.push(document) for document in documents]
+        index = ask.push(index_of(*documents), "v1")
+        assert untagged(served) == []
+        subject = {key: index_of(documents[0])["manifests"][0][key] for key in ("mediaType", "digest", "size")}
+        referrer = ask.push({**index_of(documents[1]), "subject": subject})
+        for _ in range(2):
+            found = ask("GET", f"/v2/app/referrers/{digests[0]}").json()["manifests"]
+            assert [entry["digest"] for entry in found] == [referrer]
+        assert ask("DELETE", f"/v2/app/manifests/{digests[0]}").status == 405
+        assert ask("DELETE", f"/v2/app/manifests/{index}").status == 202
+        assert ask("DELETE", f"/v2/app/manifests/{digests[1]}").status == 405
+
+    def test_what_is_only_listed_takes_no_memory(self, layout: Layout) -> None:
+        absent = [
+            [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d %d" % (n, m)), "size": 1} for m in range(2000)]
+            for n in range(20)
+        ]
+        made = [layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": some}) for some in absent]
+        path = layout.path / "index.json"
+        path.write_text(json.dumps({"schemaVersion": 2, "manifests": made}))
+        repositories = Repositories(DirectoryStorage(layout.path))
+        tracemalloc.start()
+        try:
+            assert repositories.referrers(digest_of(b"nobody")) == []
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < 4 << 20
+        finally:
+            tracemalloc.stop()
