@@ -76,8 +76,12 @@ class LayoutDirectory(BlobFolders):
             ArchiveError: its version is not known.
         """
         if not self.path.is_dir():
-            msg = f"{self.path}: no such directory"
-            raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
+            if self.path.exists():
+                msg, hint = f"{self.path} is no directory", "name the directory that has the index.json"
+            else:
+                hint = "is the path right? a relative one begins in the folder that you are in"
+                msg = f"{self.path}: no such directory"
+            raise NotFoundError(msg, hint=hint)
         if not (self.path / "index.json").exists():
             msg = f"{self.path} is not an OCI layout: it has no index.json"
             hint = "name the directory that `ocistream pull -o DIR/` or `skopeo copy ... oci:DIR` has written"

@@ -251,3 +251,9 @@ def test_a_pull_goes_on_without_what_was_dropped_from_its_cache(registry: Faulty
     expect.success(ocistream(*pull, tmp_path / "y"))
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
     assert len(there(tmp_path / "cache")) == 4
+
+
+@pytest.mark.parametrize(("verb", "names"), [("gc", []), ("rm", ["app"])])
+def test_an_archive_is_no_directory(tmp_path: Path, verb: str, names: list[str]) -> None:
+    (tmp_path / "app.tar").write_bytes(b"")
+    expect.failure(ocistream(verb, tmp_path / "app.tar", *names), 4, "app.tar is no directory")
