@@ -17,6 +17,7 @@ from tests.cli.run import ocistream, started
 from tests.cli.terminal import Screen, on_terminal, resize
 from tests.faults import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
+from tests.interop.documents import ROOT, blocks, is_like
 from tests.registry_http import seed
 
 MIB = 1 << 20
@@ -278,6 +279,8 @@ def test_a_line_every_few_seconds_says_how_much_and_how_long(
     assert line["total"] == total
     assert 2 * MIB < line["bytes"] < total
     assert re.fullmatch(r"2.1 MB of 5.2 MB, 40 %, [12] of 4 blobs, [0-9.]+ kB/s, [0-9]+ s left", line["message"])
+    (shown,) = [block.text for block in blocks((ROOT / "docs/scripting.md").read_text()) if "blobs" in block.text]
+    assert is_like(f"ocistream: {plan['message']}\nocistream: {line['message']}", shown)
 
 
 GITLAB = r"\x1b\[0Ksection_{}:[0-9]+:ocistream_[0-9]+_[0-9]+{}\r\x1b\[0K{}"

@@ -68,13 +68,13 @@ def turns(transcript: str) -> Iterator[tuple[str, str]]:
 
 #: What may differ between what is shown and what is said, and as what it is then taken.
 _VARIES: Final = re.compile(
-    r"(?P<any>…)|(?P<hex>(?<![0-9a-f])[0-9a-f]{12,}(?![0-9a-f]))|(?P<number>\d[\d.,]*)|(?P<blank> +)"
+    r"(?P<any>…)|(?P<hex>(?<![0-9a-f])[0-9a-f]{12,}(?![0-9a-f]))|(?P<number>\d[\d.,]*(?: [kMGT]?B\b)?)|(?P<blank> +)"
 )
-_AS: Final = {"any": ".*", "hex": "[0-9a-f]+", "number": r"[\d.,]+", "blank": " +"}
+_AS: Final = {"any": ".*", "hex": "[0-9a-f]+", "number": r"[\d.,]+(?: [kMGT]?B\b)?", "blank": " +"}
 
 
 def is_like(said: str, shown: str) -> bool:
-    """Say whether what was printed is what is shown: digests and numbers may differ, and `…` is anything."""
+    """Say whether what was printed is what is shown: digests, numbers and sizes may differ, and `…` is anything."""
     pattern, end = "", 0
     shown = shown.strip()
     for match in _VARIES.finditer(shown):
