@@ -105,32 +105,14 @@ def check_safe(word: str) -> str:
 class FarCommand:
     """A run of the far side. Its stderr is listened to; who has it writes to its `stdin` and reads its stdout."""
 
-    def __init__(
-        self, line: Sequence[str], hear: Callable[[Mapping[str, Any] | str], None], ended: threading.Event
-    ) -> None:
-        """Start it.
+    def __init__(self, hear: Callable[[Mapping[str, Any] | str], None], ended: threading.Event) -> None:
+        """Run nothing yet: whoever is to `abandon` it has it before there is something to abandon.
 
         `hear` gets what is said on stderr, from another thread: an object of the far ocistream's, or a line of somebody
         else's, printable. Errors are not given to it: those are raised here. `ended` is an event of its own, by which
         the end is waited for.
-
-        Raises:
-            NotFoundError, LocalDiskError: there is no such command, or it cannot be run.
         """
-        self._name = printable(line[0])
-        try:
-            process = subprocess.Popen(line, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
-        except FileNotFoundError as error:
-            msg = f"cannot run {self._name}: there is no such command"
-            raise NotFoundError(msg, hint="--via is a command of this machine") from error
-        except OSError as error:
-            msg = f"cannot run {self._name}: {error.strerror or error}"
-            raise LocalDiskError(msg) from error
-        self._process = process
-        # They are pipes, and not buffered.
-        self._stdin = cast("FileIO", process.stdin)
-        self._stdout = cast("FileIO", process.stdout)
-        self._stderr = cast("FileIO", process.stderr)
+        self._is_started = False
         self._hear = hear
         self._ended = ended
         self._is_over = False
@@ -138,8 +120,42 @@ class FarCommand:
         #: What somebody else than an ocistream has said last. It is held back, for it may be why all of it has failed.
         self._last_words = ""
         self._answer = b""
+
+    def start(self, line: Sequence[str]) -> None:
+        """Run it, by a command line.
+
+        Raises:
+            NotFoundError, LocalDiskError: there is no such command, or it cannot be run.
+        """
+        self._name = printable(line[0])
+        failures: list[OSError] = []
+
+        def run() -> None:
+            try:
+                self._run(line)
+            except OSError as error:
+                failures.append(error)
+
+        # In another thread, where no signal's exception comes out between the process and its name here.
+        self._begin(run).join()
+        if failures:
+            error = failures[0]
+            if isinstance(error, FileNotFoundError):
+                msg = f"cannot run {self._name}: there is no such command"
+                raise NotFoundError(msg, hint="--via is a command of this machine") from error
+            msg = f"cannot run {self._name}: {error.strerror or error}"
+            raise LocalDiskError(msg) from error
+
+    def _run(self, line: Sequence[str]) -> None:
+        process = subprocess.Popen(line, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        self._process = process
+        # They are pipes, and not buffered.
+        self._stdin = cast("FileIO", process.stdin)
+        self._stdout = cast("FileIO", process.stdout)
+        self._stderr = cast("FileIO", process.stderr)
         self._threads = [self._begin(self._listen)]
         threading.Thread(target=self._wait, daemon=True).start()
+        self._is_started = True
 
     # -- what it is used for -----------------------------------------------------------------------------
 
@@ -196,6 +212,8 @@ class FarCommand:
 
     def abandon(self, *, at_once: bool = False) -> None:
         """End it: it gets no more, nothing that it says is listened to, and it is killed if it does not end."""
+        if not self._is_started:
+            return
         self._is_over = True
         self._close_stdin()
         if not at_once and self._ended.wait(_GRACE):
@@ -244,10 +262,10 @@ class FarCommand:
                 self._answer += chunk
 
     def _listen(self) -> None:
-        lines = BufferedReader(self._stderr)
-        while line := lines.readline(limits.MAX_FAR_LINE):
-            if not self._is_over:
-                self._take(line)
+        with BufferedReader(self._stderr) as lines:
+            while line := lines.readline(limits.MAX_FAR_LINE):
+                if not self._is_over:
+                    self._take(line)
 
     def _take(self, line: bytes) -> None:
         found = _object(line)

@@ -114,7 +114,7 @@ class _FarSide:
 
     def sink(self) -> Sink:
         """Give what writes to it, once there is something to write."""
-        output = _FarOutput(lambda: self._start(self._there.verb, self._pushing()))
+        output = _FarOutput(self._command, lambda far: self._start(far, self._there.verb, self._pushing()))
         self._sink = _FarSink(output, mtime=self._session.surroundings().mtime)
         return self._sink
 
@@ -144,8 +144,9 @@ class _FarSide:
                 error.hint = "what --via runs must print nothing of its own on stdout, such as a greeting"
                 raise
 
-        far = self._start(["have", "--among", "-", self._there.asked or ""], self._asking())
+        far = self._command()
         try:
+            self._start(far, ["have", "--among", "-", self._there.asked or ""], self._asking())
             return far.ask(_joined(question), read)
         except BaseException:
             _abandon(far)
@@ -158,11 +159,14 @@ class _FarSide:
 
     # -- what is said to it ------------------------------------------------------------------------------
 
-    def _start(self, words: Sequence[str], options: Sequence[str]) -> FarCommand:
+    def _command(self) -> FarCommand:
+        return FarCommand(self._hear, Stop())
+
+    def _start(self, far: FarCommand, words: Sequence[str], options: Sequence[str]) -> None:
         said = [check_safe(word) for word in (*words, *options)]
         # Not all of the command: there may be a password in it.
         self._session.console.note(f"running {printable(self._line[0])} ... {' '.join(said)}", level=1)
-        return FarCommand([*self._line, *said], self._hear, Stop())
+        far.start([*self._line, *said])
 
     def _asking(self) -> list[str]:
         """Give the options that are the destination's, and those by which it speaks to us."""
@@ -205,7 +209,8 @@ class _FarSide:
 class _FarOutput:
     """The far side's stdin, as an archive's output."""
 
-    def __init__(self, start: Callable[[], FarCommand]) -> None:
+    def __init__(self, command: Callable[[], FarCommand], start: Callable[[FarCommand], None]) -> None:
+        self._command = command
         self._start = start
         self._far: FarCommand | None = None
         #: What it has printed, when it has ended.
@@ -213,7 +218,8 @@ class _FarOutput:
 
     def write(self, chunk: Chunk) -> None:
         if self._far is None:
-            self._far = self._start()
+            self._far = self._command()
+            self._start(self._far)
             self._far.collect()
         self._far.write(chunk)
 
