@@ -34,9 +34,9 @@ def human_size(size: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Write a time for people: `95 s`, `12 min`, `3 h 20 min`, `5 days`."""
+    """Write a time that is left for people: `95 s`, `12 min`, `3 h 20 min`, `5 days`; never that there is none."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{max(1, seconds):.0f} s"
     if seconds < 7_200:
         return f"{seconds / 60:.0f} min"
     if seconds < 172_800:

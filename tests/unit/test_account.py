@@ -104,7 +104,7 @@ class TestAccount:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h 0 min"), (12_000, "3 h 20 min"),
+    [(0.4, "1 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h 0 min"), (12_000, "3 h 20 min"),
      (172_800, "2 days")],
 )  # fmt: skip
 def test_times_are_written_for_people(seconds: float, text: str) -> None:
