@@ -22,6 +22,7 @@ from ocistream.hosts import HostSettings
 from ocistream.places import PULLS, HostRule, Mirror, checked_location
 from ocistream.profiles import NAMED
 from ocistream.reference import parse_registry, printable
+from ocistream.rungs import parse_rung
 from ocistream.toml_files import Table, read_table
 from ocistream.xdg import SYSTEM_FILE, configuration_file
 
@@ -130,7 +131,7 @@ class _Rule:
             client_certificates=self._client_certificates(),
             url=self._url(),
             requests_per_second=self._rate(),
-            upload=table.text("upload"),
+            upload=self._upload(),
             profile=self._profile(),
         )
         mirrors = tuple(self._mirror(item) for item in table.items("mirrors")) if "mirrors" in table.values else None
@@ -187,6 +188,15 @@ class _Rule:
             # It may have a password in it, and is not shown.
             raise self._table.wrong("url", "is not http[s]://HOST[:PORT][/PATH]")
         return url.rstrip("/")
+
+    def _upload(self) -> str | None:
+        text = self._table.text("upload")
+        if text is not None:
+            try:
+                parse_rung(text)
+            except UsageError as error:
+                raise self._table.wrong("upload", f"is refused: {error.what}", error.hint) from error
+        return text
 
     def _profile(self) -> str | None:
         name = self._table.text("profile")

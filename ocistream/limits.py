@@ -120,6 +120,10 @@ MAX_FAR_RESULTS: Final = 1 * MIB
 # Configuration ---------------------------------------------------------------------------------------------
 #: A configuration file, ours or containers' registries.conf.
 MAX_CONFIGURATION: Final = 1 * MIB
+#: A file of `ocistream sync`: ten thousand entries have 1.5 MB.
+MAX_SYNC_FILE: Final = 4 * MIB
+#: Steps in which a regular expression of such a file is matched with one tag: a usual one takes some hundreds.
+MAX_MATCHING_STEPS: Final = 1_000_000
 
 # Registries ------------------------------------------------------------------------------------------------
 #: A token server's answer.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.distribution import Repository
 from ocistream.errors import NotFoundError, OcistreamError, UnsupportedError, UsageError
+from ocistream.files import disk_errors
 from ocistream.reference import printable
 from ocistream.stores import Want, is_directory, is_layout_to_be, open_source
 from ocistream.stores.index import called
@@ -42,10 +43,9 @@ class There:
         reference, end = target.reference, target.place.end
         if reference is not None:
             self._repository = Repository(around.transport(), reference.registry, reference.repository, writes=True)
-        elif is_layout_to_be(end):
-            self._entries = _entries(end)
-        else:
-            self._entries = _entries_of_archive(end, around)
+            return
+        with disk_errors(f"cannot look into {printable(end.text)}"):
+            self._entries = _entries(end) if is_layout_to_be(end) else _entries_of_archive(end, around)
 
     def digest(self) -> str | None:
         """Give the digest of the image that has the name, or None.
@@ -103,8 +103,15 @@ def opened(end: End, around: Surroundings, want: Want) -> Source:
 
     Raises:
         UsageError: it cannot.
+        LocalDiskError: nothing can be called so, or it cannot be read.
         OcistreamError: it is not there, or malformed.
     """
+    # (`Path.exists` and its family raise OSError where a name is too long to be one.)
+    with disk_errors(f"cannot read {printable(end.text)}"):
+        return _opened(end, around, want)
+
+
+def _opened(end: End, around: Surroundings, want: Want) -> Source:
     if end.path is not None and not is_directory(end):
         if end.path.exists() and (not end.path.is_file() or is_compressed(end.path)):
             msg = (

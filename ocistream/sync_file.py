@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ocistream import limits
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.model import parse_platform
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
@@ -37,7 +38,7 @@ def read_plan(path: Path) -> Plan:
         UsageError: it is malformed; the error names it and the key.
         LocalDiskError: it cannot be read.
     """
-    table = read_table(path)
+    table = read_table(path, limits.MAX_SYNC_FILE)
     if table is None:
         msg = f"{printable(str(path), 1024)}: no such file"
         raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")

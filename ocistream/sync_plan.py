@@ -6,6 +6,7 @@ Nothing is asked for here; what there is to choose from comes in. How that is wr
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -215,5 +216,5 @@ def without_doubles(found: Iterable[Copy]) -> list[Copy]:
 
 def is_layout(end: End) -> bool:
     return end.kind == "oci" or (
-        end.kind == "path" and (end.text.endswith("/") or bool(end.path and end.path.is_dir()))
+        end.kind == "path" and (end.text.endswith("/") or bool(end.path and os.path.isdir(end.path)))  # noqa: PTH112
     )

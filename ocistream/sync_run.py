@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import transfer
 from ocistream.errors import OcistreamError, UnsupportedError
 from ocistream.fanout import Branch, FanOut
+from ocistream.files import disk_errors
 from ocistream.interfaces import Mounts
 from ocistream.reference import printable
 from ocistream.stores import Want, is_layout_to_be, open_sink
@@ -279,7 +280,8 @@ class Sync:
         end = target.place.end
         if target.reference is not None:
             end = replace(end, reference=target.reference)
-        return open_sink(end, self._surroundings(target.place, stop))
+        with disk_errors(f"cannot write {printable(end.text)}"):
+            return open_sink(end, self._surroundings(target.place, stop))
 
     def _surroundings(self, place: Place, stop: threading.Event) -> Surroundings:
         return replace(self._around(place), cancelled=stop)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
-from ocistream.errors import NotFoundError, UsageError
-from ocistream.reference import is_digest_tag, printable
+from ocistream.errors import NotFoundError
+from ocistream.reference import is_digest_tag
+from ocistream.regular import whole
 from ocistream.versions import parse_range, parse_version
 
 if TYPE_CHECKING:
@@ -44,19 +43,12 @@ def of_regex(pattern: str) -> TagChoice:
     """Give the way to choose tags by a regular expression (Python's) that matches the whole of them.
 
     Raises:
-        UsageError: it is malformed.
+        UsageError: it is malformed, or refers to what it has matched before.
     """
-    try:
-        with warnings.catch_warnings():
-            # What later versions of Python may read differently is no news to whoever runs this.
-            warnings.simplefilter("ignore", FutureWarning)
-            compiled = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        msg = f"malformed regular expression {printable(pattern)!r}: {printable(str(error))}"
-        raise UsageError(msg) from error
+    matches = whole(pattern)
 
     def choose(tags: Sequence[str]) -> list[str]:
-        return _some([tag for tag in tags if not is_digest_tag(tag) and compiled.fullmatch(tag)], tags)
+        return _some([tag for tag in tags if not is_digest_tag(tag) and matches(tag)], tags)
 
     return choose
 

@@ -89,26 +89,26 @@ class Table:
         return Table(f"{self.where}: {printable(key)}", value)
 
 
-def read_table(path: Path) -> Table | None:
-    """Read a file; None where it is not there.
+def read_table(path: Path, bound: int = limits.MAX_CONFIGURATION) -> Table | None:
+    """Read a file of at most so many bytes; None where it is not there.
 
     Raises:
-        UsageError: it is too large, or not TOML.
+        UsageError: it is too large, or not TOML, or a string has a zero byte: nothing that can be named has one.
         LocalDiskError: it cannot be read.
     """
     with disk_errors(f"cannot read {path}"):
         try:
             with path.open("rb") as file:
-                raw = file.read(limits.MAX_CONFIGURATION + 1)
+                raw = file.read(bound + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
     import tomllib
 
-    if len(raw) > limits.MAX_CONFIGURATION:
-        msg = f"{path} is larger than {limits.MAX_CONFIGURATION} bytes"
+    if len(raw) > bound:
+        msg = f"{path} is larger than {bound} bytes"
         raise UsageError(msg)
     try:
-        return Table(str(path), tomllib.loads(raw.decode()))
+        table = Table(str(path), tomllib.loads(raw.decode()))
     except UnicodeDecodeError as error:
         msg = f"{path} is not TOML: byte {error.start} is not UTF-8"
         raise UsageError(msg) from error
@@ -122,3 +122,24 @@ def read_table(path: Path) -> Table | None:
     except RecursionError as error:
         msg = f"{path} is nested too deeply"
         raise UsageError(msg) from error
+    if b"\\" in raw:
+        _check_strings(table, table.values)
+    return table
+
+
+def _check_strings(table: Table, value: object, key: str = "") -> None:
+    """Refuse a zero byte. TOML has it only as an escape.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if isinstance(value, str) and "\0" in value:
+        raise table.wrong(key, "has a zero byte")
+    if isinstance(value, list):
+        for item in value:
+            _check_strings(table, item, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if "\0" in name:
+                raise table.wrong(name, "has a zero byte")
+            _check_strings(table, item, f"{key}.{name}" if key else name)

@@ -105,7 +105,25 @@ class _Places:
         return self._known[place.login]
 
     def _for(self, login: Login | None, secret: str, registries: Collection[str]) -> Surroundings:
-        return self._session.surroundings(own=functools.partial(_keychain, login, secret, registries))
+        return self._session.surroundings(own=functools.partial(self._keychain, login, secret, registries))
+
+    def _keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
+        """Give what a place's credentials are found by: those of the file are for the `registries` it names there.
+
+        A mirror of one of them is shown its own, if there are any.
+        """
+        from ocistream.credentials import Credential, Keychain
+
+        env, configured = dict(os.environ), self._session.places().credentials
+        # A user name that no registry stands beside is for none of a file's many registries.
+        nobody: tuple[str, ...] = ()
+        if login is None:
+            return Keychain(env, home=home(), named=nobody, configured=configured)
+        if login.auth_file is not None:
+            env.pop("DOCKER_AUTH_CONFIG", None)
+            return Keychain({**env, "REGISTRY_AUTH_FILE": str(login.auth_file)}, home=home(), named=nobody)
+        credential = Credential(login.username, secret, source=login.where)
+        return Keychain(env, home=home(), explicit=credential, named=registries, configured=configured)
 
 
 def _secret(login: Login | None) -> str:
@@ -116,24 +134,6 @@ def _secret(login: Login | None) -> str:
         msg = f"{login.where}: password-env names {printable(login.password_env)}, which is not set"
         raise UsageError(msg, hint="export it: the password is taken from there")
     return secret
-
-
-def _keychain(login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
-    """Give what a place's credentials are found by: those of the file are for the `registries` that it names there.
-
-    A mirror of one of them is shown its own, if there are any.
-    """
-    from ocistream.credentials import Credential, Keychain
-
-    # A user name that no registry stands beside is for none of a file's many registries.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OCISTREAM_")}
-    if login is None:
-        return Keychain(env, home=home())
-    if login.auth_file is not None:
-        env.pop("DOCKER_AUTH_CONFIG", None)
-        return Keychain({**env, "REGISTRY_AUTH_FILE": str(login.auth_file)}, home=home())
-    credential = Credential(login.username, secret, source=login.where)
-    return Keychain(env, home=home(), explicit=credential, named=registries)
 
 
 class _Told:

@@ -335,6 +335,22 @@ class TestFailures:
         assert tags(target.host, "indexes") == ["2"]
         assert manifest_digest(target.host, "indexes", signature["digest"]) == signature["digest"]
 
+    def test_a_path_that_cannot_be_one_stops_no_other_image(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        long = "a" * 300
+        text = "".join(
+            entry(f"{source.host}/app:1.0", to) for to in (f"oci:{long}", f"oci-archive:{long}", f"./{long}/")
+        )
+        text += entry(f"oci:{long}", f"{target.host}/a") + entry(f"oci-archive:{long}", f"{target.host}/b")
+        text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
+        result = sync(tmp_path, text)
+        assert result.code == 9
+        assert "1 image copied" in result.err
+        # A directory by two names is one.
+        assert "4 failed" in result.err
+        assert "internal" not in result.err
+
     def test_two_images_for_one_place_are_refused(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -378,6 +394,20 @@ class TestCredentials:
         assert mirror.requests
         assert [r for r in mirror.requests if "Authorization" in r.headers] == []
 
+    def test_those_that_the_configuration_has(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
+        one, two = start(auth=Basic("one", "first")), start(auth=Basic("two", "second"))
+        configuration = tmp_path / "config.toml"
+        configuration.write_text(
+            f'[registry."{one.host}"]\ncredentials = "env:ONE"\n'
+            f'[registry."{two.host}"]\ncredentials = "env:OCISTREAM_TWO"\n'
+        )
+        env = {"ONE_USERNAME": "one", "ONE_PASSWORD": "first"}
+        env |= {"OCISTREAM_TWO_USERNAME": "two", "OCISTREAM_TWO_PASSWORD": "second"}
+        # One that no registry stands beside is for none of these.
+        env |= {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "secret"}
+        text = entry(f"{source.host}/app:1.0", f"{one.host}/app", f"{two.host}/app")
+        expect.success(sync(tmp_path, text, "--config", configuration, env=env))
+
 
 class TestTheFile:
     @pytest.mark.parametrize(
@@ -400,6 +430,9 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { latest = 0 }", ["latest", "above 0"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {}", ["tags", "chooses nothing"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\nplatforms = ['x']", ["platforms"]),
+            ('[[sync]]\nfrom = "oci:\\u0000"\nto = "a/b"', ["sync.from", "zero byte"]),
+            ('[[sync]]\n"a\\u0000" = 1', ["a?", "zero byte"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { regex = '(a)\\1' }", ["tags", "groupref"]),
             ("[[sync]]\nfrom = { end = 'a/b', credentials = 'x' }\nto = 'c/d'", ["credentials", "not there"]),
             ("[credentials.x]\nauth-file = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "no file"]),
             ("[credentials.x]\nauth-file = '~nobody-x/a'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "home"]),

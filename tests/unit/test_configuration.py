@@ -141,6 +141,8 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
         ("requests-per-second = inf", "requests-per-second is not a number above 0"),
         ("upload = 4", "upload is not a string"),
         ("profile = 'Harbour'", "profile is not one of amazon-ecr, .*harbor"),
+        ("upload = 'bogus'", "upload is refused: malformed way to upload 'bogus'"),
+        ("upload = 'chunk=1G'", "upload is refused: chunks .*too large"),
         ("profile = 1", "profile is not a string"),
         ("credentials = 'env:1X'", "credentials is not env:PREFIX, helper:NAME or file:PATH"),
         ("credentials = 'helper:../x'", "credentials is not env:PREFIX"),
