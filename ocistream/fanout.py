@@ -110,8 +110,7 @@ class FanOut:
         lacking = self._lacking(blob.descriptor)
         if not lacking:
             return
-        with self._lock:
-            self.fetched += blob.descriptor.size
+        blob = self._counted(blob)
         if len(lacking) == 1:
             noted = _Noted(blob)
             with self._failing(lacking[0], noted.failures):
@@ -123,6 +122,24 @@ class FanOut:
         shared.run(work)
         if not self._alive():
             raise self._first_failure()
+
+    def _counted(self, blob: Blob) -> Blob:
+        """Count what is read of a blob, however often it is begun, by whichever sink."""
+
+        def passing(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+            with closing(cast("Closeable", chunks)):
+                for chunk in chunks:
+                    with self._lock:
+                        self.fetched += len(chunk)
+                    yield chunk
+
+        open_at, resume = blob.open_at, blob.resume
+        return replace(
+            blob,
+            open=lambda: passing(blob.open()),
+            open_at=None if open_at is None else lambda offset: passing(open_at(offset)),
+            resume=None if resume is None else lambda held, size: passing(resume(held, size)),
+        )
 
     def takes_again(self) -> bool:
         """Say whether all of them do."""

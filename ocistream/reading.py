@@ -5,6 +5,7 @@ Which places there are, `places` says; how they are asked in turn is `mirrored`'
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -73,6 +74,12 @@ class Reading:
         self._places = places
         self._standing = Standing(tell)
         self._before = before
+
+    def behind(self, before: Callable[[Readable], Readable]) -> Reading:
+        """Give the same way, with something more before each repository."""
+        other, inner = copy.copy(self), self._before
+        other._before = lambda repository: before(inner(repository))  # noqa: SLF001 - it is our own kind
+        return other
 
     def repository(self, reference: Reference) -> Readable:
         """Give what an image is read from.

@@ -6,6 +6,7 @@ Nothing is asked for here; what there is to choose from comes in. How that is wr
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -18,12 +19,12 @@ from ocistream.stores.index import tag_of
 from ocistream.tag_choice import TagChoice, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ocistream.stores import End
 
-__all__ = ["Copy", "Entry", "Login", "Plan", "Shard", "Target", "copies", "parse_shard", "without_doubles"]
+__all__ = ["Copies", "Copy", "Entry", "Login", "Plan", "Shard", "Target", "parse_shard", "without_doubles"]
 
 _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
 
@@ -135,28 +136,48 @@ def names_one(end: End) -> bool:
 # -- from an entry to copies ------------------------------------------------------------------------------
 
 
-def copies(entry: Entry, names: Sequence[str]) -> list[Copy]:
-    """Give the copies that an entry comes to.
+class Copies:
+    """The copies that an entry comes to, made each time they are gone through: of ten thousand only names are held.
 
     `names` are those of the images in its source: a repository's tags, or the names in a layout or an archive; where
     the source is one image, they are not looked at.
-
-    Raises:
-        NotFoundError: none is chosen.
-        UsageError: an image has no tag to be called by where it goes.
     """
-    end = entry.source.end
-    if entry.is_one:
-        return [_copy(entry, end, end.name)]
-    choose = entry.choose or matching(())
-    if end.reference is not None:
-        return [
-            _copy(entry, replace(end, reference=replace(end.reference, tag=tag), is_repository=False), tag)
-            for tag in sorted(choose(names))
-        ]
-    by_tag = {name: tag for name in dict.fromkeys(names) if (tag := tag_of(name))}
-    chosen = set(choose(list(dict.fromkeys(by_tag.values()))))
-    return [_copy(entry, replace(end, name=name), name) for name, tag in sorted(by_tag.items()) if tag in chosen]
+
+    def __init__(self, entry: Entry, names: Sequence[str]) -> None:
+        """Choose.
+
+        Raises:
+            NotFoundError: none is chosen.
+            UsageError: an image has no tag to be called by where it goes.
+        """
+        self._entry = entry
+        self._names: Sequence[str] = ()
+        if entry.is_one:
+            _copy(entry, entry.source.end, entry.source.end.name)
+            return
+        choose = entry.choose or matching(())
+        if entry.source.end.reference is not None:
+            self._names = sorted(choose(names))
+            return
+        by_tag = {name: tag for name in dict.fromkeys(names) if (tag := tag_of(name))}
+        chosen = set(choose(list(dict.fromkeys(by_tag.values()))))
+        self._names = [name for name, tag in sorted(by_tag.items()) if tag in chosen]
+
+    def __len__(self) -> int:
+        """Count them."""
+        return 1 if self._entry.is_one else len(self._names)
+
+    def __iter__(self) -> Iterator[Copy]:
+        """Make each."""
+        entry, end = self._entry, self._entry.source.end
+        if entry.is_one:
+            yield _copy(entry, end, end.name)
+        for name in self._names:
+            if end.reference is not None:
+                source = replace(end, reference=replace(end.reference, tag=name), is_repository=False)
+            else:
+                source = replace(end, name=name)
+            yield _copy(entry, source, name)
 
 
 def _copy(entry: Entry, source: End, name: str | None) -> Copy:
@@ -189,29 +210,51 @@ def _target(entry: Entry, place: Place, full: str | None, tag: str | None, diges
     return Target(place, f"{base}:{called}" if called else base, called=called)
 
 
-def without_doubles(found: Iterable[Copy]) -> list[Copy]:
-    """Leave out what is there twice: the same image to the same place.
+def without_doubles(found: Sequence[Iterable[Copy]]) -> Iterator[Copy]:
+    """Leave out what is there twice: the same image to the same place. Each of `found` is gone through again.
 
     Raises:
         UsageError: two images would go to one place, of which one would be lost.
     """
-    taken: dict[str, Copy] = {}
-    kept: list[Copy] = []
-    for copy in found:
-        targets: list[Target] = []
+    # Of what goes to each place no more is held than a number.
+    taken: dict[int, int] = {}
+    doubled: set[int] = set()
+    for copy in itertools.chain.from_iterable(found):
+        image = hash((copy.name, copy.entry.platforms))
         for target in copy.targets:
-            before = taken.setdefault(target.name, copy)
-            if (before.name, before.entry.platforms) != (copy.name, copy.entry.platforms):
-                what = f"{printable(before.name)} and {printable(copy.name)}"
-                if before.name == copy.name:
-                    what = f"{printable(copy.name)} for some platforms and for others"
-                msg = f"{what} would both become {printable(target.name)}"
-                raise UsageError(msg, hint="send one of them elsewhere, or choose fewer tags")
-            if before is copy and target.name not in {other.name for other in targets}:
+            place = hash(target.name)
+            if place not in taken:
+                taken[place] = image
+            elif taken[place] == image:
+                doubled.add(place)
+            else:
+                raise _both(found, copy, target)
+    return _once(found, doubled)
+
+
+def _once(found: Sequence[Iterable[Copy]], doubled: set[int]) -> Iterator[Copy]:
+    seen: set[int] = set()
+    for copy in itertools.chain.from_iterable(found):
+        targets = []
+        for target in copy.targets:
+            place = hash(target.name)
+            if place not in seen:
                 targets.append(target)
+            if place in doubled:
+                seen.add(place)
         if targets:
-            kept.append(replace(copy, targets=tuple(targets)))
-    return kept
+            yield copy if len(targets) == len(copy.targets) else replace(copy, targets=tuple(targets))
+
+
+def _both(found: Sequence[Iterable[Copy]], copy: Copy, target: Target) -> UsageError:
+    """Name the first two images that would go to one place."""
+    every = itertools.chain.from_iterable(found)
+    before = next(other for other in every if target.name in {one.name for one in other.targets})
+    what = f"{printable(before.name)} and {printable(copy.name)}"
+    if before.name == copy.name:
+        what = f"{printable(copy.name)} for some platforms and for others"
+    msg = f"{what} would both become {printable(target.name)}"
+    return UsageError(msg, hint="send one of them elsewhere, or choose fewer tags")
 
 
 def is_layout(end: End) -> bool:

@@ -198,13 +198,23 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         LocalDiskError: it cannot be written.
     """
+    write_pieces(path, [harmless_json(json.dumps(document, indent=2)).encode(), b"\n"])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a document of --result that comes in pieces.
+
+    Raises:
+        LocalDiskError: it cannot be written.
+    """
     from ocistream.stores.outputs import followed
 
     # What a link leads to is replaced, not the link; and what is no file (/dev/null, a FIFO) is written to.
     path = followed(path)
     special = path.exists() and not path.is_file()
     with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
-        files.write_all(file, harmless_json(json.dumps(document, indent=2)).encode() + b"\n")
+        for piece in pieces:
+            files.write_all(file, piece)
 
 
 def _cached(report: Report, cached: Mapping[str, int]) -> list[int]:

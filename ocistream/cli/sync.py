@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
+import zlib
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -13,13 +16,13 @@ import click
 from ocistream.cli.interruption import Stop
 from ocistream.cli.options import memory_option, transfer_options
 from ocistream.cli.progress import counted, human_size, progress
-from ocistream.cli.report import check_result, tell_left_behind, write_document
+from ocistream.cli.report import check_result, tell_left_behind, write_pieces
 from ocistream.cli.session import home
 from ocistream.errors import UsageError
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator, Mapping
 
     from ocistream.cli.session import Session
     from ocistream.credentials import Keychain
@@ -64,7 +67,7 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
             raise UsageError(msg, hint="name another file: it would be written over")
         check_result(result)
     around = _Places(session, plan)
-    told = _Told(session, dry_run=dry_run)
+    told = _Told(session, dry_run=dry_run, keeps=result is not None)
     run = Sync(
         around,
         told,
@@ -81,7 +84,7 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     finally:
         # What was done is said of a run that was stopped, too.
         if result is not None:
-            write_document(result, told.document(shard, is_whole=is_whole))
+            write_pieces(result, told.document(shard, is_whole=is_whole))
     told.summarize(shard)
     if told.code:
         raise click.exceptions.Exit(told.code)
@@ -137,25 +140,30 @@ def _secret(login: Login | None) -> str:
 
 
 class _Told:
-    """Takes the outcomes: prints a line for each, adds them up, and keeps them for --result."""
+    """Takes the outcomes: prints a line for each, adds them up, and keeps them for --result if there is one."""
 
-    def __init__(self, session: Session, *, dry_run: bool) -> None:
+    def __init__(self, session: Session, *, dry_run: bool, keeps: bool) -> None:
         self._session = session
         self._dry_run = dry_run
-        self._outcomes: list[Outcome] = []
         self._began = monotonic()
+        self._counts: Counter[str] = Counter()
+        self._size = self._fetched = 0
+        #: What --result has of each, in little room: there may be many thousands.
+        self._kept = _Kept() if keeps else None
         #: The exit code of the first failure; 0 without any.
         self.code = 0
 
     def __call__(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
+        self._counts[outcome.how] += 1
+        self._size += outcome.size
+        self._fetched += outcome.fetched
+        if self._kept is not None:
+            self._kept.add(_shown(outcome))
         if outcome.error is not None:
             error = outcome.error
             what = f"{printable(outcome.source)} to {printable(outcome.target)}: {error.what}"
             self._session.console.error(what, hint=error.hint, code=error.exit_code)
             self.code = self.code or error.exit_code
-            # Of thousands only the words are kept, and not all that was at hand where they failed.
-            error.__traceback__ = error.__cause__ = error.__context__ = None
         elif self._dry_run:
             how = "copy" if outcome.how == "to copy" else outcome.how
             click.echo(f"{how} {outcome.size} {printable(outcome.source)} {_named(outcome)}")
@@ -165,9 +173,7 @@ class _Told:
 
     def summarize(self, shard: Shard) -> None:
         """Say in one line on stderr what all came to."""
-        counts = {how: sum(1 for o in self._outcomes if o.how == how) for how in ("copied", "to copy", "unchanged")}
-        failed = sum(1 for outcome in self._outcomes if outcome.how == "failed")
-        size, fetched = sum(o.size for o in self._outcomes), sum(o.fetched for o in self._outcomes)
+        counts, failed, size, fetched = self._counts, self._counts["failed"], self._size, self._fetched
         moved = counted(counts["to copy"] if self._dry_run else counts["copied"], "image")
         parts = [f"{moved}{' to copy' if self._dry_run else ' copied'}, {human_size(size)}"]
         if fetched != size:
@@ -178,28 +184,50 @@ class _Told:
         where = f"shard {shard}: " if shard.count > 1 else ""
         self._session.console.note(f"{where}{'; '.join(parts)}; in {monotonic() - self._began:.1f} s")
 
-    def document(self, shard: Shard, *, is_whole: bool) -> dict[str, Any]:
-        """Give the document of --result; sizes in bytes. `complete` is false of a run that was stopped."""
-        return {
-            "complete": is_whole,
-            "dryRun": self._dry_run,
-            "shard": str(shard),
-            "images": [
-                {
-                    "from": outcome.source,
-                    "to": outcome.target,
-                    "outcome": outcome.how.replace("to copy", "toCopy"),
-                    **({"digest": outcome.digest} if outcome.digest else {}),
-                    **({"error": outcome.error.what, "exitCode": outcome.error.exit_code} if outcome.error else {}),
-                    "bytes": outcome.size,
-                    "seconds": round(outcome.seconds, 3),
-                }
-                for outcome in self._outcomes
-            ],
-            "bytes": {"sent": sum(o.size for o in self._outcomes), "fetched": sum(o.fetched for o in self._outcomes)},
+    def document(self, shard: Shard, *, is_whole: bool) -> Iterator[bytes]:
+        """Give the document of --result in pieces; sizes in bytes. `complete` is false of a run that was stopped."""
+        before = {"complete": is_whole, "dryRun": self._dry_run, "shard": str(shard)}
+        behind = {
+            "bytes": {"sent": self._size, "fetched": self._fetched},
             "retried": self._session.retried,
             "seconds": round(monotonic() - self._began, 3),
         }
+        yield json.dumps(before, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['
+        if self._kept is not None:
+            yield from self._kept.pieces()
+        yield b"\n  ],\n" + json.dumps(behind, indent=2).removeprefix("{\n").encode() + b"\n"
+
+
+class _Kept:
+    """Objects of a list in JSON, compressed: ten thousand images take one megabyte, as objects some twenty."""
+
+    def __init__(self) -> None:
+        self._compressor = zlib.compressobj()
+        self._pieces: list[bytes] = []
+        self._between = b"\n    "
+
+    def add(self, value: Mapping[str, Any]) -> None:
+        if piece := self._compressor.compress(self._between + json.dumps(value).encode()):
+            self._pieces.append(piece)
+        self._between = b",\n    "
+
+    def pieces(self) -> Iterator[bytes]:
+        decompressor = zlib.decompressobj()
+        for piece in (*self._pieces, self._compressor.flush()):
+            yield decompressor.decompress(piece)
+        yield decompressor.flush()
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "from": outcome.source,
+        "to": outcome.target,
+        "outcome": outcome.how.replace("to copy", "toCopy"),
+        **({"digest": outcome.digest} if outcome.digest else {}),
+        **({"error": outcome.error.what, "exitCode": outcome.error.exit_code} if outcome.error else {}),
+        "bytes": outcome.size,
+        "seconds": round(outcome.seconds, 3),
+    }
 
 
 def _named(outcome: Outcome) -> str:

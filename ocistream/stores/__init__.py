@@ -123,6 +123,8 @@ class Surroundings:
     mtime: int = 0
     #: Repositories of the registry that is written to, which may have blobs already.
     mount_from: tuple[str, ...] = ()
+    #: Which of them are known to have the blob of a digest.
+    placed: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
     #: Where in a registry each image goes; None where all go where the end says.
     target: Callable[[Root], Reference] | None = None
     #: Which bytes of an archive that is written are wanted: those from here on.

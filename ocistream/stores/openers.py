@@ -125,6 +125,7 @@ def registry_sink(end: End, around: Surroundings) -> Sink:
         around.target or one,
         early=reference,
         mount_from=around.mount_from,
+        placed=around.placed,
         records=around.records() if around.records is not None else None,
     )
 

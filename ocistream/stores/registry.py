@@ -58,16 +58,19 @@ class RegistrySink:
         *,
         early: Reference | None = None,
         mount_from: Sequence[str] = (),
+        placed: Callable[[str], Sequence[str]] = lambda _digest: (),
         records: UploadRecords | None = None,
     ) -> None:
         """Take the way to name things.
 
         `early` is where blobs go that come before the graph is known; without it they cannot be taken. `mount_from` are
-        repositories of the same registry that may have blobs already. `records` is where uploads are remembered, for a
+        repositories of the same registry that may have blobs already, and `placed` gives those that have one of a
+        digest. `records` is where uploads are remembered, for a
         later run to go on with what this one does not bring to its end.
         """
         self._records = records
         self._mount_from = tuple(mount_from)
+        self._placed = placed
         self._transport = transport
         self._target = target
         self._early = early
@@ -147,7 +150,11 @@ class RegistrySink:
         own = (place[1],) if place and place[0] == self._uploaders[home][0].endpoint.registry else ()
         reason = self._left_out.get(descriptor.digest)
         said = reason.repositories if reason else ()
-        return [name for name in dict.fromkeys((*own, *said, *self._mount_from)) if name != home]
+        return [
+            name
+            for name in dict.fromkeys((*own, *said, *self._placed(descriptor.digest), *self._mount_from))
+            if name != home
+        ]
 
     def put(self, blob: Blob) -> None:
         """Upload a blob to the first repository that needs it, and mount it from there into the others."""

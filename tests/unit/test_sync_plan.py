@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from ocistream.errors import OcistreamError, UsageError
 from ocistream.sync_file import read_plan
-from ocistream.sync_plan import Copy, Shard, copies, parse_shard, without_doubles
+from ocistream.sync_plan import Copies, Copy, Shard, parse_shard, without_doubles
 
 NAMES = st.text(min_size=1, max_size=30)
 
 
 def planned(folder: Path, text: str, names: list[str]) -> list[Copy]:
     (folder / "sync.toml").write_text(text)
-    return without_doubles(copy for entry in read_plan(folder / "sync.toml").entries for copy in copies(entry, names))
+    return list(without_doubles([Copies(entry, names) for entry in read_plan(folder / "sync.toml").entries]))
 
 
 def shown(found: list[Copy]) -> list[tuple[str, list[str]]]:
