@@ -149,7 +149,7 @@ class _Told:
         self._counts: Counter[str] = Counter()
         self._size = self._fetched = 0
         #: What --result has of each, in little room: there may be many thousands.
-        self._kept = _Kept() if keeps else None
+        self._kept = Kept() if keeps else None
         #: The exit code of the first failure; 0 without any.
         self.code = 0
 
@@ -198,7 +198,7 @@ class _Told:
         yield b"\n  ],\n" + json.dumps(behind, indent=2).removeprefix("{\n").encode() + b"\n"
 
 
-class _Kept:
+class Kept:
     """Objects of a list in JSON, compressed: ten thousand images take one megabyte, as objects some twenty."""
 
     def __init__(self) -> None:

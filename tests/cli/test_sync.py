@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from ocistream.cli.sync import Kept
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, started
 from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image, two_platforms
+from tests.network import unused_port
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
 
 Start = Callable[..., FaultyRegistry]
@@ -125,6 +129,23 @@ class TestWhatIsMoved:
         assert manifest_digest(target.host, "app", str(digest)) == digest
         assert tags(target.host, "app") == []
         assert "1 unchanged" in result.err
+
+    def test_tags_of_signatures_that_are_not_there_are_not_asked_for(
+        self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        text = entry(f"{source.host}/app", f"{target.host}/app")
+        expect.success(sync(tmp_path, text))
+        source.requests.clear()
+        expect.success(sync(tmp_path, text))
+        assert source.asked("HEAD|GET", ".sig") == []
+        # One that has come since is noticed.
+        digest = manifest_digest(source.host, "app", "1.0")
+        assert digest is not None
+        signature = digest.replace(":", "-") + ".sig"
+        seed(layout, small_image(layout, annotations={"signs": "1.0"}), source.host, "app", signature)
+        result = sync(tmp_path, text)
+        assert "1 image copied" in result.err
+        assert manifest(target.host, "app", signature) == manifest(source.host, "app", signature)
 
     def test_only_what_differs(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app", referrers="false")
@@ -262,6 +283,18 @@ class TestSeveralDestinations:
         expect.success(sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")))
         for registry in (target, other):
             assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+
+    def test_a_registry_that_cannot_be_reached_costs_no_more_than_some_images(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        """Each of ten thousand would cost all retries, and the other destination all that waiting."""
+        gone = unused_port()
+        text = entry(f"{source.host}/app", f"127.0.0.1:{gone}/app", f"{target.host}/app")
+        result = sync(tmp_path, text, "--jobs", "1", "--retries", "0")
+        assert result.code == 7
+        same(source, target, "app", TAGS)
+        assert result.err.count("is left alone") == len(TAGS) - 3
+        assert "5 images copied" in result.err
 
     def test_bytes_that_are_wrong_get_nowhere(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
@@ -578,3 +611,21 @@ def test_in_the_middle_of_a_blob_for_several_too(
     expect.success(again)
     for registry in (target, other):
         assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+
+
+def test_what_a_result_has_of_many_images_takes_little_room() -> None:
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(10_000)]
+    tracemalloc.start()
+    try:
+        kept = Kept()
+        for number, digest in enumerate(digests):
+            name = f"registry.example.com/team/app:{number}"
+            kept.add(
+                {"from": name, "to": f"mirror.example.com/{name}", "outcome": "copied", "digest": f"sha256:{digest}"}
+            )
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 2_000_000
+    found = json.loads(b"[" + b"".join(kept.pieces()) + b"]")
+    assert [image["digest"] for image in found] == [f"sha256:{digest}" for digest in digests]

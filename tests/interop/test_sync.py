@@ -151,3 +151,27 @@ def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: 
         assert one.tags("app") == two.tags("app") == source.tags("app")
         assert result.peak is not None
         assert result.peak < 48 << 20
+
+
+def test_what_several_repositories_share_goes_to_a_registry_once(target: DockerRegistry, tmp_path: Path) -> None:
+    """And the plan says so: its bytes are those that then go over the line."""
+    layout = Layout(tmp_path / "made")
+    base, _ = layout.random_layer(200_000)
+    with docker_registry(tmp_path / "from") as source:
+        for number in range(4):
+            seed(layout, layout.image([base, str(number).encode()]), source.host, f"team/app{number}", "1")
+        file = tmp_path / "sync.toml"
+        file.write_text(
+            "".join(
+                f'[[sync]]\nfrom = "{source.host}/team/app{number}:1"\nto = "{target.host}/mirror/app{number}"\n'
+                for number in range(4)
+            )
+        )
+        documents = []
+        for options in (["--dry-run"], []):
+            expect.success(ocistream("sync", file, *options, "--result", tmp_path / "result.json"))
+            documents.append(json.loads((tmp_path / "result.json").read_text())["bytes"])
+    assert documents[0] == documents[1]
+    assert 200_000 < documents[1]["sent"] < 400_000
+    assert target.log.read_text().count("mount=") >= 3
+    assert all(len(target.blobs(f"mirror/app{number}")) == 3 for number in range(4))

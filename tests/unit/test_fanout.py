@@ -237,9 +237,10 @@ def test_bytes_that_are_wrong_are_nobodys_failure_and_nobodys_blob() -> None:
 
 def test_one_that_begins_anew_reads_by_itself() -> None:
     source, plain, again = Source(*LAYERS), Sink(), Sink(again=True)
-    fan_out(source, plain, again)
+    fan, _ = fan_out(source, plain, again)
     assert plain.stored == again.stored == source.contents
     # Once for both, and once more for the one.
+    assert fan.fetched == 2 * (sum(map(len, LAYERS)) + 2)
     assert sorted(source.opened) == sorted([*source.contents, *source.contents])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,30 @@ def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
         ("a.example/x:1", ["b.example/x:1"]),
         ("a.example/x:1", ["c.example/x:1"]),
     ]
+
+
+def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> None:
+    (tmp_path / "sync.toml").write_text("[[sync]]\nfrom = 'a.example/x'\nto = ['b.example/x', 'c.example/x']")
+    [only] = read_plan(tmp_path / "sync.toml").entries
+    names = [f"1.{number}" for number in range(10_000)]
+    tracemalloc.start()
+    try:
+        found = without_doubles([Copies(only, names)])
+        assert sum(len(copy.targets) for copy in found) == 20_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
+    number, start = 10_000, "[[sync]]\nfrom = 'registry.example.com/team-{0}/application:stable'\n"
+    text = "".join(
+        (start + "to = ['one.example.com/mirror/app{0}', 'two.example.com/mirror/app{0}']\n").format(n)
+        for n in range(number)
+    )
+    (tmp_path / "sync.toml").write_text(text)
+    assert len(read_plan(tmp_path / "sync.toml").entries) == number
 
 
 @pytest.mark.parametrize(
