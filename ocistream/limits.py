@@ -122,6 +122,8 @@ MAX_FAR_RESULTS: Final = 1 * MIB
 MAX_CONFIGURATION: Final = 1 * MIB
 #: A file of `ocistream sync`: ten thousand entries have 1.5 MB.
 MAX_SYNC_FILE: Final = 4 * MIB
+#: Bytes of manifests that a sync holds of images that are still to move: parsed they take some five times as much.
+MAX_HELD_GRAPHS: Final = 1 * MIB
 #: Blobs of which a sync knows where it has put them: 100 bytes each.
 MAX_PLACED: Final = 32_768
 #: Steps in which a regular expression of such a file is matched with one tag: a usual one takes some hundreds.

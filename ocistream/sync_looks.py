@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.reference import is_digest
 from ocistream.stores import Want
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ocistream.attachments import LeftBehind
     from ocistream.endpoints import Endpoint
     from ocistream.graph import Graph
-    from ocistream.interfaces import Blob
+    from ocistream.interfaces import Blob, Source
     from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
@@ -65,6 +66,12 @@ class Look:
         self.copy = copy
         self.lacking: list[Target] = []
         self.outcomes: list[Outcome] = []
+        #: What is to move, as its source was opened for it; None where the graph was too large to be held, or failed.
+        self.source: Source | None = None
+        #: How many bytes of blobs, and how many blobs, the image has; 0 where nobody knows yet.
+        self.size = self.blobs = 0
+        #: How many bytes its manifests have.
+        self.weight = 0
 
     def failed(self, targets: Collection[Target], error: OcistreamError) -> None:
         """Note that nobody knows what is there."""
@@ -86,6 +93,9 @@ class Looking:
         self._stop = stop
         self._check_push = check_push
         self._unreachable = _Unreachable()
+        self._lock = threading.Lock()
+        #: What may still be held of manifests, in bytes.
+        self.room = limits.MAX_HELD_GRAPHS
         self._tags: dict[tuple[str, str], Collection[str]] = {}
 
     def note_tags(self, reference: Reference, tags: Collection[str]) -> None:
@@ -117,6 +127,36 @@ class Looking:
                     look.outcomes.append(Outcome(copy.name, target.name, "unchanged", wanted.digest))
                 else:
                     look.lacking.append(target)
+
+    def prepare(self, look: Look) -> None:
+        """Find out what moves of an image that is lacking, and hold that until it does, if there is room."""
+        end, entry = look.copy.source, look.copy.entry
+        if not look.lacking or end.reference is None:
+            return
+        around = replace(self._around(entry.source), cancelled=self._stop(), jobs=1)
+        try:
+            source = opened(end, around, wanted_of(entry))
+            graph = graph_of(source, end)
+        except OcistreamError as error:
+            look.failed(look.lacking, error)
+            look.lacking = []
+            return
+        look.size, look.blobs = graph.size, len(graph.blobs)
+        weight = sum(len(manifest.raw) for manifest in graph.manifests)
+        with self._lock:
+            if weight > self.room:
+                source.close()
+                return
+            self.room -= weight
+        look.source, look.weight = source, weight
+
+    def let_go(self, look: Look) -> None:
+        """Hold nothing of an image any more."""
+        if look.source is not None:
+            look.source.close()
+            look.source = None
+            with self._lock:
+                self.room += look.weight
 
     def _wanted(self, copy: Copy) -> _Wanted:
         end, entry = copy.source, copy.entry

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits, transfer
 from ocistream.errors import OcistreamError
 from ocistream.fanout import Branch, FanOut
-from ocistream.files import disk_errors
 from ocistream.interfaces import Mounts
-from ocistream.reference import printable
 from ocistream.stores import is_layout_to_be, open_sink
 from ocistream.sync_ends import graph_of, opened
 from ocistream.sync_looks import Look, Outcome, wanted_of
@@ -77,8 +75,10 @@ class Moving:
         fan: FanOut | None = None
         with ExitStack() as stack:
             try:
-                source = opened(copy.source, self._surroundings(copy.entry.source, stop), wanted_of(copy.entry))
-                stack.callback(source.close)
+                source = look.source
+                if source is None:
+                    source = opened(copy.source, self._surroundings(copy.entry.source, stop), wanted_of(copy.entry))
+                    stack.callback(source.close)
                 for target in look.lacking:
                     try:
                         branches[target.name] = Branch(self._sink(target, stop), _renaming(target))
@@ -188,8 +188,7 @@ class Moving:
         if reference is not None:
             end = replace(end, reference=reference)
             around = replace(around, placed=lambda digest: self._placed.of(reference, digest))
-        with disk_errors(f"cannot write {printable(end.text)}"):
-            return open_sink(end, around)
+        return open_sink(end, around)
 
     def _surroundings(self, place: Place, stop: threading.Event) -> Surroundings:
         return replace(self._around(place), cancelled=stop)

@@ -71,10 +71,12 @@ class Sync:
             if dry_run:
                 self._plan(looks)
                 continue
+            each(self._looking.prepare, looks, jobs=self._jobs, cancelled=self._stop())
             for look in looks:
                 self._tell(look.outcomes)
                 if look.lacking:
                     self._tell(self._moving.move(look))
+                self._looking.let_go(look)
 
     def _plan(self, looks: Sequence[Look]) -> None:
         plans = [Planned(look) for look in looks]

@@ -202,16 +202,19 @@ class Kept:
     """Objects of a list in JSON, compressed: ten thousand images take one megabyte, as objects some twenty."""
 
     def __init__(self) -> None:
+        """Begin with none."""
         self._compressor = zlib.compressobj()
         self._pieces: list[bytes] = []
         self._between = b"\n    "
 
     def add(self, value: Mapping[str, Any]) -> None:
+        """Keep one."""
         if piece := self._compressor.compress(self._between + json.dumps(value).encode()):
             self._pieces.append(piece)
         self._between = b",\n    "
 
     def pieces(self) -> Iterator[bytes]:
+        """Give them all, with commas between them."""
         decompressor = zlib.decompressobj()
         for piece in (*self._pieces, self._compressor.flush()):
             yield decompressor.decompress(piece)

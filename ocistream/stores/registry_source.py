@@ -69,13 +69,19 @@ class RegistrySource:
         self._repository = repository or Reading(transport).repository
         #: Where each manifest and blob can be had: the first repository that was seen to need it.
         self._homes: dict[str, Readable] = {}
+        self._graph: Graph | None = None
 
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a registry gives names before bytes
-        """Get every manifest below the named images.
+        """Get every manifest below the named images; once.
 
         Raises:
             NotFoundError: an image or a platform is not there.
         """
+        if self._graph is None:
+            self._graph = self._collected()
+        return self._graph
+
+    def _collected(self) -> Graph:
         builder = GraphBuilder(self._platforms)
         repositories = []
         for reference in self._references:

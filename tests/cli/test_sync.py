@@ -361,12 +361,22 @@ class TestFailures:
             seed(layout, layout.index(those), source.host, "indexes", tag)
         signature = layout.artifact(b"signed", subject=children["2"][-1])
         seed(layout, signature, source.host, "indexes")
-        # The first one is asked alone, the others side by side.
-        source.faults.append(Fault(Reply(500), path="/referrers/", skip=1))
+        source.faults.append(Fault(Reply(500), path=f"/referrers/{children['1'][2]['digest']}"))
         result = sync(tmp_path, entry(f"{source.host}/indexes", f"{target.host}/indexes"), "--retries", "0")
         assert result.code == 7
         assert tags(target.host, "indexes") == ["2"]
         assert manifest_digest(target.host, "indexes", signature["digest"]) == signature["digest"]
+
+    def test_the_manifests_of_an_image_are_asked_for_once(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        """And of several images side by side, before the first of them is moved."""
+        source.requests.clear()
+        expect.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
+        assert len(source.asked("GET", "/manifests/1.0")) == 1
+        whole = [request.target for request in source.requests]
+        first = next(at for at, target in enumerate(whole) if "/blobs/" in target)
+        assert {tag for tag in TAGS if f"/v2/app/manifests/{tag}" in whole[:first]} == set(TAGS)
 
     def test_a_path_that_cannot_be_one_stops_no_other_image(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
@@ -562,14 +572,14 @@ class TestResults:
 def test_what_was_interrupted_is_said_and_goes_on(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
 ) -> None:
-    source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/2.0$"))
+    target.faults.append(Fault(StopReading(after=0), method="PUT", path="/app/manifests/2.0$"))
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
     with started("sync", str(file), "--result", str(tmp_path / "result.json")) as process:
-        expect.wait_for(lambda: source.asked("GET", "/app/manifests/2.0$"))
+        expect.wait_for(lambda: target.asked("PUT", "/app/manifests/2.0$"))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    source.release()
+    target.release()
     assert process.returncode == 130, err
     done = sorted(tags(target.host, "app"))
     assert done == ["1.0", "1.1", "1.2-rc.1"]
