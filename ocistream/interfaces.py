@@ -192,6 +192,14 @@ class Observer(Protocol):
         """
 
 
+@runtime_checkable
+class CountsImages(Protocol):
+    """An observer that is told how many images of a run are done with."""
+
+    def reached(self, number: int, count: int) -> None:
+        """So many of `count` are."""
+
+
 class Unwatched:
     """The observer that looks away."""
 

@@ -21,14 +21,14 @@ from ocistream.sync_looks import Look, Outcome, wanted_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from ocistream.graph import Graph
-    from ocistream.interfaces import Observer, Sink, Source
+    from ocistream.interfaces import Sink, Source
     from ocistream.model import Descriptor
     from ocistream.reference import Reference
     from ocistream.stores import Surroundings
     from ocistream.sync_plan import Place, Target
+    from ocistream.sync_progress import Whole
 
 __all__ = ["Moving", "Planned"]
 
@@ -54,14 +54,14 @@ class Moving:
         jobs: int,
         ahead: int,
         stop: Callable[[], threading.Event],
-        observing: Callable[[], AbstractContextManager[Observer]],
+        watched: Whole,
     ) -> None:
         """Take what each place is reached by. `stop` makes the event that ends one image's transfer."""
         self._around = around
         self._jobs = jobs
         self._ahead = ahead
         self._stop = stop
-        self._observing = observing
+        self._watched = watched
         self._placed = _Placed()
         #: What is planned for each registry or layout: a blob that several images have goes there once.
         self._planned: set[int] = set()
@@ -73,7 +73,9 @@ class Moving:
         branches: dict[str, Branch] = {}
         digest: str | None = None
         fan: FanOut | None = None
+        self._watched.begin(look.size, look.blobs)
         with ExitStack() as stack:
+            stack.callback(self._watched.end)
             try:
                 source = look.source
                 if source is None:
@@ -87,10 +89,9 @@ class Moving:
                 fan = FanOut(list(branches.values()), stop)
                 stack.callback(fan.close)
                 if branches:
-                    with self._observing() as observer:
-                        report = transfer.copy(
-                            source, fan, observer, jobs=self._jobs, ahead=self._ahead, cancelled=stop
-                        )
+                    report = transfer.copy(
+                        source, fan, self._watched, jobs=self._jobs, ahead=self._ahead, cancelled=stop
+                    )
                     digest = report.graph.roots[0].descriptor.digest
             except OcistreamError as error:
                 for target in look.lacking:

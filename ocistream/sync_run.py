@@ -17,18 +17,18 @@ from ocistream.sync_ends import graph_of, opened
 from ocistream.sync_looks import Look, Looking, Outcome
 from ocistream.sync_moves import Moving, Planned
 from ocistream.sync_plan import Copies, without_doubles
+from ocistream.sync_progress import Whole
 from ocistream.workers import each
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Sequence
 
     from ocistream.graph import Root
     from ocistream.interfaces import Observer
     from ocistream.reference import Reference
     from ocistream.stores import Surroundings
-    from ocistream.sync_plan import Copy, Entry, Place, Plan, Shard
+    from ocistream.sync_plan import Entry, Place, Plan, Shard
 
 __all__ = ["Outcome", "Sync"]
 
@@ -47,7 +47,7 @@ class Sync:
         jobs: int,
         ahead: int,
         stop: Callable[[], threading.Event],
-        observing: Callable[[], AbstractContextManager[Observer]],
+        observer: Observer,
         check_push: Callable[[Reference | None], None] = lambda _: None,
     ) -> None:
         """Take what each place is reached by. `stop` makes the event that ends one image's transfer."""
@@ -56,7 +56,8 @@ class Sync:
         self._jobs = jobs
         self._stop = stop
         self._looking = Looking(around, stop=stop, check_push=check_push)
-        self._moving = Moving(around, jobs=jobs, ahead=ahead, stop=stop, observing=observing)
+        self._watched = Whole(observer)
+        self._moving = Moving(around, jobs=jobs, ahead=ahead, stop=stop, watched=self._watched)
 
     def run(self, plan: Plan, shard: Shard, *, dry_run: bool = False) -> None:
         """Copy all that is this shard's and differs; or, if it is a `dry_run`, find out what that would be.
@@ -64,7 +65,10 @@ class Sync:
         Raises:
             UsageError: two images would go to one place, or a configuration is malformed.
         """
-        some = (copy for copy in self._find(plan) if shard.has(copy.name))
+        found = self._find(plan)
+        count = sum(shard.has(copy.name) for copy in without_doubles(found))
+        some = (copy for copy in without_doubles(found) if shard.has(copy.name))
+        done = 0
         while batch := list(itertools.islice(some, _AT_ONCE)):
             looks = [Look(copy) for copy in batch]
             each(self._looking.look, looks, jobs=self._jobs, cancelled=self._stop())
@@ -72,11 +76,14 @@ class Sync:
                 self._plan(looks)
                 continue
             each(self._looking.prepare, looks, jobs=self._jobs, cancelled=self._stop())
+            self._watched.expect(sum(look.size for look in looks), sum(look.blobs for look in looks))
             for look in looks:
                 self._tell(look.outcomes)
                 if look.lacking:
                     self._tell(self._moving.move(look))
                 self._looking.let_go(look)
+                done += 1
+                self._watched.reached(done, count)
 
     def _plan(self, looks: Sequence[Look]) -> None:
         plans = [Planned(look) for look in looks]
@@ -91,7 +98,7 @@ class Sync:
 
     # -- which images there are -------------------------------------------------------------------------
 
-    def _find(self, plan: Plan) -> Iterator[Copy]:
+    def _find(self, plan: Plan) -> list[Copies]:
         found: list[Copies] = []
         for entry in plan.entries:
             for place in (entry.source, *entry.targets):
@@ -103,7 +110,7 @@ class Sync:
             except OcistreamError as error:
                 for target in entry.targets:
                     self._told(Outcome(entry.source.end.text, target.end.text, "failed", error=error))
-        return without_doubles(found)
+        return found
 
     def _names(self, entry: Entry) -> Sequence[str]:
         end, around = entry.source.end, self._around(entry.source)

@@ -111,6 +111,8 @@ class State(NamedTuple):
     blobs: int | None
     how: dict[str, int]
     under_way: list[tuple[str, int, int, float]]
+    #: How many images are done with, and of how many, where there are many.
+    images: tuple[int, int] | None = None
 
     @property
     def percent(self) -> int:
@@ -141,6 +143,8 @@ class Account:
         self._under_way: dict[str, _Under] = {}
         self._pace = Pace()
         self.has_begun = False
+        #: How many images are done with, and of how many.
+        self.images: tuple[int, int] | None = None
 
     def planned(self, graph: Graph) -> None:
         """Learn the total."""
@@ -181,4 +185,4 @@ class Account:
             if total is not None and ((rate > 0 and self._pace.is_known(now)) or moved == total):
                 left = (total - moved) / rate if moved < total else 0.0
             under_way = [u.shown(now) for u in self._under_way.values()]
-            return State(moved, total, rate, left, self._blobs, dict(self._how), under_way)
+            return State(moved, total, rate, left, self._blobs, dict(self._how), under_way, self.images)

@@ -21,7 +21,7 @@ from ocistream.cli.account import Account, counted, human_size, human_time, shar
 from ocistream.cli.turn import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ocistream.cli.account import State
     from ocistream.cli.console import Console
@@ -89,6 +89,10 @@ class Bar:
         self._account.done(descriptor, how)
         self._console.note(f"{how} {descriptor.digest} ({human_size(descriptor.size)})", level=1)
 
+    def reached(self, number: int, count: int) -> None:
+        """Count images, where there are many."""
+        self._account.images = number, count
+
     def above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
         with self._lock:
@@ -98,6 +102,14 @@ class Bar:
             self._drawn = []
         if again:
             self._draw()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Have nothing drawn while something else is written to the same terminal."""
+        with self._lock:
+            self._write(self._erasure(_size()))
+            self._drawn = []
+            yield
 
     def end(self) -> None:
         """Draw how it ended, and then nothing any more."""
@@ -170,6 +182,8 @@ def frame(state: State, size: os.terminal_size, *, ascii_only: bool = False) -> 
 def _counts(state: State, hidden: int) -> str:
     of = f" of {counted(max(state.blobs, state.done), 'blob')}" if state.blobs is not None else ""
     parts = [f"{state.how[how]} {how}" for how in _HOW if state.how.get(how)]
+    if state.images is not None:
+        parts = [*parts, f"{state.images[0]} of {counted(state.images[1], 'image')}"]
     more = [f"{hidden} more under way"] if hidden else []
     return ", ".join([f"{state.done}{of or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *more])
 

@@ -13,6 +13,7 @@ from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = ["Console", "Drawing", "harmless_json", "in_one_line"]
 
@@ -27,6 +28,9 @@ class Drawing(Protocol):
 
     def above(self, text: str) -> None:
         """Print lines above it, whole."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Take it away while somebody else writes to the terminal."""
 
     def end(self) -> None:
         """Take it away for good."""
@@ -97,6 +101,10 @@ class Console:
         import json
 
         self._line(harmless_json(json.dumps(fields)))
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Have nothing drawn within the block: a line is written to stdout, which may be the same terminal."""
+        return contextlib.nullcontext() if self.drawing is None else self.drawing.aside()
 
     def mark(self, text: str) -> None:
         """Print a line as it is: words of ours alone, for the program that shows a log."""

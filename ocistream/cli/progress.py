@@ -127,6 +127,9 @@ class _Lines:
             rate = f", {seconds:.1f} s, {human_size(descriptor.size / seconds)}/s" if seconds > 0 else ""
             self._finished.append(f"{text}{rate})")
 
+    def reached(self, number: int, count: int) -> None:
+        self._account.images = number, count
+
     def _go_on(self) -> None:
         while not self._stop.wait(_LINE_EVERY):
             if self._account.has_begun:
@@ -141,6 +144,8 @@ class _Lines:
         if state.total is not None:
             parts = [f"{parts[0]} of {human_size(state.total)}", f"{state.percent} %"]
             parts.append(f"{state.done} of {counted(max(state.blobs or 0, state.done), 'blob')}")
+        if state.images is not None:
+            parts.append(f"{state.images[0]} of {counted(state.images[1], 'image')}")
         parts.append(f"{human_size(state.rate)}/s")
         if state.left:
             parts.append(f"{human_time(state.left)} left")
@@ -179,6 +184,9 @@ class _Events:
         with self._lock:
             if self._moved >= self._total > 0 and not self._said_all:
                 self._progress()
+
+    def reached(self, number: int, count: int) -> None:
+        self._console.event(event="images", done=number, images=count)
 
     def _progress(self) -> None:
         # Within the lock, so that no older number comes after a newer one. No number leaves its bounds: `verify` reads

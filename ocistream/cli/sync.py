@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ocistream.cli.console import harmless_json
 from ocistream.cli.interruption import Stop
 from ocistream.cli.options import memory_option, transfer_options
 from ocistream.cli.progress import counted, human_size, progress
@@ -68,18 +69,19 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
         check_result(result)
     around = _Places(session, plan)
     told = _Told(session, dry_run=dry_run, keeps=result is not None)
-    run = Sync(
-        around,
-        told,
-        jobs=session.jobs,
-        ahead=session.memory,
-        stop=Stop,
-        observing=lambda: progress(session.options["progress"], session.console),
-        check_push=session.check_push,
-    )
     is_whole = False
     try:
-        run.run(plan, shard, dry_run=dry_run)
+        with progress(session.options["progress"], session.console) as observer:
+            run = Sync(
+                around,
+                told,
+                jobs=session.jobs,
+                ahead=session.memory,
+                stop=Stop,
+                observer=observer,
+                check_push=session.check_push,
+            )
+            run.run(plan, shard, dry_run=dry_run)
         is_whole = True
     finally:
         # What was done is said of a run that was stopped, too.
@@ -166,10 +168,14 @@ class _Told:
             self.code = self.code or error.exit_code
         elif self._dry_run:
             how = "copy" if outcome.how == "to copy" else outcome.how
-            click.echo(f"{how} {outcome.size} {printable(outcome.source)} {_named(outcome)}")
+            self._print(f"{how} {outcome.size} {printable(outcome.source)} {_named(outcome)}")
         else:
-            click.echo(_named(outcome))
+            self._print(_named(outcome))
         tell_left_behind(self._session.console, outcome.left_behind)
+
+    def _print(self, line: str) -> None:
+        with self._session.console.aside():
+            click.echo(line)
 
     def summarize(self, shard: Shard) -> None:
         """Say in one line on stderr what all came to."""
@@ -209,7 +215,7 @@ class Kept:
 
     def add(self, value: Mapping[str, Any]) -> None:
         """Keep one."""
-        if piece := self._compressor.compress(self._between + json.dumps(value).encode()):
+        if piece := self._compressor.compress(self._between + harmless_json(json.dumps(value)).encode()):
             self._pieces.append(piece)
         self._between = b",\n    "
 

@@ -17,11 +17,13 @@ import pytest
 from ocistream.cli.sync import Kept
 from tests.cli import expect
 from tests.cli.run import Result, ocistream, started
+from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image, two_platforms
 from tests.network import unused_port
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
+from tests.schemas import validate_ours
 
 Start = Callable[..., FaultyRegistry]
 TAGS = ["1.0", "1.1", "1.2-rc.1", "2.0", "latest"]
@@ -529,6 +531,7 @@ class TestResults:
         text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
         sync(tmp_path, text, "--result", tmp_path / "result.json")
         document = json.loads((tmp_path / "result.json").read_text())
+        validate_ours(document, "sync-result")
         assert document["complete"] is True
         by_name = {image["to"]: image for image in document["images"]}
         assert len(document["images"]) == 2
@@ -549,8 +552,9 @@ class TestResults:
         layout = Layout(tmp_path / "same")
         seed(layout, small_image(layout, annotations={"tag": "2.0"}), other.host, "app", "other")
         asked = len(other.requests)
-        result = sync(tmp_path, text, "--dry-run")
+        result = sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json")
         expect.success(result)
+        validate_ours(json.loads((tmp_path / "plan.json").read_text()), "sync-result")
         assert target.asked("PUT|POST|PATCH") == []
         assert [r for r in other.requests[asked:] if r.method not in {"HEAD", "GET"}] == []
         assert fetched(source) == {}
@@ -584,6 +588,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
     done = sorted(tags(target.host, "app"))
     assert done == ["1.0", "1.1", "1.2-rc.1"]
     document = json.loads((tmp_path / "result.json").read_text())
+    validate_ours(document, "sync-result")
     assert document["complete"] is False
     assert [image["outcome"] for image in document["images"]] == ["copied"] * 3
     again = ocistream("sync", file)
@@ -639,3 +644,33 @@ def test_what_a_result_has_of_many_images_takes_little_room() -> None:
     assert size < 2_000_000
     found = json.loads(b"[" + b"".join(kept.pieces()) + b"]")
     assert [image["digest"] for image in found] == [f"sha256:{digest}" for digest in digests]
+
+
+def test_progress_has_one_total_from_the_first_byte(
+    source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
+) -> None:
+    for number in range(3):
+        layout = Layout(tmp_path / str(number))
+        seed(layout, layout.image([100_000 + number]), source.host, "big", str(number))
+    result = sync(
+        tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"), "--progress", "json"
+    )
+    expect.success(result)
+    events = [json.loads(line) for line in result.err.splitlines()]
+    for event in events:
+        validate_ours(event, "progress")
+    totals = {event["total"] for event in events if event.get("event") in {"planned", "progress"}}
+    assert len(totals) == 1
+    assert [event for event in events if event.get("event") == "progress"][-1]["bytes"] == totals.pop()
+    assert [(e["done"], e["images"]) for e in events if e.get("event") == "images"] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_lines_on_stdout_are_whole_beside_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+    file = tmp_path / "sync.toml"
+    file.write_text(entry(f"{source.host}/app", f"{target.host}/app"))
+    seen = on_terminal("sync", str(file))
+    assert seen.code == 0
+    for tag in TAGS:
+        line = f"{target.host}/app:{tag}@{manifest_digest(source.host, 'app', tag)}"
+        # Where a line begins nothing is drawn: it was erased.
+        assert re.search(rf"(^|\n|\x1b\[2K){re.escape(line)}\r\n", seen.screen), seen.screen

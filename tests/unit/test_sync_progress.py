@@ -1,0 +1,89 @@
+"""All transfers of a sync, shown as one: the total is that of all images, whatever becomes of them."""
+
+from __future__ import annotations
+
+from os import terminal_size
+from typing import Any
+
+import pytest
+
+from ocistream.cli.account import Account
+from ocistream.cli.bar import frame
+from ocistream.model import Descriptor
+from ocistream.sync_progress import Whole
+
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+def blob(number: int, size: int) -> Descriptor:
+    return Descriptor(LAYER, f"sha256:{number:064x}", size)
+
+
+class Image:
+    """As much of a graph as is looked at."""
+
+    def __init__(self, *blobs: Descriptor) -> None:
+        self.blobs = blobs
+        self.size = sum(b.size for b in blobs)
+        self.roots = ()
+
+
+class Shown(Account):
+    """Keeps what is told, as renderers do."""
+
+    def reached(self, number: int, count: int) -> None:
+        self.images = number, count
+
+
+@pytest.fixture
+def shown() -> Shown:
+    return Shown()
+
+
+@pytest.fixture
+def whole(shown: Shown) -> Whole:
+    found: Any = shown
+    return Whole(found)
+
+
+def move(whole: Whole, image: Any, *, only: int | None = None, known: bool = True) -> None:
+    whole.begin(*((image.size, len(image.blobs)) if known else (0, 0)))
+    whole.planned(image)
+    for part in image.blobs[:only]:
+        whole.advance(part.size, part)
+        whole.done(part, "copied")
+    whole.end()
+
+
+def test_the_total_is_there_before_the_first_byte(whole: Whole, shown: Shown) -> None:
+    images = [Image(blob(1, 100), blob(2, 200)), Image(blob(3, 700))]
+    whole.expect(1000, 3)
+    assert (shown.state().total, shown.state().blobs) == (1000, 3)
+    for image in images:
+        move(whole, image)
+        assert (shown.state().total, shown.state().blobs) == (1000, 3)
+    assert (shown.state().moved, shown.state().done) == (1000, 3)
+
+
+def test_what_failed_is_not_waited_for(whole: Whole, shown: Shown) -> None:
+    failing, other = Image(blob(1, 100), blob(2, 200)), Image(blob(3, 700))
+    whole.expect(1000, 3)
+    move(whole, failing, only=1)
+    assert (shown.state().total, shown.state().blobs) == (800, 2)
+    move(whole, other)
+    assert (shown.state().moved, shown.state().total) == (800, 800)
+
+
+def test_an_image_that_nobody_had_looked_into_adds_to_it(whole: Whole, shown: Shown) -> None:
+    whole.expect(0, 0)
+    assert shown.state().total is None
+    move(whole, Image(blob(1, 100)), known=False)
+    move(whole, Image(blob(2, 50)), known=False)
+    assert (shown.state().moved, shown.state().total, shown.state().blobs) == (150, 150, 2)
+
+
+def test_the_bar_says_how_many_images_are_done(whole: Whole, shown: Shown) -> None:
+    whole.expect(1000, 3)
+    move(whole, Image(blob(1, 100), blob(2, 200)))
+    whole.reached(1, 2)
+    assert frame(shown.state(), terminal_size((100, 24)))[0] == "2 of 3 blobs: 2 copied, 1 of 2 images"
