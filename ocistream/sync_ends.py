@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ocistream.stores.unpacked import is_compressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from ocistream.graph import Graph
     from ocistream.interfaces import Blob, Source
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
     from ocistream.stream import Chunk
     from ocistream.sync_plan import Target
 
-__all__ = ["There", "graph_of", "opened"]
+__all__ = ["Index", "Indexes", "There", "graph_of", "opened"]
 
 
 class There:
     """What is at one destination: a tag's digest, or what an index.json lists."""
 
-    def __init__(self, target: Target, around: Surroundings) -> None:
+    def __init__(self, target: Target, around: Surroundings, indexes: Indexes) -> None:
         """Look, but ask no registry yet.
 
         Raises:
@@ -40,12 +42,16 @@ class There:
         self._around = around
         self._repository: Repository | None = None
         self._entries: Sequence[Descriptor] = ()
+        self._index: Index | None = None
         reference, end = target.reference, target.place.end
         if reference is not None:
             self._repository = Repository(around.transport(), reference.registry, reference.repository, writes=True)
             return
         with disk_errors(f"cannot look into {printable(end.text)}"):
-            self._entries = _entries(end) if is_layout_to_be(end) else _entries_of_archive(end, around)
+            if is_layout_to_be(end):
+                self._index = indexes.of(end)
+            else:
+                self._entries = _entries_of_archive(end, around)
 
     def digest(self) -> str | None:
         """Give the digest of the image that has the name, or None.
@@ -56,16 +62,15 @@ class There:
         reference = self._target.reference
         if self._repository is not None and reference is not None:
             return self._repository.digest_of(reference.target)
-        if not is_layout_to_be(self._target.place.end):
+        if self._index is None:
             return self._entries[0].digest if self._entries else None
-        name = self._target.called
-        return next((entry.digest for entry in self._entries if name is not None and called(entry) == name), None)
+        return self._index.by_name.get(self._target.called or "")
 
     def has_all_of(self, graph: Graph, digest: str) -> bool:
         """Say whether what hangs on an image is there too. The graph may be that of another by now, which is not."""
         if graph.roots[0].descriptor.digest != digest:
             return False
-        listed = {entry.digest for entry in self._entries}
+        listed = self._index.digests if self._index is not None else {entry.digest for entry in self._entries}
         for attached in graph.all_attached:
             if self._repository is None:
                 if attached.descriptor.digest not in listed:
@@ -75,13 +80,46 @@ class There:
         return True
 
 
-def _entries(end: End) -> Sequence[Descriptor]:
-    assert end.path is not None, "it is no registry"  # noqa: S101 - see above
-    if not is_directory(end):
-        return ()
-    layout = LayoutDirectory(end.path)
-    # An empty directory is no layout yet.
-    return layout.index()[0] if (end.path / "index.json").exists() else ()
+class Index:
+    """What an index.json lists: the digest that each name has, and all digests."""
+
+    def __init__(self, entries: Sequence[Descriptor]) -> None:
+        """Sort the entries; of two with one name, the first counts."""
+        self.digests = frozenset(entry.digest for entry in entries)
+        self.by_name = {name: entry.digest for entry in reversed(entries) if (name := called(entry))}
+
+
+class Indexes:
+    """The index.json of layouts that are written to, each read again only where it has changed: it may list thousands.
+
+    Safe for several threads.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._lock = threading.Lock()
+        self._known: dict[Path, tuple[tuple[int, ...], Index]] = {}
+
+    def of(self, end: End) -> Index:
+        """Give the index of a layout; an empty one where there is none yet.
+
+        Raises:
+            ArchiveError: it is malformed.
+            OSError: it cannot be read.
+        """
+        assert end.path is not None, "it is no registry"  # noqa: S101 - see above
+        path = end.path / "index.json"
+        # An empty directory is no layout yet.
+        if not is_directory(end) or not path.exists():
+            return Index(())
+        with self._lock:
+            found = path.stat()
+            # It is replaced whole, never written over, so another one is another file.
+            state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+            known = self._known.get(end.path)
+            if known is None or known[0] != state:
+                known = self._known[end.path] = state, Index(LayoutDirectory(end.path).index()[0])
+            return known[1]
 
 
 def _entries_of_archive(end: End, around: Surroundings) -> Sequence[Descriptor]:

@@ -16,7 +16,7 @@ from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.reference import is_digest
 from ocistream.stores import Want
-from ocistream.sync_ends import There, graph_of, opened
+from ocistream.sync_ends import Indexes, There, graph_of, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -93,6 +93,7 @@ class Looking:
         self._stop = stop
         self._check_push = check_push
         self._unreachable = _Unreachable()
+        self._indexes = Indexes()
         self._lock = threading.Lock()
         #: What may still be held of manifests, in bytes.
         self.room = limits.MAX_HELD_GRAPHS
@@ -115,7 +116,7 @@ class Looking:
             try:
                 self._check_push(target.reference)
                 with self._unreachable.asked(target.reference):
-                    there = There(target, self._around(target.place))
+                    there = There(target, self._around(target.place), self._indexes)
                     is_same = there.digest() == wanted.digest
                 # What hangs on it is asked for only where it would be the news.
                 if is_same and copy.entry.referrers:

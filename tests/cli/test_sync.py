@@ -661,8 +661,23 @@ def test_progress_has_one_total_from_the_first_byte(
         validate_ours(event, "progress")
     totals = {event["total"] for event in events if event.get("event") in {"planned", "progress"}}
     assert len(totals) == 1
+    assert max(totals) > 300_000
     assert [event for event in events if event.get("event") == "progress"][-1]["bytes"] == totals.pop()
     assert [(e["done"], e["images"]) for e in events if e.get("event") == "images"] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_progress_does_not_wait_for_what_failed(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+    for number in range(2):
+        layout = Layout(tmp_path / str(number))
+        image = layout.image([100_000 + number])
+        seed(layout, image, source.host, "big", str(number))
+    [layer] = layout.read(image["digest"])["layers"]
+    source.faults.append(Fault(Reply(404), path=f"/blobs/{layer['digest']}", times=None))
+    result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big"), "--progress", "json")
+    assert result.code != 0
+    planned = [e for line in result.err.splitlines() if (e := json.loads(line)).get("event") == "planned"]
+    assert planned[0]["total"] > 200_000
+    assert 100_000 < planned[-1]["total"] < 102_000
 
 
 def test_lines_on_stdout_are_whole_beside_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
@@ -674,3 +689,18 @@ def test_lines_on_stdout_are_whole_beside_a_bar(source: FaultyRegistry, target: 
         line = f"{target.host}/app:{tag}@{manifest_digest(source.host, 'app', tag)}"
         # Where a line begins nothing is drawn: it was erased.
         assert re.search(rf"(^|\n|\x1b\[2K){re.escape(line)}\r\n", seen.screen), seen.screen
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_several_images_are_looked_into_at_a_time(
+    source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, options: list[str]
+) -> None:
+    source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/", times=3))
+    file = tmp_path / "sync.toml"
+    file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
+    with started("sync", str(file), "--jobs", "3", *options) as process:
+        # None of them has had its answer.
+        expect.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
+        source.release()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
