@@ -131,7 +131,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
-    """Run a command line and give its exit code (README, "In scripts").
+    """Run a command line and give its exit code (README, "Commands").
 
     It is for the main thread, since it takes signals. If it `ends_process` with that code, they stay without effect.
     """

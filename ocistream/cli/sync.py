@@ -48,7 +48,7 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     """Copy many images, from anywhere to anywhere, as a TOML FILE has it; only what differs is moved.
 
     An image that fails does not stop the others: the exit code is then that of the first failure. What was interrupted
-    goes on when the same command is run again. README has the file's keys.
+    goes on when the same command is run again. docs/sync.md has the file's keys.
 
     \b
     ocistream sync images.toml

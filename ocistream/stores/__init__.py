@@ -69,7 +69,7 @@ class End:
 
 
 def parse_end(text: str, *, bare_is_path: bool = False) -> End:
-    """Parse one end as the README has it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
+    """Parse one end as docs/images.md has it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
 
     With `bare_is_path` what could be an image's name is a path: behind -o and -i.
 
