@@ -667,10 +667,10 @@ def test_progress_has_one_total_from_the_first_byte(
 
 
 def test_progress_does_not_wait_for_what_failed(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-    for number in range(2):
-        layout = Layout(tmp_path / str(number))
-        image = layout.image([100_000 + number])
-        seed(layout, image, source.host, "big", str(number))
+    layout = Layout(tmp_path / "big")
+    seed(layout, layout.image([100_000]), source.host, "big", "0")
+    image = layout.image([100_001])
+    seed(layout, image, source.host, "big", "1")
     [layer] = layout.read(image["digest"])["layers"]
     source.faults.append(Fault(Reply(404), path=f"/blobs/{layer['digest']}", times=None))
     result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big"), "--progress", "json")

@@ -15,7 +15,7 @@ from ocistream.places import Places
 from ocistream.reference import parse_reference
 from ocistream.registries_conf import load_namespaces
 from ocistream.sync_file import read_plan
-from ocistream.sync_plan import copies, without_doubles
+from ocistream.sync_plan import Copies, without_doubles
 from tests.fuzz.engine import Check, Target
 
 _OURS: Final = b"""
@@ -124,7 +124,7 @@ def _sync(folder: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        found = [copy for entry in read_plan(path).entries for copy in copies(entry, _TAGS)]
+        found = [Copies(entry, _TAGS) for entry in read_plan(path).entries]
         places = [target.name for copy in without_doubles(found) for target in copy.targets]
         assert len(places) == len(set(places)), "two images for one place"
 
