@@ -688,7 +688,7 @@ def test_lines_on_stdout_are_whole_beside_a_bar(source: FaultyRegistry, target: 
     for tag in TAGS:
         line = f"{target.host}/app:{tag}@{manifest_digest(source.host, 'app', tag)}"
         # Where a line begins nothing is drawn: it was erased.
-        assert re.search(rf"(^|\n|\x1b\[2K){re.escape(line)}\r\n", seen.screen), seen.screen
+        assert re.search(rf"(^|\n|\x1b\[2K|\x1b\[[0-9]+A){re.escape(line)}\r\n", seen.screen), seen.screen
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])

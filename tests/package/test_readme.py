@@ -15,8 +15,8 @@ from tests.package.conftest import ROOT
 
 README: Final = (ROOT / "README.md").read_text()
 PAGES: Final = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
-#: Options of other programs of which README has a command line, and one that is said not to be there.
-OTHERS: Final = {"--check", "--htpasswd"}
+#: Options of other programs that are shown, one that is said not to be there, and the word for any of them.
+OTHERS: Final = {"--check", "--htpasswd", "--option"}
 
 
 def options(name: str) -> set[str]:
