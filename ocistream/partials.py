@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTIAL_SUFFIX",
+    "SESSION_SUFFIX",
     "Partial",
     "begin",
     "create",
     "drop_unfinished",
     "find",
     "is_called_so",
+    "is_session",
     "is_stray_of",
     "kept",
     "lasting",
@@ -43,6 +45,8 @@ __all__ = [
 
 #: The dot before their names keeps them out of `ls`, this says what they are.
 PARTIAL_SUFFIX: Final = ".partial"
+#: Those that a registry over a directory (`serve`) has for its clients' uploads, and forgets when it ends.
+SESSION_SUFFIX: Final = f".upload{PARTIAL_SUFFIX}"
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM: Final = 6
 _STRAY = re.compile(rf"\.(.+)\.([0-9a-f]{{{2 * _RANDOM}}}){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
@@ -225,15 +229,27 @@ def _is_in_the_way(path: Path, error: OSError | None = None) -> None:
         notices.notice(f"{what}; remove that, and the next one will")
 
 
-def sweep(folder: Path, is_stray: Callable[[str], bool], *, older_than: float = 0.0) -> None:
+def sweep(
+    folder: Path, is_stray: Callable[[str], bool], *, older_than: float = 0.0, dry_run: bool = False
+) -> dict[str, int]:
     """Remove those files of ours in a folder that nobody writes, whose names `is_stray` says yes to.
 
     So many seconds must have passed since they were last written. What cannot be looked at, or removed, stays.
+    Given are the names of those that went, or with `dry_run` would go, and their sizes in bytes.
     """
+    gone = {}
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for name in [entry.name for entry in entries if is_stray(entry.name)]:
             with contextlib.suppress(OSError):
-                _remove_idle(folder / name, older_than=older_than)
+                size = _remove_idle(folder / name, older_than=older_than, dry_run=dry_run)
+                if size is not None:
+                    gone[name] = size
+    return gone
+
+
+def is_session(entry: str) -> bool:
+    """Say whether a folder's entry is called like what `serve` keeps of an upload that is under way."""
+    return entry.startswith(".") and entry.endswith(SESSION_SUFFIX)
 
 
 def is_stray_of(entry: str, name: str | None = None) -> bool:
@@ -343,13 +359,16 @@ def _leads_to(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove_idle(path: Path, *, older_than: float = 0.0, below: float = math.inf) -> None:
-    """Remove one that nobody writes, if it is so old, in seconds, and smaller than so many bytes."""
+def _remove_idle(path: Path, *, older_than: float = 0.0, below: float = math.inf, dry_run: bool = False) -> int | None:
+    """Remove one that nobody writes, if it is so old, in seconds, and smaller than so many bytes; its size is given."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
         fits = status.st_mtime <= time.time() - older_than and status.st_size < below and not _not_ours(status)
-        if fits and _locked(descriptor) and _leads_to(path, descriptor):
+        if not fits or not _locked(descriptor) or not _leads_to(path, descriptor):
+            return None
+        if not dry_run:
             path.unlink()
+        return status.st_size
     finally:
         os.close(descriptor)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     callback=span,
     metavar="TIME",
     help="Spare what was used or written in the last so many seconds, or 30m, 12h, 7d.  [default: 1h, since a push or "
-    "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one]",
+    "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one; of unfinished "
+    "files 7d]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
 @verbosity_options
@@ -45,7 +46,7 @@ def gc(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Drop what no image in the layout directory DIR needs: blobs, and parts of them that were left long ago.
+    """Drop what no image in the layout directory DIR needs: blobs, and parts of them and uploads that were left.
 
     An image is what its index.json lists; a cache (--cache) lists none, so that all of it may go. It may be used
     meanwhile. The digests of what was dropped are printed, one a line.
@@ -72,4 +73,8 @@ def gc(
 def _summary(done: Collected, *, dry_run: bool) -> str:
     verb = "would drop" if dry_run else "dropped"
     text = f"{verb} {counted(len(done.dropped), 'blob')}, {human_size(done.size)}; {human_size(done.left)} are left"
-    return f"{text}, of which {human_size(done.young)} were used too lately to go" if done.young else text
+    if done.young:
+        text += f", of which {human_size(done.young)} were used too lately to go"
+    if done.unfinished:
+        text += f"; {verb} {counted(len(done.unfinished), 'unfinished file')}, {human_size(sum(done.unfinished))}"
+    return text

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Upload", "Uploads"]
 
-_SUFFIX: Final = f".upload{files.PARTIAL_SUFFIX}"
 #: How long, in seconds, a request waits for another one of the same upload to end.
 _PATIENCE: Final = 5.0
 _MODE: Final = 0o644
@@ -60,7 +59,7 @@ class Upload:
         self.starved = False
         self._hash_with(algorithm)
         folder = layout.blob_folder(algorithm)
-        self._path = folder / f".{self.identifier}{_SUFFIX}"
+        self._path = folder / f".{self.identifier}{partials.SESSION_SUFFIX}"
         with self._disk():
             folder.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -238,8 +237,8 @@ class Uploads:
             return
         for algorithm in DIGEST_HEX_LENGTHS:
             folder = self._layout.blob_folder(algorithm)
-            partials.sweep(folder, _is_upload)
-            for path in folder.glob(f".*{_SUFFIX}"):
+            partials.sweep(folder, partials.is_session)
+            for path in folder.glob(f".*{partials.SESSION_SUFFIX}"):
                 with contextlib.suppress(OSError):
                     if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE:
                         path.unlink()
@@ -260,10 +259,6 @@ class Uploads:
     def _forget(self, upload: Upload) -> None:
         with self._lock:
             self._uploads.pop(upload.identifier, None)
-
-
-def _is_upload(entry: str) -> bool:
-    return entry.startswith(".") and entry.endswith(_SUFFIX)
 
 
 def _unknown(identifier: str) -> RefusedError:

@@ -210,12 +210,13 @@ class BlobFolders:
             return blob.open()
         return blob.resume(chunks_of(files.Window(file.fileno(), 0), held), held)
 
-    def sweep(self, older_than: float | None = None) -> None:
+    def sweep(self, older_than: float | None = None, *, dry_run: bool = False) -> list[int]:
         """Remove what killed processes have left that is of no use: what nobody can go on with, parts of blobs there.
 
-        With `older_than`, parts of blobs too that nobody has gone on with for so many seconds.
+        With `older_than`, parts of blobs too that nobody has gone on with for so many seconds, and what a `serve` that
+        was killed has of uploads. Given are the sizes in bytes of what went, or with `dry_run` would go.
         """
-        partials.sweep(self.path, partials.is_stray_of)
+        sizes = [*partials.sweep(self.path, partials.is_stray_of, dry_run=dry_run).values()]
         for algorithm in DIGEST_HEX_LENGTHS:
             folder = self.blob_folder(algorithm)
 
@@ -227,9 +228,14 @@ class BlobFolders:
                 name = partials.lasting(entry)
                 return partials.is_stray_of(entry) or (is_part(entry) and (folder / f"{name}").exists())
 
-            partials.sweep(folder, is_useless)
+            def is_left(entry: str) -> bool:
+                return is_part(entry) or partials.is_session(entry)
+
+            gone = partials.sweep(folder, is_useless, dry_run=dry_run)
             if older_than is not None:
-                partials.sweep(folder, is_part, older_than=older_than)
+                gone |= partials.sweep(folder, is_left, older_than=older_than, dry_run=dry_run)
+            sizes += gone.values()
+        return sizes
 
     def write_unnamed(self, blob: Unnamed) -> Descriptor:
         """Store a blob whose digest is known when all of it has passed, and give its promise.

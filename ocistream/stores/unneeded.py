@@ -52,7 +52,8 @@ class Collected:
     """What was dropped, or would be: digests, sorted, and their bytes. All sizes are in bytes.
 
     `left` is what all blobs have that are there afterwards, `needed` those among them that images need, and `young`
-    those that nobody needs and that are spared since they were used a moment ago.
+    those that nobody needs and that are spared since they were used a moment ago. `unfinished` are the sizes of the
+    files that processes have left in their middle, and that were dropped too; they are no blobs, and not counted above.
     """
 
     dropped: list[str] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Collected:
     left: int = 0
     needed: int = 0
     young: int = 0
+    unfinished: list[int] = field(default_factory=list)
 
 
 def collect(
@@ -69,8 +71,8 @@ def collect(
 
     With `max_size` no more of them than it takes for all blobs to have no more bytes than that; else all. What was
     used in the last `older_than` seconds stays; where that is not given, it is `limits.GC_SPARED`, but with `max_size`
-    nothing is spared unless somebody is adding images. With `dry_run` nothing is changed. Parts of blobs that nobody
-    has gone on with for long go as well.
+    nothing is spared unless somebody is adding images. With `dry_run` nothing is changed. Parts of blobs and
+    uploads that nobody has gone on with for `older_than` seconds go as well; where that is not given, for a week.
 
     No process of ours changes the index meanwhile. One that takes a blob into use is seen by that (`touch`); who has it
     open already keeps it.
@@ -82,6 +84,7 @@ def collect(
     """
     layout.check()
     with files.disk_errors(f"cannot read {layout.path}"), files.locked_directory(layout.path):
+        done_with = limits.PARTIAL_AGE if older_than is None else older_than
         if older_than is None:
             older_than = limits.GC_SPARED if max_size is None or layout.is_added_to() else 0.0
         found = sorted(_there(layout))
@@ -100,8 +103,7 @@ def collect(
                 done.dropped.append(blob.digest)
                 done.size += blob.size
                 done.left -= blob.size
-        if not dry_run:
-            layout.sweep(limits.PARTIAL_AGE)
+        done.unfinished = layout.sweep(done_with, dry_run=dry_run)
     done.dropped.sort()
     return done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import time
 from collections.abc import Iterator
@@ -153,10 +154,35 @@ def test_parts_of_blobs_go_when_they_are_old(layout: Layout) -> None:
     for path in (old, young, killed):
         path.write_bytes(b"part")
     os.utime(old, (1, 1))
-    gc(layout, "--dry-run")
+    assert "would drop 2 unfinished files, 8 B" in gc(layout, "--dry-run").err
     assert old.exists()
-    gc(layout)
+    assert killed.exists()
+    assert "dropped 2 unfinished files, 8 B" in gc(layout).err
     assert [path.exists() for path in (old, young, killed)] == [False, True, False]
+    assert "dropped 1 unfinished file, 4 B" in gc(layout, "--older-than=0").err
+    assert not young.exists()
+
+
+def test_uploads_of_a_server_that_was_killed_go_and_not_those_of_one_that_runs(layout: Layout) -> None:
+    with started("serve", layout.path, "--listen=127.0.0.1:0") as server:
+        assert server.stdout
+        host = server.stdout.readline().decode().strip()
+        connection = http.client.HTTPConnection(host, timeout=60)
+        connection.request("POST", "/v2/app/blobs/uploads/")
+        with connection.getresponse() as answer:
+            answer.read()
+            place = str(answer.headers["Location"])
+        connection.request("PATCH", place.removeprefix(f"http://{host}"), body=b"part")
+        with connection.getresponse() as answer:
+            assert answer.status == 202
+        session = next(path for path in (layout.path / "blobs" / "sha256").iterdir() if ".upload." in path.name)
+        assert "unfinished" not in gc(layout, "--older-than=0").err
+        assert session.exists()
+        server.kill()
+        server.wait(60)
+    connection.close()
+    assert "dropped 1 unfinished file, 4 B" in gc(layout, "--older-than=0").err
+    assert not session.exists()
 
 
 @pytest.mark.parametrize(
