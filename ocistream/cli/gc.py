@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     callback=span,
     metavar="TIME",
     help="Spare what was used or written in the last so many seconds, or 30m, 12h, 7d.  [default: 1h, since a push or "
-    "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one; of unfinished "
-    "files 7d]",
+    "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one; of "
+    "unfinished files 7d]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be dropped, and drop nothing.")
 @verbosity_options
