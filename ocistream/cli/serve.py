@@ -112,7 +112,8 @@ def _check_kind(path: Path) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         msg = f"{path} is neither a directory nor a regular file"
         raise UnsupportedError(msg, hint=hint)
-    if not path.exists() and path.name.endswith(_ARCHIVES):
+    # Where a link leads nowhere, opening it says why.
+    if not path.exists() and not path.is_symlink() and path.name.endswith(_ARCHIVES):
         msg = f"{path}: no such file"
         raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 

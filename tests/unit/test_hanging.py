@@ -258,7 +258,7 @@ class TestLeavingBehind:
         [
             (refusal(403, "DENIED"), "403"),
             (refusal(410), "410"),
-            (Reply(200, {"Content-Type": "text/html"}, b"<html>"), "JSON"),
+            (Reply(200, {"Content-Type": "text/html"}, b"<html>"), "HTML or XML, and no manifest"),
         ],
     )
     def test_what_the_registry_does_not_tell_does_not_stop_the_image(
