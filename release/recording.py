@@ -225,7 +225,8 @@ def picture(frames: Sequence[Frame]) -> str:
             f"<style>{style}</style>",
             f"<defs>{''.join(shapes)}</defs>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#1e2127"/>',
-            f'<g id="film">{"".join(strip)}</g>',
+            # Where nothing moves, the last of it is seen.
+            f'<g id="film" transform="translate(0 -{(len(frames) - 1) * height})">{"".join(strip)}</g>',
             "</svg>\n",
         ]
     )
