@@ -17,7 +17,16 @@ from ocistream.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BY_CONFIGURATION", "AuthFile", "Credential", "check_storable", "entry_of", "host_of", "server_of"]
+__all__ = [
+    "BY_CONFIGURATION",
+    "BY_SYNC_FILE",
+    "AuthFile",
+    "Credential",
+    "check_storable",
+    "entry_of",
+    "host_of",
+    "server_of",
+]
 
 #: Bytes of an auth file, and of `DOCKER_AUTH_CONFIG`.
 MAX_AUTH_FILE: Final = 1024 * 1024
@@ -25,6 +34,7 @@ MAX_AUTH_FILE: Final = 1024 * 1024
 TOKEN_USERNAME: Final = "<token>"  # noqa: S105 - it marks a secret and is none
 #: How a credential's source ends that the configuration names: what `login` keeps comes after it.
 BY_CONFIGURATION: Final = ", which the configuration names"
+BY_SYNC_FILE: Final = ", which the sync file names"
 #: What Docker calls Docker Hub in its file and to its helpers.
 _HUB_SERVER: Final = "https://index.docker.io/v1/"
 _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "username", "password"})

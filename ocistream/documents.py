@@ -5,7 +5,6 @@ Bytes in, values of `model` out. Of thousands of them only what is needed is kep
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +29,7 @@ __all__ = [
     "parse_descriptor",
     "parse_document",
     "platform_of_config",
+    "shared_word",
 ]
 
 #: Documents that hold content in ways this version does not carry; refused rather than half carried.
@@ -43,6 +43,8 @@ _CONVERTED_BY_A_PUSH: Final = "push the image again with a current tool, which m
 #: The greatest number that every other tool can hold.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
+#: Words of which one object serves for all that are equal.
+_words: Final[dict[str, str]] = {}
 
 # What the objects are called that Go's tools read as structures (image-spec's specs-go/v1, distribution's manifest
 # packages): no key of theirs may be one of these but for its case. Those of maps, such as annotations, are data.
@@ -129,13 +131,23 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
         raise ArchiveError(msg)
     return Descriptor(
         # There are few of them, and tens of thousands of descriptors.
-        sys.intern(media_type),
+        shared_word(media_type),
         digest,
         size,
         _parse_platform_fields(fields.get("platform"), where),
         _parse_annotations(fields.get("annotations"), where),
         _optional_text(fields, "artifactType", where),
     )
+
+
+def shared_word(word: str) -> str:
+    """Give one object for equal words: there are few of them, and tens of thousands of descriptors.
+
+    Not by `sys.intern`, of which Python 3.12 keeps everything for ever: whose words they are could fill the memory.
+    """
+    if word in _words or len(_words) >= limits.MAX_SHARED_WORDS or len(word) > limits.MAX_SHARED_WORD:
+        return _words.get(word, word)
+    return _words.setdefault(word, word)
 
 
 def _optional_text(fields: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -156,7 +168,7 @@ def _parse_platform_fields(fields: object, where: str) -> Platform | None:
         check_keys(fields, _OF_PLATFORM, f"platform of {where}")
     keys = ("os", "architecture", "variant", "os.version")
     # There are few of these words, and thousands of platforms.
-    platform = Platform(*(sys.intern(_optional_text(fields, key, where) or "") for key in keys))
+    platform = Platform(*(shared_word(_optional_text(fields, key, where) or "") for key in keys))
     # Tools that know no platform write an empty one.
     return platform if platform.os and platform.architecture else None
 
@@ -167,7 +179,7 @@ def _parse_annotations(fields: object, where: str) -> Mapping[str, str]:
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         msg = f"{where}: annotations are not a map of strings"
         raise ArchiveError(msg)
-    return {sys.intern(key): value for key, value in fields.items()} or _NO_ANNOTATIONS
+    return {shared_word(key): value for key, value in fields.items()} or _NO_ANNOTATIONS
 
 
 def parse_document(descriptor: Descriptor, raw: bytes) -> Document:

@@ -210,6 +210,9 @@ MAX_REQUEST_HEAD: Final = 32 * KIB
 #: Connections that `serve` has at a time: each is a thread, and may have a buffer. For a further one that is cut which
 #: has waited for a request for longest; where there is none, it is closed at once.
 MAX_CLIENTS: Final = 500
+#: Of so many words (media types, platforms, keys of annotations) of so many characters one object serves for all.
+MAX_SHARED_WORDS: Final = 1_000
+MAX_SHARED_WORD: Final = 255
 #: What all indexes of a layout list, one after the other, is remembered up to so many manifests: some 20 MiB.
 MAX_LINKED: Final = 10 * MAX_LISTED
 #: Of an archive's blob, which is asked for from some byte to its end, so much before that is read to verify it: from a

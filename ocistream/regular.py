@@ -47,12 +47,20 @@ def whole(pattern: str) -> Callable[[str], bool]:
             # What later versions of Python may read differently is no news to whoever runs this.
             warnings.simplefilter("ignore", FutureWarning)
             parsed = parser.parse(pattern, re.ASCII)
-    except (re.error, RecursionError, OverflowError) as error:
+    except (ValueError, re.error, RecursionError, OverflowError) as error:
         msg = f"malformed regular expression {printable(pattern)!r}: {printable(str(error))}"
         raise UsageError(msg) from error
     _check(parsed, pattern)
     flags = parsed.state.flags
-    return lambda text: _Matching(pattern, text, flags).matches(parsed)
+
+    def matches(text: str) -> bool:
+        try:
+            return _Matching(pattern, text, flags).matches(parsed)
+        except RecursionError as error:
+            msg = f"regular expression {printable(pattern)!r} has groups too deep within each other"
+            raise UsageError(msg) from error
+
+    return matches
 
 
 def _check(parsed: _Node, pattern: str) -> None:
@@ -105,7 +113,8 @@ class _Matching:
     def _is_in(self, op: object, argument: _Node, character: str) -> bool:
         forms = {character}
         if self._flags & re.IGNORECASE:
-            forms = {character.lower(), character.upper()}
+            # Some have several letters in the other case, which are none of ASCII.
+            forms = {form for form in (character.lower(), character.upper()) if len(form) == 1} or forms
         if op is ops.ANY:
             return character != "\n" or bool(self._flags & re.DOTALL)
         if op is not ops.IN:

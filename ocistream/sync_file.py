@@ -191,7 +191,7 @@ def _tags(table: Table) -> TagChoice:
     except UsageError as error:
         if error.what.startswith(table.where):
             raise
-        raise table.wrong("tags", error.what, error.hint) from error
+        raise table.wrong("tags", f"choose by a {error.what}", error.hint) from error
 
 
 def _platforms(table: Table) -> PlatformChoice:

@@ -136,8 +136,11 @@ class Looking:
             return
         around = replace(self._around(entry.source), cancelled=self._stop(), jobs=1)
         try:
-            source = opened(end, around, wanted_of(entry))
-            graph = graph_of(source, end)
+            with ExitStack() as stack:
+                source = opened(end, around, wanted_of(entry))
+                stack.callback(source.close)
+                graph = graph_of(source, end)
+                stack.pop_all()
         except OcistreamError as error:
             look.failed(look.lacking, error)
             look.lacking = []

@@ -84,6 +84,8 @@ def nearby(repository: Repository, tag: str) -> str | None:
         return None
     # Those of signatures are nobody's to type.
     tags = [one for one in listed if not is_digest_tag(one)][: limits.MAX_COMPARED_TAGS]
+    if tag in tags:
+        return "the registry lists this tag, and has lost what it stands for: push the image there again"
     if close := get_close_matches(tag, tags, _PROPOSED):
         return f"did you mean {' or '.join(close)}? `ocistream inspect {repository}` lists its tags"
     if 0 < len(tags) <= _FEW:

@@ -98,7 +98,9 @@ class Bar:
         with self._lock:
             again = bool(self._drawn)
             # Where another process draws, the cursor is at the beginning of a line of its.
-            self._write(f"{self._erasure(_size()) if again else _ERASE_LINE}{text}\n")
+            # What a terminal echoes (^C) has moved it on.
+            before = self._erasure(_size()) if again else f"\r{_ERASE_LINE}"
+            self._write(f"{before}{text}\n")
             self._drawn = []
         if again:
             self._draw()

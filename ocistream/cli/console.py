@@ -20,7 +20,7 @@ __all__ = ["Console", "Drawing", "harmless_json", "in_one_line"]
 #: Where a CI's runner looks for a command in the middle of a line: `##[name]` is GitHub's and Azure's, who has
 #: `##vso[...]` as well, and `##teamcity[...]` TeamCity's.
 _RUNNERS_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
-_ERASE_LINE: Final = "\x1b[2K"
+_ERASE_LINE: Final = "\r\x1b[2K"
 
 
 class Drawing(Protocol):
@@ -47,6 +47,8 @@ class Console:
         self.verbosity = verbosity
         self.as_json = as_json
         self.drawing: Drawing | None = None
+        #: Whether this runs until somebody ends it, so that to be ended is no error.
+        self.is_server = False
         self._lock = threading.Lock()
 
     @classmethod

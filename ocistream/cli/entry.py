@@ -16,7 +16,7 @@ import click
 from ocistream import __version__, files, left_open, notices, partials
 from ocistream.cli.console import Console
 from ocistream.cli.interruption import Interruption
-from ocistream.errors import OcistreamError, TerminatedError, UsageError
+from ocistream.errors import IntegrityError, OcistreamError, TerminatedError, UsageError
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -207,10 +207,10 @@ def _leave(console: Console, error: BaseException) -> None:
 def _report(console: Console, error: BaseException) -> int:
     """Say what went wrong, and give the exit code for it."""
     if isinstance(error, KeyboardInterrupt):
-        console.error("interrupted", hint=_kept(), code=_SIGINT_EXIT)
+        _tell_end(console, "interrupted", _SIGINT_EXIT)
         return _SIGINT_EXIT
     if isinstance(error, TerminatedError):
-        console.error("terminated", hint=_kept(), code=error.exit_code)
+        _tell_end(console, "terminated", error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
         # Some of click's messages have lines of their own for each choice.
@@ -219,7 +219,9 @@ def _report(console: Console, error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
         error = files.disk_error("cannot write to stdout", error)
     if isinstance(error, OcistreamError):
-        hint = "; ".join(text for text in (error.hint, *notices.advice(), _kept()) if text)
+        # What is wrong in itself is so the next time, too.
+        kept = None if isinstance(error, IntegrityError) else _kept()
+        hint = "; ".join(text for text in (error.hint, *notices.advice(), kept) if text)
         console.error(error.what, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(
@@ -228,6 +230,14 @@ def _report(console: Console, error: BaseException) -> int:
         code=1,
     )
     return 1
+
+
+def _tell_end(console: Console, how: str, code: int) -> None:
+    if console.is_server:
+        # That is how servers end.
+        console.note(how, code=code)
+    else:
+        console.error(how, hint=_kept(), code=code)
 
 
 def _kept() -> str | None:

@@ -81,6 +81,7 @@ def serve(
             "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
     more_descriptors()
+    console.is_server = True
     with ExitStack() as stack:
         log = _log(console, access_log, stack)
         registry = Registry(path, address=address, read_only=read_only, log=log, gate=gate, tls=tls)

@@ -85,9 +85,10 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
         is_whole = True
     finally:
         # What was done is said of a run that was stopped, too.
+        if is_whole or told.has_begun:
+            told.summarize(shard)
         if result is not None:
             write_pieces(result, told.document(shard, is_whole=is_whole))
-    told.summarize(shard)
     if told.code:
         raise click.exceptions.Exit(told.code)
 
@@ -117,6 +118,7 @@ class _Places:
 
         A mirror of one of them is shown its own, if there are any.
         """
+        from ocistream.auth_file import BY_SYNC_FILE
         from ocistream.credentials import Credential, Keychain
 
         env, configured = dict(os.environ), self._session.places().credentials
@@ -127,7 +129,7 @@ class _Places:
         if login.auth_file is not None:
             env.pop("DOCKER_AUTH_CONFIG", None)
             return Keychain({**env, "REGISTRY_AUTH_FILE": str(login.auth_file)}, home=home(), named=nobody)
-        credential = Credential(login.username, secret, source=login.where)
+        credential = Credential(login.username, secret, source=f"{login.password_env}{BY_SYNC_FILE}")
         return Keychain(env, home=home(), explicit=credential, named=registries, configured=configured)
 
 
@@ -176,6 +178,11 @@ class _Told:
     def _print(self, line: str) -> None:
         with self._session.console.aside():
             click.echo(line)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has become of an image."""
+        return bool(self._counts)
 
     def summarize(self, shard: Shard) -> None:
         """Say in one line on stderr what all came to."""

@@ -8,7 +8,6 @@ changed under its lock. HTTP is not known here, but for the refusals.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -86,6 +85,7 @@ class Repositories:
         # By digest, so what is in it stays true; what nothing points to any more is dropped, and what is too much is
         # read again whenever it is wanted.
         self._links: dict[str, _Links] = {}
+        self._digests: dict[str, str] = {}
         self._linked = 0
 
     def names(self) -> list[str]:
@@ -288,6 +288,7 @@ class Repositories:
             snapshot.reached = self._reach(snapshot.entries)
             self._links = {digest: self._links[digest] for digest in snapshot.reached if digest in self._links}
             self._linked = sum(len(links.manifests or ()) for links in self._links.values())
+            self._digests = {known: known for links in self._links.values() for known in links.manifests or ()}
         return snapshot.reached
 
     def _reach(self, entries: Iterable[Descriptor]) -> dict[str, str]:
@@ -315,9 +316,11 @@ class Repositories:
                 # Not there, malformed or damaged: it leads nowhere. That is no reason not to serve the others.
                 return _Links()
             subject = document.subject.digest if document.subject else None
-            manifests = {sys.intern(child.digest): child.media_type for child in document.manifests}
+            has_room = self._linked + len(document.manifests) <= limits.MAX_LINKED
+            # Many indexes list the same: one object serves for each digest. (Not by `sys.intern`, see `shared_word`.)
+            known = self._digests if has_room else {}
+            manifests = {known.setdefault(child.digest, child.digest): child.media_type for child in document.manifests}
             links = _Links(subject, manifests)
-            has_room = self._linked + len(manifests) <= limits.MAX_LINKED
             self._linked += len(manifests) if has_room else 0
             self._links[digest] = links if has_room else _Links(subject, None)
         return links

@@ -83,7 +83,10 @@ class BlobFolders:
         """
         with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             try:
-                status = os.lstat(self.blob_path(digest))
+                parsed = parse_digest(digest)
+                # No `Path`: it keeps each of its words by `sys.intern`, and Python 3.12 keeps those for ever. Strangers
+                # may ask for any number.
+                status = os.lstat(os.path.join(self.blob_folder(parsed.algorithm), parsed.hex))  # noqa: PTH118
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import files, limits
-from ocistream.documents import FIELDS
+from ocistream.documents import FIELDS, shared_word
 from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
 from ocistream.reference import is_digest
@@ -198,7 +197,7 @@ def _named(_place: int, item: object) -> tuple[str, str] | None:
     """Give the digest and the media type of a descriptor."""
     if not isinstance(item, dict) or not isinstance(digest := item.get("digest"), str):
         return None
-    return digest, sys.intern(f"{item.get('mediaType')}")
+    return digest, shared_word(f"{item.get('mediaType')}")
 
 
 def _listed(fields: dict[str, Any], key: str) -> list[tuple[str, str] | None]:

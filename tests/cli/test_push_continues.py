@@ -204,6 +204,20 @@ def test_what_came_there_another_way_meanwhile_leaves_no_session_behind(
     check_whole(served, image, state)
 
 
+def test_what_is_wrong_in_itself_is_not_said_to_go_on(served: FaultyRegistry, layout: Layout) -> None:
+    image = layout.image([LAYER, MIB], name="v1")
+    damaged = layout.file(layout.read(image["digest"])["layers"][1]["digest"])
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    # The other layer is in its middle then.
+    served.faults = [Fault(PauseReading(after=HALF), "PATCH")]
+    failed = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--jobs", "2")
+    assert failed.code == 5, failed.err
+    assert len(sessions(served)) == 1
+    assert "goes on from there" not in failed.err
+
+
 def test_a_registry_that_fails_for_good_is_gone_on_with_later_and_the_error_says_so(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:

@@ -41,7 +41,7 @@ def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout
         expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (143, b"", b"ocistream: error: terminated\n")
+    assert (process.returncode, out, err) == (143, b"", b"ocistream: terminated\n")
     assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
     # What was pushed is in the directory, and there for the next one.
     with serving(tmp_path / "store") as (_, host):
@@ -52,7 +52,7 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     with serving(tmp_path / "store") as (process, _):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"ocistream: error: interrupted\n")
+    assert (process.returncode, err) == (130, b"ocistream: interrupted\n")
 
 
 def test_the_directory_is_the_present_one_where_none_is_named(layout: Layout) -> None:
@@ -102,7 +102,7 @@ def test_requests_are_told_to_those_who_ask(layout: Layout, tmp_path: Path) -> N
             _, err = process.communicate(timeout=60)
         lines = err.decode().splitlines()
         if not argv:
-            assert lines == ["ocistream: error: terminated"]
+            assert lines == ["ocistream: terminated"]
         elif len(argv) == 1:
             assert any("127.0.0.1 PUT /v2/app/manifests/1: 201, " in line for line in lines)
             assert any("GET /v2/gone/manifests/2J: 404, 0 B in" in line for line in lines)

@@ -71,7 +71,7 @@ def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Pa
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     # On loopback nobody is on the way.
-    assert err == b"ocistream: error: terminated\n"
+    assert err == b"ocistream: terminated\n"
 
 
 def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Path) -> None:
@@ -128,7 +128,7 @@ class TestAccessLog:
             get(host, f"/v2/app/blobs/{digest_of(b'none')}", headers=basic("ada", PASSWORD))
             process.terminate()
             _, err = process.communicate(timeout=60)
-        assert err == b"ocistream: error: terminated\n"
+        assert err == b"ocistream: terminated\n"
         lines = log.read_text().splitlines()
         pattern = re.compile(
             r'127\.0\.0\.1 - (\S+) \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "(.*)" (\d{3}) (\d+|-)'

@@ -424,6 +424,14 @@ class TestCredentials:
         missing = sync(tmp_path, text, env={"ONE": None})
         expect.failure(missing, 2, "password-env", "ONE", "not set")
 
+    def test_a_wrong_one_is_corrected_where_it_is(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
+        one = start(auth=Basic("one", "first"))
+        text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
+        text += f'[[sync]]\nfrom = "{source.host}/app:1.0"\nto = {{ end = "{one.host}/app", credentials = "one" }}\n'
+        refused = sync(tmp_path, text, env={"ONE": "wrong"})
+        assert refused.code == 3
+        assert "correct ONE, which the sync file names" in refused.err
+
     def test_a_mirror_is_not_shown_a_registrys_password(
         self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
@@ -591,6 +599,7 @@ def test_what_was_interrupted_is_said_and_goes_on(
     validate_ours(document, "sync-result")
     assert document["complete"] is False
     assert [image["outcome"] for image in document["images"]] == ["copied"] * 3
+    assert b"3 images copied" in err
     again = ocistream("sync", file)
     expect.success(again)
     same(source, target, "app", TAGS)

@@ -181,13 +181,17 @@ def programs(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "ocistream").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (folder / "ocistream").chmod(0o755)
+    # Where it is kept in the repository.
+    (folder / "ocistream.pyz").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
     return folder
 
 
 def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
     """Return the shard that a script asks for."""
     environment = {**env, "PATH": f"{programs}:{os.environ['PATH']}"}
-    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["sh", "-c", script], env=environment, cwd=programs, capture_output=True, text=True, check=True
+    )
     command, file, option, value, *_ = done.stdout.splitlines()
     assert (command, Path(file).suffix, option) == ("sync", ".toml", "--shard")
     return str(parse_shard(value))
@@ -238,7 +242,7 @@ def test_the_matrix_of_github_does_each_shard_once(programs: Path) -> None:
     workflow = document("runs-on", WORKFLOW)
     job = workflow["jobs"]["sync"]
     numbers = job["strategy"]["matrix"]["shard"]
-    (step,) = [step for step in job["steps"] if "ocistream sync" in step.get("run", "")]
+    (step,) = [step for step in job["steps"] if "ocistream.pyz sync" in step.get("run", "")]
     shards = []
     for number in numbers:
         values = {"matrix.shard": str(number), "strategy.job-total": str(len(numbers)), "secrets.PROD_PASSWORD": "x"}
@@ -249,7 +253,7 @@ def test_the_matrix_of_github_does_each_shard_once(programs: Path) -> None:
 
 def test_the_parallel_job_of_gitlab_does_each_shard_once(programs: Path) -> None:
     job = document("CI_NODE_INDEX", PIPELINE)["sync"]
-    (line,) = [line for line in job["script"] if "ocistream sync" in line]
+    (line,) = [line for line in job["script"] if "ocistream.pyz sync" in line]
     total = job["parallel"]
     shards = [
         shard_of(line, programs, {"CI_NODE_INDEX": str(index + 1), "CI_NODE_TOTAL": str(total)})

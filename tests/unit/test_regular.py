@@ -75,8 +75,18 @@ def test_an_expression_that_takes_too_long_is_said_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "a{99999999999}", "(" * 3000 + ")" * 3000, r"(a)\1", "(?>a*)b", "a*+b", "(a)?(?(1)b|c)"]
+    "pattern", ["(", "a{99999999999}", "(" * 3000 + ")" * 3000, r"(a)\1", "(?>a*)b", "a*+b", "(a)?(?(1)b|c)", "(?u)a"]
 )
 def test_what_cannot_be_used_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="regular expression"):
         whole(pattern)
+
+
+def test_groups_too_deep_within_each_other_are_said_to_be() -> None:
+    matches = whole("(a|" * 200 + "b" + ")" * 200)
+    with pytest.raises(UsageError, match="too deep"):
+        matches("b")
+
+
+def test_a_letter_that_has_several_in_the_other_case_is_none_of_ascii() -> None:
+    assert not whole("(?i)a")("\N{LATIN SMALL LETTER SHARP S}")

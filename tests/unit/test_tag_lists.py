@@ -183,6 +183,10 @@ def test_a_malformed_page_is_refused(registry: FaultyRegistry, repository: Repos
         ([], "`ocistream inspect APP` lists its tags"),
         # What cosign keeps under tags is nobody's to type, and no tag has control characters.
         ([f"sha256-{'0' * 64}.sig", "1.25-alpin\x1b[2J", "v1"], "its tags are: v1"),
+        (
+            ["1.25-alpin", "1.25"],
+            "the registry lists this tag, and has lost what it stands for: push the image there again",
+        ),
     ],
 )
 def test_what_may_have_been_meant(

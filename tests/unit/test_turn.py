@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ocistream.cli.console import Console
 from ocistream.cli.turn import Turn, is_drawn_on
 
 
@@ -41,6 +42,21 @@ def test_who_inherits_a_terminal_has_not_inherited_the_turn(terminal: int) -> No
     for turn in (first, second):
         turn.give_up()
     os.close(copy)
+
+
+def test_who_has_no_turn_writes_at_the_beginning_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is typed meanwhile, such as ^C, is echoed where the cursor is.
+    ours, theirs = pty.openpty()
+    other = Turn(theirs)
+    assert other.take()
+    monkeypatch.setattr("ocistream.cli.console._is_drawn_on", lambda: is_drawn_on(theirs))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        Console().error("interrupted")
+        said = os.read(ours, 1000)
+    assert said == b"\r\x1b[2Kocistream: error: interrupted\r\n"
+    other.give_up()
+    os.close(ours)
 
 
 def test_two_terminals_have_a_turn_each(terminal: int) -> None:
