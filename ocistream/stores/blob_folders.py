@@ -213,11 +213,11 @@ class BlobFolders:
             return blob.open()
         return blob.resume(chunks_of(files.Window(file.fileno(), 0), held), held)
 
-    def sweep(self, older_than: float | None = None, *, dry_run: bool = False) -> list[int]:
+    def sweep(self, older_than: float | None = None, *, sessions: bool = False, dry_run: bool = False) -> list[int]:
         """Remove what killed processes have left that is of no use: what nobody can go on with, parts of blobs there.
 
-        With `older_than`, parts of blobs too that nobody has gone on with for so many seconds, and what a `serve` that
-        was killed has of uploads. Given are the sizes in bytes of what went, or with `dry_run` would go.
+        With `older_than`, parts of blobs too that nobody has gone on with for so many seconds; with `sessions`, what a
+        `serve` that was killed has of uploads. Given are the sizes in bytes of what went, or with `dry_run` would go.
         """
         sizes = [*partials.sweep(self.path, partials.is_stray_of, dry_run=dry_run).values()]
         for algorithm in DIGEST_HEX_LENGTHS:
@@ -232,7 +232,7 @@ class BlobFolders:
                 return partials.is_stray_of(entry) or (is_part(entry) and (folder / f"{name}").exists())
 
             def is_left(entry: str) -> bool:
-                return is_part(entry) or partials.is_session(entry)
+                return is_part(entry) or (sessions and partials.is_session(entry))
 
             gone = partials.sweep(folder, is_useless, dry_run=dry_run)
             if older_than is not None:

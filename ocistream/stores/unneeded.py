@@ -102,7 +102,7 @@ def collect(
                 done.dropped.append(blob.digest)
                 done.size += blob.size
                 done.left -= blob.size
-        done.unfinished = layout.sweep(done_with, dry_run=dry_run)
+        done.unfinished = layout.sweep(done_with, sessions=True, dry_run=dry_run)
     done.dropped.sort()
     return done
 

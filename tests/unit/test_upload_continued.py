@@ -421,6 +421,8 @@ class TestWhatIsKept:
         self.fail(run, registry, quick(), failure, replayable=False)
         assert len(run.files()) == 1
         assert not registry.asked("DELETE")
+        # What was sent may be in the sockets' buffers still.
+        eventually(lambda: [patch.received for patch in registry.asked("PATCH")] == [2 * MIB])
         eventually(lambda: all(request.status for request in registry.requests))
         run.uploader(quick(), registry).upload(Source(replayable=False).blob)
         assert len(registry.asked("POST")) == 1

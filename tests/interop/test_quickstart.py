@@ -1,0 +1,45 @@
+"""README's first command works in a copy of the sources, for who has nothing but Python and an empty HOME."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.interop.documents import ROOT
+
+#: What a fresh clone has not.
+_NOT_CLONED = shutil.ignore_patterns(".*cache*", ".git", ".tox", ".venv", "__pycache__", "dist")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the sources."""
+    folder = tmp_path_factory.mktemp("quickstart") / "clone"
+    shutil.copytree(ROOT, folder, ignore=_NOT_CLONED)
+    return folder
+
+
+def quickstart(clone: Path, home: Path, *arguments: str) -> str:
+    """Run it with a HOME of its own, and return what it showed."""
+    env = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    # Where packages come from, and by which proxy, is the machine's affair.
+    env |= {name: value for name, value in os.environ.items() if name.lower().startswith(("pip_", "http", "no_proxy"))}
+    line = [sys.executable, "-P", clone / "scripts" / "quickstart", *arguments]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_quickstart_shows_an_image_go_through_a_pipe(clone: Path, tmp_path: Path) -> None:
+    assert "The same digest went in and came out: sha256:" in quickstart(clone, tmp_path)
+
+
+def test_the_quickstart_takes_an_image(clone: Path, debian_name: str, tmp_path: Path) -> None:
+    shown = quickstart(clone, tmp_path, debian_name)
+    assert f"{debian_name} goes into the first one" in shown
+    assert "The same digest went in and came out: sha256:" in shown
