@@ -29,7 +29,7 @@ def quickstart(clone: Path, home: Path, *arguments: str) -> str:
     env = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
     # Where packages come from, and by which proxy, is the machine's affair.
     env |= {name: value for name, value in os.environ.items() if name.lower().startswith(("pip_", "http", "no_proxy"))}
-    line = [sys.executable, "-P", clone / "scripts" / "quickstart", *arguments]
+    line = [sys.executable, "-P", str(clone / "scripts" / "quickstart"), *arguments]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
