@@ -20,7 +20,7 @@ __all__ = ["Console", "Drawing", "harmless_json", "in_one_line"]
 #: Where a CI's runner looks for a command in the middle of a line: `##[name]` is GitHub's and Azure's, who has
 #: `##vso[...]` as well, and `##teamcity[...]` TeamCity's.
 _RUNNERS_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
-_ERASE_LINE: Final = "\r\x1b[2K"
+_LINE_ANEW: Final = "\r\x1b[2K"
 
 
 class Drawing(Protocol):
@@ -132,7 +132,7 @@ class Console:
             if sys.stderr is not None:
                 if sys.stderr.isatty() and _is_drawn_on():
                     # The cursor is at the beginning of a line of another's.
-                    text = f"{_ERASE_LINE}{text}"
+                    text = f"{_LINE_ANEW}{text}"
                 sys.stderr.write(text)
                 sys.stderr.flush()
 

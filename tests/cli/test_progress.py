@@ -15,9 +15,9 @@ from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import ocistream, started
 from tests.cli.terminal import Screen, on_terminal, resize
+from tests.documents import ROOT, blocks, is_like
 from tests.faults import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
-from tests.interop.documents import ROOT, blocks, is_like
 from tests.registry_http import seed
 
 MIB = 1 << 20

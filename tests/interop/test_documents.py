@@ -14,7 +14,8 @@ from typing import Final
 import pytest
 
 from tests.certificates import Certificate
-from tests.interop.documents import ROOT, Block, World, blocks, is_like, script_of, turns, world
+from tests.documents import ROOT, Block, blocks, is_like, turns
+from tests.interop.world import World, script_of, world
 
 DOCUMENTS: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "SECURITY.md"]
 #: Languages of blocks that others hold to what they say, or that say nothing.

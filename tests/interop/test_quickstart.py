@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.documents import ROOT
+from tests.documents import ROOT
 
 #: What a fresh clone has not.
 _NOT_CLONED = shutil.ignore_patterns(".*cache*", ".git", ".tox", ".venv", "__pycache__", "dist")

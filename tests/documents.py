@@ -1,0 +1,63 @@
+"""What the documents show, taken apart: blocks, commands with what they print, and whether something was printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block: its `language`, its `text`, the `line` it begins at, and what a comment before it says of it."""
+
+    language: str
+    text: str
+    line: int
+    note: str = ""
+
+
+_FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A comment right before a block that is not run with the others: the test that runs it.
+_NOTE: Final = re.compile(r"<!-- run by (\S+) -->\n\Z")
+
+
+def blocks(text: str) -> list[Block]:
+    """Return a document's blocks in their order."""
+    found = []
+    for match in _FENCE.finditer(text):
+        note = _NOTE.search(text, 0, match.start())
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(match[1], match[2], line, note[1] if note else ""))
+    return found
+
+
+def turns(transcript: str) -> Iterator[tuple[str, str]]:
+    """Give each command of a transcript, which stands behind `$`, with what it printed."""
+    for part in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
+        line, _, rest = part.partition("\n")
+        while line.endswith("\\"):
+            more, _, rest = rest.partition("\n")
+            line = f"{line}\n{more}"
+        yield line, rest
+
+
+#: What may differ between what is shown and what is said, and as what it is then taken.
+_VARIES: Final = re.compile(
+    r"(?P<any>…)|(?P<hex>(?<![0-9a-f])[0-9a-f]{12,}(?![0-9a-f]))|(?P<number>\d[\d.,]*(?: [kMGT]?B\b)?)|(?P<blank> +)"
+)
+_AS: Final = {"any": ".*", "hex": "[0-9a-f]+", "number": r"[\d.,]+(?: [kMGT]?B\b)?", "blank": " +"}
+
+
+def is_like(said: str, shown: str) -> bool:
+    """Say whether what was printed is what is shown: digests, numbers and sizes may differ, and `…` is anything."""
+    pattern, end = "", 0
+    shown = shown.strip()
+    for match in _VARIES.finditer(shown):
+        pattern += re.escape(shown[end : match.start()]) + _AS[str(match.lastgroup)]
+        end = match.end()
+    return re.fullmatch(pattern + re.escape(shown[end:]), said.strip(), re.DOTALL) is not None
