@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ocistream.stores import Surroundings
     from ocistream.sync_plan import Copy, Entry, Place, Target
 
-__all__ = ["Look", "Looking", "Outcome", "wanted_of"]
+__all__ = ["Look", "Looks", "Outcome", "wanted_of"]
 
 #: A registry that could not be reached for so many images, one after the other, is left alone for so many seconds.
 _IN_A_ROW: Final = 3
@@ -78,7 +78,7 @@ class Look:
         self.outcomes += [Outcome(self.copy.name, target.name, "failed", error=error) for target in targets]
 
 
-class Looking:
+class Looks:
     """Looks, for one run. Safe for several threads."""
 
     def __init__(

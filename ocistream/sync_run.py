@@ -14,7 +14,7 @@ from ocistream.reference import printable
 from ocistream.stores import Want
 from ocistream.stores.index import some_images
 from ocistream.sync_ends import graph_of, opened
-from ocistream.sync_looks import Look, Looking, Outcome
+from ocistream.sync_looks import Look, Looks, Outcome
 from ocistream.sync_moves import Moving, Planned
 from ocistream.sync_plan import Copies, without_doubles
 from ocistream.sync_progress import Whole
@@ -55,7 +55,7 @@ class Sync:
         self._told = told
         self._jobs = jobs
         self._stop = stop
-        self._looking = Looking(around, stop=stop, check_push=check_push)
+        self._looking = Looks(around, stop=stop, check_push=check_push)
         self._watched = Whole(observer)
         self._moving = Moving(around, jobs=jobs, ahead=ahead, stop=stop, watched=self._watched)
 

@@ -1,0 +1,41 @@
+"""What a sync finds out of an image before it moves."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from ocistream.errors import ArchiveError
+from ocistream.stores import Surroundings
+from ocistream.sync_file import read_plan
+from ocistream.sync_looks import Look, Looks
+from ocistream.sync_plan import Copies
+
+
+class Source:
+    """A source that says whether it is closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_source_of_which_nothing_can_be_made_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.toml").write_text("[[sync]]\nfrom = 'a.example/b:1'\nto = 'c.example/d'\n")
+    (copy,) = Copies(read_plan(tmp_path / "x.toml").entries[0], ())
+    source, error = Source(), ArchiveError("malformed")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ocistream.sync_looks.opened", lambda *_: source)
+    monkeypatch.setattr("ocistream.sync_looks.graph_of", fail)
+    looking = Looks(lambda _: Surroundings(), stop=threading.Event, check_push=lambda _: None)
+    look = Look(copy)
+    look.lacking = list(copy.targets)
+    looking.prepare(look)
+    assert source.closed == 1
+    assert [outcome.error for outcome in look.outcomes] == [error]
