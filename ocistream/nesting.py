@@ -1,8 +1,47 @@
-"""Indexes within indexes: which of them are known whole. Digests only; what is in them is graph.py's concern."""
+"""Indexes within indexes: what an index lists in all, and which indexes are known completely."""
 
 from __future__ import annotations
 
-__all__ = ["Nesting"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocistream.documents import Document
+    from ocistream.model import Descriptor
+
+__all__ = ["Nesting", "leaves_of", "nested_indexes"]
+
+
+def leaves_of(documents: Mapping[str, Document], index: str) -> list[Descriptor]:
+    """List the manifests of an index, and of the indexes within it, in order; `documents` has the known ones.
+
+    Each index is read once: a few indexes that list each other many times would have billions of leaves.
+    """
+    leaves: list[Descriptor] = []
+    seen = {index}
+    todo = list(reversed(documents[index].manifests))
+    while todo:
+        descriptor = todo.pop()
+        if not descriptor.is_index:
+            leaves.append(descriptor)
+        elif descriptor.digest in documents and descriptor.digest not in seen:
+            seen.add(descriptor.digest)
+            todo.extend(reversed(documents[descriptor.digest].manifests))
+    return leaves
+
+
+def nested_indexes(documents: Mapping[str, Document], index: str) -> list[str]:
+    """List the digests of an index and of the known indexes within it, in the order of `leaves_of`."""
+    found: dict[str, None] = {}
+    todo = [index]
+    while todo:
+        digest = todo.pop()
+        if digest in found or digest not in documents:
+            continue
+        found[digest] = None
+        todo.extend(child.digest for child in reversed(documents[digest].manifests) if child.is_index)
+    return list(found)
 
 
 class Nesting:

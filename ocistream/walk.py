@@ -16,7 +16,7 @@ from ocistream.documents import Document, parse_document
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import Descriptor, Manifest
-from ocistream.nesting import Nesting
+from ocistream.nesting import Nesting, leaves_of, nested_indexes
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_covers, check_platform, choose, smaller_index
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
@@ -270,18 +270,6 @@ class GraphBuilder:
             if descriptor.digest in self._documents:
                 self._want_children(descriptor.digest)
 
-    def _nested(self, descriptor: Descriptor) -> list[str]:
-        """Give the digests of an index and of the known indexes within it, in the order of `_leaves`."""
-        found: dict[str, None] = {}
-        todo = [descriptor.digest]
-        while todo:
-            digest = todo.pop()
-            if digest in found or digest not in self._documents:
-                continue
-            found[digest] = None
-            todo.extend(child.digest for child in reversed(self._documents[digest].manifests) if child.is_index)
-        return list(found)
-
     def _arrived(self, descriptor: Descriptor) -> None:
         """Decide every root of which all indexes are known, now that one more has come or is known to be absent."""
         if descriptor.is_index and self._choice.platforms:
@@ -295,7 +283,7 @@ class GraphBuilder:
             places = self._narrowing.pop(digest, ())
             if not places or digest in self._absent:
                 continue
-            leaves = self._leaves(digest)
+            leaves = leaves_of(self._documents, digest)
             self._offered += len(leaves)
             if self._offered > limits.MAX_OFFERED:
                 raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
@@ -303,33 +291,18 @@ class GraphBuilder:
             if chosen is not None:
                 narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
                 for place in places:
-                    self._cut.update(dict.fromkeys(self._nested(self._roots[place].descriptor)))
+                    self._cut.update(
+                        dict.fromkeys(nested_indexes(self._documents, self._roots[place].descriptor.digest))
+                    )
                     self._roots[place] = replace(self._roots[place], descriptor=narrowed)
             for child in leaves if chosen is None else chosen:
                 self._need(child, 1)
-
-    def _leaves(self, index: str) -> list[Descriptor]:
-        """List the manifests of an index and of those within it, in order.
-
-        Each index is looked into once: a few that list each other many times over would make billions of leaves.
-        """
-        leaves: list[Descriptor] = []
-        seen = {index}
-        todo = list(reversed(self._documents[index].manifests))
-        while todo:
-            descriptor = todo.pop()
-            if not descriptor.is_index:
-                leaves.append(descriptor)
-            elif descriptor.digest in self._documents and descriptor.digest not in seen:
-                seen.add(descriptor.digest)
-                todo.extend(reversed(self._documents[descriptor.digest].manifests))
-        return leaves
 
     def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
         return chosen[0] if len(chosen) == 1 else self._smaller_index(index, chosen)
 
     def _smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
-        documents = [self._raw[digest] for digest in self._nested(index)]
+        documents = [self._raw[digest] for digest in nested_indexes(self._documents, index.digest)]
         raw = smaller_index(documents, chosen)
         descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
         self._keep(Manifest(descriptor, raw))
