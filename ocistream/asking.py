@@ -55,8 +55,9 @@ class Asking:
         lacked: list[Descriptor] = []
         others: list[Descriptor] = []
         for blob in waiting:
-            known = knows.lacks(blob) if knows else blob.digest in graph.left_out
-            (lacked if known else others).append(blob)
+            known = knows.lacks(blob) if knows else None
+            known = blob.digest in graph.left_out if known is None else known
+            (lacked if known and blob.digest not in graph.embedded else others).append(blob)
         absent = self._absent(graph)
         self._check(graph, [*absent, *self._out_of_reach(lacked)])
         there = self.take(lacked)

@@ -5,7 +5,8 @@ Bytes in, values of `model` out. Of thousands of them only what is needed is kep
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import base64
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
@@ -43,6 +44,7 @@ _CONVERTED_BY_A_PUSH: Final = "push the image again with a current tool, which m
 #: The greatest number that every other tool can hold.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
+_NO_CONTENT: Final[Mapping[str, bytes]] = {}
 #: Words of which one object serves for all that are equal.
 _words: Final[dict[str, str]] = {}
 
@@ -88,8 +90,9 @@ _OF_ROOTFS: Final = frozenset({"type", "diff_ids"})
 class Document:
     """What a manifest or index says, as far as moving it needs to know.
 
-    An image manifest has `config` and `layers`; an index has `manifests`, and neither of the others. `subject` is
-    what a referrer refers to. Nothing else is kept, since thousands of manifests are held at once.
+    An image manifest has `config` and `layers`. An index has `manifests` and no config; its `layers` are the children
+    that are neither a manifest nor an index (BuildKit's cache lists layers in an index). `subject` is what a referrer
+    refers to. Nothing else is kept, since thousands of manifests are in memory at once.
     """
 
     media_type: str
@@ -99,6 +102,8 @@ class Document:
     subject: Descriptor | None
     artifact_type: str | None
     annotations: Mapping[str, str]
+    #: Content that stands in the `data` of a config's or layer's descriptor, by digest; it is not verified here.
+    embedded: Mapping[str, bytes] = field(default_factory=lambda: _NO_CONTENT, repr=False)
 
 
 def parse_descriptor(fields: object, where: str) -> Descriptor:
@@ -207,17 +212,38 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
         msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
     config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
+    listed = layers.found(fields) if descriptor.is_manifest else ()
+    children = manifests.found(fields) if descriptor.is_index else ()
+    blobs = tuple(_bare(child) for child in children if not _is_document(child))
     subject = fields.get("subject")
     return Document(
         descriptor.media_type,
         _bare(config) if config else None,
-        layers.found(fields) if descriptor.is_manifest else (),
-        manifests.found(fields) if descriptor.is_index else (),
+        listed or blobs,
+        tuple(child for child in children if _is_document(child)) if blobs else children,
         None if subject is None else parse_descriptor(subject, f"subject of {what}"),
         _optional_text(fields, "artifactType", what),
         # A list of referrers shows them; of anything else, they would be held for nothing.
         _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
+        {**layers.embedded, **_embedded(config, fields["config"])} if config else _NO_CONTENT,
     )
+
+
+def _embedded(descriptor: Descriptor, item: object) -> dict[str, bytes]:
+    """Decode the content that stands in a descriptor's `data` (image-spec, descriptor.md), if it is small."""
+    data = item.get("data") if isinstance(item, dict) else None
+    if not isinstance(data, str) or descriptor.size > limits.MAX_EMBEDDED or len(data) > 2 * limits.MAX_EMBEDDED:
+        return {}
+    try:
+        return {descriptor.digest: base64.b64decode(data, validate=True)}
+    except ValueError:
+        # Registries accept it, and nothing depends on it where the blob exists.
+        return {}
+
+
+def _is_document(child: Descriptor) -> bool:
+    """Say whether a child of an index is a manifest or an index; anything else is a blob, copied byte for byte."""
+    return child.is_manifest or child.is_index or child.media_type in _UNSUPPORTED_TYPES
 
 
 def check_kind(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
@@ -253,6 +279,8 @@ class Listing:
         self._bare = bare
         self._written = written
         self._wrong: OcistreamError | None = None
+        #: Content that stands in the descriptors, by digest; of layers alone.
+        self.embedded: dict[str, bytes] = {}
 
     def __call__(self, place: int, item: object) -> Descriptor | None:
         """Make a descriptor of one element, or None where something was wrong."""
@@ -267,6 +295,8 @@ class Listing:
             self._wrong = error
             return None
         if self._bare:
+            if len(self.embedded) < limits.MAX_EMBEDDED_BLOBS:
+                self.embedded |= _embedded(descriptor, item)
             return _bare(descriptor)
         return replace(descriptor, written=_others(descriptor, item)) if self._written else descriptor
 

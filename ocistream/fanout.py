@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError
-from ocistream.interfaces import Holds, Keeps, Mounts, Spares, TakesAgain
+from ocistream.interfaces import Expects, Holds, Keeps, Mounts, Spares, TakesAgain
 from ocistream.workers import let_them_end
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class FanOut:
                 own = branch.renamed(graph)
                 branch.takes(branch.sink.spared(own) if own.attached and isinstance(branch.sink, Spares) else own)
         return graph
+
+    def expect(self, graph: Graph) -> None:
+        """Tell each sink what may come."""
+        for branch in self._alive():
+            with self._failing(branch):
+                if isinstance(branch.sink, Expects):
+                    branch.sink.expect(branch.renamed(graph))
 
     def begin(self, graph: Graph) -> None:
         """Tell each sink what will come."""

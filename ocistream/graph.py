@@ -10,12 +10,12 @@ from ocistream.attachments import Attached, LeftBehind
 from ocistream.model import CONFIG_TYPES, Descriptor, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ocistream.documents import Document
     from ocistream.left_out import Reason
 
-__all__ = ["Graph", "Root", "children_of", "is_image"]
+__all__ = ["Graph", "Incomplete", "Root", "children_of", "is_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,22 @@ class Root:
 
 
 @dataclass(frozen=True, slots=True)
+class Incomplete:
+    """An index of which the source has only some platforms.
+
+    `name` is the image's, or None; `digest` is the index's. `platforms` are those that are there, `missing` those that
+    are not, as text; `instead` is the digest of what is taken in place of the index: one of its manifests, or a
+    smaller index.
+    """
+
+    name: str | None
+    digest: str
+    platforms: tuple[str, ...]
+    missing: tuple[str, ...]
+    instead: str
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """Everything small about what is moved: one image or many.
 
@@ -40,6 +56,9 @@ class Graph:
     on: no root, since nobody asked for it by name, but its manifests and blobs are among the others, behind those of
     what it hangs on. `left_behind` hangs on them too, and does not go along. `left_out` are blobs, by digest, that the
     source says it was made without, and why; `leaving` are those that are left out on purpose of what is written.
+    `embedded` are blobs, by digest, whose bytes stand in their descriptors' `data` (image-spec, descriptor.md).
+    `platforms_chosen` says that the user asked for platforms. `incomplete` are indexes of which the source has only
+    some platforms, so that those were taken (incomplete.py).
     """
 
     roots: tuple[Root, ...]
@@ -53,6 +72,9 @@ class Graph:
     left_behind: tuple[LeftBehind, ...] = ()
     left_out: Mapping[str, Reason] = field(default_factory=dict)
     leaving: Mapping[str, Reason] = field(default_factory=dict)
+    embedded: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    platforms_chosen: bool = False
+    incomplete: tuple[Incomplete, ...] = ()
 
     @property
     def all_attached(self) -> Iterator[Attached]:
@@ -85,11 +107,17 @@ class Graph:
             for subject, those in self.attached.items()
             if (stays := tuple(attached for attached in those if not goes(attached)))
         }
-        rest = replace(self, attached=kept)
-        needed = set[str]().union(*map(rest.reachable, self.roots))
-        kept = {subject: those for subject, those in kept.items() if subject in needed}
+        return replace(self, attached=kept).pruned(self.all_attached, why)
+
+    def pruned(self, before: Iterable[Attached], why: str) -> Graph:
+        """Give the graph less what its roots do not need any more.
+
+        What was attached `before` and has gone is left behind, for the reason `why`.
+        """
+        needed = set[str]().union(*map(self.reachable, self.roots))
+        kept = {subject: those for subject, those in self.attached.items() if subject in needed}
         staying = {attached.key for attached in itertools.chain.from_iterable(kept.values())}
-        left = [LeftBehind.of(attached, why) for attached in self.all_attached if attached.key not in staying]
+        left = [LeftBehind.of(attached, why) for attached in before if attached.key not in staying]
         manifests = tuple(manifest for manifest in self.manifests if manifest.descriptor.digest in needed)
         return replace(
             self,

@@ -245,8 +245,8 @@ class Holds(Protocol):
 class Lacks(Protocol):
     """A source that knows beforehand which blobs of its graph it has not; of others, the graph's `left_out` says it."""
 
-    def lacks(self, descriptor: Descriptor) -> bool:
-        """Say whether a blob of the graph is not there."""
+    def lacks(self, descriptor: Descriptor) -> bool | None:
+        """Say whether a blob of the graph is not there; None where that is not known yet."""
 
 
 @runtime_checkable
@@ -308,6 +308,14 @@ class Keeps(Protocol):
 
     def discard(self) -> None:
         """Keep nothing after all: something in it was found wrong."""
+
+
+@runtime_checkable
+class Expects(Protocol):
+    """A sink that can be asked what it has before `begin`, once it has been told what may come."""
+
+    def expect(self, graph: Graph) -> None:
+        """Learn what may come."""
 
 
 @runtime_checkable

@@ -49,6 +49,10 @@ MAX_NEEDED: Final = 500_000
 MAX_OFFERED: Final = 10 * MAX_LISTED
 #: Manifests and indexes in one transfer: an index of `MAX_LISTED`, and some above it.
 MAX_MANIFESTS: Final = MAX_LISTED + 100
+#: Content in the `data` of one descriptor (image-spec, descriptor.md), in bytes, and how many such blobs are kept of a
+#: transfer: BuildKit writes two bytes, the empty config.
+MAX_EMBEDDED: Final = 4 * KIB
+MAX_EMBEDDED_BLOBS: Final = 64
 #: Configs and layers in one transfer, each counted once: a config and a layer for each of `MAX_LISTED` images.
 MAX_BLOBS: Final = 2 * MAX_LISTED
 #: Signatures, SBOMs and the like that hang on the images of one transfer: one for each image of a great index. All that

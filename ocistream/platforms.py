@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ocistream.model import Descriptor, Manifest, Platform
 
-__all__ = ["ALL_PLATFORMS", "PlatformChoice", "check_covers", "check_platform", "choose", "smaller_index"]
+__all__ = ["ALL_PLATFORMS", "PlatformChoice", "attested", "check_covers", "check_platform", "choose", "smaller_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,11 @@ ALL_PLATFORMS = PlatformChoice()
 
 #: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
 _ATTESTS = "vnd.docker.reference.digest"
+
+
+def attested(leaf: Descriptor) -> str | None:
+    """Give the digest of the image that a manifest in an index is the attestation of; None for any other manifest."""
+    return leaf.annotations.get(_ATTESTS)
 
 
 def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> list[Descriptor] | None:
@@ -62,7 +67,7 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> l
         best = next((leaf for leaf, platform in matches if wanted.prefers(platform)), matches[0][0])
         picked[best.digest] = best
     if len(picked) > 1:
-        picked.update({leaf.digest: leaf for leaf in leaves if leaf.annotations.get(_ATTESTS) in picked})
+        picked.update({leaf.digest: leaf for leaf in leaves if attested(leaf) in picked})
     if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
         return None
     # A digest may be listed for several platforms: it is what it was picked as.

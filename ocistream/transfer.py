@@ -19,7 +19,19 @@ from ocistream.asking import Asking
 from ocistream.attachments import CONVERTED
 from ocistream.blobs import held
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
-from ocistream.interfaces import Blob, HasNoPlace, Holds, Keeps, LeavesOut, Spares, Unwatched
+from ocistream.incomplete import not_exported, only_exported
+from ocistream.interfaces import (
+    Blob,
+    Expects,
+    Gathers,
+    HasNoPlace,
+    Holds,
+    Keeps,
+    Lacks,
+    LeavesOut,
+    Spares,
+    Unwatched,
+)
 from ocistream.passing import Passing
 from ocistream.report import Moved, Report
 from ocistream.shortfall import ShortfallError
@@ -102,6 +114,7 @@ class _Transfer:
         graph = self._source.graph(self.passing)
         if graph.bare:
             self.passing.conversion = self.passing.of_bare_layers()
+        graph = self._less_not_exported(graph)
         if rename is not None:
             graph = rename(graph)
         graph = source = self._leaving(self._less_what_cannot_go_along(graph))
@@ -128,7 +141,7 @@ class _Transfer:
         needed = self._part_by_part(missing, graph) if missing else None
         missing = [blob for blob in missing if blob.digest not in self.passing.moved]
         if lacking := [*missing, *(blob for blob in wanted if blob.digest not in self.passing.moved)]:
-            raise ShortfallError(lacking, graph, is_untouched=False, needed=needed)
+            graph = source = self._without(lacking, graph, needed)
         origins: Mapping[str, str] = {}
         if self.passing.layers and (conversion := self.passing.conversion) is not None:
             for blob in graph.blobs:
@@ -195,6 +208,34 @@ class _Transfer:
             graph = self._sink.spared(graph)
         return graph
 
+    def _less_not_exported(self, graph: Graph) -> Graph:
+        """Take only the platforms that the source has, of indexes of which neither side has all (incomplete.py)."""
+        knows = self._source if isinstance(self._source, Lacks) else None
+        if knows is None or not any(root.descriptor.is_index for root in graph.roots):
+            return graph
+        if not (missing := not_exported(graph, lambda blob: bool(knows.lacks(blob)))):
+            return graph
+        if isinstance(self._sink, Expects):
+            self._sink.expect(graph)
+        return only_exported(graph, {one.digest for one in missing if not self._sink.has_manifest(one)})
+
+    def _without(self, lacking: Sequence[Descriptor], graph: Graph, needed: NeededVolumes | None) -> Graph:
+        """Take only what a pipe turned out to have, where the rest are platforms that were not exported.
+
+        A sink that has written the index already cannot change it.
+
+        Raises:
+            ShortfallError: that is not enough.
+        """
+        gone = {blob.digest for blob in lacking}
+        if needed is None and isinstance(self._sink, Gathers) and not graph.leaving and not self.passing.layers:
+            missing = not_exported(graph, lambda blob: blob.digest in gone)
+            exported = only_exported(graph, {one.digest for one in missing})
+            if gone.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
+                self._sink.begin(exported)
+                return exported
+        raise ShortfallError(lacking, graph, is_untouched=False, needed=needed)
+
     def _waiting(self, graph: Graph) -> list[Descriptor]:
         """List the blobs that have not come early.
 
@@ -219,11 +260,14 @@ class _Transfer:
         return waiting
 
     def _put_manifests_wanted_as_blobs(self, graph: Graph, wanted: list[Descriptor]) -> list[Descriptor]:
-        """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway."""
-        raws = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+        """Put what is a manifest and some other manifest's layer or config, from the bytes that are held anyway.
+
+        So is what stands in a descriptor.
+        """
+        raws = {**graph.embedded, **{manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}}
         for descriptor in wanted:
             if descriptor.digest in raws:
-                self.passing.move(held(descriptor, raws[descriptor.digest]))
+                self.passing.put_one(held(descriptor, raws[descriptor.digest]))
         return [descriptor for descriptor in wanted if descriptor.digest not in raws]
 
     def _put_all(self, wanted: list[Descriptor]) -> None:

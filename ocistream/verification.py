@@ -16,6 +16,7 @@ from ocistream.configs import Configs, no_json
 from ocistream.documents import check_config, diff_ids_of_config
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError
 from ocistream.graph import is_image
+from ocistream.incomplete import not_exported, only_exported
 from ocistream.interfaces import HasParts, Unwatched
 from ocistream.looking import Looking
 from ocistream.stream import verified, wrong_size
@@ -24,8 +25,9 @@ from ocistream.workers import each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
-    from ocistream.graph import Graph
+    from ocistream.graph import Graph, Incomplete
     from ocistream.interfaces import Blob, Observer, Source
     from ocistream.model import Descriptor
     from ocistream.stream import Chunk
@@ -56,7 +58,8 @@ class Findings:
     """What was found. Sizes are in bytes.
 
     `missing` are manifests and blobs that images need and that are not there; `left_out` are those of which the
-    source says that it was made without them. `unneeded` counts blobs that no image needs, `unpacked` layers whose
+    source says that it was made without them, and `incomplete` are indexes of which only some platforms were exported:
+    what the others need is not among `missing`. `unneeded` counts blobs that no image needs, `unpacked` layers whose
     plain bytes were looked at, and `parts` those of blobs that have the rest in other volumes.
     """
 
@@ -69,6 +72,7 @@ class Findings:
     missing: list[Descriptor] = field(default_factory=list)
     left_out: list[Descriptor] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
+    incomplete: tuple[Incomplete, ...] = ()
 
 
 def verify(
@@ -199,7 +203,11 @@ class _Check:
         self._look_at_early(configs, graph)
         if self._deep:
             self._check_diff_ids(graph)
-        lacking = [blob for blob in graph.blobs if blob.digest not in self._looking.sizes]
+        lacking = [
+            blob for blob in graph.blobs if blob.digest not in self._looking.sizes and blob.digest not in graph.embedded
+        ]
+        exported = self._exported(graph, {blob.digest for blob in lacking})
+        needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
         return Findings(
             graph,
@@ -208,10 +216,21 @@ class _Check:
             + sum(m.descriptor.size for m in graph.manifests if m.descriptor.digest not in self._looking.sizes),
             unneeded=len(self._looking.sizes.keys() - named),
             unpacked=len(self._looking.plain),
-            missing=[*graph.absent, *(blob for blob in lacking if blob.digest not in graph.left_out)],
+            missing=[
+                blob
+                for blob in (*graph.absent, *lacking)
+                if blob.digest in needed and blob.digest not in graph.left_out
+            ],
+            incomplete=exported.incomplete,
             left_out=[blob for blob in lacking if blob.digest in graph.left_out],
             wrong=[Wrong(digest, error) for digest, error in self._looking.wrong.items()],
         )
+
+    @staticmethod
+    def _exported(graph: Graph, lacking: AbstractSet[str]) -> Graph:
+        """Give the graph less the platforms that were not exported."""
+        missing = not_exported(graph, lambda blob: blob.digest in lacking)
+        return only_exported(graph, {one.digest for one in missing}) if missing else graph
 
     def _check_diff_ids(self, graph: Graph) -> None:
         for manifest, document in graph.images():

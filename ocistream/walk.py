@@ -58,6 +58,7 @@ class GraphBuilder:
         #: Indexes of which only a part is taken, with those within them.
         self._cut: dict[str, None] = {}
         self._blobs: dict[str, Descriptor] = {}
+        self._embedded: dict[str, bytes] = {}
         self._variants = 0
         self._offered = 0
         self._bytes = 0
@@ -172,6 +173,8 @@ class GraphBuilder:
             documents=documents,
             attached=attached,
             left_behind=tuple(self._left_behind),
+            embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
+            platforms_chosen=self._choice.explicit and bool(self._choice.platforms),
         )
         needed = 0
         for root in self._roots:
@@ -217,10 +220,15 @@ class GraphBuilder:
         if is_image(document) and document.config and document.config.size > limits.MAX_CONFIG:
             msg = f"the config {document.config.digest} is larger than {limits.MAX_CONFIG} bytes"
             raise ArchiveError(msg)
+        for digest, content in document.embedded.items():
+            # Only content that is what its digest promises; the source may still have the blob itself.
+            known = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
+            if known and digest_of(content, digest.partition(":")[0]) == digest:
+                self._embedded[digest] = content
         config = self._shared(document.config) if document.config else None
         layers = tuple(self._shared(layer) for layer in document.layers)
         self._raw[manifest.descriptor.digest] = manifest
-        self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers)
+        self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers, embedded={})
 
     def _shared(self, blob: Descriptor) -> Descriptor:
         """Give the descriptor of a blob that is held already, if it is the same: images have most layers in common.
@@ -290,10 +298,8 @@ class GraphBuilder:
             chosen = choose(leaves, self._choice, _shown(self._roots[places[0]]))
             if chosen is not None:
                 narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
+                self._cut.update(dict.fromkeys(nested_indexes(self._documents, digest)))
                 for place in places:
-                    self._cut.update(
-                        dict.fromkeys(nested_indexes(self._documents, self._roots[place].descriptor.digest))
-                    )
                     self._roots[place] = replace(self._roots[place], descriptor=narrowed)
             for child in leaves if chosen is None else chosen:
                 self._need(child, 1)

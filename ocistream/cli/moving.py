@@ -12,6 +12,7 @@ from ocistream.cli.report import (
     check_result,
     print_results,
     summarize,
+    tell_incomplete,
     tell_left_behind,
     tell_left_out,
     tell_resumed,
@@ -89,6 +90,7 @@ def move(
         print_results(report, label)
     tell_resumed(session.console, report)
     summarize(session.console, report, session.cached)
+    tell_incomplete(session.console, report.graph.incomplete)
     tell_left_out(session.console, report)
     tell_left_behind(session.console, report.graph.left_behind)
     if to is not None and to.kind == "docker-archive":

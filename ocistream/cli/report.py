@@ -17,18 +17,19 @@ from ocistream.left_out import grouped
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from ocistream.attachments import LeftBehind
     from ocistream.cli.console import Console
-    from ocistream.graph import Root
+    from ocistream.graph import Incomplete, Root
     from ocistream.transfer import Report
 
 __all__ = [
     "check_result",
     "print_results",
     "summarize",
+    "tell_incomplete",
     "tell_left_behind",
     "tell_left_out",
     "tell_resumed",
@@ -41,6 +42,8 @@ __all__ = [
 _HOW: Final = ("copied", "converted", "skipped", "mounted", "left out")
 #: Characters of a name in a result line; a registry's names are shorter.
 _MAX_NAME: Final = 1024
+#: So many platforms are named in a line.
+_MAX_PLATFORMS: Final = 20
 
 
 def print_results(report: Report, label: Callable[[Root], str]) -> None:
@@ -91,6 +94,22 @@ def tell_left_out(console: Console, report: Report) -> None:
     for reason, digests in grouped(report.graph.leaving).items():
         size = human_size(sum(sizes[digest] for digest in digests))
         console.note(f"left out {counted(len(digests), 'blob')}, {size}: {reason}")
+
+
+def tell_incomplete(console: Console, incomplete: Iterable[Incomplete]) -> None:
+    """Say of which indexes only some platforms were taken, since the source does not have the others."""
+    for index in incomplete:
+        name = printable(index.name or index.digest, _MAX_NAME)
+        missing = f"; not in the source: {_listed(index.missing)}" if index.missing else ""
+        console.note(
+            f"{name}: only {_listed(index.platforms)} was taken{missing}; "
+            f"the digest changed from {index.digest} to {index.instead}"
+        )
+
+
+def _listed(platforms: Sequence[str]) -> str:
+    shown = ", ".join(printable(platform) for platform in platforms[:_MAX_PLATFORMS])
+    return f"{shown} and {len(platforms) - _MAX_PLATFORMS} more" if len(platforms) > _MAX_PLATFORMS else shown
 
 
 def tell_left_behind(console: Console, left_behind: Iterable[LeftBehind]) -> None:
@@ -180,6 +199,10 @@ def write_result(
         "leftBehind": [
             {key: value for key, value in asdict(left).items() if value is not None}
             for left in report.graph.left_behind
+        ],
+        "incomplete": [
+            {key: value for key, value in asdict(index).items() if value is not None}
+            for index in report.graph.incomplete
         ],
         "foreign": [_descriptor(b.media_type, b.digest, b.size) for b in report.graph.foreign],
         "bytes": {_json_key(how): _total(report, how) for how in _HOW},

@@ -142,6 +142,15 @@ class _Outcome:
                 {"digest": one.digest, "mediaType": one.media_type, "size": one.size, "why": str(left_out[one.digest])}
                 for one in found.left_out
             ],
+            "incomplete": [
+                {
+                    **({"name": index.name} if index.name else {}),
+                    "digest": index.digest,
+                    "platforms": list(index.platforms),
+                    "missing": list(index.missing),
+                }
+                for index in found.incomplete
+            ],
             "wrong": [{"digest": wrong.digest, "problem": wrong.error.what} for wrong in found.wrong],
             "illegalNames": self._illegal,
             "otherFiles": self._foreign,
@@ -172,6 +181,9 @@ class _Outcome:
                 continue
             size = sum(sizes[digest] for digest in digests)
             yield f"left out {counted(len(digests), 'blob')}, {human_size(size)}: {reason}"
+        for index in found.incomplete:
+            name = printable(index.name or index.digest)
+            yield from self._limited([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
         verdict = "ok" if self.document()["ok"] else "NOT ok"
         yield f"{verdict}: {self._format}, {', '.join(parts)}"
 

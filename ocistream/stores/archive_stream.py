@@ -81,6 +81,8 @@ class ArchiveStreamSource:
         self._passed = Passed(self._contents)
         self._docker = DockerStream(self._passed)
         self._given: set[str] = set()
+        #: Whether every entry has passed.
+        self._has_ended = False
         #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
         self._rests: dict[str, int] | None = None
         #: A blob that began to pass when the graph was complete without what was given up.
@@ -164,6 +166,10 @@ class ArchiveStreamSource:
             return 0
         part = part_of(plain_name(entry.name))
         return part[1] if part and not part[2] and self._rests.get(part[0]) == part[1] else 0
+
+    def lacks(self, descriptor: Descriptor) -> bool | None:
+        """Say whether the archive has no such blob; that is known when all of it has passed."""
+        return descriptor.digest not in self._contents.blobs if self._has_ended else None
 
     @property
     def contents(self) -> Contents:
@@ -295,6 +301,7 @@ class ArchiveStreamSource:
             with files.disk_errors(self._what):
                 entry = next(self._entries, None)
             if entry is None:
+                self._has_ended = True
                 return
             yield entry
 

@@ -1,0 +1,150 @@
+"""Indexes of which an archive or a layout has only some platforms, and what is taken of them then.
+
+`docker save` (25 and later) and `ctr image export` keep an image's whole index and export only the platforms that they
+have. So a platform counts as not exported if its manifest is missing, or its manifest is there and its config is not. A
+config that is there while a layer is missing is damage: such a platform is never dropped. What was left out on purpose
+(`Graph.left_out`) is neither. Values only; no I/O happens here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ocistream.attachments import GONE, NARROWED, Attached, LeftBehind
+from ocistream.documents import parse_document
+from ocistream.graph import Incomplete
+from ocistream.model import Descriptor, Manifest
+from ocistream.nesting import leaves_of, nested_indexes
+from ocistream.platforms import attested, smaller_index
+from ocistream.stream import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from ocistream.graph import Graph, Root
+
+__all__ = ["not_exported", "only_exported"]
+
+
+def not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
+    """List the manifests, and nested indexes, of the images' indexes that the source does not have.
+
+    `lacks` says whether the source lacks a blob. Where the user has chosen platforms, nothing is listed: a chosen
+    platform that is missing is an error.
+    """
+    if graph.platforms_chosen:
+        return []
+    found: dict[str, Descriptor] = {}
+    absent = {descriptor.digest for descriptor in graph.absent}
+    for root in graph.roots:
+        for leaf in _listed(graph, root):
+            document = graph.documents.get(leaf.digest)
+            config = document.config if document is not None else None
+            if leaf.digest in absent or (config is not None and _is_missing(graph, config, lacks)):
+                found[leaf.digest] = leaf
+    return list(found.values())
+
+
+def only_exported(graph: Graph, missing: Collection[str]) -> Graph:
+    """Take of each image's index only what is there; `missing` are digests out of `not_exported`.
+
+    Of one platform its manifest is taken, byte for byte; of several, a smaller index. Attestations go along with their
+    images. An image of which nothing is there stays as it is.
+
+    Raises:
+        ArchiveError: the smaller index is too large, or malformed.
+    """
+    changed = [_Changed(graph, root, missing) for root in graph.roots]
+    if not any(one.incomplete for one in changed):
+        return graph
+    made = {one.made.descriptor.digest: one.made for one in changed if one.made is not None}
+    attached = {subject: list(those) for subject, those in graph.attached.items()}
+    for one in changed:
+        for attestation in one.attached:
+            there = attached.setdefault(attestation.subject, [])
+            if attestation.descriptor.digest not in {other.descriptor.digest for other in there}:
+                there.append(attestation)
+    smaller = replace(
+        graph,
+        roots=tuple(one.root for one in changed),
+        manifests=(*graph.manifests, *made.values()),
+        documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in made.items()}},
+        attached={subject: tuple(sorted(those, key=lambda one: one.order)) for subject, those in attached.items()},
+        incomplete=(*graph.incomplete, *(one.incomplete for one in changed if one.incomplete)),
+        left_behind=(*graph.left_behind, *(left for one in changed for left in one.left_behind)),
+    )
+    return smaller.pruned(graph.all_attached, NARROWED)
+
+
+class _Changed:
+    """One image, less what its source does not have."""
+
+    def __init__(self, graph: Graph, root: Root, missing: Collection[str]) -> None:
+        self.root = root
+        self.incomplete: Incomplete | None = None
+        self.made: Manifest | None = None
+        self.attached: list[Attached] = []
+        self.left_behind: list[LeftBehind] = []
+        leaves = {leaf.digest: leaf for leaf in _listed(graph, root)}
+        there = {digest: leaf for digest, leaf in leaves.items() if digest not in missing and not leaf.is_index}
+        images = {digest: leaf for digest, leaf in there.items() if attested(leaf) is None}
+        if not images or not any(digest in missing for digest in leaves):
+            return
+        attestations = {digest: leaf for digest, leaf in leaves.items() if attested(leaf) in images}
+        if len(images) == 1:
+            (image,) = images.values()
+            self._attach(graph, image, [leaf for digest, leaf in attestations.items() if digest in there])
+            descriptor = image
+        else:
+            chosen = [leaf for digest, leaf in there.items() if digest in images or digest in attestations]
+            descriptor = self._smaller_index(graph, chosen)
+        for digest, leaf in attestations.items():
+            if digest not in there:
+                self.left_behind.append(LeftBehind(attested(leaf) or "", GONE, "attestation", digest))
+        self.root = replace(root, descriptor=descriptor)
+        gone = [leaf for digest, leaf in leaves.items() if digest in missing and attested(leaf) is None]
+        self.incomplete = Incomplete(
+            root.name, root.descriptor.digest, _called(images.values()), _called(gone), descriptor.digest
+        )
+
+    def _attach(self, graph: Graph, image: Descriptor, attestations: Collection[Descriptor]) -> None:
+        """Keep attestations of a manifest that no index lists any more, where they name it as their subject."""
+        for leaf in attestations:
+            document = graph.documents.get(leaf.digest)
+            if document is not None and document.subject is not None and document.subject.digest == image.digest:
+                self.attached.append(Attached(leaf, image.digest))
+            else:
+                self.left_behind.append(LeftBehind(image.digest, NARROWED, "attestation", leaf.digest))
+
+    def _smaller_index(self, graph: Graph, chosen: Collection[Descriptor]) -> Descriptor:
+        raws = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        index = self.root.descriptor
+        raw = smaller_index([raws[digest] for digest in nested_indexes(graph.documents, index.digest)], [*chosen])
+        self.made = Manifest(
+            Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type), raw
+        )
+        return self.made.descriptor
+
+
+def _listed(graph: Graph, root: Root) -> list[Descriptor]:
+    """List the manifests of an image's index, and the nested indexes that are missing; none of a single image."""
+    if not root.descriptor.is_index or root.descriptor.digest not in graph.documents:
+        return []
+    nested = nested_indexes(graph.documents, root.descriptor.digest)
+    unknown = [
+        child
+        for digest in nested
+        for child in graph.documents[digest].manifests
+        if child.is_index and child.digest not in graph.documents
+    ]
+    return [*leaves_of(graph.documents, root.descriptor.digest), *unknown]
+
+
+def _is_missing(graph: Graph, config: Descriptor, lacks: Callable[[Descriptor], bool]) -> bool:
+    return config.digest not in graph.left_out and config.digest not in graph.embedded and lacks(config)
+
+
+def _called(leaves: Iterable[Descriptor]) -> tuple[str, ...]:
+    """Give the platforms, each once; a manifest without one is called by its digest."""
+    return tuple(dict.fromkeys(str(leaf.platform) if leaf.platform else leaf.digest for leaf in leaves))
