@@ -56,6 +56,7 @@ _COSIGN: Final = {".sig": "signature", ".att": "attestation", ".sbom": "SBOM"}
 _KINDS: Final = (
     ("in-toto", "attestation"),
     (".att.", "attestation"),
+    ("attestation", "attestation"),
     ("spdx", "SBOM"),
     ("cyclonedx", "SBOM"),
     ("syft", "SBOM"),

@@ -73,7 +73,7 @@ class Graph:
     left_out: Mapping[str, Reason] = field(default_factory=dict)
     leaving: Mapping[str, Reason] = field(default_factory=dict)
     embedded: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    platforms_chosen: bool = False
+    platforms_chosen: bool = field(default=False, compare=False)
     incomplete: tuple[Incomplete, ...] = ()
 
     @property

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocistream.graph import Graph, Root
 
-__all__ = ["not_exported", "only_exported"]
+__all__ = ["exported_platforms", "not_exported", "only_exported"]
 
 
 def not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
@@ -75,6 +75,13 @@ def only_exported(graph: Graph, missing: Collection[str]) -> Graph:
         left_behind=(*graph.left_behind, *(left for one in changed for left in one.left_behind)),
     )
     return smaller.pruned(graph.all_attached, NARROWED)
+
+
+def exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
+    """List the platforms that the source has of the images' indexes; `lacks` says whether it lacks a blob."""
+    missing = {one.digest for one in not_exported(graph, lacks)}
+    leaves = [leaf for root in graph.roots for leaf in _listed(graph, root)]
+    return _called(leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attested(leaf) is None)
 
 
 class _Changed:

@@ -12,6 +12,7 @@ from ocistream import layers
 from ocistream.documents import platform_of_config
 from ocistream.errors import ArchiveError
 from ocistream.graph import is_image
+from ocistream.incomplete import not_exported, only_exported
 from ocistream.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -95,12 +96,24 @@ class _Description:
                 # What the same images would take if none shared a blob with another.
                 "bytesUnshared": all_of_them + sum(manifest.descriptor.size for manifest in graph.manifests),
             },
-            "missing": [self._missing(descriptor) for descriptor in (*graph.absent, *lacking)],
+            "missing": self._missing(lacking),
         }
 
-    def _missing(self, descriptor: Descriptor) -> dict[str, Any]:
-        reason = self._graph.left_out.get(descriptor.digest)
-        return _short(descriptor) | ({"leftOut": str(reason)} if reason else {})
+    def _missing(self, lacking: Sequence[Descriptor]) -> list[dict[str, Any]]:
+        """Describe what is missing: whether it was left out on purpose, or not exported, or is just not there."""
+        graph = self._graph
+        digests = {descriptor.digest for descriptor in lacking}
+        gone = {one.digest for one in not_exported(graph, lambda blob: blob.digest in digests)}
+        exported = only_exported(graph, gone)
+        needed = {descriptor.digest for descriptor in (*exported.blobs, *exported.absent)}
+        missing = []
+        for descriptor in (*graph.absent, *lacking):
+            reason = graph.left_out.get(descriptor.digest)
+            why: dict[str, Any] = {"leftOut": str(reason)} if reason else {}
+            if descriptor.digest not in needed:
+                why["notExported"] = True
+            missing.append(_short(descriptor) | why)
+        return missing
 
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor
@@ -138,6 +151,8 @@ class _Description:
                 for layer, annotations in zip(document.layers, fields.get("layers") or (), strict=True)
             ]
             found["bytes"] = sum(blob.size for blob in _unique((document.config, *document.layers)))
+        elif document.layers:
+            found["blobs"] = [self._blob(blob) for blob in document.layers]
         if descriptor.digest in self._referrers:
             found["referrers"] = self._referrers[descriptor.digest]
         return found

@@ -11,13 +11,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.attachments import Attached, LeftBehind, bare, listed
+from ocistream.attachments import NARROWED, Attached, LeftBehind, bare, listed
 from ocistream.documents import Document, parse_document
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import Descriptor, Manifest
 from ocistream.nesting import Nesting, leaves_of, nested_indexes
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice, check_covers, check_platform, choose, smaller_index
+from ocistream.platforms import (
+    ALL_PLATFORMS,
+    PlatformChoice,
+    attested,
+    check_covers,
+    check_platform,
+    choose,
+    smaller_index,
+)
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
 
@@ -55,6 +63,9 @@ class GraphBuilder:
         self._left_behind: dict[LeftBehind, None] = {}
         #: What is needed with all that it lists, whatever platforms are wanted.
         self._whole: set[str] = set()
+        #: Attestations in an index of which one image is taken alone, with that image's digest, and which are new.
+        self._attestations: dict[str, tuple[Descriptor, str]] = {}
+        self._new_attestations: list[tuple[Descriptor, str]] = []
         #: Indexes of which only a part is taken, with those within them.
         self._cut: dict[str, None] = {}
         self._blobs: dict[str, Descriptor] = {}
@@ -110,6 +121,14 @@ class GraphBuilder:
         moving = self._in_order()
         return [digest for digest in self._cut if digest not in moving]
 
+    def new_attestations(self) -> list[tuple[Descriptor, str]]:
+        """List attestations of images that were taken out of an index alone, found since this was last asked.
+
+        Each comes with the digest of its image. It may be attached; otherwise it is left behind.
+        """
+        new, self._new_attestations = self._new_attestations, []
+        return new
+
     def document(self, digest: str) -> Document | None:
         """Give what a manifest says that was supplied."""
         return self._documents.get(digest)
@@ -164,6 +183,11 @@ class GraphBuilder:
         named = {child.digest for document in documents.values() for child in document.manifests}
         named.update(root.descriptor.digest for root in self._roots)
         named.update(one.descriptor.digest for those in attached.values() for one in those)
+        left_behind = dict(self._left_behind)
+        told = {*(left.digest for left in left_behind), *manifests}
+        for leaf, image in self._attestations.values():
+            if leaf.digest not in told:
+                left_behind[LeftBehind(image, NARROWED, "attestation", leaf.digest)] = None
         graph = Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
@@ -172,7 +196,7 @@ class GraphBuilder:
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
             attached=attached,
-            left_behind=tuple(self._left_behind),
+            left_behind=tuple(left_behind),
             embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
             platforms_chosen=self._choice.explicit and bool(self._choice.platforms),
         )
@@ -301,8 +325,16 @@ class GraphBuilder:
                 self._cut.update(dict.fromkeys(nested_indexes(self._documents, digest)))
                 for place in places:
                     self._roots[place] = replace(self._roots[place], descriptor=narrowed)
+                if len(chosen) == 1:
+                    self._note_attestations(leaves, narrowed.digest)
             for child in leaves if chosen is None else chosen:
                 self._need(child, 1)
+
+    def _note_attestations(self, leaves: Sequence[Descriptor], image: str) -> None:
+        for leaf in leaves:
+            if attested(leaf) == image and leaf.digest not in self._attestations:
+                self._attestations[leaf.digest] = leaf, image
+                self._new_attestations.append((leaf, image))
 
     def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
         return chosen[0] if len(chosen) == 1 else self._smaller_index(index, chosen)

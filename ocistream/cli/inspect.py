@@ -97,7 +97,9 @@ def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, a
         sizes = _sizes(source)
         wanted = [config for config in configs_wanted(graph) if not sizes or sizes.may_hold(config)]
         configs = onlooker.contents_of(sizes or source, wanted)
-        lacking = [blob for blob in graph.blobs if sizes and not sizes.holds(blob)]
+        lacking = [
+            blob for blob in graph.blobs if sizes and not sizes.holds(blob) and blob.digest not in graph.embedded
+        ]
         digests = [manifest.descriptor.digest for manifest in graph.manifests]
         # What speaks to registries takes megabytes, and seconds on a slow disk: it is loaded only for one.
         referrers = _referrers(source, digests, session.console) if parsed.reference else {}
@@ -182,6 +184,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield ""
     for descriptor in document["missing"]:
         why = f" ({printable(descriptor['leftOut'])})" if "leftOut" in descriptor else ""
+        why += " (not exported)" if "notExported" in descriptor else ""
         yield f"missing {descriptor['digest']}{why}"
     totals = document["totals"]
     parts = [counted(totals[f"{what}s"], what) for what in ("image", "manifest", "blob")]
@@ -206,7 +209,7 @@ def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Ite
         yield f"{indent}refers to {manifest['subject']}"
     for key, value in {**manifest.get("indexAnnotations", {}), **manifest.get("annotations", {})}.items():
         yield f"{indent}{printable(key)}: {printable(str(value), _MAX_SHOWN)}"
-    for layer in manifest.get("layers", ()):
+    for layer in (*manifest.get("layers", ()), *manifest.get("blobs", ())):
         yield indent + _blob_line(layer)
     for child in manifest.get("manifests", ()):
         yield from _manifest_lines(child, child.get("platform", "(no platform)"), indent)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream.cli.progress import counted, human_size
+from ocistream.errors import OcistreamError
+from ocistream.incomplete import exported_platforms
+from ocistream.interfaces import Lacks
 from ocistream.reference import printable
 from ocistream.shortfall import ShortfallError
-from ocistream.stores.index import full_reference
+from ocistream.stores import Surroundings, Want, open_source
+from ocistream.stores.index import every_image, full_reference, images_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocistream.cli.console import Console
-    from ocistream.graph import Root
+    from ocistream.graph import Graph, Root
     from ocistream.shortfall import NeededVolumes
     from ocistream.stores import End
 
@@ -42,7 +48,42 @@ def explained(console: Console, of: End | None, to: End | None = None) -> Iterat
             error.what = _what(error)
             error.hint = _how_to_get_it(error, of, to)
             _list(console, error)
+        elif error.graph.platforms_chosen and of is not None:
+            error.what = f"{_named_platforms(error)}{error.what}"
+            error.hint = _which_platforms(error.graph, of)
         raise
+
+
+def _named_platforms(error: ShortfallError) -> str:
+    """Name the image and the platform that are not complete, to stand before what is missing."""
+    missing = {descriptor.digest for descriptor in error.missing}
+    for root in error.graph.roots:
+        if root.descriptor.platform and missing & error.graph.reachable(root):
+            name = printable(root.origin or root.name or root.descriptor.digest)
+            return f"{name} for {printable(str(root.descriptor.platform))} is "
+    return ""
+
+
+def _which_platforms(graph: Graph, of: End) -> str:
+    """Name the platforms that are there, of an archive or a layout that lacks the one that was asked for."""
+    path = printable(str(of.path or of.text), 1024)
+    hint = f"`ocistream verify {path}` lists what is missing"
+    if of.is_stream or of.path is None:
+        return "the archive does not have everything of this platform: `ocistream verify` lists what is missing"
+    names = {root.origin or root.name for root in graph.roots}
+    from ocistream.onlooker import Onlooker
+
+    select = images_named([name for name in names if name]) if all(names) else every_image
+    with contextlib.suppress(OcistreamError):
+        source = open_source(replace(of, name=None), Surroundings(), Want(select, referrers="left"))
+        with contextlib.closing(source):
+            if isinstance(source, Lacks):
+                lacks = source.lacks
+                whole = source.graph(Onlooker(threading.Event()))
+                platforms = exported_platforms(whole, lambda blob: bool(lacks(blob)))
+                shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
+                return f"the platforms that are there: {shown}; {hint}"
+    return hint
 
 
 def _what(error: ShortfallError) -> str:

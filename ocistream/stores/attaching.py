@@ -82,6 +82,12 @@ class Attaching:
         self._lists = {other.digest: other.tag for other in self.others if other.tag and is_fallback_tag(other.tag)}
         return [other.root.descriptor for other in self.others]
 
+    def claim(self, attestation: Descriptor, image: str) -> None:
+        """Take an attestation into account that an index lists beside its image, which is taken without the index."""
+        if attestation.digest not in self._known:
+            self._known.add(attestation.digest)
+            self.others.append(Other(Root(None, attestation), None, fallback_tag(image)))
+
     def was_noted(self, digest: str) -> bool:
         """Say whether it is known of a manifest on whom it hangs."""
         return digest in self._described

@@ -279,6 +279,11 @@ class Gathering:
             self._images = self._attaching.images()
             self._choose()
             return True
+        if self._referrers == "along" and (attestations := self._builder.new_attestations()):
+            for attestation, image in attestations:
+                self._attaching.claim(attestation, image)
+                self._look_for(attestation)
+            return True
         if self._attaching.attach_some():
             self._answer()
             return True

@@ -1,0 +1,391 @@
+"""Archives and layouts that keep an image's whole index and have only some of its platforms.
+
+`docker save` (25 and later) and `ctr image export` write them. The same is taken and said of them, from a file, from a
+pipe in either order, and from a directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.archives import files_in, index_in, items_of, small_first, tar_of
+from tests.cli import expect
+from tests.cli.run import Result, ocistream
+from tests.faults import FaultyRegistry
+from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
+from tests.registry_http import get, manifest, manifest_digest, seed
+from tests.schemas import validate_ours
+
+NAME = "registry.example.com/app:1"
+PLATFORMS = ("linux/amd64", "linux/arm64", "linux/s390x")
+ATTESTS = "vnd.docker.reference.digest"
+Push = Callable[..., Result]
+
+
+class Made:
+    """An index of images for three platforms, each with an attestation in the index, as BuildKit makes it."""
+
+    def __init__(self, layout: Layout, *, subjects: bool = True) -> None:
+        self.layout = layout
+        self.images: dict[str, Descriptor] = {}
+        self.attestations: dict[str, Descriptor] = {}
+        shared = tar_layer({"etc/motd": b"the same on all\n"})
+        for platform in PLATFORMS:
+            image = layout.image([shared, tar_layer({"bin/arch": platform.encode()})], platform=platform)
+            bare = {key: image[key] for key in ("mediaType", "digest", "size")}
+            attestation = layout.artifact(
+                b'{"for": "%s"}' % platform.encode(),
+                kind="application/vnd.docker.attestation.manifest.v1+json",
+                subject=bare if subjects else None,
+            )
+            self.images[platform] = image
+            self.attestations[platform] = {
+                **{key: attestation[key] for key in ("mediaType", "digest", "size")},
+                "platform": {"os": "unknown", "architecture": "unknown"},
+                "annotations": {ATTESTS: image["digest"], "vnd.docker.reference.type": "attestation-manifest"},
+            }
+        self.index = layout.index([*self.images.values(), *self.attestations.values()])
+        layout.name(self.index, NAME)
+
+    def remove(self, *platforms: str, keep_manifests: bool = False) -> None:
+        """Leave platforms out, as an exporter does that does not have them."""
+        for platform in platforms:
+            image = self.layout.read(self.images[platform]["digest"])
+            gone = [image["config"], image["layers"][1]]
+            if not keep_manifests:
+                attestation = self.layout.read(self.attestations[platform]["digest"])
+                gone += [self.images[platform], self.attestations[platform], attestation["layers"][0]]
+            for descriptor in gone:
+                self.layout.file(descriptor["digest"]).unlink()
+
+
+@pytest.fixture
+def made(layout: Layout) -> Made:
+    return Made(layout)
+
+
+@pytest.fixture(params=["file", "sorted pipe", "small first pipe", "directory"])
+def source(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    """Return a function that gives the layout as an archive or directory: the arguments of a run that reads it."""
+
+    def given() -> dict[str, Any]:
+        if request.param == "directory":
+            return {"option": ("-i", layout.path), "path": layout.path}
+        order = small_first if request.param == "small first pipe" else items_of
+        archive = tar_of(order(layout))
+        if request.param == "file":
+            path = tmp_path / "archive.tar"
+            path.write_bytes(archive)
+            return {"option": ("-i", path), "path": path}
+        return {"option": (), "path": "-", "stdin": archive}
+
+    return given
+
+
+@pytest.fixture
+def push(source: Callable[[], dict[str, Any]], served: FaultyRegistry) -> Push:
+    """Return a function that pushes the layout to app:1, with more options."""
+
+    def run(*options: str | Path) -> Result:
+        given = source()
+        return ocistream("push", f"{served.host}/app:1", *given["option"], *options, stdin=given.get("stdin"))
+
+    return run
+
+
+class TestOnePlatform:
+    @pytest.mark.parametrize("keep_manifests", [False, True])
+    def test_its_manifest_goes_byte_for_byte_and_that_is_said(
+        self, made: Made, push: Push, served: FaultyRegistry, keep_manifests: bool
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
+        result = push()
+        expect.success(result)
+        image = made.images["linux/amd64"]["digest"]
+        assert result.lines() == [f"{served.host}/app:1@{image}"]
+        assert manifest(served.host, "app", "1") == made.layout.file(image).read_bytes()
+        (line,) = [line for line in result.err.splitlines() if "not in the source" in line]
+        assert line == (
+            f"ocistream: {NAME}: only linux/amd64 was taken; not in the source: linux/arm64, linux/s390x; "
+            f"the digest changed from {made.index['digest']} to {image}"
+        )
+
+    def test_its_attestation_goes_along_as_a_referrer(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        expect.success(push())
+        image = made.images["linux/amd64"]["digest"]
+        _, listed = get(served.host, f"/v2/app/referrers/{image}")
+        assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
+            made.attestations["linux/amd64"]["digest"]
+        ]
+
+    def test_one_that_names_no_subject_is_left_behind_and_that_is_said(
+        self, layout: Layout, push: Push, served: FaultyRegistry
+    ) -> None:
+        made = Made(layout, subjects=False)
+        made.remove("linux/arm64", "linux/s390x")
+        result = push()
+        expect.success(result)
+        assert "left behind: 1 attestation" in result.err
+        assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
+
+    def test_the_result_has_it(self, made: Made, push: Push, tmp_path: Path) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        expect.success(push("--result", tmp_path / "result.json"))
+        result = json.loads((tmp_path / "result.json").read_bytes())
+        validate_ours(result, "result")
+        assert result["incomplete"] == [
+            {
+                "name": NAME,
+                "digest": made.index["digest"],
+                "platforms": ["linux/amd64"],
+                "missing": ["linux/arm64", "linux/s390x"],
+                "instead": made.images["linux/amd64"]["digest"],
+            }
+        ]
+
+    def test_quiet_says_nothing(self, made: Made, push: Push) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        assert push("-q").err == ""
+
+
+class TestSeveralPlatforms:
+    def test_they_are_the_index_that_a_choice_of_them_makes(
+        self, made: Made, push: Push, served: FaultyRegistry
+    ) -> None:
+        chosen = ocistream(
+            *("push", f"{served.host}/chosen:1", "-i", made.layout.path),
+            *("--platform", "linux/amd64", "--platform", "linux/s390x"),
+        )
+        expect.success(chosen)
+        made.remove("linux/arm64")
+        result = push()
+        expect.success(result)
+        assert "only linux/amd64, linux/s390x was taken; not in the source: linux/arm64;" in result.err
+        assert manifest(served.host, "app", "1") == manifest(served.host, "chosen", "1")
+        index = json.loads(manifest(served.host, "app", "1") or b"")
+        assert [one["digest"] for one in index["manifests"]] == [
+            one["digest"]
+            for kind in (made.images, made.attestations)
+            for platform, one in kind.items()
+            if platform != "linux/arm64"
+        ]
+
+
+class TestDamage:
+    def test_a_layer_that_is_missing_beside_its_config_is_no_choice(
+        self, made: Made, push: Push, served: FaultyRegistry
+    ) -> None:
+        made.remove("linux/s390x")
+        layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
+        made.layout.file(layer).unlink()
+        expect.failure(push(), 6, layer)
+        assert manifest(served.host, "app", "1") is None
+
+    def test_nothing_of_it_at_all_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+        made.remove(*PLATFORMS)
+        expect.failure(push(), 6, made.images["linux/amd64"]["digest"])
+        assert manifest(served.host, "app", "1") is None
+
+    def test_a_platform_that_was_asked_for_is_not_replaced(self, made: Made, push: Push) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = push("--platform", "linux/arm64")
+        expect.failure(result, 6, f"{NAME} for linux/arm64", made.images["linux/arm64"]["digest"], "ocistream verify")
+
+    @pytest.mark.parametrize("keep_manifests", [False, True])
+    def test_from_a_file_or_directory_the_platforms_that_are_there_are_named(
+        self, made: Made, served: FaultyRegistry, keep_manifests: bool
+    ) -> None:
+        made.remove("linux/arm64", keep_manifests=keep_manifests)
+        result = ocistream("push", f"{served.host}/a:1", "-i", made.layout.path, "--platform", "linux/arm64")
+        expect.failure(result, 6, "the platforms that are there: linux/amd64, linux/s390x")
+
+    def test_an_image_that_is_no_index_and_lacks_its_config_is_incomplete(
+        self, layout: Layout, push: Push, served: FaultyRegistry
+    ) -> None:
+        image = layout.image([tar_layer({"a": b"b"})], name=NAME)
+        layout.file(layout.read(image["digest"])["config"]["digest"]).unlink()
+        expect.failure(push(), 6)
+        assert manifest(served.host, "app", "1") is None
+
+
+class TestWhatTheOtherSideHas:
+    def test_goes_as_the_whole_index(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+        seed(made.layout, made.index, served.host, "app", "before")
+        made.remove("linux/arm64", "linux/s390x")
+        result = push()
+        expect.success(result)
+        assert manifest_digest(served.host, "app", "1") == made.index["digest"]
+        assert "not in the source" not in result.err
+
+
+class TestOtherCommands:
+    def test_verify_calls_it_ok_and_lists_what_is_missing(
+        self, made: Made, source: Callable[[], dict[str, Any]]
+    ) -> None:
+        made.remove("linux/arm64", keep_manifests=True)
+        made.remove("linux/s390x")
+        given = source()
+        result = ocistream("verify", given["path"], stdin=given.get("stdin"))
+        assert result.code == 0, result.err
+        lines = result.lines()
+        assert lines[0] == f"{NAME}@{made.index['digest']}"
+        assert lines[1:3] == [f"not exported: linux/arm64 of {NAME}", f"not exported: linux/s390x of {NAME}"]
+        assert lines[-1].startswith("ok: ")
+        assert not any(line.startswith("missing") for line in lines)
+
+    def test_verify_still_finds_damage_in_one(self, made: Made, source: Callable[[], dict[str, Any]]) -> None:
+        made.remove("linux/s390x")
+        layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
+        made.layout.file(layer).unlink()
+        given = source()
+        result = ocistream("verify", "--json", given["path"], stdin=given.get("stdin"))
+        assert result.code == 6
+        document = json.loads(result.out)
+        assert [one["digest"] for one in document["missing"]] == [layer]
+        assert document["incomplete"][0]["missing"] == ["linux/s390x"]
+        assert document["ok"] is False
+
+    def test_copy_into_a_layout_and_an_archive(
+        self, made: Made, source: Callable[[], dict[str, Any]], tmp_path: Path
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        given = source()
+        path = given["path"] if given["path"] == "-" else f"{Path(given['path']).resolve()}"
+        for target in (f"oci:{tmp_path / 'copied'}", f"oci-archive:{tmp_path / 'copied.tar'}"):
+            result = ocistream("copy", path, target, stdin=given.get("stdin"))
+            if given["path"] == "-" and "archive" in target and "linux" not in result.err:
+                # The index was written before it was known that something is missing.
+                expect.failure(result, 6)
+                continue
+            expect.success(result)
+            assert "only linux/amd64 was taken" in result.err
+        index = json.loads((tmp_path / "copied" / "index.json").read_bytes())
+        assert index["manifests"][0]["digest"] == made.images["linux/amd64"]["digest"]
+
+    def test_a_docker_archive_takes_the_platform_that_is_there(self, made: Made, tmp_path: Path) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
+        expect.success(result)
+        (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
+        config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
+        assert config.partition(":")[2] in entry["Config"]
+
+    def test_inspect_says_what_was_not_exported(self, made: Made) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = ocistream("inspect", made.layout.path)
+        expect.success(result)
+        assert f"missing {made.images['linux/arm64']['digest']} (not exported)" in result.lines()
+
+    def test_have_lists_only_what_is_there(self, made: Made) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = ocistream("have", made.layout.path)
+        expect.success(result)
+        assert made.images["linux/arm64"]["digest"] not in result.lines()
+        assert made.images["linux/amd64"]["digest"] in result.lines()
+
+
+class TestAChosenPlatform:
+    def test_takes_its_attestation_along(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+        result = push("--platform", "linux/arm64")
+        expect.success(result)
+        _, listed = get(served.host, f"/v2/app/referrers/{made.images['linux/arm64']['digest']}")
+        assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
+            made.attestations["linux/arm64"]["digest"]
+        ]
+
+    def test_says_where_that_cannot_be(self, layout: Layout, push: Push) -> None:
+        Made(layout, subjects=False)
+        result = push("--platform", "linux/arm64")
+        expect.success(result)
+        assert "left behind: 1 attestation; of the index only some platforms were taken" in result.err
+
+    def test_says_it_of_a_registry_too(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
+        made = Made(layout, subjects=False)
+        seed(layout, made.index, served.host, "app", "1")
+        result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
+        expect.success(result)
+        assert "left behind: 1 attestation" in result.err
+        (entry,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
+        assert entry["digest"] == made.images["linux/arm64"]["digest"]
+
+
+class TestBlobsInAnIndex:
+    """BuildKit's cache with image-manifest=false: an index of layers and of a cache config."""
+
+    @pytest.fixture
+    def cache(self, layout: Layout) -> Descriptor:
+        children = [
+            layout.blob(tar_layer({"a": b"a" * 5000}), OCI_LAYER + "+gzip"),
+            layout.blob(tar_layer({"b": b"b" * 5000}), OCI_LAYER + "+gzip"),
+            layout.blob(b'{"layers": [{"blob": "x"}], "records": []}', "application/vnd.buildkit.cacheconfig.v0"),
+        ]
+        index = layout.index(children)
+        layout.name(index, NAME)
+        return index
+
+    def test_go_byte_for_byte(
+        self, cache: Descriptor, layout: Layout, push: Push, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        expect.success(push())
+        assert manifest(served.host, "app", "1") == layout.file(cache["digest"]).read_bytes()
+        for child in layout.read(cache["digest"])["manifests"]:
+            status, blob = get(served.host, f"/v2/app/blobs/{child['digest']}")
+            assert (status, digest_of(blob)) == (200, child["digest"])
+        pulled = ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "cache.tar")
+        expect.success(pulled)
+        verified = ocistream("verify", tmp_path / "cache.tar")
+        assert verified.code == 0, verified.err
+
+    def test_a_registry_with_one_works_for_its_other_images(
+        self, cache: Descriptor, layout: Layout, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout.image([b"of its own"], name="registry.example.com/other:1")
+        expect.success(ocistream("push", "-i", layout.path, "--to", served.host))
+        folder = served.layout.path
+        verified = ocistream("verify", folder)
+        assert verified.code == 0, verified.err
+        inspected = ocistream("inspect", folder)
+        expect.success(inspected)
+        assert "application/vnd.buildkit.cacheconfig.v0" in inspected.out.decode()
+        expect.success(ocistream("gc", folder, "--older-than", "0s"))
+        expect.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
+        del cache
+
+    def test_one_that_is_missing_is_damage(self, cache: Descriptor, layout: Layout, push: Push) -> None:
+        gone = layout.read(cache["digest"])["manifests"][1]["digest"]
+        layout.file(gone).unlink()
+        expect.failure(push(), 6, gone)
+
+
+class TestContentInADescriptor:
+    def test_needs_no_blob(self, layout: Layout, push: Push, served: FaultyRegistry) -> None:
+        artifact = layout.artifact(b"a chart")
+        layout.name(artifact, NAME)
+        empty = layout.read(artifact["digest"])["config"]["digest"]
+        layout.file(empty).unlink()
+        expect.success(push())
+        assert get(served.host, f"/v2/app/blobs/{empty}") == (200, b"{}")
+
+    def test_is_not_missing_to_verify(self, layout: Layout, source: Callable[[], dict[str, Any]]) -> None:
+        artifact = layout.artifact(b"a chart")
+        layout.name(artifact, NAME)
+        layout.file(layout.read(artifact["digest"])["config"]["digest"]).unlink()
+        given = source()
+        result = ocistream("verify", given["path"], stdin=given.get("stdin"))
+        assert (result.code, result.err) == (0, "")
+
+    @pytest.mark.parametrize("data", ["e3t9", "not base64!", 3, ""])
+    def test_that_is_something_else_does_not_count(self, layout: Layout, served: FaultyRegistry, data: object) -> None:
+        artifact = layout.artifact(b"a chart")
+        changed = layout.read(artifact["digest"])
+        changed["config"]["data"] = data
+        layout.name(layout.document(changed), NAME)
+        empty = changed["config"]["digest"]
+        layout.file(empty).unlink()
+        expect.failure(ocistream("push", f"{served.host}/app:1", "-i", layout.path), 6, empty)
