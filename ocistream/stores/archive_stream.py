@@ -168,8 +168,13 @@ class ArchiveStreamSource:
         return part[1] if part and not part[2] and self._rests.get(part[0]) == part[1] else 0
 
     def lacks(self, descriptor: Descriptor) -> bool | None:
-        """Say whether the archive has no such blob; that is known when all of it has passed."""
-        return descriptor.digest not in self._contents.blobs if self._has_ended else None
+        """Say whether the archive has no such blob; that is known when all of it has passed.
+
+        A docker-archive has names of its own for blobs, and its graph is made of what it has.
+        """
+        if not self._has_ended or self._contents.index is None:
+            return None
+        return descriptor.digest not in self._contents.blobs
 
     @property
     def contents(self) -> Contents:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.attachments import (
+    DISOWNED,
     GONE,
     NARROWED,
     SAME_TAG,
@@ -27,6 +28,7 @@ from ocistream.attachments import (
 )
 from ocistream.errors import UnsupportedError
 from ocistream.graph import Root
+from ocistream.stores.index import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -99,7 +101,11 @@ class Attaching:
     def images(self) -> list[Root]:
         """Give those that turned out to hang on nothing; or all, where there is none."""
         entries = [other for other in self.others if not other.claimed_by]
-        plain = [other.root for other in entries if not other.tag and other.digest not in self._subjects]
+        plain = [
+            other.root
+            for other in entries
+            if not other.tag and other.digest not in self._subjects and subject_of(other.root.descriptor) is None
+        ]
         return plain or [other.root for other in entries]
 
     def less(self, chosen: AbstractSet[int], digests: AbstractSet[str]) -> None:
@@ -184,9 +190,13 @@ class Attaching:
         """Leave what hangs on these, and on that in turn: however long such a chain is, each is looked at once."""
         hooked: dict[str, list[tuple[Other, str | None]]] = {}
         lost: dict[str, list[Other]] = {}
+        disowned: dict[str, list[Other]] = {}
         for other in self.others:
-            for subject, tag in self._hooks(other):
+            hooks = list(self._hooks(other))
+            for subject, tag in hooks:
                 hooked.setdefault(subject, []).append((other, tag))
+            if not hooks and (said := subject_of(other.root.descriptor)) is not None:
+                disowned.setdefault(said, []).append(other)
             if other.claimed_by is not None and other.digest not in self._described:
                 # If its list is that of something that is known here, it is not there.
                 lost.setdefault(other.claimed_by, []).append(other)
@@ -197,6 +207,8 @@ class Attaching:
             why = UNWANTED if self._referrers == "left" else self._left.get(subject, NARROWED)
             leaving = [(other, tag, why) for other, tag in hooked.pop(subject, ())]
             leaving += [(other, None, GONE) for other in lost.pop(fallback_tag(subject), ())]
+            for other in disowned.pop(subject, ()):
+                leaving.append((other, None, DISOWNED if other.digest in self._described else GONE))
             for other, tag, reason in leaving:
                 self._leave(other, subject, tag, reason)
                 left.add(id(other))

@@ -22,7 +22,7 @@ from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, Usag
 from ocistream.left_out import LEFT_OUT, VOLUME, left_out_of
 from ocistream.reference import printable
 from ocistream.stores.attaching import Attaching, Other
-from ocistream.stores.index import called, roots_of, tag_of
+from ocistream.stores.index import called, roots_of, subject_of, tag_of
 from ocistream.stream import wrong_size
 from ocistream.walk import GraphBuilder
 
@@ -84,7 +84,7 @@ class Gathering:
         special = [tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags]
         others: list[Other] = []
         for root, tag, is_special in zip(self._all, tags, special, strict=True):
-            if root.name and not is_special:
+            if root.name and not is_special and subject_of(root.descriptor) is None:
                 self._images.append(root)
             else:
                 others.append(Other(root, tag if is_special else None))

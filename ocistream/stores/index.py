@@ -12,12 +12,13 @@ from ocistream.documents import FIELDS, Listing, check_kind
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import DOCKER_LIST, OCI_INDEX, Descriptor
-from ocistream.reference import is_tag, parse_digest, parse_reference, printable
+from ocistream.reference import is_digest, is_tag, parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from ocistream.attachments import Attached
     from ocistream.documents import Document
     from ocistream.reference import Reference
     from ocistream.strict_json import Convert
@@ -29,6 +30,9 @@ FULL_NAME: Final = "io.containerd.image.name"
 #: The name, a full one or a tag, of what hangs on an image as cosign's signatures do. Those two above would make an
 #: image of it, which `ctr images import`, say, fails to unpack.
 HUNG_NAME: Final = "vnd.ocistream.image.name"
+#: The digest of what an entry refers to. containerd (2.2 and later), and so Docker, writes it for referrers, and makes
+#: no image of an entry that has it.
+SUBJECT: Final = "io.containerd.manifest.subject"
 #: How the annotations begin that are ours of an `index.json` as a whole.
 NOTE: Final = "vnd.ocistream."
 
@@ -95,6 +99,12 @@ def name_of(entry: Descriptor) -> str | None:
 def called(entry: Descriptor) -> str | None:
     """Give the name of an entry, be it an image or what hangs on one."""
     return name_of(entry) or entry.annotations.get(HUNG_NAME) or None
+
+
+def subject_of(entry: Descriptor) -> str | None:
+    """Give the digest of the manifest that an entry says it refers to; it is not an image of its own then."""
+    subject = entry.annotations.get(SUBJECT, "")
+    return subject if is_digest(subject) else None
 
 
 def roots_of(entries: Sequence[Descriptor]) -> list[Root]:
@@ -180,8 +190,9 @@ def is_plain(name: str) -> bool:
 def entries_of(graph: Graph) -> list[Descriptor]:
     """Give what an `index.json` lists of a graph: its images, then what hangs on them.
 
-    None of that is an image, so none has an image's name. What has a tag of cosign's is called by that, in the
-    repository of each image that it says something of.
+    None of that is an image, so none has an image's name, and each says what it refers to. What has a tag of cosign's
+    is called by that, in the repository of each image that it says something of. What an index of the graph lists is
+    not listed again: tools that look for the one image of an archive would see several.
 
     Raises:
         UsageError: an image brings a name along that is none, and was not given another.
@@ -192,8 +203,9 @@ def entries_of(graph: Graph) -> list[Descriptor]:
             raise UsageError(msg, hint="give it another: `ocistream copy SRC oci:DIR:NAME`, or oci-archive:FILE:NAME")
     images = [entry_for(root) for root in graph.roots]
     known = {entry.digest for entry in images}
+    known.update(child.digest for document in graph.documents.values() for child in document.manifests)
     nameless = {
-        attached.descriptor.digest: _without_name(attached.descriptor)
+        attached.descriptor.digest: _referring(attached)
         for attached in graph.all_attached
         if attached.tag is None and attached.descriptor.digest not in known
     }
@@ -203,7 +215,7 @@ def entries_of(graph: Graph) -> list[Descriptor]:
         for attached in sorted(hanging, key=lambda one: one.order):
             if attached.tag is not None:
                 name = _beside(root, attached.tag)
-                named.setdefault(name, _called(attached.descriptor, name))
+                named.setdefault(name, _called(attached, name))
     return [*images, *nameless.values(), *named.values()]
 
 
@@ -215,8 +227,13 @@ def _without_name(entry: Descriptor) -> Descriptor:
     return replace(entry, annotations=kept)
 
 
-def _called(entry: Descriptor, name: str) -> Descriptor:
-    entry = _without_name(entry)
+def _referring(attached: Attached) -> Descriptor:
+    entry = _without_name(attached.descriptor)
+    return replace(entry, annotations={**entry.annotations, SUBJECT: attached.subject})
+
+
+def _called(attached: Attached, name: str) -> Descriptor:
+    entry = _referring(attached)
     return replace(entry, annotations={**entry.annotations, HUNG_NAME: name})
 
 

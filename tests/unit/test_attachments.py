@@ -141,7 +141,10 @@ class TestEntries:
 
     def test_cosigns_is_called_by_its_tag_in_the_repository_of_the_image(self, layout: Layout, found: Signed) -> None:
         (entry,) = (one for one in entries_of(graph_of(layout.path)) if one.digest == found.cosign["digest"])
-        assert entry.annotations == {"vnd.ocistream.image.name": f"registry.example.com/app:{found.cosign_tag}"}
+        assert entry.annotations == {
+            "vnd.ocistream.image.name": f"registry.example.com/app:{found.cosign_tag}",
+            "io.containerd.manifest.subject": found.image["digest"],
+        }
 
     def test_an_image_in_two_repositories_has_its_signature_in_both(self, layout: Layout, found: Signed) -> None:
         layout.name(found.image, "registry.example.com/other:2")
@@ -162,4 +165,4 @@ class TestEntries:
         graph = graph_of(layout.path)
         assert [root.name for root in graph.roots] == ["v2"]
         (entry,) = (one for one in entries_of(graph) if one.digest == poser["digest"])
-        assert entry.annotations == {"kept": "yes"}
+        assert entry.annotations == {"kept": "yes", "io.containerd.manifest.subject": made.image["digest"]}

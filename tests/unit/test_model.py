@@ -240,11 +240,29 @@ class TestDocuments:
 
     @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
     def test_an_index_is_understood(self, media_type: str) -> None:
-        document = document_of({"mediaType": media_type, "manifests": [GOOD], "artifactType": "a/b"}, media_type)
+        child = {**GOOD, "mediaType": OCI_MANIFEST}
+        document = document_of({"mediaType": media_type, "manifests": [child], "artifactType": "a/b"}, media_type)
         assert document.config is None
         assert document.layers == ()
-        assert document.manifests == (parse_descriptor(GOOD, ""),)
+        assert document.manifests == (parse_descriptor(child, ""),)
         assert document.artifact_type == "a/b"
+
+    def test_a_child_of_an_index_that_is_neither_manifest_nor_index_is_a_blob(self) -> None:
+        child = {**GOOD, "mediaType": OCI_MANIFEST}
+        document = document_of({"manifests": [GOOD, child, GOOD]}, OCI_INDEX)
+        assert document.manifests == (parse_descriptor(child, ""),)
+        assert document.layers == (parse_descriptor(GOOD, ""),) * 2
+        old = {**GOOD, "mediaType": "application/vnd.oci.artifact.manifest.v1+json"}
+        # Refused when it is read: it is a manifest, of a kind that is not supported.
+        assert document_of({"manifests": [old]}, OCI_INDEX).manifests == (parse_descriptor(old, ""),)
+
+    def test_small_content_in_descriptors_is_decoded(self) -> None:
+        data = {**GOOD, "data": "e30="}
+        document = document_of({"config": data, "layers": [GOOD]})
+        assert document.embedded == {GOOD["digest"]: b"{}"}
+        assert document_of({"config": GOOD, "layers": [data]}).embedded == {GOOD["digest"]: b"{}"}
+        large = {**data, "size": limits.MAX_EMBEDDED + 1}
+        assert document_of({"config": large, "layers": []}).embedded == {}
 
     @pytest.mark.parametrize(("key", "media_type"), [("layers", OCI_MANIFEST), ("manifests", OCI_INDEX)])
     def test_a_long_list_is_understood_and_one_that_is_too_long_is_refused(self, key: str, media_type: str) -> None:
@@ -259,7 +277,7 @@ class TestDocuments:
         fields = {**GOOD, "annotations": {"a": "b"}, "platform": {"os": "linux", "architecture": "arm"}}
         document = document_of({"config": fields, "layers": [fields]})
         assert document.config == document.layers[0] == parse_descriptor(GOOD, "")
-        index = document_of({"manifests": [fields]}, OCI_INDEX)
+        index = document_of({"manifests": [{**fields, "mediaType": OCI_MANIFEST}]}, OCI_INDEX)
         assert index.manifests[0].annotations == {"a": "b"}
 
     def test_what_a_document_is_counts_before_what_is_wrong_with_its_lists(self) -> None:

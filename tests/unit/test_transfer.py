@@ -257,8 +257,7 @@ class TestMissing:
         assert "commit" not in sink.diary
 
     def test_a_manifest_that_neither_side_has_is_missing_too(self, layout: Layout) -> None:
-        index = two_platforms(layout, name="v1")
-        lost = layout.read(index["digest"])["manifests"][0]["digest"]
+        lost = small_image(layout, name="v1")["digest"]
         layout.file(lost).unlink()
         sink = Memory()
         with pytest.raises(MissingContentError, match=lost):
