@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
+from ocistream.attachments import cosign_subject
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.options import max_ratio_option, progress_option, session_options
 from ocistream.cli.progress import counted, human_size, progress
@@ -23,12 +24,13 @@ from ocistream.errors import (
 from ocistream.left_out import VOLUME, grouped
 from ocistream.reference import parse_reference, printable
 from ocistream.stores import Want, open_sources, parse_end
-from ocistream.stores.index import is_plain
+from ocistream.stores.index import called, is_plain, subject_of, tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocistream.cli.session import Session
+    from ocistream.graph import Root
     from ocistream.interfaces import Source
     from ocistream.verification import Findings
     from ocistream.volumes import Volume
@@ -126,6 +128,7 @@ class _Outcome:
                     "name": root.name,
                     "digest": root.descriptor.digest,
                     "mediaType": root.descriptor.media_type,
+                    **({"subject": subject} if (subject := self._subject(root)) else {}),
                 }
                 for root in found.graph.roots
             ],
@@ -164,15 +167,6 @@ class _Outcome:
         yield from self._limited([f"missing {descriptor.digest}" for descriptor in found.missing])
         yield from self._limited([f"wrong {wrong.error.what}" for wrong in found.wrong])
         yield from self._limited([f"illegal name {printable(name)!r}" for name in self._illegal])
-        parts = [counted(len(found.graph.roots), "image"), counted(found.blobs, "blob"), human_size(found.size)]
-        if found.unneeded:
-            parts.append(f"{counted(found.unneeded, 'blob')} that no image needs")
-        if found.unpacked:
-            parts.append(f"{counted(found.unpacked, 'layer')} unpacked")
-        if found.parts:
-            parts.append(f"{counted(found.parts, 'part')} of blobs")
-        if self._foreign:
-            parts.append(counted(self._foreign, "other file"))
         if self._volumes:
             yield self._volumes.line()
         sizes = {one.digest: one.size for one in found.left_out}
@@ -185,7 +179,34 @@ class _Outcome:
             name = printable(index.name or index.digest)
             yield from self._limited([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
         verdict = "ok" if self.document()["ok"] else "NOT ok"
-        yield f"{verdict}: {self._format}, {', '.join(parts)}"
+        yield f"{verdict}: {self._format}, {', '.join(self._counts())}"
+
+    def _counts(self) -> list[str]:
+        """Count what was found, for people."""
+        found = self._findings
+        referrers = sum(1 for root in found.graph.roots if self._subject(root))
+        parts = [counted(len(found.graph.roots) - referrers, "image")]
+        if referrers:
+            parts.append(counted(referrers, "referrer"))
+        parts += [counted(found.blobs, "blob"), human_size(found.size)]
+        if found.unneeded:
+            parts.append(f"{counted(found.unneeded, 'blob')} that no image needs")
+        if found.unpacked:
+            parts.append(f"{counted(found.unpacked, 'layer')} unpacked")
+        if found.parts:
+            parts.append(f"{counted(found.parts, 'part')} of blobs")
+        if self._foreign:
+            parts.append(counted(self._foreign, "other file"))
+        return parts
+
+    def _subject(self, root: Root) -> str | None:
+        """Give what an entry without an image's name refers to; None for an image."""
+        document = self._findings.graph.documents.get(root.descriptor.digest)
+        if root.name is not None:
+            return None
+        if document is not None and document.subject is not None:
+            return document.subject.digest
+        return subject_of(root.descriptor) or cosign_subject(tag_of(called(root.descriptor)) or "")
 
     def raise_what_is_wrong(self) -> None:
         """End with the exit code of the gravest.

@@ -11,6 +11,7 @@ import pytest
 from tests import registry_http
 from tests.cli.expect import entries
 from tests.cli.run import Result, ocistream
+from tests.cli.test_incomplete_indexes import Made
 from tests.faults import FaultyRegistry
 from tests.images import OCI_INDEX, Layout, digest_of
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
@@ -135,6 +136,21 @@ def test_skopeo_copies_the_image_out_of_it_by_its_tag(
 ) -> None:
     tools.run("skopeo", "copy", f"oci-archive:{archive}:v1", f"dir:{tmp_path / 'copied'}")
     assert digest_of((tmp_path / "copied/manifest.json").read_bytes()) == found.image["digest"]
+
+
+@pytest.mark.parametrize("options", [("--platform", "all"), ("--platform", "linux/amd64")])
+def test_skopeo_finds_the_one_image_of_what_buildkit_makes(
+    layout: Layout, with_api: FaultyRegistry, tools: Tools, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    made = Made(layout)
+    registry_http.seed(layout, made.index, with_api.host, "built", "1")
+    target = tmp_path / "built.tar"
+    done(ocistream("pull", f"{with_api.host}/built:1", *options, "-o", target))
+    # Where the attestations are listed at the top, it asks which image is meant.
+    name = "" if options[1] == "all" else ":1"
+    tools.run("skopeo", "copy", "--all", f"oci-archive:{target}{name}", f"dir:{tmp_path / 'copied'}")
+    expected = made.index if options[1] == "all" else made.images["linux/amd64"]
+    assert digest_of((tmp_path / "copied/manifest.json").read_bytes()) == expected["digest"]
 
 
 def test_podman_loads_the_image(archive: Path, with_api: FaultyRegistry, tools: Tools) -> None:

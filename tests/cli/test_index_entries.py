@@ -1,0 +1,203 @@
+"""What stands at the top of the index.json that we write, so that others see the images in it and nothing else.
+
+docs/images.md has the rule as a table. containerd's part of it is a model (tests/containerd_rule.py); what skopeo,
+podman, Docker and containerd of Debian make of such archives is in tests/interop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import containerd_rule
+from tests.archives import files_in, index_in, tar_of
+from tests.cli import expect
+from tests.cli.run import ocistream
+from tests.cli.test_incomplete_indexes import Made
+from tests.faults import FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.registry_http import get, manifest, seed
+from tests.signed import Signed, signed
+
+SUBJECT = containerd_rule.SUBJECT
+
+
+@pytest.fixture
+def found(layout: Layout, served: FaultyRegistry) -> Signed:
+    """Return an image in a registry, with a signature, an SBOM, an attestation and cosign's signature."""
+    made = signed(layout)
+    seed(layout, made.image, served.host, "app", "1")
+    for referrer in made.referrers:
+        seed(layout, referrer, served.host, "app")
+    seed(layout, made.cosign, served.host, "app", made.cosign_tag)
+    return made
+
+
+@pytest.fixture
+def with_attestations(layout: Layout, served: FaultyRegistry) -> Made:
+    """Return an index in a registry, of three platforms with an attestation each, as BuildKit pushes it."""
+    made = Made(layout)
+    seed(layout, made.index, served.host, "built", "1")
+    return made
+
+
+@pytest.fixture(params=["archive", "layout", "volume"])
+def pulled(
+    request: pytest.FixtureRequest, tmp_path: Path, served: FaultyRegistry
+) -> Callable[..., list[dict[str, Any]]]:
+    """Return a function that pulls images, and returns the entries of the index.json that was written."""
+
+    def pull(image: str, *options: str) -> list[dict[str, Any]]:
+        target = tmp_path / {"archive": "a.tar", "layout": "layout/", "volume": "v.000.tar"}[request.param]
+        if request.param == "layout":
+            target.mkdir()
+        split = ["--split", "1GiB"] if request.param == "volume" else []
+        target = tmp_path / "v.000.tar" if split else target
+        name = tmp_path / "v.%03d.tar" if split else target
+        expect.success(ocistream("pull", f"{served.host}/{image}", *options, *split, "-o", name))
+        if target.is_dir():
+            entries: list[dict[str, Any]] = json.loads((target / "index.json").read_bytes())["manifests"]
+            return entries
+        (written,) = tmp_path.glob("*.tar")
+        return index_in(files_in(written.read_bytes()))
+
+    return pull
+
+
+class TestImagesAlone:
+    def test_referrers_and_cosigns_are_no_images(
+        self, found: Signed, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        entries = pulled("app:1")
+        assert containerd_rule.images_of(entries) == [(f"{served.host}/app:1", found.image["digest"])]
+        said = {entry["digest"]: entry["annotations"][SUBJECT] for entry in entries[1:]}
+        assert said == {
+            found.signature["digest"]: found.image["digest"],
+            found.sbom["digest"]: found.image["digest"],
+            found.attestation["digest"]: found.signature["digest"],
+            found.cosign["digest"]: found.image["digest"],
+        }
+
+    @pytest.mark.parametrize(
+        "options", [("--platform", "all"), ("--platform", "linux/amd64", "--platform", "linux/arm64")]
+    )
+    def test_what_an_index_lists_is_not_listed_again(
+        self, with_attestations: Made, pulled: Callable[..., list[dict[str, Any]]], options: tuple[str, ...]
+    ) -> None:
+        (entry,) = pulled("built:1", *options)
+        if options[1] == "all":
+            assert entry["digest"] == with_attestations.index["digest"]
+
+    def test_of_one_platform_the_attestation_is_a_referrer(
+        self, with_attestations: Made, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        image = with_attestations.images["linux/arm64"]["digest"]
+        entries = pulled("built:1", "--platform", "linux/arm64")
+        assert containerd_rule.images_of(entries) == [(f"{served.host}/built:1", image)]
+        assert [entry["annotations"][SUBJECT] for entry in entries[1:]] == [image]
+
+
+class TestRoundTrip:
+    def test_all_of_it_arrives_in_a_registry(
+        self,
+        with_attestations: Made,
+        found: Signed,
+        served: FaultyRegistry,
+        start: Callable[..., FaultyRegistry],
+        tmp_path: Path,
+    ) -> None:
+        there = start()
+        for image, options in (("app:1", ()), ("built:1", ("--platform", "all"))):
+            expect.success(ocistream("pull", f"{served.host}/{image}", *options, "-o", tmp_path / "a.tar"))
+            expect.success(ocistream("push", f"{there.host}/{image}", "-i", tmp_path / "a.tar"))
+        _, listed = get(there.host, f"/v2/app/referrers/{found.image['digest']}")
+        assert {one["digest"] for one in json.loads(listed)["manifests"]} == {
+            found.signature["digest"],
+            found.sbom["digest"],
+        }
+        for platform, built in with_attestations.images.items():
+            _, listed = get(there.host, f"/v2/built/referrers/{built['digest']}")
+            assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
+                with_attestations.attestations[platform]["digest"]
+            ]
+
+
+class TestEntriesOfOthers:
+    """What containerd 2.2 and Docker export: referrers at the top, with the annotation, perhaps with a name."""
+
+    @pytest.fixture
+    def archive(self, layout: Layout, tmp_path: Path) -> Callable[..., Path]:
+        def written(*entries: Descriptor) -> Path:
+            index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
+            (layout.path / "index.json").write_text(json.dumps(index))
+            items = [
+                (str(path.relative_to(layout.path)), path.read_bytes())
+                for path in sorted(layout.path.rglob("*"))
+                if path.is_file()
+            ]
+            (tmp_path / "others.tar").write_bytes(tar_of(items))
+            return tmp_path / "others.tar"
+
+        return written
+
+    def test_are_referrers_even_with_a_name(
+        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
+    ) -> None:
+        made = signed(layout)
+        named = {"io.containerd.image.name": "registry.example.com/app:sig", SUBJECT: made.image["digest"]}
+        path = archive(
+            {**made.image, "annotations": {"io.containerd.image.name": "registry.example.com/app:1"}},
+            {**made.signature, "annotations": named},
+        )
+        result = ocistream("push", f"{served.host}/app:1", "-i", path)
+        expect.success(result)
+        assert result.lines() == [f"{served.host}/app:1@{made.image['digest']}"]
+        _, listed = get(served.host, f"/v2/app/referrers/{made.image['digest']}")
+        assert [one["digest"] for one in json.loads(listed)["manifests"]] == [made.signature["digest"]]
+
+    def test_whose_manifest_says_nothing_of_it_are_left_behind_with_a_word(
+        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
+    ) -> None:
+        made = signed(layout)
+        other = layout.artifact(b"refers to nothing")
+        path = archive(made.image, {**other, "annotations": {SUBJECT: made.image["digest"]}})
+        result = ocistream("push", f"{served.host}/app:1", "-i", path)
+        expect.success(result)
+        assert "left behind: 1 SBOM; they are listed, but do not say themselves that they belong to it" in result.err
+        assert manifest(served.host, "app", other["digest"]) is None
+
+    def test_that_are_not_there_are_left_behind_with_a_word(
+        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
+    ) -> None:
+        made = signed(layout)
+        layout.file(made.sbom["digest"]).unlink()
+        path = archive(made.image, {**made.sbom, "annotations": {SUBJECT: made.image["digest"]}})
+        result = ocistream("push", f"{served.host}/app:1", "-i", path)
+        expect.success(result)
+        assert "left behind: 1 SBOM; they are listed, but not there" in result.err
+
+    @pytest.mark.parametrize("value", ["", "sha256:abc", "v1"])
+    def test_with_no_digest_in_the_annotation_are_images(
+        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path], value: str
+    ) -> None:
+        image = layout.image([b"one"])
+        path = archive({**image, "annotations": {SUBJECT: value}})
+        expect.success(ocistream("push", f"{served.host}/app:1", "-i", path))
+
+    def test_verify_counts_them_as_referrers(self, layout: Layout, archive: Callable[..., Path]) -> None:
+        made = signed(layout)
+        path = archive(made.image, *({**one, "annotations": {SUBJECT: made.image["digest"]}} for one in made.referrers))
+        result = ocistream("verify", path)
+        assert result.code == 0, result.err
+        assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 referrers, ")
+        document = json.loads(ocistream("verify", "--json", path).out)
+        assert [image.get("subject") for image in document["images"]] == [
+            None,
+            made.image["digest"],
+            made.image["digest"],
+            made.signature["digest"],
+        ]
