@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import transfer
-from ocistream.cli.progress import progress
+from ocistream.cli.progress import counted, progress
 from ocistream.cli.report import (
     check_result,
     print_results,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Sink, Source
     from ocistream.stores import End
+    from ocistream.stores.entries import Contents
 
 __all__ = ["mount_sources", "move", "renamed"]
 
@@ -93,6 +94,7 @@ def move(
     tell_incomplete(session.console, report.graph.incomplete)
     tell_left_out(session.console, report)
     tell_left_behind(session.console, report.graph.left_behind)
+    _tell_unused(session.console, source)
     if to is not None and to.kind == "docker-archive":
         _tell_nameless(session.console, report.graph)
 
@@ -145,6 +147,19 @@ def _mount_source(text: str, registry: str) -> str:
         msg = f"--mount-from {printable(text)!r} is no repository"
         raise InvalidNameError(msg, hint="write REPO or HOST/REPO, without a tag")
     return text
+
+
+def _tell_unused(console: Console, source: Source) -> None:
+    """Say which entries of an archive were not used: names that no image archive has, and files of others with -v."""
+    for one in getattr(source, "inputs", [source]):
+        contents: Contents | None = getattr(one, "contents", None)
+        if contents is None or contents.index is None:
+            continue
+        if contents.illegal:
+            entries = counted(contents.illegal, "entry", "entries")
+            console.note(f"not used: {entries} of the archive, such as {printable(contents.first_illegal)!r}")
+        if (others := contents.foreign - contents.illegal) > 0:
+            console.note(f"not used: {counted(others, 'other file')} of the archive", level=1)
 
 
 def _tell_nameless(console: Console, graph: Graph) -> None:

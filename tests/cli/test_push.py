@@ -54,6 +54,20 @@ def test_the_one_image_goes_where_it_is_told(served: FaultyRegistry, layout: Lay
     assert manifest_digest(served.host, "some/where", "tag") == image["digest"]
 
 
+@pytest.mark.parametrize("source", ["file", "pipe"])
+def test_entries_that_no_image_archive_has_are_named(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, source: str
+) -> None:
+    small_image(layout, name="whatever")
+    archive = tar_of([*items_of(layout), ("blobs/sha256/abc", b"x"), ("README", b"x")])
+    (tmp_path / "a.tar").write_bytes(archive)
+    given: list[str | Path] = ["-i", tmp_path / "a.tar"] if source == "file" else []
+    result = ocistream("push", "-v", f"{served.host}/app:1", *given, stdin=archive if source == "pipe" else None)
+    expect.success(result)
+    assert "not used: 1 entry of the archive, such as 'blobs/sha256/abc'" in result.err
+    assert "not used: 1 other file of the archive" in result.err
+
+
 def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     index = json.loads((layout.path / "index.json").read_bytes())
