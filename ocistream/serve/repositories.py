@@ -19,6 +19,7 @@ from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, Unsupp
 from ocistream.graph import children_of
 from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ocistream.reference import is_digest, is_tag
+from ocistream.serve.exported import Exported
 from ocistream.serve.names import full_name, spellings
 from ocistream.serve.refusals import RefusedError
 from ocistream.stores.index import FULL_NAME, REF_NAME, called
@@ -82,6 +83,7 @@ class Repositories:
         self._fallback = storage.repository
         self._lock = threading.Lock()
         self._snapshot: _Snapshot | None = None
+        self._exported = Exported(storage)
         # By digest, so what is in it stays true; what nothing points to any more is dropped, and what is too much is
         # read again whenever it is wanted.
         self._links: dict[str, _Links] = {}
@@ -113,6 +115,8 @@ class Repositories:
         unknown = RefusedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
         try:
             if is_digest(reference):
+                if (made := self._exported.made(reference)) is not None:
+                    return StoredManifest(made.descriptor.media_type, reference, made.raw)
                 raw = self._read(reference)
                 media_type = _own_type(raw) or self._reached(self._now()).get(reference) or _guess(raw)
                 if media_type is None:
@@ -124,6 +128,8 @@ class Repositories:
             if entry.size > limits.MAX_MANIFEST:
                 msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
+            if entry.is_index and (instead := self._exported.instead_of(entry)) is not None:
+                return StoredManifest(instead.descriptor.media_type, instead.descriptor.digest, instead.raw)
             raw = self._storage.read_blob(entry)
             return StoredManifest(_own_type(raw) or entry.media_type, entry.digest, raw)
         except NotFoundError as error:

@@ -6,8 +6,9 @@ pipe in either order, and from a directory.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.archives import files_in, index_in, items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
+from tests.cli.run import Result, ocistream, started
 from tests.faults import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
@@ -288,6 +289,69 @@ class TestOtherCommands:
         expect.success(result)
         assert made.images["linux/arm64"]["digest"] not in result.lines()
         assert made.images["linux/amd64"]["digest"] in result.lines()
+
+
+class TestServed:
+    """`serve` of a directory and of an archive: what is asked for by its tag is complete."""
+
+    @pytest.fixture(params=["directory", "archive"])
+    def serve(self, request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Iterator[Callable[[], str]]:
+        with contextlib.ExitStack() as stack:
+
+            def serve() -> str:
+                path = layout.path
+                if request.param == "archive":
+                    path = tmp_path / "archive.tar"
+                    path.write_bytes(tar_of(items_of(layout)))
+                process = stack.enter_context(started("serve", path, "--listen=127.0.0.1:0"))
+                assert process.stdout is not None
+                return process.stdout.readline().decode().strip()
+
+            yield serve
+
+    @pytest.mark.parametrize("keep_manifests", [False, True])
+    def test_one_platform_is_its_manifest(
+        self, made: Made, serve: Callable[[], str], tmp_path: Path, keep_manifests: bool
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
+        host = serve()
+        assert manifest_digest(host, "app", "1") == made.images["linux/amd64"]["digest"]
+        result = ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
+        expect.success(result)
+        _, listed = get(host, f"/v2/app/referrers/{made.images['linux/amd64']['digest']}")
+        assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
+            made.attestations["linux/amd64"]["digest"]
+        ]
+
+    def test_several_are_a_smaller_index_by_tag_and_by_digest(
+        self, made: Made, serve: Callable[[], str], tmp_path: Path
+    ) -> None:
+        made.remove("linux/arm64")
+        host = serve()
+        smaller = manifest(host, "app", "1") or b""
+        children = [one["digest"] for one in json.loads(smaller)["manifests"]]
+        assert made.images["linux/arm64"]["digest"] not in children
+        assert manifest(host, "app", digest_of(smaller)) == smaller
+        expect.success(ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar"))
+
+    def test_that_is_said_once(self, made: Made, layout: Layout) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        with started("serve", layout.path, "--listen=127.0.0.1:0") as process:
+            assert process.stdout is not None
+            host = process.stdout.readline().decode().strip()
+            for _ in range(3):
+                manifest(host, "app", "1")
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        said = f"of the index {made.index['digest']} only linux/amd64 is served; not there: linux/arm64, linux/s390x"
+        assert err.decode().count(said) == 1
+
+    def test_a_complete_index_and_a_damaged_one_are_served_as_they_are(
+        self, made: Made, serve: Callable[[], str]
+    ) -> None:
+        layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
+        made.layout.file(layer).unlink()
+        assert manifest_digest(serve(), "app", "1") == made.index["digest"]
 
 
 class TestAChosenPlatform:
