@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ocistream.attachments import GONE, NARROWED, Attached, LeftBehind
 from ocistream.documents import parse_document
 from ocistream.graph import Incomplete
+from ocistream.interfaces import Lacks
 from ocistream.model import Descriptor, Manifest
 from ocistream.nesting import leaves_of, nested_indexes
 from ocistream.platforms import attested, smaller_index
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from ocistream.graph import Graph, Root
+    from ocistream.interfaces import Source
 
-__all__ = ["exported_platforms", "not_exported", "only_exported"]
+__all__ = ["exported_by", "exported_platforms", "not_exported", "only_exported"]
 
 
 def not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
@@ -82,6 +84,15 @@ def exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tup
     missing = {one.digest for one in not_exported(graph, lacks)}
     leaves = [leaf for root in graph.roots for leaf in _listed(graph, root)]
     return _called(leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attested(leaf) is None)
+
+
+def exported_by(source: Source, graph: Graph) -> Graph:
+    """Take of each image's index only what the source has, whatever a destination has."""
+    if not isinstance(source, Lacks):
+        return graph
+    lacks = source.lacks
+    missing = not_exported(graph, lambda blob: bool(lacks(blob)))
+    return only_exported(graph, {one.digest for one in missing}) if missing else graph
 
 
 class _Changed:

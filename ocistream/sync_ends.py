@@ -68,12 +68,14 @@ class There:
 
     def has_all_of(self, graph: Graph, digest: str) -> bool:
         """Say whether what hangs on an image is there too. The graph may be that of another by now, which is not."""
-        if graph.roots[0].descriptor.digest != digest:
+        if digest not in {graph.roots[0].descriptor.digest, *(index.digest for index in graph.incomplete)}:
             return False
+        below = {child.digest for document in graph.documents.values() for child in document.manifests}
         listed = self._index.digests if self._index is not None else {entry.digest for entry in self._entries}
         for attached in graph.all_attached:
             if self._repository is None:
-                if attached.descriptor.digest not in listed:
+                # What an index lists has no entry of its own.
+                if attached.descriptor.digest not in listed | below:
                     return False
             elif self._repository.digest_of(attached.tag or attached.descriptor.digest) != attached.descriptor.digest:
                 return False

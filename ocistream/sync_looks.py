@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
+from ocistream.incomplete import exported_by
 from ocistream.reference import is_digest
 from ocistream.stores import Want
 from ocistream.sync_ends import Indexes, There, graph_of, opened
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocistream.attachments import LeftBehind
     from ocistream.endpoints import Endpoint
-    from ocistream.graph import Graph
+    from ocistream.graph import Graph, Incomplete
     from ocistream.interfaces import Blob, Source
     from ocistream.mirrored import Readable
     from ocistream.model import Descriptor, Manifest
@@ -44,7 +45,8 @@ class Outcome:
     """What became of one image at one destination: "copied", "unchanged", "failed"; or, of a plan, "to copy".
 
     `size` is how many bytes of blobs went there, or would have to; `fetched` how many were read for all destinations of
-    the image, and stands at the first of them. `left_behind` hangs on the image, and did not go along.
+    the image, and stands at the first of them. `left_behind` hangs on the image, and did not go along. `incomplete` is
+    its index, if the source has only some platforms of it.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Outcome:
     fetched: int = 0
     seconds: float = 0.0
     left_behind: tuple[LeftBehind, ...] = ()
+    incomplete: tuple[Incomplete, ...] = ()
 
 
 class Look:
@@ -117,15 +120,16 @@ class Looks:
                 self._check_push(target.reference)
                 with self._unreachable.asked(target.reference):
                     there = There(target, self._around(target.place), self._indexes)
-                    is_same = there.digest() == wanted.digest
+                    digest = there.digest()
+                    is_same = digest in {wanted.digest, wanted.exported}
                 # What hangs on it is asked for only where it would be the news.
                 if is_same and copy.entry.referrers:
-                    is_same = there.has_all_of(wanted.graph(), wanted.digest)
+                    is_same = there.has_all_of(wanted.graph(), digest or "")
             except OcistreamError as error:
                 look.failed([target], error)
             else:
                 if is_same:
-                    look.outcomes.append(Outcome(copy.name, target.name, "unchanged", wanted.digest))
+                    look.outcomes.append(Outcome(copy.name, target.name, "unchanged", digest))
                 else:
                     look.lacking.append(target)
 
@@ -174,7 +178,8 @@ class Looks:
             with ExitStack() as stack:
                 source = opened(end, around, wanted_of(entry))
                 stack.callback(source.close)
-                return graph_of(source, end)
+                found = graph_of(source, end)
+                return found if end.reference is not None else exported_by(source, found)
 
         if end.reference is not None and not entry.platforms.platforms:
             repository = around.reading().repository(end.reference)
@@ -183,7 +188,10 @@ class Looks:
             if digest:
                 return _Wanted(digest, graph)
         found = graph()
-        return _Wanted(found.roots[0].descriptor.digest, lambda: found)
+        exported = found.roots[0].descriptor.digest
+        # A layout or an archive may have only some platforms of an index: either may be there.
+        whole = found.incomplete[0].digest if found.incomplete else exported
+        return _Wanted(whole, lambda: found, exported)
 
 
 def wanted_of(entry: Entry) -> Want:
@@ -192,10 +200,14 @@ def wanted_of(entry: Entry) -> Want:
 
 
 class _Wanted:
-    """What an image is where it comes from: its digest, and all that hangs on it, if that is asked for."""
+    """What an image is where it comes from: its digest, and all that hangs on it, if that is asked for.
 
-    def __init__(self, digest: str, graph: Callable[[], Graph]) -> None:
+    `exported` is the digest of what goes of an index that the source does not have completely.
+    """
+
+    def __init__(self, digest: str, graph: Callable[[], Graph], exported: str | None = None) -> None:
         self.digest = digest
+        self.exported = exported
         self._ask = graph
         self._graph: Graph | None = None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits, transfer
 from ocistream.errors import OcistreamError
 from ocistream.fanout import Branch, FanOut
+from ocistream.incomplete import exported_by
 from ocistream.interfaces import Mounts
 from ocistream.stores import is_layout_to_be, open_sink
 from ocistream.sync_ends import graph_of, opened
@@ -22,7 +23,7 @@ from ocistream.sync_looks import Look, Outcome, wanted_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocistream.graph import Graph
+    from ocistream.graph import Graph, Incomplete
     from ocistream.interfaces import Sink, Source
     from ocistream.model import Descriptor
     from ocistream.reference import Reference
@@ -41,6 +42,7 @@ class Planned:
         self.look = look
         self.digest: str | None = None
         self.error: OcistreamError | None = None
+        self.incomplete: tuple[Incomplete, ...] = ()
         self.lacking: dict[str, Sequence[Descriptor] | OcistreamError] = {}
 
 
@@ -114,6 +116,7 @@ class Moving:
                     fetched,
                     monotonic() - began,
                     branch.graph.left_behind if branch and branch.graph and not failure else (),
+                    branch.graph.incomplete if branch and branch.graph and not failure else (),
                 )
             )
             fetched = 0
@@ -128,7 +131,8 @@ class Moving:
                 around = replace(self._surroundings(copy.entry.source, stop), jobs=1)
                 source = opened(copy.source, around, wanted_of(copy.entry))
                 stack.callback(source.close)
-                graph = graph_of(source, copy.source)
+                graph = exported_by(source, graph_of(source, copy.source))
+                planned.incomplete = graph.incomplete
                 planned.digest = graph.roots[0].descriptor.digest
                 for target in look.lacking:
                     try:
@@ -151,7 +155,14 @@ class Moving:
             read = sum(blob.size for blob in new if blob.digest not in fetched)
             fetched.update(blob.digest for blob in new)
             size = sum(blob.size for blob in new)
-            found.append(Outcome(name, target.name, "to copy", planned.digest, size=size, fetched=read))
+            found.append(
+                Outcome(
+                    *(name, target.name, "to copy", planned.digest),
+                    size=size,
+                    fetched=read,
+                    incomplete=planned.incomplete,
+                )
+            )
         return found
 
     def _is_new(self, target: Target, blob: Descriptor) -> bool:

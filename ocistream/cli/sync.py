@@ -17,7 +17,7 @@ from ocistream.cli.console import harmless_json
 from ocistream.cli.interruption import Stop
 from ocistream.cli.options import memory_option, transfer_options
 from ocistream.cli.progress import counted, human_size, progress
-from ocistream.cli.report import check_result, tell_left_behind, write_pieces
+from ocistream.cli.report import check_result, tell_incomplete, tell_left_behind, write_pieces
 from ocistream.cli.session import home
 from ocistream.errors import UsageError
 from ocistream.reference import printable
@@ -173,6 +173,7 @@ class _Told:
             self._print(f"{how} {outcome.size} {printable(outcome.source)} {_named(outcome)}")
         else:
             self._print(_named(outcome))
+        tell_incomplete(self._session.console, outcome.incomplete)
         tell_left_behind(self._session.console, outcome.left_behind)
 
     def _print(self, line: str) -> None:
@@ -241,6 +242,7 @@ def _shown(outcome: Outcome) -> dict[str, Any]:
         "outcome": outcome.how.replace("to copy", "toCopy"),
         **({"digest": outcome.digest} if outcome.digest else {}),
         **({"error": outcome.error.what, "exitCode": outcome.error.exit_code} if outcome.error else {}),
+        **({"missingPlatforms": list(outcome.incomplete[0].missing)} if outcome.incomplete else {}),
         "bytes": outcome.size,
         "seconds": round(outcome.seconds, 3),
     }

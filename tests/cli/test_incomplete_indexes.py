@@ -291,6 +291,49 @@ class TestOtherCommands:
         assert made.images["linux/amd64"]["digest"] in result.lines()
 
 
+class TestSync:
+    def test_says_what_is_missing_and_then_finds_it_unchanged(
+        self, made: Made, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        image = made.images["linux/amd64"]["digest"]
+        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
+        planned = ocistream("sync", tmp_path / "s.toml", "--dry-run")
+        expect.success(planned)
+        first = ocistream("sync", tmp_path / "s.toml", "--result", tmp_path / "result.json")
+        expect.success(first)
+        for result in (planned, first):
+            assert f"{served.host}/app:1@{image}" in result.out.decode()
+            assert "only linux/amd64 was taken; not in the source: linux/arm64, linux/s390x" in result.err
+        document = json.loads((tmp_path / "result.json").read_bytes())
+        validate_ours(document, "sync-result")
+        assert document["images"][0]["missingPlatforms"] == ["linux/arm64", "linux/s390x"]
+        again = ocistream("sync", tmp_path / "s.toml")
+        expect.success(again)
+        assert "0 images copied, 0 B; 1 unchanged" in again.err
+
+    def test_attestations_in_an_index_are_not_missed_in_a_layout(
+        self, made: Made, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        seed(made.layout, made.index, served.host, "app", "1")
+        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "{served.host}/app:1"\nto = "oci:{tmp_path / "to"}"\n')
+        expect.success(ocistream("sync", tmp_path / "s.toml"))
+        again = ocistream("sync", tmp_path / "s.toml")
+        expect.success(again)
+        assert "1 unchanged" in again.err
+
+    def test_a_destination_with_the_whole_index_is_unchanged(
+        self, made: Made, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        seed(made.layout, made.index, served.host, "app", "1")
+        made.remove("linux/arm64", "linux/s390x")
+        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
+        result = ocistream("sync", tmp_path / "s.toml")
+        expect.success(result)
+        assert "1 unchanged" in result.err
+        assert manifest_digest(served.host, "app", "1") == made.index["digest"]
+
+
 class TestServed:
     """`serve` of a directory and of an archive: what is asked for by its tag is complete."""
 
