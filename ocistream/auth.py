@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ocistream import limits
-from ocistream.auth_file import BY_CONFIGURATION, BY_SYNC_FILE
+from ocistream.auth_file import is_named
 from ocistream.challenges import Challenge, parse_challenges
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.reference import printable
@@ -221,7 +221,7 @@ class Authenticator:
 
     def _denied(self, what: str, source: str = "") -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
-        if source.startswith(_GIVEN) or source.endswith((BY_CONFIGURATION, BY_SYNC_FILE)):
+        if source.startswith(_GIVEN) or is_named(source):
             hint = f"correct {source}, or leave it away: it comes before what `{hint}` keeps"
         return AuthenticationError(what, hint=hint)
 

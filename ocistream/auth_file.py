@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "BY_CONFIGURATION",
-    "BY_SYNC_FILE",
     "AuthFile",
     "Credential",
     "check_storable",
     "entry_of",
     "host_of",
+    "is_named",
+    "named_by",
     "server_of",
 ]
 
@@ -32,9 +32,6 @@ __all__ = [
 MAX_AUTH_FILE: Final = 1024 * 1024
 #: The user name by which a helper says that its secret is an identity token.
 TOKEN_USERNAME: Final = "<token>"  # noqa: S105 - it marks a secret and is none
-#: How a credential's source ends that the configuration names: what `login` keeps comes after it.
-BY_CONFIGURATION: Final = ", which the configuration names"
-BY_SYNC_FILE: Final = ", which the sync file names"
 #: What Docker calls Docker Hub in its file and to its helpers.
 _HUB_SERVER: Final = "https://index.docker.io/v1/"
 _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "username", "password"})
@@ -54,6 +51,16 @@ class Credential:
     identity_token: str | None = field(default=None, repr=False)
     source: str = ""
     registry_token: str | None = field(default=None, repr=False)
+
+
+def named_by(source: str, by: str) -> str:
+    """Return the source of a credential with what names it, such as the configuration."""
+    return f"{source}, which {by} names"
+
+
+def is_named(source: str) -> bool:
+    """Say whether the user named the source of a credential: what `login` keeps comes after it."""
+    return source.endswith(" names")
 
 
 def host_of(registry: str) -> str:

@@ -27,7 +27,7 @@ from ocistream.toml_files import Table, read_table
 from ocistream.xdg import SYSTEM_FILE, configuration_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from ocistream.credentials import CredentialSource
 
@@ -94,8 +94,8 @@ def _checked(table: Table) -> Table:
     return table
 
 
-def host_rules(table: Table, home: Path) -> dict[str, HostRule]:
-    """Give what a whole file says of each host, by its lower-case name.
+def host_rules(table: Table, home: Path, keys: Collection[str] = _OF_A_REGISTRY) -> dict[str, HostRule]:
+    """Give what a whole file says of each host, by its lower-case name; `keys` are those that it may have.
 
     Raises:
         UsageError: it is malformed.
@@ -110,7 +110,9 @@ def host_rules(table: Table, home: Path) -> dict[str, HostRule]:
             raise registries.wrong(key, "is not a registry's HOST[:PORT]") from error
         if host in rules:
             raise registries.wrong(key, "is there twice, under two names of one registry")
-        rules[host] = _Rule(registries.table(key), folder, home).rule()
+        of_host = registries.table(key)
+        _check_keys(of_host, keys)
+        rules[host] = _Rule(of_host, folder, home).rule()
     return rules
 
 
@@ -124,7 +126,6 @@ class _Rule:
 
     def rule(self) -> HostRule:
         table = self._table
-        _check_keys(table, _OF_A_REGISTRY)
         settings = HostSettings(
             plain_http=table.flag("plain-http") or False,
             ca_files=self._ca_files(),

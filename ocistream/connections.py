@@ -184,6 +184,8 @@ class ConnectionSettings:
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts.
     proxies: Mapping[str, str] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
+    #: Gives a hint with the options in it as the user writes them.
+    hint: Callable[[str], str] = str
 
 
 class Connections:
@@ -194,6 +196,7 @@ class Connections:
         self._timeout = (settings.connect_timeout, settings.stall_timeout)
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
         self._no_proxy = settings.proxies.get("no_proxy", "")
+        self._hint = settings.hint
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
         self._download = _limiter(settings.pace.download, sleep)
@@ -264,7 +267,7 @@ class Connections:
             msg = f"{method} {redacted(url)}: {error}"
             raise FinalNetworkError(msg) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise network_error(method, url, error, known=Origin.of(url) in self._answered) from error
+            raise self._failed(method, url, error) from error
         self._answered.add(Origin.of(url))
         return Answer(response, method, url, self._pages, self._download)
 
@@ -280,7 +283,12 @@ class Connections:
         try:
             self._adapter.handshake(url, self._proxies_for(url), timeout)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise network_error("TLS with", url, error, known=Origin.of(url) in self._answered) from error
+            raise self._failed("TLS with", url, error) from error
+
+    def _failed(self, method: str, url: str, error: Exception) -> NetworkError:
+        found = network_error(method, url, error, known=Origin.of(url) in self._answered)
+        found.hint = found.hint and self._hint(found.hint)
+        return found
 
     def _proxies_for(self, url: str) -> dict[str, str]:
         return {} if bypasses_proxy(url, self._no_proxy) else self._proxies

@@ -3,13 +3,14 @@
 `Keychain.find` asks, in this order, and the first that knows the registry wins:
 
 1. what the command line gave, for the registries that the user named;
-2. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`, for the same;
-3. what the configuration says of the registry (`CredentialSource`): two variables, a helper, or a file;
-4. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
-5. the file that `REGISTRY_AUTH_FILE` names;
-6. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
+2. the file that `--authfile` names, which takes the place of those below from 5 on;
+3. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`, for the same;
+4. what the configuration says of the registry (`CredentialSource`): two variables, a helper, or a file;
+5. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
+6. the file that `REGISTRY_AUTH_FILE` names;
+7. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
    `login` writes there: what was just typed must not lose against an older file;
-7. Podman's files (containers-auth.json(5)), `$XDG_RUNTIME_DIR/containers/auth.json` (or the one in
+8. Podman's files (containers-auth.json(5)), `$XDG_RUNTIME_DIR/containers/auth.json` (or the one in
    `/run/containers/<uid>`), then `$XDG_CONFIG_HOME/containers/auth.json`.
 
 This room knows no network and no `os.environ`: the environment and the home directory are handed in. A secret
@@ -26,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocistream.auth_file import (
-    BY_CONFIGURATION,
     MAX_AUTH_FILE,
     TOKEN_USERNAME,
     AuthFile,
@@ -34,6 +34,7 @@ from ocistream.auth_file import (
     check_storable,
     entry_of,
     host_of,
+    named_by,
     server_of,
 )
 from ocistream.errors import NotFoundError, UsageError
@@ -99,14 +100,17 @@ class Keychain:
         prefix: str = DEFAULT_PREFIX,
         named: Collection[str] | None = None,
         configured: Callable[[str], CredentialSource | None] = lambda _host: None,
+        auth_file: tuple[Path, str] | None = None,
     ) -> None:
         """Look in `env` and below `home`; `explicit` beats everything.
 
         `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that
         the user named (None: all there are): what has no registry's name with it, `explicit` and the user names of
         the environment, is for those alone, and not for a mirror or another location that a configuration names.
-        `configured` says where the secret of a host is, in its one spelling, by the configuration.
+        `configured` says where the secret of a host is, in its one spelling, by the configuration. `auth_file` is a
+        file in Docker's format, and what names it ("--authfile"). It takes the place of all other such files.
         """
+        self._auth_file = auth_file
         self._env = env
         self._home = home
         self._explicit = explicit
@@ -130,13 +134,18 @@ class Keychain:
             AuthenticationError: a credential helper failed.
         """
         host = host_of(registry)
-        if self._named is None or host in self._named:
-            found = self._explicit or self._from_environment()
-            if found is not None:
-                return found
+        is_named = self._named is None or host in self._named
+        if is_named and self._explicit is not None:
+            return self._explicit
+        if self._auth_file is not None:
+            path, by = self._auth_file
+            if (found := self._from_file(self._load_named(path, by), host, repository)) is not None:
+                return replace(found, source=named_by(found.source, by))
+        if is_named and (found := self._from_environment()) is not None:
+            return found
         source = self._configured(host)
         if source is not None and (found := self._from_source(source, host, repository)) is not None:
-            return replace(found, source=f"{found.source}{BY_CONFIGURATION}")
+            return replace(found, source=named_by(found.source, "the configuration"))
         for file in self._files():
             found = self._from_file(file, host, repository)
             if found is not None:
@@ -261,6 +270,9 @@ class Keychain:
             yield f"docker-credential-{other}", False
 
     def _files(self) -> Iterator[AuthFile]:
+        if self._auth_file is not None:
+            # It has been asked.
+            return
         inline = self._env.get("DOCKER_AUTH_CONFIG")
         if inline:
             yield AuthFile.parse(inline.encode(errors="surrogateescape"), "DOCKER_AUTH_CONFIG")
@@ -297,6 +309,8 @@ class Keychain:
         return CredentialHelper(name, self._env, configured_in)
 
     def _docker_path(self) -> Path:
+        if self._auth_file is not None:
+            return self._auth_file[0]
         directory = self._env.get("DOCKER_CONFIG")
         return (Path(directory) if directory else self._home / ".docker") / "config.json"
 

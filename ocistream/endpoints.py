@@ -54,7 +54,7 @@ class Endpoint:
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
         if settings.url:
             self.url = settings.url.rstrip("/")
-        elif plain_http or settings.plain_http:
+        elif settings.plain_http or (plain_http and "plain-http" not in settings.said):
             self.url = f"http://{self._host}"
         else:
             self.doubt = self._doubted()
@@ -106,7 +106,10 @@ def tls_for(endpoint: Endpoint, target: Origin, theirs: HostSettings, *, trusted
     """
     own, given = endpoint.settings, endpoint.given
     ca_files = given.ca_files + own.ca_files + (() if trusted else theirs.ca_files)
-    insecure = given.insecure or own.insecure if target.host == endpoint.origin.host else theirs.insecure
-    # What the command line says is for this run, and so for the one certificate that counts.
-    shown = (given.client_certificates or own.client_certificates) if trusted else ()
+    insecure = own.insecure or (given.insecure and "insecure" not in own.said)
+    if target.host != endpoint.origin.host:
+        insecure = theirs.insecure
+    # The command line comes before the configuration, and what a file of this run says of one host before both.
+    first = own.client_certificates if "client-cert" in own.said else given.client_certificates
+    shown = (first or own.client_certificates) if trusted else ()
     return TlsSettings(tuple(dict.fromkeys(ca_files)), shown, insecure)

@@ -27,6 +27,8 @@ __all__ = ["PULLS", "HostRule", "Mirror", "Namespace", "Place", "Places", "check
 
 #: What a mirror may be used for (containers-registries.conf(5), `pull-from-mirror`).
 PULLS: Final = ("all", "digest-only", "tag-only")
+#: Keys of a host in a file, and their fields in `HostSettings`.
+_FIELDS: Final = {"plain-http": "plain_http", "ca-cert": "ca_files", "client-cert": "client_certificates"}
 _WILDCARD: Final = "*."
 _PORT: Final = re.compile(r":[0-9]+\Z")
 
@@ -75,6 +77,17 @@ class HostRule:
     insecure: bool | None = None
     mirrors: tuple[Mirror, ...] | None = None
     credentials: CredentialSource | None = None
+
+    def before(self, other: HostRule) -> HostRule:
+        """Return the other rule, changed to what this one says: it is of a file of this run."""
+        keys = self.settings.said
+        named = {_FIELDS[key]: getattr(self.settings, _FIELDS[key]) for key in keys if key in _FIELDS}
+        return replace(
+            other,
+            settings=replace(other.settings, **named, said=keys),
+            insecure=self.insecure if "insecure" in keys else other.insecure,
+            credentials=self.credentials if "credentials" in keys else other.credentials,
+        )
 
 
 @dataclass(frozen=True, slots=True)

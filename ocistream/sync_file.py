@@ -9,29 +9,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.configuration import host_rules
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.model import parse_platform
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.reference import printable
+from ocistream.reference import parse_registry, printable
 from ocistream.stores import End, parse_end
 from ocistream.sync_plan import Entry, Login, Place, Plan, is_layout, names_one
 from ocistream.tag_choice import TagChoice, matching, of_regex, of_versions
 from ocistream.toml_files import Table, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from ocistream.places import HostRule
 
 __all__ = ["read_plan"]
 
+_ROOT: Final = Path("/")
 _ENTRY: Final = frozenset({"from", "to", "tags", "platforms", "referrers"})
 _DEFAULTS: Final = frozenset({"platforms", "referrers"})
+#: How a registry is reached: as in the configuration, and with the same meaning.
+_REACHED: Final = frozenset({"plain-http", "insecure", "ca-cert", "client-cert", "client-key"})
+#: Whom a registry sees: one of `credentials`, a user name with one place of its password, and a file. (`auth-file` is
+#: the older name of `authfile`.)
+_LOGIN: Final = frozenset({"username", "password-env", "password-file", "authfile", "auth-file"})
+_REGISTRY: Final = _REACHED | _LOGIN | {"credentials"}
+_SOURCES: Final = ("env:", "helper:", "file:")
 _TAGS: Final = frozenset({"regex", "versions", "latest", "suffix"})
 #: Kinds of ends that a file may name: all that can be read more than once, and of which the digest is known before.
 _KINDS: Final = frozenset({"docker", "oci", "oci-archive", "path"})
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a sync file. Paths in it are relative to its folder.
+def read_plan(path: Path, home: Path = _ROOT) -> Plan:
+    """Read a sync file. Paths in it are relative to its folder, or with `~/` to the user's home directory.
 
     Raises:
         NotFoundError: it is not there.
@@ -42,51 +53,103 @@ def read_plan(path: Path) -> Plan:
     if table is None:
         msg = f"{printable(str(path), 1024)}: no such file"
         raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
-    return _Reader(table, path.parent).plan()
+    return _Reader(table, path.parent, home).plan()
 
 
 class _Reader:
-    def __init__(self, table: Table, folder: Path) -> None:
+    def __init__(self, table: Table, folder: Path, home: Path) -> None:
         self._table = table
         self._folder = folder
+        self._home = home
         self._logins: dict[str, Login] = {}
+        #: By host, in lower case.
+        self._of_registries: dict[str, Login] = {}
         #: For whom each of them is: a password is shown to one registry.
         self._registries: dict[str, str] = {}
 
     def plan(self) -> Plan:
         table = self._table
-        _check_keys(table, {"sync", "defaults", "credentials"})
+        _check_keys(table, {"sync", "defaults", "credentials", "registry"})
         credentials = table.table("credentials")
         for name in credentials.values:
             self._logins[name] = self._login(name, credentials.table(name))
+        rules = self._rules(table.table("registry"))
         defaults = table.table("defaults")
         _check_keys(defaults, _DEFAULTS)
         entries = tuple(self._entry(entry, defaults) for entry in table.tables("sync"))
         if not entries:
             msg = f"{table.where} has no [[sync]]"
             raise UsageError(msg, hint="each one says what is copied `from` where, and `to` where")
-        return Plan(entries)
+        return Plan(entries, rules)
+
+    def _rules(self, tables: Table) -> Mapping[str, HostRule]:
+        """Read `[registry."HOST"]`: what logs in there is kept here, and the rest is read as the configuration is.
+
+        Raises:
+            UsageError: a table is malformed.
+        """
+        reached: dict[str, dict[str, object]] = {}
+        for name in tables.values:
+            table = tables.table(name)
+            _check_keys(table, _REGISTRY)
+            credentials = table.text("credentials")
+            if credentials is not None and credentials not in self._logins and not credentials.startswith(_SOURCES):
+                what = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
+                raise table.wrong("credentials", what, f"there are: {self._known()}")
+            own = _LOGIN | {"credentials"} if credentials in self._logins else _LOGIN
+            reached[name] = {key: value for key, value in table.values.items() if key not in own}
+        rules = host_rules(Table(self._table.where, {"registry": reached}), self._home, _REGISTRY)
+        found = {}
+        for name in tables.values:
+            host = parse_registry(name.lower())
+            if (login := self._login_of(host, tables.table(name))) is not None:
+                self._of_registries[host] = login
+            found[host] = replace(rules[host], settings=replace(rules[host].settings, said=frozenset(reached[name])))
+        return found
+
+    def _known(self) -> str:
+        return ", ".join(sorted(map(printable, self._logins))) or "none"
+
+    def _login_of(self, host: str, table: Table) -> Login | None:
+        """Return what logs in to a registry by its table; None where the table leaves that to the configuration."""
+        of_login = {key: value for key, value in table.values.items() if key in _LOGIN}
+        name = table.text("credentials")
+        if name is not None and of_login:
+            raise table.wrong("credentials", f"is there beside {min(of_login)}: give one or the other")
+        if of_login:
+            return self._login(host, Table(table.where, of_login))
+        return self._shown_to(table, name, host) if name in self._logins else None
 
     def _login(self, name: str, table: Table) -> Login:
-        _check_keys(table, {"username", "password-env", "auth-file"})
-        username, variable, file = (table.text(key) for key in ("username", "password-env", "auth-file"))
-        if file is not None:
-            if username is not None or variable is not None:
-                raise table.wrong("auth-file", "is there beside a user name: give one or the other")
-            return Login(name, table.where, auth_file=self._file(table, file))
-        if not username or not variable:
-            missing = "password-env" if username else "username"
-            raise table.wrong(missing, "is missing", "give username and password-env, or auth-file")
-        return Login(name, table.where, username, variable)
+        _check_keys(table, _LOGIN)
+        files = [key for key in ("authfile", "auth-file") if key in table.values]
+        passwords = [key for key in ("password-env", "password-file") if key in table.values]
+        username = table.text("username")
+        if files:
+            if username is not None or passwords:
+                raise table.wrong(files[0], "is there beside a user name: give one or the other")
+            if len(files) > 1:
+                raise table.wrong(files[0], "is there twice, also under its older name auth-file: give one")
+            return Login(name, table.where, auth_file=self._file(table, files[0]))
+        if len(passwords) > 1:
+            raise table.wrong(passwords[1], f"is there beside {passwords[0]}: give one or the other")
+        if not username or not passwords or not table.text(passwords[0]):
+            missing = (passwords or ["password-env"])[0] if username else "username"
+            hint = "give username with password-env or password-file, or give authfile"
+            raise table.wrong(missing, "is missing", hint)
+        if passwords == ["password-file"]:
+            return Login(name, table.where, username, password_file=self._file(table, "password-file"))
+        return Login(name, table.where, username, table.text("password-env") or "")
 
-    def _file(self, table: Table, text: str) -> Path:
+    def _file(self, table: Table, key: str) -> Path:
+        text = table.text(key) or ""
         try:
             path = self._folder / Path(text).expanduser()
         except RuntimeError as error:
-            raise table.wrong("auth-file", "begins with a home directory that is not known") from error
+            raise table.wrong(key, "begins with a home directory that is not known") from error
         # (`Path.is_file` raises where a name is too long to be a file's.)
         if not os.path.isfile(path):  # noqa: PTH113 - see above
-            raise table.wrong("auth-file", f"names {printable(str(path))}, where there is no file")
+            raise table.wrong(key, f"names {printable(str(path))}, where there is no file")
         return path
 
     def _entry(self, table: Table, defaults: Table) -> Entry:
@@ -127,15 +190,25 @@ class _Reader:
             what = "is stdin or stdout" if end.is_stream else "is a docker-archive"
             raise table.wrong(key, f"{what}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE")
         name = where.text("credentials") if isinstance(value, dict) else None
-        return Place(end, self._login_for(where, name, end) if name is not None else None)
+        if name is not None:
+            return Place(end, self._login_for(where, name, end))
+        return Place(end, None if end.reference is None else self._of_registries.get(end.reference.registry.lower()))
 
     def _login_for(self, table: Table, name: str, end: End) -> Login:
         if name not in self._logins:
-            known = ", ".join(sorted(map(printable, self._logins))) or "none"
-            raise table.wrong("credentials", f"names {printable(name)!r}, which is not there", f"there are: {known}")
+            what = f"names {printable(name)!r}, which is not there"
+            raise table.wrong("credentials", what, f"there are: {self._known()}")
         if end.reference is None:
             raise table.wrong("credentials", "is for registries alone")
-        login, registry = self._logins[name], end.reference.registry
+        return self._shown_to(table, name, end.reference.registry.lower())
+
+    def _shown_to(self, table: Table, name: str, registry: str) -> Login:
+        """Return credentials for a registry.
+
+        Raises:
+            UsageError: they are a password that is for another registry.
+        """
+        login = self._logins[name]
         if login.auth_file is None and self._registries.setdefault(name, registry) != registry:
             both = f"{self._registries[name]} and {registry}"
             raise table.wrong("credentials", f"would show one password, {printable(name)!r}, to {both}")
@@ -211,5 +284,5 @@ def _check_keys(table: Table, known: Iterable[str]) -> None:
         if key not in known:
             hint = f"known: {', '.join(sorted(known))}"
             if re.search(r"pass|secret|token", key, re.IGNORECASE):
-                hint = "no password belongs here: `password-env` names the variable that has it"
+                hint = "no password belongs here: `password-env` names a variable that has it, `password-file` a file"
             raise table.wrong(key, "is not known here", hint)

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import UsageError
@@ -19,9 +19,10 @@ from ocistream.stores.index import tag_of
 from ocistream.tag_choice import TagChoice, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ocistream.places import HostRule
     from ocistream.stores import End
 
 __all__ = ["Copies", "Copy", "Entry", "Login", "Plan", "Shard", "Target", "parse_shard", "without_doubles"]
@@ -31,13 +32,17 @@ _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A table `[credentials.NAME]`: a user's name, and the variable that has the password; or a file of Docker's."""
+    """What a table `[credentials.NAME]` or `[registry."HOST"]` says: a user name and where its password is, or a file.
+
+    The password is in a variable or a file; the other kind of file is one in Docker's format.
+    """
 
     name: str
     where: str
     username: str = ""
     password_env: str = ""
     auth_file: Path | None = None
+    password_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,10 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole file."""
+    """A whole file. `registries` are its rules for how each host is reached, by lower-case name."""
 
     entries: tuple[Entry, ...]
+    registries: Mapping[str, HostRule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

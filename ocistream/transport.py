@@ -14,7 +14,7 @@ from ocistream import limits
 from ocistream.auth import Authenticator
 from ocistream.connections import Answer, Connections, ConnectionSettings
 from ocistream.endpoints import Doubt, Endpoint
-from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError
+from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError, UsageError
 from ocistream.failures import refusal, speaks_tls
 from ocistream.following import Following, Request
 from ocistream.hosts import HostSettings
@@ -69,7 +69,7 @@ class Transport:
         self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
         self._lock = threading.Lock()
         self.cancelled = cancelled or threading.Event()
-        check(settings.tls)
+        self._check(settings.tls)
         pace = pace or Pace()
         self._connections = Connections(
             ConnectionSettings(
@@ -80,6 +80,7 @@ class Transport:
                 proxy_tls=TlsSettings(settings.tls.ca_files),
                 proxies=settings.proxies,
                 pace=pace,
+                hint=settings.hint,
             ),
             self.wait,
         )
@@ -106,7 +107,7 @@ class Transport:
                 given = self._settings.tls
                 if not named:
                     given = TlsSettings(given.ca_files)
-                check(TlsSettings(known.ca_files, known.client_certificates))
+                self._check(TlsSettings(known.ca_files, known.client_certificates))
                 endpoint = Endpoint(registry, known, given, plain_http=self._settings.plain_http)
                 endpoint.authenticator = Authenticator(
                     registry,
@@ -170,7 +171,7 @@ class Transport:
                 asked_anew = True
                 if tries.again(answer):
                     continue
-            raise _refused(endpoint, answer)
+            raise self._refused(endpoint, answer)
 
     def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Answer:
         """Send a request whose failure does not matter, even after a cancellation: cleaning up behind oneself.
@@ -321,19 +322,39 @@ class Transport:
             else:
                 endpoint.settle(encrypted=True)
 
+    # -- errors -----------------------------------------------------------------------------------------
 
-def _refused(endpoint: Endpoint, answer: Answer) -> OcistreamError:
-    asked = retry_after(answer.header("Retry-After"))
-    elsewhere = Origin.of(answer.url) != endpoint.origin
-    return refusal(
-        endpoint.registry,
-        answer.method,
-        answer.url,
-        answer.status,
-        answer.explanation(),
-        asked,
-        elsewhere=elsewhere,
-    )
+    def _refused(self, endpoint: Endpoint, answer: Answer) -> OcistreamError:
+        asked = retry_after(answer.header("Retry-After"))
+        elsewhere = Origin.of(answer.url) != endpoint.origin
+        return self._hinted(
+            refusal(
+                endpoint.registry,
+                answer.method,
+                answer.url,
+                answer.status,
+                answer.explanation(),
+                asked,
+                elsewhere=elsewhere,
+            )
+        )
+
+    def _check(self, tls: TlsSettings) -> None:
+        """Read the files of certificates.
+
+        Raises:
+            NotFoundError, LocalDiskError, UsageError: one cannot be used.
+        """
+        try:
+            check(tls)
+        except UsageError as error:
+            self._hinted(error)
+            raise
+
+    def _hinted(self, error: OcistreamError) -> OcistreamError:
+        """Name the options in the hint as the user writes them."""
+        error.hint = error.hint and self._settings.hint(error.hint)
+        return error
 
 
 def _was_led_away(endpoint: Endpoint, url: str, answer: Answer) -> bool:

@@ -10,7 +10,7 @@ from ocistream.retry import Patience
 from ocistream.tls import TlsSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["TransportSettings"]
 
@@ -40,6 +40,8 @@ class TransportSettings:
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts, as the environment names them.
     proxies: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "ocistream"
+    #: Gives a hint with the options in it as the user writes them: `--src-ca-cert` for `--ca-cert`.
+    hint: Callable[[str], str] = str
 
     def answer_timeout(self, stored: float) -> float:
         """Say how many seconds an answer may be waited for, before which so many bytes have to be stored."""

@@ -23,6 +23,7 @@ from ocistream.cli.options import (
     via_options,
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
+from ocistream.cli.sides import CREDENTIAL, options_of, side_options
 from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.streams import stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @upload_options
-@credential_options("src-", "dest-")
+@credential_options
+@side_options
 @memory_option
 @cache_option
 @transfer_options
@@ -79,10 +81,14 @@ def copy(
     Archives are written `oci-archive:FILE[:NAME]` and `docker-archive:FILE[:NAME]`. Within one registry blobs are
     mounted, not sent. The plain layers of a docker-archive become gzip, unless another docker-archive is written.
 
+    Options of a registry, such as --plain-http, are for both sides. Those with --src- or --dest- are for one side, and
+    come before the others.
+
     \b
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1
     ocistream copy oci:build:app registry.example.com/app:2
     ocistream copy --tags '1.*' nginx registry.example.com/mirror/nginx
+    ocistream copy nginx:1 registry.local/nginx:1 --dest-plain-http
     ocistream copy app:2 registry.local/app:2 --via 'ssh host'
     """
     if via is not None:
@@ -91,7 +97,7 @@ def copy(
     src, dst = parse_named_end(source), stdout_end(parse_named_end(destination))
     session.check_result_apart(src, dst)
     split = split_size(session, dst)
-    _check_credentials(session, src, dst)
+    _check_sides(session, src, dst)
     mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
@@ -148,19 +154,32 @@ def _copy_via(
     check_safe(destination)
     src, dst = parse_named_end(source), parse_named_end(destination)
     session.check_result_apart(src)
-    if session.options.get("src_username") is None:
-        session.check_credentials(set(registries_of(src)))
     select = the_image if dst.kind == "docker" or dst.name is not None else some_images
     choice = platform_choice(platforms, None)
     want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
     copy_via(session, src, destination, want, via)
 
 
-def _check_credentials(session: Session, *ends: End) -> None:
-    _check_asked(session, *ends)
-    if session.options.get("src_username") is None and session.options.get("dest_username") is None:
-        named = {end.reference.registry for end in ends if end.reference}
-        session.check_credentials(named | registries_asked(session))
+def _check_sides(session: Session, src: End, dst: End) -> None:
+    """Refuse options of one side that contradict each other, and one credential that would be for two registries.
+
+    Raises:
+        UsageError: there are such.
+    """
+    for side in ("SRC", "DEST"):
+        options_of(session.options, side)
+    _check_asked(session, src, dst)
+    shared: set[str] = set()
+    if not _has_credential(session, "src"):
+        shared.update(registries_of(src))
+    if not _has_credential(session, "dest"):
+        shared.update(registries_of(dst), registries_asked(session) - set(registries_of(src)))
+    session.check_credentials(shared)
+
+
+def _has_credential(session: Session, side: str) -> bool:
+    """Say whether a side has a credential of its own, so that the one for both sides is not used there."""
+    return any(session.options.get(f"{side}_{name}") for name in CREDENTIAL)
 
 
 def _check_asked(session: Session, *ends: End) -> None:

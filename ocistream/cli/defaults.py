@@ -32,6 +32,7 @@ _ONE_RUN: Final = "it is for one run"
 _WHAT_MOVES: Final = "it says what moves, and that is for the command line to say"
 _OUTPUT: Final = "it decides what is on stdout or stderr, and whoever reads that has to say it"
 _LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
+_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
 _OF_ONE_REGISTRY: Final = 'it is said of one registry: [registry."HOST"] in the configuration file'
 #: Options that have no default of the user's, and why.
 REFUSED: Final = {
@@ -59,10 +60,21 @@ REFUSED: Final = {
     "password-stdin": _LOGIN,
     "src-password-stdin": _LOGIN,
     "dest-password-stdin": _LOGIN,
+    "password-file": _LOGIN,
+    "src-password-file": _LOGIN,
+    "dest-password-file": _LOGIN,
+    "authfile": _AUTH_FILE,
+    "src-authfile": _AUTH_FILE,
+    "dest-authfile": _AUTH_FILE,
     "client-cert": _OF_ONE_REGISTRY,
     "client-key": _OF_ONE_REGISTRY,
     "insecure": _OF_ONE_REGISTRY,
     "plain-http": _OF_ONE_REGISTRY,
+    **{
+        f"{side}-{name}": _OF_ONE_REGISTRY
+        for side in ("src", "dest")
+        for name in ("client-cert", "client-key", "insecure", "plain-http")
+    },
     "config": "a file cannot name another one; the variable OCISTREAM_CONFIG can",
     "help": _ONE_RUN,
 }
@@ -90,7 +102,7 @@ _WIDESPREAD: Final = frozenset(
     }
 )
 #: Options of which the file has paths, relative to its folder.
-_PATHS: Final = frozenset({"cache", "ca-cert", "cert-dir", "tls-cert", "tls-key"})
+_PATHS: Final = frozenset({"cache", "ca-cert", "src-ca-cert", "dest-ca-cert", "cert-dir", "tls-cert", "tls-key"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,6 +287,12 @@ def _unraisable(console: Console, interruption: Interruption, problem: sys.Unrai
 
 def _usage_hint(error: click.ClickException) -> str | None:
     context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        from ocistream.cli.sides import instead_of
+
+        known = [name for parameter in context.command.params for name in parameter.opts]
+        if (hint := instead_of(error.option_name, known)) is not None:
+            return hint
     return f"see `{context.command_path} --help`" if context is not None else None
 
 

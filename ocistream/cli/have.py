@@ -48,7 +48,7 @@ _LINES: Final = 4096
 )
 @click.option("--jobs", type=Whole(1, 32), default=4, show_default=True, help="Questions asked of a registry at once.")
 @max_ratio_option
-@credential_options("")
+@credential_options
 @network_options
 @session_options
 def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:

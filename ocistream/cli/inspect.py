@@ -44,7 +44,7 @@ _PIECES: Final = 4096
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON document.")
 @platform_option("all")
 @max_ratio_option
-@credential_options("")
+@credential_options
 @network_options
 @session_options
 def inspect(session: Session, end: str, platforms: tuple[str, ...], *, as_json: bool) -> None:

@@ -58,7 +58,7 @@ def _around(session: Session, end: End, src: End | None) -> Surroundings:
     """
     registry = end.reference.registry if end.reference else None
     side = ""
-    if "username" not in session.options:
+    if "src_username" in session.options:
         is_source = src is not None and src.reference is not None and src.reference.registry == registry
         side = "SRC" if is_source else "DEST"
     return session.surroundings(side, named={registry} if registry else ())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream.cli.given_credentials import GivenCredentials
 from ocistream.cli.network import host_settings, load_places, network_settings
-from ocistream.cli.options import apply_verbosity, config_option, tls_options, verbosity_options
+from ocistream.cli.options import apply_verbosity, config_option, tls_options, user_options, verbosity_options
 from ocistream.cli.session import home
-from ocistream.cli.streams import read_password
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.reference import parse_registry
 
@@ -20,43 +21,48 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ocistream.cli.console import Console
-    from ocistream.credentials import Credential
+    from ocistream.credentials import Credential, Keychain
 
 #: Somebody waits at a terminal, so less often than a transfer tries.
 _ATTEMPTS: Final = 3
 
 
+_keep_option: Final = click.option(
+    "--authfile", metavar="FILE", help="Keep credentials in FILE, in Docker's format, not in ~/.docker/config.json."
+)
+
+
 @click.command()
 @click.argument("registry", default="docker.io")
-@click.option("-u", "--username", metavar="USER", help="User name.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
+@user_options
+@_keep_option
 @config_option
 @tls_options
 @verbosity_options
 @click.pass_obj
-def login(console: Console, /, registry: str, username: str | None, password_stdin: bool, **options: Any) -> None:
+def login(console: Console, /, registry: str, username: str | None, **options: Any) -> None:
     """Check a registry's credential, and keep it where `docker login` would (default: Docker Hub).
 
     \b
     ocistream login -u me --password-stdin registry.example.com < token
+    ocistream login -u me --password-file token --authfile ci.json registry.example.com
     """
-    from ocistream.credentials import Credential, Keychain
+    from ocistream.credentials import Credential
 
     apply_verbosity(console, options)
     host = parse_registry(registry)
+    given = GivenCredentials(options, os.environ).password()
     username = username or os.environ.get("OCISTREAM_USERNAME") or _ask("Username: ")
-    if password_stdin:
-        secret = read_password()
-    else:
-        secret = os.environ.get("OCISTREAM_PASSWORD") or _ask("Password: ", secret=True)
+    secret = given or os.environ.get("OCISTREAM_PASSWORD") or _ask("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
     _check(host, credential, options)
-    where = Keychain(os.environ, home=home()).save(host, credential)
+    where = _keychain(options).save(host, credential)
     console.note(f"logged in to {host}; the credential is kept in {where}")
 
 
 @click.command()
 @click.argument("registry", default="docker.io")
+@_keep_option
 @verbosity_options
 @click.pass_obj
 def logout(console: Console, /, registry: str, **options: Any) -> None:
@@ -65,12 +71,18 @@ def logout(console: Console, /, registry: str, **options: Any) -> None:
     \b
     ocistream logout registry.example.com
     """
-    from ocistream.credentials import Keychain
-
     apply_verbosity(console, options)
     host = parse_registry(registry)
-    where = Keychain(os.environ, home=home()).erase(host)
+    where = _keychain(options).erase(host)
     console.note(f"removed the credential of {host} from {where}" if where else f"not logged in to {host}")
+
+
+def _keychain(options: Mapping[str, Any]) -> Keychain:
+    """Return what keeps credentials: in the file that --authfile names, or where Docker does."""
+    from ocistream.credentials import Keychain
+
+    path = options["authfile"]
+    return Keychain(os.environ, home=home(), auth_file=(Path(path), "--authfile") if path else None)
 
 
 def _check(host: str, credential: Credential, options: Mapping[str, Any]) -> None:
@@ -106,7 +118,9 @@ def _ask(prompt: str, *, secret: bool = False) -> str:
     """
     if not sys.stdin or not sys.stdin.isatty():
         msg = "there is no terminal to ask for the user name or the password"
-        raise UsageError(msg, hint="give --username, and the password with --password-stdin or OCISTREAM_PASSWORD")
+        raise UsageError(
+            msg, hint="give --username, and the password with --password-file, --password-stdin or OCISTREAM_PASSWORD"
+        )
     if secret:
         try:
             answer = getpass.getpass(prompt, stream=sys.stderr)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ocistream.hosts import HostSettings
-    from ocistream.places import Places
+    from ocistream.places import HostRule, Places
     from ocistream.tls import TlsSettings
     from ocistream.transport import TransportSettings
 
@@ -75,18 +75,22 @@ def _of_host(
     )
 
 
-def load_places(options: Mapping[str, Any], env: Mapping[str, str], home: Path) -> Places:
-    """Read the configuration files, ours and containers'.
+def load_places(
+    options: Mapping[str, Any], env: Mapping[str, str], home: Path, rules: Mapping[str, HostRule] | None = None
+) -> Places:
+    """Read the configuration files, ours and containers'; `rules` of this run come before them, by host.
 
     Raises:
         UsageError: one is malformed.
         NotFoundError: one that was named is not there.
     """
     from ocistream.configuration import load_configuration
-    from ocistream.places import Places
+    from ocistream.places import HostRule, Places
     from ocistream.registries_conf import load_namespaces
 
     own = load_configuration(options.get("config"), env, home)
+    for host, rule in (rules or {}).items():
+        own[host] = rule.before(own.get(host, HostRule()))
     return Places(own, load_namespaces(env, home), mirrors=not options.get("no_mirrors"))
 
 

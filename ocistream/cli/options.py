@@ -16,6 +16,7 @@ from ocistream import limits
 from ocistream.cli.interruption import Stop
 from ocistream.cli.numbers import Whole, memory, number, rate
 from ocistream.cli.session import PASSWORD_ON_STDIN, Session
+from ocistream.cli.sides import SIDE_OPTIONS
 from ocistream.cli.streams import result_on_stdout
 from ocistream.errors import UsageError
 from ocistream.rungs import parse_rung
@@ -196,8 +197,8 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
         apply_verbosity(console, options)
         own = {key: options.pop(key) for key in list(options) if key in _SESSION_OPTIONS}
         if sum(bool(own.get(name)) for name in PASSWORD_ON_STDIN) > 1:
-            msg = "only one of the two passwords can come on stdin"
-            raise UsageError(msg, hint="set OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD for the other")
+            msg = "only one password can come on stdin"
+            raise UsageError(msg, hint="give the other one with --src-password-file or --dest-password-file")
         command(Session(console, own, Stop()), **options)
 
     return wrapped
@@ -233,9 +234,10 @@ _SESSION_OPTIONS: Final = frozenset(
         "no_referrers",
         "split",
         "username",
-        "src_username",
-        "dest_username",
-        *PASSWORD_ON_STDIN,
+        "password_stdin",
+        "password_file",
+        "authfile",
+        *SIDE_OPTIONS,
     }
 )
 
@@ -365,14 +367,27 @@ def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
     console.as_json = console.is_json(options.pop("log_format"), options.get("progress"))
 
 
-def credential_options(*sides: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command options for a user name and a password, for each of `sides` ("" or "src-" and "dest-")."""
-    found = []
-    for side in sides:
-        of = {"src-": " for the source", "dest-": " for the destination"}.get(side, "")
-        found.append(click.option(f"--{side}username", metavar="USER", help=f"User name{of}."))
-        found.append(click.option(f"--{side}password-stdin", is_flag=True, help=f"Read the password{of} from stdin."))
-    return _stack(*found)
+def credential_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --username, --password-stdin, --password-file and --authfile."""
+    return _stack(user_options, authfile_option)(command)
+
+
+def user_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --username, --password-stdin and --password-file."""
+    return _stack(
+        click.option("-u", "--username", metavar="USER", help="User name."),
+        click.option("--password-stdin", is_flag=True, help="Read the password from stdin."),
+        click.option("--password-file", metavar="FILE", help="Read the password from FILE."),
+    )(command)
+
+
+def authfile_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --authfile."""
+    return click.option(
+        "--authfile",
+        metavar="FILE",
+        help="Take credentials from FILE, in Docker's format, and from no other file of that kind.",
+    )(command)
 
 
 def _stack(*decorators: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -58,7 +58,7 @@ _READS_REGISTRIES = "pull reads from registries; the file to write is -o PATH; `
 @leaving_options
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
-@credential_options("")
+@credential_options
 @memory_option
 @cache_option
 @transfer_options

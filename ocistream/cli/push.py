@@ -49,7 +49,7 @@ _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as
 @referrers_option
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")
 @upload_options
-@credential_options("")
+@credential_options
 @transfer_options
 def push(
     session: Session,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream.cli.given_credentials import GivenCredentials
 from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.streams import read_password
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.origins import is_loopback
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ocistream.cli.console import Console
     from ocistream.serve import AccessEntry, Gate
@@ -40,10 +40,11 @@ _PATH: Final = click.Path(path_type=Path)
     "-u",
     "--username",
     metavar="USER",
-    help="Serve only who logs in as USER, with the password that comes by --password-stdin or OCISTREAM_PASSWORD. "
-    "Without this, HOST has to be this machine.",
+    help="Require a login as USER, with the password of --password-stdin, --password-file or OCISTREAM_PASSWORD. "
+    "Without this, HOST must be this machine.",
 )
 @click.option("--password-stdin", is_flag=True, help="Read that password from stdin.")
+@click.option("--password-file", metavar="FILE", help="Read that password from FILE.")
 @click.option("--tls-cert", type=_PATH, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
 @click.option("--tls-key", type=_PATH, metavar="FILE", help="Its key.  [default: in the certificate's file]")
 @click.option(
@@ -74,7 +75,7 @@ def serve(
     apply_verbosity(console, options)
     address = _address(listen)
     _check_kind(path)
-    gate = _gate(options["username"], password_stdin=options["password_stdin"])
+    gate = _gate(options)
     tls = _context(options["tls_cert"], options["tls_key"])
     if gate is not None and tls is None and not is_loopback(address[0]):
         console.note(
@@ -119,24 +120,26 @@ def _check_kind(path: Path) -> None:
         raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 
 
-def _gate(username: str | None, *, password_stdin: bool) -> Gate | None:
+def _gate(options: Mapping[str, Any]) -> Gate | None:
     """Make what asks for the password, if a user is named.
 
     Raises:
         UsageError: there is no password, or a password and no user.
+        NotFoundError, LocalDiskError: the file of the password cannot be read.
     """
     from ocistream.serve import Gate
 
-    if username is None:
-        if password_stdin:
-            msg = "--password-stdin without --username"
+    if options["username"] is None:
+        given_by = "--password-stdin" if options["password_stdin"] else "--password-file"
+        if options["password_stdin"] or options["password_file"]:
+            msg = f"{given_by} without --username"
             raise UsageError(msg, hint="name the user who is to log in with that password")
         return None
-    password = read_password() if password_stdin else os.environ.get("OCISTREAM_PASSWORD", "")
+    password = GivenCredentials(options, os.environ).password() or os.environ.get("OCISTREAM_PASSWORD")
     if not password:
         msg = "--username needs a password"
-        raise UsageError(msg, hint="give it with --password-stdin, or in OCISTREAM_PASSWORD")
-    return Gate(username, password)
+        raise UsageError(msg, hint="give it with --password-stdin or --password-file, or in OCISTREAM_PASSWORD")
+    return Gate(options["username"], password)
 
 
 def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

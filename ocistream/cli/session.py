@@ -8,18 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import files
+from ocistream.cli.given_credentials import GivenCredentials
 from ocistream.cli.network import host_settings, load_places, network_settings
+from ocistream.cli.sides import hints_for, options_of
 from ocistream.cli.streams import (
     INSTEAD_OF_STDIN,
     is_seen_on_stdout,
     opened_stdin,
     opened_stdout,
-    read_password,
     result_on_stdout,
 )
 from ocistream.errors import UsageError
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
     from ocistream.conversion import Recompression
-    from ocistream.credentials import Credential, Keychain
+    from ocistream.credentials import Keychain
     from ocistream.ladder import Ladder
     from ocistream.pacing import Pace
-    from ocistream.places import Places
+    from ocistream.places import HostRule, Places
     from ocistream.reading import Reading
     from ocistream.reference import Reference
     from ocistream.retry import Retried
@@ -71,8 +72,9 @@ class Session:
     _places: Places | None = None
     _records: UploadRecords | None = None
     _cache: Cache | None = None
-    #: By side. A password on stdin is read once, however many ends it is for.
-    _credentials: dict[str, Credential | None] = field(default_factory=dict)
+    _given: GivenCredentials | None = None
+    #: What a file of this run says of registries, by host; it comes before the configuration.
+    rules: Mapping[str, HostRule] = field(default_factory=dict)
 
     @property
     def jobs(self) -> int:
@@ -129,24 +131,37 @@ class Session:
             self._records = UploadRecords(directory / "uploads" if directory else None, self._tell_if_asked)
         return self._records
 
+    @property
+    def given(self) -> GivenCredentials:
+        """The credentials that the options give."""
+        if self._given is None:
+            self._given = GivenCredentials(self.options, os.environ)
+        return self._given
+
     def surroundings(
-        self, side: str = "", *, named: Collection[str] = (), own: Callable[[], Keychain] | None = None
+        self,
+        side: str = "",
+        *,
+        named: Collection[str] = (),
+        own: Callable[[], Keychain] | None = None,
+        hint: Callable[[str], str] | None = None,
     ) -> Surroundings:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
 
         `named` are the registries that the command line names there: those that its user name is for. `own` gives
-        credentials in the place of the command line's.
+        credentials in the place of the command line's. `hint` names options in hints as the user writes them.
         """
         # One for both: a password can be read from stdin once.
         keychain = functools.cache(own or functools.partial(self._keychain, side, named))
 
         @functools.cache
         def transport() -> Transport:
-            return self._transport(keychain())
+            return self._transport(keychain(), side, hint)
 
         @functools.cache
         def mirrors() -> Transport:
-            return self._transport(keychain(), mirrors=True)
+            # They stand for the registry, and so its side's options hold for them.
+            return self._transport(keychain(), side, hint, mirrors=True)
 
         @functools.cache
         def reading() -> Reading:
@@ -186,7 +201,7 @@ class Session:
             NotFoundError: one that was named is not there.
         """
         if self._places is None:
-            self._places = load_places(self.options, os.environ, home())
+            self._places = load_places(self.options, os.environ, home(), self.rules)
         return self._places
 
     def check_result_apart(self, *ends: End) -> None:
@@ -230,20 +245,32 @@ class Session:
             given = "" if any(os.environ.get(name) for name in sides) else "OCISTREAM_USERNAME"
         if given and len(registries) > 1:
             msg = f"{given} cannot be for {' and '.join(sorted(registries))} at once"
-            hint = "use `ocistream login` for each, or, with copy, OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
+            hint = "use `ocistream login` for each"
+            if "src_username" in self.options:
+                hint += ", or --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
 
     def _keychain(self, side: str, named: Collection[str]) -> Keychain:
         from ocistream.credentials import Keychain
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        explicit, configured = self._credential(side), self.places().credentials
-        return Keychain(os.environ, home=home(), explicit=explicit, prefix=prefix, named=named, configured=configured)
+        return Keychain(
+            os.environ,
+            home=home(),
+            explicit=self.given.of(side),
+            prefix=prefix,
+            named=named,
+            configured=self.places().credentials,
+            auth_file=self.given.auth_file(side),
+        )
 
-    def _transport(self, keychain: Keychain, *, mirrors: bool = False) -> Transport:
+    def _transport(
+        self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, mirrors: bool = False
+    ) -> Transport:
         from ocistream.transport import Transport
 
-        settings = network_settings(self.options, os.environ)
+        options = options_of(self.options, side)
+        settings = replace(network_settings(options, os.environ), hint=hint or hints_for(self.options, side))
         if mirrors:
             from ocistream.reading import impatient
 
@@ -251,7 +278,7 @@ class Session:
         return Transport(
             settings,
             keychain.find,
-            hosts=host_settings(self.options, os.environ, home(), self.places().settings),
+            hosts=host_settings(options, os.environ, home(), self.places().settings),
             on_retry=self._tell_retry,
             cancelled=self.cancelled,
             pace=self.pace,
@@ -266,36 +293,6 @@ class Session:
 
             self._pace = Pace(self.options["limit_rate"])
         return self._pace
-
-    def _credential(self, side: str) -> Credential | None:
-        """Give the credential of one side, for all ends that are its: a password comes on stdin once."""
-        if side not in self._credentials:
-            self._credentials[side] = self._read_credential(side)
-        return self._credentials[side]
-
-    def _read_credential(self, side: str) -> Credential | None:
-        """Put a credential together of the options of one side, and of the environment for what they leave out."""
-        key, option, prefix = "", "--", "OCISTREAM"
-        if side:
-            key, option, prefix = f"{side.lower()}_", f"--{side.lower()}-", f"OCISTREAM_{side}"
-        username, from_stdin = self.options[f"{key}username"], self.options[f"{key}password_stdin"]
-        if username is None and not from_stdin:
-            return None
-        if username is None:
-            username = os.environ.get(f"{prefix}_USERNAME") or os.environ.get("OCISTREAM_USERNAME")
-            if not username:
-                msg = f"{option}password-stdin needs {option}username"
-                raise UsageError(msg, hint=f"or set {prefix}_USERNAME")
-        if from_stdin:
-            secret: str | None = read_password()
-        else:
-            secret = os.environ.get(f"{prefix}_PASSWORD") or os.environ.get("OCISTREAM_PASSWORD")
-        if not secret:
-            msg = f"{option}username needs a password"
-            raise UsageError(msg, hint=f"set {prefix}_PASSWORD, or give it on stdin with {option}password-stdin")
-        from ocistream.credentials import Credential
-
-        return Credential(username, secret, source=f"{option}username")
 
     def _tell_retry(self, retried: Retried) -> None:
         self.retried += 1

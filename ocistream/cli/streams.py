@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import UsageError
+from ocistream.files import disk_errors
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "opened_stdin",
     "opened_stdout",
     "read_password",
+    "read_password_file",
     "result_on_stdout",
     "stdout_end",
 ]
@@ -73,6 +75,30 @@ def read_password() -> str:
     if not secret:
         msg = "no password came on stdin"
         raise UsageError(msg, hint='pipe it in: `printf %s "$PASSWORD" | ocistream ... --password-stdin`')
+    return secret
+
+
+def read_password_file(path: str, option: str) -> str:
+    """Read a password from a file: all of it, less the line's end. `option` names the file.
+
+    Raises:
+        NotFoundError, LocalDiskError: the file does not exist, or cannot be read.
+        UsageError: it is empty or too long, or the path is `-`.
+    """
+    if path == "-":
+        msg = f"{option} - is not a file"
+        raise UsageError(msg, hint=f"read the password from stdin with {option.removesuffix('file')}stdin")
+    what = f"{option} {printable(path, 1024)}"
+    with disk_errors(what), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
+        raw = file.read(limits.MAX_ERROR_BODY + 1)
+    if len(raw) > limits.MAX_ERROR_BODY:
+        msg = f"{what} has more than {limits.MAX_ERROR_BODY} bytes, which is not a password"
+        raise UsageError(msg)
+    # Passwords need not be UTF-8: the bytes are sent as they are.
+    secret = raw.decode(errors="surrogateescape").rstrip("\r\n")
+    if not secret:
+        msg = f"{what} is empty"
+        raise UsageError(msg, hint="write the password into it, and nothing else")
     return secret
 
 

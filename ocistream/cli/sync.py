@@ -9,16 +9,18 @@ import zlib
 from collections import Counter
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream.cli.console import harmless_json
 from ocistream.cli.interruption import Stop
-from ocistream.cli.options import memory_option, transfer_options
+from ocistream.cli.options import authfile_option, memory_option, transfer_options
 from ocistream.cli.progress import counted, human_size, progress
 from ocistream.cli.report import check_result, tell_incomplete, tell_left_behind, write_pieces
 from ocistream.cli.session import home
+from ocistream.cli.sides import hints_for_sync
+from ocistream.cli.streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.reference import printable
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from ocistream.sync_run import Outcome
 
 
+_SYNC_FILE: Final = "the sync file"
+
+
 @click.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Show what would be copied, with bytes, and write nothing.")
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     default="0/1",
     help="Do only the I-th of N parts, counted from 0; each image is in one of them, by a hash of its name.",
 )
+@authfile_option
 @memory_option
 @transfer_options
 def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
@@ -59,7 +65,8 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     from ocistream.sync_plan import parse_shard
     from ocistream.sync_run import Sync
 
-    shard, plan = parse_shard(part), read_plan(file)
+    shard, plan = parse_shard(part), read_plan(file, home())
+    session.rules = plan.registries
     result = session.options["result"]
     session.check_result_apart(*(place.end for entry in plan.entries for place in (entry.source, *entry.targets)))
     if result is not None:
@@ -111,31 +118,38 @@ class _Places:
         return self._known[place.login]
 
     def _for(self, login: Login | None, secret: str, registries: Collection[str]) -> Surroundings:
-        return self._session.surroundings(own=functools.partial(self._keychain, login, secret, registries))
+        own = functools.partial(self._keychain, login, secret, registries)
+        return self._session.surroundings(own=own, hint=hints_for_sync(self._session.options))
 
     def _keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
         """Give what a place's credentials are found by: those of the file are for the `registries` it names there.
 
         A mirror of one of them is shown its own, if there are any.
         """
-        from ocistream.auth_file import BY_SYNC_FILE
+        from ocistream.auth_file import named_by
         from ocistream.credentials import Credential, Keychain
 
         env, configured = dict(os.environ), self._session.places().credentials
         # A user name that no registry stands beside is for none of a file's many registries.
         nobody: tuple[str, ...] = ()
+        auth_file = self._session.given.auth_file("")
         if login is None:
-            return Keychain(env, home=home(), named=nobody, configured=configured)
+            return Keychain(env, home=home(), named=nobody, configured=configured, auth_file=auth_file)
         if login.auth_file is not None:
-            env.pop("DOCKER_AUTH_CONFIG", None)
-            return Keychain({**env, "REGISTRY_AUTH_FILE": str(login.auth_file)}, home=home(), named=nobody)
-        credential = Credential(login.username, secret, source=f"{login.password_env}{BY_SYNC_FILE}")
-        return Keychain(env, home=home(), explicit=credential, named=registries, configured=configured)
+            auth_file = login.auth_file, _SYNC_FILE
+            return Keychain(env, home=home(), named=nobody, configured=configured, auth_file=auth_file)
+        source = named_by(login.password_env or str(login.password_file), _SYNC_FILE)
+        credential = Credential(login.username, secret, source=source)
+        return Keychain(
+            env, home=home(), explicit=credential, named=registries, configured=configured, auth_file=auth_file
+        )
 
 
 def _secret(login: Login | None) -> str:
     if login is None or login.auth_file is not None:
         return ""
+    if login.password_file is not None:
+        return read_password_file(str(login.password_file), f"{login.where}: password-file")
     secret = os.environ.get(login.password_env)
     if not secret:
         msg = f"{login.where}: password-env names {printable(login.password_env)}, which is not set"

@@ -9,6 +9,7 @@ from ocistream import __version__, limits
 from ocistream.begun import BEGUN, begun_text, from_byte
 from ocistream.cli.interruption import Stop
 from ocistream.cli.moving import move
+from ocistream.cli.sides import options_of
 from ocistream.errors import ArchiveError, IntegrityError, LostBeginningError, TerminatedError, UsageError
 from ocistream.far import FarCommand, check_safe, split_command
 from ocistream.have_lists import HaveList, lines, lines_of
@@ -31,10 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["copy_via"]
 
 _LOG_IN: Final = "`ocistream login` there: no password goes by this way"
+_CONFIGURE: Final = "that file is here: name one there, in the configuration of the other ocistream"
 #: Options that mean nothing, or not what they seem to, where the destination is another ocistream's; and what to do.
 _NOT_WITH_VIA: Final = {
     "dest_username": _LOG_IN,
     "dest_password_stdin": _LOG_IN,
+    "dest_password_file": _LOG_IN,
+    "dest_authfile": _LOG_IN,
+    "dest_ca_cert": _CONFIGURE,
+    "dest_client_cert": _CONFIGURE,
+    "dest_client_key": _CONFIGURE,
     "compress": "make the layers anew before, or there: what is not made yet cannot be known there",
     "split": "leave it away: what goes there is one stream",
     "have": "leave it away: the far side is asked what it has",
@@ -171,7 +178,8 @@ class _FarSide:
     def _asking(self) -> list[str]:
         """Give the options that are the destination's, and those by which it speaks to us."""
         session = self._session
-        options = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if session.options[name]]
+        of_destination = options_of(session.options, "DEST")
+        options = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if of_destination[name]]
         for name in ("retries", "connect_timeout", "stall_timeout"):
             options += [f"--{name.replace('_', '-')}", f"{session.options[name]:g}"]
         if self._there.end.reference is not None:

@@ -208,12 +208,26 @@ def test_the_file_is_one(tmp_path: Path) -> None:
 
 
 def test_the_table_has_every_key() -> None:
-    known = {"username", "password-env", "auth-file", "credentials"}
-    for name in ("_ENTRY", "_DEFAULTS", "_TAGS"):
+    known: set[str] = set()
+    for name in ("_ENTRY", "_DEFAULTS", "_TAGS", "_REGISTRY"):
         known |= getattr(sync_file, name)
     rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))
     for key in known:
         assert re.search(rf"`{key}`|\b{key} = ", rows), key
+
+
+def test_the_tables_of_registries_are_right(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    password = tmp_path / "robot"
+    password.touch()
+    tables = example(PAGE, "toml", "[registry.").replace("/run/secrets/robot", str(password))
+    (tmp_path / "images.toml").write_text(example(PAGE, "toml", "[[sync]]") + tables)
+    plan = read_plan(tmp_path / "images.toml")
+    assert plan.registries["registry.local:5000"].settings.plain_http
+    assert plan.registries["registry.example.com"].settings.ca_files == (str(tmp_path / "ca.pem"),)
+    login = plan.entries[0].targets[1].login
+    assert login is not None
+    assert (login.username, login.password_file) == ("robot", password)
 
 
 def test_the_tags_in_the_table_choose_tags(tmp_path: Path) -> None:

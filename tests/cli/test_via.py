@@ -292,6 +292,24 @@ class TestWhatIsSaid:
         upload = "--upload chunk=1048576 --limit-rate 1073741824 --progress none"
         assert pushed == f"push registry.local/app:v1 {common} {upload}"
 
+    @pytest.mark.parametrize(
+        ("given", "passed"),
+        [
+            ([], ""),
+            (["--insecure"], "--insecure "),
+            (["--dest-plain-http", "--dest-insecure"], "--plain-http --insecure "),
+            (["--src-plain-http", "--src-insecure"], ""),
+        ],
+    )
+    def test_options_of_one_side_are_passed_on_if_they_are_the_destination_s(
+        self, images: Images, faked: Callable[..., str], tmp_path: Path, given: list[str], passed: str
+    ) -> None:
+        via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
+        expect.success(copy(images.v1, "docker://registry.local/app:v1", via, *given))
+        asked, pushed = said(tmp_path)
+        assert asked.startswith(f"have --among - registry.local/app {passed}--retries ")
+        assert pushed.startswith(f"push registry.local/app:v1 {passed}--retries ")
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -325,6 +343,11 @@ class TestRefusals:
         [
             ["--dest-username", "me"],
             ["--dest-password-stdin"],
+            ["--dest-password-file", "x"],
+            ["--dest-authfile", "x"],
+            ["--dest-ca-cert", "x"],
+            ["--dest-client-cert", "x"],
+            ["--dest-client-key", "x"],
             ["--compress", "zstd"],
             ["--have", "x"],
             ["--base", "x"],

@@ -68,6 +68,14 @@ username = "robot"
 password-env = "PROD"
 [credentials.file]
 auth-file = "auth.json"
+[registry."registry.local:5000"]
+plain-http = true
+insecure = false
+ca-cert = "auth.json"
+credentials = "prod"
+[registry."example.com"]
+username = "robot"
+password-file = "auth.json"
 [[sync]]
 from = "docker.io/library/nginx"
 to = [{ end = "registry.local:5000/a", credentials = "prod" }, "oci:images"]
@@ -124,7 +132,9 @@ def _sync(folder: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        found = [Copies(entry, _TAGS) for entry in read_plan(path).entries]
+        plan = read_plan(path, folder)
+        _used(Places(plan.registries))
+        found = [Copies(entry, _TAGS) for entry in plan.entries]
         places = [target.name for copy in without_doubles(found) for target in copy.targets]
         assert len(places) == len(set(places)), "two images for one place"
 

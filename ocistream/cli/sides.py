@@ -1,0 +1,111 @@
+"""The two sides of `copy`: the options that each has for its own registry, and what holds for a side.
+
+An option without a side is for both. The option of one side comes before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ocistream.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+__all__ = ["CREDENTIAL", "SIDE_OPTIONS", "hints_for", "hints_for_sync", "instead_of", "options_of", "side_options"]
+
+_SIDES: Final = {"src": "source", "dest": "destination"}
+#: What says which credential is shown: if a side has one of these, those for both do not hold there.
+CREDENTIAL: Final = ("username", "password_stdin", "password_file")
+#: How a registry is reached.
+_REACHED: Final = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
+#: Name, metavar (none for a switch) and help of each option that a side has.
+_OPTIONS: Final = (
+    ("username", "USER", "User name for the {}."),
+    ("password-stdin", None, "Read the password for the {} from stdin."),
+    ("password-file", "FILE", "Read the password for the {} from FILE."),
+    ("authfile", "FILE", "Take the credentials for the {} from FILE."),
+    ("plain-http", None, "Use HTTP, not HTTPS, for the {}."),
+    ("insecure", None, "Do not verify the certificate of the {}."),
+    ("ca-cert", "FILE", "Trust these CAs (PEM) for the {}, not those of --ca-cert."),
+    ("client-cert", "FILE", "Show this client certificate (PEM) to the {}."),
+    ("client-key", "FILE", "Key of the client certificate for the {}, if it is in another file."),
+)
+#: The parameters of all of them.
+SIDE_OPTIONS: Final = tuple(f"{side}_{name.replace('-', '_')}" for side in _SIDES for name, _, _ in _OPTIONS)
+#: Options of one registry that a hint may name.
+_IN_HINTS: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
+#: Options of skopeo and docker for which there are others here; {} is the side.
+_OTHER_TOOLS: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
+_INSTEAD: Final = {
+    "creds": "give --{0}username, and the password with --{0}password-file or --{0}password-stdin",
+    "password": "a process list shows command lines: give --{0}password-file or --{0}password-stdin",
+    "tls-verify": "--{0}insecure skips the check of certificates, --{0}plain-http uses HTTP",
+}
+_IN_SYNC_FILE: Final = '[registry."HOST"] of the sync file'
+
+
+def side_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `copy` the options of each side."""
+    for side, name in reversed(_SIDES.items()):
+        for option, metavar, text in reversed(_OPTIONS):
+            help_ = text.format(name)
+            decorate = click.option(f"--{side}-{option}", is_flag=metavar is None, metavar=metavar, help=help_)
+            command = decorate(command)
+    return command
+
+
+def options_of(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
+    """Return the options that hold for one side ("SRC", "DEST"; "" where there are none).
+
+    A client certificate comes with its own key: the key for both sides does not belong to it.
+
+    Raises:
+        UsageError: a side has a key and no certificate.
+    """
+    if not side:
+        return options
+    key = side.lower()
+    own = {name: value for name in _REACHED if (value := options.get(f"{key}_{name}")) not in {None, False}}
+    if "client_cert" in own:
+        own.setdefault("client_key", None)
+    elif "client_key" in own:
+        msg = f"--{key}-client-key needs --{key}-client-cert"
+        raise UsageError(msg, hint="name the certificate of that key too; --client-cert comes with --client-key")
+    return {**options, **own}
+
+
+def instead_of(option: str, known: Collection[str]) -> str | None:
+    """Return what to give in place of another tool's option, for a command that has the `known` ones."""
+    found = _OTHER_TOOLS.fullmatch(option)
+    if found is None or "--insecure" not in known:
+        return None
+    return _INSTEAD[found[2]].format(found[1] if f"--{found[1]}insecure" in known else "")
+
+
+def hints_for(options: Mapping[str, Any], side: str) -> Callable[[str], str]:
+    """Return the function that gives the options in a hint the names that they have for one side of `copy`."""
+    return functools.partial(_IN_HINTS.sub, functools.partial(_name, options, side.lower())) if side else str
+
+
+def _name(options: Mapping[str, Any], side: str, found: re.Match[str]) -> str:
+    if found[1] == "plain-http" and options["plain_http"]:
+        (other,) = set(_SIDES) - {side}
+        return f"--plain-http (--{other}-plain-http is for the {_SIDES[other]} alone)"
+    return f"--{side}-{found[1]}"
+
+
+def hints_for_sync(options: Mapping[str, Any]) -> Callable[[str], str]:
+    """Return the function that gives the options in a hint the names that a sync file has for one registry."""
+
+    def named(hint: str) -> str:
+        if options["plain_http"] and "--plain-http" in hint:
+            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {_IN_SYNC_FILE})")
+        text, count = _IN_HINTS.subn(r"\1", hint)
+        return f"{text} ({'a key' if count == 1 else 'keys'} of {_IN_SYNC_FILE})" if count else hint
+
+    return named

@@ -1,0 +1,198 @@
+"""Passwords and credentials out of files: --password-file and --authfile, which all commands have that log in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from ocistream.cli.entry import COMMANDS, load
+from tests.cli import expect
+from tests.cli.run import Result, ocistream, started
+from tests.faults import FaultyRegistry
+from tests.faulty_auth import Basic
+from tests.images import Layout, small_image
+from tests.registry_http import basic, get, seed
+
+SECRET = "hunter2-secret"
+
+
+class User:
+    """Somebody with a registry that wants a password, files that have it, and a Docker's file that is wrong."""
+
+    def __init__(self, registry: FaultyRegistry, layout: Layout, home: Path) -> None:
+        self.registry, self.home, self.layout = registry, home, layout.path
+        seed(layout, small_image(layout, name="app"), registry.host, "app", "1", headers=basic("me", SECRET))
+        registry.requests.clear()
+        home.mkdir()
+        self.password = home / "password"
+        self.password.write_text(f"{SECRET}\n")
+        self.auth_file = self.write("auth.json", "me", SECRET)
+        self.write("docker/config.json", "other", "docker-secret")
+
+    def write(self, name: str, user: str, password: str) -> Path:
+        path = self.home / name
+        path.parent.mkdir(exist_ok=True)
+        entry = {"username": user, "password": password}
+        path.write_text(json.dumps({"auths": {self.registry.host: entry}}))
+        return path
+
+    def run(self, *argv: str | Path, **env: str) -> Result:
+        homes = {"HOME": str(self.home), "DOCKER_CONFIG": str(self.home / "docker")}
+        result = ocistream(*argv, env={**homes, **env})
+        for secret in (SECRET, "docker-secret"):
+            assert secret not in result.err
+        return result
+
+    def each(self, *options: str | Path) -> None:
+        """Run every command that asks a registry, and have it succeed."""
+        host = self.registry.host
+        for argv in (
+            ["pull", f"{host}/app:1", "-o", str(self.home / "x.tar")],
+            ["push", "-i", str(self.layout), f"{host}/new:1"],
+            ["copy", f"{host}/app:1", f"{host}/copied:1"],
+            ["inspect", f"{host}/app:1"],
+            ["have", f"{host}/app"],
+        ):
+            expect.success(self.run(*argv, *options, "-v"))
+
+    def pull(self, *options: str | Path, **env: str) -> Result:
+        return self.run("pull", f"{self.registry.host}/app:1", "-o", self.home / "x.tar", *options, **env)
+
+
+@pytest.fixture
+def user(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -> User:
+    return User(start(auth=Basic("me", SECRET)), layout, tmp_path / "home")
+
+
+def test_every_command_that_logs_in_has_them() -> None:
+    for name in COMMANDS:
+        options = {
+            spelling for option in load(name).params if isinstance(option, click.Option) for spelling in option.opts
+        }
+        if "--username" in options:
+            assert {"-u", "--password-stdin", "--password-file"} <= options, name
+        if "--username" in options and name != "serve":
+            assert "--authfile" in options, name
+
+
+def test_a_password_out_of_a_file(user: User) -> None:
+    user.each("-u", "me", "--password-file", user.password)
+
+
+def test_credentials_out_of_an_authfile(user: User) -> None:
+    user.each("--authfile", user.auth_file)
+
+
+def test_an_authfile_comes_before_all_but_the_user_name(user: User) -> None:
+    wrong = user.write("wrong.json", "other", "docker-secret")
+    env = {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "docker-secret", "REGISTRY_AUTH_FILE": str(wrong)}
+    expect.success(user.pull("--authfile", user.auth_file, **env))
+    refused = user.pull("--authfile", wrong)
+    expect.failure(refused, 3, "correct ~/wrong.json, which --authfile names")
+    expect.success(user.pull("--authfile", wrong, "--username=me", "--password-file", user.password))
+
+
+def test_an_authfile_takes_the_place_of_the_others(user: User) -> None:
+    user.write("docker/config.json", "me", SECRET)
+    empty = user.home / "empty.json"
+    empty.write_text("{}")
+    expect.success(user.pull())
+    user.registry.requests.clear()
+    others: list[dict[str, str]] = [
+        {},
+        {"REGISTRY_AUTH_FILE": str(user.auth_file)},
+        {"DOCKER_AUTH_CONFIG": user.auth_file.read_text()},
+    ]
+    for env in others:
+        expect.failure(user.pull("--authfile", empty, **env), 3, "none were found")
+    assert {request.headers["Authorization"] for request in user.registry.requests} == {None}
+
+
+def test_an_authfile_that_does_not_exist_is_told_even_where_no_password_is_asked_for(user: User) -> None:
+    user.registry.auth = None
+    for option in ("--authfile", "--src-authfile"):
+        end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
+        result = user.run("copy", *end, f"{option}={user.home}/none.json")
+        expect.failure(result, 4, f"{option} {user.home}/none.json: no such file")
+
+
+def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
+    before = (user.home / "docker/config.json").read_bytes()
+    kept = user.home / "kept.json"
+    login: list[str | Path] = [
+        "login",
+        user.registry.host,
+        "-u",
+        "me",
+        "--password-file",
+        user.password,
+        "--authfile",
+        kept,
+    ]
+    expect.success(user.run(*login))
+    assert kept.stat().st_mode & 0o777 == 0o600
+    expect.success(user.pull("--authfile", kept))
+    expect.success(user.run("logout", user.registry.host, "--authfile", kept))
+    assert json.loads(kept.read_bytes())["auths"] == {}
+    assert (user.home / "docker/config.json").read_bytes() == before
+
+
+def test_a_registry_is_served_with_a_password_out_of_a_file(user: User) -> None:
+    argv = ["serve", str(user.layout), "--listen=127.0.0.1:0", "-u", "ada", "--password-file", str(user.password)]
+    with started(*argv) as process:
+        assert process.stdout is not None
+        host = process.stdout.readline().decode().strip()
+        assert get(host, "/v2/")[0] == 401
+        assert get(host, "/v2/", headers=basic("ada", SECRET))[0] == 200
+    alone = user.run("serve", user.layout, "--password-file", user.password)
+    expect.failure(alone, 2, "--password-file without --username")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--username=me", "--password-file=none"], 4, ["--password-file none: no such file"]),
+        (["--username=me", "--password-file=empty"], 2, ["--password-file empty is empty"]),
+        (["--username=me", "--password-file=long"], 2, ["--password-file long has more than"]),
+        (["--username=me", "--password-file=."], 9, ["--password-file .: "]),
+        (["--username=me", "--password-file=-"], 2, ["--password-file - is not a file", "--password-stdin"]),
+        (["--username=me", f"--password-file={'x' * 5000}"], 9, ["--password-file xxx"]),
+        (["--password-file=one"], 2, ["--password-file needs --username", "OCISTREAM_USERNAME"]),
+        (["--username=me", "--password-file=one", "--password-stdin"], 2, ["both give the password"]),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_asked(
+    served: FaultyRegistry, tmp_path: Path, options: list[str], code: int, words: list[str]
+) -> None:
+    (tmp_path / "one").write_text("x")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "long").write_text("x" * 100_000)
+    argv = ["pull", f"{served.host}/app:1", "-o", "x.tar", *options]
+    expect.failure(ocistream(*argv, cwd=tmp_path, stdin=b"secret"), code, *words)
+    assert served.requests == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (
+            ["copy", "--src-creds", "me:hunter2", "a", "b"],
+            "give --src-username, and the password with --src-password-file",
+        ),
+        (["copy", "--dest-creds=me:hunter2", "a", "b"], "give --dest-username, and the password with"),
+        (["pull", "--creds=me:hunter2", "a"], "give --username, and the password with --password-file"),
+        (["pull", "--src-creds=me:hunter2", "a"], "give --username, and the password with --password-file"),
+        (["push", "--password=hunter2", "a"], "give --password-file or --password-stdin"),
+        (["login", "--password", "hunter2"], "give --password-file or --password-stdin"),
+        (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure skips the check of certificates"),
+        (["verify", "--creds=me:hunter2"], "see `ocistream verify --help`"),
+    ],
+)
+def test_options_of_other_tools_are_answered_with_ours(argv: list[str], hint: str) -> None:
+    result = ocistream(*argv)
+    expect.failure(result, 2, "No such option", hint)
+    assert "hunter2" not in result.err

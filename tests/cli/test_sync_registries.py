@@ -1,0 +1,191 @@
+"""`sync` between registries that are reached in different ways: each has a table in the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, ocistream
+from tests.cli.two_registries import PASSWORDS, Start, World
+from tests.images import Layout
+from tests.registry_http import basic, seed
+
+LOGINS = """
+[registry."{https}"]
+username = "me"
+password-file = "one"
+{secure}
+[registry."{http}"]
+credentials = "you"
+{plain}
+[credentials.you]
+username = "you"
+password-env = "YOURS"
+[[sync]]
+from = "{https}/app:1"
+to = "{http}/copied:1"
+"""
+CA = 'ca-cert = "authority/certificate.pem"'
+
+
+@pytest.fixture
+def world(start: Start, layout: Layout, tmp_path: Path) -> World:
+    return World(start, layout, tmp_path)
+
+
+def sync(world: World, *argv: str, secure: str = CA, plain: str = "plain-http = true", text: str = LOGINS) -> Result:
+    file = world.folder / "sync.toml"
+    file.write_text(text.format(https=world.https, http=world.http, secure=secure, plain=plain))
+    return world.run("sync", file, "--retries=0", *argv, env={"YOURS": PASSWORDS[1]})
+
+
+def shown_to(world: World) -> list[set[str | None]]:
+    return [
+        {request.headers["Authorization"] for request in registry.requests} for registry in (world.secure, world.plain)
+    ]
+
+
+def test_each_registry_is_reached_as_its_table_says(world: World) -> None:
+    result = sync(world, "-vv")
+    expect.success(result)
+    assert result.lines() == [f"{world.http}/copied:1@{world.image['digest']}"]
+    me, you = basic("me", PASSWORDS[0])["Authorization"], basic("you", PASSWORDS[1])["Authorization"]
+    assert shown_to(world) == [{None, me}, {None, you}]
+
+
+def test_hints_name_the_key_and_the_table(world: World) -> None:
+    where = '[registry."HOST"] of the sync file'
+    no_ca = sync(world, secure="")
+    assert no_ca.code == 7
+    assert f"{world.https}/v2/" in no_ca.err
+    assert "name its file with ca-cert, " in no_ca.err
+    assert where in no_ca.err
+    no_http = sync(world, plain="")
+    assert no_http.code == 7
+    assert f"the registry seems to speak plain HTTP: plain-http (a key of {where})" in no_http.err
+    both = sync(world, "--plain-http", plain="")
+    assert both.code == 7
+    assert f"leave out --plain-http (or set plain-http = false in {where})" in both.err
+
+
+def test_a_table_comes_before_the_options_and_the_configuration(world: World) -> None:
+    plain_by_option = sync(world, "--plain-http", secure=f"{CA}\nplain-http = false", plain="")
+    expect.success(plain_by_option)
+    checked = sync(world, "--insecure", secure="insecure = false")
+    assert checked.code == 7
+    assert "the certificate is not trusted" in checked.err
+    expect.success(sync(world, "--insecure", secure=""))
+    config = world.folder / "config.toml"
+    config.write_text(f'[registry."{world.https}"]\ninsecure = true\nca-cert = "fake/certificate.pem"\n')
+    expect.success(sync(world, "--config", str(config), secure=""))
+    checked = sync(world, "--config", str(config), secure="insecure = false")
+    assert "the certificate is not trusted" in checked.err
+    expect.success(sync(world, "--config", str(config), secure=f"insecure = false\n{CA}"))
+
+
+def test_insecure_is_for_the_one_registry(world: World) -> None:
+    assert sync(world, secure="", plain="plain-http = true\ninsecure = true").code == 7
+    assert world.secure.requests == []
+    expect.success(sync(world, secure="insecure = true"))
+
+
+def test_a_client_certificate_is_for_the_one_registry_and_comes_before_the_option(world: World) -> None:
+    client = world.authority.issue(world.folder / "client", common_name="me")
+    other = world.fake.issue(world.folder / "other", common_name="other")
+    mutual = world.start(tls=world.authority.issue(world.folder / "server"), client_authority=world.authority)
+    host = mutual.host.replace("127.0.0.1", "registry.test")
+    shown = [f"--client-cert={client.file}", f"--client-key={client.key_file}"]
+    expect.success(world.run("push", "-i", world.layout.path, f"{host}/app:1", world.ca, *shown))
+    text = f'[registry."{host}"]\n{CA}\n{{secure}}\n[[sync]]\nfrom = "{host}/app:1"\nto = "oci:out"\n'
+    refused = sync(world, text=text, secure="")
+    assert refused.code == 7
+    assert "client-cert and client-key" in refused.err
+    keys = 'client-cert = "client/certificate.pem"\nclient-key = "client/key.pem"'
+    wrong = [f"--client-cert={other.file}", f"--client-key={other.key_file}"]
+    expect.success(sync(world, *wrong, text=text, secure=keys))
+
+
+def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> None:
+    (world.folder / "auth.json").write_text(
+        json.dumps({"auths": {world.https: {"username": "me", "password": PASSWORDS[0]}}})
+    )
+    (world.folder / "wrong").write_text("a-third-secret")
+    sources = {
+        'username = "me"\npassword-file = "wrong"': "one",
+        'authfile = "auth.json"': None,
+        'credentials = "file:auth.json"': None,
+    }
+    for keys, named in sources.items():
+        end = f'{{{{ end = "{world.https}/app:1", credentials = "{named}" }}}}' if named else f'"{world.https}/app:1"'
+        text = f'[registry."{world.https}"]\n{CA}\n{keys}\n'
+        text += '[credentials.one]\nusername = "me"\npassword-file = "one"\n'
+        expect.success(sync(world, text=f'{text}[[sync]]\nfrom = {end}\nto = "oci:out-{len(keys)}"\n'))
+    text = f'[registry."{world.https}"]\n{CA}\n[[sync]]\nfrom = "{world.https}/app:1"\nto = "oci:out"\n'
+    expect.success(sync(world, "--authfile", str(world.folder / "auth.json"), text=text))
+    refused = sync(
+        world, text=text.replace("[[sync]]", 'username = "me"\npassword-file = "wrong"\n[[sync]]'), secure=""
+    )
+    assert refused.code == 3
+    assert "wrong, which the sync file names" in refused.err
+    assert "a-third-secret" not in refused.err
+
+
+def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
+    world.open_both()
+    mirror = world.start()
+    seed(world.layout, world.image, mirror.host, "app", "1")
+    mirror.requests.clear()
+    named = mirror.host.replace("127.0.0.1", "other.test")
+    config = world.folder / "config.toml"
+    config.write_text(f'[registry."{world.http}"]\nmirrors = ["{named}"]\n')
+    text = f'[registry."{world.http}"]\nplain-http = true\n{{plain}}[[sync]]\nfrom = "{world.http}/app:1"\n'
+    text += 'to = "oci:out{secure}"\n'
+    expect.success(sync(world, "--config", str(config), text=text, plain="", secure="1"))
+    assert mirror.requests == []
+    own = f'[registry."{named}"]\nplain-http = true\n'
+    expect.success(sync(world, "--config", str(config), text=text, plain=own, secure="2"))
+    assert mirror.requests != []
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("ca-cert = 'none'", ["ca-cert names", "none, where there is no file"]),
+        ("ca-cert = 1", ["ca-cert is neither a path nor a list of paths"]),
+        ("plain-http = 'yes'", ["plain-http is neither true nor false"]),
+        ("client-key = 'sync.toml'", ["client-key is there without a client-cert"]),
+        ("mirrors = ['x']", ["mirrors is not known here", "plain-http"]),
+        ("password = 'x'", ["password is not known here", "no password belongs here", "password-file"]),
+        ("username = 'x'", ["password-env is missing", "password-file"]),
+        ("password-env = 'X'", ["username is missing"]),
+        ("username = 'x'\npassword-file = 'none'", ["password-file names", "there is no file"]),
+        (
+            "username = 'x'\npassword-file = 'sync.toml'\npassword-env = 'X'",
+            ["password-file is there beside password-env"],
+        ),
+        ("username = 'x'\nauthfile = 'sync.toml'", ["authfile is there beside a user name"]),
+        ("auth-file = 'sync.toml'\nauthfile = 'sync.toml'", ["authfile is there twice"]),
+        ("credentials = 'me'\nauthfile = 'sync.toml'", ["credentials is there beside authfile"]),
+        ("credentials = 'hunter2'", ["credentials is not the NAME", "there are: me"]),
+        ("credentials = 'me'\n[registry.'other.example']\ncredentials = 'me'", ["one password, 'me'", "other.example"]),
+    ],
+)
+def test_a_mistake_is_named_with_the_file_the_table_and_the_key(tmp_path: Path, keys: str, words: list[str]) -> None:
+    file = tmp_path / "sync.toml"
+    file.write_text(
+        "[credentials.me]\nusername = 'me'\npassword-env = 'X'\n[[sync]]\nfrom = 'r.example/a:1'\nto = 'oci:x'\n"
+        f"[registry.'r.example']\n{keys}\n"
+    )
+    result = ocistream("sync", file)
+    table = "other.example" if "other.example" in keys else "r.example"
+    expect.failure(result, 2, f"{file}: registry: {table}: ", *words)
+    assert "hunter2" not in result.err
+
+
+def test_a_table_of_no_registry_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sync.toml"
+    file.write_text("[registry.'r.example/a']\n[[sync]]\nfrom = 'r.example/a:1'\nto = 'oci:x'\n")
+    expect.failure(ocistream("sync", file), 2, "registry: r.example/a is not a registry's HOST[:PORT]")
