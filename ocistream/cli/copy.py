@@ -23,7 +23,7 @@ from ocistream.cli.options import (
     via_options,
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.sides import CREDENTIAL, options_of, side_options
+from ocistream.cli.sides import CREDENTIAL, options_of, side_options, without_effect
 from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.streams import stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
@@ -152,8 +152,11 @@ def _copy_via(
         msg = "--all-tags and --tags cannot be had with --via"
         raise UsageError(msg, hint="copy the images one by one")
     check_safe(destination)
+    options_of(session.options, "SRC")
     src, dst = parse_named_end(source), parse_named_end(destination)
     session.check_result_apart(src)
+    if src.reference is None and (message := without_effect("src")):
+        session.console.note(message)
     select = the_image if dst.kind == "docker" or dst.name is not None else some_images
     choice = platform_choice(platforms, None)
     want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
@@ -169,11 +172,14 @@ def _check_sides(session: Session, src: End, dst: End) -> None:
     for side in ("SRC", "DEST"):
         options_of(session.options, side)
     _check_asked(session, src, dst)
+    registries = {"src": set(registries_of(src))}
+    registries["dest"] = {*registries_of(dst), *(registries_asked(session) - registries["src"])}
     shared: set[str] = set()
-    if not _has_credential(session, "src"):
-        shared.update(registries_of(src))
-    if not _has_credential(session, "dest"):
-        shared.update(registries_of(dst), registries_asked(session) - set(registries_of(src)))
+    for side, those in registries.items():
+        if not those and (message := without_effect(side)):
+            session.console.note(message)
+        if not _has_credential(session, side):
+            shared |= those
     session.check_credentials(shared)
 
 

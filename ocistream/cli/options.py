@@ -198,7 +198,8 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
         own = {key: options.pop(key) for key in list(options) if key in _SESSION_OPTIONS}
         if sum(bool(own.get(name)) for name in PASSWORD_ON_STDIN) > 1:
             msg = "only one password can come on stdin"
-            raise UsageError(msg, hint="give the other one with --src-password-file or --dest-password-file")
+            others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
+            raise UsageError(msg, hint=f"give the other one with {others}")
         command(Session(console, own, Stop()), **options)
 
     return wrapped

@@ -330,9 +330,10 @@ class Session:
         Raises:
             UsageError: it is closed, a terminal, or has the password.
         """
-        if any(self.options.get(name) for name in PASSWORD_ON_STDIN):
+        if given := next((name for name in PASSWORD_ON_STDIN if self.options.get(name)), None):
+            option = f"--{given.replace('_', '-').removesuffix('stdin')}file"
             msg = f"stdin cannot be both the {what} and the password"
-            raise UsageError(msg, hint=f"set OCISTREAM_PASSWORD, or read the {what} from a file")
+            raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
         return opened_stdin(what, instead)
 
 

@@ -10,13 +10,23 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from ocistream.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-__all__ = ["CREDENTIAL", "SIDE_OPTIONS", "hints_for", "hints_for_sync", "instead_of", "options_of", "side_options"]
+__all__ = [
+    "CREDENTIAL",
+    "SIDE_OPTIONS",
+    "hints_for",
+    "hints_for_sync",
+    "instead_of",
+    "options_of",
+    "side_options",
+    "without_effect",
+]
 
 _SIDES: Final = {"src": "source", "dest": "destination"}
 #: What says which credential is shown: if a side has one of these, those for both do not hold there.
@@ -77,6 +87,20 @@ def options_of(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
         msg = f"--{key}-client-key needs --{key}-client-cert"
         raise UsageError(msg, hint="name the certificate of that key too; --client-cert comes with --client-key")
     return {**options, **own}
+
+
+def without_effect(side: str) -> str | None:
+    """Return what to say of the options of one side ("src", "dest") that is not in a registry; None without any.
+
+    Defaults are for all runs, and are not mentioned.
+    """
+    context = click.get_current_context()
+    given = [name for name in SIDE_OPTIONS if name.startswith(f"{side}_")]
+    given = [name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if not given:
+        return None
+    shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    return f"{shown} {'has' if len(given) == 1 else 'have'} no effect: the {_SIDES[side]} is not in a registry"
 
 
 def instead_of(option: str, known: Collection[str]) -> str | None:

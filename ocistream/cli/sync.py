@@ -67,6 +67,7 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
 
     shard, plan = parse_shard(part), read_plan(file, home())
     session.rules = plan.registries
+    _tell_unused(session, plan)
     result = session.options["result"]
     session.check_result_apart(*(place.end for entry in plan.entries for place in (entry.source, *entry.targets)))
     if result is not None:
@@ -98,6 +99,15 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
             write_pieces(result, told.document(shard, is_whole=is_whole))
     if told.code:
         raise click.exceptions.Exit(told.code)
+
+
+def _tell_unused(session: Session, plan: Plan) -> None:
+    """Say with -v which tables are for registries that no entry names: they may be for mirrors, or misspelt."""
+    places = (place for entry in plan.entries for place in (entry.source, *entry.targets))
+    named = {place.end.reference.registry.lower() for place in places if place.end.reference}
+    for host in plan.registries:
+        if host not in named:
+            session.console.note(f'[registry."{printable(host)}"]: no entry names this registry', level=1)
 
 
 class _Places:

@@ -149,6 +149,21 @@ def test_a_key_without_its_certificate_is_refused(side: str, layout: Layout, tmp
     expect.failure(result, 2, f"--{side}-client-key needs --{side}-client-cert")
 
 
+def test_options_of_a_side_that_is_not_in_a_registry_are_told_to_have_no_effect(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path
+) -> None:
+    seed(layout, small_image(layout, name="app"), served.host, "app", "1")
+    argv = ["copy", f"{served.host}/app:1", f"oci:{tmp_path / 'out'}"]
+    result = ocistream(*argv, "--dest-insecure", "--dest-ca-cert=x", "--src-insecure")
+    expect.success(result)
+    assert "--dest-insecure, --dest-ca-cert have no effect: the destination is not in a registry" in result.err
+    assert "--src-insecure" not in result.err
+    asked = ocistream(*argv, "--dest-insecure", "--have", f"localhost:{served.host.partition(':')[2]}/app")
+    expect.success(asked)
+    assert "no effect" not in asked.err
+    assert "no effect" not in ocistream(*argv, env={"OCISTREAM_DEST_CA_CERT": "x"}).err
+
+
 # -- one registry on both sides -----------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cli import expect
 from tests.cli.run import Result, ocistream
 from tests.cli.two_registries import PASSWORDS, Start, World
-from tests.images import Layout
+from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 
 LOGINS = """
@@ -183,6 +183,15 @@ def test_a_mistake_is_named_with_the_file_the_table_and_the_key(tmp_path: Path, 
     table = "other.example" if "other.example" in keys else "r.example"
     expect.failure(result, 2, f"{file}: registry: {table}: ", *words)
     assert "hunter2" not in result.err
+
+
+def test_a_table_that_no_entry_needs_is_told_with_v(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app")
+    file = tmp_path / "sync.toml"
+    file.write_text(f"[registry.'r.exmaple']\n[[sync]]\nfrom = 'oci:{layout.path}:app'\nto = 'oci:out'\n")
+    note = '[registry."r.exmaple"]: no entry names this registry'
+    assert note not in ocistream("sync", file).err
+    assert note in ocistream("sync", file, "-v").err
 
 
 def test_a_table_of_no_registry_is_refused(tmp_path: Path) -> None:
