@@ -106,9 +106,12 @@ def without_effect(side: str) -> str | None:
 def instead_of(option: str, known: Collection[str]) -> str | None:
     """Return what to give in place of another tool's option, for a command that has the `known` ones."""
     found = _OTHER_TOOLS.fullmatch(option)
-    if found is None or "--insecure" not in known:
+    if found is None:
         return None
-    return _INSTEAD[found[2]].format(found[1] if f"--{found[1]}insecure" in known else "")
+    side, name = found[1], "insecure" if found[2] == "tls-verify" else "username"
+    if f"--{name}" not in known:
+        return None
+    return _INSTEAD[found[2]].format(side if f"--{side}{name}" in known else "")
 
 
 def hints_for(options: Mapping[str, Any], side: str) -> Callable[[str], str]:

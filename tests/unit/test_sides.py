@@ -1,0 +1,85 @@
+"""Which options hold for a side of `copy`, and what hints call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ocistream.cli.sides import hints_for, hints_for_sync, instead_of, options_of
+from ocistream.errors import UsageError
+
+#: The options of a copy that sets none.
+NONE: dict[str, Any] = {
+    **dict.fromkeys(("plain_http", "insecure", "src_plain_http", "src_insecure", "dest_plain_http"), False),
+    **dict.fromkeys(("ca_cert", "client_cert", "client_key", "src_ca_cert", "src_client_cert", "src_client_key")),
+}
+CERTIFICATE = "a client certificate: --client-cert and --client-key"
+PLAIN = "leave out --plain-http, or correct the port"
+
+
+def of(side: str, **given: Any) -> dict[str, Any]:
+    """Return what a side's options come to, less what is not set."""
+    found = options_of({**NONE, **given}, side)
+    names = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
+    return {name: found[name] for name in names if found[name]}
+
+
+def test_an_option_without_a_side_is_for_both() -> None:
+    given = {"plain_http": True, "insecure": True, "ca_cert": "x", "client_cert": "c", "client_key": "k"}
+    for side in ("SRC", "DEST", ""):
+        assert of(side, **given) == given
+
+
+def test_the_option_of_a_side_comes_first_and_is_for_no_other() -> None:
+    given = {"ca_cert": "both", "src_ca_cert": "own", "src_plain_http": True, "src_insecure": True}
+    assert of("SRC", **given) == {"ca_cert": "own", "plain_http": True, "insecure": True}
+    assert of("DEST", **given) == of("", **given) == {"ca_cert": "both"}
+    assert of("SRC", ca_cert="both", src_ca_cert="") == {}
+
+
+def test_a_client_certificate_has_its_own_key_only() -> None:
+    both = {"client_cert": "c", "client_key": "k"}
+    assert of("SRC", **both, src_client_cert="own") == {"client_cert": "own"}
+    assert of("SRC", **both, src_client_cert="own", src_client_key="its") == {"client_cert": "own", "client_key": "its"}
+    with pytest.raises(UsageError, match="--src-client-key needs --src-client-cert"):
+        of("SRC", **both, src_client_key="its")
+
+
+def test_a_hint_has_the_names_of_the_side() -> None:
+    assert hints_for(NONE, "")(CERTIFICATE) == CERTIFICATE
+    assert hints_for(NONE, "SRC")(CERTIFICATE) == "a client certificate: --src-client-cert and --src-client-key"
+    assert hints_for(NONE, "DEST")(PLAIN) == "leave out --dest-plain-http, or correct the port"
+    for side, other in (
+        ("SRC", "--dest-plain-http is for the destination"),
+        ("DEST", "--src-plain-http is for the source"),
+    ):
+        shown = hints_for({**NONE, "plain_http": True}, side)(PLAIN)
+        assert shown == f"leave out --plain-http ({other} alone), or correct the port"
+    assert hints_for(NONE, "SRC")("--retries and --cache") == "--retries and --cache"
+
+
+def test_a_hint_of_a_sync_has_the_keys_of_the_file() -> None:
+    table = '[registry."HOST"] of the sync file'
+    assert hints_for_sync(NONE)(CERTIFICATE) == f"a client certificate: client-cert and client-key (keys of {table})"
+    assert hints_for_sync(NONE)("plain HTTP: --plain-http") == f"plain HTTP: plain-http (a key of {table})"
+    shown = hints_for_sync({**NONE, "plain_http": True})(PLAIN)
+    assert shown == f"leave out --plain-http (or set plain-http = false in {table}), or correct the port"
+    assert hints_for_sync(NONE)("--retries") == "--retries"
+
+
+@pytest.mark.parametrize(
+    ("option", "known", "words"),
+    [
+        ("--src-creds", ["--username", "--src-username"], "--src-password-file"),
+        ("--src-creds", ["--username"], "give --username,"),
+        ("--password", ["--username"], "--password-stdin"),
+        ("--tls-verify", ["--insecure"], "--insecure skips"),
+        ("--creds", ["--insecure"], None),
+        ("--tls-verify", ["--username"], None),
+        ("--cred", ["--username"], None),
+    ],
+)
+def test_another_tool_s_option_has_one_here(option: str, known: list[str], words: str | None) -> None:
+    found = instead_of(option, known)
+    assert found is None if words is None else words in str(found)
