@@ -23,7 +23,7 @@ from ocistream.cli.options import (
     via_options,
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.sides import CREDENTIAL, options_of, side_options, without_effect
+from ocistream.cli.sides import has_credential, options_of, side_options, without_effect
 from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.streams import stdout_end
 from ocistream.cli.targets import apart, matching, tagged, under_own_tag
@@ -178,14 +178,9 @@ def _check_sides(session: Session, src: End, dst: End) -> None:
     for side, those in registries.items():
         if not those and (message := without_effect(side)):
             session.console.note(message)
-        if not _has_credential(session, side):
+        if not has_credential(session.options, side):
             shared |= those
     session.check_credentials(shared)
-
-
-def _has_credential(session: Session, side: str) -> bool:
-    """Say whether a side has a credential of its own, so that the one for both sides is not used there."""
-    return any(session.options.get(f"{side}_{name}") for name in CREDENTIAL)
 
 
 def _check_asked(session: Session, *ends: End) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocistream.cli.sides import CREDENTIAL
+from ocistream.cli.sides import has_credential
 from ocistream.cli.streams import read_password, read_password_file
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.reference import printable
@@ -50,17 +50,21 @@ class GivenCredentials:
         Raises:
             UsageError, NotFoundError, LocalDiskError: as `of`.
         """
-        return self._password("")[0]
+        return self._password("", self._given_by(""))
 
     def auth_file(self, side: str) -> tuple[Path, str] | None:
         """Return the file that --authfile or its form for one side names, and that option.
 
         Raises:
             NotFoundError: it does not exist.
+            UsageError: its name is empty.
         """
         for key in dict.fromkeys((_key(side), "")):
-            if path := self._options.get(f"{key}authfile"):
+            if (path := self._options.get(f"{key}authfile")) is not None:
                 option = _option(key, "authfile")
+                if not path:
+                    msg = f"{option} is empty"
+                    raise UsageError(msg, hint="is it a variable that is not set?")
                 if not Path(path).exists():
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     raise NotFoundError(msg, hint="is the path right? `ocistream login --authfile FILE` writes one")
@@ -69,40 +73,58 @@ class GivenCredentials:
 
     def _read(self, side: str) -> Credential | None:
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
-        keys = dict.fromkeys((_key(side), ""))
-        key = next((key for key in keys if any(self._options.get(f"{key}{name}") for name in CREDENTIAL)), None)
-        if key is None:
+        own = next((one for one in dict.fromkeys((side, "")) if has_credential(self._options, one)), None)
+        if own is None:
             return None
-        secret, given_by = self._password(key)
+        key = _key(own)
+        if self._options.get(f"{key}username") == "":
+            msg = f"{_option(key, 'username')} is empty"
+            raise UsageError(msg, hint="is it a variable that is not set?")
+        given_by = self._given_by(key)
         # A password of one side may be for the user name of both.
-        username = self._options.get(f"{key}username") or (self._options.get("username") if given_by else None)
-        username = username or self._env.get(f"{prefix}_USERNAME") or self._env.get("OCISTREAM_USERNAME")
-        if not username:
-            msg = f"{given_by} needs {_option(key, 'username')}"
+        names = {
+            _option(key, "username"): self._options.get(f"{key}username"),
+            "--username": self._options.get("username"),
+            f"{prefix}_USERNAME": self._env.get(f"{prefix}_USERNAME"),
+            "OCISTREAM_USERNAME": self._env.get("OCISTREAM_USERNAME"),
+        }
+        found = [(name, value) for name, value in names.items() if value]
+        if not found:
+            msg = f"{_option(key, given_by or 'password')} needs {_option(key, 'username')}"
             raise UsageError(msg, hint=f"or set {prefix if key else 'OCISTREAM'}_USERNAME")
-        secret = secret or self._env.get(f"{prefix}_PASSWORD") or self._env.get("OCISTREAM_PASSWORD")
+        secret = (
+            self._password(key, given_by) or self._env.get(f"{prefix}_PASSWORD") or self._env.get("OCISTREAM_PASSWORD")
+        )
         if not secret:
             msg = f"{_option(key, 'username')} needs a password"
             others = f"{_option(key, 'password-file')} or {_option(key, 'password-stdin')}"
             raise UsageError(msg, hint=f"set {prefix if key else 'OCISTREAM'}_PASSWORD, or give {others}")
         from ocistream.credentials import Credential
 
-        return Credential(username, secret, source=_option(key, "username"))
+        source, username = found[0]
+        return Credential(username, secret, source=source)
 
-    def _password(self, key: str) -> tuple[str | None, str]:
-        """Return the password that an option gives, and that option; None and "" where there is none."""
-        path, on_stdin = self._options.get(f"{key}password_file"), self._options.get(f"{key}password_stdin")
-        by_file, by_stdin = _option(key, "password-file"), _option(key, "password-stdin")
-        if path and on_stdin:
-            msg = f"{by_file} and {by_stdin} both give the password"
+    def _given_by(self, key: str) -> str | None:
+        """Return the option that gives the password, or None.
+
+        Raises:
+            UsageError: two do.
+        """
+        options = {
+            name: self._options.get(key + name.replace("-", "_")) for name in ("password-file", "password-stdin")
+        }
+        given = [name for name, value in options.items() if value not in {None, False}]
+        if len(given) > 1:
+            msg = f"{_option(key, given[0])} and {_option(key, given[1])} both give the password"
             raise UsageError(msg, hint="give one of them")
-        if path:
-            return read_password_file(path, by_file), by_file
-        if not on_stdin:
-            return None, ""
-        if self._on_stdin is None:
+        return given[0] if given else None
+
+    def _password(self, key: str, given_by: str | None) -> str | None:
+        if given_by == "password-file":
+            return read_password_file(self._options[f"{key}password_file"], _option(key, given_by))
+        if given_by == "password-stdin" and self._on_stdin is None:
             self._on_stdin = read_password()
-        return self._on_stdin, by_stdin
+        return self._on_stdin if given_by else None
 
 
 def _key(side: str) -> str:

@@ -51,12 +51,13 @@ def login(console: Console, /, registry: str, username: str | None, **options: A
 
     apply_verbosity(console, options)
     host = parse_registry(registry)
+    keychain = _keychain(options)
     given = GivenCredentials(options, os.environ).password()
     username = username or os.environ.get("OCISTREAM_USERNAME") or _ask("Username: ")
     secret = given or os.environ.get("OCISTREAM_PASSWORD") or _ask("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
     _check(host, credential, options)
-    where = _keychain(options).save(host, credential)
+    where = keychain.save(host, credential)
     console.note(f"logged in to {host}; the credential is kept in {where}")
 
 
@@ -78,10 +79,17 @@ def logout(console: Console, /, registry: str, **options: Any) -> None:
 
 
 def _keychain(options: Mapping[str, Any]) -> Keychain:
-    """Return what keeps credentials: in the file that --authfile names, or where Docker does."""
+    """Return what keeps credentials: in the file that --authfile names, or where Docker does.
+
+    Raises:
+        UsageError: the name of that file is empty.
+    """
     from ocistream.credentials import Keychain
 
     path = options["authfile"]
+    if path == "":
+        msg = "--authfile is empty"
+        raise UsageError(msg, hint="is it a variable that is not set?")
     return Keychain(os.environ, home=home(), auth_file=(Path(path), "--authfile") if path else None)
 
 

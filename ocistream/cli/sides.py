@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 __all__ = [
-    "CREDENTIAL",
     "SIDE_OPTIONS",
+    "has_credential",
     "hints_for",
     "hints_for_sync",
     "instead_of",
@@ -29,8 +29,7 @@ __all__ = [
 ]
 
 _SIDES: Final = {"src": "source", "dest": "destination"}
-#: What says which credential is shown: if a side has one of these, those for both do not hold there.
-CREDENTIAL: Final = ("username", "password_stdin", "password_file")
+_CREDENTIAL: Final = ("username", "password_stdin", "password_file")
 #: How a registry is reached.
 _REACHED: Final = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
 #: Name, metavar (none for a switch) and help of each option that a side has.
@@ -80,13 +79,25 @@ def options_of(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     if not side:
         return options
     key = side.lower()
-    own = {name: value for name in _REACHED if (value := options.get(f"{key}_{name}")) not in {None, False}}
+    own = {name: options[f"{key}_{name}"] for name in _REACHED if _is_given(options, f"{key}_{name}")}
     if "client_cert" in own:
         own.setdefault("client_key", None)
     elif "client_key" in own:
         msg = f"--{key}-client-key needs --{key}-client-cert"
         raise UsageError(msg, hint="name the certificate of that key too; --client-cert comes with --client-key")
     return {**options, **own}
+
+
+def has_credential(options: Mapping[str, Any], side: str) -> bool:
+    """Say whether options give a credential for one side ("SRC", "DEST"), or for both ("").
+
+    Where a side has one of its own, the one for both does not apply.
+    """
+    return any(_is_given(options, f"{side.lower()}_{name}" if side else name) for name in _CREDENTIAL)
+
+
+def _is_given(options: Mapping[str, Any], name: str) -> bool:
+    return options.get(name) not in {None, False}
 
 
 def without_effect(side: str) -> str | None:
