@@ -123,8 +123,8 @@ class Looks:
                     digest = there.digest()
                     is_same = digest in {wanted.digest, wanted.exported}
                 # What hangs on it is asked for only where it would be the news.
-                if is_same and copy.entry.referrers:
-                    is_same = there.has_all_of(wanted.graph(), digest or "")
+                if is_same and digest and copy.entry.referrers:
+                    is_same = there.has_all_of(wanted.graph(), digest)
             except OcistreamError as error:
                 look.failed([target], error)
             else:
@@ -207,7 +207,7 @@ class _Wanted:
 
     def __init__(self, digest: str, graph: Callable[[], Graph], exported: str | None = None) -> None:
         self.digest = digest
-        self.exported = exported
+        self.exported = exported or digest
         self._ask = graph
         self._graph: Graph | None = None
 
