@@ -29,9 +29,11 @@ __all__ = [
     "HIDDEN",
     "NARROWED",
     "NO_PLACE",
+    "ORPHANED",
     "SAME_TAG",
     "TAKEN",
     "UNKNOWN_KIND",
+    "UNREADABLE",
     "UNWANTED",
     "Attached",
     "LeftBehind",
@@ -77,6 +79,8 @@ SAME_TAG: Final = "another one has the same tag"
 TAKEN: Final = "another one is there, and stays (copy --tags 'sha256-*.*' replaces it)"
 HIDDEN: Final = "the registry does not tell"
 CUT: Final = "the registry's list is longer than is read"
+ORPHANED: Final = "the image they refer to does not exist in the source"
+UNREADABLE: Final = "their manifests are missing or malformed"
 #: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.
 _TAGGED_ALGORITHM: Final = 32
 _TAGGED_HEX: Final = 64
@@ -109,10 +113,11 @@ class Attached:
 class LeftBehind:
     """What hangs on an image and does not go along, and why; of `kind` None nobody knows what there is.
 
-    `count` is how many it stands for, where there are too many to name each.
+    `count` is how many it stands for, where there are too many to name each. Without a `subject` it is not known what
+    the entry refers to.
     """
 
-    subject: str
+    subject: str | None
     why: str
     kind: str | None = None
     digest: str | None = None

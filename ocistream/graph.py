@@ -22,12 +22,14 @@ __all__ = ["Graph", "Incomplete", "Root", "children_of", "is_image"]
 class Root:
     """One image that the user asked for: its name (None where it has none) and what the name stands for.
 
-    `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing.
+    `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing. A `stray` entry of an
+    `index.json` has no image's name and is not known to be an image, such as a referrer whose subject is not there.
     """
 
     name: str | None
     descriptor: Descriptor
     origin: str = ""
+    stray: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class _Reader:
             table.where,
             source,
             targets,
-            None if names_one(source.end) and "tags" not in table.values else _tags(table),
+            _tags(table) if "tags" in table.values else None,
             _platforms(table if "platforms" in table.values else defaults),
             referrers is not False,
         )

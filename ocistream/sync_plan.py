@@ -55,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One `[[sync]]`: `where` it stands, for errors. `choose` is None where its source is one image."""
+    """One `[[sync]]`: `where` it stands, for errors. `choose` is None where it has no `tags`: all images are wanted."""
 
     where: str
     source: Place

@@ -9,10 +9,13 @@ import itertools
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from ocistream.attachments import ORPHANED, UNREADABLE
 from ocistream.errors import OcistreamError, UnsupportedError
+from ocistream.notices import notice
 from ocistream.reference import printable
 from ocistream.stores import Want
-from ocistream.stores.index import some_images
+from ocistream.stores.all_images import all_images, tell_untagged
+from ocistream.stores.index import some_images, tag_of
 from ocistream.sync_ends import graph_of, opened
 from ocistream.sync_looks import Look, Looks, Outcome
 from ocistream.sync_moves import Moving, Planned
@@ -122,13 +125,20 @@ class Sync:
             self._looking.note_tags(end.reference, listed.tags)
             return listed.tags
         names: list[str] = []
+        by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
 
         def listing(roots: Sequence[Root]) -> Sequence[Root]:
             names.extend(root.name for root in some_images(roots) if root.name)
-            return roots
+            if entry.choose is None:
+                all_images(roots, lambda root: tag_of(root.name) is not None, "tag", f"`tags` chooses some; {by_name}")
+            else:
+                tell_untagged(roots)
+            return [root for root in roots if not root.stray]
 
         with ExitStack() as stack:
             source = opened(end, around, Want(listing))
             stack.callback(source.close)
-            graph_of(source, end)
+            for left in graph_of(source, end).left_behind:
+                if left.why in {ORPHANED, UNREADABLE}:
+                    notice(f"left behind: {left.digest} in {printable(end.text)}; {left.why}")
         return names

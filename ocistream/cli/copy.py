@@ -26,10 +26,10 @@ from ocistream.cli.platform import default_platform, platform_choice, platform_o
 from ocistream.cli.sides import has_credential, options_of, side_options, without_effect
 from ocistream.cli.splitting import split_option, split_size
 from ocistream.cli.streams import stdout_end
-from ocistream.cli.targets import apart, matching, tagged, under_own_tag
+from ocistream.cli.targets import apart, every_tag, matching, tagged, under_own_tag
 from ocistream.errors import UsageError
 from ocistream.reference import printable
-from ocistream.stores import Want, open_sink, open_source
+from ocistream.stores import Want, is_directory, open_sink, open_source
 from ocistream.stores.index import names_there, only_image, some_images
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
-@click.option("--all-tags", is_flag=True, help="Copy every tagged image of a repository, layout or archive.")
+@click.option(
+    "--all-tags",
+    is_flag=True,
+    help="Copy every tag of a repository, layout or archive; an image without a tag is an error.",
+)
 @click.option(
     "--tags",
     "globs",
@@ -108,7 +112,7 @@ def copy(
     if all_tags or globs:
         _check_many(src, dst)
         choose = matching(globs)
-        select = tagged(choose)
+        select = tagged(choose) if globs else every_tag(choose, _without_tag(src, dst))
         if dst.reference is not None:
             target = under_own_tag(dst.reference)
             select = apart(target, select)
@@ -206,6 +210,15 @@ def _check_many(src: End, dst: End) -> None:
         if end.name is not None or (end.reference is not None and not end.is_repository):
             msg = f"{printable(end.text)} is one image, and many are to be copied"
             raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
+
+
+def _without_tag(src: End, dst: End) -> str:
+    """Say what to do with images that have no tag."""
+    if dst.reference is None:
+        return "leave --all-tags away: without it all images are copied, whatever their names are"
+    kind = "oci" if is_directory(src) else "oci-archive"
+    source = printable(src.text if src.kind != "path" else f"{kind}:{src.text}")
+    return f"copy them one by one, by digest: `ocistream copy {source}:DIGEST {printable(dst.text)}:TAG`"
 
 
 def registries_of(end: End) -> Collection[str]:

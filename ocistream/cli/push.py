@@ -18,10 +18,11 @@ from ocistream.cli.options import (
 )
 from ocistream.cli.platform import platform_choice, platform_option
 from ocistream.cli.targets import apart
-from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
+from ocistream.errors import InvalidNameError, UsageError
 from ocistream.reference import Reference, parse_reference, parse_registry, printable
 from ocistream.stores import Want, open_sources, parse_end
-from ocistream.stores.index import images_named, only_image, some_images
+from ocistream.stores.all_images import all_images
+from ocistream.stores.index import has_full_name, images_named, only_image, some_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.cli.session import Session
     from ocistream.graph import Root
     from ocistream.interfaces import Sink, Source
+    from ocistream.stores.index import Selection
 
 _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
 
@@ -44,7 +46,12 @@ _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as
     help="The archive or layout; repeats, for volumes and other archives of the same images.  [default: stdin]",
 )
 @click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
-@click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every named image there, under its own name.")
+@click.option(
+    "--to",
+    "prefix",
+    metavar="HOST[/PREFIX]",
+    help="Push every image there, under its own name; an image without a full name is an error.",
+)
 @platform_option("all that is there")
 @referrers_option
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")
@@ -94,7 +101,7 @@ def push(
     else:
         registry = _registry_of(prefix or "")
         target, early = _permitted(session, _under(prefix or "")), None
-        select = apart(target, images_named(chosen) if chosen else named_images)
+        select = apart(target, _with_full_names(chosen))
     choice = platform_choice(platforms, None)
     want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
     mounts = mount_sources(session.options["mount_from"], registry)
@@ -137,8 +144,6 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
         raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
 
     def target(root: Root) -> Reference:
-        if not _has_repository(root):
-            raise _nowhere(f"the image {printable(root.name or root.descriptor.digest)} has no full name")
         own = parse_reference(root.name or "")
         repository = own.repository.removeprefix("library/") if own.registry == "docker.io" else own.repository
         return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{own.tag}")
@@ -168,28 +173,8 @@ def _permitted(session: Session, target: Callable[[Root], Reference]) -> Callabl
     return permitted
 
 
-def named_images(roots: Sequence[Root]) -> Sequence[Root]:
-    """Choose the images that say where they belong.
-
-    Raises:
-        NotFoundError: there are none.
-        UsageError: none does.
-    """
-    found = [root for root in some_images(roots) if _has_repository(root)]
-    if not found:
-        raise _nowhere("no image in it has a full name")
-    return found
-
-
-def _nowhere(what: str) -> UsageError:
-    hint = "push one with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-    return UsageError(f"{what}, so --to does not know where it belongs", hint=hint)
-
-
-def _has_repository(root: Root) -> bool:
-    if root.name is None or not ({":", "/"} & set(root.name)):
-        return False
-    try:
-        return parse_reference(root.name).tag is not None
-    except (InvalidNameError, UnsupportedError):
-        return False
+def _with_full_names(chosen: Sequence[str]) -> Selection:
+    """Return a selection of the images chosen by --image, or else of all, by those of their names that are full."""
+    select, which = (images_named(chosen, every_name=True), "chosen") if chosen else (some_images, "in it")
+    hint = "--to needs full names; name the place of an image: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+    return lambda roots: all_images(select(roots), has_full_name, "full name", hint, which=which)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.errors import UsageError
 from ocistream.reference import Reference, printable
+from ocistream.stores.all_images import all_images, tell_untagged
 from ocistream.stores.index import tag_of
 from ocistream.tag_choice import matching
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ocistream.graph import Root
     from ocistream.stores.index import Selection
 
-__all__ = ["apart", "matching", "tagged", "under_own_tag"]
+__all__ = ["apart", "every_tag", "matching", "tagged", "under_own_tag"]
 
 
 def apart(target: Callable[[Root], Reference], select: Selection) -> Selection:
@@ -38,12 +39,25 @@ def apart(target: Callable[[Root], Reference], select: Selection) -> Selection:
     return chosen
 
 
+def every_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> Selection:
+    """Return a selection of all images of an archive or layout by their tags, which `choose` may restrict.
+
+    The selection raises UsageError, with this hint, if an image has no tag.
+    """
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        return tagged(choose)(all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint))
+
+    return select
+
+
 def tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> Selection:
-    """Give the way to choose those images of an archive that have a tag, by it; all others are left."""
+    """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
 
     def select(roots: Sequence[Root]) -> Sequence[Root]:
         tags = [tag for root in roots if (tag := tag_of(root.name))]
         chosen = set(choose(list(dict.fromkeys(tags))))
+        tell_untagged(roots)
         return [root for root in roots if tag_of(root.name) in chosen]
 
     return select

@@ -231,6 +231,7 @@ class ArchiveStreamSource:
             self._passed.held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
             self._passed.held_bytes += entry.size
             return
+        gathering.check_choice()
         if self._is_complete_without_more(gathering, early):
             self._begun = entry, digest, itertools.chain([first], chunks)
             return

@@ -7,7 +7,7 @@ image chosen: `gathering.py` does both.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
@@ -15,7 +15,9 @@ from ocistream.attachments import (
     DISOWNED,
     GONE,
     NARROWED,
+    ORPHANED,
     SAME_TAG,
+    UNREADABLE,
     UNWANTED,
     Attached,
     LeftBehind,
@@ -98,15 +100,29 @@ class Attaching:
         """Give those that have entries of their own."""
         return [other.root for other in self.others if not other.claimed_by]
 
-    def images(self) -> list[Root]:
-        """Give those that turned out to hang on nothing; or all, where there is none."""
-        entries = [other for other in self.others if not other.claimed_by]
-        plain = [
-            other.root
-            for other in entries
-            if not other.tag and other.digest not in self._subjects and subject_of(other.root.descriptor) is None
-        ]
-        return plain or [other.root for other in entries]
+    def recognize(self) -> dict[int, Root]:
+        """Return a root that is not stray for each entry whose manifest says that it is an image of its own.
+
+        The keys are the ids of the stray roots that these replace. A manifest that an index lists which moves, or of
+        which other platforms move, is a part of that image.
+        """
+        parts = {*self._builder.moving(), *self._cut_down()}
+        found: dict[int, Root] = {}
+        for place, other in enumerate(self.others):
+            is_referrer = other.tag or other.digest in self._subjects or subject_of(other.root.descriptor) is not None
+            if other.root.stray and not is_referrer and other.digest in self._described and other.digest not in parts:
+                found[id(other.root)] = image = replace(other.root, stray=False)
+                self.others[place] = replace(other, root=image)
+        return found
+
+    def leave_strays(self) -> None:
+        """Note each stray entry that does not move. All images of the source were chosen before."""
+        parts = {*self._builder.moving(), *self._cut_down()}
+        for other in self.others:
+            if other.root.stray and not other.claimed_by and other.digest not in parts:
+                subject, tag = next(self._hooks(other), (subject_of(other.root.descriptor), other.tag))
+                is_known = subject is not None or tag is not None
+                self._leave(other, subject, tag, ORPHANED if is_known else UNREADABLE)
 
     def less(self, chosen: AbstractSet[int], digests: AbstractSet[str]) -> None:
         """Take images out: the very roots that were `chosen`, by id, and what else is of their digests."""
@@ -222,7 +238,7 @@ class Attaching:
         if other.tag and (subject := cosign_subject(other.tag)) is not None:
             yield subject, other.tag
 
-    def _leave(self, other: Other, subject: str, tag: str | None, why: str) -> None:
+    def _leave(self, other: Other, subject: str | None, tag: str | None, why: str) -> None:
         self._left[other.digest] = why
         kind = self._described.get(other.digest, other.root.descriptor).artifact_type
         self._builder.leave(LeftBehind(subject, why, kind_of(kind, tag), other.digest, tag))

@@ -55,6 +55,7 @@ class Gathering:
         self._images: list[Root] = []
         #: The very roots that were chosen: two entries may be alike.
         self._chosen: set[int] = set()
+        self._chosen_digests: set[str] = set()
         self._is_chosen = False
         #: Digests of what is no image beside others, but would be chosen if all were.
         self._prospective: set[str] = set()
@@ -66,6 +67,8 @@ class Gathering:
         self._left_out = ""
         self._new: list[str] = []
         self._has_rest = True
+        self._has_told_strays = False
+        self._refusal: UsageError | None = None
 
     def begin(self, entries: Sequence[Descriptor], notes: Mapping[str, str] | None = None) -> None:
         """Learn what is listed, and choose the images, if that is possible yet; `notes` are the index's, of ours.
@@ -77,23 +80,35 @@ class Gathering:
         self._left_out = self._notes.get(LEFT_OUT, "")
         self._all = roots_of(entries)
         if self._referrers == "listed":
-            self._has_rest, self._images = False, self._all
+            self._has_rest, self._has_told_strays, self._images = False, True, self._all
             self._choose()
             return
         tags = [tag_of(called(root.descriptor)) for root in self._all]
         special = [tag is not None and (is_fallback_tag(tag) or cosign_subject(tag) is not None) for tag in tags]
-        others: list[Other] = []
-        for root, tag, is_special in zip(self._all, tags, special, strict=True):
-            if root.name and not is_special and subject_of(root.descriptor) is None:
-                self._images.append(root)
-            else:
-                others.append(Other(root, tag if is_special else None))
-        if not self._images and len({other.digest for other in others}) < 2:
-            self._images, others = self._all, []
+        if len({root.descriptor.digest for root in self._all}) > 1:
+            # Whether an entry without an image's name is an image, its manifest says.
+            self._all = [
+                root
+                if root.name and not is_special and subject_of(root.descriptor) is None
+                else replace(root, stray=True)
+                for root, is_special in zip(self._all, special, strict=True)
+            ]
+        self._images = [root for root in self._all if not root.stray]
+        others = [
+            Other(root, tag if is_special else None)
+            for root, tag, is_special in zip(self._all, tags, special, strict=True)
+            if root.stray
+        ]
         self._attaching.others = others
         self._prospective = {root.descriptor.digest for root in self._selected(self._all) or ()}
         if self._images or not others:
-            self._choose()
+            try:
+                self._choose()
+            except UsageError as error:
+                if not others:
+                    raise
+                # Said when it is known which of the other entries are images as well.
+                self._refusal = error
         for entry in self._attaching.begin():
             self._look_for(entry)
 
@@ -106,6 +121,15 @@ class Gathering:
                 return next(iter(self._looking.values()))
             if not self._settle():
                 return None
+
+    def check_choice(self) -> None:
+        """Call before blobs move that come before the graph is complete.
+
+        Raises:
+            UsageError: the images that have a name allow no choice, whatever the other entries are.
+        """
+        if self._refusal is not None:
+            raise self._refusal
 
     def needs(self, digest: str) -> bool:
         """Say whether this is needed."""
@@ -211,8 +235,10 @@ class Gathering:
         self._add(chosen)
 
     def _add(self, chosen: Sequence[Root]) -> None:
+        digests = {root.descriptor.digest for root in chosen}
         self._chosen.update(map(id, chosen))
-        self._attaching.less(self._chosen, {root.descriptor.digest for root in chosen})
+        self._chosen_digests |= digests
+        self._attaching.less(self._chosen, digests)
         for root in chosen:
             self._builder.add_root(root)
         self._answer()
@@ -276,7 +302,8 @@ class Gathering:
     def _settle(self) -> bool:
         """Take along what hangs on what moves; False once there is nothing new and everything is chosen."""
         if not self._is_chosen:
-            self._images = self._attaching.images()
+            self._recognize()
+            self._images = [root for root in self._all if not root.stray] or self._all
             self._choose()
             return True
         if self._referrers == "along" and (attestations := self._builder.new_attestations()):
@@ -289,10 +316,27 @@ class Gathering:
             return True
         if self._has_rest:
             self._has_rest = False
-            rest = {id(root) for root in self._attaching.entries()}
-            images = {id(root) for root in self._images}
-            chosen = self._selected([root for root in self._all if id(root) in images or id(root) in rest]) or ()
-            if new := [root for root in chosen if id(root) not in self._chosen]:
-                self._add(new)
+            if self._choose_rest():
                 return True
+        images = {root.descriptor.digest for root in self._all if not root.stray}
+        if not self._has_told_strays and images <= self._chosen_digests:
+            self._has_told_strays = True
+            self._attaching.leave_strays()
         return False
+
+    def _choose_rest(self) -> bool:
+        """Choose again, now that it is known which entries are images; return whether another one was chosen.
+
+        Raises:
+            NotFoundError, UsageError: as the choice has it.
+        """
+        self._recognize()
+        known = self._chosen.union(map(id, self._images), map(id, self._attaching.entries()))
+        chosen = self._select([root for root in self._all if id(root) in known])
+        if new := [root for root in chosen if id(root) not in self._chosen]:
+            self._add(new)
+        return bool(new)
+
+    def _recognize(self) -> None:
+        found = self._attaching.recognize()
+        self._all = [found.get(id(root), root) for root in self._all]

@@ -238,8 +238,8 @@ def _too_many(what: str) -> UnsupportedError:
 
 def _summed_up(left: Iterable[LeftBehind]) -> Iterator[LeftBehind]:
     """Give what is left behind in order; of many alike, the first by name and the others by number."""
-    alike: dict[tuple[str, str, str | None], list[LeftBehind]] = {}
-    for one in sorted(left, key=lambda one: (one.why, one.subject, one.digest or "", one.tag or "")):
+    alike: dict[tuple[str | None, str, str | None], list[LeftBehind]] = {}
+    for one in sorted(left, key=lambda one: (one.why, one.subject or "", one.digest or "", one.tag or "")):
         alike.setdefault((one.subject, one.why, one.kind), []).append(one)
     for (subject, why, kind), those in alike.items():
         yield from those[:_NAMED]

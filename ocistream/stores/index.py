@@ -140,6 +140,17 @@ def full_reference(name: str) -> Reference | None:
     return reference if reference.tag and name.startswith(f"{reference.registry}/") else None
 
 
+def has_full_name(root: Root) -> bool:
+    """Say whether an image's name tells its repository and its tag."""
+    # A bare tag, as layouts have them, would be taken for a repository of Docker Hub's.
+    if root.name is None or not ({":", "/"} & set(root.name)):
+        return False
+    try:
+        return parse_reference(root.name).tag is not None
+    except (InvalidNameError, UnsupportedError):
+        return False
+
+
 def tag_of(name: str | None) -> str | None:
     """Give the tag that an image of this name has: that of a full name, or a name that is nothing but one."""
     if name is None:
@@ -264,7 +275,7 @@ def no_image() -> NotFoundError:
 
 
 def only_image(roots: Sequence[Root]) -> Sequence[Root]:
-    """Choose the one image there is; what has no name beside one that has (a signature, say) does not count.
+    """Choose the one image that exists, whether it has a name or not. A stray entry counts only where it is alone.
 
     Raises:
         NotFoundError: there is none.
@@ -272,23 +283,26 @@ def only_image(roots: Sequence[Root]) -> Sequence[Root]:
     """
     if not roots:
         raise no_image()
-    candidates = [root for root in roots if root.name] or list(roots)
-    if len({root.descriptor.digest for root in candidates}) > 1:
-        msg = f"there are {len(candidates)} images in it"
-        raise UsageError(msg, hint=f"choose one with --image, or all with --to: {names_there(candidates)}")
-    return candidates[:1]
+    candidates = [root for root in roots if not root.stray] or list(roots)
+    if (count := len({root.descriptor.digest for root in candidates})) > 1:
+        msg = f"there are {count} images in it"
+        all_of_them = ", or all with --to" if all(map(has_full_name, candidates)) else ""
+        raise UsageError(msg, hint=f"choose one with --image{all_of_them}: {names_there(candidates)}")
+    return [next((root for root in candidates if root.name), candidates[0])]
 
 
-def images_named(names: Sequence[str]) -> Selection:
+def images_named(names: Sequence[str], *, every_name: bool = False) -> Selection:
     """Choose images by name: by the full name, its short form, or the tag; or by digest.
 
-    The choice raises NotFoundError, with the names there are, where one is not there.
+    With `every_name`, all entries of the image that go by a name are chosen. The choice raises NotFoundError, with the
+    names there are, where one is not there.
     """
 
     def select(roots: Sequence[Root]) -> Sequence[Root]:
         chosen: list[Root] = []
         for name in names:
             matches = [root for root in roots if goes_by(root, name)]
+            matches = [root for root in matches if not root.stray] or matches
             if not matches:
                 msg = f"there is no image {printable(name)!r} in it"
                 raise NotFoundError(msg, hint=f"its images are: {names_there(roots)}")
@@ -298,8 +312,9 @@ def images_named(names: Sequence[str]) -> Selection:
                 by_name = len({root.name for root in matches}) == len(matches)
                 hint = f"by its full name: {names_there(matches)}" if by_name else f"by its digest: {digests}"
                 raise UsageError(msg, hint=f"choose one {hint}")
-            chosen.append(matches[0])
-        return chosen
+            matches = [root for root in matches if root.name] or matches
+            chosen += matches if every_name else matches[:1]
+        return list({id(root): root for root in chosen}.values())
 
     return select
 

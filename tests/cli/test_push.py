@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import schemas
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import command, ocistream, pipe
+from tests.docker_archives import archive_of, of_docker, saved
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
@@ -37,12 +39,28 @@ def named(layout: Layout) -> dict[str, Descriptor]:
 
 
 @pytest.fixture
+def full_names(layout: Layout) -> dict[str, Descriptor]:
+    """Return the images of a layout of which each has a full name, by that name."""
+    images = {"a.example/team/app:1": small_image(layout), "docker.io/library/nginx:2": two_platforms(layout)}
+    for name, descriptor in images.items():
+        layout.name(descriptor, name)
+    return images
+
+
+@pytest.fixture
 def archive(layout: Layout, named: dict[str, Descriptor], tmp_path: Path) -> Path:
     """Return an archive of those images."""
     del named
     path = tmp_path / "all.tar"
     path.write_bytes(tar_of(small_first(layout)))
     return path
+
+
+def enter(layout: Layout, *descriptors: Descriptor) -> None:
+    """Enter manifests into index.json, under no name."""
+    index = json.loads((layout.path / "index.json").read_bytes())
+    index["manifests"] += descriptors
+    (layout.path / "index.json").write_text(json.dumps(index))
 
 
 # Which images go where ----------------------------------------------------------------------------------------
@@ -68,11 +86,28 @@ def test_entries_that_no_image_archive_has_are_named(
     assert "not used: 1 other file of the archive" in result.err
 
 
+@pytest.mark.parametrize("how", ["file", "pipe", "layout", "docker-archive"])
+def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
+) -> None:
+    image, nameless = small_image(layout, name="whatever"), layout.image([b"nameless"])
+    enter(layout, nameless)
+    archive = tmp_path / "two.tar"
+    archive.write_bytes(tar_of(small_first(layout)))
+    unnamed = nameless["digest"]
+    if how == "docker-archive":
+        images = [saved(layout, image, "whatever:1"), saved(layout, nameless)]
+        archive.write_bytes(archive_of(of_docker(images)))
+        unnamed = "sha256:"
+    given = {"pipe": [], "layout": ["-i", str(layout.path)]}.get(how, ["-i", str(archive)])
+    result = ocistream("push", f"{served.host}/app:1", *given, stdin=archive if how == "pipe" else None)
+    expect.failure(result, 2, "there are 2 images in it", "choose one with --image", "whatever", unnamed)
+    expect.no_image(served)
+
+
 def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
-    index = json.loads((layout.path / "index.json").read_bytes())
-    index["manifests"].append(layout.artifact(b"signature", subject=image))
-    (layout.path / "index.json").write_text(json.dumps(index))
+    enter(layout, layout.artifact(b"signature", subject=image))
     expect.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
@@ -105,11 +140,11 @@ def test_an_image_goes_by_its_digest(served: FaultyRegistry, named: dict[str, De
 
 
 @pytest.mark.parametrize(("prefix", "before"), [("", ""), ("/mirror", "mirror/"), ("/a/b/", "a/b/")])
-def test_to_sends_every_image_that_has_a_full_name_to_its_own_place(
-    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path, prefix: str, before: str
+def test_to_sends_every_image_to_its_own_place(
+    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, prefix: str, before: str
 ) -> None:
-    app, nginx, _ = (descriptor["digest"] for descriptor in named.values())
-    result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", archive)
+    app, nginx = (descriptor["digest"] for descriptor in full_names.values())
+    result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
     expect.success(result)
     assert result.lines() == [
         f"{served.host}/{before}team/app:1@{app}",
@@ -119,9 +154,44 @@ def test_to_sends_every_image_that_has_a_full_name_to_its_own_place(
     assert manifest_digest(served.host, f"{before}nginx", "2") == nginx
 
 
-def test_to_works_from_a_pipe(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
-    expect.success(ocistream("push", "--to", served.host, stdin=archive.read_bytes()))
-    assert manifest_digest(served.host, "nginx", "2") == named["docker.io/library/nginx:2"]["digest"]
+def test_to_works_from_a_pipe(served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout) -> None:
+    expect.success(ocistream("push", "--to", served.host, stdin=tar_of(small_first(layout))))
+    assert manifest_digest(served.host, "nginx", "2") == full_names["docker.io/library/nginx:2"]["digest"]
+
+
+@pytest.mark.parametrize("how", ["file", "pipe", "layout"])
+def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
+    served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str
+) -> None:
+    nameless = layout.image([b"nameless"])
+    enter(layout, nameless)
+    archive.write_bytes(tar_of(small_first(layout)))
+    given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
+    result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
+    expect.failure(result, 2, f"2 of 4 images in it have no full name: plain, {nameless['digest']}", "--image NAME")
+    assert served.requests == []
+    # The way that the hint names.
+    chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
+    result = ocistream("push", "--to", served.host, *chosen, *given, stdin=archive if how == "pipe" else None)
+    assert len(result.lines()) == 2, result.err
+    expect.success(ocistream("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive))
+
+
+def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
+    served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor], tmp_path: Path
+) -> None:
+    app = full_names["a.example/team/app:1"]
+    signature = layout.artifact(b"signature", kind="application/vnd.example.signature", subject=app)
+    lost = layout.artifact(b"lost", kind="application/spdx+json", subject=layout.image([b"elsewhere"]))
+    enter(layout, signature, lost)
+    result = ocistream("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
+    expect.success(result)
+    assert len(result.lines()) == 2
+    assert "left behind: 1 SBOM; the image they refer to does not exist in the source" in result.err
+    document = json.loads((tmp_path / "result.json").read_text())
+    schemas.validate_ours(document, "result")
+    assert [one["digest"] for one in document["referrers"]] == [signature["digest"]]
+    assert [one["digest"] for one in document["leftBehind"]] == [lost["digest"]]
 
 
 def test_to_sends_those_that_are_chosen(
@@ -138,7 +208,8 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     expect.failure(ocistream("push", "--to", served.host, "--image", "plain", "-i", archive), 2, "plain", "--image")
     other = Layout(layout.path.with_name("nameless"))
     small_image(other, name="1")
-    expect.failure(ocistream("push", "--to", served.host, "-i", other.path), 2, "no image in it has a full name")
+    result = ocistream("push", "--to", served.host, "-i", other.path)
+    expect.failure(result, 2, "no image in it has a full name: 1", "--image NAME")
     expect.no_image(served)
 
 
@@ -147,6 +218,17 @@ def test_to_passes_over_names_that_are_no_images(served: FaultyRegistry, layout:
     layout.name(image, "Not/A:Name", "a.example/x@sha384:0123", "a.example/app:1")
     result = ocistream("push", "--to", served.host, "-i", layout.path)
     assert result.lines() == [f"{served.host}/app:1@{image['digest']}"], result.err
+    for name in ("Not/A:Name", "a.example/x@sha384:0123"):
+        assert result.err.count(f"the name '{name}' is not used: it has no full name") == 1
+
+
+def test_to_sends_all_full_names_of_an_image_that_is_chosen_by_its_digest(
+    served: FaultyRegistry, layout: Layout
+) -> None:
+    image = small_image(layout)
+    layout.name(image, "plain", "a.example/app:1", "a.example/app:2")
+    result = ocistream("push", "--to", served.host, "--image", image["digest"], "-i", layout.path)
+    assert result.lines() == [f"{served.host}/app:{tag}@{image['digest']}" for tag in "12"], result.err
 
 
 def test_to_refuses_two_images_for_one_place(served: FaultyRegistry, layout: Layout) -> None:
@@ -222,18 +304,18 @@ def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
 
 
 def test_with_several_images_no_tag_appears_before_all_is_there(
-    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path
+    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout
 ) -> None:
-    del named
-    expect.success(ocistream("push", "--to", served.host, "-i", archive))
+    del full_names
+    expect.success(ocistream("push", "--to", served.host, "-i", layout.path))
     writes = [request.path for request in served.asked("PUT|PATCH|POST")]
     assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
 
 
 def test_one_image_of_two_that_fails_keeps_both_from_appearing(
-    served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor]
+    served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor]
 ) -> None:
-    layout.file(layout.read(named["a.example/team/app:1"]["digest"])["layers"][1]["digest"]).unlink()
+    layout.file(layout.read(full_names["a.example/team/app:1"]["digest"])["layers"][1]["digest"]).unlink()
     expect.failure(ocistream("push", "--to", served.host, "-i", layout.path), 6)
     expect.no_image(served)
 

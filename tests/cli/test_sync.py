@@ -85,6 +85,27 @@ def same(one: FaultyRegistry, other: FaultyRegistry, repository: str, names: lis
 
 
 class TestWhatIsMoved:
+    def test_an_image_without_a_tag_is_an_error_or_is_named(
+        self, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
+        lost = layout.artifact(b"lost", subject=layout.image([b"elsewhere"]))
+        index = json.loads((layout.path / "index.json").read_bytes())
+        index["manifests"] += [nameless, lost]
+        (layout.path / "index.json").write_text(json.dumps(index))
+        source = f"oci:{layout.path}"
+        refused = sync(tmp_path, entry(source, f"{target.host}/app"))
+        assert refused.code == 2
+        assert f"1 of 2 images in it has no tag: {nameless['digest']}" in refused.err
+        assert tags(target.host, "app") == []
+        chosen = sync(tmp_path, entry(source, f"{target.host}/app", tags="['*']"))
+        assert chosen.lines() == [f"{target.host}/app:1@{image['digest']}"], chosen.err
+        assert f"{nameless['digest']} has no tag, and only tags are chosen" in chosen.err
+        assert f"left behind: {lost['digest']} in {source}; the image they refer to" in chosen.err
+        # The way that the hint names.
+        one = sync(tmp_path, entry(f"{source}:{nameless['digest']}", f"{target.host}/app:nameless"))
+        assert one.lines() == [f"{target.host}/app:nameless@{nameless['digest']}"], one.err
+
     def test_all_tags_of_a_repository(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app"))
         expect.success(result)

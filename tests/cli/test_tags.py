@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, tar_of
+from tests.archives import items_of, small_first, tar_of
+from tests.cli import expect
 from tests.cli.run import ocistream
 from tests.faults import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
@@ -137,6 +138,45 @@ class TestCopy:
         assert result.code == 2
         assert "one.example/app:1 and two.example/app:1 would both become" in result.err
         assert tags(other.host, "app") == []
+
+    @pytest.mark.parametrize("how", ["layout", "archive", "pipe"])
+    def test_an_image_without_a_tag_is_not_dropped(
+        self, layout: Layout, other: FaultyRegistry, tmp_path: Path, how: str
+    ) -> None:
+        image, nameless = self.one_without_a_name(layout)
+        archive = tmp_path / "two.tar"
+        archive.write_bytes(tar_of(small_first(layout)))
+        source = {"layout": f"oci:{layout.path}", "archive": str(archive), "pipe": "-"}[how]
+        result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
+        expect.failure(result, 2, f"1 of 2 images in it has no tag: {nameless['digest']}", f":DIGEST {other.host}/app:")
+        assert tags(other.host, "app") == []
+        result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
+        expect.failure(result, 2, nameless["digest"], "leave --all-tags away")
+        assert not (tmp_path / "copy").exists()
+        # The ways that the hints name.
+        result = ocistream("copy", f"oci:{layout.path}:{nameless['digest']}", f"{other.host}/app:nameless")
+        assert result.lines() == [f"{other.host}/app:nameless@{nameless['digest']}"], result.err
+        expect.success(ocistream("copy", source, f"oci:{tmp_path}/copy", stdin=archive))
+        assert {entry["digest"] for entry in expect.index_of(tmp_path / "copy")} == {
+            image["digest"],
+            nameless["digest"],
+        }
+
+    def test_an_image_without_a_tag_that_patterns_do_not_choose_is_named(
+        self, layout: Layout, other: FaultyRegistry
+    ) -> None:
+        image, nameless = self.one_without_a_name(layout)
+        result = ocistream("copy", "--tags", "*", f"oci:{layout.path}", f"{other.host}/app")
+        assert result.lines() == [f"{other.host}/app:1@{image['digest']}"], result.err
+        assert result.err.count(f"{nameless['digest']} has no tag, and only tags are chosen\n") == 1
+
+    @staticmethod
+    def one_without_a_name(layout: Layout) -> tuple[Descriptor, Descriptor]:
+        """Enter an image and another one without a name into index.json."""
+        image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
+        index = json.loads((layout.path / "index.json").read_bytes())
+        (layout.path / "index.json").write_text(json.dumps({**index, "manifests": [nameless, *index["manifests"]]}))
+        return image, nameless
 
     @pytest.mark.usefixtures("images")
     @pytest.mark.parametrize(

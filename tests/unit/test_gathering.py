@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.attachments import GONE, SAME_TAG, Referrers
+from ocistream.attachments import GONE, ORPHANED, SAME_TAG, UNREADABLE, Referrers
 from ocistream.errors import ArchiveError, UnsupportedError, UsageError
 from ocistream.graph import Graph
-from ocistream.platforms import ALL_PLATFORMS
+from ocistream.model import Platform
+from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import Selection, images_named, only_image, parse_index, some_images
 from tests.images import OCI_INDEX, Descriptor, Layout, small_image, tar_layer
@@ -31,10 +32,15 @@ def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None
 
 
 def graph_of(
-    layout: Layout, select: Selection = only_image, *, first: Iterable[str] = (), referrers: Referrers = "along"
+    layout: Layout,
+    select: Selection = only_image,
+    *,
+    first: Iterable[str] = (),
+    referrers: Referrers = "along",
+    platforms: PlatformChoice = ALL_PLATFORMS,
 ) -> Graph:
     """Gather what a layout has; `first` names what passes before anything else is asked for, as in a pipe."""
-    gathering = Gathering(select, ALL_PLATFORMS, referrers)
+    gathering = Gathering(select, platforms, referrers)
     gathering.begin(parse_index((layout.path / "index.json").read_bytes()))
     for digest in first:
         if gathering.needs(digest):
@@ -73,7 +79,57 @@ class TestImages:
         named, nameless = small_image(layout, name="v1"), layout.image([b""])
         enter(layout, nameless)
         assert roots_in(graph_of(layout, some_images)) == [named["digest"], nameless["digest"]]
-        assert roots_in(graph_of(layout, only_image)) == [named["digest"]]
+        with pytest.raises(UsageError, match="there are 2 images in it") as caught:
+            graph_of(layout, only_image)
+        assert caught.value.hint == f"choose one with --image: v1, {nameless['digest']}"
+        assert roots_in(graph_of(layout, images_named(["v1"]))) == [named["digest"]]
+
+    def test_what_is_a_part_of_the_image_is_not_a_second_one(self, layout: Layout) -> None:
+        children = [layout.image([b""], platform=f"linux/{cpu}") for cpu in ("amd64", "arm64")]
+        index = layout.index(children, name="v1")
+        enter(layout, *children)
+        for platforms in (ALL_PLATFORMS, PlatformChoice((Platform("linux", "arm64"),))):
+            graph = graph_of(layout, platforms=platforms)
+            assert roots_in(graph) == [(index if platforms is ALL_PLATFORMS else children[1])["digest"]]
+            assert graph.left_behind == ()
+
+    def test_a_referrer_of_an_image_that_is_not_here_is_left_behind(self, layout: Layout) -> None:
+        image, elsewhere = small_image(layout, name="v1"), layout.image([b"elsewhere"])
+        lost = referrer(layout, elsewhere, "a/sbom", b"lost")
+        enter(layout, lost)
+        signature = cosign_signature(layout, elsewhere)
+        layout.name(signature, cosign_tag(elsewhere))
+        graph = graph_of(layout)
+        assert roots_in(graph) == [image["digest"]]
+        assert [(one.kind, one.subject, one.digest, one.why) for one in graph.left_behind] == [
+            ("SBOM", elsewhere["digest"], lost["digest"], ORPHANED),
+            ("signature", elsewhere["digest"], signature["digest"], ORPHANED),
+        ]
+        # Whoever chooses images by name has chosen.
+        layout.name(layout.image([b"another"]), "v2")
+        assert graph_of(layout, images_named(["v1"])).left_behind == ()
+        assert {lost["digest"], signature["digest"]} < set(roots_in(graph_of(layout, some_images)))
+
+    def test_an_entry_whose_manifest_is_missing_is_left_behind(self, layout: Layout) -> None:
+        image, missing = small_image(layout, name="v1"), layout.image([b""])
+        enter(layout, missing)
+        layout.file(missing["digest"]).unlink()
+        graph = graph_of(layout)
+        assert roots_in(graph) == [image["digest"]]
+        assert [(one.subject, one.digest, one.why) for one in graph.left_behind] == [
+            (None, missing["digest"], UNREADABLE)
+        ]
+
+    def test_all_images_without_a_place_are_named_but_before_blobs_move_those_with_a_name(self, layout: Layout) -> None:
+        layout.name(small_image(layout), "v1")
+        layout.name(layout.image([b"2"]), "v2")
+        enter(layout, layout.image([b"3"]))
+        with pytest.raises(UsageError, match="there are 3 images in it"):
+            graph_of(layout, only_image)
+        gathering = Gathering(only_image, ALL_PLATFORMS, "along")
+        gathering.begin(parse_index((layout.path / "index.json").read_bytes()))
+        with pytest.raises(UsageError, match="there are 2 images in it"):
+            gathering.check_choice()
 
     def test_what_refers_to_something_that_is_not_here_is_an_image(self, layout: Layout) -> None:
         lost = referrer(layout, layout.image([b"elsewhere"]), "a/b", b"lost")
@@ -150,7 +206,7 @@ class TestHanging:
         graph = graph_of(layout)
         assert roots_in(graph) == [image["digest"]]
         assert len(graph.manifests) == 1
-        assert graph.left_behind == ()
+        assert [left.why for left in graph.left_behind] == [ORPHANED]
 
     def test_two_signatures_under_one_tag_cannot_both_go(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
@@ -182,8 +238,8 @@ class TestBounds:
         monkeypatch.setattr(limits, "MAX_HELD_JSON", size - 1)
         with pytest.raises(ArchiveError, match="manifests that may be images"):
             graph_of(layout, some_images)
-        # What is none, and hangs on none, is dropped instead.
-        assert len(graph_of(layout, only_image).roots) == 1
+        # Manifests of images that are not chosen are dropped instead.
+        assert len(graph_of(layout, images_named(["v1"])).roots) == 1
 
     def test_only_so_many_may_hang_on_images(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         made: Signed = signed(layout)

@@ -210,23 +210,38 @@ class TestChoosing:
         twice = [named("v1"), named("v1")]
         assert list(images_named(["v1"])(twice)) == twice[:1]
 
+    def test_where_each_name_has_a_place_a_digest_chooses_all_names(self) -> None:
+        nameless = Root(None, descriptor())
+        names = [named("r.example/app:1"), named("r.example/app:2")]
+        assert list(images_named([DIGEST])([nameless, *names])) == names[:1]
+        assert list(images_named([DIGEST], every_name=True)([nameless, *names])) == names
+        assert list(images_named([DIGEST, "r.example/app:2"], every_name=True)([nameless, *names])) == names
+
     def test_every_image_is_all_of_them(self) -> None:
         assert every_image(self.full) == self.full
 
     def test_the_only_image_is_chosen_without_a_name(self) -> None:
         nameless = Root(None, descriptor(OTHER))
         assert list(only_image([nameless])) == [nameless]
-        # A signature beside it, say, does not count.
-        assert list(only_image([nameless, named("v1")])) == [named("v1")]
+        # A signature of an image that is not here does not count beside an image.
+        stray = Root(None, descriptor(OTHER), stray=True)
+        assert list(only_image([stray, named("v1")])) == [named("v1")]
+        assert list(only_image([stray])) == [stray]
         # Two names of one image are one image.
         assert list(only_image([named("v1"), named("v2")])) == [named("v1")]
+        assert list(only_image([Root(None, descriptor()), named("v1")])) == [named("v1")]
 
     def test_of_several_none_is_the_only_one(self) -> None:
-        with pytest.raises(UsageError, match="there are 3 images") as caught:
+        with pytest.raises(UsageError, match="there are 2 images") as caught:
             only_image(self.full)
-        assert "r.example/app:2" in (caught.value.hint or "")
+        assert "with --to: docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
         with pytest.raises(UsageError):
             only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
+
+    def test_an_image_without_a_name_is_a_second_image(self) -> None:
+        with pytest.raises(UsageError, match="there are 2 images") as caught:
+            only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
+        assert caught.value.hint == f"choose one with --image: r.example/app:1, {OTHER}"
 
     def test_of_none_there_is_none(self) -> None:
         with pytest.raises(NotFoundError, match="no image"):

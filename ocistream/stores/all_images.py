@@ -1,0 +1,59 @@
+"""All images of a source, or an error: no image is dropped because its name does not tell where it goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocistream.errors import UsageError
+from ocistream.notices import notice
+from ocistream.reference import printable
+from ocistream.stores.index import names_there, some_images, tag_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ocistream.graph import Root
+
+__all__ = ["all_images", "tell_untagged"]
+
+
+def all_images(
+    roots: Sequence[Root], has_place: Callable[[Root], bool], lack: str, hint: str, *, which: str = "in it"
+) -> Sequence[Root]:
+    """Choose all images, each under those of its names that tell where it goes (`has_place`).
+
+    `lack` is what the other names lack, `which` says which images these are. A notice tells of a name that is not used
+    because its image goes under another one. A stray entry is chosen if it has a place.
+
+    Raises:
+        NotFoundError: there is no image.
+        UsageError: an image has no such name; the message names each, `hint` says what to do.
+    """
+    chosen = [root for root in some_images(roots) if has_place(root)]
+    going = _digests(chosen)
+    others = [root for root in roots if not root.stray and not has_place(root)]
+    lost = [root for root in others if root.descriptor.digest not in going]
+    if lost or not chosen:
+        count, total = len(_digests(lost)), len(_digests(root for root in roots if not root.stray))
+        if count == total:
+            msg = f"no image {which} has a {lack}: {names_there(lost or roots)}"
+        else:
+            msg = f"{count} of {total} images {which} {'has' if count == 1 else 'have'} no {lack}: {names_there(lost)}"
+        raise UsageError(msg, hint=hint)
+    for root in others:
+        if root.name:
+            notice(f"the name {printable(root.name)!r} is not used: it has no {lack}, and its image has another name")
+    return chosen
+
+
+def tell_untagged(roots: Iterable[Root]) -> None:
+    """Tell which images have no tag, where images are chosen by their tags."""
+    images = [root for root in roots if not root.stray]
+    tagged = _digests(root for root in images if tag_of(root.name))
+    for root in images:
+        if root.descriptor.digest not in tagged:
+            notice(f"{names_there([root])} has no tag, and only tags are chosen")
+
+
+def _digests(roots: Iterable[Root]) -> set[str]:
+    return {root.descriptor.digest for root in roots}
