@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ocistream.documents import Document
     from ocistream.left_out import Reason
+    from ocistream.platforms import Taken
 
 __all__ = ["Graph", "Incomplete", "Root", "children_of", "is_image"]
 
@@ -24,12 +25,14 @@ class Root:
 
     `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing. A `stray` entry of an
     `index.json` has no image's name and is not known to be an image, such as a referrer whose subject is not there.
+    `taken` says which platforms of an index the descriptor stands for, if it does not stand for the whole index.
     """
 
     name: str | None
     descriptor: Descriptor
     origin: str = ""
     stray: bool = field(default=False, compare=False)
+    taken: Taken | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

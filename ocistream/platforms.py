@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     from ocistream.model import Descriptor, Manifest, Platform
 
-__all__ = ["ALL_PLATFORMS", "PlatformChoice", "attested", "check_covers", "check_platform", "choose", "smaller_index"]
+__all__ = [
+    "ALL_PLATFORMS",
+    "PlatformChoice",
+    "Taken",
+    "attested",
+    "check_covers",
+    "check_platform",
+    "choose",
+    "smaller_index",
+    "taken_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,21 @@ class PlatformChoice:
 
 
 ALL_PLATFORMS = PlatformChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Which `platforms` were taken of those that an `index` (its digest) offers; `explicit` if the user named them.
+
+    `unclear` has the wanted platforms that several images are for, or only another variant: what was wanted, what was
+    taken for it, and what else is offered for it.
+    """
+
+    index: str
+    platforms: tuple[str, ...]
+    offered: tuple[str, ...]
+    explicit: bool
+    unclear: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
 #: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
@@ -53,7 +78,7 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> l
     Raises:
         NotFoundError: a platform is not there; the message lists those that are.
     """
-    offered = [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
+    offered = _offered(leaves)
     if not offered and not choice.explicit:
         return None
     picked: dict[str, Descriptor] = {}
@@ -61,10 +86,10 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> l
         matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
         if not matches:
             there = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in offered))
-            msg = f"{name} has no platform {wanted}"
+            msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
             hint = f"its platforms are: {there or 'none that is named'}; choose one with --platform, or all"
             raise NotFoundError(msg, hint=hint)
-        best = next((leaf for leaf, platform in matches if wanted.prefers(platform)), matches[0][0])
+        best, _ = _best(wanted, matches)
         picked[best.digest] = best
     if len(picked) > 1:
         picked.update({leaf.digest: leaf for leaf in leaves if attested(leaf) in picked})
@@ -72,6 +97,36 @@ def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> l
         return None
     # A digest may be listed for several platforms: it is what it was picked as.
     return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
+
+
+def taken_of(index: Descriptor, leaves: Sequence[Descriptor], choice: PlatformChoice) -> Taken:
+    """Describe what `choose` picks, of all the platforms that an index offers."""
+    offered = _offered(leaves)
+    taken: list[str] = []
+    unclear = []
+    for wanted in choice.platforms:
+        matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
+        best, platform = _best(wanted, matches)
+        taken.append(str(platform))
+        plain = {leaf.digest for leaf, platform in matches if wanted.prefers(platform)}
+        if best.digest not in plain or len(plain) > 1:
+            others = tuple(dict.fromkeys(str(other) for leaf, other in matches if leaf.digest != best.digest))
+            unclear.append((str(wanted), str(platform), others))
+    return Taken(
+        index.digest,
+        tuple(dict.fromkeys(taken)),
+        tuple(dict.fromkeys(str(platform) for _, platform in offered)),
+        choice.explicit,
+        tuple(unclear),
+    )
+
+
+def _offered(leaves: Sequence[Descriptor]) -> list[tuple[Descriptor, Platform]]:
+    return [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
+
+
+def _best(wanted: Platform, matches: Sequence[tuple[Descriptor, Platform]]) -> tuple[Descriptor, Platform]:
+    return next((match for match in matches if wanted.prefers(match[1])), matches[0])
 
 
 def smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descriptor]) -> bytes:

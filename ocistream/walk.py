@@ -25,6 +25,7 @@ from ocistream.platforms import (
     check_platform,
     choose,
     smaller_index,
+    taken_of,
 )
 from ocistream.reference import printable
 from ocistream.stream import digest_of, wrong_size
@@ -321,10 +322,11 @@ class GraphBuilder:
                 raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
             chosen = choose(leaves, self._choice, _shown(self._roots[places[0]]))
             if chosen is not None:
-                narrowed = self._narrowed(self._roots[places[0]].descriptor, chosen)
+                index = self._roots[places[0]].descriptor
+                narrowed, taken = self._narrowed(index, chosen), taken_of(index, leaves, self._choice)
                 self._cut.update(dict.fromkeys(nested_indexes(self._documents, digest)))
                 for place in places:
-                    self._roots[place] = replace(self._roots[place], descriptor=narrowed)
+                    self._roots[place] = replace(self._roots[place], descriptor=narrowed, taken=taken)
                 if len(chosen) == 1:
                     self._note_attestations(leaves, narrowed.digest)
             for child in leaves if chosen is None else chosen:

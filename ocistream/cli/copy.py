@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option(
-    "--all-tags",
-    is_flag=True,
-    help="Copy every tag of a repository, layout or archive; an image without a tag is an error.",
+    "--all-tags", is_flag=True, help="Copy every tag of a repository, or every image of a layout or archive by its tag."
 )
 @click.option(
     "--tags",

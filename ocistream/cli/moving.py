@@ -16,6 +16,7 @@ from ocistream.cli.report import (
     tell_left_behind,
     tell_left_out,
     tell_resumed,
+    tell_taken,
     write_result,
 )
 from ocistream.cli.shortfall import explained
@@ -60,6 +61,13 @@ def move(
         OcistreamError: it failed, and nothing is visible at the destination.
     """
     result = session.options["result"]
+    into_docker_archive = to is not None and to.kind == "docker-archive"
+
+    def announced(graph: Graph) -> Graph:
+        # The source's graph, before anything of it moves.
+        tell_taken(session.console, graph.roots, into_docker_archive=into_docker_archive)
+        return rename(graph) if rename is not None else graph
+
     recompression = None if is_far else _recompression(session, to)
     if result is not None:
         check_result(result)
@@ -79,7 +87,7 @@ def move(
                 jobs=session.jobs,
                 ahead=session.memory,
                 cancelled=session.cancelled,
-                rename=rename,
+                rename=announced,
                 leave_out=leave_out,
                 recompression=recompression,
                 bare_layers=session.recompression(default="gzip") if _may_be_bare(of) else None,
@@ -95,7 +103,7 @@ def move(
     tell_left_out(session.console, report)
     tell_left_behind(session.console, report.graph.left_behind)
     _tell_unused(session.console, source)
-    if to is not None and to.kind == "docker-archive":
+    if into_docker_archive:
         _tell_nameless(session.console, report.graph)
 
 

@@ -46,12 +46,7 @@ _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as
     help="The archive or layout; repeats, for volumes and other archives of the same images.  [default: stdin]",
 )
 @click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
-@click.option(
-    "--to",
-    "prefix",
-    metavar="HOST[/PREFIX]",
-    help="Push every image there, under its own name; an image without a full name is an error.",
-)
+@click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every image there, under its own full name.")
 @platform_option("all that is there")
 @referrers_option
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")

@@ -33,6 +33,7 @@ __all__ = [
     "tell_left_behind",
     "tell_left_out",
     "tell_resumed",
+    "tell_taken",
     "write_document",
     "write_result",
 ]
@@ -44,6 +45,8 @@ _HOW: Final = ("copied", "converted", "skipped", "mounted", "left out")
 _MAX_NAME: Final = 1024
 #: So many platforms are named in a line.
 _MAX_PLATFORMS: Final = 20
+#: So many platforms that were not taken are named.
+_MAX_OTHERS: Final = 10
 
 
 def print_results(report: Report, label: Callable[[Root], str]) -> None:
@@ -78,6 +81,26 @@ def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> No
 def _kinds(report: Report) -> str:
     attached = {one.descriptor.digest: one for one in report.graph.all_attached}
     return counted_kinds(kind_of(one.descriptor.artifact_type, one.tag) for one in attached.values())
+
+
+def tell_taken(console: Console, roots: Iterable[Root], *, into_docker_archive: bool = False) -> None:
+    """Say which platforms were taken of an index, unless the user named them and each meant one image."""
+    for root in roots:
+        if (taken := root.taken) is None:
+            continue
+        name = printable(root.name or root.origin or taken.index, _MAX_NAME)
+        if not taken.explicit:
+            which, count = ", ".join(map(printable, taken.platforms)), len(taken.offered)
+            if into_docker_archive:
+                more = "" if count == 1 else "; choose another with --platform"
+            else:
+                more = "; --platform all keeps the index" if count == 1 else "; --platform all for all"
+            of = "the only platform of an index" if count == 1 else f"{count} platforms"
+            console.note(f"{name}: {which}{', ' if count == 1 else ' of '}{of}{more}")
+        for wanted, got, others in taken.unclear:
+            shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
+            more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
+            console.note(f"{name}: {printable(got)} taken for {wanted}" + (f", not {shown}{more}" if shown else ""))
 
 
 def tell_resumed(console: Console, report: Report) -> None:
@@ -164,6 +187,7 @@ def write_result(
                 **_from(source.descriptor.digest, root.descriptor.digest),
                 "mediaType": root.descriptor.media_type,
                 "size": sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
+                **_platforms(root),
             }
             for source, root in zip(report.source.roots, report.graph.roots, strict=True)
             for reachable in [report.graph.reachable(root, alone=True)]
@@ -238,6 +262,13 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
         for piece in pieces:
             files.write_all(file, piece)
+
+
+def _platforms(root: Root) -> dict[str, Any]:
+    if (taken := root.taken) is None:
+        return {}
+    shown = {"taken": taken.platforms, "offered": taken.offered, "byDefault": not taken.explicit}
+    return {"platforms": {"index": taken.index, **shown}}
 
 
 def _cached(report: Report, cached: Mapping[str, int]) -> list[int]:

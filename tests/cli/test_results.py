@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.privileges import without_privileges
-from tests.cli.run import ocistream, pipe
+from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
 from tests.schemas import validate_ours
+
+#: This machine's platform.
+MINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine(), "")
 
 
 @pytest.fixture
@@ -66,9 +70,107 @@ def test_the_digest_is_that_of_what_was_pulled(served: FaultyRegistry, layout: L
     amd64, arm64 = layout.read(index["digest"])["manifests"]
     name = f"{served.host}/app:1"
     seed(layout, index, served.host, "app", "1")
-    for platform, digest in (("all", index), ("linux/amd64", amd64), ("linux/arm64/v8", arm64)):
-        result = ocistream("pull", name, "--platform", platform, "-o", tmp_path / "app.tar")
+    for wanted, digest in (("all", index), ("linux/amd64", amd64), ("linux/arm64/v8", arm64)):
+        result = ocistream("pull", name, "--platform", wanted, "-o", tmp_path / "app.tar")
         assert result.lines() == [f"{name}@{digest['digest']}"]
+
+
+# Which platforms were taken ----------------------------------------------------------------------------------
+
+
+class TestPlatforms:
+    """What is said of a choice of platforms that the user did not make."""
+
+    @pytest.fixture
+    def name(self, served: FaultyRegistry, layout: Layout) -> str:
+        """Return the name of an image with this machine's platform and two others."""
+        images = [layout.image([wanted.encode()], platform=wanted) for wanted in ("plan9/mips", MINE, "plan9/arm")]
+        seed(layout, layout.index(images), served.host, "app", "1")
+        return f"{served.host}/app:1"
+
+    def notes(self, result: Result, name: str) -> list[str]:
+        """Return what stderr says of an image."""
+        expect.success(result)
+        return [line for line in result.err.splitlines() if line.startswith(f"ocistream: {name}: ")]
+
+    def test_the_default_is_said_wherever_it_goes(self, name: str, tmp_path: Path) -> None:
+        said = [f"ocistream: {name}: {MINE} of 3 platforms; --platform all for all"]
+        assert self.notes(ocistream("pull", name), name) == said
+        assert self.notes(ocistream("pull", name, "-o", tmp_path / "app.tar"), name) == said
+        assert self.notes(ocistream("pull", name, name, "-o", f"{tmp_path}/layout/"), name) == said
+        assert self.notes(ocistream("pull", name, "-q"), name) == []
+        for argv in (["pull", "--format=docker-archive", name], ["copy", name, "docker-archive:-"]):
+            assert self.notes(ocistream(*argv), name) == [
+                f"ocistream: {name}: {MINE} of 3 platforms; choose another with --platform"
+            ]
+
+    def test_what_was_asked_for_is_not_said(self, name: str, tmp_path: Path) -> None:
+        for argv in (["pull", "--platform=plan9/arm", name], ["pull", "--platform=all", name], ["copy", name, "-"]):
+            assert self.notes(ocistream(*argv), name) == []
+        expect.success(ocistream("pull", "--platform=all", name, "-o", tmp_path / "all.tar"))
+        expect.success(ocistream("verify", tmp_path / "all.tar"))
+
+    def test_a_pipe_says_on_one_side_what_goes_through_it(self, name: str) -> None:
+        first, second = pipe(["pull", name], ["push", name.replace("app", "other")])
+        assert self.notes(first, name) == [f"ocistream: {name}: {MINE} of 3 platforms; --platform all for all"]
+        assert "platform" not in second.err
+
+    def test_the_only_platform_of_an_index_is_said_as_well(self, served: FaultyRegistry, layout: Layout) -> None:
+        name = f"{served.host}/one:1"
+        seed(layout, layout.index([layout.image([b""], platform=MINE)]), served.host, "one", "1")
+        only = f"ocistream: {name}: {MINE}, the only platform of an index"
+        assert self.notes(ocistream("pull", name), name) == [f"{only}; --platform all keeps the index"]
+        assert self.notes(ocistream("copy", name, "docker-archive:-"), name) == [only]
+
+    def test_another_variant_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
+        name = f"{served.host}/app:variants"
+        images = [layout.image([f"v{n}".encode()], platform=f"{MINE}/v{n}") for n in (12, 13)]
+        seed(layout, layout.index(images), served.host, "app", "variants")
+        assert self.notes(ocistream("pull", name), name) == [
+            f"ocistream: {name}: {MINE}/v12 of 2 platforms; --platform all for all",
+            f"ocistream: {name}: {MINE}/v12 taken for {MINE}, not {MINE}/v13",
+        ]
+        # Even if the platform was asked for: the variant was not.
+        assert self.notes(ocistream("pull", name, "--platform", MINE), name) == [
+            f"ocistream: {name}: {MINE}/v12 taken for {MINE}, not {MINE}/v13",
+        ]
+        assert self.notes(ocistream("pull", name, "--platform", f"{MINE}/v13"), name) == []
+
+    def test_a_platform_that_several_images_are_for_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
+        name = f"{served.host}/app:windows"
+        images = []
+        for version in ("10.1", "10.2"):
+            image = layout.image([version.encode()], platform="windows/amd64")
+            images.append({**image, "platform": {**image["platform"], "os.version": version}})
+        seed(layout, layout.index(images), served.host, "app", "windows")
+        assert self.notes(ocistream("pull", name, "--platform=windows/amd64"), name) == [
+            f"ocistream: {name}: windows(10.1)/amd64 taken for windows/amd64, not windows(10.2)/amd64"
+        ]
+
+    def test_where_this_machines_platform_is_missing_that_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
+        seed(layout, layout.index([layout.image([b""], platform="plan9/mips")]), served.host, "app", "other")
+        result = ocistream("pull", f"{served.host}/app:other")
+        expect.failure(result, 4, f"has no platform {MINE}, which is this machine's", "plan9/mips", "--platform")
+
+    def test_the_document_has_it(self, name: str, layout: Layout, tmp_path: Path) -> None:
+        path, archive = tmp_path / "result.json", tmp_path / "app.tar"
+        expect.success(ocistream("pull", name, "-o", archive, "--result", path))
+        (image,) = document(path)["images"]
+        taken = {"taken": [MINE], "offered": ["plan9/mips", MINE, "plan9/arm"], "byDefault": True}
+        index = image["platforms"].pop("index")
+        assert image["platforms"] == taken
+        assert image["digest"] in {child["digest"] for child in layout.read(index)["manifests"]}
+        argv = ["--platform=plan9/arm", "--platform=plan9/mips", "--compress=zstd"]
+        expect.success(ocistream("pull", name, "-o", archive, "--result", path, *argv))
+        (image,) = document(path)["images"]
+        assert image["platforms"] == {
+            **taken,
+            "index": index,
+            "taken": ["plan9/arm", "plan9/mips"],
+            "byDefault": False,
+        }
+        expect.success(ocistream("pull", name, "-o", archive, "--result", path, "--platform=all"))
+        assert "platforms" not in document(path)["images"][0]
 
 
 # --result ----------------------------------------------------------------------------------------------------
