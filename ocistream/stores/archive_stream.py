@@ -128,7 +128,9 @@ class ArchiveStreamSource:
         for entry, digest, content_of in self._remaining():
             if digest in self._given_up:
                 msg = f"{digest} may hang on an image, and comes after layers that could not wait for it"
-                raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
+                raise UnsupportedError(
+                    msg, hint="push from a file instead of a pipe (-i FILE), or name one IMAGE to push to"
+                )
             descriptor = by_digest.get(digest)
             if digest in self._given:
                 self._check_again(entry, digest)

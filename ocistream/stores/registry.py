@@ -339,8 +339,11 @@ class RegistrySink:
 
     def _early_reference(self) -> Reference:
         if self._early is None:
-            msg = "the archive's index comes after its layers, so it is not known yet where they belong"
-            raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
+            msg = (
+                "the archive's index comes after its layers, so it is not known yet where they belong; nothing was sent"
+            )
+            one = "one image of it with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+            raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {one}")
         return self._early
 
     def _repository(self, reference: Reference) -> tuple[Repository, Uploader]:

@@ -159,6 +159,22 @@ def test_to_works_from_a_pipe(served: FaultyRegistry, full_names: dict[str, Desc
     assert manifest_digest(served.host, "nginx", "2") == full_names["docker.io/library/nginx:2"]["digest"]
 
 
+@pytest.mark.parametrize("options", [[], ["--compress=zstd"]], ids=["", "compress"])
+def test_to_refuses_a_pipe_whose_index_comes_last_before_anything_is_sent(
+    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, tmp_path: Path, options: list[str]
+) -> None:
+    app = full_names["a.example/team/app:1"]["digest"]
+    archive = tmp_path / "exported.tar"
+    archive.write_bytes(tar_of(items_of(layout)))
+    result = ocistream("push", "--to", served.host, *options, stdin=archive)
+    expect.failure(result, 8, "the archive's index comes after its layers", "nothing was sent", "-i FILE", "--image")
+    assert served.requests == []
+    # Both ways that the hint names.
+    expect.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
+    assert manifest_digest(served.host, "one", "1") == app
+    assert len(ocistream("push", "--to", served.host, "-i", archive).lines()) == 2
+
+
 @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
 def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str
