@@ -26,6 +26,7 @@ class Root:
     `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing. A `stray` entry of an
     `index.json` has no image's name and is not known to be an image, such as a referrer whose subject is not there.
     `taken` says which platforms of an index the descriptor stands for, if it does not stand for the whole index.
+    Of an image that only a docker-archive's `manifest.json` lists, there is no manifest: it was `made` here.
     """
 
     name: str | None
@@ -33,6 +34,7 @@ class Root:
     origin: str = ""
     stray: bool = field(default=False, compare=False)
     taken: Taken | None = field(default=None, compare=False)
+    made: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,11 @@ class Graph:
             attached=kept,
             left_behind=(*self.left_behind, *left),
         )
+
+    def image_id(self, root: Root) -> str | None:
+        """Return what Docker calls the ID of an image: the digest of its config."""
+        document = self.documents.get(root.descriptor.digest)
+        return document.config.digest if document is not None and document.config is not None else None
 
     def images(self) -> Iterator[tuple[Manifest, Document]]:
         """Give the image manifests (those with a config and layers) in order, with what they say."""

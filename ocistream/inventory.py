@@ -118,7 +118,11 @@ class _Description:
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor
         found: dict[str, Any] = {"name": root.name or self._names.get(descriptor.digest)}
-        return found | self._manifest(descriptor)
+        if not root.made:
+            return found | self._manifest(descriptor)
+        of_manifest = _short(descriptor).keys()
+        shown = {key: value for key, value in self._manifest(descriptor).items() if key not in of_manifest}
+        return found | {"imageId": self._graph.image_id(root)} | shown
 
     def _manifest(self, descriptor: Descriptor) -> dict[str, Any]:
         found: dict[str, Any] = _short(descriptor)

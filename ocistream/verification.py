@@ -209,11 +209,12 @@ class _Check:
         exported = self._exported(graph, {blob.digest for blob in lacking})
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
+        made = {root.descriptor.digest for root in graph.roots if root.made}
+        manifests = {m.descriptor.digest: m.descriptor.size for m in graph.manifests if m.descriptor.digest not in made}
         return Findings(
             graph,
-            blobs=len(self._looking.sizes.keys() | {m.descriptor.digest for m in graph.manifests}),
-            size=sum(self._looking.sizes.values())
-            + sum(m.descriptor.size for m in graph.manifests if m.descriptor.digest not in self._looking.sizes),
+            blobs=len(self._looking.sizes.keys() | manifests.keys()),
+            size=sum((manifests | self._looking.sizes).values()),
             unneeded=len(self._looking.sizes.keys() - named),
             unpacked=len(self._looking.plain),
             missing=[

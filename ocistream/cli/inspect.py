@@ -204,7 +204,7 @@ def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Ite
         parts += [counted(len(manifest["layers"]), "layer"), human_size(manifest["bytes"])]
     yield indent + "  ".join(parts)
     indent += "  "
-    yield f"{indent}{manifest['digest']}"
+    yield f"{indent}{manifest['digest']}" if "digest" in manifest else f"{indent}image ID {manifest['imageId']}"
     if "subject" in manifest:
         yield f"{indent}refers to {manifest['subject']}"
     for key, value in {**manifest.get("indexAnnotations", {}), **manifest.get("annotations", {})}.items():

@@ -11,7 +11,9 @@ from ocistream.cli.progress import counted, progress
 from ocistream.cli.report import (
     check_result,
     print_results,
+    results_of,
     summarize,
+    tell_image_ids,
     tell_incomplete,
     tell_left_behind,
     tell_left_out,
@@ -92,11 +94,12 @@ def move(
                 recompression=recompression,
                 bare_layers=session.recompression(default="gzip") if _may_be_bare(of) else None,
             )
+    results = results_of(report, label, to)
     if result is not None:
         used = session.ladder.used
-        write_result(result, report, label, retried=session.retried, upload=used, cached=session.cached)
+        write_result(result, report, results, retried=session.retried, upload=used, cached=session.cached)
     if to is None or not to.is_stream:
-        print_results(report, label)
+        print_results(results)
     tell_resumed(session.console, report)
     summarize(session.console, report, session.cached)
     tell_incomplete(session.console, report.graph.incomplete)
@@ -104,6 +107,7 @@ def move(
     tell_left_behind(session.console, report.graph.left_behind)
     _tell_unused(session.console, source)
     if into_docker_archive:
+        tell_image_ids(session.console, report, results)
         _tell_nameless(session.console, report.graph)
 
 

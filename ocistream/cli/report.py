@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from ocistream.attachments import LeftBehind
     from ocistream.cli.console import Console
     from ocistream.graph import Incomplete, Root
+    from ocistream.stores import End
     from ocistream.transfer import Report
 
 __all__ = [
+    "Result",
     "check_result",
     "print_results",
+    "result_line",
+    "results_of",
     "summarize",
+    "tell_image_ids",
     "tell_incomplete",
     "tell_left_behind",
     "tell_left_out",
@@ -49,10 +54,52 @@ _MAX_PLATFORMS: Final = 20
 _MAX_OTHERS: Final = 10
 
 
-def print_results(report: Report, label: Callable[[Root], str]) -> None:
-    """Print one line an image, `NAME@sha256:...`, on stdout. A name out of an archive cannot make two lines of it."""
-    for root in report.graph.roots:
-        click.echo(in_one_line(f"{printable(label(root), _MAX_NAME)}@{root.descriptor.digest}"))
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One image of a transfer as it is told: a digest exists under the name that is given beside it.
+
+    `digest` is None, and the image ID is told instead, where neither side has a manifest: between docker-archives.
+    """
+
+    name: str
+    digest: str | None
+    image_id: str | None = None
+
+    def __str__(self) -> str:
+        """Return the result line. A name out of an archive cannot make two lines of it."""
+        return in_one_line(result_line(self.name, self.digest, self.image_id))
+
+
+def result_line(name: str, digest: str | None, image_id: str | None) -> str:
+    """Return `NAME@sha256:...`, or what takes its place where there is no manifest."""
+    shown = printable(name, _MAX_NAME)
+    return f"{shown}@{digest}" if digest is not None else f"{shown} image ID {image_id}"
+
+
+def results_of(report: Report, label: Callable[[Root], str], to: End | None) -> list[Result]:
+    """Return the results in order. `label` names an image; `to` is where the images went, if that is no registry.
+
+    A docker-archive has no manifests: what is told of an image there is the source's digest, under the source's name.
+    """
+    if to is None or to.kind != "docker-archive":
+        return [Result(label(root), root.descriptor.digest) for root in report.graph.roots]
+    found = []
+    for source, root in zip(report.source.roots, report.graph.roots, strict=True):
+        name = root.origin if to.name is not None and root.origin and not root.made else label(root)
+        found.append(Result(name, None if root.made else source.descriptor.digest, report.graph.image_id(root)))
+    return found
+
+
+def print_results(results: Iterable[Result]) -> None:
+    """Print one line an image on stdout."""
+    for result in results:
+        click.echo(str(result))
+
+
+def tell_image_ids(console: Console, report: Report, results: Iterable[Result]) -> None:
+    """Say what `docker images` will show for each image of a docker-archive."""
+    for root, result in zip(report.graph.roots, results, strict=True):
+        console.note(f"{printable(root.name or result.name, _MAX_NAME)}: image ID {result.image_id}")
 
 
 def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> None:
@@ -165,7 +212,7 @@ def check_result(path: Path) -> None:
 def write_result(
     path: Path,
     report: Report,
-    label: Callable[[Root], str],
+    results: Sequence[Result],
     *,
     retried: int,
     upload: Mapping[str, str],
@@ -182,14 +229,15 @@ def write_result(
     document = {
         "images": [
             {
-                "name": label(root),
-                "digest": root.descriptor.digest,
-                **_from(source.descriptor.digest, root.descriptor.digest),
-                "mediaType": root.descriptor.media_type,
+                "name": result.name,
+                **({"digest": result.digest} if result.digest is not None else {}),
+                **({"imageId": result.image_id} if result.image_id is not None else {}),
+                **(_from(source.descriptor.digest, result.digest) if result.digest is not None else {}),
+                "mediaType": source.descriptor.media_type if result.image_id else root.descriptor.media_type,
                 "size": sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
                 **_platforms(root),
             }
-            for source, root in zip(report.source.roots, report.graph.roots, strict=True)
+            for source, root, result in zip(report.source.roots, report.graph.roots, results, strict=True)
             for reachable in [report.graph.reachable(root, alone=True)]
         ],
         "manifests": [
@@ -198,6 +246,8 @@ def write_result(
                 **_from(report.origins.get(m.descriptor.digest), m.descriptor.digest),
             }
             for m in report.graph.manifests
+            # A docker-archive has none.
+            if not any(result.image_id for result in results)
         ],
         "blobs": [
             {

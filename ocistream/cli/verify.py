@@ -12,6 +12,7 @@ from ocistream.attachments import cosign_subject
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.options import max_ratio_option, progress_option, session_options
 from ocistream.cli.progress import counted, human_size, progress
+from ocistream.cli.report import result_line
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -126,8 +127,11 @@ class _Outcome:
             "images": [
                 {
                     "name": root.name,
-                    "digest": root.descriptor.digest,
-                    "mediaType": root.descriptor.media_type,
+                    **(
+                        {"imageId": found.graph.image_id(root)}
+                        if root.made
+                        else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
+                    ),
                     **({"subject": subject} if (subject := self._subject(root)) else {}),
                 }
                 for root in found.graph.roots
@@ -163,7 +167,8 @@ class _Outcome:
         """Give the outcome as lines for people."""
         found = self._findings
         for root in found.graph.roots:
-            yield f"{printable(root.name or '-')}@{root.descriptor.digest}"
+            digest = None if root.made else root.descriptor.digest
+            yield result_line(root.name or "-", digest, found.graph.image_id(root))
         yield from self._limited([f"missing {descriptor.digest}" for descriptor in found.missing])
         yield from self._limited([f"wrong {wrong.error.what}" for wrong in found.wrong])
         yield from self._limited([f"illegal name {printable(name)!r}" for name in self._illegal])

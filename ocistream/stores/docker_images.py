@@ -137,7 +137,8 @@ def _chosen(images: Sequence[Listed], select: Selection, manifests: _Manifests) 
 
 
 def _roots(image: Listed, descriptor: Descriptor) -> list[Root]:
-    return [Root(_full_name(tag), descriptor) for tag in dict.fromkeys(image.tags)] or [Root(None, descriptor)]
+    names: list[str | None] = [_full_name(tag) for tag in dict.fromkeys(image.tags)]
+    return [Root(name, descriptor, made=True) for name in names or [None]]
 
 
 class _Manifests:

@@ -152,8 +152,9 @@ def test_from_a_pipe_it_is_not_known_in_time_where_they_belong(
     served: FaultyRegistry, images: list[Saved], give: Callable[..., Result]
 ) -> None:
     result = give(archive_of(of_docker(images)), "pipe", "push", "--to", served.host)
-    expect.failure(result, 8, "from a file instead of a pipe")
+    expect.failure(result, 8, "from a file instead of a pipe (-i FILE)", "nothing was sent")
     expect.no_image(served)
+    assert served.requests == []
 
 
 @both
@@ -462,6 +463,70 @@ def test_copy_names_it_as_docker_shows_it(registry: FaultyRegistry, name: str, t
     expect.success(ocistream("copy", f"{registry.host}/app:gzip", f"docker-archive:out.tar:{name}", cwd=tmp_path))
     (image,) = read_back((tmp_path / "out.tar").read_bytes())
     assert image.tags == (tag or name,)
+
+
+@pytest.mark.parametrize(("repository", "tag"), [("app", "gzip"), ("app", "plain")])
+def test_the_digest_that_is_printed_is_the_one_in_the_registry_and_the_image_id_the_one_in_the_archive(
+    registry: FaultyRegistry, repository: str, tag: str, tmp_path: Path
+) -> None:
+    place, archive, path = f"{registry.host}/{repository}", tmp_path / "out.tar", tmp_path / "result.json"
+    digest = manifest_digest(registry.host, repository, tag)
+    image_id = json.loads(manifest(registry.host, repository, tag) or b"")["config"]["digest"]
+    pull = ["pull", "--format=docker-archive", f"{place}:{tag}", "--result", str(path)]
+    for argv, line, name in (
+        ([*pull, "-o", str(archive)], f"{place}:{tag}", f"{place}:{tag}"),
+        (pull, None, f"{place}:{tag}"),
+        # Under its new name the image has no digest.
+        (["copy", *pull[2:], f"docker-archive:{archive}:other:1"], place, "docker.io/library/other:1"),
+    ):
+        result = ocistream(*argv)
+        expect.success(result)
+        if line is not None:
+            assert result.lines() == [f"{line}@{digest}"]
+        assert f"ocistream: {name}: image ID {image_id}\n" in result.err
+        document = json.loads(path.read_text())
+        schemas.validate_ours(document, "result")
+        (found,) = document["images"]
+        assert (found["digest"], found["imageId"], "from" in found) == (digest, image_id, False)
+        assert found["name"] == (line or name)
+        assert document["manifests"] == []
+    (listed,) = listed_in(files_in(archive.read_bytes()))
+    assert listed["Config"] == f"{image_id.partition(':')[2]}.json"
+
+
+@both
+def test_verify_and_inspect_show_the_image_id_that_docker_shows(images: list[Saved], tmp_path: Path, how: str) -> None:
+    (tmp_path / "saved.tar").write_bytes(archive_of(of_docker(images)))
+    given: dict[str, Any] = {"stdin": tmp_path / "saved.tar"} if how == "pipe" else {}
+    path = "-" if how == "pipe" else tmp_path / "saved.tar"
+    ids = [f"sha256:{hex_of(image.config)}" for image in images]
+    names = ["docker.io/library/app:1", "a.example:5000/team/app:2", "docker.io/library/other:latest"]
+    expected = list(zip(names, [ids[0], *ids], strict=True))
+    verified = ocistream("verify", path, **given)
+    expect.success(verified)
+    assert verified.lines()[:3] == [f"{name} image ID {image_id}" for name, image_id in expected]
+    # Two configs and three layers, and no manifest.
+    assert "2 blobs" not in verified.lines()[3]
+    assert ", 5 blobs, " in verified.lines()[3]
+    found = json.loads(ocistream("verify", path, "--json", **given).out)["images"]
+    assert found == [{"name": name, "imageId": image_id} for name, image_id in expected]
+    found = json.loads(ocistream("inspect", path, "--json", **given).out)["images"]
+    assert [(image["name"], image["imageId"], "digest" in image) for image in found] == [
+        (name, image_id, False) for name, image_id in expected
+    ]
+    assert f"  image ID {ids[1]}" in ocistream("inspect", path, **given).lines()
+
+
+def test_between_docker_archives_there_is_no_digest_to_print(images: list[Saved], tmp_path: Path) -> None:
+    source, path = tmp_path / "saved.tar", tmp_path / "result.json"
+    source.write_bytes(archive_of(of_docker(images[1:])))
+    result = ocistream("copy", source, f"docker-archive:{tmp_path}/out.tar:new:1", "--result", path)
+    expect.success(result)
+    image_id = f"sha256:{hex_of(images[1].config)}"
+    assert result.lines() == [f"docker.io/library/new:1 image ID {image_id}"]
+    document = json.loads(path.read_text())
+    schemas.validate_ours(document, "result")
+    assert (document["images"][0]["imageId"], "digest" in document["images"][0]) == (image_id, False)
 
 
 def test_that_docker_will_have_no_name_for_it_is_said(layout: Layout, tmp_path: Path) -> None:

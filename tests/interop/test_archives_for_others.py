@@ -126,6 +126,9 @@ def test_docker_loads_and_runs_it_under_its_full_name(
         assert docker_daemon.docker("load", stdin=archive).stdout.strip() == f"Loaded image: {name}"
         (seen,) = json.loads(docker_daemon.docker("image", "inspect", name).stdout)
         assert (seen["Id"], seen["RootFS"]["Layers"]) == (made.config, made.diff_ids)
+        if kind == "docker-archive":
+            shown = docker_daemon.docker("images", "--no-trunc", "--format={{.ID}}", name).stdout.strip()
+            assert ocistream("verify", archive).lines()[0] == f"{name} image ID {shown}"
         assert docker_daemon.docker("run", "--rm", "--network=none", name).stdout == GREETING
     finally:
         # It would not read layers again that it has.
