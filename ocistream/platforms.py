@@ -6,7 +6,7 @@ Only here is a platform chosen. `name` is how the image is called in errors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.documents import platform_of_config
 from ocistream.errors import NotFoundError
@@ -29,6 +29,10 @@ __all__ = [
     "smaller_index",
     "taken_of",
 ]
+
+
+#: So many platforms that were not taken are named.
+_MAX_OTHERS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,15 @@ class Taken:
     offered: tuple[str, ...]
     explicit: bool
     unclear: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+    def doubts(self) -> list[str]:
+        """Return a line for people for each unclear platform."""
+        lines = []
+        for wanted, got, others in self.unclear:
+            shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
+            more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
+            lines.append(f"{printable(got)} taken for {wanted}" + (f", not {shown}{more}" if shown else ""))
+        return lines
 
 
 #: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.

@@ -16,6 +16,8 @@ from ocistream.errors import OcistreamError
 from ocistream.fanout import Branch, FanOut
 from ocistream.incomplete import exported_by
 from ocistream.interfaces import Mounts
+from ocistream.notices import notice
+from ocistream.reference import printable
 from ocistream.stores import is_layout_to_be, open_sink
 from ocistream.sync_ends import graph_of, opened
 from ocistream.sync_looks import Look, Outcome, wanted_of
@@ -94,7 +96,10 @@ class Moving:
                     report = transfer.copy(
                         source, fan, self._watched, jobs=self._jobs, ahead=self._ahead, cancelled=stop
                     )
-                    digest = report.graph.roots[0].descriptor.digest
+                    root = report.graph.roots[0]
+                    digest = root.descriptor.digest
+                    for doubt in root.taken.doubts() if root.taken else ():
+                        notice(f"{printable(copy.name)}: {doubt}")
             except OcistreamError as error:
                 for target in look.lacking:
                     failures.setdefault(target.name, error)

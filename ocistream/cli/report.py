@@ -50,8 +50,6 @@ _HOW: Final = ("copied", "converted", "skipped", "mounted", "left out")
 _MAX_NAME: Final = 1024
 #: So many platforms are named in a line.
 _MAX_PLATFORMS: Final = 20
-#: So many platforms that were not taken are named.
-_MAX_OTHERS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +142,8 @@ def tell_taken(console: Console, roots: Iterable[Root], *, into_docker_archive: 
                 more = "; --platform all keeps the index" if count == 1 else "; --platform all for all"
             of = "the only platform of an index" if count == 1 else f"{count} platforms"
             console.note(f"{name}: {which}{', ' if count == 1 else ' of '}{of}{more}")
-        for wanted, got, others in taken.unclear:
-            shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
-            more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
-            console.note(f"{name}: {printable(got)} taken for {wanted}" + (f", not {shown}{more}" if shown else ""))
+        for doubt in taken.doubts():
+            console.note(f"{name}: {doubt}")
 
 
 def tell_resumed(console: Console, report: Report) -> None:

@@ -170,6 +170,16 @@ class TestWhatIsMoved:
         assert "1 image copied" in result.err
         assert manifest(target.host, "app", signature) == manifest(source.host, "app", signature)
 
+    def test_a_platform_that_several_images_are_for_is_said(
+        self, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        images = [layout.image([f"v{n}".encode()], platform=f"linux/amd64/v{n}") for n in (3, 4)]
+        seed(layout, layout.index(images), source.host, "variants", "1")
+        name = f"{source.host}/variants:1"
+        result = sync(tmp_path, entry(name, f"{target.host}/variants", platforms="['linux/amd64']"))
+        assert result.lines() == [f"{target.host}/variants:1@{images[0]['digest']}"], result.err
+        assert f"ocistream: {name}: linux/amd64/v3 taken for linux/amd64, not linux/amd64/v4\n" in result.err
+
     def test_only_what_differs(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app", referrers="false")
         expect.success(sync(tmp_path, text))

@@ -165,6 +165,18 @@ def test_several_images_go_each_under_the_full_name_that_it_has(
     assert registry.repositories() == ["mirror/org/app", "mirror/org/web"]
 
 
+@both
+def test_from_a_pipe_whose_index_comes_last_nothing_is_sent_to_many_places(
+    writer: str, bench: Bench, registry: DockerRegistry
+) -> None:
+    result = ocistream("push", "--to", f"{registry.host}/mirror", stdin=written(bench, writer).read_bytes())
+    assert result.code == 8, result.err
+    assert "nothing was sent" in result.err
+    assert "(-i FILE)" in result.err
+    # docker-registry lists a repository as soon as an upload was begun in it.
+    assert registry.repositories() == []
+
+
 @pytest.mark.parametrize("writer", ["docker-save-of-both", "containerd-of-both"])
 def test_of_several_images_one_has_to_be_chosen(
     writer: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
