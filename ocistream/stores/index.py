@@ -286,8 +286,7 @@ def only_image(roots: Sequence[Root]) -> Sequence[Root]:
     candidates = [root for root in roots if not root.stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
         msg = f"there are {count} images in it"
-        all_of_them = ", or all with --to" if all(map(has_full_name, candidates)) else ""
-        raise UsageError(msg, hint=f"choose one with --image{all_of_them}: {names_there(candidates)}")
+        raise UsageError(msg, hint=f"choose one with --image, or all with --to: {names_there(candidates)}")
     return [next((root for root in candidates if root.name), candidates[0])]
 
 

@@ -105,6 +105,19 @@ def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
     expect.no_image(served)
 
 
+def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
+    served: FaultyRegistry, layout: Layout
+) -> None:
+    layout.name(small_image(layout), "v1")
+    layout.name(layout.image([b"another"]), "v2")
+    enter(layout, layout.image([b"nameless"]))
+    # The index comes first, then what is not JSON: the manifest of the entry without a name comes after layers.
+    items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
+    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
+    expect.failure(result, 2, "there are 2 images in it", "v1, v2")
+    assert served.requests == []
+
+
 def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     enter(layout, layout.artifact(b"signature", subject=image))
