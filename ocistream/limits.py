@@ -205,14 +205,15 @@ MAX_UPLOADS: Final = 500
 UPLOAD_IDLE: Final = 3_600.0
 #: After so many seconds of a client's silence its connection is closed; a slow pipe may well pause for minutes.
 CLIENT_IDLE: Final = 900.0
-#: How long, in seconds, a client may take from an answer's end (or the connection's beginning) to the last byte of the
-#: next request's head, and to send what is left of a body that nobody wants. Who has no password can keep a connection
-#: for so long.
+#: How long, in seconds, a client may take from an answer's end (or the connection's beginning) to a request that is
+#: admitted, and to send the rest of an unwanted body. Without the password a client keeps a connection no longer than
+#: this, whatever it sends and however slowly it reads the refusals.
 REQUEST_TIME: Final = 60.0
 #: Headers of a request, all together, as they are sent: ours, Docker's and podman's have some hundred bytes.
 MAX_REQUEST_HEAD: Final = 32 * KIB
-#: Connections that `serve` has at a time: each is a thread, and may have a buffer. For a further one that is cut which
-#: has waited for a request for longest; where there is none, it is closed at once.
+#: Connections that `serve` has at a time: each is a thread, and may have a buffer. For a further one `serve` closes the
+#: connection that has waited longest, first among those without any admitted request. If none waits, the new one is
+#: closed at once.
 MAX_CLIENTS: Final = 500
 #: Of so many words (media types, platforms, keys of annotations) of so many characters one object serves for all.
 MAX_SHARED_WORDS: Final = 1_000

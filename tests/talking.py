@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -77,10 +78,28 @@ class Client:
         self.connection.close()
 
 
-def connect(host: str) -> socket.socket:
-    """Open a bare connection to HOST:PORT, or [HOST]:PORT."""
+def connect(host: str, *, receive_buffer: int | None = None) -> socket.socket:
+    """Open a bare connection to HOST:PORT, or [HOST]:PORT; `receive_buffer` is its SO_RCVBUF in bytes."""
     name, _, port = host.rpartition(":")
-    return socket.create_connection((name.strip("[]"), int(port)), timeout=_TIMEOUT)
+    address = name.strip("[]"), int(port)
+    if receive_buffer is None:
+        return socket.create_connection(address, timeout=_TIMEOUT)
+    connection = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    connection.settimeout(_TIMEOUT)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.connect(address)
+    return connection
+
+
+def flood(connection: socket.socket, request: bytes) -> None:
+    """Send a request again and again and read nothing, until the server has taken no byte for a moment."""
+    connection.settimeout(0.3)
+    requests = memoryview(request * 1000)
+    sent = 0
+    # A connection that the server closes ends it, too.
+    with contextlib.suppress(OSError):
+        while True:
+            sent += connection.send(requests[sent % len(request) :])
 
 
 def converse(host: str, *parts: bytes) -> bytes:

@@ -120,9 +120,10 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         self.sent = 0
         self.problem: str | None = None
         self.is_ours = False
+        self.is_admitted = False
 
     def waiting(self, is_waiting: bool) -> None:
-        """Take note that the client is waited for, or no longer: who serves many does not wait for ever."""
+        """Note whether the connection waits for its client: a server may close it then to make room for others."""
 
     def handle_one_request(self) -> None:
         """Wait for a request and serve it."""
@@ -176,10 +177,14 @@ class Exchange(BaseHTTPRequestHandler, ABC):
     def dispatch(self) -> None:
         """Find out what is asked for and `answer` it, or raise `RefusedError`."""
 
+    def admitted(self) -> None:
+        """Note that the request will be served. Until then the connection counts as waiting, whatever it does."""
+        self.is_admitted = True
+        self.waiting(False)
+
     def serve(self) -> None:
         """Serve one request whose headers were read; whatever goes wrong, the client gets no traceback."""
         self._begin()
-        self.waiting(False)
         try:
             self._serve()
         except OSError as error:
@@ -361,7 +366,8 @@ class Exchange(BaseHTTPRequestHandler, ABC):
                 pass
         except RefusedError:
             self.close_connection = True
-        self.waiting(False)
+        if self.is_admitted:
+            self.waiting(False)
 
     def _linger(self) -> None:
         """Let a client that is still sending read its answer before the connection is cut.

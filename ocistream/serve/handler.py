@@ -75,6 +75,7 @@ class Handler(Exchange):
             raise RefusedError(403, "DENIED", "this registry does not talk to web pages")
         if self.registry.gate is not None:
             self.user = self.registry.gate.admit(self.headers.get("Authorization"))
+        self.admitted()
         segments, self.parameters = self.target()
         endpoints = self._endpoints(segments)
         where = "here"

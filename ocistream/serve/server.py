@@ -216,8 +216,10 @@ class Server(ThreadingHTTPServer):
         self.registry = registry
         self.address_family = family
         self._connections: set[Connection] = set()
-        #: Those whose next request is waited for, and since when (`time.monotonic`); who waits for longest comes first.
+        #: Connections without an admitted request, and since when (`time.monotonic`), the longest wait first.
         self._waiting: dict[Connection, float] = {}
+        #: Connections that have had an admitted request.
+        self._known: set[Connection] = set()
         self._changed = threading.Condition()
         super().__init__(address, handler)
 
@@ -243,25 +245,42 @@ class Server(ThreadingHTTPServer):
         with self._changed:
             most = room(limits.MAX_CLIENTS)
             if len(self._connections) >= most and self._waiting:
-                self._cut(next(iter(self._waiting)))
+                self._cut(self._longest_waiting())
                 self._changed.wait_for(lambda: len(self._connections) < most, _MAKING_ROOM)
             if has_room := len(self._connections) < most:
                 self._connections.add(request)
                 self._waiting[request] = time.monotonic()
-        if has_room:
+        if not has_room:
+            self.shutdown_request(request)
+            return
+        try:
             super().process_request(request, client_address)
-        else:
+        except RuntimeError:
+            # The system has no thread left for it.
             self.shutdown_request(request)
 
+    def _longest_waiting(self) -> Connection:
+        """Return the connection to close for a new one. The caller holds `_changed`, and some connection waits.
+
+        Connections that never had an admitted request come first: a flood of strangers displaces only strangers.
+        """
+        strangers = (request for request in self._waiting if request not in self._known)
+        return next(strangers, next(iter(self._waiting)))
+
     def waits_for(self, request: Connection, is_waiting: bool) -> None:
-        """Take note that a connection waits for its client from now on, or no longer."""
+        """Note that a connection waits, until its next request is admitted.
+
+        The time of a connection that waits already goes on: a refused request wins no further time.
+        """
         with self._changed:
-            self._waiting.pop(request, None)
             if is_waiting:
-                self._waiting[request] = time.monotonic()
+                self._waiting.setdefault(request, time.monotonic())
+            else:
+                self._waiting.pop(request, None)
+                self._known.add(request)
 
     def service_actions(self) -> None:
-        """Cut those that were waited for too long: called every now and then by the accepting thread."""
+        """Close the connections that have waited too long. The accepting thread calls this regularly."""
         super().service_actions()
         with self._changed:
             latest = time.monotonic() - limits.REQUEST_TIME
@@ -274,6 +293,7 @@ class Server(ThreadingHTTPServer):
         with self._changed:
             self._connections.discard(request)
             self._waiting.pop(request, None)
+            self._known.discard(request)
             self._changed.notify_all()
 
     def handle_error(self, request: Connection, client_address: object) -> None:
@@ -289,7 +309,7 @@ class Server(ThreadingHTTPServer):
             self._changed.wait_for(lambda: not self._connections, _STOP)
 
     def _cut(self, connection: Connection) -> None:
-        """Have the thread of a connection find it at its end. Whoever calls has `_changed`."""
+        """Shut a connection down, so that its thread ends. The caller holds `_changed`."""
         self._waiting.pop(connection, None)
         with contextlib.suppress(OSError):
             # The plain socket's: that of TLS would take the encryption away from under the thread that uses it.
