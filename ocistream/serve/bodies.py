@@ -138,25 +138,29 @@ def _malformed() -> RefusedError:
     return RefusedError(400, "SIZE_INVALID", "the body's chunks are malformed, or it ended early")
 
 
-def body_of(headers: Message, stream: Stream, announce: Callable[[], None]) -> SizedBody:
+def body_of(headers: Message, stream: Stream, announce: Callable[[], None], version: str) -> SizedBody:
     """Give the body that a request's headers announce; one of no bytes where they announce none.
 
-    `announce` sends the interim answer for which a client waits that says `Expect: 100-continue`.
+    `announce` sends the interim answer for which a client waits that says `Expect: 100-continue`. `version` is the
+    request's, such as HTTP/1.1.
 
     Raises:
         RefusedError: it cannot be told where the body ends (400), or its coding is not known (501). Guessing would
             make a part of a body the next request.
     """
-    lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
+    lengths = [value.strip() for value in headers.get_all("Content-Length", [])]
     codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
     waits = headers.get("Expect", "").strip().lower() == "100-continue"
     callback = announce if waits else None
     if codings:
         if lengths:
             raise RefusedError(400, "SIZE_INVALID", "both Content-Length and Transfer-Encoding are given")
+        if version == "HTTP/1.0":
+            # It knows no codings: what passed the request on may have taken the chunks for the body (RFC 9112, 6.1).
+            raise RefusedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
         if codings != ["chunked"]:
             raise RefusedError(501, "UNSUPPORTED", "the only transfer coding that is known is chunked")
         return ChunkedBody(stream, callback)
     if len(lengths) > 1 or not all(_LENGTH.match(length) for length in lengths):
         raise RefusedError(400, "SIZE_INVALID", "Content-Length is not one number")
-    return SizedBody(stream, int(lengths.pop()) if lengths else 0, callback)
+    return SizedBody(stream, int(lengths[0]) if lengths else 0, callback)

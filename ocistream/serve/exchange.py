@@ -7,7 +7,6 @@ is left of one request be taken for the next. What is asked for is found in `dis
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import ssl
 import time
@@ -16,14 +15,14 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, ClassVar, Final, cast
-from urllib.parse import parse_qs, unquote
 
 from ocistream import files, limits
 from ocistream.errors import OcistreamError
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.serve.bodies import ChunkedBody, SizedBody, body_of
-from ocistream.serve.heads import Head
+from ocistream.serve.heads import Head, check_first_line
 from ocistream.serve.refusals import RefusedError
+from ocistream.serve.request_target import check_host, split_target
 from ocistream.stream import chunks_of, verified
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ __all__ = ["AccessEntry", "Answer", "Exchange", "Part"]
 _BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 #: How long, in seconds, a client that is told no may go on sending until its connection is cut.
 _LINGER: Final = 2.0
-_MAX_PARAMETERS: Final = 32
-_ORIGIN: Final = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +99,10 @@ class Exchange(BaseHTTPRequestHandler, ABC):
     # An answer's end is not to wait for the client to acknowledge its beginning.
     disable_nagle_algorithm = True
     timeout: ClassVar[float | None] = limits.CLIENT_IDLE
-    # The base class reads them when a request is refused before it was understood.
+    # The base class sets them. They are read when a request is refused before it was understood.
     command = ""
     path = ""
+    raw_requestline = b""
 
     def setup(self) -> None:
         """Begin a connection; the buffer for bodies comes into being with the first of them."""
@@ -127,18 +125,23 @@ class Exchange(BaseHTTPRequestHandler, ABC):
 
     def handle_one_request(self) -> None:
         """Wait for a request and serve it."""
+        self.command = self.path = ""
         self.waiting(True)
         super().handle_one_request()
 
     def parse_request(self) -> bool:
-        """Read the rest of a request's head; where it is malformed, answer that, and say False."""
+        """Read the rest of a request's head. If the head is malformed, send the refusal and return False."""
         stream = self.rfile
         self.rfile = cast("BufferedIOBase", Head(stream))
         try:
-            return super().parse_request()
+            check_first_line(self.raw_requestline)
+            if is_parsed := super().parse_request():
+                check_host(self.headers, self.path, self.request_version)
         except RefusedError as refused:
             self.send_error(refused.status or HTTPStatus.BAD_REQUEST, refused.what)
             return False
+        else:
+            return is_parsed
         finally:
             self.rfile = stream
 
@@ -208,30 +211,19 @@ class Exchange(BaseHTTPRequestHandler, ABC):
 
     def _body(self) -> SizedBody:
         try:
-            return body_of(self.headers, self.rfile, self._continue)
+            return body_of(self.headers, self.rfile, self._continue, self.request_version)
         except RefusedError:
             # Nobody knows where it ends: that is the end of the connection.
             self.body = ChunkedBody(self.rfile)
             raise
 
     def target(self) -> tuple[list[str], dict[str, list[str]]]:
-        """Give the decoded segments of the request's path and the parameters of its query.
-
-        Decoding comes after splitting, so an encoded slash stays within its segment; no segment is used before it was
-        found to be a name, a tag, a digest or a word of the API.
+        """Return the decoded segments of the request's path and the parameters of its query.
 
         Raises:
             RefusedError: there are too many parameters (400).
         """
-        # A proxy may send the whole URL (RFC 9112, section 3.2.2).
-        path, _, query = self.path.partition("?")
-        if origin := _ORIGIN.match(path):
-            path = path[origin.end() :]
-        try:
-            parameters = parse_qs(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
-        except ValueError as error:
-            raise RefusedError(400, "UNSUPPORTED", "the query has too many parameters") from error
-        return [unquote(segment) for segment in path.split("/")], parameters
+        return split_target(self.path)
 
     def read_body(self, buffer: memoryview) -> int:
         """Read some of the request's body into `buffer` and give the number of bytes; 0 is its end."""

@@ -7,7 +7,6 @@ used before it was found to be a repository, a tag or a digest.
 from __future__ import annotations
 
 import contextlib
-import re
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 from urllib.parse import quote
@@ -15,12 +14,12 @@ from urllib.parse import quote
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError
 from ocistream.model import OCI_INDEX
-from ocistream.origins import is_loopback
 from ocistream.reference import is_digest, is_repository, parse_digest
 from ocistream.serve.exchange import AccessEntry, Answer, Exchange, Part
 from ocistream.serve.pages import list_page, referrers_page
 from ocistream.serve.ranges import chunk_range, requested_range
 from ocistream.serve.refusals import RefusedError
+from ocistream.serve.web_pages import is_from_web_page
 from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
@@ -67,14 +66,14 @@ class Handler(Exchange):
         """Serve the endpoint that the path names.
 
         Raises:
-            RefusedError: there is none, or not with this method; or it is a web page that asks (403), or somebody who
-                does not know the password (401). Listening on loopback keeps other machines out, but not the pages
-                that this one's browsers show.
+            RefusedError: there is none (404), or not with this method (405), or a web page asks (403), or the client
+                does not know the password (401).
         """
-        if "Origin" in self.headers or self._is_rebound():
+        gate = self.registry.gate
+        if is_from_web_page(self.headers, has_password=gate is not None):
             raise RefusedError(403, "DENIED", "this registry does not talk to web pages")
-        if self.registry.gate is not None:
-            self.user = self.registry.gate.admit(self.headers.get("Authorization"))
+        if gate is not None:
+            self.user = gate.admit(self.headers.get("Authorization"))
         self.admitted()
         segments, self.parameters = self.target()
         endpoints = self._endpoints(segments)
@@ -87,16 +86,6 @@ class Handler(Exchange):
             allow = {"Allow": ", ".join(endpoints)}
             raise RefusedError(405, "UNSUPPORTED", f"{self.command} is not possible {where}", headers=allow)
         serve()
-
-    def _is_rebound(self) -> bool:
-        """Say whether a browser asks, for a page whose name was made to mean this machine (DNS rebinding).
-
-        For that it is one's own origin, which is not said with a GET; but the languages of whoever reads are.
-        """
-        if self.registry.gate is not None or "Accept-Language" not in self.headers:
-            return False
-        host = re.sub(r":[0-9]*\Z", "", self.headers.get("Host", "").strip()).strip("[]")
-        return not is_loopback(host.lower())
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
         """Give what can be done with a path, by method.

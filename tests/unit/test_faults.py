@@ -48,7 +48,7 @@ CONTENT = bytes(range(256)) * 1024
 SIZE = len(CONTENT)
 DIGEST = digest_of(CONTENT)
 BLOB = f"/v2/app/blobs/{DIGEST}"
-GET = f"GET {BLOB} HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+GET = f"GET {BLOB} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
 
 Start = Callable[..., FaultyRegistry]
 
@@ -181,7 +181,9 @@ class TestConnections:
         registry = start(Fault(PauseReading(1000), method="PATCH"))
         with Client(registry.host) as ask, connect(registry.host) as connection:
             location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
-            connection.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 2000\r\n\r\n".encode() + bytes(2000))
+            connection.sendall(
+                f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n".encode() + bytes(2000)
+            )
             while not registry.asked("PATCH") or registry.asked("PATCH")[0].received < 1000:
                 time.sleep(0.01)
             # The same session, which is free when the other is hung up on.
@@ -249,7 +251,7 @@ class TestAnswers:
         registry = start(Fault(NoContentLength(), times=2))
         answer = get(registry)
         assert (answer.body, answer.headers["Content-Length"]) == (CONTENT, None)
-        head = converse(registry.host, f"HEAD {BLOB} HTTP/1.1\r\n\r\n".encode())
+        head = converse(registry.host, f"HEAD {BLOB} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert b"Content-Length" not in head
 
     def test_ignore_range(self, start: Start) -> None:

@@ -30,7 +30,7 @@ class TestListening:
         for name in ("::1", "[::1]"):
             with Registry(tmp_path / "layout", address=(name, 0)) as registry:
                 assert registry.host.startswith("[::1]:")
-                answer = converse(registry.host, b"GET /v2/ HTTP/1.1\r\nConnection: close\r\n\r\n")
+                answer = converse(registry.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 assert answer.startswith(b"HTTP/1.1 200 ")
 
     def test_localhost_is_loopback(self, tmp_path: Path) -> None:
@@ -138,11 +138,11 @@ class TestEnding:
         registry = Registry(tmp_path / "layout")
         registry.start()
         with connect(registry.host) as idle, connect(registry.host) as sending:
-            idle.sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+            idle.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
             assert idle.recv(12) == b"HTTP/1.1 200"
-            sending.sendall(b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            sending.sendall(b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             location = sending.recv(4096).split(b"Location: ")[1].split(b"\r\n")[0]
-            sending.sendall(b"PATCH %b HTTP/1.1\r\nContent-Length: 99\r\n\r\nsome" % location)
+            sending.sendall(b"PATCH %b HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nsome" % location)
             registry.stop()
             read_all(idle)
             read_all(sending)
@@ -213,7 +213,7 @@ class TestFailures:
                 raise ZeroDivisionError
 
         with Registry(tmp_path / "layout", handler=Mistaken) as registry:
-            assert converse(registry.host, b"GET /v2/ HTTP/1.1\r\n\r\n") == b""
+            assert converse(registry.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n") == b""
         assert "ZeroDivisionError" in capfd.readouterr().err
 
     def test_a_file_that_becomes_shorter_while_it_is_sent_ends_the_connection(self, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ class TestFailures:
         with Registry(tmp_path / "layout", handler=Cutting, log=lambda entry: problems.put(entry.problem)) as registry:
             with Client(registry.host) as ask:
                 digest = ask.upload(b"layer")
-            raw = converse(registry.host, f"GET /v2/app/blobs/{digest} HTTP/1.1\r\n\r\n".encode() * 2)
+            raw = converse(registry.host, f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 2)
         assert b"Content-Length: 5\r\n" in raw
         assert raw.endswith(b"\r\n\r\nla")
         # The client may know of the end before it is noted.
@@ -240,7 +240,7 @@ class TestFailures:
                 raise ArchiveError(str(body))
 
         with Registry(tmp_path / "layout", handler=Failing) as registry:
-            raw = converse(registry.host, b"GET /v2/ HTTP/1.1\r\n\r\n" * 2)
+            raw = converse(registry.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
         assert raw.count(b"HTTP/1.1") == 1
 
 

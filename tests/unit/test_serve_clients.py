@@ -18,7 +18,7 @@ from tests.certificates import make_certificate
 from tests.talking import Client, connect, read_all
 from tests.unit.pushing import CONTENT, FIRST, SECOND, begin, closed
 
-REQUEST = b"GET /v2/ HTTP/1.1\r\nConnection: close\r\n\r\n"
+REQUEST = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def is_cut(host: str, *parts: bytes) -> bool:
@@ -48,7 +48,7 @@ class TestWaiting:
             b"GET /v2/",
             b"GET /v2/ HTTP/1.1\r\nHost: x\r\n",
             # Nobody wants this body, and it never comes.
-            b"PUT /v2/none HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+            b"PUT /v2/none HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
         ],
     )
     def test_a_request_that_does_not_come_is_not_waited_for_for_long(
@@ -59,7 +59,7 @@ class TestWaiting:
 
     def test_nor_is_the_next_one(self, served: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
         with connect(served.host) as connection:
-            connection.sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
             monkeypatch.setattr(limits, "REQUEST_TIME", 0.05)
             with contextlib.suppress(ConnectionError):
@@ -75,9 +75,9 @@ class TestWaiting:
 
     def test_a_body_that_is_wanted_is(self, served: Registry, ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         location = begin(ask)
-        head = f"PATCH {location} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode()
+        head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(CONTENT)}\r\n\r\n"
         with connect(served.host) as slow:
-            slow.sendall(head + FIRST)
+            slow.sendall(head.encode() + FIRST)
             # It is under way now, and remains so while another one is cut.
             while ask("GET", location).headers["Range"] == "0-0":
                 pass
@@ -141,7 +141,7 @@ class TestPlaces:
         monkeypatch.setattr(limits, "MAX_CLIENTS", 5)
         with contextlib.ExitStack() as stack:
             for _ in range(20):
-                stack.enter_context(connect(served.host)).sendall(b"GET /v2/ HTTP/1.1\r\n")
+                stack.enter_context(connect(served.host)).sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n")
             with connect(served.host) as honest:
                 honest.sendall(REQUEST)
                 assert read_all(honest).startswith(b"HTTP/1.1 200 ")
@@ -153,7 +153,7 @@ class TestPlaces:
 
         monkeypatch.setattr(limits, "MAX_CLIENTS", 1)
         with Registry(tmp_path / "layout", handler=Late) as registry, connect(registry.host) as half:
-            half.sendall(b"GET /v2/ HTTP/1.1\r\n")
+            half.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n")
             with connect(registry.host) as honest:
                 honest.sendall(REQUEST)
                 assert read_all(honest).startswith(b"HTTP/1.1 200 ")

@@ -165,7 +165,7 @@ class TestTls:
         with Registry(tmp_path / "served", tls=context) as registry, connect(registry.host):
             # The one above says nothing at all.
             with connect(registry.host) as plain:
-                plain.sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+                plain.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert b"200" not in plain.recv(1000)
             connection = http.client.HTTPSConnection(registry.host, context=trusting, timeout=60)
             connection.request("GET", "/v2/")

@@ -93,7 +93,7 @@ class TestAnswers:
         assert ask("GET", f"/v2/app/blobs/{digest.replace(':', '%3A')}").body == b"layer"
 
     def test_a_whole_url_is_understood(self, served: Registry) -> None:
-        request = b"GET http://any.host/v2/?x=http://y HTTP/1.1\r\nConnection: close\r\n\r\n"
+        request = b"GET http://any.host/v2/?x=http://y HTTP/1.1\r\nHost: any.host\r\nConnection: close\r\n\r\n"
         assert converse(served.host, request).startswith(b"HTTP/1.1 200 ")
 
     def test_head_has_the_headers_of_get_and_no_body(self, served: Registry, ask: Client) -> None:
@@ -103,7 +103,7 @@ class TestAnswers:
             assert head.status == get.status
             assert head.headers["Content-Length"] == get.headers["Content-Length"] == str(size or len(get.body))
             assert set(head.headers) == set(get.headers)
-            raw = converse(served.host, f"HEAD {target} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+            raw = converse(served.host, f"HEAD {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             assert raw.endswith(b"\r\n\r\n")
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -130,7 +130,7 @@ class TestAnswers:
 
 class TestConnections:
     def test_a_connection_serves_many_requests(self, served: Registry) -> None:
-        raw = converse(served.host, b"GET /v2/ HTTP/1.1\r\n\r\n" * 5)
+        raw = converse(served.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
         assert raw.count(b"HTTP/1.1 200 ") == 5
         assert b"Connection: close" not in raw
 
@@ -157,9 +157,9 @@ class TestConnections:
     def test_a_large_body_that_nobody_wants_is_not_taken_for_a_request_and_the_answer_arrives(
         self, served: Registry, access_log: list[AccessEntry], chunked: bool
     ) -> None:
-        body = b"GET /v2/_catalog HTTP/1.1\r\n\r\n" * 100_000
+        body = b"GET /v2/_catalog HTTP/1.1\r\nHost: x\r\n\r\n" * 100_000
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
-        head = b"PUT /v2/app/blobs/uploads/none HTTP/1.1\r\n%b\r\n\r\n" % length
+        head = b"PUT /v2/app/blobs/uploads/none HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % length
         raw = converse(served.host, head, b"%x\r\n" % len(body) if chunked else b"", body)
         assert raw.startswith(b"HTTP/1.1 404 ")
         assert b"Connection: close\r\n" in raw
@@ -168,7 +168,7 @@ class TestConnections:
         assert [entry.status for entry in access_log] == [404]
 
     def test_a_body_that_ends_early_and_is_not_wanted_ends_the_connection(self, served: Registry) -> None:
-        raw = converse(served.host, b"PUT /v2/none HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /")
+        raw = converse(served.host, b"PUT /v2/none HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nGET /")
         assert raw.startswith(b"HTTP/1.1 404 ")
         assert raw.count(b"HTTP/1.1") == 1
 
@@ -187,7 +187,11 @@ class TestConnections:
     def test_a_body_whose_end_is_not_certain_is_refused_and_the_connection_closed(
         self, served: Registry, headers: bytes, status: int
     ) -> None:
-        request = b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\n" + headers + b"\r\n\r\nGET /v2/ HTTP/1.1\r\n\r\n"
+        request = (
+            b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n"
+            + headers
+            + b"\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
         raw = converse(served.host, request)
         assert raw.startswith(b"HTTP/1.1 %d " % status)
         assert raw.count(b"HTTP/1.1") == 1
@@ -198,10 +202,10 @@ class TestConnections:
             (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
             (b"GET\r\n\r\n", 400),
             (b"GET /v2/ HTTP/3.0\r\n\r\n", 505),
-            (b"BREW /v2/ HTTP/1.1\r\n\r\n", 501),
-            (b"GET /" + b"a" * 5_000_000 + b" HTTP/1.1\r\n\r\n", 414),
-            (b"GET /v2/ HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
-            (b"GET /v2/ HTTP/1.1\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", 431),
+            (b"BREW /v2/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+            (b"GET /" + b"a" * 5_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+            (b"GET /v2/ HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
+            (b"GET /v2/ HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", 431),
         ],
     )
     def test_what_is_no_request_is_answered_in_json_and_does_no_harm(
@@ -218,8 +222,9 @@ class TestConnections:
     ) -> None:
         digest = ask.upload(bytes(8 * MIB))
         requests = [
-            b"GET /v2/app/blobs/%b HTTP/1.1\r\n\r\n" % digest.encode(),
-            b"POST /v2/app/blobs/uploads/?digest=%b HTTP/1.1\r\nContent-Length: 99\r\n\r\nsome" % digest.encode(),
+            b"GET /v2/app/blobs/%b HTTP/1.1\r\nHost: x\r\n\r\n" % digest.encode(),
+            b"POST /v2/app/blobs/uploads/?digest=%b HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nsome"
+            % digest.encode(),
             b"GET /v2/ HT",
             b"",
             b"nonsense\r\n\r\n",
@@ -243,7 +248,7 @@ class TestConnections:
 
         entries: list[AccessEntry] = []
         with Registry(tmp_path / "layout", handler=Late, log=entries.append) as registry:
-            for request in (b"nonsense\r\n\r\n", b"GET /v2/ HTTP/1.1\r\n\r\n"):
+            for request in (b"nonsense\r\n\r\n", b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"):
                 assert converse(registry.host, request) == b""
         assert ["connection failed" in str(entry.problem) for entry in entries] == [True, True]
         assert capfd.readouterr().err == ""
@@ -257,7 +262,7 @@ class TestConnections:
             with connect(registry.host) as idle:
                 assert read_all(idle) == b""
             with connect(registry.host) as sending:
-                sending.sendall(b"PUT /v2/app/manifests/v1 HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+                sending.sendall(b"PUT /v2/app/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
                 assert read_all(sending) == b""
         assert [(entry.status, "timed out" in str(entry.problem)) for entry in entries] == [(0, True)]
 
@@ -268,8 +273,8 @@ class TestConnections:
                 raise TimeoutError
 
         with Registry(tmp_path / "layout", handler=Impatient) as registry:
-            head = b"PUT /v2/app/manifests/v1 HTTP/1.1\r\nContent-Length: 99\r\n\r\n"
-            assert converse(registry.host, head + b"12345GET /v2/ HTTP/1.1\r\n\r\n") == b""
+            head = b"PUT /v2/app/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+            assert converse(registry.host, head + b"12345GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n") == b""
 
     def test_a_client_that_is_refused_and_stays_is_let_go_soon(
         self, served: Registry, access_log: list[AccessEntry], monkeypatch: pytest.MonkeyPatch
@@ -277,7 +282,7 @@ class TestConnections:
         monkeypatch.setattr("ocistream.serve.exchange._LINGER", 0.05)
         deadline = time.monotonic() + 30
         with connect(served.host) as connection:
-            connection.sendall(b"PUT /v2/none HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            connection.sendall(b"PUT /v2/none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
             assert read_all(connection).startswith(b"HTTP/1.1 404 ")
             while not access_log and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -288,7 +293,7 @@ class TestConnections:
     ) -> None:
         monkeypatch.setattr("ocistream.serve.exchange._LINGER", 0.05)
         with connect(served.host) as connection:
-            connection.sendall(b"PUT /v2/none HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            connection.sendall(b"PUT /v2/none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
             with pytest.raises(ConnectionError):
                 send_forever(connection)
 
@@ -300,7 +305,7 @@ def send_forever(connection: socket.socket) -> None:
 
 class TestExpectation:
     def request(self, target: bytes, size: int) -> bytes:
-        head = b"POST %b HTTP/1.1\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n"
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n"
         return head % (target, size)
 
     def test_a_body_is_asked_for_when_it_is_wanted(self, served: Registry) -> None:
@@ -313,7 +318,7 @@ class TestExpectation:
 
     def test_a_chunked_body_is_asked_for_once(self, served: Registry) -> None:
         digest = digest_of(b"layer").encode()
-        request = b"POST /v2/app/blobs/uploads/?digest=%b HTTP/1.1\r\nExpect: 100-Continue\r\n" % digest
+        request = b"POST /v2/app/blobs/uploads/?digest=%b HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\n" % digest
         raw = converse(served.host, request, b"Transfer-Encoding: chunked\r\n\r\n2\r\nla\r\n3\r\nyer\r\n0\r\n\r\n")
         assert raw.count(b"100 Continue") == 1
         assert b"HTTP/1.1 201 " in raw

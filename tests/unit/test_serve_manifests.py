@@ -67,7 +67,7 @@ class TestPushing:
         assert ask("PUT", "/v2/app/manifests/v1", content, {"Host": host}).status == 201
         assert entries(served)[0]["annotations"]["io.containerd.image.name"] == f"{host}/app:v1"
 
-    @pytest.mark.parametrize("host", ["", "docker.io", "nothing", "a b", "x/y", "Über.example"])
+    @pytest.mark.parametrize("host", ["", "docker.io", "nothing"])
     def test_what_is_no_host_of_ours_is_replaced_by_our_own(self, ask: Client, served: Registry, host: str) -> None:
         content = json.dumps(image(ask)).encode()
         assert ask("PUT", "/v2/app/manifests/v1", content, {"Host": host}).status == 201

@@ -48,7 +48,9 @@ class TestSessions:
     def test_two_requests_take_turns_with_one_upload(self, ask: Client, served: Registry) -> None:
         location = begin(ask)
         with connect(served.host) as first:
-            first.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500])
+            first.sendall(
+                f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500]
+            )
             while ask("GET", location).headers["Range"] != "0-499":
                 time.sleep(0.01)
             statuses: list[int] = []
@@ -71,7 +73,7 @@ class TestSessions:
         monkeypatch.setattr("ocistream.serve.uploads._PATIENCE", 0.01)
         location = begin(ask)
         with connect(served.host) as first:
-            first.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
+            first.sendall(f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
             while ask("GET", location).headers["Range"] != "0-999":
                 time.sleep(0.01)
             answer = ask("PATCH", location, SECOND)
@@ -84,11 +86,13 @@ class TestSessions:
     def test_a_request_that_waited_for_the_end_of_an_upload_is_told_so(self, ask: Client, served: Registry) -> None:
         location = begin(ask)
         with connect(served.host) as first, connect(served.host) as second:
-            first.sendall(f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nContent-Length: 3000\r\n\r\n".encode())
+            first.sendall(
+                f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n".encode()
+            )
             first.sendall(FIRST)
             while ask("GET", location).headers["Range"] != "0-999":
                 time.sleep(0.01)
-            second.sendall(f"DELETE {location} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+            second.sendall(f"DELETE {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             first.sendall(SECOND)
             assert first.recv(12) == b"HTTP/1.1 201"
             assert b"BLOB_UPLOAD_UNKNOWN" in read_all(second)
@@ -99,7 +103,9 @@ class TestSessions:
     ) -> None:
         abandoned, held = begin(ask), begin(ask)
         with connect(served.host) as connection:
-            connection.sendall(f"PATCH {held} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500])
+            connection.sendall(
+                f"PATCH {held} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500]
+            )
             while ask("GET", held).headers["Range"] != "0-499":
                 time.sleep(0.01)
             monkeypatch.setattr("ocistream.limits.UPLOAD_IDLE", -1.0)

@@ -175,7 +175,7 @@ class TestBrokenBodies:
 
     def test_what_came_of_a_body_that_ended_early_is_kept_and_gone_on_with(self, ask: Client, served: Registry) -> None:
         location = begin(ask)
-        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nContent-Length: 3000", FIRST)
+        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000", FIRST)
         assert raw.startswith(b"HTTP/1.1 400 ")
         assert b"SIZE_INVALID" in raw
         answer = ask("GET", location)
@@ -188,7 +188,7 @@ class TestBrokenBodies:
     def test_the_same_where_the_connection_is_reset(self, ask: Client, served: Registry) -> None:
         location = begin(ask)
         with connect(served.host) as connection:
-            connection.sendall(f"PATCH {location} HTTP/1.1\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
+            connection.sendall(f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
             while ask("GET", location).headers["Range"] != "0-999":
                 time.sleep(0.01)
         assert ask("PATCH", location, SECOND, {"Content-Range": "1000-2999"}).status == 202
@@ -196,13 +196,13 @@ class TestBrokenBodies:
 
     def test_a_closing_put_that_ended_early_closes_nothing(self, ask: Client, served: Registry) -> None:
         location = begin(ask)
-        self.send(served, f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nContent-Length: 3000", FIRST)
+        self.send(served, f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000", FIRST)
         assert ask("GET", location).headers["Range"] == "0-999"
         assert ask("HEAD", f"/v2/app/blobs/{DIGEST}").status == 404
         assert closed(ask, location, body=SECOND) == 201
 
     def test_a_single_post_that_ended_early_leaves_nothing(self, served: Registry) -> None:
-        head = f"POST /v2/app/blobs/uploads/?digest={DIGEST} HTTP/1.1\r\nContent-Length: 3000"
+        head = f"POST /v2/app/blobs/uploads/?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000"
         assert self.send(served, head, FIRST).startswith(b"HTTP/1.1 400 ")
         assert blobs(served) == []
 
@@ -227,14 +227,14 @@ class TestBrokenBodies:
         self, ask: Client, served: Registry, body: bytes, kept: str
     ) -> None:
         location = begin(ask)
-        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nTransfer-Encoding: chunked", body)
+        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked", body)
         assert raw.startswith(b"HTTP/1.1 400 ")
         assert b"Connection: close" in raw
         assert ask("GET", location).headers["Range"] == kept
 
     def test_extensions_and_trailers_of_chunks_are_passed_over(self, ask: Client, served: Registry) -> None:
         location = begin(ask)
-        body = b"3e8 ; a=b\r\n" + FIRST + b"\r\n0\r\nA: b\r\nC: d\r\n\r\nGET /v2/ HTTP/1.1\r\n\r\n"
-        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nTransfer-Encoding: chunked", body)
+        body = b"3e8 ; a=b\r\n" + FIRST + b"\r\n0\r\nA: b\r\nC: d\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
+        raw = self.send(served, f"PATCH {location} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked", body)
         assert raw.count(b"HTTP/1.1 202 ") == raw.count(b"HTTP/1.1 200 ") == 1
         assert closed(ask, location, body=SECOND) == 201
