@@ -9,8 +9,8 @@ of a list in it for which the caller names a function that makes something compa
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import itertools
 import json
 import math
 import re
@@ -156,8 +156,6 @@ def _reason(error: ValueError | RecursionError) -> str:
         return f"it is not UTF-8 at byte {error.start}"
     if isinstance(error, UnicodeEncodeError):
         return "a string has half of a surrogate pair"
-    if isinstance(error, json.JSONDecodeError) and "BOM" in error.msg:
-        return "it begins with a byte order mark"
     # RFC 8259 sets no limit to numbers (section 6), Python sets one to their digits.
     return "a number has too many digits" if text.startswith("Exceeds the limit") else text
 
@@ -173,7 +171,9 @@ def _parse(text: str, depth: int) -> object:
         ValueError, RecursionError: it is not JSON, or ambiguous.
         _RefusedError: it is nested too deeply.
     """
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    if text.startswith("\ufeff"):
+        raise ValueError(_MARKED)
+    value = _DECODER.decode(text)
     if "\\u" in text:
         # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
         canonical_json(value)
@@ -188,6 +188,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+_MARKED: Final = "it begins with a byte order mark"
 _TWICE: Final = "a key stands twice in one object"
 _TOO_EARLY: Final = "it ends too early"
 
@@ -203,6 +204,10 @@ def _finite(digits: str) -> float:
         msg = "a number is too large"
         raise ValueError(msg)
     return number
+
+
+#: One decoder for all documents: `json.loads` with these hooks would make another one for every piece.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _check_depth(value: object, deepest: int) -> None:
@@ -221,8 +226,23 @@ def _check_depth(value: object, deepest: int) -> None:
         raise _RefusedError(msg)
 
 
-#: A string, or one of the marks between which pieces lie. Possessive: a string without an end is not tried twice.
-_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},]', re.DOTALL)
+# Possessive, so that what does not match is not tried twice.
+_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+#: A string, or one of the marks between which pieces lie.
+_TOKEN: Final = re.compile(_STRING + rb"|[][{},]", re.DOTALL)
+
+
+def _bracketed(inner: bytes) -> bytes:
+    return rb'[\[{](?:[^][{}"]++|' + _STRING + inner + rb")*+[]}]"
+
+
+#: Elements of a list that have three levels of brackets at most, each with its comma.
+_GROUP: Final = re.compile(
+    rb"(?:[ \t\n\r]*+(?:"
+    + rb"|".join((_STRING, _bracketed(b"|" + _bracketed(b"|" + _bracketed(b""))), rb'[^][{}",]++'))
+    + rb")[ \t\n\r]*+,)*+",
+    re.DOTALL,
+)
 _QUOTE: Final = ord('"')
 _COMMA: Final = ord(",")
 _LIST: Final = ord("[")
@@ -254,7 +274,8 @@ class _Pieces:
         self._keys = keys
         self._known = known
         self._convert = convert
-        self._tokens = _TOKEN.finditer(raw)
+        #: Behind the last token.
+        self._position = 0
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """Give the members of the outermost object in order, or of them those under the keys that are asked for.
@@ -316,7 +337,9 @@ class _Pieces:
         """Parse the elements of a list behind its opening mark; give the mark behind the list as well."""
         values: list[object] = []
         while self._raw[mark.start()] != _LIST_END:
-            start, mark = mark.end(), self._end(self._next())
+            for value in self._group(mark.end()):
+                values.append(convert(len(values), value))
+            start, mark = self._position, self._end(self._next())
             if values or self._raw[mark.start()] != _LIST_END or not self._blank(start, mark.start()):
                 values.append(convert(len(values), self._piece(start, mark.start(), 2)))
             if self._raw[mark.start()] == _OBJECT_END:
@@ -327,6 +350,23 @@ class _Pieces:
             msg = f"a comma is expected at byte {mark.end()}"
             raise ValueError(msg)
         return values, after
+
+    def _group(self, start: int) -> list[object]:
+        """Parse several small elements of a list together, and continue behind their last comma.
+
+        Return none where there are none, and where one of them is malformed: parsed one by one the elements take
+        many times as long, and an error names the place.
+        """
+        self._position = start
+        match = _GROUP.match(self._raw, start, start + limits.MAX_JSON_GROUP)
+        if match is None or not match[0]:
+            return []
+        with contextlib.suppress(ValueError, RecursionError, _RefusedError):
+            values = _parse(f"[{match[0][:-1].decode()}]", 1)
+            if isinstance(values, list):
+                self._position = match.end()
+                return values
+        return []
 
     def _piece(self, start: int, end: int, depth: int) -> object:
         size, many = end - start, limits.MAX_JSON_PIECE_ITEMS
@@ -355,24 +395,24 @@ class _Pieces:
     def _end(self, token: _Mark) -> _Mark:
         """Give the comma or bracket that ends the piece which begins with `token`."""
         depth = 0
-        for mark in itertools.chain((token,), self._tokens):
-            byte = self._raw[mark.start()]
-            if byte == _QUOTE:
-                continue
+        while True:
+            byte = self._raw[token.start()]
             if byte in _OPENING:
                 depth += 1
                 if depth > limits.MAX_JSON_DEPTH:
                     raise RecursionError
-            elif not depth:
-                return mark
-            elif byte != _COMMA:
-                depth -= 1
-        raise ValueError(_TOO_EARLY)
+            elif byte != _QUOTE:
+                if not depth:
+                    return token
+                if byte != _COMMA:
+                    depth -= 1
+            token = self._next()
 
     def _next(self) -> _Mark:
-        token = next(self._tokens, None)
+        token = _TOKEN.search(self._raw, self._position)
         if token is None:
             raise ValueError(_TOO_EARLY)
+        self._position = token.end()
         return token
 
     def _blank(self, start: int, end: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream import limits
+from ocistream import limits, strict_json
 from ocistream.errors import ArchiveError
 from ocistream.strict_json import canonical_json, canonical_json_with, check_keys, parse_json, passed_over
 
@@ -206,6 +206,48 @@ class TestInPieces:
         assert both(b'{"c":{"x":1},"a":[1]}', {"a"}) == [("a", [placed(0, 1)])]
         assert both(b'{"c":{"x":1,"x":2},"a":[1]}', {"a"}) == "refused"
         assert both(b'{"c":[1,{"x":1,"x":2}],"a":[1]}', {"a"}) == "refused"
+
+
+class TestGroups:
+    """Small elements of a list are parsed together, as many as fit into `MAX_JSON_GROUP`."""
+
+    @pytest.mark.parametrize("size", [1, 3, 10, 40])
+    @pytest.mark.parametrize(
+        ("listed", "is_refused"),
+        [
+            (b'[1,[2],{"x":[3,{}]},"]}",null , [[[[4]]]],\t[ ],{"y":"\\"\\\\"},5]', False),
+            (b"[1,2,3,,4]", True),
+            (b"[1,2,3,]", True),
+            (b"[1,2,[3}]", True),
+            (b"[1,2,{3]]", True),
+            (b'[1,2,{"x":1,"x":2},4]', True),
+            (b"[1,2,NaN,4]", True),
+            (b"[1,2,1e999,4]", True),
+            (b'[1,2,"\\ud800",4]', True),
+            (b'[1,2,"\xff",4]', True),
+            (b"[1,2,3 4,5]", True),
+            (b"[1,2,\x0b3,5]", True),
+            (b"[1,2,3", True),
+            (b"[1,2," + b"[" * 63 + b"]" * 63 + b",3]", True),
+            (b"[1,2," + b"[" * 62 + b"]" * 62 + b",3]", False),
+        ],
+    )
+    def test_they_are_understood_as_when_parsed_whole(
+        self, monkeypatch: pytest.MonkeyPatch, size: int, listed: bytes, is_refused: bool
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_JSON_GROUP", size)
+        for keys in (None, {"a"}, {"c"}):
+            for key in (b"a", b"c"):
+                assert (both(b'{"%b":%b,"z":1}' % (key, listed), keys) == "refused") is is_refused
+
+    def test_a_parser_is_started_for_a_group_and_not_for_each_element(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        count = 100_000
+        raw = b'{"a":1,"x":[' + b",".join([b"[]"] * count) + b"]}"
+        parsed: list[str] = []
+        parse = strict_json._parse  # noqa: SLF001 - how often it is called is what costs
+        monkeypatch.setattr(strict_json, "_parse", lambda text, depth: (parsed.append(text), parse(text, depth))[1])
+        assert parse_json(raw, "it", keys={"a"}) == {"a": 1}
+        assert len(parsed) < count / 1000
 
 
 class TestPieces:
