@@ -217,6 +217,16 @@ MAX_REQUEST_HEAD: Final = 32 * KIB
 #: connection that has waited longest, first among those without any admitted request. If none waits, the new one is
 #: closed at once.
 MAX_CLIENTS: Final = 500
+#: A manifest or index of more bytes is large: a push of one waits until few others are under way, and an answer with
+#: one is sent from its file. Nearly all images' are smaller.
+LARGE_MANIFEST: Final = MAX_JSON_WHOLE
+#: Pushes of large manifests at once. Each holds the manifest's bytes.
+MAX_LARGE_PUSHES: Final = 4
+#: How long, in seconds, such a push waits for its turn, and then may take to send the manifest.
+LARGE_PUSH_WAIT: Final = 300.0
+LARGE_PUSH_TIME: Final = 60.0
+#: Manifests that are parsed at once, for answers and for pushes.
+MAX_PARSED: Final = 2
 #: Of so many words (media types, platforms, keys of annotations) of so many characters one object serves for all.
 MAX_SHARED_WORDS: Final = 1_000
 MAX_SHARED_WORD: Final = 255

@@ -70,6 +70,7 @@ def serve(
     ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
     """
     from ocistream.serve import Registry
+    from ocistream.serve.memory import return_large_blocks
     from ocistream.serve.room import more_descriptors
 
     apply_verbosity(console, options)
@@ -82,6 +83,7 @@ def serve(
             "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
     more_descriptors()
+    return_large_blocks()
     console.is_server = True
     with ExitStack() as stack:
         log = _log(console, access_log, stack)

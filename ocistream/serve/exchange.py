@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from io import BytesIO
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from ocistream import files, limits
@@ -26,7 +27,7 @@ from ocistream.serve.request_target import check_host, split_target
 from ocistream.stream import chunks_of, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from io import BufferedIOBase, FileIO
 
     from ocistream.stream import Chunk
@@ -229,16 +230,39 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         """Read some of the request's body into `buffer` and give the number of bytes; 0 is its end."""
         return self.body.readinto(buffer)
 
-    def read_small_body(self, limit: int) -> bytes | None:
-        """Read a body whole, or give None as soon as it is known to have more than `limit` bytes."""
-        if (self.body.size or 0) > limit:
-            return None
-        content = bytearray()
-        while got := self.read_body(self.buffer):
-            content += self.buffer[:got]
-            if len(content) > limit:
-                return None
-        return bytes(content)
+    def read_small_body(self, limit: int, large: Callable[[], object] = lambda: None) -> bytes | None:
+        """Read a body to its end, or return None as soon as it is known to have more than `limit` bytes.
+
+        `large` is called before more than `LARGE_MANIFEST` bytes are kept. From then on the client has a limited time.
+
+        Raises:
+            RefusedError: the client takes too long (408), or stops before the end (400).
+        """
+        content, piece = BytesIO(), memoryview(bytearray(limits.THROWN_AWAY))
+        deadline: float | None = None
+        while (expected := max(self.body.size or 0, content.tell())) <= limit:
+            if expected > limits.LARGE_MANIFEST and deadline is None:
+                large()
+                deadline = time.monotonic() + limits.LARGE_PUSH_TIME
+            if not (got := self._read_until(deadline, piece)):
+                return content.getvalue()
+            content.write(piece[:got])
+        return None
+
+    def _read_until(self, deadline: float | None, buffer: memoryview) -> int:
+        """Read some of the body, before a time by `time.monotonic`."""
+        if deadline is None:
+            return self.read_body(buffer)
+        # Zero would be another mode: not to wait at all.
+        self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        try:
+            got = self.read_body(buffer)
+        except TimeoutError as error:
+            # Nothing more can be read from a connection that has timed out.
+            self.close_connection = True
+            raise RefusedError(408, "SIZE_INVALID", "the body took too long") from error
+        self.connection.settimeout(self.timeout)
+        return got
 
     def answer(self, answer: Answer) -> None:
         """Send an answer, after what is left of the request's body, or the end of the connection, was seen to."""

@@ -292,11 +292,25 @@ class Handler(Exchange):
         stored = self.registry.repositories.manifest(repository, reference)
         tag = f'"{stored.digest}"'
         headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
-        same = _is_among(tag, self.headers.get("If-None-Match"))
-        self.answer(Answer(304, headers) if same else Answer(200, headers, stored.raw))
+        if _is_among(tag, self.headers.get("If-None-Match")):
+            self.answer(Answer(304, headers))
+            return
+        with contextlib.ExitStack() as stack:
+            answer = Answer(200, headers, stored.raw)
+            if answer.size > limits.LARGE_MANIFEST:
+                # From its file, since many clients may read it slowly. One that is in no file is in memory anyway.
+                with contextlib.suppress(NotFoundError):
+                    answer = Answer(200, headers, stack.enter_context(self.registry.storage.part(stored.digest)))
+            del stored
+            self.answer(answer)
 
     def _put_manifest(self, repository: str, reference: str) -> None:
-        raw = self.read_small_body(limits.MAX_MANIFEST)
+        with contextlib.ExitStack() as stack:
+            slots = self.registry.large_pushes
+            raw = self.read_small_body(limits.MAX_MANIFEST, lambda: stack.enter_context(slots.one()))
+            self._push_manifest(repository, reference, raw)
+
+    def _push_manifest(self, repository: str, reference: str, raw: bytes | None) -> None:
         if raw is None:
             what = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
             raise RefusedError(413, "MANIFEST_INVALID", what)

@@ -82,6 +82,8 @@ class Repositories:
         self._storage = storage
         self._fallback = storage.repository
         self._lock = threading.Lock()
+        #: Held by each thread that reads and parses manifests beside the layout's lock: they take much memory.
+        self._parsing = threading.BoundedSemaphore(limits.MAX_PARSED)
         self._snapshot: _Snapshot | None = None
         self._exported = Exported(storage)
         # By digest, so what is in it stays true; what nothing points to any more is dropped, and what is too much is
@@ -112,6 +114,10 @@ class Repositories:
             RefusedError: there is none (404).
             OcistreamError: it is there and cannot be read, or is damaged.
         """
+        with self._parsing:
+            return self._manifest(repository, reference)
+
+    def _manifest(self, repository: str, reference: str) -> StoredManifest:
         unknown = RefusedError(404, "MANIFEST_UNKNOWN", f"there is no manifest {reference} in {repository}")
         try:
             if is_digest(reference):
@@ -160,8 +166,9 @@ class Repositories:
         if is_digest(reference) and reference != digest:
             raise RefusedError(400, "DIGEST_INVALID", "the manifest has another digest", details=[{"digest": digest}])
         try:
-            entry = Descriptor(media_type or media_type_of(raw, "the manifest"), digest, len(raw))
-            document = parse_document(entry, raw)
+            with self._parsing:
+                entry = Descriptor(media_type or media_type_of(raw, "the manifest"), digest, len(raw))
+                document = parse_document(entry, raw)
         except (ArchiveError, UnsupportedError) as error:
             raise RefusedError(400, "MANIFEST_INVALID", error.what) from error
         if entry.media_type not in _DOCUMENT_TYPES:
@@ -205,6 +212,10 @@ class Repositories:
 
         They are in the order of `index.json`.
         """
+        with self._parsing:
+            return self._referrers(subject)
+
+    def _referrers(self, subject: str) -> list[dict[str, Any]]:
         found = []
         for digest, media_type in self._reached(self._now()).items():
             if self._links_of(digest, media_type, whole=False).subject == subject:

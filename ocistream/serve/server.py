@@ -23,6 +23,7 @@ from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.reference import printable
 from ocistream.serve.handler import Handler
+from ocistream.serve.memory import Slots
 from ocistream.serve.repositories import Repositories
 from ocistream.serve.room import room
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
@@ -89,6 +90,7 @@ class Registry:
         """
         self.log = log
         self.gate = gate
+        self.large_pushes = Slots(limits.MAX_LARGE_PUSHES, limits.LARGE_PUSH_WAIT)
         self._secure = tls
         self._thread: threading.Thread | None = None
         self._serving = False

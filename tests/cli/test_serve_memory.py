@@ -1,0 +1,61 @@
+"""The memory of `ocistream serve` does not grow with the number of its clients."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Final
+
+import pytest
+
+from ocistream import limits
+from tests.cli.test_serve import serving
+from tests.images import OCI_INDEX
+from tests.talking import Client, connect
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+MIB: Final = 1 << 20
+CLIENTS: Final = 40
+#: Less than what the manifests of all clients have together.
+BOUND: Final = CLIENTS * limits.MAX_MANIFEST * 2 // 3
+
+
+def index(note: str) -> bytes:
+    """Return an index without manifests, of nearly the greatest size."""
+    fields = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "annotations": {"note": note}}
+    padding = "x" * (limits.MAX_MANIFEST - len(json.dumps(fields)) - 100)
+    return json.dumps({**fields, "padding": padding}).encode()
+
+
+def peak(pid: int) -> int:
+    """Return the most memory that a process has had, in bytes."""
+    match = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_of_many_large_manifests_at_once_few_are_in_memory(tmp_path: Path) -> None:
+    bodies = [index(str(number)) for number in range(CLIENTS)]
+    together = Barrier(CLIENTS)
+
+    def push(number: int) -> int:
+        together.wait()
+        with Client(host) as ask:
+            return ask("PUT", f"/v2/app/manifests/v{number}", bodies[number]).status
+
+    with serving(tmp_path / "store") as (process, host):
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            assert list(threads.map(push, range(CLIENTS))) == [201] * CLIENTS
+        assert peak(process.pid) < BOUND
+        with contextlib.ExitStack() as stack:
+            for number in range(CLIENTS):
+                slow = stack.enter_context(connect(host, receive_buffer=4096))
+                slow.sendall(f"GET /v2/app/manifests/v{number} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert slow.recv(13) == b"HTTP/1.1 200 "
+            assert peak(process.pid) < BOUND
