@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.documents import media_type_of, outline
-from ocistream.downloads import Download, Led, part_of
+from ocistream.downloads import Download, Led, announces_more, part_of
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
@@ -35,7 +35,7 @@ from ocistream.model import (
     Manifest,
     is_media_type,
 )
-from ocistream.origins import resolved
+from ocistream.origins import redacted, resolved
 from ocistream.reference import is_digest, printable
 from ocistream.scopes import scopes_for
 from ocistream.stream import digest_of
@@ -86,20 +86,31 @@ class Repository:
         """Give the URL of something in this repository, such as `blobs/uploads/`."""
         return f"{self.endpoint.url}/v2/{self.name}/{path}"
 
-    def small(self, url: str, accept: str) -> tuple[Answer, bytes]:
-        """Get a document of this repository whole, and anew where it breaks off.
+    def small(self, url: str, accept: str, size: int = UNKNOWN_SIZE) -> tuple[Answer, bytes]:
+        """Get a document of this repository whole, and anew where it breaks off; `size` is what it must have, if known.
 
         Of one that is longer than `MAX_MANIFEST` there is a byte more than that, by which whoever asked sees it.
 
         Raises:
             NotFoundError: it is not there.
             NetworkError: trying again did not help.
+            IntegrityError: the registry announces more bytes than it must have.
         """
         tries = self.transport.tries()
         while True:
             answer = self.transport.request(
                 self.endpoint, "GET", url, scopes=self.scopes, headers={"Accept": accept}, tries=tries
             )
+            if (
+                size != UNKNOWN_SIZE
+                and announces_more(answer, size)
+                and not announces_more(answer, limits.MAX_MANIFEST)
+            ):
+                # It may never send them. That a document is too large is for the caller to say.
+                answer.close()
+                length = printable(answer.header("Content-Length") or "")
+                msg = f"GET {redacted(answer.url)}: {length} bytes are announced, and not {size}"
+                raise IntegrityError(msg)
             try:
                 return answer, answer.read(limits.MAX_MANIFEST)
             except NetworkError as error:
@@ -137,7 +148,7 @@ class Repository:
         Raises:
             NotFoundError: it is not there.
         """
-        return self._get_manifest(descriptor.digest, descriptor.media_type)[0]
+        return self._get_manifest(descriptor.digest, descriptor.media_type, descriptor.size)[0]
 
     def has_manifest(self, digest: str) -> bool:
         """Say whether a manifest is there."""
@@ -219,9 +230,9 @@ class Repository:
             hint=f"push to a registry that knows {algorithm}, as `ocistream serve` does, or copy to an archive",
         )
 
-    def _get_manifest(self, target: str, accept: str) -> tuple[bytes, str, str]:
+    def _get_manifest(self, target: str, accept: str, size: int = UNKNOWN_SIZE) -> tuple[bytes, str, str]:
         """Get a manifest's bytes, and the media type and the digest that the registry says they have."""
-        answer, raw = self.small(self.url(f"manifests/{target}"), accept)
+        answer, raw = self.small(self.url(f"manifests/{target}"), accept, size)
         if len(raw) > limits.MAX_MANIFEST:
             msg = f"manifest {target} of {self} is larger than {limits.MAX_MANIFEST} bytes"
             raise ArchiveError(msg)

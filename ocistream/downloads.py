@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ocistream.retry import Tries
     from ocistream.stream import Chunk
 
-__all__ = ["Download", "Led", "part_of"]
+__all__ = ["Download", "Led", "announces_more", "part_of"]
 
+_LENGTH = re.compile(r"[0-9]{1,19}\Z")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 
 
@@ -55,7 +56,7 @@ class Download:
         Raises:
             NotFoundError: it is not there.
             NetworkError: it broke off and trying again did not help.
-            IntegrityError: another size or digest was announced, and it was asked for strictly.
+            IntegrityError: more bytes than the blob has are announced; or, strictly, another size or digest.
         """
         size = self._descriptor.size
         free = 0 if self._strictly else offset
@@ -92,8 +93,7 @@ class Download:
         if answer.status == 416:
             answer.drain()
             return
-        if self._strictly:
-            self._check_announced(answer, offset)
+        self._check_announced(answer, offset)
         skip = _bytes_to_skip(answer, offset, free + limits.MAX_DISCARD)
         for chunk in answer.chunks():
             if skip >= len(chunk):
@@ -103,10 +103,13 @@ class Download:
             skip = 0
 
     def _check_announced(self, answer: Answer, offset: int) -> None:
-        """Hold the headers of an answer that gives the blob, from byte `offset` on, against what was promised.
+        """Check the headers of an answer that gives the blob, from byte `offset` on.
+
+        A greater length is always refused: the registry may never send what is beyond the blob, and waiting for it
+        helps nobody. A smaller length may be continued by another request.
 
         Raises:
-            IntegrityError: it will not be that.
+            IntegrityError: the headers announce more bytes than the blob has; or, `strictly`, another size or digest.
         """
         promised = self._descriptor.digest
         stated = answer.header("Docker-Content-Digest") or ""
@@ -114,10 +117,10 @@ class Download:
         expected = self._descriptor.size - (offset if answer.status == 206 else 0)
         # The same bytes may be called by another algorithm.
         same_kind = is_digest(stated) and stated.partition(":")[0] == promised.partition(":")[0]
-        if same_kind and stated != promised:
+        if self._strictly and same_kind and stated != promised:
             what = f"{stated} is announced"
-        elif length is not None and length != str(expected):
-            what = f"{printable(length)} bytes are announced, and not {expected}"
+        elif (self._strictly and length is not None and length != str(expected)) or announces_more(answer, expected):
+            what = f"{printable(length or '')} bytes are announced, and not {expected}"
         else:
             return
         answer.close()
@@ -144,7 +147,17 @@ def part_of(answer: Answer, start: int, view: memoryview, *, whole: bool) -> Gen
         answer.close()
         msg = f"GET {redacted(answer.url)}: asked for bytes from {start} on, and got others"
         raise FinalNetworkError(msg)
+    if announces_more(answer, len(view)):
+        answer.close()
+        msg = f"GET {redacted(answer.url)}: asked for {len(view)} bytes, and more are announced"
+        raise FinalNetworkError(msg)
     yield from answer.into(view)
+
+
+def announces_more(answer: Answer, size: int) -> bool:
+    """Return whether the Content-Length of an answer is greater than `size`; one that is no number is ignored."""
+    length = answer.header("Content-Length") or ""
+    return _LENGTH.match(length) is not None and int(length) > size
 
 
 def _begins_at(answer: Answer, offset: int) -> bool:

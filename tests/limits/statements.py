@@ -94,9 +94,10 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     10: Limit(
         "A body is read up to its promised size and a byte more; no size that is stated is ever allocated",
-        ("stream:verified", "stream:chunks_of"),
+        ("stream:verified", "stream:chunks_of", "downloads:announces_more"),
         archives=("size-of-80-bits", "size-tebibyte", "size-claim-layer-larger", "size-claim-smaller"),
         tests=("unit/test_distribution.py::test_a_longer_body_is_not_read_to_its_end",
+               "unit/test_distribution.py::test_what_is_announced_beyond_the_blob_is_not_waited_for",
                "unit/test_distribution.py::test_one_byte_too_many_is_seen_even_where_a_chunk_ends_before_it",
                "unit/test_layout.py::test_a_file_that_grew_is_found_out_after_one_byte"),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ from tests.faults import (
     refusal,
 )
 from tests.faulty_auth import Basic, Bearer
-from tests.network import CountingRegistry, QuickTransport, RawServer, blob_of, eventually, read_blob
+from tests.network import CountingRegistry, Heard, QuickTransport, RawServer, Turn, blob_of, eventually, read_blob
 from tests.talking import Client
 
 Faulty = Callable[..., CountingRegistry]
@@ -330,6 +331,24 @@ class TestParts:
             self.part(quick, server, 10, 20)
 
 
+def silent_after(answer: bytes) -> Turn:
+    """Return a turn that sends this, and then waits until the client closes the connection."""
+
+    def turn(connection: socket.socket, _: Heard) -> None:
+        connection.sendall(answer)
+        connection.recv(1)
+
+    return turn
+
+
+def whole_part(transport: QuickTransport, registry: RawServer) -> None:
+    list(repository(transport, registry).blob_part(BLOB, Led(), 0, memoryview(bytearray(SIZE))))
+
+
+def manifest_of(transport: QuickTransport, registry: RawServer) -> None:
+    repository(transport, registry).manifest(BLOB)
+
+
 class TestBodiesThatLie:
     @pytest.mark.parametrize("at", [0, SIZE // 2, SIZE - 1])
     def test_a_flipped_bit_is_found_and_the_last_chunk_held_back(
@@ -359,11 +378,33 @@ class TestBodiesThatLie:
             # What comes after Content-Length belongs to nobody.
             assert download(quick(), registry) == CONTENT
             return
-        sizes = [len(chunk) for chunk in repository(quick(), registry).blob_chunks(BLOB)]
-        assert SIZE < sum(sizes) <= SIZE + limits.PAGE
-        registry.faults = [Fault(Resize(by))]
-        with pytest.raises(IntegrityError, match=f"expected {SIZE} bytes"):
-            download(quick(), registry)
+        with pytest.raises(IntegrityError, match=f"{SIZE + by} bytes are announced, and not {SIZE}"):
+            next(repository(quick(), registry).blob_chunks(BLOB))
+        assert len(registry.requests) == 1
+        # Without a length it shows while it comes.
+        answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + CONTENT + b"x" * by
+        with RawServer(answer) as server:
+            sizes = [len(chunk) for chunk in repository(quick(), server).blob_chunks(BLOB)]
+            assert SIZE < sum(sizes) <= SIZE + limits.PAGE
+            with pytest.raises(IntegrityError, match=f"expected {SIZE} bytes"):
+                download(quick(), server)
+
+    @pytest.mark.parametrize("sent", [b"", CONTENT])
+    def test_what_is_announced_beyond_the_blob_is_not_waited_for(self, quick: Quick, sent: bytes) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE + 1}\r\n\r\n".encode()
+        with RawServer(silent_after(head + sent)) as server:
+            for read in (download, whole_part, manifest_of):
+                with pytest.raises((IntegrityError, FinalNetworkError), match="announced"):
+                    read(quick(), server)
+            assert len(server.heard) == 3
+
+    def test_nor_is_it_behind_the_rest_of_the_blob(self, quick: Quick) -> None:
+        first = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode() + CONTENT[:1000]
+        rest = f"Content-Range: bytes 1000-{SIZE}/{SIZE + 1}\r\nContent-Length: {SIZE - 999}\r\n\r\n".encode()
+        with RawServer(first, silent_after(b"HTTP/1.1 206 Partial Content\r\n" + rest + CONTENT[1000:])) as server:
+            with pytest.raises(IntegrityError, match=f"{SIZE - 999} bytes are announced, and not {SIZE - 1000}"):
+                download(quick(), server)
+            assert len(server.heard) == 2
 
     def test_one_byte_too_many_is_seen_even_where_a_chunk_ends_before_it(
         self, registry: CountingRegistry, quick: Quick
