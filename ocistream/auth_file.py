@@ -26,6 +26,7 @@ __all__ = [
     "is_named",
     "named_by",
     "server_of",
+    "shown_with",
 ]
 
 #: Bytes of an auth file, and of `DOCKER_AUTH_CONFIG`.
@@ -89,37 +90,46 @@ def _scope(key: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class AuthFile:
-    """One document of Docker's format: `shown` names it in errors, `fields` is all that it says."""
+    """One document of Docker's format: `shown` names it, `fields` is all that it says.
+
+    `variable` is the environment variable that names the file, or "". Errors name the variable beside the file.
+    """
 
     shown: str
     fields: dict[str, Any] = field(repr=False)
+    variable: str = ""
 
     @classmethod
-    def parse(cls, raw: bytes, shown: str) -> AuthFile:
+    def parse(cls, raw: bytes, shown: str, variable: str = "") -> AuthFile:
         """Read a document; an empty one says nothing, as for Docker.
 
         Raises:
             UsageError: it is malformed or too large.
         """
         if not raw.strip():
-            return cls(shown, {})
+            return cls(shown, {}, variable)
         try:
-            return cls(shown, parse_json(raw, shown, MAX_AUTH_FILE))
+            return cls(shown, parse_json(raw, shown_with(shown, variable), MAX_AUTH_FILE), variable)
         except ArchiveError as error:
             # Without its cause, which holds the document and so the secrets.
             raise UsageError(error.what, hint="correct it, or move it away and log in again") from None
+
+    @property
+    def named(self) -> str:
+        """The document's name in errors: the file, and the variable that names the file."""
+        return shown_with(self.shown, self.variable)
 
     def own_helper(self, host: str) -> str | None:
         """The helper of this host alone; "" switches helpers off, None leaves it to `default_helper`."""
         helpers = self._section("credHelpers")
         for key in helpers:
             if _scope(key) == host:
-                return _text(helpers, key, f"{self.shown}: credHelpers")
+                return _text(helpers, key, f"{self.named}: credHelpers")
         return None
 
     def default_helper(self) -> str:
         """The helper of all other hosts, "" for none."""
-        return _text(self.fields, "credsStore", self.shown)
+        return _text(self.fields, "credsStore", self.named)
 
     def helper_of(self, host: str) -> str:
         """The one helper that keeps the secrets of `host`, "" for none."""
@@ -153,10 +163,10 @@ class AuthFile:
         return self.fields | {"auths": auths}
 
     def _section(self, name: str) -> dict[str, Any]:
-        return _object(self.fields.get(name), f"{self.shown}: {name}")
+        return _object(self.fields.get(name), f"{self.named}: {name}")
 
     def _where(self, key: str) -> str:
-        return f"{self.shown}: auths of {printable(key)}"
+        return f"{self.named}: auths of {printable(key)}"
 
     def _credential(self, key: str, fields: dict[str, Any]) -> Credential | None:
         where = self._where(key)
@@ -170,6 +180,11 @@ class AuthFile:
         if registry_token:
             return Credential(username, "", None, self.shown, registry_token)
         return Credential(username, password, None, self.shown) if username or password else None
+
+
+def shown_with(shown: str, variable: str) -> str:
+    """Give the name of a file in errors, with the environment variable that names the file."""
+    return f"{shown} (named by {variable})" if variable else shown
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -36,8 +36,9 @@ from ocistream.auth_file import (
     host_of,
     named_by,
     server_of,
+    shown_with,
 )
-from ocistream.errors import NotFoundError, UsageError
+from ocistream.errors import AuthenticationError, UsageError
 from ocistream.files import atomic_file, disk_errors, locked_directory, write_all
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ class Keychain:
         Raises:
             UsageError: half a pair in the environment, or a malformed auth file. It is the user's to correct,
                 so this is exit 2; going on without it would end as a puzzling refusal by the registry.
-            NotFoundError: `REGISTRY_AUTH_FILE` or the configuration names a file that is not there.
             LocalDiskError: a file cannot be read.
-            AuthenticationError: a credential helper failed.
+            AuthenticationError: a credential helper failed; or `REGISTRY_AUTH_FILE` or the configuration names a
+                file that does not exist.
         """
         host = host_of(registry)
         is_named = self._named is None or host in self._named
@@ -158,7 +159,7 @@ class Keychain:
         No helper is run and no secret is looked at but to see that there is one.
 
         Raises:
-            UsageError, NotFoundError, LocalDiskError: as `find`.
+            UsageError, LocalDiskError, AuthenticationError: as `find`.
         """
         found: dict[str, None] = {}
         for name, is_sure in self._unasked(host_of(registry)):
@@ -182,8 +183,8 @@ class Keychain:
         host = host_of(registry)
         check_storable(credential)
         path = self._docker_path()
-        file = self._load(path) or AuthFile(self._shown(path), {})
-        helper = self._helper(file.helper_of(host), file.shown)
+        file = self._load(path, self._docker_variable()) or AuthFile(self._shown(path), {})
+        helper = self._helper(file.helper_of(host), file.named)
         if helper is None:
             self._replace(path, host, entry_of(credential))
             return file.shown
@@ -206,11 +207,11 @@ class Keychain:
         """
         host = host_of(registry)
         path = self._docker_path()
-        file = self._load(path)
+        file = self._load(path, self._docker_variable())
         if file is None:
             return None
         places = []
-        helper = self._helper(file.helper_of(host), file.shown)
+        helper = self._helper(file.helper_of(host), file.named)
         # Helpers differ in what they answer to `erase` when there is nothing; to `get` they all answer alike.
         if helper is not None and helper.get(server_of(host)) is not None:
             helper.erase(server_of(host))
@@ -279,16 +280,17 @@ class Keychain:
         named = self._env.get("REGISTRY_AUTH_FILE")
         if named:
             yield self._load_named(Path(named), "REGISTRY_AUTH_FILE")
-        for path in (self._docker_path(), *self._podman_paths()):
-            file = self._load(path)
+        docker = self._docker_path(), self._docker_variable()
+        for path, variable in (docker, *((path, "") for path in self._podman_paths())):
+            file = self._load(path, variable)
             if file is not None:
                 yield file
 
     def _from_file(self, file: AuthFile, host: str, repository: str) -> Credential | None:
         own = file.own_helper(host)
-        found = self._ask(own, file.shown, host) or file.entry(host, repository)
+        found = self._ask(own, file.named, host) or file.entry(host, repository)
         if found is None and own is None:
-            found = self._ask(file.default_helper(), file.shown, host)
+            found = self._ask(file.default_helper(), file.named, host)
         return found
 
     def _ask(self, name: str | None, configured_in: str, host: str) -> Credential | None:
@@ -314,6 +316,10 @@ class Keychain:
         directory = self._env.get("DOCKER_CONFIG")
         return (Path(directory) if directory else self._home / ".docker") / "config.json"
 
+    def _docker_variable(self) -> str:
+        """Give the variable that names Docker's directory, or "" for the default directory."""
+        return "DOCKER_CONFIG" if self._env.get("DOCKER_CONFIG") else ""
+
     def _podman_paths(self) -> Iterator[Path]:
         runtime = self._env.get("XDG_RUNTIME_DIR")
         if runtime:
@@ -330,22 +336,23 @@ class Keychain:
         return str(path)
 
     def _load_named(self, path: Path, by: str) -> AuthFile:
-        file = self._load(path)
+        variable = by if by == "REGISTRY_AUTH_FILE" else ""
+        file = self._load(path, variable)
         if file is None:
-            msg = f"{by} names {self._shown(path)}, which is not there"
-            hint = "correct REGISTRY_AUTH_FILE, or unset it" if by == "REGISTRY_AUTH_FILE" else f"correct {by}"
-            raise NotFoundError(msg, hint=hint)
+            # Not a NotFoundError: which image was asked for has nothing to do with the missing file.
+            msg = f"{by} names {self._shown(path)}, which does not exist"
+            raise AuthenticationError(msg, hint=f"correct {by}, or unset it" if variable else f"correct {by}")
         return file
 
-    def _load(self, path: Path) -> AuthFile | None:
+    def _load(self, path: Path, variable: str = "") -> AuthFile | None:
         shown = self._shown(path)
-        with disk_errors(f"cannot read {shown}"):
+        with disk_errors(f"cannot read {shown_with(shown, variable)}"):
             try:
                 with path.open("rb") as file:
                     raw = file.read(MAX_AUTH_FILE + 1)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return AuthFile.parse(raw, shown)
+        return AuthFile.parse(raw, shown, variable)
 
     def _replace(self, path: Path, host: str, entry: dict[str, str] | None) -> None:
         """Put `entry` in place of all that `path` holds for `host`; None removes it."""

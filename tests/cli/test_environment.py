@@ -168,6 +168,30 @@ def test_credentials_are_found_where_other_tools_keep_them(
     expect.success(ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env=env))
 
 
+@pytest.mark.parametrize(
+    ("variable", "content", "code", "text"),
+    [
+        ("REGISTRY_AUTH_FILE", None, 3, "REGISTRY_AUTH_FILE names {path}, which does not exist"),
+        ("REGISTRY_AUTH_FILE", "{", 2, "{path} (named by REGISTRY_AUTH_FILE) is not valid JSON"),
+        ("REGISTRY_AUTH_FILE", '{"auths": 1}', 2, "{path} (named by REGISTRY_AUTH_FILE): auths is not a JSON object"),
+        ("DOCKER_CONFIG", "[", 2, "{path} (named by DOCKER_CONFIG) is not valid JSON"),
+        ("DOCKER_CONFIG", '{"credsStore": 1}', 2, "{path} (named by DOCKER_CONFIG): credsStore is not a string"),
+        ("DOCKER_CONFIG", '{"credsStore": "nope"}', 3, "is configured in {path} (named by DOCKER_CONFIG)"),
+        ("DOCKER_AUTH_CONFIG", "{", 2, "DOCKER_AUTH_CONFIG is not valid JSON"),
+        ("DOCKER_AUTH_CONFIG", '{"auths": []}', 2, "DOCKER_AUTH_CONFIG: auths is not a JSON object"),
+    ],
+)
+def test_an_error_of_a_credentials_file_names_the_variable_that_names_the_file(
+    guarded: FaultyRegistry, tmp_path: Path, variable: str, content: str | None, code: int, text: str
+) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    value = {"DOCKER_AUTH_CONFIG": content or "", "DOCKER_CONFIG": str(tmp_path)}.get(variable, str(path))
+    result = ocistream("pull", f"{guarded.host}/app:1", "-o", tmp_path / "x.tar", env={variable: value})
+    expect.failure(result, code, text.format(path=path))
+
+
 def test_options_beat_the_environment_and_the_environment_beats_files(guarded: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{guarded.host}/app:1", "-o", str(tmp_path / "x.tar")]
     env = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "wrong")}

@@ -15,7 +15,7 @@ import pytest
 
 from ocistream import credential_helper, credentials
 from ocistream.credentials import Credential, Keychain, parse_source
-from ocistream.errors import AuthenticationError, InvalidNameError, LocalDiskError, NotFoundError, UsageError
+from ocistream.errors import AuthenticationError, InvalidNameError, LocalDiskError, UsageError
 
 HUB = "https://index.docker.io/v1/"
 #: A helper that keeps what it is told in a file beside it, and notes each call with its question.
@@ -429,7 +429,7 @@ def test_a_malformed_entry_of_another_host_does_not_matter(home: Home) -> None:
 
 
 def test_a_named_file_that_is_not_there_is_an_error(home: Home) -> None:
-    with pytest.raises(NotFoundError, match=r"REGISTRY_AUTH_FILE names ~/no\.json, which is not there"):
+    with pytest.raises(AuthenticationError, match=r"REGISTRY_AUTH_FILE names ~/no\.json, which does not exist"):
         home.keychain(REGISTRY_AUTH_FILE=str(home.path / "no.json")).find("r.example")
 
 
@@ -874,7 +874,7 @@ def test_one_that_knows_nothing_leaves_it_to_the_others(home: Home, source: str)
 
 
 def test_one_that_is_not_there_is_an_error_that_says_who_named_it(home: Home) -> None:
-    with pytest.raises(NotFoundError, match=r"the configuration names ~/auth\.json, which is not there"):
+    with pytest.raises(AuthenticationError, match=r"the configuration names ~/auth\.json, which does not exist"):
         configured(home, f"file:{home.path}/auth.json").find("r.example")
     with pytest.raises(UsageError, match="CI_USERNAME is set, but CI_PASSWORD is not"):
         configured(home, "env:CI", CI_USERNAME="x").find("r.example")
