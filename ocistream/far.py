@@ -44,6 +44,8 @@ _SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]
 #: Seconds that the far side is given to clear up when it gets no more, and then to end when it is asked to.
 _GRACE: Final = 10.0
 _SHORT_GRACE: Final = 3.0
+#: No pipe holds more bytes: 16 pages, of 64 KiB at most. When more has been written, the far side reads.
+_LARGEST_PIPE: Final = 1 << 20
 #: Seconds that are waited for the ends of the streams of a command that has ended: ssh may leave somebody behind who
 #: holds them (ControlPersist).
 _LAST_WORDS: Final = 2.0
@@ -120,6 +122,13 @@ class FarCommand:
         #: What somebody else than an ocistream has said last. It is held back, for it may be why all of it has failed.
         self._last_words = ""
         self._answer = b""
+        self._is_heard = False
+        self._written = 0
+
+    @property
+    def is_connecting(self) -> bool:
+        """Say whether the command runs and no far side has shown itself: ssh may be asking for a password now."""
+        return self._is_started and not self._is_heard and not self._ended.is_set()
 
     def start(self, line: Sequence[str]) -> None:
         """Run it, by a command line.
@@ -169,6 +178,7 @@ class FarCommand:
         try:
             with BufferedReader(self._stdout) as answer:
                 found = read(answer)
+                self._is_heard = True
         except OcistreamError:
             # Its own failure is the reason, if it has failed; but not of being heard no longer.
             if self._result() not in {0, *_OUTPUT_CLOSED}:
@@ -190,6 +200,8 @@ class FarCommand:
         """
         try:
             files.write_all(self._stdin, chunk)
+            self._written += len(chunk)
+            self._is_heard = self._is_heard or self._written > _LARGEST_PIPE
         except BrokenPipeError:
             self._close_stdin()
             if not self._ended.wait(_GRACE):
@@ -269,6 +281,7 @@ class FarCommand:
 
     def _take(self, line: bytes) -> None:
         found = _object(line)
+        self._is_heard = self._is_heard or found is not None
         text = "" if found is not None else printable(line.decode(errors="replace").strip(), limits.MAX_FAR_LINE)
         if self._last_words and (text or found):
             self._hear(self._last_words)

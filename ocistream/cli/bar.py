@@ -3,8 +3,9 @@
 All of it is drawn anew, several times a second, over what was drawn before, by a thread of its own: so a transfer that
 stands still is seen to, and who moves bytes never waits for a terminal. It is asked each time how large it is.
 
-Between two drawings the cursor stands at the beginning of what is drawn. What other programs on that terminal say (the
-other side of a pipe, ssh) is then written over it and stays, and the next drawing begins below: no words are lost.
+Between two drawings the cursor stands at the beginning of what is drawn. Another ocistream on the terminal takes turns
+(`turn`) and begins its messages there. Beside any other program that may write, nothing is drawn (`neighbours` says
+why), and lines say how far the transfer is.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Final, Self
 
 from tqdm import tqdm
 
 from ocistream.cli.account import Account, counted, human_size, human_time, share
+from ocistream.cli.lines import LINE_EVERY, ProgressLine
 from ocistream.cli.turn import Turn
 
 if TYPE_CHECKING:
@@ -52,10 +55,17 @@ _ERASE_LINE: Final = "\x1b[2K"
 class Bar:
     """An observer that draws, as long as it is entered."""
 
-    def __init__(self, console: Console) -> None:
-        """Draw nothing yet."""
+    def __init__(self, console: Console, *, is_asked_for: bool = True) -> None:
+        """Draw nothing yet. Unless the bar `is_asked_for`, lines are printed while other programs may write."""
         self._console = console
+        self._is_asked_for = is_asked_for
         self._account = Account()
+        self._lines = ProgressLine(console, self._account)
+        #: When the next line is due (monotonic), and how many bytes had moved by then.
+        self._line_due = time.monotonic() + LINE_EVERY
+        self._moved_by_then: int | None = None
+        #: Whether another program may write now, so that nothing is drawn.
+        self._gives_way = False
         self._ascii = not _takes_blocks()
         #: Whether it is us who draw: on one terminal, one bar.
         self._turn = Turn()
@@ -99,7 +109,7 @@ class Bar:
             again = bool(self._drawn)
             # Where another process draws, the cursor is at the beginning of a line of its.
             # What a terminal echoes (^C) has moved it on.
-            before = self._erasure(_size()) if again else f"\r{_ERASE_LINE}"
+            before = self._erasure(_size()) if again else self._console.fresh_line() or f"\r{_ERASE_LINE}"
             self._write(f"{before}{text}\n")
             self._drawn = []
         if again:
@@ -128,12 +138,34 @@ class Bar:
     def _draw_on(self) -> None:
         while not self._stop.wait(_EVERY):
             self._draw()
+            if self._is_line_due():
+                self._lines.say()
+
+    def _is_line_due(self) -> bool:
+        """Say whether to print a line: while nothing moves, the other program may be asking for a password."""
+        now = time.monotonic()
+        if not self._gives_way or now < self._line_due:
+            return False
+        moved = self._account.state().moved
+        if self._moved_by_then is None:
+            self._moved_by_then = moved
+        if moved == self._moved_by_then:
+            return False
+        self._line_due, self._moved_by_then = now + LINE_EVERY, None
+        return True
 
     def _draw(self) -> None:
         with self._lock:
             if self._stop.is_set() or not self._account.has_begun or not self._turn.take():
+                self._gives_way = False
                 return
             size = _size()
+            # What was asked for is drawn beside the other end of a pipe too, but not into ssh's password prompt.
+            self._gives_way = self._console.neighbours.may_write(commands_only=self._is_asked_for)
+            if self._gives_way:
+                self._write(self._erasure(size))
+                self._drawn = []
+                return
             lines = frame(self._account.state(), size, ascii_only=self._ascii)
             over = len(self._drawn) == self._rows(size) <= len(lines)
             top = "\r" if over else self._erasure(size)

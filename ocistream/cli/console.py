@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ocistream.cli.neighbours import Neighbours, fresh_line, is_drawable
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class Console:
         self.drawing: Drawing | None = None
         #: Whether this runs until somebody ends it, so that to be ended is no error.
         self.is_server = False
+        #: The programs that may write to this terminal at any moment.
+        self.neighbours = Neighbours()
+        #: Whether only results, warnings and errors are printed: this is the receiving side of a pipe, without a
+        #: terminal, and its words end up on the terminal of the sending side.
+        self.is_terse = False
         self._lock = threading.Lock()
 
     @classmethod
@@ -73,6 +79,11 @@ class Console:
         """Say something; it is printed from verbosity `level` on. `fields` go into JSON only."""
         if self.verbosity >= level:
             self._print("info" if level <= 0 else "debug", message, fields)
+
+    def inform(self, message: str) -> None:
+        """Print what is neither a result nor a warning, unless the console is terse."""
+        if not self.is_terse:
+            self.note(message)
 
     def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
         """Say what failed, and on a second line what can be done about it; `kind` is for programs that listen."""
@@ -108,6 +119,10 @@ class Console:
         """Have nothing drawn within the block: a line is written to stdout, which may be the same terminal."""
         return contextlib.nullcontext() if self.drawing is None else self.drawing.aside()
 
+    def fresh_line(self) -> str:
+        """Give what begins an empty row, if another program may have left the cursor within a row; else ""."""
+        return fresh_line() if is_drawable() and not self.as_json and self.neighbours.may_write() else ""
+
     def mark(self, text: str) -> None:
         """Print a line as it is: words of ours alone, for the program that shows a log."""
         self._line(text)
@@ -130,7 +145,9 @@ class Console:
         # after `2>&-`, None) is no reason to fail, and must not make its text end up on stdout, as `print` would.
         with self._lock, contextlib.suppress(OSError):
             if sys.stderr is not None:
-                if sys.stderr.isatty() and _is_drawn_on():
+                if fresh := self.fresh_line():
+                    text = f"{fresh}{text}"
+                elif sys.stderr.isatty() and _is_drawn_on():
                     # The cursor is at the beginning of a line of another's.
                     text = f"{_LINE_ANEW}{text}"
                 sys.stderr.write(text)

@@ -118,9 +118,15 @@ def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> No
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
     if kinds := _kinds(report):
         parts[0] += f", with {kinds}"
+    foreign = f"{counted(len(report.graph.foreign), 'foreign layer')} left where they are"
     if report.graph.foreign:
-        parts.append(f"{counted(len(report.graph.foreign), 'foreign layer')} left where they are")
-    console.note("moved " + "; ".join(parts))
+        parts.append(foreign)
+    console.inform("moved " + "; ".join(parts))
+    # What was not moved is said even where the rest is not.
+    if console.is_terse and resumed:
+        console.note(f"{human_size(resumed)} were there already")
+    if console.is_terse and report.graph.foreign:
+        console.note(foreign)
 
 
 def _kinds(report: Report) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import files
 from ocistream.cli.given_credentials import GivenCredentials
+from ocistream.cli.neighbours import is_pipe
 from ocistream.cli.network import host_settings, load_places, network_settings
 from ocistream.cli.sides import hints_for, options_of
 from ocistream.cli.streams import (
@@ -54,6 +56,8 @@ __all__ = [
 
 #: Waits shorter than this (seconds) are only told with -v.
 _WORTH_TELLING: Final = 5.0
+#: What is read from stdin, unless a command says otherwise.
+ARCHIVE: Final = "archive"
 #: Options by which a password comes on stdin.
 PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 
@@ -177,7 +181,7 @@ class Session:
         return Surroundings(
             transport=transport,
             stdin=self.stdin,
-            stdout=opened_stdout,
+            stdout=self._stdout,
             mtime=_source_date(os.environ),
             reads=reading,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
@@ -324,7 +328,7 @@ class Session:
             with Path(path).open("rb") as file:
                 yield file
 
-    def stdin(self, what: str = "archive", instead: str = INSTEAD_OF_STDIN) -> io.BufferedReader:
+    def stdin(self, what: str = ARCHIVE, instead: str = INSTEAD_OF_STDIN) -> io.BufferedReader:
         """Open stdin to read `what` from it; `instead` is what else can be done.
 
         Raises:
@@ -334,7 +338,20 @@ class Session:
             option = f"--{given.replace('_', '-').removesuffix('stdin')}file"
             msg = f"stdin cannot be both the {what} and the password"
             raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
-        return opened_stdin(what, instead)
+        file = opened_stdin(what, instead)
+        self.console.neighbours.add_pipe(file.fileno())
+        if what == ARCHIVE:
+            has_terminal = sys.stderr is not None and sys.stderr.isatty()
+            is_asked_for_more = (
+                self.options.get("progress", "auto") not in {"auto", "none"} or self.console.verbosity > 0
+            )
+            self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not is_asked_for_more
+        return file
+
+    def _stdout(self) -> io.FileIO:
+        file = opened_stdout()
+        self.console.neighbours.add_pipe(file.fileno())
+        return file
 
 
 def _state_directory() -> Path | None:

@@ -173,7 +173,10 @@ class _FarSide:
         said = [check_safe(word) for word in (*words, *options)]
         # Not all of the command: there may be a password in it.
         self._session.console.note(f"running {printable(self._line[0])} ... {' '.join(said)}", level=1)
-        far.start([*self._line, *said])
+        # What the command prints is shown here line by line; only its prompts go to the terminal itself.
+        self._session.console.neighbours.add_command(lambda: far.is_connecting)
+        with self._session.console.aside():
+            far.start([*self._line, *said])
 
     def _asking(self) -> list[str]:
         """Give the options that are the destination's, and those by which it speaks to us."""

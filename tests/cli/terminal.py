@@ -39,10 +39,12 @@ def on_terminal(
     size: tuple[int, int] = _SIZE,
     moments: Sequence[tuple[str, Callable[[int], object]]] = (),
     piped_into: Sequence[Argument] | None = None,
+    piped_into_program: Sequence[Argument] | None = None,
 ) -> Seen:
     """Run `ocistream *argv` with a terminal as its `streams`; the others are a pipe (stdout) or nothing.
 
-    With `piped_into` it is `ocistream *argv | ocistream *piped_into`, as a shell has it, on one terminal.
+    With `piped_into` it is `ocistream *argv | ocistream *piped_into`, as a shell has it, on one terminal; with
+    `piped_into_program` the second is any other program.
 
     `dialogue` is what is typed, each time once its prompt is on the screen. `size` is in lines and columns.
     Each of the `moments`, in order, is a text that is to appear (behind that of the one before), and what is then done,
@@ -52,7 +54,9 @@ def on_terminal(
     resize(theirs, *size)
     line = [*command(), *map(str, argv)]
     if piped_into is not None:
-        line = ["sh", "-c", f"{shlex.join(line)} | {shlex.join([*command(), *map(str, piped_into)])}"]
+        piped_into_program = [*command(), *piped_into]
+    if piped_into_program is not None:
+        line = ["sh", "-c", f"{shlex.join(line)} | {shlex.join(map(str, piped_into_program))}"]
     process = subprocess.Popen(
         line,
         stdin=theirs if "stdin" in streams else subprocess.DEVNULL,
@@ -100,6 +104,9 @@ class Screen:
         self._rows: list[list[str]] = [[]]
         self._row = self._column = 0
         self.broken: list[str] = []
+        #: The rows that go on with the line of the row before, and whether the cursor has just come to a row so.
+        self._continued: set[int] = set()
+        self._is_wrapping = False
         for piece in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|[^\x1b]", text):
             self._take(piece)
 
@@ -108,7 +115,19 @@ class Screen:
         """The lines, without blanks at their ends."""
         return ["".join(row).rstrip() for row in self._rows]
 
+    @property
+    def written(self) -> list[str]:
+        """The lines as they were written: those that were too long for a row are one again."""
+        found: list[str] = []
+        for number, row in enumerate(self._rows):
+            if number in self._continued:
+                found[-1] += "".join(row)
+            else:
+                found.append("".join(row))
+        return [line.rstrip() for line in found]
+
     def _take(self, piece: str) -> None:
+        self._is_wrapping = self._is_wrapping and piece.isprintable()
         match piece:
             case "\r":
                 self._column = 0
@@ -133,6 +152,11 @@ class Screen:
             self._row += 1
             self._column = 0
             self._rows[self._row : self._row + 1] = [[]]
+            self._is_wrapping = True
+        # Blanks alone, with which a program makes sure of an empty row, are no line that goes on.
+        if self._is_wrapping and character != " ":
+            self._is_wrapping = False
+            self._continued.add(self._row)
         row = self._rows[self._row]
         row += [" "] * (self._column - len(row))
         row[self._column : self._column + 1] = [character]

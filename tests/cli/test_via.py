@@ -239,13 +239,16 @@ class TestWhatIsSent:
 
 class TestWhatIsSaid:
     def test_the_far_side_is_told_apart(self, images: Images, there: FaultyRegistry, far: str) -> None:
-        result = copy(images.v1, f"{there.host}/app:v1", far)
+        # What it has moved is what was sent, and said by this side.
+        expect.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
+        assert [line for line in quiet.err.splitlines() if "far: " in line] == []
+        result = copy(images.v1, f"{there.host}/app:v1", far, "-v")
         lines = result.err.splitlines()
-        assert [line for line in lines if line.startswith("ocistream: far: moved 3 blobs")]
-        assert [line for line in lines if line.startswith("ocistream: moved 3 blobs")]
+        assert [line for line in lines if line.startswith("ocistream: far: moved ")]
+        assert [line for line in lines if line.startswith("ocistream: moved ")]
         assert copy(images.v1, f"{there.host}/app:v1", far, "-q").err == ""
 
-    @pytest.mark.parametrize("option", [["--log-format", "json"], ["--progress", "json"]])
+    @pytest.mark.parametrize("option", [["--log-format", "json", "-v"], ["--progress", "json"]])
     def test_and_as_json(self, option: list[str], images: Images, there: FaultyRegistry, far: str) -> None:
         result = copy(images.v1, f"{there.host}/app:v1", far, *option)
         expect.success(result)

@@ -1,0 +1,187 @@
+"""One terminal, two programs that write to it: no line of either is cut or overwritten."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import items_of, tar_of
+from tests.cli import expect
+from tests.cli.run import command, ocistream
+from tests.cli.terminal import Screen, on_terminal
+from tests.faults import FaultyRegistry
+from tests.images import Descriptor, Layout
+from tests.registry_http import seed
+
+MIB = 1 << 20
+#: Reads its input slowly and talks: complete lines at moments of its own, and, as ssh does, a prompt without an end of
+#: line that stays for a while.
+TALKER = r"""
+import os, random, sys, threading, time
+rest = random.Random(int(sys.argv[1]))
+for number in range(3):
+    os.write(2, b"banner %d\n" % number)
+os.write(2, b"me@host's password: ")
+time.sleep(0.5)
+os.write(2, b"\n")
+def talk():
+    for number in range(30):
+        os.write(2, b"permission denied %d\n" % number)
+        time.sleep(rest.random() / 5)
+talking = threading.Thread(target=talk)
+talking.start()
+while os.read(0, 1 << 16):
+    pass
+talking.join()
+os.write(2, b"Really delete? [y/N] ")
+time.sleep(0.5)
+os.write(2, b"\nbye\n")
+"""
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return an image with layers of 3 MiB, 2 MiB and a few bytes."""
+    return layout.image([3 * MIB, 2 * MIB, b"small"], name="app")
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that holds the image as `app:1`."""
+    seed(layout, image, served.host, "app", "1")
+    return served
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("options", [[], ["-v"], ["--progress=plain"]])
+def test_no_line_is_cut_or_overwritten_beside_a_program_that_talks(
+    registry: FaultyRegistry, columns: int, options: list[str]
+) -> None:
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1", "--limit-rate=800k", *options),
+        piped_into_program=[sys.executable, "-c", TALKER, columns],
+        size=(24, columns),
+    )
+    assert seen.code == 0
+    lines = Screen(columns, seen.screen).written
+    said = [line for line in lines if line and not line.startswith("ocistream: ")]
+    prompts = ["me@host's password:", "Really delete? [y/N]"]
+    talk = [*(f"banner {number}" for number in range(3)), *(f"permission denied {number}" for number in range(30))]
+    assert sorted(said) == sorted([*talk, *prompts, "bye"])
+    ours = [line for line in lines if line.startswith("ocistream: ")]
+    whole = [
+        r"4 blobs, 5\.2 MB in all",
+        r"[0-9.]+ [kM]B of 5\.2 MB, [0-9]+ %, [0-4] of 4 blobs, [0-9.]+ [kM]?B/s(, [0-9]+ s left)?",
+        r"copied sha256:[0-9a-f]{64} \([0-9.]+ [kM]?B\)",
+        r"moved 4 blobs, 5\.2 MB, in [0-9.]+ s \([0-9.]+ [kM]B/s\)",
+    ]
+    assert [line for line in ours if not re.fullmatch("ocistream: (" + "|".join(whole) + ")", line)] == []
+    assert len([line for line in ours if " of 5.2 MB" in line]) >= 1
+    assert "%|" not in seen.screen
+
+
+@pytest.mark.parametrize("length", [1, 60, 80])
+def test_a_prompt_that_stays_while_bytes_move_keeps_its_row(registry: FaultyRegistry, length: int) -> None:
+    prompt = "?" * length
+    asks = f"import os; os.write(2, b'{prompt}')\nwhile os.read(0, 65536): pass"
+    seen = on_terminal(
+        *("pull", "-v", f"{registry.host}/app:1"), piped_into_program=[sys.executable, "-c", asks], size=(24, 80)
+    )
+    assert seen.code == 0
+    lines = [line for line in Screen(80, seen.screen).written if line]
+    assert [line for line in lines if not line.startswith("ocistream: ")] == [prompt]
+    assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 4
+    assert lines[-1].startswith("ocistream: moved 4 blobs")
+
+
+def test_no_line_is_printed_while_a_program_asks_for_a_password_and_nothing_moves(registry: FaultyRegistry) -> None:
+    asks = (
+        "import os, time; os.write(2, b'password: '); time.sleep(7); os.write(2, b'\\n')\nwhile os.read(0, 65536): pass"
+    )
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1"), piped_into_program=[sys.executable, "-c", asks], size=(24, 80)
+    )
+    assert seen.code == 0
+    assert seen.screen.startswith("password: \r\n")
+
+
+def test_a_bar_that_is_asked_for_is_drawn_beside_any_program(registry: FaultyRegistry) -> None:
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1", "--progress=bar"),
+        piped_into_program=[sys.executable, "-c", "import os\nwhile os.read(0, 65536): pass"],
+        size=(24, 80),
+    )
+    assert seen.code == 0
+    assert "100%|" in seen.screen
+
+
+def test_a_pipe_of_two_ocistreams_has_a_bar_without_being_asked(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
+) -> None:
+    seen = on_terminal(
+        *("pull", f"{registry.host}/app:1", "--limit-rate=3M"),
+        piped_into=["push", f"{start().host}/other:1"],
+        size=(24, 80),
+    )
+    assert seen.code == 0
+    assert "%|" in seen.screen
+    lines = Screen(80, seen.screen).written
+    assert [
+        line for line in lines if not re.match(r"ocistream: moved|127\.0\.0\.1:[0-9]+/other:1@sha256:|$", line)
+    ] == []
+
+
+def test_a_prompt_of_the_command_of_via_is_not_drawn_over(
+    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], tmp_path: Path
+) -> None:
+    # As ssh does: it asks at the terminal, and reads its input once it is connected.
+    remote = tmp_path / "remote"
+    remote.write_text(
+        "#!/bin/sh\nprintf 'password: ' >/proc/$PPID/fd/2\nsleep 2\necho >/proc/$PPID/fd/2\nexec \"$@\"\n"
+    )
+    remote.chmod(0o755)
+    seen = on_terminal(
+        *("copy", f"{registry.host}/app:1", f"{start().host}/other:1", "--via", remote, "--limit-rate=3M"),
+        *("--via-program", command()[0]),
+        size=(24, 80),
+    )
+    assert seen.code == 0
+    assert seen.screen.count("password: \r\n") == 2
+    # Then the bar comes.
+    assert "%|" in seen.screen.rpartition("password: ")[2]
+    lines = Screen(80, seen.screen).lines
+    assert lines.count("password:") == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--log-format=json"], ["--progress=none"]])
+def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_its_result_alone(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, options: list[str]
+) -> None:
+    del image
+    result = ocistream("push", f"{served.host}/app:1", *options, stdin=tar_of(items_of(layout)))
+    expect.success(result)
+    assert re.fullmatch(r"127\.0\.0\.1:[0-9]+/app:1@sha256:[0-9a-f]{64}", "\n".join(result.lines()))
+    assert result.err == ""
+
+
+@pytest.mark.parametrize("option", ["-v", "--progress=plain"])
+def test_the_receiving_side_of_a_pipe_says_more_if_it_is_asked_to(
+    served: FaultyRegistry, layout: Layout, image: Descriptor, option: str
+) -> None:
+    del image
+    result = ocistream("push", f"{served.host}/app:1", option, stdin=tar_of(items_of(layout)))
+    expect.success(result)
+    assert result.err.splitlines()[-1].startswith("ocistream: moved 4 blobs")
+
+
+def test_what_reads_a_file_without_a_terminal_says_what_it_moved(
+    served: FaultyRegistry, layout: Layout, image: Descriptor
+) -> None:
+    del image
+    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", stdin=b"unused")
+    expect.success(result)
+    assert result.err.startswith("ocistream: moved 4 blobs")

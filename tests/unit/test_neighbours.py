@@ -1,0 +1,108 @@
+"""Which other programs may write to this terminal, and how a line begins beside them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from ocistream.cli.neighbours import Neighbours, fresh_line
+from tests.cli.terminal import Screen
+
+
+def test_the_other_end_of_a_pipe_is_foreign_until_an_ocistream_shows_itself_there() -> None:
+    reading, writing = os.pipe()
+    first, second = Neighbours(), Neighbours()
+    first.add_pipe(writing)
+    assert first.may_write()
+    assert first.may_write()
+    second.add_pipe(reading)
+    assert not second.may_write()
+    assert not first.may_write()
+    # It is known from then on, also when it has ended.
+    os.close(reading)
+    assert not first.may_write()
+    os.close(writing)
+
+
+def test_two_sides_that_ask_at_once_find_each_other() -> None:
+    reading, writing = os.pipe()
+    first, second = Neighbours(), Neighbours()
+    first.add_pipe(writing)
+    second.add_pipe(reading)
+    for _ in range(3):
+        first.may_write()
+        second.may_write()
+    assert not first.may_write()
+    assert not second.may_write()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_socket_has_another_end_and_a_file_has_none(tmp_path: Path) -> None:
+    one, other = socket.socketpair()
+    with one, other, (tmp_path / "file").open("wb") as file:
+        socketed, filed = Neighbours(), Neighbours()
+        socketed.add_pipe(one.fileno())
+        filed.add_pipe(file.fileno())
+        assert socketed.may_write()
+        assert not filed.may_write()
+    # Nor has what is closed.
+    filed.add_pipe(10_000)
+    assert not filed.may_write()
+
+
+def test_a_pipe_without_locks_is_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    reading, writing = os.pipe()
+    first, second = Neighbours(), Neighbours()
+    first.add_pipe(writing)
+    second.add_pipe(reading)
+    assert first.may_write()
+    assert second.may_write()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_command_may_write_as_long_as_it_says_so_and_no_pipe_counts_then() -> None:
+    reading, writing = os.pipe()
+    neighbours, asking = Neighbours(), [True]
+    neighbours.add_pipe(writing)
+    neighbours.add_command(lambda: asking[0])
+    assert neighbours.may_write(commands_only=True)
+    asking[0] = False
+    assert not neighbours.may_write(commands_only=True)
+    assert neighbours.may_write()
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_line_begins_on_a_row_of_its_own_wherever_the_cursor_is(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    for length in range(columns + 1):
+        prompt = "?" * length
+        screen = Screen(columns, f"{prompt}{fresh_line()}a line\r\n")
+        assert [line for line in screen.lines if line] == [*filter(None, [prompt]), "a line"]
+    # At the beginning of a row there is nothing to be seen of it.
+    assert Screen(columns, f"{fresh_line()}a line\r\n").lines == ["a line", ""]
+
+
+def test_a_terminal_that_does_not_know_its_width_gets_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
+    assert fresh_line() == "\n"
+
+
+def test_what_is_no_terminal_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> os.terminal_size:
+        raise OSError(25, "not a terminal")
+
+    monkeypatch.setattr(os, "get_terminal_size", refuse)
+    assert fresh_line() == ""
