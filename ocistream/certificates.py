@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import UsageError
 from ocistream.files import disk_errors
+from ocistream.paths import is_directory
 from ocistream.reference import printable
 from ocistream.tls import TlsSettings
 from ocistream.xdg import configuration_home
@@ -74,7 +75,7 @@ def of_folder(folder: Path) -> TlsSettings:
         LocalDiskError: it cannot be read.
     """
     with disk_errors(f"reading certificates from {folder}"):
-        files = {path.name: path for path in sorted(folder.iterdir()) if not path.is_dir()}
+        files = {path.name: path for path in sorted(folder.iterdir()) if not is_directory(path)}
     found = []
     for name, path in files.items():
         stem = name.removesuffix(path.suffix)

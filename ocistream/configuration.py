@@ -9,7 +9,6 @@ a mirror that is silently not used would be found out late. It holds no password
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from ocistream.credentials import parse_source
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.hosts import HostSettings
+from ocistream.paths import is_file
 from ocistream.places import PULLS, HostRule, Mirror, checked_location
 from ocistream.profiles import NAMED
 from ocistream.reference import parse_registry, printable
@@ -176,8 +176,7 @@ class _Rule:
             UsageError: nothing is there. A connection would be tried again and again.
         """
         path = path_in(self._folder, text, self._home)
-        # (`Path.is_file` raises where a name is too long to be a file's.)
-        if not os.path.isfile(path):  # noqa: PTH113 - see above
+        if not is_file(path):
             raise self._table.wrong(key, f"names {printable(str(path))}, where there is no file")
         return str(path)
 

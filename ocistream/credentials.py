@@ -40,6 +40,7 @@ from ocistream.auth_file import (
 )
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.files import atomic_file, disk_errors, locked_directory, write_all
+from ocistream.paths import write_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -357,7 +358,7 @@ class Keychain:
     def _replace(self, path: Path, host: str, entry: dict[str, str] | None) -> None:
         """Put `entry` in place of all that `path` holds for `host`; None removes it."""
         # A config.json that is a link into a folder of dot files stays one: its target is replaced.
-        target = path.resolve()
+        target = write_target(path)
         with disk_errors(f"cannot write {self._shown(path)}"):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked_directory(target.parent):

@@ -66,6 +66,9 @@ _HINTS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
+    errno.ELOOP: "a symbolic link leads back to itself: `ls -l` shows where the links lead",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "this process may open no more files: raise the limit with `ulimit -n`",
 }
 
 
@@ -88,10 +91,21 @@ def disk_error(what: str, error: OSError) -> OcistreamError:
     """Say an `OSError` in our own words; `what` is what was being done, with the path."""
     if isinstance(error, BrokenPipeError):
         return OutputClosedError(f"{what}: whoever read it has gone away")
+    if error.errno == errno.ENOENT and _is_working_directory_gone():
+        return LocalDiskError(f"{what}: the working directory was deleted", hint="change to another directory first")
     if error.errno == errno.ENOENT:
         hint = next((hint for doing, hint in _NOT_THERE.items() if what.startswith(doing)), None)
         return NotFoundError(f"{what}: no such file or directory", hint=hint)
     return LocalDiskError(f"{what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
+
+
+def _is_working_directory_gone() -> bool:
+    """Say whether relative paths lead nowhere, since the directory in which they begin does not exist any more."""
+    try:
+        os.getcwd()  # noqa: PTH109 - `Path.cwd` does the same
+    except FileNotFoundError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

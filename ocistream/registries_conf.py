@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import InvalidNameError, NotFoundError
 from ocistream.files import disk_errors
+from ocistream.paths import is_file
 from ocistream.places import PULLS, Mirror, Namespace, checked_location
 from ocistream.toml_files import Table, read_table
 
@@ -74,7 +75,7 @@ def _drop_ins(folder: Path) -> list[Path]:
             names = sorted(path for path in folder.iterdir() if path.name.endswith(".conf"))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [path for path in names if path.is_file()]
+        return [path for path in names if is_file(path)]
 
 
 def _namespaces(table: Table) -> dict[str, Namespace]:

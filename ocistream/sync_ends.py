@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from ocistream import paths
 from ocistream.distribution import Repository
 from ocistream.errors import NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.files import disk_errors
@@ -112,7 +113,7 @@ class Indexes:
         assert end.path is not None, "it is no registry"  # noqa: S101 - see above
         path = end.path / "index.json"
         # An empty directory is no layout yet.
-        if not is_directory(end) or not path.exists():
+        if not is_directory(end) or not paths.exists(path):
             return Index(())
         with self._lock:
             found = path.stat()
@@ -146,19 +147,17 @@ def opened(end: End, around: Surroundings, want: Want) -> Source:
         LocalDiskError: nothing can be called so, or it cannot be read.
         OcistreamError: it is not there, or malformed.
     """
-    # (`Path.exists` and its family raise OSError where a name is too long to be one.)
     with disk_errors(f"cannot read {printable(end.text)}"):
         return _opened(end, around, want)
 
 
 def _opened(end: End, around: Surroundings, want: Want) -> Source:
     if end.path is not None and not is_directory(end):
-        if end.path.exists() and (not end.path.is_file() or is_compressed(end.path)):
-            msg = (
-                f"{printable(end.text)} is {'compressed' if end.path.is_file() else 'no file'}, and is read repeatedly"
-            )
+        if paths.exists(end.path) and (not paths.is_file(end.path) or is_compressed(end.path)):
+            what = "compressed" if paths.is_file(end.path) else "no file"
+            msg = f"{printable(end.text)} is {what}, and is read repeatedly"
             raise UsageError(msg, hint="unpack it first")
-        if not end.path.exists():
+        if not paths.exists(end.path):
             msg = f"{printable(end.text)}: there is no such file or directory"
             raise NotFoundError(msg)
     return open_source(end, around, want)

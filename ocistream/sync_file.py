@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from ocistream import limits
 from ocistream.configuration import host_rules
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.model import parse_platform
+from ocistream.paths import is_file
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import parse_registry, printable
 from ocistream.stores import End, parse_end
@@ -147,8 +147,7 @@ class _Reader:
             path = self._folder / Path(text).expanduser()
         except RuntimeError as error:
             raise table.wrong(key, "begins with a home directory that is not known") from error
-        # (`Path.is_file` raises where a name is too long to be a file's.)
-        if not os.path.isfile(path):  # noqa: PTH113 - see above
+        if not is_file(path):
             raise table.wrong(key, f"names {printable(str(path))}, where there is no file")
         return path
 

@@ -264,6 +264,7 @@ def _both(found: Sequence[Iterable[Copy]], copy: Copy, target: Target) -> UsageE
 
 
 def is_layout(end: End) -> bool:
+    # (`os.path.isdir` never raises: a path that cannot be examined stops its own image only, when that is opened.)
     return end.kind == "oci" or (
-        end.kind == "path" and (end.text.endswith("/") or bool(end.path and os.path.isdir(end.path)))  # noqa: PTH112
+        end.kind == "path" and (end.text.endswith("/") or bool(end.path and os.path.isdir(end.path)))  # noqa: PTH112 - see above
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ocistream import paths
 from ocistream.errors import UsageError
 from ocistream.files import disk_errors
 
@@ -113,7 +114,7 @@ class Contexts:
         # Of a folder OpenSSL reads what it needs when it needs it: nothing is loaded yet, and yet there is something.
         if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
             return
-        _load_authorities(context, next((path for path in _BUNDLES if Path(path).exists()), "") or self._fallback)
+        _load_authorities(context, next((path for path in _BUNDLES if paths.exists(path)), "") or self._fallback)
 
 
 def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
@@ -127,7 +128,7 @@ def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:
 def _load_authorities(context: ssl.SSLContext, path: str) -> None:
     with disk_errors(f"reading CA certificates from {path}"):
         try:
-            if Path(path).is_dir():
+            if paths.is_directory(path):
                 context.load_verify_locations(capath=path)
             else:
                 # OpenSSL says of a file only that it does not like it.

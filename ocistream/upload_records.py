@@ -336,7 +336,7 @@ def _make_private(directory: Path) -> None:
     Raises:
         OSError: it cannot be made, or is another one's, or a link.
     """
-    if not directory.parent.exists():
+    if not os.path.lexists(directory.parent):
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
     found = directory.lstat()

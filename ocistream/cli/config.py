@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream import paths
 from ocistream.cli.defaults import check_all, defaults_of, find, options_of
 from ocistream.cli.entry import COMMANDS, load
 from ocistream.cli.options import apply_verbosity, config_option, verbosity_options
@@ -74,7 +75,7 @@ def _check(console: Console, of: str | None, named: str | None) -> None:
     if of is not None and named is not None:
         msg = "the file is named twice, by FILE and by --config"
         raise UsageError(msg)
-    if of is not None and not os.path.exists(of):  # noqa: PTH110 - it may be too long to be a name
+    if of is not None and not paths.exists(of):
         msg = f"{printable(of)}: no such file"
         raise NotFoundError(msg)
     table = find(named if of is None else of, os.environ)
@@ -190,7 +191,7 @@ class _Shown:
             found[namespace.prefix.partition("/")[0]] = None
         for folder in self._folders:
             if os.access(folder, os.R_OK | os.X_OK):
-                found |= dict.fromkeys(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+                found |= dict.fromkeys(sorted(path.name for path in folder.iterdir() if paths.is_directory(path)))
         return list(filter(_is_registry, found))
 
     def _rule(self, host: str) -> HostRule:

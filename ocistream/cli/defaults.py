@@ -18,6 +18,7 @@ from ocistream.cli.console import Console
 from ocistream.cli.session import home
 from ocistream.configuration import find_configuration, path_in
 from ocistream.errors import NotFoundError, UsageError
+from ocistream.paths import exists
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def find(given: str | None, env: Mapping[str, str]) -> Table | None:
         UsageError, NotFoundError, LocalDiskError: as `find_configuration`.
     """
     if given is None and (named := env.get(variable_of("config"))):
-        if not os.path.exists(named):  # noqa: PTH110 - it may be too long to be a name
+        if not exists(named):
             msg = f"{variable_of('config')}: {printable(named)}: no such file"
             raise NotFoundError(msg, hint="correct that variable, or leave it away")
         given = named

@@ -46,6 +46,11 @@ COMMANDS: Final = {
 }
 
 _SIGINT_EXIT: Final = 130
+#: What Python says where the system has no more threads to give.
+_NO_THREAD: Final = "can't start new thread"
+_MORE_THREADS: Final = (
+    "the limit of processes or memory is reached: raise it (`ulimit -u`, or the container's PID limit), or use --jobs 1"
+)
 #: How writing to stdout fails. Whatever else is written turns its errors into ours where it is written.
 _STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 
@@ -218,6 +223,11 @@ def _report(console: Console, error: BaseException) -> int:
         return UsageError.exit_code
     if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
         error = files.disk_error("cannot write to stdout", error)
+    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        error = OcistreamError("no further thread can be started", hint=_MORE_THREADS)
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        # A file that no code above has handled: the user can act on the path and the cause.
+        error = files.disk_error(f"cannot access {error.filename}", error)
     if isinstance(error, OcistreamError):
         # What is wrong in itself is so the next time, too.
         kept = None if isinstance(error, IntegrityError) else _kept()

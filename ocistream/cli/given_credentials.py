@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ocistream.cli.sides import has_credential
 from ocistream.cli.streams import read_password, read_password_file
 from ocistream.errors import NotFoundError, UsageError
+from ocistream.paths import exists
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class GivenCredentials:
                 if not path:
                     msg = f"{option} is empty"
                     raise UsageError(msg, hint="is it a variable that is not set?")
-                if not Path(path).exists():
+                if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     raise NotFoundError(msg, hint="is the path right? `ocistream login --authfile FILE` writes one")
                 return Path(path), option

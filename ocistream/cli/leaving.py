@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from ocistream import files
+from ocistream import files, paths
 from ocistream.errors import ArchiveError, NotFoundError, UsageError
 from ocistream.left_out import BASE, HAVE, ONLY, Reason
 from ocistream.reference import is_digest, printable
@@ -68,7 +67,7 @@ def registries_asked(session: Session) -> set[str]:
     """Give the registries that are asked what they have: a user name that is given would be for them as well."""
     have, base, _ = _given(session)
     # A path that is there is an archive, a layout or a list.
-    ends = [parse_end(text) for text in (*have, *base) if text != "-" and not Path(text).exists()]
+    ends = [parse_end(text) for text in (*have, *base) if text != "-" and not paths.is_named(text)]
     return {end.reference.registry for end in ends if end.reference}
 
 
@@ -128,12 +127,12 @@ def _had(session: Session, text: str, src: End | None) -> LeaveOut:
     """Take a value of --have: a list, or an end that holds blobs."""
     if text == "-" or _is_list(Path(text)):
         return lambda graph: _of_list(session, text, graph)
-    end = parse_end(text, bare_is_path=Path(text).exists())
+    end = parse_end(text, bare_is_path=paths.is_named(text))
     if end.kind == "docker" and "/" not in text:
         # What names no registry is rather a file's name that is not there than an image of Docker Hub's.
         msg = f"--have {printable(text)}: no such file"
         raise NotFoundError(msg, hint="a repository is written with its registry, as HOST/REPO")
-    if end.path is not None and (end.kind == "oci" or end.path.is_dir()):
+    if end.path is not None and (end.kind == "oci" or paths.is_directory(end.path)):
         _check_layout(end.path)
 
     def leaving(graph: Graph) -> Mapping[str, Reason]:
@@ -155,20 +154,22 @@ def _check_layout(path: Path) -> None:
         NotFoundError: it is not there.
         ArchiveError: there is no layout in it, nor the beginning of one.
     """
-    if not path.is_dir():
+    if not paths.is_directory(path):
         msg = f"--have {printable(str(path), 1024)}: no such directory"
         raise NotFoundError(msg)
-    if not (path / "index.json").exists() and not (path / "blobs").is_dir():
+    if not paths.exists(path / "index.json") and not paths.is_directory(path / "blobs"):
         msg = f"--have {printable(str(path), 1024)} is no OCI layout: it has neither an index.json nor blobs"
         raise ArchiveError(msg)
 
 
 def _is_list(path: Path) -> bool:
     """Say whether a path is that of a text, and of no archive: those have zeros, or are compressed."""
+    if not paths.is_named(str(path)):
+        return False
     try:
-        if not path.is_file():
+        if not paths.is_file(path):
             # What can be read once (a FIFO, `<(...)`) is a list.
-            return path.exists() and not path.is_dir()
+            return paths.is_special(path)
         with path.open("rb") as file:
             beginning = file.read(512)
     except OSError:
@@ -196,7 +197,7 @@ def _told(session: Session, found: Mapping[str, Reason], what: str) -> Mapping[s
 
 def _based(session: Session, text: str, choice: PlatformChoice, src: End | None) -> LeaveOut:
     """Take a value of --base: an image, or any other end."""
-    end = parse_end(text, bare_is_path=Path(text).exists())
+    end = parse_end(text, bare_is_path=paths.is_named(text))
     if end.is_stream:
         msg = "--base is an image, and no list: a list is what --have takes"
         raise UsageError(msg)
@@ -227,7 +228,7 @@ def _asked_for(text: str) -> str | Path:
     """
     if is_digest(text):
         return text
-    if not os.path.lexists(text):
+    if not paths.exists(text, follow=False):
         msg = f"--only {printable(text)}: no digest, and no such file"
         raise NotFoundError(msg, hint="a digest is written sha256:...")
     return Path(text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__
 from ocistream.errors import NotFoundError, UsageError
+from ocistream.paths import exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +119,7 @@ def _ca_file(env: Mapping[str, str]) -> str | None:
         NotFoundError: it is not.
     """
     path = env.get("SSL_CERT_FILE") or None
-    if path is not None and not Path(path).exists():
+    if path is not None and not exists(path):
         msg = f"SSL_CERT_FILE: {path}: no such file"
         raise NotFoundError(msg, hint="correct that variable, or leave it away: the system's CAs are trusted then")
     return path

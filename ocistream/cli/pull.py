@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ocistream import paths
 from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
 from ocistream.cli.moving import move, renamed
 from ocistream.cli.names import parse_image
@@ -130,7 +131,7 @@ def check_rest(end: End) -> None:
     Raises:
         UsageError: it is to be a file of its own, or a layout.
     """
-    is_special = end.path is not None and end.path.exists() and not end.path.is_file() and not end.path.is_dir()
+    is_special = end.path is not None and paths.is_special(end.path)
     if end.kind == "oci" or not (end.is_stream or is_special):
         msg = "--from-byte writes the rest of an archive to stdout"
         raise UsageError(msg, hint="a file or layout goes on by itself: run the same command without it once more")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import files
+from ocistream import files, paths
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.progress import counted, human_size
@@ -199,16 +199,14 @@ def check_result(path: Path) -> None:
 
     Raises:
         NotFoundError: its folder is not there.
-        LocalDiskError: the folder cannot be written to.
+        LocalDiskError: the folder cannot be written to, or the path is another user's link.
     """
     import tempfile
 
-    from ocistream.stores.outputs import followed
-
-    path = followed(path)
-    if path.is_file() or not path.exists():
-        with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=path.parent):
-            pass
+    if paths.is_special(path):
+        return
+    with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=paths.write_target(path).parent):
+        pass
 
 
 def write_result(
@@ -306,12 +304,12 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     Raises:
         LocalDiskError: it cannot be written.
     """
-    from ocistream.stores.outputs import followed
-
-    # What a link leads to is replaced, not the link; and what is no file (/dev/null, a FIFO) is written to.
-    path = followed(path)
-    special = path.exists() and not path.is_file()
-    with files.disk_errors(f"cannot write {path}"), FileIO(path, "w") if special else files.atomic_file(path) as file:
+    # A device or FIFO (/dev/null, `>(command)`) is written to. Of a link, the file to which it leads is replaced.
+    is_special = paths.is_special(path)
+    with (
+        files.disk_errors(f"cannot write {path}"),
+        FileIO(path, "w") if is_special else files.atomic_file(paths.write_target(path)) as file,
+    ):
         for piece in pieces:
             files.write_all(file, piece)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ocistream import paths
 from ocistream.cli.given_credentials import GivenCredentials
 from ocistream.cli.options import apply_verbosity, verbosity_options
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
@@ -113,11 +114,11 @@ def _check_kind(path: Path) -> None:
     if str(path) == "-":
         msg = "stdin cannot be served"
         raise UsageError(msg, hint=hint)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if paths.is_special(path):
         msg = f"{path} is neither a directory nor a regular file"
         raise UnsupportedError(msg, hint=hint)
     # Where a link leads nowhere, opening it says why.
-    if not path.exists() and not path.is_symlink() and path.name.endswith(_ARCHIVES):
+    if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVES):
         msg = f"{path}: no such file"
         raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 

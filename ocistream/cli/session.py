@@ -26,6 +26,7 @@ from ocistream.cli.streams import (
     result_on_stdout,
 )
 from ocistream.errors import UsageError
+from ocistream.paths import real_path
 from ocistream.reference import printable
 from ocistream.stores import End, Surroundings
 from ocistream.workers import DEFAULT_JOBS
@@ -218,8 +219,8 @@ class Session:
         if result is not None and is_seen_on_stdout(result):
             raise result_on_stdout(str(result))
         # Links that lead round in a circle are found out where the path is opened.
-        paths = [os.path.realpath(end.path) for end in ends if end.path is not None and not end.is_stream]
-        if result is not None and os.path.realpath(result) in paths:
+        paths = [real_path(end.path) for end in ends if end.path is not None and not end.is_stream]
+        if result is not None and real_path(result) in paths:
             msg = f"--result {result} is the archive itself"
             raise UsageError(msg, hint="name another file: it would be written over")
 

@@ -22,6 +22,7 @@ from ocistream.cli.session import home
 from ocistream.cli.sides import hints_for_sync
 from ocistream.cli.streams import read_password_file
 from ocistream.errors import UsageError
+from ocistream.paths import real_path
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     result = session.options["result"]
     session.check_result_apart(*(place.end for entry in plan.entries for place in (entry.source, *entry.targets)))
     if result is not None:
-        if os.path.realpath(result) == os.path.realpath(file):
+        if real_path(result) == real_path(file):
             msg = f"--result {printable(str(result), 1024)} is the file that says what is copied"
             raise UsageError(msg, hint="name another file: it would be written over")
         check_result(result)

@@ -19,7 +19,7 @@ import time
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
-from ocistream import limits
+from ocistream import limits, paths
 from ocistream.errors import NetworkError, UsageError
 from ocistream.reference import printable
 from ocistream.serve.handler import Handler
@@ -112,7 +112,7 @@ class Registry:
 
     def _open(self, path: Path, *, read_only: bool) -> None:
         directory: DirectoryStorage | None = None
-        if path.is_file():
+        if paths.is_file(path):
             self.storage = archive = ArchiveStorage(path)
             self._held.callback(archive.close)
         else:
@@ -321,7 +321,7 @@ class Server(ThreadingHTTPServer):
 def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:
     if not read_only:
         layout.create()
-        if not (layout.path / "index.json").exists():
+        if not paths.exists(layout.path / "index.json"):
             # Without one it would be no layout until the first push.
             layout.change_index(lambda entries: entries)
     layout.check()

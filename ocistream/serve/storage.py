@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ocistream import files
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
 from ocistream.left_out import LEFT_OUT
+from ocistream.paths import real_path
 from ocistream.serve.exchange import Part
 from ocistream.serve.names import repository_of_directory
 from ocistream.serve.refusals import RefusedError
@@ -27,6 +27,7 @@ from ocistream.volumes import VOLUME_OF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from ocistream.model import Descriptor
     from ocistream.stream import Chunk
@@ -103,7 +104,7 @@ class DirectoryStorage(LayoutDirectory):
     @property
     def repository(self) -> str:
         """The directory's name, made a repository's."""
-        return repository_of_directory(Path(os.path.realpath(self.path)).name)
+        return repository_of_directory(real_path(self.path).name)
 
     def state(self) -> tuple[int, ...]:
         """Say which file `index.json` is at present."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import files, limits
+from ocistream import files, limits, paths
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference, printable
@@ -197,11 +197,11 @@ def _checked_to_join(end: End) -> Path:
     what = None
     if end.name is not None:
         what = "names an image in it: choose with --image"
-    elif end.is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
+    elif end.is_stream or paths.is_special(path):
         what = "can be read only once"
     elif kind == "docker-archive":
         what = "is a docker-archive"
-    elif path.is_file() and is_compressed(path):
+    elif paths.is_file(path) and is_compressed(path):
         what = "is compressed: unpack it first"
     if what:
         msg = f"{printable(end.text)} {what}, and only OCI archives in files, and layouts, are put together"
@@ -238,7 +238,7 @@ def is_layout_to_be(end: End) -> bool:
 
 def is_directory(end: End) -> bool:
     """Say whether an end is a directory that is there."""
-    return not end.is_stream and end.path is not None and end.path.is_dir()
+    return not end.is_stream and end.path is not None and paths.is_directory(end.path)
 
 
 #: A source of an archive finds out by itself which of the two kinds it is.

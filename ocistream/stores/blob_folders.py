@@ -12,8 +12,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ocistream import files, limits, partials
-from ocistream.errors import ArchiveError, IntegrityError, LostBeginningError
+from ocistream import files, limits, partials, paths
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, LostBeginningError
 from ocistream.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.stream import Chunk, chunks_of, verified
 
@@ -58,19 +58,21 @@ class BlobFolders:
         with files.disk_errors(f"cannot read {self.path / 'blobs'}"):
             for algorithm in ("sha256", "sha512"):
                 folder = self.blob_folder(algorithm)
-                names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+                names = sorted(entry.name for entry in folder.iterdir()) if paths.is_directory(folder) else []
                 yield from (digest for name in names if is_digest(digest := f"{algorithm}:{name}"))
 
     def strangers(self) -> Iterator[str]:
         """List what lies where only blobs do and is none, by its path within the layout; unfinished files are not."""
         top = self.path / "blobs"
         with files.disk_errors(f"cannot read {top}"):
-            for folder in sorted(top.iterdir()) if top.is_dir() else ():
-                if not folder.is_dir() or folder.is_symlink():
+            for folder in sorted(top.iterdir()) if paths.is_directory(top) else ():
+                if not paths.is_directory(folder) or paths.is_link(folder):
                     yield f"blobs/{folder.name}"
                     continue
                 for entry in sorted(folder.iterdir()):
-                    is_blob = is_digest(f"{folder.name}:{entry.name}") and entry.is_file() and not entry.is_symlink()
+                    is_blob = (
+                        is_digest(f"{folder.name}:{entry.name}") and paths.is_file(entry) and not paths.is_link(entry)
+                    )
                     if not is_blob and not entry.name.endswith(files.PARTIAL_SUFFIX):
                         yield f"blobs/{folder.name}/{entry.name}"
 
@@ -145,7 +147,7 @@ class BlobFolders:
 
         (Most file systems are mounted so that they note no reading.) Whoever may not do it leaves it.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LocalDiskError):
             os.utime(self.blob_path(digest), follow_symlinks=False)
 
     def lock_blobs(self) -> int | None:
@@ -195,7 +197,7 @@ class BlobFolders:
         """Say how many bytes an interrupted run has left of a blob, as its file has it; 0 where there is none."""
         try:
             status = partials.lasting_path(self.blob_path(digest)).lstat()
-        except OSError:
+        except (OSError, LocalDiskError):
             return 0
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
@@ -229,7 +231,7 @@ class BlobFolders:
 
             def is_useless(entry: str, folder: Path = folder) -> bool:
                 name = partials.lasting(entry)
-                return partials.is_stray_of(entry) or (is_part(entry) and (folder / f"{name}").exists())
+                return partials.is_stray_of(entry) or (is_part(entry) and paths.exists(folder / f"{name}"))
 
             def is_left(entry: str) -> bool:
                 return is_part(entry) or (sessions and partials.is_session(entry))
@@ -273,7 +275,7 @@ def no_link(path: Path) -> Path:
     Raises:
         ArchiveError: it is one.
     """
-    if path.is_symlink():
+    if paths.is_link(path):
         msg = f"{path} is a symbolic link, which is not followed out of a layout"
         raise ArchiveError(msg)
     return path

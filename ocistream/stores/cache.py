@@ -11,7 +11,7 @@ import errno
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ocistream import files, limits, notices
+from ocistream import files, limits, notices, paths
 from ocistream.errors import (
     IntegrityError,
     LocalDiskError,
@@ -51,7 +51,7 @@ class Cache:
         self._is_made = False
         try:
             with files.disk_errors(f"cannot read the cache {path}"):
-                if path.exists() and not path.is_dir():
+                if paths.exists(path) and not paths.is_directory(path):
                     msg = f"the cache {path} is no directory"
                     raise UsageError(msg, hint="name an empty or a new directory, or a layout")
             self.layout.check_free()
@@ -70,7 +70,7 @@ class Cache:
 
     def exists(self) -> bool:
         """Say whether there is anything."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(LocalDiskError):
             return self.layout.exists()
         return False
 
@@ -136,7 +136,7 @@ class Cache:
             if self._is_made:
                 return
             self.layout.create()
-            if not (self.layout.path / "index.json").exists():
+            if not paths.exists(self.layout.path / "index.json"):
                 # It is for others: without it this would be no layout.
                 self.layout.change_index(lambda entries: entries)
             self.layout.sweep()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ocistream import files, limits, notices
 from ocistream.errors import ArchiveError, IntegrityError, UsageError
 from ocistream.left_out import LEFT_OUT, VOLUME, Reason, left_out_of
+from ocistream.paths import is_directory
 from ocistream.reference import printable
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.gathering import Gathering
@@ -51,7 +52,7 @@ def open_joined(paths: Sequence[tuple[Path, str]], want: Want) -> JoinedSource:
     try:
         for path, text in paths:
             with files.disk_errors(f"cannot open {printable(text)}"):
-                inputs.append((text, LayoutSource(path) if path.is_dir() else ArchiveFileSource(path)))
+                inputs.append((text, LayoutSource(path) if is_directory(path) else ArchiveFileSource(path)))
     except BaseException:
         for _, source in inputs:
             source.close()

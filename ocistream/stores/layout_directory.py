@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from ocistream import files, limits
+from ocistream import files, limits, paths
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.reference import DIGEST_HEX_LENGTHS
 from ocistream.stores.blob_folders import BlobFolders, no_link, regular
@@ -28,7 +28,7 @@ class LayoutDirectory(BlobFolders):
 
     def exists(self) -> bool:
         """Say whether there is a layout here: an `oci-layout`, or at least an `index.json`."""
-        return (self.path / "oci-layout").exists() or (self.path / "index.json").exists()
+        return paths.exists(self.path / "oci-layout") or paths.exists(self.path / "index.json")
 
     def check_free(self) -> None:
         """Make sure that the directory, if it is there, is a layout or may become one.
@@ -39,7 +39,7 @@ class LayoutDirectory(BlobFolders):
             LocalDiskError: it is no directory, or cannot be read.
         """
         with files.disk_errors(f"cannot create the layout {self.path}"):
-            if not self.path.exists():
+            if not paths.exists(self.path):
                 return
             # In this order: what another process is making a layout of may become one between the two.
             others = [entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)]
@@ -64,7 +64,7 @@ class LayoutDirectory(BlobFolders):
             self.path.mkdir(parents=True, exist_ok=True)
             no_link(self.path / "blobs").mkdir(exist_ok=True)
             marker = no_link(self.path / "oci-layout")
-            if not marker.exists():
+            if not paths.exists(marker):
                 with files.atomic_file(marker) as file:
                     files.write_all(file, OCI_LAYOUT)
 
@@ -75,14 +75,14 @@ class LayoutDirectory(BlobFolders):
             NotFoundError: there is none.
             ArchiveError: its version is not known.
         """
-        if not self.path.is_dir():
-            if self.path.exists():
+        if not paths.is_directory(self.path):
+            if paths.exists(self.path):
                 msg, hint = f"{self.path} is no directory", "name the directory that has the index.json"
             else:
                 hint = "is the path right? a relative one begins in the folder that you are in"
                 msg = f"{self.path}: no such directory"
             raise NotFoundError(msg, hint=hint)
-        if not (self.path / "index.json").exists():
+        if not paths.exists(self.path / "index.json"):
             msg = f"{self.path} is not an OCI layout: it has no index.json"
             hint = "name the directory that `ocistream pull -o DIR/` or `skopeo copy ... oci:DIR` has written"
             raise ArchiveError(msg, hint=hint)

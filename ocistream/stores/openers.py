@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ocistream import paths
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.reference import printable
 
@@ -53,7 +54,7 @@ def _check_no_file(end: End) -> None:
     Raises:
         UsageError: it is one.
     """
-    if path_of(end).is_file():
+    if paths.is_file(path_of(end)):
         msg = f"{printable(end.text)}: this is a file, and no layout directory"
         raise UsageError(msg, hint=f"an archive is written {_written('oci-archive', end)}")
 
@@ -64,7 +65,7 @@ def _check_no_directory(end: End) -> None:
     Raises:
         UsageError: it is one.
     """
-    if not end.is_stream and path_of(end).is_dir():
+    if not end.is_stream and paths.is_directory(path_of(end)):
         msg = f"{printable(end.text)}: this is a directory, and no archive"
         raise UsageError(msg, hint=f"a layout is written {_written('oci', end)}")
 
@@ -177,7 +178,7 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
     if end.is_stream:
         what = "the archive on stdin"
         file = sniffed(around.stdin(), what, want.max_ratio)
-    elif path.is_file() and not is_compressed(path):
+    elif paths.is_file(path) and not is_compressed(path):
         return ArchiveFileSource(
             path,
             select=want.select,
@@ -207,7 +208,7 @@ def _output(end: End, around: Surroundings) -> Output:
     if end.is_stream:
         output = stream_output(around.stdout(), "to stdout")
     else:
-        output = open_output(path) if path.exists() and not path.is_file() else file_output(path)
+        output = open_output(path) if paths.is_special(path) else file_output(path)
     return rest_of(output, around.from_byte) if around.from_byte else output
 
 

@@ -11,19 +11,19 @@ import fcntl
 import functools
 import os
 from io import FileIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from ocistream import files, limits, partials
+from ocistream import files, limits, partials, paths
 from ocistream.errors import UsageError
 from ocistream.stream import chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ocistream.stream import Chunk
 
-__all__ = ["Begun", "Output", "Rewritable", "file_output", "followed", "open_output", "rest_of", "stream_output"]
+__all__ = ["Begun", "Output", "Rewritable", "file_output", "open_output", "rest_of", "stream_output"]
 
 
 class Output(Protocol):
@@ -283,23 +283,8 @@ def file_output(path: Path) -> Rewritable:
         LocalDiskError: it cannot be written.
     """
     # A link is followed, as `>` does it: what it points to is replaced.
-    path = followed(path) if path.is_symlink() else path
+    path = paths.write_target(path) if paths.is_link(path) else path
     if partials.is_called_so(path.name):
         msg = f"{path}: files that are not finished are called so, and another run would take it for one"
         raise UsageError(msg, hint="give it a name that does not begin with a dot and end in .partial")
     return _FileOutput(path)
-
-
-def followed(path: Path) -> Path:
-    """Give what a path that is to be written leads to, be it there or not.
-
-    Raises:
-        LocalDiskError: links lead round in a circle.
-    """
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise files.disk_error(f"cannot write {path}", error) from error
-    # `Path.resolve` has an error of its own for such a circle.
-    return Path(os.path.realpath(path))

@@ -13,7 +13,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ocistream import limits, notices
+from ocistream import limits, notices, paths
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.reference import printable
 from ocistream.stores import tar
@@ -81,7 +81,7 @@ class VolumesSink:
         self._written.update(manifest.descriptor.digest for manifest in graph.manifests)
         for number in range(self._total):
             path = self._folder / self._template.name(number)
-            if path.exists() and not path.is_file():
+            if paths.exists(path) and not paths.is_file(path):
                 msg = f"{path} is no file, and a volume would have this name"
                 raise UsageError(msg)
         self._volume(0)

@@ -63,7 +63,7 @@ def test_no_line_is_cut_or_overwritten_beside_a_program_that_talks(
 ) -> None:
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "--limit-rate=800k", *options),
-        piped_into_program=[sys.executable, "-c", TALKER, columns],
+        piped_into_program=[sys.executable, "-c", TALKER, str(columns)],
         size=(24, columns),
     )
     assert seen.code == 0

@@ -1,0 +1,144 @@
+"""A link that another user has put into a shared directory is not written through (fs.protected_symlinks)."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ocistream.errors import LocalDiskError
+from ocistream.paths import is_planted, write_target
+from tests.cli import expect
+from tests.cli.run import ocistream
+from tests.images import Layout
+from tests.peers import need
+
+#: What is run; LINK is where it writes.
+WRITERS: Final = [
+    "copy LAYOUT LINK",
+    "copy LAYOUT oci-archive:LINK",
+    "copy LAYOUT docker-archive:LINK",
+    "copy LAYOUT OUT --result LINK",
+]
+_OTHER: Final = 65534
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """Return a directory as /tmp is."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+@pytest.fixture
+def words(layout: Layout, tmp_path: Path) -> Callable[[str, Path], list[str]]:
+    """Return what makes an argument list of a command and a link."""
+    layout.image([b"layer"], name="app:1")
+
+    def filled(line: str, link: Path) -> list[str]:
+        known = {"LAYOUT": layout.path, "LINK": link, "OUT": tmp_path / "out.tar"}
+        for name, value in known.items():
+            line = line.replace(name, str(value))
+        return line.split()
+
+    return filled
+
+
+@pytest.mark.parametrize("line", WRITERS)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_another_users_link_is_refused(
+    line: str, is_there: bool, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
+) -> None:
+    need("chown", root=True)
+    victim = tmp_path / "victim"
+    if is_there:
+        victim.write_text("mine")
+        victim.chmod(0o600)
+    link = shared / "link.tar"
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    expect.failure(ocistream(*words(line, link)), 9, f"cannot write {link}", "another user's symbolic link")
+    assert victim.exists() is is_there
+    if is_there:
+        assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("mine", 0o600)
+    assert link.is_symlink()
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_another_users_link_in_the_place_of_a_volume_is_refused(layout: Layout, shared: Path, tmp_path: Path) -> None:
+    need("chown", root=True)
+    layout.image([b"layer"], name="app:1")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    link = shared / "app.000.tar"
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    result = ocistream("copy", layout.path, shared / "app.%03d.tar", "--split", "1M")
+    expect.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", WRITERS)
+def test_ones_own_link_is_followed_and_stays(
+    line: str, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    between, link = tmp_path / "folder" / "between", shared / "link.tar"
+    between.symlink_to("../target")
+    link.symlink_to(between)
+    expect.success(ocistream(*words(line, link)))
+    assert link.is_symlink()
+    assert between.is_symlink()
+    assert (tmp_path / "target").stat().st_size > 0
+
+
+def test_the_result_goes_into_a_pipe_that_is_named_by_a_link(layout: Layout, tmp_path: Path) -> None:
+    # As `--result >(command)` of a shell has it.
+    layout.image([b"layer"], name="app:1")
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as got:
+        os.set_inheritable(writing, True)
+        named = f"/proc/{os.getpid()}/fd/{writing}"
+        expect.success(ocistream("copy", layout.path, tmp_path / "out.tar", "--result", named))
+        os.close(writing)
+        assert json.loads(got.read())["images"]
+
+
+def stat_of(mode: int, owner: int) -> os.stat_result:
+    return os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("folder_mode", "folder_owner", "link_owner", "expected"),
+    [
+        (0o41777, 0, 4321, True),
+        (0o41777, 4321, 4321, False),  # who owns the directory may do what they like there
+        (0o41777, 0, 1234, False),  # ours
+        (0o40777, 0, 4321, False),  # without the sticky bit anybody might replace anything
+        (0o41775, 0, 4321, False),  # not for everybody
+    ],
+)
+def test_which_links_may_be_planted(
+    monkeypatch: pytest.MonkeyPatch, folder_mode: int, folder_owner: int, link_owner: int, expected: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    assert is_planted(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
+
+
+def test_a_planted_link_behind_ones_own_is_refused(
+    monkeypatch: pytest.MonkeyPatch, shared: Path, tmp_path: Path
+) -> None:
+    planted, own = shared / "planted", tmp_path / "own"
+    planted.symlink_to(tmp_path / "victim")
+    own.symlink_to(planted)
+    assert write_target(own) == tmp_path / "victim"
+    monkeypatch.setattr("ocistream.paths.is_planted", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX))
+    with pytest.raises(LocalDiskError, match="planted: it is another user's symbolic link"):
+        write_target(own)
