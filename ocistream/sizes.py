@@ -1,11 +1,15 @@
-"""Sizes as people write them: `4MiB`, `500k`, `10 MB`. All units are powers of 1024, as curl and docker have them."""
+"""Sizes as people write and read them.
+
+Those that are parsed (`4MiB`, `500k`, `10 MB`) have powers of 1024, as with curl and docker; those that are shown have
+powers of 1000, as with registries and disks.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-__all__ = ["parse_size"]
+__all__ = ["human_size", "parse_size"]
 
 _SIZE: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))? ?((?:[kmg](?:i?b)?|b)?)\Z", re.IGNORECASE | re.ASCII)
 _BITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
@@ -21,3 +25,12 @@ def parse_size(text: str, *, fractions: bool = False) -> int | None:
         return None
     thousandths = int(match[1]) * 1000 + int((match[2] or "").ljust(3, "0"))
     return (thousandths << _BITS[match[3][:1].lower()]) // 1000
+
+
+def human_size(size: float) -> str:
+    """Write a number of bytes for people: `12.3 MB`, in powers of 1000 as registries and disks count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream.limits import MAX_CONFIG
+from ocistream.sizes import human_size
 
 if TYPE_CHECKING:
     from ocistream.graph import Graph
@@ -22,15 +23,6 @@ _SAMPLE_EVERY: Final = 0.25
 _SHORTEST: Final = 1.0
 #: No chunk is larger. What counts at once as more than that was there before, and says nothing of how fast it goes.
 _LARGEST_CHUNK: Final = MAX_CONFIG
-
-
-def human_size(size: float) -> str:
-    """Write a number of bytes for people: `12.3 MB`, in powers of 1000 as registries and disks count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def human_time(seconds: float) -> str:
