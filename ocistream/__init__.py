@@ -17,8 +17,6 @@ Every error is an `OcistreamError`. docs/api.md has more examples, and says what
 
 from __future__ import annotations
 
-import importlib
-
 TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
     from ocistream.api import registries
@@ -93,7 +91,8 @@ def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    # Not by importlib, which this module would import before the command has installed its signal handlers.
+    return getattr(__import__(f"{__name__}.{_HOME_OF[name]}", fromlist=[name]), name)
 
 
 def __dir__() -> list[str]:

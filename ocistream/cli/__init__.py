@@ -7,7 +7,6 @@ The only room that looks at argv, the environment and a terminal. A command is o
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
@@ -19,18 +18,26 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main", "run"]
 
+#: The C module behind `signal`. `signal` itself imports enum first: that takes milliseconds, in which a signal would
+#: end the process by default.
+_signal = __import__("_signal")
+_ENDING = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
+
 
 def run() -> NoReturn:
     """Run the command line of this process, and end it."""
-    # Python's own handler would print a traceback of whatever is being imported.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _leave)
+    # Before anything else is imported: Python's own handler would print a traceback of the import, and exit codes would
+    # not be 128 + N.
+    for number in _ENDING:
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, _leave)
+    import signal
+
     from ocistream.cli.entry import main
 
     code = main(sys.argv[1:], ends_process=True)
     # All is said and done; what Python does at exit is not to be torn.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
     # The streams were written out, and no thread is waited for: one of ours stands in a call (the one that watches for
     # signals always does), and what it works with would be taken away beneath it. Now and then that is a segmentation
@@ -40,7 +47,7 @@ def run() -> NoReturn:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
     """End the process where it stands: nothing was begun yet."""
-    message = "interrupted" if number == signal.SIGINT else "terminated"
+    message = "interrupted" if number == _signal.SIGINT else "terminated"
     line = f"ocistream: error: {message}\n"
     if {"json", "--log-format=json", "--progress=json"} & set(sys.argv):
         # What `Console.from_arguments` would find out; but nothing may be imported from here.

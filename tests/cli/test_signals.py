@@ -306,6 +306,30 @@ sys.meta_path.insert(0, Struck())
             assert said == f"ocistream: error: {word}"
 
 
+@pytest.mark.parametrize(("number", "code"), ENDED)
+@pytest.mark.parametrize(
+    ("verb", "places"), [("--version", (0, 1, 2, 3, 5, 9, 20, 40)), ("pull", (0, 30, 90, 150, 200))]
+)
+def test_one_that_comes_at_any_import_has_its_exit_code(
+    served: FaultyRegistry,
+    layout: Layout,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    verb: str,
+    places: tuple[int, ...],
+) -> None:
+    seed(layout, layout.image([4000]), served.host, "app", "1")
+    argv = [verb] if verb == "--version" else [verb, f"{served.host}/app:1", "-o", tmp_path / "app.tar"]
+    for place in places:
+        told = tmp_path / f"struck at {place}"
+        strike = {"STRIKE_WITH": str(int(number)), "STRIKE_AT": str(place), "STRIKE_TELLS": str(told)}
+        ended = ocistream(*argv, env={"PYTHONPATH": str(Path(__file__).with_name("early")), **strike})
+        assert told.exists(), "there are fewer imports by now"
+        assert (place, ended.code) == (place, code), ended.err
+        assert "Traceback" not in ended.err
+
+
 def test_one_that_comes_when_all_is_over_changes_nothing(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys
