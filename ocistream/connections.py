@@ -19,7 +19,7 @@ import urllib3.exceptions
 
 from ocistream import limits
 from ocistream.bodies import BodyError
-from ocistream.errors import FinalNetworkError, NetworkError, UnsupportedError
+from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, UnsupportedError
 from ocistream.failures import network_error, reason
 from ocistream.origins import Origin, bypasses_proxy, redacted
 from ocistream.pacing import Pace
@@ -170,6 +170,16 @@ def _limiter(throttle: Throttle | None, sleep: Callable[[float], None]) -> Limit
     return Limiter(throttle, sleep) if throttle else None
 
 
+def _unbroken(sleep: Callable[[float], None]) -> Callable[[float], None]:
+    """Return a way to wait that does not raise: a cancelled request ends where its body ends, not in the middle."""
+
+    def wait(seconds: float) -> None:
+        with contextlib.suppress(CancelledError):
+            sleep(seconds)
+
+    return wait
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
     """What holds for the connections to all hosts. Times are in seconds."""
@@ -206,9 +216,9 @@ class Connections:
         contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
         # Two that share no connection: one that was made to this machine is not to be used by what leads here from
         # outside.
+        upload = _limiter(settings.pace.upload, _unbroken(sleep))
         self._adapter, self._only_outside = (
-            _Adapter(settings, _limiter(settings.pace.upload, sleep), contexts, self._reached, only_outside=outside)
-            for outside in (False, True)
+            _Adapter(settings, upload, contexts, self._reached, only_outside=outside) for outside in (False, True)
         )
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError
-from ocistream.interfaces import Expects, Holds, Keeps, Mounts, Spares, TakesAgain
+from ocistream.interfaces import EndsInOrder, Expects, Holds, Keeps, Mounts, Spares, TakesAgain
 from ocistream.workers import let_them_end
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class FanOut:
         #: How many bytes of blobs were read for all of them together.
         self.fetched = 0
         self.parallel = all(branch.sink.parallel for branch in branches)
+        self.ends_in_order = any(isinstance(b.sink, EndsInOrder) and b.sink.ends_in_order for b in branches)
         self.held = sum(branch.sink.held for branch in branches if isinstance(branch.sink, Holds))
 
     def spared(self, graph: Graph) -> Graph:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import stat
 import time
 from io import FileIO
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits, notices, partials
 from ocistream.errors import (
     ArchiveError,
+    CancelledError,
     IntegrityError,
     LocalDiskError,
     NotFoundError,
@@ -27,14 +29,18 @@ from ocistream.errors import (
 from ocistream.partials import PARTIAL_SUFFIX, drop_unfinished
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from _typeshed import WriteableBuffer
 
     from ocistream.partials import Partial
 
 __all__ = [
     "PARTIAL_SUFFIX",
     "SteadyWriter",
+    "StoppableInput",
     "Window",
     "atomic_file",
     "disk_errors",
@@ -49,6 +55,8 @@ __all__ = [
     "write_all",
 ]
 
+#: Milliseconds between two looks at whether a transfer is cancelled, while its input is silent.
+_LOOK_EVERY: Final = 100
 #: Seconds between two tries to get a lock: it is mostly held for a moment.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
@@ -345,3 +353,29 @@ def read_bounded(path: Path, limit: int) -> bytes:
             parts.append(part)
             left -= len(part)
     return b"".join(parts)
+
+
+class StoppableInput(FileIO):
+    """A pipe, a FIFO or a file to read once. Reading notices that the transfer is cancelled, even while nothing comes.
+
+    Otherwise an interrupted upload could not end its request, nor could this be closed while a thread waits for it.
+    """
+
+    def __init__(self, file: int | Path, cancelled: threading.Event) -> None:
+        """Open a path, or take a descriptor, which is left open."""
+        super().__init__(file, "rb", closefd=not isinstance(file, int))
+        self._cancelled = cancelled
+        self._poll = select.poll()
+        self._poll.register(self.fileno(), select.POLLIN)
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        """Read some bytes.
+
+        Raises:
+            CancelledError: the transfer is cancelled.
+        """
+        while not self._poll.poll(_LOOK_EVERY):
+            if self._cancelled.is_set():
+                msg = "cancelled"
+                raise CancelledError(msg)
+        return super().readinto(buffer)

@@ -289,6 +289,24 @@ class GoesOn(Protocol):
 
 
 @runtime_checkable
+class EndsInOrder(Protocol):
+    """A sink that loses less if an interruption lets it notice that the transfer is cancelled.
+
+    It is written to in a thread of its own, in which nothing is torn.
+    """
+
+    ends_in_order: bool
+
+
+@runtime_checkable
+class Resumes(Protocol):
+    """A sink that may have the beginning of a blob that is read from its first byte all the same, to be verified."""
+
+    def resumed(self, descriptor: Descriptor) -> int:
+        """Return how many bytes of a blob that was put were not sent, since an earlier run had sent them."""
+
+
+@runtime_checkable
 class Gathers(Protocol):
     """A sink in which blobs stay, be the images whole or not: what is lacking may come in another run."""
 

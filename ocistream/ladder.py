@@ -54,6 +54,8 @@ class Ladder:
         #: Host and whether sizes are known -> the rung that was come to in this run.
         self._reached: dict[tuple[str, bool], Rung] = {}
         self._used: dict[str, str] = {}
+        #: Hosts that have refused the chunked transfer coding.
+        self._uncoded: set[str] = set()
 
     @property
     def used(self) -> Mapping[str, str]:
@@ -119,6 +121,17 @@ class Ladder:
             if kind in allowed or kind == refused.kind:
                 return rung
         return None
+
+    def is_coded(self, host: str, size: int) -> bool:
+        """Return whether bodies of known length are sent to a host in the chunked transfer coding.
+
+        That is so for blobs of a `size` that is worth keeping (`Profile.loses_broken`).
+        """
+        return size >= limits.WORTH_KEEPING and self.profile(host).loses_broken and host not in self._uncoded
+
+    def refuses_coding(self, host: str) -> None:
+        """Send every body of known length to this host with a Content-Length from now on."""
+        self._uncoded.add(host)
 
     def reach(self, host: str, rung: Rung, *, sized: bool) -> None:
         """Have every blob after this one begin here."""

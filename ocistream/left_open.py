@@ -12,21 +12,36 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["LeftOpen", "begin", "kept"]
+__all__ = ["LeftOpen", "begin", "can_end", "kept", "stored", "uncertain"]
 
 
 class LeftOpen:
-    """One upload into a registry (`HOST[:PORT]`); `is_kept` says whether it would be gone on with as it is now."""
+    """One upload into a registry (`HOST[:PORT]`), which may be asked about from any thread.
 
-    def __init__(self, registry: str, is_kept: Callable[[], bool]) -> None:
+    `is_kept` says whether a later run would try to resume it as it is now. `stored` says how many bytes the registry
+    has confirmed; 0 while a request is under way, since not every registry keeps a request that breaks. `can_end` says
+    whether the request under way can be ended properly.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        is_kept: Callable[[], bool],
+        *,
+        stored: Callable[[], int] = lambda: 0,
+        can_end: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Know of an upload that is under way."""
         self.registry = registry
         self.is_kept = is_kept
+        self.stored = stored
+        self.can_end = can_end
         _uploads[self] = None
 
     def stays(self) -> None:
         """Note that it is over in this process, and open at the registry."""
-        self.is_kept = lambda: True
+        stored = self.stored()
+        self.is_kept, self.stored, self.can_end = lambda: True, lambda: stored, lambda: False
 
     def is_over(self) -> None:
         """Note that nothing of it is left."""
@@ -38,8 +53,28 @@ _uploads: dict[LeftOpen, None] = {}
 
 
 def kept() -> Mapping[str, int]:
-    """Say how many uploads there are to go on with, by registry."""
+    """Return how many uploads a later run would try to resume, by registry."""
     return Counter(upload.registry for upload in list(_uploads) if upload.is_kept())
+
+
+def stored() -> Mapping[str, tuple[int, int]]:
+    """Return, by registry, how many of these uploads it has confirmed bytes of, and how many bytes."""
+    found: dict[str, tuple[int, int]] = {}
+    for upload in list(_uploads):
+        if upload.is_kept() and (size := upload.stored()):
+            count, total = found.get(upload.registry, (0, 0))
+            found[upload.registry] = count + 1, total + size
+    return found
+
+
+def uncertain() -> Mapping[str, int]:
+    """Return, by registry, how many of these uploads it may have lost."""
+    return Counter(upload.registry for upload in list(_uploads) if upload.is_kept() and not upload.stored())
+
+
+def can_end() -> bool:
+    """Return whether there is an upload under way whose request can be ended so that the registry keeps it."""
+    return any(upload.can_end() for upload in list(_uploads))
 
 
 def begin() -> None:

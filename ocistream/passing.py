@@ -15,7 +15,7 @@ from ocistream.blobs import held, peeked
 from ocistream.configs import Configs, checked
 from ocistream.errors import UnsupportedError
 from ocistream.hashing import processors
-from ocistream.interfaces import Blob, MayHaveToWait, Recalls, TakesAgain, TakesUnnamed, Unnamed
+from ocistream.interfaces import Blob, MayHaveToWait, Recalls, Resumes, TakesAgain, TakesUnnamed, Unnamed
 from ocistream.model import Descriptor
 from ocistream.report import Moved
 from ocistream.rereading import until_right
@@ -236,7 +236,8 @@ class Passing:
             again=self._takes_again,
             beside=self.at_once < processors(),
         )
-        self.note(blob.descriptor, "copied", watched.seen, resumed=watched.resumed)
+        resumed = watched.resumed or (self._sink.resumed(blob.descriptor) if isinstance(self._sink, Resumes) else 0)
+        self.note(blob.descriptor, "copied", watched.seen, resumed=resumed)
 
     @functools.cached_property
     def _takes_again(self) -> bool:

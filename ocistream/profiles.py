@@ -36,6 +36,9 @@ class Profile:
     largest_chunk: int | None = None
     #: Whether an upload that broke may be gone on with, at the offset that the registry states.
     resumes: bool = True
+    #: Whether a request that breaks costs the whole upload. Then a PATCH of known length, too, is sent in the chunked
+    #: transfer coding, as `docker push` sends all layers: such a request has a proper end when a push is interrupted.
+    loses_broken: bool = False
     #: Where this is known from.
     sources: tuple[str, ...] = ()
 
@@ -116,7 +119,24 @@ PROFILES: Final = (
         "Harbor",
         hosts=(r"demo\.goharbor\.io",),
         headers=(("WWW-Authenticate", r'\bservice="harbor-registry"'),),
+        # Its registry is distribution 2.8.
+        loses_broken=True,
         sources=("goharbor/harbor#12192", "goharbor/harbor#23016"),
+    ),
+    Profile(
+        "ocistream",
+        headers=(("Server", r"\Aocistream\b"),),
+        # `ocistream serve` keeps what has arrived, and takes a Content-Range only with a Content-Length.
+        sources=("ocistream/serve/uploads.py",),
+    ),
+    # The last one: many others send this header as well. To lose nothing, they are treated in the same way.
+    Profile(
+        "distribution",
+        headers=(("Docker-Distribution-Api-Version", r"\Aregistry/2\.0\Z"),),
+        # In 2.8 the Location of an upload states its offset. After a request that broke in its middle more bytes are
+        # stored than any Location states, and the upload is answered with 404 BLOB_UPLOAD_INVALID.
+        loses_broken=True,
+        sources=("distribution 2.8, registry/handlers/blobupload.go", "tests/interop/test_interrupted_push.py"),
     ),
 )
 

@@ -17,7 +17,7 @@ from ocistream.sizes import parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CHUNK", "PUT", "REFUSED", "STREAM", "UNSIZED", "Rung", "parse_rung"]
+__all__ = ["CHUNK", "NO_CODING", "PUT", "REFUSED", "STREAM", "UNSIZED", "Rung", "parse_rung"]
 
 #: POST, one PATCH without a Content-Range, PUT without a body: what docker, skopeo and crane do.
 STREAM: Final = "stream"
@@ -27,6 +27,10 @@ PUT: Final = "put"
 CHUNK: Final = "chunk"
 #: A stream of which nobody knows the length, in the chunked transfer coding: a way of its own to be refused.
 UNSIZED: Final = "unsized"
+
+#: Answers by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1): the same way with a
+#: Content-Length is tried next.
+NO_CODING: Final = frozenset({400, 404, 411, 501})
 
 #: Way -> status of the refusal -> the ways that may do better, the likeliest first. What is not here is no matter of
 #: how bytes go up. A chunk after a chunk is one of half the size.

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.bodies import Body, StreamedBody
+from ocistream.bodies import Body
 from ocistream.errors import (
     NetworkError,
     OcistreamError,
@@ -19,11 +19,14 @@ from ocistream.errors import (
 )
 from ocistream.interfaces import Blob
 from ocistream.left_open import LeftOpen
-from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, UNSIZED
+from ocistream.rungs import CHUNK, NO_CODING, PUT, REFUSED, STREAM, UNSIZED
+from ocistream.sending_bodies import Bodies
 from ocistream.sessions import LostError
 from ocistream.setbacks import finds_wrong, is_interruption, is_lost, may_pass, refuses_the_earlier
+from ocistream.sizes import human_size
 
 if TYPE_CHECKING:
+    from ocistream.bodies import StreamedBody
     from ocistream.interfaces import Unnamed
     from ocistream.ladder import Ladder
     from ocistream.model import Descriptor
@@ -41,8 +44,6 @@ _PROGRESS: Final = limits.CHUNK
 _COSTS: Final = limits.MIB
 #: A registry that takes a stream, and answers so to a PATCH with a Content-Range, takes no such thing.
 _NO_RESUMPTION: Final = frozenset({400, 405, 411, 501})
-#: So much that need not be sent again is news to everybody, and less to who asks for it.
-_SAVES: Final = limits.UPLOAD_MEMORY
 _PIPE_HINT: Final = (
     "what comes from a pipe cannot be sent again: push from a file, or with --upload chunk=8MiB, where each chunk is "
     "kept until the registry has it"
@@ -68,6 +69,7 @@ class Sending:
         self._forced = self._ladder.forced(sessions.repository.endpoint.settings.upload)
         self._rung: Rung = self._forced or self._ladder.rung(sessions.host, sized=self._sized)
         self._tried = {self._rung}
+        self._bodies = Bodies(self._ladder, sessions.host, blob, feed, self._forced)
         self.acknowledged = 0
         #: The most that the registry ever had when failures were counted anew.
         self._mark = 0
@@ -75,6 +77,8 @@ class Sending:
         self._sent = 0
         #: The size of the body under way, or 0 where it is not known; None where no body is.
         self._body: int | None = None
+        #: How many bytes the registry had of an earlier run.
+        self.resumed = 0
         #: A fresh session was not found already; a second time it is the method that is not known.
         self._suspect = False
         #: The body under way goes on with what another has begun, or the whole upload is made of such.
@@ -90,12 +94,6 @@ class Sending:
     def _sized(self) -> bool:
         return self._feed.size is not None
 
-    @property
-    def _may_break(self) -> bool:
-        """Whether every request is to have its end, whatever becomes of the source."""
-        in_chunks = self._forced is not None and self._forced.kind == CHUNK and not self._blob.replayable
-        return isinstance(self._blob, Blob) and (self._blob.may_break or in_chunks)
-
     def run(self, ongoing: Ongoing) -> None:
         """Have the blob be there, in a session that is open already if there is one.
 
@@ -107,7 +105,9 @@ class Sending:
             OcistreamError: whatever the blob's own chunks raise.
         """
         self._ongoing = ongoing
-        left = LeftOpen(self._sessions.host, self._is_worth_keeping)
+        left = LeftOpen(
+            self._sessions.host, self._is_worth_keeping, stored=self._stored, can_end=lambda: self._bodies.ends_early
+        )
         try:
             self._check_way()
             self._take_up()
@@ -148,11 +148,19 @@ class Sending:
             self._ongoing.begin_anew(self._tries)
             self._sent_before = None
             self._tries.reset()
+            self._tell("cannot resume the earlier upload of {blob}: sending all {size} again", self._feed.size or 0)
             return
         self._acknowledge(place)
-        if place and isinstance(self._blob, Blob):
-            what = f"the upload of {self._blob.descriptor.digest} goes on at byte {place}"
-            self._ladder.tell(f"{self._sessions.host}: {what}", 0 if place >= _SAVES else 1)
+        self.resumed = place
+        if place:
+            self._tell(f"resumed {human_size(place)} of {{size}} of {{blob}}", place)
+
+    def _tell(self, what: str, count: int) -> None:
+        """Tell what becomes of the upload: always if it concerns a `count` of bytes worth telling, else with -v."""
+        if isinstance(self._blob, Blob):
+            descriptor = self._blob.descriptor
+            text = what.format(blob=descriptor.digest, size=human_size(descriptor.size))
+            self._ladder.tell(f"{self._sessions.host}: {text}", 0 if count >= _COSTS else 1)
 
     def _is_worth_keeping(self) -> bool:
         """Say whether a later run may go on with what was sent so far. Another thread may ask that, at any time."""
@@ -164,11 +172,15 @@ class Sending:
         sent = max(self.acknowledged, self._feed.end)
         return sent >= limits.WORTH_KEEPING or self._ongoing.is_found
 
+    def _stored(self) -> int:
+        """Return how many bytes the registry has confirmed; 0 while a request with a body is under way."""
+        return self.acknowledged if self._body is None else 0
+
     # -- what goes well ---------------------------------------------------------------------------------
 
     def _attempt(self) -> NetworkError | None:
         """Go on with the blob to its end; None if it is there, else what something may be done about."""
-        self._body = None
+        self._body, self._bodies.ends_early = None, False
         try:
             self._go()
         except NetworkError as error:
@@ -190,52 +202,29 @@ class Sending:
             self._sessions.close(session, self._blob.descriptor.digest, self._tries, body, stored=self._body)
             self._feed.run_out()
             return
-        while not self._feed.is_empty and (part := self._next_part()) is not None:
+        while not self._feed.is_empty:
+            self._sent = max(self._sent, self._feed.end)
+            part = self._bodies.next(self._rung, self.acknowledged, session.min_chunk)
+            if part is None:
+                break
             session = self._send_part(session, *part)
         self._feed.run_out()
         self._finish(session)
-
-    def _next_part(self) -> tuple[StreamedBody, tuple[int, int] | None] | None:
-        """Give the next body, and its range where that is to be stated; None where nothing is left to be sent."""
-        offset, size = self.acknowledged, self._feed.size
-        self._sent = max(self._sent, self._feed.end)
-        self._feed.seek(offset)
-        if size is not None and offset >= size:
-            return None
-        most = self._most()
-        if most is None and not offset:
-            chunks = self._feed.send(0)
-            ends_early = size is None or self._may_break
-            return (StreamedBody(chunks, ends_early=True) if ends_early else Body(chunks, size or 0)), None
-        if size is None or self._may_break:
-            # No request is begun that might break off in its middle.
-            count = self._feed.collect(offset, most or limits.UPLOAD_MEMORY)
-        else:
-            count = min(size - offset, most or size)
-        if not count:
-            return None
-        return Body(self._feed.send(offset, count), count), (offset, offset + count)
-
-    def _most(self) -> int | None:
-        """Say how large the next body may be; None for any size."""
-        largest = self._ladder.profile(self._sessions.host).largest_chunk
-        if self._rung.kind != CHUNK:
-            return largest if self.acknowledged else None
-        least = self._ongoing.session.min_chunk if self._ongoing.session else 0
-        held = self._ladder.window(replayable=self._blob.replayable, sized=False)
-        if least > (limits.UPLOAD_MEMORY if self._sized else held):
-            # Chunks of which none could be held: then all that is left goes in one.
-            return None
-        return max(self._rung.size, least)
 
     def _send_part(self, session: Session, body: StreamedBody, span: tuple[int, int] | None) -> Session:
         self._body = span[1] - span[0] if span else self._feed.size or 0
         self._resuming = span is not None and self._rung.kind != CHUNK
         session, stated = self._sessions.patch(session, body, self._tries, span, stored=self._body or math.inf)
         self._ongoing.moves(session)
-        if (broken := body.failure or self._feed.broken) is not None:
-            raise broken
-        self._body = None
+        self._body, self._bodies.ends_early = None, False
+        if body.failure is not None:
+            # The request has its proper end all the same: the registry has what was sent.
+            sent = self._feed.end
+            self.acknowledged = max(self.acknowledged, sent if stated is None else min(stated, sent))
+            raise body.failure
+        if self._feed.broken is not None:
+            self.acknowledged = span[1] if span else self._feed.end
+            raise self._feed.broken
         end = span[1] if span else self._feed.end
         # Less than was sent may have been taken. But what it had before, it still has (regclient#627), and a Range that
         # stands still says nothing (containers-roadmap#2831).
@@ -280,6 +269,9 @@ class Sending:
         """
         status = 404 if isinstance(failure, LostError) else failure.status if isinstance(failure, RegistryError) else 0
         place: int | None = None
+        if self._body is not None and self._bodies.is_coded and status in NO_CODING and not is_lost(failure):
+            self._do_without_coding(failure, status)
+            return
         if self._refuses_resumption(failure):
             self._refuses_to_resume = True
             if not self._tries.again(failure):
@@ -301,6 +293,16 @@ class Sending:
         if not may_pass(failure) or not self._tries.again(failure):
             raise failure
         self._go_on(failure, place)
+
+    def _do_without_coding(self, failure: NetworkError, status: int) -> None:
+        """Continue in the same way with a Content-Length, here and for other blobs."""
+        host = self._sessions.host
+        self._ladder.refuses_coding(host)
+        self._ladder.tell(f"{host}: chunked transfer coding was answered with {status}; now with a Content-Length", 1)
+        if (place := self._ask()) is None:
+            self._renew(failure)
+        else:
+            self._acknowledge(place)
 
     def _refuses_resumption(self, failure: NetworkError) -> bool:
         """Say whether the registry does not take what goes on with an upload, or has put it together wrongly."""
@@ -366,11 +368,13 @@ class Sending:
         if place is None and self._resumes and not is_lost(failure):
             place = self._ask()
         if place is None or not self._resumes:
+            sent = max(self._sent, self._feed.end)
             self._renew(failure)
+            self._tell(f"cannot resume the upload of {{blob}}: sending {human_size(sent)} of {{size}} again", sent)
             return
         self._stitched = True
         self._acknowledge(place)
-        self._ladder.tell(f"{self._sessions.host}: the upload goes on at byte {place}", 1)
+        self._ladder.tell(f"{self._sessions.host}: the upload resumes at byte {place}", 1)
 
     def _ask(self) -> int | None:
         """Ask the registry how far it is; None where it does not know, or says what cannot be so, or is of no use.
@@ -401,6 +405,7 @@ class Sending:
             self._ladder.worked(self._sessions.host, self._rung, sized=self._sized)
             raise NetworkError(failure.what, hint=_PIPE_HINT) from failure
         self._sent = 0
+        self.resumed = 0
         # What was come to before is no progress: else a registry that loses each session would be tried for ever.
         self.acknowledged = 0
         self._stitched = False

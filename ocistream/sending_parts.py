@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocistream.bodies import Body
+from ocistream.bodies import Body, StreamedBody
 from ocistream.errors import IntegrityError, NetworkError, OcistreamError, RegistryError
-from ocistream.rungs import CHUNK, PUT
+from ocistream.rungs import CHUNK, NO_CODING, PUT
 from ocistream.setbacks import is_interruption, may_pass
 from ocistream.window import Feed
 
@@ -124,7 +124,9 @@ class _Part:
                 if self._part.may_break and session.min_chunk <= window:
                     # No request is begun that might break off in its middle.
                     count = feed.collect(reached - self._offset, count)
-                body = Body(feed.send(reached - self._offset, count), count)
+                coded = not self._part.may_break and self._ladder.is_coded(self._sessions.host, end - self._offset)
+                chunks = feed.send(reached - self._offset, count)
+                body = StreamedBody(chunks, ends_early=True) if coded else Body(chunks, count)
                 try:
                     session, stated = self._sessions.patch(
                         session, body, self._tries, (reached, reached + count), stored=count
@@ -132,12 +134,19 @@ class _Part:
                 except NetworkError as error:
                     if feed.has_failed:
                         raise
-                    place = self._again(error, self._offset + feed.end)
+                    if coded and isinstance(error, RegistryError) and error.status in NO_CODING:
+                        self._ladder.refuses_coding(self._sessions.host)
+                        place = self._place(self._offset + feed.end)
+                    else:
+                        place = self._again(error, self._offset + feed.end)
                     if place is None:
                         return 0
                     reached = place
                 else:
                     self._ongoing.moves(session)
+                    if body.failure is not None:
+                        # The request has its proper end all the same: the registry has what was sent.
+                        raise body.failure
                     # Less than was sent may have been taken.
                     took_less = stated is not None and reached < stated < reached + count
                     reached = stated if took_less and stated is not None else reached + count
@@ -156,6 +165,10 @@ class _Part:
             return None
         if not may_pass(failure) or not self._tries.again(failure):
             raise failure
+        return self._place(sent)
+
+    def _place(self, sent: int) -> int | None:
+        """Ask where the upload resumes; None where that is not known, or not in what was sent of this part."""
         found = self._ongoing.ask(self._tries)
         if found is None or not self._offset <= found[1] <= sent:
             return None

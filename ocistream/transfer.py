@@ -22,6 +22,7 @@ from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.incomplete import not_exported, only_exported
 from ocistream.interfaces import (
     Blob,
+    EndsInOrder,
     Expects,
     Gathers,
     HasNoPlace,
@@ -36,7 +37,7 @@ from ocistream.passing import Passing
 from ocistream.report import Moved, Report
 from ocistream.shortfall import ShortfallError
 from ocistream.stream import wrong_size
-from ocistream.workers import DEFAULT_JOBS, each
+from ocistream.workers import DEFAULT_JOBS, apart, each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +112,16 @@ class _Transfer:
 
     def run(self, rename: Callable[[Graph], Graph] | None) -> Report:
         began = time.monotonic()
+        if isinstance(self._sink, EndsInOrder) and self._sink.ends_in_order:
+            graph, source, origins = apart(lambda: self._move(rename), self._cancelled)
+        else:
+            graph, source, origins = self._move(rename)
+        # Not apart: after an interruption nothing becomes visible any more.
+        self._sink.commit(graph)
+        return Report(graph, source, self._became(graph), time.monotonic() - began, origins)
+
+    def _move(self, rename: Callable[[Graph], Graph] | None) -> tuple[Graph, Graph, Mapping[str, str]]:
+        """Move all blobs; return what is to be visible, what the source had, and what each new manifest was made of."""
         graph = self._source.graph(self.passing)
         if graph.bare:
             self.passing.conversion = self.passing.of_bare_layers()
@@ -150,8 +161,7 @@ class _Transfer:
                     conversion.note_config(blob.digest, self.passing.recall(blob))
             graph, origins = conversion.rewritten(graph)
             self._sink.begin(graph)
-        self._sink.commit(graph)
-        return Report(graph, source, self._became(graph), time.monotonic() - began, origins)
+        return graph, source, origins
 
     def _check_convertible(self) -> None:
         """Refuse to compress anew what the source was made without: only the sink has it."""

@@ -88,8 +88,8 @@ class Uploader:
                     return True
         return False
 
-    def upload(self, blob: Blob | Unnamed) -> None:
-        """Send a blob.
+    def upload(self, blob: Blob | Unnamed) -> int:
+        """Send a blob; return how many of its bytes the registry had of an earlier run.
 
         Of a blob that has no name yet, the length is unknown when its upload begins; the digest closes it, as ever.
         What an earlier run has left of an upload is gone on with.
@@ -103,6 +103,7 @@ class Uploader:
             sending = Sending(self._sessions, blob, feed)
             opened = self._opened.pop(descriptor.digest, None) if descriptor is not None else None
             sending.run(opened or Ongoing(self._sessions, self._records, descriptor))
+        return sending.resumed
 
     def upload_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
         """Send the part of a blob that begins at `offset`; give how many bytes of it the registry has then.

@@ -256,13 +256,20 @@ def _kept() -> str | None:
 
 
 def _kept_at_registries() -> str | None:
-    uploads = left_open.kept()
-    if not uploads:
+    stored, uncertain = left_open.stored(), left_open.uncertain()
+    if not stored and not uncertain:
         return None
     from ocistream.cli.progress import counted
+    from ocistream.sizes import human_size
 
-    what = " and ".join(f"{counted(count, 'blob')} at {registry}" for registry, count in uploads.items())
-    return f"what was sent of {what} is kept there: the same command goes on from there"
+    texts = [
+        f"{registry} has {human_size(size)} of {counted(count, 'blob')}: re-run the same command to resume"
+        for registry, (count, size) in stored.items()
+    ] + [
+        f"{registry} may have a part of {counted(count, 'blob')}: re-run the same command, which says what it resumes"
+        for registry, count in uncertain.items()
+    ]
+    return "; ".join(texts)
 
 
 def _kept_here() -> str | None:

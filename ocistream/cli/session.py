@@ -187,6 +187,7 @@ class Session:
             reads=reading,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
             records=self.records,
+            cancelled=self.cancelled,
         )
 
     def check_push(self, reference: Reference | None) -> None:
@@ -339,7 +340,7 @@ class Session:
             option = f"--{given.replace('_', '-').removesuffix('stdin')}file"
             msg = f"stdin cannot be both the {what} and the password"
             raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
-        file = opened_stdin(what, instead)
+        file = opened_stdin(what, instead, self.cancelled)
         self.console.neighbours.add_pipe(file.fileno())
         if what == ARCHIVE:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()

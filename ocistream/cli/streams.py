@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import UsageError
-from ocistream.files import disk_errors
+from ocistream.files import StoppableInput, disk_errors
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
+    import threading
     from pathlib import Path
 
     from ocistream.stores import End
@@ -32,8 +33,8 @@ __all__ = [
 INSTEAD_OF_STDIN: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
 
 
-def opened_stdin(what: str, instead: str) -> io.BufferedReader:
-    """Open stdin to read `what` from it; `instead` is what else can be done.
+def opened_stdin(what: str, instead: str, cancelled: threading.Event) -> io.BufferedReader:
+    """Open stdin to read `what` from it until `cancelled` is set; `instead` is what else can be done.
 
     Raises:
         UsageError: it is closed, or a terminal.
@@ -45,7 +46,7 @@ def opened_stdin(what: str, instead: str) -> io.BufferedReader:
     if sys.stdin.isatty():
         msg = f"{article} {what} is expected on stdin, which is a terminal"
         raise UsageError(msg, hint=instead)
-    return io.BufferedReader(io.FileIO(sys.stdin.fileno(), "rb", closefd=False), 64 * limits.KIB)
+    return io.BufferedReader(StoppableInput(sys.stdin.fileno(), cancelled), 64 * limits.KIB)
 
 
 def opened_stdout() -> io.FileIO:

@@ -35,6 +35,7 @@ from ocistream.stream import verified
 from ocistream.volumes import part_of, volume_of
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
@@ -325,8 +326,8 @@ class ArchiveStreamSource:
             pass
 
 
-def open_stream(path: Path) -> Input:
-    """Open something to read it once.
+def open_stream(path: Path, cancelled: threading.Event) -> Input:
+    """Open something to read it once, until `cancelled` is set.
 
     Raises:
         NotFoundError: it is not there.
@@ -334,7 +335,7 @@ def open_stream(path: Path) -> Input:
         LocalDiskError: it cannot be read.
     """
     with files.disk_errors(f"cannot read {path}"):
-        file = io.BufferedReader(io.FileIO(path, "rb"), 64 * limits.KIB)
+        file = io.BufferedReader(files.StoppableInput(path, cancelled), 64 * limits.KIB)
     if file.isatty():
         file.close()
         msg = f"{path} is a terminal, from which no archive is read"

@@ -5,6 +5,7 @@ The table of these is `ocistream.stores`' own. A store is imported when an end o
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -189,7 +190,7 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
     else:
         # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
         what = str(path)
-        file = sniffed(open_stream(path), what, want.max_ratio)
+        file = sniffed(open_stream(path, around.cancelled or threading.Event()), what, want.max_ratio)
     return ArchiveStreamSource(
         file,
         what=what,

@@ -50,6 +50,7 @@ class RegistrySink:
     parallel = True
     gathers: Literal[True] = True
     held = limits.MIB
+    ends_in_order: Literal[True] = True
 
     def __init__(
         self,
@@ -82,6 +83,8 @@ class RegistrySink:
         self._needed_in: dict[str, list[str]] = {}
         #: What was asked, or done, about a blob in a repository.
         self._has: dict[tuple[str, str], bool] = {}
+        #: How many bytes of each blob an earlier run had sent, by digest.
+        self._resumed: dict[str, int] = {}
         #: For each repository, the large images that may be there.
         self._known_images: dict[str, KnownImages] = {}
 
@@ -163,10 +166,14 @@ class RegistrySink:
             # Since `has` was asked, another thread has made the same of some layer that was converted.
             return
         first, *others = lacking
-        self._uploaders[first][1].upload(blob)
+        self._resumed[blob.descriptor.digest] = self._uploaders[first][1].upload(blob)
         self._has[first, blob.descriptor.digest] = True
         for home in others:
             self._share(blob, blob.descriptor, first, home)
+
+    def resumed(self, descriptor: Descriptor) -> int:
+        """Return how many bytes of a blob the registry had of an earlier run."""
+        return self._resumed.get(descriptor.digest, 0)
 
     def put_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
         """Upload a part of a blob, where one repository alone needs that: others could not be given the same part."""

@@ -14,9 +14,11 @@ from typing import Self
 
 import pytest
 
+from ocistream import left_open
 from ocistream.cli.interruption import Interruption, Stop
 from ocistream.errors import TerminatedError
-from ocistream.workers import each
+from ocistream.notices import listen
+from ocistream.workers import apart, each, let_them_end
 from tests.cli import expect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -259,3 +261,64 @@ finally:
         expect.wait_for(is_over)
         assert process.returncode == 143
         assert process.communicate()[1] == "TerminatedError('terminated')"
+
+
+class TestWorkApart:
+    """What `apart` does in a thread of its own is not torn by a signal, and has time to end in order."""
+
+    def test_its_result_and_its_failure_are_the_callers(self) -> None:
+        cancelled = Stop()
+        assert apart(lambda: threading.current_thread() is threading.main_thread(), cancelled) is False
+
+        def fail() -> None:
+            raise TerminatedError
+
+        with pytest.raises(TerminatedError):
+            apart(fail, cancelled)
+        assert not cancelled.is_set()
+
+    def test_a_signal_cancels_it_and_waits_for_its_end(self, asked: Asked) -> None:
+        cancelled, ended = Stop(), threading.Event()
+
+        def work() -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cancelled.wait()
+            ended.set()
+
+        asked.interruption.allow()
+        with pytest.raises(TerminatedError):
+            apart(work, cancelled)
+        assert ended.is_set()
+
+    def test_a_signal_that_comes_when_it_has_ended_counts(self, asked: Asked) -> None:
+        def work() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        asked.interruption.allow()
+        with pytest.raises(KeyboardInterrupt):
+            apart(work, Stop())
+
+    @pytest.mark.parametrize("can_end", [True, False])
+    def test_work_that_does_not_end_is_given_up_later_while_an_upload_can_be_ended(
+        self, monkeypatch: pytest.MonkeyPatch, can_end: bool
+    ) -> None:
+        said: list[str] = []
+
+        def hear(message: str, *, level: int) -> None:
+            assert level == 0
+            said.append(message)
+
+        listen(hear)
+        monkeypatch.setattr("ocistream.workers._GRACE", 0.1)
+        monkeypatch.setattr("ocistream.workers._TELL_AFTER", 0.2)
+        monkeypatch.setattr("ocistream.workers._UPLOAD_GRACE", 0.6)
+        left_open.begin()
+        left = left_open.LeftOpen("registry.test", lambda: True, can_end=lambda: can_end)
+        for_ever = threading.Event()
+        thread = threading.Thread(target=for_ever.wait, daemon=True)
+        thread.start()
+        let_them_end([thread], threading.Event())
+        assert thread.is_alive()
+        for_ever.set()
+        assert bool(said) == can_end
+        left.is_over()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import threading
@@ -116,7 +117,7 @@ def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
     relay._left, relay.sent = 100, 0  # noqa: SLF001 - it is ours
     again = ocistream(*push, "-v", env=env)
     expect.success(again)
-    assert "goes on at byte 3145728" in again.err
+    assert "resumed 3.1 MB of 5.2 MB of sha256:" in again.err
     assert relay.sent < LAYER - 3 * MIB + 20_000
     assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
     assert registry.uploads("team/app") == []
@@ -166,7 +167,6 @@ def test_after_a_pipe_that_broke_off_the_same_command_ends_well(
     assert "truncated" in broken.err
     whole = ocistream(*push, stdin=archive.read_bytes(), env=env)
     expect.success(whole)
-    # One whole body is a request that broke off.
-    assert ("goes on at byte" in whole.err) == (way != "auto")
+    assert re.search(r"resumed [23]\.\d MB of 5\.2 MB of sha256:", whole.err)
     assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
     assert records(env) == []

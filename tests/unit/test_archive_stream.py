@@ -508,14 +508,14 @@ class TestFailingInput:
 
     def test_what_cannot_be_opened_is_said_with_its_name(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match="gone"):
-            open_stream(tmp_path / "gone")
+            open_stream(tmp_path / "gone", threading.Event())
 
     def test_a_fifo_is_read_as_it_comes(self, small: Layout, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo")
         archive = tar_of(items_of(small))
         thread = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(archive))
         thread.start()
-        source = ArchiveStreamSource(open_stream(tmp_path / "fifo"))
+        source = ArchiveStreamSource(open_stream(tmp_path / "fifo", threading.Event()))
         transfer.copy(source, LayoutSink(tmp_path / "out"), Watch())
         source.close()
         thread.join()
@@ -525,7 +525,7 @@ class TestFailingInput:
         ours, theirs = pty.openpty()
         try:
             with pytest.raises(UsageError, match="is a terminal"):
-                open_stream(Path(os.ttyname(theirs)))
+                open_stream(Path(os.ttyname(theirs)), threading.Event())
         finally:
             os.close(ours)
             os.close(theirs)

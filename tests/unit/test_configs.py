@@ -70,7 +70,7 @@ def blob_of(content: bytes, *, size: int = 7, **more: Any) -> Blob:
 
 def from_pipe(archive: Path, out: Path) -> None:
     """Copy an archive into a layout as it is read from a pipe."""
-    with closing(ArchiveStreamSource(open_stream(archive))) as source:
+    with closing(ArchiveStreamSource(open_stream(archive, threading.Event()))) as source:
         transfer.copy(source, LayoutSink(out))
 
 

@@ -40,6 +40,8 @@ ANSWERS = {
     ("WWW-Authenticate", 'Bearer realm="https://h.example/service/token",service="harbor-registry"'): "Harbor",
     ("X-GitHub-Request-Id", "ABCD:1234"): "GitHub Packages",
     ("Docker-RateLimit-Source", "198.51.100.7"): "Docker Hub",
+    ("Server", "ocistream"): "ocistream",
+    ("Docker-Distribution-Api-Version", "registry/2.0"): "distribution",
 }
 
 

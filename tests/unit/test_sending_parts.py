@@ -10,6 +10,7 @@ from ocistream.distribution import Repository
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
 from ocistream.interfaces import Blob
 from ocistream.ladder import Ladder
+from ocistream.profiles import NAMED, Profile
 from ocistream.reference import parse_reference
 from ocistream.rungs import CHUNK, PUT, Rung
 from ocistream.stores.layout import LayoutSource
@@ -47,9 +48,11 @@ class Runs:
         #: What the parts are, where they are not what they should be.
         self.wrong: dict[int, bytes] = {}
         self.forced: Rung | None = None
+        #: What the registry is taken for.
+        self.known: Profile | None = None
 
     def uploader(self) -> Uploader:
-        transport: QuickTransport = self.quick(ladder=Ladder(forced=self.forced))
+        transport: QuickTransport = self.quick(ladder=Ladder(forced=self.forced, configured=lambda _: self.known))
         return Uploader(Repository(transport, self.registry.host, "app", writes=True), UploadRecords(self.folder))
 
     def put(self, number: int) -> int:
@@ -93,6 +96,16 @@ class TestInOrder:
         runs.forced = Rung(CHUNK, MIB)
         assert [runs.put(number) for number in range(3)] == CUTS[1:]
         assert len(runs.registry.asked("PATCH")) == 2
+        assert is_stored(runs.registry)
+
+    def test_where_the_chunked_coding_is_refused_they_have_a_length(self, runs: Runs) -> None:
+        # The embedded registry takes a range only with a length.
+        runs.known = NAMED["distribution"]
+        for number, end in enumerate(CUTS[1:]):
+            assert runs.put(number) == end
+            coded, sized = runs.registry.asked("PATCH")
+            assert (coded.status, coded.headers["Transfer-Encoding"]) == (400, "chunked")
+            assert sized.headers["Content-Length"] == str(end - CUTS[number])
         assert is_stored(runs.registry)
 
     def test_one_that_is_there_is_not_sent_again(self, runs: Runs) -> None:

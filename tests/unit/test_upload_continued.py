@@ -32,6 +32,7 @@ from ocistream.errors import (
 from ocistream.interfaces import Blob
 from ocistream.ladder import Ladder
 from ocistream.rungs import CHUNK, PUT, Rung
+from ocistream.sizes import human_size
 from ocistream.stream import Chunk
 from ocistream.upload import Uploader
 from ocistream.upload_records import Key, UploadRecord, UploadRecords
@@ -115,17 +116,32 @@ class TestGoingOn:
         assert source.opened == 1
         assert is_stored(registry)
         assert run.files() == []
-        assert f"sha256:{BLOB.digest[7:]} goes on at byte {SENT}" in run.told[0][0]
-        assert run.told[0][1] == 1
+        size = human_size(len(CONTENT))
+        assert run.told == [(f"{registry.host}: resumed {human_size(SENT)} of {size} of {BLOB.digest}", 0)]
 
-    def test_that_much_is_saved_is_said_to_everybody(
-        self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch
+    def test_that_little_is_saved_is_said_to_who_asks_for_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.was_killed(registry, MIB - 1)
+        run.uploader(quick(ladder=run.ladder), registry).upload(Source().blob)
+        assert [level for _, level in run.told] == [1]
+
+    def test_how_much_was_resumed_is_counted_unless_it_was_of_no_use(
+        self, faulty: Faulty, quick: Quick, run: Run
     ) -> None:
-        monkeypatch.setattr("ocistream.sending._SAVES", SENT)
         registry = faulty()
         run.was_killed(registry)
+        assert run.uploader(quick(), registry).upload(Source().blob) == SENT
+        other = faulty(Fault(refusal(400), "PATCH", skip=1))
+        run.was_killed(other)
+        assert run.uploader(quick(), other).upload(Source().blob) == 0
+
+    def test_that_an_earlier_upload_is_lost_is_said(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.has_left(registry, f"{registry.url}{UPLOADS}gone")
         run.uploader(quick(ladder=run.ladder), registry).upload(Source().blob)
-        assert [level for _, level in run.told] == [0]
+        lost = f"cannot resume the earlier upload of {BLOB.digest}: sending all {human_size(len(CONTENT))} again"
+        assert run.told == [(f"{registry.host}: {lost}", 0)]
+        assert is_stored(registry)
 
     def test_of_one_that_has_all_only_the_end_is_missing(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()

@@ -1,0 +1,274 @@
+"""Pushes that are interrupted, killed, cut off, or fill the registry: what is said, and what is sent again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli import expect
+from tests.cli.run import Result, ocistream, started
+from tests.images import Descriptor, Layout
+from tests.peers import docker_registry, need
+from tests.registry_http import manifest_digest
+
+MIB = 1 << 20
+LAYER = 24 * MIB
+#: How much passes before something happens.
+PASSED = 4 * MIB
+#: Heads of requests, the config and the manifests, in bytes.
+OVERHEAD = 100_000
+#: What human_size rounds away.
+ROUNDED = 50_000
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
+class Relay:
+    """Passes bytes between clients and a registry, counts what clients send, and can be cut."""
+
+    def __init__(self, host: str) -> None:
+        name, _, port = host.rpartition(":")
+        self._target = name, int(port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self.sent = 0
+        self._is_cut = False
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def cut(self) -> None:
+        """Close every connection, and each new one at once, until `mend`."""
+        self._is_cut = True
+        self._shut()
+
+    def mend(self) -> None:
+        """Pass bytes again; nothing is counted so far."""
+        self._is_cut = False
+        self.sent = 0
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self._shut()
+        for thread in self._threads:
+            thread.join()
+        for end in (self._server, *self._open):
+            end.close()
+
+    def _shut(self) -> None:
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                if self._is_cut:
+                    client.close()
+                    continue
+                server = socket.create_connection(self._target)
+                self._open += [client, server]
+                for ends in ((client, server, True), (server, client, False)):
+                    self._threads.append(threading.Thread(target=self._pass, args=ends, daemon=True))
+                    self._threads[-1].start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if counts:
+                    self.sent += len(data)
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A registry that stores into `storage`; clients use `relay`. `loses` says that a torn request costs the blob."""
+
+    relay: Relay
+    host: str
+    storage: Path
+    loses: bool
+
+
+Start = Callable[[Path], contextlib.AbstractContextManager[str]]
+
+
+@contextlib.contextmanager
+def docker(folder: Path) -> Iterator[str]:
+    with docker_registry(folder) as registry:
+        yield registry.host
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    (folder / "storage").mkdir(exist_ok=True)
+    with started("serve", folder / "storage", "--listen", "127.0.0.1:0") as process:
+        assert process.stdout
+        yield process.stdout.readline().decode().strip()
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(params=["docker-registry", "serve"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    folder = tmp_path / "registry"
+    folder.mkdir(exist_ok=True)
+    start: Start = docker if request.param == "docker-registry" else serve
+    with start(folder) as host:
+        relay = Relay(host)
+        yield Place(relay, host, folder, loses=request.param == "docker-registry")
+        relay.close()
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    return layout.image([LAYER], name="v1")
+
+
+@pytest.fixture
+def push(place: Place, layout: Layout, image: Descriptor, tmp_path: Path) -> Callable[..., Result]:
+    """Return how the command is run again, with further options."""
+    del image
+
+    def run(*options: str) -> Result:
+        return ocistream(*line(place, layout, *options), env=state(tmp_path))
+
+    return run
+
+
+def line(place: Place, layout: Layout, *options: str) -> list[str]:
+    return ["push", "-i", str(layout.path), f"{place.relay.host}/team/app:1", *options]
+
+
+def state(tmp_path: Path) -> dict[str, str | None]:
+    return {"XDG_STATE_HOME": str(tmp_path / "state")}
+
+
+def ended(place: Place, layout: Layout, tmp_path: Path, number: signal.Signals | None, *options: str) -> Result:
+    """Run a push until some of the layer has passed; end it by a signal, or by a cut of its line."""
+    place.relay.mend()
+    # To send all of it takes seconds, whatever else this machine does.
+    arguments = line(place, layout, "--limit-rate", "3M", "--retries", "0", *options)
+    with started(*arguments, env=state(tmp_path)) as process:
+        expect.wait_for(lambda: place.relay.sent > PASSED)
+        if number is None:
+            place.relay.cut()
+        else:
+            process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    place.relay.mend()
+    return Result(arguments, process.returncode, out, err.decode())
+
+
+def size_of(text: str) -> int:
+    """Read a size of MB or GB, as it is shown, in bytes."""
+    number, _, unit = text.partition(" ")
+    return round(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
+
+
+def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Path) -> int:
+    """Check that a second run sent what it says, and no more; give how many bytes it says that it resumed."""
+    expect.success(again)
+    assert manifest_digest(place.host, "team/app", "1") == image["digest"]
+    resumed = re.search(r"resumed (\S+ [kM]B) of 25.2 MB of sha256:", again.err)
+    size = size_of(resumed[1]) if resumed else 0
+    lost = f"{place.relay.host}: cannot resume the earlier upload of sha256:"
+    assert (lost in again.err) != bool(resumed)
+    assert ("of it were there already" in again.err) == bool(resumed)
+    assert LAYER - size - ROUNDED <= place.relay.sent <= LAYER - size + ROUNDED + OVERHEAD
+    assert list((tmp_path / "state" / "ocistream" / "uploads").iterdir()) == []
+    return size
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_one_that_is_interrupted_ends_its_request_and_resumes_where_it_says(
+    place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path,
+    number: signal.Signals, code: int, way: str,
+) -> None:  # fmt: skip
+    first = ended(place, layout, tmp_path, number, "--upload", way)
+    assert first.code == code, first.err
+    promised = re.search(
+        rf"\n  {place.relay.host} has (\S+ MB) of 1 blob: re-run the same command to resume\n", first.err
+    )
+    if place.loses:
+        assert promised, first.err
+    else:
+        assert promised or "may have a part of 1 blob" in first.err
+    size = check_the_rest(place, push("--upload", way), image, tmp_path)
+    assert size >= PASSED - 2 * MIB
+    assert not promised or size == size_of(promised[1])
+
+
+def test_one_that_is_interrupted_while_it_resumes_loses_nothing_either(
+    place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        assert ended(place, layout, tmp_path, signal.SIGINT).code == 130
+    result = tmp_path / "result.json"
+    size = check_the_rest(place, push("--result", str(result)), image, tmp_path)
+    assert size >= 2 * PASSED - 4 * MIB
+    document = json.loads(result.read_text())
+    assert abs(document["resumed"] - size) <= ROUNDED
+    assert [blob.get("resumed") for blob in document["blobs"]] == [None, document["resumed"]]
+
+
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_one_that_is_killed_promises_nothing_and_the_next_says_what_is_sent_again(
+    place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
+) -> None:
+    assert ended(place, layout, tmp_path, signal.SIGKILL, "--upload", way).code == -signal.SIGKILL
+    size = check_the_rest(place, push("--upload", way), image, tmp_path)
+    if way == "auto":
+        assert (size == 0) == place.loses
+
+
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_of_one_whose_line_is_cut_nothing_is_promised_for_sure(
+    place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
+) -> None:
+    first = ended(place, layout, tmp_path, None, "--upload", way)
+    may_have = f"{place.relay.host} may have a part of 1 blob: re-run the same command, which says what it resumes"
+    expect.failure(first, 7, may_have)
+    size = check_the_rest(place, push("--upload", way), image, tmp_path)
+    # Of chunks, the cut may have come between two.
+    assert way != "auto" or (size == 0) == place.loses
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a disk for the registry with room for half of the layer; it is mounted before the registry starts."""
+    need("mount", root=True)
+    disk = tmp_path / "registry"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LAYER // 2}", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
+def test_of_one_that_fills_the_disk_of_its_registry_nothing_is_promised_for_sure(
+    small_disk: Path, place: Place, push: Callable[..., Result], image: Descriptor, tmp_path: Path, way: str
+) -> None:
+    first = push("--upload", way, "--retries", "0")
+    may_have = f"{place.relay.host} may have a part of 1 blob: re-run the same command, which says what it resumes"
+    expect.failure(first, 7, "500", may_have)
+    subprocess.run(["mount", "-o", f"remount,size={4 * LAYER}", small_disk], check=True)
+    place.relay.mend()
+    size = check_the_rest(place, push("--upload", way), image, tmp_path)
+    assert (size == 0) == place.loses

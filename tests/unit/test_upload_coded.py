@@ -1,0 +1,187 @@
+"""Uploads to registries that lose a request which breaks: bodies in the chunked transfer coding have a proper end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ocistream import left_open
+from ocistream.errors import CancelledError, IntegrityError
+from ocistream.interfaces import Blob
+from ocistream.ladder import Ladder
+from ocistream.pacing import Pace
+from ocistream.profiles import NAMED
+from ocistream.rungs import STREAM, Rung
+from ocistream.stream import Chunk
+from tests.faults import Fault, StopReading, refusal
+from tests.network import CountingRegistry, eventually
+from tests.unit.test_upload import BLOB, CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods
+from tests.unit.test_upload_continued import Run, received
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    left_open.begin()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "state" / "uploads")
+
+
+def ladder(rung: Rung | None = None) -> Ladder:
+    """Return what is known of a registry that is like distribution 2.8."""
+    return Ladder(forced=rung, configured=lambda _: NAMED["distribution"])
+
+
+def coded(registry: CountingRegistry) -> list[bool]:
+    """Say of each PATCH whether it was coded; each has either that or a length."""
+    patches = registry.asked("PATCH")
+    assert all((p.headers["Transfer-Encoding"] is None) != (p.headers["Content-Length"] is None) for p in patches)
+    return [patch.headers["Transfer-Encoding"] == "chunked" for patch in patches]
+
+
+def ranges(registry: CountingRegistry) -> list[str | None]:
+    return [patch.headers["Content-Range"] for patch in registry.asked("PATCH")]
+
+
+class Stopped(Source):
+    """A source that is cancelled after so many bytes."""
+
+    def __init__(self, failure: Exception, after: int) -> None:
+        super().__init__()
+
+        def stop(start: int) -> None:
+            if start >= after:
+                raise failure
+
+        self.before = stop
+
+
+class TestWhatIsSent:
+    def test_a_stream_is_coded(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.uploader(quick(ladder=ladder()), registry).upload(Source().blob)
+        assert methods(registry) == ["POST", "PATCH", "PUT"]
+        assert (coded(registry), ranges(registry)) == ([True], [None])
+        assert is_stored(registry)
+
+    def test_what_is_too_small_to_be_kept_has_a_length(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        run.uploader(quick(ladder=ladder()), registry).upload(Source(CONTENT[: MIB - 1]).blob)
+        assert coded(registry) == [False]
+
+    @pytest.mark.parametrize("name", sorted(NAMED))
+    def test_only_those_that_lose_what_breaks_get_it(self, faulty: Faulty, quick: Quick, run: Run, name: str) -> None:
+        registry = faulty()
+        run.uploader(quick(ladder=Ladder(configured=lambda _: NAMED[name])), registry).upload(Source().blob)
+        assert any(coded(registry)) == (name in {"distribution", "harbor"})
+
+
+class TestAnInterruption:
+    def test_ends_the_request_and_what_was_sent_is_confirmed(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        source = Stopped(CancelledError("cancelled"), after=MIB)
+        with pytest.raises(CancelledError):
+            run.uploader(quick(ladder=ladder()), registry).upload(source.blob)
+        (patch,) = registry.asked("PATCH")
+        assert (patch.status, patch.received) == (202, MIB)
+        assert left_open.stored() == {registry.host: (1, MIB)}
+        assert left_open.uncertain() == {}
+        assert not registry.asked("PUT")
+        assert not registry.asked("DELETE")
+        assert len(run.files()) == 1
+
+    def test_that_finds_a_wrong_blob_deletes_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        with pytest.raises(IntegrityError):
+            run.uploader(quick(ladder=ladder()), registry).upload(Stopped(IntegrityError("wrong"), 2 * MIB).blob)
+        assert methods(registry) == ["POST", "PATCH", "DELETE"]
+        assert (left_open.kept(), run.files()) == ({}, [])
+        assert is_clean(registry)
+
+    def test_of_a_request_that_has_no_end_confirms_nothing(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        with pytest.raises(CancelledError):
+            run.uploader(quick(), registry).upload(Stopped(CancelledError("cancelled"), 2 * MIB).blob)
+        assert left_open.stored() == {}
+        assert left_open.uncertain() == {registry.host: 1}
+
+    def test_is_not_noticed_where_the_rate_is_limited_but_where_the_body_ends(
+        self, faulty: Faulty, quick: Quick, run: Run
+    ) -> None:
+        registry = faulty()
+        transport = quick(ladder=ladder(), pace=Pace(1e9))
+        source = Source()
+        chunks = source.blob.open
+
+        def stopped() -> Iterator[Chunk]:
+            for chunk in chunks():
+                if transport.cancelled.is_set():
+                    msg = "cancelled"
+                    raise CancelledError(msg)
+                yield chunk
+                transport.cancelled.set()
+
+        with pytest.raises(CancelledError):
+            run.uploader(transport, registry).upload(Blob(BLOB, stopped))
+        (patch,) = registry.asked("PATCH")
+        assert (patch.status, patch.received) == (202, MIB)
+
+    def test_can_end_what_is_under_way_and_nothing_else(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty()
+        for transport, can_end in ((quick(ladder=ladder()), True), (quick(), False)):
+            seen: list[bool] = []
+            source = Source()
+            source.before = lambda _, seen=seen: seen.append(left_open.can_end())  # type: ignore[misc]
+            run.uploader(transport, registry).upload(source.blob)
+            # The first bytes are read before the session is opened.
+            assert seen == [False] + [can_end] * (len(seen) - 1)
+            assert not left_open.can_end()
+
+
+class TestARefusal:
+    @pytest.mark.parametrize("status", [400, 404, 411, 501])
+    def test_of_the_coding_is_no_refusal_of_the_way(self, faulty: Faulty, quick: Quick, run: Run, status: int) -> None:
+        registry = faulty(Fault(refusal(status), "PATCH"))
+        known = ladder()
+        for content in (CONTENT, CONTENT[1:]):
+            run.uploader(quick(ladder=known), registry).upload(Source(content).blob)
+            assert is_stored(registry, content)
+        # It is found out once.
+        assert coded(registry) == [True, False, False]
+        assert known.used == {registry.host: "stream"}
+
+    def test_of_the_coding_is_none_of_what_the_user_asked_for(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(refusal(411), "PATCH"))
+        run.uploader(quick(ladder=ladder(Rung(STREAM))), registry).upload(Source().blob)
+        assert coded(registry) == [True, False]
+        assert is_stored(registry)
+
+    def test_of_a_size_is_a_reason_for_chunks(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        registry = faulty(Fault(refusal(413), "PATCH"))
+        known = ladder()
+        run.uploader(quick(ladder=known), registry).upload(Source().blob)
+        assert is_stored(registry)
+        assert known.used[registry.host].startswith("chunk=")
+
+    def test_of_a_coded_rest_loses_nothing_that_is_there(self, faulty: Faulty, quick: Quick, run: Run) -> None:
+        # The embedded registry takes a range only with a length.
+        registry = faulty()
+        run.was_killed(registry)
+        assert run.uploader(quick(ladder=ladder()), registry).upload(Source().blob) == 3 * MIB
+        rest = f"{3 * MIB}-{len(CONTENT) - 1}"
+        assert (coded(registry), ranges(registry)) == ([True, False], [rest, rest])
+        assert methods(registry) == ["GET", "PATCH", "GET", "PATCH", "PUT"]
+        assert is_stored(registry)
+
+
+def test_a_line_that_breaks_and_an_upload_that_is_lost_with_it_are_told(faulty: Faulty, quick: Quick, run: Run) -> None:
+    registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET"))
+    run.uploader(quick(ladder=run.ladder), registry).upload(Source().blob)
+    eventually(lambda: received(registry) >= len(CONTENT))
+    assert [level for _, level in run.told] == [0]
+    assert run.told[0][0].startswith(f"{registry.host}: cannot resume the upload of {BLOB.digest}: sending ")
+    assert is_stored(registry)
