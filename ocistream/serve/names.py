@@ -6,9 +6,11 @@ both. Values only: it may not read anything.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Final
 
+from ocistream import limits
 from ocistream.errors import OcistreamError
 from ocistream.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference
 from ocistream.serve.refusals import RefusedError
@@ -40,6 +42,7 @@ def spellings(entry: Descriptor, fallback: str) -> tuple[Spelling, ...]:
     return ((fallback, plain),) if is_tag(plain) else _of_name(plain)
 
 
+@functools.lru_cache(maxsize=2 * limits.MAX_LISTED)
 def _of_name(name: str) -> tuple[Spelling, ...]:
     try:
         reference = parse_reference(name)

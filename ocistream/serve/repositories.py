@@ -178,15 +178,20 @@ class Repositories:
             for tag in tags
         }
 
-        def change(entries: list[Descriptor]) -> list[Descriptor]:
-            # Under the lock, so that nobody deletes between this and the entry: `gc` has it, too.
+        def store() -> None:
             self._check_children(document)
             if not self._storage.holds(entry):
                 self._storage.write_blob(digest, [raw])
+
+        def change(entries: list[Descriptor]) -> list[Descriptor]:
+            # Again under the lock, which `gc` has too: blobs may have been deleted since.
+            store()
             for name, new in (named or {reference: entry}).items():
                 entries = self._with(entries, new, repository, name)
             return entries
 
+        # Before the change is queued: threads write their manifests side by side, the changes are made one by one.
+        store()
         try:
             self._storage.change_index(change)
         except UnsupportedError as error:
@@ -205,7 +210,10 @@ class Repositories:
             self._delete_tag(repository, reference)
             return
         self.manifest(repository, reference)
-        self._storage.change_index(lambda entries: self._without(entries, repository, reference))
+        self._storage.change_index(
+            lambda entries: self._without(entries, repository, reference),
+            lambda entries: self._delete_unneeded(entries, reference),
+        )
 
     def referrers(self, subject: str) -> list[dict[str, Any]]:
         """Give the descriptors of all manifests whose subject is `subject` (distribution-spec, "Listing Referrers").
@@ -249,9 +257,13 @@ class Repositories:
         One without a tag has an entry too, since it may be a referrer or an image that is known by its digest; but
         not if another entry leads to it, as is the case for the images of an index once that is pushed.
         """
-        kept = [entry for entry in entries if (repository, reference) not in spellings(entry, self._fallback)]
         below = self._reach([new])
-        kept = [entry for entry in kept if called(entry) or entry.digest not in below]
+        kept = [
+            entry
+            for entry in entries
+            if (repository, reference) not in spellings(entry, self._fallback)
+            and (entry.digest not in below or called(entry))
+        ]
         if called(new) is None and new.digest in self._reach(kept):
             return kept
         return [*kept, new]
@@ -267,14 +279,16 @@ class Repositories:
 
     def _without(self, entries: Sequence[Descriptor], repository: str, digest: str) -> list[Descriptor]:
         kept = [entry for entry in entries if entry.digest != digest or not self._belongs(entry, repository)]
-        needed = digest in self._reach(kept)
-        if needed and len(kept) == len(entries):
+        if len(kept) == len(entries) and digest in self._reach(kept):
             what = "an index, or a tag of another repository, still needs this manifest: delete that first"
             raise RefusedError(405, "UNSUPPORTED", what, headers={"Allow": "GET, HEAD, PUT"})
-        if not needed:
+        return kept
+
+    def _delete_unneeded(self, entries: Sequence[Descriptor], digest: str) -> None:
+        """Delete the blob of a manifest that no entry leads to."""
+        if digest not in self._reach(entries):
             with contextlib.suppress(NotFoundError):
                 self._storage.delete_blob(digest)
-        return kept
 
     def _belongs(self, entry: Descriptor, repository: str) -> bool:
         spelled = spellings(entry, self._fallback)

@@ -15,11 +15,13 @@ from ocistream import files
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
 from ocistream.left_out import LEFT_OUT
 from ocistream.paths import real_path
+from ocistream.serve.commit_queue import CommitQueue, Outcome
 from ocistream.serve.exchange import Part
 from ocistream.serve.names import repository_of_directory
 from ocistream.serve.refusals import RefusedError
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.index import REF_NAME, called, entries_of
+from ocistream.stores.index_file import IndexFile
 from ocistream.stores.layout_directory import LayoutDirectory
 from ocistream.stores.unpacked import is_compressed
 from ocistream.stream import gathered, verified
@@ -94,12 +96,41 @@ class Storage(Protocol):
             NotFoundError: it is not there.
         """
 
-    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
-        """Replace the entries by what `change` makes of them."""
+    def change_index(
+        self,
+        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
+        then: Callable[[Sequence[Descriptor]], None] | None = None,
+    ) -> None:
+        """Replace the entries by what `change` makes of them.
+
+        `then` is called with the new entries when they are durable, before anything else can change them.
+        """
+
+
+class _IndexChange(Outcome):
+    """One queued change of the entries; see `Storage.change_index`."""
+
+    def __init__(
+        self,
+        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
+        then: Callable[[Sequence[Descriptor]], None] | None,
+    ) -> None:
+        super().__init__()
+        self.change = change
+        self.then = then
 
 
 class DirectoryStorage(LayoutDirectory):
-    """A layout directory, which other processes may change at any time."""
+    """A layout directory, which other processes may change at any time.
+
+    Changes of `index.json` that wait at the same time are written together.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; nothing is read yet."""
+        super().__init__(path)
+        self._index_file = IndexFile(self)
+        self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
 
     @property
     def repository(self) -> str:
@@ -115,6 +146,36 @@ class DirectoryStorage(LayoutDirectory):
             except FileNotFoundError:
                 return ()
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def entries(self) -> list[Descriptor]:
+        """Give what `index.json` lists; the file is parsed only if another process has changed it."""
+        return list(self._index_file.load().entries)
+
+    def change_index(
+        self,
+        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
+        then: Callable[[Sequence[Descriptor]], None] | None = None,
+    ) -> None:
+        """Queue a change of the entries, and return when it is durable."""
+        self._changes.submit(_IndexChange(change, then))
+
+    def _commit(self, take: Callable[[], Sequence[_IndexChange]]) -> None:
+        """Write a group of changes with one new `index.json`. Each change gets the entries that the one before made."""
+        with self.index_locked():
+            index = self._index_file.load()
+            made = []
+            for change in take():
+                with change, files.disk_errors(f"cannot write {self.index_path}"):
+                    index = self._index_file.with_entries(index, change.change(list(index.entries)))
+                    made.append(change)
+            if not made:
+                return
+            self.sync_blobs()
+            self._index_file.write(index)
+            for change in made:
+                if change.then is not None:
+                    with change:
+                        change.then(index.entries)
 
     @contextlib.contextmanager
     def part(self, digest: str) -> Iterator[Part]:
@@ -207,9 +268,13 @@ class ArchiveStorage:
         del digest
         raise _unchangeable()
 
-    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> NoReturn:
+    def change_index(
+        self,
+        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
+        then: Callable[[Sequence[Descriptor]], None] | None = None,
+    ) -> NoReturn:
         """Refuse."""
-        del change
+        del change, then
         raise _unchangeable()
 
     def _listed(self) -> list[Descriptor]:

@@ -166,7 +166,8 @@ class BlobFolders:
         """
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without parents: a layout that is gone is not made again.
+            path.parent.mkdir(exist_ok=True)
             with files.named_at_the_end(path.parent, path.name, durable=False) as (file, name):
                 writer = files.SteadyWriter(file)
                 for chunk in verified_chunks:

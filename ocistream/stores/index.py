@@ -178,16 +178,24 @@ def index_json(
 
     `notes` are the annotations that are ours; those that were there are kept only without them.
     """
+    lines = (canonical_json(entry.to_json()) for entry in entries)
+    return canonical_json_with(index_fields(before, notes=notes), "manifests", lines)
+
+
+def index_fields(before: bytes | None, *, notes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the fields of an `index.json` beside its entries, as `index_json` writes them."""
     fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
     if before:
         fields = parse_json(before, "index.json", convert={"manifests": passed_over})
+        # Of the entries only their place among the fields is kept.
+        fields = {key: [] if key == "manifests" else value for key, value in fields.items()}
     if notes is not None:
         there = fields.get("annotations")
         others = {k: v for k, v in there.items() if not k.startswith(NOTE)} if isinstance(there, dict) else {}
         fields["annotations"] = {**others, **notes}
         if not fields["annotations"]:
             del fields["annotations"]
-    return canonical_json_with(fields, "manifests", (canonical_json(entry.to_json()) for entry in entries))
+    return fields
 
 
 def is_plain(name: str) -> bool:

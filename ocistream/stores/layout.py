@@ -207,7 +207,7 @@ class LayoutSink:
             self._check_there()
             return merge(entries, new)
 
-        self._layout.change_index(change, lambda notes: self._still_left_out(notes, graph.leaving))
+        self._layout.change_index_and_notes(change, lambda notes: self._still_left_out(notes, graph.leaving))
         self._layout.sweep(limits.PARTIAL_AGE)
 
     def close(self) -> None:

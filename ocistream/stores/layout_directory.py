@@ -112,47 +112,96 @@ class LayoutDirectory(BlobFolders):
             ArchiveError: it is malformed, or a link.
             LocalDiskError: it cannot be read.
         """
-        return self._parsed(self._index())
+        return self.parsed_index(self.raw_index())
 
-    def _parsed(self, raw: bytes | None) -> Index:
-        with _found_in(self.path):
-            return read_index(raw) if raw is not None else Index([], {})
+    @property
+    def index_path(self) -> Path:
+        """The path of `index.json`."""
+        return self.path / "index.json"
 
-    def _index(self) -> bytes | None:
-        path = self.path / "index.json"
-        with files.disk_errors(f"cannot read {path}"), regular(f"{path}"):
+    def raw_index(self) -> bytes | None:
+        """Return the bytes of `index.json`, or None if the file does not exist.
+
+        Raises:
+            ArchiveError: it is a link.
+            LocalDiskError: it cannot be read.
+        """
+        with files.disk_errors(f"cannot read {self.index_path}"), regular(f"{self.index_path}"):
             try:
-                return files.read_bounded(path, limits.MAX_MANIFEST)
+                return files.read_bounded(self.index_path, limits.MAX_MANIFEST)
             except FileNotFoundError:
                 return None
 
-    def change_index(
-        self,
-        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        note: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None,
-    ) -> None:
-        """Replace `index.json` by what `change` makes of its entries, while no other process of ours does.
+    def parsed_index(self, raw: bytes | None) -> Index:
+        """Return what the bytes of an `index.json` say.
 
-        `note` does the same with those annotations of the whole index that are ours; without it they stay.
+        Raises:
+            ArchiveError: they are malformed.
+        """
+        with _found_in(self.path):
+            return read_index(raw) if raw is not None else Index([], {})
+
+    def check_index_size(self, entries: int, size: int) -> None:
+        """Make sure that an `index.json` of so many entries and bytes can be read again.
+
+        Raises:
+            UnsupportedError: it has too many of either.
+        """
+        limit = None
+        if size > limits.MAX_MANIFEST:
+            limit = f"{limits.MAX_MANIFEST} bytes"
+        elif entries > limits.MAX_LISTED:
+            limit = f"{limits.MAX_LISTED} entries"
+        if limit is not None:
+            msg = f"{self.index_path} would be larger than {limit}"
+            raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
+
+    def change_index(self, change: Callable[[list[Descriptor]], Sequence[Descriptor]]) -> None:
+        """Replace the entries of `index.json` by what `change` makes of them, while no other process of ours does.
 
         Raises:
             ArchiveError: the present one is malformed.
             UnsupportedError: the new one would be so large that nobody would read it.
             LocalDiskError: it cannot be written.
         """
-        path = self.path / "index.json"
-        with files.disk_errors(f"cannot write {path}"), files.locked_directory(self.path):
-            # What the index will name is to be there, whenever the power fails.
-            for folder in (self.path / "blobs").glob("sha*"):
-                files.sync_directory(folder)
-            before = self._index()
-            entries, notes = self._parsed(before)
-            raw = index_json(change(entries), before, notes=note(notes) if note is not None else None)
-            if len(raw) > limits.MAX_MANIFEST:
-                msg = f"{path} would be larger than {limits.MAX_MANIFEST} bytes"
-                raise UnsupportedError(msg, hint="use another layout, or drop images from this one")
-            with files.atomic_file(path) as file:
+        self.change_index_and_notes(change, None)
+
+    def change_index_and_notes(
+        self,
+        change: Callable[[list[Descriptor]], Sequence[Descriptor]],
+        note: Callable[[Mapping[str, str]], Mapping[str, str]] | None,
+    ) -> None:
+        """Do as `change_index` does, and replace our annotations of the whole index by what `note` makes of them.
+
+        Without `note` the annotations stay.
+
+        Raises:
+            ArchiveError, UnsupportedError, LocalDiskError: as `change_index`.
+        """
+        with self.index_locked():
+            before = self.raw_index()
+            entries, notes = self.parsed_index(before)
+            changed = change(entries)
+            raw = index_json(changed, before, notes=note(notes) if note is not None else None)
+            self.check_index_size(len(changed), len(raw))
+            self.sync_blobs()
+            with files.atomic_file(self.index_path) as file:
                 files.write_all(file, raw)
+
+    @contextlib.contextmanager
+    def index_locked(self) -> Iterator[None]:
+        """Keep other processes of ours from changing `index.json` within the block.
+
+        Raises:
+            LocalDiskError: another process keeps the lock, or the block raises an `OSError`.
+        """
+        with files.disk_errors(f"cannot write {self.index_path}"), files.locked_directory(self.path):
+            yield
+
+    def sync_blobs(self) -> None:
+        """Make the names of blobs durable, before an `index.json` that names them is written."""
+        for folder in (self.path / "blobs").glob("sha*"):
+            files.sync_directory(folder)
 
 
 @contextlib.contextmanager

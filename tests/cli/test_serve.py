@@ -8,7 +8,10 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ import pytest
 from ocistream import limits
 from tests.cli import expect
 from tests.cli.run import Argument, Environment, ocistream, started
-from tests.images import Layout, small_image
+from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.registry_http import manifest_digest, seed
 from tests.talking import Client
 
@@ -110,6 +113,41 @@ def test_requests_are_told_to_those_who_ask(layout: Layout, tmp_path: Path) -> N
             served = [line for line in map(json.loads, lines) if line["level"] == "debug"]
             assert {"PUT", "POST", "GET"} == {line["method"] for line in served}
             assert all(isinstance(line["received"], int) for line in served)
+
+
+def test_what_was_answered_with_201_is_in_the_index_after_a_kill(tmp_path: Path) -> None:
+    config = {"mediaType": OCI_CONFIG, "digest": digest_of(b"{}"), "size": 2}
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
+    answered: list[str] = []
+    with serving(tmp_path / "store") as (process, host):
+        with Client(host) as ask:
+            ask.upload(b"{}")
+
+        def push(thread: int) -> None:
+            # Until the server is killed.
+            with contextlib.suppress(OSError, HTTPException), Client(host) as client:
+                for number in range(100_000):
+                    tag = f"v{thread}-{number}"
+                    raw = json.dumps({**document, "annotations": {"tag": tag}}).encode()
+                    if client("PUT", f"/v2/app/manifests/{tag}", raw).status == 201:
+                        answered.append(tag)
+
+        threads = [threading.Thread(target=push, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 50:
+            time.sleep(0.01)
+        process.kill()
+        for thread in threads:
+            thread.join()
+    listed = json.loads((tmp_path / "store" / "index.json").read_bytes())["manifests"]
+    tags = {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in listed}
+    assert set(answered) <= tags
+    # At most the push of each thread whose answer was lost.
+    assert len(tags) <= len(answered) + 8
+    # The next server starts over what the killed one left.
+    with serving(tmp_path / "store") as (_, host), Client(host) as ask:
+        assert ask("GET", "/v2/app/tags/list").json()["tags"] == sorted(tags)
 
 
 def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:

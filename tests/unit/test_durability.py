@@ -16,12 +16,15 @@ import pytest
 from ocistream import limits
 from ocistream.files import atomic_file, lasting_file, named_at_the_end, write_all
 from ocistream.interfaces import Sink
+from ocistream.serve import Registry
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output
 from ocistream.stores.volume_archive import VolumesSink
 from ocistream.transfer import copy
 from tests.images import Layer, Layout, tar_layer
+from tests.talking import Client
+from tests.unit.pushing import image
 
 MIB = 1 << 20
 
@@ -139,6 +142,20 @@ def test_of_a_layout_all_that_an_index_names_is_durable_before_the_index_is(
     for path in blobs:
         assert folder_synced(events, path.parent, places[path], index), path
     assert folder_synced(events, out, index)
+
+
+def test_of_a_push_that_a_served_layout_accepted_all_is_durable(tmp_path: Path, events: Events) -> None:
+    out = tmp_path / "served"
+    with Registry(out) as registry, Client(registry.host) as ask:
+        document = image(ask)
+        events.clear()
+        digest = ask.push(document, "v1")
+        after_push = list(events)
+    check_files(after_push)
+    places = {named.path: place for place, named in names(after_push)}
+    manifest, index = out / "blobs" / "sha256" / digest[7:], out / "index.json"
+    assert folder_synced(after_push, manifest.parent, places[manifest], places[index])
+    assert folder_synced(after_push, out, places[index])
 
 
 def move(layout: Layout, sink: Sink, events: Events) -> None:
