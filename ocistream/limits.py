@@ -232,6 +232,8 @@ MAX_SHARED_WORDS: Final = 1_000
 MAX_SHARED_WORD: Final = 255
 #: What all indexes of a layout list, one after the other, is remembered up to so many manifests: some 20 MiB.
 MAX_LINKED: Final = 10 * MAX_LISTED
+#: Blobs of a served directory of which it is remembered whether they were found right: some 500 bytes each.
+MAX_CHECKED_BLOBS: Final = MAX_LISTED
 #: Of an archive's blob, which is asked for from some byte to its end, so much before that is read to verify it: from a
 #: slow stick that takes seconds, in which the client gets nothing.
 MAX_REREAD: Final = 512 * MIB

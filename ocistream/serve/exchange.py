@@ -45,7 +45,7 @@ class Part:
     """`size` bytes of an open file, from `offset` on. Whoever opened the file closes it, and its position is nobody's.
 
     With a `digest` they are to be held against it while they are sent, together with as many bytes as `before` says,
-    which stand before them and are not sent.
+    which stand before them and are not sent. `on_verified` is called when they were found right.
     """
 
     file: FileIO
@@ -53,6 +53,7 @@ class Part:
     size: int
     digest: str | None = None
     before: int = 0
+    on_verified: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +331,8 @@ class Exchange(BaseHTTPRequestHandler, ABC):
         for chunk in chunks:
             self.connection.sendall(chunk)
             self.sent += len(chunk)
+        if part.digest is not None and part.on_verified is not None:
+            part.on_verified()
 
     def finished(self, entry: AccessEntry) -> None:
         """Take note of a request that is done with, for a log."""

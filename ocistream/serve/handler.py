@@ -7,12 +7,14 @@ used before it was found to be a repository, a tag or a digest.
 from __future__ import annotations
 
 import contextlib
+import re
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 from urllib.parse import quote
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, NotFoundError, OcistreamError
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError
 from ocistream.model import OCI_INDEX
 from ocistream.reference import is_digest, is_repository, parse_digest
 from ocistream.serve.exchange import AccessEntry, Answer, Exchange, Part
@@ -147,6 +149,11 @@ class Handler(Exchange):
                 part = stack.enter_context(self.registry.storage.part(digest))
             except (NotFoundError, ArchiveError) as error:
                 raise _no_blob(digest) from error
+            except IntegrityError as error:
+                if self.command == "HEAD":
+                    # So that a client that pushes it sends it again.
+                    raise _no_blob(digest) from error
+                raise
             self._answer_content(headers, part)
 
     def _answer_content(self, headers: Mapping[str, str], whole: Part) -> None:
@@ -166,7 +173,8 @@ class Handler(Exchange):
         # The last part is held back until all before it was read, too: so nobody puts a corrupt blob together of parts.
         # Of a very large one that takes too long: whoever puts that together hashes it.
         is_last = start + count == whole.size and start <= limits.MAX_REREAD
-        part = Part(whole.file, whole.offset + start, count, whole.digest if is_last else None, start)
+        digest = whole.digest if is_last else None
+        part = replace(whole, offset=whole.offset + start, size=count, digest=digest, before=start)
         self.answer(Answer(206, {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{whole.size}"}, part))
 
     def _count_on(self, digest: str) -> None:
@@ -289,7 +297,13 @@ class Handler(Exchange):
     def _get_manifest(self, repository: str, reference: str) -> None:
         if is_digest(reference):
             self._count_on(reference)
-        stored = self.registry.repositories.manifest(repository, reference)
+        try:
+            stored = self.registry.repositories.manifest(repository, reference)
+        except IntegrityError as error:
+            if self.command == "HEAD":
+                what = f"the manifest {reference} in {repository} is corrupt"
+                raise RefusedError(404, "MANIFEST_UNKNOWN", what) from error
+            raise
         tag = f'"{stored.digest}"'
         headers = {"Content-Type": stored.media_type, "Docker-Content-Digest": stored.digest, "ETag": tag}
         if _is_among(tag, self.headers.get("If-None-Match")):

@@ -240,6 +240,8 @@ class Repositories:
             if child.is_foreign:
                 continue
             size = self._storage.blob_size(child.digest)
+            if size is not None and size != child.size and not self._storage.is_right(child.digest):
+                size = None
             if size is None:
                 missing[child.digest] = None
             elif size != child.size:
@@ -364,6 +366,8 @@ class Repositories:
             IntegrityError: it is damaged.
         """
         size = self._storage.blob_size(digest)
+        if size is None:
+            self._storage.check_not_corrupt(digest)
         if size is None or size > limits.MAX_MANIFEST:
             msg = f"there is no manifest {digest}"
             raise NotFoundError(msg)

@@ -120,7 +120,7 @@ class Registry:
             _open_layout(directory, read_only=read_only)
         self.read_only = read_only or directory is None
         self.repositories = Repositories(self.storage)
-        self.uploads = Uploads(directory)
+        self.uploads = Uploads(directory, directory.note_right if directory else None)
         if directory is not None and not read_only:
             # A push may begin at any time: `gc` is to know of that before it does.
             if (lock := directory.lock_blobs()) is not None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from ocistream import files
-from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
+from ocistream import files, notices
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.left_out import LEFT_OUT
 from ocistream.paths import real_path
+from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.serve.blob_checks import BlobChecks, is_empty_by_mistake
 from ocistream.serve.commit_queue import CommitQueue, Outcome
 from ocistream.serve.exchange import Part
 from ocistream.serve.names import repository_of_directory
@@ -24,14 +28,13 @@ from ocistream.stores.index import REF_NAME, called, entries_of
 from ocistream.stores.index_file import IndexFile
 from ocistream.stores.layout_directory import LayoutDirectory
 from ocistream.stores.unpacked import is_compressed
-from ocistream.stream import gathered, verified
+from ocistream.stream import chunks_of, gathered, verified
 from ocistream.volumes import VOLUME_OF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocistream.model import Descriptor
     from ocistream.stream import Chunk
 
 __all__ = ["ArchiveStorage", "DirectoryStorage", "Storage"]
@@ -61,7 +64,21 @@ class Storage(Protocol):
         """Give what `index.json` lists, in order."""
 
     def blob_size(self, digest: str) -> int | None:
-        """Give a blob's size in bytes, or None where it is not there."""
+        """Give a blob's size in bytes, or None where it is not there or known to be corrupt."""
+
+    def is_right(self, digest: str) -> bool:
+        """Say whether a blob is what its digest says; it is hashed, unless that was done before.
+
+        Raises:
+            NotFoundError, ArchiveError, LocalDiskError: as `part`.
+        """
+
+    def check_not_corrupt(self, digest: str) -> None:
+        """Do nothing unless the blob is known to be corrupt.
+
+        Raises:
+            IntegrityError: it is.
+        """
 
     def part(self, digest: str) -> contextlib.AbstractContextManager[Part]:
         """Give where all of a blob is to be read, for as long as the block lasts.
@@ -69,6 +86,7 @@ class Storage(Protocol):
         Raises:
             NotFoundError: it is not there.
             ArchiveError: something else stands in its place.
+            IntegrityError: it is known to be corrupt.
             LocalDiskError: it cannot be read.
         """
 
@@ -131,6 +149,7 @@ class DirectoryStorage(LayoutDirectory):
         super().__init__(path)
         self._index_file = IndexFile(self)
         self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
+        self._checks = BlobChecks()
 
     @property
     def repository(self) -> str:
@@ -177,11 +196,72 @@ class DirectoryStorage(LayoutDirectory):
                     with change:
                         change.then(index.entries)
 
+    def blob_size(self, digest: str) -> int | None:
+        """Give a blob's size in bytes, or None where it is not there or known to be corrupt."""
+        status = self.blob_status(digest)
+        return None if status is None or self._checks.is_wrong(digest, status) else status.st_size
+
+    def check_not_corrupt(self, digest: str) -> None:
+        """Do nothing unless the blob is known to be corrupt."""
+        status = self.blob_status(digest)
+        if status is not None and self._checks.is_wrong(digest, status):
+            raise self._corrupt(digest)
+
+    def is_right(self, digest: str) -> bool:
+        """Say whether a blob is what its digest says."""
+        try:
+            with self.part(digest) as part, files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
+                if part.on_verified is not None:
+                    for _ in verified(chunks_of(part.file, part.size), Descriptor(UNKNOWN_TYPE, digest, part.size)):
+                        pass
+                    part.on_verified()
+        except IntegrityError:
+            return False
+        return True
+
+    def note_right(self, digest: str, status: os.stat_result) -> None:
+        """Remember that a file was hashed and is the blob."""
+        self._checks.note(digest, status, is_right=True)
+
+    def touch(self, digest: str) -> None:
+        """Note that a blob is of use now; what is known of its file stays known."""
+        before = self.blob_status(digest) if self._checks.is_known(digest) else None
+        super().touch(digest)
+        after = self.blob_status(digest) if before is not None else None
+        if before is not None and after is not None:
+            self._checks.touched(digest, before, after)
+
+    def read_blob(self, descriptor: Descriptor) -> bytes:
+        """Read a small blob whole, and verify it."""
+        try:
+            return super().read_blob(descriptor)
+        except IntegrityError:
+            # The descriptor may be wrong too, about the size.
+            self.is_right(descriptor.digest)
+            raise
+
     @contextlib.contextmanager
     def part(self, digest: str) -> Iterator[Part]:
-        """Open a blob."""
+        """Open a blob. All of it is to be verified while it is sent, until that was done once."""
         with self.open_blob(digest) as file:
-            yield Part(file, 0, os.fstat(file.fileno()).st_size)
+            status = os.fstat(file.fileno())
+            if self._checks.is_wrong(digest, status):
+                raise self._corrupt(digest)
+            if self._checks.is_right(digest, status):
+                yield Part(file, 0, status.st_size)
+                return
+            try:
+                yield Part(file, 0, status.st_size, digest, on_verified=partial(self.note_right, digest, status))
+            except IntegrityError:
+                self._checks.note(digest, status, is_right=False)
+                self._corrupt(digest)
+                raise
+
+    def _corrupt(self, digest: str) -> IntegrityError:
+        """Say once that a blob is corrupt, and return the error for those that ask for it."""
+        what = f"the blob {digest} in {self.path} is corrupt"
+        notices.notice(f"{what}: it is not served; push an image that has it again, and it is replaced")
+        return IntegrityError(what)
 
 
 class ArchiveStorage:
@@ -240,6 +320,9 @@ class ArchiveStorage:
         place = self._source.contents.blobs.get(digest)
         if place is None:
             raise self._without(digest)
+        if is_empty_by_mistake(digest, place.size):
+            msg = f"the blob {digest} in {self._what} is corrupt"
+            raise IntegrityError(msg)
         yield Part(self._source.file, place.offset, place.size, digest)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
@@ -254,6 +337,14 @@ class ArchiveStorage:
     def holds(self, descriptor: Descriptor) -> bool:
         """Say whether a blob of this size is there."""
         return self.blob_size(descriptor.digest) == descriptor.size
+
+    def is_right(self, digest: str) -> NoReturn:
+        """Refuse: only a push asks for this."""
+        del digest
+        raise _unchangeable()
+
+    def check_not_corrupt(self, digest: str) -> None:
+        """Do nothing: every read of an archive is verified, and nothing is remembered."""
 
     def touch(self, digest: str) -> None:
         """Do nothing: nothing goes away."""

@@ -25,9 +25,12 @@ from ocistream.stream import chunks_of, new_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
     from ocistream.stores.layout_directory import LayoutDirectory
     from ocistream.stream import Hasher
+
+    OnStored: TypeAlias = Callable[[str, os.stat_result], None]
 
 __all__ = ["Upload", "Uploads"]
 
@@ -43,8 +46,10 @@ class Upload:
     changes it holds it, by `Uploads.hold`.
     """
 
-    def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str) -> None:
+    def __init__(self, layout: LayoutDirectory, repository: str, algorithm: str, on_stored: OnStored | None) -> None:
         """Begin with no bytes; `algorithm` is the one that the digest is expected to have.
+
+        `on_stored` is told of the file that becomes a blob.
 
         Raises:
             LocalDiskError: there is no room, or no permission.
@@ -54,6 +59,7 @@ class Upload:
         self.offset = 0
         self.touched = time.monotonic()
         self._layout = layout
+        self._on_stored = on_stored
         self._lock = threading.Lock()
         self.is_open = True
         self.starved = False
@@ -111,9 +117,12 @@ class Upload:
                 # What a full disk took of a chunk, before it refused the rest, was never counted.
                 file.truncate(self.offset)
                 os.fsync(file.fileno())
+                status = os.fstat(file.fileno())
                 path.parent.mkdir(exist_ok=True)
                 self._path.replace(path)
                 files.sync_directory(path.parent)
+            if self._on_stored is not None:
+                self._on_stored(digest, status)
         finally:
             self.discard()
 
@@ -179,9 +188,13 @@ class Upload:
 class Uploads:
     """All sessions of one registry. Safe for several threads."""
 
-    def __init__(self, layout: LayoutDirectory | None) -> None:
-        """Keep the bytes of uploads in `layout`, among its blobs; without one there never are any."""
+    def __init__(self, layout: LayoutDirectory | None, on_stored: OnStored | None = None) -> None:
+        """Keep the bytes of uploads in `layout`, among its blobs; without one there never are any.
+
+        `on_stored` is called with the digest and the status of each file that becomes a blob.
+        """
         self._layout = layout
+        self._on_stored = on_stored
         self._lock = threading.Lock()
         self._uploads: dict[str, Upload] = {}
 
@@ -198,7 +211,7 @@ class Uploads:
         with self._lock:
             if len(self._uploads) >= room(limits.MAX_UPLOADS):
                 raise RefusedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
-            upload = Upload(self._layout, repository, algorithm)
+            upload = Upload(self._layout, repository, algorithm, self._on_stored)
             self._uploads[upload.identifier] = upload
         return upload
 

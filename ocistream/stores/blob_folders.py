@@ -83,6 +83,15 @@ class BlobFolders:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
             LocalDiskError: it cannot be looked at.
         """
+        status = self.blob_status(digest)
+        return None if status is None else status.st_size
+
+    def blob_status(self, digest: str) -> os.stat_result | None:
+        """Return what the file system says of a blob that exists as a regular file, or None.
+
+        Raises:
+            ArchiveError, LocalDiskError: as `blob_size`.
+        """
         with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             try:
                 parsed = parse_digest(digest)
@@ -91,7 +100,7 @@ class BlobFolders:
                 status = os.lstat(os.path.join(self.blob_folder(parsed.algorithm), parsed.hex))  # noqa: PTH118
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return status if stat.S_ISREG(status.st_mode) else None
 
     def open_blob(self, digest: str) -> FileIO:
         """Open a blob for reading, unbuffered.

@@ -150,6 +150,29 @@ def test_what_was_answered_with_201_is_in_the_index_after_a_kill(tmp_path: Path)
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == sorted(tags)
 
 
+def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, tmp_path: Path) -> None:
+    image = layout.image([300_000], name="app")
+    layer = layout.read(image["digest"])["layers"][0]["digest"]
+    blob = tmp_path / "store" / "blobs" / layer.replace(":", "/")
+    with serving(tmp_path / "store") as (_, host):
+        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with serving(tmp_path / "store") as (process, host):
+        pulled = ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=1")
+        expect.failure(pulled, 7, layer)
+        assert not (tmp_path / "x.tar").exists()
+        expect.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert blob.read_bytes() == content
+    told = [line for line in err.decode().splitlines() if "is corrupt: it is not served" in line]
+    assert len(told) == 1
+    assert layer in told[0]
+    expect.success(ocistream("verify", tmp_path / "x.tar"))
+
+
 def test_a_directory_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear reader")
     expect.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
