@@ -90,6 +90,8 @@ def serve(
         log = _log(console, access_log, stack)
         registry = Registry(path, address=address, read_only=read_only, log=log, gate=gate, tls=tls)
         stack.callback(registry.stop)
+        for line in registry.notes():
+            console.note(line)
         click.echo(registry.host)
         registry.serve_forever()
 

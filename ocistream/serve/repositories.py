@@ -20,6 +20,7 @@ from ocistream.graph import children_of
 from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from ocistream.reference import is_digest, is_tag
 from ocistream.serve.exported import Exported
+from ocistream.serve.name_notes import name_notes, unnamed, unnamed_note
 from ocistream.serve.names import full_name, spellings
 from ocistream.serve.refusals import RefusedError
 from ocistream.stores.index import FULL_NAME, REF_NAME, called
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pushed", "Repositories", "StoredManifest"]
 
+#: Manifests without a name that are read at the start, to tell images from referrers.
+_MOST_READ: Final = 100
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
 
 
@@ -95,6 +98,24 @@ class Repositories:
     def names(self) -> list[str]:
         """Give the repositories that have tags, each by the first of its spellings, sorted."""
         return self._now().listed
+
+    def notes(self) -> list[str]:
+        """Return what the operator should know of the images and the names under which they are served.
+
+        Raises:
+            OcistreamError: the index, or a manifest without a name, cannot be read.
+        """
+        entries = self._now().entries
+        notes = [*self._storage.notes(), *name_notes(entries, self._fallback)]
+        nameless = unnamed(entries)
+        what = "images or referrers"
+        if len(nameless) <= _MOST_READ:
+            # A signature or an SBOM needs no name.
+            nameless = [entry for entry in nameless if self._links_of(entry.digest, entry.media_type).subject is None]
+            what = "images" if len(nameless) > 1 else "image"
+        if nameless:
+            notes.append(unnamed_note([entry.digest for entry in nameless], what))
+        return notes
 
     def tags(self, repository: str) -> list[str]:
         """Give a repository's tags in ASCII order.

@@ -139,6 +139,14 @@ class Registry:
             raise UsageError(msg)
         return self.storage
 
+    def notes(self) -> list[str]:
+        """Return what the operator should know of the images and their names, a line each.
+
+        Raises:
+            OcistreamError: the storage cannot be read.
+        """
+        return self.repositories.notes()
+
     @property
     def host(self) -> str:
         """The registry as it stands in an image's name: `127.0.0.1:5000`, `[::1]:5000`."""

@@ -53,6 +53,9 @@ class Storage(Protocol):
     def repository(self) -> str:
         """The repository of images that say of none that they are in it."""
 
+    def notes(self) -> list[str]:
+        """Return what the operator should know of the place, a line each."""
+
     def state(self) -> tuple[int, ...]:
         """Give what is another one as soon as the entries may be others.
 
@@ -155,6 +158,10 @@ class DirectoryStorage(LayoutDirectory):
     def repository(self) -> str:
         """The directory's name, made a repository's."""
         return repository_of_directory(real_path(self.path).name)
+
+    def notes(self) -> list[str]:
+        """Say that there is no image, if there is none."""
+        return [] if self.entries() else [f"there is no image in {self.path} yet"]
 
     def state(self) -> tuple[int, ...]:
         """Say which file `index.json` is at present."""
@@ -278,6 +285,7 @@ class ArchiveStorage:
             LocalDiskError: it cannot be read.
             UnsupportedError: it is compressed, so that nothing in it can be found without reading all before it.
             ArchiveError: it is malformed or truncated, or only a part of an archive.
+            NotFoundError: there is no image in it.
         """
         if is_compressed(path):
             msg = f"{path} is compressed, and blobs cannot be read where they lie in it"
@@ -285,19 +293,24 @@ class ArchiveStorage:
                 msg, hint=f"unpack it first (`gunzip`, `unzstd`), or `ocistream copy {path} oci:DIR`"
             )
         self._what = f"{path}"
+        self.repository = repository_of_directory(path.name.removesuffix(".tar"))
         self._source = ArchiveFileSource(path)
         #: Manifests that are in no file.
         self._made: dict[str, bytes] = {}
+        self._notes: list[str] = []
         try:
             self._entries = self._named(self._listed())
         except BaseException:
             self._source.close()
             raise
-        self.repository = repository_of_directory(path.name.removesuffix(".tar"))
 
     def close(self) -> None:
         """Close the file."""
         self._source.close()
+
+    def notes(self) -> list[str]:
+        """Say under which name an image is served that has none."""
+        return self._notes
 
     def state(self) -> tuple[int, ...]:
         """Say that nothing ever changes."""
@@ -381,12 +394,21 @@ class ArchiveStorage:
             raise ArchiveError(msg, hint=hint)
         return index.entries
 
-    @staticmethod
-    def _named(entries: list[Descriptor]) -> list[Descriptor]:
-        """Give the only image a name if it has none: else it could be had by its digest alone."""
+    def _named(self, entries: list[Descriptor]) -> list[Descriptor]:
+        """Give the only image a name if it has none: else it could be had by its digest alone.
+
+        Raises:
+            NotFoundError: there is no image.
+        """
+        if not entries:
+            # Nothing can be pushed either.
+            raise NotFoundError(
+                f"there is no image in {self._what}", hint="serve an archive that has one, or a directory"
+            )
         if len(entries) != 1 or called(entries[0]) is not None:
             return entries
         only = entries[0]
+        self._notes.append(f"the image has no name: it is served as {self.repository}:{_ONLY_TAG}")
         return [replace(only, annotations={**only.annotations, REF_NAME: _ONLY_TAG})]
 
     def _without(self, digest: str) -> NotFoundError:

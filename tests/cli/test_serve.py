@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
+from tests.archives import small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import Argument, Environment, ocistream, started
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
@@ -44,7 +45,8 @@ def test_the_first_line_is_where_it_is_and_it_is_read_and_written(layout: Layout
         expect.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (143, b"", b"ocistream: terminated\n")
+    said = f"ocistream: there is no image in {tmp_path / 'store'} yet\nocistream: terminated\n"
+    assert (process.returncode, out, err.decode()) == (143, b"", said)
     assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
     # What was pushed is in the directory, and there for the next one.
     with serving(tmp_path / "store") as (_, host):
@@ -55,7 +57,8 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     with serving(tmp_path / "store") as (process, _):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"ocistream: interrupted\n")
+    said = f"ocistream: there is no image in {tmp_path / 'store'} yet\nocistream: interrupted\n"
+    assert (process.returncode, err.decode()) == (130, said)
 
 
 def test_the_directory_is_the_present_one_where_none_is_named(layout: Layout) -> None:
@@ -113,6 +116,29 @@ def test_requests_are_told_to_those_who_ask(layout: Layout, tmp_path: Path) -> N
             served = [line for line in map(json.loads, lines) if line["level"] == "debug"]
             assert {"PUT", "POST", "GET"} == {line["method"] for line in served}
             assert all(isinstance(line["received"], int) for line in served)
+
+
+def test_which_of_two_images_has_their_name_is_said(layout: Layout, tmp_path: Path) -> None:
+    images = [small_image(layout), layout.image([4000])]
+    annotations = {"org.opencontainers.image.ref.name": "registry.example/app:1"}
+    manifests = [{**image, "annotations": annotations} for image in images]
+    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": manifests}))
+    archive = tmp_path / "app.tar"
+    archive.write_bytes(tar_of(small_first(layout)))
+    with serving(archive) as (process, host):
+        assert manifest_digest(host, "app", "1") == images[1]["digest"]
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    first, _ = err.decode().splitlines()
+    assert first.startswith("ocistream: two images are called app:1: ")
+    assert all(image["digest"] in first for image in images)
+
+
+def test_an_archive_without_an_image_is_not_served(layout: Layout, tmp_path: Path) -> None:
+    (layout.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+    archive = tmp_path / "app.tar"
+    archive.write_bytes(tar_of(small_first(layout)))
+    expect.failure(ocistream("serve", archive, "--listen", "127.0.0.1:0"), 4, "there is no image in", "app.tar")
 
 
 def test_what_was_answered_with_201_is_in_the_index_after_a_kill(tmp_path: Path) -> None:
