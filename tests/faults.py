@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ocistream.limits import MIB
 from ocistream.serve import Answer, Handler, Part, Registry
+from ocistream.serve.storage import DirectoryStorage
 from tests.actions import (
     Action,
     Drop,
@@ -144,6 +145,19 @@ class Request:
         return self._body.received
 
 
+class Unverified(DirectoryStorage):
+    """Gives out blobs as they are in the directory, as most registries do. Ours would break off a corrupt one."""
+
+    def blob_size(self, digest: str) -> int | None:
+        status = self.blob_status(digest)
+        return None if status is None else status.st_size
+
+    @contextlib.contextmanager
+    def part(self, digest: str) -> Iterator[Part]:
+        with self.open_blob(digest) as file:
+            yield Part(file, 0, os.fstat(file.fileno()).st_size)
+
+
 class FaultyRegistry(Registry):
     """The embedded registry, with faults; `requests` has every request in the order in which they came."""
 
@@ -184,6 +198,7 @@ class FaultyRegistry(Registry):
                 self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
         kind = type("_Handler", (self.handler_type,), {"chunk_min_length": chunk_min_length})
         super().__init__(path, handler=kind, **options)
+        self.storage = Unverified(path)
 
     @property
     def handler_type(self) -> type[FaultyHandler]:
