@@ -55,6 +55,13 @@ class Exported:
         with self._lock:
             return self._made.get(digest)
 
+    def _is_missing(self, blob: Descriptor) -> bool:
+        """Say whether a blob does not exist; one that is known to be corrupt is no reason to omit its platform."""
+        if self._storage.blob_size(blob.digest) is not None:
+            return False
+        self._storage.check_not_corrupt(blob.digest)
+        return True
+
     def _smaller(self, index: Descriptor) -> Manifest | None:
         builder = GraphBuilder()
         builder.add_root(Root(None, index))
@@ -65,7 +72,7 @@ class Exported:
             except NotFoundError:
                 builder.lacks(needed.digest)
         graph = builder.graph()
-        missing = not_exported(graph, lambda blob: self._storage.blob_size(blob.digest) is None)
+        missing = not_exported(graph, self._is_missing)
         exported = only_exported(graph, {one.digest for one in missing})
         root = exported.roots[0].descriptor
         if root.digest == index.digest:

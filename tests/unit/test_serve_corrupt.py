@@ -15,7 +15,7 @@ from ocistream import limits, notices
 from ocistream.serve import AccessEntry, Registry
 from ocistream.serve.blob_checks import BlobChecks
 from ocistream.stream import verified
-from tests.images import digest_of
+from tests.images import Layout, digest_of, two_platforms
 from tests.talking import Client
 from tests.unit.pushing import image
 
@@ -208,6 +208,16 @@ class TestManifests:
         for reference in ("v1", digest):
             assert again("GET", f"/v2/app/manifests/{reference}").body == answer.body
             assert again("HEAD", f"/v2/app/manifests/{reference}").status == 200
+
+
+def test_a_platform_that_is_corrupt_is_not_taken_for_one_that_is_missing(layout: Layout) -> None:
+    index = two_platforms(layout, name="app:v1")
+    child = layout.read(index["digest"])["manifests"][0]["digest"]
+    config = layout.read(child)["config"]["digest"]
+    layout.file(config).write_bytes(b"")
+    with Registry(layout.path) as registry, Client(registry.host) as ask:
+        assert ask("GET", f"/v2/app/blobs/{config}").status == 500
+        assert ask("GET", "/v2/app/manifests/v1").headers["Docker-Content-Digest"] == index["digest"]
 
 
 def test_only_so_many_results_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
