@@ -7,7 +7,6 @@ used before it was found to be a repository, a tag or a digest.
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast

@@ -10,14 +10,13 @@ import contextlib
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ocistream import files, notices
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.left_out import LEFT_OUT
-from ocistream.paths import real_path
 from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.paths import real_path
 from ocistream.serve.blob_checks import BlobChecks, is_empty_by_mistake
 from ocistream.serve.commit_queue import CommitQueue, Outcome
 from ocistream.serve.exchange import Part
