@@ -78,6 +78,8 @@ class Conversion:
     def __init__(self, want: Recompression) -> None:
         """Begin with nothing converted."""
         self.want = want
+        #: Whether layers that are compressed in another way stay as they are.
+        self.plain_only = False
         self._converted: dict[str, Converted] = {}
         self._made: set[str] = set()
         self._diff_ids: dict[str, tuple[str, ...]] = {}
@@ -145,11 +147,15 @@ class Conversion:
 
     def takes(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted."""
-        return layers.looks_like_layer(beginning) and codec_of(beginning) is not self.want.codec
+        return layers.looks_like_layer(beginning) and self._changes(codec_of(beginning).name)
+
+    def takes_plain(self, beginning: bytes) -> bool:
+        """Say whether a blob of which only the beginning is known is to be converted, and not compressed yet."""
+        return self.takes(beginning) and codec_of(beginning) is NONE
 
     def takes_layer(self, beginning: bytes) -> bool:
         """Say whether what can only be a layer or a config, of which the beginning is known, is to be converted."""
-        return not layers.looks_like_document(beginning) and codec_of(beginning) is not self.want.codec
+        return not layers.looks_like_document(beginning) and self._changes(codec_of(beginning).name)
 
     def note_config(self, digest: str, content: bytes) -> None:
         """Keep what a config says of its layers.
@@ -203,7 +209,10 @@ class Conversion:
 
     def _applies_to(self, layer: Descriptor) -> bool:
         name = layers.codec_name(layer.media_type)
-        return name is not None and name != self.want.codec.name
+        return name is not None and self._changes(name)
+
+    def _changes(self, codec: str) -> bool:
+        return codec != self.want.codec.name and (codec == NONE.name or not self.plain_only)
 
     def _check_diff_ids(self, graph: Graph) -> None:
         wanted = self.layers_of(graph)

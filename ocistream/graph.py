@@ -58,11 +58,13 @@ class Graph:
     """Everything small about what is moved: one image or many.
 
     `manifests` has children before their parents; `blobs` are unique, configs first, in the order of the stream.
-    `absent` are manifests that the source lacks, `foreign` layers that are never moved. `bare` says that the source is
-    of a kind that never compresses its layers. `attached` is what hangs on the images, by the digest of what it hangs
-    on: no root, since nobody asked for it by name, but its manifests and blobs are among the others, behind those of
-    what it hangs on. `left_behind` hangs on them too, and does not go along. `left_out` are blobs, by digest, that the
-    source says it was made without, and why; `leaving` are those that are left out on purpose of what is written.
+    `absent` are manifests that the source lacks, `foreign` layers that are never moved. `bare` says that `docker save`
+    wrote the source: its plain layers are to be compressed. `made` are the digests of manifests that the source has
+    not, and that were made of what its `manifest.json` lists. `attached` is what hangs on the images, by the digest of
+    what it hangs on: no root, since nobody asked for it by name, but its manifests and blobs are among the others,
+    behind those of what it hangs on. `left_behind` hangs on them too, and does not go along. `left_out` are blobs, by
+    digest, that the source says it was made without, and why; `leaving` are those that are left out on purpose of what
+    is written.
     `embedded` are blobs, by digest, whose bytes stand in their descriptors' `data` (image-spec, descriptor.md).
     `platforms_chosen` says that the user asked for platforms. `incomplete` are indexes of which the source has only
     some platforms, so that those were taken (incomplete.py).
@@ -75,6 +77,7 @@ class Graph:
     foreign: tuple[Descriptor, ...] = ()
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
     bare: bool = False
+    made: frozenset[str] = frozenset()
     attached: Mapping[str, tuple[Attached, ...]] = field(default_factory=dict)
     left_behind: tuple[LeftBehind, ...] = ()
     left_out: Mapping[str, Reason] = field(default_factory=dict)

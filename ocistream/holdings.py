@@ -317,7 +317,7 @@ class _ArchiveHolding:
         if isinstance(source, ArchiveStreamSource):
             for _ in source.blobs(()):
                 pass
-        if source.contents.index is None:
+        if source.contents.is_docker_archive:
             # The manifests of a docker-archive are made when it is read, and its layers may have names of any kind.
             return {blob.digest: blob.size for blob in graph.blobs}
         needed = _needed(graph)

@@ -32,6 +32,7 @@ __all__ = [
     "Observer",
     "Part",
     "Recalls",
+    "Rereads",
     "Sink",
     "Source",
     "TakesAgain",
@@ -70,6 +71,8 @@ class Blob:
     `may_break` says that the bytes come once only, over a line that may break off at any time: a sink is to take what
     has come by then in such a way that another run can go on with it. `start` is not 0 where the source is without that
     many of the first bytes, since the sink has them from an earlier run (`GoesOn`): `open()` gives those from there on.
+
+    `may_be_bare` says of a blob that comes before the graph that it may be a layer which `docker save` left plain.
     """
 
     descriptor: Descriptor
@@ -83,6 +86,7 @@ class Blob:
     keep: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
     may_break: bool = False
     start: int = 0
+    may_be_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,3 +383,11 @@ class Recalls(Protocol):
 
     def recall(self, descriptor: Descriptor) -> bytes:
         """Read back content of at most `MAX_MANIFEST` bytes that was put, verified."""
+
+
+@runtime_checkable
+class Rereads(Protocol):
+    """A sink that can give back a blob which was put into it before the graph was known."""
+
+    def reread(self, descriptor: Descriptor) -> Iterator[Chunk]:
+        """Read the blob once more, unverified."""

@@ -15,7 +15,7 @@ from ocistream.blobs import held, peeked
 from ocistream.configs import Configs, checked
 from ocistream.errors import UnsupportedError
 from ocistream.hashing import processors
-from ocistream.interfaces import Blob, MayHaveToWait, Recalls, Resumes, TakesAgain, TakesUnnamed, Unnamed
+from ocistream.interfaces import Blob, MayHaveToWait, Recalls, Rereads, Resumes, TakesAgain, TakesUnnamed, Unnamed
 from ocistream.model import Descriptor
 from ocistream.report import Moved
 from ocistream.rereading import until_right
@@ -25,7 +25,7 @@ from ocistream.watching import Watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ocistream.conversion import Conversion, Recompression
+    from ocistream.conversion import Conversion, Converted, Recompression
     from ocistream.graph import Graph
     from ocistream.interfaces import Observer, Sink
     from ocistream.stream import Chunk
@@ -57,6 +57,8 @@ class Passing:
         self.configs: set[str] = set()
         #: Layers that are called what is asked for: they have to be so.
         self._kept: set[str] = set()
+        #: Layers that were compressed early, in case that `docker save` wrote the archive.
+        self._guessed: set[str] = set()
         #: The configs of images, which have to be JSON.
         self.of_images = Configs()
 
@@ -75,7 +77,8 @@ class Passing:
             if digest not in self.moved or self.conversion.done(digest)
         }
         self.configs = self.conversion.configs_of(graph)
-        self._kept = self.conversion.kept_of(graph)
+        # Where only plain layers change, the others are moved as they are.
+        self._kept = set() if self.conversion.plain_only else self.conversion.kept_of(graph)
         return bool(self.layers)
 
     def of_bare_layers(self) -> Conversion | None:
@@ -109,6 +112,13 @@ class Passing:
             if self.conversion.takes(beginning):
                 self._convert(blob, self.conversion)
                 return
+        elif blob.may_be_bare and isinstance(self._sink, Rereads) and (bare := self.of_bare_layers()) is not None:
+            # Most such archives are of `docker save`. If this is another one, `restore` puts the layer as it was.
+            blob, beginning = peeked(blob)
+            if bare.takes_plain(beginning):
+                self._guessed.add(blob.descriptor.digest)
+                self._convert(blob, bare)
+                return
         if blob.descriptor.digest in self.moved or self._sink.has(blob.descriptor):
             self._pass_over(blob)
         else:
@@ -131,6 +141,29 @@ class Passing:
         )
         self.note(descriptor, "copied", descriptor.size)
         return descriptor
+
+    def compress_bare(self, graph: Graph) -> None:
+        """Have the layers compressed that `docker save` left plain, unless another compression was asked for."""
+        if self.conversion is None and (bare := self.of_bare_layers()) is not None:
+            # An image that has a manifest of its own keeps what is compressed.
+            bare.plain_only = not all(root.descriptor.digest in graph.made for root in graph.roots)
+            self.conversion = bare
+
+    def restore(self, graph: Graph) -> None:
+        """Put the layers of `graph` as they were which were compressed before it was known that they stay plain.
+
+        The compressed ones are in the sink, and are read from there.
+        """
+        bare, sink = self._bare, self._sink
+        if bare is None or not isinstance(sink, Rereads):
+            return
+        for blob in graph.blobs:
+            if blob.digest in self._guessed and (done := bare.done(blob.digest)) is not None:
+                plain = functools.partial(_plain_again, sink, done, bare)
+                if self._sink.has(blob):
+                    self.note(blob, "skipped")
+                else:
+                    self.move(Blob(blob, plain))
 
     def takes_early(self) -> bool:
         """Say whether blobs may come before the graph."""
@@ -250,6 +283,13 @@ class Passing:
         # What was not read through counts as moved all the same, so that the total is reached.
         self._observer.advance(descriptor.size - seen)
         self._observer.done(descriptor, how)
+
+
+def _plain_again(sink: Rereads, done: Converted, conversion: Conversion) -> Iterator[Chunk]:
+    from ocistream.compression import decompressed
+
+    # How large it may become is known: whoever reads this compares the size.
+    return decompressed(conversion.want.codec, sink.reread(done.result), max(done.source.size, 1))
 
 
 def _conversion(want: Recompression) -> Conversion:

@@ -171,7 +171,7 @@ def graph_of(source: Source, end: End) -> Graph:
         OcistreamError: they cannot be had.
     """
     graph = source.graph(_Nothing())
-    if graph.bare:
+    if graph.made:
         msg = f"{printable(end.text)} is a docker-archive, of which no digest is known before it is compressed"
         raise UnsupportedError(msg, hint="make a layout of it first: ocistream copy docker-archive:FILE oci:DIR")
     return graph

@@ -122,10 +122,7 @@ class _Transfer:
 
     def _move(self, rename: Callable[[Graph], Graph] | None) -> tuple[Graph, Graph, Mapping[str, str]]:
         """Move all blobs; return what is to be visible, what the source had, and what each new manifest was made of."""
-        graph = self._source.graph(self.passing)
-        if graph.bare:
-            self.passing.conversion = self.passing.of_bare_layers()
-        graph = self._less_not_exported(graph)
+        graph = self._found()
         if rename is not None:
             graph = rename(graph)
         graph = source = self._leaving(self._less_what_cannot_go_along(graph))
@@ -199,6 +196,16 @@ class _Transfer:
             else replace(self.passing.moved[blob.digest], descriptor=blob)
             for blob in graph.blobs
         ]
+
+    def _found(self) -> Graph:
+        """Find out what is to be moved; from now on it is known whether `docker save` wrote the source."""
+        graph = self._source.graph(self.passing)
+        if graph.bare:
+            self.passing.compress_bare(graph)
+        graph = self._less_not_exported(graph)
+        if not graph.bare:
+            self.passing.restore(graph)
+        return graph
 
     # -- the steps ---------------------------------------------------------------------------------------
 

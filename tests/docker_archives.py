@@ -192,6 +192,74 @@ def of_stripped_oci(images: Sequence[Saved]) -> list[Entry]:
     return [*entries.items(), last]
 
 
+def of_docker_25(
+    images: Sequence[Saved], *, index: Sequence[Saved] | None = None, sources: bool = True, null: bool = False
+) -> list[Entry]:
+    """Docker 25 and later, with its classic store: plain layers, sorted names, and an index of the tagged images.
+
+    `index` are the images that index.json lists, if not the tagged ones; `null` is how Docker 25.0.0 lists none.
+    Without `sources`, manifest.json has no LayerSources.
+    """
+    entries: dict[str, bytes | Link | None] = {}
+    listed: list[dict[str, Any]] = []
+    described: list[dict[str, Any]] = []
+    for image in images:
+        raw = json.dumps(plain_manifest(image), separators=(",", ":")).encode()
+        for content in (raw, image.config, *image.layers):
+            entries[f"blobs/sha256/{hex_of(content)}"] = content
+        found = plain_manifest(image)["layers"]
+        listed.append(
+            {
+                "Config": f"blobs/sha256/{hex_of(image.config)}",
+                "RepoTags": list(image.tags) or None,
+                "Layers": [f"blobs/sha256/{hex_of(layer)}" for layer in image.layers],
+                **({"LayerSources": {layer["digest"]: layer for layer in found}} if sources else {}),
+            }
+        )
+        if index is None or image in index:
+            entry = {
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": f"sha256:{hex_of(raw)}",
+                "size": len(raw),
+            }
+            described += [
+                {
+                    **entry,
+                    "annotations": {
+                        "io.containerd.image.name": f"docker.io/library/{tag}",
+                        "org.opencontainers.image.ref.name": tag.rpartition(":")[2],
+                    },
+                }
+                for tag in image.tags
+            ]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": None if null else described,
+    }
+    last: list[Entry] = [
+        ("index.json", json.dumps(document).encode()),
+        ("manifest.json", json.dumps(listed).encode() + b"\n"),
+        ("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'),
+    ]
+    tagged = [image for image in images if image.tags]
+    return [("blobs/", None), ("blobs/sha256/", None), *sorted(entries.items()), *last] + (
+        [_repositories(tagged)] if tagged else []
+    )
+
+
+def with_file(entries: Sequence[Entry], name: str, change: Callable[[Any], Any]) -> list[Entry]:
+    """Return entries in which the JSON of one file is another."""
+    changed: list[Entry] = []
+    for entry, content in entries:
+        if entry == name:
+            assert isinstance(content, bytes)
+            changed.append((entry, json.dumps(change(json.loads(content))).encode()))
+        else:
+            changed.append((entry, content))
+    return changed
+
+
 #: Which dialects leave their layers plain under names of their own, so that a push compresses them.
 DIALECTS: Final[dict[str, Callable[[Sequence[Saved]], list[Entry]]]] = {
     "docker": of_docker,

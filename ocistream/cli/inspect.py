@@ -157,7 +157,7 @@ def _sizes(source: Source) -> _Held | None:
     from ocistream.stores.archive_file import ArchiveFileSource
     from ocistream.stores.archive_stream import ArchiveStreamSource
 
-    if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.index is None:
+    if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.is_docker_archive:
         return None
     places = source.contents.blobs
     return _Held(source, lambda digest: places[digest].size if digest in places else None)

@@ -17,6 +17,7 @@ from ocistream.cli.report import (
     tell_incomplete,
     tell_left_behind,
     tell_left_out,
+    tell_recompressed,
     tell_resumed,
     tell_taken,
     write_result,
@@ -71,6 +72,8 @@ def move(
         return rename(graph) if rename is not None else graph
 
     recompression = None if is_far else _recompression(session, to)
+    # Blobs are excluded by their digests, and what a layer becomes has another one.
+    may_be_bare = _may_be_bare(of) and (leave_out is None or is_far)
     if result is not None:
         check_result(result)
     with contextlib.ExitStack() as stack:
@@ -92,7 +95,7 @@ def move(
                 rename=announced,
                 leave_out=leave_out,
                 recompression=recompression,
-                bare_layers=session.recompression(default="gzip") if _may_be_bare(of) else None,
+                bare_layers=session.recompression(default="gzip") if may_be_bare else None,
             )
     results = results_of(report, label, to)
     if result is not None:
@@ -103,6 +106,8 @@ def move(
     tell_resumed(session.console, report)
     summarize(session.console, report, session.cached)
     tell_incomplete(session.console, report.graph.incomplete)
+    if session.options["compress"] is None and (to is None or to.kind != "docker-archive"):
+        tell_recompressed(session.console, report, excludes=not may_be_bare)
     tell_left_out(session.console, report)
     tell_left_behind(session.console, report.graph.left_behind)
     _tell_unused(session.console, source)
@@ -165,7 +170,7 @@ def _tell_unused(console: Console, source: Source) -> None:
     """Say which entries of an archive were not used: names that no image archive has, and files of others with -v."""
     for one in getattr(source, "inputs", [source]):
         contents: Contents | None = getattr(one, "contents", None)
-        if contents is None or contents.index is None:
+        if contents is None or contents.index is None or contents.is_docker_archive:
             continue
         if contents.illegal:
             entries = counted(contents.illegal, "entry", "entries")

@@ -13,6 +13,7 @@ from ocistream import files, paths
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.progress import counted, human_size
+from ocistream.layers import codec_name
 from ocistream.left_out import grouped
 from ocistream.reference import printable
 
@@ -37,6 +38,7 @@ __all__ = [
     "tell_incomplete",
     "tell_left_behind",
     "tell_left_out",
+    "tell_recompressed",
     "tell_resumed",
     "tell_taken",
     "write_document",
@@ -158,6 +160,38 @@ def tell_resumed(console: Console, report: Report) -> None:
         if moved.resumed:
             digest, of = moved.descriptor.digest, human_size(moved.descriptor.size)
             console.note(f"went on with {digest} after {human_size(moved.resumed)} of {of}", level=1)
+
+
+def tell_recompressed(console: Console, report: Report, *, excludes: bool) -> None:
+    """Report what became of the layers that `docker save` left uncompressed, if that is not what was to be expected.
+
+    `excludes` says that blobs were to be excluded by their digests.
+    """
+    if not report.graph.bare:
+        return
+    pairs = [
+        (source.descriptor.digest, root.descriptor.digest)
+        for source, root in zip(report.source.roots, report.graph.roots, strict=True)
+    ]
+    # A manifest that was made for this transfer had no digest before.
+    changed = dict.fromkeys(pair for pair in pairs if pair[0] != pair[1] and pair[0] not in report.source.made)
+    if changed:
+        old, new = next(iter(changed))
+        more = f" (and those of {counted(len(changed) - 1, 'other image')})" if len(changed) > 1 else ""
+        console.note(
+            f"`docker save` left the layers uncompressed: they are compressed now, and the digest {old} "
+            f"became {new}{more}"
+        )
+    plain = {
+        layer.digest
+        for _, document in report.graph.images()
+        for layer in document.layers
+        if codec_name(layer.media_type) == "none"
+    }
+    if plain:
+        why = "blobs are excluded by their digests" if excludes else "they came before manifest.json"
+        advice = "" if excludes else "; give --compress gzip, or read the archive from a file"
+        console.note(f"layers of `docker save` that stay uncompressed: {len(plain)}, since {why}{advice}")
 
 
 def tell_left_out(console: Console, report: Report) -> None:

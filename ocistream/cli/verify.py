@@ -312,6 +312,6 @@ def _seen(source: Source) -> tuple[str, int, list[str]]:
     assert isinstance(source, ArchiveFileSource | ArchiveStreamSource), source  # noqa: S101 - there are no others
     contents = source.contents
     illegal = [contents.first_illegal] if contents.illegal else []
-    if contents.index is None:
+    if contents.is_docker_archive:
         return _DOCKER_ARCHIVE, 0, illegal
     return "OCI archive", contents.foreign, illegal

@@ -385,7 +385,8 @@ class ArchiveStorage:
             self._made = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
             return entries_of(graph)
         self._source.check_layout()
-        index = self._source.index()
+        index = self._source.listed()
+        self._made = self._source.made
         if VOLUME_OF in index.notes or LEFT_OUT in index.notes:
             what = "is one of several volumes" if VOLUME_OF in index.notes else "was made without some of its blobs"
             msg = f"{self._what} {what}, and what is missing could not be served"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,18 @@ from ocistream.compression import NONE, codec_of
 from ocistream.errors import ArchiveError
 from ocistream.interfaces import Blob
 from ocistream.layers import looks_like_document
-from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.model import UNKNOWN_TYPE, Descriptor, Manifest
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
-from ocistream.stores.docker_images import docker_graph, parse_manifest_json
+from ocistream.stores.comparison import Comparison
+from ocistream.stores.docker_images import (
+    Manifests,
+    docker_graph,
+    is_saved,
+    parse_manifest_json,
+    tell_no_list,
+    tell_only_there,
+)
 from ocistream.stores.entries import Contents, Place, blob_digest
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import Index, Selection, every_image, parse_layout_file, read_index
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from ocistream.attachments import Referrers
     from ocistream.graph import Graph
     from ocistream.interfaces import Early, Part
+    from ocistream.stores.docker_images import Listed
     from ocistream.stream import Chunk
     from ocistream.volumes import Volume
 
@@ -54,8 +64,11 @@ class ArchiveFileSource:
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: Referrers = "listed",
         everything: bool = False,
+        as_docker: bool = False,
     ) -> None:
         """Open the file and read its headers. With `everything`, `blobs` gives those too that no image needs.
+
+        With `as_docker` the images are those of `manifest.json`, if there is one beside an `index.json`.
 
         Raises:
             NotFoundError: it is not there.
@@ -68,6 +81,10 @@ class ArchiveFileSource:
         self.volume: Volume | None = None
         #: Layers of a docker-archive, by their names there.
         self._layers: dict[str, Descriptor] = {}
+        #: Manifests that were made of what `manifest.json` alone lists, by digest.
+        self.made: dict[str, bytes] = {}
+        self._is_saved = False
+        self._as_docker = as_docker
         self._select = select
         self._platforms = platforms
         self._referrers: Referrers = referrers
@@ -85,20 +102,54 @@ class ArchiveFileSource:
         if (docker := self.docker_graph()) is not None:
             return docker
         self.check_layout()
+        if self._as_docker:
+            tell_no_list()
         gathering = Gathering(self._select, self._platforms, self._referrers)
-        gathering.begin(*self.index())
+        gathering.begin(*self.listed(), self.made)
         while (needed := gathering.needed()) is not None:
             if not self.supply(gathering, needed):
                 gathering.lacks(needed.digest)
-        return gathering.graph()
+        return replace(gathering.graph(), bare=self._is_saved, made=frozenset(self.made))
 
     def docker_graph(self) -> Graph | None:
-        """Make manifests of the chosen images of a docker-archive; None if it is none."""
+        """Make manifests of the chosen images of a docker-archive; None if it is none.
+
+        Raises:
+            ArchiveError: it is malformed, or its `index.json` has another image under the same name.
+        """
         contents = self._contents
-        if contents.index is not None or contents.docker is None:
+        if not contents.is_docker_archive:
             return None
-        images = parse_manifest_json(self._read(contents.docker, limits.MAX_MANIFEST))
-        return docker_graph(images, self._select, self._platforms, config=self._config, layer=self._layer)
+        images = self._docker_images()
+        comparison = self._compared(self.index().entries if contents.index is not None else ())
+        comparison.only_in_manifest_json(images, by_name=True)
+        return docker_graph(
+            images,
+            self._select,
+            self._platforms,
+            config=self._config,
+            layer=self._layer,
+            manifest=partial(self._manifest, comparison),
+            saved=is_saved(images, contents),
+        )
+
+    def listed(self) -> Index:
+        """Read `index.json`, and add the images that only `manifest.json` lists: their manifests are `made`.
+
+        Raises:
+            ArchiveError: one is malformed, or they contradict each other.
+        """
+        index = self.index()
+        images = self._docker_images()
+        self._is_saved = is_saved(images, self._contents) if images else False
+        only = self._compared(index.entries).only_in_manifest_json(images) if images else []
+        if not only:
+            return index
+        manifests = Manifests(self._config, self._layer)
+        added = manifests.entries(only)
+        tell_only_there(only)
+        self.made = manifests.raw
+        return Index([*index.entries, *added], index.notes)
 
     def check_layout(self) -> None:
         """Read `oci-layout`, if it is there.
@@ -122,6 +173,9 @@ class ArchiveFileSource:
 
     def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
         """Answer a need of a graph, and say whether that could be done."""
+        if (made := self.made.get(needed.digest)) is not None:
+            gathering.supply(needed.digest, made)
+            return True
         place = self._contents.blobs.get(needed.digest)
         if place is not None:
             gathering.check_size(needed.digest, place.size)
@@ -191,6 +245,30 @@ class ArchiveFileSource:
         """Close the file."""
         self._file.close()
 
+    def _docker_images(self) -> list[Listed]:
+        docker = self._contents.docker
+        return parse_manifest_json(self._read(docker, limits.MAX_MANIFEST)) if docker is not None else []
+
+    def _compared(self, entries: Sequence[Descriptor]) -> Comparison:
+        """Read all manifests that are there below the entries of `index.json`."""
+        comparison = Comparison(entries)
+        todo = list(comparison.needs)
+        while todo:
+            digest = todo.pop()
+            place = self._contents.blobs.get(digest)
+            if place is None or place.size != comparison.needs[digest].size:
+                del comparison.needs[digest]
+            else:
+                todo += comparison.supply(digest, self._read(place, limits.MAX_MANIFEST))
+        return comparison
+
+    def _manifest(self, comparison: Comparison, image: Listed) -> Manifest | None:
+        """Read the manifest that there is of an image of `manifest.json`."""
+        descriptor = comparison.manifest_of(image)
+        if descriptor is None:
+            return None
+        return Manifest(descriptor, self._read(self._contents.blobs[descriptor.digest], limits.MAX_MANIFEST))
+
     def _config(self, name: str) -> bytes:
         name, place = self._contents.resolve(name)
         raw = self._read(place, limits.MAX_CONFIG)
@@ -225,7 +303,7 @@ class ArchiveFileSource:
             self._contents.repeated.append((digest, place))
 
     def _scan(self) -> Contents:
-        contents = Contents()
+        contents = Contents(as_docker=self._as_docker)
         with files.disk_errors(self._what):
             reader = _SeekingReader(self._file, str(self._path))
             for entry in reader:

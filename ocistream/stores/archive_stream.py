@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,15 +20,17 @@ from ocistream import files, limits
 from ocistream.begun import begun_of, from_byte
 from ocistream.blobs import held
 from ocistream.compression import NONE, codec_of
-from ocistream.errors import ArchiveError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.interfaces import Blob, MayHaveToWait
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
-from ocistream.stores.docker_stream import DockerStream, Passed
+from ocistream.stores.answering import Answering
+from ocistream.stores.docker_images import parse_manifest_json, tell_no_list, tell_only_there
+from ocistream.stores.docker_stream import FROM_A_FILE, DockerStream, Passed
 from ocistream.stores.entries import Contents, plain_name
 from ocistream.stores.gathering import Gathering
-from ocistream.stores.index import Selection, every_image, parse_layout_file, read_index
+from ocistream.stores.index import Index, Selection, every_image, parse_layout_file, read_index
 from ocistream.stores.parts import PassingParts, check_parts
 from ocistream.stores.tar import Entry, Input, TarReader
 from ocistream.stream import verified
@@ -36,10 +38,11 @@ from ocistream.volumes import part_of, volume_of
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from ocistream.attachments import Referrers
+    from ocistream.errors import OcistreamError
     from ocistream.graph import Graph
     from ocistream.interfaces import Early
     from ocistream.stream import Chunk
@@ -62,10 +65,12 @@ class ArchiveStreamSource:
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: Referrers = "listed",
         everything: bool = False,
+        as_docker: bool = False,
     ) -> None:
         """Read from where `file` stands; nothing is read yet. `what` names it in errors.
 
-        With `everything`, `blobs` gives those too that no image needs.
+        With `everything`, `blobs` gives those too that no image needs. With `as_docker` the images are those of
+        `manifest.json`, if there is one beside an `index.json`.
         """
         self._file = file
         self._reader = TarReader(file, what)
@@ -78,10 +83,19 @@ class ArchiveStreamSource:
         #: Which volume it is, if it is one: that is known with its index.
         self.volume: Volume | None = None
         self._everything = everything
-        self._contents = Contents()
+        self._as_docker = as_docker
+        self._contents = Contents(as_docker=as_docker)
+        self._index = Index([], {})
+        self._is_index_last = False
+        #: Why no image of `index.json` was chosen: `manifest.json` may list others.
+        self._refused: OcistreamError | None = None
+        #: Whether the graph was made of all that `manifest.json` lists.
+        self._is_compared = False
+        self._was_saved = False
         self._passed = Passed(self._contents)
         self._docker = DockerStream(self._passed)
         self._given: set[str] = set()
+        self._answering = Answering(self._passed, self._given)
         #: Whether every entry has passed.
         self._has_ended = False
         #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
@@ -91,7 +105,10 @@ class ArchiveStreamSource:
         self._given_up: set[str] = set()
 
     def graph(self, early: Early) -> Graph:
-        """Read until the index and every manifest below the chosen images are known."""
+        """Read until the index and every manifest below the chosen images are known.
+
+        Images that only `manifest.json` lists are known when all of the archive has passed.
+        """
         gathering = Gathering(self._select, self._platforms, self._referrers)
         for entry in self._read_entries():
             digest = self._contents.add(entry)
@@ -99,17 +116,53 @@ class ArchiveStreamSource:
                 self._take_blob(gathering, entry, digest, early)
             else:
                 self._take_document(gathering, entry, early)
-            self._answer(gathering, early, digest)
-            if self._contents.index is not None and self._next_need(gathering, early) is None:
-                return gathering.graph()
-        if self._contents.index is None and self._contents.docker is not None:
+            if self._is_ready(gathering, early, digest):
+                return self._finished(gathering)
+        self._is_compared = True
+        if self._contents.is_docker_archive:
             return self._docker.graph(self._select, self._platforms, early)
         self._contents.required_index()
-        while (needed := self._next_need(gathering, early)) is not None:
+        made: dict[str, bytes] = {}
+        if others := self._docker.others(early):
+            if not self._answering.has_all:
+                msg = f"more than {limits.MAX_GRAPH_BYTES} bytes of manifests come before manifest.json"
+                raise UnsupportedError(msg, hint=FROM_A_FILE)
+            entries, made = self._docker.made(others, early)
+            tell_only_there(others)
+            self._answering.add(made)
+            gathering = Gathering(self._select, self._platforms, self._referrers)
+            gathering.begin([*self._index.entries, *entries], self._index.notes, made)
+        elif self._as_docker:
+            tell_no_list()
+            gathering.begin(*self._index)
+        if others or self._as_docker:
+            self._refused = None
+            self._answering.answer(gathering, early)
+        while self._refused is None and (needed := self._answering.next_need(gathering, early)) is not None:
             gathering.lacks(needed.digest)
             # Once an index is known to be lacking, it may be decided which of the held manifests are wanted.
-            self._answer(gathering, early)
-        return gathering.graph()
+            self._answering.answer(gathering, early)
+        return self._finished(gathering, made)
+
+    def _finished(self, gathering: Gathering, made: Collection[str] = ()) -> Graph:
+        if self._refused is not None:
+            raise self._refused
+        self._answering.forget()
+        self._was_saved = self._docker.is_saved
+        return replace(gathering.graph(), bare=self._was_saved, made=frozenset(made))
+
+    def _is_ready(self, gathering: Gathering, early: Early, passed: str | None) -> bool:
+        """Say whether the graph is complete, and manifest.json can add nothing, or comes too late to do so."""
+        if self._contents.index is None or self._as_docker:
+            return False
+        if self._refused is None:
+            self._answering.answer(gathering, early, passed)
+            if self._answering.next_need(gathering, early) is not None:
+                return False
+        if self._begun is not None or self.volume is not None or self._rests:
+            return True
+        # In our own archives the two come first; in those of `docker save` a file named `repositories` comes last.
+        return not self._is_index_last and self._docker.images is not None and not self._docker.may_list_others()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs as they pass, and read on to the very end, whatever is wanted.
@@ -117,7 +170,8 @@ class ArchiveStreamSource:
         Raises:
             ArchiveError: the archive ends too early.
             IntegrityError: a digest that stands twice has other bytes the second time.
-            UnsupportedError: something comes that may hang on an image, and was not waited for.
+            UnsupportedError: something comes that may hang on an image, and was not waited for; or a `manifest.json`
+                that lists other images.
         """
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         for digest, content in self._passed.held.items():
@@ -133,8 +187,7 @@ class ArchiveStreamSource:
                     msg, hint="push from a file instead of a pipe (-i FILE), or name one IMAGE to push to"
                 )
             descriptor = by_digest.get(digest)
-            if digest in self._given:
-                self._check_again(entry, digest)
+            if self._is_read_here(entry, digest, is_wanted=descriptor is not None or self._everything):
                 continue
             self._given.add(digest)
             if descriptor is None and self._everything:
@@ -145,6 +198,19 @@ class ArchiveStreamSource:
             self._reader.drain()
         if self.volume is not None and self._everything:
             check_parts(self.volume, self._contents)
+        if not self._is_compared:
+            self._docker.check_late(was_saved=self._was_saved)
+
+    def _is_read_here(self, entry: Entry, digest: str, *, is_wanted: bool) -> bool:
+        """Read a blob that stands there once more, or a manifest by which images are compared; False for others."""
+        if digest in self._given:
+            self._check_again(entry, digest)
+            return True
+        if is_wanted or not self._docker.compares(digest, entry.size):
+            return False
+        self._given.add(digest)
+        self._docker.note(digest, self._read(entry, limits.MAX_MANIFEST))
+        return True
 
     def _blob(self, descriptor: Descriptor, entry: Entry, content_of: Callable[[], Iterator[Chunk]]) -> Blob:
         """Give a blob, or the rest of one.
@@ -175,7 +241,7 @@ class ArchiveStreamSource:
 
         A docker-archive has names of its own for blobs, and its graph is made of what it has.
         """
-        if not self._has_ended or self._contents.index is None:
+        if not self._has_ended or self._contents.index is None or self._contents.is_docker_archive:
             return None
         return descriptor.digest not in self._contents.blobs
 
@@ -192,18 +258,28 @@ class ArchiveStreamSource:
         """Read what names the images, and pass over what does not belong to an image archive."""
         name = plain_name(entry.name)
         if entry is self._contents.index:
-            index = read_index(self._read(entry, limits.MAX_MANIFEST))
+            self._index = index = read_index(self._read(entry, limits.MAX_MANIFEST))
             self.volume = volume_of(index.notes) if index.notes else None
             self._rests = begun_of(index.notes) if index.notes else None
-            gathering.begin(*index)
+            self._docker.compare_with(index.entries)
+            self._is_index_last = bool(self._contents.blobs)
+            if not self._as_docker:
+                self._begin(gathering)
         elif entry is self._contents.layout:
             parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
-        elif entry is self._contents.docker and self._contents.index is None:
-            self._docker.manifest = self._read(entry, limits.MAX_MANIFEST)
+        elif entry is self._contents.docker:
+            self._docker.images = parse_manifest_json(self._read(entry, limits.MAX_MANIFEST))
         elif entry.kind == "file" and name in self._contents.others:
             self._docker.take(name, entry.size, self._content(entry)(), early)
         else:
             self._take_part(entry)
+
+    def _begin(self, gathering: Gathering) -> None:
+        """Choose images of `index.json`; that none can be chosen is not final before `manifest.json` has passed."""
+        try:
+            gathering.begin(*self._index)
+        except (NotFoundError, UsageError) as error:
+            self._refused = error
 
     def _take_part(self, entry: Entry) -> None:
         """Look at a part of a blob that has the rest in other volumes: nothing can be made of it alone."""
@@ -217,7 +293,10 @@ class ArchiveStreamSource:
         elif gathering.needs(digest) and not gathering.wants_config(digest):
             self._given.add(digest)
             gathering.check_size(digest, entry.size)
-            gathering.supply(digest, self._read(entry, limits.MAX_MANIFEST))
+            raw = self._read(entry, limits.MAX_MANIFEST)
+            gathering.supply(digest, raw)
+            self._answering.keep(digest, raw)
+            self._docker.note(digest, raw, gathering.document(digest))
         else:
             self._hold_or_pass_on(gathering, entry, digest, early)
 
@@ -233,6 +312,7 @@ class ArchiveStreamSource:
             # It is verified now, since later nobody knows any more whether it was.
             self._passed.held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
             self._passed.held_bytes += entry.size
+            self._docker.note(digest, self._passed.held[digest])
             return
         gathering.check_choice()
         if self._is_complete_without_more(gathering, early):
@@ -242,53 +322,38 @@ class ArchiveStreamSource:
         if (codec := codec_of(first[: limits.KIB])) is not NONE:
             self._passed.codecs[digest] = codec
         rest = itertools.chain([first], chunks)
-        early.put(Blob(descriptor, lambda: rest, replayable=False))
+        early.put(Blob(descriptor, lambda: rest, replayable=False, may_be_bare=self._may_be_bare(entry)))
         if looks_like_json:
             self._passed.spilled[digest] = descriptor
 
+    def _may_be_bare(self, entry: Entry) -> bool:
+        """Say whether `docker save` may have written an entry, as far as is known by now."""
+        is_oci = self._contents.layout is not None or self._contents.index is not None
+        return self._docker.is_saved or not (is_oci or entry.is_read_only)
+
     def _is_complete_without_more(self, gathering: Gathering, early: Early) -> bool:
-        """Say whether the graph is complete if nothing more comes that may hang on an image.
+        """Say whether the graph is complete if nothing more comes that may hang on an image, or is listed elsewhere.
 
         That is for who cannot take this blob before the graph is known: an entry of the index may be of something that
-        is not in the archive. Whoever can, waits for it to the end.
+        is not in the archive. Whoever can, waits for it to the end. What only `manifest.json` lists is waited for if
+        that has passed.
+
+        Raises:
+            UnsupportedError: images that only `manifest.json` lists cannot be waited for.
         """
-        if self._contents.index is None or not isinstance(early, MayHaveToWait) or early.takes_early():
+        if self._contents.index is None or self._as_docker:
             return False
-        self._given_up |= gathering.give_up()
-        return self._next_need(gathering, early) is None
-
-    def _next_need(self, gathering: Gathering, early: Early) -> Descriptor | None:
-        """Give what is needed and has not passed yet: what hangs on an image is needed when all of that is known."""
-        while (needed := gathering.needed()) is not None:
-            if needed.digest not in self._passed.held and needed.digest not in self._passed.spilled:
-                break
-            self._answer(gathering, early)
-        return needed
-
-    def _answer(self, gathering: Gathering, early: Early, passed: str | None = None) -> None:
-        """Give the gathering what it needs and has passed already.
-
-        Only what was just `passed`, and what is needed since this was last done, can have become answerable: thousands
-        of needs are not gone through again for each entry.
-        """
-        looked_for = deque([passed] if passed else [])
-        looked_for.extend(gathering.new_needs())
-        while looked_for:
-            found = looked_for.popleft()
-            if gathering.needs(found) and (found in self._passed.held or found in self._passed.spilled):
-                gathering.supply(found, self._passed_before(gathering, found, early))
-                looked_for.extend(gathering.new_needs())
-
-    def _passed_before(self, gathering: Gathering, digest: str, early: Early) -> bytes:
-        if digest not in self._passed.held:
-            return early.recall(self._passed.spilled[digest])
-        if gathering.wants_config(digest):
-            # It is a blob as well, and will be asked for.
-            return self._passed.held[digest]
-        content = self._passed.held.pop(digest)
-        self._passed.held_bytes -= len(content)
-        self._given.add(digest)
-        return content
+        must_begin = isinstance(early, MayHaveToWait) and not early.takes_early()
+        if self._docker.may_list_others():
+            if must_begin:
+                msg = "manifest.json lists images that index.json does not, and what they need is not known yet"
+                raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
+            return False
+        if self._refused is not None:
+            return True
+        if must_begin:
+            self._given_up |= gathering.give_up()
+        return self._answering.next_need(gathering, early) is None
 
     def _remaining(self) -> Iterator[tuple[Entry, str, Callable[[], Iterator[Chunk]]]]:
         if self._begun is not None:
@@ -301,6 +366,8 @@ class ArchiveStreamSource:
                 digest = part[0]
             if digest is not None:
                 yield entry, digest, self._content(entry)
+            elif entry is self._contents.docker:
+                self._docker.images = parse_manifest_json(self._read(entry, limits.MAX_MANIFEST))
             else:
                 self._take_part(entry)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import layers, limits
+from ocistream import layers, limits, notices
 from ocistream.documents import diff_ids_of_config
 from ocistream.errors import (
     ArchiveError,
@@ -21,9 +21,10 @@ from ocistream.errors import (
     UsageError,
 )
 from ocistream.graph import Graph, Root
-from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor
+from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.reference import parse_reference, printable
 from ocistream.stores.entries import blob_digest, plain_name
+from ocistream.stores.index import entry_for
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, check_keys, parse_json
 from ocistream.walk import GraphBuilder
@@ -32,22 +33,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ocistream.platforms import PlatformChoice
+    from ocistream.stores.entries import Contents
     from ocistream.stores.index import Selection
 
-__all__ = ["Listed", "docker_graph", "parse_manifest_json"]
+__all__ = [
+    "Listed",
+    "Manifests",
+    "docker_graph",
+    "full_name",
+    "is_saved",
+    "parse_manifest_json",
+    "tell_no_list",
+    "tell_only_there",
+]
 
 
+#: So many names are shown.
+_MAX_SHOWN: Final = 10
 #: What an entry of a `manifest.json` is called by Docker (moby's image/tarexport); see `documents.FIELDS`.
 _OF_IMAGE: Final = frozenset({"Config", "RepoTags", "Layers", "Parent", "LayerSources"})
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One image of a `manifest.json`: the names in the tar of its config and of its layers, and its own names."""
+    """One image of a `manifest.json`: the names in the tar of its config and of its layers, and its own names.
+
+    `has_sources` says that the image has `LayerSources`, which only `docker save` writes.
+    """
 
     config: str
     layers: tuple[str, ...]
     tags: tuple[str, ...]
+    has_sources: bool = False
 
 
 def parse_manifest_json(raw: bytes) -> list[Listed]:
@@ -85,13 +102,35 @@ def _listed(place: int, item: object) -> Listed:
             if len(below) > limits.MAX_LISTED:
                 msg = f"manifest.json: what stands at {place} has more than {limits.MAX_LISTED} layers"
                 raise ArchiveError(msg)
-            return Listed(plain_name(config), tuple(map(plain_name, below)), tuple(tag for tag in tags if tag))
+            tags = tuple(tag for tag in tags if tag)
+            return Listed(plain_name(config), tuple(map(plain_name, below)), tags, bool(item.get("LayerSources")))
     msg = f"manifest.json: what stands at {place} is no image with a Config and Layers"
     raise ArchiveError(msg)
 
 
 def _are_strings(listed: object) -> bool:
     return isinstance(listed, list) and all(isinstance(item, str) for item in listed)
+
+
+def is_saved(images: Sequence[Listed], contents: Contents) -> bool:
+    """Return whether `docker save` wrote the archive: it alone lists `LayerSources`, or writes `repositories`."""
+    return contents.repositories or any(image.has_sources for image in images)
+
+
+def tell_only_there(images: Sequence[Listed]) -> None:
+    """Report images that `manifest.json` lists and `index.json` does not: tools that read `index.json` miss them."""
+    names = [
+        printable(full_name(image.tags[0])) if image.tags else blob_digest(image.config) or printable(image.config)
+        for image in images
+    ]
+    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if names[_MAX_SHOWN:] else "")
+    what = "an image" if len(names) == 1 else f"{len(names)} images"
+    notices.notice(f"manifest.json lists {what} that index.json does not list, included here: {shown}")
+
+
+def tell_no_list() -> None:
+    """Report, with -v, that a docker-archive is read as an OCI archive."""
+    notices.notice("the archive has no manifest.json: the images of its index.json are read", level=1)
 
 
 def docker_graph(
@@ -101,26 +140,30 @@ def docker_graph(
     *,
     config: Callable[[str], bytes],
     layer: Callable[[str, str], Descriptor],
+    manifest: Callable[[Listed], Manifest | None] = lambda _image: None,
+    saved: bool = False,
 ) -> Graph:
     """Make the graph of the chosen images; nothing of the others is looked at.
 
-    `config` gives a config's bytes by its name in the tar, `layer` a layer's descriptor by its name and its diff_id.
+    `config` gives a config's bytes by its name in the tar, `layer` a layer's descriptor by its name and its diff_id,
+    `manifest` the manifest that the archive has of an image, if it has one. `saved` says that `docker save` wrote the
+    archive.
 
     Raises:
         ArchiveError: what `manifest.json` names is not there, or does not fit together.
         IntegrityError: a plain layer is not the one that the config promises.
     """
-    manifests = _Manifests(config, layer)
+    manifests = Manifests(config, layer, manifest)
     builder = GraphBuilder(platforms)
     for root in _chosen(images, select, manifests):
         builder.add_root(root)
     while builder.needs:
         digest = next(iter(builder.needs))
         builder.supply(digest, manifests.config(digest) if builder.wants_config(digest) else manifests.raw[digest])
-    return replace(builder.graph(), bare=manifests.bare)
+    return replace(builder.graph(), bare=saved or manifests.bare, made=frozenset(manifests.raw) - manifests.known)
 
 
-def _chosen(images: Sequence[Listed], select: Selection, manifests: _Manifests) -> list[Root]:
+def _chosen(images: Sequence[Listed], select: Selection, manifests: Manifests) -> list[Root]:
     """Choose by names, before any manifest is made; by digests only if that did not lead to anything."""
     standing_for: dict[str, Listed] = {}
     roots: list[Root] = []
@@ -132,21 +175,32 @@ def _chosen(images: Sequence[Listed], select: Selection, manifests: _Manifests) 
         chosen = select(roots)
     except (NotFoundError, UsageError):
         # One may be chosen by its digest, two may be the same; and in what is said the digests have to be right.
-        return list(select([root for image in images for root in _roots(image, manifests.made(image))]))
-    return [replace(root, descriptor=manifests.made(standing_for[root.descriptor.digest])) for root in chosen]
+        chosen = select([root for image in images for root in _roots(image, manifests.made(image))])
+    else:
+        chosen = [replace(root, descriptor=manifests.made(standing_for[root.descriptor.digest])) for root in chosen]
+    return [replace(root, made=root.descriptor.digest not in manifests.known) for root in chosen]
 
 
 def _roots(image: Listed, descriptor: Descriptor) -> list[Root]:
-    names: list[str | None] = [_full_name(tag) for tag in dict.fromkeys(image.tags)]
+    names: list[str | None] = [full_name(tag) for tag in dict.fromkeys(image.tags)]
     return [Root(name, descriptor, made=True) for name in names or [None]]
 
 
-class _Manifests:
+class Manifests:
     """The manifests that are made here, each when it is asked for. Of the configs, which may be large, one is held."""
 
-    def __init__(self, config: Callable[[str], bytes], layer: Callable[[str, str], Descriptor]) -> None:
+    def __init__(
+        self,
+        config: Callable[[str], bytes],
+        layer: Callable[[str, str], Descriptor],
+        manifest: Callable[[Listed], Manifest | None] = lambda _image: None,
+    ) -> None:
+        """Take the ways to configs, layers and manifests, as `docker_graph` has them."""
         self._config = config
         self._layer = layer
+        self._manifest_there = manifest
+        #: The digests of those that the archive has.
+        self.known: set[str] = set()
         self._made: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
         self._names: dict[str, str] = {}
         self._last = "", b""
@@ -160,14 +214,23 @@ class _Manifests:
         """Make an image's manifest, unless that was done."""
         key = image.config, image.layers
         if (known := self._made.get(key)) is None:
-            raw = canonical_json(self._manifest(image))
+            there = self._manifest_there(image)
+            raw = canonical_json(self._manifest(image)) if there is None else there.raw
             self._bytes += len(raw)
             if self._bytes > limits.MAX_GRAPH_BYTES:
                 msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes together"
                 raise ArchiveError(msg, hint="move fewer images at a time")
-            known = self._made[key] = Descriptor(OCI_MANIFEST, digest_of(raw), len(raw))
+            known = Descriptor(OCI_MANIFEST, digest_of(raw), len(raw)) if there is None else there.descriptor
+            self._made[key] = known
+            if there is not None:
+                self.known.add(known.digest)
+                self._names[blob_digest(image.config) or ""] = image.config
             self.raw[known.digest] = raw
         return known
+
+    def entries(self, images: Sequence[Listed]) -> list[Descriptor]:
+        """Make manifests, and return what an `index.json` would list of them: an entry for each name."""
+        return [entry_for(root) for image in images for root in _roots(image, self.made(image))]
 
     def config(self, digest: str) -> bytes:
         """Give a config once more."""
@@ -201,7 +264,7 @@ def _checked(name: str, descriptor: Descriptor, diff_id: str) -> Descriptor:
     return descriptor
 
 
-def _full_name(tag: str) -> str:
+def full_name(tag: str) -> str:
     """Give the whole of a name that Docker has shortened."""
     try:
         return parse_reference(tag).name

@@ -1,7 +1,7 @@
 """docker-archives out of a pipe: their names say nothing of what they stand for, and `manifest.json` mostly comes last.
 
 So what looks like JSON is held, what looks like a layer goes to the sink at once, without a digest, and the graph is
-made at the end. Whoever reads the stream brings the entries; of `index.json` nothing is known here.
+made at the end. Whoever reads the stream brings the entries. The images of an `index.json` are compared with them.
 """
 
 from __future__ import annotations
@@ -9,28 +9,33 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ocistream import layers, limits
+from ocistream import layers, limits, notices
 from ocistream.compression import NONE, Codec
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.layers import looks_like_document, looks_like_layer
-from ocistream.model import UNKNOWN_TYPE, Descriptor
+from ocistream.model import UNKNOWN_TYPE, Descriptor, Manifest
 from ocistream.reference import printable
-from ocistream.stores.docker_images import docker_graph, parse_manifest_json
+from ocistream.stores.comparison import Comparison
+from ocistream.stores.docker_images import Manifests, docker_graph, is_saved
 from ocistream.stores.entries import Contents, blob_digest
 from ocistream.stream import digest_of, gathered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from ocistream.documents import Document
     from ocistream.graph import Graph
     from ocistream.interfaces import Early
     from ocistream.platforms import PlatformChoice
+    from ocistream.stores.docker_images import Listed
     from ocistream.stores.index import Selection
     from ocistream.stream import Chunk
 
-__all__ = ["DockerStream", "Passed"]
+__all__ = ["FROM_A_FILE", "DockerStream", "Passed"]
+
+FROM_A_FILE: Final = "read it from a file instead of a pipe: there the order does not matter"
 
 
 @dataclass(slots=True)
@@ -46,12 +51,16 @@ class Passed:
 
 
 class DockerStream:
-    """What `docker save` wrote, while it passes; `manifest` is its `manifest.json`, once that has."""
+    """What `docker save` wrote, while it passes; `images` are those of its `manifest.json`, None until that has."""
 
     def __init__(self, passed: Passed) -> None:
         """Begin with nothing; what is held counts for all of the archive."""
         self._passed = passed
-        self.manifest = b""
+        self.images: list[Listed] | None = None
+        #: The images of `index.json`, once that has passed.
+        self.comparison: Comparison | None = None
+        self._compared_at = -1, -1
+        self._lists_others = False
         #: By name: small JSON that is held, and what was handed on.
         self._documents: dict[str, bytes] = {}
         self._layers: dict[str, Descriptor] = {}
@@ -83,16 +92,123 @@ class DockerStream:
             raise UnsupportedError(msg, hint="read it from a file instead of a pipe")
         self._layers[name] = early.put_unnamed(chunks)
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is known that `docker save` wrote the archive."""
+        return self.images is not None and is_saved(self.images, self._passed.contents)
+
     def graph(self, select: Selection, platforms: PlatformChoice, early: Early) -> Graph:
         """Make the graph, once all of the archive has passed.
 
         Raises:
-            ArchiveError: `manifest.json` is malformed, or names what is not there, or is no config or layer.
+            ArchiveError: `manifest.json` names what is not there, or is no config or layer; or `index.json` has another
+                image under the same name.
             NotFoundError, UsageError: as the choice of images has it.
         """
-        images = parse_manifest_json(self.manifest)
-        config = partial(self._config, early)
-        return docker_graph(images, select, platforms, config=config, layer=self._layer)
+        images = self.images or []
+        comparison = self._compare_all(early)
+        comparison.only_in_manifest_json(images, by_name=True)
+        return docker_graph(
+            images,
+            select,
+            platforms,
+            config=partial(self._config, early),
+            layer=self._layer,
+            manifest=partial(self._manifest, comparison, early),
+            saved=self.is_saved,
+        )
+
+    # -- beside an index.json ----------------------------------------------------------------------------
+
+    def compare_with(self, entries: Sequence[Descriptor]) -> None:
+        """Take the entries of `index.json`."""
+        self.comparison = Comparison(entries)
+        self._note_held(list(self.comparison.needs))
+
+    def compares(self, digest: str, size: int) -> bool:
+        """Return whether a blob of `size` bytes is a manifest that is needed to compare the images."""
+        return self.comparison is not None and digest in (needs := self.comparison.needs) and needs[digest].size == size
+
+    def note(self, digest: str, raw: bytes, document: Document | None = None) -> None:
+        """Take a manifest that passes, perhaps parsed, if it is needed to compare the images."""
+        if self.comparison is None or digest not in self.comparison.needs:
+            return
+        if document is None:
+            self._note_held(self.comparison.supply(digest, raw))
+        else:
+            self._note_held(self.comparison.supply_parsed(digest, document))
+
+    def may_list_others(self) -> bool:
+        """Return whether `manifest.json` lists images that `index.json` does not, as far as is known by now.
+
+        Raises:
+            ArchiveError: they contradict each other.
+        """
+        if not self.comparison or not self.images:
+            return False
+        if self._compared_at != self.comparison.state:
+            self._compared_at = self.comparison.state
+            self._lists_others = bool(self.comparison.only_in_manifest_json(self.images))
+        return self._lists_others
+
+    def others(self, early: Early | None = None) -> list[Listed]:
+        """Return the images that only `manifest.json` lists, once all of the archive has passed.
+
+        Without `early`, manifests that were handed on count as lacking.
+
+        Raises:
+            ArchiveError: they contradict each other.
+        """
+        return self._compare_all(early).only_in_manifest_json(self.images) if self.images else []
+
+    def check_late(self, *, was_saved: bool) -> None:
+        """Compare a `manifest.json` that may have come when the graph was made; that knew of `docker save` or not.
+
+        Raises:
+            ArchiveError: it contradicts `index.json`.
+            UnsupportedError: it lists other images.
+        """
+        if others := self.others():
+            msg = f"manifest.json comes after the layers, and lists the image {printable(others[0].config)} as well"
+            raise UnsupportedError(msg, hint=FROM_A_FILE)
+        if self.is_saved and not was_saved:
+            notices.notice("manifest.json comes after the layers: those that are not compressed stay so")
+
+    def made(self, others: Sequence[Listed], early: Early) -> tuple[list[Descriptor], dict[str, bytes]]:
+        """Make manifests of images, and return what an `index.json` would list of them, and the manifests by digest."""
+        manifests = Manifests(partial(self._config, early), self._layer)
+        return manifests.entries(others), manifests.raw
+
+    def _note_held(self, digests: list[str]) -> None:
+        while digests:
+            digest = digests.pop()
+            held = self._passed.held.get(digest)
+            if self.comparison is not None and held is not None and digest in self.comparison.needs:
+                digests += self.comparison.supply(digest, held)
+
+    def _compare_all(self, early: Early | None) -> Comparison:
+        """Read what was handed on; what has not passed is lacking."""
+        comparison = self.comparison or Comparison(())
+        todo = list(comparison.needs)
+        while todo:
+            digest = todo.pop()
+            if digest in self._passed.held:
+                todo += comparison.supply(digest, self._passed.held[digest])
+            elif early is not None and digest in self._passed.spilled:
+                todo += comparison.supply(digest, early.recall(self._passed.spilled[digest]))
+            else:
+                del comparison.needs[digest]
+        return comparison
+
+    # -- what manifest.json names ------------------------------------------------------------------------
+
+    def _manifest(self, comparison: Comparison, early: Early, image: Listed) -> Manifest | None:
+        """Give the manifest that has passed of an image of `manifest.json`."""
+        descriptor = comparison.manifest_of(image)
+        if descriptor is None:
+            return None
+        raw = self._passed.held.get(descriptor.digest)
+        return Manifest(descriptor, early.recall(descriptor) if raw is None else raw)
 
     def _config(self, early: Early, name: str) -> bytes:
         name, place = self._passed.contents.resolve(name)

@@ -58,8 +58,11 @@ class Place(NamedTuple):
 class Contents:
     """What an archive was seen to contain so far."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, *, as_docker: bool = False) -> None:
+        """With `as_docker` the archive is read by its `manifest.json` if it has one, whatever else it has."""
+        self._as_docker = as_docker
+        #: Whether there is a file named `repositories`, which only `docker save` and tools like it write.
+        self.repositories = False
         self.layout: Entry | None = None
         self.index: Entry | None = None
         self.docker: Entry | None = None
@@ -98,6 +101,7 @@ class Contents:
             return None
         if digest is None and name not in {"oci-layout", "index.json", "manifest.json"}:
             self.foreign += 1
+            self.repositories = self.repositories or (name == "repositories" and entry.kind == "file")
             self._add_other(name, entry)
             return None
         if entry.kind != "file":
@@ -165,7 +169,8 @@ class Contents:
 
     def _add_other(self, name: str, entry: Entry) -> None:
         """Note what may belong to a docker-archive, as long as this can still be one, and as far as names have room."""
-        if self.layout or self.index or entry.kind not in {"file", "link"} or posixpath.basename(name) in _OF_VERSION_1:
+        is_oci = not self._as_docker and (self.layout or self.index)
+        if is_oci or entry.kind not in {"file", "link"} or posixpath.basename(name) in _OF_VERSION_1:
             return
         if self.blobs and not name.startswith("blobs/"):
             # Bazel's docker-archives have their configs under blobs' names, and `.tar.gz` behind those of their layers.
@@ -182,6 +187,11 @@ class Contents:
             if entry.kind == "file"
             else link_target(name, entry.target, entry.is_symbolic)
         )
+
+    @property
+    def is_docker_archive(self) -> bool:
+        """Whether `manifest.json` says which images there are, and `index.json` does not."""
+        return self.docker is not None and (self._as_docker or self.index is None)
 
     def required_index(self) -> Entry:
         """Give the entry of `index.json`.

@@ -27,7 +27,7 @@ from ocistream.stream import wrong_size
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ocistream.documents import Document
@@ -70,15 +70,19 @@ class Gathering:
         self._has_told_strays = False
         self._refusal: UsageError | None = None
 
-    def begin(self, entries: Sequence[Descriptor], notes: Mapping[str, str] | None = None) -> None:
+    def begin(
+        self, entries: Sequence[Descriptor], notes: Mapping[str, str] | None = None, images: Container[str] = ()
+    ) -> None:
         """Learn what is listed, and choose the images, if that is possible yet; `notes` are the index's, of ours.
+
+        `images` are the digests of entries that are images for certain, even without a name: they were made.
 
         Raises:
             NotFoundError, UsageError: as the choice has it.
         """
         self._notes = notes or {}
         self._left_out = self._notes.get(LEFT_OUT, "")
-        self._all = roots_of(entries)
+        self._all = [replace(root, made=root.descriptor.digest in images) for root in roots_of(entries)]
         if self._referrers == "listed":
             self._has_rest, self._has_told_strays, self._images = False, True, self._all
             self._choose()
@@ -89,7 +93,7 @@ class Gathering:
             # Whether an entry without an image's name is an image, its manifest says.
             self._all = [
                 root
-                if root.name and not is_special and subject_of(root.descriptor) is None
+                if root.made or (root.name and not is_special and subject_of(root.descriptor) is None)
                 else replace(root, stray=True)
                 for root, is_special in zip(self._all, special, strict=True)
             ]
@@ -148,6 +152,10 @@ class Gathering:
     def wants_config(self, digest: str) -> bool:
         """Say whether a need is an image's config, which the graph counts as a blob."""
         return self._builder.wants_config(digest)
+
+    def document(self, digest: str) -> Document | None:
+        """Give what a manifest says that was supplied for an image."""
+        return self._builder.document(digest)
 
     def new_needs(self) -> list[str]:
         """Give the digests that have become needed since this was last asked; some may be answered by now."""

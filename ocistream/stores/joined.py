@@ -184,13 +184,17 @@ class JoinedSource:
     def _index(text: str, source: Input) -> Index:
         if isinstance(source, LayoutSource):
             return source.layout.index()
-        if source.contents.index is None and source.contents.docker is not None:
+        if source.contents.is_docker_archive:
             msg = f"{printable(text)} is a docker-archive, and only OCI archives and layouts are put together"
             raise UsageError(msg)
         try:
-            return source.index()
+            index = source.listed()
         except ArchiveError as error:
             raise ArchiveError(f"{printable(text)}: {error.what}", hint=error.hint) from error
+        if source.made:
+            msg = f"{printable(text)} has images that only its manifest.json lists"
+            raise UsageError(msg, hint="such an archive cannot be put together with others: give it alone")
+        return index
 
     def _note_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
         if volume.number in self._volumes:

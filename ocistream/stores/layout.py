@@ -9,7 +9,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.errors import LocalDiskError, UsageError
 from ocistream.interfaces import Blob
 from ocistream.left_out import LEFT_OUT, left_out_of, left_out_text
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ocistream.graph import Graph
     from ocistream.interfaces import Early, Unnamed
     from ocistream.left_out import Reason
+    from ocistream.stream import Chunk
 
 __all__ = ["LayoutSink", "LayoutSource"]
 
@@ -63,7 +64,13 @@ class LayoutSource:
     def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a directory has all its names before its bytes
         """Read `index.json` and every manifest below the chosen images."""
         gathering = Gathering(self._select, self._platforms, self._referrers)
-        gathering.begin(*self._layout.index())
+        index = self._layout.index()
+        docker = self._layout.path / "manifest.json"
+        if not index.entries and os.path.lexists(docker):
+            notices.notice(
+                f"index.json lists no image, and {docker} is not read: pack the directory with tar to use it"
+            )
+        gathering.begin(*index)
         while (descriptor := gathering.needed()) is not None:
             if not self.supply(gathering, descriptor):
                 gathering.lacks(descriptor.digest)
@@ -189,6 +196,10 @@ class LayoutSink:
     def recall(self, descriptor: Descriptor) -> bytes:
         """Read small content back."""
         return self._layout.read_blob(descriptor)
+
+    def reread(self, descriptor: Descriptor) -> Iterator[Chunk]:
+        """Read a blob that was put."""
+        return self._layout.blob_chunks(descriptor.digest, descriptor.size)
 
     def commit(self, graph: Graph) -> None:
         """Write the manifests, children first, then `index.json` with the new names in place of their old meaning.

@@ -175,6 +175,7 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
     from ocistream.stores.unpacked import is_compressed, sniffed
 
     path = path_of(end)
+    as_docker = end.kind == "docker-archive"
     _check_no_directory(end)
     if end.is_stream:
         what = "the archive on stdin"
@@ -186,6 +187,7 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
             platforms=want.platforms,
             referrers=want.referrers,
             everything=want.everything,
+            as_docker=as_docker,
         )
     else:
         # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
@@ -198,6 +200,7 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
         platforms=want.platforms,
         referrers=want.referrers,
         everything=want.everything,
+        as_docker=as_docker,
     )
 
 

@@ -28,13 +28,14 @@ from ocistream.stream import digest_of, gathered, verified
 from ocistream.upload import Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Source, Unnamed
     from ocistream.left_out import Reason
     from ocistream.model import Descriptor, Manifest
     from ocistream.reference import Reference
+    from ocistream.stream import Chunk
     from ocistream.transport import Transport
     from ocistream.upload_records import UploadRecords
 
@@ -231,6 +232,11 @@ class RegistrySink:
         """Read small content back that was put early."""
         repository, _ = self._repository(self._early_reference())
         return gathered(verified(repository.blob_chunks(descriptor), descriptor))
+
+    def reread(self, descriptor: Descriptor) -> Iterator[Chunk]:
+        """Download a blob that was put early."""
+        repository, _ = self._repository(self._early_reference())
+        return repository.blob_chunks(descriptor)
 
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first and what hangs on them next, and the images' tags at the very end.

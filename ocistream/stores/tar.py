@@ -67,6 +67,7 @@ class Entry:
     """One entry: `name` as it stands there, `size` in bytes, `offset` of its first byte from where reading began.
 
     `kind` is "file", "directory", "link" (`target` is where it points, a symbolic one from where it stands) or "other".
+    `is_read_only` says that not even its owner may write it: containerd exports such entries, Docker does not.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Entry:
     offset: int
     target: str = ""
     is_symbolic: bool = False
+    is_read_only: bool = False
 
 
 class _Header(NamedTuple):
@@ -84,6 +86,7 @@ class _Header(NamedTuple):
     name: str
     size: int
     linkname: str
+    mode: bytes
 
 
 def header_of(block: bytes) -> _Header:
@@ -105,7 +108,7 @@ def header_of(block: bytes) -> _Header:
     if prefix and kind not in tarfile.GNU_TYPES:
         name = f"{prefix}/{name}"
     name = name.rstrip("/") if kind == tarfile.DIRTYPE else name
-    return _Header(kind, name, _number(block[124:136]), _text(block[157:257]))
+    return _Header(kind, name, _number(block[124:136]), _text(block[157:257]), block[100:108])
 
 
 def _number(field: bytes) -> int:
@@ -117,6 +120,11 @@ def _number(field: bytes) -> int:
         msg = "invalid header"
         raise tarfile.HeaderError(msg)
     return int(digits or b"0", 8)
+
+
+def _is_read_only(mode: bytes) -> bool:
+    """Return whether octal digits give the owner no right to write; what is malformed gives it."""
+    return mode.partition(b"\0")[0].strip(b" ")[-3:-2] in {b"0", b"1", b"4", b"5"}
 
 
 def _text(field: bytes) -> str:
@@ -252,7 +260,8 @@ class TarReader:
                 size = 0
         self._left, self._padding = size, -size % BLOCK
         target = extended.get("linkpath") or target or info.linkname
-        return Entry(name, size, kind, self._position, target, info.type == tarfile.SYMTYPE)
+        is_symbolic = info.type == tarfile.SYMTYPE
+        return Entry(name, size, kind, self._position, target, is_symbolic, _is_read_only(info.mode))
 
     def _finish_entry(self) -> None:
         left, self._left = self._left + self._padding, 0

@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tests.hostile.pieces import (
+    LAYERS,
+    MANIFEST,
     MIB,
     PLAIN,
     SOUND_CONFIG,
     Hostile,
     Part,
+    blob,
     config_of,
+    descriptor,
     entry,
     flipped,
+    image,
     json_of,
     tar,
 )
+from tests.images import OCI_INDEX, OCI_MANIFEST
 
 _CONFIG: Final = "config.json"
 _LAYERS: Final = ("one/layer.tar", "two/layer.tar")
@@ -51,6 +57,45 @@ def _layers(*names: object) -> bytes:
 
 def _with_diff_ids(diff_ids: Sequence[object]) -> bytes:
     return _saved(config=config_of(PLAIN, rootfs={"type": "layers", "diff_ids": diff_ids}))
+
+
+_NAMED: Final = {
+    "io.containerd.image.name": "docker.io/library/app:1",
+    "org.opencontainers.image.ref.name": "1",
+}
+#: The config of another image of the same layers.
+_OTHER: Final = config_of(PLAIN, author="Mallory")
+
+
+def _path(content: bytes) -> str:
+    return blob(content)[0]
+
+
+def _image_of(config: bytes, *names: str, layers: Sequence[bytes] = LAYERS) -> dict[str, Any]:
+    """Return what manifest.json says of an image."""
+    return {"Config": _path(config), "RepoTags": list(names) or None, "Layers": [_path(layer) for layer in layers]}
+
+
+def _beside(*listed: object, raw: bytes | None = None, first: bool = False, more: Sequence[Part] = ()) -> bytes:
+    """Return an archive whose index.json has one image as app:1; manifest.json says something else."""
+    manifest: Part = ("manifest.json", json_of(listed) if raw is None else raw)
+    files: list[Part] = [*image(entry={"annotations": _NAMED}), blob(_OTHER), *more]
+    return tar(manifest, *files) if first else tar(*files[2:], *files[:2], manifest)
+
+
+def _platforms() -> bytes:
+    """Return an archive whose app:1 is an index of two platforms, and in manifest.json a third image."""
+    made = [(config_of(PLAIN, architecture=name), name) for name in ("amd64", "arm64")]
+    found = [(image(config=config), name) for config, name in made]
+    entries = [
+        descriptor(files[MANIFEST][1] or b"", OCI_MANIFEST, platform={"os": "linux", "architecture": name})
+        for files, name in found
+    ]
+    index = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+    listing = {"schemaVersion": 2, "manifests": [descriptor(index, OCI_INDEX, annotations=_NAMED)]}
+    files = {name: content for items, _ in found for name, content in items}
+    files["index.json"] = json_of(listing)
+    return tar(*files.items(), blob(index), blob(_OTHER), ("manifest.json", json_of([_image_of(_OTHER, "app:1")])))
 
 
 ALL: Final = [
@@ -107,5 +152,30 @@ ALL: Final = [
     Hostile("docker-list-nan", "manifest.json with a NaN", lambda: _saved(x=float("nan"))),
     Hostile("docker-list-deep", "manifest.json with lists in lists, 100,000 deep",
             lambda: _listed(b"[" * 100_000 + b"]" * 100_000)),
+    Hostile("docker-and-index-same-name", "app:1 is one image in index.json, and another one in manifest.json",
+            lambda: _beside(_image_of(_OTHER, "app:1"))),
+    Hostile("docker-and-index-same-name-first", "the same, with manifest.json at the beginning",
+            lambda: _beside(_image_of(_OTHER, "app:1"), first=True)),
+    Hostile("docker-and-index-same-name-in-full", "the same, with the full name in manifest.json",
+            lambda: _beside(_image_of(_OTHER, "docker.io/library/app:1"))),
+    Hostile("docker-and-index-swapped", "manifest.json gives the name to the other one of two images",
+            lambda: _beside(_image_of(SOUND_CONFIG), _image_of(_OTHER, "app:1"))),
+    Hostile("docker-and-index-name-twice", "manifest.json gives one name to two images",
+            lambda: _beside(_image_of(SOUND_CONFIG, "app:1"), _image_of(_OTHER, "app:1"))),
+    Hostile("docker-and-index-other-name", "manifest.json lists another image, under another name",
+            lambda: _beside(_image_of(_OTHER, "other:1"))),
+    Hostile("docker-and-index-no-name", "manifest.json lists another image, without a name",
+            lambda: _beside(_image_of(_OTHER))),
+    Hostile("docker-and-index-other-layers", "manifest.json gives an image other layers than index.json",
+            lambda: _beside(_image_of(SOUND_CONFIG, "app:1", layers=LAYERS[::-1]))),
+    Hostile("docker-and-index-no-layers", "manifest.json gives an image no layers",
+            lambda: _beside(_image_of(SOUND_CONFIG, "app:1", layers=()))),
+    Hostile("docker-and-index-file", "beside an index.json, manifest.json has its config in a file of its own",
+            lambda: _beside({**_image_of(_OTHER, "app:1"), "Config": _CONFIG}, more=[(_CONFIG, _OTHER)])),
+    Hostile("docker-and-index-lacks", "beside an index.json, manifest.json lists an image that is not there",
+            lambda: _beside(_image_of(SOUND_CONFIG, "app:1"), _image_of(b"{}"))),
+    Hostile("docker-and-index-platforms", "manifest.json lists an image that is none of an index's platforms",
+            _platforms),
+    Hostile("docker-and-index-no-list", "beside an index.json, manifest.json is no list", lambda: _beside(raw=b"{}")),
     Hostile("docker-nothing-listed", "no manifest.json, and no index.json", lambda: tar((_CONFIG, SOUND_CONFIG))),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ The layers that the registry has afterwards are those of the image, and a manife
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -14,9 +15,10 @@ import pytest
 import zstandard
 
 from tests.cli.run import ocistream
+from tests.hostile.corpus import CORPUS
 from tests.interop.contents import compression_of, entries_of, in_archive, in_docker_archive, in_layout, in_registry
 from tests.interop.writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
-from tests.peers import DockerRegistry, docker_registry
+from tests.peers import DockerRegistry, Tools, docker_registry
 
 WRAPPINGS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "in gzip": lambda archive: gzip.compress(archive, compresslevel=1),
@@ -187,3 +189,19 @@ def test_of_several_images_one_has_to_be_chosen(
         assert APP in result.err
         assert WEB in result.err
     assert shared_registry.tags(tmp_path.name) == {}
+
+
+# -- archives that tools read differently -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["docker-and-index-same-name", "docker-and-index-other-name"])
+def test_what_skopeo_reads_as_two_different_images_is_refused(name: str, tools: Tools, tmp_path: Path) -> None:
+    archive = tmp_path / "given.tar"
+    archive.write_bytes(CORPUS[name].make())
+    configs = [
+        json.loads(tools.run("skopeo", "inspect", "--config", f"{transport}:{archive}").stdout)
+        for transport in ("oci-archive", "docker-archive")
+    ]
+    assert [config.get("author") for config in configs] == [None, "Mallory"]
+    for result in (ocistream("verify", archive), ocistream("verify", stdin=archive.read_bytes())):
+        assert (result.code, result.out) == (6, b"")

@@ -200,4 +200,11 @@ LIMITS: Final[dict[int, Limit]] = {
                "unit/test_begun.py::test_together_they_have_to_be_the_blob",
                "cli/test_via_continues.py::test_a_beginning_that_is_not_the_blobs_costs_time_and_nothing_else"),
     ),
+    23: Limit(
+        "A manifest.json and an index.json in one archive mean the same images; others in manifest.json are said",
+        ("stores.comparison:Comparison",),
+        archives=("docker-and-index-*",),
+        tests=("cli/test_docker_save.py::test_two_lists_that_contradict_each_other_are_refused",
+               "cli/test_docker_save.py::test_an_image_that_only_manifest_json_lists_counts_too"),
+    ),
 }  # fmt: skip

@@ -1,0 +1,432 @@
+"""Archives of Docker 25 and later on the command line: `manifest.json` beside `index.json`, and plain layers."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.archives import items_of, tar_of
+from tests.cli import expect
+from tests.cli.run import Argument, Result, ocistream
+from tests.cli.test_serve import serving
+from tests.conversions import VOUCHES_FOR
+from tests.docker_archives import (
+    Entry,
+    Saved,
+    archive_of,
+    hex_of,
+    of_docker_25,
+    plain,
+    plain_manifest,
+    saved,
+    with_file,
+)
+from tests.faults import FaultyRegistry
+from tests.images import OCI_LAYER, Layout, digest_of, tar_layer
+from tests.registry_http import get, manifest, manifest_digest, tags
+
+both = pytest.mark.parametrize("how", ["file", "pipe"])
+Give = Callable[..., Result]
+
+#: Why a run says something of what only manifest.json lists.
+_ALSO: Final = "that index.json does not list"
+
+
+@pytest.fixture
+def images(layout: Layout) -> list[Saved]:
+    """Return a tagged image, and one without a tag that shares a layer with it."""
+    shared = tar_layer({"etc/motd": b"shared\n"})
+    first = layout.image([shared, tar_layer({"a": b"first " * 500})])
+    second = layout.image([shared, tar_layer({"b": b"second"})], platform="linux/arm64")
+    return [saved(layout, first, "app:1"), saved(layout, second)]
+
+
+@pytest.fixture
+def give(tmp_path: Path) -> Give:
+    """Return what runs a command that takes an archive with -i, or as an argument `{}`, or from a pipe."""
+
+    def run(content: bytes, how: str, *argv: Argument, prefix: str = "") -> Result:
+        path = tmp_path / "given.tar"
+        if how == "file":
+            path.write_bytes(content)
+        name = f"{prefix}{path if how == 'file' else '-'}"
+        placed = [name if word == "{}" else word for word in argv]
+        if "{}" not in argv:
+            placed += ["-i", name]
+        return ocistream(*placed, stdin=None if how == "file" else content)
+
+    return run
+
+
+def digest(image: Saved) -> str:
+    """Return the digest of the manifest that Docker writes of an image."""
+    return digest_of(json.dumps(plain_manifest(image), separators=(",", ":")).encode())
+
+
+def image_id(image: Saved) -> str:
+    return f"sha256:{hex_of(image.config)}"
+
+
+def ordered(entries: Sequence[Entry], *first: str) -> list[Entry]:
+    """Return entries in another order: some come first, in this order."""
+    named = dict(entries)
+    return [*((name, named[name]) for name in first), *(entry for entry in entries if entry[0] not in first)]
+
+
+def assert_pushed(host: str, repository: str, tag: str, image: Saved, suffix: str = "+gzip") -> None:
+    """Assert that a registry has an image with its layers compressed."""
+    document = json.loads(manifest(host, repository, tag) or b"{}")
+    assert document["config"]["digest"] == image_id(image)
+    assert {layer["mediaType"] for layer in document["layers"]} == {OCI_LAYER + suffix}
+    found = [get(host, f"/v2/{repository}/blobs/{layer['digest']}")[1] for layer in document["layers"]]
+    assert [plain(layer) for layer in found] == list(image.layers)
+
+
+# Images that only manifest.json lists ---------------------------------------------------------------------------
+
+#: Where index.json and manifest.json may stand.
+ORDERS: Final = [(), ("manifest.json",), ("manifest.json", "index.json"), ("index.json", "manifest.json", "oci-layout")]
+
+
+@both
+@pytest.mark.parametrize("first", ORDERS, ids=lambda names: " ".join(names) or "last")
+def test_an_image_that_only_manifest_json_lists_counts_too(
+    how: str, first: tuple[str, ...], images: list[Saved], give: Give
+) -> None:
+    archive = archive_of(ordered(of_docker_25(images), *first))
+    result = give(archive, how, "verify", "{}")
+    expect.success(result)
+    assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
+    assert _ALSO in result.err
+    assert image_id(images[1]) in result.err
+
+
+@both
+@pytest.mark.parametrize("first", ORDERS, ids=lambda names: " ".join(names) or "last")
+def test_it_is_one_of_several_to_push(
+    how: str, first: tuple[str, ...], images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    archive = archive_of(ordered(of_docker_25(images), *first))
+    result = give(archive, how, "push", f"{served.host}/app:1")
+    assert result.code == 2
+    assert digest(images[1]) in result.err
+    expect.no_image(served)
+    expect.success(give(archive, how, "push", f"{served.host}/app:1", "--image", digest(images[1])))
+    assert_pushed(served.host, "app", "1", images[1])
+    expect.success(give(archive, how, "push", f"{served.host}/app:2", "--image", "app:1"))
+    assert_pushed(served.host, "app", "2", images[0])
+
+
+@both
+def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
+    how: str, images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    archive = archive_of(of_docker_25(images[1:], null=True))
+    result = give(archive, how, "verify", "{}")
+    expect.success(result)
+    assert result.lines()[0] == f"-@{digest(images[1])}"
+    expect.success(give(archive, how, "push", f"{served.host}/app:1"))
+    assert_pushed(served.host, "app", "1", images[1])
+
+
+@both
+def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give, tmp_path: Path) -> None:
+    archive = archive_of(of_docker_25(images))
+    shown = give(archive, how, "inspect", "{}", "--json")
+    assert [image["digest"] for image in json.loads(shown.out)["images"]] == [digest(image) for image in images]
+    listed = give(archive, how, "have", "{}")
+    assert digest(images[1]) in listed.lines()
+    assert _ALSO in shown.err
+    assert _ALSO in listed.err
+    copied = give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}")
+    expect.success(copied)
+    assert len(expect.index_of(tmp_path / "out")) == 2
+
+
+def test_serve_has_it(images: list[Saved], tmp_path: Path) -> None:
+    (tmp_path / "both.tar").write_bytes(archive_of(of_docker_25(images)))
+    with serving(tmp_path / "both.tar") as (_, host):
+        assert manifest_digest(host, "library/app", "1") == digest(images[0])
+        assert get(host, f"/v2/library/app/manifests/{digest(images[1])}")[0] == 200
+    (tmp_path / "one.tar").write_bytes(archive_of(of_docker_25(images[1:], null=True)))
+    with serving(tmp_path / "one.tar") as (_, host):
+        assert tags(host, "one") == ["latest"]
+        assert manifest_digest(host, "one", "latest") == digest(images[1])
+
+
+def test_serve_says_that_there_is_no_image(layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "empty.tar").write_bytes(tar_of(items_of(layout)))
+    with serving(tmp_path / "empty.tar") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert "empty.tar has no image" in err.decode()
+
+
+def test_from_a_pipe_it_must_be_known_before_the_layers(
+    images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    entries = of_docker_25(images)
+    late = [entry for entry in ordered(entries, "index.json") if entry[0] != "manifest.json"]
+    archive = archive_of([*late, ("manifest.json", dict(entries)["manifest.json"])])
+    result = give(archive, "pipe", "push", f"{served.host}/app:1", "--image", "app:1")
+    expect.failure(result, 8, "manifest.json", "from a file")
+    expect.no_image(served)
+    expect.success(give(archive, "file", "push", f"{served.host}/app:1", "--image", "app:1"))
+
+
+@both
+def test_as_a_docker_archive_manifest_json_counts_alone(
+    how: str, images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    entries = of_docker_25(images, index=[])
+    shown = give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:")
+    expect.success(shown)
+    assert shown.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
+    assert "ok: docker-archive, 2 images" in shown.lines()[2]
+    # Docker 25.0.0 has the layers of its manifests in any order: it is manifest.json that is right.
+    image = images[0]
+    mixed = dict(plain_manifest(image), layers=plain_manifest(image)["layers"][::-1])
+    raw = json.dumps(mixed).encode()
+
+    def of_the_other(index: Any) -> Any:
+        index["manifests"][0] |= {"digest": digest_of(raw), "size": len(raw)}
+        return index
+
+    wrong = with_file([*of_docker_25([image]), (f"blobs/sha256/{hex_of(raw)}", raw)], "index.json", of_the_other)
+    expect.failure(give(archive_of(wrong), how, "push", f"{served.host}/app:1"), 6, "other layers", "docker-archive:")
+    expect.no_image(served)
+    expect.success(give(archive_of(wrong), how, "push", f"{served.host}/app:1", prefix="docker-archive:"))
+    assert_pushed(served.host, "app", "1", image)
+
+
+@both
+def test_as_a_docker_archive_without_manifest_json_it_is_read_as_oci(how: str, images: list[Saved], give: Give) -> None:
+    entries = [entry for entry in of_docker_25(images[:1]) if entry[0] not in {"manifest.json", "repositories"}]
+    result = give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:")
+    expect.success(result)
+    assert result.lines()[0] == f"docker.io/library/app:1@{digest(images[0])}"
+    assert "no manifest.json" in result.err
+
+
+def test_of_a_directory_index_json_alone_counts_and_that_is_said(images: list[Saved], tmp_path: Path) -> None:
+    for name, content in of_docker_25(images[1:], null=True):
+        if isinstance(content, bytes):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+    result = ocistream("push", "-i", tmp_path, "localhost:1/app:1")
+    assert result.code == 4
+    assert "manifest.json is not read" in result.err
+
+
+# manifest.json and index.json that contradict each other --------------------------------------------------------
+
+
+def same_name(images: list[Saved]) -> list[Entry]:
+    """Return an archive in which app:1 is one image in index.json, and another one in manifest.json, which has both."""
+
+    def swapped(listed: Any) -> Any:
+        return [{**listed[1], "RepoTags": ["app:1"]}, {**listed[0], "RepoTags": None}]
+
+    return with_file(of_docker_25(images), "manifest.json", swapped)
+
+
+def other_name(images: list[Saved]) -> list[Entry]:
+    """Return an archive in which manifest.json lists another image alone."""
+    return with_file(of_docker_25(images), "manifest.json", lambda listed: [listed[1]])
+
+
+def other_layers(images: list[Saved]) -> list[Entry]:
+    """Return an archive in which an image has other layers in manifest.json."""
+    return with_file(
+        of_docker_25(images), "manifest.json", lambda listed: [{**listed[0], "Layers": listed[1]["Layers"]}]
+    )
+
+
+def no_blob(images: list[Saved]) -> list[Entry]:
+    """Return an archive in which manifest.json has the config in a file of its own."""
+    entries = with_file(of_docker_25(images), "manifest.json", lambda listed: [{**listed[0], "Config": "x.json"}])
+    return [*entries, ("x.json", images[1].config)]
+
+
+CONTRADICTIONS: Final = [same_name, other_name, other_layers, no_blob]
+
+
+@both
+@pytest.mark.parametrize("made", CONTRADICTIONS)
+def test_two_lists_that_contradict_each_other_are_refused(
+    how: str,
+    made: Callable[[list[Saved]], list[Entry]],
+    images: list[Saved],
+    give: Give,
+    served: FaultyRegistry,
+    tmp_path: Path,
+) -> None:
+    entries = made(images)
+    for first in ORDERS if made is same_name else ORDERS[:1]:
+        archive = archive_of(ordered(entries, *first))
+        for argv in (["verify", "{}"], ["inspect", "{}"], ["have", "{}"], ["copy", "{}", f"oci:{tmp_path / 'out'}"]):
+            expect.failure(give(archive, how, *argv), 6, "manifest.json")
+        expect.failure(give(archive, how, "push", f"{served.host}/app:1"), 6, "manifest.json")
+    expect.no_image(served)
+    assert not (tmp_path / "out/index.json").exists()
+
+
+@pytest.mark.parametrize("made", CONTRADICTIONS)
+def test_they_are_not_served(made: Callable[[list[Saved]], list[Entry]], images: list[Saved], tmp_path: Path) -> None:
+    (tmp_path / "given.tar").write_bytes(archive_of(made(images)))
+    expect.failure(ocistream("serve", tmp_path / "given.tar", "--listen", "127.0.0.1:0"), 6, "manifest.json")
+
+
+def test_a_contradiction_that_comes_last_in_a_pipe_is_refused(
+    images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    entries = ordered(same_name(images), "index.json")
+    late = [entry for entry in entries if entry[0] != "manifest.json"]
+    archive = archive_of([*late, ("manifest.json", dict(entries)["manifest.json"])])
+    expect.failure(give(archive, "pipe", "push", f"{served.host}/app:1"), 6, "app:1", "manifest.json")
+    expect.no_image(served)
+    # The name that it contradicts itself about is one there as well.
+    expect.failure(give(archive, "pipe", "verify", "{}", prefix="docker-archive:"), 6, "app:1", "manifest.json")
+
+
+# Layers that docker save left plain -----------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("sources", [True, False], ids=["LayerSources", "repositories"])
+def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_said(
+    how: str, sources: bool, images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    archive = archive_of(of_docker_25(images[:1], sources=sources))
+    result = give(archive, how, "push", f"{served.host}/app:1")
+    expect.success(result)
+    assert_pushed(served.host, "app", "1", images[0])
+    assert f"the digest {digest(images[0])} became {manifest_digest(served.host, 'app', '1')}" in result.err
+    again = give(archive, "pipe" if how == "file" else "file", "push", f"{served.host}/app:2")
+    expect.success(again)
+    assert manifest_digest(served.host, "app", "2") == manifest_digest(served.host, "app", "1")
+
+
+@both
+def test_they_stay_plain_if_that_is_asked_for(
+    how: str, images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    result = give(archive_of(of_docker_25(images[:1])), how, "push", f"{served.host}/app:1", "--compress", "none")
+    expect.success(result)
+    assert manifest_digest(served.host, "app", "1") == digest(images[0])
+    assert "docker save" not in result.err
+
+
+@both
+@pytest.mark.parametrize("to", ["oci:{out}", "{host}/copied:1"])
+def test_a_copy_compresses_them_too(
+    how: str, to: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
+) -> None:
+    archive = archive_of(of_docker_25(images[:1]))
+    result = give(archive, how, "copy", "{}", to.format(out=tmp_path / "out", host=served.host))
+    expect.success(result)
+    assert "became" in result.err
+    if to.startswith("oci:"):
+        (entry,) = expect.index_of(tmp_path / "out")
+        assert {layer["mediaType"] for layer in Layout(tmp_path / "out").read(entry["digest"])["layers"]} == {
+            f"{OCI_LAYER}+gzip"
+        }
+    else:
+        assert_pushed(served.host, "copied", "1", images[0])
+
+
+def test_into_an_archive_from_a_pipe_they_stay_plain_and_that_is_said(
+    images: list[Saved], give: Give, tmp_path: Path
+) -> None:
+    archive = archive_of(of_docker_25(images[:1]))
+    result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
+    expect.success(result)
+    assert "stay uncompressed: 2" in result.err
+    assert expect.index_of(tmp_path / "out.tar")[0]["digest"] == digest(images[0])
+    expect.success(give(archive, "file", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
+    assert expect.index_of(tmp_path / "out.tar")[0]["digest"] != digest(images[0])
+
+
+@both
+def test_where_blobs_are_left_out_by_their_digests_they_stay_plain_and_that_is_said(
+    how: str, images: list[Saved], give: Give, tmp_path: Path
+) -> None:
+    archive = archive_of(of_docker_25(images[:1]))
+    (tmp_path / "have.txt").write_bytes(give(archive, how, "have", "{}").out)
+    result = give(archive, how, "copy", "{}", f"oci-archive:{tmp_path / 'x.tar'}", "--have", tmp_path / "have.txt")
+    expect.success(result)
+    assert "stay uncompressed: 2, since blobs are excluded by their digests" in result.err
+    assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == digest(images[0])
+
+
+@both
+def test_plain_layers_of_other_tools_stay_as_they_are(
+    how: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
+) -> None:
+    # BuildKit's `compression=uncompressed` has neither LayerSources nor a file named repositories.
+    entries = [entry for entry in of_docker_25(images[:1], sources=False) if entry[0] != "repositories"]
+    result = give(archive_of(entries), how, "push", f"{served.host}/app:1")
+    expect.success(result)
+    assert manifest_digest(served.host, "app", "1") == digest(images[0])
+    assert_pushed(served.host, "app", "1", images[0], "")
+    assert "docker save" not in result.err
+    expect.success(give(archive_of(entries), how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
+    assert expect.index_of(tmp_path / "out")[0]["digest"] == digest(images[0])
+    expect.success(ocistream("verify", tmp_path / "out", "--deep"))
+
+
+@both
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_compressed_layers_of_docker_save_stay_byte_for_byte(
+    how: str, compression: Any, layout: Layout, give: Give, served: FaultyRegistry
+) -> None:
+    layers = [tar_layer({"a": b"one"}, compression=compression), tar_layer({"b": b"two"}, compression=compression)]
+    image = layout.image(layers, name="app")
+    document = layout.read(image["digest"])
+    listed = [
+        {
+            "Config": "blobs/" + document["config"]["digest"].replace(":", "/"),
+            "RepoTags": ["app:1"],
+            "Layers": ["blobs/" + layer["digest"].replace(":", "/") for layer in document["layers"]],
+            "LayerSources": {layer["digest"]: layer for layer in document["layers"]},
+        }
+    ]
+    archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
+    result = give(archive, how, "push", f"{served.host}/app:1")
+    expect.success(result)
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert "docker save" not in result.err
+    # The manifest that is there is the one, too, where manifest.json says which images there are.
+    result = give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:")
+    expect.success(result)
+    assert manifest_digest(served.host, "app", "2") == image["digest"]
+
+
+@both
+def test_an_attestation_in_the_index_vouches_for_the_new_image_as_with_compress(
+    how: str, layout: Layout, give: Give, served: FaultyRegistry
+) -> None:
+    image = layout.image([tar_layer({"a": b"plain"}, compression="")])
+    vouching = layout.image([tar_layer({"in-toto": b"{}"})], platform="unknown/unknown")
+    layout.index([image, {**vouching, "annotations": {VOUCHES_FOR: image["digest"]}}], name="app")
+    document = layout.read(image["digest"])
+    listed = [
+        {
+            "Config": "blobs/" + document["config"]["digest"].replace(":", "/"),
+            "Layers": ["blobs/" + layer["digest"].replace(":", "/") for layer in document["layers"]],
+            "LayerSources": {layer["digest"]: layer for layer in document["layers"]},
+        }
+    ]
+    found = {}
+    for name, options in (("saved", []), ("asked", ["--compress", "gzip"])):
+        archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
+        expect.success(give(archive, how, "push", f"{served.host}/{name}:1", *options))
+        found[name] = json.loads(manifest(served.host, name, "1") or b"{}")
+    assert found["saved"] == found["asked"]
+    entry, attestation = found["saved"]["manifests"]
+    assert attestation["annotations"][VOUCHES_FOR] == entry["digest"] != image["digest"]

@@ -1,0 +1,181 @@
+"""`manifest.json` held against `index.json`: what is the same image, what only one of them lists, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from ocistream.documents import parse_descriptor
+from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.model import Descriptor
+from ocistream.stores.comparison import Comparison
+from ocistream.stores.docker_images import Listed
+from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
+
+FULL_NAME = "io.containerd.image.name"
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+
+def described(content: bytes, kind: str, **more: Any) -> dict[str, Any]:
+    return {"mediaType": kind, "digest": digest_of(content), "size": len(content), **more}
+
+
+def image(config: bytes, *layers: bytes, kind: str = OCI_LAYER) -> bytes:
+    """Return the manifest of an image."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": described(config, OCI_CONFIG),
+        "layers": [described(layer, kind) for layer in layers],
+    }
+    return json.dumps(document).encode()
+
+
+def index(*manifests: bytes, kind: str = OCI_MANIFEST) -> bytes:
+    entries = [described(manifest, kind) for manifest in manifests]
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+
+
+def entry(raw: bytes, name: str | None = None, kind: str = OCI_MANIFEST) -> Descriptor:
+    annotations = {} if name is None else {"annotations": {FULL_NAME: f"docker.io/library/{name}"}}
+    return parse_descriptor(described(raw, kind, **annotations), "an entry")
+
+
+def path(content: bytes) -> str:
+    return "blobs/" + digest_of(content).replace(":", "/")
+
+
+def listed(config: bytes, *layers: bytes, tags: Sequence[str] = ()) -> Listed:
+    return Listed(path(config), tuple(map(path, layers)), tuple(tags))
+
+
+def compared(entries: Sequence[Descriptor], *documents: bytes) -> Comparison:
+    """Return a comparison that was given all documents that it needs."""
+    comparison = Comparison(entries)
+    known = {digest_of(document): document for document in documents}
+    todo = list(comparison.needs)
+    while todo:
+        digest = todo.pop()
+        if digest in known:
+            todo += comparison.supply(digest, known[digest])
+        else:
+            del comparison.needs[digest]
+    return comparison
+
+
+A, B = image(b"a", b"1", b"2"), image(b"b", b"1")
+LISTED_A, LISTED_B = listed(b"a", b"1", b"2", tags=["app:1"]), listed(b"b", b"1")
+
+
+def test_the_same_images_are_no_contradiction() -> None:
+    assert compared([entry(A, "app:1"), entry(B)], A, B).only_in_manifest_json([LISTED_A, LISTED_B]) == []
+
+
+def test_what_only_manifest_json_lists_is_given() -> None:
+    assert compared([entry(A, "app:1")], A).only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_B]
+    assert compared([]).only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_A, LISTED_B]
+
+
+def test_one_platform_of_an_index_is_the_image_of_its_name() -> None:
+    whole = index(A, B)
+    comparison = compared([entry(whole, "app:1", OCI_INDEX)], whole, A, B)
+    assert comparison.only_in_manifest_json([LISTED_A]) == []
+    assert comparison.only_in_manifest_json([listed(b"b", b"1", tags=["docker.io/library/app:1"])]) == []
+
+
+def test_an_index_may_lack_other_platforms() -> None:
+    # Docker 29 keeps the index whole, and saves the platforms that it has.
+    whole = index(B, A)
+    assert compared([entry(whole, "app:1", OCI_INDEX)], whole, A).only_in_manifest_json([LISTED_A]) == []
+    with pytest.raises(ArchiveError, match="app:1 is one image"):
+        compared([entry(whole, "app:1", OCI_INDEX)], whole, B).only_in_manifest_json([LISTED_A])
+
+
+def test_a_name_may_stand_for_several_entries() -> None:
+    assert compared([entry(B, "app:1"), entry(A, "app:1")], A, B).only_in_manifest_json([LISTED_A]) == []
+
+
+def test_another_image_of_the_same_name_is_a_contradiction() -> None:
+    comparison = compared([entry(B, "app:1"), entry(A)], A, B)
+    for by_name in (False, True):
+        with pytest.raises(ArchiveError, match=r"app:1 is one image in manifest\.json and another one in index\.json"):
+            comparison.only_in_manifest_json([LISTED_A], by_name=by_name)
+
+
+def test_while_something_is_needed_nothing_is_a_contradiction_yet() -> None:
+    whole = index(A, B)
+    comparison = Comparison([entry(whole, "app:1", OCI_INDEX)])
+    assert comparison.only_in_manifest_json([LISTED_A]) == [LISTED_A]
+    comparison.supply(digest_of(whole), whole)
+    comparison.supply(digest_of(B), B)
+    assert comparison.only_in_manifest_json([LISTED_A]) == [LISTED_A]
+    comparison.supply(digest_of(A), A)
+    assert comparison.only_in_manifest_json([LISTED_A]) == []
+
+
+def test_no_image_in_common_is_a_contradiction() -> None:
+    comparison = compared([entry(A, "app:1")], A)
+    with pytest.raises(ArchiveError, match=r"lists the image .*, index\.json other ones"):
+        comparison.only_in_manifest_json([LISTED_B])
+    assert comparison.only_in_manifest_json([LISTED_B], by_name=True) == []
+
+
+@pytest.mark.parametrize("layers", [(b"2", b"1"), (b"1",), (), (b"1", b"2", b"2")])
+def test_other_layers_are_a_contradiction(layers: Sequence[bytes]) -> None:
+    comparison = compared([entry(A, "app:1")], A)
+    with pytest.raises(ArchiveError, match="other layers than its manifest"):
+        comparison.only_in_manifest_json([listed(b"a", *layers, tags=["app:1"])])
+
+
+def test_one_of_several_manifests_of_a_config_has_to_have_the_layers() -> None:
+    again = image(b"a", b"3")
+    comparison = compared([entry(again), entry(A, "app:1")], A, again)
+    assert comparison.only_in_manifest_json([LISTED_A, listed(b"a", b"3")]) == []
+
+
+def test_foreign_layers_have_other_digests_where_docker_saves_them() -> None:
+    foreign = image(b"a", b"1", b"2", kind=FOREIGN)
+    comparison = compared([entry(foreign, "app:1")], foreign)
+    assert comparison.only_in_manifest_json([listed(b"a", b"saved", b"too", tags=["app:1"])]) == []
+    with pytest.raises(ArchiveError, match="other layers"):
+        comparison.only_in_manifest_json([listed(b"a", b"saved", tags=["app:1"])])
+
+
+def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
+    with pytest.raises(ArchiveError, match=r"names the config a\.json"):
+        compared([entry(A, "app:1")], A).only_in_manifest_json([Listed("a.json", (), ())])
+
+
+@pytest.mark.parametrize("raw", [A + b" ", b"{}", A.replace(b"a", b"b", 1)])
+def test_a_corrupt_or_malformed_manifest_is_lacking(raw: bytes) -> None:
+    comparison = Comparison([entry(A, "app:1")])
+    assert comparison.supply(digest_of(A), raw) == []
+    assert not comparison.needs
+    malformed = b'{"schemaVersion":2,"layers":1}'
+    assert compared([entry(malformed)], malformed).only_in_manifest_json([LISTED_A]) == [LISTED_A]
+
+
+def test_what_is_neither_a_manifest_nor_an_index_is_not_needed() -> None:
+    layer = index(b"a layer", kind=f"{OCI_LAYER}+gzip")
+    comparison = compared([entry(layer, kind=OCI_INDEX)], layer)
+    assert comparison.only_in_manifest_json([LISTED_A]) == [LISTED_A]
+
+
+def test_there_is_a_bound_on_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = index(A, B)
+    entries = [entry(whole, "app:1", OCI_INDEX), entry(whole, "app:2", OCI_INDEX)]
+    monkeypatch.setattr(limits, "MAX_OFFERED", 1)
+    with pytest.raises(UnsupportedError, match="more than 1 manifests to compare"):
+        compared(entries, whole, A, B)
+    monkeypatch.undo()
+    monkeypatch.setattr(limits, "MAX_MANIFESTS", 2)
+    with pytest.raises(UnsupportedError, match="more than 2 manifests to compare"):
+        compared(entries, whole, A, B)
+    monkeypatch.undo()
+    monkeypatch.setattr(limits, "MAX_NEEDED", 2)
+    with pytest.raises(UnsupportedError, match="need more than 2 manifests"):
+        compared(entries, whole, A, B).only_in_manifest_json([LISTED_A])
