@@ -188,6 +188,8 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
     expect.success(shown)
     assert shown.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
+    result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")
+    expect.failure(result, 2, "there are 2 images", digest(images[1]))
     # Docker 25.0.0 has the layers of its manifests in any order: it is manifest.json that is right.
     image = images[0]
     mixed = dict(plain_manifest(image), layers=plain_manifest(image)["layers"][::-1])
