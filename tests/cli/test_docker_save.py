@@ -101,7 +101,7 @@ def test_an_image_that_only_manifest_json_lists_counts_too(
     archive = archive_of(ordered(of_docker_25(images), *first))
     result = give(archive, how, "verify", "{}")
     expect.success(result)
-    assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
+    assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"- image ID {image_id(images[1])}"]
     assert _ALSO in result.err
     assert image_id(images[1]) in result.err
 
@@ -129,7 +129,7 @@ def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
     archive = archive_of(of_docker_25(images[1:], null=True))
     result = give(archive, how, "verify", "{}")
     expect.success(result)
-    assert result.lines()[0] == f"-@{digest(images[1])}"
+    assert result.lines()[0] == f"- image ID {image_id(images[1])}"
     expect.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert_pushed(served.host, "app", "1", images[1])
 
@@ -138,7 +138,8 @@ def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
 def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give, tmp_path: Path) -> None:
     archive = archive_of(of_docker_25(images))
     shown = give(archive, how, "inspect", "{}", "--json")
-    assert [image["digest"] for image in json.loads(shown.out)["images"]] == [digest(image) for image in images]
+    described = [image.get("digest") or image["imageId"] for image in json.loads(shown.out)["images"]]
+    assert described == [digest(images[0]), image_id(images[1])]
     listed = give(archive, how, "have", "{}")
     assert digest(images[1]) in listed.lines()
     assert _ALSO in shown.err
@@ -186,7 +187,10 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
     entries = of_docker_25(images, index=[])
     shown = give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:")
     expect.success(shown)
-    assert shown.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
+    assert shown.lines()[:2] == [
+        f"docker.io/library/app:1 image ID {image_id(images[0])}",
+        f"- image ID {image_id(images[1])}",
+    ]
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")
     expect.failure(result, 2, "there are 2 images", digest(images[1]))
