@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import tarfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.reference import printable
+from ocistream.stores.tar_header import header_of
 from ocistream.stream import chunks_of, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocistream.stores.tar_header import Header
     from ocistream.stream import Chunk
 
 __all__ = ["END", "Entry", "TarReader", "header", "padding"]
@@ -77,58 +79,6 @@ class Entry:
     target: str = ""
     is_symbolic: bool = False
     is_read_only: bool = False
-
-
-class _Header(NamedTuple):
-    """What is looked at of a header block: of tens of thousands of entries, owners and times would cost seconds."""
-
-    type: bytes
-    name: str
-    size: int
-    linkname: str
-    mode: bytes
-
-
-def header_of(block: bytes) -> _Header:
-    """Parse a header block (POSIX pax, "ustar Interchange Format").
-
-    Raises:
-        tarfile.HeaderError: its checksum is wrong, or something in it is no number.
-    """
-    summed = block[:148] + b"        " + block[156:]
-    promised, unsigned = _number(block[148:156]), sum(summed)
-    # Some tars of long ago took bytes for signed ones.
-    if promised != unsigned and promised != unsigned - 256 * sum(byte > 0x7F for byte in summed):
-        msg = "bad checksum"
-        raise tarfile.HeaderError(msg)
-    kind, name, prefix = block[156:157], _text(block[0:100]), _text(block[345:500])
-    if kind == tarfile.AREGTYPE and name.endswith("/"):
-        # So were directories written before there was a type for them.
-        kind = tarfile.DIRTYPE
-    if prefix and kind not in tarfile.GNU_TYPES:
-        name = f"{prefix}/{name}"
-    name = name.rstrip("/") if kind == tarfile.DIRTYPE else name
-    return _Header(kind, name, _number(block[124:136]), _text(block[157:257]), block[100:108])
-
-
-def _number(field: bytes) -> int:
-    """Read octal digits, or, as GNU has it, bytes behind one that says so."""
-    if field[0] in {0x80, 0xFF}:
-        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
-    digits = field.partition(b"\0")[0].strip(b" ")
-    if digits.strip(b"01234567"):
-        msg = "invalid header"
-        raise tarfile.HeaderError(msg)
-    return int(digits or b"0", 8)
-
-
-def _is_read_only(mode: bytes) -> bool:
-    """Return whether octal digits give the owner no right to write; what is malformed gives it."""
-    return mode.partition(b"\0")[0].strip(b" ")[-3:-2] in {b"0", b"1", b"4", b"5"}
-
-
-def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 class TarReader:
@@ -241,7 +191,7 @@ class TarReader:
         msg = f"the archive has more than {limits.MAX_EXTENSIONS} headers that belong to one entry"
         raise ArchiveError(msg)
 
-    def _entry(self, info: _Header, extended: dict[str, str], name: str, target: str) -> Entry:
+    def _entry(self, info: Header, extended: dict[str, str], name: str, target: str) -> Entry:
         name = extended.get("path") or name or info.name
         if info.type == tarfile.GNUTYPE_SPARSE or _PAX_SPARSE in extended:
             msg = f"{printable(name)!r} in the archive is a sparse file, which an image archive has no use for"
@@ -261,7 +211,7 @@ class TarReader:
         self._left, self._padding = size, -size % BLOCK
         target = extended.get("linkpath") or target or info.linkname
         is_symbolic = info.type == tarfile.SYMTYPE
-        return Entry(name, size, kind, self._position, target, is_symbolic, _is_read_only(info.mode))
+        return Entry(name, size, kind, self._position, target, is_symbolic, info.is_read_only)
 
     def _finish_entry(self) -> None:
         left, self._left = self._left + self._padding, 0
@@ -269,7 +219,7 @@ class TarReader:
         if left:
             self._skip(left)
 
-    def _parse(self, block: bytes) -> _Header:
+    def _parse(self, block: bytes) -> Header:
         try:
             info = header_of(block)
         except tarfile.HeaderError as error:

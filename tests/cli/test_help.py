@@ -36,6 +36,7 @@ RARE = {
     "ocistream.rewriting",
     "ocistream.serve",
     "ocistream.stores.tar",
+    "ocistream.stores.tar_header",
     "ocistream.tag_lists",
     "ocistream.verification",
 }
