@@ -72,7 +72,9 @@ MAX_GRAPH_MEMORY: Final = MAX_GRAPH_BYTES + MAX_MANIFEST + 2 * MIB
 # Archives --------------------------------------------------------------------------------------------------
 #: One PAX extended header (CVE-2025-8194 came from believing such sizes).
 MAX_PAX_HEADER: Final = 1 * MIB
-#: A GNU long name or long link: PATH_MAX.
+#: Records of one PAX header. Writers use up to ten, and one for each extended attribute; a MiB has room for 200,000.
+MAX_PAX_RECORDS: Final = 1_000
+#: A name or a link's target from a GNU long name, a GNU long link or a PAX header: PATH_MAX.
 MAX_LONG_NAME: Final = 4 * KIB
 #: Headers that only say something of the next entry, before one entry: its pax header, a global one, a long name and
 #: a long link are the most that there are. Without end they would never become one.
@@ -86,6 +88,9 @@ MAX_HELD_JSON: Final = 6 * MIB
 MAX_FILL: Final = 64 * MIB
 #: Entries of a tar, the skipped ones included: `MAX_MANIFESTS`, `MAX_BLOBS`, and as many again of others.
 MAX_ENTRIES: Final = 50_000
+#: Headers that only describe the next entry, with the records of PAX headers, in one archive: ten for each entry. GNU
+#: tar writes one header with three times for an entry. Each costs microseconds, and gzip makes almost nothing of them.
+MAX_PAX_RECORDS_IN_ALL: Final = 10 * MAX_ENTRIES
 
 #: Volumes of one archive. Each that is written, or read beside others, takes a file descriptor, of which a process
 #: often has 1,024.

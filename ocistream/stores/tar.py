@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ocistream import limits
 from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.reference import printable
-from ocistream.stores.tar_header import header_of
+from ocistream.stores.tar_header import header_of, pax_records
 from ocistream.stream import chunks_of, gathered
 
 if TYPE_CHECKING:
@@ -45,13 +45,24 @@ _OTHERS: Final = {
     b"\x7fELF": "this is a program",
 }
 _DAMAGED: Final = "it is damaged: fetch or write it again"
-_REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
-_LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
+#: Type 7 is "other": GNU tar and Python read a file, skopeo refuses the archive.
+_KINDS: Final = {
+    tarfile.REGTYPE: "file",
+    tarfile.AREGTYPE: "file",
+    tarfile.DIRTYPE: "directory",
+    tarfile.SYMTYPE: "link",
+    tarfile.LNKTYPE: "link",
+}
+#: Of other types bsdtar skips no content, or skips it only where other headers come before.
+_WITH_CONTENT: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
+#: GNU's headers for the name or the target of the next entry, and what pax calls these.
+_LONG: Final = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 #: Headers that pax and GNU tar apply to the entries behind them, and others do not: global ones (which git writes, for
 #: a comment), and Solaris's form of pax headers.
 _DOUBTFUL: Final = frozenset({tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
-#: By POSIX the size of these says nothing of bytes that follow; who reads it otherwise sees other entries after it.
-_WITHOUT_CONTENT: Final = _LINKS | {tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE}
+_EXTENSIONS: Final = _DOUBTFUL | _LONG.keys() | {tarfile.XHDTYPE}
+#: The greatest size of octal digits. Beyond it writers put 0 or this there, and the size into a pax header.
+_MAX_OCTAL: Final = 0o77777777777
 
 
 class Input(Protocol):
@@ -95,6 +106,7 @@ class TarReader:
         self._left = 0
         self._padding = 0
         self._block = bytearray(BLOCK)
+        self._records = 0
 
     def __iter__(self) -> Iterator[Entry]:
         """Give the entries; each one's `content` is to be read before the next is asked for, or is passed over.
@@ -166,8 +178,8 @@ class TarReader:
 
     def _next(self) -> Entry | None:
         self._finish_entry()
+        #: What other headers say of the entry: its "path", "linkpath" or "size".
         extended: dict[str, str] = {}
-        name, target = "", ""
         for _ in range(limits.MAX_EXTENSIONS + 1):
             block = self._read_block()
             if block == _ZEROS:
@@ -176,40 +188,36 @@ class TarReader:
                     raise ArchiveError(msg)
                 return None
             info = self._parse(block)
+            if info.type in _EXTENSIONS:
+                self._count_record()
             if info.type == tarfile.XHDTYPE:
-                extended = self._read_pax(info.size)
+                _merge(extended, self._read_pax(info.size))
             elif info.type in _DOUBTFUL:
                 if self._read_pax(info.size):
                     msg = "a pax header in the archive names an entry to some tools, and to others it does not"
                     raise ArchiveError(msg)
-            elif info.type == tarfile.GNUTYPE_LONGNAME:
-                name = self._read_text(info.size)
-            elif info.type == tarfile.GNUTYPE_LONGLINK:
-                target = self._read_text(info.size)
+            elif info.type in _LONG:
+                _merge(extended, {_LONG[info.type]: self._read_text(info.size)})
             else:
-                return self._entry(info, extended, name, target)
+                return self._entry(info, extended)
         msg = f"the archive has more than {limits.MAX_EXTENSIONS} headers that belong to one entry"
         raise ArchiveError(msg)
 
-    def _entry(self, info: Header, extended: dict[str, str], name: str, target: str) -> Entry:
-        name = extended.get("path") or name or info.name
+    def _entry(self, info: Header, extended: dict[str, str]) -> Entry:
+        name = extended.get("path", info.name)
         if info.type == tarfile.GNUTYPE_SPARSE or _PAX_SPARSE in extended:
             msg = f"{printable(name)!r} in the archive is a sparse file, which an image archive has no use for"
             raise ArchiveError(msg)
-        size = info.size
-        if "size" in extended:
-            if not extended["size"].isascii() or not extended["size"].isdigit() or len(extended["size"]) > 19:
-                msg = f"{printable(name)!r} in the archive has a malformed size"
-                raise ArchiveError(msg)
-            size = int(extended["size"])
-        if info.type in _REGULAR:
-            kind = "file"
-        else:
-            kind = "directory" if info.type == tarfile.DIRTYPE else "link" if info.type in _LINKS else "other"
-            if info.type in _WITHOUT_CONTENT:
-                size = 0
+        size = _size(info, extended.get("size"), name)
+        kind = _KINDS.get(info.type, "other")
+        if size and info.type not in _WITH_CONTENT:
+            msg = f"{printable(name)!r} in the archive has a size, though it is not a file: tools read it differently"
+            raise ArchiveError(msg)
+        if kind == "file" and name.endswith("/"):
+            msg = f"{printable(name)!r} in the archive is a file to some tools, and a directory to others"
+            raise ArchiveError(msg)
         self._left, self._padding = size, -size % BLOCK
-        target = extended.get("linkpath") or target or info.linkname
+        target = extended.get("linkpath", info.linkname)
         is_symbolic = info.type == tarfile.SYMTYPE
         return Entry(name, size, kind, self._position, target, is_symbolic, info.is_read_only)
 
@@ -264,36 +272,34 @@ class TarReader:
         return text.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
     def _read_pax(self, size: int) -> dict[str, str]:
-        """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header").
-
-        Keys that mean something here are kept; all of those of sparse files become one.
+        """Return the records that mean something here; all keys of sparse files become one.
 
         Raises:
-            ArchiveError: a length does not fit, such a key stands twice, or its value has a NUL.
+            ArchiveError: the header is malformed, or such a record is repeated, empty, too long, or has a NUL.
         """
         content = self._read_small(size, limits.MAX_PAX_HEADER, "a pax header")
         found: dict[str, str] = {}
-        position = 0
-        while position < len(content):
-            digits, space, _ = content[position : position + 20].partition(b" ")
-            length = int(digits) if space and digits.isdigit() else 0
-            record = content[position : position + length]
-            key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
+        for key, value in pax_records(content):
+            self._count_record()
             name = key.decode("utf-8", "surrogateescape")
-            fits = len(digits) + 4 <= length == len(record)
-            if not fits or not equals or not record.endswith(b"\n") or name in found:
-                msg = "a pax header in the archive is malformed"
-                raise ArchiveError(msg)
             if name in _PAX_KEYS:
+                if len(value) > limits.MAX_LONG_NAME:
+                    msg = f"the {name} in a pax header in the archive is larger than {limits.MAX_LONG_NAME} bytes"
+                    raise ArchiveError(msg)
                 if b"\0" in value:
                     # To tools in C it ends there, to others it does not.
                     msg = f"the {name} in a pax header in the archive has a NUL in it"
                     raise ArchiveError(msg)
-                found[name] = value.decode("utf-8", "surrogateescape")
+                _merge(found, {name: value.decode("utf-8", "surrogateescape")})
             elif name.startswith(_PAX_SPARSE):
                 found[_PAX_SPARSE] = ""
-            position += length
         return found
+
+    def _count_record(self) -> None:
+        self._records += 1
+        if self._records > limits.MAX_PAX_RECORDS_IN_ALL:
+            msg = f"the archive has more than {limits.MAX_PAX_RECORDS_IN_ALL} headers and records of pax headers"
+            raise ArchiveError(msg)
 
     def _truncated(self, where: str) -> TruncatedError:
         if self._position == 0:
@@ -305,6 +311,32 @@ class TarReader:
             f"{self._what} is truncated: it ends at byte {self._position}, {where}",
             hint="whatever wrote it failed or was interrupted",
         )
+
+
+def _merge(extended: dict[str, str], more: dict[str, str]) -> None:
+    """Add what another header says of the same entry. Of two names Go, Python and GNU tar choose different ones."""
+    for key, value in more.items():
+        if key in extended and key != _PAX_SPARSE:
+            msg = f"headers in the archive give the {key} of one entry twice: tools choose different ones"
+            raise ArchiveError(msg)
+        if not value and key in _LONG.values():
+            msg = f"a header in the archive gives an entry an empty {key}: to some tools this means its own"
+            raise ArchiveError(msg)
+        extended[key] = value
+
+
+def _size(info: Header, promised: str | None, name: str) -> int:
+    """Return an entry's size. Some tools ignore pax headers, or a size in the entry's own header."""
+    if promised is None:
+        return info.size
+    if not promised.isascii() or not promised.isdigit() or len(promised) > 19:
+        msg = f"{printable(name)!r} in the archive has a malformed size"
+        raise ArchiveError(msg)
+    size = int(promised)
+    if size != info.size and size <= _MAX_OCTAL:
+        msg = f"{printable(name)!r} in the archive has two sizes, {info.size} and {size}: tools choose different ones"
+        raise ArchiveError(msg)
+    return size
 
 
 def _other(block: bytes | bytearray) -> str:
