@@ -79,6 +79,8 @@ MAX_LONG_NAME: Final = 4 * KIB
 #: Headers that only say something of the next entry, before one entry: its pax header, a global one, a long name and
 #: a long link are the most that there are. Without end they would never become one.
 MAX_EXTENSIONS: Final = 16
+#: Directories in one name: each costs time, and 4 KiB have room for 2,000. An image archive has three.
+MAX_NAME_DEPTH: Final = 100
 #: All names together of what may belong to a docker-archive, with the links' targets.
 MAX_NAMES: Final = 1 * MIB
 #: Small JSON blobs that pass before `index.json` are held up to this in all; over it they are handed on.
@@ -88,9 +90,9 @@ MAX_HELD_JSON: Final = 6 * MIB
 MAX_FILL: Final = 64 * MIB
 #: Entries of a tar, the skipped ones included: `MAX_MANIFESTS`, `MAX_BLOBS`, and as many again of others.
 MAX_ENTRIES: Final = 50_000
-#: Headers that only describe the next entry, with the records of PAX headers, in one archive: ten for each entry. GNU
-#: tar writes one header with three times for an entry. Each costs microseconds, and gzip makes almost nothing of them.
-MAX_PAX_RECORDS_IN_ALL: Final = 10 * MAX_ENTRIES
+#: Headers that only describe the next entry, and records of PAX headers, in one archive: five for each entry. GNU tar
+#: writes four, a header with three times. Each costs microseconds, and gzip makes almost nothing of them.
+MAX_PAX_RECORDS_IN_ALL: Final = 5 * MAX_ENTRIES
 
 #: Volumes of one archive. Each that is written, or read beside others, takes a file descriptor, of which a process
 #: often has 1,024.

@@ -384,7 +384,6 @@ class ArchiveStorage:
         if (graph := self._source.docker_graph()) is not None:
             self._made = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
             return entries_of(graph)
-        self._source.check_layout()
         index = self._source.listed()
         self._made = self._source.made
         if VOLUME_OF in index.notes or LEFT_OUT in index.notes:

@@ -73,7 +73,7 @@ class ArchiveFileSource:
         Raises:
             NotFoundError: it is not there.
             LocalDiskError: it cannot be read.
-            ArchiveError: it is malformed or truncated.
+            ArchiveError: it is malformed or truncated, or its `oci-layout` is of an unknown version.
         """
         self._path = path
         self._what = f"cannot read {path}"
@@ -93,6 +93,8 @@ class ArchiveFileSource:
             self._file = io.FileIO(path, "rb")
         try:
             self._contents = self._scan()
+            if self._contents.layout is not None:
+                parse_layout_file(self._read(self._contents.layout, limits.MAX_LAYOUT_FILE))
         except BaseException:
             self._file.close()
             raise
@@ -101,7 +103,6 @@ class ArchiveFileSource:
         """Read `index.json` and every manifest below the chosen images, or make them of a docker-archive's."""
         if (docker := self.docker_graph()) is not None:
             return docker
-        self.check_layout()
         if self._as_docker:
             tell_no_list()
         gathering = Gathering(self._select, self._platforms, self._referrers)
@@ -150,15 +151,6 @@ class ArchiveFileSource:
         tell_only_there(only)
         self.made = manifests.raw
         return Index([*index.entries, *added], index.notes)
-
-    def check_layout(self) -> None:
-        """Read `oci-layout`, if it is there.
-
-        Raises:
-            ArchiveError: it is malformed, or of a version that is not known.
-        """
-        if self._contents.layout is not None:
-            parse_layout_file(self._read(self._contents.layout, limits.MAX_LAYOUT_FILE))
 
     def index(self) -> Index:
         """Read `index.json`, and learn of which volume it is.

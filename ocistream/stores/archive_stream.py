@@ -139,10 +139,17 @@ class ArchiveStreamSource:
             self._refused = None
             self._answering.answer(gathering, early)
         while self._refused is None and (needed := self._answering.next_need(gathering, early)) is not None:
+            self._check_missing(needed)
             gathering.lacks(needed.digest)
             # Once an index is known to be lacking, it may be decided which of the held manifests are wanted.
             self._answering.answer(gathering, early)
         return self._finished(gathering, made)
+
+    def _check_missing(self, needed: Descriptor) -> None:
+        if needed.digest in self._given:
+            # It did not begin like a manifest, and went to the sink as a blob.
+            msg = f"{needed.digest} is listed as a manifest, and is not a JSON object"
+            raise ArchiveError(msg)
 
     def _finished(self, gathering: Gathering, made: Collection[str] = ()) -> Graph:
         if self._refused is not None:
@@ -265,14 +272,12 @@ class ArchiveStreamSource:
             self._is_index_last = bool(self._contents.blobs)
             if not self._as_docker:
                 self._begin(gathering)
-        elif entry is self._contents.layout:
-            parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
         elif entry is self._contents.docker:
             self._docker.images = parse_manifest_json(self._read(entry, limits.MAX_MANIFEST))
         elif entry.kind == "file" and name in self._contents.others:
             self._docker.take(name, entry.size, self._content(entry)(), early)
         else:
-            self._take_part(entry)
+            self._take_other(entry)
 
     def _begin(self, gathering: Gathering) -> None:
         """Choose images of `index.json`; that none can be chosen is not final before `manifest.json` has passed."""
@@ -281,9 +286,15 @@ class ArchiveStreamSource:
         except (NotFoundError, UsageError) as error:
             self._refused = error
 
-    def _take_part(self, entry: Entry) -> None:
-        """Look at a part of a blob that has the rest in other volumes: nothing can be made of it alone."""
-        if self._everything and entry.kind == "file":
+    def _take_other(self, entry: Entry) -> None:
+        """Check what may come at any place: `oci-layout`, or a part of a blob that has the rest in other volumes.
+
+        Raises:
+            ArchiveError: `oci-layout` is malformed, or of an unknown version.
+        """
+        if entry is self._contents.layout:
+            parse_layout_file(self._read(entry, limits.MAX_LAYOUT_FILE))
+        elif self._everything and entry.kind == "file":
             self._parts.take(plain_name(entry.name), self._content(entry)())
 
     def _take_blob(self, gathering: Gathering, entry: Entry, digest: str, early: Early) -> None:
@@ -305,7 +316,7 @@ class ArchiveStreamSource:
         chunks = self._content(entry)()
         first = bytes(next(chunks, b""))
         whole = len(first) == entry.size
-        looks_like_json = first[: limits.KIB].lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
+        looks_like_json = first.lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
         budget = limits.MAX_HELD_JSON - self._passed.held_bytes
         if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, budget):
             content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
@@ -369,7 +380,7 @@ class ArchiveStreamSource:
             elif entry is self._contents.docker:
                 self._docker.images = parse_manifest_json(self._read(entry, limits.MAX_MANIFEST))
             else:
-                self._take_part(entry)
+                self._take_other(entry)
 
     def _read_entries(self) -> Iterator[Entry]:
         # Not `yield from`: that would end the reader together with this generator, and a second one goes on later.

@@ -22,6 +22,12 @@ __all__ = ["Contents", "Place", "blob_digest", "plain_name"]
 #: Files of Docker's first image format, which docker-archives carry along, one of each for every layer.
 _OF_VERSION_1: Final = frozenset({"VERSION", "json", "repositories"})
 _BLOB = re.compile(r"blobs/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))\Z")
+_DOCUMENTS: Final = frozenset({"oci-layout", "index.json", "manifest.json"})
+#: The directories of a layout, and the directory that contains it.
+_DIRECTORIES: Final = frozenset({"", "blobs", "blobs/sha256", "blobs/sha512"})
+#: What `normpath` leaves of `/` and `..` at the beginning of a path, and `.` for no path.
+_ABOVE = re.compile(r"\A(?:/+|(?:\.\./)+|\.{1,2}\Z)+")
+_TRAILING = re.compile(r"[. ](?<=[^/. ].)[. ]*(?=/|\Z)")
 
 
 def plain_name(name: str) -> str:
@@ -40,6 +46,16 @@ def is_illegal(name: str) -> bool:
     if name.startswith("/") or ".." in parts:
         return True
     return parts[0] == "blobs" and len(parts) > 2 and blob_digest(name) is None
+
+
+def path_of(name: str) -> str:
+    """Return the path to which tools extract an entry: simplified, and never outside of the directory."""
+    return _ABOVE.sub("", posixpath.normpath(name))
+
+
+def folded(name: str) -> str:
+    """Return a name as file systems see it that ignore case (macOS), or backslashes and trailing dots (Windows)."""
+    return _TRAILING.sub("", name.casefold().replace("\\", "/"))
 
 
 def blob_digest(name: str) -> str | None:
@@ -81,26 +97,29 @@ class Contents:
         self.checksums: dict[tuple[str, int], Place] = {}
         #: Blobs that stand there once more, each to be checked as the first one is.
         self.repeated: list[tuple[str, Place]] = []
+        self._links = _Links()
 
     def add(self, entry: Entry) -> str | None:
         """Note an entry, and give its digest where it is a blob.
 
         Raises:
-            ArchiveError: a second `index.json`, `manifest.json` or `oci-layout`, or something under a blob's name that
-                is no file.
+            ArchiveError: a second `index.json`, `manifest.json` or `oci-layout`, something else than a file under such
+                a name or a blob's, or a name that other tools may take for one of these.
         """
         name = plain_name(entry.name)
+        digest = blob_digest(name)
+        seen = folded(name)
+        if digest is None and name not in _DOCUMENTS:
+            _check_other_name(name, seen, entry.kind)
+        self._links.check(name, seen, entry.kind)
         if is_illegal(name):
             self.illegal += 1
             self.first_illegal = self.first_illegal or name
-        if entry.kind == "directory":
-            return None
-        digest = blob_digest(name)
         if name.startswith("parts/") and entry.kind == "file" and (part := part_of(name)) is not None:
             self._add_part(name, part, entry)
             return None
-        if digest is None and name not in {"oci-layout", "index.json", "manifest.json"}:
-            self.foreign += 1
+        if digest is None and name not in _DOCUMENTS:
+            self.foreign += entry.kind != "directory"
             self.repositories = self.repositories or (name == "repositories" and entry.kind == "file")
             self._add_other(name, entry)
             return None
@@ -159,7 +178,7 @@ class Contents:
 
     def _found(self, name: str) -> Place | str | None:
         if name in self._ambiguous:
-            msg = f"{printable(name)!r} stands twice in the archive"
+            msg = f"{printable(name)!r} stands twice in the archive, or under a name that some tools take for it"
             raise ArchiveError(msg)
         digest = blob_digest(name)
         return self.blobs.get(digest) if digest else self.others.get(name)
@@ -169,23 +188,26 @@ class Contents:
 
     def _add_other(self, name: str, entry: Entry) -> None:
         """Note what may belong to a docker-archive, as long as this can still be one, and as far as names have room."""
+        path = path_of(name)
+        if path in self.others:
+            # Which of the two is meant? That matters only if somebody means it.
+            self._ambiguous.add(path)
+            return
         is_oci = not self._as_docker and (self.layout or self.index)
-        if is_oci or entry.kind not in {"file", "link"} or posixpath.basename(name) in _OF_VERSION_1:
+        if is_oci or entry.kind not in {"file", "link"} or posixpath.basename(path) in _OF_VERSION_1:
             return
         if self.blobs and not name.startswith("blobs/"):
             # Bazel's docker-archives have their configs under blobs' names, and `.tar.gz` behind those of their layers.
             return
-        if name in self.others:
-            # Which of the two is meant? That matters only if somebody means it.
-            self._ambiguous.add(name)
-            return
-        self._names += len(name) + len(entry.target)
+        self._names += len(path) + len(entry.target)
         if self._has_too_many():
             return
-        self.others[name] = (
+        if path != name:
+            self._ambiguous.add(path)
+        self.others[path] = (
             Place(entry.offset, entry.size)
             if entry.kind == "file"
-            else link_target(name, entry.target, entry.is_symbolic)
+            else link_target(path, entry.target, entry.is_symbolic)
         )
 
     @property
@@ -203,6 +225,60 @@ class Contents:
             return self.index
         msg = "this is no image archive: it has neither an index.json nor a manifest.json"
         raise ArchiveError(msg, hint="give one that `ocistream pull`, `docker save`, skopeo or podman has written")
+
+
+class _Links:
+    """The links of an archive. No entry after a link may have its name, or a name below it.
+
+    Tools that extract archives write through links: with a link `d` to `.`, `d/index.json` replaces `index.json`.
+    """
+
+    def __init__(self) -> None:
+        #: Hashes of paths: the paths of tens of thousands of links could take 200 MiB.
+        self._seen: set[int] = set()
+
+    def check(self, name: str, seen: str, kind: str) -> None:
+        """Check a name against the links before it, and note it if it is a link; `seen` is the name, folded.
+
+        Raises:
+            ArchiveError: the name leads through a link.
+        """
+        if kind != "link" and not self._seen:
+            return
+        above = [0]
+        passed = set()
+        for part in seen.split("/"):
+            if part == "..":
+                above = above[:-1] or [0]
+            elif part not in {"", "."}:
+                above.append(hash((above[-1], part)))
+                passed.add(above[-1])
+        if kind == "link":
+            # A link in the place of a link is not followed.
+            passed.discard(above[-1])
+        if not passed.isdisjoint(self._seen):
+            msg = f"{printable(name)!r} in the archive leads through a link: some tools write to where the link points"
+            raise ArchiveError(msg)
+        if kind == "link":
+            self._seen.add(above[-1])
+
+
+def _check_other_name(name: str, seen: str, kind: str) -> None:
+    """Check a name that is none of a layout; `seen` is the name, folded.
+
+    Raises:
+        ArchiveError: other tools may take it for one, or it is too deep.
+    """
+    if name.count("/") > limits.MAX_NAME_DEPTH:
+        msg = f"{printable(name)!r} in the archive is more than {limits.MAX_NAME_DEPTH} directories deep"
+        raise ArchiveError(msg)
+    path = path_of(seen)
+    if path in _DOCUMENTS or _BLOB.match(path):
+        msg = f"{printable(name)!r} in the archive is {path} to some tools, and to others it is not"
+        raise ArchiveError(msg)
+    if path in _DIRECTORIES and kind != "directory":
+        msg = f"{printable(name)!r} in the archive is not a directory"
+        raise ArchiveError(msg)
 
 
 def link_target(name: str, target: str, is_symbolic: bool) -> str:

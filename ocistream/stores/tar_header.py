@@ -1,7 +1,7 @@
 """Headers of a tar: one block parsed, and the records of a pax header.
 
 Common tools read some headers differently. Such headers are refused: a file must not be one image here and another
-image elsewhere. `tests/hostile/in_headers.py` has each case, with what GNU tar, Python's tarfile and skopeo make of it.
+image elsewhere. `tests/hostile/differing.py` has each case, with what GNU tar, Python's tarfile and skopeo make of it.
 """
 
 from __future__ import annotations

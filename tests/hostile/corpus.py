@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.hostile import compressed, in_docker, in_documents, in_tar
+from tests.hostile import compressed, differing, in_docker, in_documents, in_tar
 from tests.hostile.pieces import Hostile
 
 CORPUS: Final[dict[str, Hostile]] = {
-    hostile.name: hostile for hostile in [*in_tar.ALL, *in_documents.ALL, *in_docker.ALL, *compressed.ALL]
+    hostile.name: hostile
+    for hostile in [*in_tar.ALL, *differing.ALL, *in_documents.ALL, *in_docker.ALL, *compressed.ALL]
 }

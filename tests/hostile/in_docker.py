@@ -177,5 +177,7 @@ ALL: Final = [
     Hostile("docker-and-index-platforms", "manifest.json lists an image that is none of an index's platforms",
             _platforms),
     Hostile("docker-and-index-no-list", "beside an index.json, manifest.json is no list", lambda: _beside(raw=b"{}")),
+    Hostile("docker-list-layout", "a docker-archive with an oci-layout of version 9",
+            lambda: _saved(("oci-layout", b'{"imageLayoutVersion":"9.0.0"}'))),
     Hostile("docker-nothing-listed", "no manifest.json, and no index.json", lambda: tar((_CONFIG, SOUND_CONFIG))),
 ]  # fmt: skip

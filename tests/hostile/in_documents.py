@@ -117,6 +117,13 @@ def _within(listed: list[dict[str, Any]]) -> bytes:
     return tar(*image(raw_index=json_of({"manifests": [descriptor(nest, OCI_INDEX)]})), blob(nest))
 
 
+def _list_first(raw: bytes) -> bytes:
+    """Return an index of one manifest, and the manifest first."""
+    nest = json_of({"schemaVersion": 2, "manifests": [descriptor(raw, OCI_MANIFEST)]})
+    files = image(raw_index=json_of({"schemaVersion": 2, "manifests": [descriptor(nest, OCI_INDEX)]}))
+    return tar(blob(raw), *files[:MANIFEST], blob(nest))
+
+
 INDEXES: Final = [
     Hostile("volume-nonsense", "it is a volume, and does not say which", lambda: _volume("first of two")),
     Hostile("volume-beyond", "it is the third of two volumes", lambda: _volume(f"2 2 {digest_of(b'')} app.%d")),
@@ -229,6 +236,8 @@ DOCUMENTS: Final = [
             lambda: _manifest(mediaType=DOCKER_MANIFEST)),
     Hostile("manifest-as-index", "a manifest that is listed as an index", lambda: _entry(mediaType=OCI_INDEX)),
     Hostile("manifest-no-json", "a manifest that is no JSON", lambda: _manifest(noise(500))),
+    Hostile("manifest-no-json-first", "a manifest of an index that begins as a list, before all that lists it",
+            lambda: _list_first(b"[" * 70)),
     Hostile("manifest-empty-object", "a manifest of nothing", lambda: _manifest(b"{}")),
     Hostile("manifest-keys-twice", "a manifest with two configs",
             lambda: _manifest(b'{"config":{},"layers":[],"config":{}}')),

@@ -14,7 +14,7 @@ import random
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.archives import BLOCK, END, Item, blob_name, padded, tar_of, with_checksum
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, tar_layer
@@ -31,11 +31,20 @@ Other = Callable[[str, bytes], bytes]
 LAYOUT, INDEX, MANIFEST, CONFIG, LAYER, LAST = range(6)
 
 
+class Seen(NamedTuple):
+    """Which image other tools see in an archive: "sound", "other", or "refused" for an error."""
+
+    tar: str
+    tarfile: str
+    skopeo: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Hostile:
     """One archive: `code` is the exit code with which it is refused, `piped`, `verified` and `copied` where others are.
 
     `options` are those of `push` and of `copy` without which it would be none of their business, `looked` of `verify`.
+    `seen` is what other tools make of it.
     """
 
     name: str
@@ -47,6 +56,7 @@ class Hostile:
     copied: int | None = None
     options: Sequence[str] = ()
     looked: Sequence[str] = ()
+    seen: Seen | None = None
 
     @property
     def from_pipe(self) -> int:

@@ -49,7 +49,7 @@ LIMITS: Final[dict[int, Limit]] = {
         archives=("type-*", "docker-link-*", "docker-hard-link-*", "docker-layer-device", "docker-layer-directory"),
     ),
     4: Limit(
-        "Sizes are not negative and are those of the descriptors; no sparse files; names and pax headers have a bound",
+        "Sizes are not negative and are those of the descriptors; no sparse files; names and headers have a bound",
         ("stores.tar:TarReader", "stream:verified"),
         archives=("size-*", "pax-*", "sparse-*", "long-*", "checksum-*", "entries-*",
                   "docker-layer-sparse", "layer-empty"),
@@ -71,7 +71,7 @@ LIMITS: Final[dict[int, Limit]] = {
     7: Limit(
         "JSON that two parsers may read differently, or that is none, or of other types, is malformed; configs as well",
         ("strict_json:parse_json", "strict_json:check_keys", "documents:parse_descriptor", "configs:checked"),
-        archives=("index-*", "layout-*", "manifest-no-json", "manifest-empty-object", "manifest-keys-twice",
+        archives=("index-*", "layout-*", "manifest-no-json*", "manifest-empty-object", "manifest-keys-twice",
                   "manifest-of-no-bytes", "manifest-layers-*", "manifest-config-*", "size-claim-*", "type-none",
                   "type-long", "annotations-*", "platform-*", "docker-list-*", "docker-config-no-json", "keys-*",
                   "config-*"),
@@ -206,5 +206,13 @@ LIMITS: Final[dict[int, Limit]] = {
         archives=("docker-and-index-*",),
         tests=("cli/test_docker_save.py::test_two_lists_that_contradict_each_other_are_refused",
                "cli/test_docker_save.py::test_an_image_that_only_manifest_json_lists_counts_too"),
+    ),
+    24: Limit(
+        "What common tools read differently is refused: names, headers, types, and entries behind links",
+        ("stores.tar:TarReader", "stores.tar_header:header_of", "stores.entries:Contents.add"),
+        archives=("differ-*",),
+        tests=("interop/test_differing_archives.py::test_gnu_tar",
+               "interop/test_differing_archives.py::test_pythons_tarfile",
+               "interop/test_differing_archives.py::test_skopeo"),
     ),
 }  # fmt: skip

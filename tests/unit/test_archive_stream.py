@@ -167,8 +167,8 @@ STRANGERS: Sequence[Item] = (
     ("readme.txt", b"hello"),
     ("repositories", b"{}"),
     ("blobs/sha256/short", b"{}"),
-    ("../index.json", b"{}"),
-    ("/index.json", b"{}"),
+    ("../x/index.json", b"{}"),
+    ("/x/index.json", b"{}"),
     ("a" * 200, b"x" * 700),
 )
 DIRECTORIES: Sequence[Item] = (("blobs", None), ("blobs/sha256", None), ("blobs/sha512", None))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.reference import is_digest
 from ocistream.stores.entries import Contents, blob_digest, plain_name
@@ -85,7 +86,7 @@ class TestContents:
         assert contents.required_index() is entries[1]
 
     @pytest.mark.parametrize(
-        "name", ["repositories", "../index.json", "/index.json", "/etc/passwd", "blobs/sha256/../../x", "a/index.json"]
+        "name", ["repositories", "../x", "/x/index.json", "/etc/passwd", "blobs/sha256/../../x", "a/index.json"]
     )
     @pytest.mark.parametrize("kind", ["file", "link", "other"])
     def test_what_does_not_is_passed_over(self, name: str, kind: str) -> None:
@@ -93,14 +94,14 @@ class TestContents:
         assert contents.add(entry(name, kind)) is None
         assert (contents.layout, contents.index, contents.docker, contents.blobs) == (None, None, None, {})
 
-    @pytest.mark.parametrize("name", ["blobs", "./", "blobs/sha256", "index.json", BLOB])
+    @pytest.mark.parametrize("name", ["blobs", "blobs/", "./", ".", "", "/", "blobs/sha256", "x/index.json"])
     def test_directories_mean_nothing(self, name: str) -> None:
         contents = Contents()
         assert contents.add(entry(name, "directory")) is None
-        assert (contents.index, contents.blobs) == (None, {})
+        assert (contents.index, contents.blobs, contents.foreign) == (None, {}, 0)
 
     @pytest.mark.parametrize("name", [BLOB, f"./{BLOB}", "index.json", "./index.json", "oci-layout", "manifest.json"])
-    @pytest.mark.parametrize("kind", ["link", "other"])
+    @pytest.mark.parametrize("kind", ["link", "other", "directory"])
     def test_what_is_no_file_is_refused_in_a_files_place(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match="is not a regular file") as caught:
             Contents().add(entry(name, kind))
@@ -130,3 +131,89 @@ class TestContents:
         contents.add(entry("readme.txt"))
         with pytest.raises(ArchiveError, match=r"it has neither an index\.json nor a manifest\.json"):
             contents.required_index()
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "index.json/", "index.json/.", ".//index.json", "/index.json", "//index.json", "../index.json",
+            "../../index.json", "x/../index.json", "x/../../index.json", "/../index.json", "./x/.././index.json",
+            "INDEX.JSON", "Oci-Layout", "MANIFEST.json", "index.j\u017fon", "index.json.", "index.json .",
+            "index.json. /", "x\\..\\index.json", f"/{BLOB}", f"{BLOB}/", f"x/../{BLOB}", BLOB.upper(),
+            f"blobs//sha256/{HEX}", f"blobs/sha256/./{HEX}", f"BLOBS/sha256/{HEX}", f"blobs /sha256/{HEX}",
+            f"blobs\\sha256\\{HEX}", f"{BLOB}.",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("kind", ["file", "link", "other", "directory"])
+    def test_a_name_that_is_a_layouts_to_other_tools_is_refused(self, name: str, kind: str) -> None:
+        with pytest.raises(ArchiveError, match="to some tools, and to others it is not"):
+            Contents().add(entry(name, kind))
+
+    @pytest.mark.parametrize(
+        "name", ["index.json2", "index", ".index.json", "..index.json", "x/index.json", "index.json/x", "in dex.json"]
+    )
+    def test_a_name_that_is_no_layouts_to_anybody_is_passed_over(self, name: str) -> None:
+        contents = Contents()
+        assert contents.add(entry(name)) is None
+        assert contents.foreign == 1
+
+    @pytest.mark.parametrize("name", ["", ".", "/", "blobs", "blobs/sha256", "./blobs/sha512/", "Blobs", "x/.."])
+    @pytest.mark.parametrize("kind", ["file", "link", "other"])
+    def test_the_directories_of_a_layout_are_directories(self, name: str, kind: str) -> None:
+        with pytest.raises(ArchiveError, match="is not a directory"):
+            Contents().add(entry(name, kind))
+
+    def test_a_name_is_so_many_directories_deep_and_no_deeper(self) -> None:
+        Contents().add(entry("a/" * limits.MAX_NAME_DEPTH + "a"))
+        with pytest.raises(ArchiveError, match="more than 100 directories deep"):
+            Contents().add(entry("a/" * (limits.MAX_NAME_DEPTH + 1) + "a"))
+
+
+class TestLinks:
+    @pytest.mark.parametrize("name", ["d", "d/x", "d/x/y", "./d/x", "d//x", "d/.", "d/../x", "D/x", "x/../d/y", "/d/x"])
+    @pytest.mark.parametrize("kind", ["file", "other", "directory"])
+    def test_nothing_leads_through_a_link(self, name: str, kind: str) -> None:
+        contents = Contents()
+        contents.add(entry("d", "link"))
+        with pytest.raises(ArchiveError, match="leads through a link"):
+            contents.add(entry(name, kind))
+
+    @pytest.mark.parametrize("name", ["a", "b/d", "dd", "d.x", "b/d/c", "x/d", "index.json", BLOB])
+    def test_other_names_may_come_after_links(self, name: str) -> None:
+        contents = Contents()
+        contents.add(entry("d", "link"))
+        contents.add(entry("b/c", "link"))
+        contents.add(entry(name))
+
+    def test_a_link_may_take_the_place_of_a_link_and_not_lie_below_one(self) -> None:
+        contents = Contents()
+        contents.add(entry("a/d", "link"))
+        contents.add(entry("a/d", "link"))
+        with pytest.raises(ArchiveError, match="leads through a link"):
+            contents.add(entry("a/d/e", "link"))
+
+    def test_what_comes_before_a_link_is_not_written_through_it(self) -> None:
+        contents = Contents()
+        contents.add(entry("d/x"))
+        contents.add(entry("d", "link"))
+
+
+class TestDockerNames:
+    """Names that a manifest.json may mean; which of two entries a tool takes depends on the tool."""
+
+    @pytest.mark.parametrize("again", ["c.json", "./c.json", ".//c.json", "x/../c.json", "/c.json", "../c.json"])
+    @pytest.mark.parametrize("kind", ["file", "directory", "other"])
+    def test_a_second_entry_of_one_path_makes_it_ambiguous(self, again: str, kind: str) -> None:
+        contents = Contents()
+        contents.add(entry("c.json"))
+        contents.add(entry(BLOB))
+        contents.add(entry(again, kind))
+        with pytest.raises(ArchiveError, match="stands twice in the archive, or under a name that some tools take for"):
+            contents.resolve("c.json")
+
+    def test_one_that_is_spelled_in_another_way_is_ambiguous_by_itself(self) -> None:
+        contents = Contents()
+        contents.add(entry("x/../c.json"))
+        with pytest.raises(ArchiveError, match="stands twice in the archive, or under a name that some tools take for"):
+            contents.resolve("c.json")
+        with pytest.raises(ArchiveError, match="lacks"):
+            contents.resolve("x/../c.json")
