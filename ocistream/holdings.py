@@ -314,9 +314,8 @@ class _ArchiveHolding:
         assert isinstance(source, ArchiveFileSource | ArchiveStreamSource)  # noqa: S101 - as the table of kinds has it
         # Headers would do of a file, but who is told that something is there relies on an archive that can be read.
         graph = source.graph(self._early)
-        if isinstance(source, ArchiveStreamSource):
-            for _ in source.blobs(()):
-                pass
+        for _ in source.blobs(()):
+            pass
         if source.contents.is_docker_archive:
             # The manifests of a docker-archive are made when it is read, and its layers may have names of any kind.
             return {blob.digest: blob.size for blob in graph.blobs}

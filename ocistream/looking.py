@@ -54,6 +54,8 @@ class Looking:
         self.sizes: dict[str, int] = {}
         self.wrong: dict[str, OcistreamError] = {}
         self.plain: dict[str, Plain] = {}
+        #: Layers that had no digest, of which some may be files that no image names.
+        self.unnamed: set[str] = set()
 
     def close(self) -> None:
         """Let go of what was kept."""
@@ -82,6 +84,7 @@ class Looking:
         except _CannotUnpackError as found:
             error = found.error
         descriptor = Descriptor(kind, raw.digest, raw.size)
+        self.unnamed.add(descriptor.digest)
         self._note(descriptor, error, plain)
         return descriptor
 
@@ -92,11 +95,6 @@ class Looking:
     def keeps(self, descriptor: Descriptor) -> bool:
         """Say whether `recall` can give it back."""
         return self._kept.has(descriptor)
-
-    def raise_first(self) -> None:
-        """Raise what was wrong first, if anything was."""
-        for error in self.wrong.values():
-            raise error
 
     # -- looking -----------------------------------------------------------------------------------------
 

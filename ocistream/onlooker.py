@@ -34,7 +34,8 @@ class Onlooker:
             IntegrityError: it is not what its name says.
         """
         self._looking.put(blob)
-        self._looking.raise_first()
+        if (error := self._looking.wrong.get(blob.descriptor.digest)) is not None:
+            raise error
 
     def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Read a layer to its end."""

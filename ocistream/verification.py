@@ -209,13 +209,16 @@ class _Check:
         exported = self._exported(graph, {blob.digest for blob in lacking})
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
+        # A file of a docker-archive that no image names is not a blob.
+        strays = self._looking.unnamed - named
+        sizes = {digest: size for digest, size in self._looking.sizes.items() if digest not in strays}
         made = {root.descriptor.digest for root in graph.roots if root.made}
         manifests = {m.descriptor.digest: m.descriptor.size for m in graph.manifests if m.descriptor.digest not in made}
         return Findings(
             graph,
-            blobs=len(self._looking.sizes.keys() | manifests.keys()),
-            size=sum((manifests | self._looking.sizes).values()),
-            unneeded=len(self._looking.sizes.keys() - named),
+            blobs=len(sizes.keys() | manifests.keys()),
+            size=sum((manifests | sizes).values()),
+            unneeded=len(sizes.keys() - named),
             unpacked=len(self._looking.plain),
             missing=[
                 blob

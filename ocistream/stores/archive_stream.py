@@ -20,7 +20,7 @@ from ocistream import files, limits
 from ocistream.begun import begun_of, from_byte
 from ocistream.blobs import held
 from ocistream.compression import NONE, codec_of
-from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.interfaces import Blob, MayHaveToWait
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
@@ -33,7 +33,7 @@ from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import Index, Selection, every_image, parse_layout_file, read_index
 from ocistream.stores.parts import PassingParts, check_parts
 from ocistream.stores.tar import Entry, Input, TarReader
-from ocistream.stream import verified
+from ocistream.stream import gathered, verified
 from ocistream.volumes import part_of, volume_of
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class ArchiveStreamSource:
         self._answering = Answering(self._passed, self._given)
         #: Whether every entry has passed.
         self._has_ended = False
+        #: Blobs that came before the graph with other bytes than their names promise.
+        self._wrong: dict[str, IntegrityError] = {}
         #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
         self._rests: dict[str, int] | None = None
         #: A blob that began to pass when the graph was complete without what was given up.
@@ -146,6 +148,8 @@ class ArchiveStreamSource:
         return self._finished(gathering, made)
 
     def _check_missing(self, needed: Descriptor) -> None:
+        if needed.digest in self._wrong:
+            raise self._wrong[needed.digest]
         if needed.digest in self._given:
             # It did not begin like a manifest, and went to the sink as a blob.
             msg = f"{needed.digest} is listed as a manifest, and is not a JSON object"
@@ -176,11 +180,14 @@ class ArchiveStreamSource:
 
         Raises:
             ArchiveError: the archive ends too early.
-            IntegrityError: a digest that stands twice has other bytes the second time.
+            IntegrityError: a wanted blob that came before the graph is wrong, or a digest that stands twice has other
+                bytes the second time.
             UnsupportedError: something comes that may hang on an image, and was not waited for; or a `manifest.json`
                 that lists other images.
         """
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
+        for error in (self._wrong[digest] for digest in by_digest if digest in self._wrong):
+            raise error
         for digest, content in self._passed.held.items():
             self._given.add(digest)
             if digest in by_digest or self._everything:
@@ -320,27 +327,46 @@ class ArchiveStreamSource:
         budget = limits.MAX_HELD_JSON - self._passed.held_bytes
         if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, budget):
             content = first if whole else first + b"".join(bytes(chunk) for chunk in chunks)
-            # It is verified now, since later nobody knows any more whether it was.
-            self._passed.held[digest] = b"".join(bytes(chunk) for chunk in verified([content], descriptor))
-            self._passed.held_bytes += entry.size
-            self._docker.note(digest, self._passed.held[digest])
+            try:
+                # It is verified now, since later nobody knows any more whether it was.
+                self._passed.held[digest] = gathered(verified([content], descriptor))
+            except IntegrityError as error:
+                self._wrong[digest] = error
+                self._put_early(Blob(descriptor, lambda: iter([content]), replayable=False), early)
+            else:
+                self._passed.held_bytes += entry.size
+                self._docker.note(digest, self._passed.held[digest])
             return
         gathering.check_choice()
         if self._is_complete_without_more(gathering, early):
             self._begun = entry, digest, itertools.chain([first], chunks)
             return
-        self._given.add(digest)
         if (codec := codec_of(first[: limits.KIB])) is not NONE:
             self._passed.codecs[digest] = codec
         rest = itertools.chain([first], chunks)
-        early.put(Blob(descriptor, lambda: rest, replayable=False, may_be_bare=self._may_be_bare(entry)))
-        if looks_like_json:
+        blob = Blob(descriptor, lambda: rest, replayable=False, may_be_bare=self._may_be_bare(entry))
+        self._put_early(blob, early)
+        if looks_like_json and digest not in self._wrong:
             self._passed.spilled[digest] = descriptor
 
     def _may_be_bare(self, entry: Entry) -> bool:
         """Say whether `docker save` may have written an entry, as far as is known by now."""
         is_oci = self._contents.layout is not None or self._contents.index is not None
         return self._docker.is_saved or not (is_oci or entry.is_read_only)
+
+    def _put_early(self, blob: Blob, early: Early) -> None:
+        """Hand a blob on. If its bytes are wrong, this matters only if an image needs it, as in a file.
+
+        Raises:
+            IntegrityError: the bytes are wrong, and the sink cannot take them back.
+        """
+        self._given.add(blob.descriptor.digest)
+        try:
+            early.put(blob)
+        except IntegrityError as error:
+            if isinstance(early, MayHaveToWait) and not early.takes_early():
+                raise
+            self._wrong[blob.descriptor.digest] = error
 
     def _is_complete_without_more(self, gathering: Gathering, early: Early) -> bool:
         """Say whether the graph is complete if nothing more comes that may hang on an image, or is listed elsewhere.

@@ -54,8 +54,8 @@ class Target:
             yield "an image was pushed"
         if (self.layout / "index.json").exists():
             yield "an image was copied"
-        yield from _strays(served)
-        yield from _strays(self.layout)
+        yield from strays(served)
+        yield from strays(self.layout)
         for left in self.folder.iterdir():
             if left not in {served, self.layout}:
                 yield f"{left.name} was written"
@@ -156,7 +156,7 @@ def _wrong_words(said: str) -> Iterator[str]:
         yield "a traceback"
 
 
-def _strays(layout: Path) -> Iterator[str]:
+def strays(layout: Path) -> Iterator[str]:
     """Say what is in a layout that is neither its markers nor a whole blob under its own digest."""
     for path in layout.rglob("*"):
         name = str(path.relative_to(layout))

@@ -81,11 +81,11 @@ def _without(document: Fields, key: str) -> Fields:
     return {name: value for name, value in document.items() if name != key}
 
 
-def _spoiled(place: int) -> bytes:
-    """Return an image with a bit changed in one of its blobs."""
+def _spoiled(place: int, *, first: bool = False) -> bytes:
+    """Return an image with a bit changed in one of its blobs, which may come before all else."""
     files = image()
-    name, content = files[place]
-    files[place] = name, flipped(content or b"")
+    name, content = files.pop(place)
+    files.insert(0 if first else place, (name, flipped(content or b"")))
     return tar(*files)
 
 
@@ -309,6 +309,12 @@ BLOBS: Final = [
     Hostile("flipped-manifest", "a bit of a manifest is changed", lambda: _spoiled(MANIFEST), code=5),
     Hostile("flipped-config", "a bit of a config is changed", lambda: _spoiled(CONFIG), code=5),
     Hostile("flipped-layer", "a bit of a layer is changed", lambda: _spoiled(LAYER), code=5),
+    Hostile("flipped-manifest-first", "a bit of a manifest is changed, and it comes first",
+            lambda: _spoiled(MANIFEST, first=True), code=5),
+    Hostile("flipped-config-first", "a bit of a config is changed, and it comes first",
+            lambda: _spoiled(CONFIG, first=True), code=5),
+    Hostile("flipped-layer-first", "a bit of a layer is changed, and it comes first",
+            lambda: _spoiled(LAYER, first=True), code=5),
     Hostile("swapped-layers", "two layers under each other's digests",
             lambda: tar(*image()[:LAYER], (image()[LAYER][0], LAYERS[1]), (image()[LAYER + 1][0], LAYERS[0])), code=5),
     Hostile("manifest-missing", "a manifest is not there",

@@ -107,23 +107,30 @@ def _verified(source: Source) -> None:
 
 @contextlib.contextmanager
 def _copied(folder: Path) -> Iterator[Check]:
-    """What a file and a pipe give of one archive goes into layouts, which have to be the same."""
+    """What a file and a pipe give of one archive goes into layouts, which have to be the same; or both are refused."""
     path, targets = folder / "x.tar", (folder / "one", folder / "other")
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
         for target in targets:
             shutil.rmtree(target, ignore_errors=True)
-        error = None
-        try:
-            _into_layout(ArchiveFileSource(path), targets[0])
-        except OcistreamError as failed:
-            error = failed
-        _into_layout(ArchiveStreamSource(io.BytesIO(data)), targets[1])
-        # A pipe may be taken where a file is not: what is wrong with it is not needed, and was not looked at.
-        if error is None:
-            one, other = ((target / "index.json").read_bytes() for target in targets)
-            assert one == other, "a file and a pipe give different images"
+        errors: list[OcistreamError | None] = [None, None]
+        makes: Sequence[Callable[[], Source]] = (
+            lambda: ArchiveFileSource(path),
+            lambda: ArchiveStreamSource(io.BytesIO(data)),
+        )
+        for number, make in enumerate(makes):
+            try:
+                _into_layout(make(), targets[number])
+            except OcistreamError as failed:
+                errors[number] = failed
+        of_file, of_pipe = errors
+        # Of several defects, a pipe finds the first one.
+        assert (of_file is None) == (of_pipe is None), f"from a file {of_file}, from a pipe {of_pipe}"
+        if of_file is not None:
+            raise of_file
+        one, other = ((target / "index.json").read_bytes() for target in targets)
+        assert one == other, "a file and a pipe give different images"
 
     yield check
 
