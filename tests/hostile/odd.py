@@ -33,7 +33,7 @@ from tests.hostile.pieces import (
     tar,
     with_other,
 )
-from tests.images import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST
+from tests.images import OCI_EMPTY, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 
 #: Exit codes from a file and from a pipe.
 Codes = tuple[int, int]
@@ -99,6 +99,28 @@ def _nested(*, last: bool) -> bytes:
     return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
 
 
+def _partial(*, last: bool) -> bytes:
+    """Return an index of two platforms of which one was not exported, before its image or after."""
+    lacking = descriptor(b"arm64", OCI_MANIFEST, platform={"os": "linux", "architecture": "arm64"})
+    there = descriptor(_raw(MANIFEST), OCI_MANIFEST, platform={"os": "linux", "architecture": "amd64"})
+    nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [there, lacking]})
+    index = _listing(descriptor(nest, OCI_INDEX, annotations={NAME: _FULL}))
+    files = _NAMED[MANIFEST:]
+    return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
+
+
+def _cache(*, last: bool) -> bytes:
+    """Return a cache as BuildKit writes it: an index of layers, before them or after."""
+    config = b'{"layers":[]}'
+    nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+        *(descriptor(layer, f"{OCI_LAYER}+gzip") for layer in LAYERS),
+        descriptor(config, "application/vnd.buildkit.cacheconfig.v0"),
+    ]})  # fmt: skip
+    index = _listing(descriptor(nest, OCI_INDEX, annotations={NAME: _FULL}))
+    files = [*map(blob, LAYERS), blob(config)]
+    return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
+
+
 def _signed(*, last: bool) -> bytes:
     """Return an image and what refers to it, which is listed, and comes before the layers or after."""
     signature = json_of({
@@ -155,6 +177,12 @@ ORDERS: Final = [
         _LATE),
     Odd("order-index-of-index-first", "an index of two platforms, before all it lists", lambda: _nested(last=False),
         _LATE),
+    Odd("order-partial-index-last", "an index without one of its platforms, after the image",
+        lambda: _partial(last=True), _LATE),
+    Odd("order-partial-index-first", "an index without one of its platforms, before the image",
+        lambda: _partial(last=False), _LATE),
+    Odd("order-cache-last", "a cache of BuildKit's, its index last", lambda: _cache(last=True), _LATE),
+    Odd("order-cache-first", "a cache of BuildKit's, its index first", lambda: _cache(last=False)),
     Odd("order-referrer-first", "what refers to the image comes before its layers", lambda: _signed(last=False)),
     Odd("order-referrer-last", "what refers to the image comes after its layers", lambda: _signed(last=True),
         _LATE),
