@@ -211,7 +211,8 @@ def _seen_by_tarfile(data: bytes) -> list[tuple[str, int]] | None:
         for member in members
     ):
         return None
-    return [(member.name, member.size) for member in members if member.isfile()]
+    # Type 7 is a file to tarfile, and not to us.
+    return [(member.name, member.size) for member in members if member.isfile() and member.type != tarfile.CONTTYPE]
 
 
 # -- compressed ---------------------------------------------------------------------------------------------
