@@ -118,10 +118,10 @@ def _within(listed: list[dict[str, Any]]) -> bytes:
 
 
 def _list_first(raw: bytes) -> bytes:
-    """Return an index of one manifest, and the manifest first."""
-    nest = json_of({"schemaVersion": 2, "manifests": [descriptor(raw, OCI_MANIFEST)]})
+    """Return an index of a sound image and of a manifest, and the manifest first."""
+    nest = json_of({"schemaVersion": 2, "manifests": [_LISTED, descriptor(raw, OCI_MANIFEST)]})
     files = image(raw_index=json_of({"schemaVersion": 2, "manifests": [descriptor(nest, OCI_INDEX)]}))
-    return tar(blob(raw), *files[:MANIFEST], blob(nest))
+    return tar(blob(raw), *files, blob(nest))
 
 
 INDEXES: Final = [
