@@ -98,8 +98,6 @@ class ArchiveStreamSource:
         self._answering = Answering(self._passed, self._given)
         #: Whether every entry has passed.
         self._has_ended = False
-        #: Blobs that came before the graph with other bytes than their names promise.
-        self._wrong: dict[str, IntegrityError] = {}
         #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
         self._rests: dict[str, int] | None = None
         #: A blob that began to pass when the graph was complete without what was given up.
@@ -148,8 +146,7 @@ class ArchiveStreamSource:
         return self._finished(gathering, made)
 
     def _check_missing(self, needed: Descriptor) -> None:
-        if needed.digest in self._wrong:
-            raise self._wrong[needed.digest]
+        self._check_right([needed.digest])
         if needed.digest in self._given:
             # It did not begin like a manifest, and went to the sink as a blob.
             msg = f"{needed.digest} is listed as a manifest, and is not a JSON object"
@@ -186,8 +183,7 @@ class ArchiveStreamSource:
                 that lists other images.
         """
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
-        for error in (self._wrong[digest] for digest in by_digest if digest in self._wrong):
-            raise error
+        self._check_right(by_digest)
         for digest, content in self._passed.held.items():
             self._given.add(digest)
             if digest in by_digest or self._everything:
@@ -214,6 +210,11 @@ class ArchiveStreamSource:
             check_parts(self.volume, self._contents)
         if not self._is_compared:
             self._docker.check_late(was_saved=self._was_saved)
+
+    def _check_right(self, wanted: Collection[str]) -> None:
+        for digest in wanted:
+            if digest in self._passed.wrong:
+                raise self._passed.wrong[digest]
 
     def _is_read_here(self, entry: Entry, digest: str, *, is_wanted: bool) -> bool:
         """Read a blob that stands there once more, or a manifest by which images are compared; False for others."""
@@ -331,7 +332,7 @@ class ArchiveStreamSource:
                 # It is verified now, since later nobody knows any more whether it was.
                 self._passed.held[digest] = gathered(verified([content], descriptor))
             except IntegrityError as error:
-                self._wrong[digest] = error
+                self._passed.wrong[digest] = error
                 self._put_early(Blob(descriptor, lambda: iter([content]), replayable=False), early)
             else:
                 self._passed.held_bytes += entry.size
@@ -346,7 +347,7 @@ class ArchiveStreamSource:
         rest = itertools.chain([first], chunks)
         blob = Blob(descriptor, lambda: rest, replayable=False, may_be_bare=self._may_be_bare(entry))
         self._put_early(blob, early)
-        if looks_like_json and digest not in self._wrong:
+        if looks_like_json and digest not in self._passed.wrong:
             self._passed.spilled[digest] = descriptor
 
     def _may_be_bare(self, entry: Entry) -> bool:
@@ -366,7 +367,7 @@ class ArchiveStreamSource:
         except IntegrityError as error:
             if isinstance(early, MayHaveToWait) and not early.takes_early():
                 raise
-            self._wrong[blob.descriptor.digest] = error
+            self._passed.wrong[blob.descriptor.digest] = error
 
     def _is_complete_without_more(self, gathering: Gathering, early: Early) -> bool:
         """Say whether the graph is complete if nothing more comes that may hang on an image, or is listed elsewhere.

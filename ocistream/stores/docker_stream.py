@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import layers, limits, notices
 from ocistream.compression import NONE, Codec
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.layers import looks_like_document, looks_like_layer
 from ocistream.model import UNKNOWN_TYPE, Descriptor, Manifest
 from ocistream.reference import printable
@@ -48,6 +48,8 @@ class Passed:
     held: dict[str, bytes] = field(default_factory=dict)
     spilled: dict[str, Descriptor] = field(default_factory=dict)
     codecs: dict[str, Codec] = field(default_factory=dict)
+    #: Blobs that have other bytes than their names promise.
+    wrong: dict[str, IntegrityError] = field(default_factory=dict)
 
 
 class DockerStream:
@@ -213,6 +215,8 @@ class DockerStream:
     def _config(self, early: Early, name: str) -> bytes:
         name, place = self._passed.contents.resolve(name)
         digest = blob_digest(name)
+        if digest in self._passed.wrong:
+            raise self._passed.wrong[digest]
         raw = self._documents.get(name) if digest is None else self._passed.held.get(digest)
         if raw is not None:
             # It is a blob as well, and will be asked for.
