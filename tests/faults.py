@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ocistream.limits import MIB
+from ocistream.model import Descriptor
 from ocistream.serve import Answer, Handler, Part, Registry
+from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import DirectoryStorage
 from tests.actions import (
     Action,
@@ -158,6 +160,13 @@ class Unverified(DirectoryStorage):
             yield Part(file, 0, os.fstat(file.fileno()).st_size)
 
 
+class WholeIndexes(Repositories):
+    """Gives out indexes as they were pushed, as other registries do. Ours would take away lost platforms."""
+
+    def instead_of(self, index: Descriptor) -> None:
+        del index
+
+
 class FaultyRegistry(Registry):
     """The embedded registry, with faults; `requests` has every request in the order in which they came."""
 
@@ -198,6 +207,7 @@ class FaultyRegistry(Registry):
                 self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
         kind = type("_Handler", (self.handler_type,), {"chunk_min_length": chunk_min_length})
         super().__init__(path, handler=kind, **options)
+        self.repositories = WholeIndexes(self.storage)
         self.storage = Unverified(path)
 
     @property

@@ -50,11 +50,17 @@ SIDE_OPTIONS: Final = tuple(f"{side}_{name.replace('-', '_')}" for side in _SIDE
 _IN_HINTS: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
 #: Options of skopeo and docker for which there are others here; {} is the side.
 _OTHER_TOOLS: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
-_INSTEAD: Final = {
-    "creds": "give --{0}username, and the password with --{0}password-file or --{0}password-stdin",
-    "password": "a process list shows command lines: give --{0}password-file or --{0}password-stdin",
-    "tls-verify": "--{0}insecure skips the check of certificates, --{0}plain-http uses HTTP",
-}
+_INSTEAD: Final = dict(
+    zip(
+        ("creds", "password", "tls-verify"),
+        (
+            "give --{0}username, and the password with --{0}password-file or --{0}password-stdin",
+            "a process list shows command lines: give --{0}password-file or --{0}password-stdin",
+            "--{0}insecure skips the check of certificates, --{0}plain-http uses HTTP",
+        ),
+        strict=True,
+    )
+)
 _IN_SYNC_FILE: Final = '[registry."HOST"] of the sync file'
 
 

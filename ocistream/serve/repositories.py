@@ -29,6 +29,7 @@ from ocistream.stream import digest_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ocistream.model import Manifest
     from ocistream.serve.storage import Storage
 
 __all__ = ["Pushed", "Repositories", "StoredManifest"]
@@ -155,12 +156,16 @@ class Repositories:
             if entry.size > limits.MAX_MANIFEST:
                 msg = f"{reference} in {repository} is larger than {limits.MAX_MANIFEST} bytes"
                 raise ArchiveError(msg)
-            if entry.is_index and (instead := self._exported.instead_of(entry)) is not None:
+            if entry.is_index and (instead := self.instead_of(entry)) is not None:
                 return StoredManifest(instead.descriptor.media_type, instead.descriptor.digest, instead.raw)
             raw = self._storage.read_blob(entry)
             return StoredManifest(_own_type(raw) or entry.media_type, entry.digest, raw)
         except NotFoundError as error:
             raise unknown from error
+
+    def instead_of(self, index: Descriptor) -> Manifest | None:
+        """Return what is served by tag in place of an index with platforms that are not there; None for any other."""
+        return self._exported.instead_of(index)
 
     def push(
         self,

@@ -46,7 +46,7 @@ from ocistream.stream import Chunk
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docker, plain_manifest, saved
-from tests.faults import Unverified
+from tests.faults import Unverified, WholeIndexes
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of
 from tests.network import QuickTransport
@@ -356,6 +356,7 @@ class RegistryStore(Store):
         super().__init__(folder)
         self._path = folder / "registry"
         self._registry = self._stack.enter_context(Registry(self._path))
+        self._registry.repositories = WholeIndexes(self._registry.storage)
         self._registry.storage = Unverified(self._path)
         self._transport = self._stack.enter_context(QuickTransport())
 
