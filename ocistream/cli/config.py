@@ -13,6 +13,7 @@ from ocistream.cli.defaults import check_all, defaults_of, find, options_of
 from ocistream.cli.entry import COMMANDS, load
 from ocistream.cli.options import apply_verbosity, config_option, verbosity_options
 from ocistream.cli.session import home
+from ocistream.cli.variables import named_by_registries, tell_unused
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.reference import parse_registry, printable
 
@@ -61,7 +62,9 @@ def config(
     if of is not None and of not in _CONFIGURED:
         msg = f"{printable(of)!r} is no command"
         raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURED)}")
-    shown = _Shown(find(None if config is None else str(config), os.environ), of)
+    table = find(None if config is None else str(config), os.environ)
+    tell_unused(console, os.environ, named_by_registries(table))
+    shown = _Shown(table, of)
     click.echo(json.dumps(shown.document(), indent=2) if as_json else "\n".join(shown.lines()))
 
 
@@ -79,6 +82,7 @@ def _check(console: Console, of: str | None, named: str | None) -> None:
         msg = f"{printable(of)}: no such file"
         raise NotFoundError(msg)
     table = find(named if of is None else of, os.environ)
+    tell_unused(console, os.environ, named_by_registries(table))
     if table is None:
         console.note("there is no configuration file")
         return

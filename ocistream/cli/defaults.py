@@ -26,15 +26,26 @@ if TYPE_CHECKING:
 
     from ocistream.toml_files import Table
 
-__all__ = ["REFUSED", "Setting", "check_all", "defaults_of", "option_name", "options_of", "prepare", "variable_of"]
+__all__ = [
+    "PREFIX",
+    "REFUSED",
+    "Setting",
+    "all_options",
+    "check_all",
+    "defaults_of",
+    "option_name",
+    "options_of",
+    "prepare",
+    "variable_of",
+]
 
-_PREFIX: Final = "OCISTREAM_"
-_ONE_RUN: Final = "it is for one run"
-_WHAT_MOVES: Final = "it says what moves, and that is for the command line to say"
-_OUTPUT: Final = "it decides what is on stdout or stderr, and whoever reads that has to say it"
+PREFIX: Final = "OCISTREAM_"
+_ONE_RUN: Final = "it is for one run: give the option"
+_WHAT_MOVES: Final = "it decides what moves: give the option"
+_OUTPUT: Final = "it decides what is printed: give the option"
 _LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
 _AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
-_OF_ONE_REGISTRY: Final = 'it is said of one registry: [registry."HOST"] in the configuration file'
+_OF_ONE_REGISTRY: Final = 'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
 #: Options that have no default of the user's, and why.
 REFUSED: Final = {
     "output": _WHAT_MOVES,
@@ -141,6 +152,16 @@ def prepare(group: click.Context, name: str, command: click.Command, arguments: 
     if isinstance(group.obj, Console):
         log_format, progress = (given.get(key) or by_parameter.get(key) for key in ("log_format", "progress"))
         group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
+        # `config` and `sync` read files that may name further variables: they check the variables themselves.
+        if name not in {"config", "sync"} and not _is_quiet(given, by_parameter):
+            from ocistream.cli.variables import named_by_registries, tell_unused
+
+            tell_unused(group.obj, os.environ, named_by_registries(table))
+
+
+def _is_quiet(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Say whether only errors are printed, before the command itself finds out (`options.apply_verbosity`)."""
+    return bool(given.get("quiet") or (defaults.get("quiet") and not given.get("verbose")))
 
 
 def find(given: str | None, env: Mapping[str, str]) -> Table | None:
@@ -164,7 +185,7 @@ def option_name(option: click.Option) -> str:
 
 def variable_of(name: str) -> str:
     """Give the variable of an option."""
-    return _PREFIX + name.upper().replace("-", "_")
+    return PREFIX + name.upper().replace("-", "_")
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
@@ -209,7 +230,7 @@ def _in_file(name: str, options: Mapping[str, click.Option], table: Table | None
             yield key, _setting(shared, key, options[key], folder, f"{table.where} [defaults]")
         elif key not in _WIDESPREAD:
             # It may be another command's.
-            _check_known(shared, key, _all_options())
+            _check_known(shared, key, all_options())
     own = shared.table(name)
     for key in own.values:
         _check_known(own, key, options, of=f"`ocistream {name}`")
@@ -245,7 +266,8 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
 
 
-def _all_options() -> dict[str, click.Option]:
+def all_options() -> dict[str, click.Option]:
+    """Return the options of all commands that may have a default, by their long names."""
     from ocistream.cli.entry import COMMANDS, load
 
     return {key: option for name in COMMANDS for key, option in options_of(load(name)).items()}

@@ -69,6 +69,7 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     shard, plan = parse_shard(part), read_plan(file, home())
     session.rules = plan.registries
     _tell_unused(session, plan)
+    _tell_unused_variables(session, plan)
     result = session.options["result"]
     session.check_result_apart(*(place.end for entry in plan.entries for place in (entry.source, *entry.targets)))
     if result is not None:
@@ -109,6 +110,26 @@ def _tell_unused(session: Session, plan: Plan) -> None:
     for host in plan.registries:
         if host not in named:
             session.console.note(f'[registry."{printable(host)}"]: no entry names this registry', level=1)
+
+
+def _tell_unused_variables(session: Session, plan: Plan) -> None:
+    """Say which variables have no effect. A user name without a registry is for none of the many registries."""
+    if not any(name.startswith("OCISTREAM_") for name in os.environ):
+        return
+    from ocistream.cli.defaults import find
+    from ocistream.cli.variables import named_by_registries, tell_unused
+
+    logins = [place.login for entry in plan.entries for place in (entry.source, *entry.targets) if place.login]
+    used = {login.password_env for login in logins}
+    sources = [rule.credentials for rule in plan.registries.values() if rule.credentials]
+    used |= {f"{one.name}_{word}" for one in sources if one.kind == "env" for word in ("USERNAME", "PASSWORD")}
+    config = session.options.get("config")
+    used |= named_by_registries(find(None if config is None else str(config), os.environ))
+    tell_unused(session.console, os.environ, used)
+    for variable in (f"OCISTREAM_{side}USERNAME" for side in ("", "SRC_", "DEST_")):
+        if os.environ.get(variable) and variable not in used:
+            what = f"the variable {variable} has no effect on `ocistream sync`"
+            session.console.note(f'{what}: give each registry its credentials in [registry."HOST"] of the sync file')
 
 
 class _Places:

@@ -212,9 +212,59 @@ def test_what_has_no_default_is_refused_with_the_reason(user: User, name: str) -
         expect.failure(user.push(), 2, f": {name} has no default", REFUSED[name].split(",")[0])
 
 
-def test_variables_of_what_has_no_default_say_nothing(user: User) -> None:
+def test_variables_of_what_has_no_default_have_no_effect_and_are_named(user: User) -> None:
     refused = {variable_of(name): "nonsense" for name in REFUSED if not name.endswith("username") and name != "config"}
-    expect.success(user.pull(**refused))
+    result = user.pull("--progress=none", **refused)
+    expect.success(result)
+    for name, value in refused.items():
+        assert result.err.count(f"the variable {name} has no effect: ") == 1
+        assert value not in result.err
+    assert f"OCISTREAM_PASSWORD_FILE has no effect: {REFUSED['password-file']}" in result.err
+
+
+UNUSED = "has no effect"
+
+
+def test_a_misspelt_variable_is_named_with_the_right_one(user: User) -> None:
+    result = user.pull(OCISTREAM_PASWORD="secret", OCISTREAM_JBOS="3", OCISTREAM_OTHER_THING="x", OCISTREAM_jobs="3")
+    expect.success(result)
+    assert "the variable OCISTREAM_PASWORD has no effect: did you mean OCISTREAM_PASSWORD?" in result.err
+    assert "the variable OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in result.err
+    assert "the variable OCISTREAM_jobs has no effect: did you mean OCISTREAM_JOBS?" in result.err
+    assert "the variable OCISTREAM_OTHER_THING has no effect: ocistream does not know it" in result.err
+    assert "secret" not in result.err
+
+
+def test_an_unused_variable_is_reported_as_other_lines_are(user: User) -> None:
+    assert user.pull("-q", OCISTREAM_JBOS="3").err == ""
+    assert user.pull(OCISTREAM_QUIET="1", OCISTREAM_JBOS="3").err == ""
+    assert UNUSED in user.pull("-v", OCISTREAM_QUIET="1", OCISTREAM_JBOS="3").err
+    lines = expect.json_lines(user.pull("--log-format=json", OCISTREAM_JBOS="3").err)
+    assert UNUSED in lines[0]["message"]
+    for argv in (["config", "check"], ["config", "show"], ["verify", str(user.layout)]):
+        result = user.run(*argv, OCISTREAM_JBOS="3")
+        expect.success(result)
+        assert result.err.count(UNUSED) == 1
+
+
+def test_variables_that_something_uses_are_not_reported(user: User) -> None:
+    user.configure(f'[registry."{user.registry.host}"]', 'credentials = "env:OCISTREAM_CI"')
+    used = {
+        # Of the registry's table, of other commands, of the tests, and of Kubernetes for a Service "ocistream".
+        "OCISTREAM_CI_USERNAME": "me",
+        "OCISTREAM_CI_PASSWORD": "x",
+        "OCISTREAM_DEEP": "1",
+        "OCISTREAM_SRC_USERNAME": "me",
+        "OCISTREAM_FUZZ_SEED": "7",
+        "OCISTREAM_SERVICE_HOST": "10.0.0.1",
+        "OCISTREAM_PORT": "tcp://10.0.0.1:5000",
+        "OCISTREAM_PORT_5000_TCP_ADDR": "10.0.0.1",
+        "OCISTREAM_CACHE_SERVICE_PORT_HTTP": "5000",
+        "OCISTREAM_EMPTY": "",
+    }
+    for result in (user.pull(**used), user.run("config", "show", **used)):
+        expect.success(result)
+        assert UNUSED not in result.err
 
 
 def test_options_of_other_commands_are_no_mistake(user: User) -> None:

@@ -490,7 +490,23 @@ class TestCredentials:
         # One that no registry stands beside is for none of these.
         env |= {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "secret"}
         text = entry(f"{source.host}/app:1.0", f"{one.host}/app", f"{two.host}/app")
-        expect.success(sync(tmp_path, text, "--config", configuration, env=env))
+        result = sync(tmp_path, text, "--config", configuration, env=env)
+        expect.success(result)
+        (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
+        assert "the variable OCISTREAM_USERNAME has no effect on `ocistream sync`: give each registry its" in line
+
+    def test_a_variable_that_the_file_names_is_used_and_a_misspelt_one_is_reported(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = '[credentials.one]\nusername = "me"\npassword-env = "OCISTREAM_TOKEN"\n'
+        text += f'[registry."{target.host}"]\ncredentials = "one"\n'
+        text += f'[registry."{source.host}"]\ncredentials = "env:OCISTREAM_READ"\n'
+        text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
+        env = {"OCISTREAM_TOKEN": "x", "OCISTREAM_READ_USERNAME": "me", "OCISTREAM_READ_PASSWORD": "y"}
+        result = sync(tmp_path, text, env={**env, "OCISTREAM_JBOS": "3"})
+        expect.success(result)
+        (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
+        assert "OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in line
 
 
 class TestTheFile:
