@@ -226,7 +226,7 @@ def without_doubles(found: Sequence[Iterable[Copy]]) -> Iterator[Copy]:
     taken: dict[int, int] = {}
     doubled: set[int] = set()
     for copy in itertools.chain.from_iterable(found):
-        image = hash((copy.name, copy.entry.platforms))
+        image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
         for target in copy.targets:
             place = hash(target.name)
             if place not in taken:
@@ -258,7 +258,10 @@ def _both(found: Sequence[Iterable[Copy]], copy: Copy, target: Target) -> UsageE
     before = next(other for other in every if target.name in {one.name for one in other.targets})
     what = f"{printable(before.name)} and {printable(copy.name)}"
     if before.name == copy.name:
-        what = f"{printable(copy.name)} for some platforms and for others"
+        differs = "for some platforms and for others"
+        if before.entry.platforms == copy.entry.platforms:
+            differs = "with its referrers and without them"
+        what = f"{printable(copy.name)} {differs}"
     msg = f"{what} would both become {printable(target.name)}"
     return UsageError(msg, hint="send one of them elsewhere, or choose fewer tags")
 

@@ -135,6 +135,7 @@ def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
             "from = 'a.example/x:1'\nto = 'c.example/x'",
             "from = 'a.example/x:1'\nto = 'c.example/x'\nplatforms = ['a/b']",
         ],
+        ["from = 'a.example/x:1'\nto = 'c.example/x'", "from = 'a.example/x:1'\nto = 'c.example/x'\nreferrers = false"],
     ],
 )
 def test_two_for_one_place_are_refused(tmp_path: Path, entries: list[str]) -> None:
