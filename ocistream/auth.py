@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.auth_file import is_named
 from ocistream.challenges import Challenge, parse_challenges
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
@@ -201,7 +201,9 @@ class Authenticator:
         repository = next(names, "")
         with self._finding:
             if repository not in self._credentials:
-                self._credentials[repository] = _checked(self._find(repository))
+                credential = self._credentials[repository] = _checked(self._find(repository))
+                shown = f"with {origin_of(credential)}" if credential else "anonymously: no credentials were found"
+                notices.notice(f"{self._registry}: asking {shown}", level=1)
             return self._credentials[repository]
 
     def _basic_after(self, refused: str | None, scopes: tuple[str, ...]) -> str:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ocistream import notices
 from ocistream.auth_file import (
     MAX_AUTH_FILE,
     TOKEN_USERNAME,
@@ -41,6 +42,7 @@ from ocistream.auth_file import (
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.files import atomic_file, disk_errors, locked_directory, write_all
 from ocistream.paths import write_target
+from ocistream.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -146,8 +148,10 @@ class Keychain:
         if is_named and (found := self._from_environment()) is not None:
             return found
         source = self._configured(host)
-        if source is not None and (found := self._from_source(source, host, repository)) is not None:
-            return replace(found, source=named_by(found.source, "the configuration"))
+        if source is not None:
+            if (found := self._from_source(source, host, repository)) is not None:
+                return replace(found, source=named_by(found.source, "the configuration"))
+            notices.notice(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
         for file in self._files():
             found = self._from_file(file, host, repository)
             if found is not None:

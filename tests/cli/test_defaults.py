@@ -298,8 +298,15 @@ def test_the_configuration_says_where_a_registrys_password_is(
     argv = ["pull", f"{guarded.host}/app:1", "-o", str(user.home / "x.tar")]
     env = {"CI_USERNAME": "me", "CI_PASSWORD": "right"}
     expect.failure(user.run(*argv, **env), 3)
+    assert f"{guarded.host}: asking anonymously: no credentials were found" in user.run(*argv, "-v", **env).err
     user.configure(f'[registry."{guarded.host}"]', 'credentials = "env:CI"')
-    expect.success(user.run(*argv, **env))
+    result = user.run(*argv, "-v", **env)
+    expect.success(result)
+    assert "CI_USERNAME, which the configuration names" in result.err
+    # Without the variables another place is asked, and that is not silent.
+    lacking = f"{guarded.host}: env:CI, which the configuration names, has no credential for it"
+    assert lacking in user.run(*argv).err
+    assert lacking not in result.err
     user.file.rename(user.home / "other.toml")
     env["OCISTREAM_CONFIG"] = str(user.home / "other.toml")
     expect.success(user.run(*argv, **env))
