@@ -24,6 +24,7 @@ from ocistream.stores import Want
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from ocistream.cli.console import Console
     from ocistream.cli.session import Session
     from ocistream.holdings import Holding
     from ocistream.model import Descriptor
@@ -77,7 +78,7 @@ def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
             found = _all_of(holdings)
         else:
             asked_for = _asked_for(session, among)
-            found = _some_of(holdings, asked_for)
+            found = _some_of(holdings, asked_for, session.console)
             if len(holdings) == 1:
                 # Of several nobody could tell of which.
                 reached = holdings[0].begun([blob.digest for blob in asked_for if blob.digest not in found])
@@ -121,12 +122,14 @@ def _all_of(holdings: Sequence[Holding]) -> set[str]:
     return set[str]().union(*(holding.digests() for holding in holdings))
 
 
-def _some_of(holdings: Sequence[Holding], asked_for: Sequence[Descriptor]) -> set[str]:
+def _some_of(holdings: Sequence[Holding], asked_for: Sequence[Descriptor], console: Console) -> set[str]:
     found: set[str] = set()
     for holding in holdings:
-        # What is not there holds nothing, and that is an answer.
-        with contextlib.suppress(NotFoundError):
+        try:
             found |= holding.among([blob for blob in asked_for if blob.digest not in found])
+        except NotFoundError as error:
+            # A repository that does not exist yet has no blobs: that is an answer, unless its name is misspelt.
+            console.note(f"{error.what}: it has none of these blobs", level=1)
     return found
 
 

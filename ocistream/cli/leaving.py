@@ -94,7 +94,7 @@ def leave_out(session: Session, choice: PlatformChoice, to: End, *, src: End | N
         for holder in holders:
             for digest, reason in holder(graph).items():
                 found.setdefault(digest, reason)
-        kept = _kept(wanted, graph) if wanted else found
+        kept = _kept(session, wanted, graph) if wanted else found
         for blob in graph.blobs:
             if wanted and blob.digest not in kept:
                 found.setdefault(blob.digest, Reason(ONLY, ""))
@@ -234,7 +234,7 @@ def _asked_for(text: str) -> str | Path:
     return Path(text)
 
 
-def _kept(wanted: Sequence[str | Path], graph: Graph) -> Collection[str]:
+def _kept(session: Session, wanted: Sequence[str | Path], graph: Graph) -> Collection[str]:
     """Give the digests that --only asks for.
 
     Raises:
@@ -246,8 +246,12 @@ def _kept(wanted: Sequence[str | Path], graph: Graph) -> Collection[str]:
         if isinstance(one, Path):
             from ocistream.have_lists import found_in, lines_of
 
+            what = printable(str(one), 1024)
             with files.disk_errors(f"cannot read {one}"), one.open("rb") as file:
-                kept |= found_in(lines_of(file), there, printable(str(one), 1024)).digests
+                found = found_in(lines_of(file), there, what)
+            kept |= found.digests
+            if others := found.total - len(found.digests):
+                session.console.note(f"--only {what}: {others} of its {found.total} digests are in none of the images")
         elif one not in there:
             msg = f"--only {one}: no image that is asked for has such a blob"
             raise NotFoundError(msg, hint="was its tag moved meanwhile? Name it by its digest, and see --platform")

@@ -184,8 +184,7 @@ class Hanging:
             try:
                 manifest, _ = self._resolved(question.repository, tag)
             except NotFoundError:
-                # It has gone since.
-                continue
+                self._leave(None, question.digest, GONE, tag)
             except UnsupportedError:
                 self._leave(None, question.digest, UNKNOWN_KIND, tag)
             else:

@@ -5,7 +5,6 @@ Which URLs and statuses that takes is distribution.py's business.
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -110,12 +109,16 @@ class RegistrySource:
         return (repository.endpoint.registry, repository.name) if repository else None
 
     def referrers(self, digests: Sequence[str]) -> dict[str, ReferrerList]:
-        """Ask what refers to manifests that the graph has; nothing where a registry cannot tell, or will not."""
+        """Ask what refers to manifests that the graph has; a list is `cut` where the registry refuses it."""
+        from ocistream.referrer_lists import ReferrerList
+
         found: dict[str, ReferrerList] = {}
         for digest in digests:
             if home := self._homes.get(digest):
-                with contextlib.suppress(AuthenticationError):
+                try:
                     found[digest] = home.referrers(digest)
+                except AuthenticationError as error:
+                    found[digest] = ReferrerList(cut=error.what)
         return found
 
     def close(self) -> None:

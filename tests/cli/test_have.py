@@ -159,6 +159,12 @@ class TestRegistries:
         result = ocistream("have", "--among", "-", f"{served.host}/{end}", stdin=f"{OTHER}\n".encode())
         assert listed(result, f"{served.host}/{end}") == set()
 
+    def test_that_none_of_it_exists_is_said_to_who_wants_to_know_more(self, served: FaultyRegistry) -> None:
+        result = ocistream("have", "-v", "--among", "-", f"{served.host}/app:v1", stdin=f"{OTHER}\n".encode())
+        expect.success(result)
+        assert "app:v1" in result.err
+        assert "it has none of these blobs" in result.err
+
     def test_what_can_be_mounted_counts(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "base", "1")
         asked = "\n".join(everything(layout)).encode()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli.run import measured, ocistream
-from tests.faults import FaultyRegistry
+from tests.faults import Fault, FaultyRegistry, refusal
 from tests.images import OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.registry_http import seed
 
@@ -213,3 +213,14 @@ def test_text_out_of_an_archive_cannot_steer_a_terminal(layout: Layout) -> None:
     assert result.code == 0
     assert b"\x1b" not in result.out
     assert "b\nc" not in result.out.decode()
+
+
+def test_referrers_that_a_registry_refuses_to_list_are_not_taken_for_none(
+    image: Descriptor, layout: Layout, served: FaultyRegistry
+) -> None:
+    seed(layout, image, served.host, "app", "v1")
+    served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
+    result = ocistream("inspect", f"{served.host}/app:v1")
+    assert result.code == 0
+    assert f"not all that refers to {image['digest']} is shown: " in result.err
+    assert "403" in result.err

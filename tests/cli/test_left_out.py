@@ -160,8 +160,11 @@ class TestWhatIsLeftOut:
         one, *_ = sorted(releases.shared)
         expect.success(pulled(releases, tmp_path / "one.tar", "--only", one))
         assert blobs_in(tmp_path / "one.tar") == {one, releases.new["digest"]}
-        (tmp_path / "list.txt").write_text("\n".join(releases.shared))
-        expect.success(pulled(releases, tmp_path / "two.tar", "--only", tmp_path / "list.txt"))
+        (tmp_path / "list.txt").write_text("\n".join([*releases.shared, f"sha256:{'0' * 64}"]))
+        result = pulled(releases, tmp_path / "two.tar", "--only", tmp_path / "list.txt")
+        expect.success(result)
+        count = len(releases.shared) + 1
+        assert f"list.txt: 1 of its {count} digests are in none of the images" in result.err
         assert blobs_in(tmp_path / "two.tar") == {*releases.shared, releases.new["digest"]}
 
     def test_copy_does_it_too(self, releases: Releases, listed: Path, tmp_path: Path) -> None:

@@ -211,6 +211,14 @@ class TestLeavingBehind:
         registry.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), path=f"/manifests/{found.sbom['digest']}"))
         assert self.left(quick(), registry) == {(GONE, found.sbom["digest"])}
 
+    def test_a_signatures_tag_whose_manifest_does_not_exist(
+        self, registry: CountingRegistry, quick: Quick, found: Signed
+    ) -> None:
+        tag = found.cosign_tag
+        registry.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), "GET", path=f"/manifests/{tag}", times=None))
+        graph = graph_of(quick(), f"{registry.host}/app:1")
+        assert {(left.why, left.tag, left.kind) for left in graph.left_behind} == {(GONE, tag, "signature")}
+
     def test_what_is_listed_and_says_otherwise(
         self, registry: CountingRegistry, quick: Quick, layout: Layout, found: Signed
     ) -> None:
