@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ocistream import paths
+from ocistream import notices, paths
 from ocistream.distribution import Repository
 from ocistream.errors import NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.files import disk_errors
@@ -132,9 +132,15 @@ def _entries_of_archive(end: End, around: Surroundings) -> Sequence[Descriptor]:
             source = opened(end, around, Want(referrers="along"))
             stack.callback(source.close)
             graph = graph_of(source, end)
-    except OcistreamError:
+    except NotFoundError:
         return ()
-    if len(graph.roots) != 1 or any(graph.left_out):
+    except OcistreamError as error:
+        notices.notice(f"{printable(end.text)} is replaced: it cannot be read as an archive ({error.what})")
+        return ()
+    if len(graph.roots) != 1:
+        notices.notice(f"{printable(end.text)} is replaced: it has {len(graph.roots)} images, and gets one")
+        return ()
+    if any(graph.left_out):
         return ()
     return [graph.roots[0].descriptor, *(attached.descriptor for attached in graph.all_attached)]
 

@@ -18,7 +18,7 @@ from ocistream.paths import is_directory
 from ocistream.reference import printable
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.gathering import Gathering
-from ocistream.stores.index import name_of
+from ocistream.stores.index import called, name_of
 from ocistream.stores.layout import LayoutSource
 from ocistream.stores.parts import is_damaged, joined, put_together
 
@@ -99,6 +99,7 @@ class JoinedSource:
         seen: list[tuple[str, Volume]] = []
         for text, source in self._inputs:
             index = self._index(text, source)
+            self._tell_other_names(text, index.entries, entries)
             entries += [entry for entry in index.entries if entry.digest not in known]
             for entry in index.entries:
                 known.setdefault(entry.digest, entry)
@@ -195,6 +196,18 @@ class JoinedSource:
             msg = f"{printable(text)} has images that only its manifest.json lists"
             raise UsageError(msg, hint="such an archive cannot be put together with others: give it alone")
         return index
+
+    @staticmethod
+    def _tell_other_names(text: str, entries: Sequence[Descriptor], before: Sequence[Descriptor]) -> None:
+        """Say which names of images are not used: an image has the names that the first input gives it."""
+        names: dict[str, list[str | None]] = {}
+        for entry in before:
+            names.setdefault(entry.digest, []).append(called(entry))
+        for entry in entries:
+            name = called(entry)
+            if name is not None and name not in names.get(entry.digest, [name]):
+                used = ", ".join(printable(one) for one in names[entry.digest] if one) or "an image without a name"
+                notices.notice(f"the name {printable(name)} in {printable(text)} is not used: {entry.digest} is {used}")
 
     def _note_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
         if volume.number in self._volumes:

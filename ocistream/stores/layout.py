@@ -216,6 +216,7 @@ class LayoutSink:
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             # `gc` has the same lock, so what is there now is there when the index names it.
             self._check_there()
+            self._tell_replaced(entries, new)
             return merge(entries, new)
 
         self._layout.change_index_and_notes(change, lambda notes: self._still_left_out(notes, graph.leaving))
@@ -226,6 +227,14 @@ class LayoutSink:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+    def _tell_replaced(self, entries: Sequence[Descriptor], new: Sequence[Descriptor]) -> None:
+        digests = {name: entry.digest for entry in new if (name := called(entry)) is not None}
+        for entry in entries:
+            name = called(entry)
+            if name is not None and digests.get(name, entry.digest) != entry.digest:
+                where = f"{printable(name)} in {printable(str(self._layout.path), 1024)}"
+                notices.notice(f"{where}: replacing {entry.digest}", level=1)
 
     def _check_there(self) -> None:
         for digest, size in self._there.items():

@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.attachments import listed
 from ocistream.distribution import Repository, is_canonical
 from ocistream.errors import (
@@ -317,6 +317,8 @@ class RegistrySink:
         if present and present not in {digest, digest_of(manifest.raw)} and not may_replace(present):
             msg = f"{reference.name}: somebody else has written this tag meanwhile"
             raise NetworkError(msg, hint="run it again: what is there stays then, or leave it to them: --no-referrers")
+        if present and present not in {digest, digest_of(manifest.raw)}:
+            notices.notice(f"{reference.name}: replacing {present}", level=1)
         if present == digest or (not is_canonical(digest) and repository.put_tag(tag, manifest)):
             return
         if present != digest_of(manifest.raw):

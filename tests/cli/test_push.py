@@ -125,6 +125,36 @@ def test_what_has_no_name_beside_what_has_one_is_no_choice(served: FaultyRegistr
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
+def test_a_tag_that_meant_another_image_is_said_to_who_wants_to_know_more(
+    served: FaultyRegistry, tmp_path: Path
+) -> None:
+    images = [small_image(one, name="v1") for one in (Layout(tmp_path / "a"), Layout(tmp_path / "b"))]
+    other = Layout(tmp_path / "c")
+    new = other.image([b"new"], name="v1")
+    said = f"{served.host}/app:1: replacing {images[0]['digest']}"
+    for folder, expected in (("a", False), ("b", False), ("c", True)):
+        result = ocistream("push", "-v", f"{served.host}/app:1", "-i", tmp_path / folder)
+        expect.success(result)
+        assert (said in result.err) == expected
+    assert manifest_digest(served.host, "app", "1") == new["digest"]
+    for folder, expected in (("a", False), ("b", False), ("c", True)):
+        result = ocistream("copy", "-v", f"oci:{tmp_path / folder}", f"oci:{tmp_path}/to:name")
+        expect.success(result)
+        assert (f"name in {tmp_path}/to: replacing {images[0]['digest']}" in result.err) == expected
+
+
+def test_another_name_of_an_image_in_a_further_archive_is_not_used_and_named(
+    served: FaultyRegistry, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        small_image(Layout(tmp_path / name), name=f"r.example/app:{name}")
+    result = ocistream("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
+    expect.success(result)
+    assert tags(served.host, "app") == ["one"]
+    assert f"the name r.example/app:two in {tmp_path}/two is not used: sha256:" in result.err
+    assert result.err.count("is not used") == 1
+
+
 @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
 @pytest.mark.parametrize("chosen", ["a.example/team/app:1", "plain"])
 def test_an_image_can_be_chosen_by_its_name(

@@ -132,6 +132,16 @@ class TestWhatIsMoved:
         expect.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags=choice)))
         same(source, target, "app", expected)
 
+    def test_an_archive_that_is_replaced_is_named(self, source: FaultyRegistry, tmp_path: Path) -> None:
+        text = entry(f"{source.host}/app:1.0", "oci-archive:app.tar")
+        expect.success(sync(tmp_path, text))
+        again = sync(tmp_path, text)
+        assert "is replaced" not in again.err
+        (tmp_path / "app.tar").write_bytes(b"notes")
+        result = sync(tmp_path, text)
+        expect.success(result)
+        assert "oci-archive:app.tar is replaced: it cannot be read as an archive (" in result.err
+
     def test_one_image_keeps_its_tag_or_gets_another(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
