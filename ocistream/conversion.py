@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocistream import layers, limits
+from ocistream import layers, limits, notices
 from ocistream.compression import CODECS, NONE, Codec, codec_of, decompressed
 from ocistream.documents import diff_ids_of_config
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
@@ -100,7 +100,10 @@ class Conversion:
         for _, document in graph.images():
             if is_image(document):
                 for layer in document.layers:
-                    if self._applies_to(layer) and layer.digest not in kept:
+                    if layers.codec_name(layer.media_type) is None and not layer.is_foreign:
+                        what = f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
+                        notices.notice(f"{what} are copied as they are", level=1)
+                    elif self._applies_to(layer) and layer.digest not in kept:
                         found.setdefault(layer.digest, layer)
         return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import layers
+from ocistream import layers, notices
 from ocistream.documents import Document, parse_document
 from ocistream.graph import is_image
 from ocistream.model import (
@@ -172,6 +172,8 @@ class Rewriting:
             new.pop(key, None)
         if annotations := new.pop("annotations", None):
             kept = {key: value for key, value in annotations.items() if not key.startswith(_OF_COMPRESSED_BYTES)}
+            if len(kept) < len(annotations):
+                notices.notice("recompressed layers lose their annotations for lazy pulling (eStargz, zstd:chunked)")
             if kept:
                 new["annotations"] = kept
         return new

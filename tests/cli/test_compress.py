@@ -90,6 +90,19 @@ class TestDirections:
         compare(layout, Layout(served.layout.path), codec)
         assert result.lines() == [f"{name}@{manifest_digest(served.host, 'app', '1')}"]
 
+    def test_what_is_lost_and_what_stays_as_it_is_is_said(self, layout: Layout, tmp_path: Path) -> None:
+        manifest = layout.read(small_image(layout)["digest"])
+        manifest["layers"][0]["annotations"] = {"containerd.io/snapshot/stargz/toc.digest": "sha256:" + "0" * 64}
+        strange = layout.blob(b"x", "application/vnd.example.layer+xz")
+        config = layout.read(manifest["config"]["digest"])
+        config["rootfs"]["diff_ids"].append(strange["digest"])
+        manifest["config"] = layout.blob(json.dumps(config).encode(), OCI_CONFIG)
+        layout.document({**manifest, "layers": [*manifest["layers"], strange]}, name="1")
+        result = ocistream("copy", "-v", layout.path, f"oci:{tmp_path / 'to'}", "--compress", "zstd")
+        expect.success(result)
+        assert result.err.count("recompressed layers lose their annotations for lazy pulling") == 1
+        assert f"{strange['digest']} is not recompressed: layers of the type {strange['mediaType']}" in result.err
+
     @codecs
     def test_copy_between_ends_without_a_registry(self, layout: Layout, tmp_path: Path, codec: str) -> None:
         all_kinds(layout, name="1")
