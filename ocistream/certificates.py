@@ -7,11 +7,11 @@ at, no network is known, and home and environment are handed in.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ocistream import notices
 from ocistream.errors import UsageError
 from ocistream.files import disk_errors
 from ocistream.paths import is_directory
@@ -27,6 +27,8 @@ __all__ = ["folder_of", "folders", "of_folder", "of_registry"]
 _CA: Final = ".crt"
 _CERTIFICATE: Final = ".cert"
 _KEY: Final = ".key"
+#: How many other files of a folder are named.
+_SHOWN: Final = 10
 
 
 def folders(env: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> tuple[Path, ...]:
@@ -58,11 +60,12 @@ def folder_of(registry: str, directories: Sequence[Path]) -> Path | None:
         return None
     for directory in directories:
         folder = directory / registry
-        with contextlib.suppress(PermissionError):
-            # What is closed to this user is not meant for them.
-            # (`Path.is_dir` raises where a name is too long to be a folder's.)
-            if os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - see above
+        # (`Path.is_dir` raises where a name is too long to be a folder's.)
+        if os.path.isdir(folder):  # noqa: PTH112 - see above
+            if os.access(folder, os.R_OK | os.X_OK):
                 return folder
+            # What is closed to this user is not meant for them.
+            notices.notice(f"{printable(str(folder), 1024)} is not used: this user may not read it", level=1)
     return None
 
 
@@ -89,5 +92,8 @@ def of_folder(folder: Path) -> TlsSettings:
             where = printable(str(path), 400)
             msg = f"{where}: the client certificate of this key, {printable(stem)}{_CERTIFICATE}, is missing"
             raise UsageError(msg)
+    if others := [name for name, path in files.items() if path.suffix not in {_CA, _CERTIFICATE, _KEY}]:
+        what = f"{printable(str(folder), 1024)}: {', '.join(map(printable, others[:_SHOWN]))}"
+        notices.notice(f"{what} not used: only *{_CA}, *{_CERTIFICATE} and *{_KEY} are read", level=1)
     authorities = tuple(str(path) for path in files.values() if path.suffix == _CA)
     return TlsSettings(authorities, tuple(found))

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from ocistream import notices
 from ocistream.errors import AuthenticationError, InvalidNameError
 from ocistream.hosts import HostSettings
 from ocistream.profiles import NAMED
@@ -139,7 +140,15 @@ class Places:
         primary = _place(_rewritten(namespace, name))
         self._check_not_blocked(str(primary))
         found = dict.fromkeys(self._mirrors_of(reference, namespace, name)) if self._mirrors else {}
-        others = [place for place in found if str(place) != str(primary) and not self._blocks(str(place))]
+        others = []
+        for place in found:
+            if (blocking := self._blocks(str(place))) is not None:
+                notices.notice(f"the mirror {place} is not asked: {blocking.source} blocks it", level=1)
+            elif str(place) != str(primary):
+                others.append(place)
+        if namespace is not None and str(primary) != name:
+            what = f"{printable(name)} is read from {printable(str(primary))}"
+            notices.notice(f"{what}, its location in {namespace.source}", level=1)
         if str(primary) == name:
             # In the spelling of whoever named it.
             primary = replace(primary, registry=reference.registry)

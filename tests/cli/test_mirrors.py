@@ -130,9 +130,10 @@ def test_another_location_is_read_and_the_name_kept(machine: Machine, out: Path)
         "containers/registries.conf",
         f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
     )
-    pulled = machine.run("pull", "apps.example/app:1", "-o", out / "app.tar")
+    pulled = machine.run("pull", "-v", "apps.example/app:1", "-o", out / "app.tar")
     expect.success(pulled)
     assert pulled.lines() == [f"apps.example/app:1@{machine.image['digest']}"]
+    assert f"apps.example/app is read from {machine.registry.host}/team/app, its location in " in pulled.err
 
 
 def test_how_a_host_is_reached_is_taken_from_our_configuration(machine: Machine, out: Path) -> None:
@@ -260,6 +261,17 @@ def test_who_asks_no_registry_does_not_care_what_is_said_of_them(machine: Machin
     expect.success(machine.run("verify", out / "app.tar"))
     expect.success(machine.run("inspect", out / "app.tar"))
     expect.success(machine.run("pull", "--help"))
+
+
+def test_a_blocked_mirror_is_not_asked_and_that_is_said_to_who_wants_to_know_more(machine: Machine, out: Path) -> None:
+    path = machine.containers(
+        *("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"'),
+        *("[[registry]]", f'location = "{machine.mirror.host}"', "blocked = true"),
+    )
+    pulled = machine.run("pull", "-v", machine.name, "-o", out / "app.tar")
+    expect.success(pulled)
+    assert machine.mirror.requests == []
+    assert f"the mirror {machine.mirror.host}/hub/team/app is not asked: {path} blocks it" in pulled.err
 
 
 # -- what is blocked ----------------------------------------------------------------------------------------

@@ -159,6 +159,17 @@ def test_certs_d_of_the_user_is_read(
     expect.success(push(layout, mutual, env={variable: str(base)}))
 
 
+def test_what_certs_d_has_and_nothing_reads_is_said_to_who_wants_to_know_more(
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
+    del image
+    folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
+    (folder / "old.pem").write_text("x")
+    result = push(layout, mutual, "-v", env={"HOME": str(tmp_path)})
+    expect.success(result)
+    assert f"{folder}: old.pem not used: only *.crt, *.cert and *.key are read" in result.err
+
+
 def test_certs_d_that_is_wrong_is_an_error_before_anything_is_sent(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
