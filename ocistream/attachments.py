@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocistream.model import Descriptor
-from ocistream.reference import is_digest_tag, is_tag
+from ocistream.reference import is_digest, is_digest_tag, is_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +46,7 @@ __all__ = [
     "is_fallback_tag",
     "kind_of",
     "listed",
+    "tagged_subject",
 ]
 
 #: What is done with what hangs on an image: it goes along, or is left behind, or, where all there is is only looked at,
@@ -154,6 +155,14 @@ def fallback_tag(digest: str) -> str:
 def is_fallback_tag(tag: str) -> bool:
     """Say whether a tag looks like one under which referrers are listed."""
     return is_digest_tag(tag) and cosign_subject(tag) is None
+
+
+def tagged_subject(tag: str) -> str | None:
+    """Return the digest that a tag of cosign's, or of a list of referrers, stands beside; None for any other tag."""
+    if (subject := cosign_subject(tag)) is not None:
+        return subject
+    digest = tag.replace("-", ":", 1)
+    return digest if is_fallback_tag(tag) and is_digest(digest) else None
 
 
 def listed(descriptor: Descriptor, document: Document) -> Descriptor:

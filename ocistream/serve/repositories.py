@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
-from ocistream.attachments import listed
+from ocistream.attachments import listed, tagged_subject
 from ocistream.documents import Document, media_type_of, outline, parse_document
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.graph import children_of
@@ -23,7 +23,7 @@ from ocistream.serve.exported import Exported
 from ocistream.serve.name_notes import name_notes, unnamed, unnamed_note
 from ocistream.serve.names import full_name, spellings
 from ocistream.serve.refusals import RefusedError
-from ocistream.stores.index import FULL_NAME, REF_NAME, called
+from ocistream.stores.index import FULL_NAME, REF_NAME, SUBJECT, called
 from ocistream.stream import digest_of
 
 if TYPE_CHECKING:
@@ -199,10 +199,7 @@ class Repositories:
             raise RefusedError(400, "MANIFEST_INVALID", error.what) from error
         if entry.media_type not in _DOCUMENT_TYPES:
             raise RefusedError(400, "MANIFEST_INVALID", "the media type is none of a manifest or an index")
-        named = {
-            tag: replace(entry, annotations={FULL_NAME: full_name(hosts, repository, tag), REF_NAME: tag})
-            for tag in tags
-        }
+        named = {tag: _named(entry, full_name(hosts, repository, tag), tag) for tag in tags}
 
         def store() -> None:
             self._check_children(document)
@@ -212,7 +209,7 @@ class Repositories:
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             # Again under the lock, which `gc` has too: blobs may have been deleted since.
             store()
-            for name, new in (named or {reference: entry}).items():
+            for name, new in (named or {reference: _unnamed(entry, document)}).items():
                 entries = self._with(entries, new, repository, name)
             return entries
 
@@ -398,6 +395,19 @@ class Repositories:
             msg = f"there is no manifest {digest}"
             raise NotFoundError(msg)
         return self._storage.read_blob(Descriptor("application/octet-stream", digest, size))
+
+
+def _named(entry: Descriptor, name: str, tag: str) -> Descriptor:
+    """Name an entry; under a tag of cosign's it is not an image to other tools that read the layout."""
+    subject = tagged_subject(tag)
+    annotations = {FULL_NAME: name, REF_NAME: tag, **({SUBJECT: subject} if subject else {})}
+    return replace(entry, annotations=annotations)
+
+
+def _unnamed(entry: Descriptor, document: Document) -> Descriptor:
+    """Return the entry of a manifest without a tag; a referrer is not an image to other tools that read the layout."""
+    subject = document.subject
+    return entry if subject is None else replace(entry, annotations={SUBJECT: subject.digest})
 
 
 def _own_type(raw: bytes) -> str | None:

@@ -101,6 +101,19 @@ class TestImagesAlone:
         assert [entry["annotations"][SUBJECT] for entry in entries[1:]] == [image]
 
 
+class TestServedDirectory:
+    def test_what_is_pushed_and_refers_to_an_image_is_no_image(self, found: Signed, served: FaultyRegistry) -> None:
+        entries = json.loads((served.layout.path / "index.json").read_bytes())["manifests"]
+        assert [digest for _, digest in containerd_rule.images_of(entries)] == [found.image["digest"]]
+        assert {entry["digest"]: entry["annotations"].get(SUBJECT) for entry in entries} == {
+            found.image["digest"]: None,
+            found.signature["digest"]: found.image["digest"],
+            found.sbom["digest"]: found.image["digest"],
+            found.attestation["digest"]: found.signature["digest"],
+            found.cosign["digest"]: found.image["digest"],
+        }
+
+
 class TestRoundTrip:
     def test_all_of_it_arrives_in_a_registry(
         self,
