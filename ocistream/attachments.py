@@ -80,8 +80,8 @@ SAME_TAG: Final = "another one has the same tag"
 TAKEN: Final = "another one is there, and stays (copy --tags 'sha256-*.*' replaces it)"
 HIDDEN: Final = "the registry does not tell"
 CUT: Final = "the registry's list is longer than is read"
-ORPHANED: Final = "the image they refer to does not exist in the source"
-UNREADABLE: Final = "their manifests are missing or malformed"
+ORPHANED: Final = "subject not in the source"
+UNREADABLE: Final = "manifest missing or malformed"
 #: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.
 _TAGGED_ALGORITHM: Final = 32
 _TAGGED_HEX: Final = 64

@@ -41,9 +41,9 @@ class Root:
 class Incomplete:
     """An index of which the source has only some platforms.
 
-    `name` is the image's, or None; `digest` is the index's. `platforms` are those that are there, `missing` those that
-    are not, as text; `instead` is the digest of what is taken in place of the index: one of its manifests, or a
-    smaller index.
+    `name` is the image's, or None; `digest` is the index's. `platforms` are those that are there, as text; `missing`
+    are those that are not, and attestations of those that are. `instead` is the digest of what is taken in place of the
+    index: one of its manifests, or a smaller index.
     """
 
     name: str | None
@@ -66,8 +66,8 @@ class Graph:
     digest, that the source says it was made without, and why; `leaving` are those that are left out on purpose of what
     is written.
     `embedded` are blobs, by digest, whose bytes stand in their descriptors' `data` (image-spec, descriptor.md).
-    `platforms_chosen` says that the user asked for platforms. `incomplete` are indexes of which the source has only
-    some platforms, so that those were taken (incomplete.py).
+    `platforms_chosen` says that the user asked for platforms, `leaves_referrers` that no referrers are wanted.
+    `incomplete` are indexes of which the source has only some platforms, so that those were taken (incomplete.py).
     """
 
     roots: tuple[Root, ...]
@@ -84,6 +84,7 @@ class Graph:
     leaving: Mapping[str, Reason] = field(default_factory=dict)
     embedded: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     platforms_chosen: bool = field(default=False, compare=False)
+    leaves_referrers: bool = field(default=False, compare=False)
     incomplete: tuple[Incomplete, ...] = ()
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream.attachments import GONE, NARROWED, Attached, LeftBehind
+from ocistream.attachments import GONE, NARROWED, UNWANTED, Attached, LeftBehind
 from ocistream.documents import parse_document
 from ocistream.graph import Incomplete
 from ocistream.interfaces import Lacks
@@ -86,13 +86,13 @@ def exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tup
     return _called(leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attested(leaf) is None)
 
 
-def exported_by(source: Source, graph: Graph) -> Graph:
-    """Take of each image's index only what the source has, whatever a destination has."""
+def exported_by(source: Source, graph: Graph, has_manifest: Callable[[Descriptor], bool] = lambda _: False) -> Graph:
+    """Take of each image's index only what the source has, or, as `has_manifest` says, the destination."""
     if not isinstance(source, Lacks):
         return graph
     lacks = source.lacks
     missing = not_exported(graph, lambda blob: bool(lacks(blob)))
-    return only_exported(graph, {one.digest for one in missing}) if missing else graph
+    return only_exported(graph, {one.digest for one in missing if not has_manifest(one)}) if missing else graph
 
 
 class _Changed:
@@ -122,15 +122,23 @@ class _Changed:
                 self.left_behind.append(LeftBehind(attested(leaf) or "", GONE, "attestation", digest))
         self.root = replace(root, descriptor=descriptor)
         gone = [leaf for digest, leaf in leaves.items() if digest in missing and attested(leaf) is None]
+        lost = [images[attested(leaf) or ""] for digest, leaf in attestations.items() if digest not in there]
         self.incomplete = Incomplete(
-            root.name, root.descriptor.digest, _called(images.values()), _called(gone), descriptor.digest
+            root.name,
+            root.descriptor.digest,
+            _called(images.values()),
+            (*_called(gone), *(f"attestation of {platform}" for platform in _called(lost))),
+            descriptor.digest,
         )
 
     def _attach(self, graph: Graph, image: Descriptor, attestations: Collection[Descriptor]) -> None:
         """Keep attestations of a manifest that no index lists any more, where they name it as their subject."""
         for leaf in attestations:
             document = graph.documents.get(leaf.digest)
-            if document is not None and document.subject is not None and document.subject.digest == image.digest:
+            subject = document.subject if document is not None else None
+            if graph.leaves_referrers:
+                self.left_behind.append(LeftBehind(image.digest, UNWANTED, "attestation", leaf.digest))
+            elif subject is not None and subject.digest == image.digest:
                 self.attached.append(Attached(leaf, image.digest))
             else:
                 self.left_behind.append(LeftBehind(image.digest, NARROWED, "attestation", leaf.digest))

@@ -86,6 +86,7 @@ class _Description:
         graph = self._graph
         images = [document for _, document in graph.images()]
         all_of_them = sum(b.size for d in images for b in _unique((d.config, *d.layers)))
+        all_of_them += sum(b.size for d in graph.documents.values() if d.config is None for b in _unique(d.layers))
         return {
             "images": [self._root(root) for root in graph.roots],
             "totals": {

@@ -32,7 +32,7 @@ MAX_JSON_ITEMS: Final = 250_000
 #: A JSON document up to this is parsed whole, a larger one piece by piece.
 MAX_JSON_WHOLE: Final = 64 * KIB
 #: Elements of a list are parsed together up to this many bytes, as objects some twenty times as many.
-MAX_JSON_GROUP: Final = 8 * KIB
+MAX_JSON_GROUP: Final = 4 * KIB
 #: One such piece, of which Python makes a text and a string of the same size.
 MAX_JSON_PIECE: Final = MAX_MANIFEST
 #: One that is not all ASCII: a single emoji makes Python take four bytes for each character of both.

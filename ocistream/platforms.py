@@ -70,7 +70,7 @@ class Taken:
         for wanted, got, others in self.unclear:
             shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
             more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
-            lines.append(f"{printable(got)} taken for {wanted}" + (f", not {shown}{more}" if shown else ""))
+            lines.append(f"{wanted} matches {printable(got)}" + (f"; not copied: {shown}{more}" if shown else ""))
         return lines
 
 

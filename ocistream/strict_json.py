@@ -233,14 +233,16 @@ _TOKEN: Final = re.compile(_STRING + rb"|[][{},]", re.DOTALL)
 
 
 def _bracketed(inner: bytes) -> bytes:
-    return rb'[\[{](?:[^][{}"]++|' + _STRING + inner + rb")*+[]}]"
+    return rb'[\[{](?:[^][{}"]++|' + _STRING + inner + rb")*[]}]"
 
 
-#: Elements of a list that have three levels of brackets at most, each with its comma.
+#: Elements of a list that have three levels of brackets at most, each with its comma. Groups are not possessive: before
+#: 3.11.5 Python loses parts of what such a group has matched (gh-106052). What each part is, its first byte tells, so
+#: nothing is tried for long.
 _GROUP: Final = re.compile(
     rb"(?:[ \t\n\r]*+(?:"
     + rb"|".join((_STRING, _bracketed(b"|" + _bracketed(b"|" + _bracketed(b""))), rb'[^][{}",]++'))
-    + rb")[ \t\n\r]*+,)*+",
+    + rb")[ \t\n\r]*+,)*",
     re.DOTALL,
 )
 _QUOTE: Final = ord('"')

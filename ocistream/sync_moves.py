@@ -25,7 +25,7 @@ from ocistream.sync_looks import Look, Outcome, wanted_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocistream.graph import Graph, Incomplete
+    from ocistream.graph import Graph
     from ocistream.interfaces import Sink, Source
     from ocistream.model import Descriptor
     from ocistream.reference import Reference
@@ -42,10 +42,8 @@ class Planned:
     def __init__(self, look: Look) -> None:
         """Begin with nothing known."""
         self.look = look
-        self.digest: str | None = None
         self.error: OcistreamError | None = None
-        self.incomplete: tuple[Incomplete, ...] = ()
-        self.lacking: dict[str, Sequence[Descriptor] | OcistreamError] = {}
+        self.lacking: dict[str, tuple[Graph, Sequence[Descriptor]] | OcistreamError] = {}
 
 
 class Moving:
@@ -136,9 +134,7 @@ class Moving:
                 around = replace(self._surroundings(copy.entry.source, stop), jobs=1)
                 source = opened(copy.source, around, wanted_of(copy.entry))
                 stack.callback(source.close)
-                graph = exported_by(source, graph_of(source, copy.source))
-                planned.incomplete = graph.incomplete
-                planned.digest = graph.roots[0].descriptor.digest
+                graph = graph_of(source, copy.source)
                 for target in look.lacking:
                     try:
                         planned.lacking[target.name] = self._lacking(target, graph, source, stop)
@@ -156,16 +152,17 @@ class Moving:
             if isinstance(lacking, OcistreamError):
                 found.append(Outcome(name, target.name, "failed", error=lacking))
                 continue
-            new = [blob for blob in lacking if self._is_new(target, blob)]
+            graph, blobs = lacking
+            new = [blob for blob in blobs if self._is_new(target, blob)]
             read = sum(blob.size for blob in new if blob.digest not in fetched)
             fetched.update(blob.digest for blob in new)
             size = sum(blob.size for blob in new)
             found.append(
                 Outcome(
-                    *(name, target.name, "to copy", planned.digest),
+                    *(name, target.name, "to copy", graph.roots[0].descriptor.digest),
                     size=size,
                     fetched=read,
-                    incomplete=planned.incomplete,
+                    incomplete=graph.incomplete,
                 )
             )
         return found
@@ -182,22 +179,27 @@ class Moving:
             self._planned.add(place)
         return True
 
-    def _lacking(self, target: Target, graph: Graph, source: Source, stop: threading.Event) -> list[Descriptor]:
+    def _lacking(
+        self, target: Target, graph: Graph, source: Source, stop: threading.Event
+    ) -> tuple[Graph, list[Descriptor]]:
+        """Find out what a destination would get: the graph, less what neither side has of an index, and its blobs."""
         end = target.place.end
         if end.reference is None and not is_layout_to_be(end):
-            return list(graph.blobs)
+            graph = exported_by(source, graph)
+            return graph, list(graph.blobs)
         with ExitStack() as stack:
             sink = self._sink(target, stop)
             stack.callback(sink.close)
             if end.reference is not None:
                 # Of a registry's sink, that asks for nothing and writes nothing.
                 sink.begin(graph)
+            graph = exported_by(source, graph, sink.has_manifest)
 
             def is_lacking(blob: Descriptor) -> bool:
                 return not sink.has(blob) and not (isinstance(sink, Mounts) and sink.could_mount(blob, source))
 
             # One after the other: this is done side by side with the same for other images.
-            return list(filter(is_lacking, graph.blobs))
+            return graph, list(filter(is_lacking, graph.blobs))
 
     def _sink(self, target: Target, stop: threading.Event) -> Sink:
         end, reference = target.place.end, target.reference

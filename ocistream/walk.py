@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.attachments import NARROWED, Attached, LeftBehind, bare, listed
+from ocistream.attachments import NARROWED, UNWANTED, Attached, LeftBehind, bare, listed
 from ocistream.documents import Document, parse_document
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.graph import Graph, Root, is_image
@@ -44,8 +44,9 @@ class GraphBuilder:
     nested indexes are known, so that manifests of other platforms are never asked for.
     """
 
-    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS) -> None:
-        """Begin with no roots; `choice` applies to each root."""
+    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, leaves_referrers: bool = False) -> None:
+        """Begin with no roots; `choice` applies to each root. With `leaves_referrers` no referrers are wanted."""
+        self._leaves_referrers = leaves_referrers
         self.needs: dict[str, Descriptor] = {}
         self._choice = choice
         self._roots: list[Root] = []
@@ -188,7 +189,8 @@ class GraphBuilder:
         told = {*(left.digest for left in left_behind), *manifests}
         for leaf, image in self._attestations.values():
             if leaf.digest not in told:
-                left_behind[LeftBehind(image, NARROWED, "attestation", leaf.digest)] = None
+                why = UNWANTED if self._leaves_referrers else NARROWED
+                left_behind[LeftBehind(image, why, "attestation", leaf.digest)] = None
         graph = Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
@@ -199,6 +201,7 @@ class GraphBuilder:
             attached=attached,
             left_behind=tuple(left_behind),
             embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
+            leaves_referrers=self._leaves_referrers,
             platforms_chosen=self._choice.explicit and bool(self._choice.platforms),
         )
         needed = 0

@@ -233,5 +233,6 @@ def the_image(roots: Sequence[Root]) -> Sequence[Root]:
     try:
         return only_image(roots)
     except UsageError as error:
-        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {names_there(roots)}"
+        candidates = [root for root in roots if not root.stray] or list(roots)
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {names_there(candidates)}"
         raise UsageError(error.what, hint=hint) from error

@@ -105,7 +105,7 @@ def move(
         print_results(results)
     tell_resumed(session.console, report)
     summarize(session.console, report, session.cached)
-    tell_incomplete(session.console, report.graph.incomplete)
+    tell_incomplete(session.console, report.graph.incomplete, report.origins)
     if session.options["compress"] is None and (to is None or to.kind != "docker-archive"):
         tell_recompressed(session.console, report, excludes=not may_be_bare)
     tell_left_out(session.console, report)

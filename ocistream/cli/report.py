@@ -202,14 +202,19 @@ def tell_left_out(console: Console, report: Report) -> None:
         console.note(f"left out {counted(len(digests), 'blob')}, {size}: {reason}")
 
 
-def tell_incomplete(console: Console, incomplete: Iterable[Incomplete]) -> None:
-    """Say of which indexes only some platforms were taken, since the source does not have the others."""
+def tell_incomplete(
+    console: Console, incomplete: Iterable[Incomplete], origins: Mapping[str, str] | None = None
+) -> None:
+    """Say of which indexes only some platforms were taken, since the source does not have the others.
+
+    `origins` says what manifests were made of when layers were recompressed, by their digests.
+    """
+    made = {old: new for new, old in (origins or {}).items()}
     for index in incomplete:
         name = printable(index.name or index.digest, _MAX_NAME)
-        missing = f"; not in the source: {_listed(index.missing)}" if index.missing else ""
         console.note(
-            f"{name}: only {_listed(index.platforms)} was taken{missing}; "
-            f"the digest changed from {index.digest} to {index.instead}"
+            f"{name}: the source has only {_listed(index.platforms)} of this index, not {_listed(index.missing)}: "
+            f"copied as {made.get(index.instead, index.instead)} instead of {index.digest}"
         )
 
 

@@ -69,7 +69,7 @@ def _which_platforms(graph: Graph, of: End) -> str:
     path = printable(str(of.path or of.text), 1024)
     hint = f"`ocistream verify {path}` lists what is missing"
     if of.is_stream or of.path is None:
-        return "the archive does not have everything of this platform: `ocistream verify` lists what is missing"
+        return "save the archive to a file: `ocistream verify FILE` lists what is missing of it"
     names = {root.origin or root.name for root in graph.roots}
     from ocistream.onlooker import Onlooker
 
@@ -82,7 +82,7 @@ def _which_platforms(graph: Graph, of: End) -> str:
                 whole = source.graph(Onlooker(threading.Event()))
                 platforms = exported_platforms(whole, lambda blob: bool(lacks(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
-                return f"the platforms that are there: {shown}; {hint}"
+                return f"complete platforms: {shown}; {hint}"
     return hint
 
 

@@ -16,6 +16,7 @@ from ocistream.graph import is_image
 from ocistream.layers import looks_like_document
 from ocistream.model import CONFIG_TYPES
 from ocistream.reference import printable
+from ocistream.shortfall import ShortfallError
 from ocistream.stores.index import docker_tag
 from ocistream.stores.tar_out import TarWriter
 from ocistream.strict_json import canonical_json
@@ -126,14 +127,17 @@ def _image_of(graph: Graph, root: Root) -> tuple[str, Document]:
     """Give the one image that a root stands for, and its manifest's digest.
 
     Raises:
+        ShortfallError: the source does not have it.
         UnsupportedError: it is an index, or no image.
     """
     name = printable(root.name) if root.name else root.descriptor.digest
     document = graph.documents.get(root.descriptor.digest)
-    if document is not None and document.manifests:
+    if document is None:
+        raise ShortfallError([root.descriptor], graph, is_untouched=True)
+    if document.manifests:
         msg = f"{name} is an index of several images, and a docker-archive has one a name"
         raise UnsupportedError(msg, hint="choose one with --platform, such as linux/amd64")
-    if document is None or not is_image(document):
+    if not is_image(document):
         msg = f"{name} is no image that a docker-archive can hold"
         raise UnsupportedError(msg, hint="write an oci-archive")
     return root.descriptor.digest, document

@@ -47,7 +47,7 @@ class Gathering:
 
     def __init__(self, select: Selection, platforms: PlatformChoice, referrers: Referrers) -> None:
         """Begin with nothing; `select` chooses among what are images."""
-        self._builder = GraphBuilder(platforms)
+        self._builder = GraphBuilder(platforms, leaves_referrers=referrers == "left")
         self._attaching = Attaching(self._builder, referrers)
         self._select = select
         self._referrers = referrers

@@ -81,7 +81,7 @@ class RegistrySource:
         return self._graph
 
     def _collected(self) -> Graph:
-        builder = GraphBuilder(self._platforms)
+        builder = GraphBuilder(self._platforms, leaves_referrers=self._referrers == "left")
         repositories = []
         for reference in self._references:
             repository = self._repository(reference)

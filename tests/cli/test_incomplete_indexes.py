@@ -110,10 +110,10 @@ class TestOnePlatform:
         image = made.images["linux/amd64"]["digest"]
         assert result.lines() == [f"{served.host}/app:1@{image}"]
         assert manifest(served.host, "app", "1") == made.layout.file(image).read_bytes()
-        (line,) = [line for line in result.err.splitlines() if "not in the source" in line]
+        (line,) = [line for line in result.err.splitlines() if "of this index, not" in line]
         assert line == (
-            f"ocistream: {NAME}: only linux/amd64 was taken; not in the source: linux/arm64, linux/s390x; "
-            f"the digest changed from {made.index['digest']} to {image}"
+            f"ocistream: {NAME}: the source has only linux/amd64 of this index, not linux/arm64, linux/s390x: "
+            f"copied as {image} instead of {made.index['digest']}"
         )
 
     def test_its_attestation_goes_along_as_a_referrer(self, made: Made, push: Push, served: FaultyRegistry) -> None:
@@ -167,7 +167,7 @@ class TestSeveralPlatforms:
         made.remove("linux/arm64")
         result = push()
         expect.success(result)
-        assert "only linux/amd64, linux/s390x was taken; not in the source: linux/arm64;" in result.err
+        assert "the source has only linux/amd64, linux/s390x of this index, not linux/arm64: copied as" in result.err
         assert manifest(served.host, "app", "1") == manifest(served.host, "chosen", "1")
         index = json.loads(manifest(served.host, "app", "1") or b"")
         assert [one["digest"] for one in index["manifests"]] == [
@@ -176,6 +176,21 @@ class TestSeveralPlatforms:
             for platform, one in kind.items()
             if platform != "linux/arm64"
         ]
+
+
+class TestAttestations:
+    def test_one_that_was_not_exported_is_named(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+        for descriptor in made.attestations.values():
+            made.layout.file(descriptor["digest"]).unlink()
+        result = push()
+        expect.success(result)
+        missing = ", ".join(f"attestation of {platform}" for platform in PLATFORMS)
+        assert f"the source has only {', '.join(PLATFORMS)} of this index, not {missing}: copied as" in result.err
+        index = json.loads(manifest(served.host, "app", "1") or b"")
+        assert [one["digest"] for one in index["manifests"]] == [one["digest"] for one in made.images.values()]
+        verified = ocistream("verify", made.layout.path)
+        assert verified.code == 0
+        assert f"not exported: attestation of linux/amd64 of {NAME}" in verified.lines()
 
 
 class TestDamage:
@@ -204,7 +219,7 @@ class TestDamage:
     ) -> None:
         made.remove("linux/arm64", keep_manifests=keep_manifests)
         result = ocistream("push", f"{served.host}/a:1", "-i", made.layout.path, "--platform", "linux/arm64")
-        expect.failure(result, 6, "the platforms that are there: linux/amd64, linux/s390x")
+        expect.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
 
     def test_an_image_that_is_no_index_and_lacks_its_config_is_incomplete(
         self, layout: Layout, push: Push, served: FaultyRegistry
@@ -222,7 +237,7 @@ class TestWhatTheOtherSideHas:
         result = push()
         expect.success(result)
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
-        assert "not in the source" not in result.err
+        assert "of this index, not" not in result.err
 
 
 class TestOtherCommands:
@@ -265,7 +280,7 @@ class TestOtherCommands:
                 expect.failure(result, 6)
                 continue
             expect.success(result)
-            assert "only linux/amd64 was taken" in result.err
+            assert "the source has only linux/amd64 of this index" in result.err
         index = json.loads((tmp_path / "copied" / "index.json").read_bytes())
         assert index["manifests"][0]["digest"] == made.images["linux/amd64"]["digest"]
 
@@ -276,6 +291,31 @@ class TestOtherCommands:
         (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
         assert config.partition(":")[2] in entry["Config"]
+
+    def test_a_docker_archive_of_a_platform_that_is_missing_names_the_others(self, made: Made, tmp_path: Path) -> None:
+        made.remove("linux/arm64")
+        target = f"docker-archive:{tmp_path / 'a.tar'}:app:1"
+        result = ocistream("copy", made.layout.path, target, "--platform", "linux/arm64")
+        expect.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
+
+    def test_recompressed_the_digest_that_is_said_exists(
+        self, layout: Layout, served: FaultyRegistry, made: Made
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd")
+        expect.success(result)
+        digest = manifest_digest(served.host, "app", "1")
+        assert f"copied as {digest} instead of {made.index['digest']}" in result.err
+
+    @pytest.mark.parametrize("options", [[], ["--platform", "linux/amd64"]])
+    def test_without_referrers_the_attestation_is_left_behind_for_that_reason(
+        self, layout: Layout, served: FaultyRegistry, made: Made, options: list[str]
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
+        expect.success(result)
+        assert "left behind: 1 attestation; --no-referrers" in result.err
+        assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_inspect_says_what_was_not_exported(self, made: Made) -> None:
         made.remove("linux/arm64", "linux/s390x")
@@ -304,7 +344,7 @@ class TestSync:
         expect.success(first)
         for result in (planned, first):
             assert f"{served.host}/app:1@{image}" in result.out.decode()
-            assert "only linux/amd64 was taken; not in the source: linux/arm64, linux/s390x" in result.err
+            assert "the source has only linux/amd64 of this index, not linux/arm64, linux/s390x" in result.err
         document = json.loads((tmp_path / "result.json").read_bytes())
         validate_ours(document, "sync-result")
         assert document["images"][0]["missingPlatforms"] == ["linux/arm64", "linux/s390x"]
@@ -332,6 +372,17 @@ class TestSync:
         expect.success(result)
         assert "1 unchanged" in result.err
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
+
+    def test_a_plan_says_what_is_then_done_where_the_destination_has_the_rest(
+        self, made: Made, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        seed(made.layout, made.index, served.host, "app", "before")
+        made.remove("linux/arm64", "linux/s390x")
+        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
+        for options in (["--dry-run"], []):
+            result = ocistream("sync", tmp_path / "s.toml", *options)
+            expect.success(result)
+            assert f"{served.host}/app:1@{made.index['digest']}" in result.out.decode()
 
 
 class TestServed:
@@ -460,6 +511,7 @@ class TestBlobsInAnIndex:
         inspected = ocistream("inspect", folder)
         expect.success(inspected)
         assert "application/vnd.buildkit.cacheconfig.v0" in inspected.out.decode()
+        assert "-" not in inspected.lines()[-2].partition("(")[2]
         expect.success(ocistream("gc", folder, "--older-than", "0s"))
         expect.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
         del cache

@@ -246,7 +246,7 @@ def test_to_takes_signatures_along_and_tells_of_those_without_an_image(
     result = ocistream("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
     expect.success(result)
     assert len(result.lines()) == 2
-    assert "left behind: 1 SBOM; the image they refer to does not exist in the source" in result.err
+    assert "left behind: 1 SBOM; subject not in the source" in result.err
     document = json.loads((tmp_path / "result.json").read_text())
     schemas.validate_ours(document, "result")
     assert [one["digest"] for one in document["referrers"]] == [signature["digest"]]

@@ -129,11 +129,11 @@ class TestPlatforms:
         seed(layout, layout.index(images), served.host, "app", "variants")
         assert self.notes(ocistream("pull", name), name) == [
             f"ocistream: {name}: {MINE}/v12 of 2 platforms; --platform all for all",
-            f"ocistream: {name}: {MINE}/v12 taken for {MINE}, not {MINE}/v13",
+            f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13",
         ]
         # Even if the platform was asked for: the variant was not.
         assert self.notes(ocistream("pull", name, "--platform", MINE), name) == [
-            f"ocistream: {name}: {MINE}/v12 taken for {MINE}, not {MINE}/v13",
+            f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13",
         ]
         assert self.notes(ocistream("pull", name, "--platform", f"{MINE}/v13"), name) == []
 
@@ -145,7 +145,7 @@ class TestPlatforms:
             images.append({**image, "platform": {**image["platform"], "os.version": version}})
         seed(layout, layout.index(images), served.host, "app", "windows")
         assert self.notes(ocistream("pull", name, "--platform=windows/amd64"), name) == [
-            f"ocistream: {name}: windows(10.1)/amd64 taken for windows/amd64, not windows(10.2)/amd64"
+            f"ocistream: {name}: windows/amd64 matches windows(10.1)/amd64; not copied: windows(10.2)/amd64"
         ]
 
     def test_where_this_machines_platform_is_missing_that_is_said(self, served: FaultyRegistry, layout: Layout) -> None:
@@ -194,6 +194,7 @@ def test_the_document_says_what_was_moved(
         "blobs": [{**blob, "how": "copied"} for blob in blobs],
         "referrers": [],
         "leftBehind": [],
+        "incomplete": [],
         "foreign": [],
         "bytes": {"copied": total, "converted": 0, "skipped": 0, "mounted": 0, "leftOut": 0},
         "resumed": 0,

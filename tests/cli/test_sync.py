@@ -188,7 +188,7 @@ class TestWhatIsMoved:
         name = f"{source.host}/variants:1"
         result = sync(tmp_path, entry(name, f"{target.host}/variants", platforms="['linux/amd64']"))
         assert result.lines() == [f"{target.host}/variants:1@{images[0]['digest']}"], result.err
-        assert f"ocistream: {name}: linux/amd64/v3 taken for linux/amd64, not linux/amd64/v4\n" in result.err
+        assert f"ocistream: {name}: linux/amd64 matches linux/amd64/v3; not copied: linux/amd64/v4\n" in result.err
 
     def test_only_what_differs(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
         text = entry(f"{source.host}/app", f"{target.host}/app", referrers="false")
