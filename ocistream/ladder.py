@@ -80,7 +80,13 @@ class Ladder:
             return self._profiles[host]
 
     def saw(self, host: str, header: Callable[[str], str | None]) -> None:
-        """Look at an answer of a host: some say what they are. `header` gives a header by its name."""
+        """Look at an answer of a host: some say what they are. `header` gives a header by its name.
+
+        A registry that loses broken uploads sends neither Server nor Via: these come from a proxy before it, such as
+        nginx with its client_max_body_size. It refuses a body that is too large at once only if its length is stated.
+        """
+        if header("Server") is not None or header("Via") is not None:
+            self._uncoded.add(host)
         if (
             self.profile(host) is UNKNOWN
             and self._configured(host) is None

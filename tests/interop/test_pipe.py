@@ -94,7 +94,7 @@ def test_after_a_cut_the_next_push_completes_the_image(
     assert first.code == 6
     there = len(registry.blobs("copies/debian"))
     assert there
-    _, second = pipe(["pull", debian_name], ["push", name])
+    _, second = pipe(["pull", debian_name], ["push", "-v", name])
     assert second.code == 0
     assert f"{there} skipped" in second.err
     assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
