@@ -180,7 +180,7 @@ class Sending:
 
     def _attempt(self) -> NetworkError | None:
         """Go on with the blob to its end; None if it is there, else what something may be done about."""
-        self._body, self._bodies.ends_early = None, False
+        self._body, self._bodies.ends_early, self._bodies.is_coded = None, False, False
         try:
             self._go()
         except NetworkError as error:
@@ -269,7 +269,8 @@ class Sending:
         """
         status = 404 if isinstance(failure, LostError) else failure.status if isinstance(failure, RegistryError) else 0
         place: int | None = None
-        if self._body is not None and self._bodies.is_coded and status in NO_CODING and not is_lost(failure):
+        is_coded = self._body is not None and self._bodies.is_coded and self._rung.kind != PUT
+        if is_coded and status in NO_CODING and not is_lost(failure):
             self._do_without_coding(failure, status)
             return
         if self._refuses_resumption(failure):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import left_open
-from ocistream.errors import CancelledError, IntegrityError
+from ocistream.errors import CancelledError, IntegrityError, RegistryError
 from ocistream.interfaces import Blob
 from ocistream.ladder import Ladder
 from ocistream.pacing import Pace
@@ -166,6 +166,15 @@ class TestARefusal:
         run.uploader(quick(ladder=known), registry).upload(Source().blob)
         assert is_stored(registry)
         assert known.used[registry.host].startswith("chunk=")
+
+    @pytest.mark.parametrize("status", [400, 404, 411, 501])
+    def test_of_the_one_put_that_is_left_is_final(self, faulty: Faulty, quick: Quick, run: Run, status: int) -> None:
+        # As good as forever: a client that does not give up comes to an end here, and fails the test.
+        registry = faulty(Fault(refusal(405), "PATCH", times=None), Fault(refusal(status), "PUT", times=50))
+        with pytest.raises(RegistryError):
+            run.uploader(quick(ladder=ladder()), registry).upload(Source().blob)
+        assert coded(registry)[0]
+        assert 0 < len(registry.asked("PUT")) < 10
 
     def test_of_a_coded_rest_loses_nothing_that_is_there(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         # The embedded registry takes a range only with a length.
