@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["LeftOpen", "begin", "can_end", "kept", "stored", "uncertain"]
+__all__ = ["LeftOpen", "begin", "can_end", "stored", "uncertain"]
 
 
 class LeftOpen:
@@ -52,13 +52,8 @@ class LeftOpen:
 _uploads: dict[LeftOpen, None] = {}
 
 
-def kept() -> Mapping[str, int]:
-    """Return how many uploads a later run would try to resume, by registry."""
-    return Counter(upload.registry for upload in list(_uploads) if upload.is_kept())
-
-
 def stored() -> Mapping[str, tuple[int, int]]:
-    """Return, by registry, how many of these uploads it has confirmed bytes of, and how many bytes."""
+    """Return, by registry, of how many uploads that a later run would resume it has confirmed bytes, and how many."""
     found: dict[str, tuple[int, int]] = {}
     for upload in list(_uploads):
         if upload.is_kept() and (size := upload.stored()):
@@ -68,7 +63,7 @@ def stored() -> Mapping[str, tuple[int, int]]:
 
 
 def uncertain() -> Mapping[str, int]:
-    """Return, by registry, how many of these uploads it may have lost."""
+    """Return, by registry, how many uploads that a later run would try to resume it may have lost."""
     return Counter(upload.registry for upload in list(_uploads) if upload.is_kept() and not upload.stored())
 
 

@@ -99,7 +99,8 @@ class TestAnInterruption:
         with pytest.raises(IntegrityError):
             run.uploader(quick(ladder=ladder()), registry).upload(Stopped(IntegrityError("wrong"), 2 * MIB).blob)
         assert methods(registry) == ["POST", "PATCH", "DELETE"]
-        assert (left_open.kept(), run.files()) == ({}, [])
+        assert (left_open.stored(), left_open.uncertain()) == ({}, {})
+        assert run.files() == []
         assert is_clean(registry)
 
     def test_of_a_request_that_has_no_end_confirms_nothing(self, faulty: Faulty, quick: Quick, run: Run) -> None:

@@ -73,7 +73,7 @@ class TestAWayThatIsRefused:
         assert caught.value.hint is not None
         assert "--upload auto" in caught.value.hint
         assert run.files() == []
-        assert left_open.kept() == {}
+        assert (left_open.stored(), left_open.uncertain()) == ({}, {})
         assert methods(registry)[-1] == "DELETE"
         assert is_clean(registry)
 
@@ -83,7 +83,7 @@ class TestAWayThatIsRefused:
         with pytest.raises(NetworkError):
             run.uploader(quick(), registry).upload(Source().blob)
         assert run.files() == []
-        assert left_open.kept() == {}
+        assert (left_open.stored(), left_open.uncertain()) == ({}, {})
         assert is_clean(registry)
 
     @pytest.mark.parametrize("rung", [Rung(STREAM), None], ids=str)
@@ -102,7 +102,7 @@ class TestAWayThatIsRefused:
         ladder.reach(registry.host, Rung(CHUNK, 8 * MIB), sized=True)
         with pytest.raises(NetworkError):
             run.uploader(quick(ladder=ladder), registry).upload(Source().blob)
-        assert left_open.kept() == {registry.host: 1}
+        assert (left_open.stored(), left_open.uncertain()) == ({registry.host: (1, len(CONTENT))}, {})
 
 
 class TestDeletingThatIsNotAnswered:
