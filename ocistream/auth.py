@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ocistream import limits, notices
-from ocistream.auth_file import is_named
 from ocistream.challenges import Challenge, parse_challenges
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.reference import printable
@@ -217,14 +216,13 @@ class Authenticator:
         return header
 
     def _refused(self, credential: Credential | None) -> AuthenticationError:
-        source = credential.source if credential else ""
         msg = f"{self._registry} refused {origin_of(credential) if credential else 'the credentials'}"
-        return self._denied(msg, source)
+        return self._denied(msg, credential)
 
-    def _denied(self, what: str, source: str = "") -> AuthenticationError:
+    def _denied(self, what: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
-        if source.startswith(_GIVEN) or is_named(source):
-            hint = f"correct {source}, or leave it away: it comes before what `{hint}` keeps"
+        if credential is not None and (credential.is_named or credential.source.startswith(_GIVEN)):
+            hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
         return AuthenticationError(what, hint=hint)
 
     # -- tokens -----------------------------------------------------------------------------------------
@@ -243,7 +241,7 @@ class Authenticator:
                 return held.header
             if wanted in self._refusals:
                 # A wrong password that is shown again and again locks accounts.
-                raise self._denied(self._refusals[wanted], credential.source if credential else "")
+                raise self._denied(self._refusals[wanted], credential)
             fresh = self._fetch(challenge, wanted, credential)
             with self._lock:
                 self._tokens[wanted] = fresh
@@ -277,7 +275,7 @@ class Authenticator:
         if answer.status in {401, 403}:
             why = f"refused {origin_of(credential)}" if credential else "wants credentials, and none were found"
             self._refusals[wanted] = f"the token server {server} of {self._registry} {why}"
-            raise self._denied(self._refusals[wanted], credential.source if credential else "")
+            raise self._denied(self._refusals[wanted], credential)
         where = f"the answer of the token server {server} of {self._registry}"
         if not 200 <= answer.status < 300:
             msg = f"the token server {server} of {self._registry} answered {answer.status}"

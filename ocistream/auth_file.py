@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.errors import ArchiveError, InvalidNameError, UsageError
@@ -23,7 +23,6 @@ __all__ = [
     "check_storable",
     "entry_of",
     "host_of",
-    "is_named",
     "named_by",
     "server_of",
     "shown_with",
@@ -44,7 +43,8 @@ class Credential:
 
     `secret` is a password, or "" where there is an `identity_token` (a token for the token server, which gave it at
     `docker login`) or a `registry_token` (one for the registry itself). `source` says for people where it was found:
-    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass".
+    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass". `is_named` says that an
+    option or a file of the user's named that place, so that it is asked before what `login` keeps.
     """
 
     username: str
@@ -52,16 +52,12 @@ class Credential:
     identity_token: str | None = field(default=None, repr=False)
     source: str = ""
     registry_token: str | None = field(default=None, repr=False)
+    is_named: bool = False
 
 
-def named_by(source: str, by: str) -> str:
-    """Return the source of a credential with what names it, such as the configuration."""
-    return f"{source}, which {by} names"
-
-
-def is_named(source: str) -> bool:
-    """Say whether the user named the source of a credential: what `login` keeps comes after it."""
-    return source.endswith(" names")
+def named_by(credential: Credential, by: str) -> Credential:
+    """Return a credential whose source `by` named, such as the configuration."""
+    return replace(credential, source=f"{credential.source}, which {by} names", is_named=True)
 
 
 def host_of(registry: str) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -144,13 +144,13 @@ class Keychain:
         if self._auth_file is not None:
             path, by = self._auth_file
             if (found := self._from_file(self._load_named(path, by), host, repository)) is not None:
-                return replace(found, source=named_by(found.source, by))
+                return named_by(found, by)
         if is_named and (found := self._from_environment()) is not None:
             return found
         source = self._configured(host)
         if source is not None:
             if (found := self._from_source(source, host, repository)) is not None:
-                return replace(found, source=named_by(found.source, "the configuration"))
+                return named_by(found, "the configuration")
             notices.notice(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
         for file in self._files():
             found = self._from_file(file, host, repository)

@@ -170,8 +170,8 @@ class _Places:
         if login.auth_file is not None:
             auth_file = login.auth_file, _SYNC_FILE
             return Keychain(env, home=home(), named=nobody, configured=configured, auth_file=auth_file)
-        source = named_by(login.password_env or str(login.password_file), _SYNC_FILE)
-        credential = Credential(login.username, secret, source=source)
+        source = login.password_env or str(login.password_file)
+        credential = named_by(Credential(login.username, secret, source=source), _SYNC_FILE)
         return Keychain(
             env, home=home(), explicit=credential, named=registries, configured=configured, auth_file=auth_file
         )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.auth import Authenticator
+from ocistream.auth_file import named_by
 from ocistream.challenges import Challenge, parse_challenges
 from ocistream.credentials import Credential
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
@@ -169,17 +170,30 @@ def test_a_refused_basic_credential_is_not_shown_again_and_the_error_says_whose_
 
 
 @pytest.mark.parametrize(
-    "source",
-    ["--username", "OCISTREAM_DEST_USERNAME", "DOCKER_AUTH_CONFIG", "X_USERNAME, which the configuration names"],
+    "given",
+    [
+        Credential("alice", "wrong", source="--username"),
+        Credential("alice", "wrong", source="OCISTREAM_DEST_USERNAME"),
+        Credential("alice", "wrong", source="DOCKER_AUTH_CONFIG"),
+        named_by(Credential("alice", "wrong", source="X_USERNAME"), "the configuration"),
+    ],
+    ids=lambda given: given.source,
 )
 @pytest.mark.parametrize("challenge", ["Basic", BEARER])
 def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_after_it(
-    source: str, challenge: str
+    given: Credential, challenge: str
 ) -> None:
-    auth = authenticator(Server(answer(401)), Credential("alice", "wrong", source=source))
+    auth = authenticator(Server(answer(401)), given)
     with pytest.raises(AuthenticationError) as caught:
         auth.challenged(["Basic"], PULL, auth.challenged([challenge], PULL, None))
-    assert (caught.value.hint or "").startswith(f"correct {source}, or leave it away")
+    assert (caught.value.hint or "").startswith(f"correct {given.source}, or leave it away")
+
+
+def test_of_a_file_whose_name_reads_as_if_something_named_it_a_login_is_advised() -> None:
+    auth = authenticator(Server(answer(401)), Credential("alice", "wrong", source="~/a list of names"))
+    with pytest.raises(AuthenticationError) as caught:
+        auth.challenged(["Basic"], PULL, auth.challenged(["Basic"], PULL, None))
+    assert caught.value.hint == "ocistream login registry.example"
 
 
 def test_basic_without_a_credential_is_an_error_and_nothing_is_sent_up_front() -> None:

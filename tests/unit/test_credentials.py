@@ -850,8 +850,10 @@ def test_the_configured_source_comes_before_all_files_and_for_its_registry_alone
         found = keychain.find("R.example", "team/app")
         assert found is not None
         assert (found.username, found.source) == (username, f"{shown}, which the configuration names")
+        assert found.is_named
         other = keychain.find("other.example")
         assert other is not None
+        assert not other.is_named
         assert other.username == "inline"
 
 
