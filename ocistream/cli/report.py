@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import files, paths
+from ocistream import files, notices, paths
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.progress import counted, human_size
@@ -136,8 +136,11 @@ def _kinds(report: Report) -> str:
     return counted_kinds(kind_of(one.descriptor.artifact_type, one.tag) for one in attached.values())
 
 
-def tell_taken(console: Console, roots: Iterable[Root], *, into_docker_archive: bool = False) -> None:
-    """Say which platforms were taken of an index, unless the user named them and each meant one image."""
+def tell_taken(roots: Iterable[Root], *, into_docker_archive: bool = False) -> None:
+    """Say which platforms were taken of an index, unless the user named them and each meant one image.
+
+    It is said once, however often the same images are begun.
+    """
     for root in roots:
         if (taken := root.taken) is None:
             continue
@@ -149,9 +152,9 @@ def tell_taken(console: Console, roots: Iterable[Root], *, into_docker_archive: 
             else:
                 more = "; --platform all keeps the index" if count == 1 else "; --platform all for all"
             of = "the only platform of an index" if count == 1 else f"{count} platforms"
-            console.note(f"{name}: {which}{', ' if count == 1 else ' of '}{of}{more}")
+            notices.notice(f"{name}: {which}{', ' if count == 1 else ' of '}{of}{more}")
         for doubt in taken.doubts():
-            console.note(f"{name}: {doubt}")
+            notices.notice(f"{name}: {doubt}")
 
 
 def tell_resumed(console: Console, report: Report) -> None:

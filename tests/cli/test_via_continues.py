@@ -136,6 +136,18 @@ class TestIntoARegistry:
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
+    def test_which_image_is_taken_is_said_once_though_it_is_sent_again(
+        self, served: FaultyRegistry, layout: Layout, line: Line
+    ) -> None:
+        image = layout.image([2 * MIB], platform="linux/amd64")
+        layout.index([image, layout.image([b"another"], platform="linux/amd64")], name="v1")
+        (layer,) = layout.read(image["digest"])["layers"]
+        line.edits(rf"/^# by/a\# reached {layer['digest']} {MIB}")
+        result = copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64")
+        expect.success(result)
+        assert "now all of it is sent" in result.err
+        assert result.err.count("linux/amd64 taken for linux/amd64, not linux/amd64") == 1
+
 
 class TestWhatIsWrong:
     @pytest.mark.parametrize("where", ["registry", "layout"])
