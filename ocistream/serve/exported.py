@@ -34,7 +34,6 @@ class Exported:
         self._storage = storage
         self._lock = threading.Lock()
         self._complete: dict[str, None] = {}
-        self._told: dict[str, None] = {}
         self._made: dict[str, Manifest] = {}
 
     def instead_of(self, index: Descriptor) -> Manifest | None:
@@ -80,24 +79,21 @@ class Exported:
                 self._remember(self._complete, index.digest, None, _REMEMBERED)
             return None
         for incomplete in exported.incomplete:
-            self._tell(incomplete)
+            _tell(incomplete)
         (manifest,) = (one for one in exported.manifests if one.descriptor.digest == root.digest)
         if root.is_index:
             # Clients ask for it by its digest next, and no blob has it.
             self._remember(self._made, root.digest, manifest, _MADE)
         return manifest
 
-    def _tell(self, incomplete: Incomplete) -> None:
-        with self._lock:
-            is_new = incomplete.digest not in self._told
-        if is_new:
-            self._remember(self._told, incomplete.digest, None, _REMEMBERED)
-            missing = f"; not there: {', '.join(map(printable, incomplete.missing))}" if incomplete.missing else ""
-            platforms = ", ".join(map(printable, incomplete.platforms))
-            notices.notice(f"of the index {incomplete.digest} only {platforms} is served{missing}")
-
     def _remember(self, known: dict[str, Value], digest: str, value: Value, most: int) -> None:
         with self._lock:
             while len(known) >= most:
                 del known[next(iter(known))]
             known[digest] = value
+
+
+def _tell(incomplete: Incomplete) -> None:
+    missing = f"; not there: {', '.join(map(printable, incomplete.missing))}" if incomplete.missing else ""
+    platforms = ", ".join(map(printable, incomplete.platforms))
+    notices.notice(f"of the index {incomplete.digest} only {platforms} is served{missing}")
