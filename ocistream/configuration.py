@@ -177,7 +177,7 @@ class _Rule:
         """
         path = path_in(self._folder, text, self._home)
         if not is_file(path):
-            raise self._table.wrong(key, f"names {printable(str(path))}, where there is no file")
+            raise self._table.wrong(key, f"names {printable(str(path))}: no such file")
         return str(path)
 
     def _url(self) -> str | None:

@@ -106,7 +106,7 @@ def write_target(path: Path) -> Path:
 
     Raises:
         LocalDiskError: links lead round in a circle, a directory may not be searched, or a link is another user's, in a
-            sticky directory to which everybody may write. Linux does not follow such a link either, where
+            sticky, world-writable directory. Linux does not follow such a link either, where
             fs.protected_symlinks is 1 (proc_sys_fs(5)); `os.path.realpath` would.
     """
     status(path)
@@ -116,9 +116,7 @@ def write_target(path: Path) -> Path:
             break
         folder = status(path.parent)
         if folder is not None and is_planted(link, folder):
-            msg = (
-                f"cannot write {path}: it is another user's symbolic link, in a directory to which everybody may write"
-            )
+            msg = f"cannot write {path}: it is another user's symbolic link, in a world-writable directory"
             raise LocalDiskError(msg, hint="name another file, or remove the link")
         with disk_errors(f"cannot access {path}"):
             path = path.parent / path.readlink()

@@ -115,7 +115,7 @@ class _Reader:
         of_login = {key: value for key, value in table.values.items() if key in _LOGIN}
         name = table.text("credentials")
         if name is not None and of_login:
-            raise table.wrong("credentials", f"is there beside {min(of_login)}: give one or the other")
+            raise table.wrong("credentials", f"and {min(of_login)} are both given: use one")
         if of_login:
             return self._login(host, Table(table.where, of_login))
         return self._shown_to(table, name, host) if name in self._logins else None
@@ -127,12 +127,12 @@ class _Reader:
         username = table.text("username")
         if files:
             if username is not None or passwords:
-                raise table.wrong(files[0], "is there beside a user name: give one or the other")
+                raise table.wrong(files[0], "and a user name are both given: use one")
             if len(files) > 1:
-                raise table.wrong(files[0], "is there twice, also under its older name auth-file: give one")
+                raise table.wrong(files[0], "and auth-file (its older name) are both given: use one")
             return Login(name, table.where, auth_file=self._file(table, files[0]))
         if len(passwords) > 1:
-            raise table.wrong(passwords[1], f"is there beside {passwords[0]}: give one or the other")
+            raise table.wrong(passwords[1], f"and {passwords[0]} are both given: use one")
         if not username or not passwords or not table.text(passwords[0]):
             missing = (passwords or ["password-env"])[0] if username else "username"
             hint = "give username with password-env or password-file, or give authfile"
@@ -148,7 +148,7 @@ class _Reader:
         except RuntimeError as error:
             raise table.wrong(key, "begins with a home directory that is not known") from error
         if not is_file(path):
-            raise table.wrong(key, f"names {printable(str(path))}, where there is no file")
+            raise table.wrong(key, f"names {printable(str(path))}: no such file")
         return path
 
     def _entry(self, table: Table, defaults: Table) -> Entry:
@@ -195,7 +195,7 @@ class _Reader:
 
     def _login_for(self, table: Table, name: str, end: End) -> Login:
         if name not in self._logins:
-            what = f"names {printable(name)!r}, which is not there"
+            what = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
             raise table.wrong("credentials", what, f"there are: {self._known()}")
         if end.reference is None:
             raise table.wrong("credentials", "is for registries alone")

@@ -263,10 +263,12 @@ def _kept_at_registries() -> str | None:
     from ocistream.sizes import human_size
 
     texts = [
-        f"{registry} has {human_size(size)} of {counted(count, 'blob')}: re-run the same command to resume"
+        f"{registry} has stored {human_size(size)} of {counted(count, 'unfinished blob')}: "
+        "re-run the same command to resume"
         for registry, (count, size) in stored.items()
     ] + [
-        f"{registry} may have a part of {counted(count, 'blob')}: re-run the same command, which says what it resumes"
+        f"{registry} may have stored a part of {counted(count, 'blob')}: "
+        "re-run the same command; it reports what it resumes"
         for registry, count in uncertain.items()
     ]
     return "; ".join(texts)

@@ -387,7 +387,7 @@ def authfile_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--authfile",
         metavar="FILE",
-        help="Take credentials from FILE, in Docker's format, and from no other file of that kind.",
+        help="Read credentials (Docker's format) from FILE only.",
     )(command)
 
 

@@ -114,7 +114,7 @@ def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> No
     if counts["converted"]:
         parts.append(f"{counts['converted']} of them converted")
     if resumed:
-        parts.append(f"{human_size(resumed)} of it were there already")
+        parts.append(f"{human_size(resumed)} had been transferred before")
     if from_cache := sum(_cached(report, cached)):
         parts.append(f"{human_size(from_cache)} of it came from the cache")
     parts += [f"{counts[how]} {how} ({human_size(sizes[how])})" for how in ("mounted", "skipped") if counts[how]]
@@ -126,7 +126,7 @@ def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> No
     console.inform("moved " + "; ".join(parts))
     # What was not moved is said even where the rest is not.
     if console.is_terse and resumed:
-        console.note(f"{human_size(resumed)} were there already")
+        console.note(f"{human_size(resumed)} had been transferred before")
     if console.is_terse and report.graph.foreign:
         console.note(foreign)
 

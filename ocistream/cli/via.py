@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["copy_via"]
 
 _LOG_IN: Final = "`ocistream login` there: no password goes by this way"
-_CONFIGURE: Final = "that file is here: name one there, in the configuration of the other ocistream"
+_CONFIGURE: Final = "this file is on this machine: set it in the remote ocistream's configuration"
 #: Options that mean nothing, or not what they seem to, where the destination is another ocistream's; and what to do.
 _NOT_WITH_VIA: Final = {
     "dest_username": _LOG_IN,

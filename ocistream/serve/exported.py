@@ -94,6 +94,6 @@ class Exported:
 
 
 def _tell(incomplete: Incomplete) -> None:
-    missing = f"; not there: {', '.join(map(printable, incomplete.missing))}" if incomplete.missing else ""
+    missing = f"; missing: {', '.join(map(printable, incomplete.missing))}" if incomplete.missing else ""
     platforms = ", ".join(map(printable, incomplete.platforms))
-    notices.notice(f"of the index {incomplete.digest} only {platforms} is served{missing}")
+    notices.notice(f"index {incomplete.digest} is incomplete: only {platforms} is served{missing}")

@@ -80,7 +80,7 @@ class Head:
             raise RefusedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
         field = line[:-2]
         if field and not _FIELD.match(field):
-            raise RefusedError(400, "UNSUPPORTED", "a line among the headers is none")
+            raise RefusedError(400, "UNSUPPORTED", "malformed header line")
         name = field.partition(b":")[0].lower()
         if name in self._seen:
             raise RefusedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")

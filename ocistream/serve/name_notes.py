@@ -37,13 +37,15 @@ def name_notes(entries: Sequence[Descriptor], fallback: str) -> list[str]:
             lines[_shared(entry, lost, [one for one in spelled if one not in lost], served[lost[0]])] = None
         elif not spelled and (name := called(entry)) is not None:
             what = f"{printable(name)!r} is not the name of a repository with a tag"
-            lines[f"{what}: {entry.digest} is served by its digest only"] = None
+            lines[f"{what}: {entry.digest} is served by digest only"] = None
     return _at_most(list(lines))
 
 
 def _shared(entry: Descriptor, lost: Sequence[Spelling], kept: Sequence[Spelling], winner: str) -> str:
-    where = f"as {_written(kept[0])}" if kept else "by its digest only"
-    return f"two images are called {_written(lost[0])}: {winner} is served as that, {entry.digest} {where}"
+    where = f"as {_written(kept[0])}" if kept else "by digest only"
+    return (
+        f"two images have the name {_written(lost[0])}: {winner} is served under it; {entry.digest} is served {where}"
+    )
 
 
 def unnamed(entries: Sequence[Descriptor]) -> list[Descriptor]:
@@ -67,4 +69,4 @@ def _written(spelling: Spelling) -> str:
 
 def _at_most(lines: list[str]) -> list[str]:
     more = len(lines) - _MOST_LINES
-    return [*lines[:_MOST_LINES], f"and {more} more images of which the same is true"] if more > 0 else lines
+    return [*lines[:_MOST_LINES], f"and {more} more such images"] if more > 0 else lines

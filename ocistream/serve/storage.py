@@ -266,7 +266,7 @@ class DirectoryStorage(LayoutDirectory):
     def _corrupt(self, digest: str) -> IntegrityError:
         """Say once that a blob is corrupt, and return the error for those that ask for it."""
         what = f"the blob {digest} in {self.path} is corrupt"
-        notices.notice(f"{what}: it is not served; push an image that has it again, and it is replaced")
+        notices.notice(f"{what}: it is not served; push an image that contains it to replace it")
         return IntegrityError(what)
 
 

@@ -27,7 +27,7 @@ LAYER = 16 * MIB
 #: What the registry takes of it before the push is ended; no multiple of a chunk.
 HALF = 5 * MIB // 2
 #: What is said of a request that was torn.
-MAY_HAVE = "may have a part of 1 blob: re-run the same command, which says what it resumes"
+MAY_HAVE = "may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
 Start = Callable[..., FaultyRegistry]
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -199,7 +199,9 @@ def test_one_that_is_ended_while_its_pipe_is_silent_ends_its_request_all_the_sam
         first, hint = process.stderr.read().decode().splitlines()[-2:]
         assert process.wait(60) == 143
     assert first == "ocistream: error: terminated"
-    assert re.fullmatch(rf"  {served.host} has (3\.\d|4\.\d) MB of 1 blob: re-run the same command to resume", hint)
+    assert re.fullmatch(
+        rf"  {served.host} has stored (3\.\d|4\.\d) MB of 1 unfinished blob: re-run the same command to resume", hint
+    )
     before = received(served)
     assert [patch.status for patch in served.asked("PATCH")][-1] == 202
     again = ocistream("push", f"{served.host}/app:1", stdin=archive)
@@ -219,14 +221,14 @@ def test_from_a_pipe_that_broke_off_it_goes_on_as_well(
     arguments = ["push", f"{served.host}/app:1", "--upload", way]
     broken = ocistream(*arguments, stdin=archive.read_bytes()[: HALF + 100])
     # A chunk has its proper end, and the registry has said what it has.
-    hint = MAY_HAVE if way == "auto" else "has 2.6 MB of 1 blob: re-run the same command to resume"
+    hint = MAY_HAVE if way == "auto" else "has stored 2.6 MB of 1 unfinished blob: re-run the same command to resume"
     expect.failure(broken, 6, "truncated", f"{served.host} {hint}")
     expect.no_image(served)
     assert len(records(state)) == 1
     again = ocistream(*arguments, stdin=archive.read_bytes())
     expect.success(again)
     assert f"{served.host}: resumed 2.6 MB of 16.8 MB of sha256:" in again.err
-    assert "; 2.6 MB of it were there already" in again.err
+    assert "; 2.6 MB had been transferred before" in again.err
     blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
     assert received(served) == sum(blob["size"] for blob in blobs)
     check_whole(served, image, state)

@@ -130,7 +130,7 @@ def test_which_of_two_images_has_their_name_is_said(layout: Layout, tmp_path: Pa
         process.terminate()
         _, err = process.communicate(timeout=60)
     first, _ = err.decode().splitlines()
-    assert first.startswith("ocistream: two images are called app:1: ")
+    assert first.startswith("ocistream: two images have the name app:1: ")
     assert all(image["digest"] in first for image in images)
 
 

@@ -134,7 +134,7 @@ def test_a_push_that_is_stopped_leaves_no_image(
     assert first.startswith("ocistream: error: ")
     assert kept in (
         [],
-        [f"  {registry.host} may have a part of 1 blob: re-run the same command, which says what it resumes"],
+        [f"  {registry.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"],
     )
     expect.no_image(registry)
 

@@ -153,7 +153,7 @@ def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ("ca-cert = 'none'", ["ca-cert names", "none, where there is no file"]),
+        ("ca-cert = 'none'", ["ca-cert names", "none: no such file"]),
         ("ca-cert = 1", ["ca-cert is neither a path nor a list of paths"]),
         ("plain-http = 'yes'", ["plain-http is neither true nor false"]),
         ("client-key = 'sync.toml'", ["client-key is there without a client-cert"]),
@@ -161,14 +161,17 @@ def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
         ("password = 'x'", ["password is not known here", "no password belongs here", "password-file"]),
         ("username = 'x'", ["password-env is missing", "password-file"]),
         ("password-env = 'X'", ["username is missing"]),
-        ("username = 'x'\npassword-file = 'none'", ["password-file names", "there is no file"]),
+        ("username = 'x'\npassword-file = 'none'", ["password-file names", "none: no such file"]),
         (
             "username = 'x'\npassword-file = 'sync.toml'\npassword-env = 'X'",
-            ["password-file is there beside password-env"],
+            ["password-file and password-env are both given: use one"],
         ),
-        ("username = 'x'\nauthfile = 'sync.toml'", ["authfile is there beside a user name"]),
-        ("auth-file = 'sync.toml'\nauthfile = 'sync.toml'", ["authfile is there twice"]),
-        ("credentials = 'me'\nauthfile = 'sync.toml'", ["credentials is there beside authfile"]),
+        ("username = 'x'\nauthfile = 'sync.toml'", ["authfile and a user name are both given: use one"]),
+        (
+            "auth-file = 'sync.toml'\nauthfile = 'sync.toml'",
+            ["authfile and auth-file (its older name) are both given: use one"],
+        ),
+        ("credentials = 'me'\nauthfile = 'sync.toml'", ["credentials and authfile are both given: use one"]),
         ("credentials = 'hunter2'", ["credentials is not the NAME", "there are: me"]),
         ("credentials = 'me'\n[registry.'other.example']\ncredentials = 'me'", ["one password, 'me'", "other.example"]),
     ],

@@ -189,7 +189,7 @@ def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Pat
     size = size_of(resumed[1]) if resumed else 0
     lost = f"{place.relay.host}: cannot resume the earlier upload of sha256:"
     assert (lost in again.err) != bool(resumed)
-    assert ("of it were there already" in again.err) == bool(resumed)
+    assert ("had been transferred before" in again.err) == bool(resumed)
     assert LAYER - size - ROUNDED <= place.relay.sent <= LAYER - size + ROUNDED + OVERHEAD
     assert list((tmp_path / "state" / "ocistream" / "uploads").iterdir()) == []
     return size
@@ -204,7 +204,8 @@ def test_one_that_is_interrupted_ends_its_request_and_resumes_where_it_says(
     first = ended(place, layout, tmp_path, number, "--upload", way)
     assert first.code == code, first.err
     promised = re.search(
-        rf"\n  {place.relay.host} has (\S+ MB) of 1 blob: re-run the same command to resume\n", first.err
+        rf"\n  {place.relay.host} has stored (\S+ MB) of 1 unfinished blob: re-run the same command to resume\n",
+        first.err,
     )
     if place.loses:
         assert promised, first.err
@@ -243,7 +244,9 @@ def test_of_one_whose_line_is_cut_nothing_is_promised_for_sure(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
 ) -> None:
     first = ended(place, layout, tmp_path, None, "--upload", way)
-    may_have = f"{place.relay.host} may have a part of 1 blob: re-run the same command, which says what it resumes"
+    may_have = (
+        f"{place.relay.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
+    )
     expect.failure(first, 7, may_have)
     size = check_the_rest(place, push("--upload", way), image, tmp_path)
     # Of chunks, the cut may have come between two.
@@ -266,7 +269,9 @@ def test_of_one_that_fills_the_disk_of_its_registry_nothing_is_promised_for_sure
     small_disk: Path, place: Place, push: Callable[..., Result], image: Descriptor, tmp_path: Path, way: str
 ) -> None:
     first = push("--upload", way, "--retries", "0")
-    may_have = f"{place.relay.host} may have a part of 1 blob: re-run the same command, which says what it resumes"
+    may_have = (
+        f"{place.relay.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
+    )
     expect.failure(first, 7, "500", may_have)
     subprocess.run(["mount", "-o", f"remount,size={4 * LAYER}", small_disk], check=True)
     place.relay.mend()

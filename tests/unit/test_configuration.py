@@ -127,7 +127,7 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
         ("insecure = 1", "insecure is neither true nor false"),
         ("ca-cert = 1", "ca-cert is neither a path nor a list of paths"),
         ("ca-cert = [1]", "ca-cert is neither a path nor a list of paths"),
-        ("ca-cert = 'gone.pem'", r"ca-cert names .*/conf/gone\.pem, where there is no file"),
+        ("ca-cert = 'gone.pem'", r"ca-cert names .*/conf/gone\.pem: no such file"),
         ("client-key = 'key.pem'", "client-key is there without a client-cert"),
         ("client-cert = 1", "client-cert is not a string"),
         ("url = 'gateway.example.com'", "url is not"),

@@ -53,7 +53,8 @@ def test_of_two_images_with_one_name_it_is_said_which_one_has_it(
     first, last = two(layout)
     list_images(layout, (first, "registry.example/app:1"), (last, "registry.example/app:1"))
     path = archived(layout) if kind == "archive" else layout.path
-    line = f"two images are called app:1: {last['digest']} is served as that, {first['digest']} by its digest only"
+    line = f"two images have the name app:1: {last['digest']} is served under it; "
+    line += f"{first['digest']} is served by digest only"
     assert start(path) == [line]
     with Registry(path) as registry, Client(registry.host) as ask:
         assert ask("GET", "/v2/app/manifests/1").headers["Docker-Content-Digest"] == last["digest"]
@@ -63,16 +64,15 @@ def test_of_two_images_with_one_name_it_is_said_which_one_has_it(
 def test_two_of_different_registries_are_alike_in_short_only(layout: Layout) -> None:
     first, last = two(layout)
     list_images(layout, (first, "a.example/app:1"), (last, "b.example/app:1"))
-    assert start(layout.path) == [
-        f"two images are called app:1: {last['digest']} is served as that, {first['digest']} as a.example/app:1"
-    ]
+    line = f"two images have the name app:1: {last['digest']} is served under it; "
+    assert start(layout.path) == [f"{line}{first['digest']} is served as a.example/app:1"]
 
 
 def test_a_docker_archive_is_no_different(layout: Layout, tmp_path: Path) -> None:
     images = [saved(layout, image, "nginx:1") for image in two(layout)]
     (tmp_path / "app.tar").write_bytes(archive_of(of_docker(images)))
     (line,) = start(tmp_path / "app.tar")
-    assert line.startswith("two images are called library/nginx:1: ")
+    assert line.startswith("two images have the name library/nginx:1: ")
 
 
 def test_one_image_with_several_names_needs_no_word(layout: Layout) -> None:
@@ -85,7 +85,7 @@ def test_a_name_that_cannot_be_a_repository_is_said(layout: Layout) -> None:
     image = small_image(layout)
     list_images(layout, (image, "My App!"))
     assert start(layout.path) == [
-        f"'My App!' is not the name of a repository with a tag: {image['digest']} is served by its digest only"
+        f"'My App!' is not the name of a repository with a tag: {image['digest']} is served by digest only"
     ]
 
 
@@ -122,7 +122,7 @@ def test_no_more_than_ten_lines_are_said(layout: Layout) -> None:
     list_images(layout, *((image, f"No {number}") for number in range(13)))
     lines = start(layout.path)
     assert len(lines) == 11
-    assert lines[-1] == "and 3 more images of which the same is true"
+    assert lines[-1] == "and 3 more such images"
 
 
 def test_an_archive_without_images_is_not_served_and_a_directory_says_so(
