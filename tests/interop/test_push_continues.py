@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import re
 import signal
@@ -115,9 +116,11 @@ def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
         process.communicate(timeout=60)
     assert len(records(env)) == len(registry.uploads("team/app")) == 1
     relay._left, relay.sent = 100, 0  # noqa: SLF001 - it is ours
-    again = ocistream(*push, "-v", env=env)
+    result = layout.path / "result.json"
+    again = ocistream(*push, "-v", "--result", result, env=env)
     expect.success(again)
     assert "resumed 3.1 MB of 5.2 MB of sha256:" in again.err
+    assert json.loads(result.read_bytes())["resumed"] == 3 * MIB
     assert relay.sent < LAYER - 3 * MIB + 20_000
     assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
     assert registry.uploads("team/app") == []
