@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ocistream.cli.sides import has_credential
 from ocistream.cli.streams import read_password, read_password_file
-from ocistream.errors import NotFoundError, UsageError
+from ocistream.errors import AuthenticationError, UsageError
 from ocistream.paths import exists
 from ocistream.reference import printable
 
@@ -57,7 +57,7 @@ class GivenCredentials:
         """Return the file that --authfile or its form for one side names, and that option.
 
         Raises:
-            NotFoundError: it does not exist.
+            AuthenticationError: it does not exist.
             UsageError: its name is empty.
         """
         for key in dict.fromkeys((_key(side), "")):
@@ -68,7 +68,9 @@ class GivenCredentials:
                     raise UsageError(msg, hint="is it a variable that is not set?")
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
-                    raise NotFoundError(msg, hint="is the path right? `ocistream login --authfile FILE` writes one")
+                    hint = "is the path right? `ocistream login --authfile FILE` writes one"
+                    # As for a file that a variable or the configuration names: no image was looked for yet.
+                    raise AuthenticationError(msg, hint=hint)
                 return Path(path), option
         return None
 

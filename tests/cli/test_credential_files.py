@@ -117,7 +117,7 @@ def test_an_authfile_that_does_not_exist_is_told_even_where_no_password_is_asked
     for option in ("--authfile", "--src-authfile"):
         end = [f"{user.registry.host}/app:1", f"oci:{user.home}/out"]
         result = user.run("copy", *end, f"{option}={user.home}/none.json")
-        expect.failure(result, 4, f"{option} {user.home}/none.json: no such file")
+        expect.failure(result, 3, f"{option} {user.home}/none.json: no such file")
 
 
 def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
