@@ -543,8 +543,11 @@ class TestTheFile:
             ('[[sync]]\nfrom = "oci:\\u0000"\nto = "a/b"', ["sync.from", "zero byte"]),
             ('[[sync]]\n"a\\u0000" = 1', ["a?", "zero byte"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { regex = '(a)\\1' }", ["tags", "groupref"]),
-            ("[[sync]]\nfrom = { end = 'a/b', credentials = 'x' }\nto = 'c/d'", ["credentials", "not there"]),
-            ("[credentials.x]\nauth-file = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "no file"]),
+            ("[[sync]]\nfrom = { end = 'a/b', credentials = 'x' }\nto = 'c/d'", ["'x': no table [credentials.x]"]),
+            (
+                "[credentials.x]\nauth-file = 'none'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'",
+                ["auth-file", "none: no such file"],
+            ),
             ("[credentials.x]\nauth-file = '~nobody-x/a'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["auth-file", "home"]),
             ("[credentials.x]\nusername = 'x'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["password-env", "is missing"]),
             (
