@@ -132,7 +132,7 @@ class Sync:
             if entry.choose is None:
                 all_images(roots, lambda root: tag_of(root.name) is not None, "tag", f"`tags` chooses some; {by_name}")
             else:
-                tell_untagged(roots)
+                tell_untagged(roots, "`tags`")
             return [root for root in roots if not root.stray]
 
         with ExitStack() as stack:

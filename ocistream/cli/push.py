@@ -46,7 +46,9 @@ _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as
     help="The archive or layout; repeats, for volumes and other archives of the same images.  [default: stdin]",
 )
 @click.option("--image", "chosen", multiple=True, metavar="NAME", help="Which of its images; repeats with --to.")
-@click.option("--to", "prefix", metavar="HOST[/PREFIX]", help="Push every image there, under its own full name.")
+@click.option(
+    "--to", "prefix", metavar="HOST[/PREFIX]", help="Push every image to HOST under its own repository and tag."
+)
 @platform_option("all that is there")
 @referrers_option
 @compression_options("The plain layers of a `docker save` become gzip without being asked to.")
@@ -170,6 +172,10 @@ def _permitted(session: Session, target: Callable[[Root], Reference]) -> Callabl
 
 def _with_full_names(chosen: Sequence[str]) -> Selection:
     """Return a selection of the images chosen by --image, or else of all, by those of their names that are full."""
-    select, which = (images_named(chosen, every_name=True), "chosen") if chosen else (some_images, "in it")
-    hint = "--to needs full names; name the place of an image: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+    select, which = (
+        (images_named(chosen, every_name=True), "chosen") if chosen else (some_images, "in the archive or layout")
+    )
+    hint = (
+        "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+    )
     return lambda roots: all_images(select(roots), has_full_name, "full name", hint, which=which)

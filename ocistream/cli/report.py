@@ -192,9 +192,14 @@ def tell_recompressed(console: Console, report: Report, *, excludes: bool) -> No
         if codec_name(layer.media_type) == "none"
     }
     if plain:
-        why = "blobs are excluded by their digests" if excludes else "they came before manifest.json"
-        advice = "" if excludes else "; give --compress gzip, or read the archive from a file"
-        console.note(f"layers of `docker save` that stay uncompressed: {len(plain)}, since {why}{advice}")
+        stay, they = (
+            ("layer of `docker save` stays", "it") if len(plain) == 1 else ("layers of `docker save` stay", "they")
+        )
+        if excludes:
+            why = "blobs are excluded by their digests"
+        else:
+            why = f"{they} came before manifest.json. Use --compress gzip, or read the archive from a file"
+        console.note(f"{len(plain)} {stay} uncompressed: {why}")
 
 
 def tell_left_out(console: Console, report: Report) -> None:

@@ -18,7 +18,12 @@ __all__ = ["all_images", "tell_untagged"]
 
 
 def all_images(
-    roots: Sequence[Root], has_place: Callable[[Root], bool], lack: str, hint: str, *, which: str = "in it"
+    roots: Sequence[Root],
+    has_place: Callable[[Root], bool],
+    lack: str,
+    hint: str,
+    *,
+    which: str = "in the archive or layout",
 ) -> Sequence[Root]:
     """Choose all images, each under those of its names that tell where it goes (`has_place`).
 
@@ -42,17 +47,20 @@ def all_images(
         raise UsageError(msg, hint=hint)
     for root in others:
         if root.name:
-            notice(f"the name {printable(root.name)!r} is not used: it has no {lack}, and its image has another name")
+            name = printable(root.name)
+            notice(
+                f"the name {name!r} is not used, because it is not a {lack}; the image is copied under its other name"
+            )
     return chosen
 
 
-def tell_untagged(roots: Iterable[Root]) -> None:
-    """Tell which images have no tag, where images are chosen by their tags."""
+def tell_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
+    """Report images without a tag, where `option` chooses images by their tags."""
     images = [root for root in roots if not root.stray]
     tagged = _digests(root for root in images if tag_of(root.name))
     for root in images:
         if root.descriptor.digest not in tagged:
-            notice(f"{names_there([root])} has no tag, and only tags are chosen")
+            notice(f"{names_there([root])} is skipped: it has no tag, and {option} copies tags only")
 
 
 def _digests(roots: Iterable[Root]) -> set[str]:

@@ -384,7 +384,7 @@ class ArchiveStreamSource:
         must_begin = isinstance(early, MayHaveToWait) and not early.takes_early()
         if self._docker.may_list_others():
             if must_begin:
-                msg = "manifest.json lists images that index.json does not, and what they need is not known yet"
+                msg = "manifest.json lists images that index.json does not, and their repositories are not known yet"
                 raise UnsupportedError(msg, hint="name one IMAGE to push to, or push from a file instead of a pipe")
             return False
         if self._refused is not None:

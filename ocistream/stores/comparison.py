@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison"]
 
-_READ_AS_DOCKER: Final = (
-    "tools disagree on what this archive holds; if manifest.json is right, name it docker-archive:FILE"
-)
+_READ_AS_DOCKER: Final = "tools disagree on what this archive holds; to use manifest.json, write docker-archive:FILE"
 
 
 class Comparison:
@@ -116,16 +114,17 @@ class Comparison:
             if by_name:
                 continue
             if not config:
-                msg = f"manifest.json names the config {printable(image.config)}, which cannot be found in index.json"
+                msg = f"manifest.json names the config {printable(image.config)}, which no image of index.json uses"
                 raise ArchiveError(msg, hint=_READ_AS_DOCKER)
             if config not in self._manifests:
                 only.append(image)
             elif self.manifest_of(image) is None:
                 first = self._manifests[config][0].digest
-                msg = f"manifest.json gives the image {config} other layers than its manifest {first}"
+                msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
                 raise ArchiveError(msg, hint=_READ_AS_DOCKER)
         if only and len(only) == len(images) and self._configs and not self.needs:
-            msg = f"manifest.json lists the image {blob_digest(only[0].config)}, index.json other ones"
+            image_id = blob_digest(only[0].config)
+            msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
             raise ArchiveError(msg, hint=_READ_AS_DOCKER)
         return only
 

@@ -125,7 +125,7 @@ def tell_only_there(images: Sequence[Listed]) -> None:
     ]
     shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if names[_MAX_SHOWN:] else "")
     what = "an image" if len(names) == 1 else f"{len(names)} images"
-    notices.notice(f"manifest.json lists {what} that index.json does not list, included here: {shown}")
+    notices.notice(f"manifest.json lists {what} that index.json does not list: {shown} (included)")
 
 
 def tell_no_list() -> None:

@@ -178,7 +178,7 @@ class Contents:
 
     def _found(self, name: str) -> Place | str | None:
         if name in self._ambiguous:
-            msg = f"{printable(name)!r} stands twice in the archive, or under a name that some tools take for it"
+            msg = f"{printable(name)!r} is in the archive twice (some tools treat another name as this one)"
             raise ArchiveError(msg)
         digest = blob_digest(name)
         return self.blobs.get(digest) if digest else self.others.get(name)
@@ -274,7 +274,7 @@ def _check_other_name(name: str, seen: str, kind: str) -> None:
         raise ArchiveError(msg)
     path = path_of(seen)
     if path in _DOCUMENTS or _BLOB.match(path):
-        msg = f"{printable(name)!r} in the archive is {path} to some tools, and to others it is not"
+        msg = f"some tools read the entry {printable(name)!r} as {path}, others do not"
         raise ArchiveError(msg)
     if path in _DIRECTORIES and kind != "directory":
         msg = f"{printable(name)!r} in the archive is not a directory"

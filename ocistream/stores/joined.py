@@ -194,7 +194,7 @@ class JoinedSource:
             raise ArchiveError(f"{printable(text)}: {error.what}", hint=error.hint) from error
         if source.made:
             msg = f"{printable(text)} has images that only its manifest.json lists"
-            raise UsageError(msg, hint="such an archive cannot be put together with others: give it alone")
+            raise UsageError(msg, hint="push this archive alone: it cannot be combined with others")
         return index
 
     @staticmethod

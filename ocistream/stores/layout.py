@@ -68,7 +68,8 @@ class LayoutSource:
         docker = self._layout.path / "manifest.json"
         if not index.entries and os.path.lexists(docker):
             notices.notice(
-                f"index.json lists no image, and {docker} is not read: pack the directory with tar to use it"
+                f"index.json lists no image, and {docker} is not read in a directory; "
+                f"to use it: `tar -C {self._layout.path} -cf x.tar .`, then push x.tar"
             )
         gathering.begin(*index)
         while (descriptor := gathering.needed()) is not None:

@@ -355,7 +355,8 @@ class RegistrySink:
     def _early_reference(self) -> Reference:
         if self._early is None:
             msg = (
-                "the archive's index comes after its layers, so it is not known yet where they belong; nothing was sent"
+                "the archive's index comes after its layers: "
+                "the repositories are not known when the layers arrive; nothing was sent"
             )
             one = "one image of it with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
             raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {one}")

@@ -320,7 +320,7 @@ def _merge(extended: dict[str, str], more: dict[str, str]) -> None:
             msg = f"headers in the archive give the {key} of one entry twice: tools choose different ones"
             raise ArchiveError(msg)
         if not value and key in _LONG.values():
-            msg = f"a header in the archive gives an entry an empty {key}: to some tools this means its own"
+            msg = f"a header in the archive gives an entry an empty {key}: some tools ignore that, others do not"
             raise ArchiveError(msg)
         extended[key] = value
 

@@ -39,7 +39,7 @@ def header_of(block: bytes) -> Header:
 
     Raises:
         tarfile.HeaderError: the checksum is wrong, or a field is not a number.
-        ArchiveError: the prefix of the name counts for some tools only.
+        ArchiveError: only some tools use the prefix of the name.
     """
     summed = block[:148] + b"        " + block[156:]
     promised, unsigned = _number(block[148:156]), sum(summed)
@@ -62,7 +62,7 @@ def _prefix(block: bytes) -> str:
     prefix = block[345:500].partition(b"\0")[0]
     is_star = block[508:512] == _STAR_TRAILER
     if block[257:263] != _POSIX_MAGIC or (is_star and len(prefix) > _STAR_PREFIX):
-        msg = "a header in the archive has a name prefix that counts for some tools only"
+        msg = "a header in the archive has a name prefix that only some tools use"
         raise ArchiveError(msg)
     return prefix.decode("utf-8", "surrogateescape")
 

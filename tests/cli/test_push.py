@@ -227,7 +227,12 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     archive.write_bytes(tar_of(small_first(layout)))
     given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
     result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
-    expect.failure(result, 2, f"2 of 4 images in it have no full name: plain, {nameless['digest']}", "--image NAME")
+    expect.failure(
+        result,
+        2,
+        f"2 of 4 images in the archive or layout have no full name: plain, {nameless['digest']}",
+        "--image NAME",
+    )
     assert served.requests == []
     # The way that the hint names.
     chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
@@ -268,7 +273,7 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     other = Layout(layout.path.with_name("nameless"))
     small_image(other, name="1")
     result = ocistream("push", "--to", served.host, "-i", other.path)
-    expect.failure(result, 2, "no image in it has a full name: 1", "--image NAME")
+    expect.failure(result, 2, "no image in the archive or layout has a full name: 1", "--image NAME")
     expect.no_image(served)
 
 
@@ -278,7 +283,7 @@ def test_to_passes_over_names_that_are_no_images(served: FaultyRegistry, layout:
     result = ocistream("push", "--to", served.host, "-i", layout.path)
     assert result.lines() == [f"{served.host}/app:1@{image['digest']}"], result.err
     for name in ("Not/A:Name", "a.example/x@sha384:0123"):
-        assert result.err.count(f"the name '{name}' is not used: it has no full name") == 1
+        assert result.err.count(f"the name '{name}' is not used, because it is not a full name") == 1
 
 
 def test_to_sends_all_full_names_of_an_image_that_is_chosen_by_its_digest(

@@ -96,11 +96,11 @@ class TestWhatIsMoved:
         source = f"oci:{layout.path}"
         refused = sync(tmp_path, entry(source, f"{target.host}/app"))
         assert refused.code == 2
-        assert f"1 of 2 images in it has no tag: {nameless['digest']}" in refused.err
+        assert f"1 of 2 images in the archive or layout has no tag: {nameless['digest']}" in refused.err
         assert tags(target.host, "app") == []
         chosen = sync(tmp_path, entry(source, f"{target.host}/app", tags="['*']"))
         assert chosen.lines() == [f"{target.host}/app:1@{image['digest']}"], chosen.err
-        assert f"{nameless['digest']} has no tag, and only tags are chosen" in chosen.err
+        assert f"{nameless['digest']} is skipped: it has no tag, and `tags` copies tags only" in chosen.err
         assert f"left behind: {lost['digest']} in {source}; the image they refer to" in chosen.err
         # The way that the hint names.
         one = sync(tmp_path, entry(f"{source}:{nameless['digest']}", f"{target.host}/app:nameless"))

@@ -148,7 +148,12 @@ class TestCopy:
         archive.write_bytes(tar_of(small_first(layout)))
         source = {"layout": f"oci:{layout.path}", "archive": str(archive), "pipe": "-"}[how]
         result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
-        expect.failure(result, 2, f"1 of 2 images in it has no tag: {nameless['digest']}", f":DIGEST {other.host}/app:")
+        expect.failure(
+            result,
+            2,
+            f"1 of 2 images in the archive or layout has no tag: {nameless['digest']}",
+            f":DIGEST {other.host}/app:",
+        )
         assert tags(other.host, "app") == []
         result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
         expect.failure(result, 2, nameless["digest"], "leave --all-tags away")
@@ -168,7 +173,7 @@ class TestCopy:
         image, nameless = self.one_without_a_name(layout)
         result = ocistream("copy", "--tags", "*", f"oci:{layout.path}", f"{other.host}/app")
         assert result.lines() == [f"{other.host}/app:1@{image['digest']}"], result.err
-        assert result.err.count(f"{nameless['digest']} has no tag, and only tags are chosen\n") == 1
+        assert result.err.count(f"{nameless['digest']} is skipped: it has no tag, and --tags copies tags only\n") == 1
 
     @staticmethod
     def one_without_a_name(layout: Layout) -> tuple[Descriptor, Descriptor]:

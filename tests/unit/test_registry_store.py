@@ -654,10 +654,12 @@ class TestEarlyBlobs:
 
     def test_without_such_a_place_they_cannot_be_taken(self, faulty: Faulty, quick: Quick) -> None:
         put = sink(quick(), f"{faulty().host}/app:1")
-        with pytest.raises(UnsupportedError, match="it is not known yet where they belong"):
+        with pytest.raises(UnsupportedError, match="the repositories are not known when the layers arrive"):
             put.put_unnamed(unnamed(b"x"))
         for use in (put.has, put.recall):
-            with pytest.raises(UnsupportedError, match="it is not known yet where they belong") as caught:
+            with pytest.raises(
+                UnsupportedError, match="the repositories are not known when the layers arrive"
+            ) as caught:
                 use(blob_of(b"x"))
             assert caught.value.exit_code == 8
             assert caught.value.hint
