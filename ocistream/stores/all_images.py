@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import UsageError
 from ocistream.notices import notice
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
     from ocistream.graph import Root
 
-__all__ = ["all_images", "tell_untagged"]
+__all__ = ["UNKNOWN_SIZE", "UnknownDigestError", "all_images", "tell_untagged"]
+
+#: The size of an image whose manifest is not made yet: its digest is not the image's, and must not be printed.
+UNKNOWN_SIZE: Final = -1
+
+
+class UnknownDigestError(Exception):
+    """A digest must be printed, and the manifest of that image is not made yet."""
 
 
 def all_images(
@@ -55,11 +62,17 @@ def all_images(
 
 
 def tell_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
-    """Report images without a tag, where `option` chooses images by their tags."""
+    """Report images without a tag, where `option` chooses images by their tags.
+
+    Raises:
+        UnknownDigestError: an image without a tag has `UNKNOWN_SIZE`.
+    """
     images = [root for root in roots if not root.stray]
     tagged = _digests(root for root in images if tag_of(root.name))
     for root in images:
         if root.descriptor.digest not in tagged:
+            if root.descriptor.size == UNKNOWN_SIZE:
+                raise UnknownDigestError
             notice(f"{names_there([root])} is skipped: it has no tag, and {option} copies tags only")
 
 

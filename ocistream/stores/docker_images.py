@@ -23,6 +23,7 @@ from ocistream.errors import (
 from ocistream.graph import Graph, Root
 from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.reference import parse_reference, printable
+from ocistream.stores.all_images import UNKNOWN_SIZE, UnknownDigestError
 from ocistream.stores.entries import blob_digest, plain_name
 from ocistream.stores.index import entry_for
 from ocistream.stream import digest_of
@@ -170,10 +171,10 @@ def _chosen(images: Sequence[Listed], select: Selection, manifests: Manifests) -
     for image in images:
         digest = digest_of(canonical_json((image.config, image.layers)))
         standing_for[digest] = image
-        roots += _roots(image, Descriptor(OCI_MANIFEST, digest, 0))
+        roots += _roots(image, Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE))
     try:
         chosen = select(roots)
-    except (NotFoundError, UsageError):
+    except (NotFoundError, UsageError, UnknownDigestError):
         # One may be chosen by its digest, two may be the same; and in what is said the digests have to be right.
         chosen = select([root for image in images for root in _roots(image, manifests.made(image))])
     else:
