@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ocistream.interfaces import Early
     from ocistream.model import Descriptor
@@ -24,8 +24,11 @@ class Answering:
     Every manifest that was supplied is kept, up to a limit: a second graph may be made of the same stream.
     """
 
-    def __init__(self, passed: Passed, given: set[str]) -> None:
-        """Share both with whoever reads the stream."""
+    def __init__(
+        self, passed: Passed, given: set[str], *, note: Callable[[str, bytes], None] = lambda _digest, _raw: None
+    ) -> None:
+        """Share both with the reader of the stream; `note` is called with what the sink gave back."""
+        self._note = note
         self._passed = passed
         self._given = given
         self._supplied: dict[str, bytes] = {}
@@ -89,4 +92,6 @@ class Answering:
             return content
         if digest in self._supplied:
             return self._supplied[digest]
-        return early.recall(self._passed.spilled[digest])
+        raw = early.recall(self._passed.spilled[digest])
+        self._note(digest, raw)
+        return raw

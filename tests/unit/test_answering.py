@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocistream import limits
+from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS
 from ocistream.stores.answering import Answering
 from ocistream.stores.docker_stream import Passed
@@ -12,7 +13,7 @@ from ocistream.stores.entries import Contents
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import every_image, read_index
 from tests.contract.stores import NothingEarly
-from tests.images import Layout, two_platforms
+from tests.images import Layout, small_image, two_platforms
 
 
 def test_a_second_graph_is_made_of_what_the_first_one_was_given(
@@ -44,3 +45,21 @@ def test_a_second_graph_is_made_of_what_the_first_one_was_given(
     keeps_nothing = not answering.has_all
     monkeypatch.undo()
     assert (keeps_nothing, made()) == (True, [index["digest"]])
+
+
+def test_manifests_that_the_sink_gives_back_are_noted(layout: Layout) -> None:
+    image = small_image(layout, name="app")
+    raw = layout.file(image["digest"]).read_bytes()
+    passed = Passed(Contents())
+    passed.spilled = {image["digest"]: Descriptor(UNKNOWN_TYPE, image["digest"], len(raw))}
+    noted: list[tuple[str, bytes]] = []
+
+    class GivesBack(NothingEarly):
+        def recall(self, descriptor: Descriptor) -> bytes:
+            return layout.file(descriptor.digest).read_bytes()
+
+    answering = Answering(passed, set(), note=lambda digest, found: noted.append((digest, found)))
+    gathering = Gathering(every_image, ALL_PLATFORMS, "listed")
+    gathering.begin(*read_index((layout.path / "index.json").read_bytes()))
+    answering.answer(gathering, GivesBack())
+    assert noted == [(image["digest"], raw)]
