@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from ocistream import notices
 from ocistream.blobs import held, peeked
 from ocistream.configs import Configs, checked
 from ocistream.errors import UnsupportedError
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from ocistream.stream import Chunk
 
 __all__ = ["Passing"]
+
+_SENT_TWICE: Final = (
+    "layers were sent compressed and then again uncompressed: this archive is not from `docker save`; "
+    "push from a file (-i FILE) to avoid this"
+)
 
 
 class Passing:
@@ -163,6 +169,7 @@ class Passing:
                 if self._sink.has(blob):
                     self.note(blob, "skipped")
                 else:
+                    notices.notice(_SENT_TWICE)
                     self.move(Blob(blob, plain))
 
     def takes_early(self) -> bool:
