@@ -72,14 +72,14 @@ def move(
         return rename(graph) if rename is not None else graph
 
     recompression = None if is_far else _recompression(session, to)
-    # Blobs are excluded by their digests, and what a layer becomes has another one.
-    may_be_bare = _may_be_bare(of) and (leave_out is None or is_far)
     if result is not None:
         check_result(result)
     with contextlib.ExitStack() as stack:
         source, sink = open_ends()
         stack.callback(source.close)
         stack.callback(sink.close)
+        # Blobs are excluded by their digests, and what a layer becomes has another one.
+        may_be_bare = _may_be_bare(of, source) and (leave_out is None or is_far)
         with (
             explained(session.console, of, to),
             _naming(of),
@@ -101,24 +101,26 @@ def move(
     if result is not None:
         used = session.ladder.used
         write_result(result, report, results, retried=session.retried, upload=used, cached=session.cached)
-    if to is None or not to.is_stream:
+    printed = to is None or not to.is_stream
+    if printed:
         print_results(results)
     tell_resumed(session.console, report)
     summarize(session.console, report, session.cached)
     tell_incomplete(session.console, report.graph.incomplete, report.origins)
     if session.options["compress"] is None and (to is None or to.kind != "docker-archive"):
-        tell_recompressed(session.console, report, excludes=not may_be_bare)
+        is_saved = getattr(source, "is_saved", False)
+        tell_recompressed(session.console, report, is_saved=is_saved, excludes=not may_be_bare)
     tell_left_out(session.console, report)
     tell_left_behind(session.console, report.graph.left_behind)
     _tell_unused(session.console, source)
     if into_docker_archive:
-        tell_image_ids(session.console, report, results)
+        tell_image_ids(session.console, report, results, printed=printed)
         _tell_nameless(session.console, report.graph)
 
 
-def _may_be_bare(of: End | None) -> bool:
-    """Say whether images may come out of a `docker save`, whose layers are not compressed: out of no registry."""
-    return of is not None and of.kind not in {"docker", "oci"} and not is_directory(of)
+def _may_be_bare(of: End | None, source: Source) -> bool:
+    """Return whether `docker save` may have written the source, or one of several archives: a registry it is not."""
+    return hasattr(source, "inputs") or (of is not None and of.kind not in {"docker", "oci"} and not is_directory(of))
 
 
 @contextlib.contextmanager

@@ -96,10 +96,14 @@ def print_results(results: Iterable[Result]) -> None:
         click.echo(str(result))
 
 
-def tell_image_ids(console: Console, report: Report, results: Iterable[Result]) -> None:
-    """Say what `docker images` will show for each image of a docker-archive."""
+def tell_image_ids(console: Console, report: Report, results: Iterable[Result], *, printed: bool) -> None:
+    """Say what `docker images` will show for each image of a docker-archive.
+
+    `printed` says that the result lines are on stdout: some of them tell the image ID already.
+    """
     for root, result in zip(report.graph.roots, results, strict=True):
-        console.note(f"{printable(root.name or result.name, _MAX_NAME)}: image ID {result.image_id}")
+        if not (printed and result.digest is None):
+            console.note(f"{printable(root.name or result.name, _MAX_NAME)}: image ID {result.image_id}")
 
 
 def summarize(console: Console, report: Report, cached: Mapping[str, int]) -> None:
@@ -165,12 +169,13 @@ def tell_resumed(console: Console, report: Report) -> None:
             console.note(f"went on with {digest} after {human_size(moved.resumed)} of {of}", level=1)
 
 
-def tell_recompressed(console: Console, report: Report, *, excludes: bool) -> None:
+def tell_recompressed(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
     """Report what became of the layers that `docker save` left uncompressed, if that is not what was to be expected.
 
+    `is_saved` says that the source turned out to be written by `docker save`, perhaps too late to compress its layers.
     `excludes` says that blobs were to be excluded by their digests.
     """
-    if not report.graph.bare:
+    if not (report.graph.bare or is_saved):
         return
     pairs = [
         (source.descriptor.digest, root.descriptor.digest)

@@ -163,6 +163,11 @@ class ArchiveFileSource:
             self.volume = volume_of(found.notes)
         return found
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether `docker save` wrote the archive; known once its images are `listed`."""
+        return self._is_saved
+
     def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
         """Answer a need of a graph, and say whether that could be done."""
         if (made := self.made.get(needed.digest)) is not None:

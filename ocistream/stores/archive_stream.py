@@ -91,11 +91,10 @@ class ArchiveStreamSource:
         self._refused: OcistreamError | None = None
         #: Whether the graph was made of all that `manifest.json` lists.
         self._is_compared = False
-        self._was_saved = False
         self._passed = Passed(self._contents)
         self._docker = DockerStream(self._passed)
         self._given: set[str] = set()
-        self._answering = Answering(self._passed, self._given)
+        self._answering = Answering(self._passed, self._given, note=self._docker.note)
         #: Whether every entry has passed.
         self._has_ended = False
         #: Blobs of which only the rest comes, from an offset on; None where the archive does not come over a line.
@@ -139,25 +138,25 @@ class ArchiveStreamSource:
             self._refused = None
             self._answering.answer(gathering, early)
         while self._refused is None and (needed := self._answering.next_need(gathering, early)) is not None:
-            self._check_missing(needed)
+            self._check_missing(gathering, needed)
             gathering.lacks(needed.digest)
             # Once an index is known to be lacking, it may be decided which of the held manifests are wanted.
             self._answering.answer(gathering, early)
         return self._finished(gathering, made)
 
-    def _check_missing(self, needed: Descriptor) -> None:
+    def _check_missing(self, gathering: Gathering, needed: Descriptor) -> None:
         self._check_right([needed.digest])
         if needed.digest in self._given:
-            # It did not begin like a manifest, and went to the sink as a blob.
-            msg = f"{needed.digest} is listed as a manifest, and is not a JSON object"
+            # It did not begin like a JSON object, and went to the sink as a blob.
+            kind = "config" if gathering.wants_config(needed.digest) else "manifest"
+            msg = f"{needed.digest} is listed as a {kind}, and is not a JSON object"
             raise ArchiveError(msg)
 
     def _finished(self, gathering: Gathering, made: Collection[str] = ()) -> Graph:
         if self._refused is not None:
             raise self._refused
         self._answering.forget()
-        self._was_saved = self._docker.is_saved
-        return replace(gathering.graph(), bare=self._was_saved, made=frozenset(made))
+        return replace(gathering.graph(), bare=self._docker.is_saved, made=frozenset(made))
 
     def _is_ready(self, gathering: Gathering, early: Early, passed: str | None) -> bool:
         """Say whether the graph is complete, and manifest.json can add nothing, or comes too late to do so."""
@@ -209,7 +208,7 @@ class ArchiveStreamSource:
         if self.volume is not None and self._everything:
             check_parts(self.volume, self._contents)
         if not self._is_compared:
-            self._docker.check_late(was_saved=self._was_saved)
+            self._docker.check_late()
 
     def _check_right(self, wanted: Collection[str]) -> None:
         for digest in wanted:
@@ -259,6 +258,11 @@ class ArchiveStreamSource:
         if not self._has_ended or self._contents.index is None or self._contents.is_docker_archive:
             return None
         return descriptor.digest not in self._contents.blobs
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether `docker save` wrote the archive. From a pipe this may be known only after the graph."""
+        return self._docker.is_saved
 
     @property
     def contents(self) -> Contents:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ocistream import layers, limits, notices
+from ocistream import layers, limits
 from ocistream.compression import NONE, Codec
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.layers import looks_like_document, looks_like_layer
@@ -163,8 +163,8 @@ class DockerStream:
         """
         return self._compare_all(early).only_in_manifest_json(self.images) if self.images else []
 
-    def check_late(self, *, was_saved: bool) -> None:
-        """Compare a `manifest.json` that may have come when the graph was made; that knew of `docker save` or not.
+    def check_late(self) -> None:
+        """Compare a `manifest.json` that may have come after the graph was made.
 
         Raises:
             ArchiveError: it contradicts `index.json`.
@@ -173,8 +173,6 @@ class DockerStream:
         if others := self.others():
             msg = f"manifest.json comes after the layers, and lists the image {printable(others[0].config)} as well"
             raise UnsupportedError(msg, hint=FROM_A_FILE)
-        if self.is_saved and not was_saved:
-            notices.notice("manifest.json comes after the layers: those that are not compressed stay so")
 
     def made(self, others: Sequence[Listed], early: Early) -> tuple[list[Descriptor], dict[str, bytes]]:
         """Make manifests of images, and return what an `index.json` would list of them, and the manifests by digest."""

@@ -119,7 +119,8 @@ class JoinedSource:
                 gathering.lacks(needed.digest)
         graph = gathering.graph()
         self._check_same_images(listed)
-        return replace(graph, left_out=self._left_out(graph, notes))
+        is_saved = any(isinstance(source, ArchiveFileSource) and source.is_saved for source in self.inputs)
+        return replace(graph, bare=is_saved, left_out=self._left_out(graph, notes))
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted.

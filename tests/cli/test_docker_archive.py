@@ -524,6 +524,7 @@ def test_between_docker_archives_there_is_no_digest_to_print(images: list[Saved]
     expect.success(result)
     image_id = f"sha256:{hex_of(images[1].config)}"
     assert result.lines() == [f"docker.io/library/new:1 image ID {image_id}"]
+    assert image_id not in result.err
     document = json.loads(path.read_text())
     schemas.validate_ours(document, "result")
     assert (document["images"][0]["imageId"], "digest" in document["images"][0]) == (image_id, False)
@@ -692,3 +693,20 @@ def test_large_layers_pass_in_little_memory(served: FaultyRegistry, layout: Layo
     assert pulled.peak is not None
     assert pulled.peak < PROMISED, f"{pulled.peak / MIB:.0f} MiB"
     assert manifest_digest(served.host, "pipe", "1") == manifest_digest(served.host, "file", "1")
+
+
+@both
+def test_the_digest_of_an_image_without_a_tag_that_is_printed_exists(
+    images: list[Saved], how: str, served: FaultyRegistry, tmp_path: Path
+) -> None:
+    archive = archive_of(of_docker([images[0], dataclasses.replace(images[1], tags=())]))
+    (tmp_path / "two.tar").write_bytes(archive)
+    source, stdin = (tmp_path / "two.tar", None) if how == "file" else ("docker-archive:-", archive)
+    result = ocistream("copy", "--tags", "*", source, f"{served.host}/app", stdin=stdin)
+    expect.success(result)
+    assert len(result.lines()) == 2
+    (skipped,) = [line for line in result.err.splitlines() if "is skipped: it has no tag, and --tags copies" in line]
+    digest = next(word for word in skipped.split() if word.startswith("sha256:"))
+    expect.failure(ocistream("copy", "--all-tags", source, f"{served.host}/app", stdin=stdin), 2, digest)
+    copied = ocistream("copy", f"docker-archive:{tmp_path}/two.tar:{digest}", f"{served.host}/app:3", "--compress=none")
+    assert copied.lines() == [f"{served.host}/app:3@{digest}"]

@@ -78,6 +78,18 @@ def ordered(entries: Sequence[Entry], *first: str) -> list[Entry]:
     return [*((name, named[name]) for name in first), *(entry for entry in entries if entry[0] not in first)]
 
 
+def small_of(image: Saved) -> list[str]:
+    """Return the digests of the manifest and the config of an image."""
+    return [digest(image), image_id(image)]
+
+
+def late(entries: dict[str, Any], *first: str) -> list[Entry]:
+    """Return entries of which `first` come first, and manifest.json and `repositories` last."""
+    last = ("manifest.json", "repositories")
+    middle = [name for name in entries if name not in {*first, *last}]
+    return [(name, entries[name]) for name in (*first, *middle, *last)]
+
+
 def assert_pushed(host: str, repository: str, tag: str, image: Saved, suffix: str = "+gzip") -> None:
     """Assert that a registry has an image with its layers compressed."""
     document = json.loads(manifest(host, repository, tag) or b"{}")
@@ -372,6 +384,40 @@ def test_where_blobs_are_left_out_by_their_digests_they_stay_plain_and_that_is_s
     assert expect.index_of(tmp_path / "x.tar")[0]["digest"] == digest(images[0])
 
 
+def test_layers_that_stay_plain_since_manifest_json_comes_late_are_counted(
+    images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
+) -> None:
+    # The graph is known with the second layer: until then nothing says that `docker save` wrote the archive.
+    entries = dict(of_docker_25(images[:1]))
+    documents = ("oci-layout", "index.json", *(f"blobs/sha256/{one.partition(':')[2]}" for one in small_of(images[0])))
+    archive = archive_of(late(entries, *documents))
+    stay = "2 layers of `docker save` stay uncompressed: they came before manifest.json. Use --compress gzip"
+    result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
+    expect.success(result)
+    assert result.err.count(stay) == result.err.count("uncompressed") == 1
+    for argv in (["push", f"{served.host}/app:1", "--compress", "gzip"], ["verify", "{}"]):
+        result = give(archive, "pipe", *argv)
+        expect.success(result)
+        assert "compressed" not in result.err
+    assert_pushed(served.host, "app", "1", images[0])
+
+
+def test_layers_of_several_archives_are_compressed_too(
+    images: list[Saved], served: FaultyRegistry, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "one.tar", tmp_path / "two.tar"]
+    for path in paths:
+        path.write_bytes(archive_of(of_docker_25(images[:1])))
+    given = [word for path in paths for word in ("-i", path)]
+    result = ocistream("push", "--to", served.host, *given)
+    expect.success(result)
+    assert f"{digest(images[0])} became" in result.err
+    assert_pushed(served.host, "app", "1", images[0])
+    result = ocistream("push", f"{served.host}/app:plain", *given, "--compress", "none")
+    expect.success(result)
+    assert manifest_digest(served.host, "app", "plain") == digest(images[0])
+
+
 @both
 def test_plain_layers_of_other_tools_stay_as_they_are(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
@@ -382,7 +428,8 @@ def test_plain_layers_of_other_tools_stay_as_they_are(
     expect.success(result)
     assert manifest_digest(served.host, "app", "1") == digest(images[0])
     assert_pushed(served.host, "app", "1", images[0], "")
-    assert "docker save" not in result.err
+    twice = "layers were sent compressed and then again uncompressed: this archive is not from `docker save`"
+    assert result.err.count("docker save") == result.err.count(twice) == (how == "pipe")
     expect.success(give(archive_of(entries), how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
     assert expect.index_of(tmp_path / "out")[0]["digest"] == digest(images[0])
     expect.success(ocistream("verify", tmp_path / "out", "--deep"))

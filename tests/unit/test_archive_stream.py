@@ -42,6 +42,7 @@ from ocistream.walk import GraphBuilder
 from tests.archives import END, Item, Kind, blob_name, items_of, member, padded, pax_header, small_first, tar_of
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.contract.stores import NothingEarly
+from tests.docker_archives import archive_of, of_docker_25, saved
 from tests.images import OCI_INDEX, Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.observers import Watch
 
@@ -280,6 +281,26 @@ class TestBudget:
         report = stored(tar_of(items_of(images)), tmp_path / "out")
         assert parts_of(Layout(tmp_path / "out")) == parts_of(images)
         assert {moved.descriptor.digest for moved in report.blobs} == parts_of(images).blobs.keys()
+
+    def test_a_manifest_that_was_given_back_is_compared_with_a_late_manifest_json(
+        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
+        entries = of_docker_25([saved(layout, small_image(layout), "app:1")])
+        listed = json.loads(dict(entries)["manifest.json"] or b"")  # type: ignore[arg-type]
+        layers = [entry for entry in entries if entry[0] in listed[0]["Layers"]]
+        late = [entry for entry in entries if entry[0] in {"manifest.json", "repositories"}]
+        first = [entry for entry in entries if entry not in layers and entry not in late]
+        assert len(stored(archive_of([*first, *layers, *late]), tmp_path / "out").graph.roots) == 1
+
+    def test_a_config_that_is_not_json_is_called_a_config(self, layout: Layout) -> None:
+        image = small_image(layout)
+        document = layout.read(image["digest"])
+        config = layout.blob(b"not JSON", document["config"]["mediaType"])
+        layout.document({**document, "config": config}, name="v1")
+        arm = PlatformChoice((parse_platform("linux/arm64"),))
+        with pytest.raises(ArchiveError, match=f"{config['digest']} is listed as a config, and is not a JSON object"):
+            found_in(tar_of(items_of(layout)), platforms=arm)
 
     def test_another_archive_cannot(self, small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
