@@ -13,7 +13,6 @@ from ocistream import files, notices, paths
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.progress import counted, human_size
-from ocistream.layers import codec_name
 from ocistream.left_out import grouped
 from ocistream.reference import printable
 
@@ -177,6 +176,9 @@ def tell_recompressed(console: Console, report: Report, *, is_saved: bool, exclu
     """
     if not (report.graph.bare or is_saved):
         return
+    # Not at the top: most transfers need no codecs.
+    from ocistream.layers import codec_name
+
     pairs = [
         (source.descriptor.digest, root.descriptor.digest)
         for source, root in zip(report.source.roots, report.graph.roots, strict=True)

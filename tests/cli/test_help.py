@@ -63,7 +63,7 @@ def test_version_imports_no_command() -> None:
     modules = imported("--version")
     assert modules & SLOW == set()
     rooms = {name for name in modules if name.startswith("ocistream.cli.")}
-    assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry", "interruption")}
+    assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry", "interruption", "neighbours")}
 
 
 def test_what_just_moves_an_image_imports_no_more_than_that(

@@ -192,7 +192,7 @@ def _certificate_seeds() -> Sequence[bytes]:
 
 
 TARGETS: Final = (
-    Target("config-toml", _ours, lambda: [_OURS, b""], frozenset({2}), tokens=_TOKENS, share=2700),
+    Target("config-toml", _ours, lambda: [_OURS, b""], frozenset({2, 9}), tokens=_TOKENS, share=2700),
     Target("sync-toml", _sync, lambda: [_SYNC], frozenset({2, 4}), tokens=_TOKENS, share=1500),
     Target("registries-conf", _theirs, lambda: [_THEIRS, _OLDER], frozenset({2}), tokens=_TOKENS, share=2700),
     Target(
