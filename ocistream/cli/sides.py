@@ -50,6 +50,7 @@ SIDE_OPTIONS: Final = tuple(f"{side}_{name.replace('-', '_')}" for side in _SIDE
 _IN_HINTS: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
 #: Options of skopeo and docker for which there are others here; {} is the side.
 _OTHER_TOOLS: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
+#: (In a dict display, bandit takes the hint for a password.)
 _INSTEAD: Final = dict(
     zip(
         ("creds", "password", "tls-verify"),

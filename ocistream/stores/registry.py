@@ -103,7 +103,9 @@ class RegistrySink:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
                 msg = f"{reference.name}: {reference.digest} was asked for, the image is {root.descriptor.digest}"
-                raise IntegrityError(msg)
+                whole = any(index.digest == reference.digest for index in graph.incomplete)
+                hint = "the source has only some platforms of this index: leave the digest out" if whole else None
+                raise IntegrityError(msg, hint=hint)
         self.expect(graph)
 
     def expect(self, graph: Graph) -> None:

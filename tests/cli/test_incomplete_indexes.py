@@ -154,6 +154,11 @@ class TestOnePlatform:
         made.remove("linux/arm64", "linux/s390x")
         assert push("-q").err == ""
 
+    def test_the_digest_of_the_index_is_explained(self, made: Made, served: FaultyRegistry) -> None:
+        made.remove("linux/arm64", "linux/s390x")
+        result = ocistream("push", f"{served.host}/app@{made.index['digest']}", "-i", made.layout.path)
+        expect.failure(result, 5, "the source has only some platforms of this index")
+
 
 class TestSeveralPlatforms:
     def test_they_are_the_index_that_a_choice_of_them_makes(
