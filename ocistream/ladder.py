@@ -85,7 +85,8 @@ class Ladder:
         A registry that loses broken uploads sends neither Server nor Via: these come from a proxy before it, such as
         nginx with its client_max_body_size. It refuses a body that is too large at once only if its length is stated.
         """
-        if header("Server") is not None or header("Via") is not None:
+        server = header("Server")
+        if (server is not None and not server.startswith("ocistream")) or header("Via") is not None:
             self._uncoded.add(host)
         if (
             self.profile(host) is UNKNOWN

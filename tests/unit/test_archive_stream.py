@@ -563,8 +563,8 @@ def test_what_is_needed_is_not_gone_through_for_each_entry(layout: Layout, monke
 
     begin = GraphBuilder.__init__
 
-    def counted(builder: GraphBuilder, choice: PlatformChoice) -> None:
-        begin(builder, choice)
+    def counted(builder: GraphBuilder, choice: PlatformChoice, *, leaves_referrers: bool) -> None:
+        begin(builder, choice, leaves_referrers=leaves_referrers)
         builder.needs = Needs()
 
     monkeypatch.setattr(GraphBuilder, "__init__", counted)

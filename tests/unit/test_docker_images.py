@@ -529,12 +529,12 @@ class TestHostile:
         layer, link = f"{hex_of(one.layers[0])}.tar", next(n for n, c in entries if isinstance(c, Link))
         stray: list[Entry] = [("stray", b"1"), ("stray", b"2"), (link, Link("elsewhere"))]
         assert pushed([*stray, *entries], how, tmp_path).names == pushed(entries, how, tmp_path).names
-        refused([*entries, (layer, one.layers[0])], how, tmp_path, ArchiveError, "stands twice")
-        refused([("./" + layer, b"first"), *entries], how, tmp_path, ArchiveError, "stands twice")
+        refused([*entries, (layer, one.layers[0])], how, tmp_path, ArchiveError, "is in the archive twice")
+        refused([("./" + layer, b"first"), *entries], how, tmp_path, ArchiveError, "is in the archive twice")
         config = f"{hex_of(one.config)}.json"
-        refused([*entries, (config, b"{}")], how, tmp_path, ArchiveError, "stands twice")
+        refused([*entries, (config, b"{}")], how, tmp_path, ArchiveError, "is in the archive twice")
         meant = DIALECTS["podman-links"]([one])
-        refused([*stray, *meant], how, tmp_path, ArchiveError, "stands twice")
+        refused([*stray, *meant], how, tmp_path, ArchiveError, "is in the archive twice")
 
     @both
     def test_a_config_that_is_a_layer_and_a_layer_that_is_a_config(self, one: Saved, how: str, tmp_path: Path) -> None:
