@@ -27,6 +27,8 @@ __all__ = [
     "write_target",
 ]
 
+#: Characters of a path that an error shows: more than any real one that a terminal has room for.
+_MAX_SHOWN: Final = 512
 #: Links that Linux follows one after the other (path_resolution(7)).
 _MAX_LINKS: Final = 40
 
@@ -127,3 +129,10 @@ def is_planted(link: os.stat_result, folder: os.stat_result) -> bool:
     """Say whether another user may have put a link into a folder, such as /tmp, for this one to write through."""
     is_shared = bool(folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH)
     return is_shared and link.st_uid not in {os.geteuid(), folder.st_uid}
+
+
+def _shown(path: str | Path) -> str:
+    """Return a path for an error: in one line, and not thousands of characters of a name that is too long."""
+    text = str(path)
+    clean = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])
+    return f"{clean}…" if len(text) > _MAX_SHOWN else clean
