@@ -45,7 +45,7 @@ def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise disk_error(f"cannot access {path}", error) from error
+        raise disk_error(f"cannot access {_shown(path)}", error) from error
     except ValueError as error:
         # It has a NUL, and comes out of a file: no argument has one.
         msg = f"malformed path {str(path)!r}"
@@ -100,7 +100,7 @@ def real_path(path: str | Path) -> Path:
     try:
         return Path(os.path.realpath(path))
     except OSError as error:
-        raise disk_error(f"cannot access {path}", error) from error
+        raise disk_error(f"cannot access {_shown(path)}", error) from error
 
 
 def write_target(path: Path) -> Path:
@@ -120,7 +120,7 @@ def write_target(path: Path) -> Path:
         if folder is not None and is_planted(link, folder):
             msg = f"cannot write {path}: it is another user's symbolic link, in a world-writable directory"
             raise LocalDiskError(msg, hint="name another file, or remove the link")
-        with disk_errors(f"cannot access {path}"):
+        with disk_errors(f"cannot access {_shown(path)}"):
             path = path.parent / path.readlink()
     return real_path(path)
 
