@@ -210,7 +210,7 @@ def test_one_that_is_interrupted_ends_its_request_and_resumes_where_it_says(
     if place.loses:
         assert promised, first.err
     else:
-        assert promised or "may have a part of 1 blob" in first.err
+        assert promised or "may have stored a part of 1 blob" in first.err
     size = check_the_rest(place, push("--upload", way), image, tmp_path)
     assert size >= PASSED - 2 * MIB
     assert not promised or size == size_of(promised[1])
