@@ -38,6 +38,11 @@ def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegi
     return registry
 
 
+def uncounted() -> dict[str, str | None]:
+    """Return an environment without coverage, which imports modules and writes a file when a signal ends a process."""
+    return dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
+
+
 @contextlib.contextmanager
 def stopped_in_the_middle(
     registry: FaultyRegistry, number: signal.Signals, *argv: Argument, until: Callable[[], bool] = lambda: True
@@ -240,7 +245,7 @@ def test_signals_that_follow_the_first_do_no_harm(
     (tmp_path / "new").mkdir()
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
     to = end if end == "-" else f"{tmp_path}/new/{end}"
-    with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to) as process:
+    with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to, env=uncounted()) as process:
         expect.wait_for(lambda: [request for request in stalling.requests if request.fault])
         said = stopped_again_and_again(process, first, others)
     # Of two that are there at once, nobody can tell which came first.
@@ -258,7 +263,7 @@ def test_asking_again_while_an_upload_is_deleted_does_no_harm(
     registry = start(Fault(Stall(), "DELETE", times=None))
     # To send the layer takes seconds at this rate: the signal comes in the middle.
     push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=1k", "-i", layout.path, f"{registry.host}/app:1")
-    with started(*push) as process:
+    with started(*push, env=uncounted()) as process:
         expect.wait_for(lambda: registry.asked("PATCH"))
         process.send_signal(signal.SIGINT)
         expect.wait_for(lambda: registry.asked("DELETE"))
@@ -325,7 +330,7 @@ def test_one_that_comes_at_any_import_has_its_exit_code(
     for place in places:
         told = tmp_path / f"struck at {place}"
         strike = {"STRIKE_WITH": str(int(number)), "STRIKE_AT": str(place), "STRIKE_TELLS": str(told)}
-        ended = ocistream(*argv, env={"PYTHONPATH": str(Path(__file__).with_name("early")), **strike})
+        ended = ocistream(*argv, env={"PYTHONPATH": str(Path(__file__).with_name("early")), **strike, **uncounted()})
         assert told.exists(), "there are fewer imports by now"
         assert (place, ended.code) == (place, code), ended.err
         assert "Traceback" not in ended.err

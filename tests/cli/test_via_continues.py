@@ -146,7 +146,7 @@ class TestIntoARegistry:
         result = copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64")
         expect.success(result)
         assert "now all of it is sent" in result.err
-        assert result.err.count("linux/amd64 taken for linux/amd64, not linux/amd64") == 1
+        assert result.err.count("linux/amd64 matches linux/amd64; not copied: linux/amd64") == 1
 
 
 class TestWhatIsWrong:
