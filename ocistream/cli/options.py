@@ -19,6 +19,7 @@ from ocistream.cli.session import PASSWORD_ON_STDIN, Session
 from ocistream.cli.sides import SIDE_OPTIONS
 from ocistream.cli.streams import result_on_stdout
 from ocistream.errors import UsageError
+from ocistream.malloc import return_large_blocks
 from ocistream.rungs import parse_rung
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
             msg = "only one password can come on stdin"
             others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
             raise UsageError(msg, hint=f"give the other one with {others}")
+        return_large_blocks()
         command(Session(console, own, Stop()), **options)
 
     return wrapped

@@ -70,8 +70,8 @@ def serve(
     ocistream serve app.tar                       # docker pull localhost:5000/app
     ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
     """
+    from ocistream.malloc import return_large_blocks
     from ocistream.serve import Registry
-    from ocistream.serve.memory import return_large_blocks
     from ocistream.serve.room import more_descriptors
 
     apply_verbosity(console, options)

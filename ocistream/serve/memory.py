@@ -1,32 +1,17 @@
-"""How much memory many clients at once may take: slots for what needs much of it, and how malloc keeps it."""
+"""How much memory many clients at once may take: slots for what needs much of it."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from ocistream import limits
 from ocistream.serve.refusals import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Slots", "return_large_blocks"]
-
-#: glibc's number of the parameter (malloc.h).
-_M_MMAP_THRESHOLD: Final = -3
-
-
-def return_large_blocks() -> None:
-    """Have the C library give large blocks of memory back to the system when they are freed.
-
-    By itself glibc keeps freed megabytes for each of its arenas, of which a process with many threads has eight for
-    each processor. Other C libraries have no such setting and need none.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, limits.CHUNK)
+__all__ = ["Slots"]
 
 
 class Slots:
