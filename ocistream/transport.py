@@ -10,7 +10,7 @@ import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from ocistream import limits
+from ocistream import clock, limits
 from ocistream.auth import Authenticator
 from ocistream.connections import Answer, Connections, ConnectionSettings
 from ocistream.endpoints import Doubt, Endpoint
@@ -203,7 +203,7 @@ class Transport:
         Raises:
             CancelledError: it was.
         """
-        if self.cancelled.wait(seconds):
+        if clock.sleep(seconds, self.cancelled):
             msg = "cancelled"
             raise CancelledError(msg)
 

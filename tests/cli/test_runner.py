@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ocistream
-from tests.cli import run
+from tests import runner as run
 
 MIB = 1 << 20
 

@@ -1,0 +1,214 @@
+"""A process that has ocistream imported and forks for each command line. Run by tests/forks.py, not imported.
+
+Each run is a process of its own, with the streams, environment, working directory, exit code and memory of its own, and
+takes a tenth of the time of a new Python. The protocol: the client sends one byte with four descriptors (a socket for
+this run, stdin, stdout, stderr). Over the run's socket the client sends a line of JSON (`forks.Request`); back come
+lines of JSON: `{"pid"}`, one `{"wait"}` for each pause between attempts, one `{"connected"}` for each connection to a
+name of the test, and at last `{"code"}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import ocistream
+import ocistream.cli
+from ocistream import clock
+
+if TYPE_CHECKING:
+    from threading import Event
+
+_REFUSALS: Final = {
+    "again": (socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    "unknown": (socket.EAI_NONAME, "Name or service not known"),
+}
+#: What the command line imports only when it is needed. Imported here, it costs a run nothing.
+_LAZY: Final = (
+    "email.parser",
+    "encodings.idna",
+    "getpass",
+    "idna",
+    "mimetypes",
+    "netrc",
+    "requests",
+    "stringprep",
+    "tqdm",
+)
+_real_resolve = socket.getaddrinfo
+_real_sleep = clock.sleep
+
+
+class Clock:
+    """Replaces `clock.sleep`: tells the client of each pause, and sleeps only if `slow`."""
+
+    def __init__(self, tell: socket.socket, *, slow: bool) -> None:
+        self._tell, self._slow = tell, slow
+
+    def sleep(self, seconds: float, cancelled: Event) -> bool:
+        """Tell and, perhaps, sleep."""
+        if seconds > 0:
+            _send(self._tell, wait=seconds)
+        return _real_sleep(seconds if self._slow else 0, cancelled)
+
+
+class Resolver:
+    """Replaces `socket.getaddrinfo`: names of the test lead to this machine, or astray; other `.test` names nowhere."""
+
+    def __init__(self, tell: socket.socket, names: dict[str, int | None], astray: dict[str, Any] | None) -> None:
+        self._tell, self._names, self._astray = tell, names, astray
+        self._asked: dict[str, int] = {}
+
+    def __call__(self, host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        if not name.endswith(".test"):
+            return _real_resolve(host, port, *args, **options)
+        if name not in self._names:
+            raise socket.gaierror(*_REFUSALS["unknown"])
+        if port is not None:
+            # With a port it is looked up in order to connect.
+            _send(self._tell, connected=name)
+            count = self._asked[name] = self._asked.get(name, 0) + 1
+            port, astray = self._names[name] or port, self._astray
+            if astray and name == astray["host"] and astray["first"] <= count < astray["end"]:
+                if astray["how"] in _REFUSALS:
+                    raise socket.gaierror(*_REFUSALS[astray["how"]])
+                port = astray["port"]
+        return _real_resolve("127.0.0.1", port, *args, **options)
+
+
+def _send(to: socket.socket, **message: Any) -> None:
+    # A client that gave the run up does not listen any more.
+    with contextlib.suppress(OSError):
+        to.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read_line(source: socket.socket) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n") and (got := source.recv(1 << 16)):
+        line += got
+    return bytes(line)
+
+
+def _open_streams(descriptors: list[int]) -> None:
+    """Make these descriptors 0, 1 and 2, as a shell does, and Python's streams of them, as Python does at its start."""
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    for number, (name, mode) in enumerate((("stdin", "rb"), ("stdout", "wb"), ("stderr", "wb"))):
+        ours = getattr(sys, name)
+        raw = open(number, mode, closefd=False)  # noqa: SIM115 - it is the process's
+        stream = io.TextIOWrapper(raw, encoding=ours.encoding, errors=ours.errors, line_buffering=ours.line_buffering)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _run(run: socket.socket, descriptors: list[int]) -> None:
+    """Be the command; the process ends with it."""
+    os.setsid()
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    request = json.loads(_read_line(run))
+    _open_streams(descriptors)
+    os.closerange(3, run.fileno())
+    os.closerange(run.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    os.umask(request["umask"])
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    time.tzset()
+    clock.sleep = Clock(run, slow=not request["no_waits"]).sleep
+    if request["names"] is not None:
+        socket.getaddrinfo = Resolver(run, request["names"], request["astray"])
+    sys.argv = request["argv"]
+    ocistream.cli.run()
+
+
+def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int]) -> int:
+    """Have a process of its own run the command, and return its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        signal.set_wakeup_fd(-1)
+        for descriptor in wakeup:
+            os.close(descriptor)
+        _run(run, descriptors)
+    except BaseException:  # noqa: BLE001 - this process must not become a second server
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+    finally:
+        os._exit(70)
+
+
+def _import_all() -> None:
+    for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
+        if module.name != "ocistream.__main__":
+            importlib.import_module(module.name)
+    for name in _LAZY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # A fork that collects garbage would copy all of these objects.
+    gc.collect()
+    gc.freeze()
+
+
+def _forget_counted_branches() -> None:
+    """Save the branches that the imports took, if coverage counts them, so that no fork saves them again."""
+    if "coverage" in sys.modules:
+        coverage = sys.modules["coverage"].Coverage.current()
+        if coverage is not None:
+            coverage.save()
+
+
+def serve(requests: socket.socket) -> None:
+    """Fork for each request, until the client closes its end."""
+    _import_all()
+    _forget_counted_branches()
+    wakeup = os.pipe()
+    for descriptor in wakeup:
+        os.set_blocking(descriptor, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup[1])
+    runs: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(requests, selectors.EVENT_READ)
+        selector.register(wakeup[0], selectors.EVENT_READ)
+        while True:
+            ready = {key.fd for key, _ in selector.select()}
+            if wakeup[0] in ready:
+                os.read(wakeup[0], 4096)
+                _reap(runs)
+            if requests.fileno() in ready:
+                asked, received, _, _ = socket.recv_fds(requests, 1, 4)
+                if not asked:
+                    return
+                run = socket.socket(fileno=received[0])
+                child = _fork(run, received[1:], wakeup)
+                for descriptor in received[1:]:
+                    os.close(descriptor)
+                _send(run, pid=child)
+                runs[child] = run
+
+
+def _reap(runs: dict[int, socket.socket]) -> None:
+    """Tell of each run that has ended how it ended."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with runs.pop(ended[0]) as run:
+                _send(run, code=os.waitstatus_to_exitcode(ended[1]))
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,225 @@
+"""Command lines as forks of a process that has ocistream imported (fork_server.py): the client of that process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final
+
+_CHUNK: Final = 1 << 20
+_SERVER: Final = Path(__file__).with_name("fork_server.py")
+#: Where Linux says what this process takes away from the rights of new files.
+_STATUS: Final = Path("/proc/self/status")
+
+
+@dataclasses.dataclass(frozen=True)
+class Astray:
+    """Where connections to `host` are led: those from number `first` on (from 1), `times` of them or all.
+
+    `how` is `again` or `unknown`, which are a resolver's refusals, or `port`, another port of this machine.
+    """
+
+    host: str
+    first: int
+    times: int | None
+    how: str
+    port: int = 0
+
+    def line(self) -> dict[str, Any]:
+        """Return it as fork_server.py reads it."""
+        end = self.first + self.times if self.times is not None else sys.maxsize
+        return {"host": self.host, "first": self.first, "end": end, "how": self.how, "port": self.port}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a run has of its own, beside its streams.
+
+    With `names`, `*.test` names lead to this machine: each to its port, or with None to the port of the URL. With
+    `no_waits` the pauses between attempts are recorded and not slept.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    no_waits: bool = False
+    names: Mapping[str, int | None] | None = None
+    astray: Astray | None = None
+
+
+class Fork:
+    """A run. `waits` are the pauses between its attempts in seconds, `connected` counts its connections by name."""
+
+    def __init__(self, answers: socket.socket) -> None:
+        self._answers = answers
+        self._rest = b""
+        self.pid = 0
+        self.code: int | None = None
+        self.waits: list[float] = []
+        self.connected: dict[str, int] = {}
+        while not self.pid:
+            self.read()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is ready to read when there is something for `read`."""
+        return self._answers.fileno()
+
+    def read(self) -> bool:
+        """Wait for news of the run and note them; return whether it goes on.
+
+        After the last news, `code` is set: negative for a signal.
+        """
+        got = self._answers.recv(1 << 16)
+        if not got:
+            raise EOFError("the process that forks has ended")
+        *lines, self._rest = (self._rest + got).split(b"\n")
+        for line in lines:
+            self._note(**json.loads(line))
+        return self.code is None
+
+    def close(self) -> None:
+        """Listen to the run no longer."""
+        self._answers.close()
+
+    def kill(self) -> None:
+        """Kill the run and the programs that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _note(
+        self, pid: int = 0, wait: float | None = None, connected: str | None = None, code: int | None = None
+    ) -> None:
+        self.pid = pid or self.pid
+        if wait is not None:
+            self.waits.append(wait)
+        if connected is not None:
+            self.connected[connected] = self.connected.get(connected, 0) + 1
+        if code is not None:
+            self.code = code
+
+
+class Server:
+    """The process that forks. Safe for several threads."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        """Start it; `env` counts only for how Python and its libraries start."""
+        self._requests, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: the folder of the script is not a place to import from.
+                [sys.executable, "-P", str(_SERVER), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=env,
+                pass_fds=[theirs.fileno()],
+                # ^C in the terminal is for the tests, and not for this process.
+                start_new_session=True,
+            )
+        atexit.register(self.close)
+
+    def fork(self, request: Request, streams: Sequence[int]) -> Fork:
+        """Start a run with these descriptors as stdin, stdout and stderr; the caller closes its own ones."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            socket.send_fds(self._requests, [b"+"], [theirs.fileno(), *streams])
+        line = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        line |= {"umask": _umask(), "astray": request.astray.line() if request.astray else None}
+        ours.sendall(json.dumps(line).encode() + b"\n")
+        return Fork(ours)
+
+    def close(self) -> None:
+        """Let it end."""
+        self._requests.close()
+        self._process.wait()
+
+
+def finish(
+    forks: Sequence[Fork], outputs: Sequence[int], feed: tuple[int, bytes] | None, timeout: float
+) -> list[bytes]:
+    """Wait until runs have ended and their `outputs`, which are pipes, too; return what came out of each.
+
+    `feed` is a pipe and what to write to it. All pipes are closed.
+
+    Raises:
+        subprocess.TimeoutExpired: so many seconds have passed.
+    """
+    until = time.monotonic() + timeout
+    results = [bytearray() for _ in outputs]
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for fork in forks:
+            selector.register(fork, selectors.EVENT_READ, (fork.read, fork.close))
+        for descriptor, result in zip(outputs, results, strict=True):
+            file = stack.enter_context(FileIO(descriptor, "rb"))
+            selector.register(file, selectors.EVENT_READ, (partial(_read, file, result), file.close))
+        if feed:
+            file = stack.enter_context(FileIO(feed[0], "wb"))
+            os.set_blocking(feed[0], False)
+            selector.register(file, selectors.EVENT_WRITE, (partial(_write, file, bytearray(feed[1])), file.close))
+        while selector.get_map():
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("ocistream", timeout)
+            for key, _ in selector.select(max(0.0, until - time.monotonic())):
+                step, close = key.data
+                if not step():
+                    selector.unregister(key.fileobj)
+                    close()
+    return [bytes(result) for result in results]
+
+
+def _read(file: FileIO, result: bytearray) -> bool:
+    """Read what a pipe has; say whether more may come."""
+    got = file.read(_CHUNK)
+    result += got or b""
+    return bool(got)
+
+
+def _write(file: FileIO, rest: bytearray) -> bool:
+    """Write what a pipe takes; say whether there is more to write to a reader that has not gone."""
+    try:
+        del rest[: file.write(rest[:_CHUNK]) or 0]
+    except BrokenPipeError:
+        return False
+    return bool(rest)
+
+
+def server(**env: str) -> Server:
+    """Return a server, started once for each environment that Python and its libraries start with.
+
+    It counts branches if the caller's processes are to (tests/conftest.py).
+    """
+    counting = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    return _server(os.getpid(), tuple(sorted((counting | env).items())))
+
+
+@functools.cache
+def _server(_pid: int, env: tuple[tuple[str, str], ...]) -> Server:
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "OCISTREAM_", "PYTHON"))
+    }
+    return Server(inherited | dict(env))
+
+
+def _umask() -> int:
+    """Return this process's umask; no system call only reads it."""
+    for line in _STATUS.read_text().splitlines() if _STATUS.exists() else ():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    umask = os.umask(0o22)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,334 @@
+"""Runs ocistream as a user does: by its command line, with an environment, streams and an exit code of its own.
+
+`ocistream` and `pipe` run it in forks of a process that has it imported (tests/forks.py), which takes a tenth of the
+time. `real`, `measured`, `measured_pipe`, `started` and `run` start the installed command: for signals, terminals,
+memory, open descriptors, imports, and what counts only when a process starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from tests.forks import Astray, Fork, Request, finish, server
+
+#: Seconds after which a run is killed and its test fails: far above what any of them takes.
+TIMEOUT: Final = 300.0
+_PEAK: Final = Path(__file__).with_name("peak.py")
+_CHUNK: Final = 1 << 20
+#: Variables that Python and the libraries below it read when a process starts: a fork would not see them.
+_READ_AT_START: Final = ("COVERAGE_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
+
+Argument = str | Path
+Environment = Mapping[str, str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a process ended: `code` is negative for a signal, `peak` the most memory it had, in bytes, or None.
+
+    Of forks only: `waits` are the pauses between attempts, in seconds; `connected` counts connections by name.
+    """
+
+    argv: Sequence[str]
+    code: int
+    out: bytes
+    err: str
+    peak: int | None = None
+    waits: Sequence[float] = ()
+    connected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return stdout's lines."""
+        return self.out.decode().splitlines()
+
+
+def command() -> list[str]:
+    """Return the start of the command line: the console script beside this Python, else the module."""
+    script = Path(sys.executable).with_name("ocistream")
+    # -P: the folder it runs in is no place to import from.
+    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "ocistream"]
+
+
+def ocistream(
+    *argv: Argument,
+    stdin: bytes | Path | None = None,
+    stdout: Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT,
+    no_waits: bool = False,
+    names: Mapping[str, int | None] | None = None,
+    astray: Astray | None = None,
+    machine: Path | None = None,
+) -> Result:
+    """Run `ocistream *argv` to its end, in a fork; if `env` names what is read when a process starts, in a real one.
+
+    `stdin` is bytes for a pipe, or a file to read from (None: nothing). `stdout` is a file to write to; `Result.out` is
+    then empty. `env` is laid over the tests' environment, None takes a variable away. `no_waits`, `names` and `astray`
+    are described in `forks.Request`; `machine` is a folder whose `sitecustomize.py` Python imports first.
+    """
+    if any(name.startswith(_READ_AT_START) for name in env or {}):
+        assert (no_waits, names, astray, machine) == (False, None, None, None), "not in a real process"
+        return real(*argv, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
+    line = [*command(), *map(str, argv)]
+    request = Request(line, _environment(env), str(cwd or Path.cwd()), no_waits, names, astray)
+    with contextlib.ExitStack() as stack:
+        feed: tuple[int, bytes] | None = None
+        if isinstance(stdin, bytes):
+            source, writer = os.pipe()
+            feed = (writer, stdin)
+        else:
+            source = os.open(stdin or os.devnull, os.O_RDONLY)
+        err, said = os.pipe()
+        outputs = [err]
+        if stdout:
+            target = os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        else:
+            out, target = os.pipe()
+            outputs.append(out)
+        fork = _forked(stack, request, (source, target, said), machine)
+        errors, *result = finish([fork], outputs, feed, timeout)
+    return _result(fork, line, b"".join(result), errors)
+
+
+def real(
+    *argv: Argument,
+    stdin: bytes | Path | None = None,
+    stdout: Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT,
+) -> Result:
+    """Do as `ocistream` does in a new process: the installed command."""
+    return run([*command(), *map(str, argv)], stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
+
+
+def measured(
+    *argv: Argument,
+    stdin: bytes | Path | None = None,
+    stdout: Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT,
+) -> Result:
+    """Do as `ocistream` does and measure the peak memory too; coverage, which takes memory, is left out."""
+    line = [*command(), *map(str, argv)]
+    return run_measured(line, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
+
+
+def pipe(
+    first: Sequence[Argument],
+    second: Sequence[Argument],
+    *,
+    env: Environment | None = None,
+    second_env: Environment | None = None,
+    cut: int | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[Result, Result]:
+    """Run `ocistream *first | ocistream *second` as a shell does, in forks.
+
+    `cut` ends the pipe after that many bytes, for both. `second_env` is laid over `env` for the second.
+    """
+    lines = [[*command(), *map(str, argv)] for argv in (first, second)]
+    both = {**(env or {}), **(second_env or {})}
+    one, two = (Request(line, _environment(of), str(Path.cwd())) for line, of in zip(lines, (env, both), strict=True))
+    with contextlib.ExitStack() as stack:
+        source, target = os.pipe()
+        if cut is not None:
+            uncut, (source, rest) = source, os.pipe()
+            relay = threading.Thread(target=_relay, args=(os.fdopen(uncut, "rb"), os.fdopen(rest, "wb"), cut))
+            stack.callback(relay.join)
+            relay.start()
+        out, shown = os.pipe()
+        (err_of_first, said), (err_of_second, also_said) = os.pipe(), os.pipe()
+        left = _forked(stack, one, (os.open(os.devnull, os.O_RDONLY), target, said))
+        right = _forked(stack, two, (source, shown, also_said))
+        errors, result, other_errors = finish([left, right], [err_of_first, out, err_of_second], None, timeout)
+    return _result(left, lines[0], b"", errors), _result(right, lines[1], result, other_errors)
+
+
+def measured_pipe(
+    first: Sequence[Argument],
+    second: Sequence[Argument],
+    *,
+    env: Environment | None = None,
+    second_env: Environment | None = None,
+    cut: int | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[Result, Result]:
+    """Do as `pipe` does in new processes, and measure the peak memory of both."""
+    with (
+        _measuring([*command(), *map(str, first)], env) as (one, one_env, one_peak),
+        _measuring([*command(), *map(str, second)], {**(env or {}), **(second_env or {})}) as (
+            two,
+            two_env,
+            two_peak,
+        ),
+    ):
+        left, right = _run_pipe(one, one_env, two, two_env, cut, timeout)
+        return dataclasses.replace(left, peak=one_peak()), dataclasses.replace(right, peak=two_peak())
+
+
+@contextlib.contextmanager
+def started(
+    *argv: Argument, stdin: int = subprocess.DEVNULL, env: Environment | None = None, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start `ocistream *argv` and leave it running while the block does: a server, or one that gets a signal.
+
+    Its stdout and stderr are pipes. At the end of the block it is asked to end, if it has not.
+    """
+    process = _start([*command(), *map(str, argv)], stdin, subprocess.PIPE, subprocess.PIPE, env, cwd)
+    with process, _killed_at_last(process):
+        yield process
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=TIMEOUT)
+
+
+def run(
+    line: Sequence[str],
+    *,
+    stdin: bytes | Path | None = None,
+    stdout: Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT,
+) -> Result:
+    """Run any command line to its end, with the arguments of `ocistream`."""
+    with contextlib.ExitStack() as stack:
+        source: int | IO[bytes] = subprocess.DEVNULL
+        if isinstance(stdin, bytes):
+            source = subprocess.PIPE
+        elif stdin is not None:
+            source = stack.enter_context(stdin.open("rb"))
+        target = stack.enter_context(stdout.open("wb")) if stdout else subprocess.PIPE
+        process = stack.enter_context(_start(line, source, target, subprocess.PIPE, env, cwd))
+        stack.enter_context(_killed_at_last(process))
+        out, err = process.communicate(stdin if isinstance(stdin, bytes) else None, timeout)
+    return Result(line, process.returncode, out or b"", err.decode(errors="replace"))
+
+
+def run_measured(
+    line: Sequence[str],
+    *,
+    stdin: bytes | Path | None = None,
+    stdout: Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT,
+) -> Result:
+    """Run any command line to its end and measure its peak memory."""
+    with _measuring(line, env) as (wrapped, environment, peak):
+        result = run(wrapped, stdin=stdin, stdout=stdout, env=environment, cwd=cwd, timeout=timeout)
+        return dataclasses.replace(result, argv=line, peak=peak())
+
+
+def _environment(env: Environment | None) -> dict[str, str]:
+    changed = {**os.environ, **(env or {})}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def _forked(stack: contextlib.ExitStack, request: Request, streams: Sequence[int], machine: Path | None = None) -> Fork:
+    """Start a run, which is killed if the block raises. Its `streams` are closed here."""
+    try:
+        fork = server(**({} if machine is None else {"PYTHONPATH": str(machine)})).fork(request, streams)
+    finally:
+        for descriptor in streams:
+            os.close(descriptor)
+    stack.callback(fork.close)
+    stack.push(lambda kind, *_: fork.kill() if kind else None)
+    return fork
+
+
+def _result(fork: Fork, line: Sequence[str], out: bytes, err: bytes) -> Result:
+    assert fork.code is not None
+    return Result(line, fork.code, out, err.decode(errors="replace"), waits=fork.waits, connected=fork.connected)
+
+
+def _run_pipe(
+    first: Sequence[str],
+    first_env: Environment,
+    second: Sequence[str],
+    second_env: Environment,
+    cut: int | None,
+    timeout: float,
+) -> tuple[Result, Result]:
+    with contextlib.ExitStack() as stack:
+        # A pipe that nobody reads would stop who writes to it, so stderr goes to files.
+        notes = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
+        left = stack.enter_context(_start(first, subprocess.DEVNULL, subprocess.PIPE, notes[0], first_env, None))
+        stack.enter_context(_killed_at_last(left))
+        assert left.stdout is not None
+        source = left.stdout if cut is None else subprocess.PIPE
+        right = stack.enter_context(_start(second, source, subprocess.PIPE, notes[1], second_env, None))
+        stack.enter_context(_killed_at_last(right))
+        if cut is None:
+            # Left open here, the pipe would outlive the second and the first would never see it go.
+            left.stdout.close()
+        else:
+            assert right.stdin is not None
+            _relay(left.stdout, right.stdin, cut)
+            right.stdin = None
+        out, _ = right.communicate(timeout=timeout)
+        left.wait(timeout)
+        errors = []
+        for note in notes:
+            note.seek(0)
+            errors.append(note.read().decode(errors="replace"))
+    return Result(first, left.returncode, b"", errors[0]), Result(second, right.returncode, out, errors[1])
+
+
+def _relay(source: IO[bytes], target: IO[bytes], limit: int) -> None:
+    """Pass on `limit` bytes, then close both ends; either side may go first."""
+    with contextlib.suppress(BrokenPipeError), source, target:
+        while limit and (chunk := source.read(min(limit, _CHUNK))):
+            target.write(chunk)
+            limit -= len(chunk)
+
+
+def _start(
+    line: Sequence[str],
+    stdin: int | IO[bytes],
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    env: Environment | None,
+    cwd: Path | None,
+) -> subprocess.Popen[bytes]:
+    # A session of its own: what it starts can be killed with it.
+    return subprocess.Popen(
+        line, stdin=stdin, stdout=stdout, stderr=stderr, env=_environment(env), cwd=cwd, start_new_session=True
+    )
+
+
+@contextlib.contextmanager
+def _killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Leave nothing running behind a block that raises, by a time-out or a failed assertion."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+@contextlib.contextmanager
+def _measuring(
+    line: Sequence[str], env: Environment | None
+) -> Iterator[tuple[list[str], Environment, Callable[[], int]]]:
+    """Wrap `line` in peak.py: yield the longer line, its environment, and what reads the peak afterwards."""
+    without_coverage = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "peak"
+        # -I and -S: the smallest Python there is.
+        wrapped = [sys.executable, "-I", "-S", str(_PEAK), str(report), *line]
+        yield wrapped, {**without_coverage, **(env or {})}, lambda: int(report.read_text())
