@@ -1,13 +1,17 @@
-"""Sleep between attempts. Every pause of a transfer goes through `sleep`, and tests replace that function."""
+"""Sleep between attempts, and the time by which the waits are counted. Tests replace `sleep`."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from threading import Event
 
-__all__ = ["sleep"]
+__all__ = ["now", "skipped", "sleep"]
+
+#: Seconds to add to the system's clock: tests add here what they do not sleep.
+skipped = 0.0
 
 
 def sleep(seconds: float, cancelled: Event) -> bool:
@@ -17,3 +21,8 @@ def sleep(seconds: float, cancelled: Event) -> bool:
     an imported name, so that a replacement holds for all of them.
     """
     return cancelled.wait(seconds)
+
+
+def now() -> float:
+    """Return the time in seconds, on a clock that is only good for differences."""
+    return time.monotonic() + skipped

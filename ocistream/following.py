@@ -7,12 +7,11 @@ something is tried again, is `ocistream.transport`'s concern.
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from ocistream import limits
+from ocistream import clock, limits
 from ocistream.bodies import StreamedBody
 from ocistream.endpoints import tls_for
 from ocistream.errors import FinalNetworkError
@@ -93,7 +92,7 @@ class Following:
         """Let no request go to this URL's host for so many seconds."""
         host = urlsplit(url).netloc
         with self._lock:
-            self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)
+            self._not_before[host] = max(self._not_before.get(host, 0.0), clock.now() + seconds)
 
     def send(self, endpoint: Endpoint, request: Request, url: str) -> Answer:
         """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
@@ -161,7 +160,7 @@ class Following:
             self._wait(0)
         host = urlsplit(url).netloc
         with self._lock:
-            delay = self._not_before.get(host, 0.0) - time.monotonic()
+            delay = self._not_before.get(host, 0.0) - clock.now()
         per_second = self._settings_of(endpoint, url).requests_per_second or self._per_second
         delay = max(delay, self._turns.take(host, per_second))
         if delay > 0:

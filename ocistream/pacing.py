@@ -6,10 +6,9 @@ Arithmetic with times, and no sleep: how long to wait is said, and whoever waits
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING, Final
 
-from ocistream import limits
+from ocistream import clock, limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,7 @@ class Throttle:
     Each piece takes the time that it is worth, one after the other, whoever moves it.
     """
 
-    def __init__(self, rate: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate: float, *, clock: Callable[[], float] = clock.now) -> None:
         """Allow `rate` bytes a second."""
         self._rate = rate
         self._clock = clock
@@ -52,7 +51,7 @@ class Throttle:
 class Turns:
     """Evenly spaced turns for each host. Safe for several threads."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = clock.now) -> None:
         """Begin with nobody waiting."""
         self._clock = clock
         self._lock = threading.Lock()

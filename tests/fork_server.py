@@ -20,6 +20,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,16 +52,20 @@ _real_sleep = clock.sleep
 
 
 class Clock:
-    """Replaces `clock.sleep`: tells the client of each pause, and sleeps only if `slow`."""
+    """Replaces `clock.sleep`: tells the client of each pause, and sleeps if `slow`; else the clock goes on."""
 
     def __init__(self, tell: socket.socket, *, slow: bool) -> None:
-        self._tell, self._slow = tell, slow
+        self._tell, self._slow, self._lock = tell, slow, threading.Lock()
 
     def sleep(self, seconds: float, cancelled: Event) -> bool:
         """Tell and, perhaps, sleep."""
         if seconds > 0:
             _send(self._tell, wait=seconds)
-        return _real_sleep(seconds if self._slow else 0, cancelled)
+        if self._slow:
+            return _real_sleep(seconds, cancelled)
+        with self._lock:
+            clock.skipped += max(0.0, seconds)
+        return _real_sleep(0, cancelled)
 
 
 class Resolver:

@@ -77,7 +77,7 @@ def ocistream(
     then empty. `env` is laid over the tests' environment, None takes a variable away. `no_waits`, `names` and `astray`
     are described in `forks.Request`; `machine` is a folder whose `sitecustomize.py` Python imports first.
     """
-    if any(name.startswith(_READ_AT_START) for name in env or {}):
+    if _counts_at_start(env or {}):
         assert (no_waits, names, astray, machine) == (False, None, None, None), "not in a real process"
         return real(*argv, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
     line = [*command(), *map(str, argv)]
@@ -233,6 +233,14 @@ def run_measured(
         return dataclasses.replace(result, argv=line, peak=peak())
 
 
+def _counts_at_start(env: Environment) -> bool:
+    """Say whether these variables are such that a fork would come too late for them; without PYTHON*, it does not."""
+    return any(
+        name.startswith(_READ_AT_START) and not (value is None and name.startswith("PYTHON"))
+        for name, value in env.items()
+    )
+
+
 def _environment(env: Environment | None) -> dict[str, str]:
     changed = {**os.environ, **(env or {})}
     return {name: value for name, value in changed.items() if value is not None}
@@ -252,7 +260,7 @@ def _forked(stack: contextlib.ExitStack, request: Request, streams: Sequence[int
 
 def _result(fork: Fork, line: Sequence[str], out: bytes, err: bytes) -> Result:
     assert fork.code is not None
-    return Result(line, fork.code, out, err.decode(errors="replace"), waits=fork.waits, connected=fork.connected)
+    return Result(line, fork.code, out, err.decode(errors="replace"), waits=tuple(fork.waits), connected=fork.connected)
 
 
 def _run_pipe(

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, measured, pipe
+from tests.cli.run import Result, measured, measured_pipe
 from tests.endless import MIB, Endless, Image
 
 #: What no process may have at its peak, in bytes, at the default settings.
@@ -43,12 +43,12 @@ Move = Callable[[Image, Path], Sequence[Result]]
 
 def through_a_pipe(image: Image, _: Path) -> Sequence[Result]:
     with Endless() as source, Endless() as target:
-        return pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
+        return measured_pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
 
 
 def over_several_connections(image: Image, _: Path) -> Sequence[Result]:
     with Endless(SLOW) as source, Endless() as target:
-        results = pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
+        results = measured_pipe(["pull", source.hold(image, "big")], ["push", f"{target.host}/big:v1"])
         assert source.parts > 8
     return results
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import ocistream
+from tests import forks
 from tests import runner as run
+from tests.faults import Fault, FaultyRegistry, too_many_requests
+from tests.forks import Astray
+from tests.images import Layout
+from tests.network import unused_port
+from tests.registry_http import seed
 
 MIB = 1 << 20
 
@@ -67,13 +76,13 @@ print(total)
 
 @pytest.fixture
 def code_as_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `pipe` run Python code, to test the pipe and not ocistream."""
+    """Let a pipe's processes run Python code, to test the pipe and not ocistream."""
     monkeypatch.setattr(run, "command", lambda: [sys.executable, "-S", "-c"])
 
 
 @pytest.mark.usefixtures("code_as_command")
 def test_a_pipe_carries_everything_and_measures_both() -> None:
-    first, second = run.pipe([WRITER], [COUNTER])
+    first, second = run.measured_pipe([WRITER], [COUNTER])
     assert (first.code, second.code, second.out) == (0, 0, b"%d\n" % (4 * MIB))
     assert first.peak
     assert second.peak
@@ -81,13 +90,13 @@ def test_a_pipe_carries_everything_and_measures_both() -> None:
 
 @pytest.mark.usefixtures("code_as_command")
 def test_a_cut_pipe_ends_for_both() -> None:
-    first, second = run.pipe([WRITER], [COUNTER], cut=MIB + 1)
+    first, second = run.measured_pipe([WRITER], [COUNTER], cut=MIB + 1)
     assert (first.code, second.out) == (-signal.SIGPIPE, b"%d\n" % (MIB + 1))
 
 
 @pytest.mark.usefixtures("code_as_command")
 def test_the_first_sees_the_second_go() -> None:
-    first, second = run.pipe([WRITER], ["pass"])
+    first, second = run.measured_pipe([WRITER], ["pass"])
     assert (first.code, second.code) == (-signal.SIGPIPE, 0)
 
 
@@ -97,3 +106,153 @@ def test_what_is_started_is_ended_with_the_block() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
     assert process.returncode == -signal.SIGTERM
+
+
+# -- forks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--version"], ["pull", "--help"], ["verify", "absent.tar"], ["verify", "x.tar"], ["pul"], ["rm", "a"]]
+)
+def test_a_fork_ends_as_a_real_process_does(argv: list[str], tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"no archive" * 100)
+    forked, real = run.ocistream(*argv, cwd=tmp_path), run.real(*argv, cwd=tmp_path)
+    assert forked == real
+
+
+def test_a_fork_has_the_environment_that_is_given_and_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OCISTREAM_LOG_FORMAT", "json")
+    assert run.ocistream("verify", tmp_path / "absent").err.startswith("{")
+    assert run.ocistream("verify", tmp_path / "absent", env={"OCISTREAM_LOG_FORMAT": None}).err.startswith("ocistream")
+    monkeypatch.delenv("OCISTREAM_LOG_FORMAT")
+    assert run.ocistream("verify", tmp_path / "absent").err.startswith("ocistream")
+
+
+def test_a_variable_that_counts_at_start_has_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(77)")
+    assert run.ocistream("--version", env={"PYTHONPATH": str(tmp_path)}).code == 77
+
+
+@pytest.fixture
+def archive(layout: Layout, tmp_path: Path) -> Path:
+    layout.image([8 * MIB], name="app")
+    assert run.ocistream("copy", layout.path, tmp_path / "app.tar").code == 0
+    return tmp_path / "app.tar"
+
+
+def test_a_fork_reads_a_pipe_or_a_file_and_writes_a_pipe_or_a_file(archive: Path, tmp_path: Path) -> None:
+    content = archive.read_bytes()
+    for stdin in (content, archive):
+        assert b"ok: OCI archive" in run.ocistream("verify", stdin=stdin).out
+    piped = run.ocistream("copy", archive, "-")
+    assert piped.out == content
+    assert run.ocistream("copy", archive, "-", stdout=tmp_path / "out").out == b""
+    assert (tmp_path / "out").read_bytes() == content
+
+
+def test_a_fork_that_reads_nothing_does_not_hold_the_writer_up() -> None:
+    assert run.ocistream("--version", stdin=bytes(8 * MIB)).code == 0
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o022])
+def test_a_fork_has_the_umask_of_the_tests(umask: int, layout: Layout, tmp_path: Path) -> None:
+    layout.image([10_000], name="app")
+    before = os.umask(umask)
+    try:
+        run.ocistream("copy", layout.path, tmp_path / "x.tar")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.tar").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:
+    first, second = run.pipe(["copy", archive, "-"], ["verify"])
+    assert (first.code, second.code) == (0, 0)
+    assert b"ok: OCI archive" in second.out
+    first, second = run.pipe(["copy", archive, "-"], ["verify"], cut=MIB)
+    assert (first.code, second.code) == (141, 6)
+    first, second = run.pipe(["copy", archive, "-"], ["--version"])
+    assert (first.code, second.code) == (141, 0)
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[forks.Fork]:
+    """Start a fork that runs until it gets a signal, and wait for its first line."""
+    reader, writer = os.pipe()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    line = ["ocistream", "serve", str(folder), "--listen=127.0.0.1:0"]
+    fork = forks.server().fork(forks.Request(line, dict(os.environ), str(folder)), [nothing, writer, nothing])
+    os.close(writer)
+    os.close(nothing)
+    try:
+        with os.fdopen(reader, "rb") as said:
+            assert said.readline()
+            yield fork
+    finally:
+        fork.kill()
+        while fork.code is None:
+            fork.read()
+        fork.close()
+
+
+def descriptors(pid: int) -> list[str]:
+    """Return what kinds of open descriptors a process has."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115 - it is no path
+    return sorted(link.partition(":")[0] for link in links)
+
+
+def test_a_signal_that_ends_a_fork_is_told(tmp_path: Path) -> None:
+    with serving(tmp_path) as fork:
+        os.kill(fork.pid, signal.SIGTERM)
+        while fork.read():
+            pass
+        assert fork.code == 128 + signal.SIGTERM
+    with serving(tmp_path) as fork:
+        pass
+    assert fork.code == -signal.SIGKILL
+
+
+def test_a_fork_has_no_descriptors_of_another_one(tmp_path: Path) -> None:
+    with serving(tmp_path) as first, run.started("serve", tmp_path, "--listen=127.0.0.1:0") as real:
+        assert real.stdout
+        assert real.stdout.readline()
+        with serving(tmp_path) as second:
+            assert descriptors(first.pid) == descriptors(second.pid)
+            # One more than a real one: by it the run tells how long it would sleep.
+            assert len(descriptors(second.pid)) == len(descriptors(real.pid)) + 1
+            assert os.getsid(second.pid) == second.pid != os.getsid(first.pid)
+
+
+def test_the_pauses_of_a_fork_are_told_and_need_not_be_slept(
+    start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
+) -> None:
+    registry = start(Fault(too_many_requests(retry_after=60), "GET|HEAD", "/manifests/"))
+    seed(layout, layout.image([10_000]), registry.host, "app", "1")
+    result = run.ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "x.tar", no_waits=True)
+    assert (result.code, result.waits) == (0, (60.0,))
+
+
+def test_names_of_a_fork_lead_where_the_test_wants(
+    start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
+) -> None:
+    registry = start()
+    seed(layout, layout.image([10_000]), registry.host, "app", "1")
+    port = int(registry.host.rpartition(":")[2])
+
+    def pull(name: str, astray: Astray | None = None) -> run.Result:
+        argv = ["pull", f"{name}/app:1", "-o", str(tmp_path / "x.tar"), "--plain-http", "--retries=1"]
+        return run.ocistream(*argv, names={"registry.test": port}, astray=astray, no_waits=True)
+
+    assert pull("registry.test").code == 0
+    unknown = pull("other.test")
+    assert (unknown.code, unknown.connected) == (7, {})
+    once = pull("registry.test", Astray("registry.test", first=1, times=1, how="again"))
+    assert (once.code, once.connected, len(once.waits)) == (0, {"registry.test": 2}, 1)
+    for_ever = pull("registry.test", Astray("registry.test", first=1, times=None, how="port", port=unused_port()))
+    assert (for_ever.code, for_ever.connected) == (7, {"registry.test": 2})
+
+
+def test_a_fork_runs_on_a_machine_of_the_tests(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ocistream\nocistream.__version__ = '7.7.7'\n")
+    assert run.ocistream("--version", machine=tmp_path).lines() == ["ocistream 7.7.7"]
+    assert run.ocistream("--version").lines() == [f"ocistream {ocistream.__version__}"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import command, measured, ocistream, pipe, run_measured
+from tests.cli.run import command, measured, measured_pipe, ocistream, pipe, run_measured
 from tests.debian_image import DebianImage
 from tests.images import OCI_LAYER, Descriptor, Layout
 from tests.interop.bounds import MIB, assert_within_budget, no_files
@@ -41,7 +41,7 @@ def test_a_real_image_crosses_a_pipe_unchanged_and_in_bounded_memory(
     debian_name: str, debian_image: DebianImage, registry: DockerRegistry
 ) -> None:
     name, digest = f"{registry.host}/copies/debian:v2", debian_image.manifest["digest"]
-    pulled, pushed = pipe(["pull", debian_name], ["push", name])
+    pulled, pushed = measured_pipe(["pull", debian_name], ["push", name])
     assert_within_budget(pulled, pushed)
     assert pushed.lines() == [f"{name}@{digest}"]
     assert registry.tags("copies/debian") == {"v2": digest}
@@ -176,7 +176,7 @@ def test_two_gibibytes_cross_a_pipe_unchanged_and_in_bounded_memory(
     layout, digest = two_gibibytes.layout, two_gibibytes.manifest["digest"]
     source, target = start_big_registry("source"), start_big_registry("target")
     place(two_gibibytes, source, "big", "v1")
-    pulled, pushed = pipe(["pull", f"{source.host}/big:v1"], ["push", f"{target.host}/big:v1"])
+    pulled, pushed = measured_pipe(["pull", f"{source.host}/big:v1"], ["push", f"{target.host}/big:v1"])
     assert_within_budget(pulled, pushed)
     assert manifest_digest(source.host, "big", "v1") == digest
     assert manifest_digest(target.host, "big", "v1") == digest

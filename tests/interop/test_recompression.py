@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.run import measured, ocistream, pipe
+from tests.cli.run import measured, measured_pipe, ocistream
 from tests.debian_image import DebianImage
 from tests.images import Layout
 from tests.interop.bounds import COMPRESSING_BUDGET, assert_within_budget
@@ -84,7 +84,7 @@ def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
 
 def test_push_makes_the_same_of_it_out_of_a_pipe(in_zstd: str, debian_name: str, target: DockerRegistry) -> None:
     name = f"{target.host}/debian/piped:v1"
-    pulled, pushed = pipe(["pull", debian_name], ["push", "--compress=zstd", name])
+    pulled, pushed = measured_pipe(["pull", debian_name], ["push", "--compress=zstd", name])
     assert_within_budget(pulled, pushed, budget=COMPRESSING_BUDGET)
     assert pushed.lines() == [f"{name}@{in_zstd}"]
 
