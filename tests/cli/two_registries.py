@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from tests.images import Layout, small_image
 from tests.registry_http import seed
 
 Start = Callable[..., FaultyRegistry]
-#: Where Python finds a resolver that knows registry.test and other.test.
-NAMES = Path(__file__).parents[1] / "errors" / "machine"
+#: The names that lead to this machine.
+NAMES: Mapping[str, int | None] = {"registry.test": None, "other.test": None}
 PASSWORDS = ("first-secret", "second-secret")
 
 
@@ -69,9 +69,8 @@ class World:
             "DOCKER_CONFIG": str(self.folder / "docker"),
             "XDG_CONFIG_HOME": None,
             "SSL_CERT_FILE": None,
-            "PYTHONPATH": str(NAMES),
         }
-        result = ocistream(*argv, env={**homes, **(env or {})}, **options)
+        result = ocistream(*argv, env={**homes, **(env or {})}, names=NAMES, **options)
         for password in PASSWORDS:
             assert password not in result.err
             assert password.encode() not in result.out

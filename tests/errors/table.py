@@ -28,9 +28,7 @@ from tests.registry_http import seed
 
 MIB: Final = 1 << 20
 _HERE: Final = Path(__file__).parent
-#: Whose resolver knows registry.test, and nothing else that ends in .test.
-_NAMES: Final = str(_HERE / "machine")
-_FAILING: Final = str(_HERE.parent / "cli" / "local_faults" / "machine")
+_FAILING: Final = _HERE.parent / "cli" / "local_faults" / "machine"
 _ANY: Final = {"…": ".*", "HOST": r"\S+", "IMAGE": r"\S+", "FILE": r".+", "DIR": r".+", "DIGEST": r"\S+"}
 
 
@@ -64,7 +62,7 @@ class Place:
 
 
 def _pull(place: Place, image: str, *options: Argument, **env: str) -> Result:
-    return ocistream("pull", image, "-o", place.out, "--retries=0", *options, env=env)
+    return ocistream("pull", image, "-o", place.out, "--retries=0", *options, env=env, names={"registry.test": None})
 
 
 def _push(place: Place, path: Path | None, *faults: Fault, stdin: bytes | None = None) -> Result:
@@ -113,7 +111,7 @@ def _no_such_platform(place: Place) -> Result:
 
 
 def _no_such_host(place: Place) -> Result:
-    return _pull(place, "registri.test/app:1", PYTHONPATH=_NAMES)
+    return _pull(place, "registri.test/app:1")
 
 
 def _refused_connection(place: Place) -> Result:
@@ -122,7 +120,7 @@ def _refused_connection(place: Place) -> Result:
 
 def _self_signed(place: Place) -> Result:
     port = place.start(tls=place.certificate).host.rpartition(":")[2]
-    return _pull(place, f"registry.test:{port}/app:1", PYTHONPATH=_NAMES)
+    return _pull(place, f"registry.test:{port}/app:1")
 
 
 def _not_yet_valid(place: Place) -> Result:
@@ -136,18 +134,18 @@ def _expired(place: Place) -> Result:
 def _dated(place: Place, days: tuple[int, int]) -> Result:
     issued = place.certificate.issue(place.folder, days=days)
     port = place.start(tls=issued).host.rpartition(":")[2]
-    return _pull(place, f"registry.test:{port}/app:1", "--ca-cert", place.certificate.file, PYTHONPATH=_NAMES)
+    return _pull(place, f"registry.test:{port}/app:1", "--ca-cert", place.certificate.file)
 
 
 def _other_name(place: Place) -> Result:
     issued = place.certificate.issue(place.folder, names=("other.test",))
     port = place.start(tls=issued).host.rpartition(":")[2]
-    return _pull(place, f"registry.test:{port}/app:1", "--ca-cert", place.certificate.file, PYTHONPATH=_NAMES)
+    return _pull(place, f"registry.test:{port}/app:1", "--ca-cert", place.certificate.file)
 
 
 def _plain_http(place: Place) -> Result:
     port = place.registry.host.rpartition(":")[2]
-    return _pull(place, f"registry.test:{port}/app:1", PYTHONPATH=_NAMES)
+    return _pull(place, f"registry.test:{port}/app:1")
 
 
 def _proxy_is_not_there(place: Place) -> Result:
@@ -174,7 +172,7 @@ def _too_large_for_a_proxy(place: Place) -> Result:
 
 def _disk_full(place: Place) -> Result:
     plan = json.dumps({"at": "write", "after": MIB, "errno": errno.ENOSPC})
-    return _pull(place, place.app, PYTHONPATH=_FAILING, OCISTREAM_TEST_MACHINE=plan)
+    return ocistream("pull", place.app, "-o", place.out, env={"OCISTREAM_TEST_MACHINE": plan}, machine=_FAILING)
 
 
 def _no_permission(place: Place) -> Result:

@@ -18,11 +18,12 @@ from ocistream.serve import Answer
 from tests.certificates import Certificate, make_certificate
 from tests.faults import FaultyHandler, FaultyRegistry, Request
 from tests.faulty_auth import Bearer
+from tests.forks import Astray
 from tests.images import Layout, tar_layer
-from tests.matrix.commands import Astray, Forks, Ran
 from tests.matrix.steps import At, Contents, Step
 from tests.matrix.troubles import Led, Means, NotApplicable, Trouble
 from tests.network import RawServer
+from tests.runner import Result, ocistream
 
 #: More than what waits in the kernels on both sides, so that a body has a middle.
 _LAYER: Final = 2 * MIB
@@ -111,7 +112,7 @@ class Flow:
 
 
 class Stage:
-    """What all cells share: an image in a registry and in an archive, certificates, and processes to run commands."""
+    """What all cells share: an image in a registry and in an archive, and certificates."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self.folder = folder
@@ -127,19 +128,15 @@ class Stage:
         # What is at the destination before: an image of the same name, that is to stay until the other is there.
         before = Layout(self.target)
         before.index([before.image([tar_layer({"etc/motd": b"as it was\n"})])], name=_TAG)
-        self.forks = Forks(WORKERS, folder, SSL_CERT_FILE=str(authority.file))
-        stack.callback(self.forks.close)
+        self.env = {"HOME": str(folder), "SSL_CERT_FILE": str(authority.file)}
         self.elsewhere = Elsewhere(folder, stack)
         self.archive = folder / "archive" / "image.tar"
         self._numbers = iter(range(1_000_000))
         self._lock = threading.Lock()
         self.archive.parent.mkdir()
-        for _ in range(len(self.forks)):
-            for flow in (PULL_TAR, COPY):
-                with self.scene(flow) as scene:
-                    assert scene.run(warms=True).code == 0
-                    if flow is PULL_TAR:
-                        shutil.copy(scene.folder / "out" / "image.tar", self.archive)
+        with self.scene(PULL_TAR) as scene:
+            assert scene.run().code == 0
+            shutil.copy(scene.folder / "out" / "image.tar", self.archive)
 
     @contextlib.contextmanager
     def scene(self, flow: Flow) -> Iterator[Scene]:
@@ -189,12 +186,17 @@ class Scene:
             registry.last = None
             registry.release()
 
-    def run(self, *options: str, astray: Astray | None = None, warms: bool = False) -> Ran:
+    def run(self, *options: str, astray: Astray | None = None) -> Result:
         """Run the command."""
         argv = [*self.flow.argv(self), "--jobs=1", "--retries=1", "--progress=none", *options]
-        stdin = self.stage.archive if self.flow.from_pipe else None
-        ports = {registry.place: registry.port for registry in self.registries.values()}
-        return self.stage.forks.run(self.folder / "said", argv, ports, stdin=stdin, astray=astray, warms=warms)
+        return ocistream(
+            *argv,
+            stdin=self.stage.archive.read_bytes() if self.flow.from_pipe else None,
+            env={**self.stage.env, "XDG_STATE_HOME": str(self.folder / "state")},
+            no_waits=True,
+            names={registry.place: registry.port for registry in self.registries.values()},
+            astray=astray,
+        )
 
 
 def _seen_in_layout(path: Path) -> dict[str, str]:
@@ -248,7 +250,7 @@ def _argv_of_copy(scene: Scene) -> Sequence[str]:
     return ["copy", scene.image("source"), scene.image("target"), "--platform=all"]
 
 
-#: Processes, and threads, that work on cells at once: more than there are cores, since stalls take time and no work.
+#: Threads that work on cells at once: more than there are cores, since stalls take time and no work.
 WORKERS: Final = 4
 PULL_TAR: Final = Flow("pull to a tar file", ("source",), _argv_of_pull("image.tar"), _seen_tar, keeps="")
 PULL_DIRECTORY: Final = Flow(

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.matrix.commands import Ran
 from tests.matrix.flows import Flow, Scene, Stage
 from tests.matrix.rules import ABSORBED
 from tests.matrix.steps import Step, steps_of
 from tests.matrix.troubles import RETRY_AFTER, NotApplicable, Trouble
+from tests.runner import Result
 
 #: Where a connection falls silent: after how many seconds it is given up, and how often it is tried again. More than
 #: once, since on a busy machine an answer that is on its way may take as long.
@@ -65,7 +65,7 @@ def outcome(stage: Stage, flow: Flow, peace: Undisturbed, step: Step, trouble: T
         return str(ran.code)
 
 
-def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Ran) -> str | None:
+def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Result) -> str | None:
     """Say what breaks a promise."""
     try:
         seen = scene.flow.seen(scene)
@@ -74,7 +74,7 @@ def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Ran) -> str 
     if seen != (peace.before if ran.code else peace.after):
         return f"{seen} is seen"
     if ran.code:
-        return ran.complaint()
+        return _badly_told(ran)
     if trouble.name == "429 with Retry-After" and max(ran.waits, default=0.0) < RETRY_AFTER:
         return f"it waited {ran.waits}"
     if "Traceback" in ran.err:
@@ -82,7 +82,15 @@ def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Ran) -> str 
     return None
 
 
-def _untouched(scene: Scene, led: bool, ran: Ran, step: Step) -> str | None:
+def _badly_told(ran: Result) -> str | None:
+    """Say what is wrong with how a failure is told; None if nothing is."""
+    lines = ran.err.splitlines()
+    if not 1 <= len(lines) <= 2 or not lines[0].startswith("ocistream: error: ") or "Traceback" in ran.err:
+        return f"it says {ran.err!r}"
+    return None
+
+
+def _untouched(scene: Scene, led: bool, ran: Result, step: Step) -> str | None:
     """Say so where the trouble did not come to pass, so that the cell would show nothing."""
     registry = scene.registries[step.registry]
     if led:

@@ -87,17 +87,15 @@ def run_in(trouble: Trouble, name: str, place: Place) -> Result:
     """Run a command as its user does, in trouble."""
     line = [*command(), *place.argv(name)]
     stdin = place.file if name == PUSH_IN else None
+    stdout = place.disk / "out.tar" if name == PULL_OUT and trouble.redirect != ">&-" else None
     if trouble.redirect == "UNREAD":
         return unread(line, stdin)
     if trouble.redirect:
-        line = ["sh", "-c", f'exec "$@" {trouble.redirect}', "-", *line]
-    env: dict[str, str | None] = {}
-    if trouble.plan is not None:
-        # What counts branches writes files as well.
-        env = dict.fromkeys(variable for variable in os.environ if variable.startswith("COVERAGE_"))
-        env |= {"PYTHONPATH": str(_MACHINE), "OCISTREAM_TEST_MACHINE": json.dumps(trouble.plan)}
-    to_file = name == PULL_OUT and trouble.redirect != ">&-"
-    return run(line, env=env, stdin=stdin, stdout=place.disk / "out.tar" if to_file else None)
+        return run(["sh", "-c", f'exec "$@" {trouble.redirect}', "-", *line], stdin=stdin, stdout=stdout)
+    if trouble.plan is None:
+        return ocistream(*place.argv(name), stdin=stdin, stdout=stdout)
+    plan = {"OCISTREAM_TEST_MACHINE": json.dumps(trouble.plan)}
+    return ocistream(*place.argv(name), stdin=stdin, stdout=stdout, env=plan, machine=_MACHINE)
 
 
 def unread(line: list[str], stdin: Path | None) -> Result:

@@ -13,32 +13,38 @@ import os
 import signal
 from typing import Any
 
-_PLAN = json.loads(os.environ["OCISTREAM_TEST_MACHINE"])
 _passed: dict[int, int] = {}
 _done: list[bool] = []
 _preadv = os.preadv
+_NOTHING = '{"at": ""}'
+
+
+def _plan() -> Any:
+    """Read what is to happen: not before it may happen, since a fork has its own plan."""
+    return json.loads(os.environ.get("OCISTREAM_TEST_MACHINE") or _NOTHING)
 
 
 def _note(way: str, descriptor: int, count: int) -> None:
     """Count bytes of one file, and let happen what is to happen, once; an error happens from then on."""
-    if way != _PLAN["at"]:
+    plan = _plan()
+    if way != plan["at"]:
         return
     _passed[descriptor] = _passed.get(descriptor, 0) + count
-    if _passed[descriptor] <= _PLAN["after"]:
+    if _passed[descriptor] <= plan["after"]:
         return
-    if "errno" in _PLAN:
-        raise OSError(_PLAN["errno"], os.strerror(_PLAN["errno"]))
+    if "errno" in plan:
+        raise OSError(plan["errno"], os.strerror(plan["errno"]))
     if not _done:
         _done.append(True)
-        _ACTIONS[_PLAN["do"]](descriptor)
+        _ACTIONS[plan["do"]](descriptor)
 
 
 def _signal(_: int) -> None:
-    os.kill(os.getpid(), signal.Signals[_PLAN["signal"]])
+    os.kill(os.getpid(), signal.Signals[_plan()["signal"]])
 
 
 def _shrink(descriptor: int) -> None:
-    os.truncate(_path(descriptor), _PLAN["after"])
+    os.truncate(_path(descriptor), _plan()["after"])
 
 
 def _grow(descriptor: int) -> None:
