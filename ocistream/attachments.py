@@ -28,6 +28,7 @@ __all__ = [
     "GONE",
     "HIDDEN",
     "NARROWED",
+    "NOT_EXPORTED",
     "NO_PLACE",
     "ORPHANED",
     "SAME_TAG",
@@ -70,6 +71,7 @@ _KINDS: Final = (
 )
 #: Why something is left behind, as it is said after `left behind:`.
 NARROWED: Final = "of the index only some platforms were taken (--platform all takes all of it)"
+NOT_EXPORTED: Final = "the source has only some platforms of the index that they belong to"
 UNWANTED: Final = "--no-referrers"
 CONVERTED: Final = "with its layers compressed anew, their image has another digest"
 NO_PLACE: Final = "a docker-archive has no place for them"

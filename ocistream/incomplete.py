@@ -3,30 +3,33 @@
 `docker save` (25 and later) and `ctr image export` keep an image's whole index and export only the platforms that they
 have. So a platform counts as not exported if its manifest is missing, or its manifest is there and its config is not. A
 config that is there while a layer is missing is damage: such a platform is never dropped. What was left out on purpose
-(`Graph.left_out`) is neither. Values only; no I/O happens here.
+(`Graph.left_out`) is neither. Nothing is read here but manifests, by way of a source.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream.attachments import GONE, NARROWED, UNWANTED, Attached, LeftBehind
+from ocistream import limits
+from ocistream.attachments import GONE, NOT_EXPORTED, UNWANTED, Attached, LeftBehind
 from ocistream.documents import parse_document
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.graph import Incomplete
 from ocistream.interfaces import Lacks
 from ocistream.model import Descriptor, Manifest
 from ocistream.nesting import leaves_of, nested_indexes
 from ocistream.platforms import attested, smaller_index
-from ocistream.stream import digest_of
+from ocistream.stream import digest_of, gathered, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from ocistream.graph import Graph, Root
     from ocistream.interfaces import Source
 
-__all__ = ["exported_by", "exported_platforms", "not_exported", "only_exported"]
+__all__ = ["exported_by", "exported_of", "exported_platforms", "not_exported", "only_exported"]
 
 
 def not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
@@ -76,7 +79,7 @@ def only_exported(graph: Graph, missing: Collection[str]) -> Graph:
         incomplete=(*graph.incomplete, *(one.incomplete for one in changed if one.incomplete)),
         left_behind=(*graph.left_behind, *(left for one in changed for left in one.left_behind)),
     )
-    return smaller.pruned(graph.all_attached, NARROWED)
+    return smaller.pruned(graph.all_attached, NOT_EXPORTED)
 
 
 def exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
@@ -93,6 +96,34 @@ def exported_by(source: Source, graph: Graph, has_manifest: Callable[[Descriptor
     lacks = source.lacks
     missing = not_exported(graph, lambda blob: bool(lacks(blob)))
     return only_exported(graph, {one.digest for one in missing if not has_manifest(one)}) if missing else graph
+
+
+def exported_of(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
+    """Return the platforms of these manifests that a source has; None if the source cannot tell (yet).
+
+    Manifests that are no part of the graph are read, if the source can be read in any order.
+
+    Raises:
+        LocalDiskError: the source cannot be read.
+    """
+    if not isinstance(source, Lacks) or not source.parallel:
+        return None
+    there: list[Descriptor] = []
+    for leaf in leaves:
+        config = None if (gone := source.lacks(leaf)) else _config_of(source, leaf)
+        if not gone and not (config is not None and source.lacks(config)):
+            there.append(leaf)
+    return _called(there)
+
+
+def _config_of(source: Source, leaf: Descriptor) -> Descriptor | None:
+    """Read the config's descriptor of a manifest; None for a manifest that is malformed or corrupt."""
+    if leaf.size > limits.MAX_MANIFEST:
+        return None
+    with contextlib.suppress(ArchiveError, IntegrityError, UnsupportedError):
+        for blob in source.blobs([leaf]):
+            return parse_document(leaf, gathered(verified(blob.open(), leaf))).config
+    return None
 
 
 class _Changed:
@@ -141,7 +172,7 @@ class _Changed:
             elif subject is not None and subject.digest == image.digest:
                 self.attached.append(Attached(leaf, image.digest))
             else:
-                self.left_behind.append(LeftBehind(image.digest, NARROWED, "attestation", leaf.digest))
+                self.left_behind.append(LeftBehind(image.digest, NOT_EXPORTED, "attestation", leaf.digest))
 
     def _smaller_index(self, graph: Graph, chosen: Collection[Descriptor]) -> Descriptor:
         raws = {manifest.descriptor.digest: manifest for manifest in graph.manifests}

@@ -55,7 +55,7 @@ class Taken:
     """Which `platforms` were taken of those that an `index` (its digest) offers; `explicit` if the user named them.
 
     `unclear` has the wanted platforms that several images are for, or only another variant: what was wanted, what was
-    taken for it, and what else is offered for it.
+    taken for it, and what else is offered for it. `leaves` are the manifests of the offered platforms.
     """
 
     index: str
@@ -63,6 +63,7 @@ class Taken:
     offered: tuple[str, ...]
     explicit: bool
     unclear: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    leaves: tuple[Descriptor, ...] = ()
 
     def doubts(self) -> list[str]:
         """Return a line for people for each unclear platform."""
@@ -131,6 +132,7 @@ def taken_of(index: Descriptor, leaves: Sequence[Descriptor], choice: PlatformCh
         tuple(dict.fromkeys(str(platform) for _, platform in offered)),
         choice.explicit,
         tuple(unclear),
+        tuple(leaf for leaf, _ in offered),
     )
 
 

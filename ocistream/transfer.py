@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.ahead import Ahead
 from ocistream.asking import Asking
-from ocistream.attachments import CONVERTED
+from ocistream.attachments import CONVERTED, NARROWED
 from ocistream.blobs import held
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.incomplete import not_exported, only_exported
@@ -215,7 +215,11 @@ class _Transfer:
         The place may be that of something else.
         """
         if isinstance(self._sink, HasNoPlace):
-            graph = graph.without_attached(lambda _: True, self._sink.no_place)
+            no_place = self._sink.no_place
+            graph = graph.without_attached(lambda _: True, no_place)
+            # What such a format cannot hold would not go along with all platforms either.
+            left = (replace(one, why=no_place) if one.why == NARROWED else one for one in graph.left_behind)
+            graph = replace(graph, left_behind=tuple(left))
         if graph.attached and self.passing.conversion is not None and self.passing.converts(graph):
             changed = self.passing.conversion.changed(graph, self.passing.layers)
             graph = graph.without_attached(

@@ -68,7 +68,7 @@ def move(
 
     def announced(graph: Graph) -> Graph:
         # The source's graph, before anything of it moves.
-        tell_taken(graph.roots, into_docker_archive=into_docker_archive)
+        tell_taken(graph.roots, source, into_docker_archive=into_docker_archive)
         return rename(graph) if rename is not None else graph
 
     recompression = None if is_far else _recompression(session, to)

@@ -13,6 +13,8 @@ from ocistream import files, notices, paths
 from ocistream.attachments import counted_kinds, kind_of
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.progress import counted, human_size
+from ocistream.incomplete import exported_of
+from ocistream.interfaces import Lacks
 from ocistream.left_out import grouped
 from ocistream.reference import printable
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ocistream.attachments import LeftBehind
     from ocistream.cli.console import Console
     from ocistream.graph import Incomplete, Root
+    from ocistream.interfaces import Source
+    from ocistream.platforms import Taken
     from ocistream.stores import End
     from ocistream.transfer import Report
 
@@ -139,25 +143,43 @@ def _kinds(report: Report) -> str:
     return counted_kinds(kind_of(one.descriptor.artifact_type, one.tag) for one in attached.values())
 
 
-def tell_taken(roots: Iterable[Root], *, into_docker_archive: bool = False) -> None:
+def tell_taken(roots: Iterable[Root], source: Source | None = None, *, into_docker_archive: bool = False) -> None:
     """Say which platforms were taken of an index, unless the user named them and each meant one image.
 
-    It is said once, however often the same images are begun.
+    It is said once, however often the same images are begun. If `source` is an archive or a layout that has only some
+    platforms of the index, only those count.
     """
     for root in roots:
         if (taken := root.taken) is None:
             continue
         name = printable(root.name or root.origin or taken.index, _MAX_NAME)
         if not taken.explicit:
-            which, count = ", ".join(map(printable, taken.platforms)), len(taken.offered)
-            if into_docker_archive:
-                more = "" if count == 1 else "; choose another with --platform"
-            else:
-                more = "; --platform all keeps the index" if count == 1 else "; --platform all for all"
-            of = "the only platform of an index" if count == 1 else f"{count} platforms"
-            notices.notice(f"{name}: {which}{', ' if count == 1 else ' of '}{of}{more}")
+            there = exported_of(source, taken.leaves) if source is not None else None
+            may_lack = there is None and isinstance(source, Lacks)
+            text = _taken(taken, there, may_lack=may_lack, into_docker_archive=into_docker_archive)
+            notices.notice(f"{name}: {text}")
         for doubt in taken.doubts():
             notices.notice(f"{name}: {doubt}")
+
+
+def _taken(taken: Taken, there: Sequence[str] | None, *, may_lack: bool, into_docker_archive: bool) -> str:
+    """Describe what was taken of an index; `there` are the platforms that the source has.
+
+    If that is None, the source has all of them, unless it `may_lack` some.
+    """
+    which = ", ".join(map(printable, taken.platforms))
+    count, listed = len(taken.offered) if there is None else len(there), len(taken.offered)
+    if into_docker_archive:
+        more = "" if count == 1 else "; choose another with --platform"
+    else:
+        more = "; --platform all keeps the index" if count == 1 else "; --platform all for all"
+    if may_lack and count > 1:
+        return f"{which} of {count} platforms in the index{more}, if the archive has the others"
+    if count == listed:
+        return f"{which}, the only platform of an index{more}" if count == 1 else f"{which} of {count} platforms{more}"
+    if count == 1:
+        return f"{which}, the only platform that the source has of the {listed} in the index{more}"
+    return f"{which} of the {count} platforms that the source has; the index lists {listed}{more}"
 
 
 def tell_resumed(console: Console, report: Report) -> None:

@@ -24,6 +24,7 @@ from ocistream.stores.docker_images import (
     Manifests,
     docker_graph,
     is_saved,
+    less_made,
     parse_manifest_json,
     tell_no_list,
     tell_only_there,
@@ -110,7 +111,8 @@ class ArchiveFileSource:
         while (needed := gathering.needed()) is not None:
             if not self.supply(gathering, needed):
                 gathering.lacks(needed.digest)
-        return replace(gathering.graph(), bare=self._is_saved, made=frozenset(self.made))
+        graph = replace(gathering.graph(), bare=self._is_saved)
+        return less_made(graph, [digest for digest, raw in self.made.items() if not self._holds(digest, raw)])
 
     def docker_graph(self) -> Graph | None:
         """Make manifests of the chosen images of a docker-archive; None if it is none.
@@ -241,6 +243,11 @@ class ArchiveFileSource:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _holds(self, digest: str, raw: bytes) -> bool:
+        """Say whether these bytes are in the archive, under their digest."""
+        place = self._contents.blobs.get(digest)
+        return place is not None and place.size == len(raw) and self._read(place, limits.MAX_MANIFEST) == raw
 
     def _docker_images(self) -> list[Listed]:
         docker = self._contents.docker

@@ -26,7 +26,7 @@ from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
 from ocistream.stores.answering import Answering
-from ocistream.stores.docker_images import parse_manifest_json, tell_no_list, tell_only_there
+from ocistream.stores.docker_images import less_made, parse_manifest_json, tell_no_list, tell_only_there
 from ocistream.stores.docker_stream import FROM_A_FILE, DockerStream, Passed
 from ocistream.stores.entries import Contents, plain_name
 from ocistream.stores.gathering import Gathering
@@ -156,7 +156,10 @@ class ArchiveStreamSource:
         if self._refused is not None:
             raise self._refused
         self._answering.forget()
-        return replace(gathering.graph(), bare=self._docker.is_saved, made=frozenset(made))
+        graph = replace(gathering.graph(), bare=self._docker.is_saved)
+        # What only `manifest.json` lists is known when all blobs have passed.
+        there = self._contents.blobs.keys() - self._passed.wrong.keys()
+        return less_made(graph, [digest for digest in made if digest not in there])
 
     def _is_ready(self, gathering: Gathering, early: Early, passed: str | None) -> bool:
         """Say whether the graph is complete, and manifest.json can add nothing, or comes too late to do so."""

@@ -31,7 +31,7 @@ from ocistream.strict_json import canonical_json, check_keys, parse_json
 from ocistream.walk import GraphBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ocistream.platforms import PlatformChoice
     from ocistream.stores.entries import Contents
@@ -43,6 +43,7 @@ __all__ = [
     "docker_graph",
     "full_name",
     "is_saved",
+    "less_made",
     "parse_manifest_json",
     "tell_no_list",
     "tell_only_there",
@@ -127,6 +128,12 @@ def tell_only_there(images: Sequence[Listed]) -> None:
     shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if names[_MAX_SHOWN:] else "")
     what = "an image" if len(names) == 1 else f"{len(names)} images"
     notices.notice(f"manifest.json lists {what} that index.json does not list: {shown} (included)")
+
+
+def less_made(graph: Graph, made: Collection[str]) -> Graph:
+    """Return the graph with only these manifests counted as made: the archive has the others, byte for byte."""
+    roots = tuple(replace(root, made=root.made and root.descriptor.digest in made) for root in graph.roots)
+    return replace(graph, roots=roots, made=frozenset(made))
 
 
 def tell_no_list() -> None:

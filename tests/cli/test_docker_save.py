@@ -112,7 +112,9 @@ def test_an_image_that_only_manifest_json_lists_counts_too(
     archive = archive_of(ordered(of_docker_25(images), *first))
     result = give(archive, how, "verify", "{}")
     expect.success(result)
-    assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"- image ID {image_id(images[1])}"]
+    # Both manifests are in the archive, byte for byte: their digests exist there.
+    assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
+    assert "ok: OCI archive, 2 images, 7 blobs," in result.lines()[2]
     assert _ALSO in result.err
     assert image_id(images[1]) in result.err
 
@@ -140,17 +142,31 @@ def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
     archive = archive_of(of_docker_25(images[1:], null=True))
     result = give(archive, how, "verify", "{}")
     expect.success(result)
-    assert result.lines()[0] == f"- image ID {image_id(images[1])}"
+    assert result.lines()[0] == f"-@{digest(images[1])}"
     expect.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert_pushed(served.host, "app", "1", images[1])
+
+
+@both
+def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[Saved], give: Give) -> None:
+    entries = of_docker_25(images[1:], null=True)
+    manifest_file = f"blobs/sha256/{digest(images[1]).removeprefix('sha256:')}"
+    result = give(archive_of([entry for entry in entries if entry[0] != manifest_file]), how, "verify", "{}")
+    expect.success(result)
+    assert result.lines()[0] == f"- image ID {image_id(images[1])}"
+    assert "ok: OCI archive, 1 image, 3 blobs," in result.lines()[1]
+    spoilt = [(name, b"{}" if name == manifest_file else content) for name, content in entries]
+    result = give(archive_of(spoilt), how, "verify", "{}")
+    expect.failure(result, 5, "digest mismatch")
+    assert result.lines()[0] == f"- image ID {image_id(images[1])}"
 
 
 @both
 def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give, tmp_path: Path) -> None:
     archive = archive_of(of_docker_25(images))
     shown = give(archive, how, "inspect", "{}", "--json")
-    described = [image.get("digest") or image["imageId"] for image in json.loads(shown.out)["images"]]
-    assert described == [digest(images[0]), image_id(images[1])]
+    described = [image["digest"] for image in json.loads(shown.out)["images"]]
+    assert described == [digest(images[0]), digest(images[1])]
     listed = give(archive, how, "have", "{}")
     assert digest(images[1]) in listed.lines()
     assert _ALSO in shown.err

@@ -65,6 +65,10 @@ class Made:
                 self.layout.file(descriptor["digest"]).unlink()
 
 
+def _stdin(given: dict[str, Any]) -> dict[str, Any]:
+    return {"stdin": given["stdin"]} if "stdin" in given else {}
+
+
 @pytest.fixture
 def made(layout: Layout) -> Made:
     return Made(layout)
@@ -132,7 +136,7 @@ class TestOnePlatform:
         made.remove("linux/arm64", "linux/s390x")
         result = push()
         expect.success(result)
-        assert "left behind: 1 attestation" in result.err
+        assert "left behind: 1 attestation; the source has only some platforms of the index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     def test_the_result_has_it(self, made: Made, push: Push, tmp_path: Path) -> None:
@@ -289,13 +293,33 @@ class TestOtherCommands:
         index = json.loads((tmp_path / "copied" / "index.json").read_bytes())
         assert index["manifests"][0]["digest"] == made.images["linux/amd64"]["digest"]
 
-    def test_a_docker_archive_takes_the_platform_that_is_there(self, made: Made, tmp_path: Path) -> None:
-        made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
+    @pytest.mark.parametrize("keep_manifests", [False, True])
+    def test_a_docker_archive_takes_the_platform_that_is_there(
+        self, made: Made, source: Callable[[], dict[str, Any]], keep_manifests: bool, tmp_path: Path
+    ) -> None:
+        made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
+        given = source()
+        is_pipe = "stdin" in given
+        argv = ["copy", f"oci-archive:{given['path']}" if is_pipe else given["path"]]
+        result = ocistream(*argv, f"docker-archive:{tmp_path / 'a.tar'}:app:1", **_stdin(given))
         expect.success(result)
         (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
         assert config.partition(":")[2] in entry["Config"]
+        # What a pipe lacks is not known before its end.
+        which = "linux/amd64 of 3 platforms in the index; choose another with --platform, if the archive has the others"
+        if not is_pipe:
+            which = "linux/amd64, the only platform that the source has of the 3 in the index"
+        assert f"ocistream: {NAME}: {which}\n" in result.err
+
+    def test_of_two_platforms_that_are_there_one_is_taken(self, made: Made, tmp_path: Path) -> None:
+        made.remove("linux/s390x")
+        result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
+        expect.success(result)
+        which = "linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
+        assert f"ocistream: {NAME}: {which}\n" in result.err
+        # A docker-archive holds no attestation, whatever the platforms.
+        assert "left behind: 1 attestation; a docker-archive has no place for them\n" in result.err
 
     def test_a_docker_archive_of_a_platform_that_is_missing_names_the_others(self, made: Made, tmp_path: Path) -> None:
         made.remove("linux/arm64")

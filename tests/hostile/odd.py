@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tests.archives import END, Item, tar_of, with_checksum
-from tests.docker_archives import DIALECTS, Saved, archive_of
+from tests.docker_archives import DIALECTS, Saved, archive_of, of_docker_25
 from tests.hostile.pieces import (
     CONFIG,
     INDEX,
@@ -145,6 +145,12 @@ def _docker(dialect: str, *tags: str) -> bytes:
     return archive_of(DIALECTS[dialect]([saved]))
 
 
+def _docker_25(*tags: str) -> bytes:
+    """Return what `docker save` writes of two images: one has these tags, and index.json lists no other."""
+    other = Saved(_OTHER_CONFIG, PLAIN, ())
+    return archive_of(of_docker_25([Saved(SOUND_CONFIG, PLAIN, tags), other], null=not tags))
+
+
 def _docker_manifest_first() -> bytes:
     entries = DIALECTS["docker"]([Saved(SOUND_CONFIG, PLAIN, (f"{_REGISTRY}/app:1",))])
     return archive_of(sorted(entries, key=lambda one: one[0] != "manifest.json"))
@@ -262,6 +268,8 @@ DOCKER: Final = [
         {"push --to": (2, 8)}),
     Odd("docker-two-names", "a docker-archive of an image with two names",
         lambda: _docker("docker", f"{_REGISTRY}/a:1", f"{_REGISTRY}/b:1"), _LATE),
+    Odd("docker-25", "Docker 25's archive of an image with a name and one without", lambda: _docker_25("app:1")),
+    Odd("docker-25-nameless", "Docker 25's archive of two images without names", _docker_25),
     Odd("docker-none", "a docker-archive of no image", lambda: _docker_listed((_CONFIG, SOUND_CONFIG), listed=[])),
     Odd("docker-unneeded", "a docker-archive with a layer that no image has",
         lambda: _docker_listed(("one", PLAIN[0]), ("two", PLAIN[1]), ("three.tar", PLAIN[0] + bytes(512)),
