@@ -26,7 +26,8 @@ class Root:
     `origin` says where it was found, for people: `docker.io/library/nginx`, or nothing. A `stray` entry of an
     `index.json` has no image's name and is not known to be an image, such as a referrer whose subject is not there.
     `taken` says which platforms of an index the descriptor stands for, if it does not stand for the whole index.
-    Of an image that only a docker-archive's `manifest.json` lists, there is no manifest: it was `made` here.
+    Of an image that only a docker-archive's `manifest.json` lists, there is no manifest: it was `made` here. The
+    `image_id` is the digest of the config, where that is known before the manifests are.
     """
 
     name: str | None
@@ -35,6 +36,7 @@ class Root:
     stray: bool = field(default=False, compare=False)
     taken: Taken | None = field(default=None, compare=False)
     made: bool = field(default=False, compare=False)
+    image_id: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

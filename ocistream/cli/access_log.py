@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
-from ocistream import files
+from ocistream import files, paths
 from ocistream.reference import printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class AccessLog:
         """Append to `path`, None for stderr. `tell` is called once, if the log cannot be written to any more.
 
         Raises:
-            NotFoundError, LocalDiskError: the file cannot be opened.
+            NotFoundError, LocalDiskError: the file cannot be opened, or the path is another user's link.
         """
         self._as_json = as_json
         self._tell = tell
@@ -44,9 +44,14 @@ class AccessLog:
         if path is None:
             self._descriptor = os.dup(sys.stderr.fileno())
         else:
+            target, flags = paths.write_target(path), os.O_NOFOLLOW
+            if paths.is_special(path):
+                # /dev/stderr leads to something that has no path.
+                target, flags = path, 0
             with files.disk_errors(f"cannot open the access log {path}"):
                 # Who rotates logs copies and truncates: what is appended then begins at the beginning.
-                self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+                flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(target, flags, 0o640)
 
     def write(self, entry: AccessEntry) -> None:
         """Write the line of a request; requests are served whether that can be done or not."""

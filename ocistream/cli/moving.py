@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import transfer
+from ocistream.cli.image_ids import explaining_image_ids
 from ocistream.cli.progress import counted, progress
 from ocistream.cli.report import (
     check_result,
@@ -82,6 +83,7 @@ def move(
         may_be_bare = _may_be_bare(of, source) and (leave_out is None or is_far)
         with (
             explained(session.console, of, to),
+            explaining_image_ids(of, source),
             _naming(of),
             progress(session.options["progress"], session.console) as observer,
         ):

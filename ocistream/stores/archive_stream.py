@@ -262,6 +262,11 @@ class ArchiveStreamSource:
             return None
         return descriptor.digest not in self._contents.blobs
 
+    def entries_with(self, image_id: str) -> list[Descriptor]:
+        """Return the entries of `index.json` that lead to an image with this ID, as far as is known by now."""
+        comparison = self._docker.comparison
+        return comparison.entries_with(image_id) if comparison is not None else []
+
     @property
     def is_saved(self) -> bool:
         """Whether `docker save` wrote the archive. From a pipe this may be known only after the graph."""

@@ -88,6 +88,10 @@ class Comparison:
         self._children[digest] = tuple(child.digest for child in document.manifests)
         return [child.digest for child in document.manifests if self._need(child)]
 
+    def entries_with(self, image_id: str) -> list[Descriptor]:
+        """Return the entries of `index.json` that lead to an image with this ID, as far as is known by now."""
+        return [entry for entry in self._entries if image_id in self._reach(entry.digest)[0]]
+
     def manifest_of(self, image: Listed) -> Descriptor | None:
         """Return the manifest that an image of `manifest.json` has below `index.json`: the same config and layers."""
         for manifest in self._manifests.get(blob_digest(image.config) or "", ()):

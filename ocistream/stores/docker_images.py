@@ -183,7 +183,7 @@ def _chosen(images: Sequence[Listed], select: Selection, manifests: Manifests) -
         chosen = select(roots)
     except (NotFoundError, UsageError, UnknownDigestError):
         # One may be chosen by its digest, two may be the same; and in what is said the digests have to be right.
-        chosen = select([root for image in images for root in _roots(image, manifests.made(image))])
+        chosen = select([root for image in images for root in manifests.roots(image)])
     else:
         chosen = [replace(root, descriptor=manifests.made(standing_for[root.descriptor.digest])) for root in chosen]
     return [replace(root, made=root.descriptor.digest not in manifests.known) for root in chosen]
@@ -211,6 +211,8 @@ class Manifests:
         self.known: set[str] = set()
         self._made: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
         self._names: dict[str, str] = {}
+        #: The digests of the configs, by those of the manifests.
+        self._image_ids: dict[str, str] = {}
         self._last = "", b""
         self._bytes = 0
         #: The manifests themselves, by digest.
@@ -233,8 +235,17 @@ class Manifests:
             if there is not None:
                 self.known.add(known.digest)
                 self._names[blob_digest(image.config) or ""] = image.config
+                self._image_ids[known.digest] = blob_digest(image.config) or ""
+            else:
+                self._image_ids[known.digest] = self._last[0]
             self.raw[known.digest] = raw
         return known
+
+    def roots(self, image: Listed) -> list[Root]:
+        """Return an image by each of its names, with its image ID."""
+        descriptor = self.made(image)
+        image_id = self._image_ids[descriptor.digest]
+        return [replace(root, image_id=image_id) for root in _roots(image, descriptor)]
 
     def entries(self, images: Sequence[Listed]) -> list[Descriptor]:
         """Make manifests, and return what an `index.json` would list of them: an entry for each name."""

@@ -294,7 +294,9 @@ def only_image(roots: Sequence[Root]) -> Sequence[Root]:
     candidates = [root for root in roots if not root.stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
         msg = f"there are {count} images in it"
-        raise UsageError(msg, hint=f"choose one with --image, or all with --to: {names_there(candidates)}")
+        # Without a full name --to says where no image goes.
+        which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
+        raise UsageError(msg, hint=f"choose {which}: {names_there(candidates)}")
     return [next((root for root in candidates if root.name), candidates[0])]
 
 
@@ -311,8 +313,7 @@ def images_named(names: Sequence[str], *, every_name: bool = False) -> Selection
             matches = [root for root in roots if goes_by(root, name)]
             matches = [root for root in matches if not root.stray] or matches
             if not matches:
-                msg = f"there is no image {printable(name)!r} in it"
-                raise NotFoundError(msg, hint=f"its images are: {names_there(roots)}")
+                raise NoSuchImageError(name, f"its images are: {names_there(roots)}")
             if len({root.descriptor.digest for root in matches}) > 1:
                 msg = f"there are {len(matches)} images that go by {printable(name)!r}"
                 digests = ", ".join(dict.fromkeys(root.descriptor.digest for root in matches))
@@ -327,9 +328,9 @@ def images_named(names: Sequence[str], *, every_name: bool = False) -> Selection
 
 
 def goes_by(root: Root, name: str) -> bool:
-    """Say whether a name means this image: its full name, the short form of that, its tag, or its digest."""
-    annotations = root.descriptor.annotations
-    if name in {root.name, annotations.get(REF_NAME), annotations.get(HUNG_NAME), root.descriptor.digest}:
+    """Say whether a name means this image: its full name, the short form of that, its tag, its digest or image ID."""
+    annotations, digest = root.descriptor.annotations, root.descriptor.digest
+    if name in {root.name, annotations.get(REF_NAME), annotations.get(HUNG_NAME), digest, root.image_id}:
         return True
     try:
         wanted = parse_reference(name)
@@ -343,6 +344,15 @@ def names_there(roots: Sequence[Root]) -> str:
     names = [printable(root.name) if root.name else root.descriptor.digest for root in roots]
     shown = ", ".join(names[:10]) or "none"
     return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
+
+
+class NoSuchImageError(NotFoundError):
+    """No image goes by a name or digest; `wanted` is what was asked for."""
+
+    def __init__(self, wanted: str, hint: str) -> None:
+        """Say so; `hint` is what to do."""
+        super().__init__(f"there is no image {printable(wanted)!r} in it", hint=hint)
+        self.wanted = wanted
 
 
 def blob_name(digest: str) -> str:

@@ -14,9 +14,10 @@ import pytest
 from ocistream.errors import LocalDiskError
 from ocistream.paths import is_planted, write_target
 from tests.cli import expect
-from tests.cli.run import ocistream
+from tests.cli.run import ocistream, started
 from tests.images import Layout
 from tests.peers import need
+from tests.registry_http import get
 
 #: What is run; LINK is where it writes.
 WRITERS: Final = [
@@ -83,6 +84,35 @@ def test_another_users_link_in_the_place_of_a_volume_is_refused(layout: Layout, 
     result = ocistream("copy", layout.path, shared / "app.%03d.tar", "--split", "1M")
     expect.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
     assert victim.read_text() == "mine"
+
+
+def test_an_access_log_is_not_written_through_another_users_link(shared: Path, tmp_path: Path) -> None:
+    need("chown", root=True)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    link = shared / "access.log"
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    result = ocistream("serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log", link)
+    expect.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
+    assert result.out == b""
+    assert victim.read_text() == "mine"
+
+
+def test_an_access_log_follows_ones_own_link(shared: Path, tmp_path: Path) -> None:
+    link, log = shared / "access.log", tmp_path / "log"
+    link.symlink_to(log)
+    log.write_text("before\n")
+    argv: list[str | Path] = ["serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log"]
+    for name in (link, Path("/dev/stderr")):
+        with started(*argv, name) as process:
+            assert process.stdout
+            assert get(process.stdout.readline().decode().strip(), "/v2/")[0] == 200
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert (b'"GET /v2/ HTTP/1.1" 200' in err) is (name != link)
+    assert link.is_symlink()
+    assert log.read_text().startswith("before\n127.0.0.1 - - [")
 
 
 @pytest.mark.parametrize("line", WRITERS)
