@@ -15,9 +15,10 @@ from ocistream import limits, transfer
 from ocistream.errors import OcistreamError
 from ocistream.fanout import Branch, FanOut
 from ocistream.incomplete import exported_by
-from ocistream.interfaces import Mounts
+from ocistream.interfaces import Lacks, Mounts
 from ocistream.notices import notice
 from ocistream.reference import printable
+from ocistream.shortfall import ShortfallError
 from ocistream.stores import is_layout_to_be, open_sink
 from ocistream.sync_ends import graph_of, opened
 from ocistream.sync_looks import Look, Outcome, wanted_of
@@ -182,10 +183,15 @@ class Moving:
     def _lacking(
         self, target: Target, graph: Graph, source: Source, stop: threading.Event
     ) -> tuple[Graph, list[Descriptor]]:
-        """Find out what a destination would get: the graph, less what neither side has of an index, and its blobs."""
+        """Find out what a destination would get: the graph, less what neither side has of an index, and its blobs.
+
+        Raises:
+            ShortfallError: neither side has all that an image needs.
+        """
         end = target.place.end
         if end.reference is None and not is_layout_to_be(end):
             graph = exported_by(source, graph)
+            _check_all_there(graph, source, graph.absent, graph.blobs)
             return graph, list(graph.blobs)
         with ExitStack() as stack:
             sink = self._sink(target, stop)
@@ -199,7 +205,11 @@ class Moving:
                 return not sink.has(blob) and not (isinstance(sink, Mounts) and sink.could_mount(blob, source))
 
             # One after the other: this is done side by side with the same for other images.
-            return graph, list(filter(is_lacking, graph.blobs))
+            lacking = list(filter(is_lacking, graph.blobs))
+            named = {root.descriptor.digest for root in graph.roots}
+            absent = [one for one in graph.absent if one.digest in named or not sink.has_manifest(one)]
+            _check_all_there(graph, source, absent, lacking)
+            return graph, lacking
 
     def _sink(self, target: Target, stop: threading.Event) -> Sink:
         end, reference = target.place.end, target.reference
@@ -232,6 +242,18 @@ class _Placed:
         with self._lock:
             found = self._repositories.get(hash((reference.registry, digest)))
         return () if found is None else (found,)
+
+
+def _check_all_there(graph: Graph, source: Source, absent: Sequence[Descriptor], lacking: Sequence[Descriptor]) -> None:
+    """Fail as the transfer would: `absent` are manifests that neither side has, `lacking` blobs to be copied.
+
+    Raises:
+        ShortfallError: there are such manifests, or the source has not all of the blobs.
+    """
+    lacks = source.lacks if isinstance(source, Lacks) else lambda _: False
+    missing = [*absent, *(blob for blob in lacking if blob.digest not in graph.embedded and lacks(blob))]
+    if missing:
+        raise ShortfallError(missing, graph, is_untouched=True)
 
 
 def _renaming(target: Target) -> Callable[[Graph], Graph]:

@@ -14,7 +14,7 @@ from ocistream.incomplete import exported_platforms
 from ocistream.interfaces import Lacks
 from ocistream.reference import printable
 from ocistream.shortfall import ShortfallError
-from ocistream.stores import Surroundings, Want, open_source
+from ocistream.stores import Surroundings, Want, open_source, parse_end
 from ocistream.stores.index import every_image, full_reference, images_named
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ocistream.shortfall import NeededVolumes
     from ocistream.stores import End
 
-__all__ = ["explained"]
+__all__ = ["explain_for_sync", "explained"]
 
 #: So many digests are written into an error, and into a command; for more, the other side is asked once more.
 _MAX_IN_COMMAND: Final = 20
@@ -49,9 +49,23 @@ def explained(console: Console, of: End | None, to: End | None = None) -> Iterat
             error.hint = _how_to_get_it(error, of, to)
             _list(console, error)
         elif error.graph.platforms_chosen and of is not None:
-            error.what = f"{_named_platforms(error)}{error.what}"
-            error.hint = _which_platforms(error.graph, of)
+            _explain_platforms(error, of)
         raise
+
+
+def explain_for_sync(error: OcistreamError, source: str) -> None:
+    """Say how an image can be had that `sync` could not copy, since neither side has all of it; `source` is its end."""
+    if not isinstance(error, ShortfallError) or error.needed is not None:
+        return
+    if error.graph.platforms_chosen:
+        _explain_platforms(error, parse_end(source, bare_is_path=True))
+    else:
+        error.hint = "get the complete image, or name in `platforms` one of which nothing is missing"
+
+
+def _explain_platforms(error: ShortfallError, of: End) -> None:
+    error.what = f"{_named_platforms(error)}{error.what}"
+    error.hint = _which_platforms(error.graph, of)
 
 
 def _named_platforms(error: ShortfallError) -> str:

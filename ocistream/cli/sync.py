@@ -19,6 +19,7 @@ from ocistream.cli.options import authfile_option, memory_option, transfer_optio
 from ocistream.cli.progress import counted, human_size, progress
 from ocistream.cli.report import check_result, tell_incomplete, tell_left_behind, write_pieces
 from ocistream.cli.session import home
+from ocistream.cli.shortfall import explain_for_sync
 from ocistream.cli.sides import hints_for_sync
 from ocistream.cli.streams import read_password_file
 from ocistream.errors import UsageError
@@ -211,6 +212,7 @@ class _Told:
             self._kept.add(_shown(outcome))
         if outcome.error is not None:
             error = outcome.error
+            explain_for_sync(error, outcome.source)
             what = f"{printable(outcome.source)} to {printable(outcome.target)}: {error.what}"
             self._session.console.error(what, hint=error.hint, code=error.exit_code)
             self.code = self.code or error.exit_code
