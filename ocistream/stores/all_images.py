@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import UsageError
@@ -12,12 +13,14 @@ from ocistream.stores.index import names_there, some_images, tag_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ocistream.graph import Root
+    from ocistream.graph import Graph, Root
 
-__all__ = ["UNKNOWN_SIZE", "UnknownDigestError", "all_images", "tell_untagged"]
+__all__ = ["UNKNOWN_SIZE", "UnknownDigestError", "all_images", "tell_same_names", "tell_untagged"]
 
 #: The size of an image whose manifest is not made yet: its digest is not the image's, and must not be printed.
 UNKNOWN_SIZE: Final = -1
+#: So many names, and images of one name, are shown.
+_MAX_NAMES: Final = 10
 
 
 class UnknownDigestError(Exception):
@@ -59,6 +62,25 @@ def all_images(
                 f"the name {name!r} is not used, because it is not a {lack}; the image is copied under its other name"
             )
     return chosen
+
+
+def tell_same_names(graph: Graph) -> None:
+    """Report names that several images have in one archive or layout: tools differ in the image that they take."""
+    images: dict[str, dict[str, None]] = {}
+    for root in graph.roots:
+        if root.name:
+            shown = graph.image_id(root) if root.made else root.descriptor.digest
+            images.setdefault(root.name, {})[shown or root.descriptor.digest] = None
+    doubled = {name: list(digests) for name, digests in images.items() if len(digests) > 1}
+    for name, digests in itertools.islice(doubled.items(), _MAX_NAMES):
+        shown = ", ".join(digests[:_MAX_NAMES])
+        more = f" and {len(digests) - _MAX_NAMES} more" if len(digests) > _MAX_NAMES else ""
+        notice(
+            f"{len(digests)} images have the name {printable(name)!r}: {shown}{more}; skopeo takes the first one, "
+            "`docker load`, `ctr image import` and `ocistream serve` take the last one"
+        )
+    if len(doubled) > _MAX_NAMES:
+        notice(f"{len(doubled) - _MAX_NAMES} more names belong to several images each")
 
 
 def tell_untagged(roots: Iterable[Root], option: str = "--tags") -> None:

@@ -19,6 +19,7 @@ from ocistream.layers import looks_like_document
 from ocistream.model import UNKNOWN_TYPE, Descriptor, Manifest
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
+from ocistream.stores.all_images import tell_same_names
 from ocistream.stores.comparison import Comparison
 from ocistream.stores.docker_images import (
     Manifests,
@@ -112,7 +113,9 @@ class ArchiveFileSource:
             if not self.supply(gathering, needed):
                 gathering.lacks(needed.digest)
         graph = replace(gathering.graph(), bare=self._is_saved)
-        return less_made(graph, [digest for digest, raw in self.made.items() if not self._holds(digest, raw)])
+        graph = less_made(graph, [digest for digest, raw in self.made.items() if not self._holds(digest, raw)])
+        tell_same_names(graph)
+        return graph
 
     def docker_graph(self) -> Graph | None:
         """Make manifests of the chosen images of a docker-archive; None if it is none.

@@ -25,6 +25,7 @@ from ocistream.interfaces import Blob, MayHaveToWait
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
+from ocistream.stores.all_images import tell_same_names
 from ocistream.stores.answering import Answering
 from ocistream.stores.docker_images import less_made, parse_manifest_json, tell_no_list, tell_only_there
 from ocistream.stores.docker_stream import FROM_A_FILE, DockerStream, Passed
@@ -159,7 +160,9 @@ class ArchiveStreamSource:
         graph = replace(gathering.graph(), bare=self._docker.is_saved)
         # What only `manifest.json` lists is known when all blobs have passed.
         there = self._contents.blobs.keys() - self._passed.wrong.keys()
-        return less_made(graph, [digest for digest in made if digest not in there])
+        graph = less_made(graph, [digest for digest in made if digest not in there])
+        tell_same_names(graph)
+        return graph
 
     def _is_ready(self, gathering: Gathering, early: Early, passed: str | None) -> bool:
         """Say whether the graph is complete, and manifest.json can add nothing, or comes too late to do so."""

@@ -23,7 +23,7 @@ from ocistream.errors import (
 from ocistream.graph import Graph, Root
 from ocistream.model import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.reference import parse_reference, printable
-from ocistream.stores.all_images import UNKNOWN_SIZE, UnknownDigestError
+from ocistream.stores.all_images import UNKNOWN_SIZE, UnknownDigestError, tell_same_names
 from ocistream.stores.entries import blob_digest, plain_name
 from ocistream.stores.index import entry_for
 from ocistream.stream import digest_of
@@ -168,7 +168,9 @@ def docker_graph(
     while builder.needs:
         digest = next(iter(builder.needs))
         builder.supply(digest, manifests.config(digest) if builder.wants_config(digest) else manifests.raw[digest])
-    return replace(builder.graph(), bare=saved or manifests.bare, made=frozenset(manifests.raw) - manifests.known)
+    graph = builder.graph()
+    tell_same_names(graph)
+    return replace(graph, bare=saved or manifests.bare, made=frozenset(manifests.raw) - manifests.known)
 
 
 def _chosen(images: Sequence[Listed], select: Selection, manifests: Manifests) -> list[Root]:

@@ -16,6 +16,7 @@ from ocistream.errors import ArchiveError, IntegrityError, UsageError
 from ocistream.left_out import LEFT_OUT, VOLUME, Reason, left_out_of
 from ocistream.paths import is_directory
 from ocistream.reference import printable
+from ocistream.stores.all_images import tell_same_names
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import called, name_of
@@ -118,6 +119,7 @@ class JoinedSource:
             if not any(source.supply(gathering, needed) for _, source in self._inputs):
                 gathering.lacks(needed.digest)
         graph = gathering.graph()
+        tell_same_names(graph)
         self._check_same_images(listed)
         is_saved = any(isinstance(source, ArchiveFileSource) and source.is_saved for source in self.inputs)
         return replace(graph, bare=is_saved, left_out=self._left_out(graph, notes))

@@ -16,6 +16,7 @@ from ocistream.left_out import LEFT_OUT, left_out_of, left_out_text
 from ocistream.model import UNKNOWN_TYPE, Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import printable
+from ocistream.stores.all_images import tell_same_names
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import Selection, called, entries_of, every_image, name_of
 from ocistream.stores.layout_directory import LayoutDirectory
@@ -75,7 +76,9 @@ class LayoutSource:
         while (descriptor := gathering.needed()) is not None:
             if not self.supply(gathering, descriptor):
                 gathering.lacks(descriptor.digest)
-        return gathering.graph()
+        graph = gathering.graph()
+        tell_same_names(graph)
+        return graph
 
     def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
         """Answer a need of a graph, and say whether that could be done."""
