@@ -13,7 +13,9 @@ import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from ocistream import notices
 from ocistream.origins import Origin, is_loopback
+from ocistream.reference import printable
 from ocistream.tls import TlsSettings
 
 if TYPE_CHECKING:
@@ -75,6 +77,9 @@ class Endpoint:
             self.origin = Origin.of(self.encrypted_url)
             self.url = self.encrypted_url
             self._plain_base = plain
+        elif self.doubt is Doubt.EITHER and self.settings.may_be_plain:
+            what = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
+            notices.notice(f"{what}, as registries.conf allows (insecure = true)", level=1)
         self.doubt = Doubt.NONE
 
     def current(self, url: str) -> str:

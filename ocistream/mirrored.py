@@ -22,7 +22,8 @@ from ocistream.errors import (
     OcistreamError,
 )
 from ocistream.interfaces import Blob
-from ocistream.reference import is_digest
+from ocistream.notices import notice
+from ocistream.reference import is_digest, printable
 from ocistream.referrer_lists import ReferrerList, ReferrerLists
 from ocistream.stream import gathered, verified
 
@@ -155,7 +156,15 @@ class MirroredRepository:
             found = source.lists.of(digest)
             return found if found.descriptors or found.cut else None
 
-        return self._anything(ask, by_digest=True) or ReferrerList()
+        answer = self._anything(ask, by_digest=True)
+        if answer is None:
+            return ReferrerList()
+        source, found = answer
+        if source.place.is_mirror:
+            # The mirror may have copied some of them only.
+            what = f"the mirror {source.place} lists what refers to images of {printable(self._named)}"
+            notice(f"{what}; no other place is asked for more", level=1)
+        return found
 
     def digest_of(self, target: str) -> str | None:
         """Ask what a tag stands for, or whether a digest is there: the first place that knows of it.
@@ -163,10 +172,11 @@ class MirroredRepository:
         Raises:
             OcistreamError: what the registry itself says of it, if no mirror answered.
         """
-        return self._anything(lambda source: source.repository.digest_of(target), by_digest=is_digest(target))
+        answer = self._anything(lambda source: source.repository.digest_of(target), by_digest=is_digest(target))
+        return None if answer is None else answer[1]
 
-    def _anything(self, ask: Callable[[Source], _T | None], *, by_digest: bool) -> _T | None:
-        """Give the first answer that is one.
+    def _anything(self, ask: Callable[[Source], _T | None], *, by_digest: bool) -> tuple[Source, _T] | None:
+        """Give the first answer that is one, and who gave it.
 
         That a mirror knows of nothing says little: many do without the API of referrers, and a cache holds what it was
         asked for. But where one has the image, that can be had without its registry, and what hangs on it cannot then:
@@ -186,7 +196,7 @@ class MirroredRepository:
                 self.fell_back(source, error)
             else:
                 if found is not None:
-                    return found
+                    return source, found
                 answered = True
         return None
 

@@ -17,6 +17,7 @@ from ocistream.distribution import linked_page
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.model import OCI_INDEX, Descriptor, Manifest
+from ocistream.notices import notice
 from ocistream.origins import Origin, redacted
 from ocistream.stream import digest_of
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json
@@ -134,12 +135,16 @@ class ReferrerLists:
         return ReferrerList(tuple(found.values()), f"of the list only {len(found)} are read, on {len(seen)} pages")
 
     def _kept(self, digest: str) -> Manifest | None:
-        """Get the index that clients keep; what else has its tag is none."""
+        """Get the index that clients keep; something else under its tag is reported."""
         try:
             found = self._repository.resolve(fallback_tag(digest))
         except NotFoundError:
             return None
-        return found if found.descriptor.media_type == OCI_INDEX else None
+        if found.descriptor.media_type == OCI_INDEX:
+            return found
+        what = f"{self._repository}:{fallback_tag(digest)} should be the list of what refers to {digest}"
+        notice(f"{what}, and is something else: it is not used")
+        return None
 
 
 def _unique(descriptors: Iterable[Descriptor]) -> tuple[Descriptor, ...]:

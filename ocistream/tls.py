@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ocistream import paths
+from ocistream import notices, paths
 from ocistream.errors import UsageError
 from ocistream.files import disk_errors
 
@@ -114,7 +114,14 @@ class Contexts:
         # Of a folder OpenSSL reads what it needs when it needs it: nothing is loaded yet, and yet there is something.
         if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
             return
-        _load_authorities(context, next((path for path in _BUNDLES if paths.exists(path)), "") or self._fallback)
+        if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
+            notices.notice(f"no CA certificates where OpenSSL looks: those in {path} are trusted", level=1)
+        else:
+            path = self._fallback
+            notices.notice(
+                f"the system has no CA certificates: those of the Python package certifi, {path}, are trusted", level=1
+            )
+        _load_authorities(context, path)
 
 
 def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:

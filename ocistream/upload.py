@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import AuthenticationError, CancelledError, NotFoundError, OcistreamError, RegistryError
 from ocistream.interfaces import Blob
+from ocistream.notices import notice
 from ocistream.ongoing import Ongoing, delete_left_over
+from ocistream.reference import printable
 from ocistream.sending import Sending
 from ocistream.sessions import Session, Sessions
 from ocistream.upload_records import UploadRecords, may_be_kept
@@ -211,4 +213,9 @@ class Uploader:
 
     def _note(self, source: str, there: bool | None) -> None:
         with self._lock:
-            self._misses[source] = 0 if there else _MISSES if there is None else self._missed(source) + 1
+            self._misses[source] = misses = 0 if there else _MISSES if there is None else self._missed(source) + 1
+        name = f"{self._sessions.repository.endpoint.registry}/{source}"
+        if there is None:
+            notice(f"the registry refuses to mount blobs from {printable(name)}: they are uploaded", level=1)
+        elif misses == _MISSES:
+            notice(f"no more blobs are mounted from {printable(name)}: it had none of the last {misses}", level=1)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import paths
+from ocistream import limits, paths
 from ocistream.cli.given_credentials import GivenCredentials
 from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.progress import counted
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.origins import is_loopback
 from ocistream.reference import printable
@@ -72,7 +73,7 @@ def serve(
     """
     from ocistream.malloc import return_large_blocks
     from ocistream.serve import Registry
-    from ocistream.serve.room import more_descriptors
+    from ocistream.serve.room import more_descriptors, room
 
     apply_verbosity(console, options)
     address = _address(listen)
@@ -84,6 +85,11 @@ def serve(
             "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
     more_descriptors()
+    if (clients := room(limits.MAX_CLIENTS)) < limits.MAX_CLIENTS:
+        console.note(
+            f"at most {counted(clients, 'client')} at a time, in place of {limits.MAX_CLIENTS}: this process may open "
+            "too few files (`ulimit -n`)"
+        )
     return_large_blocks()
     console.is_server = True
     with ExitStack() as stack:

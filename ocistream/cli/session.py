@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import files
+from ocistream import files, notices
 from ocistream.cli.given_credentials import GivenCredentials
 from ocistream.cli.neighbours import is_pipe
 from ocistream.cli.network import host_settings, load_places, network_settings
@@ -359,7 +359,13 @@ class Session:
 def _state_directory() -> Path | None:
     from ocistream.state import state_directory
 
-    return state_directory(os.environ, home() if os.environ.get("HOME") else None)
+    directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
+    if directory is None:
+        what = "neither HOME nor XDG_STATE_HOME is set"
+        notices.notice(
+            f"{what}: no later run can resume an upload of this one, or knows how hosts take uploads", level=1
+        )
+    return directory
 
 
 def home() -> Path:

@@ -12,6 +12,7 @@ from ocistream.documents import FIELDS, Listing, check_kind
 from ocistream.errors import ArchiveError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.graph import Graph, Root, is_image
 from ocistream.model import DOCKER_LIST, OCI_INDEX, Descriptor
+from ocistream.notices import notice
 from ocistream.reference import is_digest, is_tag, parse_digest, parse_reference, printable
 from ocistream.strict_json import canonical_json, canonical_json_with, parse_json, passed_over
 
@@ -372,6 +373,7 @@ def docker_manifest_json(graph: Graph) -> bytes:
         digest = _docker_image(graph, root.descriptor)
         if digest is None:
             continue
+        _tell_others(graph, root, digest)
         if digest not in entries:
             entries[digest] = _docker_entry(graph.documents[digest])
         if root.name and (tag := docker_tag(root.name)):
@@ -398,6 +400,19 @@ def _docker_image(graph: Graph, root: Descriptor) -> str | None:
                 return digest
             first = first or digest
     return first
+
+
+def _tell_others(graph: Graph, root: Root, chosen: str) -> None:
+    """Report that `manifest.json` has one platform only, if the root has several."""
+    platforms = {
+        digest: platform or "no platform"
+        for digest, platform in _leaves(graph, root.descriptor)
+        if platform != "unknown/unknown" and digest in graph.documents and is_image(graph.documents[digest])
+    }
+    if len(platforms) > 1:
+        name = printable(root.name) if root.name else root.descriptor.digest
+        which = f"{printable(platforms[chosen])}, one of {len(platforms)} platforms of {name}"
+        notice(f"manifest.json of the archive has {which}: `docker load` before version 25 takes that one", level=1)
 
 
 def _leaves(graph: Graph, root: Descriptor) -> Iterator[tuple[str, str | None]]:

@@ -58,15 +58,17 @@ def test_a_docker_archive_has_images_by_their_ids(
 def test_in_an_oci_archive_the_error_names_the_image(images: list[Saved], push: Push, layout: Layout) -> None:
     wanted = image_id(images[0])
     said = f"{wanted} is an image ID; use the name or digest instead"
-    expect.failure(push(archive_of(of_docker_25(images)), "--image", wanted), 4, f"{said}: docker.io/library/app:1")
-    expect.failure(push(tar_of(items_of(layout)), "--image", wanted), 4, f"{said}: registry.example.com/app:0")
+    result = push(archive_of(of_docker_25(images)), "--image", wanted, "-q")
+    expect.failure(result, 4, f"{said}: docker.io/library/app:1")
+    result = push(tar_of(items_of(layout)), "--image", wanted, "-q")
+    expect.failure(result, 4, f"{said}: registry.example.com/app:0")
 
 
 def test_an_image_that_only_manifest_json_lists_is_named_by_its_digest(images: list[Saved], tmp_path: Path) -> None:
     archive = tmp_path / "archive.tar"
     archive.write_bytes(archive_of(of_docker_25(images)))
     (digest,) = [line.removeprefix("-@") for line in ocistream("verify", archive).lines() if line.startswith("-@")]
-    result = ocistream("copy", f"oci-archive:{archive}:{image_id(images[1])}", tmp_path / "out.tar")
+    result = ocistream("copy", f"oci-archive:{archive}:{image_id(images[1])}", tmp_path / "out.tar", "-q")
     expect.failure(result, 4, f"is an image ID; use the name or digest instead: {digest}")
     expect.success(ocistream("copy", f"oci-archive:{archive}:{digest}", tmp_path / "out.tar"))
 
@@ -80,6 +82,6 @@ def test_a_platform_of_an_index_is_named_by_the_index(layout: Layout, served: Fa
 
 
 def test_any_other_digest_is_not_called_an_image_id(images: list[Saved], push: Push) -> None:
-    result = push(archive_of(of_docker_25(images)), "--image", f"sha256:{'0' * 64}")
+    result = push(archive_of(of_docker_25(images)), "--image", f"sha256:{'0' * 64}", "-q")
     expect.failure(result, 4, "there is no image", "its images are: docker.io/library/app:1")
     assert "image ID" not in result.err
