@@ -217,7 +217,9 @@ class Server(ThreadingHTTPServer):
     """The listening socket, and the threads of its connections."""
 
     daemon_threads = True
-    request_queue_size = 128
+    # Strangers that connect again as soon as they are cut fill a short queue, and the kernel drops the other clients'
+    # attempts to connect. In a queue of this length each client gets its turn (bounded by net.core.somaxconn).
+    request_queue_size = 2 * limits.MAX_CLIENTS
 
     def __init__(
         self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler]

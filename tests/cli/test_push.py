@@ -105,6 +105,16 @@ def test_an_image_without_a_name_beside_one_with_a_name_is_a_choice(
     expect.no_image(served)
 
 
+def test_the_choice_names_to_only_where_every_image_has_a_full_name(served: FaultyRegistry, layout: Layout) -> None:
+    image, other = small_image(layout), layout.image([b"other"])
+    layout.name(image, "registry.example.com/a:1")
+    layout.name(other, "registry.example.com/b:1")
+    argv = ["push", f"{served.host}/app:1", "-i", str(layout.path)]
+    expect.failure(ocistream(*argv), 2, "choose one with --image, or all with --to: registry.example.com/a:1, ")
+    layout.name(layout.image([b"third"]), "1")
+    expect.failure(ocistream(*argv), 2, "choose one with --image: registry.example.com/a:1, ")
+
+
 def test_nothing_is_sent_where_it_is_clear_early_that_there_is_no_one_image(
     served: FaultyRegistry, layout: Layout
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ocistream import limits
 from tests.cli import expect
 from tests.cli.run import ocistream, started
 from tests.images import Layout, small_image
+from tests.registry_http import get
 from tests.talking import connect, flood
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -35,3 +37,16 @@ def test_a_push_succeeds_while_strangers_hold_every_connection(layout: Layout, t
         push: list[str | Path] = ["push", "-i", layout.path, f"{host}/app:1", "--retries=0"]
         expect.failure(ocistream(*push), 3)
         expect.success(ocistream(*push, env={"OCISTREAM_USERNAME": "ada", **env}))
+
+
+def test_clients_wait_in_a_queue_as_long_as_the_number_of_connections(tmp_path: Path) -> None:
+    with started("serve", tmp_path / "store", "--listen=127.0.0.1:0") as process, contextlib.ExitStack() as stack:
+        assert process.stdout
+        host = process.stdout.readline().decode().strip()
+        # As if it had been busy with others all the time: the kernel alone answers.
+        process.send_signal(signal.SIGSTOP)
+        stack.callback(process.send_signal, signal.SIGCONT)
+        for _ in range(limits.MAX_CLIENTS):
+            stack.enter_context(connect(host))
+        process.send_signal(signal.SIGCONT)
+        assert get(host, "/v2/")[0] == 200

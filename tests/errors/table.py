@@ -365,7 +365,7 @@ FAILURES: Final = [
     Failure("no `-i`, and no pipe", 2, "an archive is expected on stdin, which is a terminal",
             "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)", _from_a_terminal),
     Failure("several images for one name", 2, "there are … images in it",
-            "choose one with --image, or all with --to: …", _several_images),
+            "choose one with --image: …", _several_images),
     Failure("a malformed name", 2, "malformed image name …: … is not a repository",
             "repository names are lower case", _upper_case),
     Failure("a file where an image belongs", 2, "FILE is a file or directory, and no image in a registry",

@@ -81,7 +81,7 @@ class TestImages:
         assert roots_in(graph_of(layout, some_images)) == [named["digest"], nameless["digest"]]
         with pytest.raises(UsageError, match="there are 2 images in it") as caught:
             graph_of(layout, only_image)
-        assert caught.value.hint == f"choose one with --image, or all with --to: v1, {nameless['digest']}"
+        assert caught.value.hint == f"choose one with --image: v1, {nameless['digest']}"
         assert roots_in(graph_of(layout, images_named(["v1"]))) == [named["digest"]]
 
     def test_what_is_a_part_of_the_image_is_not_a_second_one(self, layout: Layout) -> None:

@@ -241,7 +241,7 @@ class TestChoosing:
     def test_an_image_without_a_name_is_a_second_image(self) -> None:
         with pytest.raises(UsageError, match="there are 2 images") as caught:
             only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
-        assert caught.value.hint == f"choose one with --image, or all with --to: r.example/app:1, {OTHER}"
+        assert caught.value.hint == f"choose one with --image: r.example/app:1, {OTHER}"
 
     def test_of_none_there_is_none(self) -> None:
         with pytest.raises(NotFoundError, match="no image"):
