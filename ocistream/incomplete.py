@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.attachments import GONE, NOT_EXPORTED, UNWANTED, Attached, LeftBehind
+from ocistream.attachments import GONE, NOT_EXPORTED, UNWANTED, Attached, LeftBehind, listed
 from ocistream.documents import parse_document
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.graph import Incomplete
@@ -169,8 +169,9 @@ class _Changed:
             subject = document.subject if document is not None else None
             if graph.leaves_referrers:
                 self.left_behind.append(LeftBehind(image.digest, UNWANTED, "attestation", leaf.digest))
-            elif subject is not None and subject.digest == image.digest:
-                self.attached.append(Attached(leaf, image.digest))
+            elif document is not None and subject is not None and subject.digest == image.digest:
+                # Not as the index describes it: a list of referrers has the artifact's type.
+                self.attached.append(Attached(listed(leaf, document), image.digest))
             else:
                 self.left_behind.append(LeftBehind(image.digest, NOT_EXPORTED, "attestation", leaf.digest))
 

@@ -153,6 +153,10 @@ class TestOnePlatform:
                 "instead": made.images["linux/amd64"]["digest"],
             }
         ]
+        # As a list of referrers has it, and not as the index does.
+        (attestation,) = result["referrers"]
+        assert attestation["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
+        assert attestation["kind"] == "attestation"
 
     def test_quiet_says_nothing(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")

@@ -27,7 +27,7 @@ def sync(request: pytest.FixtureRequest, layout: Layout, served: FaultyRegistry,
     plan = tmp_path / "plan.toml"
 
     def run(keys: str, *options: Argument) -> Result:
-        to = target.get(request.param, f"{served.host}/app")
+        to = target.get(request.param, f"{served.host}/app:1")
         plan.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = "{to}"\n{keys}\n')
         return ocistream("sync", plan, *options)
 
