@@ -84,10 +84,22 @@ def results_of(report: Report, label: Callable[[Root], str], to: End | None) -> 
 
     A docker-archive has no manifests: what is told of an image there is the source's digest, under the source's name.
     """
+    pairs = list(zip(report.source.roots, report.graph.roots, strict=True))
     if to is None or to.kind != "docker-archive":
-        return [Result(label(root), root.descriptor.digest) for root in report.graph.roots]
+        # Without a name an image is called by where it comes from, but a new digest exists only where the image goes.
+        return [
+            Result(
+                to.text
+                if to is not None
+                and not (root.name or root.origin)
+                and root.descriptor.digest != source.descriptor.digest
+                else label(root),
+                root.descriptor.digest,
+            )
+            for source, root in pairs
+        ]
     found = []
-    for source, root in zip(report.source.roots, report.graph.roots, strict=True):
+    for source, root in pairs:
         name = root.origin if to.name is not None and root.origin and not root.made else label(root)
         found.append(Result(name, None if root.made else source.descriptor.digest, report.graph.image_id(root)))
     return found
