@@ -64,7 +64,9 @@ def explain_for_sync(error: OcistreamError, source: str) -> None:
 
 
 def _explain_platforms(error: ShortfallError, of: End) -> None:
-    error.what = f"{_named_platforms(error)}{error.what}"
+    if not error.what.startswith(named := _named_platforms(error)):
+        # Once: several destinations may have the same error.
+        error.what = f"{named}{error.what}"
     error.hint = _which_platforms(error.graph, of)
 
 

@@ -46,6 +46,16 @@ def test_a_platform_that_is_missing(index: Descriptor, sync: Sync, layout: Layou
     expect.success(sync('platforms = ["linux/amd64"]', *options))
 
 
+def test_a_platform_that_is_missing_at_two_destinations(index: Descriptor, layout: Layout, tmp_path: Path) -> None:
+    layout.file(layout.read(index["digest"])["manifests"][1]["digest"]).unlink()
+    plan = tmp_path / "plan.toml"
+    to = f'["oci:{tmp_path / "one"}", "oci:{tmp_path / "two"}"]'
+    plan.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = {to}\nplatforms = ["linux/arm64"]\n')
+    result = ocistream("sync", plan)
+    assert result.code == 6
+    assert result.err.count(": app:1 for linux/arm64/v8 is incomplete: ") == 2
+
+
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 def test_a_layer_that_is_missing(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
     image = layout.read(index["digest"])["manifests"][0]
