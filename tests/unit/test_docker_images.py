@@ -38,7 +38,7 @@ from ocistream.shortfall import ShortfallError
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.docker_images import parse_manifest_json
-from ocistream.stores.index import Selection, every_image, images_named, only_image
+from ocistream.stores.index import NoSuchImageError, Selection, every_image, images_named, only_image
 from ocistream.stores.unpacked import sniffed
 from tests import schemas
 from tests.archives import BLOCK, END, Kind, items_of, member, pax_header, small_first, tar_of, with_checksum
@@ -436,7 +436,9 @@ class TestChoosing:
 
     @both
     def test_a_name_that_is_not_there(self, images: list[Saved], how: str, tmp_path: Path) -> None:
-        error = refused(of_docker(images), how, tmp_path, NotFoundError, "nowhere", select=images_named(["nowhere:1"]))
+        error = refused(
+            of_docker(images), how, tmp_path, NoSuchImageError, "nowhere", select=images_named(["nowhere:1"])
+        )
         unnamed = digest_of(json.dumps(plain_manifest(images[2]), separators=(",", ":")).encode())
         assert error.hint is not None
         assert "docker.io/library/app:1, registry.example:5000/team/app:2, " in error.hint
