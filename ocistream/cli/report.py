@@ -86,23 +86,20 @@ def results_of(report: Report, label: Callable[[Root], str], to: End | None) -> 
     """
     pairs = list(zip(report.source.roots, report.graph.roots, strict=True))
     if to is None or to.kind != "docker-archive":
-        # Without a name an image is called by where it comes from, but a new digest exists only where the image goes.
-        return [
-            Result(
-                to.text
-                if to is not None
-                and not (root.name or root.origin)
-                and root.descriptor.digest != source.descriptor.digest
-                else label(root),
-                root.descriptor.digest,
-            )
-            for source, root in pairs
-        ]
+        return [Result(_place(source, root, label, to), root.descriptor.digest) for source, root in pairs]
     found = []
     for source, root in pairs:
         name = root.origin if to.name is not None and root.origin and not root.made else label(root)
         found.append(Result(name, None if root.made else source.descriptor.digest, report.graph.image_id(root)))
     return found
+
+
+def _place(source: Root, root: Root, label: Callable[[Root], str], to: End | None) -> str:
+    """Return what a result is called: an image without a name has a new digest only where it went."""
+    has_new_digest = (
+        to is not None and not (root.name or root.origin) and root.descriptor.digest != source.descriptor.digest
+    )
+    return to.text if to is not None and has_new_digest else label(root)
 
 
 def print_results(results: Iterable[Result]) -> None:

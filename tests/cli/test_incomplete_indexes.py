@@ -316,7 +316,8 @@ class TestOtherCommands:
             which = "linux/amd64, the only platform that the source has of the 3 in the index"
         assert f"ocistream: {NAME}: {which}\n" in result.err
 
-    def test_of_two_platforms_that_are_there_one_is_taken(self, made: Made, tmp_path: Path) -> None:
+    def test_of_two_platforms_that_are_there_one_is_taken(self, layout: Layout, tmp_path: Path) -> None:
+        made = Made(layout, subjects=False)
         made.remove("linux/s390x")
         result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
         expect.success(result)
