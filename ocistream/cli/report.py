@@ -95,11 +95,16 @@ def results_of(report: Report, label: Callable[[Root], str], to: End | None) -> 
 
 
 def _place(source: Root, root: Root, label: Callable[[Root], str], to: End | None) -> str:
-    """Return what a result is called: an image without a name has a new digest only where it went."""
-    has_new_digest = (
-        to is not None and not (root.name or root.origin) and root.descriptor.digest != source.descriptor.digest
-    )
-    return to.text if to is not None and has_new_digest else label(root)
+    """Return what a result is called: without a name, a new digest exists only in the archive or layout it went to."""
+    if (
+        to is None
+        or to.kind == "docker"
+        or root.name
+        or root.origin
+        or root.descriptor.digest == source.descriptor.digest
+    ):
+        return label(root)
+    return to.text
 
 
 def print_results(results: Iterable[Result]) -> None:
