@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import TypeAlias
 
-from ocistream.serve import RefusedError
+from tests.registry import RefusedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A registry that misbehaves as it is told: faults, passwords and tokens as data, and a record of every request.
+"""A registry with faults, passwords and tokens as data, with TLS, and with a record of every request.
 
-`FaultyRegistry` is the embedded registry with a handler that does, to the requests that a `Fault` names, what its
-action says. Everything else is answered as in production. TLS is there too, for clients that want it.
+`FaultyRegistry` is the registry of `tests.registry`. It does to the requests that a `Fault` names what the action says,
+and answers all other requests well.
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from ocistream.limits import MIB
-from ocistream.model import Descriptor
-from ocistream.serve import Answer, Handler, Part, Registry
-from ocistream.serve.repositories import Repositories
-from ocistream.serve.storage import DirectoryStorage
 from tests.actions import (
     Action,
     Drop,
@@ -50,9 +45,9 @@ from tests.actions import (
     too_many_requests,
 )
 from tests.faulty_auth import Auth, Bearer, Denied
+from tests.registry import Answer, Body, Handler, Part, Registry
 
 if TYPE_CHECKING:
-    from ocistream.serve.bodies import SizedBody
     from tests.certificates import Certificate
 
 __all__ = [
@@ -137,7 +132,7 @@ class Request:
     fault: Action | None = None
 
     def __post_init__(self, handler: FaultyHandler) -> None:
-        self._body: SizedBody = handler.body
+        self._body: Body = handler.body
         connection = handler.connection
         self.certificate = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
 
@@ -147,28 +142,8 @@ class Request:
         return self._body.received
 
 
-class Unverified(DirectoryStorage):
-    """Gives out blobs as they are in the directory, as most registries do. Ours would break off a corrupt one."""
-
-    def blob_size(self, digest: str) -> int | None:
-        status = self.blob_status(digest)
-        return None if status is None else status.st_size
-
-    @contextlib.contextmanager
-    def part(self, digest: str) -> Iterator[Part]:
-        with self.open_blob(digest) as file:
-            yield Part(file, 0, os.fstat(file.fileno()).st_size)
-
-
-class WholeIndexes(Repositories):
-    """Gives out indexes as they were pushed, as other registries do. Ours would take away lost platforms."""
-
-    def instead_of(self, index: Descriptor) -> None:
-        del index
-
-
 class FaultyRegistry(Registry):
-    """The embedded registry, with faults; `requests` has every request in the order in which they came."""
+    """A registry with faults; `requests` has every request in the order in which they came."""
 
     def __init__(
         self,
@@ -179,7 +154,7 @@ class FaultyRegistry(Registry):
         client_authority: Certificate | None = None,
         asks_only: bool = False,
         chunk_min_length: int | None = None,
-        receive_buffer: int = MIB,
+        receive_buffer: int = 1 << 20,
         **options: Any,
     ) -> None:
         """Take the options of `Registry`, and what is wrong or special with this one.
@@ -205,10 +180,8 @@ class FaultyRegistry(Registry):
                 # In TLS 1.3 a client has sent its request when it hears of the refusal, if the reset that follows on a
                 # request which nobody reads does not come first.
                 self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
-        kind = type("_Handler", (self.handler_type,), {"chunk_min_length": chunk_min_length})
-        super().__init__(path, handler=kind, **options)
-        self.repositories = WholeIndexes(self.storage)
-        self.storage = Unverified(path)
+        self.chunk_min_length = chunk_min_length
+        super().__init__(path, **options)
 
     @property
     def handler_type(self) -> type[FaultyHandler]:
@@ -321,7 +294,7 @@ class FaultyHandler(Handler):
         return self.action is not None, False
 
     def serve_well(self) -> None:
-        """Answer as in production."""
+        """Answer without a fault."""
         super().dispatch()
 
     def read_body(self, buffer: memoryview) -> int:
@@ -375,7 +348,6 @@ class FaultyHandler(Handler):
             return
         for piece in self._spoiled(pieces_of(body), self.action):
             self.wfile.write(piece)
-            self.sent += len(piece)
 
     def _spoiled(self, pieces: Iterator[bytes], action: Reset | Drop | Stall | Flip | Resize) -> Iterator[bytes]:
         """Give the pieces of a body as the action wants them to arrive."""

@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ocistream.serve import Answer, RefusedError
+from tests.registry import Answer, RefusedError
 
 if TYPE_CHECKING:
     from tests.faults import Request

@@ -94,11 +94,6 @@ class CountingRegistry(FaultyRegistry):
         self.accepted += 1
         return super().admit(connection)
 
-    @property
-    def open_connections(self) -> int:
-        """How many connections are open now."""
-        return len(self._server._connections)  # noqa: SLF001 - nobody but a test wants to know
-
     def hold(self, *contents: bytes) -> list[Descriptor]:
         """Put blobs into the layout, and return their descriptors."""
         found = []

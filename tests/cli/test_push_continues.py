@@ -93,7 +93,7 @@ def _is_layers(request: Request) -> bool:
 def gone(served: FaultyRegistry) -> None:
     """Let the registry go on, and wait until it has noticed that nobody sends any more."""
     served.release()
-    expect.wait_for(lambda: not served._server._connections)  # noqa: SLF001 - nobody but a test wants to know
+    expect.wait_for(lambda: served.open_connections == 0)
 
 
 def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> tuple[int, str]:
@@ -239,7 +239,6 @@ def test_a_session_that_is_gone_is_begun_anew(
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
     served.uploads.close()
-    served.uploads._uploads.clear()  # noqa: SLF001 - as a restart does
     before = received(served)
     expect.success(ocistream(*push(served, source)))
     assert received(served) - before >= LAYER

@@ -9,33 +9,42 @@ from typing import Any, Final
 
 import pytest
 
-from ocistream.serve import Registry
+import tests.registry
+from ocistream import serve
 from tests.conformance.statements import CASES, DATA
-from tests.conformance.world import World, archived, pushed
+from tests.conformance.world import Registry, World, archived, pushed
 from tests.talking import Client
 
 _PROPERTY: Final = "conformance"
 _WORST_FIRST: Final = ("failed", "error", "skipped", "passed")
 
 
-@pytest.fixture(params=["directory", "archive"])
+#: The registries that the cases run against.
+_REGISTRIES: Final[dict[str, type[Registry]]] = {"serve": serve.Registry, "tests": tests.registry.Registry}
+
+
+@pytest.fixture(params=[*_REGISTRIES, "archive"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """Return a registry with what the suite puts into one: pushed into a directory, or lying in an archive."""
+    """Return a registry with the contents of the suite: pushed, or in an archive that `serve` reads."""
     with contextlib.ExitStack() as stack:
-        yield (archived if request.param == "archive" else pushed)(tmp_path, stack)
+        if request.param == "archive":
+            yield archived(tmp_path, stack)
+        else:
+            yield pushed(_REGISTRIES[request.param], tmp_path, stack)
 
 
-@pytest.fixture
-def filled(tmp_path: Path) -> Iterator[World]:
-    """Return a registry over a directory with what the suite puts into one."""
+@pytest.fixture(params=_REGISTRIES)
+def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """Return a registry to which the contents of the suite were pushed."""
     with contextlib.ExitStack() as stack:
-        yield pushed(tmp_path, stack)
+        yield pushed(_REGISTRIES[request.param], tmp_path, stack)
 
 
-@pytest.fixture
-def ask(tmp_path: Path) -> Iterator[Client]:
+@pytest.fixture(params=_REGISTRIES)
+def ask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
     """Return a connection to an empty registry."""
-    with Registry(tmp_path / "served") as registry, Client(registry.host) as client:
+    registry = _REGISTRIES[request.param](tmp_path / "served")
+    with registry, Client(registry.host) as client:
         yield client
 
 

@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
 
-from ocistream.serve import Registry
+from ocistream import serve
 from tests.archives import small_first, tar_of
 from tests.images import Descriptor, Layout, digest_of
 from tests.registry_http import seed
@@ -22,16 +23,36 @@ KIND_A: Final = "application/vnd.example.a"
 KIND_B: Final = "application/vnd.example.b"
 
 
+class Registry(Protocol):
+    """What the cases need of a registry."""
+
+    def __init__(self, path: Path) -> None:
+        """Store everything below `path`."""
+
+    @property
+    def host(self) -> str:
+        """HOST:PORT."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A registry, and what is in it. `missing` is the digest of a manifest that nobody has, with one referrer."""
+    """A registry, and what is in it. `missing` is the digest of a manifest that nobody has, with one referrer.
+
+    Nothing can be changed if it `is_archive`.
+    """
 
     ask: Client
     layout: Layout
     images: list[Descriptor]
     referrers: list[Descriptor]
     missing: str
-    registry: Registry
+    is_archive: bool
 
     def manifest(self, number: int) -> dict[str, Any]:
         """Return the manifest of one of the images."""
@@ -47,27 +68,22 @@ class World:
         """The digest of the layer that both images have."""
         return str(self.manifest(0)["layers"][0]["digest"])
 
-    @property
-    def is_archive(self) -> bool:
-        """Whether nothing can be changed."""
-        return self.registry.read_only
-
 
 def url(kind: str, reference: str, repository: str = REPOSITORY) -> str:
     """Return where a blob, a manifest, or the referrers of one are; or `tags`, or `uploads`."""
     return f"/v2/{repository}/{kind}/{reference}"
 
 
-def pushed(folder: Path, stack: contextlib.ExitStack) -> World:
-    """Push everything to a registry over a directory."""
+def pushed(start: type[Registry], folder: Path, stack: contextlib.ExitStack) -> World:
+    """Start a registry and push everything to it."""
     layout, images, referrers, missing = _made(folder)
-    registry = stack.enter_context(Registry(folder / "served"))
+    registry = stack.enter_context(start(folder / "served"))
     for image, tags in ((images[0], TAGS[:1]), (images[1], TAGS[1:])):
         for tag in tags:
             seed(layout, image, registry.host, REPOSITORY, tag)
     for referrer in referrers:
         seed(layout, referrer, registry.host, REPOSITORY)
-    return World(stack.enter_context(Client(registry.host)), layout, images, referrers, missing, registry)
+    return World(stack.enter_context(Client(registry.host)), layout, images, referrers, missing, is_archive=False)
 
 
 def archived(folder: Path, stack: contextlib.ExitStack) -> World:
@@ -80,8 +96,8 @@ def archived(folder: Path, stack: contextlib.ExitStack) -> World:
     (layout.path / "index.json").write_text(json.dumps(index))
     path = folder / "app.tar"
     path.write_bytes(tar_of(small_first(layout)))
-    registry = stack.enter_context(Registry(path))
-    return World(stack.enter_context(Client(registry.host)), layout, images, referrers, missing, registry)
+    registry = stack.enter_context(serve.Registry(path))
+    return World(stack.enter_context(Client(registry.host)), layout, images, referrers, missing, is_archive=True)
 
 
 def _made(folder: Path) -> tuple[Layout, list[Descriptor], list[Descriptor], str]:

@@ -30,7 +30,6 @@ from ocistream.interfaces import Blob, Sink, Source
 from ocistream.model import Descriptor
 from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.reference import Reference, parse_reference
-from ocistream.serve import Registry
 from ocistream.stores import Want
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
@@ -46,10 +45,10 @@ from ocistream.stream import Chunk
 from tests import registry_http
 from tests.archives import END, blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docker, plain_manifest, saved
-from tests.faults import Unverified, WholeIndexes
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of
 from tests.network import QuickTransport
+from tests.registry import Registry
 from tests.volumes import TEMPLATE, Cut, read_volumes
 
 REPOSITORY = "made/app"
@@ -348,7 +347,7 @@ class IndexLastPipeStore(PipeStore):
 
 
 class RegistryStore(Store):
-    """The embedded registry, spoken to over a real socket."""
+    """A registry, over a real socket."""
 
     is_remote: ClassVar[bool] = True
 
@@ -356,8 +355,6 @@ class RegistryStore(Store):
         super().__init__(folder)
         self._path = folder / "registry"
         self._registry = self._stack.enter_context(Registry(self._path))
-        self._registry.repositories = WholeIndexes(self._registry.storage)
-        self._registry.storage = Unverified(self._path)
         self._transport = self._stack.enter_context(QuickTransport())
 
     def fill(self, layout: Layout) -> None:

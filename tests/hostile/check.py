@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ocistream.serve import Registry
 from tests.cli.run import Result, command, run_measured
 from tests.hostile.pieces import MIB, Hostile
+from tests.registry import Registry
 
 #: What the project promises of any run, in bytes.
 BUDGET: Final = 48 * MIB

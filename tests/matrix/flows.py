@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ocistream.limits import MIB
-from ocistream.serve import Answer
 from tests.certificates import Certificate, make_certificate
 from tests.faults import FaultyHandler, FaultyRegistry, Request
 from tests.faulty_auth import Bearer
@@ -23,6 +22,7 @@ from tests.images import Layout, tar_layer
 from tests.matrix.steps import At, Contents, Step
 from tests.matrix.troubles import Led, Means, NotApplicable, Trouble
 from tests.network import RawServer
+from tests.registry import Answer
 from tests.runner import Result, ocistream
 
 #: More than what waits in the kernels on both sides, so that a body has a middle.

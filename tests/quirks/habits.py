@@ -12,10 +12,10 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any, Final, Literal
 
-from ocistream.serve import Answer
 from tests.faults import pieces_of
 from tests.quirks.registry import Inward, Outward, Quirk, QuirkyHandler, changed, refused, relocating
 from tests.quirks.uploading import SIGNATURE
+from tests.registry import Answer
 
 _BLOB: Final = re.compile(r"/v2/.+/blobs/sha[0-9]+:[0-9a-f]+\Z")
 

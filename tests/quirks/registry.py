@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ocistream.serve import Answer, RefusedError
 from tests.faults import Action, Fault, FaultyHandler, FaultyRegistry
+from tests.registry import Answer, RefusedError
 
 _PIECE = 1 << 16
 #: An upload as the embedded registry calls it: its repository and its identifier.

@@ -210,7 +210,7 @@ def test_they_arrive_at_a_registry_with_the_quirks_of(
     login = {"OCISTREAM_DEST_USERNAME": USER, "OCISTREAM_DEST_PASSWORD": PASSWORD} if guard else {}
     move("copy", source, target, tmp_path, **login)
     # What is there is looked for past the quirks and the passwords, in the layout below.
-    names = {entry.annotations.get("org.opencontainers.image.ref.name") for entry in target.layout.entries()}
+    names = {entry.get("annotations", {}).get("org.opencontainers.image.ref.name") for entry in target.layout.entries()}
     assert {"v1", *signed.tagged} <= names
     held = {path.name for path in (target.layout.path / "blobs/sha256").iterdir()}
     assert {entry["digest"][7:] for entry in signed.referring} <= held

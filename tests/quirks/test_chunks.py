@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from ocistream.serve import Answer
 from tests.cli import expect
 from tests.cli.run import Result, ocistream
 from tests.faults import Fault, Request, StopReading, refusal
@@ -23,6 +22,7 @@ from tests.quirks.moving import WAYS, How, Mover
 from tests.quirks.pieces import MIB, is_stored, layer_of, one_layer, upload_of
 from tests.quirks.registry import Quirk, QuirkyHandler, QuirkyRegistry, changed, refused
 from tests.quirks.statements import quirk
+from tests.registry import Answer
 from tests.registry_http import manifest_digest, seed
 
 Start = Callable[..., QuirkyRegistry]

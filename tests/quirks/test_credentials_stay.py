@@ -13,7 +13,6 @@ from typing import Any, Final
 import pytest
 
 from ocistream.errors import FinalNetworkError, OcistreamError
-from ocistream.serve import Answer
 from tests.certificates import Certificate
 from tests.cli.run import ocistream
 from tests.faults import Fault, Header, redirect, refusal
@@ -38,6 +37,7 @@ from tests.quirks.shown import (
 )
 from tests.quirks.statements import quirk
 from tests.quirks.uploading import UPLOADS_ELSEWHERE
+from tests.registry import Answer
 from tests.registry_http import seed
 
 Start = Callable[..., QuirkyRegistry]

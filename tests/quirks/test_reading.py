@@ -10,7 +10,6 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import AuthenticationError, IntegrityError, NetworkError, NotFoundError
-from ocistream.serve import Answer
 from tests.archives import check_blobs, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import ocistream
@@ -21,6 +20,7 @@ from tests.quirks.moving import WAYS, How, Mover
 from tests.quirks.pieces import LAYER, config_of, layer_of
 from tests.quirks.registry import Quirk, QuirkyRegistry, changed
 from tests.quirks.statements import quirk
+from tests.registry import Answer
 from tests.registry_http import seed
 
 Start = Callable[..., QuirkyRegistry]

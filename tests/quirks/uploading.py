@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from ocistream.serve import Answer
 from tests.faulty_auth import Bearer
 from tests.quirks.registry import UPLOAD, Outward, Quirk, QuirkyHandler, changed, refused, relocating
+from tests.registry import Answer
 
 _OUR_PREFIX: Final = re.compile(r"/artifacts-uploads/namespaces/p/repositories/(.+)/uploads/([0-9a-f-]{36})")
 #: What a signature in a query may look like: it is another one when it is encoded again.

@@ -755,4 +755,4 @@ class TestDigestsByAnotherAlgorithm:
         assert caught.value.exit_code == 8
         assert caught.value.hint
         assert order(registry) == [f"app/{image['digest']}"]
-        assert registry.repositories.names() == []
+        assert registry.layout.repositories() == []

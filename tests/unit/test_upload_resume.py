@@ -11,9 +11,9 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
 from ocistream.ladder import Ladder
 from ocistream.rungs import CHUNK, PUT, Rung
-from ocistream.serve.uploads import Upload
 from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
 from tests.network import QUICK, CountingRegistry, QuickTransport
+from tests.registry.storage import Upload
 from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
 
 KIB = 1024
