@@ -10,14 +10,10 @@ import pytest
 
 from ocistream.serve import AccessEntry, Registry
 from tests.debian_image import DebianImage
-from tests.faults import Action, Drop, Fault, FaultyRegistry, Flip, Reset, StopReading
-from tests.faulty_auth import Basic, Bearer
 from tests.images import DOCKER_LIST, Layout, small_image, two_platforms
 from tests.peers import Dockerd, Tools
 from tests.registry_http import manifest_digest, seed, tags
 from tests.schemas import validate_layout
-
-MIB = 1 << 20
 
 
 @pytest.fixture
@@ -158,58 +154,6 @@ class TestDocker:
             done = docker_daemon.docker("push", f"{registry.host}/copy:v1", check=False)
         assert done.returncode != 0
         assert "not possible here" in done.stderr
-
-
-class TestFaults:
-    """The faults mean something to real clients too."""
-
-    @pytest.mark.parametrize(
-        ("action", "said"), [(Drop(MIB), "unexpected EOF"), (Flip(5), "did not match"), (Reset(MIB), "reset")]
-    )
-    def test_skopeo_sees_a_download_that_is_cut_or_wrong(
-        self, tools: Tools, layout: Layout, tmp_path: Path, action: Action, said: str
-    ) -> None:
-        image = layout.image([2 * MIB])
-        layer = layout.read(image["digest"])["layers"][0]["digest"]
-        with FaultyRegistry(tmp_path / "served") as registry:
-            seed(layout, image, registry.host, "app", "v1")
-            # Later versions go on by themselves where it broke.
-            registry.faults.append(Fault(action, method="GET", path=layer, times=None))
-            copy = ("skopeo", "copy", f"docker://{registry.host}/app:v1")
-            done = tools.run(*copy, f"oci:{tmp_path / 'back'}:v1", check=False)
-            assert done.returncode != 0
-            assert said in done.stderr
-
-    def test_docker_tries_an_upload_again_that_broke(
-        self, docker_daemon: Dockerd, layout: Layout, tmp_path: Path
-    ) -> None:
-        with FaultyRegistry(tmp_path / "served") as registry:
-            seed(layout, layout.image([MIB]), registry.host, "app", "v1")
-            docker_daemon.docker("pull", f"{registry.host}/app:v1")
-            docker_daemon.docker("tag", f"{registry.host}/app:v1", f"{registry.host}/copy:v1")
-            for path in (registry.layout.path / "blobs/sha256").iterdir():
-                path.unlink()
-            registry.faults.append(Fault(StopReading(1000), method="PATCH"))
-            docker_daemon.docker("push", f"{registry.host}/copy:v1")
-            assert tags(registry.host, "copy") == ["v1"]
-            assert registry.asked("PATCH")[0].status is None
-
-    def test_skopeo_shows_a_password(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        with FaultyRegistry(tmp_path / "served", auth=Basic("ada", "lovelace")) as registry:
-            copy = ("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/app:v1")
-            assert tools.run(*copy, check=False).returncode != 0
-            tools.run(*copy, "--dest-creds=ada:lovelace")
-
-    def test_skopeo_gets_tokens(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        auth = Bearer({"ada": "lovelace"}, anonymous=("pull",))
-        with FaultyRegistry(tmp_path / "served", auth=auth) as registry:
-            copy = ("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/app:v1")
-            assert tools.run(*copy, check=False).returncode != 0
-            tools.run(*copy, "--dest-creds=ada:lovelace")
-            tools.run("skopeo", "inspect", f"docker://{registry.host}/app:v1")
-        assert {request.user for request in auth.requests} == {None, "ada"}
 
 
 def test_umoci_unpacks_what_was_pushed(served: Registry, tools: Tools, layout: Layout, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""The registry of the tests shares no code with the product, and `serve` is used only where it is the subject."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+TESTS: Final = Path(__file__).parents[1]
+#: What a registry with faults or quirks is made of.
+APART: Final = (
+    "registry/*.py",
+    "actions.py",
+    "faults.py",
+    "faulty_auth.py",
+    "quirks/registry.py",
+    "quirks/registries.py",
+    "quirks/habits.py",
+    "quirks/uploading.py",
+)
+#: Where `ocistream serve` is the subject.
+OF_SERVE: Final = (
+    "conformance/",
+    "fuzz/targets/registries.py",
+    "interop/test_copy.py",
+    "interop/test_serve",
+    "serve/",
+    "unit/",
+)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Return the modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{path}: relative imports are not understood here"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_a_registry_of_the_tests_is_made_without_the_product() -> None:
+    files = [path for pattern in APART for path in TESTS.glob(pattern)]
+    assert len(files) > len(APART)
+    assert [(path.name, name) for path in files for name in imported(path) if name.startswith("ocistream")] == []
+
+
+def test_the_registry_itself_is_made_of_the_standard_library() -> None:
+    known = {"tests", *sys.stdlib_module_names}
+    for path in (TESTS / "registry").glob("*.py"):
+        assert {name.partition(".")[0] for name in imported(path)} <= known
+        assert [name for name in imported(path) if name.startswith("tests.") and "tests.registry" not in name] == []
+
+
+def test_serve_stands_in_for_no_registry() -> None:
+    users = {
+        str(path.relative_to(TESTS))
+        for path in TESTS.rglob("*.py")
+        if any(name.startswith("ocistream.serve") for name in imported(path))
+    }
+    assert [user for user in sorted(users) if not user.startswith(OF_SERVE)] == []
