@@ -22,7 +22,7 @@ def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts an embedded registry; its arguments are those of `FaultyRegistry`."""
+    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
     with contextlib.ExitStack() as stack:
         started: list[FaultyRegistry] = []
 
@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
 
 @pytest.fixture
 def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
-    """Return an empty embedded registry that is open to all."""
+    """Return an empty registry that is open to all."""
     return start()
 
 

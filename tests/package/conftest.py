@@ -66,7 +66,7 @@ def zipapp(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts an embedded registry; its arguments are those of `FaultyRegistry`."""
+    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
     started: list[FaultyRegistry] = []
 
     def start_one(**options: Any) -> FaultyRegistry:

@@ -18,7 +18,7 @@ from tests.faults import Action, Fault, FaultyHandler, FaultyRegistry
 from tests.registry import Answer, RefusedError
 
 _PIECE = 1 << 16
-#: An upload as the embedded registry calls it: its repository and its identifier.
+#: The path of an upload session: its repository and its identifier.
 UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/([0-9a-f-]{36})")
 
 

@@ -209,7 +209,7 @@ class Handler(Exchange):
     # Blobs and uploads ---------------------------------------------------------------------------------------------
 
     def _get_blob(self, repository: str, digest: str) -> None:
-        if not self.layout.exists(repository, digest):
+        if not self.layout.has_blob(repository, digest):
             raise _no_blob()
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         with self.layout.blob_path(digest).open("rb") as file:
@@ -221,16 +221,14 @@ class Handler(Exchange):
             self.answer(Answer(206 if found else 200, headers, Part(file, start, count)))
 
     def _delete_blob(self, repository: str, digest: str) -> None:
-        if not self.layout.exists(repository, digest):
+        if not self.layout.has_blob(repository, digest):
             raise _no_blob()
         self.layout.delete_blob(digest, repository)
         self.answer(Answer(202))
 
     def _begin(self, repository: str) -> None:
         mounted, digest, source = self.parameter("mount"), self.parameter("digest"), self.parameter("from")
-        if _DIGEST.fullmatch(mounted) and (
-            self.layout.exists(source, mounted) if source else self.layout.exists_anywhere(mounted)
-        ):
+        if _DIGEST.fullmatch(mounted) and self.layout.has_blob(source or None, mounted):
             self.layout.add(repository, mounted)
             self._answer_created(repository, mounted)
             return

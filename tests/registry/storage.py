@@ -63,9 +63,10 @@ class Contents:
         """Say whether a repository shows a blob or manifest."""
         return repository in self._shown.get(digest, {repository}) and self.blob_path(digest).exists()
 
-    def exists_anywhere(self, digest: str) -> bool:
-        """Say whether any repository shows a blob."""
-        return bool(_DIGEST.fullmatch(digest)) and self.blob_path(digest).exists()
+    def has_blob(self, repository: str | None, digest: str) -> bool:
+        """Say whether a repository shows a blob that is not a manifest; None stands for any repository."""
+        shown = self.blob_path(digest).exists() if repository is None else self.exists(repository, digest)
+        return shown and digest not in self._types
 
     def add(self, repository: str, digest: str, file: Path | None = None) -> None:
         """Show a blob in a repository; `file`, if given, becomes the blob."""

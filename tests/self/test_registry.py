@@ -73,6 +73,7 @@ def test_a_manifest_exists_where_it_was_pushed(ask: Client, registry: Registry, 
     image = small_image(layout)
     seed(layout, image, registry.host, "app", "1")
     assert ask("GET", f"/v2/app/manifests/{image['digest']}").status == 200
+    assert ask("GET", f"/v2/app/blobs/{image['digest']}").status == 404
     assert ask("GET", f"/v2/other/manifests/{image['digest']}").status == 404
     raw = layout.file(image["digest"]).read_bytes()
     answer = ask("PUT", "/v2/other/manifests/1", raw, {"Content-Type": OCI_MANIFEST})

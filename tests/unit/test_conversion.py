@@ -35,7 +35,6 @@ from ocistream.graph import Root
 from ocistream.interfaces import Blob, Sink, Source
 from ocistream.layers import looks_like_layer
 from ocistream.reference import Reference, parse_reference
-from ocistream.serve import Registry
 from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.layout import LayoutSink, LayoutSource
@@ -63,6 +62,7 @@ from tests.images import (
 )
 from tests.network import CountingRegistry, QuickTransport
 from tests.observers import Watch
+from tests.registry import Registry
 
 MIB: Final = limits.MIB
 TAR: Final = tar_layer({"a": b"content " * 500}, compression="")

@@ -24,7 +24,6 @@ from ocistream.interfaces import Blob
 from ocistream.model import Descriptor, parse_platform
 from ocistream.platforms import PlatformChoice
 from ocistream.reference import parse_reference
-from ocistream.serve import Registry
 from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
@@ -37,6 +36,7 @@ from tests.archives import files_in, items_of, tar_of
 from tests.contract.shapes import parts_of
 from tests.images import Layout, small_image, two_platforms
 from tests.observers import Watch
+from tests.registry import Registry
 
 
 class TestParsing:
