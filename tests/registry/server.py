@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import hashlib
 import json
+import os
 import re
 import socket
 import socketserver
@@ -213,7 +214,7 @@ class Handler(Exchange):
             raise _no_blob()
         headers = {"Content-Type": "application/octet-stream", "Docker-Content-Digest": digest}
         with self.layout.blob_path(digest).open("rb") as file:
-            size = file.seek(0, 2)
+            size = os.fstat(file.fileno()).st_size
             found = requested_range(self.headers.get("Range") if self.command == "GET" else None, size)
             start, count = found or (0, size)
             if found:
