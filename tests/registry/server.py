@@ -153,7 +153,10 @@ class _Server(ThreadingHTTPServer):
 
 
 class Handler(Exchange):
-    """Serves one connection of a `Registry`: the endpoints of the distribution-spec."""
+    """Serves one connection of a `Registry`: the endpoints of the distribution-spec.
+
+    No header tells which registry it is (Server, Docker-Distribution-Api-Version), so clients use their defaults.
+    """
 
     #: What each endpoint can do, by method. HEAD is a GET whose body is not sent.
     _methods: ClassVar[Mapping[str, Mapping[str, str]]] = {
@@ -176,10 +179,6 @@ class Handler(Exchange):
     def layout(self) -> Contents:
         """What the registry stores."""
         return self.registry.layout
-
-    def write_head(self, answer: Answer) -> None:
-        headers = {"Docker-Distribution-Api-Version": "registry/2.0", **answer.headers}
-        super().write_head(Answer(answer.status, headers, answer.body))
 
     def dispatch(self) -> None:
         segments, self.parameters = self.target()
