@@ -35,8 +35,9 @@ def test_skopeo_pushes_mounts_lists_pulls_and_deletes(
     assert {request.status for request in registry.asked("PUT")} == {201}
     registry.requests.clear()
     tools.run(*copy, app, copied)
-    assert registry.asked("PATCH") == []
-    assert {request.status for request in registry.asked("POST", "mount=")} == {201}
+    # It mounts layers only: the configs of both platforms are uploaded again.
+    assert [request.status for request in registry.asked("POST", "mount=")] == [201] * 3
+    assert len(registry.asked("PATCH")) == 2
     tools.run(*copy, copied, f"dir:{tmp_path / 'back'}")
     assert (tmp_path / "back/manifest.json").read_bytes() == layout.file(index["digest"]).read_bytes()
     tools.run("skopeo", "copy", "--all", copied, f"docker://{registry.host}/copy:other")
