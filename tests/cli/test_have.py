@@ -169,8 +169,6 @@ class TestRegistries:
         seed(layout, small_image(layout), served.host, "base", "1")
         asked = "\n".join(everything(layout)).encode()
         line = ("have", "--among", "-", f"{served.host}/app", "--mount-from")
-        # The embedded registry is flat: that `app` has nothing is what others would say.
-        served.faults.append(Fault(refusal(404, "BLOB_UNKNOWN"), path="/v2/app/(blobs|manifests)/", times=None))
         assert listed(ocistream(*line, "base", stdin=asked), f"{served.host}/app") == everything(layout)
         assert listed(ocistream(*line, "other", stdin=b"# digests 0\n"), f"{served.host}/app") == set()
         expect.failure(ocistream("have", f"{served.host}/app", "--mount-from", "base"), 2, "--among")
@@ -178,9 +176,6 @@ class TestRegistries:
     def test_what_is_asked_for_may_be_a_manifest(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout)
         seed(layout, image, served.host, "app", "v1")
-        # The embedded registry gives manifests as blobs too; others do not.
-        path = f"/blobs/{image['digest']}"
-        served.faults.append(Fault(refusal(404, "BLOB_UNKNOWN"), path=path, times=None))
         asked = "\n".join(everything(layout)).encode()
         result = ocistream("have", "--among", "-", f"{served.host}/app", stdin=asked)
         assert listed(result, f"{served.host}/app") == everything(layout)
