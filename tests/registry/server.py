@@ -229,7 +229,7 @@ class Handler(Exchange):
     def _begin(self, repository: str) -> None:
         mounted, digest, source = self.parameter("mount"), self.parameter("digest"), self.parameter("from")
         if _DIGEST.fullmatch(mounted) and self.layout.has_blob(source or None, mounted):
-            self.layout.add(repository, mounted)
+            self.layout.add_blob(repository, mounted)
             self._answer_created(repository, mounted)
             return
         if digest:
@@ -345,7 +345,7 @@ class Handler(Exchange):
         children = [*(document.get("manifests") or []), document.get("config"), *(document.get("layers") or [])]
         digests = [child.get("digest", "") for child in children if child and not child.get("urls")]
         absent = [
-            digest for digest in digests if not (_DIGEST.fullmatch(digest) and self.layout.exists(repository, digest))
+            digest for digest in digests if not (_DIGEST.fullmatch(digest) and self.layout.has(repository, digest))
         ]
         if absent:
             details = [{"digest": digest} for digest in dict.fromkeys(absent)]

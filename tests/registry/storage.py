@@ -41,8 +41,9 @@ class Contents:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
-        #: The repositories that show what was pushed, by digest.
-        self._shown: dict[str, set[str]] = {}
+        #: The repositories to which a blob, and to which a manifest, was pushed or mounted, by digest.
+        self._blobs: dict[str, set[str]] = {}
+        self._manifests: dict[str, set[str]] = {}
         #: The media type of each manifest that was pushed, by digest.
         self._types: dict[str, str] = {}
         self.create()
@@ -59,33 +60,53 @@ class Contents:
         algorithm, _, encoded = digest.partition(":")
         return self.path / "blobs" / algorithm / encoded
 
-    def exists(self, repository: str, digest: str) -> bool:
-        """Say whether a repository shows a blob or manifest."""
-        return repository in self._shown.get(digest, {repository}) and self.blob_path(digest).exists()
-
     def has_blob(self, repository: str | None, digest: str) -> bool:
-        """Say whether a repository shows a blob that is not a manifest; None stands for any repository."""
-        shown = self.blob_path(digest).exists() if repository is None else self.exists(repository, digest)
-        return shown and digest not in self._types
+        """Say whether a repository has a blob; None stands for any repository."""
+        return self._has(self._blobs, repository, digest)
 
-    def add(self, repository: str, digest: str, file: Path | None = None) -> None:
+    def has_manifest(self, repository: str, digest: str) -> bool:
+        """Say whether a repository has a manifest."""
+        return self._has(self._manifests, repository, digest)
+
+    def has(self, repository: str, digest: str) -> bool:
+        """Say whether a repository has a blob or a manifest. An index may list both, as build caches do."""
+        return self.has_manifest(repository, digest) or self.has_blob(repository, digest)
+
+    def add_blob(self, repository: str, digest: str, file: Path | None = None) -> None:
         """Show a blob in a repository; `file`, if given, becomes the blob."""
-        path = self.blob_path(digest)
         with self._lock:
-            if digest in self._shown or not path.exists():
-                self._shown.setdefault(digest, set()).add(repository)
+            self._add(self._blobs, repository, digest)
             if file is not None:
-                path.parent.mkdir(exist_ok=True)
-                file.replace(path)
+                self.blob_path(digest).parent.mkdir(exist_ok=True)
+                file.replace(self.blob_path(digest))
 
     def delete_blob(self, digest: str, repository: str | None = None) -> None:
         """Delete a blob, from one repository or from all of them."""
         with self._lock:
-            others = self._shown.pop(digest, set()) - {repository}
-            if others and repository is not None:
-                self._shown[digest] = others
-            else:
-                self.blob_path(digest).unlink(missing_ok=True)
+            if repository is None:
+                self._blobs.pop(digest, None)
+                self._manifests.pop(digest, None)
+            self._delete(self._blobs, repository, digest)
+
+    def _is_known(self, digest: str) -> bool:
+        return digest in self._blobs or digest in self._manifests
+
+    def _has(self, shown: Mapping[str, set[str]], repository: str | None, digest: str) -> bool:
+        there = shown.get(digest, set())
+        is_shown = repository in there or (repository is None and there) or not self._is_known(digest)
+        return bool(is_shown) and self.blob_path(digest).exists()
+
+    def _add(self, shown: dict[str, set[str]], repository: str, digest: str) -> None:
+        # What was in the directory before stays visible in all repositories.
+        if self._is_known(digest) or not self.blob_path(digest).exists():
+            shown.setdefault(digest, set()).add(repository)
+
+    def _delete(self, shown: dict[str, set[str]], repository: str | None, digest: str) -> None:
+        left = shown.pop(digest, set()) - {repository}
+        if left:
+            shown[digest] = left
+        elif not self._is_known(digest):
+            self.blob_path(digest).unlink(missing_ok=True)
 
     # Manifests and tags ------------------------------------------------------------------------------------------
 
@@ -109,7 +130,7 @@ class Contents:
         if not _DIGEST.fullmatch(reference):
             entry = self.tags(repository).get(reference, {})
         digest = entry.get("digest", "")
-        if not digest or (digest == reference and not self.exists(repository, digest)):
+        if not digest or (digest == reference and not self.has_manifest(repository, digest)):
             return None
         with contextlib.suppress(FileNotFoundError):
             raw = self.blob_path(digest).read_bytes()
@@ -121,7 +142,7 @@ class Contents:
         """Store a manifest; `names` is the full name for each tag."""
         descriptor = {"mediaType": media_type, "digest": digest, "size": len(raw)}
         with self._lock:
-            self.add(repository, digest)
+            self._add(self._manifests, repository, digest)
             path = self.blob_path(digest)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(raw)
@@ -159,14 +180,13 @@ class Contents:
                     kept.append(entry)
             self._write(kept)
             if not any(entry["digest"] == digest for entry in kept):
-                self._types.pop(digest, None)
-                self.delete_blob(digest, repository)
+                self._delete(self._manifests, repository, digest)
 
     def referrers(self, repository: str, subject: str) -> list[Entry]:
         """Return the descriptors of the manifests of a repository that have this subject."""
         found = []
         for digest, media_type in self._known().items():
-            if not self.exists(repository, digest):
+            if not self.has_manifest(repository, digest):
                 continue
             raw = self.blob_path(digest).read_bytes()
             document = _parsed(raw)
@@ -308,7 +328,7 @@ class Uploads:
         try:
             if upload.digest(digest.partition(":")[0]) != digest:
                 raise RefusedError(400, "DIGEST_INVALID", "the bytes have another digest")
-            self._contents.add(upload.repository, digest, upload.path)
+            self._contents.add_blob(upload.repository, digest, upload.path)
         finally:
             self.discard(upload)
 

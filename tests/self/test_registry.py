@@ -76,6 +76,9 @@ def test_a_manifest_exists_where_it_was_pushed(ask: Client, registry: Registry, 
     assert ask("GET", f"/v2/app/blobs/{image['digest']}").status == 404
     assert ask("GET", f"/v2/other/manifests/{image['digest']}").status == 404
     raw = layout.file(image["digest"]).read_bytes()
+    assert ask.upload(raw, "other") == image["digest"]
+    assert ask("GET", f"/v2/other/blobs/{image['digest']}").body == raw
+    assert ask("GET", f"/v2/other/manifests/{image['digest']}").status == 404
     answer = ask("PUT", "/v2/other/manifests/1", raw, {"Content-Type": OCI_MANIFEST})
     assert (answer.status, set(answer.codes)) == (400, {"MANIFEST_BLOB_UNKNOWN"})
     assert len(answer.json()["errors"]) == 3
