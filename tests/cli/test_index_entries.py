@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ocistream import serve
 from tests import containerd_rule
 from tests.archives import files_in, index_in, tar_of
 from tests.cli import expect
@@ -26,15 +27,20 @@ from tests.signed import Signed, signed
 SUBJECT = containerd_rule.SUBJECT
 
 
+def push_signed(layout: Layout, host: str) -> Signed:
+    """Push an image with a signature, an SBOM, an attestation and cosign's signature."""
+    made = signed(layout)
+    seed(layout, made.image, host, "app", "1")
+    for referrer in made.referrers:
+        seed(layout, referrer, host, "app")
+    seed(layout, made.cosign, host, "app", made.cosign_tag)
+    return made
+
+
 @pytest.fixture
 def found(layout: Layout, served: FaultyRegistry) -> Signed:
-    """Return an image in a registry, with a signature, an SBOM, an attestation and cosign's signature."""
-    made = signed(layout)
-    seed(layout, made.image, served.host, "app", "1")
-    for referrer in made.referrers:
-        seed(layout, referrer, served.host, "app")
-    seed(layout, made.cosign, served.host, "app", made.cosign_tag)
-    return made
+    """Return an image and its referrers in a registry."""
+    return push_signed(layout, served.host)
 
 
 @pytest.fixture
@@ -102,8 +108,10 @@ class TestImagesAlone:
 
 
 class TestServedDirectory:
-    def test_what_is_pushed_and_refers_to_an_image_is_no_image(self, found: Signed, served: FaultyRegistry) -> None:
-        entries = json.loads((served.layout.path / "index.json").read_bytes())["manifests"]
+    def test_what_is_pushed_and_refers_to_an_image_is_no_image(self, layout: Layout, tmp_path: Path) -> None:
+        with serve.Registry(tmp_path / "store") as registry:
+            found = push_signed(layout, registry.host)
+        entries = expect.index_of(tmp_path / "store")
         assert [digest for _, digest in containerd_rule.images_of(entries)] == [found.image["digest"]]
         assert {entry["digest"]: entry["annotations"].get(SUBJECT) for entry in entries} == {
             found.image["digest"]: None,

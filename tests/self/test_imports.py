@@ -22,6 +22,7 @@ APART: Final = (
 )
 #: Where `ocistream serve` is the subject.
 OF_SERVE: Final = (
+    "cli/test_index_entries.py",
     "conformance/",
     "fuzz/targets/registries.py",
     "interop/test_copy.py",
