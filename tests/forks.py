@@ -84,6 +84,9 @@ class Fork:
 
         After the last news, `code` is set: negative for a signal.
         """
+        if self.code is not None:
+            # The last news came together with the first.
+            return False
         got = self._answers.recv(1 << 16)
         if not got:
             raise EOFError("the process that forks has ended")
