@@ -400,7 +400,8 @@ class Handler(Exchange):
         end = start + min(limit, int(stated or limit))
         headers = dict(headers)
         if start < end < len(entries):
-            again = {**{name: values[0] for name, values in self.parameters.items()}, "last": keys[end - 1]}
+            again = {name: values[0] for name, values in self.parameters.items() if name != "last"}
+            again["last"] = keys[end - 1]
             headers["Link"] = f'<{path}?{urllib.parse.urlencode(again)}>; rel="next"'
         self.answer(Answer(200, headers, json.dumps({**around, member: entries[start:end]}).encode()))
 
