@@ -343,7 +343,7 @@ class Handler(Exchange):
 
     def _check_children(self, repository: str, document: Mapping[str, Any]) -> None:
         children = [*(document.get("manifests") or []), document.get("config"), *(document.get("layers") or [])]
-        digests = [child.get("digest", "") for child in children if child and not child.get("urls")]
+        digests = [child.get("digest", "") for child in children if child and not _is_elsewhere(child)]
         absent = [
             digest for digest in digests if not (_DIGEST.fullmatch(digest) and self.layout.has(repository, digest))
         ]
@@ -404,6 +404,11 @@ class Handler(Exchange):
             again["last"] = keys[end - 1]
             headers["Link"] = f'<{path}?{urllib.parse.urlencode(again)}>; rel="next"'
         self.answer(Answer(200, headers, json.dumps({**around, member: entries[start:end]}).encode()))
+
+
+def _is_elsewhere(child: Mapping[str, Any]) -> bool:
+    """Say whether a registry need not have a blob: it has `urls`, or its media type says so."""
+    return bool(child.get("urls")) or bool(re.search("nondistributable|foreign", child.get("mediaType", "")))
 
 
 def _check_digest(text: str) -> str:
