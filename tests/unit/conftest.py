@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need nothing but Python: the embedded registry, and a plain connection to it."""
+"""Fixtures of the tests that need nothing but Python: registries with faults, and clients that do not sleep."""
 
 from __future__ import annotations
 
@@ -9,30 +9,8 @@ from typing import Any
 
 import pytest
 
-from ocistream.serve import AccessEntry, Registry
 from tests.faults import FaultyHandler
 from tests.network import CountingRegistry, QuickTransport
-from tests.talking import Client
-
-
-@pytest.fixture
-def access_log() -> list[AccessEntry]:
-    """Return the log of `served`, to be read when its requests are over."""
-    return []
-
-
-@pytest.fixture
-def served(tmp_path: Path, access_log: list[AccessEntry]) -> Iterator[Registry]:
-    """Return an embedded registry over an empty layout."""
-    with Registry(tmp_path / "served", log=access_log.append) as registry:
-        yield registry
-
-
-@pytest.fixture
-def ask(served: Registry) -> Iterator[Client]:
-    """Return a connection to `served`."""
-    with Client(served.host) as client:
-        yield client
 
 
 @pytest.fixture

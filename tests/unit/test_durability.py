@@ -23,8 +23,8 @@ from ocistream.stores.outputs import file_output
 from ocistream.stores.volume_archive import VolumesSink
 from ocistream.transfer import copy
 from tests.images import Layer, Layout, tar_layer
+from tests.pushing import image
 from tests.talking import Client
-from tests.unit.pushing import image
 
 MIB = 1 << 20
 

@@ -15,8 +15,8 @@ from ocistream import limits
 from ocistream.serve import Handler, Registry, room
 from ocistream.tls import server_context
 from tests.certificates import make_certificate
+from tests.pushing import CONTENT, FIRST, SECOND, begin, closed
 from tests.talking import Client, connect, read_all
-from tests.unit.pushing import CONTENT, FIRST, SECOND, begin, closed
 
 REQUEST = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 

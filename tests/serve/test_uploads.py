@@ -9,8 +9,8 @@ import pytest
 
 from ocistream.serve import Handler, Registry
 from tests.images import digest_of
+from tests.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
 from tests.talking import Client, connect, converse
-from tests.unit.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
 
 
 class TestWays:

@@ -16,8 +16,8 @@ from ocistream.serve import RefusedError, Registry
 from ocistream.serve.uploads import Uploads
 from ocistream.stores.layout_directory import LayoutDirectory
 from tests.images import digest_of
+from tests.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
 from tests.talking import Client, connect, read_all
-from tests.unit.pushing import CONTENT, DIGEST, FIRST, SECOND, begin, blobs, closed, is_stored
 
 
 class TestSessions:

@@ -23,8 +23,8 @@ from ocistream.serve import AccessEntry, Registry
 from ocistream.serve.commit_queue import CommitQueue, Outcome
 from ocistream.stores.layout_directory import LayoutDirectory
 from tests.images import OCI_MANIFEST, Layout, digest_of, small_image
+from tests.pushing import entries, image
 from tests.talking import Client
-from tests.unit.pushing import entries, image
 
 CLIENTS = 20
 #: Holds the lock of a directory until its stdin ends.

@@ -16,8 +16,8 @@ from ocistream.serve import AccessEntry, Registry
 from ocistream.serve.blob_checks import BlobChecks
 from ocistream.stream import verified
 from tests.images import Layout, digest_of, two_platforms
+from tests.pushing import image
 from tests.talking import Client
-from tests.unit.pushing import image
 
 MIB = 1 << 20
 CONTENT = os.urandom(MIB)

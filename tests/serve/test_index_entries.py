@@ -23,8 +23,8 @@ from tests.images import (
     digest_of,
     small_image,
 )
+from tests.pushing import entries, image, index_of, untagged
 from tests.talking import Client
-from tests.unit.pushing import entries, image, index_of, untagged
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 

@@ -19,9 +19,9 @@ from tests.images import (
     digest_of,
     two_platforms,
 )
+from tests.pushing import described, entries, image, index_of, untagged
 from tests.registry_http import seed
 from tests.talking import Client
-from tests.unit.pushing import described, entries, image, index_of, untagged
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
