@@ -1,12 +1,12 @@
-"""Images and uploads pushed plainly, and what lies in a layout afterwards: for the tests of the embedded registry."""
+"""Push images and uploads over plain HTTP, and read the layout directory that they end up in."""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
-from ocistream.serve import Registry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
 from tests.talking import Client
 
@@ -16,13 +16,13 @@ DIGEST = digest_of(CONTENT)
 FIRST, SECOND = CONTENT[:1000], CONTENT[1000:]
 
 
-def blobs(registry: Registry) -> list[str]:
-    """Return what lies in the layout's `blobs`, unfinished uploads too."""
-    return sorted(path.name for path in (registry.layout.path / "blobs").glob("*/*"))
+def blobs(layout: Path) -> list[str]:
+    """Return the names of the files in a layout's `blobs`, with those of unfinished uploads."""
+    return sorted(path.name for path in (layout / "blobs").glob("*/*"))
 
 
 def begin(ask: Client, query: str = "") -> str:
-    """Open an upload, and return its location."""
+    """Open an upload session and return its location."""
     answer = ask("POST", f"/v2/app/blobs/uploads/{query}")
     assert (answer.status, answer.body) == (202, b"")
     assert answer.headers["Range"] == "0-0"
@@ -31,7 +31,7 @@ def begin(ask: Client, query: str = "") -> str:
 
 
 def closed(ask: Client, location: str, digest: str = DIGEST, body: bytes | None = None) -> int:
-    """Close an upload with its last bytes, and return the status."""
+    """Close an upload session with its last bytes and return the status."""
     return ask("PUT", f"{location}?digest={digest}", body).status
 
 
@@ -40,14 +40,14 @@ def is_stored(ask: Client, digest: str = DIGEST, content: bytes = CONTENT) -> bo
     return answer.status == 200 and answer.body == content
 
 
-def entries(registry: Registry) -> list[dict[str, Any]]:
-    """Return what the layout's index.json lists."""
-    return list(json.loads((registry.layout.path / "index.json").read_bytes())["manifests"])
+def entries(layout: Path) -> list[dict[str, Any]]:
+    """Return the descriptors in a layout's index.json."""
+    return list(json.loads((layout / "index.json").read_bytes())["manifests"])
 
 
-def untagged(registry: Registry) -> list[str]:
+def untagged(layout: Path) -> list[str]:
     """Return the digests of the entries of index.json that have no name."""
-    return [entry["digest"] for entry in entries(registry) if "annotations" not in entry]
+    return [entry["digest"] for entry in entries(layout) if "annotations" not in entry]
 
 
 def described(content: bytes, media_type: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def described(content: bytes, media_type: str) -> dict[str, Any]:
 
 
 def image(ask: Client, layer: bytes = b"layer", **fields: Any) -> dict[str, Any]:
-    """Push the blobs of an image, and return its manifest."""
+    """Push the blobs of an image and return its manifest."""
     ask.upload(b"{}")
     ask.upload(layer)
     return {

@@ -1,4 +1,4 @@
-"""Fixtures: an embedded registry over an empty layout, and a connection to it."""
+"""Fixtures: an embedded registry over an empty layout, a connection to it, and the limits that it keeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.serve import AccessEntry, Registry
+from ocistream import limits
+from ocistream.serve import AccessEntry
+from tests.serve.serving import Served, SetLimits
 from tests.talking import Client
 
 
@@ -18,14 +20,25 @@ def access_log() -> list[AccessEntry]:
 
 
 @pytest.fixture
-def served(tmp_path: Path, access_log: list[AccessEntry]) -> Iterator[Registry]:
+def served(tmp_path: Path, access_log: list[AccessEntry]) -> Iterator[Served]:
     """Return an embedded registry over an empty layout."""
-    with Registry(tmp_path / "served", log=access_log.append) as registry:
-        yield registry
+    with Served(tmp_path / "served", log=access_log.append) as served:
+        yield served
 
 
 @pytest.fixture
-def ask(served: Registry) -> Iterator[Client]:
+def ask(served: Served) -> Iterator[Client]:
     """Return a connection to `served`."""
     with Client(served.host) as client:
         yield client
+
+
+@pytest.fixture
+def set_limits(monkeypatch: pytest.MonkeyPatch) -> SetLimits:
+    """Return a function that sets numbers of `ocistream.limits` by name until the end of the test."""
+
+    def change(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(limits, name, value)
+
+    return change

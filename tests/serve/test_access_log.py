@@ -1,74 +1,68 @@
-"""The access log of `serve`: what is shown of a request, and what is not."""
+"""The access log of the `serve` command: no secrets, no control characters, and a full disk stops no client."""
 
 from __future__ import annotations
 
+import socket
+import struct
 from pathlib import Path
 
 import pytest
 
-from ocistream.cli.access_log import AccessLog, plain_target
-from ocistream.serve import AccessEntry
+from tests.cli.run import started
+from tests.registry_http import basic, get
+from tests.talking import connect, converse
+
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+#: Targets of requests, and how the log shows them.
+SHOWN = {
+    "/v2/": "/v2/",
+    "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c": "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c",
+    "/v2/?token=s3cr3t&n=1&X-Amz-Signature=abc": "/v2/?token=...&n=1&X-Amz-Signature=...",
+    "http://ada:s3cr3t@host/v2/": "http://host/v2/",
+    "/v2/\x1b[2J\x07": "/v2/??",
+    "/v2/?last=%1b%0a": "/v2/?last=%1B%0A",
+    '/v2/"\\': '/v2/\\"\\\\',
+}
 
 
-def entry(target: str, **fields: object) -> AccessEntry:
-    return AccessEntry(
-        **{  # type: ignore[arg-type]
-            "client": "::1",
-            "method": "GET",
-            "target": target,
-            "status": 200,
-            "received": 0,
-            "sent": 0,
-            "seconds": 0.25,
-            **fields,
-        }
-    )
+def test_targets_are_logged_without_secrets_and_control_characters(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    argv = ["serve", str(tmp_path / "layout"), "--listen=127.0.0.1:0", "--username=ada lovelace", f"--access-log={log}"]
+    with started(*argv, env={"OCISTREAM_PASSWORD": "engine"}) as process:
+        assert process.stdout
+        host = process.stdout.readline().decode().strip()
+        for target in SHOWN:
+            converse(host, f"GET {target} HTTP/1.1\r\nHost: host\r\nConnection: close\r\n\r\n".encode())
+        get(host, "/v2/", headers=basic("ada lovelace", "engine"))
+        authorization = basic("ada lovelace", "engine")["Authorization"]
+        with connect(host) as connection:
+            head = f"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n"
+            connection.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode())
+            # A reset, so that the answer reaches nobody.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        process.terminate()
+        process.communicate(timeout=60)
+    text = log.read_text()
+    lines = text.splitlines()
+    assert "s3cr3t" not in text
+    assert text.replace("\n", "").isprintable()
+    for line, shown in zip(lines, SHOWN.values(), strict=False):
+        assert line.startswith("127.0.0.1 - - [")
+        assert f'"GET {shown} HTTP/1.1" ' in line
+    assert lines[len(SHOWN)].startswith("127.0.0.1 - ada%20lovelace [")
+    assert lines[len(SHOWN)].endswith('] "GET /v2/ HTTP/1.1" 200 2')
 
 
-@pytest.mark.parametrize(
-    ("target", "shown"),
-    [
-        ("/v2/", "/v2/"),
-        (
-            "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c",
-            "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c",
-        ),
-        ("/v2/?token=s3cr3t&n=1&X-Amz-Signature=abc", "/v2/?token=...&n=1&X-Amz-Signature=..."),
-        ("http://ada:s3cr3t@host/v2/", "http://host/v2/"),
-        ("/v2/\x1b[2J\x07", "/v2/??"),
-        ("/v2/?last=%1b%0a", "/v2/?last=%1B%0A"),
-    ],
-)
-def test_nothing_secret_and_nothing_that_a_terminal_obeys_is_shown(target: str, shown: str) -> None:
-    if "\x1b" in target:
-        assert not set("\x1b\x07") & set(plain_target(target))
-    else:
-        assert plain_target(target) == shown
-
-
-def test_a_quote_does_not_end_the_request(tmp_path: Path) -> None:
-    log = AccessLog(tmp_path / "log", as_json=False, tell=pytest.fail)
-    log.write(entry('/v2/"\\ HTTP/1.1" 200 5', user="ada lovelace", sent=7))
-    log.close()
-    line = (tmp_path / "log").read_text()
-    assert line.startswith("::1 - ada%20lovelace [")
-    assert line.endswith('] "GET /v2/\\"\\\\ HTTP/1.1\\" 200 5 HTTP/1.1" 200 7\n')
-
-
-def test_what_got_no_answer_has_a_dash(tmp_path: Path) -> None:
-    log = AccessLog(tmp_path / "log", as_json=False, tell=pytest.fail)
-    log.write(entry("/v2/", status=0))
-    log.close()
-    assert (tmp_path / "log").read_text().endswith('"GET /v2/ HTTP/1.1" - -\n')
-
-
-def test_a_log_that_cannot_be_written_is_said_once_and_nobody_is_refused_for_it() -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no disk that is always full")
-    told: list[str] = []
-    log = AccessLog(Path("/dev/full"), as_json=True, tell=told.append)
-    log.write(entry("/v2/"))
-    log.write(entry("/v2/"))
-    log.close()
-    assert len(told) == 1
-    assert "access log" in told[0]
+def test_a_log_that_cannot_be_written_is_reported_once_and_every_client_is_served(tmp_path: Path) -> None:
+    # A link of the test's own: nothing may replace the device.
+    log = tmp_path / "full"
+    log.symlink_to("/dev/full")
+    with started("serve", tmp_path / "layout", "--listen=127.0.0.1:0", "--access-log", log) as process:
+        assert process.stdout
+        host = process.stdout.readline().decode().strip()
+        assert [get(host, "/v2/")[0] for _ in range(3)] == [200] * 3
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert [line for line in err.decode().splitlines() if "access log" in line] != []
+    assert err.count(b"access log") == 1

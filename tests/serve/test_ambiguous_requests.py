@@ -10,6 +10,7 @@ import pytest
 
 from ocistream.serve import Gate, Registry
 from tests.registry_http import basic
+from tests.serve.serving import Served
 from tests.talking import Client, converse
 
 #: Shown to be no second request, where it follows a head that is refused.
@@ -114,9 +115,7 @@ ACCEPTED: Final = {
 
 
 @pytest.mark.parametrize(("status", "raw"), REFUSED.values(), ids=REFUSED)
-def test_a_request_with_two_meanings_is_refused_and_ends_its_connection(
-    served: Registry, status: int, raw: bytes
-) -> None:
+def test_an_ambiguous_request_is_refused_and_its_connection_closed(served: Served, status: int, raw: bytes) -> None:
     answer = converse(served.host, raw + NEXT)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert b"\r\nConnection: close\r\n" in answer
@@ -124,7 +123,7 @@ def test_a_request_with_two_meanings_is_refused_and_ends_its_connection(
 
 
 @pytest.mark.parametrize("raw", ACCEPTED.values(), ids=ACCEPTED)
-def test_a_request_with_one_meaning_is_served(served: Registry, raw: bytes) -> None:
+def test_an_unambiguous_request_is_served(served: Served, raw: bytes) -> None:
     assert converse(served.host, raw).startswith(b"HTTP/1.1 200 ")
 
 
@@ -138,7 +137,7 @@ class TestWebPages:
     @pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site", "", "something-new"])
     @pytest.mark.parametrize("mode", ["no-cors", "navigate", None])
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-    def test_what_a_page_of_another_site_asks_for_is_refused(
+    def test_a_request_by_a_page_of_another_site_is_refused(
         self, ask: Client, method: str, site: str, mode: str | None
     ) -> None:
         headers = {"Sec-Fetch-Site": site} | ({"Sec-Fetch-Mode": mode} if mode else {})
@@ -146,15 +145,15 @@ class TestWebPages:
             assert ask(method, target, headers=headers).status == 403
 
     @pytest.mark.parametrize("site", ["none", "same-origin"])
-    def test_an_address_that_the_user_types_is_served(self, ask: Client, site: str) -> None:
+    def test_a_request_that_the_user_typed_is_served(self, ask: Client, site: str) -> None:
         headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Accept-Language": "en"}
         assert ask("GET", "/v2/_catalog", headers=headers).status == 200
 
-    def test_two_such_headers_are_refused(self, served: Registry) -> None:
+    def test_two_sec_fetch_site_headers_are_refused(self, served: Served) -> None:
         raw = get(b"Host: localhost", b"Sec-Fetch-Site: none", b"Sec-Fetch-Site: cross-site")
         assert converse(served.host, raw).startswith(b"HTTP/1.1 400 ")
 
-    def test_with_a_password_pages_of_other_sites_are_refused_as_well(self, guarded: Client) -> None:
+    def test_a_page_of_another_site_is_refused_even_with_the_password(self, guarded: Client) -> None:
         # The browser may know the password, and adds it to what any page asks for.
         headers = {**basic("ada", "engine"), "Sec-Fetch-Site": "cross-site"}
         answer = guarded("GET", "/v2/_catalog", headers=headers)

@@ -1,4 +1,4 @@
-"""The embedded registry over an archive: read where it lies in the file, never changed, and never believed."""
+"""Serve an archive file: blobs are read in place, nothing is written, and corrupt content is never sent completely."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import limits
-from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
+from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
 from ocistream.serve import AccessEntry, Registry
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.docker_archives import archive_of, of_docker, plain_manifest, saved
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
+from tests.serve.serving import SetLimits
 from tests.talking import Client
 
 MIB = 1 << 20
@@ -27,7 +27,7 @@ Serve = Callable[..., Client]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Return a function that serves the bytes of an archive, and gives a connection to that."""
+    """Return a function that serves the bytes of an archive and returns a connection to the registry."""
     with ExitStack() as stack:
 
         def start(archive: bytes, name: str = "app.tar", log: list[AccessEntry] | None = None) -> Client:
@@ -50,7 +50,7 @@ def enter(layout: Layout, *descriptors: Descriptor) -> None:
 
 
 class TestReading:
-    def test_an_image_comes_by_tag_and_by_digest_and_its_blobs_in_any_range(self, layout: Layout, serve: Serve) -> None:
+    def test_manifests_are_served_by_tag_and_digest_and_blobs_in_ranges(self, layout: Layout, serve: Serve) -> None:
         image = layout.image([300_000], name="registry.example/team/app:v1")
         ask = serve(tar_of(small_first(layout)))
         raw = layout.file(image["digest"]).read_bytes()
@@ -74,7 +74,7 @@ class TestReading:
         assert ask("GET", target, headers={"If-None-Match": f'"{layer["digest"]}"'}).status == 304
         assert ask("GET", f"/v2/team/app/blobs/{digest_of(b'none')}").codes == ["BLOB_UNKNOWN"]
 
-    def test_its_names_are_listed(self, layout: Layout, serve: Serve) -> None:
+    def test_tags_and_repositories_are_listed(self, layout: Layout, serve: Serve) -> None:
         small_image(layout, name="registry.example/team/app:v1")
         layout.image([4000], name="registry.example/team/app:v2")
         two_platforms(layout, name="docker.io/library/nginx:1")
@@ -85,7 +85,7 @@ class TestReading:
         )
         assert ask("GET", "/v2/_catalog").json() == {"repositories": ["library/nginx", "team/app"]}
 
-    def test_what_hangs_on_an_image_is_listed(self, layout: Layout, serve: Serve) -> None:
+    def test_referrers_are_listed(self, layout: Layout, serve: Serve) -> None:
         image = small_image(layout, name="registry.example/app:v1")
         signature = layout.artifact(b"signed", subject=image)
         enter(layout, signature)
@@ -96,7 +96,7 @@ class TestReading:
         assert (filtered.json()["manifests"], filtered.headers["OCI-Filters-Applied"]) == ([], "artifactType")
         assert ask("GET", f"/v2/app/manifests/{signature['digest']}").status == 200
 
-    def test_a_docker_archive_is_served_with_manifests_that_are_made(self, layout: Layout, serve: Serve) -> None:
+    def test_a_docker_archive_is_served_with_generated_manifests(self, layout: Layout, serve: Serve) -> None:
         image = saved(layout, small_image(layout), "registry.example/team/app:v1", "nginx:1")
         ask = serve(archive_of(of_docker([image])))
         assert ask("GET", "/v2/_catalog").json() == {"repositories": ["library/nginx", "team/app"]}
@@ -108,7 +108,7 @@ class TestReading:
         assert ask("GET", f"/v2/nginx/referrers/{digest_of(answer.body)}").json()["manifests"] == []
 
     @pytest.mark.parametrize(("file", "repository"), [("App v1.tar", "app-v1"), ("app.tar", "app"), ("x", "x")])
-    def test_an_image_without_a_name_gets_that_of_the_file(
+    def test_an_unnamed_image_is_served_under_the_name_of_the_file(
         self, layout: Layout, serve: Serve, file: str, repository: str
     ) -> None:
         image = small_image(layout)
@@ -117,12 +117,14 @@ class TestReading:
         assert ask("GET", f"/v2/{repository}/tags/list").json()["tags"] == ["latest"]
         assert digest_of(ask("GET", f"/v2/{repository}/manifests/latest").body) == image["digest"]
 
-    def test_a_bare_tag_belongs_to_the_file(self, layout: Layout, serve: Serve) -> None:
+    def test_a_bare_tag_is_served_under_the_name_of_the_file(self, layout: Layout, serve: Serve) -> None:
         small_image(layout, name="v1")
         ask = serve(tar_of(small_first(layout)))
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v1"]
 
-    def test_it_goes_on_when_the_file_is_moved_or_replaced(self, layout: Layout, serve: Serve, tmp_path: Path) -> None:
+    def test_an_archive_is_served_after_its_file_is_replaced(
+        self, layout: Layout, serve: Serve, tmp_path: Path
+    ) -> None:
         image = small_image(layout, name="v1")
         ask = serve(tar_of(small_first(layout)))
         (tmp_path / "new").write_bytes(b"another")
@@ -131,8 +133,8 @@ class TestReading:
         assert digest_of(ask("GET", f"/v2/app/blobs/{config}").body) == config
 
 
-class TestNothingIsChanged:
-    def test_whatever_would_change_it_is_refused(self, layout: Layout, serve: Serve, tmp_path: Path) -> None:
+class TestWriting:
+    def test_every_write_is_refused(self, layout: Layout, serve: Serve, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         archive = tar_of(small_first(layout))
         ask = serve(archive)
@@ -157,10 +159,10 @@ class TestNothingIsChanged:
         assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["app.tar"]
 
 
-class TestNothingIsBelieved:
+class TestCorruption:
     @pytest.mark.parametrize("wanted", [None, "bytes=0-", "bytes=1000-", "bytes=-5"])
     @pytest.mark.parametrize("size", [4000, MIB])
-    def test_a_blob_that_is_not_what_its_name_says_never_comes_to_its_end(
+    def test_a_corrupt_blob_is_never_sent_completely(
         self, layout: Layout, serve: Serve, size: int, wanted: str | None
     ) -> None:
         image = layout.image([size], name="v1")
@@ -179,21 +181,21 @@ class TestNothingIsBelieved:
         assert ask("GET", "/v2/").status == 200
         assert layer["digest"] in (log[0].problem or "")
 
-    def test_the_end_of_a_very_large_one_is_not_kept_waiting_for(
-        self, layout: Layout, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    def test_the_end_of_a_very_large_blob_is_sent_without_reading_its_beginning(
+        self, layout: Layout, serve: Serve, set_limits: SetLimits
     ) -> None:
         layer = layout.read(layout.image([4000], name="v1")["digest"])["layers"][0]
         items = dict(small_first(layout))
         content = bytes(layer["size"])
         items[blob_name(layer["digest"])] = content
         ask = serve(tar_of(items.items()))
-        monkeypatch.setattr(limits, "MAX_REREAD", 999)
+        set_limits(MAX_REREAD=999)
         answer = ask("GET", f"/v2/app/blobs/{layer['digest']}", headers={"Range": "bytes=1000-"})
         assert (answer.status, answer.body) == (206, content[1000:])
         with pytest.raises(http.client.IncompleteRead):
             ask("GET", f"/v2/app/blobs/{layer['digest']}", headers={"Range": "bytes=999-"})
 
-    def test_a_manifest_that_is_not_what_its_name_says_is_not_given_out(self, layout: Layout, serve: Serve) -> None:
+    def test_a_corrupt_manifest_is_not_sent(self, layout: Layout, serve: Serve) -> None:
         image = small_image(layout, name="v1")
         items = dict(small_first(layout))
         name = blob_name(image["digest"])
@@ -202,9 +204,7 @@ class TestNothingIsBelieved:
         for reference in ("v1", image["digest"]):
             assert ask("GET", f"/v2/app/manifests/{reference}").status == 500
 
-    def test_an_archive_that_became_shorter_breaks_the_connection(
-        self, layout: Layout, serve: Serve, tmp_path: Path
-    ) -> None:
+    def test_a_truncated_archive_ends_the_connection(self, layout: Layout, serve: Serve, tmp_path: Path) -> None:
         image = layout.image([MIB], name="v1")
         layer = layout.read(image["digest"])["layers"][0]
         ask = serve(tar_of(small_first(layout)))
@@ -216,8 +216,8 @@ class TestNothingIsBelieved:
             ask.connection.close()
 
 
-class TestWhatCannotBeServed:
-    def test_it_is_said_why(self, layout: Layout, tmp_path: Path) -> None:
+class TestUnsuitableFiles:
+    def test_the_error_names_the_reason(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         archive = tar_of(small_first(layout))
         path = tmp_path / "app.tar"
@@ -242,7 +242,7 @@ class TestWhatCannotBeServed:
             ("vnd.ocistream.volume", f"0 2 {digest_of(b'plan')} app.%03d.tar", "one of several volumes"),
         ],
     )
-    def test_a_part_of_an_archive_is_refused(
+    def test_an_incomplete_archive_is_refused(
         self, layout: Layout, tmp_path: Path, note: str, text: str, match: str
     ) -> None:
         small_image(layout, name="v1")
@@ -253,12 +253,3 @@ class TestWhatCannotBeServed:
         path.write_bytes(tar_of(items.items()))
         with pytest.raises(ArchiveError, match=match):
             Registry(path)
-
-    def test_an_archive_is_no_layout_directory(self, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        path = tmp_path / "app.tar"
-        path.write_bytes(tar_of(small_first(layout)))
-        with Registry(path) as registry:
-            assert registry.read_only
-            with pytest.raises(UsageError):
-                _ = registry.layout

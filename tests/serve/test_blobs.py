@@ -1,4 +1,4 @@
-"""The embedded registry's blobs: whole, in ranges, conditionally, and deleted."""
+"""Read blobs, completely and in ranges, with conditions; delete them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.serve import Registry
 from tests.images import digest_of
+from tests.serve.serving import Served
 from tests.talking import Client
 
 CONTENT = bytes(range(256)) * 8
@@ -26,7 +26,7 @@ def digest(ask: Client) -> str:
 
 
 class TestReading:
-    def test_a_blob_comes_whole_with_its_digest_and_size(self, ask: Client, digest: str) -> None:
+    def test_a_blob_is_sent_with_its_digest_and_size(self, ask: Client, digest: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}")
         assert (answer.status, answer.body) == (200, CONTENT)
         assert answer.headers["Docker-Content-Digest"] == digest
@@ -38,11 +38,11 @@ class TestReading:
         assert ask("GET", f"/v2/another/one/blobs/{digest}").body == CONTENT
 
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-    def test_an_empty_blob_is_a_blob_of_any_algorithm(self, ask: Client, algorithm: str) -> None:
+    def test_an_empty_blob_exists_for_each_algorithm(self, ask: Client, algorithm: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{ask.upload(b'', algorithm=algorithm)}")
         assert (answer.status, answer.body, answer.headers["Content-Length"]) == (200, b"", "0")
 
-    def test_a_blob_that_is_not_there_is_unknown(self, ask: Client) -> None:
+    def test_a_missing_blob_is_unknown(self, ask: Client) -> None:
         for method in ("GET", "DELETE"):
             answer = ask(method, f"/v2/app/blobs/{digest_of(b'nothing')}")
             assert (answer.status, answer.codes) == (404, ["BLOB_UNKNOWN"])
@@ -59,13 +59,13 @@ class TestReading:
         folder.symlink_to(tmp_path / "elsewhere")
         assert ask("GET", f"/v2/app/blobs/{digest}").status == 404
 
-    def test_what_is_no_regular_file_is_not_served(self, ask: Client, digest: str, tmp_path: Path) -> None:
+    def test_only_regular_files_are_served(self, ask: Client, digest: str, tmp_path: Path) -> None:
         blob = tmp_path / "served/blobs/sha256" / digest[7:]
         blob.unlink()
         os.mkfifo(blob)
         assert ask("GET", f"/v2/app/blobs/{digest}").status == 404
 
-    def test_memory_does_not_grow_with_a_blob_that_is_written_or_read(self, ask: Client, served: Registry) -> None:
+    def test_memory_does_not_grow_with_the_size_of_a_blob(self, ask: Client, served: Served) -> None:
         whole, piece = hashlib.sha256(), os.urandom(MIB)
         for _ in range(64):
             whole.update(piece)
@@ -104,14 +104,16 @@ class TestRanges:
             ("bytes= 10 - 19", 10, 20),
         ],
     )
-    def test_a_part_of_a_blob_comes_as_asked(self, ask: Client, digest: str, asked: str, start: int, stop: int) -> None:
+    def test_a_range_of_a_blob_is_sent_with_its_last_byte(
+        self, ask: Client, digest: str, asked: str, start: int, stop: int
+    ) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": asked})
         assert (answer.status, answer.body) == (206, CONTENT[start:stop])
         assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
         assert answer.headers["Docker-Content-Digest"] == digest
 
     @pytest.mark.parametrize("asked", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"])
-    def test_a_part_beyond_the_end_is_refused_with_the_size(self, ask: Client, digest: str, asked: str) -> None:
+    def test_a_range_beyond_the_end_is_refused_with_the_size(self, ask: Client, digest: str, asked: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": asked})
         assert (answer.status, answer.codes) == (416, ["UNSUPPORTED"])
         assert answer.headers["Content-Range"] == f"bytes */{SIZE}"
@@ -120,19 +122,19 @@ class TestRanges:
         "asked",
         ["bytes=0-1,5-6", "bytes=5-1", "bytes=-", "bytes=a-b", "bits=0-1", "0-1", "", "bytes=1" + "0" * 5000 + "-"],
     )
-    def test_a_range_that_makes_no_sense_or_is_several_is_ignored(self, ask: Client, digest: str, asked: str) -> None:
+    def test_malformed_and_multiple_ranges_are_ignored(self, ask: Client, digest: str, asked: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": asked})
         assert (answer.status, answer.body) == (200, CONTENT)
 
-    def test_an_empty_blob_has_no_part(self, ask: Client) -> None:
+    def test_an_empty_blob_has_no_range(self, ask: Client) -> None:
         digest = ask.upload(b"")
         assert ask("GET", f"/v2/app/blobs/{digest}", headers={"Range": "bytes=0-"}).status == 416
 
-    def test_head_has_no_part(self, ask: Client, digest: str) -> None:
+    def test_head_ignores_ranges(self, ask: Client, digest: str) -> None:
         answer = ask("HEAD", f"/v2/app/blobs/{digest}", headers={"Range": "bytes=0-0"})
         assert (answer.status, answer.headers["Content-Length"]) == (200, str(SIZE))
 
-    def test_a_part_is_given_only_of_the_content_that_was_begun_with(self, ask: Client, digest: str) -> None:
+    def test_if_range_of_other_content_returns_the_complete_blob(self, ask: Client, digest: str) -> None:
         same = {"Range": "bytes=5-9", "If-Range": f'"{digest}"'}
         assert ask("GET", f"/v2/app/blobs/{digest}", headers=same).status == 206
         other = {"Range": "bytes=5-9", "If-Range": '"another"'}
@@ -140,7 +142,7 @@ class TestRanges:
 
 
 class TestConditions:
-    def test_what_the_client_has_is_not_sent_again(self, ask: Client, digest: str) -> None:
+    def test_if_none_match_of_the_same_content_returns_304(self, ask: Client, digest: str) -> None:
         tag = ask("HEAD", f"/v2/app/blobs/{digest}").headers["ETag"]
         for header in (tag, f'"another", {tag}'):
             answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"If-None-Match": header})
@@ -148,7 +150,7 @@ class TestConditions:
             assert "Content-Length" not in answer.headers
         assert ask("GET", "/v2/").status == 200
 
-    def test_what_the_client_has_not_is_sent(self, ask: Client, digest: str) -> None:
+    def test_if_none_match_of_other_content_returns_the_blob(self, ask: Client, digest: str) -> None:
         answer = ask("GET", f"/v2/app/blobs/{digest}", headers={"If-None-Match": '"another"'})
         assert answer.body == CONTENT
 

@@ -1,21 +1,19 @@
-"""The embedded registry and `gc`: what a client was told is there stays until it has pushed what needs it."""
+"""A running registry and `gc`: a blob stays once a client was told that it exists."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ocistream.serve import Registry
-from ocistream.serve.storage import DirectoryStorage
-from ocistream.stores.layout_directory import LayoutDirectory
-from ocistream.stores.unneeded import collect
+from tests.cli.run import ocistream
 from tests.images import OCI_CONFIG, OCI_MANIFEST, digest_of
-from tests.talking import Client
+from tests.pushing import entries
+from tests.raw import eventually
+from tests.serve.serving import Served, locked_by_another_process
+from tests.talking import Client, connect, read_all
 
 BLOB = b"{}"
 DIGEST = digest_of(BLOB)
@@ -23,64 +21,73 @@ CONFIG = {"mediaType": OCI_CONFIG, "digest": DIGEST, "size": len(BLOB)}
 MANIFEST = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "layers": []}
 
 
-def age(path: Path, digest: str) -> Path:
-    """Let a blob be one that nobody has used for decades."""
-    file = path / "blobs" / "sha256" / digest.partition(":")[2]
+def age(file: Path) -> Path:
+    """Give a blob's file a time of last use decades ago."""
     os.utime(file, (1, 1))
     return file
+
+
+def collect(path: Path, *options: str) -> list[str]:
+    """Run `gc` and return the digests that it deleted."""
+    result = ocistream("gc", path, *options)
+    assert result.code == 0, result.err
+    return result.lines()
 
 
 @pytest.mark.parametrize(
     ("method", "target"), [("HEAD", f"/v2/app/blobs/{DIGEST}"), ("POST", f"/v2/app/blobs/uploads/?mount={DIGEST}")]
 )
-def test_a_blob_of_which_a_client_asks_is_in_use(ask: Client, served: Registry, method: str, target: str) -> None:
+def test_gc_spares_a_blob_that_a_client_asked_about(ask: Client, served: Served, method: str, target: str) -> None:
     ask.upload(BLOB)
-    age(served.layout.path, DIGEST)
+    unused = ask.upload(b"unused")
+    for digest in (DIGEST, unused):
+        age(served.blob(digest))
     assert ask(method, target).status in {200, 201}
-    assert collect(LayoutDirectory(served.layout.path)).dropped == []
+    assert collect(served.path) == [unused]
     ask.push(MANIFEST, "v1")
 
 
-def test_so_is_a_manifest(ask: Client, served: Registry) -> None:
+def test_gc_spares_a_manifest_that_a_client_asked_about(ask: Client, served: Served) -> None:
     ask.upload(BLOB)
     digest = ask.push(MANIFEST, "v1")
-    served.layout.change_index(lambda _: [])
-    file = age(served.layout.path, digest)
+    (served.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+    file = age(served.blob(digest))
     assert ask("HEAD", f"/v2/app/manifests/{digest}").status == 200
-    collect(LayoutDirectory(served.layout.path))
+    collect(served.path)
     assert file.exists()
 
 
-def test_what_is_only_read_is_left_as_it_is(ask: Client, served: Registry) -> None:
+def test_a_read_only_registry_does_not_record_use(ask: Client, served: Served) -> None:
     ask.upload(BLOB)
-    file = age(served.layout.path, DIGEST)
-    with Registry(served.layout.path, read_only=True) as registry, Client(registry.host) as other:
+    file = age(served.blob(DIGEST))
+    with Served(served.path, read_only=True) as registry, Client(registry.host) as other:
         assert other("HEAD", f"/v2/app/blobs/{DIGEST}").status == 200
     assert file.stat().st_mtime == 1
 
 
-def test_beside_one_that_takes_pushes_what_came_lately_stays_whatever_the_size(tmp_path: Path) -> None:
+def test_gc_max_size_spares_recent_blobs_of_a_running_registry(tmp_path: Path) -> None:
     path = tmp_path / "layout"
-    with Registry(path) as registry, Client(registry.host) as ask:
+    with Served(path) as registry, Client(registry.host) as ask:
         ask.upload(BLOB)
-        assert collect(LayoutDirectory(path), max_size=0).dropped == []
-    # Nobody adds anything to it any more, nor does one who only reads.
-    with Registry(path, read_only=True):
-        assert collect(LayoutDirectory(path), max_size=0).dropped == [DIGEST]
+        assert collect(path, "--max-size=0") == []
+    # A read-only registry adds no blobs.
+    with Served(path, read_only=True):
+        assert collect(path, "--max-size=0") == [DIGEST]
 
 
-def test_no_manifest_is_named_whose_blobs_went_meanwhile(
-    ask: Client, served: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_manifest_whose_blob_is_deleted_meanwhile_is_refused(served: Served, ask: Client) -> None:
     ask.upload(BLOB)
-    original = DirectoryStorage.change_index
-
-    def late(storage: DirectoryStorage, change: Callable[..., Any]) -> None:
-        # As if `gc` had had the lock before.
-        collect(LayoutDirectory(storage.path), older_than=0)
-        original(storage, change)
-
-    monkeypatch.setattr(DirectoryStorage, "change_index", late)
-    answer = ask("PUT", "/v2/app/manifests/v1", json.dumps(MANIFEST).encode())
-    assert (answer.status, answer.codes) == (400, ["MANIFEST_BLOB_UNKNOWN"])
-    assert served.layout.entries() == []
+    content = json.dumps(MANIFEST).encode()
+    head = (
+        f"PUT /v2/app/manifests/v1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    with connect(served.host) as connection:
+        with locked_by_another_process(served.path):
+            connection.sendall(head.encode() + content)
+            # The registry has checked the manifest and waits for the lock, which `gc` holds while it deletes.
+            eventually(served.blob(digest_of(content)).exists)
+            served.blob(DIGEST).unlink()
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"MANIFEST_BLOB_UNKNOWN" in answer
+    assert entries(served.path) == []

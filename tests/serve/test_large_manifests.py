@@ -1,11 +1,10 @@
-"""The embedded registry and large manifests: few are in memory at once, and slow clients hold up nobody for long."""
+"""Large manifests: few are in memory at once, and slow clients do not block others for long."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +14,15 @@ import pytest
 
 from ocistream import limits
 from ocistream.serve import Registry
-from ocistream.serve.memory import Slots
 from tests.archives import small_first, tar_of
 from tests.images import OCI_INDEX, Layout
+from tests.raw import eventually
+from tests.serve.serving import Served, SetLimits
 from tests.talking import Client, connect, read_all
 
 
 def index(size: int) -> bytes:
-    """Return an index without manifests, of so many bytes."""
+    """Return an index without manifests that has `size` bytes."""
     fields = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "padding": ""}
     return json.dumps({**fields, "padding": "x" * (size - len(json.dumps(fields)))}).encode()
 
@@ -31,23 +31,11 @@ SMALL: Final = index(limits.LARGE_MANIFEST)
 LARGE: Final = index(limits.LARGE_MANIFEST + 1000)
 
 
-class NotingSlots(Slots):
-    """Says when a slot is taken."""
-
-    taken = threading.Event()
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        with super().one():
-            self.taken.set()
-            yield
-
-
 @pytest.fixture
-def single(tmp_path: Path) -> Iterator[Registry]:
-    """Return a registry that takes one large manifest at a time."""
-    with Registry(tmp_path / "served") as registry:
-        registry.large_pushes = NotingSlots(1, 0.5)
+def single(tmp_path: Path, set_limits: SetLimits) -> Iterator[Served]:
+    """Return a registry that takes one large manifest at a time, and lets others wait only for a moment."""
+    set_limits(MAX_LARGE_PUSHES=1, LARGE_PUSH_WAIT=0.1)
+    with Served(tmp_path / "served") as registry:
         yield registry
 
 
@@ -57,21 +45,21 @@ def put(body: bytes, *, chunked: bool) -> bytes:
     return head.encode() + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
 
 
-def begun(registry: Registry, request: bytes, missing: int) -> socket.socket:
-    """Send a request but for its last bytes, and wait until the registry has a slot taken for it."""
-    NotingSlots.taken.clear()
-    slow = connect(registry.host)
-    slow.sendall(request[:-missing])
-    assert NotingSlots.taken.wait(60)
-    return slow
+@contextlib.contextmanager
+def begun(registry: Served, request: bytes) -> Iterator[socket.socket]:
+    """Send a request without its last ten bytes; wait until it takes the only place."""
+    with connect(registry.host) as slow, Client(registry.host) as ask:
+        slow.sendall(request[:-10])
+        eventually(lambda: ask("PUT", "/v2/app/manifests/large", LARGE).status == 429)
+        yield slow
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 class TestPushing:
-    def test_one_more_than_there_may_be_waits_for_its_turn(self, single: Registry, chunked: bool) -> None:
+    def test_one_large_manifest_too_many_is_refused_until_another_is_done(self, single: Served, chunked: bool) -> None:
         request = put(LARGE, chunked=chunked)
-        with begun(single, request, 10) as slow, Client(single.host) as ask:
-            # Small ones do not wait.
+        with begun(single, request) as slow, Client(single.host) as ask:
+            # Small manifests do not wait.
             assert ask("PUT", "/v2/app/manifests/small", SMALL).status == 201
             refused = ask("PUT", "/v2/app/manifests/large", LARGE)
             assert (refused.status, refused.codes) == (429, ["TOOMANYREQUESTS"])
@@ -80,23 +68,25 @@ class TestPushing:
             assert ask("PUT", "/v2/app/manifests/large", LARGE).status == 201
             assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["large", "slow", "small"]
 
-    def test_a_client_that_sends_one_slowly_loses_its_turn(
-        self, single: Registry, monkeypatch: pytest.MonkeyPatch, chunked: bool
+    def test_a_client_that_sends_a_large_manifest_slowly_is_refused(
+        self, single: Served, set_limits: SetLimits, chunked: bool
     ) -> None:
-        monkeypatch.setattr(limits, "LARGE_PUSH_TIME", 0.2)
-        with begun(single, put(LARGE, chunked=chunked), 10) as slow:
+        set_limits(LARGE_PUSH_TIME=0.2)
+        with connect(single.host) as slow:
+            slow.sendall(put(LARGE, chunked=chunked)[:-10])
             assert read_all(slow).startswith(b"HTTP/1.1 408 ")
         with Client(single.host) as ask:
-            assert ask("PUT", "/v2/app/manifests/large", LARGE).status == 201
+            eventually(lambda: ask("PUT", "/v2/app/manifests/large", LARGE).status == 201)
 
-    def test_so_does_one_that_goes_away(self, single: Registry, chunked: bool) -> None:
-        begun(single, put(LARGE, chunked=chunked), 10).close()
-        with Client(single.host) as ask:
-            assert ask("PUT", "/v2/app/manifests/large", LARGE).status == 201
+    def test_a_client_that_disconnects_frees_its_place(self, single: Served, chunked: bool) -> None:
+        with begun(single, put(LARGE, chunked=chunked)) as slow:
+            slow.close()
+            with Client(single.host) as ask:
+                eventually(lambda: ask("PUT", "/v2/app/manifests/large", LARGE).status == 201)
 
 
-def test_a_small_manifest_may_be_sent_slowly(single: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LARGE_PUSH_TIME", 0.0)
+def test_a_small_manifest_may_be_sent_slowly(single: Served, set_limits: SetLimits) -> None:
+    set_limits(LARGE_PUSH_TIME=0.0)
     request = put(SMALL, chunked=False)
     with connect(single.host) as slow, Client(single.host) as ask:
         slow.sendall(request[:-10])
@@ -105,7 +95,7 @@ def test_a_small_manifest_may_be_sent_slowly(single: Registry, monkeypatch: pyte
         assert read_all(slow).startswith(b"HTTP/1.1 201 ")
 
 
-def test_many_clients_push_large_ones_at_once(tmp_path: Path) -> None:
+def test_many_clients_push_large_manifests_at_once(tmp_path: Path) -> None:
     def push(number: int) -> int:
         with Client(registry.host) as ask:
             return ask("PUT", f"/v2/app/manifests/v{number}", LARGE).status
@@ -116,7 +106,7 @@ def test_many_clients_push_large_ones_at_once(tmp_path: Path) -> None:
 
 class TestPulling:
     @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-    def test_a_manifest_comes_as_it_was_pushed(self, ask: Client, body: bytes) -> None:
+    def test_a_manifest_is_served_as_it_was_pushed(self, ask: Client, body: bytes) -> None:
         digest = ask.push(body, "v1")
         for reference in ("v1", digest):
             for method in ("GET", "HEAD"):
@@ -127,20 +117,20 @@ class TestPulling:
                 assert answer.headers["Docker-Content-Digest"] == digest
         assert ask("GET", "/v2/app/manifests/v1", headers={"If-None-Match": f'"{digest}"'}).status == 304
 
-    def test_a_large_one_that_is_corrupt_is_not_sent(self, served: Registry, ask: Client) -> None:
+    def test_a_corrupt_large_manifest_is_not_sent(self, served: Served, ask: Client) -> None:
         digest = ask.push(LARGE, "v1")
-        path = served.layout.blob_path(digest)
+        path = served.blob(digest)
         path.chmod(0o644)
         path.write_bytes(LARGE.replace(b"x", b"y", 1))
         assert ask("GET", "/v2/app/manifests/v1").status == 500
 
-    def test_a_large_one_comes_out_of_an_archive(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_large_manifest_is_served_from_an_archive(self, layout: Layout, tmp_path: Path) -> None:
         layout.name(layout.blob(LARGE, OCI_INDEX), "app:v1")
         (tmp_path / "app.tar").write_bytes(tar_of(small_first(layout)))
         with Registry(tmp_path / "app.tar") as registry, Client(registry.host) as ask:
             assert ask("GET", "/v2/library/app/manifests/v1").body == LARGE
 
-    def test_clients_that_read_slowly_hold_up_nobody(self, served: Registry, ask: Client) -> None:
+    def test_slow_readers_do_not_block_others(self, served: Served, ask: Client) -> None:
         ask.push(LARGE, "v1")
         with contextlib.ExitStack() as stack:
             for _ in range(2 * limits.MAX_PARSED):

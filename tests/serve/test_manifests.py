@@ -1,4 +1,4 @@
-"""The embedded registry's manifests: pushed, read, deleted, and what `index.json` says of them afterwards."""
+"""Push and read manifests, and the entries of `index.json` that result."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from tests.images import (
 )
 from tests.pushing import described, entries, image, index_of, untagged
 from tests.registry_http import seed
+from tests.serve.serving import Served, SetLimits
 from tests.talking import Client
 
 FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 class TestPushing:
-    def test_a_tag_is_entered_by_its_full_name_and_served_byte_for_byte(self, ask: Client, served: Registry) -> None:
+    def test_a_tag_is_entered_with_its_full_name_and_served_byte_for_byte(self, ask: Client, served: Served) -> None:
         content = json.dumps(image(ask), indent=7).encode()
         answer = ask("PUT", "/v2/team/app/manifests/v1", content, {"Content-Type": OCI_MANIFEST})
         digest = digest_of(content)
@@ -40,7 +41,7 @@ class TestPushing:
             assert (got.status, got.body) == (200, content)
             assert got.headers["Content-Type"] == OCI_MANIFEST
             assert got.headers["Docker-Content-Digest"] == digest
-        assert entries(served) == [
+        assert entries(served.path) == [
             {
                 "mediaType": OCI_MANIFEST,
                 "digest": digest,
@@ -52,42 +53,42 @@ class TestPushing:
             }
         ]
 
-    def test_a_tag_that_is_pushed_again_means_the_new_image(self, ask: Client, served: Registry) -> None:
+    def test_a_tag_pushed_again_refers_to_the_new_image(self, ask: Client, served: Served) -> None:
         ask.push(image(ask, b"old"), "v1")
         ask.push(image(ask, b"other"), "v2")
         new = ask.push(image(ask, b"new"), "v1")
         assert ask("HEAD", "/v2/app/manifests/v1").headers["Docker-Content-Digest"] == new
-        assert len(entries(served)) == 2
+        assert len(entries(served.path)) == 2
 
     @pytest.mark.parametrize("host", ["other.example:5000", "localhost:5000", "[::1]:5000", "registry.example"])
-    def test_the_full_name_has_the_host_by_which_the_client_knows_us(
-        self, ask: Client, served: Registry, host: str
-    ) -> None:
+    def test_the_full_name_has_the_host_header_of_the_client(self, ask: Client, served: Served, host: str) -> None:
         content = json.dumps(image(ask)).encode()
         assert ask("PUT", "/v2/app/manifests/v1", content, {"Host": host}).status == 201
-        assert entries(served)[0]["annotations"]["io.containerd.image.name"] == f"{host}/app:v1"
+        assert entries(served.path)[0]["annotations"]["io.containerd.image.name"] == f"{host}/app:v1"
 
     @pytest.mark.parametrize("host", ["", "docker.io", "nothing"])
-    def test_what_is_no_host_of_ours_is_replaced_by_our_own(self, ask: Client, served: Registry, host: str) -> None:
+    def test_an_unsuitable_host_header_is_replaced_by_the_address(self, ask: Client, served: Served, host: str) -> None:
         content = json.dumps(image(ask)).encode()
         assert ask("PUT", "/v2/app/manifests/v1", content, {"Host": host}).status == 201
-        assert entries(served)[0]["annotations"]["io.containerd.image.name"] == f"{served.host}/app:v1"
+        assert entries(served.path)[0]["annotations"]["io.containerd.image.name"] == f"{served.host}/app:v1"
 
-    def test_a_name_that_no_client_could_pull_again_is_refused(self, ask: Client) -> None:
+    def test_a_name_too_long_to_be_pulled_is_refused(self, ask: Client) -> None:
         answer = ask("PUT", f"/v2/{'a' * 250}/manifests/v1", json.dumps(image(ask)).encode())
         assert (answer.status, answer.codes) == (400, ["NAME_INVALID"])
 
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-    def test_a_digest_of_any_algorithm_can_be_pushed_to(self, ask: Client, served: Registry, algorithm: str) -> None:
+    def test_a_manifest_is_pushed_by_a_digest_of_any_algorithm(
+        self, ask: Client, served: Served, algorithm: str
+    ) -> None:
         content = json.dumps(image(ask)).encode()
         digest = digest_of(content, algorithm)  # type: ignore[arg-type]
         answer = ask("PUT", f"/v2/app/manifests/{digest}", content)
         assert (answer.status, answer.headers["Docker-Content-Digest"]) == (201, digest)
         assert ask("GET", f"/v2/app/manifests/{digest}").body == content
-        assert untagged(served) == [digest]
+        assert untagged(served.path) == [digest]
 
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-    def test_tags_that_come_with_a_digest_stand_for_it(self, ask: Client, served: Registry, algorithm: str) -> None:
+    def test_tag_parameters_of_a_digest_push_are_tags(self, ask: Client, served: Served, algorithm: str) -> None:
         ask.push(image(ask, b"other"), "1")
         content = json.dumps(image(ask)).encode()
         digest = digest_of(content, algorithm)  # type: ignore[arg-type]
@@ -97,62 +98,60 @@ class TestPushing:
             found = ask("GET", f"/v2/app/manifests/{reference}")
             assert (found.headers["Docker-Content-Digest"], found.body) == (digest, content)
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["1", "1.2"]
-        assert [entry["annotations"]["io.containerd.image.name"] for entry in entries(served)] == [
+        assert [entry["annotations"]["io.containerd.image.name"] for entry in entries(served.path)] == [
             f"{served.host}/app:1.2",
             f"{served.host}/app:1",
         ]
 
-    def test_a_tag_that_is_pushed_to_takes_no_others_along(self, ask: Client) -> None:
+    def test_tag_parameters_of_a_tag_push_are_ignored(self, ask: Client) -> None:
         answer = ask("PUT", "/v2/app/manifests/v1?tag=v2", json.dumps(image(ask)).encode())
         assert (answer.status, answer.headers["OCI-Tag"]) == (201, None)
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v1"]
 
-    def test_the_subject_is_said_to_be_known_and_need_not_be_there(self, ask: Client) -> None:
+    def test_a_subject_is_acknowledged_and_may_be_missing(self, ask: Client) -> None:
         subject = described(b"not there", OCI_MANIFEST)
         answer = ask("PUT", "/v2/app/manifests/v1", json.dumps(image(ask, subject=subject)).encode())
         assert (answer.status, answer.headers["OCI-Subject"]) == (201, subject["digest"])
 
-    def test_parameters_of_the_content_type_are_not_minded(self, ask: Client) -> None:
+    def test_parameters_of_the_content_type_are_ignored(self, ask: Client) -> None:
         headers = {"Content-Type": f"{OCI_MANIFEST}; charset=utf-8"}
         assert ask("PUT", "/v2/app/manifests/v1", json.dumps(image(ask)).encode(), headers).status == 201
 
-    def test_a_body_in_chunks_is_taken(self, ask: Client) -> None:
+    def test_a_chunked_body_is_accepted(self, ask: Client) -> None:
         content = json.dumps(image(ask)).encode()
         assert ask("PUT", "/v2/app/manifests/v1", iter([content[:9], content[9:]])).status == 201
 
-    def test_a_foreign_layer_need_not_be_there(self, ask: Client) -> None:
+    def test_a_foreign_layer_may_be_missing(self, ask: Client) -> None:
         document = image(ask)
         document["layers"].append(described(b"elsewhere", FOREIGN))
         ask.push(document, "v1")
 
-    def test_the_same_manifest_again_changes_nothing_but_repairs_a_damaged_one(
-        self, ask: Client, served: Registry
-    ) -> None:
+    def test_pushing_a_manifest_again_repairs_a_damaged_one(self, ask: Client, served: Served) -> None:
         document = image(ask)
         digest = ask.push(document, "v1")
-        served.layout.blob_path(digest).write_bytes(b"{}")
+        served.blob(digest).write_bytes(b"{}")
         assert ask("GET", "/v2/app/manifests/v1").status == 500
         ask.push(document, "v1")
         assert ask("GET", "/v2/app/manifests/v1").json() == document
-        assert len(entries(served)) == 1
+        assert len(entries(served.path)) == 1
 
 
 class TestRefusing:
     def refused(self, ask: Client, content: bytes, reference: str = "v1", kind: str = "") -> Any:
-        """Push what is refused, see that nothing of it is there, and return the answer."""
+        """Push a manifest that is refused, check that nothing was stored, and return the answer."""
         headers = {"Content-Type": kind} if kind else {}
         answer = ask("PUT", f"/v2/app/manifests/{reference}", content, headers)
         assert ask("GET", "/v2/_catalog").json() == {"repositories": []}
         return answer
 
     @pytest.mark.parametrize("tag", ["", "-", "a:b", "%2e%2e/x", "x" * 129])
-    def test_of_tags_that_come_with_a_digest_each_must_be_one(self, ask: Client, served: Registry, tag: str) -> None:
+    def test_a_malformed_tag_parameter_is_refused(self, ask: Client, served: Served, tag: str) -> None:
         content = json.dumps(image(ask)).encode()
         answer = self.refused(ask, content, f"{digest_of(content)}?tag=v1&tag={tag}")
         assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
-        assert entries(served) == []
+        assert entries(served.path) == []
 
-    def test_missing_blobs_and_manifests_are_all_named(self, ask: Client) -> None:
+    def test_all_missing_blobs_and_manifests_are_named(self, ask: Client) -> None:
         layers = [described(b"one", OCI_LAYER), described(b"two", OCI_LAYER), described(b"one", OCI_LAYER)]
         answer = self.refused(ask, json.dumps(image(ask, layers=layers)).encode())
         assert (answer.status, answer.codes) == (400, ["MANIFEST_BLOB_UNKNOWN"] * 2)
@@ -193,12 +192,12 @@ class TestRefusing:
             b"[" * 100_000,
         ],
     )
-    def test_what_is_no_manifest_is_refused(self, ask: Client, content: bytes) -> None:
+    def test_a_malformed_manifest_is_refused(self, ask: Client, content: bytes) -> None:
         answer = self.refused(ask, content)
         assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
 
     @pytest.mark.parametrize("kind", [OCI_INDEX, DOCKER_MANIFEST, "application/json", "nonsense"])
-    def test_what_is_not_what_it_is_called_is_refused(self, ask: Client, kind: str) -> None:
+    def test_a_wrong_content_type_is_refused(self, ask: Client, kind: str) -> None:
         answer = self.refused(ask, json.dumps(image(ask)).encode(), kind=kind)
         assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
 
@@ -212,25 +211,25 @@ class TestRefusing:
             ask.connection.close()
         assert (answer.status, answer.codes) == (413, ["MANIFEST_INVALID"])
 
-    def test_exactly_four_mebibytes_are_taken(self, ask: Client) -> None:
+    def test_exactly_four_mebibytes_are_accepted(self, ask: Client) -> None:
         document = image(ask, annotations={"padding": ""})
         padding = limits.MAX_MANIFEST - len(json.dumps(document))
         content = json.dumps({**document, "annotations": {"padding": "x" * padding}}).encode()
         assert len(content) == limits.MAX_MANIFEST
         assert ask("GET", f"/v2/app/manifests/{ask.push(content)}").body == content
 
-    def test_more_than_index_json_can_hold_is_refused(
-        self, ask: Client, served: Registry, monkeypatch: pytest.MonkeyPatch
+    def test_an_entry_that_does_not_fit_into_index_json_is_refused(
+        self, ask: Client, served: Served, set_limits: SetLimits
     ) -> None:
         content = json.dumps(image(ask)).encode()
-        monkeypatch.setattr("ocistream.limits.MAX_MANIFEST", len(content))
+        set_limits(MAX_MANIFEST=len(content))
         answer = self.refused(ask, content, "v" * 128)
         assert (answer.status, answer.codes) == (400, ["MANIFEST_INVALID"])
-        assert entries(served) == []
+        assert entries(served.path) == []
 
 
 class TestMediaTypes:
-    def test_a_manifest_that_does_not_say_what_it_is_is_served_as_what_it_was_pushed_as(self, ask: Client) -> None:
+    def test_a_manifest_without_a_media_type_is_served_with_the_pushed_type(self, ask: Client) -> None:
         document = image(ask)
         del document["mediaType"]
         content = json.dumps(document).encode()
@@ -238,7 +237,7 @@ class TestMediaTypes:
         for reference in ("v1", digest_of(content)):
             assert ask("GET", f"/v2/app/manifests/{reference}").headers["Content-Type"] == DOCKER_MANIFEST
 
-    def test_one_that_an_index_lists_is_served_as_what_the_index_calls_it(self, ask: Client) -> None:
+    def test_a_manifest_without_a_media_type_is_served_with_the_type_in_the_index(self, ask: Client) -> None:
         document = image(ask)
         del document["mediaType"]
         content = json.dumps(document).encode()
@@ -247,7 +246,7 @@ class TestMediaTypes:
         answer = ask("GET", f"/v2/app/manifests/{digest_of(content)}")
         assert answer.headers["Content-Type"] == DOCKER_MANIFEST
 
-    def test_one_to_which_nothing_leads_is_known_by_its_form(self, ask: Client) -> None:
+    def test_the_media_type_of_an_unlisted_manifest_follows_from_its_fields(self, ask: Client) -> None:
         document = image(ask)
         del document["mediaType"]
         content = json.dumps(document).encode()
@@ -255,9 +254,7 @@ class TestMediaTypes:
         answer = ask("GET", f"/v2/app/manifests/{digest_of(content)}")
         assert answer.headers["Content-Type"] == OCI_MANIFEST
 
-    def test_the_content_type_of_an_index_of_dockers_is_dockers(
-        self, ask: Client, layout: Layout, served: Registry
-    ) -> None:
+    def test_a_docker_manifest_list_keeps_its_content_type(self, ask: Client, layout: Layout, served: Served) -> None:
         seed(layout, two_platforms(layout, media="docker"), served.host, "app", "v1")
         assert ask("HEAD", "/v2/app/manifests/v1").headers["Content-Type"] == DOCKER_LIST
 
@@ -272,14 +269,14 @@ class TestMediaTypes:
             b"x" * (limits.MAX_MANIFEST + 1),
         ],
     )
-    def test_a_blob_that_is_no_manifest_is_not_served_as_one(self, ask: Client, content: bytes) -> None:
+    def test_a_blob_is_not_served_as_a_manifest(self, ask: Client, content: bytes) -> None:
         for method in ("GET", "DELETE"):
             answer = ask(method, f"/v2/app/manifests/{ask.upload(content)}")
             assert (answer.status, answer.codes) == (404, ["MANIFEST_UNKNOWN"])
         assert ask("HEAD", f"/v2/app/blobs/{digest_of(content)}").status == 200
 
-    def test_a_blob_that_is_too_large_for_a_manifest_is_not_even_read(self, ask: Client, served: Registry) -> None:
-        path = served.layout.blob_path(digest_of(b"another"))
+    def test_a_blob_too_large_for_a_manifest_is_not_served_as_one(self, ask: Client, served: Served) -> None:
+        path = served.blob(digest_of(b"another"))
         path.parent.mkdir()
         with path.open("wb") as file:
             file.truncate(limits.MAX_MANIFEST + 1)
@@ -288,36 +285,36 @@ class TestMediaTypes:
 
 class TestReading:
     @pytest.mark.parametrize("reference", ["v2", ".INVALID", "%2e%2e", digest_of(b"nothing")])
-    def test_a_manifest_that_is_not_there_is_unknown(self, ask: Client, reference: str) -> None:
+    def test_a_missing_manifest_is_unknown(self, ask: Client, reference: str) -> None:
         ask.push(image(ask), "v1")
         for method in ("GET", "DELETE"):
             answer = ask(method, f"/v2/app/manifests/{reference}")
             assert (answer.status, answer.codes) == (404, ["MANIFEST_UNKNOWN"])
 
-    def test_a_tag_belongs_to_its_repository_and_a_digest_to_all(self, ask: Client) -> None:
+    def test_a_tag_belongs_to_one_repository_and_a_digest_to_all(self, ask: Client) -> None:
         digest = ask.push(image(ask), "v1")
         assert ask("GET", "/v2/other/manifests/v1").status == 404
         assert ask("GET", f"/v2/other/manifests/{digest}").status == 200
 
-    def test_a_tag_whose_manifest_is_lacking_is_unknown(self, ask: Client, served: Registry) -> None:
-        served.layout.blob_path(ask.push(image(ask), "v1")).unlink()
+    def test_a_tag_whose_manifest_is_missing_is_unknown(self, ask: Client, served: Served) -> None:
+        served.blob(ask.push(image(ask), "v1")).unlink()
         assert ask("GET", "/v2/app/manifests/v1").codes == ["MANIFEST_UNKNOWN"]
 
-    def test_a_tag_of_something_too_large_is_an_error(self, layout: Layout, access_log: list[AccessEntry]) -> None:
+    def test_a_tag_of_a_blob_too_large_is_an_error(self, layout: Layout, access_log: list[AccessEntry]) -> None:
         blob = layout.blob(bytes(limits.MAX_MANIFEST + 1), "application/octet-stream")
         layout.name(blob, "app:v1")
         with Registry(layout.path, log=access_log.append) as registry, Client(registry.host) as other:
             assert other("GET", "/v2/app/manifests/v1").status == 500
         assert "larger than" in str(access_log[-1].problem)
 
-    def test_what_a_layout_calls_by_a_media_type_of_its_own_is_served_as_that(self, layout: Layout) -> None:
+    def test_an_entry_with_an_unknown_media_type_is_served_with_it(self, layout: Layout) -> None:
         kind = "application/vnd.example.thing"
         layout.name(layout.blob(b"no JSON", kind), "app:v1")
         with Registry(layout.path) as registry, Client(registry.host) as ask:
             answer = ask("GET", "/v2/app/manifests/v1")
             assert (answer.headers["Content-Type"], answer.body) == (kind, b"no JSON")
 
-    def test_what_the_client_has_is_not_sent_again(self, ask: Client) -> None:
+    def test_if_none_match_of_the_same_content_returns_304(self, ask: Client) -> None:
         digest = ask.push(image(ask), "v1")
         answer = ask("GET", "/v2/app/manifests/v1", headers={"If-None-Match": f'"{digest}"'})
         assert (answer.status, answer.body, answer.headers["ETag"]) == (304, b"", f'"{digest}"')

@@ -1,4 +1,4 @@
-"""The embedded registry's names: what a layout's entries are served as, tags, the catalog, pages, referrers."""
+"""Names: repositories and tags of the entries of a layout, the catalog, pages, and referrers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ocistream.serve import Registry
 from tests.images import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.registry_http import seed
 from tests.schemas import validate
+from tests.serve.serving import Served, SetLimits
 from tests.talking import Client
 
 FULL = "io.containerd.image.name"
@@ -23,7 +24,7 @@ Serve = Callable[..., Client]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Return a function that serves one image, with each of the given annotations once."""
+    """Return a function that serves one image, listed once with each of the annotations."""
     with ExitStack() as stack:
 
         def start(*annotations: dict[str, str], directory: str = "images") -> Client:
@@ -110,7 +111,7 @@ class TestNames:
         with Registry(Path()) as registry, Client(registry.host) as ask:
             assert catalog(ask) == ["images"]
 
-    def test_of_two_entries_that_are_served_alike_the_later_one_counts(self, tmp_path: Path) -> None:
+    def test_of_two_entries_with_one_short_name_the_later_one_is_served(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path / "images")
         small_image(layout, name="quay.io/app:v1")
         later = small_image(layout, name="ghcr.io/app:v1", media="docker")
@@ -119,7 +120,7 @@ class TestNames:
             assert found.headers["Docker-Content-Digest"] == later["digest"]
             assert ask("HEAD", "/v2/quay.io/app/manifests/v1").status == 200
 
-    def test_a_push_replaces_the_entry_that_was_served_there_whatever_its_name(self, tmp_path: Path) -> None:
+    def test_a_push_replaces_the_entry_served_under_that_name(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path / "images")
         small_image(layout, name="docker.io/library/app:v1")
         small_image(layout, name="docker.io/library/app:v2")
@@ -160,14 +161,14 @@ class TestTags:
             ("?n=", ["V1", "latest", "v1", "v10", "v2"], None),
         ],
     )
-    def test_pages_are_cut_and_linked(self, ask: Client, query: str, tags: list[str], link: str | None) -> None:
+    def test_pages_are_limited_and_linked(self, ask: Client, query: str, tags: list[str], link: str | None) -> None:
         answer = ask("GET", f"/v2/app/tags/list{query}")
         assert answer.json()["tags"] == tags
         expected = None if link is None else f'</v2/app/tags/list{link}>; rel="next"'
         assert answer.headers["Link"] == expected
 
     @pytest.mark.parametrize("count", ["-1", "many", "1" * 5000, "1.5"])
-    def test_a_page_of_no_number_is_refused(self, ask: Client, count: str) -> None:
+    def test_a_malformed_page_size_is_refused(self, ask: Client, count: str) -> None:
         answer = ask("GET", f"/v2/app/tags/list?n={count}")
         assert (answer.status, answer.codes) == (400, ["UNSUPPORTED"])
 
@@ -205,7 +206,7 @@ class TestReferrers:
         validate(answer.body, "index")
         return list(answer.json()["manifests"])
 
-    def test_nothing_refers_to_what_is_not_there(self, ask: Client) -> None:
+    def test_a_missing_subject_has_no_referrers(self, ask: Client) -> None:
         assert self.list(ask) == []
 
     def test_referrers_are_described_with_type_and_annotations(self, ask: Client) -> None:
@@ -232,12 +233,12 @@ class TestReferrers:
             index: {"mediaType": OCI_INDEX, "digest": index, "size": found[index]["size"]},
         }
 
-    def test_annotations_that_are_none_are_left_out(self, ask: Client) -> None:
+    def test_malformed_annotations_are_omitted(self, ask: Client) -> None:
         self.refer(ask, annotations={"a": 1})
         assert "annotations" not in self.list(ask)[0]
 
     @pytest.mark.parametrize("encoded", ["application/vnd.example.sbom%2Bjson", "application/vnd.example.sbom+json"])
-    def test_they_are_filtered_by_type(self, ask: Client, encoded: str) -> None:
+    def test_referrers_are_filtered_by_type(self, ask: Client, encoded: str) -> None:
         wanted = self.refer(ask, artifactType="application/vnd.example.sbom+json")
         self.refer(ask, artifactType="application/vnd.example.signature")
         assert [entry["digest"] for entry in self.list(ask, f"?artifactType={encoded}")] == [wanted]
@@ -246,32 +247,34 @@ class TestReferrers:
         assert answer.headers["OCI-Filters-Applied"] == "artifactType"
         assert "OCI-Filters-Applied" not in ask("GET", f"/v2/app/referrers/{self.SUBJECT}").headers
 
-    def test_one_within_an_index_is_found(self, ask: Client, served: Registry) -> None:
+    def test_a_referrer_inside_an_index_is_found(self, ask: Client, served: Served) -> None:
         digest = self.refer(ask, artifactType="a/b")
         size = int(ask("HEAD", f"/v2/app/manifests/{digest}").headers["Content-Length"])
         entry = {"mediaType": OCI_MANIFEST, "digest": digest, "size": size}
         ask.push({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}, "sha256-fallback")
         served.stop()
-        with Registry(served.layout.path) as again, Client(again.host) as other:
+        with Registry(served.path) as again, Client(again.host) as other:
             assert [entry["digest"] for entry in self.list(other)] == [digest]
 
-    def test_a_deleted_one_is_not_listed_and_damaged_ones_do_no_harm(self, ask: Client, served: Registry) -> None:
+    def test_deleted_and_damaged_referrers_are_not_listed(self, ask: Client, served: Served) -> None:
         stays = self.refer(ask, artifactType="a/stays")
         deleted = self.refer(ask, artifactType="a/deleted")
         gone = self.refer(ask, artifactType="a/gone")
         damaged = self.refer(ask, artifactType="a/damaged")
         assert len(self.list(ask)) == 4
         ask("DELETE", f"/v2/app/manifests/{deleted}")
-        served.layout.blob_path(gone).unlink()
+        served.blob(gone).unlink()
         assert [entry["digest"] for entry in self.list(ask)] == [stays, damaged]
-        served.layout.blob_path(damaged).write_bytes(b"{}")
+        served.blob(damaged).write_bytes(b"{}")
         served.stop()
-        with Registry(served.layout.path) as again, Client(again.host) as other:
+        with Registry(served.path) as again, Client(again.host) as other:
             assert [entry["digest"] for entry in self.list(other)] == [stays]
 
-    def test_many_are_given_in_pages_that_fit_a_manifest(self, ask: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_referrers_are_listed_in_pages_of_the_size_of_a_manifest(
+        self, ask: Client, set_limits: SetLimits
+    ) -> None:
         digests = [self.refer(ask, artifactType="a/b+c", annotations={"a": str(n) * 900}) for n in range(5)]
-        monkeypatch.setattr("ocistream.limits.MAX_MANIFEST", 4096)
+        set_limits(MAX_MANIFEST=4096)
         target: str | None = f"/v2/app/referrers/{self.SUBJECT}?artifactType=a/b%2Bc"
         pages: list[list[str]] = []
         while target:
@@ -285,10 +288,8 @@ class TestReferrers:
         whole = ask("GET", f"/v2/app/referrers/{self.SUBJECT}")
         assert whole.headers["Link"].endswith(f'?last={pages[0][-1]}>; rel="next"')
 
-    def test_one_that_is_larger_than_a_page_has_one_of_its_own(
-        self, ask: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_referrer_larger_than_a_page_gets_its_own_page(self, ask: Client, set_limits: SetLimits) -> None:
         for number in range(2):
             self.refer(ask, annotations={"a": str(number) * 900})
-        monkeypatch.setattr("ocistream.limits.MAX_MANIFEST", 1500)
+        set_limits(MAX_MANIFEST=1500)
         assert len(self.list(ask)) == 1

@@ -1,4 +1,4 @@
-"""Clients without the password cannot keep clients with the password out of the embedded registry."""
+"""Clients without the password cannot block clients with the password."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Final
 
 import pytest
 
-from ocistream import limits
 from ocistream.serve import AccessEntry, Gate, Registry
-from ocistream.tls import server_context
 from tests.certificates import make_certificate
 from tests.images import digest_of
 from tests.registry_http import basic
+from tests.serve.serving import SetLimits, server_tls
 from tests.talking import Client, connect, flood, read_all
 
 RIGHT: Final = basic("ada", "engine of 1843")
@@ -48,10 +47,10 @@ def guarded(tmp_path: Path, log: list[AccessEntry]) -> Iterator[Registry]:
     ],
     ids=["wrong password", "no password", "web page", "body"],
 )
-def test_refusals_that_nobody_reads_keep_nobody_out(
-    guarded: Registry, monkeypatch: pytest.MonkeyPatch, request_bytes: bytes
+def test_unread_refusals_do_not_block_a_client_with_the_password(
+    guarded: Registry, set_limits: SetLimits, request_bytes: bytes
 ) -> None:
-    monkeypatch.setattr(limits, "MAX_CLIENTS", 3)
+    set_limits(MAX_CLIENTS=3)
     with contextlib.ExitStack() as stack:
         for _ in range(4):
             flood(stack.enter_context(connect(guarded.host, receive_buffer=4096)), request_bytes)
@@ -59,10 +58,8 @@ def test_refusals_that_nobody_reads_keep_nobody_out(
             assert ask("GET", "/v2/", headers=RIGHT).status == 200
 
 
-def test_a_flood_of_strangers_does_not_displace_a_client_that_was_admitted(
-    guarded: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_CLIENTS", 3)
+def test_many_refused_clients_do_not_displace_an_admitted_client(guarded: Registry, set_limits: SetLimits) -> None:
+    set_limits(MAX_CLIENTS=3)
     with contextlib.ExitStack() as stack:
         ask = stack.enter_context(Client(guarded.host))
         assert ask("GET", "/v2/", headers=RIGHT).status == 200
@@ -72,24 +69,22 @@ def test_a_flood_of_strangers_does_not_displace_a_client_that_was_admitted(
         assert ask("GET", "/v2/", headers=RIGHT).status == 200
 
 
-def test_refused_requests_do_not_prolong_a_connection(guarded: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "REQUEST_TIME", 0.5)
+def test_refused_requests_do_not_prolong_a_connection(guarded: Registry, set_limits: SetLimits) -> None:
+    set_limits(REQUEST_TIME=0.5)
     closed = (ConnectionError, http.client.IncompleteRead)
     with Client(guarded.host) as stranger, pytest.raises(closed):
         ask_for_long(stranger)
 
 
 def ask_for_long(stranger: Client) -> None:
-    """Ask with the wrong password, for far longer than a connection may last."""
+    """Send requests with the wrong password for far longer than a connection may last."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert stranger("GET", "/v2/", headers=WRONG).status == 401
 
 
-def test_a_wrong_password_after_the_right_one_is_a_stranger_again(
-    guarded: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_CLIENTS", 1)
+def test_a_wrong_password_after_the_right_one_ends_the_admission(guarded: Registry, set_limits: SetLimits) -> None:
+    set_limits(MAX_CLIENTS=1)
     right = REFUSED.replace(WRONG["Authorization"].encode(), RIGHT["Authorization"].encode())
     with connect(guarded.host, receive_buffer=4096) as stranger:
         stranger.sendall(right)
@@ -99,23 +94,22 @@ def test_a_wrong_password_after_the_right_one_is_a_stranger_again(
             assert ask("GET", "/v2/", headers=RIGHT).status == 200
 
 
-def test_a_stranger_that_sends_an_unwanted_body_slowly_keeps_nobody_out(
-    guarded: Registry, monkeypatch: pytest.MonkeyPatch
+def test_a_slow_unwanted_body_does_not_block_a_client_with_the_password(
+    guarded: Registry, set_limits: SetLimits
 ) -> None:
-    monkeypatch.setattr(limits, "MAX_CLIENTS", 1)
+    set_limits(MAX_CLIENTS=1)
     with connect(guarded.host) as stranger:
         stranger.sendall(b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nlay")
         with Client(guarded.host) as ask:
             assert ask("GET", "/v2/", headers=RIGHT).status == 200
 
 
-def test_nor_does_one_that_never_finishes_the_handshake_of_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_CLIENTS", 1)
+def test_an_unfinished_tls_handshake_does_not_block_a_client(tmp_path: Path, set_limits: SetLimits) -> None:
+    set_limits(MAX_CLIENTS=1)
     pair = make_certificate(tmp_path)
-    tls = server_context(str(pair.file), str(pair.key_file))
     trusting = ssl.create_default_context(cafile=str(pair.file))
     gate = Gate("ada", "engine of 1843")
-    with Registry(tmp_path / "served", gate=gate, tls=tls) as registry, connect(registry.host) as stranger:
+    with Registry(tmp_path / "served", gate=gate, tls=server_tls(pair)) as registry, connect(registry.host) as stranger:
         stranger.sendall(b"\x16\x03\x01\x02")
         ask = http.client.HTTPSConnection(registry.host, context=trusting, timeout=60)
         ask.request("GET", "/v2/", headers=RIGHT)
@@ -123,19 +117,17 @@ def test_nor_does_one_that_never_finishes_the_handshake_of_tls(tmp_path: Path, m
         ask.close()
 
 
-def test_an_admitted_client_that_reads_slowly_keeps_its_place(
-    guarded: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_admitted_client_that_reads_slowly_keeps_its_place(guarded: Registry, set_limits: SetLimits) -> None:
     content = bytes(8 << 20)
     with Client(guarded.host) as ask:
         target = f"/v2/app/blobs/uploads/?digest={digest_of(content)}"
         assert ask("POST", target, content, RIGHT).status == 201
-    monkeypatch.setattr(limits, "MAX_CLIENTS", 2)
+    set_limits(MAX_CLIENTS=2)
     get = f"GET /v2/app/blobs/{digest_of(content)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     with connect(guarded.host, receive_buffer=4096) as slow:
         slow.sendall(f"{get}Authorization: {RIGHT['Authorization']}\r\n\r\n".encode())
         begun = slow.recv(100)
-        monkeypatch.setattr(limits, "REQUEST_TIME", 0.05)
+        set_limits(REQUEST_TIME=0.05)
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 stranger = stack.enter_context(connect(guarded.host))
@@ -144,7 +136,7 @@ def test_an_admitted_client_that_reads_slowly_keeps_its_place(
         assert (begun + read_all(slow)).endswith(content)
 
 
-def test_a_connection_for_which_there_is_no_thread_is_closed(
+def test_a_connection_is_closed_when_no_thread_can_start(
     guarded: Registry, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     start = threading.Thread.start
