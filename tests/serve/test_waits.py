@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from ocistream.serve import AccessEntry
-from tests.pushing import CONTENT, FIRST, SECOND, begin, closed
+from tests.pushing import FIRST, SECOND, begin, closed
 from tests.raw import eventually
 from tests.serve.serving import Served
 from tests.talking import Client, Response, connect, read_all
@@ -73,17 +73,15 @@ def test_clients_that_stay_in_a_request_are_not_waited_for(served: Served, acces
         assert sending.result() == "closed"
         refused, status = second.result()
     assert (refused.status, refused.codes, refused.headers["Retry-After"]) == (429, ["TOOMANYREQUESTS"], "1")
-    assert refused.status != status == 201
-    assert len(CONTENT) == 3000
+    assert status == 201
 
 
 @pytest.fixture
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the address of a `serve` process with little patience."""
-    argv = [sys.executable, "-P", "-c", _IMPATIENT, "serve", str(tmp_path_factory.mktemp("served"))]
-    with subprocess.Popen(
-        [*argv, "--listen=127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
+    serve = ["serve", str(tmp_path_factory.mktemp("served")), "--listen=127.0.0.1:0"]
+    argv = [sys.executable, "-P", "-c", _IMPATIENT, *serve]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout
         yield process.stdout.readline().decode().strip()
         process.terminate()
