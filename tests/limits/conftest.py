@@ -12,6 +12,7 @@ import pytest
 
 from ocistream.cli import main
 from tests.faults import FaultyRegistry
+from tests.hostile.pieces import image, tar
 from tests.limits.statements import LIMITS
 
 #: What a test's report calls the numbers of its rules.
@@ -37,6 +38,21 @@ def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
     """Return an empty registry, which is to become a hostile one."""
     with FaultyRegistry(tmp_path / "served") as registry:
         yield registry
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    """Return another registry, which must get no request because of what the first one answers."""
+    with FaultyRegistry(tmp_path / "elsewhere") as other:
+        yield other
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Return a sound archive."""
+    path = tmp_path / "sound.tar"
+    path.write_bytes(tar(*image()))
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

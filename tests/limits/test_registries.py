@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +14,11 @@ from ocistream import limits
 from tests.certificates import Certificate
 from tests.faults import Fault, FaultyRegistry, Header, Reply, redirect, refusal
 from tests.faulty_auth import Basic, Bearer
-from tests.hostile.pieces import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of, tar
+from tests.hostile.pieces import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from tests.limits.hosts import public
 from tests.limits.statements import limit
-from tests.network import names
+from tests.raw import names
 
 Run = Callable[[Sequence[object]], int]
 _CONFIG: Final[dict[str, Any]] = descriptor(image()[CONFIG][1] or b"", OCI_CONFIG)
@@ -169,26 +170,6 @@ def test_no_size_that_is_stated_is_allocated(
     code, err = said(registry, ocistream, capsys, manifest(layers=[{**_LAYER, "size": 1 << 60}]))
     assert code in {4, 5, 7}, err
     assert files[MANIFEST][1]
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return what a registry leads to, and has no business to."""
-    with FaultyRegistry(tmp_path / "elsewhere") as other:
-        yield other
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    """Return a sound archive."""
-    path = tmp_path / "sound.tar"
-    path.write_bytes(tar(*image()))
-    return path
-
-
-def public(name: str, registry: FaultyRegistry) -> str:
-    """Return a name outside for a registry, which `names` leads there."""
-    return f"{name}.test:{registry.host.rpartition(':')[2]}"
 
 
 def in_home(monkeypatch: pytest.MonkeyPatch, folder: Path, **configured: object) -> Path:

@@ -105,11 +105,10 @@ def test_unnamed_images_are_counted_without_referrers(layout: Layout, archived: 
 
 def test_many_unnamed_entries_are_counted_without_reading_them(layout: Layout) -> None:
     # Of a hundred entries the registry would read whether they are referrers.
-    missing: list[Descriptor] = [
-        {"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % n), "size": 1} for n in range(101)
-    ]
+    digests = [digest_of(b"%d" % number) for number in range(101)]
+    missing: list[Descriptor] = [{"mediaType": OCI_MANIFEST, "digest": digest, "size": 1} for digest in digests]
     list_images(layout, *((entry, None) for entry in missing))
-    shown = ", ".join(str(entry["digest"]) for entry in missing[:3])
+    shown = ", ".join(digests[:3])
     assert start(layout.path) == [f"101 images or referrers without a name, served by digest only: {shown} and 98 more"]
 
 

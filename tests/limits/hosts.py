@@ -1,0 +1,15 @@
+"""Names of public hosts for the registries of tests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.faults import FaultyRegistry
+
+#: The address of a public registry, for `tests.raw.names`.
+OUTSIDE: Final = "203.0.113.5"
+
+
+def public(name: str, registry: FaultyRegistry) -> str:
+    """Return the registry as HOST:PORT under a public name, which `tests.raw.names` leads there."""
+    return f"{name}.test:{registry.host.rpartition(':')[2]}"
