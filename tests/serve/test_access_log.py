@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,15 +15,17 @@ from tests.talking import connect, converse
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
-#: Targets of requests, and how the log shows them.
-SHOWN = {
-    "/v2/": "/v2/",
-    "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c": "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c",
-    "/v2/?token=s3cr3t&n=1&X-Amz-Signature=abc": "/v2/?token=...&n=1&X-Amz-Signature=...",
-    "http://ada:s3cr3t@host/v2/": "http://host/v2/",
-    "/v2/\x1b[2J\x07": "/v2/??",
-    "/v2/?last=%1b%0a": "/v2/?last=%1B%0A",
-    '/v2/"\\': '/v2/\\"\\\\',
+_MOUNT: Final = "/v2/a/blobs/uploads/?digest=sha256:ab&mount=x&from=b/c"
+#: Targets of requests, and the requests in the log.
+SHOWN: Final = {
+    "/v2/": "GET /v2/",
+    _MOUNT: f"GET {_MOUNT}",
+    "/v2/?token=s3cr3t&n=1&X-Amz-Signature=abc": "GET /v2/?token=...&n=1&X-Amz-Signature=...",
+    "http://ada:s3cr3t@host/v2/": "GET http://host/v2/",
+    # Control characters: the request is refused before its target counts.
+    "/v2/\x1b[2J\x07": "- -",
+    "/v2/?last=%1b%0a": "GET /v2/?last=%1B%0A",
+    '/v2/"\\': 'GET /v2/\\"\\\\',
 }
 
 
@@ -49,7 +52,7 @@ def test_targets_are_logged_without_secrets_and_control_characters(tmp_path: Pat
     assert text.replace("\n", "").isprintable()
     for line, shown in zip(lines, SHOWN.values(), strict=False):
         assert line.startswith("127.0.0.1 - - [")
-        assert f'"GET {shown} HTTP/1.1" ' in line
+        assert f'"{shown} HTTP/1.1" ' in line
     assert lines[len(SHOWN)].startswith("127.0.0.1 - ada%20lovelace [")
     assert lines[len(SHOWN)].endswith('] "GET /v2/ HTTP/1.1" 200 2')
 

@@ -186,7 +186,7 @@ class TestLargeIndexes:
     def test_entries_that_are_only_listed_take_little_memory(self, layout: Layout) -> None:
         absent = [
             [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d %d" % (n, m)), "size": 1} for m in range(2000)]
-            for n in range(20)
+            for n in range(2)
         ]
         made = [layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": some}) for some in absent]
         path = layout.path / "index.json"
@@ -196,6 +196,6 @@ class TestLargeIndexes:
             try:
                 assert ask("GET", f"/v2/app/referrers/{digest_of(b'nobody')}").json()["manifests"] == []
                 gc.collect()
-                assert tracemalloc.get_traced_memory()[0] < 4 << 20
+                assert tracemalloc.get_traced_memory()[0] < 256 << 10
             finally:
                 tracemalloc.stop()

@@ -65,12 +65,12 @@ class TestSize:
         assert raw.count(b"HTTP/1.1") == 1
 
     def test_headers_without_an_end_are_refused_at_the_limit(self, served: Served) -> None:
-        first = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n"
+        line = b"X: %b\r\n" % (b"x" * (KIB - 5))
         with connect(served.host) as connection:
-            connection.sendall(first + b"X: %b" % (b"x" * (limits.MAX_REQUEST_HEAD - len(first) - 3)))
+            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n" + line * (limits.MAX_REQUEST_HEAD // KIB - 1))
             connection.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 connection.recv(1)
             connection.settimeout(60)
-            connection.sendall(b"x")
+            connection.sendall(line * 2)
             assert read_all(connection).startswith(b"HTTP/1.1 431 ")

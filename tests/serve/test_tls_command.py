@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import warnings
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ def test_one_file_with_certificate_and_key_and_no_old_version_of_tls(tmp_path: P
         context = ssl.create_default_context(cafile=str(certificate.file))
         with connect(host) as plain, context.wrap_socket(plain, server_hostname="localhost") as secure:
             assert secure.version() in {"TLSv1.2", "TLSv1.3"}
-        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with warnings.catch_warnings(action="ignore"):
+            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
         context.set_ciphers("DEFAULT@SECLEVEL=0")
         with connect(host) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
             context.wrap_socket(plain, server_hostname="localhost")

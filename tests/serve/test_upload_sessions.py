@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import stat
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,8 +141,14 @@ class TestSessions:
     def test_without_file_locks_only_old_files_are_removed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def no_locks(*_: object) -> None:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real = fcntl.flock
+
+        def no_locks(file: Any, operation: int) -> None:
+            """Lock directories only."""
+            number = file if isinstance(file, int) else file.fileno()
+            if not stat.S_ISDIR(os.fstat(number).st_mode):
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            real(number, operation)
 
         monkeypatch.setattr("fcntl.flock", no_locks)
         folder = tmp_path / "layout/blobs/sha256"
