@@ -139,7 +139,7 @@ def test_a_realm_and_a_location_that_become_inward_are_not_connected_to(
     else:
         registry.faults = [Fault(Header("Location", f"{there}/upload"), "POST", times=None)]
     with names(monkeypatch, registry=OUTSIDE, storage=REBOUND):
-        assert ocistream(["push", f"{public('registry', registry)}/app:1", "-i", archive, *OPTIONS]) == 7
+        assert ocistream(["push", f"{public('registry', registry)}/app:1", "-i", archive, "--jobs=1", *OPTIONS]) == 7
     assert f"storage.test {CHANGED}" in capsys.readouterr().err
     assert elsewhere.requests == []
 
@@ -257,4 +257,4 @@ def test_a_proxy_on_this_machine_is_not_an_inward_address(
     monkeypatch.setenv("no_proxy", "registry.test")
     with names(monkeypatch, registry=OUTSIDE, storage="203.0.113.6"):
         assert pull(ocistream, f"{public('registry', registry)}/app:1") == 0
-    assert [request.target.startswith("http://storage.test") for request in elsewhere.requests] == [True]
+    assert {request.target.partition(".test")[0] for request in elsewhere.requests} == {"http://storage"}
