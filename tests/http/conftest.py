@@ -1,0 +1,58 @@
+"""Fixtures: the command in this process, and registries for it to talk to."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ocistream.cli import main
+from tests.faults import FaultyRegistry
+from tests.http.raw_registry import RawRegistry
+from tests.http.running import Result, Run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Return a function that runs a command line in this process, in an empty directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    hook = sys.unraisablehook
+
+    def command(*argv: object) -> Result:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    yield command
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def raw() -> Iterator[RawRegistry]:
+    """Return a registry that answers raw bytes."""
+    with RawRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
+    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
+    with contextlib.ExitStack() as stack:
+        started: list[FaultyRegistry] = []
+
+        def start_one(*faults: Any, **options: Any) -> FaultyRegistry:
+            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", *faults, **options))
+            return stack.enter_context(started[-1])
+
+        yield start_one

@@ -1,0 +1,115 @@
+"""Which connections are used again, and what keeps an idle one alive."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.http.raw_registry import MANIFEST, MANIFESTS, RawRegistry, answer, manifest, read_body
+from tests.http.running import ONCE, Run
+from tests.images import OCI_MANIFEST, Layout
+from tests.raw import Heard, eventually
+
+MIB: Final = 1 << 20
+
+
+def test_answers_that_were_read_give_their_connection_back(raw: RawRegistry, run: Run) -> None:
+    # Refusals with a body, and answers to HEAD and to an empty POST.
+    raw.says("/referrers/", answer(b"x" * 1000, "404 Not Found"))
+    assert run("pull", raw.image, "-o", "app.tar", "--jobs=1", *ONCE).code == 0
+    assert raw.accepted == 1
+    raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
+    raw.says(MANIFESTS, answer(status="404 Not Found"), method="HEAD")
+    assert run("push", raw.image, "-i", "app.tar", "--jobs=1", *ONCE).code == 0
+    assert {request.method for request in raw.requests} >= {"GET", "HEAD", "POST", "PATCH", "PUT"}
+    assert raw.accepted == 2
+
+
+def test_an_answer_that_was_not_read_to_its_end_closes_its_connection(raw: RawRegistry, run: Run) -> None:
+    raw.says("/referrers/", answer(b"x" * (8 * MIB), "404 Not Found"))
+    assert run("inspect", raw.image, *ONCE).code == 0
+    first = raw.asked("GET", "/referrers/")[0].connection
+    assert [request.connection for request in raw.requests[-1:]] != [first]
+    assert raw.accepted == 2
+
+
+def test_a_body_without_a_length_ends_with_its_connection(raw: RawRegistry, run: Run) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nConnection: close\r\n\r\n".encode()
+    raw.says("/manifests/1$", head + MANIFEST)
+    assert run("inspect", raw.image, *ONCE).code == 0
+    assert raw.accepted == 2
+
+
+def test_a_kept_connection_that_the_server_has_closed_is_replaced_without_a_retry(raw: RawRegistry, run: Run) -> None:
+    def once(connection: socket.socket, _: Heard) -> None:
+        connection.sendall(manifest())
+
+    raw.says("/manifests/1$", once)
+    # The server has closed the connection long before the client wants it for the next request.
+    assert run("inspect", raw.image, "--max-requests-per-second=4", *ONCE).code == 0
+    assert raw.accepted == 2
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_there_are_no_more_connections_than_jobs(raw: RawRegistry, run: Run, layout: Layout, jobs: int) -> None:
+    layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
+    layout.image(layers, name="app")
+    raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
+    raw.says(MANIFESTS, answer(status="404 Not Found"), method="HEAD")
+    assert run("push", raw.image, "-i", layout.path, f"--jobs={jobs}", *ONCE).code == 0
+    assert len(raw.asked("PUT")) > 20
+    assert raw.accepted <= jobs + 1
+
+
+def sockets_to(port: int) -> list[list[str]]:
+    """Return the lines of /proc/net/tcp of connections to a port of this machine, as seen by their clients."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [line for line in lines if line[2].endswith(f":{port:04X}") and line[3] == "01"]
+
+
+def test_a_connection_that_waits_is_kept_alive_every_minute(raw: RawRegistry, run: Run) -> None:
+    """So that no firewall forgets the connection. The kernel's timer 2 is the one of TCP keep-alive."""
+    port = int(raw.host.rpartition(":")[2])
+    timers: list[tuple[str, float]] = []
+
+    def slowly(connection: socket.socket, _: Heard) -> None:
+        def noted() -> bool:
+            found = [line[5].split(":") for line in sockets_to(port)]
+            timers[:] = [(kind, int(left, 16) / 100) for kind, left in found if kind == "02"]
+            return bool(timers)
+
+        eventually(noted)
+        connection.sendall(manifest(Connection="close"))
+
+    raw.says("/manifests/1$", slowly)
+    assert run("inspect", raw.image, *ONCE).code == 0
+    assert all(0 < left <= 60 for _, left in timers)
+
+
+def test_little_of_a_body_waits_in_the_kernel(raw: RawRegistry, run: Run, layout: Layout) -> None:
+    """What waits there is lost with the connection; left to itself the kernel takes several megabytes."""
+    port = int(raw.host.rpartition(":")[2])
+    layer, _ = layout.random_layer(16 * MIB, seed=1)
+    layout.image([layer], name="app")
+    waiting: list[int] = []
+
+    def stall(connection: socket.socket, heard: Heard) -> None:
+        if int(heard.headers["Content-Length"] or 0) < MIB:
+            # The config.
+            read_body(connection, heard)
+            connection.sendall(answer(status="202 Accepted", Location="/v2/app/blobs/uploads/s", Connection="close"))
+            return
+        # The client gives up after the stall timeout.
+        while not raw.over.wait(0.05):
+            waiting.extend(int(line[4].partition(":")[0], 16) for line in sockets_to(port))
+            if not sockets_to(port):
+                return
+
+    raw.limit_receive_buffers(64 << 10)
+    raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
+    raw.says("/uploads/", stall, method="PATCH")
+    assert run("push", raw.image, "-i", layout.path, "--jobs=1", "--stall-timeout=0.5", *ONCE).code == 7
+    assert 0 < max(waiting) < 1.5 * MIB

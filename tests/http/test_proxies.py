@@ -1,0 +1,107 @@
+"""Proxies: what a proxy is sent, and what it must not see."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from tests.certificates import Certificate
+from tests.cli.proxy import tunnelling_to
+from tests.faults import FaultyRegistry
+from tests.faulty_auth import Basic
+from tests.http.raw_registry import RawRegistry
+from tests.http.running import ONCE, Run
+from tests.images import Layout, small_image
+from tests.raw import Heard, RawServer, unused_port
+from tests.registry_http import basic, seed
+
+HINT: Final = "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
+
+
+def test_plain_http_goes_through_the_proxy_with_its_password(
+    raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://alice:pw@{raw.host}")
+    assert run("inspect", "registry.test/app:1", *ONCE).code == 0
+    request = raw.requests[0]
+    assert (request.target, request.headers["host"]) == (
+        "http://registry.test/v2/app/manifests/1",
+        "registry.test",
+    )
+    password = base64.b64encode(b"alice:pw").decode()
+    assert {request.headers["proxy-authorization"] for request in raw.requests} == {f"Basic {password}"}
+
+
+def test_https_goes_through_a_tunnel_that_shows_the_proxy_no_password(
+    start: Callable[..., FaultyRegistry],
+    run: Run,
+    layout: Layout,
+    certificate: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = start(tls=certificate)
+    plain = start()
+    image = small_image(layout)
+    seed(layout, image, plain.host, "app", "1")
+    registry.storage = plain.storage
+    registry.repositories = plain.repositories
+    registry.auth = Basic("ada", "engine")
+    monkeypatch.setenv("OCISTREAM_USERNAME", "ada")
+    monkeypatch.setenv("OCISTREAM_PASSWORD", "engine")
+    seen: list[Heard] = []
+
+    def tunnel(connection: socket.socket, heard: Heard) -> None:
+        seen.append(heard)
+        with tunnelling_to(registry.host) as inner, socket.create_connection(inner.server_address) as onward:  # type: ignore[arg-type]
+            onward.sendall(f"CONNECT {heard.target} HTTP/1.1\r\n\r\n".encode())
+            relay = threading.Thread(target=copy, args=(onward, connection))
+            relay.start()
+            copy(connection, onward)
+            relay.join()
+
+    with RawServer(tunnel) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        assert run("inspect", "registry.test/app:1", f"--ca-cert={certificate.file}", "--retries=0").code in {0, 7}
+    assert [heard.target for heard in seen][:1] == ["registry.test:443"]
+    assert {heard.headers["Authorization"] for heard in seen} == {None}
+    assert basic("ada", "engine")["Authorization"]
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    """Copy bytes from one connection to the other until the end."""
+    try:
+        while piece := source.recv(1 << 16):
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("user", ["user:secret@", ""])
+def test_a_proxy_that_cannot_be_reached_is_named_by_the_hint(
+    run: Run, monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{user}127.0.0.1:{unused_port()}")
+    result = run("inspect", "registry.test/app:1", *ONCE)
+    assert result.code == 7
+    lines = result.err.splitlines()
+    assert lines[0].endswith(": connection refused")
+    assert HINT in lines[1]
+    assert "secret" not in result.err
+
+
+@pytest.mark.parametrize("proxy", ["http://user:secret@[::1", "http://user:secret@ho st:1", "nonsense://secret@h:1"])
+def test_a_malformed_proxy_is_refused_without_its_password(
+    run: Run, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    # Without a retry: the default would wait.
+    result = run("inspect", "registry.test/app:1", "--plain-http")
+    assert result.code in {2, 7, 8}
+    assert "secret" not in result.err
+    assert "retrying" not in result.err
