@@ -1,0 +1,182 @@
+"""Bodies of requests: their length, what happens when the source fails, slow servers, and early answers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.faults import Fault, FaultyRegistry, Stall
+from tests.http.raw_registry import MANIFESTS, Answer, RawRegistry, answer, read_body
+from tests.http.running import ONCE, Run
+from tests.images import Layout
+from tests.raw import Heard
+
+MIB: Final = 1 << 20
+ACCEPTED: Final = answer(status="202 Accepted", Location="/v2/app/blobs/uploads/session", Connection="close")
+REFUSED: Final = answer(
+    b'{"errors": [{"code": "DENIED", "message": "too early"}]}', "403 Forbidden", Content_Type="application/json"
+)
+#: By these options the size of a layer is known before it is sent, or not.
+SIZES: Final = {"known": (), "unknown": ("--compress=zstd",)}
+
+
+@pytest.fixture
+def empty(raw: RawRegistry) -> RawRegistry:
+    """Return a registry without blobs and manifests."""
+    raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
+    raw.says(MANIFESTS, answer(status="404 Not Found"), method="HEAD")
+    return raw
+
+
+def large(layout: Layout, size: int = 8 * MIB) -> Path:
+    """Put an image with one layer that does not compress into the layout, and return the layer's file."""
+    layer, _ = layout.random_layer(size, seed=1)
+    layout.image([layer], name="app")
+    return layout.file(layer["digest"])
+
+
+def for_layers(of_layer: Answer) -> Answer:
+    """Return an answer to uploads: `of_layer` if the body is large or of unknown size; other bodies are accepted."""
+
+    def turn(connection: socket.socket, heard: Heard) -> None:
+        if heard.headers["Transfer-Encoding"] or int(heard.headers["Content-Length"] or 0) > MIB // 2:
+            assert callable(of_layer)
+            of_layer(connection, heard)
+        else:
+            read_body(connection, heard)
+            connection.sendall(ACCEPTED)
+
+    return turn
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_body_has_its_size_if_that_is_known(empty: RawRegistry, run: Run, layout: Layout, size: str) -> None:
+    file = large(layout, MIB)
+    received = bytearray()
+
+    def read(connection: socket.socket, heard: Heard) -> None:
+        read_body(connection, heard, received)
+        connection.sendall(ACCEPTED)
+
+    empty.says("/uploads/", for_layers(read), method="PATCH")
+    assert run("push", empty.image, "-i", layout.path, *SIZES[size], *ONCE).code == 0
+    sent = empty.asked("PATCH")
+    if size == "known":
+        assert bytes(received) == file.read_bytes()
+        assert {request.headers.get("transfer-encoding") for request in sent} == {None}
+    else:
+        assert received.endswith(b"\r\n0\r\n\r\n")
+        assert "chunked" in {request.headers.get("transfer-encoding") for request in sent}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_corrupt_source_never_becomes_a_blob(
+    empty: RawRegistry, run: Run, layout: Layout, size: str
+) -> None:
+    file = large(layout)
+    content = file.read_bytes()
+    file.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    received = bytearray()
+    over = threading.Event()
+
+    def read(connection: socket.socket, heard: Heard) -> None:
+        read_body(connection, heard, received)
+        over.set()
+
+    empty.says("/uploads/", for_layers(read), method="PATCH")
+    result = run("push", empty.image, "-i", layout.path, *SIZES[size], "--plain-http", "--retries=1")
+    # It is not taken for a failure of the network, and so not repeated.
+    assert result.code == 5, result.err
+    assert over.wait(60)
+    assert len(received) < len(content)
+    assert empty.asked("PUT", MANIFESTS) == []
+    # Only the config may have been closed.
+    assert len(empty.asked("PUT", "/uploads/")) <= 1
+    if size == "known":
+        # The body stays short, so the connection with it is not used again.
+        broken = empty.asked("PATCH")[-1].connection
+        assert [request.method for request in empty.requests if request.connection == broken][-1] == "PATCH"
+
+
+def test_a_slow_server_is_waited_for_as_long_as_bytes_move(empty: RawRegistry, run: Run, layout: Layout) -> None:
+    large(layout, 4 * MIB)
+
+    def slowly(connection: socket.socket, heard: Heard) -> None:
+        left, pause = int(heard.headers["Content-Length"]), threading.Event()
+        while left:
+            # Together the pauses take longer than a stall may.
+            pause.wait(0.06)
+            left -= len(connection.recv(min(left, MIB // 4)))
+        connection.sendall(ACCEPTED)
+
+    empty.limit_receive_buffers(128 << 10)
+    empty.says("/uploads/", for_layers(slowly), method="PATCH")
+    assert run("push", empty.image, "-i", layout.path, "--stall-timeout=1", *ONCE).code == 0
+
+
+def test_a_server_that_does_not_read_is_given_up(empty: RawRegistry, run: Run, layout: Layout) -> None:
+    large(layout)
+
+    def silent(*_: object) -> None:
+        empty.over.wait(60)
+
+    empty.limit_receive_buffers(128 << 10)
+    empty.says("/uploads/", for_layers(silent), method="PATCH")
+    result = run("push", empty.image, "-i", layout.path, "--stall-timeout=0.3", *ONCE)
+    assert result.code == 7
+    assert "timed out" in result.err
+
+
+def test_the_answer_to_a_body_may_take_longer_than_a_stall(
+    start: Callable[..., FaultyRegistry], run: Run, layout: Layout
+) -> None:
+    """A registry may have to read the complete blob again before it answers the last request."""
+    file = large(layout)
+    # For 8 MiB it gets two seconds more.
+    registry = start(Fault(Stall(1.0), "PUT", file.name))
+    assert run("push", f"{registry.host}/app:1", "-i", layout.path, "--stall-timeout=0.4", "--retries=0").code == 0
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["reads nothing", "reads on"])
+@pytest.mark.parametrize("size", SIZES)
+def test_an_answer_before_the_end_of_a_body_ends_the_body(
+    empty: RawRegistry, run: Run, layout: Layout, size: str, reads: bool
+) -> None:
+    large(layout)
+
+    def refuse(connection: socket.socket, heard: Heard) -> None:
+        connection.sendall(REFUSED)
+        if reads:
+            connection.shutdown(socket.SHUT_WR)
+            read_body(connection, heard)
+        else:
+            empty.over.wait(60)
+
+    empty.limit_receive_buffers(128 << 10)
+    empty.says("/uploads/", for_layers(refuse), method="PATCH")
+    result = run("push", empty.image, "-i", layout.path, *SIZES[size], "--jobs=1", *ONCE)
+    assert result.code == 3
+    assert "DENIED: too early" in result.err
+    # The connection has half a body in it.
+    refused = empty.asked("PATCH")[-1].connection
+    assert [request.method for request in empty.requests if request.connection == refused][-1] == "PATCH"
+
+
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_an_interim_answer_does_not_end_a_body(empty: RawRegistry, run: Run, layout: Layout, interim: bytes) -> None:
+    file = large(layout)
+    received = bytearray()
+
+    def read(connection: socket.socket, heard: Heard) -> None:
+        connection.sendall(interim)
+        read_body(connection, heard, received)
+        connection.sendall(ACCEPTED)
+
+    empty.says("/uploads/", for_layers(read), method="PATCH")
+    assert run("push", empty.image, "-i", layout.path, *ONCE).code == 0
+    assert bytes(received) == file.read_bytes()
