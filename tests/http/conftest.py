@@ -13,6 +13,7 @@ import pytest
 
 from ocistream.cli import main
 from tests.faults import FaultyRegistry
+from tests.http.identities import Identities
 from tests.http.raw_registry import RawRegistry
 from tests.http.running import Result, Run
 
@@ -56,3 +57,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
             return stack.enter_context(started[-1])
 
         yield start_one
+
+
+@pytest.fixture(scope="session")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    """Return an authority and certificates by it."""
+    return Identities.make(tmp_path_factory.mktemp("ids"))

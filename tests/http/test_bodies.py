@@ -75,9 +75,7 @@ def test_a_body_has_its_size_if_that_is_known(empty: RawRegistry, run: Run, layo
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_corrupt_source_never_becomes_a_blob(
-    empty: RawRegistry, run: Run, layout: Layout, size: str
-) -> None:
+def test_a_corrupt_source_never_becomes_a_blob(empty: RawRegistry, run: Run, layout: Layout, size: str) -> None:
     file = large(layout)
     content = file.read_bytes()
     file.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])

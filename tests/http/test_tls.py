@@ -1,0 +1,222 @@
+"""Which certificates of registries are trusted, and where they are not checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import Fault, FaultyRegistry, redirect
+from tests.http.identities import REACHED, Identities, configuration
+from tests.http.running import Result, Run
+from tests.raw import RawServer
+
+Start = Callable[..., FaultyRegistry]
+
+
+def inspect(run: Run, registry: FaultyRegistry | str, *options: object, repository: str = "app") -> Result:
+    host = registry if isinstance(registry, str) else registry.host
+    return run("inspect", f"{host}/{repository}:1", "--retries=0", *options)
+
+
+def other_name(registry: FaultyRegistry) -> str:
+    """Return HOST:PORT of a registry on 127.0.0.1 under the name localhost."""
+    return registry.host.replace("127.0.0.1", "localhost")
+
+
+def leads(registry: FaultyRegistry, url: str) -> None:
+    registry.faults = [Fault(redirect(f"{url}/v2/"), path="manifests", times=None)]
+
+
+class TestTrust:
+    def test_the_ca_of_one_registry_is_trusted_for_that_registry_only(
+        self, start: Start, run: Run, ids: Identities, tmp_path: Path
+    ) -> None:
+        registry, other = start(tls=ids.server), start(tls=ids.server)
+        config = configuration(tmp_path / "config.toml", **{registry.host: f'ca-cert = "{ids.authority.file}"'})
+        assert inspect(run, registry, config).code == REACHED
+        result = inspect(run, other, config)
+        assert result.code == 7
+        assert "not trusted" in result.err
+        assert other.requests == []
+
+    def test_a_certificate_that_is_not_a_ca_is_trusted_if_it_is_named_itself(
+        self, start: Start, run: Run, ids: Identities
+    ) -> None:
+        assert inspect(run, start(tls=ids.server), f"--ca-cert={ids.server.file}").code == REACHED
+
+    @pytest.mark.parametrize(
+        ("options", "said", "hint"),
+        [
+            ({}, "unable to get local issuer certificate", "--ca-cert"),
+            ({"days": (-3, -2)}, "certificate has expired", "renew"),
+            ({"days": (2, 3)}, "certificate is not yet valid", "clock"),
+            ({"names": ["other.example"]}, "mismatch", "name that the certificate is for"),
+        ],
+    )
+    def test_the_error_says_what_is_wrong_with_a_certificate_and_what_to_do(
+        self, start: Start, run: Run, ids: Identities, tmp_path: Path, options: dict[str, Any], said: str, hint: str
+    ) -> None:
+        registry = start(tls=ids.authority.issue(tmp_path, **options))
+        result = inspect(run, registry, ids.ca if options else f"--ca-cert={ids.client.file}", "--retries=1")
+        assert result.code == 7
+        assert "the certificate is not trusted" in result.err
+        assert said in result.err
+        assert hint in result.err
+        # Without a retry.
+        assert result.err.count("not trusted") == 1
+
+    def test_a_server_without_tls_is_named_by_the_hint(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        with RawServer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") as server:
+            monkeypatch.setenv("OCISTREAM_RETRIES", "0")
+            config = configuration(Path("config.toml"), **{"registry.test": f'url = "https://{server.host}"'})
+            result = inspect(run, "registry.test", config)
+        assert result.code == 7
+        assert "the registry seems to speak plain HTTP: --plain-http" in result.err
+
+
+class TestFiles:
+    """Unusable files are refused before anything is sent, and OpenSSL asks nobody for a password."""
+
+    @pytest.fixture
+    def files(self, ids: Identities, tmp_path: Path) -> Path:
+        (tmp_path / "empty").touch()
+        (tmp_path / "text").write_text("nonsense")
+        (tmp_path / "cut").write_bytes(ids.client.file.read_bytes()[:300])
+        (tmp_path / "cert").write_bytes(ids.client.file.read_bytes())
+        (tmp_path / "key").write_bytes(ids.client.key_file.read_bytes())
+        (tmp_path / "both").write_bytes(ids.client.file.read_bytes() + ids.client.key_file.read_bytes())
+        (tmp_path / "other-key").write_bytes(ids.authority.key_file.read_bytes())
+        ids.client.encrypted_key(tmp_path / "locked")
+        (tmp_path / "both-locked").write_bytes(ids.client.file.read_bytes() + (tmp_path / "locked").read_bytes())
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["empty", "text", "cut", "key"])
+    def test_a_file_without_a_ca(self, start: Start, run: Run, files: Path, name: str) -> None:
+        registry = start()
+        result = inspect(run, registry, f"--ca-cert={files / name}")
+        assert result.code == 2
+        assert f"{name} holds no CA certificate" in result.err
+        assert registry.requests == []
+
+    @pytest.mark.parametrize(
+        ("certificate", "key", "said"),
+        [
+            ("empty", "key", "is no client certificate"),
+            ("text", None, "is no client certificate"),
+            ("cert", None, "is no client certificate"),
+            ("cert", "text", "is no client certificate"),
+            ("key", "cert", "is no client certificate"),
+            ("cert", "other-key", "does not belong to the key"),
+            ("cert", "locked", "locked is encrypted"),
+            ("both-locked", None, "both-locked is encrypted"),
+        ],
+    )
+    def test_an_unusable_client_certificate_or_key(
+        self, start: Start, run: Run, files: Path, certificate: str, key: str | None, said: str
+    ) -> None:
+        registry = start()
+        options = [f"--client-cert={files / certificate}", *([f"--client-key={files / key}"] if key else [])]
+        result = inspect(run, registry, *options)
+        assert result.code == 2
+        assert said in result.err
+        assert registry.requests == []
+
+    @pytest.mark.parametrize(("certificate", "key"), [("cert", "key"), ("both", None), ("cert", "both")])
+    def test_one_file_may_have_the_certificate_and_the_key(
+        self, start: Start, run: Run, files: Path, ids: Identities, certificate: str, key: str | None
+    ) -> None:
+        registry = start(tls=ids.server, client_authority=ids.authority)
+        options = [f"--client-cert={files / certificate}", *([f"--client-key={files / key}"] if key else [])]
+        assert inspect(run, registry, ids.ca, *options).code == REACHED
+
+    @pytest.mark.parametrize(("path", "code"), [("none", 4), ("text/x", 9)])
+    def test_missing_files(self, start: Start, run: Run, files: Path, path: str, code: int) -> None:
+        for options in (
+            [f"--ca-cert={files / path}"],
+            [f"--client-cert={files / path}"],
+            [f"--client-cert={files / 'cert'}", f"--client-key={files / path}"],
+        ):
+            result = inspect(run, start(), *options)
+            assert (result.code, path in result.err) == (code, True)
+
+    def test_files_in_the_configuration_are_checked_too(self, start: Start, run: Run, files: Path) -> None:
+        registry = start()
+        config = configuration(files / "config.toml", **{registry.host: f'ca-cert = "{files / "text"}"'})
+        assert inspect(run, registry, config).code == 2
+        assert registry.requests == []
+
+
+class TestUnchecked:
+    def test_insecure_is_for_all_ports_of_the_host_that_was_named(
+        self, start: Start, run: Run, ids: Identities
+    ) -> None:
+        storage, registry = start(tls=ids.server), start(tls=ids.server)
+        leads(registry, storage.url)
+        inspect(run, registry, "--insecure")
+        assert storage.requests
+
+    def test_another_host_is_checked_unless_its_own_settings_say_otherwise(
+        self, start: Start, run: Run, ids: Identities, tmp_path: Path
+    ) -> None:
+        storage, registry = start(tls=ids.server), start(tls=ids.server)
+        leads(registry, f"https://{other_name(storage)}")
+        insecure = configuration(tmp_path / "one.toml", **{registry.host: "insecure = true"})
+        for option in ("--insecure", insecure):
+            result = inspect(run, registry, option)
+            assert result.code == 7
+            assert f"https://{other_name(storage)}" in result.err
+            assert "not trusted" in result.err
+        assert storage.requests == []
+        inspect(
+            run,
+            registry,
+            "--insecure",
+            configuration(tmp_path / "two.toml", **{other_name(storage): "insecure = true"}),
+        )
+        assert storage.requests
+
+    def test_insecure_is_not_for_a_mirror(self, start: Start, run: Run, ids: Identities, tmp_path: Path) -> None:
+        mirror, registry = start(tls=ids.server), start(tls=ids.server)
+        config = configuration(
+            tmp_path / "config.toml", **{registry.host: f'mirrors = ["{other_name(mirror)}"]\ninsecure = true'}
+        )
+        assert inspect(run, registry, config, "--insecure").code == REACHED
+        assert registry.requests
+        assert mirror.requests == []
+
+    def test_the_ca_of_a_registry_is_trusted_for_the_host_that_it_leads_to(
+        self, start: Start, run: Run, ids: Identities, tmp_path: Path
+    ) -> None:
+        storage, registry = start(tls=ids.server), start(tls=ids.server)
+        leads(registry, f"https://{other_name(storage)}")
+        config = configuration(tmp_path / "config.toml", **{registry.host: f'ca-cert = "{ids.authority.file}"'})
+        inspect(run, registry, config)
+        assert storage.requests
+
+    def test_a_host_that_is_led_to_may_have_its_own_ca(
+        self, start: Start, run: Run, ids: Identities, tmp_path: Path
+    ) -> None:
+        storage, registry = start(tls=ids.server), start()
+        leads(registry, f"https://{other_name(storage)}")
+        assert inspect(run, registry).code == 7
+        assert storage.requests == []
+        config = configuration(tmp_path / "config.toml", **{other_name(storage): f'ca-cert = "{ids.authority.file}"'})
+        inspect(run, registry, config)
+        assert storage.requests
+
+
+def test_https_that_leads_to_http_under_its_own_name_is_explained(start: Start, run: Run, ids: Identities) -> None:
+    registry, other = start(tls=ids.server), start()
+    registry.faults = [Fault(redirect(f"http://{registry.host}/v2/?sig=secret"), path="manifests", times=None)]
+    result = inspect(run, registry, ids.ca)
+    assert result.code == 7
+    assert "leads from https to http://" in result.err
+    assert "X-Forwarded-Proto" in result.err
+    assert "secret" not in result.err
+    leads(registry, f"http://{other_name(other)}")
+    result = inspect(run, registry, ids.ca)
+    assert (result.code, "X-Forwarded-Proto" in result.err) == (7, False)
+    assert other.requests == []
