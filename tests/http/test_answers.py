@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 from typing import Final
@@ -118,6 +120,31 @@ class TestUnreachable:
         assert "the host name cannot be resolved: Name or service not known" in failed(result.err)
         assert result.err.rstrip().endswith(hint)
         assert len(asked) == tries
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)),
+            OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH)),
+            ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)),
+            TimeoutError("timed out"),
+        ],
+        ids=str,
+    )
+    def test_a_host_that_cannot_be_reached_is_tried_again(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
+    ) -> None:
+        tries: list[object] = []
+
+        def fail(*arguments: object) -> None:
+            tries.append(arguments)
+            raise error
+
+        monkeypatch.setattr("socket.socket.connect", fail)
+        result = run("inspect", "127.0.0.1:9/app:1", "--plain-http", "--retries=1")
+        assert result.code == 7
+        assert failed(result.err).endswith(f": {(error.strerror or 'timed out').lower()}")
+        assert len(tries) == 2
 
     @pytest.mark.parametrize("host", ["a" * 64 + ".example", "\u00e9" * 70 + ".test"])
     def test_a_redirect_to_an_impossible_host_name(self, raw: RawRegistry, run: Run, host: str) -> None:

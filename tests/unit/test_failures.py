@@ -1,14 +1,11 @@
-"""What goes wrong on a network, said in our own words: real failures of real sockets, and what registries answer."""
+"""Errors of the network in words: what the libraries raise, and what registries answer."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +14,7 @@ import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.connections import Answer, Connections, ConnectionSettings
+from ocistream.connections import Answer
 from ocistream.errors import (
     AuthenticationError,
     FinalNetworkError,
@@ -28,49 +25,9 @@ from ocistream.errors import (
 )
 from ocistream.failures import network_error, reason, refusal, speaks_tls
 from ocistream.retry import retry_after
-from tests.certificates import Certificate
-from tests.network import CountingRegistry, RawServer, Turn, unused_port
 
 Send = Callable[..., Answer]
 SIGNED = "/v2/app/blobs/x?sig=secret"
-
-
-@pytest.fixture
-def send() -> Iterator[Send]:
-    """Return a function that sends a GET and reads the answer; its options are those of `Connections`."""
-    opened: list[Connections] = []
-
-    def run(
-        url: str, *, proxies: Mapping[str, str] | None = None, ca_file: str | None = None, stall_timeout: float = 30.0
-    ) -> Answer:
-        opened.append(
-            Connections(
-                ConnectionSettings(
-                    connect_timeout=30.0,
-                    stall_timeout=stall_timeout,
-                    ca_bundle=ca_file,
-                    proxies=proxies or {},
-                    user_agent="test",
-                )
-            )
-        )
-        answer = opened[-1].send("GET", url, {}, None)
-        b"".join(answer.chunks())
-        return answer
-
-    yield run
-    for connections in opened:
-        connections.close()
-
-
-def failure_of(send: Send, url: str, **options: Any) -> NetworkError:
-    """Return the error that a GET ends with; nothing secret is in it, and it says where."""
-    with pytest.raises(NetworkError) as caught:
-        send(url, **options)
-    assert "secret" not in f"{caught.value.what} {caught.value.hint}"
-    assert "0x" not in caught.value.what
-    assert caught.value.exit_code == 7
-    return caught.value
 
 
 def is_final(error: NetworkError) -> bool:
@@ -123,139 +80,8 @@ class TestTls:
         assert "--client-cert" in str(error.hint)
         assert speaks_tls(error) is False
 
-    def test_of_a_connection_that_never_was_nobody_knows(self, send: Send) -> None:
-        assert speaks_tls(failure_of(send, f"https://127.0.0.1:{unused_port()}/")) is None
-
 
 class TestReasons:
-    def test_a_refused_connection(self, send: Send) -> None:
-        port = unused_port()
-        error = failure_of(send, f"http://127.0.0.1:{port}{SIGNED}")
-        assert error.what == f"GET http://127.0.0.1:{port}/v2/app/blobs/x?...: connection refused"
-        assert not is_final(error)
-
-    @pytest.mark.parametrize(
-        ("code", "final", "hint"),
-        [
-            (socket.EAI_NONAME, True, "is the name right?"),
-            (socket.EAI_NODATA, True, "is the name right?"),
-            (socket.EAI_AGAIN, False, "does the resolver that /etc/resolv.conf names answer?"),
-            (socket.EAI_FAIL, False, "does the resolver that /etc/resolv.conf names answer?"),
-        ],
-    )
-    def test_a_name_that_does_not_resolve_is_final_unless_the_name_server_is_in_trouble(
-        self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int, final: bool, hint: str
-    ) -> None:
-        def fail(*_: object, **__: object) -> None:
-            raise socket.gaierror(code, "Name or service not known")
-
-        monkeypatch.setattr("socket.getaddrinfo", fail)
-        error = failure_of(send, f"http://nowhere.test{SIGNED}")
-        assert "the host name cannot be resolved: Name or service not known" in error.what
-        assert is_final(error) == final
-        assert error.hint is not None
-        assert error.hint.endswith(hint)
-
-    @pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET])
-    def test_a_host_that_cannot_be_reached(self, send: Send, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-        def fail(*_: object) -> None:
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr("socket.socket.connect", fail)
-        error = failure_of(send, f"http://127.0.0.1{SIGNED}")
-        assert error.what.endswith(f": {os.strerror(code).lower()}")
-        assert not is_final(error)
-
-    def test_a_connection_that_cannot_be_made_in_time(self, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*_: object) -> None:
-            raise TimeoutError
-
-        monkeypatch.setattr("socket.socket.connect", fail)
-        error = failure_of(send, f"http://127.0.0.1{SIGNED}")
-        assert error.what.endswith(": timed out")
-        assert "--stall-timeout" in (error.hint or "")
-        assert not is_final(error)
-
-    def test_a_certificate_that_is_not_trusted_is_final_and_the_hint_says_how_to_trust_it(
-        self, send: Send, faulty: Callable[..., CountingRegistry], certificate: Certificate
-    ) -> None:
-        registry = faulty(tls=certificate)
-        error = failure_of(send, f"{registry.url}{SIGNED}")
-        assert "the certificate is not trusted: self-signed certificate" in error.what
-        assert error.hint
-        assert "SSL_CERT_FILE" in error.hint
-        assert is_final(error)
-        assert registry.requests == []
-        assert send(f"{registry.url}/v2/", ca_file=str(certificate.file)).status == 200
-
-    def test_a_certificate_for_another_name_is_not_trusted_either(
-        self,
-        send: Send,
-        faulty: Callable[..., CountingRegistry],
-        certificate: Certificate,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        port = faulty(tls=certificate).host.rpartition(":")[2]
-        real = socket.getaddrinfo
-        monkeypatch.setattr("socket.getaddrinfo", lambda _, *args, **options: real("127.0.0.1", *args, **options))
-        error = failure_of(send, f"https://other.test:{port}/v2/", ca_file=str(certificate.file))
-        assert "the certificate is not trusted: Hostname mismatch" in error.what
-
-    def test_plain_http_where_tls_was_expected_is_final_and_the_hint_names_the_option(self, send: Send) -> None:
-        with RawServer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") as server:
-            error = failure_of(send, f"https://{server.host}{SIGNED}")
-        assert is_final(error)
-        assert error.hint == "the registry seems to speak plain HTTP: --plain-http"
-
-    def test_silence(self, send: Send, silent: Turn) -> None:
-        with RawServer(silent) as server:
-            error = failure_of(send, f"{server.url}{SIGNED}", stall_timeout=0.2)
-        assert error.what.endswith(": timed out")
-        assert not is_final(error)
-
-    @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 ", b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 70_000])
-    def test_what_is_no_answer(self, send: Send, answer: bytes) -> None:
-        with RawServer(answer) as server:
-            error = failure_of(send, f"{server.url}{SIGNED}")
-        assert error.what.startswith(f"GET {server.url}/v2/app/blobs/x?...: ")
-        assert len(error.what) < 400
-        assert not is_final(error)
-
-    @pytest.mark.parametrize(
-        ("answer", "said"),
-        [
-            (b"Content-Length: 10\r\n\r\n1234", "4 bytes came, 6 more were promised"),
-            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", ""),
-            (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", ""),
-            (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", ""),
-            (b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\n1234\r\n", ""),
-        ],
-    )
-    def test_an_answer_that_breaks_off(self, send: Send, answer: bytes, said: str) -> None:
-        with RawServer(b"HTTP/1.1 200 OK\r\n" + answer) as server:
-            error = failure_of(send, f"{server.url}{SIGNED}")
-        assert error.what.startswith(f"GET {server.url}/v2/app/blobs/x?...: the answer broke off: {said}")
-        assert not is_final(error)
-
-    @pytest.mark.parametrize("proxy", ["http://user:secret@127.0.0.1:{port}", "http://127.0.0.1:{port}"])
-    def test_a_proxy_that_fails_is_named_as_the_reason_by_the_hint(self, send: Send, proxy: str) -> None:
-        proxies = {"http": proxy.format(port=unused_port())}
-        error = failure_of(send, f"http://registry.test{SIGNED}", proxies=proxies)
-        assert error.what.endswith(": connection refused")
-        assert error.hint == "the proxy is taken from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"
-        assert not is_final(error)
-
-    @pytest.mark.parametrize(
-        "proxy", ["http://user:secret@[::1", "http://user:secret@ho st:1", "nonsense://secret@h:1"]
-    )
-    def test_a_malformed_proxy_is_final_and_its_password_not_shown(self, send: Send, proxy: str) -> None:
-        assert is_final(failure_of(send, f"http://registry.test{SIGNED}", proxies={"http": proxy}))
-
-    def test_a_url_that_the_libraries_refuse_is_final_and_not_shown(self, send: Send) -> None:
-        error = failure_of(send, f"http://{'a' * 70}\u00e9.test:1{SIGNED}")
-        assert "malformed" in error.what
-        assert is_final(error)
-
     def test_a_header_that_cannot_be_sent_is_final(self) -> None:
         error = network_error("GET", "http://h/", requests.exceptions.InvalidHeader("Invalid return character"))
         assert is_final(error)
@@ -282,18 +108,6 @@ class TestReasons:
 
     def test_control_characters_are_not_passed_on(self) -> None:
         assert reason(urllib3.exceptions.HTTPError("\x1b[31mred\n")) == "?[31mred?"
-
-
-@pytest.fixture
-def silent() -> Iterator[Turn]:
-    """Return a turn that says nothing until the test is over."""
-    over = threading.Event()
-
-    def turn(*_: object) -> None:
-        over.wait()
-
-    yield turn
-    over.set()
 
 
 def errors(*entries: object) -> bytes:

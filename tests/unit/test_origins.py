@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import FinalNetworkError
-from ocistream.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
-from tests.network import names
+from ocistream.origins import Origin, bypasses_proxy, is_loopback, redacted, resolved
 
 PUBLIC = Origin("https", "registry.example", 443)
 
@@ -48,91 +47,6 @@ class TestOrigin:
     def test_what_is_no_url_with_a_host_has_none(self, url: str) -> None:
         with pytest.raises(FinalNetworkError, match="not an http or https URL"):
             Origin.of(url)
-
-
-class TestTargets:
-    @pytest.mark.parametrize("url", ["http://registry.example/", "http://registry.example:443/", "http://cdn.example/"])
-    def test_https_never_leads_to_http(self, url: str) -> None:
-        with pytest.raises(FinalNetworkError, match="leads from https to http://"):
-            check_target(PUBLIC, url)
-
-    def test_a_registry_that_calls_itself_http_is_told_apart(self) -> None:
-        with pytest.raises(FinalNetworkError) as own:
-            check_target(PUBLIC, "http://registry.example/v2/?sig=secret")
-        with pytest.raises(FinalNetworkError) as other:
-            check_target(PUBLIC, "http://other.example/")
-        assert own.value.hint
-        assert "X-Forwarded-Proto" in own.value.hint
-        assert other.value.hint is None
-        assert "secret" not in own.value.what
-
-    def test_http_may_lead_to_https(self) -> None:
-        check_target(Origin("http", "127.0.0.1", 5000), "https://127.0.0.1:5001/")
-
-    @pytest.mark.parametrize(
-        "host",
-        [
-            "127.0.0.1",
-            "127.9.9.9",
-            "0.0.0.0",  # noqa: S104 - an address to be refused
-            "169.254.169.254",
-            "100.100.100.200",
-            "[::1]",
-            "[::]",
-            "[fe80::1]",
-            "[fe80::1%25eth0]",
-            "[fd00:ec2::254]",
-            "[::ffff:127.0.0.1]",
-            "[::ffff:169.254.169.254]",
-            "localhost",
-            "2130706433",
-            "0x7f000001",
-            "127.1",
-        ],
-    )
-    def test_a_host_outside_never_leads_to_this_machine_or_to_metadata(
-        self, monkeypatch: pytest.MonkeyPatch, host: str
-    ) -> None:
-        with names(monkeypatch, registry="203.0.113.5"):
-            home = Origin("https", "registry.test", 443)
-            with pytest.raises(FinalNetworkError, match="an address inside of this machine or network"):
-                check_target(home, f"https://{host}/")
-
-    @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1", "fe80::1"])
-    def test_nor_by_a_name_that_resolves_to_such_an_address(
-        self, monkeypatch: pytest.MonkeyPatch, address: str
-    ) -> None:
-        with (
-            names(monkeypatch, registry="203.0.113.5", storage=address),
-            pytest.raises(FinalNetworkError, match=r"registry\.test leads to storage\.test, an address inside"),
-        ):
-            check_target(Origin("https", "registry.test", 443), "https://storage.test/")
-
-    @pytest.mark.parametrize("address", ["203.0.113.6", "10.0.0.1", "2001:db8::1"])
-    def test_other_hosts_are_where_blobs_often_are(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-        with names(monkeypatch, registry="203.0.113.5", storage=address):
-            check_target(Origin("https", "registry.test", 443), "https://storage.test/")
-
-    def test_a_registry_on_this_machine_may_lead_to_itself_and_to_others_here(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        check_target(Origin("http", "127.0.0.1", 5000), "http://127.0.0.1:9000/")
-        check_target(Origin("http", "127.0.0.1", 5000), "http://localhost:9000/")
-        with names(monkeypatch, registry="127.0.0.1"):
-            check_target(Origin("http", "registry.test", 80), "http://169.254.1.1/")
-
-    @pytest.mark.parametrize("host", ["nowhere.invalid", "a" * 64 + ".example", "\u2603" * 70])
-    def test_a_name_that_does_not_resolve_is_left_to_the_connection(
-        self, monkeypatch: pytest.MonkeyPatch, host: str
-    ) -> None:
-        class Nobody:
-            @staticmethod
-            def getaddrinfo(host: str, _port: None) -> list[object]:
-                host.encode("idna")
-                raise OSError
-
-        monkeypatch.setattr("ocistream.origins.socket", Nobody)
-        check_target(PUBLIC, f"https://{host}/")
 
 
 class TestLoopback:
