@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from tests.cli.run import started
 from tests.registry_http import basic, get
+from tests.runner import started
 from tests.talking import connect, converse
 
 pytestmark = pytest.mark.usefixtures("interruptible")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import ocistream
 from tests.images import OCI_CONFIG, OCI_MANIFEST, digest_of
 from tests.pushing import entries
 from tests.raw import eventually
+from tests.runner import ocistream
 from tests.serve.serving import Served, locked_by_another_process
 from tests.talking import Client, connect, read_all
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import make_certificate
-from tests.cli.run import ocistream, started
+from tests.runner import ocistream, started
 from tests.talking import connect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
