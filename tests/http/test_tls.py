@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def leads(registry: FaultyRegistry, url: str) -> None:
     registry.faults = [Fault(redirect(f"{url}/v2/"), path="manifests", times=None)]
 
 
+def subject_hash(common_name: str) -> str:
+    """Return the name under which OpenSSL looks for a CA in a directory (X509_NAME_hash)."""
+    value = b"\x0c" + bytes([len(common_name)]) + common_name.lower().encode()
+    attribute = b"\x06\x03\x55\x04\x03" + value
+    sequence = b"\x30" + bytes([len(attribute)]) + attribute
+    canonical = b"\x31" + bytes([len(sequence)]) + sequence
+    return f"{int.from_bytes(hashlib.sha1(canonical, usedforsecurity=False).digest()[:4], 'little'):08x}"
+
+
 class TestTrust:
     def test_the_ca_of_one_registry_is_trusted_for_that_registry_only(
         self, start: Start, run: Run, ids: Identities, tmp_path: Path
@@ -41,6 +51,18 @@ class TestTrust:
         assert result.code == 7
         assert "not trusted" in result.err
         assert other.requests == []
+
+    def test_the_cas_of_the_system_are_trusted(
+        self, start: Start, run: Run, ids: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "system"
+        folder.mkdir()
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        monkeypatch.setenv("SSL_CERT_DIR", str(folder))
+        registry = start(tls=ids.server)
+        assert inspect(run, registry).code == 7
+        (folder / f"{subject_hash('an authority')}.0").write_bytes(ids.authority.file.read_bytes())
+        assert inspect(run, registry).code == REACHED
 
     def test_a_certificate_that_is_not_a_ca_is_trusted_if_it_is_named_itself(
         self, start: Start, run: Run, ids: Identities
