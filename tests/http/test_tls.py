@@ -242,3 +242,14 @@ def test_https_that_leads_to_http_under_its_own_name_is_explained(start: Start, 
     result = inspect(run, registry, ids.ca)
     assert (result.code, "X-Forwarded-Proto" in result.err) == (7, False)
     assert other.requests == []
+
+
+def test_a_redirect_that_went_to_https_does_not_go_back_to_http(start: Start, run: Run, ids: Identities) -> None:
+    registry, storage, other = start(), start(tls=ids.server), start()
+    leads(registry, f"https://{other_name(storage)}")
+    storage.faults = [Fault(redirect(f"{other.url}/v2/"), times=None)]
+    result = inspect(run, registry, ids.ca, "--plain-http")
+    assert result.code == 7
+    assert "leads from https to http://" in result.err
+    assert storage.requests
+    assert other.requests == []
