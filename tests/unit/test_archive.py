@@ -27,9 +27,8 @@ from ocistream.stream import Chunk, digest_of
 from ocistream.walk import GraphBuilder
 from tests.archives import END, blob_name, check_blobs, files_in, items_of, member, tar_of, unpack
 from tests.contract.shapes import SHAPES, parts_of
-from tests.contract.stores import NothingEarly
 from tests.images import OCI_LAYER, Layout, small_image, two_platforms
-from tests.observers import Watch
+from tests.observers import NothingEarly, Watch
 from tests.peers import need
 from tests.schemas import validate_layout
 

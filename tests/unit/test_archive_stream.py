@@ -41,10 +41,9 @@ from ocistream.stream import Chunk, verified
 from ocistream.walk import GraphBuilder
 from tests.archives import END, Item, Kind, blob_name, items_of, member, padded, pax_header, small_first, tar_of
 from tests.contract.shapes import nested_index, parts_of, with_attestation
-from tests.contract.stores import NothingEarly
 from tests.docker_archives import archive_of, of_docker_25, saved
 from tests.images import OCI_INDEX, Layout, digest_of, small_image, tar_layer, two_platforms
-from tests.observers import Watch
+from tests.observers import NothingEarly, Watch
 
 
 class Pipe(io.RawIOBase):

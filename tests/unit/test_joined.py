@@ -20,8 +20,8 @@ from ocistream.stores.joined import JoinedSource, open_joined
 from ocistream.stores.layout import LayoutSink
 from ocistream.verification import verify
 from tests.archives import Item, blob_name, files_in, items_of, tar_of
-from tests.contract.stores import NothingEarly
 from tests.images import Descriptor, Layout, digest_of
+from tests.observers import NothingEarly
 from tests.volumes import LEFT_OUT, PARTS, Cut, part_items
 from tests.volumes import VOLUME as VOLUME_NOTE
 

@@ -35,9 +35,8 @@ from ocistream.stores.layout_directory import LayoutDirectory
 from ocistream.stream import Chunk, digest_of
 from tests.archives import blob_name
 from tests.contract.shapes import named_in, parts_of
-from tests.contract.stores import NothingEarly
 from tests.images import Layout, small_image, two_platforms
-from tests.observers import Watch
+from tests.observers import NothingEarly, Watch
 from tests.schemas import validate_layout
 
 ABSENT = "sha256:" + "0" * 64
