@@ -265,6 +265,18 @@ class TestRefusals:
             assert not (tmp_path / "out.tar").exists()
         expect.nothing_left(tmp_path, "made")
 
+    @pytest.mark.parametrize("behind", [b"g", b"garbage", bytes(600) + b"garbage"])
+    def test_bytes_behind_a_layers_last_gzip_member_are_named(
+        self, layout: Layout, tmp_path: Path, behind: bytes
+    ) -> None:
+        image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
+        (layer,) = image["layers"]
+        image["layers"] = [layout.blob(layout.file(layer["digest"]).read_bytes() + behind, layer["mediaType"])]
+        layout.document(image, name="1")
+        result = ocistream("copy", layout.path, tmp_path / "out.tar", "--compress", "zstd")
+        expect.failure(result, 6, "something else follows its last member")
+        expect.nothing_left(tmp_path, "made")
+
     def test_what_looked_like_a_layer_in_a_pipe_and_was_none(self, served: FaultyRegistry, layout: Layout) -> None:
         layout.artifact(gzip.compress(b"a chart"), name="chart")
         result = ocistream("push", f"{served.host}/app:1", "--compress", "zstd", stdin=tar_of(items_of(layout)))

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ocistream import transfer
-from ocistream.attachments import NARROWED, UNWANTED
+from ocistream import attachments, transfer
 from ocistream.conversion import parse_recompression
 from ocistream.errors import UsageError
 from ocistream.graph import Graph, Root
@@ -30,6 +29,7 @@ from ocistream.stores.archive import ArchiveSink
 from ocistream.stores.archive_file import ArchiveFileSource
 from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.index import Selection, every_image, images_named, only_image, some_images
 from ocistream.stores.joined import open_joined
 from ocistream.stores.layout import LayoutSink, LayoutSource
 from ocistream.stores.outputs import file_output, stream_output
@@ -40,8 +40,12 @@ from ocistream.stream import Chunk, verified
 from ocistream.transport import Transport, TransportSettings
 from tests.contract.vocabulary import (
     EVERYTHING,
+    MISSING,
+    NO_SUBJECT,
     NOT_CHOSEN,
     NOT_WANTED,
+    SAME_TAG,
+    UNREADABLE,
     Listing,
     Manifest,
     Piece,
@@ -72,7 +76,15 @@ __all__ = [
     "volumes_source",
 ]
 
-_REASONS: Final = {NARROWED: NOT_CHOSEN, UNWANTED: NOT_WANTED}
+_REASONS: Final = {
+    attachments.NARROWED: NOT_CHOSEN,
+    attachments.UNWANTED: NOT_WANTED,
+    attachments.ORPHANED: NO_SUBJECT,
+    attachments.GONE: MISSING,
+    attachments.UNREADABLE: UNREADABLE,
+    attachments.SAME_TAG: SAME_TAG,
+}
+_SELECTIONS: Final = {"entries": every_image, "images": some_images, "only": only_image}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +233,7 @@ def copy(
         recompression=parse_recompression(compress) if compress else None,
     )
     outcomes = {moved.descriptor.digest: moved.how for moved in report.blobs}
-    assert outcomes == progress.outcomes
+    assert outcomes.items() <= progress.outcomes.items()
     return Copied(_listing(report.graph), outcomes, progress.total, progress.moved)
 
 
@@ -233,22 +245,25 @@ def needed_by(listing: Listing, image: str) -> set[str]:
 
 def layout_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
     """Open a layout directory."""
-    return Source(LayoutSource(path, platforms=_choice(wanted), referrers=wanted.referrers))
+    select = _selection(wanted)
+    return Source(LayoutSource(path, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
 
 
 def archive_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
     """Open an archive, of OCI's kind or Docker's, in a file."""
-    return Source(ArchiveFileSource(path, platforms=_choice(wanted), referrers=wanted.referrers))
+    select = _selection(wanted)
+    return Source(ArchiveFileSource(path, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
 
 
 def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
     """Open an archive, of OCI's kind or Docker's, that comes through a pipe."""
-    return Source(ArchiveStreamSource(file, platforms=_choice(wanted), referrers=wanted.referrers))
+    select = _selection(wanted)
+    return Source(ArchiveStreamSource(file, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
 
 
 def volumes_source(paths: Sequence[Path], wanted: Wanted = EVERYTHING) -> Source:
     """Open the volumes of a set."""
-    want = Want(platforms=_choice(wanted), referrers=wanted.referrers)
+    want = Want(select=_selection(wanted), platforms=_choice(wanted), referrers=wanted.referrers)
     return Source(open_joined([(path, str(path)) for path in paths], want))
 
 
@@ -392,7 +407,8 @@ def _listing(graph: Graph, early: dict[str, bytes] | None = None, unnamed: froze
             for one in graph.all_attached
         ),
         skipped=tuple(
-            Skipped(left.subject, left.digest, left.tag, _REASONS.get(left.why, left.why)) for left in graph.left_behind
+            Skipped(left.subject, left.digest, left.tag, left.kind, _REASONS.get(left.why, left.why))
+            for left in graph.left_behind
         ),
         size=graph.size,
         early=early or {},
@@ -403,6 +419,10 @@ def _listing(graph: Graph, early: dict[str, bytes] | None = None, unnamed: froze
 
 def _choice(wanted: Wanted) -> PlatformChoice:
     return PlatformChoice(tuple(map(parse_platform, wanted.platforms)), explicit=wanted.asked)
+
+
+def _selection(wanted: Wanted) -> Selection:
+    return images_named(wanted.images) if isinstance(wanted.images, tuple) else _SELECTIONS[wanted.images]
 
 
 def _piece(descriptor: Descriptor) -> Piece:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final, Literal
 
-#: What `Skipped.reason` is: the index is not copied, only some of its platforms; or no referrers were wanted.
+#: What `Skipped.reason` is: only some platforms of the subject are copied; no referrers are wanted; the subject is not
+#: there; the referrer is not there; an entry that may be an image is not there; another referrer has the same tag.
 NOT_CHOSEN: Final = "not chosen"
 NOT_WANTED: Final = "not wanted"
+NO_SUBJECT: Final = "no subject"
+MISSING: Final = "missing"
+UNREADABLE: Final = "unreadable"
+SAME_TAG: Final = "same tag"
 
 #: What becomes of referrers: listed as images of their own, copied along with their subjects, or left.
 ReferrerChoice = Literal["listed", "along", "left"]
@@ -15,11 +20,15 @@ ReferrerChoice = Literal["listed", "along", "left"]
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What to read: platforms (all, if there are none) and referrers. `asked` is False for a default platform."""
+    """What to read: platforms (all, if there are none), and which images. `asked` is False for a default platform.
+
+    `images` are names or digests, or every entry of the index, or every image among the entries, or the only image.
+    """
 
     platforms: tuple[str, ...] = ()
     asked: bool = True
     referrers: ReferrerChoice = "listed"
+    images: tuple[str, ...] | Literal["entries", "images", "only"] = "entries"
 
 
 EVERYTHING: Final = Wanted()
@@ -61,6 +70,7 @@ class Skipped:
     subject: str | None
     digest: str | None
     tag: str | None
+    kind: str | None
     reason: str
 
 
