@@ -233,7 +233,6 @@ def copy(
         recompression=parse_recompression(compress) if compress else None,
     )
     outcomes = {moved.descriptor.digest: moved.how for moved in report.blobs}
-    assert outcomes.items() <= progress.outcomes.items()
     return Copied(_listing(report.graph), outcomes, progress.total, progress.moved)
 
 
@@ -344,7 +343,6 @@ class _Progress:
     def __init__(self) -> None:
         self.total: int | None = None
         self.moved = 0
-        self.outcomes: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def planned(self, graph: Graph) -> None:
@@ -356,8 +354,7 @@ class _Progress:
             self.moved += size
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        with self._lock:
-            self.outcomes[descriptor.digest] = how
+        pass
 
 
 class _Early:

@@ -42,6 +42,7 @@ from ocistream.stores.index import NoSuchImageError, Selection, every_image, ima
 from ocistream.stores.unpacked import sniffed
 from tests import schemas
 from tests.archives import BLOCK, END, Kind, items_of, member, pax_header, small_first, tar_of, with_checksum
+from tests.contract.test_pipes import Pipe
 from tests.docker_archives import (
     DIALECTS,
     Entry,
@@ -60,7 +61,6 @@ from tests.docker_archives import (
 )
 from tests.images import Layout, digest_of, small_image, tar_layer
 from tests.observers import Watch
-from tests.unit.test_archive_stream import Pipe
 
 GZIP, NONE = (Recompression(CODECS[name], CODECS[name].default_level) for name in ("gzip", "none"))
 #: What an archive may be inside of.
