@@ -279,9 +279,9 @@ def layout_destination(path: Path) -> Destination:
     return Destination(LayoutSink(path))
 
 
-def archive_destination(path: Path) -> Destination:
-    """Open an OCI archive that is written to a file."""
-    return Destination(ArchiveSink(file_output(path)))
+def archive_destination(path: Path, *, mtime: int = 0) -> Destination:
+    """Open an OCI archive that is written to a file; every entry gets the time `mtime`."""
+    return Destination(ArchiveSink(file_output(path), mtime=mtime))
 
 
 def pipe_destination(file: io.FileIO) -> Destination:

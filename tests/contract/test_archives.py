@@ -1,41 +1,40 @@
-"""Archives as they are written: everything small first, the same bytes each time, readable by all."""
+"""Archives as they are written: everything small first, the same bytes each time, readable by other tools."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import pty
 import subprocess
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ocistream import limits, transfer
-from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NotFoundError, OutputClosedError, UsageError
-from ocistream.graph import Graph
-from ocistream.interfaces import Blob, Recalls, Source, Unnamed
-from ocistream.model import Descriptor
-from ocistream.stores.archive import ArchiveSink
-from ocistream.stores.archive_file import ArchiveFileSource
-from ocistream.stores.layout import LayoutSource
-from ocistream.stores.outputs import Output, file_output, open_output, stream_output
-from ocistream.stream import Chunk, digest_of
-from ocistream.walk import GraphBuilder
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NotFoundError, OutputClosedError
 from tests.archives import END, blob_name, check_blobs, files_in, items_of, member, tar_of, unpack
+from tests.contract.adapter import (
+    Blob,
+    Chunk,
+    Source,
+    archive_destination,
+    archive_source,
+    copy,
+    layout_source,
+    pipe_destination,
+)
 from tests.contract.shapes import SHAPES, parts_of
-from tests.images import OCI_LAYER, Layout, small_image, two_platforms
-from tests.observers import NothingEarly, Watch
+from tests.contract.vocabulary import Piece
+from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.peers import need
 from tests.schemas import validate_layout
 
 
 def archive_of(source: Source, path: Path, *, mtime: int = 0) -> bytes:
     """Copy everything into an archive at `path`, and return its bytes."""
-    transfer.copy(source, ArchiveSink(file_output(path), mtime=mtime), Watch())
+    copy(source, archive_destination(path, mtime=mtime))
     source.close()
     return path.read_bytes()
 
@@ -48,50 +47,65 @@ def names_in(folder: Path) -> list[str]:
 def every_shape(layout: Layout) -> Layout:
     """Return a layout with an image of each shape, under full names."""
     for name, make in SHAPES.items():
-        # The schemas want a layer at least.
+        # The schemas require a layer.
         if name != "no-layers":
             make(layout, f"registry.example/{name}:v1")
     return layout
 
 
-class TestUnnamed:
-    """Blobs of which the digest is known when all of them has passed: they come before the index."""
+class TestOrder:
+    def test_what_readers_need_first_comes_first(self, layout: Layout, tmp_path: Path) -> None:
+        two_platforms(layout, name="registry.example/app:v1")
+        files = files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
+        listing = layout_source(layout.path).list()
+        manifests = [blob_name(manifest.piece.digest) for manifest in listing.manifests]
+        blobs = [blob_name(blob.digest) for blob in listing.blobs]
+        assert list(files) == ["oci-layout", "index.json", "manifest.json", *manifests, *blobs]
+        assert {blob_name(digest) for digest in listing.configs} == set(blobs[:2])
 
-    def test_they_come_first_and_each_digest_is_there_once(self, layout: Layout, tmp_path: Path) -> None:
+    def test_layers_whose_digest_is_known_last_come_first_and_once(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="registry.example/app:v1")
-        source = LayoutSource(layout.path)
-        graph = source.graph(NothingEarly())
-        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
-        sink.expect(graph)
-        for blob in source.blobs(graph.blobs):
-            found = sink.put_unnamed(Unnamed(blob.open, lambda blob=blob: blob.descriptor))  # type: ignore[misc]
-            assert found == blob.descriptor
-            assert sink.has(blob.descriptor)
+        source = layout_source(layout.path)
+        listing = source.list()
+        destination = archive_destination(tmp_path / "a.tar")
+        destination.expect(listing)
+        for blob in source.blobs(listing.blobs):
             # The same may come again: two layers may become one.
-            sink.put_unnamed(Unnamed(blob.open, lambda blob=blob: blob.descriptor))  # type: ignore[misc]
-        sink.begin(graph)
-        sink.commit(graph)
+            for _ in range(2):
+                destination.write_unnamed(blob)
+                assert destination.stored([blob.piece])
+        destination.begin(listing)
+        destination.commit(listing)
         files = files_in((tmp_path / "a.tar").read_bytes())
-        expected = [blob_name(blob.digest) for blob in graph.blobs]
-        manifests = [blob_name(manifest.descriptor.digest) for manifest in graph.manifests]
-        assert list(files) == ["oci-layout", *expected, "index.json", "manifest.json", *manifests]
+        blobs = [blob_name(blob.digest) for blob in listing.blobs]
+        manifests = [blob_name(manifest.piece.digest) for manifest in listing.manifests]
+        assert list(files) == ["oci-layout", *blobs, "index.json", "manifest.json", *manifests]
+        assert check_blobs(files) == {*parts_of(layout).blobs, *parts_of(layout).manifests}
+
+    def test_blobs_and_manifests_that_came_early_come_before_the_index_and_once(
+        self, layout: Layout, tmp_path: Path
+    ) -> None:
+        small_image(layout, name="v1")
+        source = layout_source(layout.path)
+        listing = source.list()
+        (manifest,) = listing.manifests
+        first, *others = source.blobs(listing.blobs)
+        destination = archive_destination(tmp_path / "a.tar")
+        destination.write(first)
+        destination.write(Blob(manifest.piece, lambda _: iter([manifest.raw])))
+        destination.begin(listing)
+        for blob in others:
+            destination.write(blob)
+        destination.commit(listing)
+        files = files_in((tmp_path / "a.tar").read_bytes())
+        early = [blob_name(first.digest), blob_name(manifest.piece.digest)]
+        assert list(files)[:4] == ["oci-layout", *early, "index.json"]
         assert check_blobs(files) == {*parts_of(layout).blobs, *parts_of(layout).manifests}
 
 
-class TestContent:
-    def test_what_has_to_be_known_first_comes_first(self, layout: Layout, tmp_path: Path) -> None:
-        two_platforms(layout, name="registry.example/app:v1")
-        files = files_in(archive_of(LayoutSource(layout.path), tmp_path / "a.tar"))
-        names = list(files)
-        assert names[:3] == ["oci-layout", "index.json", "manifest.json"]
-        graph = LayoutSource(layout.path).graph(NothingEarly())
-        manifests = [blob_name(manifest.descriptor.digest) for manifest in graph.manifests]
-        assert names[3:6] == manifests
-        assert [name for name in names[6:8] if b'"rootfs"' in files[name]] == names[6:8]
-        assert names[6:] == [blob_name(blob.digest) for blob in graph.blobs]
-
-    def test_it_is_a_valid_layout(self, every_shape: Layout, tmp_path: Path) -> None:
-        archive_of(LayoutSource(every_shape.path), tmp_path / "a.tar")
+class TestReaders:
+    def test_an_archive_is_a_valid_layout(self, every_shape: Layout, tmp_path: Path) -> None:
+        archive_of(layout_source(every_shape.path), tmp_path / "a.tar")
         with tarfile.open(tmp_path / "a.tar") as archive:
             unpack(archive, tmp_path / "out")
         assert validate_layout(tmp_path / "out") > 20
@@ -100,249 +114,132 @@ class TestContent:
     def test_gnu_tar_reads_every_name(self, layout: Layout, tmp_path: Path) -> None:
         need("tar")
         small_image(layout, name="v1", algorithm="sha512")
-        files = files_in(archive_of(LayoutSource(layout.path), tmp_path / "a.tar"))
+        files = files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
         command = ["tar", "-tf", str(tmp_path / "a.tar")]
         assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == list(files)
         assert sum(len(name) > 100 for name in files) == 4
 
-    def test_dockers_manifest_points_into_it(self, layout: Layout, tmp_path: Path) -> None:
+    def test_dockers_manifest_has_paths_into_it(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="registry.example/app:v1")
-        files = files_in(archive_of(LayoutSource(layout.path), tmp_path / "a.tar"))
+        files = files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
         (entry,) = json.loads(files["manifest.json"])
         assert {entry["Config"], *entry["Layers"]} <= files.keys()
         assert entry["RepoTags"] == ["registry.example/app:v1"]
 
-    def test_where_nothing_runs_there_is_none(self, layout: Layout, tmp_path: Path) -> None:
+    def test_an_archive_of_artifacts_has_no_manifest_of_dockers(self, layout: Layout, tmp_path: Path) -> None:
         layout.artifact(b"sbom", name="v1")
-        assert "manifest.json" not in files_in(archive_of(LayoutSource(layout.path), tmp_path / "a.tar"))
-
-    def test_what_is_a_manifest_and_a_layer_is_stored_once(self, layout: Layout, tmp_path: Path) -> None:
-        inner = small_image(layout)
-        document = layout.read(inner["digest"])
-        document["layers"] = [{**inner, "mediaType": OCI_LAYER}]
-        layout.index([inner, layout.document(document)], name="v1")
-        files = files_in(archive_of(LayoutSource(layout.path), tmp_path / "a.tar"))
-        assert blob_name(inner["digest"]) in files
-
-    def test_a_manifest_that_came_early_is_not_stored_again(self, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        source = LayoutSource(layout.path)
-        graph = source.graph(NothingEarly())
-        (manifest,) = graph.manifests
-        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
-        sink.put(Blob(manifest.descriptor, lambda: iter([manifest.raw])))
-        sink.begin(graph)
-        for blob in source.blobs(graph.blobs):
-            sink.put(blob)
-        sink.commit(graph)
-        assert check_blobs(files_in((tmp_path / "a.tar").read_bytes())) >= {manifest.descriptor.digest}
-
-    def test_an_archive_of_nothing_is_one(self, tmp_path: Path) -> None:
-        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
-        graph = GraphBuilder().graph()
-        sink.begin(graph)
-        sink.commit(graph)
-        assert list(files_in((tmp_path / "a.tar").read_bytes())) == ["oci-layout", "index.json"]
-
-    def test_blobs_that_came_early_come_before_the_index(self, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        (tmp_path / "sorted.tar").write_bytes(tar_of(items_of(layout)))
-        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
-        source = LayoutSource(layout.path)
-        graph = source.graph(NothingEarly())
-        first, *others = source.blobs(graph.blobs)
-        sink.put(first)
-        sink.begin(graph)
-        for blob in others:
-            sink.put(blob)
-        sink.commit(graph)
-        names = list(files_in((tmp_path / "a.tar").read_bytes()))
-        assert names[:3] == ["oci-layout", blob_name(first.descriptor.digest), "index.json"]
-        assert not isinstance(sink, Recalls)
+        assert "manifest.json" not in files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
 
 
 class TestDeterminism:
-    def test_two_runs_give_the_same_bytes(self, every_shape: Layout, tmp_path: Path) -> None:
-        first, again = (
-            archive_of(LayoutSource(every_shape.path), tmp_path / name, mtime=5) for name in ("a.tar", "b.tar")
-        )
-        assert first == again
+    def test_two_runs_and_a_copy_of_the_archive_give_the_same_bytes(self, every_shape: Layout, tmp_path: Path) -> None:
+        first = archive_of(layout_source(every_shape.path), tmp_path / "a.tar", mtime=5)
+        assert archive_of(layout_source(every_shape.path), tmp_path / "b.tar", mtime=5) == first
+        assert archive_of(archive_source(tmp_path / "a.tar"), tmp_path / "c.tar", mtime=5) == first
 
-    def test_so_does_an_archive_that_is_copied(self, every_shape: Layout, tmp_path: Path) -> None:
-        first = archive_of(LayoutSource(every_shape.path), tmp_path / "a.tar")
-        assert archive_of(ArchiveFileSource(tmp_path / "a.tar"), tmp_path / "b.tar") == first
-
-    def test_every_entry_has_the_time_that_was_given(self, layout: Layout, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("mtime", [0, 1_700_000_000])
+    def test_every_entry_has_the_time_that_was_given(self, layout: Layout, tmp_path: Path, mtime: int) -> None:
         small_image(layout, name="v1")
-        for mtime in (0, 1_700_000_000):
-            archive = archive_of(LayoutSource(layout.path), tmp_path / "a.tar", mtime=mtime)
-            with tarfile.open(fileobj=io.BytesIO(archive)) as reader:
-                assert {entry.mtime for entry in reader} == {mtime}
+        archive = archive_of(layout_source(layout.path), tmp_path / "a.tar", mtime=mtime)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as reader:
+            assert {entry.mtime for entry in reader} == {mtime}
+
+    def test_a_stream_gets_the_same_bytes_as_a_file(self, every_shape: Layout, tmp_path: Path) -> None:
+        expected = archive_of(layout_source(every_shape.path), tmp_path / "a.tar")
+        with io.FileIO(tmp_path / "streamed", "wb") as file:
+            copy(layout_source(every_shape.path), pipe_destination(file))
+        assert (tmp_path / "streamed").read_bytes() == expected
 
 
 def failing(content: bytes) -> Blob:
-    def chunks() -> Iterator[Chunk]:
+    def chunks(offset: int) -> Iterator[Chunk]:
+        assert offset == 0
         yield content
         raise IntegrityError("at the end")
 
-    return Blob(Descriptor("text/plain", digest_of(content), len(content)), chunks)
+    return Blob(Piece("text/plain", digest_of(content), len(content)), chunks)
 
 
-class TestFiles:
-    def test_an_old_file_stays_until_the_new_one_is_whole(self, layout: Layout, tmp_path: Path) -> None:
+class TestFailures:
+    def test_an_old_file_stays_until_the_new_one_is_complete(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         path = tmp_path / "out" / "a.tar"
         path.parent.mkdir()
         path.write_bytes(b"old")
-        sink = ArchiveSink(file_output(path))
-        sink.begin(LayoutSource(layout.path).graph(NothingEarly()))
+        destination = archive_destination(path)
+        destination.begin(layout_source(layout.path).list())
         assert path.read_bytes() == b"old"
         with pytest.raises(IntegrityError):
-            sink.put(failing(b"x"))
-        sink.close()
+            destination.write(failing(b"x"))
+        destination.close()
         assert names_in(path.parent) == ["a.tar"]
         assert path.read_bytes() == b"old"
 
-    def test_a_name_that_cannot_be_had_leaves_nothing(self, tmp_path: Path) -> None:
-        graph = GraphBuilder().graph()
-        sink = ArchiveSink(file_output(tmp_path / "a.tar"))
-        sink.begin(graph)
-        (tmp_path / "a.tar" / "full").mkdir(parents=True)
-        with pytest.raises(LocalDiskError, match=r"cannot write .*a\.tar"):
-            sink.commit(graph)
-        sink.close()
-        assert names_in(tmp_path) == ["a.tar"]
-
-    def test_a_folder_that_is_not_there_is_not_found(self, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError, match=r"a\.tar"):
-            file_output(tmp_path / "gone" / "a.tar")
-
-
-class TestStreams:
-    def through_a_pipe(self, use: Callable[[Output], None]) -> bytes:
-        outlet, inlet = os.pipe()
-        taken = bytearray()
-
-        def drain() -> None:
-            with io.FileIO(outlet, "rb") as file:
-                while part := file.read(1 << 16):
-                    taken.extend(part)
-
-        thread = threading.Thread(target=drain)
-        thread.start()
-        with io.FileIO(inlet, "wb") as file:
-            use(stream_output(file, "to stdout"))
-        thread.join()
-        return bytes(taken)
-
-    def test_a_pipe_gets_the_same_bytes_as_a_file(self, every_shape: Layout, tmp_path: Path) -> None:
-        def copy(output: Output) -> None:
-            transfer.copy(LayoutSource(every_shape.path), ArchiveSink(output), Watch())
-
-        expected = archive_of(LayoutSource(every_shape.path), tmp_path / "a.tar")
-        assert self.through_a_pipe(copy) == expected
-
-    def test_a_pipe_gets_no_end_after_a_failure(self, layout: Layout) -> None:
+    def test_a_name_that_is_taken_meanwhile_is_an_error_of_the_disk(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
+        out = tmp_path / "out"
+        out.mkdir()
+        source = layout_source(layout.path)
+        listing = source.list()
+        destination = archive_destination(out / "a.tar")
+        destination.begin(listing)
+        for blob in source.blobs(listing.blobs):
+            destination.write(blob)
+        (out / "a.tar" / "full").mkdir(parents=True)
+        with pytest.raises(LocalDiskError, match=r"cannot write .*a\.tar"):
+            destination.commit(listing)
+        destination.close()
+        assert names_in(out) == ["a.tar"]
 
-        def fail(output: Output) -> None:
-            sink = ArchiveSink(output)
-            sink.begin(LayoutSource(layout.path).graph(NothingEarly()))
+    def test_a_missing_folder_is_not_found(self, tmp_path: Path) -> None:
+        with pytest.raises(NotFoundError, match=r"a\.tar"):
+            archive_destination(tmp_path / "gone" / "a.tar")
+
+    def test_a_stream_gets_no_end_after_a_failure(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        with io.FileIO(tmp_path / "streamed", "wb") as file:
+            destination = pipe_destination(file)
+            destination.begin(layout_source(layout.path).list())
             with pytest.raises(IntegrityError):
-                sink.put(failing(b"x" * 512))
-            sink.close()
-
-        taken = self.through_a_pipe(fail)
+                destination.write(failing(b"x" * 512))
+            destination.close()
+        taken = (tmp_path / "streamed").read_bytes()
         assert taken.endswith(b"x" * 512)
         assert END not in taken[-1536:]
 
-    def test_a_reader_that_has_gone_is_known_as_such(self) -> None:
+    def test_a_reader_that_closed_the_pipe_is_known_as_such(self, layout: Layout) -> None:
+        small_image(layout, name="v1")
         outlet, inlet = os.pipe()
         os.close(outlet)
-        with io.FileIO(inlet, "wb") as file, pytest.raises(OutputClosedError, match="to stdout") as caught:
-            stream_output(file, "to stdout").write(b"x")
+        with io.FileIO(inlet, "wb") as file, pytest.raises(OutputClosedError) as caught:
+            copy(layout_source(layout.path), pipe_destination(file))
         assert caught.value.exit_code == 141
-
-    def test_a_full_disk_is_known_as_such(self) -> None:
-        output = open_output(Path("/dev/full"))
-        with pytest.raises(LocalDiskError, match="No space left") as caught:
-            output.write(b"x")
-        assert caught.value.exit_code == 9
-        output.close()
-
-    def test_whoever_reads_a_fifo_sees_its_end(self, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        os.mkfifo(tmp_path / "fifo")
-        taken: list[bytes] = []
-        thread = threading.Thread(target=lambda: taken.append((tmp_path / "fifo").read_bytes()))
-        thread.start()
-        sink = ArchiveSink(open_output(tmp_path / "fifo"))
-        transfer.copy(LayoutSource(layout.path), sink, Watch())
-        sink.close()
-        thread.join()
-        assert taken == [archive_of(LayoutSource(layout.path), tmp_path / "a.tar")]
-
-    def test_something_that_cannot_be_opened_is_an_error_of_the_disk(self, tmp_path: Path) -> None:
-        with pytest.raises(LocalDiskError, match="cannot write"):
-            open_output(tmp_path)
-
-    def test_a_disk_that_fails_late_is_known_as_such(self, tmp_path: Path) -> None:
-        (tmp_path / "a").touch()
-        # A descriptor that names a file and cannot be synced.
-        with io.FileIO(os.open(tmp_path / "a", os.O_PATH), "wb") as file:
-            output = stream_output(file, "to stdout")
-            with pytest.raises(LocalDiskError, match="cannot write to stdout"):
-                output.finish()
-
-    def test_a_regular_file_behind_stdout_is_fine(self, tmp_path: Path) -> None:
-        with io.FileIO(tmp_path / "a", "wb") as file:
-            output = stream_output(file, "to stdout")
-            output.write(memoryview(b"x" * 10))
-            output.finish()
-            output.close()
-        assert (tmp_path / "a").read_bytes() == b"x" * 10
-
-    def test_a_terminal_gets_no_archive(self) -> None:
-        ours, theirs = pty.openpty()
-        try:
-            with pytest.raises(UsageError, match="is a terminal"):
-                open_output(Path(os.ttyname(theirs)))
-        finally:
-            os.close(ours)
-            os.close(theirs)
 
 
 class TestReadingFiles:
-    """What only a file can do is tested here; all else is in the contract and the tests of pipes."""
+    """What only a file can do; the rest is in test_sources.py and test_pipes.py."""
 
-    def graph(self, path: Path) -> Graph:
-        source = ArchiveFileSource(path)
-        try:
-            return source.graph(NothingEarly())
-        finally:
-            source.close()
-
-    def test_a_file_that_is_not_there_is_not_found(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_not_found(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match=r"a\.tar"):
-            ArchiveFileSource(tmp_path / "a.tar")
+            archive_source(tmp_path / "a.tar")
 
     def test_a_directory_is_an_error_of_the_disk(self, tmp_path: Path) -> None:
         with pytest.raises(LocalDiskError):
-            ArchiveFileSource(tmp_path)
+            archive_source(tmp_path)
 
-    def test_a_truncated_file_is_found_out_before_anything_moves(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_file_that_is_cut_at_any_byte_is_refused_on_opening(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         archive = tar_of(items_of(layout))
         path = tmp_path / "a.tar"
         for length in range(0, len(archive), 101):
             path.write_bytes(archive[:length])
             with pytest.raises(ArchiveError, match="truncated"):
-                ArchiveFileSource(path)
+                archive_source(path)
 
     def test_a_size_beyond_the_file_is_found_out_without_reading(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(member("a", tarfile.REGTYPE, size=1 << 50) + END)
         with pytest.raises(ArchiveError, match=r"truncated: .* in the middle of an entry"):
-            ArchiveFileSource(tmp_path / "a.tar")
+            archive_source(tmp_path / "a.tar")
 
     @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
     def test_a_small_file_that_is_too_large_is_refused(self, layout: Layout, tmp_path: Path, name: str) -> None:
@@ -350,49 +247,27 @@ class TestReadingFiles:
         items = dict(items_of(layout)) | {name: b" " * (limits.MAX_MANIFEST + 1)}
         (tmp_path / "a.tar").write_bytes(tar_of(items.items()))
         with pytest.raises(ArchiveError, match="of the archive is larger"):
-            self.graph(tmp_path / "a.tar")
+            archive_source(tmp_path / "a.tar").list()
 
-    def test_a_marker_is_not_needed_but_believed(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_marker_is_not_required_but_believed(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         items = dict(items_of(layout))
         del items["oci-layout"]
-        (tmp_path / "a.tar").write_bytes(tar_of(items.items()))
-        assert self.graph(tmp_path / "a.tar").roots[0].descriptor.digest == image["digest"]
         largest = b'{"imageLayoutVersion": "1.0.0"}'.ljust(limits.MAX_LAYOUT_FILE)
-        (tmp_path / "a.tar").write_bytes(tar_of([*items.items(), ("oci-layout", largest)]))
-        assert self.graph(tmp_path / "a.tar").roots[0].descriptor.digest == image["digest"]
+        for more in ([], [("oci-layout", largest)]):
+            (tmp_path / "a.tar").write_bytes(tar_of([*items.items(), *more]))
+            assert [digest for _, digest in archive_source(tmp_path / "a.tar").list().images] == [image["digest"]]
         (tmp_path / "a.tar").write_bytes(tar_of([*items.items(), ("oci-layout", b"{}")]))
         with pytest.raises(ArchiveError, match="oci-layout"):
-            self.graph(tmp_path / "a.tar")
-
-    def test_a_file_without_an_index_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "a.tar").write_bytes(tar_of([("readme", b"x")]))
-        with pytest.raises(ArchiveError, match=r"neither an index\.json"):
-            self.graph(tmp_path / "a.tar")
+            archive_source(tmp_path / "a.tar").list()
 
     def test_a_file_that_shrinks_meanwhile_is_short(self, layout: Layout, tmp_path: Path) -> None:
         layout.image([1 << 20], name="v1")
         path = tmp_path / "a.tar"
         path.write_bytes(tar_of(items_of(layout)))
-        source = ArchiveFileSource(path)
-        graph = source.graph(NothingEarly())
+        source = archive_source(path)
+        listing = source.list()
         os.truncate(path, 4096)
+        _, layer = source.blobs(listing.blobs)
         with pytest.raises(IntegrityError, match="expected"):
-            transfer.copy(_With(source, graph), ArchiveSink(file_output(tmp_path / "b.tar")), Watch())
-        source.close()
-        assert not (tmp_path / "b.tar").exists()
-
-
-class _With:
-    """A source whose graph is known already."""
-
-    parallel = True
-
-    def __init__(self, inner: Source, graph: Graph) -> None:
-        self._graph = graph
-        self.blobs = inner.blobs
-        self.close = inner.close
-
-    def graph(self, early: object) -> Graph:
-        assert early is not None
-        return self._graph
+            layer.content()
