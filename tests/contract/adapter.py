@@ -12,7 +12,7 @@ import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from ocistream import attachments, transfer
 from ocistream.conversion import parse_recompression
@@ -138,6 +138,12 @@ class Source:
         self.native.close()
         if self._transport:
             self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Destination:
