@@ -38,6 +38,7 @@ from ocistream.stores.registry_source import RegistrySource
 from ocistream.stores.volume_archive import VolumesSink
 from ocistream.stream import Chunk, verified
 from ocistream.transport import Transport, TransportSettings
+from ocistream.workers import DEFAULT_JOBS
 from tests.contract.vocabulary import (
     EVERYTHING,
     MISSING,
@@ -208,10 +209,14 @@ class Destination:
 
 @dataclasses.dataclass(frozen=True)
 class Copied:
-    """What a copy did: what became of each blob, by digest, and the bytes that progress was told of."""
+    """What a copy did: what became of each blob, by digest, and the bytes that progress was told of.
+
+    `origins` are the old digests of manifests that were rewritten, by the new ones.
+    """
 
     listing: Listing
     outcomes: dict[str, str]
+    origins: dict[str, str]
     total: int | None
     moved: int
 
@@ -222,6 +227,7 @@ def copy(
     *,
     rename: Callable[[str], str] | None = None,
     compress: str | None = None,
+    jobs: int = DEFAULT_JOBS,
 ) -> Copied:
     """Copy everything that `source` has. `rename` changes the names of images."""
 
@@ -237,9 +243,10 @@ def copy(
         progress,
         rename=renamed if rename else None,
         recompression=parse_recompression(compress) if compress else None,
+        jobs=jobs,
     )
     outcomes = {moved.descriptor.digest: moved.how for moved in report.blobs}
-    return Copied(_listing(report.graph), outcomes, progress.total, progress.moved)
+    return Copied(_listing(report.graph), outcomes, dict(report.origins), progress.total, progress.moved)
 
 
 def needed_by(listing: Listing, image: str) -> set[str]:

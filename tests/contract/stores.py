@@ -58,6 +58,13 @@ class Store(abc.ABC):
     def blobs(self) -> set[str]:
         """Return the digests of every blob and manifest that is visible, and check their bytes."""
 
+    def layout(self, folder: Path) -> Layout:
+        """Return what is visible as a layout, which may be made in `folder`."""
+        for name, content in self._layout_files().items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return Layout(folder)
+
     def referrers(self, subject: str) -> list[Document]:
         """Return the referrers of a manifest, as an `index.json` or the registry lists them."""
         return _referring(self._layout_files(), subject)
@@ -116,6 +123,9 @@ class LayoutStore(Store):
         path.unlink()
         if content is not None:
             path.write_bytes(content)
+
+    def layout(self, folder: Path) -> Layout:  # noqa: ARG002 - it is one
+        return Layout(self._path)
 
     def _open_source(self, wanted: Wanted) -> Source:
         return adapter.layout_source(self._path, wanted)
@@ -303,6 +313,9 @@ class RegistryStore(Store):
 
     def cosign_tags(self) -> dict[str, str]:
         return {tag: digest_of(raw) for tag, raw in self.images().items() if tag.endswith((".sig", ".att", ".sbom"))}
+
+    def layout(self, folder: Path) -> Layout:  # noqa: ARG002 - its directory is one
+        return Layout(self._path)
 
     def _tags(self) -> Sequence[str]:
         return registry_http.tags(self._registry.host, REPOSITORY)
