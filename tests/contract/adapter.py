@@ -10,13 +10,14 @@ import dataclasses
 import functools
 import io
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from ocistream import attachments, transfer
+from ocistream import attachments, fanout, transfer
 from ocistream.conversion import parse_recompression
-from ocistream.errors import UsageError
+from ocistream.errors import OcistreamError, UsageError
+from ocistream.fanout import Branch
 from ocistream.graph import Graph, Root
 from ocistream.interfaces import Blob as NativeBlob
 from ocistream.interfaces import Recalls, Sink, TakesUnnamed, Unnamed
@@ -61,6 +62,7 @@ __all__ = [
     "Chunk",
     "Copied",
     "Destination",
+    "FanOut",
     "Source",
     "archive_destination",
     "archive_source",
@@ -207,6 +209,33 @@ class Destination:
             self._transport.close()
 
 
+class FanOut(Destination):
+    """Several open destinations as one. `needed` limits the blobs that each of them needs."""
+
+    def __init__(
+        self, destinations: Sequence[Destination], needed: Mapping[Destination, Collection[str]] | None = None
+    ) -> None:
+        self.cancelled = threading.Event()
+        branches = [Branch(one.native, functools.partial(_only, (needed or {}).get(one))) for one in destinations]
+        self._fan = fanout.FanOut(branches, self.cancelled)
+        super().__init__(self._fan)
+
+    @property
+    def failures(self) -> list[OcistreamError | None]:
+        """What failed at each destination."""
+        return [branch.failure for branch in self._fan.branches]
+
+    @property
+    def sent(self) -> list[int]:
+        """How many bytes of blobs went to each destination."""
+        return [branch.sent for branch in self._fan.branches]
+
+    @property
+    def fetched(self) -> int:
+        """How many bytes of blobs were read from the source."""
+        return self._fan.fetched
+
+
 @dataclasses.dataclass(frozen=True)
 class Copied:
     """What a copy did: what became of each blob, by digest, and the bytes that progress was told of.
@@ -244,6 +273,7 @@ def copy(
         rename=renamed if rename else None,
         recompression=parse_recompression(compress) if compress else None,
         jobs=jobs,
+        cancelled=destination.cancelled if isinstance(destination, FanOut) else None,
     )
     outcomes = {moved.descriptor.digest: moved.how for moved in report.blobs}
     return Copied(_listing(report.graph), outcomes, dict(report.origins), progress.total, progress.moved)
@@ -425,6 +455,12 @@ def _listing(graph: Graph, early: dict[str, bytes] | None = None, unnamed: froze
         unnamed=unnamed,
         native=graph,
     )
+
+
+def _only(digests: Collection[str] | None, graph: Graph) -> Graph:
+    if digests is None:
+        return graph
+    return dataclasses.replace(graph, blobs=tuple(blob for blob in graph.blobs if blob.digest in digests))
 
 
 def _choice(wanted: Wanted) -> PlatformChoice:

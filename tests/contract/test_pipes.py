@@ -25,7 +25,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from tests.archives import Item, Kind, blob_name, items_of, small_first, tar_of
-from tests.contract.adapter import archive_destination, copy, layout_destination, layout_source, pipe_source
+from tests.contract.adapter import Source, archive_destination, copy, layout_destination, layout_source, pipe_source
 from tests.contract.shapes import nested_index, parts_of, with_attestation
 from tests.contract.vocabulary import EVERYTHING, Listing, Wanted
 from tests.docker_archives import archive_of, of_docker_25, saved
@@ -56,6 +56,11 @@ class Pipe(io.RawIOBase):
         return len(part)
 
 
+def piped(pipe: io.RawIOBase, wanted: Wanted = EVERYTHING) -> Source:
+    """Open what comes through a pipe."""
+    return pipe_source(io.BufferedReader(pipe, 64), wanted)
+
+
 @dataclasses.dataclass
 class Found:
     """What came out of an archive."""
@@ -79,7 +84,7 @@ class Found:
 def found_in(archive: bytes | io.RawIOBase, wanted: Wanted = EVERYTHING, *, sizes: Sequence[int] = (1 << 16,)) -> Found:
     """Read everything of an archive as a copy does."""
     raw = Pipe(archive, sizes) if isinstance(archive, bytes) else archive
-    source = pipe_source(io.BufferedReader(raw, 64), wanted)
+    source = piped(raw, wanted)
     try:
         listing = source.list()
         assert not listing.unnamed
@@ -93,7 +98,7 @@ def found_in(archive: bytes | io.RawIOBase, wanted: Wanted = EVERYTHING, *, size
 
 def store(archive: bytes, path: Path) -> None:
     """Copy an archive into a layout."""
-    source = pipe_source(io.BufferedReader(Pipe(archive), 1 << 16))
+    source = piped(Pipe(archive))
     try:
         copy(source, layout_destination(path))
     finally:
@@ -255,7 +260,7 @@ class TestBudget:
         self, small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
-        source = pipe_source(io.BufferedReader(Pipe(tar_of(items_of(small)))))
+        source = piped(Pipe(tar_of(items_of(small))))
         destination = archive_destination(tmp_path / "a.tar")
         with pytest.raises(UnsupportedError, match="too many small blobs"):
             copy(source, destination)

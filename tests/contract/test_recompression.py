@@ -332,13 +332,13 @@ class TestWhatFollows:
         assert first == {**image, **pick(first), "mine": "stays"}
         assert second == same
 
-    def test_an_index_of_thousands_of_images_can_be_rewritten(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_long_index_can_be_rewritten(self, layout: Layout, tmp_path: Path) -> None:
         image = layout.image([TAR])
         annotated = {**image, "annotations": {f"key-{n}": "v" * 20 for n in range(8)}}
-        layout.index([{**annotated, "number": n} for n in range(3000)], name="v1")
+        layout.index([{**annotated, "number": n} for n in range(500)], name="v1")
         after, _ = converted(layout, tmp_path / "out", "gzip")
         entries = only_image(after)["manifests"]
-        assert [entry["number"] for entry in entries] == list(range(3000))
+        assert [entry["number"] for entry in entries] == list(range(500))
         assert len({entry["digest"] for entry in entries}) == 1
 
     def test_a_manifest_without_a_media_type_and_with_lists_of_null(self, layout: Layout, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_flipped_byte_or_a_missing_layer(
 
         # A missing one is asked for over a connection.
         error = OcistreamError if content is None else IntegrityError
-        refused(layout, tmp_path / layer["digest"][-5:], way, error, layer["digest"], damage)
+        refused(layout, tmp_path / layer["digest"][-5:], way, error, layer["digest"][7:], damage)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "none"])
