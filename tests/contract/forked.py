@@ -6,8 +6,11 @@ Only functions of `os` and events of `sys.addaudithook` are watched, so nothing 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -16,6 +19,7 @@ from pathlib import Path
 from posix import _exit
 from typing import Any, Final
 
+import ocistream
 from ocistream.cli import main
 
 #: The audited events that change a folder, or look into it.
@@ -41,8 +45,17 @@ class Named:
 Event = Synced | Named
 
 
+@functools.cache
+def _import_all() -> None:
+    """Import every module of ocistream, so that no fork has to."""
+    for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
+        if module.name != "ocistream.__main__":
+            importlib.import_module(module.name)
+
+
 def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
     """Run the command in a fork, after `prepare`; return its exit code, or minus the number of a signal."""
+    _import_all()
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

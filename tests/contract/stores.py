@@ -186,7 +186,7 @@ class ArchiveFileStore(Store):
 
 
 class VolumesStore(Store):
-    """Three volumes with some blobs cut into parts. Volumes that are written are as small as possible."""
+    """Three volumes with some blobs cut into parts. Volumes that are written have three times the least size."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -215,7 +215,7 @@ class VolumesStore(Store):
         return adapter.volumes_source(sorted(self._folder.glob("*.tar"), reverse=True), wanted)
 
     def _open_destination(self) -> Destination:
-        return adapter.volumes_destination(self._folder / TEMPLATE)
+        return adapter.volumes_destination(self._folder / TEMPLATE, 3)
 
     def images(self) -> dict[str, bytes]:
         return _named(self._layout_files()) if self._paths() else {}

@@ -324,7 +324,7 @@ class TestLimits:
         image = small_image(layout, name="v1")
         calls = []
         for number in range(2):
-            enter(layout, *(referrer(layout, image, "a/b", b"%d.%d" % (number, one)) for one in range(200)))
+            enter(layout, *(referrer(layout, image, "a/b", b"%d.%d" % (number, one)) for one in range(100)))
             calls.append(calls_of(lambda: listing_of(layout, Wanted(referrers=choice, images="only"))))
         assert calls[1] < 2.2 * calls[0]
 
@@ -333,9 +333,9 @@ class TestLimits:
         left = Wanted(referrers="left", images="only")
         calls = []
         for number in range(2):
-            end = chain(layout, end, 200)
+            end = chain(layout, end, 100)
             calls.append(calls_of(lambda: listing_of(layout, left)))
-            assert len(listing_of(layout, left).skipped) == 200 * (number + 1)
+            assert len(listing_of(layout, left).skipped) == 100 * (number + 1)
         assert calls[1] < 2.2 * calls[0]
 
 
