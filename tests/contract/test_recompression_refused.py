@@ -98,6 +98,12 @@ def test_a_config_without_diff_ids(layout: Layout, tmp_path: Path, way: tuple[st
 
 
 @ways
+def test_a_config_that_is_too_large(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
+    with_config(layout, [GZ], b"x" * (limits.MAX_CONFIG + 1))
+    refused(layout, tmp_path, way, ArchiveError, f"larger than {limits.MAX_CONFIG} bytes")
+
+
+@ways
 @pytest.mark.parametrize("count", [0, 2])
 def test_another_number_of_diff_ids(layout: Layout, tmp_path: Path, way: tuple[str, str], count: int) -> None:
     with_diff_ids(layout, [GZ], [digest_of(TAR)] * count)
