@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -195,6 +196,25 @@ class TestFailures:
             destination.commit(listing)
         destination.close()
         assert names_in(out) == ["a.tar"]
+
+    @pytest.mark.parametrize("kind", ["file", "stream"])
+    def test_a_disk_that_fails_when_it_is_synced_is_an_error_of_the_disk(
+        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        small_image(layout, name="v1")
+        out = tmp_path / "out"
+        out.mkdir()
+
+        def failing_sync(_: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fsync", failing_sync)
+        with io.FileIO(tmp_path / "streamed", "wb") as file:
+            destination = archive_destination(out / "a.tar") if kind == "file" else pipe_destination(file)
+            with pytest.raises(LocalDiskError, match="cannot write"):
+                copy(layout_source(layout.path), destination)
+            destination.close()
+        assert names_in(out) == []
 
     def test_a_missing_folder_is_not_found(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match=r"a\.tar"):

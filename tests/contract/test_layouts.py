@@ -22,6 +22,7 @@ from ocistream.errors import (
     MissingContentError,
     NotFoundError,
     OcistreamError,
+    UnsupportedError,
     UsageError,
 )
 from tests.archives import blob_name
@@ -327,6 +328,18 @@ class TestAdding:
             copy(layout.path, out.path)
         assert caught.value.exit_code == 6
         assert (out.path / "index.json").read_bytes() == b"{broken"
+
+    def test_an_index_that_would_be_too_large_to_read_is_not_written(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        out = Layout(tmp_path / "out")
+        image = small_image(out)
+        entry = {**image, "annotations": {REF_NAME: "old", "note": "x" * (limits.MAX_MANIFEST - 500)}}
+        before = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+        assert len(before) < limits.MAX_MANIFEST
+        (out.path / "index.json").write_bytes(before)
+        with pytest.raises(UnsupportedError, match="would be larger"):
+            copy(layout.path, out.path)
+        assert (out.path / "index.json").read_bytes() == before
 
 
 class TestTogether:

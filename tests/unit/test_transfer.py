@@ -1,0 +1,265 @@
+"""Blobs that move at a time: how many, which failure is reported, and what stops. The rest is in tests/contract."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits, transfer
+from ocistream.ahead import Ahead
+from ocistream.errors import (
+    ArchiveError,
+    CancelledError,
+    IntegrityError,
+    NetworkError,
+)
+from ocistream.graph import Graph
+from ocistream.interfaces import Blob, Early
+from ocistream.model import Descriptor
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from tests.contract.shapes import named_in
+from tests.images import Layout
+from tests.observers import Watch
+
+#: Seconds after which a test that hangs fails.
+PATIENCE = 60.0
+
+
+class Memory:
+    """A sink that keeps what it is given, and a diary of the order of things; `take` may be replaced."""
+
+    parallel = True
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.diary: list[str] = []
+        self.threads: set[int] = set()
+        self.take: Callable[[Blob], bytes] = whole
+
+    def begin(self, graph: Graph) -> None:
+        assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
+        self.diary.append("begin")
+
+    def has(self, descriptor: Descriptor) -> bool:
+        return descriptor.digest in self.blobs
+
+    has_manifest = has
+
+    def put(self, blob: Blob) -> None:
+        self.threads.add(threading.get_ident())
+        self.blobs[blob.descriptor.digest] = self.take(blob)
+        self.diary.append("put")
+
+    def commit(self, graph: Graph) -> None:
+        assert graph.roots
+        self.diary.append("commit")
+
+    def close(self) -> None:
+        self.diary.append("close")
+
+
+class Wrapped:
+    """A layout's images, with some of the source changed."""
+
+    def __init__(self, path: Path, *, parallel: bool = True, early: Callable[[Early], None] = lambda _: None) -> None:
+        self._inner = LayoutSource(path)
+        self.parallel = parallel
+        self.early = early
+        self.ended = False
+
+    def graph(self, early: Early) -> Graph:
+        self.early(early)
+        return self._inner.graph(early)
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        yield from self._inner.blobs(wanted)
+        self.ended = True
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def whole(blob: Blob) -> bytes:
+    return b"".join(bytes(chunk) for chunk in blob.open())
+
+
+def several_layers(layout: Layout, count: int = 6) -> list[str]:
+    """Write an image of layers that are several chunks long; return their digests."""
+    image = layout.image([(1 << 20) + number for number in range(count)], name="v1")
+    return [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
+
+
+def config_of(layout: Layout) -> str:
+    """Return the digest of the one image's configuration, which is a single chunk."""
+    (image,) = named_in(layout)
+    return str(layout.read(image["digest"])["config"]["digest"])
+
+
+class Holding(Memory):
+    """A sink that takes memory for each blob under way."""
+
+    held = limits.MIB
+
+
+class TestAhead:
+    @pytest.mark.parametrize(
+        ("sink", "jobs", "memory"),
+        [
+            (Memory(), 4, limits.AHEAD_MEMORY),
+            (Holding(), 4, limits.AHEAD_MEMORY - 4 * limits.MIB),
+            (Holding(), 3, limits.AHEAD_MEMORY - 3 * limits.MIB),
+            (Holding(), limits.AHEAD_MEMORY // limits.MIB, None),
+            (Memory(), 1, None),
+        ],
+    )
+    def test_what_is_fetched_ahead_makes_way_for_what_the_sink_holds(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch, sink: Memory, jobs: int, memory: int | None
+    ) -> None:
+        several_layers(layout, 10)
+        given = []
+
+        class Noted(Ahead):
+            def __init__(self, connections: int, memory: int, cancelled: threading.Event) -> None:
+                given.append(memory)
+                super().__init__(connections, memory, cancelled)
+
+        monkeypatch.setattr(transfer, "Ahead", Noted)
+        transfer.copy(LayoutSource(layout.path), sink, jobs=jobs)
+        assert given == ([] if memory is None else [memory])
+        assert len(sink.blobs) == 11
+
+
+class TestSideBySide:
+    @pytest.mark.parametrize(("source", "sink", "jobs"), [(True, True, 1), (True, False, 4), (False, True, 4)])
+    def test_where_one_side_cannot_it_all_happens_in_this_thread(
+        self, layout: Layout, source: bool, sink: bool, jobs: int
+    ) -> None:
+        several_layers(layout)
+        into = Memory()
+        into.parallel = sink
+        transfer.copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs)
+        assert into.threads == {threading.get_ident()}
+
+    def test_where_both_can_as_many_blobs_move_at_once_as_there_are_jobs(self, layout: Layout) -> None:
+        several_layers(layout, 5)
+        sink = Memory()
+        together = threading.Barrier(3)
+
+        def take(blob: Blob) -> bytes:
+            # The config and five layers: two rounds of three.
+            together.wait(PATIENCE)
+            return whole(blob)
+
+        sink.take = take
+        transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3)
+        assert len(sink.threads) == 3
+        assert threading.get_ident() not in sink.threads
+        assert sink.diary == ["begin", *["put"] * 6, "commit"]
+
+    def test_the_first_failure_is_the_one_that_is_reported_and_the_others_stop(self, layout: Layout) -> None:
+        several_layers(layout)
+        sink = Memory()
+        sink.blobs[config_of(layout)] = b"there already"
+        cancelled = threading.Event()
+        together = threading.Barrier(2)
+        stopped: list[BaseException] = []
+        leader: list[str] = []
+
+        def take(blob: Blob) -> bytes:
+            chunks = blob.open()
+            next(chunks)
+            if together.wait(PATIENCE) == 0:
+                leader.append(blob.descriptor.digest)
+                msg = "the first one"
+                raise NetworkError(msg)
+            cancelled.wait(PATIENCE)
+            try:
+                for _ in chunks:
+                    pass
+            except BaseException as error:
+                stopped.append(error)
+                raise
+            return b""
+
+        sink.take = take
+        with pytest.raises(NetworkError, match="the first one"):
+            transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=2, cancelled=cancelled)
+        assert cancelled.is_set()
+        assert [type(error) for error in stopped] == [CancelledError]
+        assert sink.diary == ["begin"]
+
+    def test_a_source_that_fails_is_a_failure_too(self, layout: Layout) -> None:
+        several_layers(layout)
+
+        class Failing(Wrapped):
+            def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+                yield from self._inner.blobs(wanted[:1])
+                msg = "no more"
+                raise ArchiveError(msg)
+
+        sink = Memory()
+        with pytest.raises(ArchiveError, match="no more"):
+            transfer.copy(Failing(layout.path), sink, Watch(), jobs=3)
+        assert "commit" not in sink.diary
+
+    def test_a_failing_question_is_a_failure_too(self, layout: Layout) -> None:
+        several_layers(layout)
+
+        class Asked(Memory):
+            def has(self, descriptor: Descriptor) -> bool:
+                msg = f"{descriptor.digest}?"
+                raise NetworkError(msg)
+
+        with pytest.raises(NetworkError, match=r"\?"):
+            transfer.copy(LayoutSource(layout.path), Asked(), Watch())
+
+    def test_an_interruption_stops_every_thread(self, layout: Layout) -> None:
+        # In a shell's background Python finds SIGINT ignored, and leaves it so.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        several_layers(layout)
+        sink = Memory()
+        sink.blobs[config_of(layout)] = b"there already"
+        cancelled = threading.Event()
+        together = threading.Barrier(3)
+        stopped = threading.Semaphore(0)
+        main = threading.main_thread()
+        assert main is threading.current_thread()
+
+        def take(blob: Blob) -> bytes:
+            chunks = blob.open()
+            next(chunks)
+            if together.wait(PATIENCE) == 0:
+                signal.pthread_kill(main.ident or 0, signal.SIGINT)
+            cancelled.wait(PATIENCE)
+            try:
+                return whole(Blob(blob.descriptor, lambda: chunks))
+            except CancelledError:
+                stopped.release()
+                raise
+
+        sink.take = take
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3, cancelled=cancelled)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert all(stopped.acquire(timeout=PATIENCE) for _ in range(3))
+        assert sink.diary == ["begin"]
+
+    def test_a_layout_is_left_clean_by_a_failure(self, layout: Layout, tmp_path: Path) -> None:
+        digests = several_layers(layout)
+        content = layout.file(digests[3]).read_bytes()
+        layout.file(digests[3]).write_bytes(content[:-1] + b"\xff")
+        with pytest.raises(IntegrityError):
+            transfer.copy(LayoutSource(layout.path), LayoutSink(tmp_path / "out"), Watch(), jobs=4)
+        names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        wrong = digests[3].partition(":")[2]
+        # The others may have got so far that the next run goes on with them, which is no dirt: parts of what is right.
+        others = {f".{digest.partition(':')[2]}.partial" for digest in digests} - {f".{wrong}.partial"}
+        assert {name for name in names if name.startswith(".")} <= others
+        assert "index.json" not in names
+        assert wrong not in names
