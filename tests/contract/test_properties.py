@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tarfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocistream.errors import OcistreamError
-from tests.archives import Item, files_in, index_in, items_of, small_first, tar_of
+from tests.archives import END, Item, files_in, index_in, items_of, small_first, tar_of
 from tests.contract.adapter import Source, archive_destination, archive_source, copy, layout_destination, layout_source
 from tests.contract.stores import REF_NAME
 from tests.contract.test_pipes import Pipe, piped
+from tests.docker_archives import DIALECTS, Saved, archive_of, saved
 from tests.images import Layout, small_image, tar_layer
 
 FULL_NAME: Final = "io.containerd.image.name"
@@ -83,6 +86,43 @@ def test_a_file_and_a_pipe_give_the_same_answer(
     except OcistreamError as error:
         file = error.exit_code
     assert answer(piped(Pipe(archive)), folder / "pipe") == file
+
+
+@pytest.fixture(scope="module")
+def docker_images(tmp_path_factory: pytest.TempPathFactory) -> list[Saved]:
+    """Return images with shared and repeated layers, an empty layer, and no layers; with several names and with one."""
+    layout = Layout(tmp_path_factory.mktemp("docker") / "layout")
+    shared = tar_layer({"etc/motd": b"shared\n"})
+    first = layout.image([shared, tar_layer({"a": b"first " * 500}), shared])
+    second = layout.image([shared, gzip.compress(END), tar_layer({"{{name}}/b": b"second"})], platform="linux/arm64/v8")
+    third = layout.image([], config={"Cmd": ["nothing"]})
+    return [
+        saved(layout, first, "app:1", "registry.example:5000/team/app:2"),
+        saved(layout, second, "docker.io/library/other:latest"),
+        saved(layout, third, "nothing:1"),
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_docker_archive_has_the_same_images_in_any_order_and_dialect_of_tar(
+    docker_images: list[Saved], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("docker")
+    entries = DIALECTS[data.draw(st.sampled_from(sorted(DIALECTS)))](docker_images)
+    (folder / "x.tar").write_bytes(archive_of(entries))
+    expected = answer(archive_source(folder / "x.tar"), folder / "file")
+    assert isinstance(expected, dict)
+    archive = archive_of(
+        data.draw(st.permutations(entries)),
+        kind=data.draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])),
+        prefix=data.draw(st.sampled_from(["", "./"])),
+    )
+    sizes = data.draw(st.lists(st.integers(1, 1 << 17), min_size=1, max_size=5))
+    found = answer(piped(Pipe(archive, sizes)), folder / "pipe")
+    # What comes through a pipe may also have blobs that no image needs.
+    assert isinstance(found, dict)
+    assert expected.items() <= found.items()
 
 
 #: Names as tools write them, and names that no tool should.
