@@ -156,7 +156,7 @@ LIMITS: Final[dict[int, Limit]] = {
         tests=("contract/test_durability.py::test_an_archive_and_a_result_are_durable_before_they_are_visible",
                "contract/test_durability.py::test_all_blobs_of_a_layout_are_durable_before_its_index_lists_them",
                "contract/test_layouts.py::test_what_is_not_a_file_in_the_place_of_a_blob_is_not_read",
-               "contract/test_layouts.py::test_a_failure_leaves_no_partial_file"),
+               "contract/test_adding_to_layouts.py::test_a_failure_leaves_no_partial_file"),
     ),
     18: Limit(
         "An archive without its end or its index, or with a short entry, fails before any manifest is pushed",
