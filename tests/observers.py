@@ -1,11 +1,30 @@
-"""An observer of transfers that writes everything down, from any thread."""
+"""For unit tests: an observer of transfers that notes everything, and one that expects no early blobs."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 from ocistream.graph import Graph
+from ocistream.interfaces import Blob
 from ocistream.model import Descriptor
+from ocistream.stream import Chunk
+
+
+class NothingEarly:
+    """For sources that know their graph before any blob: fails if one is put."""
+
+    def put(self, blob: Blob) -> None:
+        """Fail."""
+        raise AssertionError(blob)
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        """Fail."""
+        raise AssertionError(chunks)
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        """Fail."""
+        raise AssertionError(descriptor)
 
 
 class Watch:

@@ -76,6 +76,18 @@ def files_in(cache: Path) -> set[str]:
 # What is there is not fetched ----------------------------------------------------------------------------------
 
 
+def test_a_blob_that_is_used_is_not_old(
+    registry: FaultyRegistry, image: Descriptor, blobs: list[str], cache: Path, tmp_path: Path
+) -> None:
+    # `gc --older-than` and `--max-size` go by the last use.
+    pull(registry, "--cache", cache, "-o", tmp_path / "first")
+    files = [file_of(cache, digest) for digest in (image["digest"], *blobs)]
+    for file in files:
+        os.utime(file, (1, 1))
+    pull(registry, "--cache", cache, "-o", tmp_path / "second")
+    assert [file for file in files if file.stat().st_mtime == 1] == []
+
+
 def test_a_second_pull_fetches_nothing_and_writes_the_same_bytes(
     registry: FaultyRegistry, image: Descriptor, blobs: list[str], cache: Path
 ) -> None:

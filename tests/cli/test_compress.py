@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.run import command, measured, ocistream, pipe, run
 from tests.conversions import CODECS, all_kinds, compare, named, stray_blobs, unpacked
-from tests.faults import FaultyRegistry
+from tests.faults import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -237,6 +238,59 @@ class TestUsage:
         assert ("temporary file" in words) == (verb != "push")
 
 
+class TestUploads:
+    """Recompressed layers get their digests while they are uploaded."""
+
+    def sent_to(self, registry: FaultyRegistry) -> list[str]:
+        """Return the repository of each blob that was sent."""
+        return sorted(request.target.split("/")[2] for request in registry.requests if request.method == "PATCH")
+
+    def test_a_layer_that_several_repositories_need_is_mounted(self, served: FaultyRegistry, layout: Layout) -> None:
+        layout.name(small_image(layout), "r.example/a:1", "r.example/b:1", "r.example/c:1")
+        expect.success(ocistream("push", "-i", layout.path, "--to", served.host, "--compress", "zstd"))
+        (repository,) = set(self.sent_to(served))
+        others = {"a", "b", "c"} - {repository}
+        digests = [manifest_digest(served.host, name, "1") for name in ("a", "b", "c")]
+        assert len(set(digests)) == 1
+        manifest = Layout(served.layout.path).read(str(digests[0]))
+        for layer in manifest["layers"]:
+            mounts = [r for r in served.asked("POST", "mount=") if layer["digest"] in unquote(r.target)]
+            assert {request.target.split("/")[2] for request in mounts} == others
+
+    def test_a_layer_that_cannot_be_mounted_is_sent_again(self, start: Any, layout: Layout) -> None:
+        served = start(Fault(refusal(405), "POST", "mount=", times=None))
+        layout.name(layout.image([tar_layer({"a": b"b"})]), "r.example/a:1", "r.example/b:1")
+        expect.success(ocistream("push", "-i", layout.path, "--to", served.host, "--compress", "zstd"))
+        assert self.sent_to(served) == ["a", "a", "b", "b"]
+
+    def test_an_upload_that_breaks_off_is_made_again(self, start: Any, layout: Layout) -> None:
+        # The config, which comes first, is too small for the fault.
+        served = start(Fault(StopReading(MIB), "PATCH", times=2))
+        layout.image([3 * MIB], name="1")
+        expect.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--compress", "none", "--jobs=1"))
+        image = Layout(served.layout.path).read(str(manifest_digest(served.host, "app", "1")))
+        (layer,) = image["layers"]
+        assert digest_of(Layout(served.layout.path).file(layer["digest"]).read_bytes()) == layer["digest"]
+
+    def test_a_wrong_layer_leaves_no_upload(self, served: FaultyRegistry, layout: Layout) -> None:
+        (layer,) = layout.read(layout.image([3 * MIB], name="1")["digest"])["layers"]
+        content = layout.file(layer["digest"]).read_bytes()
+        layout.file(layer["digest"]).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--compress", "none")
+        expect.failure(result, 5, layer["digest"])
+        assert served.asked("DELETE", "/blobs/uploads/")
+        assert [path.name for path in (served.layout.path / "blobs").glob("*/*") if len(path.name) != 64] == []
+
+    def test_a_digest_that_was_asked_for_is_that_of_the_result(self, served: FaultyRegistry, layout: Layout) -> None:
+        image = layout.image([tar_layer({"a": b"b"})], name="1")
+        push: list[str | Path] = ["push", "-i", layout.path, "--compress", "zstd"]
+        result = ocistream(*push, f"{served.host}/app:1@{image['digest']}")
+        expect.failure(result, 5, "was asked for")
+        assert not served.asked("PUT", "/manifests/")
+        (line,) = ocistream(*push, f"{served.host}/app:1").lines()
+        expect.success(ocistream(*push, f"{served.host}/app:1@{line.rpartition('@')[2]}"))
+
+
 class TestRefusals:
     def test_a_wrong_diff_id_is_an_error_of_integrity(self, served: FaultyRegistry, layout: Layout) -> None:
         image = layout.image([tar_layer({"a": b"b"})])
@@ -263,6 +317,18 @@ class TestRefusals:
             result = ocistream("copy", f"oci:{layout.path}:{number}", tmp_path / "out.tar", "--compress", "none")
             expect.failure(result, 6)
             assert not (tmp_path / "out.tar").exists()
+        expect.nothing_left(tmp_path, "made")
+
+    @pytest.mark.parametrize("behind", [b"g", b"garbage", bytes(600) + b"garbage"])
+    def test_bytes_behind_a_layers_last_gzip_member_are_named(
+        self, layout: Layout, tmp_path: Path, behind: bytes
+    ) -> None:
+        image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
+        (layer,) = image["layers"]
+        image["layers"] = [layout.blob(layout.file(layer["digest"]).read_bytes() + behind, layer["mediaType"])]
+        layout.document(image, name="1")
+        result = ocistream("copy", layout.path, tmp_path / "out.tar", "--compress", "zstd")
+        expect.failure(result, 6, "something else follows its last member")
         expect.nothing_left(tmp_path, "made")
 
     def test_what_looked_like_a_layer_in_a_pipe_and_was_none(self, served: FaultyRegistry, layout: Layout) -> None:

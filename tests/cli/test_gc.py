@@ -136,6 +136,27 @@ def test_where_a_manifest_cannot_be_read_nothing_goes(
     assert there(layout.path) == before >= set(stray)
 
 
+@pytest.mark.parametrize("place", ["a link", "a broken link", "a directory"])
+def test_where_something_else_is_in_the_place_of_a_manifest_nothing_goes(
+    layout: Layout, image: Descriptor, stray: list[str], tmp_path: Path, place: str
+) -> None:
+    path = layout.file(image["digest"])
+    path.rename(tmp_path / "elsewhere")
+    if place == "a directory":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / ("elsewhere" if place == "a link" else "nowhere"))
+    before = there(layout.path)
+    expect.failure(ocistream("gc", layout.path, "--max-size=0"), 6, "no regular file")
+    assert there(layout.path) == before >= set(stray)
+
+
+def test_a_missing_manifest_needs_nothing(layout: Layout, image: Descriptor) -> None:
+    below = needed(layout, image) - {image["digest"]}
+    layout.file(image["digest"]).unlink()
+    assert gc(layout, "--older-than=0").lines() == sorted(below)
+
+
 def test_what_is_none_of_ours_stays(layout: Layout, stray: list[str], tmp_path: Path) -> None:
     folder = layout.path / "blobs" / "sha256"
     (folder / "README").write_text("mine")

@@ -589,6 +589,14 @@ class TestShards:
         for registry in (target, other):
             same(source, registry, "app", TAGS)
 
+    def test_an_image_is_in_the_same_shard_on_every_machine(self, tmp_path: Path) -> None:
+        # None of these hosts exists, so every image of the shard fails and is reported.
+        text = "".join(entry(f"r.invalid/app:{number}", "s.invalid/app") for number in range(1, 7))
+        result = sync(tmp_path, text, "--shard", "3/4", "--retries", "0", "--result", tmp_path / "result.json")
+        assert result.code == 7
+        images = json.loads((tmp_path / "result.json").read_bytes())["images"]
+        assert [image["from"] for image in images] == ["r.invalid/app:2", "r.invalid/app:4"]
+
 
 class TestResults:
     def test_result_has_what_became_of_each(

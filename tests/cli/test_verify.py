@@ -146,6 +146,22 @@ class TestWrongBytes:
         assert ocistream("verify", images.path).code == 5
 
 
+@pytest.mark.parametrize("order", [items_of, small_first])
+def test_a_config_that_is_not_json_is_named(layout: Layout, verify: Verify, order: Callable[[Layout], Any]) -> None:
+    # The second one is larger than what is buffered of JSON.
+    large = b'{"x":"' + b"x" * (3 << 20) + b'","z":"' + b"z" * (3 << 20) + b'"'
+    image = layout.read(small_image(layout)["digest"])
+    for number, content in enumerate((b"\x7fELF", large + b',"x":"y"}', large + b',"y":"y"}')):
+        config = layout.blob(content, OCI_CONFIG)
+        layout.document({**image, "config": config}, name=f"v{number}")
+    result = verify(tar_of(order(layout)))
+    assert result.code == 6
+    wrong = [line for line in result.out.decode().splitlines() if line.startswith("wrong")]
+    assert len(wrong) == 2
+    for content in (b"\x7fELF", large + b',"x":"y"}'):
+        assert any(f"wrong the config {digest_of(content)} " in line for line in wrong)
+
+
 class TestIncomplete:
     def test_what_is_missing_is_listed(self, images: Layout, verify: Verify) -> None:
         digest = a_layer(images)

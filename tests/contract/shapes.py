@@ -22,17 +22,21 @@ def artifact(layout: Layout, name: str) -> Descriptor:
     return layout.artifact(b"a list of parts", subject=subject, name=name)
 
 
-def with_attestation(layout: Layout, name: str) -> Descriptor:
-    """An index as buildx writes it: beside the image a manifest that vouches for it, of no platform."""
-    image = small_image(layout)
-    document = layout.read(layout.artifact(b"{}", kind="application/vnd.in-toto+json")["digest"])
+def attestation(layout: Layout, image: Descriptor) -> Descriptor:
+    """Write a manifest of no platform that attests to an image, as buildx writes it, and return its index entry."""
+    document = layout.read(layout.artifact(image["digest"].encode(), kind="application/vnd.in-toto+json")["digest"])
     del document["artifactType"]
-    vouching = {
+    return {
         **layout.document(document),
         "platform": {"os": "unknown", "architecture": "unknown"},
         "annotations": {"vnd.docker.reference.digest": image["digest"]},
     }
-    return layout.index([image, vouching], name=name)
+
+
+def with_attestation(layout: Layout, name: str) -> Descriptor:
+    """An index as buildx writes it, with an attestation next to the image."""
+    image = small_image(layout)
+    return layout.index([image, attestation(layout, image)], name=name)
 
 
 def many_layers(layout: Layout, name: str) -> Descriptor:

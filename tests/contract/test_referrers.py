@@ -1,26 +1,31 @@
-"""What hangs on an image goes with it, from each kind of source into each kind of sink, and nothing else does."""
+"""Referrers are copied with their image, from every source to every destination, and nothing else is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from ocistream import transfer
-from ocistream.attachments import NARROWED, UNWANTED
-from ocistream.graph import Graph
-from ocistream.interfaces import Source
-from ocistream.model import parse_platform
-from ocistream.platforms import PlatformChoice
+from tests.contract.adapter import copy, needed_by
 from tests.contract.shapes import parts_of
-from tests.contract.stores import SINKS, SOURCES, Store, opened
-from tests.contract.test_sources import Kept
+from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
+from tests.contract.vocabulary import NOT_CHOSEN, NOT_WANTED, Listing
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.signed import Signed, cosign_tag, referrer, signed
 
-Hanging = set[tuple[str, str, str | None]]
+References = set[tuple[str, str, str | None]]
+
+#: A source finds referrers and a destination writes them, and neither knows the other: each of both once, and a pipe
+#: with its index last, whose blobs come first, to each destination.
+WAYS: Final = [
+    *((source, "layout") for source in SOURCES),
+    *(("archive-pipe-index-last", destination) for destination in DESTINATIONS if destination != "layout"),
+    ("registry", "registry"),
+    ("layout", "registry"),
+]
 
 
 @pytest.fixture(params=SOURCES)
@@ -30,15 +35,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield made
 
 
-@pytest.fixture(params=SINKS)
-def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that can be written to."""
-    with opened(SINKS[request.param], tmp_path / "other") as made:
-        yield made
+@pytest.fixture(params=WAYS, ids="-to-".join)
+def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
+    """Return an empty store to read from and one to write to."""
+    source, destination = request.param
+    with (
+        opened(SOURCES[source], tmp_path / "store") as origin,
+        opened(DESTINATIONS[destination], tmp_path / "other") as other,
+    ):
+        yield origin, other
 
 
-def expected(found: Signed) -> Hanging:
-    """Return what hangs on what, and by which tag."""
+def expected(found: Signed) -> References:
+    """Return what refers to what, and by which tag."""
     image, signature = found.image["digest"], found.signature["digest"]
     return {
         (image, signature, None),
@@ -48,42 +57,42 @@ def expected(found: Signed) -> Hanging:
     }
 
 
-def hanging(graph: Graph) -> Hanging:
-    return {(one.subject, one.descriptor.digest, one.tag) for one in graph.all_attached}
+def references(listing: Listing) -> References:
+    return {(one.subject, one.digest, one.tag) for one in listing.referrers}
 
 
-def graph_of(source: Source) -> Graph:
-    return source.graph(Kept())
+def digests(listing: Listing) -> list[str]:
+    return [manifest.piece.digest for manifest in listing.manifests]
 
 
 class TestSources:
-    def test_all_that_hangs_on_an_image_is_part_of_the_graph_and_no_image(self, store: Store, layout: Layout) -> None:
+    def test_referrers_are_listed_with_their_image_and_are_no_images(self, store: Store, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        graph = graph_of(store.source(referrers="along"))
-        assert [root.descriptor.digest for root in graph.roots] == [found.image["digest"]]
-        assert hanging(graph) == expected(found)
-        assert {manifest.raw for manifest in graph.manifests} == set(parts_of(layout).manifests.values())
-        assert {blob.digest for blob in graph.blobs} == set(parts_of(layout).blobs)
-        assert graph.reachable(graph.roots[0]) == set(parts_of(layout).manifests) | set(parts_of(layout).blobs)
+        listing = store.source(referrers="along").list()
+        image = found.image["digest"]
+        assert [digest for _, digest in listing.images] == [image]
+        assert references(listing) == expected(found)
+        parts = parts_of(layout)
+        assert {manifest.raw for manifest in listing.manifests} == set(parts.manifests.values())
+        assert {blob.digest for blob in listing.blobs} == set(parts.blobs)
+        assert needed_by(listing, image) == set(parts.manifests) | set(parts.blobs)
 
-    def test_what_it_hangs_on_comes_first_and_the_order_is_one_for_all(self, store: Store, layout: Layout) -> None:
+    def test_subjects_come_first_and_the_order_is_the_same_everywhere(self, store: Store, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        graph = graph_of(store.source(referrers="along"))
-        order = [manifest.descriptor.digest for manifest in graph.manifests]
+        listing = store.source(referrers="along").list()
         first = sorted([found.signature["digest"], found.sbom["digest"]])
-        assert order == [found.image["digest"], *first, found.cosign["digest"], found.attestation["digest"]]
+        order = [found.image["digest"], *first, found.cosign["digest"], found.attestation["digest"]]
+        assert digests(listing) == order
 
-    def test_it_is_described_by_its_own_words(self, store: Store, layout: Layout) -> None:
+    def test_a_referrer_has_its_own_type_and_annotations(self, store: Store, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        described = {
-            one.descriptor.digest: one.descriptor for one in graph_of(store.source(referrers="along")).all_attached
-        }
+        described = {one.digest: one for one in store.source(referrers="along").list().referrers}
         signature = described[found.signature["digest"]]
         assert (signature.artifact_type, signature.annotations) == (found.signature["artifactType"], {"signer": "me"})
         assert described[found.sbom["digest"]].artifact_type == found.sbom["artifactType"]
@@ -100,17 +109,17 @@ class TestSources:
         document["manifests"] = [e for e in document["manifests"] if e["digest"] not in images or "annotations" in e]
         (layout.path / "index.json").write_text(json.dumps(document))
         store.fill(layout)
-        graph = graph_of(store.source(platforms=PlatformChoice((parse_platform("linux/arm64"),)), referrers="along"))
-        assert [root.descriptor.digest for root in graph.roots] == [arm.image["digest"]]
-        assert hanging(graph) == expected(arm)
-        left = {(left.subject, left.digest or left.tag) for left in graph.left_behind if left.why == NARROWED}
+        listing = store.source("linux/arm64", referrers="along").list()
+        assert [digest for _, digest in listing.images] == [arm.image["digest"]]
+        assert references(listing) == expected(arm)
+        left = {(one.subject, one.digest or one.tag) for one in listing.skipped if one.reason == NOT_CHOSEN}
         assert {
             (whole.image["digest"], whole.signature["digest"]),
             (whole.image["digest"], whole.sbom["digest"]),
         } <= left
-        assert len([one for one in graph.left_behind if one.subject == whole.image["digest"]]) == 3
+        assert len([one for one in listing.skipped if one.subject == whole.image["digest"]]) == 3
 
-    def test_an_artifact_that_is_an_index_comes_with_all_of_it(self, store: Store, layout: Layout) -> None:
+    def test_a_referrer_that_is_an_index_comes_with_its_manifests(self, store: Store, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         parts = [
             layout.image([tar_layer({"a": text})], platform=f"linux/{text.decode()}") for text in (b"arm64", b"s390x")
@@ -120,64 +129,62 @@ class TestSources:
         document["manifests"].append(index)
         (layout.path / "index.json").write_text(json.dumps(document))
         store.fill(layout)
-        choice = PlatformChoice((parse_platform("linux/amd64"),), explicit=False)
-        graph = graph_of(store.source(platforms=choice, referrers="along"))
-        assert hanging(graph) == {(image["digest"], index["digest"], None)}
-        assert {m.descriptor.digest for m in graph.manifests} == {
-            image["digest"],
-            index["digest"],
-            *(p["digest"] for p in parts),
-        }
+        listing = store.source("linux/amd64", asked=False, referrers="along").list()
+        assert references(listing) == {(image["digest"], index["digest"], None)}
+        assert set(digests(listing)) == {image["digest"], index["digest"], *(part["digest"] for part in parts)}
 
-    def test_left_behind_it_is_not_moved(self, store: Store, layout: Layout) -> None:
+    def test_referrers_that_are_not_wanted_are_not_listed(self, store: Store, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        graph = graph_of(store.source(referrers="left"))
-        assert [manifest.descriptor.digest for manifest in graph.manifests] == [found.image["digest"]]
-        assert hanging(graph) == set()
+        listing = store.source(referrers="left").list()
+        assert digests(listing) == [found.image["digest"]]
+        assert references(listing) == set()
         # A registry is not even asked.
         if not store.is_remote:
-            assert {left.digest for left in graph.left_behind} == found.hanging
-            assert {left.why for left in graph.left_behind} == {UNWANTED}
+            assert {one.digest for one in listing.skipped} == found.hanging
+            assert {one.reason for one in listing.skipped} == {NOT_WANTED}
 
 
-class TestTransfers:
-    def test_all_of_it_arrives_byte_for_byte(self, store: Store, other: Store, layout: Layout) -> None:
+class TestCopies:
+    def test_referrers_arrive_byte_for_byte(self, way: tuple[Store, Store], layout: Layout) -> None:
+        store, other = way
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        report = transfer.copy(store.source(referrers="along"), other.sink())
-        assert hanging(report.graph) == expected(found)
+        done = copy(store.source(referrers="along"), other.destination())
+        assert references(done.listing) == expected(found)
         assert other.images()["v1"] == layout.file(found.image["digest"]).read_bytes()
-        assert other.called() == {found.cosign_tag: found.cosign["digest"]}
+        assert other.cosign_tags() == {found.cosign_tag: found.cosign["digest"]}
         assert set(parts_of(layout).manifests) | set(parts_of(layout).blobs) <= other.blobs()
-        for subject, referring in found.subjects().items():
-            listed = {one["digest"]: one for one in other.hanging(subject)}
-            assert listed.keys() == {one["digest"] for one in referring}
-            for one in referring:
+        for subject, ours in found.subjects().items():
+            listed = {one["digest"]: one for one in other.referrers(subject)}
+            assert listed.keys() == {one["digest"] for one in ours}
+            for one in ours:
                 assert listed[one["digest"]]["artifactType"] == one["artifactType"]
                 annotations = dict(listed[one["digest"]].get("annotations") or {})
-                # In an index.json it stands which entry is no image of its own.
+                # An index.json says which entries are no images of their own.
                 said = None if other.is_remote else subject
                 assert annotations.pop("io.containerd.manifest.subject", None) == said
                 assert annotations == (found.listed(layout, one).get("annotations") or {})
 
-    def test_left_behind_nothing_of_it_arrives(self, store: Store, other: Store, layout: Layout) -> None:
+    def test_referrers_that_are_not_wanted_do_not_arrive(self, way: tuple[Store, Store], layout: Layout) -> None:
+        store, other = way
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
-        transfer.copy(store.source(referrers="left"), other.sink())
+        copy(store.source(referrers="left"), other.destination())
         assert set(other.images()) == {"v1"}
-        hung = {digest_of(raw) for raw in parts_of(layout, *found.referrers, found.cosign).manifests.values()}
-        assert hung.isdisjoint(other.blobs())
+        referring = {digest_of(raw) for raw in parts_of(layout, *found.referrers, found.cosign).manifests.values()}
+        assert referring.isdisjoint(other.blobs())
 
-    def test_what_belongs_to_no_image_here_is_one_itself(self, store: Store, other: Store, layout: Layout) -> None:
+    def test_a_referrer_without_its_subject_is_an_image_itself(self, way: tuple[Store, Store], layout: Layout) -> None:
+        store, other = way
         small_image(layout, name="v1")
         elsewhere = layout.image([b""])
         alone = referrer(layout, elsewhere, "a/b", b"alone")
         layout.name(alone, "alone")
         layout.name(alone, cosign_tag(elsewhere))
         store.fill(layout)
-        transfer.copy(store.source(referrers="along"), other.sink())
+        copy(store.source(referrers="along"), other.destination())
         assert {"v1", "alone"} <= set(other.images())

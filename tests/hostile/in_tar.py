@@ -273,6 +273,8 @@ ENDS: Final = [
             lambda: tar(*image()[:LAYER], END, *image()[LAYER:])),
     Hostile("end-and-more", "a second archive behind the end of the first", lambda: tar(*image()) * 2),
     Hostile("end-and-garbage", "a byte behind the end", lambda: tar(*image()) + bytes(9000) + b"x"),
+    Hostile("end-and-garbage-and-zeros", "a byte behind the end, and more than a chunk of zeros behind that",
+            lambda: tar(*image()) + bytes(9000) + b"x" + bytes(MIB)),
     Hostile("nothing-but-zeros", "an archive of nothing", lambda: bytes(10 * KIB)),
 ]  # fmt: skip
 

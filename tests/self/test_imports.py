@@ -24,6 +24,7 @@ APART: Final = (
 OF_SERVE: Final = (
     "cli/test_index_entries.py",
     "conformance/",
+    "contract/test_durability.py",
     "fuzz/targets/registries.py",
     "interop/test_copy.py",
     "interop/test_serve",

@@ -12,8 +12,8 @@ from ocistream.stores.docker_stream import Passed
 from ocistream.stores.entries import Contents
 from ocistream.stores.gathering import Gathering
 from ocistream.stores.index import every_image, read_index
-from tests.contract.stores import NothingEarly
 from tests.images import Layout, small_image, two_platforms
+from tests.observers import NothingEarly
 
 
 def test_a_second_graph_is_made_of_what_the_first_one_was_given(

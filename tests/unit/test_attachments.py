@@ -21,8 +21,8 @@ from ocistream.model import OCI_MANIFEST, Descriptor
 from ocistream.stores.index import entries_of
 from ocistream.stores.layout import LayoutSource
 from tests.contract.shapes import parts_of
-from tests.contract.stores import NothingEarly
 from tests.images import Layout, digest_of
+from tests.observers import NothingEarly
 from tests.signed import ATTESTATION, Signed, referrer, signed
 
 SHA256 = digest_of(b"x")

@@ -17,10 +17,9 @@ from ocistream.stores.docker_archive import DockerArchiveSink
 from ocistream.stores.layout import LayoutSource
 from ocistream.stores.outputs import file_output
 from tests.archives import files_in
-from tests.contract.stores import NothingEarly
 from tests.docker_archives import hex_of, images_in, listed_in
 from tests.images import OCI_LAYER, Layout, digest_of, small_image, tar_layer
-from tests.observers import Watch
+from tests.observers import NothingEarly, Watch
 
 
 def written(layout: Layout, path: Path, *names: str | None) -> dict[str, bytes]:

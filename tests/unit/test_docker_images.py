@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ocistream import limits, transfer
 from ocistream.compression import CODECS
@@ -41,7 +39,8 @@ from ocistream.stores.docker_images import parse_manifest_json
 from ocistream.stores.index import NoSuchImageError, Selection, every_image, images_named, only_image
 from ocistream.stores.unpacked import sniffed
 from tests import schemas
-from tests.archives import BLOCK, END, Kind, items_of, member, pax_header, small_first, tar_of, with_checksum
+from tests.archives import BLOCK, END, items_of, member, pax_header, small_first, tar_of, with_checksum
+from tests.contract.test_pipes import Pipe
 from tests.docker_archives import (
     DIALECTS,
     Entry,
@@ -60,11 +59,8 @@ from tests.docker_archives import (
 )
 from tests.images import Layout, digest_of, small_image, tar_layer
 from tests.observers import Watch
-from tests.unit.test_archive_stream import Pipe
 
 GZIP, NONE = (Recompression(CODECS[name], CODECS[name].default_level) for name in ("gzip", "none"))
-#: What an archive may be inside of.
-PACKERS: tuple[Callable[[bytes], bytes], ...] = (bytes, gzip.compress, zstandard.compress)
 both = pytest.mark.parametrize("how", ["file", "pipe"])
 
 
@@ -272,24 +268,6 @@ class TestDialects:
                 digest_of(content) for name, content in entries if isinstance(content, bytes) and name.endswith(".gz")
             }
 
-    @settings(max_examples=150, deadline=None)
-    @given(st.data())
-    def test_any_order_any_chunks_and_any_headers_give_the_same_from_a_pipe_as_from_the_file(
-        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-    ) -> None:
-        folder = tmp_path_factory.getbasetemp()
-        dialect = data.draw(st.sampled_from(sorted(DIALECTS)))
-        entries = data.draw(st.permutations(DIALECTS[dialect](made(folder / "docker-images"))))
-        kind: Kind = data.draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-        prefix = data.draw(st.sampled_from(["", "./"]))
-        sizes = data.draw(st.lists(st.integers(1, 1 << 17), min_size=1, max_size=5))
-        pack = data.draw(st.sampled_from(PACKERS))
-        archive = archive_of(entries, kind=kind, prefix=prefix)
-        found = pushed(pack(archive), "pipe", folder, sizes=sizes)
-        expected = as_from_the_file(folder, dialect)
-        assert found.names == expected.names
-        assert expected.shelf.blobs.items() <= found.shelf.blobs.items()
-
     @both
     def test_names_that_are_too_long_for_one_header(self, one: Saved, how: str, tmp_path: Path) -> None:
         longer = f"{'a/' * 100}layer.tar"
@@ -343,11 +321,6 @@ class TestDialects:
         shelf = pushed(of_docker([one]), "pipe", tmp_path).shelf
         assert len(shelf.blobs) == 3
         assert len(shelf.unnamed) == 2
-
-
-@functools.cache
-def as_from_the_file(folder: Path, dialect: str) -> Pushed:
-    return pushed(DIALECTS[dialect](made(folder / "docker-images")), "file", folder)
 
 
 class TestLayers:

@@ -22,10 +22,10 @@ from ocistream.stores.outputs import file_output
 from ocistream.stores.registry_source import RegistrySource
 from ocistream.transfer import copy
 from tests import registry_http
-from tests.contract.stores import NothingEarly
 from tests.faults import Fault, Reply, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image, two_platforms
 from tests.network import CountingRegistry, QuickTransport
+from tests.observers import NothingEarly
 from tests.registry_http import seed
 from tests.signed import Signed, cosign_signature, cosign_tag, referrer, signed
 

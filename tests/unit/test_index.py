@@ -34,8 +34,8 @@ from ocistream.stores.index import (
 )
 from ocistream.stores.layout import LayoutSource, merge
 from tests.contract.shapes import nested_index, with_attestation
-from tests.contract.stores import NothingEarly
 from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.observers import NothingEarly
 from tests.schemas import validate
 
 DIGEST = "sha256:" + "a" * 64

@@ -38,9 +38,8 @@ from ocistream.stores.outputs import file_output, rest_of, stream_output
 from ocistream.stream import Chunk, digest_of
 from ocistream.watching import Watched
 from tests.archives import blob_name
-from tests.contract.stores import NothingEarly
 from tests.images import OCI_LAYER, Layout, small_image, tar_layer
-from tests.observers import Watch
+from tests.observers import NothingEarly, Watch
 
 SIZES = [70_000, 40_000, 300_000]
 

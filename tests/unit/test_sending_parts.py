@@ -18,10 +18,10 @@ from ocistream.stores.registry import RegistrySink
 from ocistream.stream import verified
 from ocistream.upload import Uploader
 from ocistream.upload_records import UploadRecords
-from tests.contract.stores import NothingEarly
 from tests.faults import Action, Fault, HangUp, Reply, refusal
 from tests.images import Layout
 from tests.network import CountingRegistry, QuickTransport, blob_of
+from tests.observers import NothingEarly
 from tests.unit.test_upload import (
     BLOB,
     CONTENT,

@@ -1,8 +1,7 @@
-"""The one way anything moves: what is wrapped around a blob, the order of things, and how it ends when one fails."""
+"""Blobs that move at a time: how many, which failure is reported, and what stops. The rest is in tests/contract."""
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +15,14 @@ from ocistream.errors import (
     ArchiveError,
     CancelledError,
     IntegrityError,
-    MissingContentError,
     NetworkError,
-    UnsupportedError,
 )
 from ocistream.graph import Graph
-from ocistream.interfaces import Blob, Early, Source
+from ocistream.interfaces import Blob, Early
 from ocistream.model import Descriptor
 from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stream import digest_of
-from tests.contract.shapes import named_in, parts_of
-from tests.images import Layout, small_image, tar_layer, two_platforms
+from tests.contract.shapes import named_in
+from tests.images import Layout
 from tests.observers import Watch
 
 #: Seconds after which a test that hangs fails.
@@ -66,29 +62,6 @@ class Memory:
         self.diary.append("close")
 
 
-class Mounting(Memory):
-    """A sink that can have some blobs without their bytes."""
-
-    def __init__(self, *mountable: str) -> None:
-        super().__init__()
-        self.mountable = set(mountable)
-        self.sources: list[Source] = []
-
-    def could_mount(self, descriptor: Descriptor, source: Source) -> bool:  # noqa: ARG002 - Mounts' signature
-        return descriptor.digest in self.mountable
-
-    def mount(self, descriptor: Descriptor, source: Source) -> bool:
-        self.sources.append(source)
-        return descriptor.digest in self.mountable
-
-
-class Recalling(Memory):
-    """A sink that can give small content back."""
-
-    def recall(self, descriptor: Descriptor) -> bytes:
-        return self.blobs[descriptor.digest]
-
-
 class Wrapped:
     """A layout's images, with some of the source changed."""
 
@@ -114,14 +87,6 @@ def whole(blob: Blob) -> bytes:
     return b"".join(bytes(chunk) for chunk in blob.open())
 
 
-def descriptor_of(content: bytes, media_type: str = "application/octet-stream") -> Descriptor:
-    return Descriptor(media_type, digest_of(content), len(content))
-
-
-def blob_of(content: bytes) -> Blob:
-    return Blob(descriptor_of(content), lambda: iter([content]))
-
-
 def several_layers(layout: Layout, count: int = 6) -> list[str]:
     """Write an image of layers that are several chunks long; return their digests."""
     image = layout.image([(1 << 20) + number for number in range(count)], name="v1")
@@ -132,210 +97,6 @@ def config_of(layout: Layout) -> str:
     """Return the digest of the one image's configuration, which is a single chunk."""
     (image,) = named_in(layout)
     return str(layout.read(image["digest"])["config"]["digest"])
-
-
-class TestOrder:
-    def test_blobs_come_between_begin_and_commit_and_neither_end_is_closed(self, layout: Layout) -> None:
-        image = small_image(layout, name="v1")
-        sink, watch = Memory(), Watch()
-        report = transfer.copy(LayoutSource(layout.path), sink, watch, jobs=1)
-        assert sink.diary == ["begin", "put", "put", "put", "commit"]
-        assert sink.blobs == parts_of(layout, image).blobs
-        assert watch.total == watch.moved == sum(map(len, sink.blobs.values()))
-        assert report.graph.size == watch.total
-        assert [moved.descriptor for moved in report.blobs] == list(report.graph.blobs)
-        assert {moved.how for moved in report.blobs} == {"copied"}
-        assert report.seconds >= 0
-
-    def test_roots_can_be_given_other_names(self, layout: Layout) -> None:
-        small_image(layout, name="v1")
-
-        def rename(graph: Graph) -> Graph:
-            return dataclasses.replace(graph, roots=(dataclasses.replace(graph.roots[0], name="other"),))
-
-        report = transfer.copy(LayoutSource(layout.path), Memory(), Watch(), rename=rename)
-        assert [root.name for root in report.graph.roots] == ["other"]
-
-    def test_what_is_there_is_skipped_and_what_can_be_is_mounted(self, layout: Layout) -> None:
-        image = small_image(layout, name="v1")
-        document = layout.read(image["digest"])
-        config, (first, second) = document["config"], document["layers"]
-        sink, watch = Mounting(first["digest"]), Watch()
-        sink.blobs[config["digest"]] = b"there"
-        source = LayoutSource(layout.path)
-        report = transfer.copy(source, sink, watch)
-        expected = {config["digest"]: "skipped", first["digest"]: "mounted", second["digest"]: "copied"}
-        assert {moved.descriptor.digest: moved.how for moved in report.blobs} == expected == watch.how
-        assert watch.moved == watch.total
-        assert sink.sources == [source, source]
-        assert sink.blobs[config["digest"]] == b"there"
-
-    def test_a_source_is_read_to_its_end_though_nothing_is_wanted(self, layout: Layout) -> None:
-        image = small_image(layout, name="v1")
-        for parallel in (True, False):
-            sink, source = Memory(), Wrapped(layout.path, parallel=parallel)
-            sink.blobs.update(parts_of(layout, image).blobs)
-            transfer.copy(source, sink, Watch())
-            assert source.ended
-            assert sink.diary == ["begin", "commit"]
-
-
-class TestVerifying:
-    def test_a_corrupt_blob_never_reaches_its_end_nor_counts_in_full(self, layout: Layout) -> None:
-        (digest,) = several_layers(layout, 1)
-        content = layout.file(digest).read_bytes()
-        layout.file(digest).write_bytes(content[:-1] + b"\xff")
-        sink, watch = Memory(), Watch()
-        got: list[int] = []
-
-        def take(blob: Blob) -> bytes:
-            got.extend(len(chunk) for chunk in blob.open())
-            return b""
-
-        sink.take = take
-        sink.blobs[config_of(layout)] = b"there already"
-        with pytest.raises(IntegrityError, match=digest):
-            transfer.copy(LayoutSource(layout.path), sink, watch)
-        assert 0 < sum(got) < len(content)
-        assert watch.total is not None
-        assert watch.moved < watch.total
-        assert digest not in watch.how
-        assert "commit" not in sink.diary
-
-    def test_progress_is_taken_back_when_a_blob_is_begun_again(self, layout: Layout) -> None:
-        several_layers(layout, 2)
-        sink, watch = Memory(), Watch()
-
-        def take(blob: Blob) -> bytes:
-            chunks = blob.open()
-            next(chunks)
-            next(chunks, None)
-            next(chunks, None)
-            return whole(blob)
-
-        sink.take = take
-        transfer.copy(LayoutSource(layout.path), sink, watch, jobs=1)
-        assert min(watch.advances) < 0
-        assert watch.moved == watch.total
-        assert watch.of == {digest: layout.file(digest).stat().st_size for digest in watch.how}
-
-    def test_a_blob_that_the_sink_need_not_read_counts_in_full(self, layout: Layout) -> None:
-        several_layers(layout, 2)
-        sink, watch = Memory(), Watch()
-        sink.take = lambda _: b""
-        transfer.copy(LayoutSource(layout.path), sink, watch)
-        assert watch.moved == watch.total
-        assert set(watch.how.values()) == {"copied"}
-
-    def test_whether_a_blob_can_be_had_again_is_passed_on(self, layout: Layout) -> None:
-        sink = Memory()
-        seen: list[bool] = []
-
-        def take(blob: Blob) -> bytes:
-            seen.append(blob.replayable)
-            return whole(blob)
-
-        sink.take = take
-        small_image(layout, name="v1")
-        once = dataclasses.replace(blob_of(b"once"), replayable=False)
-        transfer.copy(Wrapped(layout.path, early=lambda early: early.put(once)), sink, Watch(), jobs=1)
-        assert seen == [False, True, True, True]
-
-
-class TestMissing:
-    def test_blobs_that_neither_side_has_are_named_before_anything_is_visible(self, layout: Layout) -> None:
-        digests = several_layers(layout, 7)
-        for digest in digests:
-            layout.file(digest).unlink()
-        sink = Memory()
-        with pytest.raises(MissingContentError) as caught:
-            transfer.copy(LayoutSource(layout.path), sink, Watch())
-        assert caught.value.exit_code == 6
-        assert all(digest in caught.value.what for digest in digests[:5])
-        assert digests[5] not in caught.value.what
-        assert "and 2 more" in caught.value.what
-        assert "commit" not in sink.diary
-
-    def test_a_manifest_that_neither_side_has_is_missing_too(self, layout: Layout) -> None:
-        lost = small_image(layout, name="v1")["digest"]
-        layout.file(lost).unlink()
-        sink = Memory()
-        with pytest.raises(MissingContentError, match=lost):
-            transfer.copy(LayoutSource(layout.path), sink, Watch())
-        assert "commit" not in sink.diary
-
-    def test_what_the_destination_has_is_not_missed(self, layout: Layout) -> None:
-        index = two_platforms(layout, name="v1")
-        lost = layout.read(index["digest"])["manifests"][0]["digest"]
-        layout.file(lost).unlink()
-        sink = Memory()
-        sink.blobs[lost] = b""
-        report = transfer.copy(LayoutSource(layout.path), sink, Watch())
-        assert sink.diary[-1] == "commit"
-        assert [manifest.digest for manifest in report.graph.absent] == [lost]
-
-
-class TestEarly:
-    def copy(self, layout: Layout, early: Callable[[Early], None], sink: Memory, watch: Watch) -> transfer.Report:
-        return transfer.copy(Wrapped(layout.path, early=early), sink, watch, jobs=1)
-
-    def test_a_blob_that_came_early_is_not_moved_again(self, layout: Layout) -> None:
-        content = tar_layer({"a": b"b"})
-        image = layout.image([content], name="v1")
-        sink, watch = Memory(), Watch()
-
-        def early(into: Early) -> None:
-            into.put(blob_of(content))
-            into.put(blob_of(content))
-
-        report = self.copy(layout, early, sink, watch)
-        assert sink.diary == ["put", "begin", "put", "commit"]
-        assert watch.moved == watch.total
-        # The report says what it is, which was not known when it came.
-        (layer,) = layout.read(image["digest"])["layers"]
-        assert [(b.descriptor.digest, b.descriptor.media_type) for b in report.blobs][1:] == [
-            (layer["digest"], layer["mediaType"])
-        ]
-
-    def test_a_corrupt_one_is_found_out_at_once(self, layout: Layout) -> None:
-        small_image(layout, name="v1")
-        wrong = Blob(descriptor_of(b"right"), lambda: iter([b"wrong"]))
-        sink = Memory()
-        with pytest.raises(IntegrityError):
-            self.copy(layout, lambda into: into.put(wrong), sink, Watch())
-        assert sink.diary == []
-
-    def test_one_of_another_size_than_the_manifests_say_is_refused(self, layout: Layout) -> None:
-        image = small_image(layout)
-        document = layout.read(image["digest"])
-        content = layout.file(document["layers"][0]["digest"]).read_bytes()
-        document["layers"][0]["size"] += 1
-        layout.document(document, name="v1")
-        sink = Memory()
-        with pytest.raises(IntegrityError, match=f"expected {len(content) + 1} bytes, got {len(content)}$"):
-            self.copy(layout, lambda into: into.put(blob_of(content)), sink, Watch())
-        assert "commit" not in sink.diary
-
-    def test_a_sink_that_can_gives_small_content_back(self, layout: Layout) -> None:
-        small_image(layout, name="v1")
-        found: list[bytes] = []
-
-        def early(into: Early) -> None:
-            into.put(blob_of(b"{}"))
-            found.append(into.recall(descriptor_of(b"{}")))
-
-        self.copy(layout, early, Recalling(), Watch())
-        assert found == [b"{}"]
-
-    def test_with_one_that_cannot_it_is_not_supported(self, layout: Layout) -> None:
-        small_image(layout, name="v1")
-
-        def early(into: Early) -> None:
-            into.recall(descriptor_of(b"{}"))
-
-        with pytest.raises(UnsupportedError, match="too many small blobs") as caught:
-            self.copy(layout, early, Memory(), Watch())
-        assert caught.value.exit_code == 8
 
 
 class Holding(Memory):

@@ -35,8 +35,8 @@ from ocistream.volumes import (
     part_of,
     volume_of,
 )
-from tests.contract.stores import NothingEarly
 from tests.images import Layout, digest_of
+from tests.observers import NothingEarly
 from tests.volumes import read_volumes
 
 ONE, OTHER = digest_of(b"one"), digest_of(b"other", "sha512")

@@ -1,0 +1,486 @@
+"""The stores of ocistream behind a small vocabulary. No other module of this suite imports internals of ocistream.
+
+A source is opened, listed, and read blob by blob. A destination is opened, told what comes, written to, and committed.
+After a redesign of the stores, only this module is rewritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from ocistream import attachments, fanout, transfer
+from ocistream.conversion import parse_recompression
+from ocistream.errors import OcistreamError, UsageError
+from ocistream.fanout import Branch
+from ocistream.graph import Graph, Root
+from ocistream.interfaces import Blob as NativeBlob
+from ocistream.interfaces import Recalls, Sink, TakesUnnamed, Unnamed
+from ocistream.interfaces import Source as NativeSource
+from ocistream.model import Descriptor, parse_platform
+from ocistream.platforms import PlatformChoice
+from ocistream.reference import Reference, parse_reference
+from ocistream.stores import Want
+from ocistream.stores.archive import ArchiveSink
+from ocistream.stores.archive_file import ArchiveFileSource
+from ocistream.stores.archive_stream import ArchiveStreamSource
+from ocistream.stores.docker_archive import DockerArchiveSink
+from ocistream.stores.index import Selection, every_image, images_named, only_image, some_images
+from ocistream.stores.joined import open_joined
+from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.stores.outputs import file_output, stream_output
+from ocistream.stores.registry import RegistrySink
+from ocistream.stores.registry_source import RegistrySource
+from ocistream.stores.volume_archive import VolumesSink
+from ocistream.stream import Chunk, verified
+from ocistream.transport import Transport, TransportSettings
+from ocistream.workers import DEFAULT_JOBS
+from tests.contract.vocabulary import (
+    EVERYTHING,
+    MISSING,
+    NO_SUBJECT,
+    NOT_CHOSEN,
+    NOT_WANTED,
+    SAME_TAG,
+    UNREADABLE,
+    Listing,
+    Manifest,
+    Piece,
+    Referrer,
+    Skipped,
+    Wanted,
+)
+from tests.images import MANIFESTS, digest_of
+
+__all__ = [
+    "Blob",
+    "Chunk",
+    "Copied",
+    "Destination",
+    "FanOut",
+    "Source",
+    "archive_destination",
+    "archive_source",
+    "copy",
+    "docker_archive_destination",
+    "layout_destination",
+    "layout_source",
+    "needed_by",
+    "pipe_destination",
+    "pipe_source",
+    "registry_destination",
+    "registry_source",
+    "volumes_destination",
+    "volumes_source",
+]
+
+_REASONS: Final = {
+    attachments.NARROWED: NOT_CHOSEN,
+    attachments.UNWANTED: NOT_WANTED,
+    attachments.ORPHANED: NO_SUBJECT,
+    attachments.GONE: MISSING,
+    attachments.UNREADABLE: UNREADABLE,
+    attachments.SAME_TAG: SAME_TAG,
+}
+_SELECTIONS: Final = {"entries": every_image, "images": some_images, "only": only_image}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blob:
+    """A blob and the way to its bytes, which are not verified. `open` takes an offset, 0 unless it is `seekable`."""
+
+    piece: Piece
+    open: Callable[[int], Iterator[Chunk]]
+    reopenable: bool = True
+    seekable: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The digest that the bytes should have."""
+        return self.piece.digest
+
+    @property
+    def size(self) -> int:
+        """How many bytes there should be."""
+        return self.piece.size
+
+    def content(self) -> bytes:
+        """Return all bytes, verified."""
+        return b"".join(bytes(chunk) for chunk in verified(self.open(0), _descriptor(self.piece)))
+
+
+class Source:
+    """An open source."""
+
+    def __init__(self, native: NativeSource, transport: Transport | None = None) -> None:
+        self.native = native
+        self._transport = transport
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several blobs can be read at a time."""
+        return self.native.parallel
+
+    def list(self) -> Listing:
+        """List the images; blobs that come before the source knows them are kept in the listing."""
+        early = _Early()
+        return _listing(self.native.graph(early), early.blobs, frozenset(early.unnamed))
+
+    def blobs(self, pieces: Iterable[Piece]) -> Iterator[Blob]:
+        """Return the blobs that the source has of `pieces`, in the source's order."""
+        for blob in self.native.blobs([_descriptor(piece) for piece in pieces]):
+            yield Blob(_piece(blob.descriptor), functools.partial(_opened, blob), blob.replayable, bool(blob.open_at))
+
+    def close(self) -> None:
+        """Close the source."""
+        self.native.close()
+        if self._transport:
+            self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Destination:
+    """An open destination."""
+
+    def __init__(self, native: Sink, transport: Transport | None = None) -> None:
+        self.native = native
+        self._transport = transport
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several blobs can be written at a time."""
+        return self.native.parallel
+
+    def begin(self, listing: Listing) -> None:
+        """Announce what will be written."""
+        self.native.begin(listing.native)
+
+    def expect(self, listing: Listing) -> None:
+        """Announce what may be written, where layers get their digests on the way; else the same as `begin`."""
+        if isinstance(self.native, TakesUnnamed):
+            self.native.expect(listing.native)
+        else:
+            self.begin(listing)
+
+    def stored(self, pieces: Iterable[Piece]) -> set[str]:
+        """Return the digests of the blobs and manifests that are stored already."""
+        native = self.native
+        ask = {True: native.has_manifest, False: native.has}
+        return {piece.digest for piece in pieces if ask[piece.media_type in MANIFESTS](_descriptor(piece))}
+
+    def write(self, blob: Blob) -> None:
+        """Store a blob."""
+        self.native.put(
+            NativeBlob(
+                _descriptor(blob.piece),
+                functools.partial(blob.open, 0),
+                replayable=blob.reopenable,
+                open_at=blob.open if blob.seekable else None,
+            )
+        )
+
+    def write_unnamed(self, blob: Blob) -> None:
+        """Store a layer whose digest is known only at its end."""
+        assert isinstance(self.native, TakesUnnamed)
+        self.native.put_unnamed(Unnamed(functools.partial(blob.open, 0), lambda: _descriptor(blob.piece)))
+
+    def read_back(self, piece: Piece) -> bytes | None:
+        """Return a small blob that was written; None if this kind of destination cannot do that."""
+        return self.native.recall(_descriptor(piece)) if isinstance(self.native, Recalls) else None
+
+    def commit(self, listing: Listing) -> None:
+        """Make the images visible."""
+        self.native.commit(listing.native)
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+        self.native.close()
+        if self._transport:
+            self._transport.close()
+
+
+class FanOut(Destination):
+    """Several open destinations as one. `needed` limits the blobs that each of them needs."""
+
+    def __init__(
+        self, destinations: Sequence[Destination], needed: Mapping[Destination, Collection[str]] | None = None
+    ) -> None:
+        self.cancelled = threading.Event()
+        branches = [Branch(one.native, functools.partial(_only, (needed or {}).get(one))) for one in destinations]
+        self._fan = fanout.FanOut(branches, self.cancelled)
+        super().__init__(self._fan)
+
+    @property
+    def failures(self) -> list[OcistreamError | None]:
+        """What failed at each destination."""
+        return [branch.failure for branch in self._fan.branches]
+
+    @property
+    def sent(self) -> list[int]:
+        """How many bytes of blobs went to each destination."""
+        return [branch.sent for branch in self._fan.branches]
+
+    @property
+    def fetched(self) -> int:
+        """How many bytes of blobs were read from the source."""
+        return self._fan.fetched
+
+
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """What a copy did: what became of each blob, by digest, and the bytes that progress was told of.
+
+    `origins` are the old digests of manifests that were rewritten, by the new ones.
+    """
+
+    listing: Listing
+    outcomes: dict[str, str]
+    origins: dict[str, str]
+    total: int | None
+    moved: int
+
+
+def copy(
+    source: Source,
+    destination: Destination,
+    *,
+    rename: Callable[[str], str] | None = None,
+    compress: str | None = None,
+    jobs: int = DEFAULT_JOBS,
+) -> Copied:
+    """Copy everything that `source` has. `rename` changes the names of images."""
+
+    def renamed(graph: Graph) -> Graph:
+        assert rename is not None
+        roots = tuple(Root(rename(root.name or ""), root.descriptor) for root in graph.roots)
+        return dataclasses.replace(graph, roots=roots)
+
+    progress = _Progress()
+    report = transfer.copy(
+        source.native,
+        destination.native,
+        progress,
+        rename=renamed if rename else None,
+        recompression=parse_recompression(compress) if compress else None,
+        jobs=jobs,
+        cancelled=destination.cancelled if isinstance(destination, FanOut) else None,
+    )
+    outcomes = {moved.descriptor.digest: moved.how for moved in report.blobs}
+    return Copied(_listing(report.graph), outcomes, dict(report.origins), progress.total, progress.moved)
+
+
+def needed_by(listing: Listing, image: str) -> set[str]:
+    """Return the digests of everything that an image (its digest) needs, its referrers included."""
+    graph: Graph = listing.native
+    return next(graph.reachable(root) for root in graph.roots if root.descriptor.digest == image)
+
+
+def layout_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
+    """Open a layout directory."""
+    select = _selection(wanted)
+    return Source(LayoutSource(path, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+
+
+def archive_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
+    """Open an archive, of OCI's kind or Docker's, in a file."""
+    select = _selection(wanted)
+    return Source(ArchiveFileSource(path, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+
+
+def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
+    """Open an archive, of OCI's kind or Docker's, that comes through a pipe."""
+    select = _selection(wanted)
+    return Source(ArchiveStreamSource(file, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
+
+
+def volumes_source(paths: Sequence[Path], wanted: Wanted = EVERYTHING) -> Source:
+    """Open the volumes of a set."""
+    want = Want(select=_selection(wanted), platforms=_choice(wanted), referrers=wanted.referrers)
+    return Source(open_joined([(path, str(path)) for path in paths], want))
+
+
+def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source:
+    """Open images of a registry, by their full names."""
+    references = [parse_reference(name) for name in names]
+    transport = _transport()
+    native = RegistrySource(transport, references, platforms=_choice(wanted), referrers=wanted.referrers)
+    return Source(native, transport)
+
+
+def layout_destination(path: Path) -> Destination:
+    """Open a layout directory, which need not exist."""
+    return Destination(LayoutSink(path))
+
+
+def archive_destination(path: Path, *, mtime: int = 0) -> Destination:
+    """Open an OCI archive that is written to a file; every entry gets the time `mtime`."""
+    return Destination(ArchiveSink(file_output(path), mtime=mtime))
+
+
+def pipe_destination(file: io.FileIO) -> Destination:
+    """Open an OCI archive that is written to a pipe."""
+    return Destination(ArchiveSink(stream_output(file, "to the pipe")))
+
+
+def docker_archive_destination(target: Path | io.FileIO) -> Destination:
+    """Open an archive of Docker's kind that is written to a file or a pipe."""
+    output = file_output(target) if isinstance(target, Path) else stream_output(target, "to the pipe")
+    return Destination(DockerArchiveSink(output))
+
+
+def volumes_destination(template: Path, factor: float = 1) -> Destination:
+    """Open volumes; each has `factor` times the least size that is possible."""
+    return Destination(_SmallVolumes(template, factor))
+
+
+def registry_destination(repository: str) -> Destination:
+    """Open a repository, HOST/NAME; each image gets the last part of its name as its tag."""
+
+    def target(root: Root) -> Reference:
+        return parse_reference(f"{repository}:{(root.name or '').rpartition(':')[2]}")
+
+    transport = _transport()
+    return Destination(RegistrySink(transport, target, early=parse_reference(f"{repository}:early")), transport)
+
+
+class _Transport(Transport):
+    """A transport that does not wait between attempts."""
+
+    def wait(self, seconds: float) -> None:
+        del seconds
+        super().wait(0)
+
+
+def _transport() -> Transport:
+    return _Transport(TransportSettings(), lambda _registry, _repository: None)
+
+
+class _SmallVolumes(VolumesSink):
+    """Volumes whose size is a multiple of the least one, which an error about too small a size tells."""
+
+    def __init__(self, template: Path, factor: float) -> None:
+        super().__init__(template, 1)
+        self._factor = factor
+
+    def begin(self, graph: Graph) -> None:
+        try:
+            super().begin(graph)
+        except UsageError as error:
+            self._size = int(int(error.what.split()[-2]) * self._factor)
+            super().begin(graph)
+
+
+class _Progress:
+    """What a copy tells while it runs, from any thread."""
+
+    def __init__(self) -> None:
+        self.total: int | None = None
+        self.moved = 0
+        self._lock = threading.Lock()
+
+    def planned(self, graph: Graph) -> None:
+        self.total = graph.size
+
+    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
+        del descriptor
+        with self._lock:
+            self.moved += size
+
+    def done(self, descriptor: Descriptor, how: str) -> None:
+        pass
+
+
+class _Early:
+    """Takes blobs that come before a source knows its images, verified as a copy verifies them."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.unnamed: set[str] = set()
+
+    def put(self, blob: NativeBlob) -> None:
+        assert blob.descriptor.digest not in self.blobs, "a blob was delivered twice"
+        self.blobs[blob.descriptor.digest] = b"".join(map(bytes, verified(blob.open(), blob.descriptor)))
+
+    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+        content = b"".join(map(bytes, chunks))
+        descriptor = Descriptor("application/vnd.oci.image.layer.v1.tar", digest_of(content), len(content))
+        self.blobs[descriptor.digest] = content
+        self.unnamed.add(descriptor.digest)
+        return descriptor
+
+    def recall(self, descriptor: Descriptor) -> bytes:
+        return self.blobs[descriptor.digest]
+
+
+def _listing(graph: Graph, early: dict[str, bytes] | None = None, unnamed: frozenset[str] = frozenset()) -> Listing:
+    return Listing(
+        images=tuple((root.name or "", root.descriptor.digest) for root in graph.roots),
+        manifests=tuple(
+            Manifest(
+                _piece(manifest.descriptor),
+                manifest.raw,
+                tuple(child.digest for child in graph.documents[manifest.descriptor.digest].manifests),
+            )
+            for manifest in graph.manifests
+        ),
+        blobs=tuple(map(_piece, graph.blobs)),
+        configs=frozenset(document.config.digest for _, document in graph.images() if document.config),
+        absent=tuple(manifest.digest for manifest in graph.absent),
+        referrers=tuple(
+            Referrer(
+                one.subject,
+                one.descriptor.digest,
+                one.tag,
+                one.descriptor.artifact_type,
+                dict(one.descriptor.annotations),
+            )
+            for one in graph.all_attached
+        ),
+        skipped=tuple(
+            Skipped(left.subject, left.digest, left.tag, left.kind, _REASONS.get(left.why, left.why))
+            for left in graph.left_behind
+        ),
+        size=graph.size,
+        early=early or {},
+        unnamed=unnamed,
+        native=graph,
+    )
+
+
+def _only(digests: Collection[str] | None, graph: Graph) -> Graph:
+    if digests is None:
+        return graph
+    return dataclasses.replace(graph, blobs=tuple(blob for blob in graph.blobs if blob.digest in digests))
+
+
+def _choice(wanted: Wanted) -> PlatformChoice:
+    return PlatformChoice(tuple(map(parse_platform, wanted.platforms)), explicit=wanted.asked)
+
+
+def _selection(wanted: Wanted) -> Selection:
+    return images_named(wanted.images) if isinstance(wanted.images, tuple) else _SELECTIONS[wanted.images]
+
+
+def _piece(descriptor: Descriptor) -> Piece:
+    return Piece(descriptor.media_type, descriptor.digest, descriptor.size)
+
+
+def _descriptor(piece: Piece) -> Descriptor:
+    return Descriptor(piece.media_type, piece.digest, piece.size)
+
+
+def _opened(blob: NativeBlob, offset: int) -> Iterator[Chunk]:
+    if not offset:
+        return blob.open()
+    assert blob.open_at is not None
+    return blob.open_at(offset)

@@ -1,0 +1,133 @@
+"""Runs the command in a fork of the test's process, and watches what it asks of the operating system.
+
+Only functions of `os` and events of `sys.addaudithook` are watched, so nothing here depends on ocistream's structure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from posix import _exit
+from typing import Any, Final
+
+import ocistream
+from ocistream.cli import main
+
+#: The audited events that change a folder, or look into it.
+STEPS: Final = frozenset({"open", "fcntl.flock", "os.rename", "os.remove", "os.mkdir", "os.scandir"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Synced:
+    """A file or folder, known by its inode, was synced when it had so many bytes."""
+
+    inode: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A file got its final name."""
+
+    inode: int
+    path: Path
+
+
+Event = Synced | Named
+
+
+@functools.cache
+def _import_all() -> None:
+    """Import every module of ocistream, so that no fork has to."""
+    for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
+        if module.name != "ocistream.__main__":
+            importlib.import_module(module.name)
+
+
+def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
+    """Run the command in a fork, after `prepare`; return its exit code, or minus the number of a signal."""
+    _import_all()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 70
+    try:
+        # Coverage would write its data once more for each fork.
+        sys.settrace(None)
+        threading.settrace(None)
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        # The tests may run in the background of a shell, where SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        prepare()
+        code = main(argv)
+    finally:
+        # Coverage replaces `os._exit`.
+        _exit(code)
+
+
+def ended(argv: list[str], folder: Path, step: int, by: signal.Signals) -> int:
+    """Run the command, which gets a signal before its step of this number in `folder`."""
+    left = iter(range(step, -1, -1))
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        # A file that is open already is given by its number.
+        is_step = event in STEPS and (isinstance(arguments[0], int) or str(arguments[0]).startswith(f"{folder}"))
+        if is_step and next(left, None) == 0:
+            os.kill(os.getpid(), by)
+
+    return hooked(argv, count)
+
+
+def hooked(argv: list[str], hook: Callable[[str, tuple[Any, ...]], None]) -> int:
+    """Run the command with an audit hook."""
+    return run(argv, prepare=lambda: sys.addaudithook(hook))
+
+
+def watched(argv: list[str], notes: Path) -> list[Event]:
+    """Run the command, which must succeed, and return what it synced and named, in order; `notes` is a file to use."""
+
+    def prepare() -> None:
+        file = notes.open("w", buffering=1)
+        watch(lambda event: print(json.dumps([type(event).__name__, *map(str, vars(event).values())]), file=file))
+
+    assert run(argv, prepare=prepare) == 0
+    kinds: dict[str, Callable[..., Event]] = {
+        "Synced": lambda inode, size: Synced(int(inode), int(size)),
+        "Named": lambda inode, path: Named(int(inode), Path(path)),
+    }
+    return [kinds[kind](*values) for kind, *values in map(json.loads, notes.read_text().splitlines())]
+
+
+def watch(note: Callable[[Event], None], replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Call `note` for each file that is synced or named, from any thread; `replace` replaces functions of `os`."""
+
+    def syncing(real: Callable[[Any], None]) -> Callable[[Any], None]:
+        def sync(descriptor: Any) -> None:
+            real(descriptor)
+            status = os.fstat(descriptor)
+            note(Synced(status.st_ino, status.st_size))
+
+        return sync
+
+    def naming(real: Callable[..., None]) -> Callable[..., None]:
+        def name(source: Any, target: Any, **options: Any) -> None:
+            inode = os.stat(source, dir_fd=options.get("src_dir_fd"), follow_symlinks=False).st_ino
+            real(source, target, **options)
+            note(Named(inode, Path(target)))
+
+        return name
+
+    for function in ("fsync", "fdatasync"):
+        replace(os, function, syncing(getattr(os, function)))
+    for function in ("rename", "replace", "link"):
+        replace(os, function, naming(getattr(os, function)))

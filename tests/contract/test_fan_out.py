@@ -1,0 +1,166 @@
+"""One source to several destinations: each blob is read once, and a destination that fails does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError
+from tests.archives import blob_name
+from tests.contract.adapter import Destination, FanOut, copy, layout_destination, layout_source, registry_destination
+from tests.contract.shapes import parts_of
+from tests.faults import Fault, FaultyRegistry, StopReading, refusal
+from tests.images import Layer, Layout, tar_layer
+
+MIB = 1 << 20
+#: Several chunks, one chunk, and nothing.
+LAYERS: list[Layer] = [2 * MIB, 2 * MIB + 1, 100_000, b"", tar_layer({"a": b"b"})]
+
+
+@pytest.fixture
+def blobs(layout: Layout) -> dict[str, bytes]:
+    """Write an image, and return its blobs, the layers in order behind the config."""
+    layout.image(LAYERS, name="v1")
+    return parts_of(layout).blobs
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[list[Destination]]:
+    """Return two layouts to write to, `0` and `1`."""
+    with contextlib.ExitStack() as stack:
+        made = [layout_destination(tmp_path / str(number)) for number in range(2)]
+        for one in made:
+            stack.callback(one.close)
+        yield made
+
+
+def blobs_in(folder: Path) -> dict[str, bytes]:
+    return {
+        f"sha256:{path.name}": path.read_bytes()
+        for path in (folder / "blobs" / "sha256").iterdir()
+        if not path.name.startswith(".")
+    }
+
+
+def is_complete(folder: Path, layout: Layout) -> bool:
+    return (folder / "index.json").exists() and parts_of(Layout(folder)) == parts_of(layout)
+
+
+def store(folder: Path, blobs: dict[str, bytes], *digests: str) -> None:
+    """Write some blobs into a layout."""
+    made = Layout(folder)
+    (folder / "blobs" / "sha256").mkdir()
+    for digest in digests:
+        made.file(digest).write_bytes(blobs[digest])
+
+
+def block(folder: Path, step: str, digest: str) -> None:
+    """Have a layout fail in one step, by a directory in the place of a file."""
+    (folder / ("index.json" if step == "commit" else blob_name(digest)) / "full").mkdir(parents=True)
+
+
+def test_each_blob_is_read_once_and_arrives_everywhere(
+    layout: Layout, blobs: dict[str, bytes], out: list[Destination], tmp_path: Path
+) -> None:
+    fan = FanOut(out)
+    copy(layout_source(layout.path), fan)
+    assert all(is_complete(tmp_path / name, layout) for name in ("0", "1"))
+    total = sum(map(len, blobs.values()))
+    assert fan.sent == [total, total]
+    assert fan.fetched == total
+    assert fan.failures == [None, None]
+
+
+def test_what_one_destination_has_goes_to_the_other_alone(
+    layout: Layout, blobs: dict[str, bytes], tmp_path: Path
+) -> None:
+    config, first, second, third, *_ = blobs
+    store(tmp_path / "0", blobs, first, second)
+    store(tmp_path / "1", blobs, first, third)
+    fan = FanOut([layout_destination(tmp_path / name) for name in ("0", "1")])
+    copy(layout_source(layout.path), fan)
+    assert all(is_complete(tmp_path / name, layout) for name in ("0", "1"))
+    size = {digest: len(content) for digest, content in blobs.items()}
+    total = sum(size.values())
+    assert fan.sent == [total - size[first] - size[second], total - size[first] - size[third]]
+    assert fan.fetched == total - size[first]
+    assert config in blobs
+
+
+def test_what_a_destination_does_not_need_does_not_go_there(
+    layout: Layout, blobs: dict[str, bytes], tmp_path: Path
+) -> None:
+    *needed, last = blobs
+    complete = layout_destination(tmp_path / "complete")
+    part = layout_destination(tmp_path / "part")
+    copy(layout_source(layout.path), FanOut([complete, part], {part: needed}))
+    assert is_complete(tmp_path / "complete", layout)
+    assert last not in blobs_in(tmp_path / "part")
+    assert set(needed) <= set(blobs_in(tmp_path / "part"))
+
+
+@pytest.mark.parametrize("step", ["put", "commit"])
+@pytest.mark.parametrize("has_all", [False, True])
+def test_a_destination_that_fails_does_not_stop_the_other(
+    layout: Layout, blobs: dict[str, bytes], tmp_path: Path, step: str, has_all: bool
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    store(good, blobs, *(blobs if has_all else ()))
+    digest = list(blobs)[2]
+    destinations = [layout_destination(bad), layout_destination(good)]
+    block(bad, step, digest)
+    fan = FanOut(destinations)
+    copy(layout_source(layout.path), fan)
+    assert isinstance(fan.failures[0], LocalDiskError if step == "put" else ArchiveError)
+    assert fan.failures[1] is None
+    assert is_complete(good, layout)
+    assert not (bad / "index.json").is_file()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_if_all_destinations_fail_the_copy_fails(
+    layout: Layout, blobs: dict[str, bytes], tmp_path: Path, count: int
+) -> None:
+    destinations = [layout_destination(tmp_path / str(number)) for number in range(count)]
+    for number in range(count):
+        block(tmp_path / str(number), "put", list(blobs)[1])
+    with pytest.raises(LocalDiskError, match="cannot write the blob"):
+        copy(layout_source(layout.path), FanOut(destinations))
+    assert not any((tmp_path / str(number) / "index.json").exists() for number in range(count))
+
+
+def test_wrong_bytes_are_no_failure_of_a_destination_and_arrive_nowhere(
+    layout: Layout, blobs: dict[str, bytes], out: list[Destination], tmp_path: Path
+) -> None:
+    digest = list(blobs)[2]
+    layout.file(digest).write_bytes(blobs[digest][:-1] + b"!")
+    fan = FanOut(out)
+    with pytest.raises(IntegrityError, match=digest):
+        copy(layout_source(layout.path), fan)
+    assert fan.failures == [None, None]
+    for name in ("0", "1"):
+        assert digest not in blobs_in(tmp_path / name)
+        assert not (tmp_path / name / "index.json").exists()
+
+
+def test_a_destination_that_begins_a_blob_again_reads_it_by_itself(
+    layout: Layout, blobs: dict[str, bytes], tmp_path: Path
+) -> None:
+    # The first upload of a large layer breaks off, and its session is lost. The config, which is first, is too small.
+    faults = [
+        Fault(StopReading(MIB), "PATCH", times=2),
+        Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "/blobs/uploads/"),
+    ]
+    with FaultyRegistry(tmp_path / "served", *faults) as registry:
+        fan = FanOut([layout_destination(tmp_path / "0"), registry_destination(f"{registry.host}/app")])
+        copy(layout_source(layout.path), fan, jobs=1)
+        fan.close()
+        assert is_complete(tmp_path / "0", layout)
+        assert set(blobs) <= set(blobs_in(registry.layout.path))
+    assert fan.failures == [None, None]
+    total = sum(map(len, blobs.values()))
+    # Once for both, and one layer once more for the registry.
+    assert total + 2 * MIB <= fan.fetched <= total + 2 * MIB + 1

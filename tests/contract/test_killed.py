@@ -1,0 +1,93 @@
+"""If a command is killed at any step, the next run resumes what was left, and nothing else is left.
+
+A step is what Python audits: a file is opened, locked, renamed or removed, a folder is made or listed. Each run is a
+process of its own that sends itself a signal before the step with a given number. So every step has its turn, and no
+moment is left to chance. (`scripts/chaos` leaves it to chance, with real registries.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ocistream import limits
+from tests.contract import forked
+from tests.images import Layout
+
+KINDS: Final = ["oci-archive:{}/x.tar", "oci:{}/x"]
+#: Unfinished files: of one run alone, and those that the next run resumes.
+STRAY: Final = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
+RESUMABLE: Final = re.compile(r"\..+\.partial")
+
+
+@pytest.fixture(autouse=True)
+def small_layers_are_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat small layers as large ones."""
+    monkeypatch.setattr(limits, "WORTH_KEEPING", 8_000)
+
+
+@pytest.fixture
+def source(layout: Layout) -> Path:
+    """Return a layout with an image of two layers that are resumed and one that is not."""
+    layout.image([20_000, 3_500, 9_000], name="v1")
+    return layout.path
+
+
+def copying(source: Path, kind: str, folder: Path) -> list[str]:
+    # One blob at a time, so that the steps are the same each time.
+    return ["copy", "--jobs", "1", "--progress", "none", f"oci:{source}", kind.format(folder)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def is_visible(folder: Path) -> bool:
+    """Say whether there is a result: an archive, or an index that lists an image."""
+    index = folder / "x" / "index.json"
+    return (folder / "x.tar").exists() or (index.exists() and b"sha256" in index.read_bytes())
+
+
+def folders(parent: Path) -> Iterator[Path]:
+    """Make a new folder for each run."""
+    for number in itertools.count():
+        (parent / f"{number}").mkdir(parents=True)
+        yield parent / f"{number}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_after_any_step_the_next_run_makes_the_same_bytes_as_an_undisturbed_one(
+    source: Path, tmp_path: Path, kind: str, by: signal.Signals
+) -> None:
+    (undisturbed,) = itertools.islice(folders(tmp_path), 1)
+    assert forked.run(copying(source, kind, undisturbed)) == 0
+    complete = contents(undisturbed)
+    count = 0
+    for step, folder in enumerate(folders(tmp_path / "ended")):
+        argv = copying(source, kind, folder)
+        code = forked.ended(argv, folder, step, by)
+        if code == 0:
+            break
+        assert code == (-by if by == signal.SIGKILL else 128 + by)
+        count += 1
+        if is_visible(folder):
+            assert contents(folder) == complete
+        if by == signal.SIGKILL:
+            # Killed again at the same step.
+            if step % 3 == 0:
+                forked.ended(argv, folder, step, by)
+        else:
+            names = [Path(name) for name in contents(folder)]
+            assert not [name for name in names if STRAY.fullmatch(name.name)]
+            resumable = [folder / name for name in names if RESUMABLE.fullmatch(name.name)]
+            assert all(path.stat().st_size >= limits.WORTH_KEEPING for path in resumable)
+        assert forked.run(argv) == 0
+        assert contents(folder) == complete, f"ended before step {step}"
+    assert count > 10

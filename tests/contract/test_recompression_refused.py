@@ -1,0 +1,234 @@
+"""Layers that are not what their image's config says are refused when they are recompressed, and nothing is visible."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
+from tests.archives import END, Item, items_of, small_first, tar_of
+from tests.contract.adapter import Source, copy, layout_destination, layout_source, pipe_source
+from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
+from tests.contract.vocabulary import Wanted
+from tests.conversions import all_kinds, compare, named
+from tests.images import OCI_LAYER, Layout, digest_of, small_image, tar_layer
+
+MIB: Final = 1 << 20
+TAR: Final = tar_layer({"a": b"content " * 500}, compression="")
+GZ: Final = gzip.compress(TAR, mtime=0)
+#: Layers come before their config, or after it; destinations store them in four ways.
+WAYS: Final = [
+    ("layout", "layout"),
+    ("archive-pipe", "archive-file"),
+    ("archive-pipe-index-last", "archive-pipe"),
+    ("archive-pipe-index-last", "registry"),
+]
+#: For wrong bytes, every source and both orders for every destination.
+ALL_WAYS: Final = [
+    *((source, "layout") for source in SOURCES),
+    *((source, kind) for source in ("layout", "archive-pipe-index-last") for kind in DESTINATIONS if kind != "layout"),
+]
+ways = pytest.mark.parametrize("way", WAYS, ids="-to-".join)
+
+
+def with_diff_ids(layout: Layout, layers: list[bytes], diff_ids: Any) -> None:
+    """Write the image `v1` whose config says this of its layers."""
+    with_config(layout, layers, {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": diff_ids}})
+
+
+def with_config(layout: Layout, layers: list[bytes], config: Any) -> None:
+    document = layout.read(layout.image(list(layers))["digest"])
+    raw = config if isinstance(config, bytes) else json.dumps(config).encode()
+    document["config"] = layout.blob(raw, document["config"]["mediaType"])
+    layout.document(document, name="v1")
+
+
+def from_tar(archive: bytes, wanted: Wanted | None = None) -> Source:
+    return pipe_source(io.BufferedReader(io.BytesIO(archive)), wanted or Wanted())
+
+
+def refused(
+    layout: Layout,
+    folder: Path,
+    way: tuple[str, str],
+    error: type[OcistreamError],
+    match: str,
+    damage: Callable[[Store], None] = lambda _: None,
+) -> None:
+    source, destination = way
+    with opened(SOURCES[source], folder / "from") as origin, opened(DESTINATIONS[destination], folder / "to") as store:
+        origin.fill(layout)
+        damage(origin)
+        opened_to_write = store.destination()
+        with pytest.raises(error, match=match):
+            copy(origin.source(), opened_to_write, compress="zstd", jobs=2)
+        opened_to_write.close()
+        assert store.images() == {}
+        for path in (folder / "to").rglob("*"):
+            assert path.suffix != ".partial"
+            assert path.is_dir() or b'"schemaVersion"' not in path.read_bytes() or path.name == "index.json"
+
+
+@ways
+def test_a_wrong_diff_id(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
+    with_diff_ids(layout, [GZ], [digest_of(b"something else")])
+    refused(layout, tmp_path, way, IntegrityError, "its image's config says")
+
+
+@ways
+def test_diff_ids_in_a_wrong_order(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
+    other = tar_layer({"b": b"c"}, compression="")
+    with_diff_ids(layout, [GZ, gzip.compress(other)], [digest_of(other), digest_of(TAR)])
+    refused(layout, tmp_path, way, IntegrityError, "its image's config says")
+
+
+@ways
+@pytest.mark.parametrize("config", [{}, {"rootfs": {}}, {"rootfs": {"diff_ids": ["x"]}}, b"{"])
+def test_a_config_without_diff_ids(layout: Layout, tmp_path: Path, way: tuple[str, str], config: Any) -> None:
+    with_config(layout, [GZ], config)
+    refused(layout, tmp_path, way, ArchiveError, "diff_ids|not valid JSON|not a JSON object")
+
+
+@ways
+def test_a_config_that_is_too_large(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
+    with_config(layout, [GZ], b"x" * (limits.MAX_CONFIG + 1))
+    refused(layout, tmp_path, way, ArchiveError, f"larger than {limits.MAX_CONFIG} bytes")
+
+
+@ways
+@pytest.mark.parametrize("count", [0, 2])
+def test_another_number_of_diff_ids(layout: Layout, tmp_path: Path, way: tuple[str, str], count: int) -> None:
+    with_diff_ids(layout, [GZ], [digest_of(TAR)] * count)
+    refused(layout, tmp_path, way, ArchiveError, f"has 1 layers, its config {count} diff_ids")
+
+
+@ways
+def test_a_corrupt_stream_whose_digest_is_right(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
+    document = layout.read(layout.image([GZ])["digest"])
+    document["layers"] = [layout.blob(GZ[:-1], OCI_LAYER + "+gzip")]
+    layout.document(document, name="v1")
+    refused(layout, tmp_path, way, ArchiveError, "gzip stream is malformed: it ends too early")
+
+
+@ways
+def test_a_layer_that_expands_too_much(
+    layout: Layout, tmp_path: Path, way: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FREE_EXPANSION", MIB)
+    layout.image([gzip.compress(bytes(4 * MIB))], name="v1")
+    refused(layout, tmp_path, way, ArchiveError, "expands to more than 200 times")
+
+
+@pytest.mark.parametrize("way", ALL_WAYS, ids="-to-".join)
+@pytest.mark.parametrize("place", [0.5, 1.0, None], ids=["middle", "end", "missing"])
+def test_a_flipped_byte_or_a_missing_layer(
+    layout: Layout, tmp_path: Path, way: tuple[str, str], place: float | None
+) -> None:
+    image = layout.image([GZ, (5 * MIB) // 2], name="v1")
+    for layer in layout.read(image["digest"])["layers"]:
+        content: bytearray | None = None
+        if place is not None:
+            content = bytearray(layout.file(layer["digest"]).read_bytes())
+            content[int((len(content) - 1) * place)] ^= 1
+
+        def damage(store: Store, digest: str = layer["digest"], content: bytearray | None = content) -> None:
+            store.damage(digest, None if content is None else bytes(content))
+
+        # A missing one is asked for over a connection.
+        error = OcistreamError if content is None else IntegrityError
+        refused(layout, tmp_path / layer["digest"][-5:], way, error, layer["digest"][7:], damage)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_of_a_stream_that_is_corrupt_and_has_another_digest_the_digest_is_reported(
+    layout: Layout, tmp_path: Path, codec: str
+) -> None:
+    content = gzip.compress(random.Random(1).randbytes(2 * MIB), 1)
+    image = layout.image([content], name="v1")
+    (layer,) = layout.read(image["digest"])["layers"]
+    # No block of deflate is of this kind (RFC 1951, section 3.2.3), which shows long before the digest does.
+    layout.file(layer["digest"]).write_bytes(content[:10] + b"\xff" + content[11:])
+    with pytest.raises(IntegrityError, match=layer["digest"]):
+        copy(layout_source(layout.path), layout_destination(tmp_path / "out"), compress=codec)
+
+
+def test_a_config_that_is_stored_already_is_held_against_the_layers(layout: Layout, tmp_path: Path) -> None:
+    with_diff_ids(layout, [GZ], [digest_of(b"something else")])
+    copy(layout_source(layout.path), layout_destination(tmp_path / "out"))
+    before = named(Layout(tmp_path / "out"))
+    with pytest.raises(IntegrityError, match="its image's config says"):
+        copy(layout_source(layout.path), layout_destination(tmp_path / "out"), compress="zstd")
+    assert named(Layout(tmp_path / "out")) == before
+
+
+class TestEarly:
+    """What comes early through a pipe is recompressed if its first bytes look like a layer."""
+
+    @pytest.mark.parametrize("kind", DESTINATIONS)
+    def test_a_blob_that_looked_like_a_layer_and_is_none(self, layout: Layout, tmp_path: Path, kind: str) -> None:
+        chart = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
+        layout.artifact(gzip.compress(b"a chart"), kind=chart, name="v1")
+        with opened(DESTINATIONS[kind], tmp_path / "to") as store:
+            destination = store.destination()
+            with pytest.raises(UnsupportedError, match="looked like a layer") as caught:
+                copy(from_tar(tar_of(items_of(layout))), destination, compress="zstd")
+            assert "from a file" in (caught.value.hint or "")
+            destination.close()
+            assert store.images() == {}
+
+    def test_with_the_index_first_it_stays_as_it_is(self, layout: Layout, tmp_path: Path) -> None:
+        layout.artifact(gzip.compress(b"a chart"), kind="application/vnd.example.chart.tar+gzip", name="v1")
+        copy(from_tar(tar_of(small_first(layout))), layout_destination(tmp_path / "out"), compress="zstd")
+        assert named(Layout(tmp_path / "out"))["v1"]["digest"] == named(layout)["v1"]["digest"]
+
+    def test_a_layer_of_an_image_that_is_not_chosen_does_no_harm(self, layout: Layout, tmp_path: Path) -> None:
+        small_image(layout, name="v1")
+        layout.artifact(gzip.compress(b"a chart"), name="chart")
+        source = from_tar(tar_of(items_of(layout)), Wanted(images=("v1",)))
+        copy(source, layout_destination(tmp_path / "out"), compress="zstd")
+        assert set(named(Layout(tmp_path / "out"))) == {"v1"}
+
+    def test_a_layer_whose_type_is_wrong_stays(self, layout: Layout, tmp_path: Path) -> None:
+        document = layout.read(layout.image([GZ])["digest"])
+        document["layers"][0]["mediaType"] = OCI_LAYER + "+zstd"
+        image = layout.document(document, name="v1")
+        copy(from_tar(tar_of(items_of(layout))), layout_destination(tmp_path / "out"), compress="gzip")
+        assert named(Layout(tmp_path / "out"))["v1"]["digest"] == image["digest"]
+
+    @pytest.mark.parametrize("kind", ["layout", "registry", "archive-file"])
+    def test_a_config_that_is_not_buffered_is_read_back(
+        self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        small_image(layout, name="v1")
+        monkeypatch.setattr(limits, "MAX_HELD_JSON", 10)
+        with opened(DESTINATIONS[kind], tmp_path / "to") as store:
+            source, destination = from_tar(tar_of(items_of(layout))), store.destination()
+            if kind == "archive-file":
+                with pytest.raises(UnsupportedError, match="too many small blobs"):
+                    copy(source, destination, compress="zstd")
+            else:
+                copy(source, destination, compress="zstd")
+                compare(layout, store.layout(tmp_path / "after"), "zstd")
+
+    @pytest.mark.parametrize("order", [small_first, items_of])
+    @pytest.mark.parametrize("kind", DESTINATIONS)
+    def test_a_pipe_that_is_cut_at_any_place_leaves_nothing(
+        self, layout: Layout, tmp_path: Path, order: Callable[[Layout], list[Item]], kind: str
+    ) -> None:
+        all_kinds(layout, name="v1")
+        archive = tar_of(order(layout))
+        for end in range(0, len(archive) - len(END) // 2, max(1, len(archive) // 13)):
+            with opened(DESTINATIONS[kind], tmp_path / f"{end}") as store:
+                destination = store.destination()
+                with pytest.raises(ArchiveError, match="truncated"):
+                    copy(from_tar(archive[:end]), destination, compress="zstd")
+                destination.close()
+                assert store.images() == {}
