@@ -11,12 +11,13 @@ from typing import Any, Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, pipe
+from tests.cli.run import Result
 from tests.faulty_auth import Auth
 from tests.images import OCI_INDEX, Descriptor, Layout, small_image
 from tests.quirks import habits
 from tests.quirks.registries import KINDS, PASSWORD, USER
 from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks.running import ocistream
 from tests.quirks.statements import quirk
 from tests.registry_http import get, manifest, manifest_digest, seed
 
@@ -93,8 +94,9 @@ def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Pat
     if route == "copy":
         result = ocistream("copy", one, other, *options, env=env)
     elif route == "a pipe":
-        first, result = pipe(["pull", one, *options], ["push", other, *options], env=env)
+        first = ocistream("pull", one, *options, env=env)
         expect.success(first)
+        result = ocistream("push", other, *options, stdin=first.out, env=env)
     else:
         path = folder / "moved.tar"
         expect.success(ocistream("pull", one, "-o", path, *options, env=env))

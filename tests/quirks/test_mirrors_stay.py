@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.faults import Fault, HangUp
 from tests.images import Layout
 from tests.quirks.registry import Quirk, QuirkyRegistry, Tap
+from tests.quirks.running import ocistream
 from tests.quirks.shown import SCHEMES, Scheme, assert_unprinted, filled, logged_in, secrets_of, was_shown
 from tests.quirks.statements import quirk
 from tests.registry_http import seed

@@ -1,0 +1,357 @@
+"""Uploads that break, and what the registry says of them: what is believed, sent again, kept and deleted.
+
+Statements 48 to 51.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal
+from tests.quirks import uploading
+from tests.quirks.interrupted import DOWN, SENT, SIZE, Pushes
+from tests.quirks.moving import WAYS, How
+from tests.quirks.pieces import MIB
+from tests.quirks.registry import Quirk
+from tests.quirks.statements import quirk
+
+MakePushes = Callable[..., Pushes]
+both_ways = pytest.mark.parametrize("how", WAYS)
+#: Where a streamed upload breaks.
+BREAK: Final = 3 * MIB
+#: An upload that was broken, replaced by another, and what is sent into that.
+REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+
+
+def breaking(*faults: Fault) -> list[Fault]:
+    """Return what breaks the first streamed upload, and what happens then."""
+    return [Fault(StopReading(BREAK), "PATCH", larger_than=MIB), *faults]
+
+
+# Answers that are lost ------------------------------------------------------------------------------------------
+
+
+@quirk(48)
+@both_ways
+def test_a_closing_put_whose_answer_was_lost_is_found_to_have_been_carried_out(how: How, pushes: MakePushes) -> None:
+    used = pushes(uploading.losing_answer("PUT", "digest="))
+    used.push(how)
+    # The second finds no upload any more; whether the blob is there says what became of the first.
+    assert used.methods() == ["POST", "PATCH", "PUT", "PUT"]
+    assert [request.status for request in used.uploads("PUT")][1:] == [404]
+    assert [request.status for request in used.registry.asked("HEAD", used.digest.replace(":", "."))] == [404, 200]
+    assert used.is_complete()
+
+
+@quirk(48)
+@both_ways
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_another_answer_that_was_lost_costs_a_session_or_the_bytes_of_one(
+    method: str, how: How, pushes: MakePushes
+) -> None:
+    used = pushes(uploading.losing_answer(method, "/blobs/uploads/"))
+    used.push(how)
+    assert used.is_complete()
+
+
+@quirk(48)
+def test_a_chunk_whose_answer_was_lost_is_not_sent_again(pushes: MakePushes) -> None:
+    used = pushes(uploading.losing_answer("PATCH"))
+    used.push("pipe", "--upload", "chunk=1MiB")
+    assert used.ranges()[:2] == [f"0-{MIB - 1}", f"{MIB}-{2 * MIB - 1}"]
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(48)
+def test_that_nobody_can_say_whether_the_blob_is_there_is_not_the_news(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=", times=None),
+        Fault(HangUp(), "HEAD", "/blobs/", skip=2, times=None),
+    ]
+    used.push(code=7, says="400 DIGEST_INVALID")
+
+
+# What is believed of an upload that broke -----------------------------------------------------------------------
+
+
+@quirk(49)
+@both_ways
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            Header("Range", stated)
+            for stated in ("0-999999999", f"0-{BREAK + 2 * MIB}", "0--1", "-5", "5-10", "x", None)
+        ),
+        *(refusal(status) for status in (400, 404, 405, 410, 416)),
+        refusal(404, "BLOB_UPLOAD_UNKNOWN"),
+    ],
+    ids=str,
+)
+def test_an_upload_of_which_nothing_is_said_that_can_be_so_is_replaced(
+    answer: Action, how: How, pushes: MakePushes
+) -> None:
+    used = pushes()
+    used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=None))
+    used.push(how)
+    assert [method for method in used.methods() if method != "GET"] == REPLACED
+    assert {request.status for request in used.uploads("PUT")} == {201}
+    assert used.is_complete()
+
+
+@quirk(49)
+def test_0_0_is_how_a_registry_says_that_it_has_nothing(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(StopReading(0), "PATCH"),
+        Fault(Header("Range", "0-0"), "GET", "uploads"),
+    ]
+    used.push("pipe")
+    assert used.methods() == ["POST", "PATCH", "GET", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(49)
+def test_less_than_was_acknowledged_before_is_not_believed(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(StopReading(0), "PATCH", skip=3),
+        Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads"),
+    ]
+    used.push("pipe", "--upload", "chunk=1MiB")
+    assert len(used.uploads("POST")) == 2
+    assert used.is_complete()
+
+
+@quirk(49)
+@both_ways
+def test_the_location_of_the_answer_is_where_it_continues(how: How, pushes: MakePushes) -> None:
+    moved = Header("Location", lambda path: f"{path}?_state=b%3D")
+    used = pushes()
+    used.registry.faults = breaking(Fault(moved, "GET", "uploads"))
+    used.push(how)
+    assert used.uploads("PATCH")[1].target.endswith("?_state=b%3D")
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("status", [400, 405, 411, 501])
+def test_a_registry_that_takes_no_rest_of_a_stream_gets_all_of_it_again(status: int, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = breaking(Fault(refusal(status), "PATCH"))
+    used.push("pipe")
+    assert used.methods() == ["POST", "PATCH", "GET", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("broke", [True, False])
+def test_bytes_that_were_put_together_wrongly_are_sent_again_if_they_were_put_together(
+    broke: bool, pushes: MakePushes
+) -> None:
+    wrong = refusal(400, "DIGEST_INVALID")
+    used = pushes()
+    used.registry.faults = breaking(Fault(wrong, "PUT")) if broke else [Fault(wrong, "PUT", times=None)]
+    used.push("pipe", code=0 if broke else 7)
+    assert len(used.uploads("POST")) == (2 if broke else 1)
+    assert used.is_complete() == broke
+
+
+@quirk(49)
+def test_a_registry_whose_ranges_stand_still_is_not_asked(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = breaking()
+    config = used.mover.folder / "config.toml"
+    config.write_text(f'[registry."{used.registry.host}"]\nprofile = "amazon-ecr"\n')
+    used.push("pipe", "--config", str(config))
+    assert used.methods() == REPLACED
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("answer", DOWN, ids=str)
+def test_a_registry_that_did_not_answer_once_is_asked_again_beside_another_session(
+    answer: Action, pushes: MakePushes
+) -> None:
+    final = answer in {refusal(401), refusal(403), refusal(407)}
+    used = pushes()
+    used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=1 if final else 6))
+    used.push()
+    without_gets = [method for method in used.methods() if method != "GET"]
+    assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
+    # It was the other that is deleted: this one has what was sent.
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(49)
+@pytest.mark.parametrize("answer", DOWN, ids=str)
+def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: Action, pushes: MakePushes) -> None:
+    # The same command would fail for ever.
+    used = pushes()
+    used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=None))
+    used.push("pipe")
+    without_gets = [method for method in used.methods() if method != "GET"]
+    assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(49)
+@pytest.mark.parametrize("answer", DOWN, ids=str)
+def test_a_line_that_goes_down_in_the_middle_loses_nothing(answer: Action, pushes: MakePushes) -> None:
+    used = pushes()
+    code = 3 if answer in {refusal(401), refusal(403)} else 7
+    used.registry.faults = breaking(Fault(answer, path="uploads", skip=1, times=None))
+    used.push(code=code)
+    assert len(used.records()) == 1
+    used.registry.faults = []
+    used.push()
+    assert [request.status for request in used.uploads("POST")].count(202) == 1
+    assert used.received() == used.size
+    assert used.is_complete()
+    assert used.records() == []
+
+
+# What an earlier run has sent -----------------------------------------------------------------------------------
+
+
+@quirk(50)
+@both_ways
+def test_an_interrupted_push_continues_where_the_registry_is(how: How, pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    location = used.record()["location"]
+    result = used.push(how)
+    assert used.methods() == ["GET", "PATCH", "PUT"]
+    assert used.ranges() == [f"{SENT}-{SIZE - 1}"]
+    assert location.endswith(used.uploads("PATCH")[0].path)
+    assert used.received() == SIZE - SENT
+    assert f"resumed 2.0 MiB of 4.0 MiB of {used.digest}" in result.err
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_it_continues_in_chunks_and_may_break_again(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH")]
+    used.push("file", "--upload", "chunk=2MiB")
+    assert used.ranges()[0] == f"{SENT}-{2 * SENT - 1}"
+    assert used.received() == SIZE - SENT
+    assert used.uploads("POST") == []
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_by_one_put_it_begins_again_and_the_earlier_session_is_deleted(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    result = used.push("file", "--upload", "put")
+    assert used.methods() == ["POST", "DELETE", "PUT"]
+    assert "cannot resume the earlier upload" in result.err
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_where_the_registry_has_moved_the_session_it_is_deleted_at_its_new_place(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    moved = Header("Location", lambda path: f"{path}?_state=now")
+    used.registry.faults = [
+        Fault(refusal(416, "RANGE_INVALID"), "DELETE"),
+        Fault(moved, "GET", "uploads"),
+    ]
+    used.push("file", "--upload", "put")
+    assert used.methods() == ["POST", "DELETE", "GET", "DELETE", "PUT"]
+    assert used.uploads("DELETE")[1].target.endswith("?_state=now")
+    assert [request.status for request in used.uploads("DELETE")] == [416, 204]
+
+
+@quirk(50)
+def test_a_session_that_could_not_be_deleted_is_deleted_by_the_next_run(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(HangUp(), "DELETE"), Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
+    used.push(code=7)
+    assert len(used.records()) == 1
+    used.push()
+    assert [request.status for request in used.uploads("DELETE")][1:] == [204]
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_again(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
+    used.push()
+    assert [request.status for request in used.uploads("PUT")] == [400, 201]
+    assert used.received() == SIZE - SENT + SIZE
+    assert used.is_complete()
+
+
+@quirk(50)
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 410, 412, 416, 422, 501])
+def test_whatever_a_rest_is_refused_by_all_is_sent_again(status: int, method: str, pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    gone = Fault(refusal(404), "GET", "uploads", skip=1, times=None)
+    used.registry.faults = [Fault(refusal(status), method), gone]
+    used.push()
+    assert len(used.uploads("POST")) == 1
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_bytes_that_are_still_being_stored_when_they_are_asked_for_are_asked_for_again(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads")]
+    used.push()
+    assert used.methods() == ["GET", "PATCH", "GET", "PATCH", "PUT"]
+    assert used.ranges()[1] == f"{SENT}-{SIZE - 1}"
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_what_was_sent_is_worth_more_than_the_session_in_place_of_a_mount(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.push("file", "--mount-from", "base")
+    assert used.methods() == ["POST", "DELETE", "GET", "PATCH", "PUT"]
+    assert used.received() == SIZE - SENT
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_a_registry_of_which_uploads_cannot_be_resumed_is_not_asked(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    config = used.mover.folder / "config.toml"
+    config.write_text(f'[registry."{used.registry.host}"]\nprofile = "google-artifact-registry"\n')
+    used.push("file", "--config", str(config))
+    assert "GET" not in used.methods()
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(50)
+@pytest.mark.parametrize("query", ["X-Amz-Signature=0", "sig=0", "token=0", "AccessKeyId=0"])
+def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePushes) -> None:
+    signed = Header("Location", lambda path: f"{path}?{query}")
+    used = pushes(Quirk("signed locations", (Fault(signed, "POST", times=None),)))
+    used.registry.faults = [*used.registry.faults, Fault(refusal(503), "PATCH", skip=2, times=None)]
+    used.push("file", "--upload", "chunk=1MiB", "--retries", "0", code=7)
+    # What is remembered is deleted, and not the bytes: nothing may say where they are.
+    assert [path.read_bytes() for path in used.records() if query.encode() in path.read_bytes()] == []
