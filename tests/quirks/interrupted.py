@@ -21,10 +21,10 @@ from tests.registry_http import manifest_digest, seed
 SIZE: Final = 4 * MIB + 5
 SENT: Final = 2 * MIB
 #: How a registry answers that is down, or behind a line that is.
-DOWN: Final[tuple[Action, ...]] = (
-    HangUp(),
-    *(refusal(status) for status in (401, 403, 407, 408, 429, 500, 502, 503, 504)),
-)
+DOWN: Final[dict[str, Action]] = {
+    "hangs up": HangUp(),
+    **{str(status): refusal(status) for status in (401, 403, 407, 408, 429, 500, 502, 503, 504)},
+}
 
 
 @dataclasses.dataclass
@@ -43,9 +43,10 @@ class Pushes:
         self.archive = tar_of(small_first(self.layout))
         bare = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config_of(self.layout, self.image)}
         document = self.layout.document({**bare, "layers": []})
-        faults, self.registry.faults = self.registry.faults, []
-        seed(self.layout, document, self.registry.host, "app")
-        self.registry.faults = faults
+        registry = self.registry
+        faults, quirks, registry.faults, registry.quirks = registry.faults, registry.quirks, [], ()
+        seed(self.layout, document, registry.host, "app")
+        registry.faults, registry.quirks = faults, quirks
         self.registry.requests.clear()
 
     @property

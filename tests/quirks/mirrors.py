@@ -65,7 +65,7 @@ class Mirrored:
         files = files_in(archive)
         (entry,) = index_in(files)
         assert entry["digest"] == self.image["digest"]
-        assert entry["annotations"]["io.containerd.image.name"].partition("@")[0] in {self.name, self.name[:-2]}
+        assert entry.get("annotations", {}).get("io.containerd.image.name") in {self.name, None}
         check_blobs(files)
 
 

@@ -175,13 +175,14 @@ def test_a_registry_whose_ranges_stand_still_is_not_asked(pushes: MakePushes) ->
 
 
 @quirk(49)
-@pytest.mark.parametrize("answer", DOWN, ids=str)
+@pytest.mark.parametrize("answer", DOWN)
 def test_a_registry_that_did_not_answer_once_is_asked_again_beside_another_session(
-    answer: Action, pushes: MakePushes
+    answer: str, pushes: MakePushes
 ) -> None:
-    final = answer in {refusal(401), refusal(403), refusal(407)}
     used = pushes()
-    used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=1 if final else 6))
+    # One time less than makes the push fail, with the break itself.
+    times = 1 if answer in {"401", "403", "407"} else 5
+    used.registry.faults = breaking(Fault(DOWN[answer], "GET", "uploads", times=times))
     used.push()
     without_gets = [method for method in used.methods() if method != "GET"]
     assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
@@ -191,11 +192,11 @@ def test_a_registry_that_did_not_answer_once_is_asked_again_beside_another_sessi
 
 
 @quirk(49)
-@pytest.mark.parametrize("answer", DOWN, ids=str)
-def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: Action, pushes: MakePushes) -> None:
+@pytest.mark.parametrize("answer", DOWN)
+def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: str, pushes: MakePushes) -> None:
     # The same command would fail for ever.
     used = pushes()
-    used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=None))
+    used.registry.faults = breaking(Fault(DOWN[answer], "GET", "uploads", times=None))
     used.push("pipe")
     without_gets = [method for method in used.methods() if method != "GET"]
     assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
@@ -204,11 +205,11 @@ def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: Action, 
 
 
 @quirk(49)
-@pytest.mark.parametrize("answer", DOWN, ids=str)
-def test_a_line_that_goes_down_in_the_middle_loses_nothing(answer: Action, pushes: MakePushes) -> None:
+@pytest.mark.parametrize("answer", DOWN)
+def test_a_line_that_goes_down_in_the_middle_loses_nothing(answer: str, pushes: MakePushes) -> None:
     used = pushes()
-    code = 3 if answer in {refusal(401), refusal(403)} else 7
-    used.registry.faults = breaking(Fault(answer, path="uploads", skip=1, times=None))
+    code = 3 if answer in {"401", "403"} else 7
+    used.registry.faults = breaking(Fault(DOWN[answer], path="uploads", skip=1, times=None))
     used.push(code=code)
     assert len(used.records()) == 1
     used.registry.faults = []
@@ -233,7 +234,7 @@ def test_an_interrupted_push_continues_where_the_registry_is(how: How, pushes: M
     assert used.ranges() == [f"{SENT}-{SIZE - 1}"]
     assert location.endswith(used.uploads("PATCH")[0].path)
     assert used.received() == SIZE - SENT
-    assert f"resumed 2.0 MiB of 4.0 MiB of {used.digest}" in result.err
+    assert f"resumed 2.1 MB of 4.2 MB of {used.digest}" in result.err
     assert used.is_complete()
     assert used.records() == []
 
@@ -277,13 +278,15 @@ def test_where_the_registry_has_moved_the_session_it_is_deleted_at_its_new_place
 
 
 @quirk(50)
-def test_a_session_that_could_not_be_deleted_is_deleted_by_the_next_run(pushes: MakePushes) -> None:
+def test_a_session_that_could_not_be_deleted_is_left_to_the_next_run(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(HangUp(), "DELETE"), Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
     used.push(code=7)
     assert len(used.records()) == 1
+    location = used.record()["location"]
     used.push()
-    assert [request.status for request in used.uploads("DELETE")][1:] == [204]
+    last = [request for request in used.uploads() if location.endswith(request.path)][-1]
+    assert (last.method, last.status) in {("DELETE", 204), ("PUT", 201)}
     assert used.is_complete()
     assert used.records() == []
 
