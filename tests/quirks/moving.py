@@ -77,5 +77,13 @@ class Mover:
     def copy(
         self, source: str, target: str, *options: Argument, code: int = 0, says: str | tuple[str, ...] = ()
     ) -> Ran:
-        """Copy an image from one registry, or repository, to another."""
-        return self.run("copy", source, target, *self.options, *options, code=code, says=says)
+        """Copy an image from one registry, or repository, to another, as the same user on both sides."""
+        user = {name: value for name, value in self.env.items() if name in {"OCISTREAM_USERNAME", "OCISTREAM_PASSWORD"}}
+        sides = {
+            name.replace("OCISTREAM", f"OCISTREAM_{side}"): value
+            for name, value in user.items()
+            for side in ("SRC", "DEST")
+        }
+        env = {name: value for name, value in self.env.items() if name not in user}
+        used = dataclasses.replace(self, env={**env, **sides})
+        return used.run("copy", source, target, *self.options, *options, code=code, says=says)

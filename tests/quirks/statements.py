@@ -180,5 +180,10 @@ QUIRKS: Final[dict[int, Statement]] = {
         "containers-auth.json(5); docker login",
     ),
     56: Statement("A login is kept as docker login does it, and nothing else in the file changes", "docker login"),
+    58: Statement("A tag does not exist: what may have been meant is told, if the registry says so at once", "all"),
+    59: Statement(
+        "Referrers are asked for once for each manifest, listed in pages, or kept by clients under a tag",
+        "distribution-spec 1.1; GHCR, GitLab, Harbor",
+    ),
     57: Statement("A registry that stored another manifest than was sent says so by its digest", "distribution-spec"),
 }
