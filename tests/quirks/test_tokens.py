@@ -65,7 +65,9 @@ def test_a_token_of_one_login_is_not_shown_for_another(
         tmp_path,
         {f"{registry.host}/from/ada": Login("ada", "1815"), f"{registry.host}/to/bob": Login("bob", "1822")},
     )
-    mover("--jobs", "1", env=login).copy(f"{registry.host}/from/ada:v1", f"{registry.host}/to/bob:v1")
+    plan = tmp_path / "images.toml"
+    plan.write_text(f'[[sync]]\nfrom = "{registry.host}/from/ada:v1"\nto = "{registry.host}/to/bob:v1"\n')
+    mover(env=login).run("sync", plan, "--jobs", "1")
     asked = [(request.user, request.scopes) for request in auth.requests]
     assert ("bob", ("repository:to/bob:pull,push", "repository:from/ada:pull")) in asked
     assert [user for user, scopes in asked if scopes == ("repository:from/ada:pull",)] == ["ada", "ada"]
