@@ -17,7 +17,7 @@ from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image
 from tests.quirks import habits
 from tests.quirks.moving import Mover
-from tests.quirks.pieces import is_stored, layer_of, one_layer
+from tests.quirks.pieces import config_of, is_stored, layer_of, one_layer
 from tests.quirks.registries import PASSWORD, USER
 from tests.quirks.registry import Quirk, QuirkyRegistry, Tap
 from tests.quirks.shown import Login, docker_config
@@ -255,7 +255,9 @@ def test_a_token_server_that_fails_is_asked_as_often_as_any_server_and_no_more(
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
     registry.faults = [Fault(action, path="^/token", times=None)]
     _, archive = one_layer(layout)
-    mover("-q").push(archive, f"{registry.host}/app:v1", code=code, says=words.replace("HOST", registry.host))
+    mover("-q", "--jobs", "1").push(
+        archive, f"{registry.host}/app:v1", code=code, says=words.replace("HOST", registry.host)
+    )
     # Whatever several threads want: one that was refused is not asked for the same again.
     assert len(registry.asked(path="^/token")) == asked
 
@@ -294,7 +296,7 @@ def test_a_token_is_renewed_before_it_ends(
     seed(layout, image, registry.host, "app", "v1", headers=shown)
     registry.requests.clear()
     # Longer than half of a second, which is how long a token of one second is good for.
-    registry.faults = [Fault(Stall(0.6), "GET", layer_of(layout, image)["digest"])]
+    registry.faults = [Fault(Stall(0.6), "GET", config_of(layout, image)["digest"])]
     mover("--jobs", "1", "--no-referrers").pull(f"{registry.host}/app:v1")
     assert len(auth.requests) == (2 if renewed else 1)
     # No 401 but the first: the second token was had before the first was refused.
