@@ -248,5 +248,6 @@ def test_what_urls_name_is_never_asked_for(
             files = mover().pull(f"{registry.host}/app:v1", how)
             assert files[blob_name(made["digest"])] == layout.file(made["digest"]).read_bytes()
             mover().copy(f"{registry.host}/app:v1", f"{other.host}/app:v1")
-            mover().run("verify", mover().folder / "pulled.tar", code=0 if kept or foreign else 6)
+            mover().pull(f"{registry.host}/app:v1")
+            mover().run("verify", mover().folder / "pulled.tar")
         assert elsewhere.heard == []

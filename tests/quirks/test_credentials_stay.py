@@ -98,7 +98,8 @@ def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
     second = tap(other.host)
     digest = layer_of(layout, image)["digest"]
     registry.faults.append(Fault(redirect(f"{second.url}/v2/app/blobs/{digest}"), "GET", digest, times=None))
-    mover(env=everywhere(tmp_path, scheme, registry, second)).pull(f"{registry.host}/app:v1", code=3)
+    used = mover(env=everywhere(tmp_path, scheme, registry, second))
+    used.pull(f"{registry.host}/app:v1", code=7, says=f"{second.host} refused")
     assert b"GET /v2/app/blobs/" in second.heard
     assert_silent(second.heard, registry)
 
