@@ -50,15 +50,16 @@ class Astray:
 class Request:
     """What a run has of its own, beside its streams.
 
-    With `names`, `*.test` names lead to this machine: each to its port, or with None to the port of the URL. With
-    `no_waits` the pauses between attempts are recorded and not slept.
+    With `names`, `*.test` names lead to this machine: each to its port, or with None to the port of the URL. One that
+    has an address instead resolves to that, such as one outside of this network. With `no_waits` the pauses between
+    attempts are recorded and not slept.
     """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
     no_waits: bool = False
-    names: Mapping[str, int | None] | None = None
+    names: Mapping[str, int | str | None] | None = None
     astray: Astray | None = None
 
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli.run import Argument
 from tests.images import Layout
 from tests.quirks.interrupted import SIZE, Pushes
 from tests.quirks.moving import Mover
@@ -17,6 +16,7 @@ from tests.quirks.registries import PASSWORD, USER
 from tests.quirks.registry import QuirkyRegistry, Tap, tapped
 from tests.quirks.statements import QUIRKS
 from tests.quirks.uploading import STORAGE
+from tests.runner import Argument
 
 #: What a test's report calls the numbers of its statements.
 _PROPERTY: Final = "quirk"
@@ -56,7 +56,9 @@ def mover(tmp_path: Path) -> Callable[..., Mover]:
     home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
     user = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
 
-    def make(*options: Argument, env: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None) -> Mover:
+    def make(
+        *options: Argument, env: Mapping[str, str] | None = None, names: Mapping[str, int | str | None] | None = None
+    ) -> Mover:
         return Mover(tmp_path, {**home, **(user if env is None else env)}, options, names or {})
 
     return make

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tests.quirks.moving import run
 from tests.quirks.registry import QuirkyRegistry
-from tests.quirks.running import Ran, ocistream
+from tests.runner import Result
 
 #: Docker Hub as Docker's files and helpers name it.
 HUB: Final = "https://index.docker.io/v1/"
@@ -74,10 +75,10 @@ class Home:
         self.host = self.registry.host
         self.port = int(self.host.rpartition(":")[2])
 
-    def run(self, *argv: str, env: Mapping[str, str | None] | None = None, **options: Any) -> Ran:
+    def run(self, *argv: str, env: Mapping[str, str | None] | None = None, **options: Any) -> Result:
         """Run a command as the user."""
         home = {"HOME": str(self.path), "PATH": f"{self.bin}:/usr/bin:/bin", "XDG_RUNTIME_DIR": None}
-        return ocistream(*argv, env={**home, **self.env, **(env or {})}, **options)
+        return run(*argv, env={**home, **self.env, **(env or {})}, **options)
 
     def shown(self, name: str = "", *options: str, env: Mapping[str, str | None] | None = None) -> str | None:
         """Return USER:PASSWORD as the registry saw it when a repository was inspected, None if it saw nothing."""

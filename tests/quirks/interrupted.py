@@ -14,8 +14,8 @@ from tests.images import OCI_MANIFEST, Descriptor, Layout
 from tests.quirks.moving import How, Mover
 from tests.quirks.pieces import MIB, config_of, is_stored, layer_of
 from tests.quirks.registry import QuirkyRegistry
-from tests.quirks.running import Ran
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Result
 
 #: The size of the layer, and how much of it an interrupted push has sent.
 SIZE: Final = 4 * MIB + 5
@@ -59,7 +59,7 @@ class Pushes:
         """The layer's size."""
         return int(layer_of(self.layout, self.image)["size"])
 
-    def push(self, how: How = "file", *options: str, code: int = 0, says: str | tuple[str, ...] = ()) -> Ran:
+    def push(self, how: How = "file", *options: str, code: int = 0, says: str | tuple[str, ...] = ()) -> Result:
         """Push the image."""
         image = f"{self.registry.host}/app:v1"
         return self.mover.push(self.archive, image, how, "--jobs", "1", *options, code=code, says=says)

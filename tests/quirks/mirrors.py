@@ -10,8 +10,8 @@ from tests.faults import Fault, Request
 from tests.images import Descriptor, Layout
 from tests.quirks.moving import How, Mover
 from tests.quirks.registry import QuirkyRegistry
-from tests.quirks.running import Ran
 from tests.registry_http import seed
+from tests.runner import Result
 
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ class Mirrored:
         path.write_text("\n".join([*lines, *([f'url = "{url}"'] if url else []), ""]))
         return ["--config", str(path)]
 
-    def pull(self, *hosts: str, how: How = "file", name: str = "", pull: str = "all", url: str = "") -> Ran:
+    def pull(self, *hosts: str, how: How = "file", name: str = "", pull: str = "all", url: str = "") -> Result:
         """Pull the image, whole and right, to a file or a pipe, and return what was said."""
         output = ["-o", str(self.mover.folder / "out.tar")] if how == "file" else []
         arguments = ["pull", name or self.name, "--platform", "all", "--no-referrers", "--jobs", "1", "-v", *output]

@@ -9,11 +9,21 @@ from typing import Final, Literal
 
 from tests.archives import files_in
 from tests.cli import expect
-from tests.cli.run import Argument
-from tests.quirks.running import Ran, ocistream
+from tests.runner import Argument, Environment, Result, ocistream
 
 How = Literal["file", "pipe"]
 WAYS: Final[tuple[How, ...]] = ("file", "pipe")
+
+
+def run(
+    *argv: Argument,
+    stdin: bytes | Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    names: Mapping[str, int | str | None] | None = None,
+) -> Result:
+    """Run a command line; pauses between attempts are recorded and not slept."""
+    return ocistream(*argv, stdin=stdin, env=env, cwd=cwd, names=names, no_waits=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +37,13 @@ class Mover:
     folder: Path
     env: Mapping[str, str]
     options: tuple[Argument, ...] = ()
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, int | str | None] = dataclasses.field(default_factory=dict)
 
     def run(
         self, *argv: Argument, stdin: bytes | Path | None = None, code: int = 0, says: str | tuple[str, ...] = ()
-    ) -> Ran:
+    ) -> Result:
         """Run any command, without the options."""
-        result = ocistream(*argv, stdin=stdin, env=self.env, names=self.names)
+        result = run(*argv, stdin=stdin, env=self.env, names=self.names or None)
         if code:
             # What is said of long waits is not the failure.
             lines = [line for line in result.err.splitlines() if "; trying again in " not in line]
@@ -53,7 +63,7 @@ class Mover:
         *options: Argument,
         code: int = 0,
         says: str | tuple[str, ...] = (),
-    ) -> Ran:
+    ) -> Result:
         """Push the one image of an archive to `image`."""
         if how == "pipe":
             return self.run("push", image, *self.options, *options, stdin=archive, code=code, says=says)
@@ -76,7 +86,7 @@ class Mover:
 
     def copy(
         self, source: str, target: str, *options: Argument, code: int = 0, says: str | tuple[str, ...] = ()
-    ) -> Ran:
+    ) -> Result:
         """Copy an image from one registry, or repository, to another, as the same user on both sides."""
         user = {name: value for name, value in self.env.items() if name in {"OCISTREAM_USERNAME", "OCISTREAM_PASSWORD"}}
         sides = {

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.cli.run import Result
 from tests.faulty_auth import Auth, Basic, Bearer
 from tests.images import Layout, small_image
 from tests.quirks.registry import QuirkyRegistry
 from tests.registry_http import seed
+from tests.runner import Result
 
 USER: Final = "ada.lovelace"
 PASSWORD: Final = "an engine: 1843/+"

@@ -14,17 +14,16 @@ from typing import Any, Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result
 from tests.faults import Fault, Request, StopReading, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks import habits, uploading
-from tests.quirks.moving import WAYS, How, Mover
+from tests.quirks.moving import WAYS, How, Mover, run
 from tests.quirks.pieces import MIB, is_stored, layer_of, one_layer, upload_of
 from tests.quirks.registry import Quirk, QuirkyHandler, QuirkyRegistry, changed, refused
-from tests.quirks.running import ocistream
 from tests.quirks.statements import quirk
 from tests.registry import Answer
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Result
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
@@ -43,7 +42,7 @@ def push(how: How, registry: QuirkyRegistry, archive: bytes, folder: Path, *opti
     given = ["-i", str(path)] if how == "file" else []
     env = {"XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder)}
     stdin = archive if how == "pipe" else None
-    return ocistream("push", f"{registry.host}/app:v1", *given, "--retries", "3", *options, stdin=stdin, env=env)
+    return run("push", f"{registry.host}/app:v1", *given, "--retries", "3", *options, stdin=stdin, env=env)
 
 
 def chunks_of(requests: Sequence[Request]) -> list[tuple[int, int]]:

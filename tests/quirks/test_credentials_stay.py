@@ -17,10 +17,9 @@ from tests.faults import Fault, Header, redirect, refusal
 from tests.faulty_auth import Bearer
 from tests.images import OCI_INDEX, Layout
 from tests.quirks.habits import BLOBS_ELSEWHERE
-from tests.quirks.moving import Mover
+from tests.quirks.moving import Mover, run
 from tests.quirks.pieces import layer_of, one_layer
 from tests.quirks.registry import Quirk, QuirkyRegistry, Tap, changed, relocating
-from tests.quirks.running import ocistream
 from tests.quirks.shown import (
     PASSWORD,
     SCHEMES,
@@ -265,7 +264,7 @@ def test_a_link_to_another_host_is_not_followed_with_anything(
         auth=scheme.auth(),
     )
     filled(layout, registry)
-    result = ocistream("inspect", f"{registry.host}/app", env=logged_in(tmp_path, scheme, registry.host))
+    result = run("inspect", f"{registry.host}/app", env=logged_in(tmp_path, scheme, registry.host))
     assert "v1" in result.lines(), result.err
     was_shown(registry)
     assert f"the list goes on at {second.url}/v2/app/tags/list" in result.err
@@ -289,10 +288,10 @@ def test_a_link_of_referrers_to_another_host_is_not_followed_with_anything(
     registry = start(Quirk("a link that leads away", outward=leads_away), auth=scheme.auth())
     filled(layout, registry)
     env = logged_in(tmp_path, scheme, registry.host)
-    inspected = ocistream("inspect", f"{registry.host}/app:v1", env=env)
+    inspected = run("inspect", f"{registry.host}/app:v1", env=env)
     assert inspected.code == 0, inspected.err
     assert registry.asked("GET", "/referrers/") != []
-    copied = ocistream("copy", f"{registry.host}/app:v1", f"oci:{tmp_path / 'out'}", env=env)
+    copied = run("copy", f"{registry.host}/app:v1", f"oci:{tmp_path / 'out'}", env=env)
     for result in (inspected, copied):
         assert f"the list goes on at {second.url}/v2/app/referrers/x, which is not asked" in result.err
     assert second.connections == 0
@@ -310,7 +309,7 @@ def test_the_password_of_one_registry_is_not_shown_to_the_other_one_of_a_copy(
     second = tap(other.host)
     filled(layout, registry)
     env = logged_in(tmp_path, scheme, registry.host)
-    result = ocistream("copy", f"{registry.host}/app:v1", f"{second.host}/app:v1", env=env)
+    result = run("copy", f"{registry.host}/app:v1", f"{second.host}/app:v1", env=env)
     assert result.code == 0, result.err
     was_shown(registry)
     assert b"PATCH /v2/app/blobs/uploads/" in second.heard
@@ -347,12 +346,12 @@ def test_neither_messages_nor_results_hold_a_secret(
     env = logged_in(tmp_path, scheme, registry.host)
     pulled, done = tmp_path / "pulled.tar", tmp_path / "result.json"
     options = ["-vv", "--retries", "1", "--progress", "json", "--result", str(done)]
-    first = ocistream("pull", f"{registry.host}/app:v1", "-o", pulled, *options, env=env)
+    first = run("pull", f"{registry.host}/app:v1", "-o", pulled, *options, env=env)
     assert (first.code == 0) == (failure in {"nothing", "a server in trouble"}), first.err
     assert_unprinted(first, registry)
     _, archive = one_layer(layout)
     (tmp_path / "given.tar").write_bytes(archive)
-    second = ocistream("push", f"{registry.host}/app:v1", "-i", tmp_path / "given.tar", *options, env=env)
+    second = run("push", f"{registry.host}/app:v1", "-i", tmp_path / "given.tar", *options, env=env)
     assert_unprinted(second, registry)
     if done.exists():
         text = done.read_text()
@@ -365,7 +364,7 @@ def test_neither_messages_nor_results_hold_a_secret(
 def test_a_wrong_secret_is_not_printed_when_it_is_refused(scheme: Scheme, start: Start, tmp_path: Path) -> None:
     registry = start(auth=Bearer({USER: "another"}, anonymous=(), oauth2=scheme.name != "Basic"))
     env = logged_in(tmp_path, scheme, registry.host)
-    result = ocistream("pull", f"{registry.host}/app:v1", "-o", tmp_path / "none.tar", "-vv", env=env)
+    result = run("pull", f"{registry.host}/app:v1", "-o", tmp_path / "none.tar", "-vv", env=env)
     assert result.code == 3, result.err
     assert_unprinted(result, registry)
 

@@ -15,9 +15,9 @@ from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of,
 from tests.quirks import habits
 from tests.quirks.moving import Mover
 from tests.quirks.registry import QuirkyRegistry
-from tests.quirks.running import Ran
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Result
 from tests.signed import Signed, cosign_signature, cosign_tag, referrer, signed
 
 Start = Callable[..., QuirkyRegistry]
@@ -38,7 +38,7 @@ def unknown(count: int) -> list[dict[str, Any]]:
     return [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % number), "size": 1} for number in range(count)]
 
 
-def pull(mover: Mover, registry: QuirkyRegistry, *options: str, name: str = "app:1", **expected: Any) -> Ran:
+def pull(mover: Mover, registry: QuirkyRegistry, *options: str, name: str = "app:1", **expected: Any) -> Result:
     """Pull an image with all its platforms into a layout."""
     out = f"oci:{mover.folder / 'out'}"
     return mover.run("copy", f"{registry.host}/{name}", out, "--platform", "all", *options, **expected)
@@ -300,7 +300,7 @@ def kept(registry: QuirkyRegistry, subject: str, repository: str = "app") -> lis
     return list(json.loads(raw)["manifests"]) if raw else []
 
 
-def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: Any) -> Ran:
+def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: Any) -> Result:
     return mover.run("push", target, "-i", layout.path, "--jobs", "1", *options, **expected)
 
 
