@@ -185,5 +185,13 @@ QUIRKS: Final[dict[int, Statement]] = {
         "Referrers are asked for once for each manifest, listed in pages, or kept by clients under a tag",
         "distribution-spec 1.1; GHCR, GitLab, Harbor",
     ),
+    60: Statement(
+        "A way of uploading that was asked for is obeyed; else what is refused leads to another, and that is learnt",
+        "nginx before a registry; Artifactory, ECR, Google Artifact Registry",
+    ),
+    61: Statement(
+        "A request that breaks costs the whole upload: what is worth keeping is sent in the chunked transfer coding",
+        "distribution 2.8, Harbor",
+    ),
     57: Statement("A registry that stored another manifest than was sent says so by its digest", "distribution-spec"),
 }
