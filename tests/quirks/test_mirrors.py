@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults import Action, Drop, Fault, Flip, HangUp, Header, Reply, Reset, Resize, refusal
+from tests.faults import Action, Drop, Fault, Flip, HangUp, Header, Reply, Reset, Resize, Stall, refusal
 from tests.faulty_auth import Basic
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.network import unused_port
@@ -328,6 +328,60 @@ def test_what_the_mirror_says_at_last_is_what_is_told(mirrored: MakeMirrored) ->
     mirror = used.mirror(Fault(refusal(503, "UNAVAILABLE"), path="/blobs/", times=None))
     options = used.configure(url=f"http://127.0.0.1:{unused_port()}")
     used.mover.pull(used.name, "file", "-q", *options, code=7, says=(mirror.host, "503"))
+
+
+@quirk(52)
+def test_a_mirror_that_stalls_is_left(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    used.mirror(Fault(Stall(), times=None))
+    options = ["--platform", "all", "--no-referrers", "--stall-timeout", "0.5", "--jobs", "1", "-v"]
+    result = used.mover.run("pull", used.name, "-o", used.mover.folder / "out.tar", *options, *used.configure())
+    assert "timed out" in result.err
+    used.check((used.mover.folder / "out.tar").read_bytes())
+
+
+@quirk(53)
+def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
+    out = used.mover.folder / "out.tar"
+    result = used.mover.run("pull", used.name, "--platform", "linux/amd64", "-o", out, *used.configure())
+    assert "reading it again from elsewhere" in result.err
+    used.check(out.read_bytes())
+
+
+@quirk(53)
+def test_what_an_earlier_run_has_left_continues_at_a_mirror_and_is_fetched_again_if_that_lied(
+    mirrored: MakeMirrored,
+) -> None:
+    used = mirrored(large)
+    layer = layer_of(used.layout, used.image)["digest"]
+    out = f"oci:{used.mover.folder / 'out'}"
+    arguments = ["copy", used.name, out, "--platform", "all", "--jobs", "1", "--retries", "0", "-q"]
+    breaks = [Fault(Drop(_CUT), "GET", layer), Fault(HangUp(), "GET", layer, times=None)]
+    used.registry.faults = list(breaks)
+    used.mover.run(*arguments, code=7)
+    used.registry.faults = []
+    liar, good = used.mirror(Fault(Flip(at=3), path=f"/blobs/{layer}", times=None)), used.mirror()
+    used.mover.run(*arguments, *used.configure())
+    first, *others = liar.asked("GET", layer)
+    start = int((first.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+    # What was there is right; the liar's rest is not, and so all of it is read again elsewhere.
+    assert start > 0
+    assert [request.headers["Range"] for request in good.asked("GET", layer)] == [None], others
+    content = (used.mover.folder / "out" / "blobs" / "sha256" / layer[7:]).read_bytes()
+    assert content == used.layout.file(layer).read_bytes()
+
+
+@quirk(17)
+@quirk(52)
+def test_a_blob_is_mounted_from_the_registry_and_never_from_a_mirror(mirrored: MakeMirrored) -> None:
+    used = mirrored()
+    used.mirror()
+    target = f"{used.registry.host}/copied:1"
+    used.mover.run("copy", used.name, target, "--platform", "all", *used.configure())
+    assert {tuple(request.query["from"]) for request in used.registry.asked("POST", "mount=")} <= {("app",)}
+    assert used.registry.asked("PATCH") == []
 
 
 # Tags and digests -----------------------------------------------------------------------------------------------

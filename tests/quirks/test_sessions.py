@@ -10,13 +10,14 @@ from typing import Final
 
 import pytest
 
-from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal
+from tests.faults import Action, Drop, Fault, HangUp, Header, StopReading, refusal
 from tests.quirks import uploading
 from tests.quirks.interrupted import DOWN, SENT, SIZE, Pushes
 from tests.quirks.moving import WAYS, How
 from tests.quirks.pieces import MIB
-from tests.quirks.registry import Quirk
+from tests.quirks.registry import Quirk, QuirkyRegistry
 from tests.quirks.statements import quirk
+from tests.registry_http import seed
 
 MakePushes = Callable[..., Pushes]
 both_ways = pytest.mark.parametrize("how", WAYS)
@@ -358,3 +359,83 @@ def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePu
     used.push("file", "--upload", "chunk=1MiB", "--retries", "0", code=7)
     # What is remembered is deleted, and not the bytes: nothing may say where they are.
     assert [path.read_bytes() for path in used.records() if query.encode() in path.read_bytes()] == []
+
+
+# What is sent again ---------------------------------------------------------------------------------------------
+
+
+@quirk(30)
+@quirk(49)
+def test_an_upload_may_break_as_often_as_there_is_progress_and_not_without(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH", times=None, larger_than=MIB // 2)]
+    used.push("pipe", "--retries", "1")
+    assert len(used.uploads("PATCH")) > 4
+    assert used.received() == used.size
+    assert used.is_complete()
+    other = pushes()
+    other.registry.faults = [Fault(StopReading(10), "PATCH", times=None)]
+    other.push("pipe", "--retries", "1", code=7)
+    assert len(other.uploads("PATCH")) == 2
+    assert other.uploads("DELETE") != []
+
+
+@quirk(49)
+@both_ways
+def test_what_a_pipe_cannot_give_again_is_lost_with_the_session_and_the_way_out_is_said(
+    how: How, pushes: MakePushes
+) -> None:
+    used = pushes(size=12 * MIB)
+    lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
+    used.registry.faults = [Fault(StopReading(10 * MIB), "PATCH"), lost]
+    if how == "pipe":
+        used.push(how, code=7, says="cannot be sent again: push from a file")
+        assert used.methods() == ["POST", "PATCH", "GET", "DELETE"]
+    else:
+        used.push(how)
+        assert used.is_complete()
+
+
+@quirk(30)
+@quirk(49)
+def test_a_session_that_is_lost_at_each_close_is_not_opened_for_ever(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PUT", "digest=", times=None)]
+    used.push("file", "-q", code=7, says="BLOB_UPLOAD_UNKNOWN")
+    # As often as any request is tried.
+    assert len(used.uploads("POST")) == 6
+
+
+# Sources that fail ----------------------------------------------------------------------------------------------
+
+
+@quirk(50)
+@pytest.mark.parametrize(
+    ("then", "code", "kept"),
+    [
+        ([HangUp()], 7, True),
+        ([refusal(503)], 7, True),
+        ([refusal(403)], 3, True),
+        ([refusal(404)], 4, False),
+        ([refusal(400)], 7, False),
+    ],
+    ids=["hangs up", "503", "403", "404", "400"],
+)
+def test_what_was_sent_of_a_source_that_broke_off_is_kept_and_of_one_that_has_gone_is_not(
+    then: list[Action], code: int, kept: bool, pushes: MakePushes, start: Callable[..., QuirkyRegistry]
+) -> None:
+    used, source = pushes(), start()
+    seed(used.layout, used.image, source.host, "app", "v1")
+    source.faults = [
+        Fault(Drop(SENT), "GET", used.digest),
+        *(Fault(action, "GET", used.digest, times=None) for action in then),
+    ]
+    names = f"{source.host}/app:v1", f"{used.registry.host}/app:v1"
+    used.mover.copy(*names, "-q", "--jobs", "1", "--retries", "1", code=code)
+    assert len(used.records()) == (1 if kept else 0)
+    assert (used.uploads("DELETE") == []) == kept
+    source.faults = []
+    used.mover.copy(*names, "--jobs", "1")
+    assert used.is_complete()
+    assert used.records() == []
+    assert (used.received() < used.size + MIB) == kept

@@ -180,7 +180,7 @@ def test_a_lost_session_is_not_taken_for_a_method_that_is_not_known(code: str, p
     assert used.is_complete()
     lost = pushes()
     lost.registry.faults = [Fault(refusal(404, code), "PATCH", times=None)]
-    lost.push(code=7, says="the registry has lost the upload")
+    lost.push("file", "-q", code=7, says="the registry has lost the upload")
 
 
 @quirk(60)
@@ -232,8 +232,8 @@ def test_a_way_that_is_known_not_to_work_is_not_tried(
 def test_what_a_registry_is_shows_in_its_answers(header: str, value: str, tries_put: bool, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [
-        Fault(Header(header, value), "POST", times=None),
         Fault(refusal(405), "PATCH", larger_than=0, times=None),
+        Fault(Header(header, value), times=None),
     ]
     used.push(code=0 if tries_put else 7)
     assert any(request.received for request in used.uploads("PUT")) == tries_put
