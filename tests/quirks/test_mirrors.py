@@ -13,7 +13,7 @@ from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.network import unused_port
 from tests.quirks.mirrors import Mirrored, paths
 from tests.quirks.moving import WAYS, How, Mover
-from tests.quirks.pieces import config_of, layer_of
+from tests.quirks.pieces import MIB, config_of, layer_of
 from tests.quirks.registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
@@ -354,11 +354,11 @@ def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored)
 def test_what_an_earlier_run_has_left_continues_at_a_mirror_and_is_fetched_again_if_that_lied(
     mirrored: MakeMirrored,
 ) -> None:
-    used = mirrored(large)
+    used = mirrored(lambda layout: layout.image([3 * MIB]))
     layer = layer_of(used.layout, used.image)["digest"]
     out = f"oci:{used.mover.folder / 'out'}"
     arguments = ["copy", used.name, out, "--platform", "all", "--jobs", "1", "--retries", "0", "-q"]
-    breaks = [Fault(Drop(_CUT), "GET", layer), Fault(HangUp(), "GET", layer, times=None)]
+    breaks = [Fault(Drop(2 * MIB), "GET", layer), Fault(HangUp(), "GET", layer, times=None)]
     used.registry.faults = list(breaks)
     used.mover.run(*arguments, code=7)
     used.registry.faults = []

@@ -227,7 +227,7 @@ def test_a_way_that_is_known_not_to_work_is_not_tried(
 @quirk(60)
 @pytest.mark.parametrize(
     ("header", "value", "tries_put"),
-    [("X-Artifactory-Id", "6d70dcfd", False), ("Server", "Artifactory/7", False), ("X-Other", "x", True)],
+    [("X-Artifactory-Id", "6d70dcfd", False), ("X-JFrog-Version", "7.1", False), ("X-Other", "x", True)],
 )
 def test_what_a_registry_is_shows_in_its_answers(header: str, value: str, tries_put: bool, pushes: MakePushes) -> None:
     used = pushes()
