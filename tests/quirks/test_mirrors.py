@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.faults import Action, Drop, Fault, Flip, HangUp, Header, Reply, Reset, Resize, Stall, refusal
 from tests.faulty_auth import Basic
-from tests.images import Layout, digest_of, small_image, two_platforms
+from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.network import unused_port
 from tests.quirks.mirrors import Mirrored, paths
 from tests.quirks.moving import WAYS, How, Mover
@@ -17,6 +18,7 @@ from tests.quirks.pieces import MIB, config_of, layer_of
 from tests.quirks.registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
+from tests.signed import cosign_signature, cosign_tag
 
 MakeMirrored = Callable[..., Mirrored]
 both_ways = pytest.mark.parametrize("how", WAYS)
@@ -231,6 +233,27 @@ def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_elsewhere(
 
 
 @quirk(53)
+@pytest.mark.parametrize("target", ["a file", "a registry", "a docker-archive"])
+def test_so_is_one_that_is_unpacked_meanwhile(
+    target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
+) -> None:
+    # Wrong where compressed bytes begin, and long before their end: whoever unpacks them stumbles first.
+    words = random.Random(0).randbytes(2 * MIB).hex().encode()
+    used = mirrored(lambda layout: layout.image([tar_layer({"words": words})]))
+    mirror = used.mirror(Fault(Flip(at=20), path="/blobs/", times=None))
+    folder, other = used.mover.folder, start()
+    places = {
+        "a file": f"{folder}/out.tar",
+        "a registry": f"{other.host}/copy:1",
+        "a docker-archive": f"docker-archive:{folder}/out.tar",
+    }
+    to = "none" if target == "a docker-archive" else "zstd"
+    arguments = ["copy", used.name, places[target], "--compress", to, "--jobs", "1", "-v", *used.configure()]
+    result = used.mover.run(*arguments)
+    assert f"as the mirror {mirror.host}/hub/app gave it" in result.err
+
+
+@quirk(53)
 def test_a_pipe_cannot_take_it_back_and_the_mirror_is_named(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=3), path=layer_of(used.layout, used.image)["digest"], times=None))
@@ -441,10 +464,14 @@ def test_referrers_are_those_of_the_first_place_that_knows_of_any(has_them: bool
         seed(used.layout, signature, mirror.host, "hub/app")
     else:
         seed(used.layout, signature, used.registry.host, "app")
+    # What cosign keeps under a tag is looked for in each place.
+    tagged = cosign_signature(used.layout, used.image)
+    seed(used.layout, tagged, used.registry.host, "app", cosign_tag(used.image))
     used.registry.requests.clear()
     out = used.mover.folder / "out"
     used.mover.run("copy", used.name, f"oci:{out}", "--platform", "all", *used.configure())
-    assert (out / "blobs" / "sha256" / signature["digest"][7:]).exists()
+    for found in (signature, tagged):
+        assert (out / "blobs" / "sha256" / found["digest"][7:]).exists()
     assert (used.registry.asked("GET", f"/referrers/{used.image['digest']}") == []) == has_them
 
 

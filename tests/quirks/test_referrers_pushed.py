@@ -128,6 +128,22 @@ def test_what_is_of_a_kind_that_cannot_be_carried_is_left_and_told(
     assert [left["digest"] for left in json.loads(document.read_text())["leftBehind"]] == [digest]
 
 
+@quirk(32)
+@quirk(59)
+def test_a_signature_s_tag_whose_manifest_does_not_exist_is_told(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    registry = start()
+    found.seed(layout, registry.host, "app", "1")
+    tag = found.cosign_tag
+    registry.faults = [Fault(refusal(404, "MANIFEST_UNKNOWN"), "GET", f"/manifests/{tag}", times=None)]
+    used = mover()
+    document = used.folder / "result.json"
+    used.run("pull", f"{registry.host}/app:1", "-o", f"{used.folder}/out/", "--result", document)
+    (left,) = json.loads(document.read_text())["leftBehind"]
+    assert (left["tag"], left["kind"]) == (tag, "signature")
+
+
 @quirk(59)
 def test_every_repository_with_the_image_gets_all_of_it(
     start: Start, mover: Move, layout: Layout, found: Signed

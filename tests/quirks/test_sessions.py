@@ -253,6 +253,19 @@ def test_it_continues_in_chunks_and_may_break_again(pushes: MakePushes) -> None:
 
 
 @quirk(50)
+def test_of_an_upload_that_has_all_only_the_end_is_missing(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(503), "PUT", "digest=", times=None)]
+    used.push("file", "--retries", "0", code=7)
+    used.registry.faults = []
+    used.registry.requests.clear()
+    used.push()
+    assert used.methods() == ["GET", "PUT"]
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
 def test_by_one_put_it_begins_again_and_the_earlier_session_is_deleted(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()

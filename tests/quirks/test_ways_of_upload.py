@@ -256,7 +256,7 @@ def test_a_refusal_that_comes_while_a_body_is_sent_ends_the_sending(how: How, pu
     used.registry.faults = [Fault(refusal(413), "PATCH")]
     result = used.push(how)
     # It was not a failure of the network, and so little had been read that all of it could be sent again.
-    assert result.waits == ()
+    assert not result.waits
     assert used.uploads("DELETE") == []
     assert used.is_complete()
 
