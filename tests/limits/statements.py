@@ -82,7 +82,7 @@ LIMITS: Final[dict[int, Limit]] = {
         archives=("manifest-both*", "keys-manifests", "keys-media-type", "manifest-other-type",
                   "manifest-as-index", "index-and-*", "index-is-a-manifest",
                   "two-*", "size-claim-both"),
-        tests=("unit/test_distribution.py::test_one_that_the_registry_calls_something_else_is_refused",),
+        tests=("quirks/test_downloads.py::test_a_manifest_that_the_registry_calls_something_else_is_refused",),
     ),
     9: Limit(
         "A token's answer has 128 KiB, an error's body 64 KiB; what is printed has no control characters, in one line",

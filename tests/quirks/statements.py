@@ -180,6 +180,7 @@ QUIRKS: Final[dict[int, Statement]] = {
         "containers-auth.json(5); docker login",
     ),
     56: Statement("A login is kept as docker login does it, and nothing else in the file changes", "docker login"),
+    57: Statement("A registry that stored another manifest than was sent says so by its digest", "distribution-spec"),
     58: Statement("A tag does not exist: what may have been meant is told, if the registry says so at once", "all"),
     59: Statement(
         "Referrers are asked for once for each manifest, listed in pages, or kept by clients under a tag",
@@ -193,5 +194,11 @@ QUIRKS: Final[dict[int, Statement]] = {
         "A request that breaks costs the whole upload: what is worth keeping is sent in the chunked transfer coding",
         "distribution 2.8, Harbor",
     ),
-    57: Statement("A registry that stored another manifest than was sent says so by its digest", "distribution-spec"),
+    62: Statement(
+        "A blob that breaks off continues to the byte, and what is not it is found", "S3, CDNs, proxies; all"
+    ),
+    63: Statement(
+        "A manifest is what it says it is, and what its digest says, by sha256 or sha512",
+        "distribution#4895; image-spec, descriptor.md",
+    ),
 }
