@@ -201,4 +201,9 @@ QUIRKS: Final[dict[int, Statement]] = {
         "A manifest is what it says it is, and what its digest says, by sha256 or sha512",
         "distribution#4895; image-spec, descriptor.md",
     ),
+    64: Statement("Nothing is sent that exists, and a tag comes last of all", "distribution-spec, Pushing Manifests"),
+    65: Statement(
+        "Of a large image whose manifest exists only some blobs are asked about, and all where one is lost",
+        "Hub's rate limits; garbage collection of registries",
+    ),
 }
