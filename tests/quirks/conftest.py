@@ -9,13 +9,15 @@ from typing import Any, Final
 
 import pytest
 
-from tests.images import Layout
+from tests.images import Layout, small_image
 from tests.quirks.interrupted import SIZE, Pushes
+from tests.quirks.mirrors import Mirrored
 from tests.quirks.moving import Mover
 from tests.quirks.registries import PASSWORD, USER
 from tests.quirks.registry import QuirkyRegistry, Tap, tapped
 from tests.quirks.statements import QUIRKS
 from tests.quirks.uploading import STORAGE
+from tests.registry_http import seed
 from tests.runner import Argument
 
 #: What a test's report calls the numbers of its statements.
@@ -73,6 +75,22 @@ def pushes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], la
 
     def make(*quirks: Any, size: int = SIZE, **options: Any) -> Pushes:
         return Pushes(start(*quirks, **options), layout, layout.image([size], name="app"), mover())
+
+    return make
+
+
+@pytest.fixture
+def mirrored(
+    start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], layout: Layout
+) -> Callable[..., Mirrored]:
+    """Return a function that starts a registry with an image: a small one, or what it is given."""
+
+    def make(make_image: Callable[[Layout], dict[str, object]] = small_image) -> Mirrored:
+        image = make_image(layout)
+        registry = start()
+        seed(layout, image, registry.host, "app", "1")
+        registry.requests.clear()
+        return Mirrored(start, layout, mover(env={}), image, registry)
 
     return make
 

@@ -155,7 +155,7 @@ def test_an_upload_on_another_host_takes_nothing_along(
 @quirk(5)
 @quirk(15)
 @schemes
-def test_nor_does_the_end_of_one_that_failed(
+def test_deleting_a_failed_upload_on_another_host_takes_nothing_along(
     scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())

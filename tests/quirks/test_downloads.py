@@ -144,7 +144,7 @@ def test_what_is_known_is_read_again_to_the_byte(after: int, pulls: MakePulls) -
 
 @quirk(24)
 @quirk(62)
-def test_also_when_that_breaks_again_before_there_is_anything_new(pulls: MakePulls) -> None:
+def test_a_download_that_breaks_while_known_bytes_are_read_again_continues(pulls: MakePulls) -> None:
     used = pulls(habits.NO_PARTS)
     used.pull(Drop(300_000), Drop(200_000), Drop(0), Drop(400_000))
     assert len(used.ranges()) == 5

@@ -228,7 +228,9 @@ def test_a_signature_that_has_all_that_is_there_takes_its_place(
 
 @quirk(32)
 @quirk(59)
-def test_what_cannot_be_read_there_stays_too(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+def test_a_signature_tag_that_cannot_be_read_is_not_overwritten(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
     registry = start()
     seed(layout, found.image, registry.host, "app", "0")
     own = seed(layout, layout.artifact(b"signed where it arrived"), registry.host, "app", found.cosign_tag)
