@@ -40,8 +40,7 @@ FAILURES: Final[dict[str, Action]] = {
 
 
 @quirk(52)
-@both_ways
-@pytest.mark.parametrize("what", FAILURES)
+@pytest.mark.parametrize(("what", "how"), [*((what, "file") for what in FAILURES), ("hangs up", "pipe")])
 def test_a_mirror_that_fails_is_asked_at_most_twice_and_told_of_once(
     what: str, how: How, mirrored: MakeMirrored
 ) -> None:

@@ -116,9 +116,11 @@ def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_again(
 
 
 @quirk(50)
-@pytest.mark.parametrize("method", ["PATCH", "PUT"])
-@pytest.mark.parametrize("status", [400, 404, 405, 409, 410, 412, 416, 422, 501])
-def test_whatever_a_rest_is_refused_by_all_is_sent_again(status: int, method: str, pushes: MakePushes) -> None:
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [*(("PATCH", status) for status in (400, 404, 405, 409, 416, 501)), ("PUT", 400), ("PUT", 404), ("PUT", 422)],
+)
+def test_whatever_a_rest_is_refused_by_all_is_sent_again(method: str, status: int, pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     gone = Fault(refusal(404), "GET", "uploads", skip=1, times=None)
