@@ -167,7 +167,11 @@ def finish(
     results = [bytearray() for _ in outputs]
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         for fork in forks:
-            selector.register(fork, selectors.EVENT_READ, (fork.read, fork.close))
+            if fork.code is None:
+                selector.register(fork, selectors.EVENT_READ, (fork.read, fork.close))
+            else:
+                # A short run may end before its number is read: all its news came at once.
+                fork.close()
         for descriptor, result in zip(outputs, results, strict=True):
             file = stack.enter_context(FileIO(descriptor, "rb"))
             selector.register(file, selectors.EVENT_READ, (partial(_read, file, result), file.close))

@@ -376,7 +376,7 @@ def test_what_else_has_the_tag_of_a_list_is_not_overwritten(
     other = small_image(layout, config={"Cmd": ["another"]})
     tag = found.image["digest"].replace(":", "-")
     seed(layout, other, registry.host, "app", tag)
-    push(mover(), layout, f"{registry.host}/app:1", code=8, says=(tag, "--no-referrers"))
+    push(mover(), layout, f"{registry.host}/app:1", "-q", code=8, says=(tag, "--no-referrers"))
     assert manifest_digest(registry.host, "app", tag) == other["digest"]
 
 
