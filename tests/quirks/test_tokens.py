@@ -16,7 +16,7 @@ from tests.faults import Action, Drop, Fault, HangUp, Reply, Reset, Stall, refus
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image
 from tests.quirks import habits
-from tests.quirks.moving import Mover
+from tests.quirks.moving import Mover, run
 from tests.quirks.pieces import config_of, is_stored, layer_of, one_layer
 from tests.quirks.registries import PASSWORD, USER
 from tests.quirks.registry import Quirk, QuirkyRegistry, Tap
@@ -260,6 +260,24 @@ def test_a_token_server_that_fails_is_asked_as_often_as_any_server_and_no_more(
     )
     # Whatever several threads want: one that was refused is not asked for the same again.
     assert len(registry.asked(path="^/token")) == asked
+
+
+@quirk(46)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_password_that_was_refused_for_one_image_is_not_shown_for_the_next(
+    status: int, start: Start, mover: Move, tmp_path: Path
+) -> None:
+    # A wrong password that is shown again and again locks accounts.
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(refusal(status), path="^/token", times=None)]
+    login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
+    plan = tmp_path / "images.toml"
+    plan.write_text(
+        "".join(f'[[sync]]\nfrom = "{registry.host}/app:{tag}"\nto = "oci:{tmp_path}/{tag}"\n' for tag in "123")
+    )
+    result = run("sync", plan, "--jobs", "1", env=mover(env=login).env)
+    assert result.code == 3, result.err
+    assert len(registry.asked(path="^/token")) == 1
 
 
 @quirk(46)
