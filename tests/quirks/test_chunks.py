@@ -21,7 +21,6 @@ from tests.quirks.moving import WAYS, How, Mover, run
 from tests.quirks.pieces import MIB, is_stored, layer_of, one_layer, upload_of
 from tests.quirks.registry import Quirk, QuirkyHandler, QuirkyRegistry, changed, refused
 from tests.quirks.statements import quirk
-from tests.registry import Answer
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
 

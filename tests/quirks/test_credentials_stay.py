@@ -34,7 +34,6 @@ from tests.quirks.shown import (
 )
 from tests.quirks.statements import quirk
 from tests.quirks.uploading import UPLOADS_ELSEWHERE
-from tests.registry import Answer
 from tests.registry_http import seed
 
 Start = Callable[..., QuirkyRegistry]

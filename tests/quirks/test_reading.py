@@ -16,7 +16,6 @@ from tests.quirks.moving import WAYS, How, Mover
 from tests.quirks.pieces import LAYER, config_of, layer_of
 from tests.quirks.registry import Quirk, QuirkyRegistry, changed
 from tests.quirks.statements import quirk
-from tests.registry import Answer
 from tests.registry_http import seed
 
 Start = Callable[..., QuirkyRegistry]
