@@ -71,7 +71,7 @@ class Clock:
 class Resolver:
     """Replaces `socket.getaddrinfo`: names of the test lead to this machine, or astray; other `.test` names nowhere."""
 
-    def __init__(self, tell: socket.socket, names: dict[str, int | None], astray: dict[str, Any] | None) -> None:
+    def __init__(self, tell: socket.socket, names: dict[str, int | str | None], astray: dict[str, Any] | None) -> None:
         self._tell, self._names, self._astray = tell, names, astray
         self._asked: dict[str, int] = {}
 
@@ -81,16 +81,39 @@ class Resolver:
             return _real_resolve(host, port, *args, **options)
         if name not in self._names:
             raise socket.gaierror(*_REFUSALS["unknown"])
+        given = self._names[name]
         if port is not None:
             # With a port it is looked up in order to connect.
             _send(self._tell, connected=name)
             count = self._asked[name] = self._asked.get(name, 0) + 1
-            port, astray = self._names[name] or port, self._astray
+            port, astray = (given or port) if not isinstance(given, str) else port, self._astray
             if astray and name == astray["host"] and astray["first"] <= count < astray["end"]:
                 if astray["how"] in _REFUSALS:
                     raise socket.gaierror(*_REFUSALS[astray["how"]])
                 port = astray["port"]
-        return _real_resolve("127.0.0.1", port, *args, **options)
+        found = _real_resolve("127.0.0.1", port, *args, **options)
+        return [(*entry[:4], (given, *entry[4][1:])) for entry in found] if isinstance(given, str) else found
+
+
+def _lead_home(addresses: set[str]) -> None:
+    """Have connections to these addresses lead to this machine, and be to these addresses as far as they can tell."""
+    connect, peer = socket.socket.connect, socket.socket.getpeername
+    peers: dict[Any, tuple[str, int]] = {}
+
+    def connected(self: socket.socket, address: Any) -> None:
+        is_ours = isinstance(address, tuple) and address[0] in addresses
+        connect(self, ("127.0.0.1", *address[1:]) if is_ours else address)
+        # Known by this end's address, since TLS makes another object of the same connection.
+        own = self.getsockname()
+        peers.pop(own, None)
+        if is_ours:
+            peers[own] = address
+
+    def peer_of(self: socket.socket) -> Any:
+        return peers.get(self.getsockname(), peer(self))
+
+    socket.socket.connect = connected  # type: ignore[method-assign,assignment]
+    socket.socket.getpeername = peer_of  # type: ignore[method-assign,assignment]
 
 
 def _send(to: socket.socket, **message: Any) -> None:
@@ -136,6 +159,7 @@ def _run(run: socket.socket, descriptors: list[int]) -> None:
     clock.sleep = Clock(run, slow=not request["no_waits"]).sleep
     if request["names"] is not None:
         socket.getaddrinfo = Resolver(run, request["names"], request["astray"])
+        _lead_home({given for given in request["names"].values() if isinstance(given, str)})
     sys.argv = request["argv"]
     ocistream.cli.run()
 

@@ -50,15 +50,16 @@ class Astray:
 class Request:
     """What a run has of its own, beside its streams.
 
-    With `names`, `*.test` names lead to this machine: each to its port, or with None to the port of the URL. With
-    `no_waits` the pauses between attempts are recorded and not slept.
+    With `names`, `*.test` names lead to this machine: each to its port, or with None to the port of the URL. One that
+    has an address instead resolves to that, such as one outside of this network. With `no_waits` the pauses between
+    attempts are recorded and not slept.
     """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
     no_waits: bool = False
-    names: Mapping[str, int | None] | None = None
+    names: Mapping[str, int | str | None] | None = None
     astray: Astray | None = None
 
 
@@ -166,7 +167,11 @@ def finish(
     results = [bytearray() for _ in outputs]
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         for fork in forks:
-            selector.register(fork, selectors.EVENT_READ, (fork.read, fork.close))
+            if fork.code is None:
+                selector.register(fork, selectors.EVENT_READ, (fork.read, fork.close))
+            else:
+                # A short run may end before its number is read: all its news came at once.
+                fork.close()
         for descriptor, result in zip(outputs, results, strict=True):
             file = stack.enter_context(FileIO(descriptor, "rb"))
             selector.register(file, selectors.EVENT_READ, (partial(_read, file, result), file.close))

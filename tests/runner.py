@@ -67,7 +67,7 @@ def ocistream(
     cwd: Path | None = None,
     timeout: float = TIMEOUT,
     no_waits: bool = False,
-    names: Mapping[str, int | None] | None = None,
+    names: Mapping[str, int | str | None] | None = None,
     astray: Astray | None = None,
     machine: Path | None = None,
 ) -> Result:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from ocistream.credentials import Credential
-from ocistream.retry import Patience
-from tests.network import QuickTransport
+from tests.images import Layout, small_image
+from tests.quirks.interrupted import SIZE, Pushes
+from tests.quirks.mirrors import Mirrored
 from tests.quirks.moving import Mover
 from tests.quirks.registries import PASSWORD, USER
 from tests.quirks.registry import QuirkyRegistry, Tap, tapped
 from tests.quirks.statements import QUIRKS
 from tests.quirks.uploading import STORAGE
+from tests.registry_http import seed
+from tests.runner import Argument
 
 #: What a test's report calls the numbers of its statements.
 _PROPERTY: Final = "quirk"
@@ -48,17 +50,49 @@ def start(tmp_path: Path) -> Iterator[Callable[..., QuirkyRegistry]]:
 
 
 @pytest.fixture
-def mover(tmp_path: Path) -> Iterator[Callable[..., Mover]]:
-    """Return a function that makes what moves images, as USER; its arguments are those of `QuickTransport`."""
-    with contextlib.ExitStack() as stack:
+def mover(tmp_path: Path) -> Callable[..., Mover]:
+    """Return a function that makes what runs commands; its arguments are their options.
 
-        def make(jobs: int = 4, **options: Any) -> Mover:
-            # As many tries as there are by default, and hardly a wait.
-            options.setdefault("patience", Patience(backoff=0.001, backoff_limit=0.002))
-            options.setdefault("credential", Credential(USER, PASSWORD, source="the test"))
-            return Mover(stack.enter_context(QuickTransport(**options)), tmp_path, jobs)
+    They have a home directory of their own, and run as USER with PASSWORD unless another `env` says who runs them.
+    """
+    home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
+    user = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
 
-        yield make
+    def make(
+        *options: Argument, env: Mapping[str, str] | None = None, names: Mapping[str, int | str | None] | None = None
+    ) -> Mover:
+        return Mover(tmp_path, {**home, **(user if env is None else env)}, options, names or {})
+
+    return make
+
+
+@pytest.fixture
+def pushes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], layout: Layout) -> Callable[..., Pushes]:
+    """Return a function that starts a registry, and gives pushes of an image with one large layer to it.
+
+    Its arguments are those of `start`, and the layer's size.
+    """
+
+    def make(*quirks: Any, size: int = SIZE, **options: Any) -> Pushes:
+        return Pushes(start(*quirks, **options), layout, layout.image([size], name="app"), mover())
+
+    return make
+
+
+@pytest.fixture
+def mirrored(
+    start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], layout: Layout
+) -> Callable[..., Mirrored]:
+    """Return a function that starts a registry with an image: a small one, or what it is given."""
+
+    def make(make_image: Callable[[Layout], dict[str, object]] = small_image) -> Mirrored:
+        image = make_image(layout)
+        registry = start()
+        seed(layout, image, registry.host, "app", "1")
+        registry.requests.clear()
+        return Mirrored(start, layout, mover(env={}), image, registry)
+
+    return make
 
 
 @pytest.fixture

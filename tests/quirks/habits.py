@@ -236,3 +236,44 @@ def no_referrers(status: int) -> Quirk:
         f"referrers are answered by {status}",
         inward=lambda handler: refused(status) if "/referrers/" in handler.path else None,
     )
+
+
+# Blobs of repositories, challenges ------------------------------------------------------------------------------
+
+
+def only_in(*repositories: str) -> Quirk:
+    """Return the quirk of having blobs in these repositories only, until they are pushed or mounted elsewhere.
+
+    A mount from another repository becomes an upload.
+    """
+
+    def inward(handler: QuirkyHandler) -> Answer | None:
+        path, _, query = handler.path.partition("?")
+        name, _, digest = path.removeprefix("/v2/").rpartition("/blobs/")
+        source = urllib.parse.parse_qs(query).get("from", [""])[0]
+        if handler.command == "POST" and source and source not in repositories:
+            handler.path = path
+        if handler.command != "HEAD" or not digest.startswith("sha") or name in repositories:
+            return None
+        return None if ("has", name, digest) in handler.registry.memory else refused(404, "BLOB_UNKNOWN")
+
+    def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
+        if handler.command in {"POST", "PUT"} and answer.status == 201 and "/blobs/uploads/" in handler.path:
+            name = handler.path.removeprefix("/v2/").partition("/blobs/")[0]
+            query = urllib.parse.parse_qs(handler.path.partition("?")[2])
+            digest = (query.get("digest") or query.get("mount") or [""])[0]
+            with handler.registry.lock:
+                handler.registry.memory["has", name, digest] = True
+        return answer
+
+    return Quirk(f"blobs are only in {' and '.join(repositories) or 'no repository'}", inward=inward, outward=outward)
+
+
+def asking_for(scopes: str) -> Quirk:
+    """Return the quirk of naming further scopes in a challenge, before its own."""
+
+    def outward(_: QuirkyHandler, answer: Answer) -> Answer:
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        return changed(answer, WWW_Authenticate=challenge.replace('scope="', f'scope="{scopes} ') or None)
+
+    return Quirk("asks for more scopes", outward=outward)

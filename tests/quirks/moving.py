@@ -1,117 +1,99 @@
-"""Images into a registry and out of it again, as `push` and `pull` move them: from and to files, and pipes."""
+"""Runs `push`, `pull` and `copy` as a user does, with one home directory: from and to files, and pipes."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from ocistream.conversion import parse_recompression
-from ocistream.interfaces import Sink, Source
-from ocistream.stores import Surroundings, Want, open_sink, open_source, parse_end
-from ocistream.stores.index import Selection, only_image
-from ocistream.transfer import Report, copy
-from ocistream.transport import Transport
 from tests.archives import files_in
-from tests.observers import Watch
+from tests.cli import expect
+from tests.runner import Argument, Environment, Result, ocistream
 
 How = Literal["file", "pipe"]
 WAYS: Final[tuple[How, ...]] = ("file", "pipe")
 
 
+def run(
+    *argv: Argument,
+    stdin: bytes | Path | None = None,
+    env: Environment | None = None,
+    cwd: Path | None = None,
+    names: Mapping[str, int | str | None] | None = None,
+) -> Result:
+    """Run a command line; pauses between attempts are recorded and not slept."""
+    return ocistream(*argv, stdin=stdin, env=env, cwd=cwd, names=names, no_waits=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mover:
-    """Moves images with one transport; `folder` is where it keeps archives."""
+    """Runs commands with the same home directory, environment and options; `folder` is where it keeps archives.
 
-    transport: Transport
+    A command must end with exit code `code`. Where that is not 0, stderr must have one or two lines that hold all of
+    `says`.
+    """
+
     folder: Path
-    jobs: int = 4
+    env: Mapping[str, str]
+    options: tuple[Argument, ...] = ()
+    names: Mapping[str, int | str | None] = dataclasses.field(default_factory=dict)
 
-    def push(self, archive: bytes, image: str, how: How = "file", *, select: Selection = only_image) -> Report:
+    def run(
+        self, *argv: Argument, stdin: bytes | Path | None = None, code: int = 0, says: str | tuple[str, ...] = ()
+    ) -> Result:
+        """Run any command, without the options."""
+        result = run(*argv, stdin=stdin, env=self.env, names=self.names or None)
+        if code:
+            # What is said of long waits is not the failure.
+            lines = [line for line in result.err.splitlines() if "; trying again in " not in line]
+            # An archive that went to stdout cannot be taken back.
+            out = b"" if argv[0] == "pull" and "-o" not in argv else result.out
+            failed = dataclasses.replace(result, err="\n".join(lines), out=out)
+            expect.failure(failed, code, *((says,) if isinstance(says, str) else says))
+        else:
+            expect.success(result)
+        return result
+
+    def push(
+        self,
+        archive: bytes,
+        image: str,
+        how: How = "file",
+        *options: Argument,
+        code: int = 0,
+        says: str | tuple[str, ...] = (),
+    ) -> Result:
         """Push the one image of an archive to `image`."""
         if how == "pipe":
-            with _written(archive) as file:
-                return self.push_stream(lambda: file, image, select=select)
+            return self.run("push", image, *self.options, *options, stdin=archive, code=code, says=says)
         path = self.folder / "pushed.tar"
         path.write_bytes(archive)
-        return self._move(
-            open_source(parse_end(f"oci-archive:{path}"), self._around(), Want(select)), self._into(image)
-        )
+        return self.run("push", image, "-i", path, *self.options, *options, code=code, says=says)
 
-    def push_stream(
-        self, stdin: Callable[[], io.BufferedReader], image: str, *, select: Selection = only_image
-    ) -> Report:
-        """Push what comes from a stream."""
-        around = Surroundings(transport=lambda: self.transport, stdin=stdin)
-        return self._move(open_source(parse_end("-"), around, Want(select)), self._into(image))
-
-    def pull(self, image: str, how: How = "file") -> dict[str, bytes]:
-        """Pull `image` and return the files of the archive."""
+    def pull(
+        self, image: str, how: How = "file", *options: Argument, code: int = 0, says: str | tuple[str, ...] = ()
+    ) -> dict[str, bytes]:
+        """Pull `image` with all its platforms, and return the files of the archive: none if it fails."""
         path = self.folder / "pulled.tar"
-        source = open_source(parse_end(f"docker://{image}"), self._around(), Want())
-        if how == "file":
-            self._move(source, open_sink(parse_end(f"oci-archive:{path}"), self._around()))
-            return files_in(path.read_bytes())
-        read, write = os.pipe()
-        with _read(read) as received, io.FileIO(write, "wb") as file:
-            self._move(source, open_sink(parse_end("-"), Surroundings(stdout=lambda: file)))
-        return files_in(bytes(received))
+        path.unlink(missing_ok=True)
+        output: list[Argument] = ["-o", path] if how == "file" else []
+        result = self.run("pull", image, "--platform", "all", *output, *self.options, *options, code=code, says=says)
+        if code:
+            assert not path.exists()
+            return {}
+        return files_in(path.read_bytes() if how == "file" else result.out)
 
-    def copy(self, source: str, target: str) -> Report:
-        """Copy an image from one registry, or repository, to another."""
-        return self._move(open_source(parse_end(f"docker://{source}"), self._around(), Want()), self._into(target))
-
-    def _around(self) -> Surroundings:
-        return Surroundings(transport=lambda: self.transport)
-
-    def _into(self, image: str) -> Sink:
-        return open_sink(parse_end(f"docker://{image}"), self._around())
-
-    def _move(self, source: Source, sink: Sink) -> Report:
-        try:
-            # The plain layers of a `docker save` are compressed, as the command has it.
-            return copy(source, sink, Watch(), jobs=self.jobs, bare_layers=parse_recompression("gzip"))
-        finally:
-            sink.close()
-            source.close()
-
-
-@contextlib.contextmanager
-def _written(content: bytes) -> Iterator[io.BufferedReader]:
-    """Give the reading end of a pipe into which `content` is written; whoever stops reading ends that."""
-    read, write = os.pipe()
-
-    def fill() -> None:
-        with contextlib.suppress(BrokenPipeError), io.FileIO(write, "wb") as file:
-            left = memoryview(content)
-            while left:
-                left = left[file.write(left) :]
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    try:
-        with io.open(read, "rb") as file:  # noqa: UP020
-            yield file
-    finally:
-        thread.join()
-
-
-@contextlib.contextmanager
-def _read(descriptor: int) -> Iterator[bytearray]:
-    """Collect what comes out of a pipe, until its other end is closed."""
-    received = bytearray()
-
-    def collect() -> None:
-        with io.FileIO(descriptor, "rb") as file:
-            while piece := file.read(1 << 20):
-                received.extend(piece)
-
-    thread = threading.Thread(target=collect)
-    thread.start()
-    yield received
-    thread.join()
+    def copy(
+        self, source: str, target: str, *options: Argument, code: int = 0, says: str | tuple[str, ...] = ()
+    ) -> Result:
+        """Copy an image from one registry, or repository, to another, as the same user on both sides."""
+        user = {name: value for name, value in self.env.items() if name in {"OCISTREAM_USERNAME", "OCISTREAM_PASSWORD"}}
+        sides = {
+            name.replace("OCISTREAM", f"OCISTREAM_{side}"): value
+            for name, value in user.items()
+            for side in ("SRC", "DEST")
+        }
+        env = {name: value for name, value in self.env.items() if name not in user}
+        used = dataclasses.replace(self, env={**env, **sides})
+        return used.run("copy", source, target, *self.options, *options, code=code, says=says)

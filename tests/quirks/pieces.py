@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import fcntl
+import struct
+import termios
+import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import IO, Final
 
 from tests.archives import blob_name, small_first, tar_of
 from tests.faults import Request
@@ -14,6 +17,8 @@ from tests.quirks.registry import QuirkyRegistry
 MIB: Final = 1 << 20
 #: Larger than what a client reads at once, smaller than what sockets hold.
 LAYER: Final = 600_001
+#: Seconds until something that is waited for must have happened: far more than it takes.
+_PATIENCE: Final = 60.0
 
 
 def one_layer(layout: Layout, size: int = LAYER) -> tuple[Descriptor, bytes]:
@@ -56,25 +61,19 @@ def targets(requests: Sequence[Request]) -> list[str]:
     return [f"{request.method} {request.target}" for request in requests]
 
 
-class Held(io.RawIOBase):
-    """An archive as a stream that calls `before` once, before the first byte of one blob's content is read."""
+def position_of(archive: bytes, digest: str) -> int:
+    """Return where the content of a blob begins in an archive, behind the header block that has its name."""
+    return archive.index(blob_name(digest).encode()) // 512 * 512 + 512
 
-    def __init__(self, archive: bytes, digest: str, before: Callable[[], None]) -> None:
-        name = blob_name(digest).encode()
-        self._stream = io.BytesIO(archive)
-        # Behind the header block that has the name in it.
-        self._stop = archive.index(name) // 512 * 512 + 512
-        self._before: Callable[[], None] | None = before
 
-    def readable(self) -> bool:
-        return True
+def unread(pipe: IO[bytes]) -> int:
+    """Return how many bytes the reader of a pipe has not read yet."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4)))[0])
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        position = self._stream.tell()
-        if self._before is not None:
-            if position == self._stop:
-                before, self._before = self._before, None
-                before()
-            else:
-                buffer = memoryview(buffer)[: self._stop - position]
-        return self._stream.readinto(buffer)
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something has happened that is under way in another process."""
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.005)

@@ -6,20 +6,33 @@ import base64
 import dataclasses
 import json
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ocistream.credentials import Credential
-from tests.cli.run import Result
 from tests.faulty_auth import Auth, Basic, Bearer
 from tests.images import Layout, small_image
 from tests.quirks.registry import QuirkyRegistry
 from tests.registry_http import seed
+from tests.runner import Result
 
 USER: Final = "ada.lovelace"
 PASSWORD: Final = "an engine: 1843/+"
 IDENTITY: Final = "identity-of-ada-c0ffee"
+
+
+@dataclasses.dataclass(frozen=True)
+class Login:
+    """A user's name and password, or name and identity token."""
+
+    user: str
+    password: str = ""
+    identity: str = ""
+
+    def entry(self) -> dict[str, str]:
+        """Return the entry that a file in Docker's format has."""
+        entry = {"auth": base64.b64encode(f"{self.user}:{self.password}".encode()).decode()}
+        return {**entry, "identitytoken": self.identity} if self.identity else entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +41,19 @@ class Scheme:
 
     name: str
     auth: Callable[[], Auth]
-    credential: Credential
+    login: Login
 
     def __str__(self) -> str:
         return self.name
 
 
 SCHEMES: Final = (
-    Scheme("Basic", lambda: Basic(USER, PASSWORD), Credential(USER, PASSWORD, source="the test")),
-    Scheme("Bearer", lambda: Bearer({USER: PASSWORD}, anonymous=()), Credential(USER, PASSWORD, source="the test")),
+    Scheme("Basic", lambda: Basic(USER, PASSWORD), Login(USER, PASSWORD)),
+    Scheme("Bearer", lambda: Bearer({USER: PASSWORD}, anonymous=()), Login(USER, PASSWORD)),
     Scheme(
         "an identity token",
         lambda: Bearer({USER: IDENTITY}, anonymous=(), oauth2=False),
-        Credential(USER, "", identity_token=IDENTITY, source="the test"),
+        Login(USER, identity=IDENTITY),
     ),
 )
 
@@ -85,16 +98,18 @@ def filled(layout: Layout, registry: QuirkyRegistry) -> dict[str, Any]:
     return image
 
 
-def logged_in(folder: Path, scheme: Scheme, host: str) -> dict[str, str]:
-    """Return the environment of somebody whose login at `host` is in Docker's file, and nothing else."""
-    credential = scheme.credential
-    entry: dict[str, str] = {"auth": base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()}
-    if credential.identity_token:
-        entry["identitytoken"] = credential.identity_token
+def docker_config(folder: Path, logins: Mapping[str, Login]) -> dict[str, str]:
+    """Return the environment of somebody whose logins, by host or namespace, are in Docker's file and nowhere else."""
     docker = folder / "docker"
     docker.mkdir(exist_ok=True)
-    (docker / "config.json").write_text(json.dumps({"auths": {host: entry}}))
+    auths = {place: login.entry() for place, login in logins.items()}
+    (docker / "config.json").write_text(json.dumps({"auths": auths}))
     return {"HOME": str(folder), "DOCKER_CONFIG": str(docker)}
+
+
+def logged_in(folder: Path, scheme: Scheme, *hosts: str) -> dict[str, str]:
+    """Return the environment of somebody who has the same login at each of these hosts, in Docker's file."""
+    return docker_config(folder, dict.fromkeys(hosts, scheme.login))
 
 
 def assert_unprinted(result: Result, *registries: QuirkyRegistry) -> None:

@@ -142,4 +142,68 @@ QUIRKS: Final[dict[int, Statement]] = {
         "Who may push may not look: whether something is there is answered by 403",
         "ECR without BatchGetImage; rules_oci#648",
     ),
+    # Requests, one by one
+    43: Statement(
+        "A challenge names scopes that were not asked for: they are added behind ours, sixteen at most",
+        "distribution, Token Authentication; GitLab",
+    ),
+    44: Statement(
+        "A token is shown only for the login that it was given to, and only as long as it is good",
+        "Quay's robot accounts, podman's logins by namespace",
+    ),
+    45: Statement("Challenges come in every form of RFC 9110, and realms are absolute http(s) URLs or refused", "all"),
+    46: Statement("What a token server answers is a token or an error that shows nothing of it", "all of them"),
+    47: Statement(
+        "A mount is asked of the first repository, of others only where they have the blob, of none that refused",
+        "Harbor, Quay; ggcr#1404",
+    ),
+    48: Statement("An answer that was lost does not mean that its request was not carried out", "all of them"),
+    49: Statement(
+        "An upload that broke continues where the registry says, if that can be so; else another takes its place",
+        "distribution; containers-roadmap#2831",
+    ),
+    50: Statement("An upload of an earlier run continues, or is deleted where it is by now", "distribution 2.8, zot"),
+    51: Statement("What is kept of an upload between runs is private, and believed only if it can be so", "ocistream"),
+    52: Statement(
+        "A mirror that is down, refuses or lacks something costs a request or two, and the registry has the last word",
+        "pull-through caches; Artifactory, Harbor",
+    ),
+    53: Statement(
+        "A mirror may lie: what it gives has the digest that was asked for, or is read elsewhere", "any cache"
+    ),
+    54: Statement(
+        "Credentials are looked for in one order of places, and the first that knows the registry wins",
+        "docker, podman",
+    ),
+    55: Statement(
+        "Docker's and Podman's files and helpers are read as these tools do: the longest namespace counts",
+        "containers-auth.json(5); docker login",
+    ),
+    56: Statement("A login is kept as docker login does it, and nothing else in the file changes", "docker login"),
+    57: Statement("A registry that stored another manifest than was sent says so by its digest", "distribution-spec"),
+    58: Statement("A tag does not exist: what may have been meant is told, if the registry says so at once", "all"),
+    59: Statement(
+        "Referrers are asked for once for each manifest, listed in pages, or kept by clients under a tag",
+        "distribution-spec 1.1; GHCR, GitLab, Harbor",
+    ),
+    60: Statement(
+        "A way of uploading that was asked for is obeyed; else what is refused leads to another, and that is learnt",
+        "nginx before a registry; Artifactory, ECR, Google Artifact Registry",
+    ),
+    61: Statement(
+        "A request that breaks costs the whole upload: what is worth keeping is sent in the chunked transfer coding",
+        "distribution 2.8, Harbor",
+    ),
+    62: Statement(
+        "A blob that breaks off continues to the byte, and what is not it is found", "S3, CDNs, proxies; all"
+    ),
+    63: Statement(
+        "A manifest is what it says it is, and what its digest says, by sha256 or sha512",
+        "distribution#4895; image-spec, descriptor.md",
+    ),
+    64: Statement("Nothing is sent that exists, and a tag comes last of all", "distribution-spec, Pushing Manifests"),
+    65: Statement(
+        "Of a large image whose manifest exists only some blobs are asked about, and all where one is lost",
+        "Hub's rate limits; garbage collection of registries",
+    ),
 }

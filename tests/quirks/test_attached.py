@@ -11,14 +11,15 @@ from typing import Any, Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, pipe
 from tests.faulty_auth import Auth
 from tests.images import OCI_INDEX, Descriptor, Layout, small_image
 from tests.quirks import habits
+from tests.quirks.moving import run
 from tests.quirks.registries import KINDS, PASSWORD, USER
 from tests.quirks.registry import Quirk, QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import get, manifest, manifest_digest, seed
+from tests.runner import Result
 
 Start = Callable[..., QuirkyRegistry]
 
@@ -91,14 +92,15 @@ def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Pat
     """Move app:v1, and whatever goes along."""
     one, other = f"{source.host}/app:v1", f"{target.host}/app:v1"
     if route == "copy":
-        result = ocistream("copy", one, other, *options, env=env)
+        result = run("copy", one, other, *options, env=env)
     elif route == "a pipe":
-        first, result = pipe(["pull", one, *options], ["push", other, *options], env=env)
+        first = run("pull", one, *options, env=env)
         expect.success(first)
+        result = run("push", other, *options, stdin=first.out, env=env)
     else:
         path = folder / "moved.tar"
-        expect.success(ocistream("pull", one, "-o", path, *options, env=env))
-        result = ocistream("push", other, "-i", path, *options, env=env)
+        expect.success(run("pull", one, "-o", path, *options, env=env))
+        result = run("push", other, "-i", path, *options, env=env)
     expect.success(result)
     return result
 

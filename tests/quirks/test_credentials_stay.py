@@ -12,15 +12,12 @@ from typing import Any, Final
 
 import pytest
 
-from ocistream.errors import FinalNetworkError, OcistreamError
 from tests.certificates import Certificate
-from tests.cli.run import ocistream
 from tests.faults import Fault, Header, redirect, refusal
 from tests.faulty_auth import Bearer
 from tests.images import OCI_INDEX, Layout
-from tests.network import names
 from tests.quirks.habits import BLOBS_ELSEWHERE
-from tests.quirks.moving import Mover
+from tests.quirks.moving import Mover, run
 from tests.quirks.pieces import layer_of, one_layer
 from tests.quirks.registry import Quirk, QuirkyRegistry, Tap, changed, relocating
 from tests.quirks.shown import (
@@ -37,7 +34,6 @@ from tests.quirks.shown import (
 )
 from tests.quirks.statements import quirk
 from tests.quirks.uploading import UPLOADS_ELSEWHERE
-from tests.registry import Answer
 from tests.registry_http import seed
 
 Start = Callable[..., QuirkyRegistry]
@@ -45,6 +41,14 @@ Move = Callable[..., Mover]
 MakeTap = Callable[[str], Tap]
 
 schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+#: A name whose address is outside of this machine, as far as anybody can see.
+PUBLIC: Final = {"registry.test": "203.0.113.5"}
+
+
+def everywhere(folder: Path, scheme: Scheme, *servers: QuirkyRegistry | Tap) -> dict[str, str]:
+    """Return the environment of somebody whose login is known for all of these servers: none may be shown another's."""
+    taps = [server.memory["tap"] for server in servers if isinstance(server, QuirkyRegistry) and "tap" in server.memory]
+    return logged_in(folder, scheme, *(server.host for server in (*servers, *taps)))
 
 
 # Redirects ------------------------------------------------------------------------------------------------------
@@ -52,10 +56,12 @@ schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 
 @quirk(20)
 @schemes
-def test_a_redirect_of_blobs_takes_nothing_along(scheme: Scheme, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_redirect_of_blobs_takes_nothing_along(
+    scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
     registry = start(BLOBS_ELSEWHERE, auth=scheme.auth())
     filled(layout, registry)
-    mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry)).pull(f"{registry.host}/app:v1")
     heard = registry.memory["tap"].heard
     assert heard.count(b"GET /v2/app/blobs/") == 3
     was_shown(registry)
@@ -66,14 +72,14 @@ def test_a_redirect_of_blobs_takes_nothing_along(scheme: Scheme, start: Start, m
 @schemes
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_of_manifests_takes_nothing_along(
-    status: int, scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+    status: int, scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start()
     image = filled(layout, registry)
     seed(layout, image, other.host, "app", "v1")
     second = tap(other.host)
     registry.faults.append(Fault(redirect(f"{second.url}/v2/app/manifests/v1", status), "GET", "/manifests/"))
-    mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry, second)).pull(f"{registry.host}/app:v1")
     assert second.heard.count(b"GET /v2/app/manifests/v1") == 1
     was_shown(registry)
     assert_silent(second.heard, registry)
@@ -82,7 +88,7 @@ def test_a_redirect_of_manifests_takes_nothing_along(
 @quirk(20)
 @schemes
 def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start(auth=scheme.auth())
     image = filled(layout, registry)
@@ -90,8 +96,8 @@ def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
     second = tap(other.host)
     digest = layer_of(layout, image)["digest"]
     registry.faults.append(Fault(redirect(f"{second.url}/v2/app/blobs/{digest}"), "GET", digest, times=None))
-    with pytest.raises(OcistreamError):
-        mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    used = mover(env=everywhere(tmp_path, scheme, registry, second))
+    used.pull(f"{registry.host}/app:v1", code=7, says=f"{second.host} refused")
     assert b"GET /v2/app/blobs/" in second.heard
     assert_silent(second.heard, registry)
 
@@ -99,7 +105,7 @@ def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
 @quirk(20)
 @schemes
 def test_a_way_back_home_by_another_host_gets_nothing_either(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(auth=scheme.auth())
     image = filled(layout, registry)
@@ -107,8 +113,7 @@ def test_a_way_back_home_by_another_host_gets_nothing_either(
     home = f"{registry.url}/v2/app/blobs/{digest}?back"
     second = tap(start(Quirk("leads back", (Fault(redirect(home), "GET", times=None),))).host)
     registry.faults.append(Fault(redirect(f"{second.url}/there"), "GET", rf"{digest}\Z", times=None))
-    with pytest.raises(OcistreamError):
-        mover(credential=scheme.credential).pull(f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry, second)).pull(f"{registry.host}/app:v1", code=3)
     assert_silent(second.heard, registry)
     # Who was led away is a stranger from then on, at home too.
     assert {request.headers["Authorization"] for request in registry.asked("GET", r"\?back")} == {None}
@@ -117,14 +122,14 @@ def test_a_way_back_home_by_another_host_gets_nothing_either(
 @quirk(20)
 @schemes
 def test_no_body_is_carried_to_where_a_push_is_redirected(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start()
     second = tap(other.host)
     registry.faults.append(Fault(redirect(f"{second.url}/v2/app/manifests/v1"), "PUT", "/manifests/", times=None))
     _, archive = one_layer(layout)
-    with pytest.raises(FinalNetworkError, match="redirected to another host"):
-        mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    used = mover(env=everywhere(tmp_path, scheme, registry, second))
+    used.push(archive, f"{registry.host}/app:v1", code=7, says="redirected to another host")
     was_shown(registry)
     assert second.heard == b""
 
@@ -135,11 +140,11 @@ def test_no_body_is_carried_to_where_a_push_is_redirected(
 @quirk(5)
 @schemes
 def test_an_upload_on_another_host_takes_nothing_along(
-    scheme: Scheme, start: Start, mover: Move, layout: Layout
+    scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
     _, archive = one_layer(layout)
-    mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry)).push(archive, f"{registry.host}/app:v1")
     heard = registry.memory["tap"].heard
     assert heard.count(b"PATCH /v2/app/blobs/uploads/") == 2
     was_shown(registry)
@@ -149,13 +154,14 @@ def test_an_upload_on_another_host_takes_nothing_along(
 @quirk(5)
 @quirk(15)
 @schemes
-def test_nor_does_the_end_of_one_that_failed(scheme: Scheme, start: Start, mover: Move, layout: Layout) -> None:
+def test_deleting_a_failed_upload_on_another_host_takes_nothing_along(
+    scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
     image, archive = one_layer(layout)
     content = layout.file(layer_of(layout, image)["digest"]).read_bytes()
     spoiled = archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(OcistreamError):
-        mover(credential=scheme.credential).push(spoiled, f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry)).push(spoiled, f"{registry.host}/app:v1", code=5)
     heard = registry.memory["tap"].heard
     assert b"DELETE /v2/app/blobs/uploads/" in heard
     assert_silent(heard, registry)
@@ -164,7 +170,7 @@ def test_nor_does_the_end_of_one_that_failed(scheme: Scheme, start: Start, mover
 @quirk(4)
 @schemes
 def test_another_port_of_the_same_host_is_another_host(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     other = start()
     second = tap(other.host)
@@ -172,8 +178,7 @@ def test_another_port_of_the_same_host_is_another_host(
         Quirk("another port", outward=relocating(lambda _, location: second.url + location)), auth=scheme.auth()
     )
     _, archive = one_layer(layout)
-    with pytest.raises(OcistreamError):
-        mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry, second)).push(archive, f"{registry.host}/app:v1", code=7)
     assert b"PATCH /v2/app/blobs/uploads/" in second.heard
     assert_silent(second.heard, registry)
 
@@ -184,7 +189,7 @@ def test_another_port_of_the_same_host_is_another_host(
 @quirk(19)
 @pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
 def test_a_realm_elsewhere_gets_the_password_and_not_the_tokens(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     """It is what token servers are for; and it is all that they get."""
     auth = scheme.auth()
@@ -195,7 +200,7 @@ def test_a_realm_elsewhere_gets_the_password_and_not_the_tokens(
     auth.realm = f"{second.url}/token"
     registry = start(auth=auth)
     _, archive = one_layer(layout)
-    mover(credential=scheme.credential).push(archive, f"{registry.host}/app:v1")
+    mover(env=everywhere(tmp_path, scheme, registry)).push(archive, f"{registry.host}/app:v1")
     assert second.heard.count(b" /token") == len(auth.requests) > 0
     shown = {(request.headers["Authorization"] or "").partition(" ")[2] for request in registry.requests} - {""}
     assert shown
@@ -212,7 +217,7 @@ def test_a_realm_over_http_gets_nothing_from_who_speaks_https(
     tap: MakeTap,
     layout: Layout,
     certificate: Certificate,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     auth = scheme.auth()
     assert isinstance(auth, Bearer)
@@ -220,27 +225,25 @@ def test_a_realm_over_http_gets_nothing_from_who_speaks_https(
     auth.realm = f"http://registry.test:{second.host.partition(':')[2]}/token"
     registry = start(auth=auth, tls=certificate)
     _, archive = one_layer(layout)
-    with names(monkeypatch, registry="203.0.113.5"):
-        host = f"registry.test:{registry.host.partition(':')[2]}"
-        with pytest.raises(FinalNetworkError, match="from https to http"):
-            mover(credential=scheme.credential, ca_file=str(certificate.file)).push(archive, f"{host}/app:v1")
+    host = f"registry.test:{registry.host.partition(':')[2]}"
+    used = mover("--ca-cert", certificate.file, env=logged_in(tmp_path, scheme, host), names=PUBLIC)
+    used.push(archive, f"{host}/app:v1", code=7, says="from https to http")
     assert second.connections == 0
 
 
 @quirk(19)
 @schemes
 def test_a_public_registry_cannot_send_a_password_to_this_machine(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
     second = tap(start(auth=auth).host)
     auth.realm = f"{second.url}/token"
     registry = start(auth=auth)
     _, archive = one_layer(layout)
-    with names(monkeypatch, registry="203.0.113.5"):
-        host = f"registry.test:{registry.host.partition(':')[2]}"
-        with pytest.raises(FinalNetworkError, match="an address inside"):
-            mover(credential=scheme.credential, plain_http=True).push(archive, f"{host}/app:v1")
+    host = f"registry.test:{registry.host.partition(':')[2]}"
+    used = mover("--plain-http", env=logged_in(tmp_path, scheme, host), names=PUBLIC)
+    used.push(archive, f"{host}/app:v1", code=7, says="an address inside")
     assert second.connections == 0
 
 
@@ -260,10 +263,11 @@ def test_a_link_to_another_host_is_not_followed_with_anything(
         auth=scheme.auth(),
     )
     filled(layout, registry)
-    result = ocistream("inspect", f"{registry.host}/app", env=logged_in(tmp_path, scheme, registry.host))
+    result = run("inspect", f"{registry.host}/app", env=logged_in(tmp_path, scheme, registry.host))
     assert "v1" in result.lines(), result.err
     was_shown(registry)
-    assert_silent(second.heard, registry)
+    assert f"the list goes on at {second.url}/v2/app/tags/list" in result.err
+    assert second.connections == 0
     assert_unprinted(result, registry)
 
 
@@ -276,18 +280,20 @@ def test_a_link_of_referrers_to_another_host_is_not_followed_with_anything(
     second = tap(other.host)
     link = f'<{second.url}/v2/app/referrers/x>; rel="next"'
 
-    def leads_away(handler: Any, answer: Answer) -> Answer:
+    def leads_away(handler: Any, answer: Any) -> Any:
         listed = "/referrers/" in handler.path and answer.headers.get("Content-Type") == OCI_INDEX
         return changed(answer, Link=link) if listed else answer
 
     registry = start(Quirk("a link that leads away", outward=leads_away), auth=scheme.auth())
     filled(layout, registry)
     env = logged_in(tmp_path, scheme, registry.host)
-    inspected = ocistream("inspect", f"{registry.host}/app:v1", env=env)
+    inspected = run("inspect", f"{registry.host}/app:v1", env=env)
     assert inspected.code == 0, inspected.err
     assert registry.asked("GET", "/referrers/") != []
-    ocistream("copy", f"{registry.host}/app:v1", f"oci:{tmp_path / 'out'}", env=env)
-    assert_silent(second.heard, registry)
+    copied = run("copy", f"{registry.host}/app:v1", f"oci:{tmp_path / 'out'}", env=env)
+    for result in (inspected, copied):
+        assert f"the list goes on at {second.url}/v2/app/referrers/x, which is not asked" in result.err
+    assert second.connections == 0
 
 
 # Two registries, and the wrong one ------------------------------------------------------------------------------
@@ -302,7 +308,7 @@ def test_the_password_of_one_registry_is_not_shown_to_the_other_one_of_a_copy(
     second = tap(other.host)
     filled(layout, registry)
     env = logged_in(tmp_path, scheme, registry.host)
-    result = ocistream("copy", f"{registry.host}/app:v1", f"{second.host}/app:v1", env=env)
+    result = run("copy", f"{registry.host}/app:v1", f"{second.host}/app:v1", env=env)
     assert result.code == 0, result.err
     was_shown(registry)
     assert b"PATCH /v2/app/blobs/uploads/" in second.heard
@@ -339,12 +345,12 @@ def test_neither_messages_nor_results_hold_a_secret(
     env = logged_in(tmp_path, scheme, registry.host)
     pulled, done = tmp_path / "pulled.tar", tmp_path / "result.json"
     options = ["-vv", "--retries", "1", "--progress", "json", "--result", str(done)]
-    first = ocistream("pull", f"{registry.host}/app:v1", "-o", pulled, *options, env=env)
+    first = run("pull", f"{registry.host}/app:v1", "-o", pulled, *options, env=env)
     assert (first.code == 0) == (failure in {"nothing", "a server in trouble"}), first.err
     assert_unprinted(first, registry)
     _, archive = one_layer(layout)
     (tmp_path / "given.tar").write_bytes(archive)
-    second = ocistream("push", f"{registry.host}/app:v1", "-i", tmp_path / "given.tar", *options, env=env)
+    second = run("push", f"{registry.host}/app:v1", "-i", tmp_path / "given.tar", *options, env=env)
     assert_unprinted(second, registry)
     if done.exists():
         text = done.read_text()
@@ -357,18 +363,18 @@ def test_neither_messages_nor_results_hold_a_secret(
 def test_a_wrong_secret_is_not_printed_when_it_is_refused(scheme: Scheme, start: Start, tmp_path: Path) -> None:
     registry = start(auth=Bearer({USER: "another"}, anonymous=(), oauth2=scheme.name != "Basic"))
     env = logged_in(tmp_path, scheme, registry.host)
-    result = ocistream("pull", f"{registry.host}/app:v1", "-o", tmp_path / "none.tar", "-vv", env=env)
+    result = run("pull", f"{registry.host}/app:v1", "-o", tmp_path / "none.tar", "-vv", env=env)
     assert result.code == 3, result.err
     assert_unprinted(result, registry)
 
 
-def test_these_tests_would_notice(start: Start, mover: Move, tap: MakeTap, layout: Layout) -> None:
+def test_these_tests_would_notice(start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path) -> None:
     """A tap hears what is really shown: the registry itself, looked at as if it were another host."""
     for scheme in SCHEMES:
         registry = start(auth=scheme.auth())
         second = tap(registry.host)
         _, archive = one_layer(layout)
-        mover(credential=scheme.credential).push(archive, f"{second.host}/app:v1")
+        mover(env=logged_in(tmp_path, scheme, second.host)).push(archive, f"{second.host}/app:v1")
         with pytest.raises(AssertionError):
             assert_silent(second.heard, registry)
         assert any(secret.encode() in second.heard for secret in secrets_of(registry) - {USER})

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.faults import Fault, HangUp
 from tests.images import Layout
+from tests.quirks.moving import run
 from tests.quirks.registry import Quirk, QuirkyRegistry, Tap
 from tests.quirks.shown import SCHEMES, Scheme, assert_unprinted, filled, logged_in, secrets_of, was_shown
 from tests.quirks.statements import quirk
@@ -38,7 +38,7 @@ def test_a_mirror_hears_no_credential_of_the_registry(
     config.write_text(f'[registry."{registry.host}"]\nmirrors = [{place}]\n')
     env = logged_in(tmp_path, scheme, registry.host)
     options = ["--config", str(config), "-vv", "--retries", "1"]
-    result = ocistream("pull", f"{registry.host}/app:v1", "-o", tmp_path / "pulled.tar", *options, env=env)
+    result = run("pull", f"{registry.host}/app:v1", "-o", tmp_path / "pulled.tar", *options, env=env)
     expect.success(result)
     assert result.lines() == [f"{registry.host}/app:v1@{image['digest']}"]
     assert b"/v2/app/" in second.heard or mirror == "hangs up"

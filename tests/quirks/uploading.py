@@ -197,3 +197,21 @@ STORAGE: Final = Quirk(
     inward=_one_mechanism,
     outward=relocating(lambda _, location: f"{location}?{SIGNATURE}"),
 )
+
+
+# Answers that are lost ------------------------------------------------------------------------------------------
+
+
+def losing_answer(method: str, path: str = "") -> Quirk:
+    """Return the quirk of closing the connection once in place of the answer to a request that was carried out."""
+
+    def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
+        if handler.command == method and re.search(path, handler.path) and 200 <= answer.status < 300:
+            with handler.registry.lock:
+                is_first = not handler.registry.memory.get(("lost", method))
+                handler.registry.memory["lost", method] = True
+            if is_first:
+                handler.hang_up()
+        return answer
+
+    return Quirk(f"the answer to a {method} is lost", outward=outward)

@@ -10,10 +10,12 @@ import pytest
 
 from ocistream.errors import NetworkError, NotFoundError
 from ocistream.places import Place
-from ocistream.reading import Reading
+from ocistream.reading import Reading, impatient
 from ocistream.reference import parse_reference
 from ocistream.referrer_lists import ReferrerList
+from ocistream.retry import Patience
 from ocistream.tls import TlsSettings
+from ocistream.transport import TransportSettings
 from tests.certificates import Certificate, make_certificate
 from tests.network import CountingRegistry, QuickTransport
 
@@ -75,3 +77,18 @@ def test_another_location_is_checked_although_what_was_named_is_not(curious: Cou
     assert curious.requests == []
     with pytest.raises(NotFoundError):
         reading.repository(parse_reference(f"{curious.host}/app:1")).resolve("1")
+
+
+def test_mirrors_have_less_patience_than_the_registry() -> None:
+    theirs = impatient(TransportSettings(user_agent="x"))
+    ours = TransportSettings()
+    assert theirs.user_agent == "x"
+    assert theirs.connect_timeout < ours.connect_timeout
+    assert theirs.stall_timeout < ours.stall_timeout
+    assert 1 < theirs.patience.attempts < ours.patience.attempts
+    assert theirs.patience.retry_after_limit < ours.patience.retry_after_limit
+
+
+def test_who_has_less_patience_already_keeps_it() -> None:
+    settings = TransportSettings(connect_timeout=1, stall_timeout=1, patience=Patience(attempts=1, retry_after_limit=1))
+    assert impatient(settings) == settings

@@ -31,7 +31,6 @@ from ocistream.stores.registry_source import RegistrySource
 from ocistream.stream import Chunk
 from ocistream.transfer import Report, copy
 from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
-from tests.faulty_auth import Bearer
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.network import CountingRegistry, QuickTransport, blob_of, eventually
@@ -275,73 +274,6 @@ def taken_from(layout: Layout) -> LayoutSource:
 
 
 class TestSinks:
-    def test_blobs_come_first_then_manifests_children_first_then_tags(
-        self, faulty: Faulty, quick: Quick, layout: Layout
-    ) -> None:
-        registry = faulty()
-        index = two_platforms(layout, name="1")
-        children = [child["digest"] for child in layout.read(index["digest"])["manifests"]]
-        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
-        puts = [request.path for request in registry.asked("PUT")]
-        assert all("/uploads/" in path for path in puts[:-3])
-        assert order(registry) == [*(f"app/{child}" for child in children), "app/1"]
-        assert manifest(registry.host, "app", "1") == layout.file(index["digest"]).read_bytes()
-
-    def test_what_is_there_is_not_sent(self, faulty: Faulty, quick: Quick, made: Layout) -> None:
-        registry = faulty()
-        first = move(taken_from(made), sink(quick(), f"{registry.host}/app:1"))
-        registry.requests.clear()
-        second = move(taken_from(made), sink(quick(), f"{registry.host}/app:1"))
-        assert (hows(first), hows(second)) == ({"copied"}, {"skipped"})
-        assert {request.method for request in registry.requests} == {"HEAD"}
-
-    def test_a_tag_that_points_elsewhere_is_moved_and_one_that_does_not_is_not_written(
-        self, faulty: Faulty, quick: Quick, made: Layout, tmp_path: Path
-    ) -> None:
-        registry = faulty()
-        other = Layout(tmp_path / "other")
-        image = other.image([4000], name="1")
-        for layout in (made, other, other):
-            move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
-        assert order(registry) == ["app/1", "app/1"]
-        assert manifest(registry.host, "app", "1") == other.file(image["digest"]).read_bytes()
-
-    def test_a_registry_that_does_not_say_where_a_tag_points_gets_it_written(
-        self, faulty: Faulty, quick: Quick, made: Layout
-    ) -> None:
-        registry = faulty(Fault(Header("Docker-Content-Digest", None), "HEAD", times=None))
-        for _ in range(2):
-            move(taken_from(made), sink(quick(), f"{registry.host}/app:1"))
-        assert order(registry) == ["app/1", "app/1"]
-
-    def test_children_that_are_there_are_not_written_again(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
-        registry = faulty()
-        two_platforms(layout, name="1")
-        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
-        registry.requests.clear()
-        move(taken_from(layout), sink(quick(), f"{registry.host}/app:2"))
-        assert order(registry) == ["app/2"]
-
-    def test_a_digest_in_the_destination_must_match_before_anything_is_sent(
-        self, faulty: Faulty, quick: Quick, layout: Layout
-    ) -> None:
-        registry = faulty()
-        image = small_image(layout, name="1")
-        move(taken_from(layout), sink(quick(), f"{registry.host}/app:1@{image['digest']}"))
-        registry.requests.clear()
-        wrong = blob_of(b"other").digest
-        with pytest.raises(IntegrityError, match=f"{registry.host}/app:1: {wrong} was asked for"):
-            move(taken_from(layout), sink(quick(), f"{registry.host}/app:1@{wrong}"))
-        assert registry.requests == []
-
-    def test_a_destination_by_digest_alone_is_written_by_digest(
-        self, faulty: Faulty, quick: Quick, layout: Layout
-    ) -> None:
-        registry = faulty()
-        image = small_image(layout, name="1")
-        move(taken_from(layout), sink(quick(), f"{registry.host}/app@{image['digest']}"))
-        assert order(registry) == [f"app/{image['digest']}"]
-
     def test_an_image_that_has_a_tag_in_one_repository_and_none_in_another_is_written_to_both(
         self, faulty: Faulty, quick: Quick, layout: Layout
     ) -> None:
@@ -380,36 +312,6 @@ class TestSinks:
 
 @pytest.mark.usefixtures("separate")
 class TestSeveralRepositories:
-    def test_a_blob_goes_up_once_and_is_mounted_into_the_others(
-        self, faulty: Faulty, quick: Quick, layout: Layout
-    ) -> None:
-        auth = Bearer()
-        registry = faulty(auth=auth)
-        image = small_image(layout, name="1")
-        layout.name(image, "2", "3")
-        report = move(taken_from(layout), sink(quick(), *(f"{registry.host}/{name}:1" for name in "abc")), jobs=1)
-        digests = blobs_of(layout, image)
-        assert {request.path.partition("/blobs/")[0] for request in registry.asked("PATCH")} == {"/v2/a"}
-        assert len(registry.asked("PATCH")) == len(digests)
-        mounts = [
-            (request.path, request.query["mount"][0], request.query["from"][0], request.status)
-            for request in registry.asked("POST", "mount=")
-            if request.status != 401
-        ]
-        assert sorted(mounts) == sorted(
-            (f"/v2/{name}/blobs/uploads/", digest, "a", 201) for name in "bc" for digest in digests
-        )
-        assert ("repository:b:pull,push", "repository:a:pull") in [request.scopes for request in auth.requests]
-        assert sorted(order(registry)) == ["a/1", "b/1", "c/1"]
-        assert hows(report) == {"copied"}
-
-    def test_where_it_cannot_be_mounted_it_is_sent_again(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
-        registry = faulty(Fault(refusal(405), "POST", "mount=", times=None))
-        image = small_image(layout, name="1")
-        layout.name(image, "2")
-        move(taken_from(layout), sink(quick(), f"{registry.host}/a:1", f"{registry.host}/b:1"), jobs=1)
-        assert len(registry.asked("PATCH", "/v2/a/")) == len(registry.asked("PATCH", "/v2/b/")) == 3
-
     def test_what_can_be_had_only_once_cannot(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
         registry = faulty(Fault(refusal(405), "POST", "mount=", times=None))
         image = small_image(layout, name="1")
@@ -477,43 +379,6 @@ def separate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("separate")
 class TestMounting:
-    def test_a_copy_within_a_registry_moves_no_bytes(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
-        registry = faulty()
-        image = two_platforms(layout)
-        seed(layout, image, registry.host, "a", "1")
-        registry.requests.clear()
-        transport = quick()
-        report = move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/b:1"))
-        assert hows(report) == {"mounted"}
-        assert registry.asked("GET", "/blobs/") == registry.asked("PATCH") == []
-        assert manifest(registry.host, "b", "1") == layout.file(image["digest"]).read_bytes()
-
-    def test_within_a_repository_nothing_is_mounted_either(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
-        registry = faulty()
-        seed(layout, small_image(layout), registry.host, "a", "1")
-        registry.requests.clear()
-        transport = quick()
-        report = move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/a:2"))
-        assert hows(report) == {"skipped"}
-        assert registry.asked("POST") == []
-
-    def test_from_another_registry_nothing_is_mounted(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
-        one, other = faulty(), faulty()
-        seed(layout, small_image(layout), one.host, "a", "1")
-        transport = quick()
-        report = move(source(transport, f"{one.host}/a:1"), sink(transport, f"{other.host}/a:1"))
-        assert hows(report) == {"copied"}
-        assert other.asked("POST", "mount=") == []
-
-    def test_where_it_is_refused_the_bytes_are_moved(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
-        registry = faulty(Fault(refusal(403), "POST", "mount=", times=None))
-        image = small_image(layout)
-        seed(layout, image, registry.host, "a", "1")
-        transport = quick()
-        report = move(source(transport, f"{registry.host}/a:1"), sink(transport, f"{registry.host}/b:1"))
-        assert hows(report) == {"copied"}
-        assert manifest(registry.host, "b", "1") == layout.file(image["digest"]).read_bytes()
-
     def test_sessions_that_were_opened_in_its_place_and_not_used_are_deleted(
         self, faulty: Faulty, quick: Quick, layout: Layout
     ) -> None:

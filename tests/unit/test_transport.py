@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ocistream import limits
 from ocistream.bodies import Body
 from ocistream.connections import Answer
 from ocistream.credentials import Credential
@@ -27,13 +26,10 @@ from ocistream.retry import Patience
 from tests.certificates import Certificate
 from tests.faults import (
     Action,
-    Drop,
     EndTokens,
     Fault,
-    Flip,
     HangUp,
     Header,
-    Reply,
     Reset,
     Stall,
     redirect,
@@ -84,22 +80,6 @@ def statuses(registry: CountingRegistry) -> list[int | None]:
 
 
 class TestRetries:
-    @pytest.mark.parametrize(
-        "failure",
-        [HangUp(), Reset(), *(refusal(status) for status in (408, 429, 500, 502, 503, 504))],
-        ids=lambda failure: str(getattr(failure, "status", type(failure).__name__)),
-    )
-    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
-    def test_what_may_pass_is_tried_again_until_it_has(
-        self, faulty: Faulty, quick: Quick, failure: Action, method: str
-    ) -> None:
-        registry = faulty(Fault(failure, times=3), Fault(Reply(200, {}, b"done"), path="x"))
-        answer = send(quick(), registry, "/v2/x", method=method, body=b"small" if method == "PUT" else None)
-        assert answer.read(10) == (b"" if method == "HEAD" else b"done")
-        assert len(registry.requests) == 4
-        if method == "PUT":
-            assert registry.requests[-1].headers["Content-Length"] == "5"
-
     @pytest.mark.parametrize(
         ("failure", "kind"),
         [
@@ -205,30 +185,12 @@ class TestRetries:
 
 
 class TestRetryAfter:
-    @pytest.mark.parametrize("as_date", [False, True])
-    def test_it_is_obeyed(self, faulty: Faulty, quick: Quick, as_date: bool) -> None:
-        registry = faulty(Fault(too_many_requests(100, as_date=as_date)))
-        transport = quick()
-        ask(transport, registry)
-        assert transport.waits[0] == pytest.approx(100, abs=30)
-
     @pytest.mark.parametrize("value", ["soon", "-1", "\xb2"])
     def test_one_that_makes_no_sense_is_overlooked(self, faulty: Faulty, quick: Quick, value: str) -> None:
         registry = faulty(Fault(refusal(429, Retry_After=value)))
         transport = quick()
         ask(transport, registry)
         assert transport.waits[0] < 1.0
-
-    def test_one_beyond_our_patience_is_an_error_that_says_how_long(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(too_many_requests(301), times=None))
-        transport = quick()
-        with pytest.raises(RegistryError, match="429 TOOMANYREQUESTS") as caught:
-            ask(transport, registry)
-        assert caught.value.exit_code == 7
-        assert caught.value.hint
-        assert "wait 301 s" in caught.value.hint
-        assert len(registry.requests) == 1
-        assert transport.waits == []
 
     def test_429_holds_all_requests_to_that_host_back_and_no_others(self, faulty: Faulty, quick: Quick) -> None:
         registry, other = faulty(Fault(too_many_requests(100))), faulty()
@@ -410,56 +372,8 @@ class TestBasic:
         expected = basic("alice", "s3cret")["Authorization"]
         assert [request.headers["Authorization"] for request in registry.requests] == [None, expected, expected]
 
-    def test_a_wrong_one_is_shown_once(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(auth=Basic("alice", "other"))
-        transport = quick(credential=ALICE)
-        with pytest.raises(AuthenticationError, match="refused the credentials from the test"):
-            ask(transport, registry)
-        assert len(registry.requests) == 2
-
-    @pytest.mark.parametrize("good", [True, False])
-    def test_many_threads_show_one_that_nobody_has_accepted_yet_one_at_a_time(
-        self, faulty: Faulty, quick: Quick, good: bool
-    ) -> None:
-        # Where many show a wrong one at once, the account is locked.
-        registry = faulty(auth=Basic("alice", "s3cret" if good else "other"))
-        transport = quick(credential=ALICE)
-        together = threading.Barrier(8)
-        refused = []
-
-        def push() -> None:
-            together.wait()
-            try:
-                ask(transport, registry, TAGS, expected=(404,))
-            except AuthenticationError as error:
-                refused.append(error.what)
-
-        threads = [threading.Thread(target=push) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        shown = [request for request in registry.requests if request.headers["Authorization"]]
-        assert len(shown) == (8 if good else 1)
-        assert refused == ([] if good else [f"{registry.host} refused the credentials from the test"] * 8)
-
-    def test_none_at_all_is_an_error(self, faulty: Faulty, quick: Quick) -> None:
-        with pytest.raises(AuthenticationError, match="none were found"):
-            ask(quick(), faulty(auth=Basic("alice", "s3cret")))
-
 
 class TestBearer:
-    def test_a_token_for_the_registry_itself_that_it_refuses_is_shown_once_and_its_source_is_told(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        auth = Bearer()
-        registry = faulty(auth=auth)
-        transport = quick(credential=Credential("", "", source="the test", registry_token="stale"))
-        with pytest.raises(AuthenticationError, match="refused the credentials from the test"):
-            ask(transport, registry, TAGS, scopes=PULL)
-        assert [request.headers["Authorization"] for request in registry.requests] == [None, "Bearer stale"]
-        assert auth.requests == []
-
     @pytest.mark.parametrize("credential", [None, ALICE])
     def test_one_token_serves_many_requests(self, faulty: Faulty, quick: Quick, credential: Credential | None) -> None:
         auth = Bearer(users={"alice": "s3cret"}, anonymous=("pull",))
@@ -481,30 +395,6 @@ class TestBearer:
             ask(transport, registry, TAGS, scopes=scopes, expected=(404,))
         assert [request.scopes for request in auth.requests] == [PULL, PUSH]
 
-    def test_many_threads_ask_for_one_token(self, faulty: Faulty, quick: Quick) -> None:
-        auth = Bearer()
-        registry = faulty(Fault(Stall(0.05), path="/token"), auth=auth)
-        transport = quick()
-        threads = [
-            threading.Thread(target=lambda: ask(transport, registry, TAGS, scopes=PULL, expected=(404,)))
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(auth.requests) == 1
-
-    def test_it_is_renewed_before_it_ends(self, faulty: Faulty, quick: Quick) -> None:
-        auth = Bearer(expires_in=1)
-        registry = faulty(auth=auth)
-        transport = quick()
-        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
-        time.sleep(0.6)
-        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
-        # No 401 but the first: the second token was had before the first had to be refused.
-        assert statuses(registry) == [401, 200, 404, 200, 404]
-
     def test_one_that_is_refused_is_replaced_once(self, faulty: Faulty, quick: Quick) -> None:
         auth = Bearer()
         registry = faulty(auth=auth)
@@ -514,26 +404,11 @@ class TestBearer:
         ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
         assert statuses(registry) == [401, 200, 404, 401, 200, 404]
 
-    def test_a_registry_that_refuses_fresh_ones_too_ends_it(self, faulty: Faulty, quick: Quick) -> None:
-        auth = Bearer(uses=0)
-        registry = faulty(auth=auth)
-        with pytest.raises(AuthenticationError, match="401 UNAUTHORIZED") as caught:
-            ask(quick(), registry, TAGS, scopes=PULL)
-        assert caught.value.exit_code == 3
-        # The first of all may have ended on its way; the second has not.
-        assert statuses(registry) == [401, 200, 401, 200, 401]
-
     def test_a_first_one_that_ends_before_it_is_shown_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(EndTokens(), path="tags", skip=1, before_auth=True), auth=Bearer())
         # There is no such repository, which only who is let in is told.
         assert ask(quick(), registry, TAGS, scopes=PULL, expected=(404,)).status == 404
         assert statuses(registry) == [401, 200, 401, 200, 404]
-
-    def test_one_that_allows_too_little_is_not(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(auth=Bearer(anonymous=()))
-        with pytest.raises(AuthenticationError):
-            ask(quick(), registry, TAGS, scopes=PULL)
-        assert statuses(registry) == [401, 200, 401]
 
     def test_a_small_body_is_sent_again_with_the_fresh_token(self, faulty: Faulty, quick: Quick) -> None:
         auth = Bearer()
@@ -580,63 +455,6 @@ class TestBearer:
 
 
 class TestTokenServers:
-    @pytest.mark.parametrize(
-        "failure", [HangUp(), Reset(), Drop(10), refusal(429), refusal(500), refusal(503)], ids=str
-    )
-    def test_one_in_trouble_is_asked_again(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
-        auth = Bearer()
-        registry = faulty(Fault(failure, path="/token", times=3), auth=auth)
-        ask(quick(), registry, TAGS, scopes=PULL, expected=(404,))
-        assert len(registry.asked(path="/token")) == 4
-
-    @pytest.mark.parametrize(
-        ("failure", "kind", "asked"),
-        [
-            (HangUp(), FinalNetworkError, 4),
-            (refusal(500), RegistryError, 4),
-            (refusal(429, Retry_After="1000"), RegistryError, 1),
-            (refusal(400), RegistryError, 1),
-            (Flip(0), RegistryError, 1),
-            (Reply(200, {}, b"x" * (limits.MAX_TOKEN_ANSWER + 1)), RegistryError, 1),
-        ],
-        ids=str,
-    )
-    def test_its_tries_are_not_multiplied_by_those_of_the_request(
-        self, faulty: Faulty, quick: Quick, failure: Action, kind: type[NetworkError], asked: int
-    ) -> None:
-        registry = faulty(Fault(failure, path="/token", times=None), auth=Bearer())
-        with pytest.raises(kind) as caught:
-            ask(quick(), registry, TAGS, scopes=PULL)
-        assert caught.value.exit_code == 7
-        assert len(registry.asked(path="/token")) == asked
-        assert len(registry.asked(path="tags")) == 1
-
-    def test_a_realm_over_http_of_a_registry_over_https_gets_nothing(
-        self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        plain = faulty()
-        registry = faulty(tls=certificate, auth=Bearer(realm=f"{plain.url}/token"))
-        transport = quick(ca_file=str(certificate.file), credential=ALICE)
-        with (
-            names(monkeypatch, registry="127.0.0.1"),
-            pytest.raises(FinalNetworkError, match="leads from https to http"),
-        ):
-            ask(transport, under_test(registry), TAGS, scopes=PULL)
-        assert plain.requests == []
-
-    def test_a_realm_inside_of_the_network_of_a_registry_outside_gets_nothing(
-        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        inner = faulty()
-        registry = faulty(auth=Bearer(realm=f"{inner.url}/token"))
-        transport = quick(plain_http=True, credential=ALICE)
-        with (
-            names(monkeypatch, registry="203.0.113.5"),
-            pytest.raises(FinalNetworkError, match="an address inside"),
-        ):
-            ask(transport, under_test(registry), TAGS, scopes=PULL)
-        assert inner.requests == []
-
     def test_a_real_one_on_another_port_gets_the_credential_and_its_token_is_shown_to_the_registry_only(
         self, faulty: Faulty, quick: Quick, start_token_server: Callable[..., TokenServer]
     ) -> None:
@@ -666,15 +484,6 @@ class TestTokenServers:
             ask(quick(credential=identity), registry, TAGS, scopes=PULL)
         assert len(registry.asked("POST", "/token")) == 1
         assert elsewhere.requests == []
-
-
-def test_a_cookie_of_a_registry_is_not_sent_back_by_any_request(faulty: Faulty, quick: Quick) -> None:
-    registry = faulty(Fault(Header("Set-Cookie", "sid=1; Path=/"), times=None), auth=Bearer())
-    transport = quick()
-    for _ in range(2):
-        ask(transport, registry, TAGS, scopes=PULL, expected=(404,))
-    assert {request.headers["Cookie"] for request in registry.requests} == {None}
-    assert {request.headers["Accept-Encoding"] for request in registry.requests} == {"identity"}
 
 
 def test_closing_ends_the_connections(faulty: Faulty, quick: Quick) -> None:

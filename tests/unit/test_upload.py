@@ -31,7 +31,6 @@ from tests.faults import (
     Fault,
     HangUp,
     Header,
-    Reply,
     Reset,
     Stall,
     StopReading,
@@ -41,7 +40,6 @@ from tests.faults import (
 )
 from tests.faulty_auth import Basic, Bearer
 from tests.network import CountingRegistry, QuickTransport, blob_of, eventually, names
-from tests.talking import Client
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]
@@ -106,42 +104,11 @@ def is_clean(registry: CountingRegistry) -> bool:
 
 
 class TestWhatIsSent:
-    def test_a_post_one_patch_and_a_put_with_the_digest(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        uploader(quick(), registry).upload(Source().blob)
-        post, patch, put = registry.requests
-        assert [request.method for request in registry.requests] == ["POST", "PATCH", "PUT"]
-        assert (post.target, post.headers["Content-Length"]) == (UPLOADS, "0")
-        assert patch.headers["Content-Length"] == str(len(CONTENT))
-        assert patch.headers["Content-Type"] == "application/octet-stream"
-        assert patch.headers["Content-Range"] is patch.headers["Transfer-Encoding"] is None
-        assert put.headers["Content-Length"] == "0"
-        assert put.target == f"{patch.target}?digest={BLOB.digest}"
-        assert is_stored(registry)
-        assert registry.accepted == 1
-
-    def test_an_empty_blob_is_a_put_without_a_patch(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        uploader(quick(), registry).upload(Source(b"").blob)
-        assert methods(registry) == ["POST", "PUT"]
-        assert is_stored(registry, b"")
-
     def test_a_blob_by_sha512(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         source = Source(algorithm="sha512")
         uploader(quick(), registry).upload(source.blob)
         assert registry.layout.blob_path(source.blob.descriptor.digest).read_bytes() == CONTENT
-
-    def test_the_session_is_opened_when_the_first_byte_is_there_and_the_rest_is_read_after_it(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        registry = faulty()
-        source = Source()
-        seen: list[tuple[int, int]] = []
-        source.before = lambda start: seen.append((start, len(registry.requests)))
-        uploader(quick(), registry).upload(source.blob)
-        assert seen[0] == (0, 0)
-        assert all(requests >= 1 for _, requests in seen[1:])
 
     def test_many_small_blobs_need_one_connection(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
@@ -150,71 +117,13 @@ class TestWhatIsSent:
             target.upload(Source(str(number).encode()).blob)
         assert registry.accepted == 1
 
-    @pytest.mark.parametrize("status", [200, 201, 202, 204])
-    def test_every_kind_of_success_is_one(self, faulty: Faulty, quick: Quick, status: int) -> None:
-        registry = faulty()
-        registry.faults = [
-            Fault(Reply(202, {"Location": f"{UPLOADS}x"}), "POST"),
-            Fault(Reply(status, {"Location": f"{UPLOADS}x"}), "PATCH"),
-            Fault(Reply(status), "PUT"),
-        ]
-        uploader(quick(), registry).upload(Source(b"x").blob)
-        assert methods(registry) == ["POST", "PATCH", "PUT"]
-
 
 class TestLocations:
-    @pytest.mark.parametrize("absolute", [False, True])
-    @pytest.mark.parametrize("query", ["", "_state=a%3Db%7E&x=%2B+", "mount=x&from=y"])
-    def test_it_is_used_as_it_is_and_the_digest_added_to_its_query(
-        self, faulty: Faulty, quick: Quick, absolute: bool, query: str
-    ) -> None:
-        registry = faulty()
-        base = registry.url if absolute else ""
-        located = Header("Location", lambda path: f"{base}{path}" + (f"?{query}" if query else ""))
-        registry.faults = [Fault(located, times=None)]
-        uploader(quick(), registry).upload(Source().blob)
-        _, patch, put = registry.requests
-        assert patch.target.partition("?")[2] == query
-        assert put.target.partition("?")[2] == (f"{query}&" if query else "") + f"digest={BLOB.digest}"
-        assert is_stored(registry)
-
-    def test_it_may_be_relative_to_the_request(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        registry.faults = [Fault(Header("Location", lambda path: path.rpartition("/")[2]), times=None)]
-        uploader(quick(), registry).upload(Source().blob)
-        assert is_stored(registry)
-
-    def test_each_answer_may_name_another_one(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        registry.faults = [
-            Fault(Header("Location", lambda path: f"{path}?offset=0"), "POST"),
-            Fault(Header("Location", lambda path: f"{path}?offset={len(CONTENT)}"), "PATCH"),
-        ]
-        uploader(quick(), registry).upload(Source().blob)
-        _, patch, put = registry.requests
-        assert patch.query == {"offset": ["0"]}
-        assert put.query["offset"] == [str(len(CONTENT))]
-
-    def test_an_answer_to_the_patch_may_name_none(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(Header("Location", None), "PATCH"))
-        uploader(quick(), registry).upload(Source().blob)
-        assert is_stored(registry)
-
     def test_one_to_the_post_must(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(Header("Location", None), "POST"))
         with pytest.raises(FinalNetworkError, match="the answer has no Location"):
             uploader(quick(), registry).upload(Source().blob)
         assert methods(registry) == ["POST"]
-
-    def test_another_host_in_it_gets_no_authorization(self, faulty: Faulty, quick: Quick) -> None:
-        storage = faulty()
-        with Client(storage.host) as ask:
-            location = storage.url + ask("POST", UPLOADS).headers["Location"]
-        registry = faulty(Fault(Header("Location", location), "POST"), auth=Basic("alice", "s3cret"))
-        uploader(quick(credential=ALICE), registry).upload(Source().blob)
-        assert is_stored(storage)
-        assert [request.method for request in storage.requests[1:]] == ["PATCH", "PUT"]
-        assert [request.headers["Authorization"] for request in storage.requests] == [None] * 3
 
     @pytest.mark.parametrize("location", ["http://registry.test:1/x?secret", "ftp://h/?secret", "https://[/secret"])
     def test_one_that_leaves_https_or_is_malformed_is_refused(
@@ -374,18 +283,6 @@ class TestRetries:
         assert len(registry.asked(method)) == 4
         assert not is_stored(registry)
 
-    @pytest.mark.parametrize("status", [429, 503])
-    @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
-    def test_as_long_is_waited_as_the_registry_asks_for(
-        self, faulty: Faulty, quick: Quick, method: str, status: int
-    ) -> None:
-        # Also where it is asked for in answer to a body that cannot be sent again by itself.
-        registry = faulty(Fault(refusal(status, Retry_After="7"), method))
-        transport = quick()
-        uploader(transport, registry).upload(Source().blob)
-        assert max(transport.waits) >= 6.5
-        assert is_stored(registry)
-
     @pytest.mark.parametrize("method", ["POST", "PATCH"])
     def test_a_wait_beyond_our_patience_ends_it_at_once(self, faulty: Faulty, quick: Quick, method: str) -> None:
         registry = faulty(Fault(refusal(429, Retry_After="100000"), method, times=None))
@@ -397,36 +294,12 @@ class TestRetries:
             assert len(registry.asked("POST")) == 1
             assert transport.waits == []
 
-    @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
-    @pytest.mark.parametrize("status", [400, 409, 415])
-    def test_a_refusal_that_will_not_pass_is_not_tried_again(
-        self, faulty: Faulty, quick: Quick, method: str, status: int
-    ) -> None:
-        registry = faulty(Fault(refusal(status, "CODE", "said"), method, times=None))
-        with pytest.raises(RegistryError, match=f"{status} CODE: said"):
-            uploader(quick(), registry).upload(Source().blob)
-        assert len(registry.asked(method)) == 1
-
-    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
-    def test_a_session_that_was_lost_is_replaced(self, faulty: Faulty, quick: Quick, method: str) -> None:
-        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), method))
-        source = Source()
-        uploader(quick(), registry).upload(source.blob)
-        assert is_stored(registry)
-        assert len(registry.asked("POST")) == 2
-
     def test_a_closing_put_at_a_wrong_offset_is_sent_again_alone(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(refusal(416, "BLOB_UPLOAD_INVALID"), "PUT"))
         source = Source()
         uploader(quick(), registry).upload(source.blob)
         assert is_stored(registry)
         assert source.opened == len(registry.asked("PATCH")) == 1
-
-    def test_one_that_is_lost_again_and_again_is_no_missing_image(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", times=None))
-        with pytest.raises(NetworkError, match="the registry has lost the upload") as caught:
-            uploader(quick(), registry).upload(Source().blob)
-        assert caught.value.exit_code == 7
 
     def test_a_repository_that_must_be_made_first_is_said_so(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(refusal(404, "NAME_UNKNOWN"), "POST", times=None))
@@ -456,52 +329,11 @@ class TestRetries:
         assert is_stored(registry, b"x" * 1000)
 
 
-class TestLostAnswers:
-    @pytest.mark.parametrize("replayable", [True, False])
-    def test_a_lost_answer_to_the_put_is_absorbed(
-        self, faulty: Faulty, quick: Quick, loses_answers: list[str], replayable: bool
-    ) -> None:
-        registry = faulty()
-        loses_answers.append("PUT")
-        source = Source(replayable=replayable)
-        uploader(quick(), registry).upload(source.blob)
-        # The second PUT finds no session; the HEAD finds the blob.
-        assert methods(registry) == ["POST", "PATCH", "PUT", "PUT", "HEAD"]
-        assert source.opened == 1
-        assert is_stored(registry)
-
-    @pytest.mark.parametrize("method", ["POST", "PATCH"])
-    def test_others_begin_again(self, faulty: Faulty, quick: Quick, loses_answers: list[str], method: str) -> None:
-        registry = faulty()
-        loses_answers.append(method)
-        uploader(quick(), registry).upload(Source().blob)
-        assert is_stored(registry)
-
-    def test_that_nobody_can_say_is_not_the_news(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None), Fault(HangUp(), "HEAD", times=None))
-        with pytest.raises(RegistryError, match="400 DIGEST_INVALID"):
-            uploader(quick(), registry).upload(Source().blob)
-
-
 class TestAuthorization:
     def test_basic(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(auth=Basic("alice", "s3cret"))
         uploader(quick(credential=ALICE), registry).upload(Source().blob)
         assert methods(registry) == ["POST", "POST", "PATCH", "PUT"]
-        assert is_stored(registry)
-
-    def test_a_token_is_had_on_the_empty_post_for_all_of_it(self, faulty: Faulty, quick: Quick) -> None:
-        auth = Bearer(users={"alice": "s3cret"}, anonymous=())
-        registry = faulty(auth=auth)
-        uploader(quick(credential=ALICE), registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "GET", "POST", "PATCH", "PUT"]
-        assert [request.scopes for request in auth.requests] == [("repository:app:pull,push",)]
-
-    def test_a_401_at_the_closing_put_costs_a_token_and_that_put_alone(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(auth=Bearer(uses=2))
-        source = Source(replayable=False)
-        uploader(quick(), registry).upload(source.blob)
-        assert methods(registry) == ["POST", "GET", "POST", "PATCH", "PUT", "GET", "PUT"]
         assert is_stored(registry)
 
     def test_a_401_at_the_patch_costs_a_fresh_token_and_that_patch(self, faulty: Faulty, quick: Quick) -> None:
@@ -536,13 +368,6 @@ class TestAuthorization:
 
 
 class TestMounts:
-    def test_201_is_all_it_takes(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        registry.hold(CONTENT)
-        assert uploader(quick(), registry).mount(BLOB, "other/app")
-        (post,) = registry.requests
-        assert post.target == f"{UPLOADS}?mount={BLOB.digest}&from=other/app"
-
     def test_many_of_them_need_one_connection(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         registry.hold(CONTENT)
@@ -551,25 +376,6 @@ class TestMounts:
             assert not target.mount(blob_of(str(number).encode()), "other")
             assert target.mount(BLOB, "other")
         assert registry.accepted == 1
-
-    def test_pull_on_the_source_is_asked_for_in_the_same_token_after_push(self, faulty: Faulty, quick: Quick) -> None:
-        auth = Bearer()
-        registry = faulty(auth=auth)
-        registry.hold(CONTENT)
-        assert uploader(quick(), registry).mount(BLOB, "other/app")
-        assert [request.scopes for request in auth.requests] == [
-            ("repository:app:pull,push", "repository:other/app:pull")
-        ]
-
-    def test_the_session_of_a_202_is_used(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        target = uploader(quick(), registry)
-        assert not target.mount(BLOB, "other")
-        target.upload(Source().blob)
-        assert methods(registry) == ["POST", "PATCH", "PUT"]
-        assert is_stored(registry)
-        target.upload(Source().blob)
-        assert methods(registry)[3:] == ["POST", "PATCH", "PUT"]
 
     def test_one_that_has_been_closed_meanwhile_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
@@ -585,14 +391,6 @@ class TestMounts:
         assert not target.mount(BLOB, "other")
         target.upload(Source().blob)
         assert methods(registry) == ["POST", "POST", "PATCH", "PUT"]
-
-    @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
-    def test_a_refusal_is_a_plain_upload(self, faulty: Faulty, quick: Quick, status: int) -> None:
-        registry = faulty(Fault(refusal(status), "POST", "mount=", times=None))
-        target = uploader(quick(), registry)
-        assert not target.mount(BLOB, "other")
-        target.upload(Source().blob)
-        assert is_stored(registry)
 
     def test_no_answer_is_a_failure(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(HangUp(), times=None))

@@ -13,12 +13,12 @@ from ocistream.interfaces import Blob
 from ocistream.ladder import Ladder
 from ocistream.pacing import Pace
 from ocistream.profiles import NAMED
-from ocistream.rungs import STREAM, Rung
+from ocistream.rungs import Rung
 from ocistream.stream import Chunk
-from tests.faults import Fault, StopReading, refusal
-from tests.network import CountingRegistry, eventually
-from tests.unit.test_upload import BLOB, CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods
-from tests.unit.test_upload_continued import Run, received
+from tests.faults import Fault, refusal
+from tests.network import CountingRegistry
+from tests.unit.test_upload import BLOB, MIB, Faulty, Quick, Source, is_clean, methods
+from tests.unit.test_upload_continued import Run
 
 
 @pytest.fixture(autouse=True)
@@ -58,26 +58,6 @@ class Stopped(Source):
                 raise failure
 
         self.before = stop
-
-
-class TestWhatIsSent:
-    def test_a_stream_is_coded(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty()
-        run.uploader(quick(ladder=ladder()), registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "PATCH", "PUT"]
-        assert (coded(registry), ranges(registry)) == ([True], [None])
-        assert is_stored(registry)
-
-    def test_what_is_too_small_to_be_kept_has_a_length(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty()
-        run.uploader(quick(ladder=ladder()), registry).upload(Source(CONTENT[: MIB - 1]).blob)
-        assert coded(registry) == [False]
-
-    @pytest.mark.parametrize("name", sorted(NAMED))
-    def test_only_those_that_lose_what_breaks_get_it(self, faulty: Faulty, quick: Quick, run: Run, name: str) -> None:
-        registry = faulty()
-        run.uploader(quick(ladder=Ladder(configured=lambda _: NAMED[name])), registry).upload(Source().blob)
-        assert any(coded(registry)) == (name in {"distribution", "harbor"})
 
 
 class TestAnInterruption:
@@ -145,30 +125,6 @@ class TestAnInterruption:
 
 class TestARefusal:
     @pytest.mark.parametrize("status", [400, 404, 411, 501])
-    def test_of_the_coding_is_no_refusal_of_the_way(self, faulty: Faulty, quick: Quick, run: Run, status: int) -> None:
-        registry = faulty(Fault(refusal(status), "PATCH"))
-        known = ladder()
-        for content in (CONTENT, CONTENT[1:]):
-            run.uploader(quick(ladder=known), registry).upload(Source(content).blob)
-            assert is_stored(registry, content)
-        # It is found out once.
-        assert coded(registry) == [True, False, False]
-        assert known.used == {registry.host: "stream"}
-
-    def test_of_the_coding_is_none_of_what_the_user_asked_for(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty(Fault(refusal(411), "PATCH"))
-        run.uploader(quick(ladder=ladder(Rung(STREAM))), registry).upload(Source().blob)
-        assert coded(registry) == [True, False]
-        assert is_stored(registry)
-
-    def test_of_a_size_is_a_reason_for_chunks(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty(Fault(refusal(413), "PATCH"))
-        known = ladder()
-        run.uploader(quick(ladder=known), registry).upload(Source().blob)
-        assert is_stored(registry)
-        assert known.used[registry.host].startswith("chunk=")
-
-    @pytest.mark.parametrize("status", [400, 404, 411, 501])
     def test_of_the_one_put_that_is_left_is_final(self, faulty: Faulty, quick: Quick, run: Run, status: int) -> None:
         # As good as forever: a client that does not give up comes to an end here, and fails the test.
         registry = faulty(Fault(refusal(405), "PATCH", times=None), Fault(refusal(status), "PUT", times=50))
@@ -176,22 +132,3 @@ class TestARefusal:
             run.uploader(quick(ladder=ladder()), registry).upload(Source().blob)
         assert coded(registry)[0]
         assert 0 < len(registry.asked("PUT")) < 10
-
-    def test_of_a_coded_rest_loses_nothing_that_is_there(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        # The embedded registry takes a range only with a length.
-        registry = faulty()
-        run.was_killed(registry)
-        assert run.uploader(quick(ladder=ladder()), registry).upload(Source().blob) == 3 * MIB
-        rest = f"{3 * MIB}-{len(CONTENT) - 1}"
-        assert (coded(registry), ranges(registry)) == ([True, False], [rest, rest])
-        assert methods(registry) == ["GET", "PATCH", "GET", "PATCH", "PUT"]
-        assert is_stored(registry)
-
-
-def test_a_line_that_breaks_and_an_upload_that_is_lost_with_it_are_told(faulty: Faulty, quick: Quick, run: Run) -> None:
-    registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET"))
-    run.uploader(quick(ladder=run.ladder), registry).upload(Source().blob)
-    eventually(lambda: received(registry) >= len(CONTENT))
-    assert [level for _, level in run.told] == [0]
-    assert run.told[0][0].startswith(f"{registry.host}: cannot resume the upload of {BLOB.digest}: sending ")
-    assert is_stored(registry)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from ocistream import left_open, limits
-from ocistream.credentials import Credential
 from ocistream.distribution import Repository
 from ocistream.errors import (
     ArchiveError,
@@ -32,13 +31,11 @@ from ocistream.errors import (
 from ocistream.interfaces import Blob
 from ocistream.ladder import Ladder
 from ocistream.rungs import CHUNK, PUT, Rung
-from ocistream.sizes import human_size
 from ocistream.stream import Chunk
 from ocistream.upload import Uploader
 from ocistream.upload_records import Key, UploadRecord, UploadRecords
-from tests.faults import Action, Fault, HangUp, Header, Reply, StopReading, refusal
-from tests.faulty_auth import Basic, Bearer
-from tests.network import QUICK, CountingRegistry, QuickTransport, eventually
+from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal
+from tests.network import CountingRegistry, QuickTransport, eventually
 from tests.talking import Client
 from tests.unit.test_upload import BLOB, CONTENT, MIB, UPLOADS, Faulty, Quick, Source, is_clean, is_stored, methods
 
@@ -100,25 +97,6 @@ def received(registry: CountingRegistry) -> int:
 
 
 class TestGoingOn:
-    @pytest.mark.parametrize("replayable", [True, False])
-    def test_what_the_registry_has_is_not_sent_again(
-        self, faulty: Faulty, quick: Quick, run: Run, replayable: bool
-    ) -> None:
-        registry = faulty()
-        location = run.was_killed(registry)
-        source = Source(replayable=replayable)
-        run.uploader(quick(ladder=run.ladder), registry).upload(source.blob)
-        assert methods(registry) == ["GET", "PATCH", "PUT"]
-        (patch,) = registry.asked("PATCH")
-        assert location.endswith(patch.target)
-        assert patch.headers["Content-Range"] == f"{SENT}-{len(CONTENT) - 1}"
-        assert received(registry) == len(CONTENT) - SENT
-        assert source.opened == 1
-        assert is_stored(registry)
-        assert run.files() == []
-        size = human_size(len(CONTENT))
-        assert run.told == [(f"{registry.host}: resumed {human_size(SENT)} of {size} of {BLOB.digest}", 0)]
-
     def test_that_little_is_saved_is_said_to_who_asks_for_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
         run.was_killed(registry, MIB - 1)
@@ -135,14 +113,6 @@ class TestGoingOn:
         run.was_killed(other)
         assert run.uploader(quick(), other).upload(Source().blob) == 0
 
-    def test_that_an_earlier_upload_is_lost_is_said(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty()
-        run.has_left(registry, f"{registry.url}{UPLOADS}gone")
-        run.uploader(quick(ladder=run.ladder), registry).upload(Source().blob)
-        lost = f"cannot resume the earlier upload of {BLOB.digest}: sending all {human_size(len(CONTENT))} again"
-        assert run.told == [(f"{registry.host}: {lost}", 0)]
-        assert is_stored(registry)
-
     def test_of_one_that_has_all_only_the_end_is_missing(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
         run.was_killed(registry, len(CONTENT))
@@ -156,35 +126,6 @@ class TestGoingOn:
         run.uploader(quick(), registry).upload(Source().blob)
         assert methods(registry) == ["GET", "PATCH", "PUT"]
         assert registry.asked("PATCH")[0].headers["Content-Range"] is None
-        assert is_stored(registry)
-
-    def test_in_chunks_as_well(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty()
-        run.was_killed(registry, MIB)
-        run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(Source().blob)
-        assert [patch.headers["Content-Range"] for patch in registry.asked("PATCH")] == [
-            f"{MIB}-{3 * MIB - 1}",
-            f"{3 * MIB}-{len(CONTENT) - 1}",
-        ]
-        assert is_stored(registry)
-
-    def test_by_one_put_it_is_begun_anew_and_what_there_was_deleted(
-        self, faulty: Faulty, quick: Quick, run: Run
-    ) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        run.uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "DELETE", "PUT"]
-        assert is_stored(registry)
-        assert is_clean(registry)
-        assert run.files() == []
-
-    def test_it_may_break_again_and_goes_on_again(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty(Fault(StopReading(MIB // 2), "PATCH", skip=1))
-        run.was_killed(registry)
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert received(registry) == len(CONTENT) - SENT
-        assert len(registry.asked("POST")) == 0
         assert is_stored(registry)
 
     def test_while_it_lasts_the_record_says_where_it_is(self, faulty: Faulty, quick: Quick, run: Run) -> None:
@@ -216,126 +157,6 @@ class TestGoingOn:
         assert methods(registry)[3:] == ["DELETE"]
         assert run.files() == []
         assert is_clean(registry)
-
-
-class TestWhatIsBelieved:
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            Header("Range", f"0-{len(CONTENT)}"),
-            Header("Range", "0-99999999999"),
-            Header("Range", "0--1"),
-            Header("Range", "-5"),
-            Header("Range", "5-10"),
-            Header("Range", "x"),
-            Header("Range", None),
-            refusal(404, "BLOB_UPLOAD_UNKNOWN"),
-            refusal(404),
-            refusal(410),
-            refusal(400),
-            refusal(403),
-            refusal(405),
-            refusal(416),
-            Reply(204, {"Location": "/v2/x"}),
-            Reply(301, {"Location": "/v2/x"}),
-        ],
-        ids=str,
-    )
-    def test_one_of_which_the_registry_says_nothing_that_can_be_so_is_begun_anew(
-        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
-    ) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        registry.faults = [Fault(answer, "GET", "uploads", times=None)]
-        run.uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert [name for name in methods(registry) if name != "GET"] == ["POST", "DELETE", "PATCH", "PUT"]
-        assert received(registry) == len(CONTENT)
-        assert is_stored(registry)
-        assert is_clean(registry)
-        assert run.files() == []
-
-    @pytest.mark.parametrize("answer", [HangUp(), refusal(500), refusal(503), refusal(429)])
-    def test_one_that_cannot_be_asked_for_is_begun_anew_where_others_can(
-        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
-    ) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        registry.faults = [Fault(answer, "GET", "uploads", times=None)]
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert is_stored(registry)
-        assert is_clean(registry)
-        assert run.files() == []
-
-    def test_but_it_stays_while_the_registry_is_down(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        registry.faults = [Fault(refusal(503), times=None)]
-        with pytest.raises(RegistryError):
-            run.uploader(quick(), registry).upload(Source().blob)
-        assert (left_open.stored(), left_open.uncertain()) == ({}, {registry.host: 1})
-        registry.faults.clear()
-        registry.requests.clear()
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert received(registry) == len(CONTENT) - SENT
-
-    @pytest.mark.parametrize("count", [MIB, SENT])
-    def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_anew(
-        self, faulty: Faulty, quick: Quick, run: Run, count: int
-    ) -> None:
-        registry = faulty()
-        run.was_killed(registry, count, content=bytes(count))
-        source = Source()
-        run.uploader(quick(), registry).upload(source.blob)
-        assert [put.status for put in registry.asked("PUT")] == [400, 201]
-        assert received(registry) == 2 * len(CONTENT) - count
-        assert is_stored(registry)
-        assert is_clean(registry)
-
-    @pytest.mark.parametrize("method", ["PATCH", "PUT"])
-    @pytest.mark.parametrize("status", [400, 404, 405, 409, 410, 412, 416, 422, 501])
-    def test_whatever_it_is_refused_by_it_is_begun_anew(
-        self, faulty: Faulty, quick: Quick, run: Run, method: str, status: int
-    ) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        registry.faults = [Fault(refusal(status), method), Fault(refusal(404), "GET", "uploads", skip=1, times=None)]
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert is_stored(registry)
-        assert len(registry.asked("POST")) == 1
-        assert is_clean(registry)
-
-    def test_what_is_still_being_written_when_it_is_asked_for_is_asked_for_again(
-        self, faulty: Faulty, quick: Quick, run: Run
-    ) -> None:
-        # The killed run's last bytes are still on their way through the registry.
-        registry = faulty()
-        run.was_killed(registry)
-        registry.faults = [Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads")]
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert methods(registry) == ["GET", "PATCH", "GET", "PATCH", "PUT"]
-        assert registry.asked("PATCH")[1].headers["Content-Range"] == f"{SENT}-{len(CONTENT) - 1}"
-        assert is_stored(registry)
-
-    def test_a_location_of_another_host_in_the_file_is_never_asked_for(
-        self, faulty: Faulty, quick: Quick, run: Run
-    ) -> None:
-        registry, hostile = faulty(auth=Basic("alice", "s3cret")), faulty()
-        run.has_left(registry, f"{hostile.url}/v2/app/blobs/uploads/x")
-        credential = Credential("alice", "s3cret", source="the test")
-        run.uploader(quick(credential=credential), registry).upload(Source().blob)
-        assert hostile.requests == []
-        assert is_stored(registry)
-        assert run.files() == []
-
-    def test_a_registry_whose_uploads_cannot_be_gone_on_with_is_not_remembered(
-        self, faulty: Faulty, quick: Quick, run: Run
-    ) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        transport = quick()
-        transport.ladder._profiles[registry.host] = transport.ladder.profile("gcr.io")  # noqa: SLF001 - its host is not ours
-        run.uploader(transport, registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "PATCH", "PUT"]
 
 
 KEPT = [
@@ -457,18 +278,6 @@ class TestWhatIsKept:
         self.fail(run, registry, quick(ladder=Ladder(forced=Rung(PUT))), LocalDiskError("x"))
         self.check_gone(run, registry)
 
-    def test_a_registry_that_fails_for_good_in_the_middle_has_it_kept(
-        self, faulty: Faulty, quick: Quick, run: Run
-    ) -> None:
-        registry = faulty(Fault(refusal(503), "PATCH", skip=2, times=None))
-        with pytest.raises(RegistryError):
-            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
-        registry.faults.clear()
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert len(registry.asked("POST")) == 1
-        assert sum(patch.received for patch in registry.asked("PATCH") if patch.status == 202) == len(CONTENT)
-        assert is_stored(registry)
-
     def test_one_that_has_lost_it_has_not(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", skip=2, times=None))
         source = Source()
@@ -492,22 +301,6 @@ class TestALineThatIsDownInTheMiddle:
 
     def breaking(self, faulty: Faulty, *then: Fault) -> CountingRegistry:
         return faulty(Fault(StopReading(SENT), "PATCH"), *then)
-
-    @pytest.mark.parametrize("answer", DOWN, ids=str)
-    def test_loses_nothing_and_the_next_run_goes_on(
-        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
-    ) -> None:
-        registry = self.breaking(faulty, Fault(answer, times=None, skip=1))
-        with pytest.raises((NetworkError, AuthenticationError)):
-            run.uploader(quick(), registry).upload(Source().blob)
-        assert len(run.files()) == 1
-        registry.faults.clear()
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert [post.status for post in registry.asked("POST")].count(202) == 1
-        assert received(registry) == len(CONTENT)
-        assert is_stored(registry)
-        assert is_clean(registry)
-        assert run.files() == []
 
     def test_loses_nothing_where_its_name_leads_nowhere_for_a_while(
         self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -539,44 +332,6 @@ class TestALineThatIsDownInTheMiddle:
         assert not registry.asked("DELETE")
         assert len(run.files()) == 1
 
-    @pytest.mark.parametrize("answer", DOWN, ids=str)
-    def test_that_is_up_again_when_it_is_looked_at_goes_on_at_once(
-        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
-    ) -> None:
-        tries = 1 if answer in (refusal(401), refusal(403), refusal(407)) else QUICK.attempts - 1
-        registry = self.breaking(faulty, Fault(answer, "GET", "uploads", times=tries))
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert [name for name in methods(registry) if name != "GET"] == [
-            "POST",
-            "PATCH",
-            "POST",
-            "DELETE",
-            "PATCH",
-            "PUT",
-        ]
-        assert received(registry) == len(CONTENT)
-        assert is_stored(registry)
-        assert is_clean(registry)
-
-    @pytest.mark.parametrize("answer", DOWN, ids=str)
-    def test_that_hides_this_session_alone_for_good_costs_the_session(
-        self, faulty: Faulty, quick: Quick, run: Run, answer: Action
-    ) -> None:
-        # The same command would fail for ever.
-        registry = self.breaking(faulty, Fault(answer, "GET", "uploads", times=None))
-        run.uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert [name for name in methods(registry) if name != "GET"] == [
-            "POST",
-            "PATCH",
-            "POST",
-            "DELETE",
-            "PATCH",
-            "PUT",
-        ]
-        assert is_stored(registry)
-        assert is_clean(registry)
-        assert run.files() == []
-
     def test_what_was_opened_when_it_was_down_before_shows_nothing(
         self, faulty: Faulty, quick: Quick, run: Run
     ) -> None:
@@ -590,12 +345,6 @@ class TestALineThatIsDownInTheMiddle:
             run.uploader(quick(), registry).upload(Source().blob)
         assert methods(registry)[:7] == ["POST", "PATCH", "GET", "POST", "GET", "DELETE", "PATCH"]
         assert len(run.files()) == 1
-
-    def test_that_says_it_is_gone_has_a_new_one_in_the_same_run(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = self.breaking(faulty, Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "uploads"))
-        run.uploader(quick(), registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "PATCH", "GET", "DELETE", "POST", "PATCH", "PUT"]
-        assert is_stored(registry)
 
 
 class TestTwoRuns:
@@ -627,31 +376,6 @@ class TestTwoRuns:
         assert is_clean(registry)
 
 
-class TestDeleting:
-    def test_where_the_registry_has_moved_on_it_is_asked_where_to(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty(Fault(refusal(416, "RANGE_INVALID"), "DELETE"))
-        location = run.was_killed(registry)
-        registry.faults.append(Fault(Header("Location", f"{location}?_state=now"), "GET", "uploads"))
-        uploader = run.uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry)
-        uploader.upload(Source().blob)
-        assert methods(registry) == ["POST", "DELETE", "GET", "DELETE", "PUT"]
-        assert registry.asked("DELETE")[1].target.endswith("?_state=now")
-        assert is_clean(registry)
-
-    def test_where_it_cannot_be_reached_the_next_run_will_find_it(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty(Fault(HangUp(), "DELETE"))
-        source = Source()
-        source.content = CONTENT[:-1]
-        with pytest.raises(IntegrityError):
-            run.uploader(quick(), registry).upload(source.blob)
-        assert len(run.files()) == 1
-        uploader = run.uploader(quick(), registry)
-        uploader.upload(Source().blob)
-        assert is_stored(registry)
-        assert is_clean(registry)
-        assert run.files() == []
-
-
 class TestMounts:
     def test_a_session_in_place_of_a_mount_is_remembered_at_once(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
@@ -662,16 +386,6 @@ class TestMounts:
         uploader.upload(Source().blob)
         assert methods(registry) == ["POST", "PATCH", "PUT"]
         assert run.files() == []
-
-    def test_what_an_earlier_run_has_sent_is_worth_more(self, faulty: Faulty, quick: Quick, run: Run) -> None:
-        registry = faulty()
-        run.was_killed(registry)
-        uploader = run.uploader(quick(), registry)
-        assert not uploader.mount_from_any(BLOB, ["base", "other"])
-        uploader.upload(Source().blob)
-        assert methods(registry) == ["POST", "DELETE", "HEAD", "GET", "PATCH", "PUT"]
-        assert received(registry) == len(CONTENT) - SENT
-        assert is_clean(registry)
 
     def test_one_that_is_not_used_is_deleted_and_forgotten(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
@@ -722,50 +436,6 @@ class TestSettling:
         assert len(run.files()) == 1
         run.uploader(quick(), registry).settle([BLOB.digest])
         assert run.files() == []
-
-
-class TestSecrets:
-    @pytest.mark.parametrize("auth", [Basic("alice", "s3cret"), Bearer({"alice": "s3cret"})], ids=["basic", "bearer"])
-    def test_nothing_of_a_credential_is_written(
-        self, faulty: Faulty, quick: Quick, run: Run, auth: Basic | Bearer
-    ) -> None:
-        registry = faulty(auth=auth)
-        written: list[bytes] = []
-        source = Source()
-        source.before = lambda _: written.extend(path.read_bytes() for path in run.files())
-        credential = Credential("alice", "s3cret", source="the test")
-        run.uploader(quick(credential=credential), registry).upload(source.blob)
-        assert any(written)
-        shown = {value for request in registry.requests for value in [request.headers["Authorization"]] if value}
-        assert shown
-        for content in written:
-            assert b"s3cret" not in content
-            assert b"alice" not in content
-            assert not any(value.partition(" ")[2].encode() in content for value in shown)
-
-    @pytest.mark.parametrize("query", ["X-Amz-Signature=0", "sig=0", "token=0", "AccessKeyId=0"])
-    def test_a_location_that_is_signed_is_not_remembered(
-        self, faulty: Faulty, quick: Quick, run: Run, query: str
-    ) -> None:
-        registry = faulty(Fault(Header("Location", lambda path: f"{path}?{query}"), "POST", times=None))
-        seen: list[int] = []
-        source = Source()
-        source.before = lambda start: seen.append(len(run.files())) if start else None
-        run.uploader(quick(), registry).upload(source.blob)
-        assert set(seen) == {0}
-        assert is_stored(registry)
-
-
-def test_a_folder_that_cannot_be_written_is_a_note_and_no_failure(faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    run = Run(tmp_path / "file" / "uploads")
-    registry = faulty()
-    uploader = Uploader(Repository(quick(), registry.host, "app", writes=True), run.records)
-    uploader.upload(Source().blob)
-    uploader.upload(Source(b"x").blob)
-    uploader.settle([BLOB.digest])
-    assert len(run.notes) == 1
-    assert is_stored(registry)
 
 
 class TestOverALineThatMayBreakOff:

@@ -62,21 +62,6 @@ def can_be_had(run: Run, registry: CountingRegistry, digest: str = BLOB.digest, 
 class TestAWayThatIsRefused:
     """The same command would be refused again: nothing is worth keeping."""
 
-    @pytest.mark.parametrize("rung", [Rung(CHUNK, 2 * MIB), Rung(STREAM)], ids=str)
-    @pytest.mark.parametrize("status", [404, 416, 501])
-    def test_is_no_interruption_where_it_was_asked_for(
-        self, faulty: Faulty, quick: Quick, run: Run, rung: Rung, status: int
-    ) -> None:
-        registry = faulty(Fault(refusal(status), "PATCH", times=None))
-        with pytest.raises(NetworkError) as caught:
-            run.uploader(quick(ladder=Ladder(forced=rung)), registry).upload(Source().blob)
-        assert caught.value.hint is not None
-        assert "--upload auto" in caught.value.hint
-        assert run.files() == []
-        assert (left_open.stored(), left_open.uncertain()) == ({}, {})
-        assert methods(registry)[-1] == "DELETE"
-        assert is_clean(registry)
-
     def test_nor_where_there_is_no_other(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         # A 404 of which nobody knows what is not found, to each way there is.
         registry = faulty(Fault(refusal(404), "PATCH|PUT", times=None))
@@ -216,15 +201,6 @@ class TestWhatIsWritten:
 
 
 class TestWhatIsBelieved:
-    def test_a_location_of_another_host_in_the_file_is_not_deleted_there(
-        self, faulty: Faulty, quick: Quick, run: Run
-    ) -> None:
-        registry, hostile = faulty(), faulty()
-        run.has_left(registry, f"{hostile.url}{UPLOADS}x")
-        run.uploader(quick(), registry).settle([BLOB.digest])
-        assert hostile.requests == registry.requests == []
-        assert run.files() == []
-
     def test_of_a_session_that_this_run_has_opened_no_more_than_it_has_sent(
         self, faulty: Faulty, quick: Quick, run: Run
     ) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.errors import IntegrityError, NetworkError, RegistryError, UnsupportedError, UsageError
-from ocistream.hosts import HostSettings
+from ocistream.errors import IntegrityError, UnsupportedError, UsageError
 from ocistream.ladder import Ladder
 from ocistream.profiles import NAMED, UNKNOWN, Profile
 from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, Rung, parse_rung
 from ocistream.state import State
 from tests.certificates import Certificate
-from tests.faults import Fault, FaultyHandler, Header, Reply, StopReading, refusal
+from tests.faults import Fault, FaultyHandler, Header, Reply, refusal
 from tests.network import CountingRegistry, names
-from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
+from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_stored, methods, uploader
 
 Place = Callable[..., tuple[CountingRegistry, str]]
 
@@ -103,40 +102,11 @@ class TestRungs:
 
 
 class TestForced:
-    def test_chunks_state_their_range_and_length_and_each_goes_to_the_location_before(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        located = Header("Location", lambda path: f"{path}?at={len(registry.requests)}")
-        registry = faulty(Fault(located, "POST|PATCH", times=None))
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
-        patches = registry.asked("PATCH")
-        assert ranges(registry) == [
-            "0-1048575",
-            "1048576-2097151",
-            "2097152-3145727",
-            "3145728-4194303",
-            "4194304-4194308",
-        ]
-        assert [patch.headers["Content-Length"] for patch in patches] == ["1048576"] * 4 + ["5"]
-        assert [patch.query["at"] for patch in patches] == [["1"], ["2"], ["3"], ["4"], ["5"]]
-        (put,) = registry.asked("PUT")
-        assert (put.query["at"], put.headers["Content-Length"]) == (["6"], "0")
-        assert is_stored(registry)
-
     def test_chunks_of_a_blob_without_a_name_have_a_length_too(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).unnamed)
         assert [patch.headers["Content-Length"] for patch in registry.asked("PATCH")] == ["1048576"] * 4 + ["5"]
         assert is_whole(registry)
-        assert is_stored(registry)
-
-    def test_one_put_has_the_digest_and_the_body(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty()
-        uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(Source().blob)
-        _, put = registry.requests
-        assert methods(registry) == ["POST", "PUT"]
-        assert put.headers["Content-Length"] == str(len(CONTENT))
-        assert put.query["digest"] == [Source().blob.descriptor.digest]
         assert is_stored(registry)
 
     def test_one_put_is_nothing_for_what_has_no_digest_yet(self, faulty: Faulty, quick: Quick) -> None:
@@ -152,45 +122,6 @@ class TestForced:
         assert methods(registry) == ["POST", "PUT"]
         assert is_stored(registry, b"")
 
-    @pytest.mark.parametrize("rung", ["stream", "put", "chunk=1MiB"])
-    @pytest.mark.parametrize("status", [404, 405, 413, 416])
-    def test_it_is_obeyed_and_the_refusal_told(self, faulty: Faulty, quick: Quick, rung: str, status: int) -> None:
-        registry = faulty(Fault(refusal(status), "PATCH|PUT", larger_than=0, times=None))
-        with pytest.raises(NetworkError) as caught:
-            uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(Source().blob)
-        assert caught.value.exit_code == 7
-        assert "--upload auto" in (caught.value.hint or "")
-        assert {request.method for request in registry.requests if request.status == status} == {
-            "PUT" if rung == "put" else "PATCH"
-        }
-
-    def test_the_configuration_of_a_host_forces_as_well_and_an_option_more_so(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        registry = faulty()
-        hosts = {registry.host: HostSettings(upload="put")}
-        uploader(quick(hosts=hosts), registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "PUT"]
-        uploader(quick(hosts=hosts, ladder=Ladder(forced=Rung(STREAM))), registry).upload(Source().blob)
-        assert methods(registry)[2:] == ["POST", "PATCH", "PUT"]
-        registry = faulty()
-        hosts = {registry.host: HostSettings(upload="auto")}
-        uploader(quick(hosts=hosts), registry).upload(Source().blob)
-        assert methods(registry) == ["POST", "PATCH", "PUT"]
-
-    @pytest.mark.parametrize("wrong", [b"!", b""])
-    @pytest.mark.parametrize("rung", ["stream", "put", "chunk=1MiB", "chunk=1"])
-    def test_a_corrupt_blob_is_never_closed(self, faulty: Faulty, quick: Quick, rung: str, wrong: bytes) -> None:
-        registry = faulty()
-        content = CONTENT if rung != "chunk=1" else b"abc"
-        source = Source(content)
-        source.content = content[:-1] + wrong
-        with pytest.raises(Exception, match=r"digest|expected"):
-            uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(source.blob)
-        assert not [put for put in registry.asked("PUT") if put.status == 201]
-        assert not is_stored(registry, source.content)
-        assert not is_stored(registry, content)
-
     @pytest.mark.parametrize("rung", ["stream", "chunk=1MiB"])
     def test_nor_is_one_with_more_bytes_than_were_promised(self, faulty: Faulty, quick: Quick, rung: str) -> None:
         registry = faulty()
@@ -203,27 +134,6 @@ class TestForced:
 
 
 class TestSteppingDown:
-    @pytest.mark.parametrize("replayable", [True, False])
-    @pytest.mark.parametrize("named", [True, False])
-    def test_too_large_is_a_reason_for_chunks_of_half_the_size_until_they_fit(
-        self, faulty: Faulty, quick: Quick, replayable: bool, named: bool
-    ) -> None:
-        registry = faulty(too_large(MIB))
-        ladder = Ladder()
-        source = Source(replayable=replayable)
-        if named:
-            uploader(quick(ladder=ladder), registry).upload(source.blob)
-        else:
-            registry.faults.insert(0, Fault(refusal(413), "PATCH", times=1))
-            uploader(quick(ladder=ladder), registry).upload(source.unnamed)
-        assert is_stored(registry)
-        assert is_whole(registry)
-        assert source.opened == 1 or replayable
-        assert {patch.received for patch in registry.asked("PATCH") if patch.status == 202} == {MIB, 5}
-        # A nameless one of several is read ahead no further than its share of the memory: it is never too large here.
-        share = not named and replayable
-        assert ladder.used == {registry.host: "chunk=8388608" if share else "chunk=1048576"}
-
     def test_what_one_blob_has_found_out_the_next_begins_with(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(too_large(MIB))
         target = uploader(quick(), registry)
@@ -232,38 +142,6 @@ class TestSteppingDown:
         target.upload(Source(CONTENT[:-1]).blob)
         target.upload(Source(CONTENT[:-2]).unnamed)
         assert all(request.status in {201, 202} for request in registry.requests[before:])
-
-    def test_one_that_takes_not_even_small_chunks_is_given_up_with_the_likely_cause(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        registry = faulty(too_large(0))
-        with pytest.raises(RegistryError, match="413") as caught:
-            uploader(quick(), registry).upload(Source().blob)
-        assert "client_max_body_size" in (caught.value.hint or "")
-        assert "--upload" in (caught.value.hint or "")
-        sizes = [int(patch.headers["Content-Length"]) for patch in registry.asked("PATCH")]
-        assert sizes == [len(CONTENT), 4 * MIB, 2 * MIB, MIB, MIB // 2, MIB // 4]
-        assert is_clean(registry)
-
-    @pytest.mark.parametrize(
-        ("refused", "status", "way"),
-        [
-            ("PATCH", 404, "put"),
-            ("PATCH", 405, "put"),
-            ("PATCH", 501, "put"),
-        ],
-    )
-    def test_a_registry_without_patch_gets_one_put(
-        self, faulty: Faulty, quick: Quick, refused: str, status: int, way: str
-    ) -> None:
-        registry = faulty(Fault(refusal(status), refused, times=None))
-        ladder = Ladder()
-        uploader(quick(ladder=ladder), registry).upload(Source().blob)
-        assert is_stored(registry)
-        assert ladder.used == {registry.host: way}
-        before = len(registry.requests)
-        uploader(quick(ladder=ladder), registry).upload(Source(CONTENT[:-1]).blob)
-        assert methods(registry)[before:] == ["POST", "PUT"]
 
     @pytest.mark.parametrize("status", [400, 411, 501])
     @pytest.mark.parametrize("replayable", [True, False])
@@ -288,70 +166,6 @@ class TestSteppingDown:
         uploader(quick(ladder=ladder), registry).upload(Source().blob)
         assert is_stored(registry)
         assert ladder.used == {registry.host: "put" if status == 405 else "stream"}
-
-    def test_416_of_a_body_that_is_too_large_is_a_reason_for_chunks(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(refusal(416), "PATCH", larger_than=MIB, times=None))
-        uploader(quick(), registry).upload(Source().blob)
-        assert is_stored(registry)
-        assert is_whole(registry)
-
-    def test_416_of_an_offset_that_is_wrong_is_none(self, faulty: Faulty, quick: Quick) -> None:
-        # The first time that it is asked, not all of what has come is counted yet.
-        registry = faulty(Fault(StopReading(2 * MIB), "PATCH"), Fault(Header("Range", "0-1048575"), "GET", "/uploads/"))
-        ladder = Ladder()
-        uploader(quick(ladder=ladder), registry).upload(Source(replayable=False).blob)
-        assert [patch.status for patch in registry.asked("PATCH")] == [None, 416, 202]
-        assert len(registry.asked("POST")) == 1
-        assert ladder.used == {registry.host: "stream"}
-        assert is_stored(registry)
-
-    def test_a_lost_session_is_not_taken_for_a_method_that_is_not_known(self, faulty: Faulty, quick: Quick) -> None:
-        for code in ("BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"):
-            registry = faulty(Fault(refusal(404, code), "PATCH", times=2))
-            ladder = Ladder()
-            uploader(quick(ladder=ladder), registry).upload(Source().blob)
-            assert len(registry.asked("POST")) == 3
-            assert ladder.used == {registry.host: "stream"}
-
-    def test_a_404_that_says_nothing_is_a_lost_session_once_and_the_method_twice(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        once = faulty(Fault(refusal(404), "PATCH"), Fault(refusal(404), "GET", "uploads", times=None))
-        ladder = Ladder()
-        uploader(quick(ladder=ladder), once).upload(Source().blob)
-        assert ladder.used == {once.host: "stream"}
-        always = faulty(Fault(refusal(404), "PATCH", times=None), Fault(refusal(404), "GET", "uploads", times=None))
-        uploader(quick(ladder=ladder), always).upload(Source().blob)
-        assert ladder.used[always.host] == "put"
-        assert len(always.asked("PATCH")) == 2
-
-    @pytest.mark.parametrize("method", ["POST", "PUT"])
-    @pytest.mark.parametrize("status", [405, 413])
-    def test_what_has_no_body_is_no_matter_of_the_way(
-        self, faulty: Faulty, quick: Quick, method: str, status: int
-    ) -> None:
-        registry = faulty(Fault(refusal(status), method, times=None))
-        with pytest.raises(RegistryError):
-            uploader(quick(), registry).upload(Source().blob)
-        assert len(registry.asked(method)) == 1
-
-    def test_what_the_profile_rules_out_is_not_tried(self) -> None:
-        ladder = Ladder()
-        assert ladder.below("team.jfrog.io", Rung(STREAM), 405, sized=True, body=None, tried=()) is None
-        for host in ("gcr.io", "public.ecr.aws"):
-            assert ladder.below(host, Rung(STREAM), 413, sized=True, body=None, tried=()) is None
-        assert ladder.below("ghcr.io", Rung(STREAM), 416, sized=True, body=None, tried=()) == Rung(CHUNK, 4 * MIB)
-
-    def test_stepping_down_is_told_and_louder_where_it_costs(self, faulty: Faulty, quick: Quick) -> None:
-        told: list[tuple[str, int]] = []
-        registry = faulty(Fault(refusal(405), "PATCH", times=None))
-        ladder = Ladder(tell=lambda message, level: told.append((message, level)))
-        uploader(quick(ladder=ladder), registry).upload(Source(b"x").blob)
-        ((message, level),) = told
-        assert registry.host in message
-        assert "405" in message
-        assert "put" in message
-        assert level == 1
 
 
 @pytest.fixture
@@ -416,33 +230,7 @@ class TestEarlyAnswers:
         assert len(registry.asked("POST")) == 1
 
 
-class TestMinChunkLength:
-    def test_it_is_honoured(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(chunk_min_length=2 * MIB)
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
-        assert [patch.received for patch in registry.asked("PATCH")] == [2 * MIB, 2 * MIB, 5]
-        assert is_stored(registry)
-
-    @pytest.mark.parametrize("named", [True, False])
-    def test_but_never_past_the_memory_that_there_is(self, faulty: Faulty, quick: Quick, named: bool) -> None:
-        registry = faulty(chunk_min_length=limits.UPLOAD_MEMORY + 1)
-        source = Source(replayable=False)
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(
-            source.blob if named else source.unnamed
-        )
-        assert [patch.received for patch in registry.asked("PATCH")] == [len(CONTENT)]
-        assert ranges(registry) == [None]
-        assert is_stored(registry)
-
-
 class TestRangesOfAnswers:
-    @pytest.mark.parametrize("stated", ["0-0", "0-99", "0-1048575", "0-99999999", "nonsense", None, "bytes=0-1"])
-    def test_one_that_cannot_be_so_is_not_believed(self, faulty: Faulty, quick: Quick, stated: str | None) -> None:
-        registry = faulty(Fault(Header("Range", stated), "PATCH", skip=1, times=None))
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
-        assert is_whole(registry)
-        assert is_stored(registry)
-
     def test_that_less_was_taken_is(self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
         read = FaultyHandler.read_body
 
@@ -463,56 +251,12 @@ class TestLearning:
     def learnt(self, folder: Path) -> Ladder:
         return Ladder(state=State(folder))
 
-    def test_the_next_run_begins_with_what_this_one_came_to(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
-        registry = faulty(too_large(MIB))
-        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source().blob)
-        before = len(registry.requests)
-        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source(CONTENT[:-1]).blob)
-        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source(CONTENT[:-2]).unnamed)
-        assert all(request.status in {201, 202} for request in registry.requests[before:])
-
-    def test_what_turns_out_wrong_heals_itself(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
-        registry = faulty(Fault(refusal(405), "PATCH"))
-        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source().blob)
-        assert self.learnt(tmp_path).rung(registry.host, sized=True) == Rung(PUT)
-        registry.faults = [Fault(refusal(405), "PUT", larger_than=0, times=None)]
-        uploader(quick(ladder=self.learnt(tmp_path)), registry).upload(Source(CONTENT[:-1]).blob)
-        assert is_stored(registry, CONTENT[:-1])
-        assert State(tmp_path).facts() == {}
-        assert self.learnt(tmp_path).rung(registry.host, sized=True) == Rung(STREAM)
-
-    def test_what_goes_well_at_once_is_not_worth_a_file(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
-        registry = faulty()
-        uploader(quick(ladder=self.learnt(tmp_path / "state")), registry).upload(Source().blob)
-        assert not (tmp_path / "state").exists()
-
-    def test_what_was_forced_is_nothing_that_was_learnt(self, faulty: Faulty, quick: Quick, tmp_path: Path) -> None:
-        ladder = Ladder(forced=Rung(PUT), state=State(tmp_path / "state"))
-        uploader(quick(ladder=ladder), faulty()).upload(Source().blob)
-        assert not (tmp_path / "state").exists()
-
     def kept(self, folder: Path, text: str) -> list[Rung]:
         """Return what is made of a fact in the file, for blobs of a known size and for others."""
         fact = {"upload": text, "unsized": text, "since": 1e9}
         (folder / "hosts.json").write_text(json.dumps({"version": 1, "hosts": {"a.example": fact}}))
         ladder = Ladder(state=State(folder, now=lambda: 1e9))
         return [ladder.rung("a.example", sized=sized) for sized in (True, False)]
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "chunk=1G",
-            f"chunk={limits.UPLOAD_MEMORY + 1}",
-            f"chunk={limits.MIN_UPLOAD_CHUNK - 1}",
-            "chunk=1",
-            "chunk=0",
-            "chunk=-1",
-            "nonsense",
-            "auto",
-        ],
-    )
-    def test_a_fact_that_nobody_could_have_learnt_is_none(self, tmp_path: Path, text: str) -> None:
-        assert self.kept(tmp_path, text) == [Rung(STREAM)] * 2
 
     @pytest.mark.parametrize("size", [limits.MIN_UPLOAD_CHUNK, limits.UPLOAD_MEMORY])
     def test_one_that_could_be_learnt_counts(self, tmp_path: Path, size: int) -> None:

@@ -52,22 +52,6 @@ def left(folder: Path) -> Path:
     return file
 
 
-def test_what_is_written_is_there_for_the_next_run_and_private(folder: Path, left: Path) -> None:
-    claim = claimed(folder)
-    assert claim.found == RECORD
-    claim.leave()
-    assert stat.S_IMODE(left.stat().st_mode) == 0o600
-    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
-    # Names of repositories are not for everybody who sees a list of files.
-    assert "app" not in left.name
-
-
-def test_a_folder_that_others_may_look_into_is_closed_to_them(folder: Path) -> None:
-    folder.mkdir(parents=True, mode=0o755)
-    claimed(folder).drop()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -121,64 +105,12 @@ def test_a_shorter_location_leaves_nothing_of_a_longer_one(folder: Path, left: P
     assert claimed(folder).found == replace(RECORD, location=f"{HOME}/2")
 
 
-@pytest.mark.parametrize("now", [NOW + limits.UPLOAD_RECORD_AGE + 1, NOW - 100_000])
-def test_what_is_old_or_of_the_future_is_not_known(folder: Path, left: Path, now: float) -> None:
-    del left
-    claim = claimed(folder, now=NOW + limits.UPLOAD_RECORD_AGE - 1)
-    assert claim.found == RECORD
-    claim.leave()
-    assert claimed(folder, now=now).found is None
-
-
 def changed(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
     return lambda document: json.dumps({**document, **fields}).encode()
 
 
 def less(field: str) -> Callable[[dict[str, Any]], bytes]:
     return lambda document: json.dumps({k: v for k, v in document.items() if k != field}).encode()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda _: b"",
-        lambda _: b"not JSON",
-        lambda _: b"[]",
-        lambda _: b"{}",
-        lambda _: b"\xff\xfe{}",
-        lambda _: b'{"version":' * 1000,
-        lambda document: json.dumps(document).encode()[:-20],
-        lambda document: json.dumps(document).encode().ljust(limits.MAX_UPLOAD_RECORD + 1),
-        lambda document: json.dumps(document).encode()[:-1] + b',"size":1}',
-        *[less(field) for field in ("version", "registry", "size", "location", "min_chunk", "since")],
-        changed(version=2),
-        changed(version=True),
-        changed(more=1),
-        changed(registry=["registry.example:5000"]),
-        changed(repository=None),
-        changed(digest=1),
-        changed(size="4000000"),
-        changed(size=4e6),
-        changed(size=-1),
-        changed(location=1),
-        changed(location=None),
-        changed(min_chunk=-1),
-        changed(min_chunk=10**30),
-        changed(min_chunk=True),
-        changed(since="x"),
-        changed(since=1e999),
-    ],
-)
-def test_a_file_that_makes_no_sense_is_as_good_as_none_and_written_anew(
-    folder: Path, left: Path, make: Callable[[dict[str, Any]], bytes]
-) -> None:
-    left.write_bytes(make(json.loads(left.read_bytes())))
-    claim = claimed(folder)
-    assert claim.found is None
-    claim.write(RECORD)
-    claim.leave()
-    assert left.stat().st_size < 1000
-    assert claimed(folder).found == RECORD
 
 
 class TestWhatStandsInItsPlace:
@@ -189,50 +121,10 @@ class TestWhatStandsInItsPlace:
         claim.leave()
         assert claimed(folder).found == RECORD
 
-    def test_a_link_is_not_followed_and_goes(self, folder: Path, left: Path, tmp_path: Path) -> None:
-        elsewhere = tmp_path / "elsewhere"
-        left.rename(elsewhere)
-        left.symlink_to(elsewhere)
-        before = elsewhere.read_bytes()
-        self.check(folder)
-        assert elsewhere.read_bytes() == before
-        assert not left.is_symlink()
-
-    def test_nor_is_a_file_with_another_name_as_well(self, folder: Path, left: Path, tmp_path: Path) -> None:
-        os.link(left, tmp_path / "another")
-        self.check(folder)
-        assert (tmp_path / "another").stat().st_ino != left.stat().st_ino
-
-    def test_nor_a_file_that_others_may_write(self, folder: Path, left: Path) -> None:
-        left.chmod(0o666)
-        self.check(folder)
-
-    def test_nor_a_fifo(self, folder: Path, left: Path) -> None:
-        left.unlink()
-        os.mkfifo(left, 0o600)
-        self.check(folder)
-
     @pytest.mark.skipif("os.geteuid()")
     def test_nor_a_file_of_another_user(self, folder: Path, left: Path) -> None:
         os.chown(left, 12345, 12345)
         self.check(folder)
-
-    def test_a_folder_is_in_the_way_and_no_failure(self, folder: Path, left: Path) -> None:
-        notes: list[str] = []
-        left.unlink()
-        left.mkdir()
-        assert records(folder, notes).claim(KEY) is None
-        assert len(notes) == 1
-
-    def test_a_link_in_place_of_the_whole_folder_is_not_followed(self, folder: Path, tmp_path: Path) -> None:
-        notes: list[str] = []
-        (tmp_path / "elsewhere").mkdir(mode=0o755)
-        folder.parent.mkdir(parents=True)
-        folder.symlink_to(tmp_path / "elsewhere")
-        assert records(folder, notes).claim(KEY) is None
-        assert "not remembered" in notes[0]
-        assert list((tmp_path / "elsewhere").iterdir()) == []
-        assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o755
 
     def test_nor_is_a_folder_of_another_user_used(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         notes: list[str] = []
@@ -281,16 +173,6 @@ class TestWhatStandsInItsPlace:
 
         monkeypatch.setattr(fcntl, "flock", flock)
         self.check(folder)
-
-
-def test_that_nothing_can_be_written_is_one_note_and_no_failure(tmp_path: Path) -> None:
-    notes: list[str] = []
-    (tmp_path / "file").touch()
-    kept = records(tmp_path / "file" / "uploads", notes)
-    assert kept.claim(KEY) is kept.claim(KEY) is None
-    assert list(kept.left_over(KEY.registry, KEY.repository, [KEY.digest])) == []
-    assert len(notes) == 1
-    assert "not remembered" in notes[0]
 
 
 def test_without_a_place_nothing_is_kept() -> None:

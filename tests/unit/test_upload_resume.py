@@ -14,7 +14,7 @@ from ocistream.rungs import CHUNK, PUT, Rung
 from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
 from tests.network import QUICK, CountingRegistry, QuickTransport
 from tests.registry.storage import Upload
-from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_clean, is_stored, methods, uploader
+from tests.unit.test_upload import CONTENT, MIB, Faulty, Quick, Source, is_stored, methods, uploader
 
 KIB = 1024
 
@@ -33,28 +33,6 @@ def spans(registry: CountingRegistry) -> list[tuple[int, int]]:
 
 
 class TestTheWindow:
-    @pytest.mark.parametrize("reset", [True, False])
-    def test_a_pipe_goes_on_at_the_offset_of_the_registry_and_nothing_that_it_has_is_sent_again(
-        self, faulty: Faulty, quick: Quick, reset: bool
-    ) -> None:
-        content = CONTENT * 5
-        registry = faulty(Fault(StopReading(9 * MIB, reset=reset), "PATCH"))
-        source = Source(content, replayable=False)
-        uploader(quick(), registry).upload(source.blob)
-        first, second = registry.asked("PATCH")
-        assert first.received == 9 * MIB
-        assert spans(registry) == [(9 * MIB, len(content) - 1)]
-        assert second.headers["Content-Length"] == str(len(content) - 9 * MIB)
-        assert source.opened == 1
-        assert is_stored(registry, content)
-
-    def test_again_and_again_as_long_as_there_is_progress(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(StopReading(MIB // 2), "PATCH", times=None, larger_than=MIB // 2))
-        source = Source(replayable=False)
-        uploader(quick(), registry).upload(source.blob)
-        assert len(registry.asked("PATCH")) > 4
-        assert is_stored(registry)
-
     def test_what_a_registry_has_after_all_is_believed_though_the_source_was_begun_again(
         self, faulty: Faulty, quick: Quick
     ) -> None:
@@ -67,14 +45,6 @@ class TestTheWindow:
         assert source.opened > 1
         assert is_stored(registry, source.content)
 
-    def test_but_not_without(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(StopReading(10), "PATCH", times=None))
-        with pytest.raises(NetworkError):
-            uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert len(registry.asked("PATCH")) == 4
-        assert registry.asked("DELETE")
-        assert is_clean(registry)
-
     def test_a_small_blob_is_all_in_it_and_so_a_lost_session_is_no_loss(self, faulty: Faulty, quick: Quick) -> None:
         for way in ("blob", "unnamed"):
             registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", times=2))
@@ -83,33 +53,6 @@ class TestTheWindow:
             assert source.opened == 1
             assert len(registry.asked("POST")) == 3
             assert is_stored(registry)
-
-    @pytest.mark.usefixtures("small_window")
-    @pytest.mark.parametrize("way", ["blob", "unnamed"])
-    def test_what_has_left_it_is_lost_with_the_session_and_the_hint_says_what_to_do(
-        self, faulty: Faulty, quick: Quick, way: str
-    ) -> None:
-        lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
-        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), lost)
-        source = Source(replayable=False)
-        with pytest.raises(NetworkError) as caught:
-            uploader(quick(), registry).upload(getattr(source, way))
-        assert caught.value.exit_code == 7
-        assert "cannot be sent again: push from a file" in (caught.value.hint or "")
-        assert source.opened == source.closed == 1
-        assert methods(registry) == ["POST", "PATCH", "GET", "DELETE"]
-        assert not is_stored(registry)
-        assert is_clean(registry)
-
-    @pytest.mark.usefixtures("small_window")
-    @pytest.mark.parametrize("way", ["blob", "unnamed"])
-    def test_where_the_source_can_be_read_again_it_is(self, faulty: Faulty, quick: Quick, way: str) -> None:
-        lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
-        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), lost)
-        source = Source()
-        uploader(quick(), registry).upload(getattr(source, way))
-        assert source.opened == source.closed == 2
-        assert is_stored(registry)
 
     @pytest.mark.usefixtures("small_window")
     def test_and_even_then_only_what_the_registry_lacks_is_sent(self, faulty: Faulty, quick: Quick) -> None:
@@ -142,12 +85,6 @@ class TestTheWindow:
 class TestSessionsThatAreLost:
     """Of all that was sent again nothing is progress, or it would be sent for ever."""
 
-    def test_at_each_close(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PUT", times=None))
-        with pytest.raises(NetworkError, match="BLOB_UPLOAD_UNKNOWN"):
-            uploader(quick(), registry).upload(Source().blob)
-        assert len(registry.asked("POST")) == QUICK.attempts
-
     def test_at_every_third_chunk(self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
         # Several registries behind one name, say, that do not share their sessions.
         dispatch = FaultyHandler.dispatch
@@ -168,20 +105,6 @@ class TestSessionsThatAreLost:
 class TestWhatIsBelieved:
     def breaking(self, faulty: Faulty, stated: str | None, after: int = 3 * MIB) -> CountingRegistry:
         return faulty(Fault(StopReading(after), "PATCH"), Fault(Header("Range", stated), "GET", "uploads"))
-
-    def test_a_range_of_0_0_means_that_there_is_nothing(self, faulty: Faulty, quick: Quick) -> None:
-        registry = self.breaking(faulty, "0-0", after=0)
-        uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert len(registry.asked("POST")) == 1
-        assert is_stored(registry)
-
-    @pytest.mark.parametrize("after", [0, 3 * MIB])
-    def test_no_range_says_nothing_of_what_was_kept(self, faulty: Faulty, quick: Quick, after: int) -> None:
-        registry = self.breaking(faulty, None, after=after)
-        uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert len(registry.asked("POST")) == 2
-        assert [put.status for put in registry.asked("PUT")] == [201]
-        assert is_stored(registry)
 
     @pytest.mark.parametrize("tells", [True, False])
     def test_a_part_that_was_taken_by_less_than_the_pipe_can_give_again_is_asked_about(
@@ -224,71 +147,6 @@ class TestWhatIsBelieved:
             uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
         assert len(registry.asked("PATCH")) <= 10
 
-    @pytest.mark.parametrize("stated", ["0-999999999", "0-4194309"])
-    @pytest.mark.parametrize("replayable", [True, False])
-    def test_more_than_was_sent_is_not(self, faulty: Faulty, quick: Quick, stated: str, replayable: bool) -> None:
-        registry = self.breaking(faulty, stated)
-        uploader(quick(), registry).upload(Source(replayable=replayable).blob)
-        assert len(registry.asked("POST")) == 2
-        assert [put.status for put in registry.asked("PUT")] == [201]
-        assert is_stored(registry)
-
-    def test_less_than_was_acknowledged_before_is_not(self, faulty: Faulty, quick: Quick) -> None:
-        registry = self.breaking(faulty, "0-1048575", after=0)
-        registry.faults[0].skip = 3
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).blob)
-        assert len(registry.asked("POST")) == 2
-        assert is_stored(registry)
-
-    def test_the_location_of_that_answer_is_where_it_goes_on(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(
-            Fault(StopReading(3 * MIB), "PATCH"),
-            Fault(Header("Location", lambda path: f"{path}?_state=b%3D"), "GET", "uploads"),
-        )
-        uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert registry.asked("PATCH")[1].target.endswith("?_state=b%3D")
-        assert is_stored(registry)
-
-    def test_that_the_registry_does_not_answer_means_a_new_session(self, faulty: Faulty, quick: Quick) -> None:
-        for silence in (refusal(404), refusal(405), refusal(400), HangUp()):
-            registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(silence, "GET", "uploads", times=1))
-            uploader(quick(), registry).upload(Source(replayable=False).blob)
-            assert is_stored(registry)
-
-    @pytest.mark.parametrize("status", [400, 405, 411, 501])
-    def test_one_that_takes_no_part_of_a_stream_gets_all_of_it_again(
-        self, faulty: Faulty, quick: Quick, status: int
-    ) -> None:
-        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(status), "PATCH"))
-        ladder = Ladder()
-        uploader(quick(ladder=ladder), registry).upload(Source(replayable=False).blob)
-        assert methods(registry) == ["POST", "PATCH", "GET", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
-        # It says nothing about how blobs go up.
-        assert ladder.used == {registry.host: "stream"}
-        assert is_stored(registry)
-
-    def test_one_that_has_put_the_parts_together_wrongly_gets_all_of_it_again(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
-        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"), Fault(refusal(400, "DIGEST_INVALID"), "PUT"))
-        uploader(quick(), registry).upload(Source(replayable=False).blob)
-        assert len(registry.asked("POST")) == 2
-        assert is_stored(registry)
-
-    def test_but_of_one_that_never_broke_a_wrong_digest_is_final(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT", times=None))
-        with pytest.raises(NetworkError, match="DIGEST_INVALID"):
-            uploader(quick(), registry).upload(Source().blob)
-        assert len(registry.asked("POST")) == 1
-
-    def test_a_registry_whose_ranges_stand_still_is_never_asked(self, faulty: Faulty, quick: Quick) -> None:
-        transport = quick()
-        registry = faulty(Fault(StopReading(3 * MIB), "PATCH"))
-        transport.ladder._profiles[registry.host] = transport.ladder.profile("public.ecr.aws")  # noqa: SLF001 - its host is not ours
-        uploader(transport, registry).upload(Source(replayable=False).blob)
-        assert methods(registry) == ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
-        assert is_stored(registry)
-
 
 class TestChunks:
     @pytest.mark.parametrize("failure", [HangUp(), Reset(), StopReading(MIB // 2), refusal(503), refusal(429)])
@@ -302,23 +160,6 @@ class TestChunks:
         # One of which a half was taken shifts the others.
         assert len(registry.asked("PATCH")) == (5 if isinstance(failure, StopReading) else 6)
         assert source.opened == 1
-        assert is_stored(registry)
-
-    def test_one_whose_answer_was_lost_is_not(
-        self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        transmit: Callable[..., None] = FaultyHandler.transmit
-        count = itertools.count()
-
-        def lossy(handler: FaultyHandler, answer: object) -> None:
-            if handler.command == "PATCH" and next(count) == 2:
-                handler.hang_up()
-            transmit(handler, answer)
-
-        monkeypatch.setattr(FaultyHandler, "transmit", lossy)
-        registry = faulty()
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).blob)
-        assert len(registry.asked("PATCH")) == 5
         assert is_stored(registry)
 
 

@@ -1,0 +1,374 @@
+"""Where credentials are found, and which of them is shown for a repository. Statements 54 and 55."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.cli import expect
+from tests.faulty_auth import Basic
+from tests.quirks.credentials import HUB, Home, encoded, entry, write
+from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.statements import quirk
+
+Start = Callable[..., QuirkyRegistry]
+
+
+@pytest.fixture
+def home(start: Start, tmp_path: Path) -> Home:
+    return Home(tmp_path / "home", tmp_path / "bin", start(auth=Basic("nobody", "is let in")))
+
+
+# The order of places --------------------------------------------------------------------------------------------
+
+
+@quirk(54)
+def test_the_first_place_that_knows_the_registry_wins(home: Home, tmp_path: Path) -> None:
+    runtime, named, inline = tmp_path / "runtime", tmp_path / "named.json", {"auths": {home.host: entry("inline")}}
+    assert home.user() is None
+    write(home.docker, "")
+    write(home.podman, " \n")
+    assert home.user() is None
+    write(home.podman, {"auths": {home.host: entry("podman-config")}})
+    assert home.user() == "podman-config"
+    write(runtime / "containers" / "auth.json", {"auths": {home.host: entry("podman-runtime")}})
+    home.env["XDG_RUNTIME_DIR"] = str(runtime)
+    assert home.user() == "podman-runtime"
+    write(home.docker, {"auths": {home.host: entry("docker")}})
+    assert home.user() == "docker"
+    write(named, {"auths": {home.host: entry("named")}})
+    home.env["REGISTRY_AUTH_FILE"] = str(named)
+    assert home.user() == "named"
+    home.env["DOCKER_AUTH_CONFIG"] = json.dumps(inline)
+    assert home.user() == "inline"
+    write(home.config, f'[registry."{home.host}"]\ncredentials = "env:CI"\n')
+    home.env |= {"CI_USERNAME": "configured", "CI_PASSWORD": "p"}
+    assert home.user() == "configured"
+    home.env |= {"OCISTREAM_USERNAME": "env", "OCISTREAM_PASSWORD": "p"}
+    assert home.user() == "env"
+
+
+@quirk(54)
+def test_a_place_that_does_not_know_the_registry_is_passed_over(home: Home, tmp_path: Path) -> None:
+    named = tmp_path / "named.json"
+    write(named, {"auths": {"other.example": entry("x")}})
+    write(home.docker, {"auths": {"third.example": entry("x"), home.host: {}}})
+    write(home.podman, {"auths": {home.host: entry("podman")}})
+    assert home.user(env={"REGISTRY_AUTH_FILE": str(named), "DOCKER_AUTH_CONFIG": "{}"}) == "podman"
+    names = ("OCISTREAM_USERNAME", "OCISTREAM_PASSWORD", "DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
+    # A variable that is empty says nothing.
+    assert home.user(env=dict.fromkeys((*names, "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"), "")) == "podman"
+
+
+@quirk(54)
+def test_docker_config_and_xdg_config_home_move_the_files(home: Home, tmp_path: Path) -> None:
+    write(home.docker, {"auths": {home.host: entry("default")}})
+    write(tmp_path / "d" / "config.json", {"auths": {home.host: entry("moved")}})
+    assert home.user(env={"DOCKER_CONFIG": str(tmp_path / "d")}) == "moved"
+    home.docker.unlink()
+    write(home.podman, {"auths": {home.host: entry("default")}})
+    write(tmp_path / "x" / "containers" / "auth.json", {"auths": {home.host: entry("moved again")}})
+    assert home.user(env={"XDG_CONFIG_HOME": str(tmp_path / "x")}) == "moved again"
+
+
+@quirk(54)
+def test_a_configured_source_that_knows_nothing_leaves_it_to_the_others(home: Home) -> None:
+    home.helper("pass")
+    write(home.path / "auth.json", {"auths": {}})
+    write(home.docker, {"auths": {home.host: entry("docker")}})
+    for source in ("env:CI", "helper:pass", f"file:{home.path}/auth.json"):
+        write(home.config, f'[registry."{home.host}"]\ncredentials = "{source}"\n')
+        assert home.user() == "docker"
+    home.keep("pass", home.host, "helped")
+    write(home.path / "auth.json", {"auths": {home.host: entry("filed")}})
+    write(home.config, f'[registry."{home.host}"]\ncredentials = "helper:pass"\n')
+    assert home.user() == "helped"
+    write(home.config, f'[registry."{home.host}"]\ncredentials = "file:{home.path}/auth.json"\n')
+    assert home.user() == "filed"
+
+
+@quirk(54)
+@pytest.mark.parametrize(
+    ("source", "env", "code", "words"),
+    [
+        ("file:gone.json", {}, 3, "the configuration names ~/.config/ocistream/gone.json, which does not exist"),
+        ("env:CI", {"CI_USERNAME": "x"}, 2, "CI_USERNAME is set, but CI_PASSWORD is not"),
+        ("helper:gone", {}, 3, "docker-credential-gone"),
+    ],
+)
+def test_a_configured_source_that_is_not_there_is_an_error_that_says_who_named_it(
+    source: str, env: dict[str, str], code: int, words: str, home: Home
+) -> None:
+    write(home.config, f'[registry."{home.host}"]\ncredentials = "{source}"\n')
+    expect.failure(home.run("inspect", f"{home.host}/app:1", env=env), code, words)
+
+
+# Hosts and namespaces -------------------------------------------------------------------------------------------
+
+
+@quirk(55)
+def test_the_longest_namespace_wins_and_a_namespace_is_not_a_prefix_of_a_name(home: Home) -> None:
+    keys = {"": "host", "/org": "org", "/org/app": "app", "/org/app/deep": "deep"}
+    auths = {f"{home.host}{name}": entry(user) for name, user in keys.items()}
+    write(home.podman, {"auths": {**auths, f"http://{home.host}/project": entry("project")}})
+    expected = {
+        "org": "org",
+        "org/app": "app",
+        "org/app/sub": "app",
+        "org/app/deep/er/still": "deep",
+        "org/other": "org",
+        "org/other/app/deep": "org",
+        "organ/app": "host",
+        "project/x": "project",
+        "app": "host",
+    }
+    assert {name: home.user(f"{home.host}/{name}") for name in expected} == expected
+    write(home.podman, {"auths": {**auths, f"{home.host}/org": {}, f"{home.host}/org/app": None}})
+    # An entry that says nothing leaves it to the shorter one.
+    assert home.user(f"{home.host}/org/app") == "host"
+
+
+@quirk(55)
+def test_a_credential_never_goes_to_another_host_or_port(home: Home) -> None:
+    port = home.port
+    name = "127.0.0.1"
+    others = [name, f"{name}:{port}0", f"{name}:{port - 1}", f"x{name}:{port}", f"{name}.evil:{port}", f"{name}:443"]
+    home.helper("pass")
+    for other in others:
+        home.keep("pass", other, "helped")
+    keys = [form.format(other) for other in others for form in ("{}", "https://{}", "https://{}/v1/", "{}/org")]
+    write(home.docker, {"auths": {key: entry("alice") for key in keys}})
+    assert home.user() is None
+    write(home.docker, {"credHelpers": dict.fromkeys(keys, "pass")})
+    assert home.user() is None
+    assert home.calls("pass") == []
+
+
+@quirk(55)
+def test_every_form_in_which_docker_and_podman_write_a_host_is_understood(home: Home) -> None:
+    write(home.config, f'[registry."docker.io"]\nurl = "{home.registry.url}"\n')
+    local = f"localhost:{home.port}"
+    forms = {
+        local: ["{}", "https://{}", "http://{}/", "https://{}/v1/", "https://{}/v2", "LocalHost:" + str(home.port)],
+        "docker.io": [HUB, "docker.io", "index.docker.io", "https://registry-1.docker.io"],
+        "index.docker.io": ["docker.io"],
+    }
+    found = {}
+    for registry, keys in forms.items():
+        for key in keys:
+            broken = {"//": entry("x"), "https://": entry("x")}
+            write(home.docker, {"auths": {**broken, key.format(registry): entry("alice")}})
+            found[registry, key] = home.user(f"{registry}/org/app")
+    assert set(found.values()) == {"alice"}, found
+    # Of two forms the one that Docker writes counts.
+    three = {"docker.io": entry("podmans"), "index.docker.io": entry("old"), HUB: entry("dockers")}
+    write(home.docker, {"auths": three})
+    assert home.user("docker.io/org/app") == "dockers"
+
+
+#: Entries as Docker's and Podman's files have them, and what they stand for: USER:PASSWORD.
+ENTRIES: Final[tuple[tuple[dict[str, Any], str | None], ...]] = (
+    ({"auth": encoded("alice", "secret")}, "alice:secret"),
+    ({"auth": encoded("alice", "se:cr:et")}, "alice:se:cr:et"),
+    ({"auth": encoded("alice", "secret\0\0")}, "alice:secret"),
+    ({"auth": encoded("alice", "")}, "alice:"),
+    ({"auth": encoded("ålice", "sécret")}, "ålice:sécret"),
+    ({"auth": "YWxpY2U6cORzcw=="}, "alice:p\udce4ss"),
+    ({"auth": encoded("alice", "long" * 30)[:80] + "\n" + encoded("alice", "long" * 30)[80:]}, "alice:" + "long" * 30),
+    ({"username": "alice", "password": "secret"}, "alice:secret"),
+    ({"auth": encoded("alice", "secret"), "username": "bob", "password": "x"}, "alice:secret"),
+    # Where only Basic is spoken, an identity token stands in for the password.
+    ({"auth": "", "identitytoken": "token"}, "<token>:token"),
+    ({"auth": encoded("alice", "old"), "identitytoken": "token"}, "alice:token"),
+    # A token for the registry itself is not a password.
+    ({"registrytoken": "token"}, None),
+    ({"auth": None, "email": "a@example.com"}, None),
+    ({}, None),
+)
+
+
+@quirk(55)
+def test_an_entry_is_read_as_docker_reads_it(home: Home) -> None:
+    found = []
+    for fields, _ in ENTRIES:
+        write(home.docker, {"auths": {home.host: fields}})
+        found.append(home.shown())
+    assert found == [expected for _, expected in ENTRIES]
+
+
+# Files and variables that are wrong -----------------------------------------------------------------------------
+
+MALFORMED: Final = (
+    ("{", "is not valid JSON"),
+    ("[]", "is not a JSON object"),
+    ('{"auths": {}, "auths": {}}', "a key stands twice"),
+    ("[" * 10_000, "nested too deeply"),
+    ('{"auths": []}', "auths is not a JSON object"),
+    ('{"auths": {"HOST": "hidden"}}', "is not a JSON object"),
+    ('{"auths": {"HOST": {"auth": 1}}}', "auth is not a string"),
+    ('{"auths": {"HOST": {"identitytoken": ["hidden"]}}}', "identitytoken is not a string"),
+    ('{"auths": {"HOST": {"auth": "hidden!"}}}', "auth is not base64 of user:password"),
+    ('{"auths": {"HOST": {"auth": "hidden\\u00e9"}}}', "auth is not base64 of user:password"),
+    ('{"auths": {"HOST": {"auth": "aGlkZGVu"}}}', "auth is not base64 of user:password"),
+    ('{"credHelpers": {"HOST": 1}}', "is not a string"),
+    ('{"credHelpers": "pass"}', "credHelpers is not a JSON object"),
+    ('{"credsStore": {"a": "b"}}', "credsStore is not a string"),
+    ('{"credsStore": "../pass"}', "'../pass' is not the name of a credential helper"),
+    ('{"credsStore": "pass\\n"}', "is not the name of a credential helper"),
+    ("{}" + " " * 1024 * 1024, "is larger than 1048576 bytes"),
+)
+
+
+@quirk(55)
+def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home: Home) -> None:
+    for content, words in MALFORMED:
+        text = content.replace("HOST", home.host)
+        write(home.docker, text)
+        result = home.run("inspect", f"{home.host}/app:1")
+        expect.failure(result, 2, "~/.docker/config.json", words)
+        assert "hidden" not in result.err
+        if len(text) < 50_000:
+            home.docker.unlink()
+            result = home.run("inspect", f"{home.host}/app:1", env={"DOCKER_AUTH_CONFIG": text})
+            expect.failure(result, 2, "error: DOCKER_AUTH_CONFIG", words)
+            assert "hidden" not in result.err
+    # It does not matter where an earlier place knows the registry, nor does the entry of another host.
+    write(home.docker, "{")
+    assert home.user(env={"DOCKER_AUTH_CONFIG": json.dumps({"auths": {home.host: entry("inline")}})}) == "inline"
+    write(home.docker, {"auths": {"other.example": 1, home.host: entry("alice")}})
+    assert home.user() == "alice"
+
+
+@quirk(55)
+def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(home: Home) -> None:
+    home.docker.mkdir(parents=True)
+    words = "cannot read ~/.docker/config.json"
+    expect.failure(home.run("inspect", f"{home.host}/app:1"), 9, f"{words}: Is a directory")
+    home.docker.rmdir()
+    home.docker.symlink_to(home.docker)
+    expect.failure(home.run("inspect", f"{home.host}/app:1"), 9, words)
+    home.docker.unlink()
+    home.docker.parent.rmdir()
+    write(home.docker.parent, "not a folder")
+    assert home.user() is None
+    result = home.run("inspect", f"{home.host}/app:1", env={"REGISTRY_AUTH_FILE": str(home.path / "no.json")})
+    expect.failure(result, 3, "REGISTRY_AUTH_FILE names ~/no.json, which does not exist")
+
+
+@quirk(54)
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"OCISTREAM_USERNAME": "a"}, "OCISTREAM_USERNAME is set, but OCISTREAM_PASSWORD is not"),
+        ({"OCISTREAM_PASSWORD": "a"}, "OCISTREAM_PASSWORD is set, but OCISTREAM_USERNAME is not"),
+        ({"OCISTREAM_USERNAME": "a", "OCISTREAM_PASSWORD": ""}, "OCISTREAM_PASSWORD is not"),
+    ],
+)
+def test_half_a_pair_in_the_environment_is_an_error(env: dict[str, str], words: str, home: Home) -> None:
+    expect.failure(home.run("inspect", f"{home.host}/app:1", env=env), 2, words, "set both or neither")
+
+
+# Helpers --------------------------------------------------------------------------------------------------------
+
+
+@quirk(55)
+def test_within_a_file_the_hosts_helper_is_asked_then_auths_then_the_store(home: Home) -> None:
+    for name in ("own", "store"):
+        home.helper(name)
+    home.keep("store", home.host, "from-store")
+    document: dict[str, object] = {"credsStore": "store"}
+    write(home.docker, document)
+    assert home.shown() == "from-store:kept"
+    document["auths"] = {home.host: entry("from-auths")}
+    write(home.docker, document)
+    assert home.user() == "from-auths"
+    document["credHelpers"] = {home.host: "own"}
+    write(home.docker, document)
+    assert home.user() == "from-auths"
+    home.keep("own", home.host, "from-own")
+    assert home.user() == "from-own"
+    assert home.calls("own") == [f"get {home.host}"] * 2
+    assert home.calls("store") == [f"get {home.host}"]
+
+
+@quirk(55)
+@pytest.mark.parametrize("own", ["own", "", None])
+def test_a_host_with_a_helper_of_its_own_never_asks_the_store(own: str | None, home: Home) -> None:
+    for name in ("own", "store"):
+        home.helper(name)
+    home.keep("store", home.host, "from-store")
+    write(home.docker, {"credsStore": "store", "credHelpers": {home.host: own}})
+    assert home.user() is None
+    assert home.calls("store") == []
+    assert home.user(f"localhost:{home.port}/app") is None
+    assert home.calls("store") == [f"get localhost:{home.port}"]
+
+
+@quirk(55)
+@pytest.mark.parametrize("key", ["docker.io", "index.docker.io", HUB])
+def test_docker_hub_has_its_old_address_as_its_name_with_helpers(key: str, home: Home) -> None:
+    write(home.config, f'[registry."docker.io"]\nurl = "{home.registry.url}"\n')
+    home.helper("pass")
+    home.keep("pass", HUB, "alice")
+    write(home.docker, {"credHelpers": {key: "pass"}})
+    assert home.user("docker.io/library/nginx") == "alice"
+    assert home.calls("pass") == [f"get {HUB}"]
+
+
+#: What helpers say, and what is shown then.
+ANSWERS: Final = (
+    ("#!/bin/sh\necho '{}'\n", None),
+    ('#!/bin/sh\necho \'{"Username": "", "Secret": ""}\'\n', None),
+    ('#!/bin/sh\necho \'{"Username": "alice"}\'\n', "alice:"),
+    ('#!/bin/sh\necho \'{"Username": "<token>", "Secret": "identity"}\'\n', "<token>:identity"),
+    ('#!/bin/sh\nexec 0<&-\nsleep 0.1\necho \'{"Username": "deaf", "Secret": "s"}\'\n', "deaf:s"),
+    ('#!/bin/sh\nprintf \'{"Username": "%s", "Secret": "%s"}\' "$WHO" "${LEAK-none}"\n', "the environment:none"),
+)
+
+
+@quirk(55)
+def test_what_a_helper_says_is_what_is_shown(home: Home) -> None:
+    write(home.docker, {"credsStore": "some"})
+    found = []
+    for script, _ in ANSWERS:
+        home.helper("some", script)
+        found.append(home.shown(env={"WHO": "the environment"}))
+    assert found == [expected for _, expected in ANSWERS]
+
+
+FAILING: Final = (
+    ("#!/bin/sh\necho hidden; echo hidden >&2; exit 1\n", "exit status 1 of get"),
+    ("#!/bin/sh\nkill -9 $$\n", "exit status -9 of get"),
+    ("#!/bin/sh\necho hidden\n", "its answer is not valid JSON"),
+    ("#!/bin/sh\necho '[]'\n", "its answer is not a JSON object"),
+    ("#!/bin/sh\n", "its answer is not valid JSON"),
+    ('#!/bin/sh\necho \'{"Username": ["a"], "Secret": "hidden"}\'\n', "its answer has no user name and secret"),
+    ("#!/bin/sh\nwhile :; do echo hidden; done\n", "it answered more than 65536 bytes"),
+    ("#!/no/such/interpreter\n", "No such file or directory"),
+)
+
+
+@quirk(55)
+def test_a_helper_that_fails_is_named_and_what_it_said_is_not_shown(home: Home) -> None:
+    write(home.docker, {"credsStore": "bad"})
+    for script, reason in FAILING:
+        home.helper("bad", script)
+        result = home.run("inspect", f"{home.host}/app:1")
+        words = f"credential helper docker-credential-bad failed: {reason}"
+        expect.failure(result, 3, words, "it is configured in ~/.docker/config.json")
+        assert "hidden" not in result.err
+
+
+@quirk(55)
+@pytest.mark.parametrize("path", ["", ".", "bin", ":bin:", "/nowhere:bin"])
+def test_a_helper_is_never_taken_from_the_current_directory(path: str, home: Home) -> None:
+    home.helper("pass")
+    write(home.docker, {"credsStore": "pass"})
+    folder = home.bin if path == "." else home.bin.parent
+    result = home.run("inspect", f"{home.host}/app:1", env={"PATH": path}, cwd=folder)
+    expect.failure(result, 3, "docker-credential-pass failed: it is not in PATH")
+    assert home.calls("pass") == []

@@ -1,0 +1,388 @@
+"""Blobs and manifests that come down broken, wrong, too long or from elsewhere. Statements 24, 30, 62 and 63."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ocistream import limits
+from tests.archives import check_blobs
+from tests.faults import (
+    Action,
+    Drop,
+    Fault,
+    Flip,
+    Gzip,
+    HangUp,
+    Header,
+    IgnoreRange,
+    NoContentLength,
+    Reply,
+    Reset,
+    Resize,
+    redirect,
+    refusal,
+)
+from tests.faulty_auth import Bearer
+from tests.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of
+from tests.quirks import habits
+from tests.quirks.moving import Mover
+from tests.quirks.pieces import LAYER, layer_of
+from tests.quirks.registries import PASSWORD, USER
+from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.statements import quirk
+from tests.registry_http import seed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+
+class Pulls:
+    """Pulls of an image with one layer, which is what meets the faults."""
+
+    def __init__(self, registry: QuirkyRegistry, mover: Mover, layout: Layout, image: Descriptor) -> None:
+        self.registry, self.mover, self.layout = registry, mover, layout
+        layer = layer_of(layout, image)
+        self.digest, self.size = str(layer["digest"]), int(layer["size"])
+        registry.requests.clear()
+
+    def pull(self, *faults: Action | Fault, code: int = 0, says: str = "", retries: int = 5) -> None:
+        """Pull, with these faults of the layer one after the other."""
+        self.registry.faults = [
+            fault if isinstance(fault, Fault) else Fault(fault, "GET", self.digest) for fault in faults
+        ]
+        options = ("-q", "--jobs", "1", "--no-referrers", "--retries", str(retries))
+        files = self.mover.pull(f"{self.registry.host}/app:v1", "file", *options, code=code, says=says)
+        if not code:
+            check_blobs(files)
+
+    def forever(self, action: Action) -> Fault:
+        """Return a fault of the layer that never ends."""
+        return Fault(action, "GET", self.digest, times=None)
+
+    def ranges(self) -> list[str | None]:
+        """Return what part was asked for by each request of the layer."""
+        return [request.headers["Range"] for request in self.registry.asked("GET", self.digest)]
+
+
+@pytest.fixture
+def pulls(start: Start, mover: Move, layout: Layout) -> Callable[..., Pulls]:
+    """Return a function that starts a registry that has the image; its arguments are those of `start`."""
+
+    def make(*quirks: Any) -> Pulls:
+        registry = start(*quirks)
+        image = layout.image([LAYER], name="app")
+        seed(layout, image, registry.host, "app", "v1")
+        return Pulls(registry, mover(), layout, image)
+
+    return make
+
+
+MakePulls = Callable[..., Pulls]
+
+
+# Downloads that break -------------------------------------------------------------------------------------------
+
+
+@quirk(30)
+@quirk(62)
+@pytest.mark.parametrize("after", [1, limits.CHUNK, limits.CHUNK + 1, LAYER - 1])
+def test_a_connection_that_is_closed_early_is_replaced_by_one_that_continues_exactly_there(
+    after: int, pulls: MakePulls
+) -> None:
+    used = pulls()
+    used.pull(Drop(after))
+    assert used.ranges() == [None, f"bytes={after}-"]
+
+
+@quirk(30)
+@quirk(62)
+def test_any_number_of_breaks_is_survived_as_long_as_there_is_progress(pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(*[Drop(50_000)] * 11, retries=1)
+    assert used.ranges() == [None, *(f"bytes={number * 50_000}-" for number in range(1, 12))]
+    between: list[Action] = [Drop(50_000), refusal(503), HangUp()]
+    used.pull(*between * 4, retries=3)
+
+
+@quirk(30)
+@quirk(62)
+@pytest.mark.parametrize("failure", [Drop(0), HangUp(), refusal(503)], ids=str)
+def test_without_progress_the_tries_are_bounded(failure: Action, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(Drop(1000), used.forever(failure), code=7, retries=3)
+    # The first, which brought something, and then no more than four with it.
+    assert len(used.ranges()) == 1 + 3
+
+
+@quirk(30)
+@quirk(62)
+@pytest.mark.parametrize(
+    ("faults", "code", "asked"),
+    [([refusal(404, "BLOB_UNKNOWN")], 4, 1), ([Drop(1000), refusal(400)], 7, 2), ([refusal(416)], 7, 1)],
+    ids=["missing", "refused in the middle", "416 from the beginning"],
+)
+def test_what_will_not_pass_is_not_asked_for_again(
+    faults: list[Action], code: int, asked: int, pulls: MakePulls
+) -> None:
+    used = pulls()
+    used.pull(*faults[:-1], used.forever(faults[-1]), code=code)
+    assert len(used.ranges()) == asked
+
+
+@quirk(24)
+@quirk(62)
+@pytest.mark.parametrize("after", [limits.CHUNK, limits.CHUNK * 2 + 7])
+def test_what_is_known_is_read_again_to_the_byte(after: int, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(Drop(after), IgnoreRange())
+    assert [request.status for request in used.registry.asked("GET", used.digest)] == [200, 200]
+
+
+@quirk(24)
+@quirk(62)
+def test_a_download_that_breaks_while_known_bytes_are_read_again_continues(pulls: MakePulls) -> None:
+    used = pulls(habits.NO_PARTS)
+    used.pull(Drop(300_000), Drop(200_000), Drop(0), Drop(400_000))
+    assert len(used.ranges()) == 5
+
+
+@quirk(24)
+@quirk(62)
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"bytes 0-{LAYER - 1}/{LAYER}",
+        f"bytes 999-{LAYER - 1}/{LAYER}",
+        f"bytes 1001-{LAYER - 1}/{LAYER}",
+        f"1000-{LAYER - 1}",
+        "bytes */5",
+        f"bytes {'9' * 5000}-{'9' * 5001}/*",
+        "",
+        None,
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_part_that_does_not_begin_where_it_should_is_refused(value: str | None, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(Drop(1000), Header("Content-Range", value), code=7, says="asked for bytes from 1000 on")
+    assert len(used.ranges()) == 2
+
+
+@quirk(24)
+@quirk(62)
+@pytest.mark.parametrize("value", [f"bytes 1000-{LAYER - 1}/*", f"bytes 1000-{LAYER}/{LAYER + 1}"])
+def test_where_a_part_ends_is_for_the_digest_to_say(value: str, pulls: MakePulls) -> None:
+    pulls().pull(Drop(1000), Header("Content-Range", value))
+
+
+@quirk(24)
+@quirk(62)
+def test_a_part_that_was_not_asked_for_is_refused(pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(used.forever(Reply(206, {"Content-Range": "bytes 0-2/9"}, b"abc")), code=7, says="206")
+    assert len(used.ranges()) == 1
+
+
+# Bodies that lie ------------------------------------------------------------------------------------------------
+
+
+@quirk(62)
+@pytest.mark.parametrize("at", [0, LAYER // 2, LAYER - 1])
+def test_a_flipped_bit_is_found(at: int, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(used.forever(Flip(at)), code=5, says=used.digest)
+
+
+@quirk(62)
+@pytest.mark.parametrize("by", [1, 3 * limits.MIB])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_longer_body_is_not_read_to_its_end(stated: bool, by: int, pulls: MakePulls) -> None:
+    used = pulls()
+    if stated:
+        words = f"{LAYER + by} bytes are announced, and not {LAYER}"
+        used.pull(used.forever(Resize(by)), code=5, says=words)
+        assert len(used.ranges()) == 1
+    else:
+        # What comes after Content-Length belongs to nobody.
+        used.pull(Resize(by, stated=False))
+
+
+@quirk(62)
+@pytest.mark.parametrize("stated", [True, False])
+def test_of_a_shorter_body_the_rest_is_asked_for(stated: bool, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(Resize(-1000, stated))
+    assert used.ranges() == [None, f"bytes={LAYER - 1000}-"]
+
+
+@quirk(62)
+def test_a_body_without_a_length_is_read_to_its_end(pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(NoContentLength())
+    assert used.ranges() == [None]
+
+
+@quirk(22)
+@quirk(62)
+def test_what_a_proxy_compressed_is_not_the_blob(pulls: MakePulls) -> None:
+    used = pulls()
+    used.registry.faults = [used.forever(Gzip())]
+    path = used.mover.folder / "none.tar"
+    name = f"{used.registry.host}/app:v1"
+    used.mover.run("pull", name, "-q", "-o", path, "--no-referrers", code=5, says=used.digest)
+
+
+@quirk(20)
+@quirk(62)
+def test_a_server_that_is_led_to_sees_no_authorization_and_the_same_range(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=("pull", "push"))
+    storage, front = start(), start(auth=auth)
+    image = layout.image([LAYER], name="app")
+    seed(layout, image, storage.host, "app", "v1")
+    token = auth.token_for("repository:app:pull,push")
+    seed(layout, image, front.host, "app", "v1", headers={"Authorization": f"Bearer {token}"})
+    digest = layer_of(layout, image)["digest"]
+    front.faults = [Fault(redirect(f"{storage.url}/v2/app/blobs/{digest}?sig=x"), path=digest, times=None)]
+    storage.faults = [Fault(Drop(1000), "GET", digest, times=2)]
+    storage.requests.clear()
+    front.requests.clear()
+    mover("--jobs", "1", "--no-referrers").pull(f"{front.host}/app:v1")
+    asked = storage.asked("GET", digest)
+    assert [request.headers["Range"] for request in asked] == [None, "bytes=1000-", "bytes=2000-"]
+    plain = {"Accept", "Accept-Encoding", "Host", "User-Agent"}
+    assert all(set(request.headers.keys()) - {"Range", "Connection"} == plain for request in asked)
+    # A signed URL may have ended meanwhile, so each part is asked for at the front.
+    assert len([request for request in front.asked("GET", digest) if request.status == 307]) == 3
+
+
+# Manifests ------------------------------------------------------------------------------------------------------
+
+
+def manifest(media_type: Any = OCI_MANIFEST, **fields: Any) -> bytes:
+    """Return a manifest without layers, laid out as nobody does."""
+    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
+    document = {"schemaVersion": 2, "config": config, "layers": [], **fields}
+    return json.dumps({"mediaType": media_type, **document} if media_type else document, indent=7).encode()
+
+
+def inspected(start: Start, mover: Move, body: bytes, kind: str | None, **expected: Any) -> str:
+    """Inspect an image whose manifest is so, and return what is printed."""
+    headers = {} if kind is None else {"Content-Type": kind}
+    registry = start()
+    registry.faults = [Fault(Reply(200, headers, body), "GET", "/manifests/1", times=None)]
+    result = mover().run("inspect", f"{registry.host}/app:1", "--json", **expected)
+    return result.out.decode()
+
+
+@quirk(28)
+@quirk(63)
+@pytest.mark.parametrize(
+    ("declared", "own"),
+    [
+        (OCI_INDEX, OCI_MANIFEST),
+        (OCI_MANIFEST, OCI_INDEX),
+        (DOCKER_MANIFEST, OCI_MANIFEST),
+        (DOCKER_LIST, DOCKER_MANIFEST),
+    ],
+)
+def test_a_manifest_that_the_registry_calls_something_else_is_refused(
+    declared: str, own: str, start: Start, mover: Move
+) -> None:
+    inspected(start, mover, manifest(own), declared, code=6, says="was sent as")
+
+
+@quirk(63)
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>sign in</html>", b"[]", b"{", b'{"mediaType": "not one"}', manifest(5), manifest(["x"])]
+)
+def test_what_is_not_a_manifest_is_refused(body: bytes, start: Start, mover: Move) -> None:
+    inspected(start, mover, body, "text/html", code=6)
+
+
+@quirk(28)
+@quirk(63)
+@pytest.mark.parametrize(
+    ("declared", "own", "kind"),
+    [
+        *((declared, own, OCI_MANIFEST) for declared in ("text/plain", "", None) for own in (OCI_MANIFEST, None)),
+        (f"{OCI_MANIFEST}; charset=utf-8", None, OCI_MANIFEST),
+        (DOCKER_MANIFEST, None, DOCKER_MANIFEST),
+    ],
+)
+def test_a_manifest_whose_type_only_its_shape_tells_is_understood(
+    declared: str | None, own: str | None, kind: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    source, target = start(), start(habits.KEEPS_TYPES)
+    image = layout.image([b"layer"])
+    document = layout.read(image["digest"])
+    del document["mediaType"]
+    bare = layout.blob(json.dumps({**document, **({"mediaType": own} if own else {})}).encode(), OCI_MANIFEST)
+    seed(layout, bare, source.host, "app", "v1")
+    source.faults = [Fault(Header("Content-Type", declared), "GET", "/manifests/", times=None)]
+    mover().copy(f"{source.host}/app:v1", f"{target.host}/app:v1", "--no-referrers")
+    assert target.memory["type", "v1"] == kind
+
+
+@quirk(30)
+@quirk(63)
+@pytest.mark.parametrize(
+    "failure", [Drop(10), Resize(-10, stated=False), Reset(after=10), HangUp(), refusal(503)], ids=str
+)
+def test_a_manifest_that_breaks_off_is_asked_for_again(failure: Action, pulls: MakePulls) -> None:
+    used = pulls()
+    used.pull(Fault(failure, "GET", "/manifests/", times=3), retries=3)
+    assert len(used.registry.asked("GET", "/manifests/")) == 4
+    used.pull(Fault(failure, "GET", "/manifests/", times=None), code=7, retries=3)
+    assert len(used.registry.asked("GET", "/manifests/")) == 8
+
+
+@quirk(57)
+@quirk(63)
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [(None, 0), ("what", 0), ("sha384:abc", 0), (digest_of(b"other", "sha512"), 5), (digest_of(b"other"), 5)],
+    ids=["nothing", "what", "sha384", "another by sha512", "another"],
+)
+def test_what_a_registry_says_that_it_stored_is_held_against_what_was_sent(
+    said: str | None, code: int, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    layout.image([b"layer"], name="app")
+    registry.faults = [Fault(Header("Docker-Content-Digest", said), "PUT", "/manifests/", times=None)]
+    arguments = ["push", f"{registry.host}/app:v1", "-i", str(layout.path), "--no-referrers"]
+    mover().run(*arguments, code=code, says="the registry stored" if code else ())
+
+
+# Manifests by sha512 --------------------------------------------------------------------------------------------
+
+
+@quirk(63)
+@pytest.mark.parametrize(
+    ("faults", "code", "words"),
+    [
+        ([], 0, ""),
+        (
+            [Fault(refusal(400, "DIGEST_INVALID"), "PUT", "/manifests/", times=None)],
+            8,
+            "does not take manifests by sha512",
+        ),
+        ([Fault(refusal(400, "UNSUPPORTED"), "PUT", "/manifests/", times=None)], 8, "ocistream serve"),
+        ([Fault(refusal(400, "MANIFEST_INVALID"), "PUT", "/manifests/", times=None)], 7, "MANIFEST_INVALID"),
+    ],
+    ids=["known", "DIGEST_INVALID", "UNSUPPORTED", "another refusal"],
+)
+def test_a_registry_that_does_not_know_sha512_is_told_of(
+    faults: list[Fault], code: int, words: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = layout.image([b"layer"], name="app", algorithm="sha512")
+    registry.faults = list(faults)
+    result = mover().run("push", f"{registry.host}/app:v1", "-i", layout.path, code=code, says=words)
+    if not code:
+        assert result.lines() == [f"{registry.host}/app:v1@{image['digest']}"]

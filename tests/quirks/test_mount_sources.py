@@ -1,0 +1,151 @@
+"""Repositories from which blobs may be mounted: which of them are asked, how, and how often. Statement 47."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archives import small_first, tar_of
+from tests.faults import Fault, refusal
+from tests.faulty_auth import Bearer
+from tests.images import Descriptor, Layout
+from tests.quirks import habits
+from tests.quirks.moving import Mover
+from tests.quirks.pieces import config_of, is_stored, layer_of
+from tests.quirks.registries import PASSWORD, USER
+from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks.statements import quirk
+from tests.registry_http import manifest_digest, seed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+
+def layers(layout: Layout, count: int) -> tuple[Descriptor, bytes]:
+    """Return an image of so many small layers, and the archive that holds it."""
+    image = layout.image([f"layer {number}".encode() for number in range(count)], name="app")
+    return image, tar_of(small_first(layout))
+
+
+def asked_of(registry: QuirkyRegistry, blob: Descriptor) -> list[str]:
+    """Return the requests by which a mount of a blob was tried: METHOD and repository."""
+    found = []
+    for request in registry.asked("POST|HEAD", blob["digest"].replace(":", "(:|%3[Aa])")):
+        repository = request.query.get("from", [request.path.removeprefix("/v2/").partition("/blobs/")[0]])[0]
+        found.append(f"{request.method} {repository}")
+    return found
+
+
+def mounting(mover: Move, *repositories: str) -> Mover:
+    return mover("--jobs", "1", *(f"--mount-from={repository}" for repository in repositories))
+
+
+@quirk(47)
+def test_the_first_is_asked_for_the_mount_and_the_second_whether_it_has_the_blob(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.only_in())
+    image, archive = layers(layout, 1)
+    mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
+    # What the first has answered is the session of the upload; the question to the second opens nothing.
+    for blob in (config_of(layout, image), layer_of(layout, image)):
+        assert asked_of(registry, blob) == ["HEAD app", "POST base", "HEAD other"]
+    assert len(registry.asked("POST")) == len(registry.asked("PUT", "/blobs/uploads/")) == 2
+    assert registry.asked("DELETE") == []
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(47)
+def test_what_the_second_has_is_mounted_from_there_and_the_session_of_the_first_deleted(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.only_in("other"))
+    image, archive = layers(layout, 1)
+    seed(layout, image, registry.host, "other", "v1")
+    registry.requests.clear()
+    mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
+    first, second = config_of(layout, image), layer_of(layout, image)
+    assert asked_of(registry, first) == ["HEAD app", "POST base", "HEAD other", "POST other"]
+    # The repository that had the last one is asked first.
+    assert asked_of(registry, second) == ["HEAD app", "POST other"]
+    assert [request.status for request in registry.asked("DELETE", "/blobs/uploads/")] == [204]
+    assert registry.asked("PATCH|PUT", "/blobs/") == []
+    assert manifest_digest(registry.host, "app", "v1") == image["digest"]
+
+
+@quirk(47)
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
+def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start, mover: Move, layout: Layout) -> None:
+    refuses = Fault(refusal(status), "POST", "mount=", times=None)
+    registry = start(habits.only_in(), Quirk("refuses mounts", (refuses,)))
+    image, archive = layers(layout, 4)
+    mounting(mover, "base").push(archive, f"{registry.host}/app:v1")
+    assert len(registry.asked("POST", "from=base")) == 1
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(47)
+def test_a_repository_that_has_had_nothing_eight_times_is_not_asked_again(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.only_in())
+    _, archive = layers(layout, 12)
+    mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
+    assert len(registry.asked("POST", "from=base")) == 8
+    assert len(registry.asked("HEAD", "/v2/other/blobs/")) == 8
+
+
+@quirk(47)
+def test_one_that_had_a_blob_is_asked_eight_times_more(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(habits.only_in("base"))
+    image, archive = layers(layout, 20)
+    seventh = layout.read(image["digest"])["layers"][6]
+    held = Layout(layout.path.parent / "held")
+    seed(held, held.image([layout.file(seventh["digest"]).read_bytes()]), registry.host, "base", "v1")
+    registry.requests.clear()
+    mounting(mover, "base").push(archive, f"{registry.host}/app:v1")
+    mounts = registry.asked("POST", "from=base")
+    position = [request.status for request in mounts].index(201)
+    assert position < 8
+    assert len(mounts) == position + 1 + 8
+
+
+@quirk(18)
+@quirk(47)
+def test_the_token_for_asking_is_the_one_for_mounting(start: Start, mover: Move, layout: Layout) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=())
+    registry = start(habits.only_in(), auth=auth)
+    _, archive = layers(layout, 1)
+    mounting(mover, "base", "team/other").push(archive, f"{registry.host}/app:v1")
+    assert {request.scopes for request in auth.requests} >= {
+        ("repository:app:pull,push", "repository:base:pull"),
+        ("repository:app:pull,push", "repository:team/other:pull"),
+    }
+    shown = registry.asked("HEAD", "/v2/team/other/blobs/")
+    assert len(shown) == 2
+    assert {request.status for request in shown} == {404}
+
+
+@quirk(47)
+@pytest.mark.parametrize("holder", ["base", "library/base"])
+def test_what_docker_hub_has_is_mounted_from_either_spelling_of_its_name(
+    holder: str, start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
+    hub, target = start(), start(habits.only_in(holder))
+    base = layout.image([b"of the base image"])
+    image = layout.image([layout.file(layer_of(layout, base)["digest"]).read_bytes(), b"on top"])
+    seed(layout, base, hub.host, "library/base", "1")
+    seed(layout, image, hub.host, "library/app", "1")
+    seed(layout, base, target.host, holder, "1")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    used = mover("--config", config, "--jobs", "1", env={})
+    archive = tmp_path / "app.tar"
+    used.run("pull", "app:1", "--base", "base:1", "-o", archive, "--platform", "all", "--config", config)
+    target.requests.clear()
+    used.run("push", f"{target.host}/app:1", "-i", archive, "--jobs", "1")
+    mounts = [request.query["from"] for request in target.asked("POST", "mount=") if request.status == 201]
+    assert mounts == [[holder]]
+    assert manifest_digest(target.host, "app", "1") == image["digest"]

@@ -1,0 +1,273 @@
+"""In which order a push sends what, and what of it is not sent since it exists. Statements 64 and 65."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults import Fault, Header, refusal
+from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
+from tests.quirks import habits
+from tests.quirks.moving import Mover
+from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.statements import quirk
+from tests.registry_http import manifest_digest, seed
+from tests.runner import Result
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+#: More blobs than are asked about one by one where a manifest exists.
+MANY = 60
+
+
+@pytest.fixture
+def push(mover: Move, layout: Layout) -> Callable[..., Result]:
+    """Return a function that pushes the layout's image to a registry; its requests before that are forgotten."""
+
+    def run(registry: QuirkyRegistry, target: str = "app:1", *options: str, **expected: object) -> Result:
+        registry.requests.clear()
+        arguments = ["push", f"{registry.host}/{target}", "-i", layout.path, "--no-referrers", "--jobs", "1"]
+        return mover().run(*arguments, *options, **expected)  # type: ignore[arg-type]
+
+    return run
+
+
+Push = Callable[..., Result]
+
+
+def blobs_of(layout: Layout, image: Descriptor) -> list[str]:
+    """Return the digests of an image's config and layers."""
+    document = layout.read(image["digest"])
+    return [blob["digest"] for blob in (document["config"], *document["layers"])]
+
+
+def pushed(registry: QuirkyRegistry) -> list[str]:
+    """Return under what manifests were pushed, in order."""
+    return [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
+
+
+def asked(registry: QuirkyRegistry, path: str) -> Counter[str]:
+    """Count what was asked about by HEAD."""
+    return Counter(request.path.rpartition("/")[2] for request in registry.asked("HEAD", path))
+
+
+def lost(*digests: str) -> list[Fault]:
+    """Return what makes a registry have lost these blobs, or manifests."""
+    return [Fault(refusal(404), "HEAD", digest, times=None) for digest in digests]
+
+
+# What is sent ---------------------------------------------------------------------------------------------------
+
+
+@quirk(64)
+def test_blobs_come_first_then_manifests_children_first_then_the_tag(start: Start, push: Push, layout: Layout) -> None:
+    registry = start()
+    index = two_platforms(layout, name="app")
+    push(registry)
+    children = [child["digest"] for child in layout.read(index["digest"])["manifests"]]
+    assert sorted(pushed(registry)[:-1]) == sorted(children)
+    assert pushed(registry)[-1] == "1"
+    kinds = ["manifest" if "/manifests/" in request.path else "blob" for request in registry.asked("PUT")]
+    assert kinds == sorted(kinds)
+
+
+@quirk(64)
+def test_what_exists_is_not_sent_and_a_tag_is_written_only_if_it_points_elsewhere(
+    start: Start, push: Push, layout: Layout
+) -> None:
+    registry = start()
+    index = two_platforms(layout, name="app")
+    other = small_image(layout, config={"Cmd": ["another"]})
+    push(registry)
+    push(registry)
+    assert {request.method for request in registry.requests} == {"HEAD"}
+    seed(layout, other, registry.host, "app", "1")
+    push(registry)
+    assert registry.asked("POST|PATCH") == []
+    # Children that exist are not written again.
+    assert pushed(registry) == ["1"]
+    assert manifest_digest(registry.host, "app", "1") == index["digest"]
+
+
+@quirk(23)
+@quirk(64)
+def test_a_registry_that_does_not_say_where_a_tag_points_gets_it_written(
+    start: Start, push: Push, layout: Layout
+) -> None:
+    registry = start()
+    small_image(layout, name="app")
+    push(registry)
+    registry.faults = [Fault(Header("Docker-Content-Digest", None), "HEAD", "/manifests/", times=None)]
+    push(registry)
+    assert pushed(registry) == ["1"]
+
+
+@quirk(64)
+def test_a_digest_in_the_destination_must_match_before_anything_is_sent(
+    start: Start, push: Push, layout: Layout
+) -> None:
+    registry = start()
+    image = small_image(layout, name="app")
+    other = digest_of(b"other")
+    push(registry, f"app@{other}", code=5, says=other)
+    assert registry.asked("POST|PUT|PATCH") == []
+    push(registry, f"app@{image['digest']}")
+    assert pushed(registry) == [image["digest"]]
+
+
+# Several repositories -------------------------------------------------------------------------------------------
+
+
+def named(layout: Layout, image: Descriptor, *names: str) -> None:
+    """Enter an image under full names, as containerd does."""
+    path = layout.path / "index.json"
+    document = json.loads(path.read_text())
+    document["manifests"] += [
+        {**image, "annotations": {"io.containerd.image.name": f"old.example/{name}"}} for name in names
+    ]
+    path.write_text(json.dumps(document))
+
+
+@quirk(17)
+@quirk(64)
+@pytest.mark.parametrize("mounts", [True, False], ids=["mounts", "does not mount"])
+def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_to_each(
+    mounts: bool, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.only_in("a", "b") if mounts else habits.refused_mounts(405))
+    image = small_image(layout)
+    named(layout, image, "a:1", "b:1")
+    registry.faults = lost("/v2/(a|b)/blobs/") if mounts else [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
+    mover().run("push", "--to", registry.host, "-i", layout.path, "--no-referrers", "--jobs", "1")
+    count = len(set(blobs_of(layout, image)))
+    closed = registry.asked("PUT", "/blobs/uploads/")
+    assert len(closed) == (count if mounts else 2 * count)
+    assert len([request for request in registry.asked("POST", "mount=") if request.status == 201]) == (
+        count if mounts else 0
+    )
+    for repository in ("a", "b"):
+        assert manifest_digest(registry.host, repository, "1") == image["digest"]
+
+
+@quirk(17)
+@quirk(64)
+def test_within_a_repository_and_from_another_registry_nothing_is_mounted(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry, other = start(), start()
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "1")
+    registry.requests.clear()
+    mover().copy(f"{registry.host}/app:1", f"{registry.host}/app:2")
+    assert registry.asked("POST|PATCH") == []
+    assert pushed(registry) == ["2"]
+    mover().copy(f"{registry.host}/app:1", f"{other.host}/app:1")
+    assert other.asked("POST", "mount=") == []
+    assert manifest_digest(other.host, "app", "1") == image["digest"]
+
+
+# What is asked about --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(layout: Layout) -> Descriptor:
+    """Return an image of many layers."""
+    return layout.image([b"%d" % number for number in range(MANY)], name="app")
+
+
+@quirk(65)
+def test_of_a_large_image_that_exists_only_some_blobs_are_asked_about(
+    start: Start, push: Push, layout: Layout, large: Descriptor
+) -> None:
+    registry = start()
+    push(registry)
+    push(registry)
+    assert {request.method for request in registry.requests} == {"HEAD"}
+    found, blobs = asked(registry, "/blobs/"), blobs_of(layout, large)
+    assert set(found.values()) == {1}
+    assert len(found) <= MANY // 2
+    assert {blobs[0], blobs[1], blobs[-1]} <= found.keys()
+    assert asked(registry, "/manifests/") == {large["digest"]: 1, "1": 1}
+
+
+@quirk(65)
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_where_one_of_those_is_lost_every_blob_is_asked_about_once(
+    place: int, start: Start, push: Push, layout: Layout, large: Descriptor
+) -> None:
+    registry = start()
+    push(registry)
+    blobs = blobs_of(layout, large)
+    # The other one would not have been asked about.
+    registry.faults = lost(blobs[place], blobs[2])
+    push(registry)
+    assert asked(registry, "/blobs/") == dict.fromkeys(blobs, 1)
+    assert len(registry.asked("PUT", "/blobs/uploads/")) == 2
+
+
+@quirk(23)
+@quirk(65)
+@pytest.mark.parametrize("value", [None, "", f"sha256:{'0' * 64}"], ids=["nothing", "empty", "another"])
+def test_a_manifest_of_which_the_registry_does_not_say_that_it_is_that_one_is_not_believed(
+    value: str | None, start: Start, push: Push, layout: Layout, large: Descriptor
+) -> None:
+    registry = start()
+    push(registry)
+    unsure = Header("Docker-Content-Digest", value)
+    registry.faults = [Fault(unsure, "HEAD", f"/manifests/{large['digest']}", times=None)]
+    push(registry)
+    assert asked(registry, "/blobs/") == dict.fromkeys(blobs_of(layout, large), 1)
+    assert registry.asked("PUT", "/blobs/uploads/") == []
+
+
+@quirk(65)
+def test_a_large_image_that_does_not_exist_is_not_believed_for_the_blobs_that_do(
+    start: Start, push: Push, layout: Layout, large: Descriptor
+) -> None:
+    registry = start()
+    push(registry)
+    blobs = blobs_of(layout, large)
+    registry.faults = lost(large["digest"], blobs[2])
+    push(registry)
+    assert asked(registry, "/blobs/") == dict.fromkeys(blobs, 1)
+    assert len(registry.asked("PUT", "/blobs/uploads/")) == 1
+
+
+@quirk(42)
+@quirk(65)
+def test_who_may_push_and_not_look_is_not_told_that_anything_exists(
+    start: Start, push: Push, layout: Layout, large: Descriptor
+) -> None:
+    registry = start(habits.NO_LOOKING)
+    push(registry)
+    push(registry)
+    assert len(registry.asked("PUT", "/blobs/uploads/")) == len(blobs_of(layout, large))
+
+
+@quirk(65)
+def test_each_image_of_an_index_answers_for_itself(start: Start, push: Push, layout: Layout) -> None:
+    registry = start()
+    one, other = (
+        layout.image([b"%d" % (first + number) for number in range(MANY)], platform=platform)
+        for first, platform in ((0, "linux/amd64"), (1000, "linux/arm64"))
+    )
+    layout.index([one, other], name="app")
+    push(registry)
+    gone = blobs_of(layout, other)[2]
+    registry.faults = lost(other["digest"], gone)
+    push(registry)
+    assert [request.query["digest"] for request in registry.asked("PUT", "/blobs/uploads/")] == [[gone]]
+    found = asked(registry, "/blobs/")
+    assert set(blobs_of(layout, other)) <= found.keys()
+    assert len(found.keys() - set(blobs_of(layout, other))) <= MANY // 2
+
+
+@quirk(65)
+def test_a_question_without_an_answer_ends_the_push(start: Start, push: Push, large: Descriptor) -> None:
+    registry = start()
+    registry.faults = [Fault(refusal(401), "HEAD", f"/manifests/{large['digest']}", times=None)]
+    push(registry, code=3)
+    assert registry.asked("PUT") == []

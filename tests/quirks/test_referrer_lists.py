@@ -1,0 +1,425 @@
+"""How lists of referrers are read and written: questions, pages, bounds, and tags that others write. Statement 59."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+
+from ocistream import limits
+from tests import registry_http
+from tests.faults import Action, Drop, Fault, Header, Reply, refusal
+from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of, small_image, two_platforms
+from tests.quirks import habits
+from tests.quirks.moving import Mover
+from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.statements import quirk
+from tests.registry_http import manifest_digest, seed
+from tests.runner import Result
+from tests.signed import Signed, cosign_signature, cosign_tag, referrer, signed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+#: A registry of before the referrers API, or one of those that still have none.
+OLD: Final = (habits.NO_SUBJECT, habits.no_referrers(404))
+
+
+def listing(*entries: dict[str, Any], link: str = "") -> Reply:
+    """Answer with a list of referrers."""
+    content = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    headers = {"Content-Type": OCI_INDEX, **({"Link": f'<{link}>; rel="next"'} if link else {})}
+    return Reply(200, headers, json.dumps(content).encode())
+
+
+def unknown(count: int) -> list[dict[str, Any]]:
+    """Return entries of manifests that do not exist."""
+    return [{"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % number), "size": 1} for number in range(count)]
+
+
+def pull(mover: Mover, registry: QuirkyRegistry, *options: str, name: str = "app:1", **expected: Any) -> Result:
+    """Pull an image with all its platforms into a layout."""
+    out = f"oci:{mover.folder / 'out'}"
+    return mover.run("copy", f"{registry.host}/{name}", out, "--platform", "all", *options, **expected)
+
+
+def left_behind(mover: Mover, registry: QuirkyRegistry, *options: str) -> list[dict[str, Any]]:
+    """Pull an image, and return what the result says was left behind."""
+    document = mover.folder / "result.json"
+    pull(mover, registry, "--result", str(document), *options)
+    return list(json.loads(document.read_text())["leftBehind"])
+
+
+def blobs(mover: Mover) -> set[str]:
+    """Return the digests of all that was pulled."""
+    return {f"sha256:{path.name}" for path in (mover.folder / "out" / "blobs" / "sha256").iterdir()}
+
+
+@pytest.fixture
+def found(layout: Layout) -> Signed:
+    return signed(layout)
+
+
+# Questions ------------------------------------------------------------------------------------------------------
+
+
+@quirk(59)
+def test_a_plain_image_costs_four_questions(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "1")
+    registry.requests.clear()
+    pull(mover(), registry)
+    asked = sorted((request.method, request.path.rpartition("/")[2]) for request in registry.asked(path="sha256-|ref"))
+    tags = [cosign_tag(image, suffix) for suffix in (".att", ".sbom", ".sig")]
+    assert asked == [("GET", image["digest"]), *(("HEAD", tag) for tag in tags)]
+    registry.requests.clear()
+    pull(mover(), registry, "--no-referrers")
+    assert registry.asked(path="sha256-|/referrers/") == []
+
+
+@quirk(59)
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_registry_without_the_api_is_asked_once_and_for_the_tag_each_time(
+    status: int, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(habits.NO_SUBJECT, habits.no_referrers(status))
+    seed(layout, two_platforms(layout), registry.host, "app", "1")
+    registry.requests.clear()
+    pull(mover(), registry)
+    asked = registry.asked("GET", "/referrers/")
+    # What may be the server's passing trouble is asked for again, but not for each manifest.
+    assert len({request.path for request in asked}) == 1
+    assert len(registry.asked("GET", "/manifests/sha256-")) == 3
+    assert len(registry.asked("HEAD", "/manifests/sha256-")) == 9
+
+
+@quirk(59)
+def test_a_bad_request_may_mean_one_digest_alone(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    seed(layout, two_platforms(layout), registry.host, "app", "1")
+    registry.requests.clear()
+    registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), path="/referrers/")]
+    pull(mover(), registry)
+    assert len(registry.asked("GET", "/referrers/")) == 3
+    assert len(registry.asked("GET", "/manifests/sha256-")) == 1
+
+
+@quirk(59)
+def test_two_names_of_one_image_are_asked_about_once(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    for tag in "12":
+        seed(layout, small_image(layout), registry.host, "app", tag)
+    registry.requests.clear()
+    used = mover()
+    used.run("pull", f"{registry.host}/app:1", f"{registry.host}/app:2", "-o", used.folder / "out.tar")
+    assert len(registry.asked(path="/referrers/|sha256-")) == 4
+
+
+# Lists ----------------------------------------------------------------------------------------------------------
+
+
+@quirk(59)
+def test_a_list_is_read_page_by_page_and_the_archive_is_the_same_in_any_order(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    registry = start()
+    found.seed(layout, registry.host, "app", "1")
+    listed = [found.listed(layout, one) for one in (found.signature, found.sbom)]
+    bare = [{key: one[key] for key in ("mediaType", "digest", "size")} for one in listed]
+    path = f"/referrers/{found.image['digest']}"
+    next_page = f"/v2/app{path}?last=x"
+    used, archives = mover(), []
+    lists: list[list[Action]] = [
+        [listing(*listed)],
+        [listing(*reversed(listed))],
+        [listing(*bare)],
+        [listing(listed[0], link=next_page), listing(listed[1])],
+        [listing(listed[0], link=next_page), listing(*listed, link=next_page)],
+        [Drop(10), listing(*listed)],
+    ]
+    for pages in lists:
+        registry.faults = [Fault(page, "GET", path) for page in pages]
+        registry.requests.clear()
+        used.run("pull", f"{registry.host}/app:1", "-o", used.folder / "out.tar", "--platform", "all")
+        assert len(registry.asked("GET", path)) == len(pages)
+        archives.append((used.folder / "out.tar").read_bytes())
+    assert len(set(archives)) == 1
+
+
+@quirk(59)
+def test_a_list_without_an_end_is_cut_and_that_is_said(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    registry = start()
+    found.seed(layout, registry.host, "app", "1")
+    path = f"/referrers/{found.image['digest']}"
+    pages = limits.MAX_PAGES
+    endless = [listing(found.signature, link=f"/v2/app{path}?last={number}") for number in range(2 * pages)]
+    registry.faults = [Fault(page, "GET", path) for page in endless]
+    used = mover()
+    result = pull(used, registry)
+    assert f"of the list only 1 are read, on {pages} pages" in result.err
+    assert len(registry.asked("GET", path)) == pages
+    assert found.signature["digest"] in blobs(used)
+    assert found.sbom["digest"] not in blobs(used)
+
+
+@quirk(59)
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        (refusal(403, "DENIED"), "403"),
+        (refusal(410), "410"),
+        (Reply(200, {"Content-Type": "text/html"}, b"<html>"), "HTML"),
+    ],
+    ids=["403", "410", "HTML"],
+)
+@pytest.mark.parametrize("path", ["/referrers/", "/manifests/sha256-"])
+def test_what_the_registry_does_not_tell_does_not_stop_the_image(
+    path: str, action: Action, said: str, start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    registry = start()
+    found.seed(layout, registry.host, "app", "1")
+    registry.faults = [Fault(action, path=path, times=None)]
+    used = mover()
+    result = pull(used, registry)
+    assert found.image["digest"] in blobs(used)
+    assert said in result.err or said == "HTML", result.err
+
+
+@quirk(59)
+def test_a_registry_that_fails_stops_it(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+    registry = start()
+    found.seed(layout, registry.host, "app", "1")
+    registry.faults = [Fault(refusal(500), path=f"/referrers/{found.image['digest']}", times=None)]
+    pull(mover(), registry, "-q", code=7, says="500")
+
+
+@quirk(59)
+def test_what_is_listed_and_is_not_so_is_left_and_told(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    registry = start()
+    found.seed(layout, registry.host, "app", "1")
+    stranger = referrer(layout, layout.image([b""]), "a/b", b"of another image")
+    plain = layout.artifact(b"of none")
+    for one in (stranger, plain):
+        seed(layout, one, registry.host, "app")
+    (gone,) = unknown(1)
+    path = f"/referrers/{found.image['digest']}"
+    registry.faults = [Fault(listing(stranger, plain, gone, found.sbom), "GET", path)]
+    used = mover()
+    left = {one["digest"] for one in left_behind(used, registry)}
+    assert left == {stranger["digest"], plain["digest"], gone["digest"]}
+    assert not left & blobs(used)
+    assert found.sbom["digest"] in blobs(used)
+
+
+@quirk(59)
+def test_what_is_listed_twice_is_asked_for_once_and_of_many_alike_a_few_are_named(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "1")
+    gone = unknown(25)
+    registry.faults = [Fault(listing(*gone, *gone), path=f"/referrers/{image['digest']}")]
+    left = left_behind(mover(), registry)
+    assert len(registry.asked("GET", f"/manifests/{gone[0]['digest']}")) == 1
+    named = sorted(str(entry["digest"]) for entry in gone)[:10]
+    assert [one.get("digest") for one in left] == [*named, None]
+    assert [one.get("count") for one in left] == [None] * 10 + [15]
+
+
+@quirk(59)
+def test_no_more_are_listed_than_a_bound_allows(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "1")
+    half = limits.MAX_ATTACHED // 2 + 1
+    path = f"/referrers/{image['digest']}"
+    many = unknown(2 * half)
+    registry.faults = [Fault(listing(*many[:half], link=f"/v2/app{path}?last=x"), path=path)]
+    registry.faults += [Fault(listing(*many[half:]), path=path)]
+    words = (f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed", "--no-referrers")
+    pull(mover(), registry, code=8, says=words)
+    assert registry.asked("GET", f"/manifests/{many[0]['digest']}") == []
+
+
+@quirk(59)
+def test_referrers_refer_to_each_other_only_so_deep(start: Start, mover: Move, layout: Layout) -> None:
+    registry = start()
+    top = small_image(layout)
+    seed(layout, top, registry.host, "app", "1")
+    for number in range(limits.MAX_ATTACHED_DEPTH):
+        top = referrer(layout, top, "a/b", str(number).encode())
+        seed(layout, top, registry.host, "app")
+    used = mover()
+    pull(used, registry)
+    assert top["digest"] in blobs(used)
+    seed(layout, referrer(layout, top, "a/b", b"one more"), registry.host, "app")
+    pull(used, registry, code=8, says=(f"more than {limits.MAX_ATTACHED_DEPTH} deep", "--no-referrers"))
+
+
+@quirk(32)
+@quirk(59)
+def test_of_two_repositories_with_other_signatures_one_tag_cannot_hold_both(
+    start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = small_image(layout)
+    made = {}
+    for repository in ("a", "b"):
+        seed(layout, image, registry.host, repository, "1")
+        other = layout.image([repository.encode()])
+        made[repository] = seed(layout, cosign_signature(layout, other), registry.host, repository, cosign_tag(image))
+    used = mover()
+    names = [f"{registry.host}/{repository}:1" for repository in ("b", "a")]
+    document = used.folder / "result.json"
+    used.run("pull", *names, "-o", f"{used.folder}/out/", "--result", document)
+    # The one beside the image that was named first.
+    assert made["b"] in blobs(used)
+    assert made["a"] not in blobs(used)
+    (left,) = json.loads(document.read_text())["leftBehind"]
+    assert (left["tag"], left["digest"]) == (cosign_tag(image), made["a"])
+
+
+# Into a registry ------------------------------------------------------------------------------------------------
+
+
+def pushed(registry: QuirkyRegistry) -> list[str]:
+    """Return under what manifests were pushed, in order."""
+    return [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
+
+
+def kept(registry: QuirkyRegistry, subject: str, repository: str = "app") -> list[Descriptor]:
+    """Return the list that clients keep of what refers to a manifest."""
+    raw = registry_http.manifest(registry.host, repository, subject.replace(":", "-"))
+    return list(json.loads(raw)["manifests"]) if raw else []
+
+
+def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: Any) -> Result:
+    return mover.run("push", target, "-i", layout.path, "--jobs", "1", *options, **expected)
+
+
+@quirk(31)
+@quirk(59)
+def test_an_image_comes_before_what_refers_to_it_and_its_tag_at_the_very_end(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    found.enter(layout, "v1")
+    registry = start()
+    push(mover(), layout, f"{registry.host}/app:1")
+    order = pushed(registry)
+    assert order[0] == found.image["digest"]
+    assert order.index(found.signature["digest"]) < order.index(found.attestation["digest"])
+    assert order[-2:] == [found.cosign_tag, "1"]
+    # Nothing is written again that is there.
+    registry.requests.clear()
+    push(mover(), layout, f"{registry.host}/app:1")
+    assert not {found.cosign_tag, "1"} & set(pushed(registry))
+
+
+@quirk(59)
+def test_an_image_without_referrers_is_pushed_once(start: Start, mover: Move, layout: Layout) -> None:
+    small_image(layout, name="v1")
+    registry = start()
+    push(mover(), layout, f"{registry.host}/app:1")
+    assert pushed(registry) == ["1"]
+
+
+@quirk(31)
+@quirk(59)
+def test_without_the_api_each_list_is_written_once_before_the_tags(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    found.enter(layout, "v1")
+    registry = start(*OLD)
+    push(mover(), layout, f"{registry.host}/app:1")
+    order = pushed(registry)
+    assert sorted(order[-4:-2]) == sorted(subject.replace(":", "-") for subject in found.subjects())
+    assert order[-2:] == [found.cosign_tag, "1"]
+    for subject, referring in found.subjects().items():
+        expected = {one["digest"]: found.listed(layout, one) for one in referring}
+        assert {one["digest"]: one for one in kept(registry, subject)} == expected
+    registry.requests.clear()
+    push(mover(), layout, f"{registry.host}/app:1")
+    # By digest, which is the same thing again, and shows whether the registry lists it.
+    assert sorted(pushed(registry)) == sorted(one["digest"] for one in found.referrers)
+
+
+@quirk(59)
+def test_what_others_wrote_into_a_list_stays(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+    found.enter(layout, "v1")
+    registry = start(*OLD)
+    other = layout.artifact(b"of others", kind="application/y", subject=found.image)
+    seed(layout, other, registry.host, "app")
+    theirs = {**other, "annotations": {"by": "others"}, "unknown": [1]}
+    tag = found.image["digest"].replace(":", "-")
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [theirs], "annotations": {"of": "the list"}}
+    seed(layout, layout.document(document), registry.host, "app", tag)
+    push(mover(), layout, f"{registry.host}/app:1")
+    now = json.loads(registry_http.manifest(registry.host, "app", tag) or b"{}")
+    assert now["manifests"][0] == theirs
+    assert {one["digest"] for one in now["manifests"][1:]} == {found.signature["digest"], found.sbom["digest"]}
+    assert now["annotations"] == {"of": "the list"}
+
+
+@quirk(59)
+def test_what_else_has_the_tag_of_a_list_is_not_overwritten(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    found.enter(layout, "v1")
+    registry = start(*OLD)
+    other = small_image(layout, config={"Cmd": ["another"]})
+    tag = found.image["digest"].replace(":", "-")
+    seed(layout, other, registry.host, "app", tag)
+    push(mover(), layout, f"{registry.host}/app:1", "-q", code=8, says=(tag, "--no-referrers"))
+    assert manifest_digest(registry.host, "app", tag) == other["digest"]
+
+
+@quirk(59)
+def test_what_was_pushed_but_not_listed_is_listed_the_next_time(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    found.enter(layout, "v1")
+    registry = start(*OLD)
+    tag = found.image["digest"].replace(":", "-")
+    registry.faults = [Fault(refusal(400, "MANIFEST_INVALID"), "PUT", f"/manifests/{tag}$")]
+    push(mover(), layout, f"{registry.host}/app:1", code=7)
+    assert registry_http.tags(registry.host, "app") == []
+    push(mover(), layout, f"{registry.host}/app:1")
+    assert len(kept(registry, found.image["digest"])) == 2
+
+
+@quirk(59)
+def test_a_referrer_that_is_copied_by_its_name_is_listed_too(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    registry, origin = start(*OLD), start()
+    seed(layout, found.signature, origin.host, "app", "signature")
+    mover(env={}).copy(f"{origin.host}/app:signature", f"{registry.host}/app:signature")
+    listed = [one["digest"] for one in kept(registry, found.image["digest"])]
+    assert listed == [found.signature["digest"]]
+
+
+@quirk(32)
+@quirk(59)
+@pytest.mark.parametrize("says", [True, False], ids=["says its digest", "does not say its digest"])
+def test_a_signature_s_tag_that_the_destination_has_already_stays_and_that_is_said(
+    says: bool, start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
+    found.enter(layout, "v1")
+    registry = start()
+    seed(layout, found.image, registry.host, "app", "0")
+    own = seed(layout, layout.artifact(b"signed where it arrived"), registry.host, "app", found.cosign_tag)
+    if not says:
+        registry.faults = [Fault(Header("Docker-Content-Digest", None), "HEAD", "/manifests/", times=None)]
+    result = push(mover(), layout, f"{registry.host}/app:1")
+    assert manifest_digest(registry.host, "app", found.cosign_tag) == own
+    assert manifest_digest(registry.host, "app", "1") == found.image["digest"]
+    assert "left behind: 1 signature; another one is there, and stays" in result.err
+    # Nothing is sent that nobody could find.
+    assert registry_http.manifest(registry.host, "app", found.cosign["digest"]) is None

@@ -1,0 +1,210 @@
+"""Uploads of an earlier run: what of them continues, what begins again, what is kept and deleted. Statement 50."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from tests.faults import Action, Drop, Fault, HangUp, Header, StopReading, refusal
+from tests.quirks.interrupted import SENT, SIZE, Pushes
+from tests.quirks.moving import WAYS, How
+from tests.quirks.pieces import MIB
+from tests.quirks.registry import Quirk, QuirkyRegistry
+from tests.quirks.statements import quirk
+from tests.registry_http import seed
+
+MakePushes = Callable[..., Pushes]
+both_ways = pytest.mark.parametrize("how", WAYS)
+#: Where a streamed upload breaks.
+BREAK: Final = 3 * MIB
+#: An upload that was broken, replaced by another, and what is sent into that.
+REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+
+
+@quirk(50)
+@both_ways
+def test_an_interrupted_push_continues_where_the_registry_is(how: How, pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    location = used.record()["location"]
+    result = used.push(how)
+    assert used.methods() == ["GET", "PATCH", "PUT"]
+    assert used.ranges() == [f"{SENT}-{SIZE - 1}"]
+    assert location.endswith(used.uploads("PATCH")[0].path)
+    assert used.received() == SIZE - SENT
+    assert f"resumed 2.1 MB of 4.2 MB of {used.digest}" in result.err
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_an_interrupted_push_continues_in_chunks_and_may_break_again(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH")]
+    used.push("file", "--upload", "chunk=2MiB")
+    assert used.ranges()[0] == f"{SENT}-{2 * SENT - 1}"
+    assert used.received() == SIZE - SENT
+    assert used.uploads("POST") == []
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_of_an_upload_that_has_all_only_the_end_is_missing(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(503), "PUT", "digest=", times=None)]
+    used.push("file", "--retries", "0", code=7)
+    used.registry.faults = []
+    used.registry.requests.clear()
+    used.push()
+    assert used.methods() == ["GET", "PUT"]
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_one_put_begins_again_and_the_earlier_session_is_deleted(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    result = used.push("file", "--upload", "put")
+    assert used.methods() == ["POST", "DELETE", "PUT"]
+    assert "cannot resume the earlier upload" in result.err
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_where_the_registry_has_moved_the_session_it_is_deleted_at_its_new_place(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    moved = Header("Location", lambda path: f"{path}?_state=now")
+    used.registry.faults = [
+        Fault(refusal(416, "RANGE_INVALID"), "DELETE"),
+        Fault(moved, "GET", "uploads"),
+    ]
+    used.push("file", "--upload", "put")
+    assert used.methods() == ["POST", "DELETE", "GET", "DELETE", "PUT"]
+    assert used.uploads("DELETE")[1].target.endswith("?_state=now")
+    assert [request.status for request in used.uploads("DELETE")] == [416, 204]
+
+
+@quirk(50)
+def test_a_session_that_could_not_be_deleted_is_left_to_the_next_run(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(HangUp(), "DELETE"), Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
+    used.push(code=7)
+    assert len(used.records()) == 1
+    location = used.record()["location"]
+    used.push()
+    last = [request for request in used.uploads() if location.endswith(request.path)][-1]
+    assert (last.method, last.status) in {("DELETE", 204), ("PUT", 201)}
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_again(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
+    used.push()
+    assert [request.status for request in used.uploads("PUT")] == [400, 201]
+    assert used.received() == SIZE - SENT + SIZE
+    assert used.is_complete()
+
+
+@quirk(50)
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [*(("PATCH", status) for status in (400, 404, 405, 409, 416, 501)), ("PUT", 400), ("PUT", 404), ("PUT", 422)],
+)
+def test_whatever_a_rest_is_refused_by_all_is_sent_again(method: str, status: int, pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    gone = Fault(refusal(404), "GET", "uploads", skip=1, times=None)
+    used.registry.faults = [Fault(refusal(status), method), gone]
+    used.push()
+    assert len(used.uploads("POST")) == 1
+    assert used.is_complete()
+    assert used.records() == []
+
+
+@quirk(50)
+def test_bytes_that_are_still_being_stored_when_they_are_asked_for_are_asked_for_again(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.registry.faults = [Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads")]
+    used.push()
+    assert used.methods() == ["GET", "PATCH", "GET", "PATCH", "PUT"]
+    assert used.ranges()[1] == f"{SENT}-{SIZE - 1}"
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_what_was_sent_is_worth_more_than_the_session_in_place_of_a_mount(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.push("file", "--mount-from", "base")
+    assert used.methods() == ["POST", "DELETE", "GET", "PATCH", "PUT"]
+    assert used.received() == SIZE - SENT
+    assert used.is_complete()
+
+
+@quirk(50)
+def test_a_registry_of_which_uploads_cannot_be_resumed_is_not_asked(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    config = used.mover.folder / "config.toml"
+    config.write_text(f'[registry."{used.registry.host}"]\nprofile = "google-artifact-registry"\n')
+    used.push("file", "--config", str(config))
+    assert "GET" not in used.methods()
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(50)
+@pytest.mark.parametrize("query", ["X-Amz-Signature=0", "sig=0", "token=0", "AccessKeyId=0"])
+def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePushes) -> None:
+    signed = Header("Location", lambda path: f"{path}?{query}")
+    used = pushes(Quirk("signed locations", (Fault(signed, "POST", times=None),)))
+    used.registry.faults = [*used.registry.faults, Fault(refusal(503), "PATCH", skip=2, times=None)]
+    used.push("file", "--upload", "chunk=1MiB", "--retries", "0", code=7)
+    # What is remembered is deleted, and not the bytes: nothing may say where they are.
+    assert [path.read_bytes() for path in used.records() if query.encode() in path.read_bytes()] == []
+
+
+# Sources that fail ----------------------------------------------------------------------------------------------
+
+
+@quirk(50)
+@pytest.mark.parametrize(
+    ("then", "code", "kept"),
+    [
+        ([HangUp()], 7, True),
+        ([refusal(503)], 7, True),
+        ([refusal(403)], 3, True),
+        ([refusal(404)], 4, False),
+        ([refusal(400)], 7, False),
+    ],
+    ids=["hangs up", "503", "403", "404", "400"],
+)
+def test_what_was_sent_of_a_source_that_broke_off_is_kept_and_of_one_that_has_gone_is_not(
+    then: list[Action], code: int, kept: bool, pushes: MakePushes, start: Callable[..., QuirkyRegistry]
+) -> None:
+    used, source = pushes(), start()
+    seed(used.layout, used.image, source.host, "app", "v1")
+    source.faults = [
+        Fault(Drop(SENT), "GET", used.digest),
+        *(Fault(action, "GET", used.digest, times=None) for action in then),
+    ]
+    names = f"{source.host}/app:v1", f"{used.registry.host}/app:v1"
+    used.mover.copy(*names, "-q", "--jobs", "1", "--retries", "1", code=code)
+    assert len(used.records()) == (1 if kept else 0)
+    assert (used.uploads("DELETE") == []) == kept
+    source.faults = []
+    used.mover.copy(*names, "--jobs", "1")
+    assert used.is_complete()
+    assert used.records() == []
+    assert (used.received() < used.size + MIB) == kept

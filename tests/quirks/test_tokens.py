@@ -1,0 +1,375 @@
+"""Tokens and passwords: what is asked for, what is shown to whom, and when. Statements 43 to 46."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ocistream import limits
+from tests.archives import small_first, tar_of
+from tests.faults import Action, Drop, Fault, HangUp, Reply, Reset, Stall, refusal
+from tests.faulty_auth import Basic, Bearer
+from tests.images import Layout, small_image
+from tests.quirks import habits
+from tests.quirks.moving import Mover, run
+from tests.quirks.pieces import config_of, is_stored, layer_of, one_layer
+from tests.quirks.registries import PASSWORD, USER
+from tests.quirks.registry import Quirk, QuirkyRegistry, Tap
+from tests.quirks.shown import Login, docker_config
+from tests.quirks.statements import quirk
+from tests.registry_http import basic, manifest_digest, seed
+
+Start = Callable[..., QuirkyRegistry]
+Move = Callable[..., Mover]
+
+
+@quirk(43)
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("registry:catalog:*", ["registry:catalog:*"]),
+        ("repository:app:pull repository:app:push registry:catalog:*", ["registry:catalog:*"]),
+        (" ".join(f"r:{number}:x" for number in range(2000)), [f"r:{number}:x" for number in range(16)]),
+    ],
+    ids=["one", "what ours cover", "2000 of them"],
+)
+def test_scopes_that_a_challenge_names_are_added_to_ours_and_not_without_end(
+    asked: str, expected: list[str], start: Start, mover: Move, layout: Layout
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=())
+    registry = start(habits.asking_for(asked), auth=auth)
+    image, archive = one_layer(layout)
+    mover().push(archive, f"{registry.host}/app:v1")
+    assert {request.scopes for request in auth.requests} == {("repository:app:pull,push", *expected)}
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(44)
+def test_a_token_of_one_login_is_not_shown_for_another(
+    start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
+    auth = Bearer({"ada": "1815", "bob": "1822"}, anonymous=())
+    registry = start(habits.only_in("from/ada"), habits.refused_mounts(405), auth=auth)
+    image = small_image(layout)
+    token = auth.token_for("repository:from/ada:pull,push", user="ada")
+    seed(layout, image, registry.host, "from/ada", "v1", headers={"Authorization": f"Bearer {token}"})
+    # Bob's token covers what Ada reads, since it was for a mount; and Ada's ends.
+    ends = refusal(401, WWW_Authenticate=f'Bearer realm="{registry.url}/token",error="invalid_token"')
+    registry.faults.append(Fault(ends, "GET", "/v2/from/ada/blobs/"))
+    login = docker_config(
+        tmp_path,
+        {f"{registry.host}/from/ada": Login("ada", "1815"), f"{registry.host}/to/bob": Login("bob", "1822")},
+    )
+    plan = tmp_path / "images.toml"
+    plan.write_text(f'[[sync]]\nfrom = "{registry.host}/from/ada:v1"\nto = "{registry.host}/to/bob:v1"\n')
+    mover(env=login).run("sync", plan, "--jobs", "1")
+    asked = [(request.user, request.scopes) for request in auth.requests]
+    assert ("bob", ("repository:to/bob:pull,push", "repository:from/ada:pull")) in asked
+    assert [user for user, scopes in asked if scopes == ("repository:from/ada:pull",)] == ["ada", "ada"]
+    shown = {"Authorization": f"Bearer {auth.token_for('repository:to/bob:pull', user='bob')}"}
+    assert manifest_digest(registry.host, "to/bob", "v1", headers=shown) == image["digest"]
+
+
+# What a registry says in its challenge --------------------------------------------------------------------------
+
+
+def challenging(start: Start, challenge: str | None) -> QuirkyRegistry:
+    """Start a registry that answers 401 to everything but what is asked of `/token`, which gives tokens to anybody."""
+    headers = {} if challenge is None else {"WWW_Authenticate": challenge}
+    return start(Quirk("always 401", (Fault(refusal(401, **headers), path="^/v2/", times=None),)))
+
+
+@quirk(45)
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "/token",
+        "auth.example/token",
+        "ftp://auth.example/token",
+        "file:///etc/passwd",
+        "https://",
+        "https://[::1/token",
+        "https://auth.example:99999/token",
+        "https://auth.example:0/token",
+        "https://user:hidden@auth.example/token",
+        "https://auth.example/to ken",
+    ],
+)
+def test_a_realm_that_is_not_an_absolute_http_url_is_refused_and_not_printed(
+    realm: str, start: Start, mover: Move
+) -> None:
+    registry = challenging(start, f'Bearer realm="{realm}",service="s"')
+    words = f"the realm that {registry.host} names for its tokens is not an absolute http(s) URL"
+    result = mover().run("inspect", f"{registry.host}/app:v1", code=7, says=words)
+    assert realm not in result.err.replace(registry.host, "")
+    assert len(registry.requests) == 1
+
+
+@quirk(45)
+@pytest.mark.parametrize(
+    ("challenge", "code", "words"),
+    [
+        ("Negotiate, NTLM, Negotiate", 3, "by negotiate, ntlm; only Basic and Bearer are known"),
+        ("Bearer", 7, "without a realm"),
+        ('Bearer realm=""', 7, "without a realm"),
+        (None, 3, "does not say how to authenticate"),
+        ('"junk", realm="nobody\'s"', 3, "does not say how to authenticate"),
+    ],
+)
+def test_a_challenge_that_cannot_be_met_is_told(
+    challenge: str | None, code: int, words: str, start: Start, mover: Move
+) -> None:
+    registry = challenging(start, challenge)
+    mover().run("inspect", f"{registry.host}/app:v1", code=code, says=words)
+    assert {request.headers["Authorization"] for request in registry.requests} == {None}
+
+
+@quirk(45)
+@pytest.mark.parametrize(
+    "challenge",
+    ["Bearer, Basic", 'Bearer realm="", Basic realm="x"', 'Negotiate abc==, Basic realm="x"', ',, bASIC realm = "x",,'],
+)
+def test_basic_is_taken_where_bearer_names_no_realm(challenge: str, start: Start, mover: Move) -> None:
+    registry = challenging(start, challenge)
+    mover().run("inspect", f"{registry.host}/app:v1", code=3, says="refused the credentials from OCISTREAM_USERNAME")
+    # What was refused is shown once, and not for each request that comes after it.
+    expected = basic(USER, PASSWORD)["Authorization"]
+    assert [request.headers["Authorization"] for request in registry.requests] == [None, expected]
+
+
+@quirk(45)
+@pytest.mark.parametrize(
+    ("realm", "expected"),
+    [
+        ("/token", "/token?service=s%26x"),
+        ("/token?a=b%2Fc&x=", "/token?a=b%2Fc&x=&service=s%26x"),
+        ("/token?x=y#fragment", "/token?x=y&service=s%26x"),
+    ],
+)
+def test_bearer_is_preferred_and_the_query_of_its_realm_kept_byte_for_byte(
+    realm: str, expected: str, start: Start, mover: Move
+) -> None:
+    registry = start()
+    challenge = f'Basic realm="x", bEARER REALM="{registry.url}{realm}",SERVICE="s&x"'
+    registry.faults = [
+        Fault(Reply(200, {}, b'{"token": "t1"}'), path="^/token", times=None),
+        Fault(refusal(401, WWW_Authenticate=challenge), path="^/v2/"),
+    ]
+    mover().run("inspect", f"{registry.host}/team/app:v1", code=4)
+    first, token, second = registry.requests[:3]
+    scope = "repository%3Ateam%2Fapp%3Apull"
+    assert token.target.lower() in {
+        f"{expected}&account={USER}&scope={scope}".lower(),
+        f"{expected}&scope={scope}&account={USER}".lower(),
+    }
+    assert token.headers["Authorization"] == basic(USER, PASSWORD)["Authorization"]
+    assert (first.headers["Authorization"], second.headers["Authorization"]) == (None, "Bearer t1")
+
+
+@quirk(19)
+@quirk(45)
+def test_an_identity_token_is_posted_as_oauth2_has_it(
+    start: Start, mover: Move, tap: Callable[[str], Tap], layout: Layout, tmp_path: Path
+) -> None:
+    registry = start()
+    # What is sent for a token is heard on its way there.
+    second = tap(registry.host)
+    challenge = f'Bearer realm="{second.url}/token",service="registry.test"'
+    registry.faults = [
+        Fault(Reply(200, {}, b'{"access_token": "t1"}'), path="^/token", times=None),
+        Fault(refusal(401, WWW_Authenticate=challenge), path="^/v2/"),
+    ]
+    login = docker_config(tmp_path, {registry.host: Login("<token>", identity="identity/+")})
+    _, archive = one_layer(layout)
+    mover("--jobs", "1", env=login).push(archive, f"{registry.host}/app:v1")
+    head, _, body = second.heard.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /token HTTP/1.1\r\n")
+    assert b"application/x-www-form-urlencoded" in head
+    assert b"uthorization" not in head
+    assert urllib.parse.parse_qs(body.decode(), strict_parsing=True) == {
+        "grant_type": ["refresh_token"],
+        "refresh_token": ["identity/+"],
+        "service": ["registry.test"],
+        "scope": ["repository:app:pull,push"],
+        "client_id": ["ocistream"],
+    }
+
+
+# What a token server answers ------------------------------------------------------------------------------------
+
+BROKEN: Final = (
+    b"",
+    b"<html>",
+    b"[]",
+    b"null",
+    b"{}",
+    b'{"token": ""}',
+    b'{"token": 1}',
+    b'{"token": {"a": "b"}}',
+    b'{"token": "x", "token": "hidden"}',
+    b'{"token": "x", "expires_in": NaN}',
+    b'{"token": "hidden\\r\\nX-Injected: yes"}',
+    b'{"token": "hid den"}',
+    b'{"token": "hidd\\u00e9n"}',
+    b'{"token": "\\ud800"}',
+    b'{"a":' * 20_000,
+    b'{"token": "' + b"x" * limits.MAX_TOKEN_ANSWER + b'"}',
+)
+
+
+@quirk(46)
+def test_a_broken_answer_is_an_error_of_the_registry_and_none_of_it_is_printed(start: Start, mover: Move) -> None:
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    for body in BROKEN:
+        registry.requests.clear()
+        registry.faults = [Fault(Reply(200, {}, body), path="^/token", times=None)]
+        words = f"the token server 127.0.0.1 of {registry.host}"
+        result = mover().run("inspect", f"{registry.host}/app:v1", code=7, says=words)
+        assert "hid" not in result.err, body
+        # It is not asked again, and nothing is shown to the registry.
+        assert [request.path for request in registry.requests] == ["/v2/app/manifests/v1", "/token"]
+
+
+@quirk(46)
+@pytest.mark.parametrize(
+    ("action", "code", "words", "asked"),
+    [
+        (refusal(400), 7, "the token server 127.0.0.1 of HOST answered 400", 1),
+        (refusal(404), 7, "answered 404", 1),
+        (refusal(500), 7, "answered 500", 6),
+        (refusal(429, Retry_After="1000"), 7, "answered 429", 1),
+        (refusal(401), 3, "the token server 127.0.0.1 of HOST refused the credentials from OCISTREAM_USERNAME", 1),
+        (refusal(403), 3, "refused the credentials from OCISTREAM_USERNAME", 1),
+        (HangUp(), 7, "/token", 6),
+    ],
+    ids=str,
+)
+def test_a_token_server_that_fails_is_asked_as_often_as_any_server_and_no_more(
+    action: Action, code: int, words: str, asked: int, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(action, path="^/token", times=None)]
+    _, archive = one_layer(layout)
+    mover("-q", "--jobs", "1").push(
+        archive, f"{registry.host}/app:v1", code=code, says=words.replace("HOST", registry.host)
+    )
+    # Whatever several threads want: one that was refused is not asked for the same again.
+    assert len(registry.asked(path="^/token")) == asked
+
+
+@quirk(46)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_password_that_was_refused_for_one_image_is_not_shown_for_the_next(
+    status: int, start: Start, mover: Move, tmp_path: Path
+) -> None:
+    # A wrong password that is shown again and again locks accounts.
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(refusal(status), path="^/token", times=None)]
+    login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
+    plan = tmp_path / "images.toml"
+    plan.write_text(
+        "".join(f'[[sync]]\nfrom = "{registry.host}/app:{tag}"\nto = "oci:{tmp_path}/{tag}"\n' for tag in "123")
+    )
+    result = run("sync", plan, "--jobs", "1", env=mover(env=login).env)
+    assert result.code == 3, result.err
+    assert len(registry.asked(path="^/token")) == 1
+
+
+@quirk(46)
+@pytest.mark.parametrize("action", [HangUp(), Reset(), Drop(10), refusal(429), refusal(500), refusal(503)], ids=str)
+def test_a_token_server_in_trouble_is_asked_again(action: Action, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(action, path="^/token", times=3)]
+    image, archive = one_layer(layout)
+    mover("--jobs", "1").push(archive, f"{registry.host}/app:v1")
+    assert len(registry.asked(path="^/token")) == 4
+    assert is_stored(registry, layout, layer_of(layout, image))
+
+
+@quirk(46)
+def test_nobody_is_told_that_a_login_was_refused_who_has_none(start: Start, mover: Move) -> None:
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(refusal(401), path="^/token", times=None)]
+    words = ("wants credentials, and none were found", f"ocistream login {registry.host}")
+    mover(env={}).run("inspect", f"{registry.host}/app:v1", code=3, says=words)
+
+
+# How long a token is shown --------------------------------------------------------------------------------------
+
+
+@quirk(44)
+@pytest.mark.parametrize(("expires_in", "renewed"), [(1, True), (60, False), (None, False), (0, False)])
+def test_a_token_is_renewed_before_it_ends(
+    expires_in: int | None, renewed: bool, start: Start, mover: Move, layout: Layout
+) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=(), expires_in=expires_in)
+    registry = start(auth=auth)
+    image = small_image(layout)
+    shown = {"Authorization": f"Bearer {auth.token_for('repository:app:pull,push', user=USER)}"}
+    seed(layout, image, registry.host, "app", "v1", headers=shown)
+    registry.requests.clear()
+    # Longer than half of a second, which is how long a token of one second is good for.
+    registry.faults = [Fault(Stall(0.6), "GET", config_of(layout, image)["digest"])]
+    mover("--jobs", "1", "--no-referrers").pull(f"{registry.host}/app:v1")
+    assert len(auth.requests) == (2 if renewed else 1)
+    # No 401 but the first: the second token was had before the first was refused.
+    assert [request.status for request in registry.requests].count(401) == 1
+
+
+@quirk(44)
+def test_many_threads_ask_for_one_token(start: Start, mover: Move, layout: Layout) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=())
+    registry = start(auth=auth)
+    registry.faults = [Fault(Stall(0.2), path="^/token")]
+    layout.image([f"layer {number}".encode() for number in range(8)], name="app")
+    mover("--jobs", "8").push(tar_of(small_first(layout)), f"{registry.host}/app:v1")
+    assert [request.scopes for request in auth.requests] == [("repository:app:pull,push",)]
+
+
+@quirk(44)
+@pytest.mark.parametrize("good", [True, False])
+def test_a_password_that_nobody_has_accepted_yet_is_shown_by_one_thread_at_a_time(
+    good: bool, start: Start, mover: Move, layout: Layout
+) -> None:
+    # Where many show a wrong one at once, the account is locked.
+    registry = start(auth=Basic(USER, PASSWORD if good else "another"))
+    layout.image([f"layer {number}".encode() for number in range(8)], name="app")
+    archive = tar_of(small_first(layout))
+    words = f"{registry.host} refused the credentials from OCISTREAM_USERNAME"
+    mover("--jobs", "8").push(archive, f"{registry.host}/app:v1", code=0 if good else 3, says=words)
+    shown = [request for request in registry.requests if request.headers["Authorization"]]
+    assert len(shown) > 8 if good else len(shown) == 1
+
+
+@quirk(44)
+def test_a_registry_that_refuses_fresh_tokens_too_ends_it(start: Start, mover: Move) -> None:
+    auth = Bearer({USER: PASSWORD}, anonymous=(), uses=0)
+    registry = start(auth=auth)
+    mover().run("inspect", f"{registry.host}/app:v1", code=3, says="401 UNAUTHORIZED")
+    # The first of all may have ended on its way; the second has not.
+    assert [request.status for request in registry.requests] == [401, 200, 401, 200, 401]
+
+
+@quirk(44)
+def test_a_token_that_allows_too_little_is_not_asked_for_again(start: Start, mover: Move) -> None:
+    registry = start(auth=Bearer(anonymous=()))
+    mover(env={}).run("inspect", f"{registry.host}/app:v1", code=3)
+    assert [request.status for request in registry.requests] == [401, 200, 401]
+
+
+@quirk(44)
+def test_a_token_for_the_registry_itself_is_shown_to_it_once_if_it_is_refused(start: Start, mover: Move) -> None:
+    auth = Bearer()
+    registry = start(auth=auth)
+    env = {"DOCKER_AUTH_CONFIG": json.dumps({"auths": {registry.host: {"registrytoken": "stale"}}})}
+    words = "refused the credentials from DOCKER_AUTH_CONFIG"
+    mover(env=env).run("inspect", f"{registry.host}/app:v1", code=3, says=words)
+    shown = [request.headers["Authorization"] for request in registry.requests]
+    assert shown == [None, "Bearer stale"]
+    assert auth.requests == []
+    mover(env=env).run("inspect", f"{start(auth=Basic(USER, PASSWORD)).host}/app:v1", code=3)

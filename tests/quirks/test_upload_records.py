@@ -1,0 +1,227 @@
+"""The files that say where interrupted uploads continue: private, and believed only as far as is safe. Statement 51."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ocistream import limits
+from tests.quirks.interrupted import SENT, Pushes
+from tests.quirks.registry import QuirkyRegistry
+from tests.quirks.statements import quirk
+
+MakePushes = Callable[..., Pushes]
+Start = Callable[..., QuirkyRegistry]
+_HOUR: Final = 3600.0
+
+
+def begins_again(pushes: Pushes) -> None:
+    """Assert that an interrupted push believes nothing of what is in its record's place, and leaves a good one."""
+    pushes.interrupt()
+    assert (pushes.record()["size"], pushes.record()["digest"]) == (pushes.size, pushes.digest)
+    (path,) = pushes.records()
+    found = path.lstat()
+    assert stat.S_ISREG(found.st_mode)
+    assert (stat.S_IMODE(found.st_mode), found.st_nlink) == (0o600, 1)
+    assert found.st_size < 1000
+
+
+@quirk(51)
+def test_a_record_and_its_directory_are_private_and_its_name_says_nothing(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    (path,) = used.records()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert "app" not in path.name
+    assert used.digest[7:] not in path.name
+    path.parent.chmod(0o755)
+    used.push()
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@quirk(51)
+@pytest.mark.parametrize(
+    ("seconds", "known"),
+    [
+        (limits.UPLOAD_RECORD_AGE - _HOUR, True),
+        (limits.UPLOAD_RECORD_AGE + _HOUR, False),
+        (-_HOUR, True),
+        (-30 * _HOUR, False),
+    ],
+    ids=["recent", "old", "by a clock that was set back", "of the future"],
+)
+def test_a_record_is_believed_for_seven_days(seconds: float, known: bool, pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    location = used.record()["location"]
+    used.age(seconds)
+    used.push()
+    sent_to_it = [request for request in used.uploads("GET|PATCH|PUT") if location.endswith(request.path)]
+    assert bool(sent_to_it) == known
+    assert used.received() == used.size - (SENT if known else 0)
+    assert used.is_complete()
+    assert used.records() == []
+
+
+def changed(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
+    return lambda document: json.dumps({**document, **fields}).encode()
+
+
+def less(field: str) -> Callable[[dict[str, Any]], bytes]:
+    return lambda document: json.dumps({name: value for name, value in document.items() if name != field}).encode()
+
+
+#: Contents that make no sense, or are of another upload.
+NONSENSE: Final[tuple[Callable[[dict[str, Any]], bytes], ...]] = (
+    lambda _: b"",
+    lambda _: b"not JSON",
+    lambda _: b"[]",
+    lambda _: b"\xff\xfe{}",
+    lambda _: b'{"version":' * 1000,
+    lambda document: json.dumps(document).encode()[:-20],
+    lambda document: json.dumps(document).encode().ljust(limits.MAX_UPLOAD_RECORD + 1),
+    lambda document: json.dumps(document).encode()[:-1] + b',"size":1}',
+    *(less(field) for field in ("version", "registry", "size", "location", "min_chunk", "since")),
+    changed(version=2),
+    changed(version=True),
+    changed(more=1),
+    changed(registry="registry.example"),
+    changed(registry=["registry.example"]),
+    changed(repository="other"),
+    changed(repository=None),
+    changed(digest=f"sha256:{'b' * 64}"),
+    changed(size=1),
+    changed(size="4000000"),
+    changed(size=4e6),
+    changed(location=1),
+    changed(location=None),
+    changed(min_chunk=-1),
+    changed(min_chunk=10**30),
+    changed(since="x"),
+    changed(since=1e999),
+)
+
+
+@quirk(51)
+def test_a_record_that_makes_no_sense_is_as_good_as_none(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    for make in NONSENSE:
+        (path,) = used.records()
+        location = used.record()["location"]
+        path.write_bytes(content := make(used.record()))
+        begins_again(used)
+        assert used.record()["location"] != location, content[:200]
+
+
+def writable_copy(path: Path, other: Path) -> None:
+    path.write_bytes(other.read_bytes())
+    path.chmod(0o666)
+
+
+#: What is in a record's place, made of its content in another file.
+IN_ITS_PLACE: Final[dict[str, Callable[[Path, Path], object]]] = {
+    "a symbolic link": lambda path, other: path.symlink_to(other),
+    "a second name of a file": lambda path, other: path.hardlink_to(other),
+    "a file that others may write": writable_copy,
+    "a FIFO": lambda path, _: os.mkfifo(path, 0o600),
+}
+
+
+@quirk(51)
+@pytest.mark.parametrize("what", IN_ITS_PLACE)
+def test_what_is_not_a_private_file_of_the_user_is_not_read_and_goes(what: str, pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    (path,) = used.records()
+    location, other = used.record()["location"], used.mover.folder / "other"
+    path.rename(other)
+    content = other.read_bytes()
+    IN_ITS_PLACE[what](path, other)
+    begins_again(used)
+    assert used.record()["location"] != location
+    assert other.read_bytes() == content
+
+
+@quirk(51)
+@pytest.mark.parametrize("what", ["a directory", "a link in place of the directory", "a file in place of it"])
+def test_where_no_record_can_be_kept_the_push_goes_well_and_says_so_once(what: str, pushes: MakePushes) -> None:
+    used = pushes()
+    folder = used.mover.folder / "state" / "ocistream" / "uploads"
+    elsewhere = used.mover.folder / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    if what == "a directory":
+        used.interrupt()
+        (path,) = used.records()
+        path.unlink()
+        path.mkdir()
+    elif what == "a link in place of the directory":
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(elsewhere)
+    else:
+        folder.parent.mkdir(parents=True)
+        folder.touch()
+    result = used.push("file", "-v")
+    assert result.err.count("uploads are not remembered") == 1
+    assert list(elsewhere.iterdir()) == []
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
+    assert used.is_complete()
+
+
+#: Locations that a record may not have: at another host, in another repository, or with what may be a secret.
+FORBIDDEN: Final = (
+    "http://{other}/v2/app/blobs/uploads/{session}",
+    "http://user@{host}/v2/app/blobs/uploads/{session}",
+    "http://{host}/v2/other/blobs/uploads/{session}",
+    "http://{host}/v2/app/blobs/uploads/{session}?token=x",
+    "http://{host}/v2/app/blobs/uploads/{session}#x",
+    "/v2/app/blobs/uploads/{session}",
+    "file:///etc/passwd",
+)
+
+
+@quirk(51)
+@pytest.mark.parametrize("form", FORBIDDEN)
+def test_a_location_that_could_not_have_been_written_is_not_asked(form: str, pushes: MakePushes, start: Start) -> None:
+    used, other = pushes(), start()
+    used.interrupt()
+    (path,) = used.records()
+    session = used.record()["location"].rpartition("/")[2]
+    location = form.format(host=used.registry.host, other=other.host, session=session)
+    path.write_text(json.dumps({**used.record(), "location": location}))
+    used.push()
+    assert other.requests == []
+    assert [request for request in used.uploads() if session in request.target] == []
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
+@quirk(51)
+def test_records_of_other_images_and_other_files_stay(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    (path,) = used.records()
+    (path.parent / "README").touch()
+    os.utime(path.parent / "README", (0, 0))
+    host = used.registry.host
+    used.mover.push(used.archive, f"{host}/other:v1")
+    assert [request.method for request in used.uploads() if "/v2/app/" in request.path] == []
+    assert used.records() == sorted([path, path.parent / "README"])
+
+
+@quirk(51)
+def test_records_that_are_too_old_go_with_any_push_that_has_records(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.age(limits.UPLOAD_RECORD_AGE + _HOUR)
+    used.mover.push(used.archive, f"{used.registry.host}/other:v1")
+    # What it was about is in another repository, of which nothing is known there.
+    assert [request.method for request in used.uploads() if "/v2/app/" in request.path] == []
+    assert used.records() == []
