@@ -37,15 +37,8 @@ _REFUSALS: Final = {
 }
 #: What the command line imports only when it is needed. Imported here, it costs a run nothing.
 _LAZY: Final = (
-    "email.parser",
-    "encodings.idna",
-    "getpass",
-    "idna",
-    "mimetypes",
-    "netrc",
-    "requests",
-    "stringprep",
-    "tqdm",
+    *("ctypes", "email.parser", "encodings.idna", "getpass", "idna", "mimetypes", "netrc", "requests"),
+    *("stringprep", "tomllib", "tqdm"),
 )
 _real_resolve = socket.getaddrinfo
 _real_sleep = clock.sleep
