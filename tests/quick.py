@@ -15,10 +15,22 @@ from typing import Final
 
 _BIN: Final = Path(sys.executable).parent
 _LINT: Final = (["ruff", "check"], ["ruff", "format", "--check"], ["lint-imports"])
-#: Each of these is one process, and takes about as long as the others.
+#: What runs one after the other, and beside the rest. Each takes about as long as the others.
 _PARTS: Final = (
-    ["tests/contract", "tests/conformance", "tests/cli/test_exit_codes.py"],
-    ["tests/limits", "tests/hostile", "tests/cli/test_verify.py", "tests/cli/test_rm.py", "tests/cli/test_push.py"],
+    ["tests/contract", "tests/conformance", "tests/limits", "tests/cli/test_exit_codes.py"],
+    [
+        *(
+            "tests/quirks/test_uploads.py",
+            "tests/quirks/test_mounts_and_auth.py",
+            "tests/quirks/test_credentials_stay.py",
+        ),
+        *(
+            "tests/quirks/test_manifests_and_rates.py",
+            "tests/quirks/test_reading.py",
+            "tests/quirks/test_mirrors_stay.py",
+        ),
+        *("tests/cli/test_push.py", "tests/cli/test_verify.py", "tests/cli/test_gc.py", "tests/cli/test_sides.py"),
+    ],
 )
 
 
