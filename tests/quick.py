@@ -15,21 +15,15 @@ from typing import Final
 
 _BIN: Final = Path(sys.executable).parent
 _LINT: Final = (["ruff", "check"], ["ruff", "format", "--check"], ["lint-imports"])
-#: What runs one after the other, and beside the rest. Each takes about as long as the others.
+_QUIRKS: Final = ("credentials_stay", "manifests_and_rates", "mirrors_stay", "mounts_and_auth", "reading", "uploads")
+_COMMANDS: Final = ("gc", "push", "rm", "sides", "verify")
+#: These run beside each other, and take about as long as each other.
 _PARTS: Final = (
-    ["tests/contract", "tests/conformance", "tests/limits", "tests/cli/test_exit_codes.py"],
+    ["tests/contract", "tests/conformance", "tests/cli/test_exit_codes.py"],
     [
-        *(
-            "tests/quirks/test_uploads.py",
-            "tests/quirks/test_mounts_and_auth.py",
-            "tests/quirks/test_credentials_stay.py",
-        ),
-        *(
-            "tests/quirks/test_manifests_and_rates.py",
-            "tests/quirks/test_reading.py",
-            "tests/quirks/test_mirrors_stay.py",
-        ),
-        *("tests/cli/test_push.py", "tests/cli/test_verify.py", "tests/cli/test_gc.py", "tests/cli/test_sides.py"),
+        "tests/limits",
+        *(f"tests/quirks/test_{name}.py" for name in _QUIRKS),
+        *(f"tests/cli/test_{name}.py" for name in _COMMANDS),
     ],
 )
 
