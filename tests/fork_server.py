@@ -45,13 +45,13 @@ _real_sleep = clock.sleep
 
 
 class Clock:
-    """Replaces `clock.sleep`: tells the client of each pause, and sleeps if `slow`; else the clock goes on."""
+    """Replaces `clock.sleep`: reports each pause to the client and sleeps if `slow`; otherwise moves the clock on."""
 
     def __init__(self, tell: socket.socket, *, slow: bool) -> None:
         self._tell, self._slow, self._lock = tell, slow, threading.Lock()
 
     def sleep(self, seconds: float, cancelled: Event) -> bool:
-        """Tell and, perhaps, sleep."""
+        """Report the pause, and sleep if `slow`."""
         if seconds > 0:
             _send(self._tell, wait=seconds)
         if self._slow:
@@ -62,7 +62,7 @@ class Clock:
 
 
 class Resolver:
-    """Replaces `socket.getaddrinfo`: names of the test lead to this machine, or astray; other `.test` names nowhere."""
+    """Replaces `socket.getaddrinfo`: the test's names resolve to this machine or astray, other `.test` names do not."""
 
     def __init__(self, tell: socket.socket, names: dict[str, int | None], astray: dict[str, Any] | None) -> None:
         self._tell, self._names, self._astray = tell, names, astray
@@ -75,7 +75,7 @@ class Resolver:
         if name not in self._names:
             raise socket.gaierror(*_REFUSALS["unknown"])
         if port is not None:
-            # With a port it is looked up in order to connect.
+            # A lookup with a port precedes a connection.
             _send(self._tell, connected=name)
             count = self._asked[name] = self._asked.get(name, 0) + 1
             port, astray = self._names[name] or port, self._astray
@@ -87,7 +87,7 @@ class Resolver:
 
 
 def _send(to: socket.socket, **message: Any) -> None:
-    # A client that gave the run up does not listen any more.
+    # The client may have given the run up.
     with contextlib.suppress(OSError):
         to.sendall(json.dumps(message).encode() + b"\n")
 
@@ -100,7 +100,7 @@ def _read_line(source: socket.socket) -> bytes:
 
 
 def _open_streams(descriptors: list[int]) -> None:
-    """Make these descriptors 0, 1 and 2, as a shell does, and Python's streams of them, as Python does at its start."""
+    """Make these descriptors 0, 1 and 2 and open Python's streams on them."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     for number, (name, mode) in enumerate((("stdin", "rb"), ("stdout", "wb"), ("stderr", "wb"))):
@@ -112,7 +112,7 @@ def _open_streams(descriptors: list[int]) -> None:
 
 
 def _run(run: socket.socket, descriptors: list[int]) -> None:
-    """Be the command; the process ends with it."""
+    """Run the command line; this process ends with it."""
     os.setsid()
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -134,7 +134,7 @@ def _run(run: socket.socket, descriptors: list[int]) -> None:
 
 
 def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int]) -> int:
-    """Have a process of its own run the command, and return its number."""
+    """Fork a process that runs the command line; return its PID."""
     child = os.fork()
     if child:
         return child
@@ -163,7 +163,7 @@ def _import_all() -> None:
 
 
 def _forget_counted_branches() -> None:
-    """Save the branches that the imports took, if coverage counts them, so that no fork saves them again."""
+    """Save what coverage has counted in the imports, so that no fork saves it again."""
     if "coverage" in sys.modules:
         coverage = sys.modules["coverage"].Coverage.current()
         if coverage is not None:
@@ -201,7 +201,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def _reap(runs: dict[int, socket.socket]) -> None:
-    """Tell of each run that has ended how it ended."""
+    """Send the exit code of each run that has ended."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with runs.pop(ended[0]) as run:
