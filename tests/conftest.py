@@ -46,9 +46,9 @@ _LEADING_OUT = (
 )
 #: Every other variable that begins like these is an option's.
 _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
-#: The files of tests/cli in whose processes branches are counted too: together with tests/unit they leave little for
-#: the others to reach (of 30,000 arcs, 98 in the 255 processes of defaults, ends, results, serve and via_continues).
-#: To count costs a process as much again as most of them take, so that of a test with parameters only the first counts.
+#: The files of tests/cli in whose runs branches are counted: together with what tox's `unit` counts they leave little
+#: for the others to reach. A run that is counted takes three times as long, so that of a test with parameters only the
+#: first counts.
 _COUNTED: Final = frozenset(
     f"test_{name}"
     for name in (
@@ -83,11 +83,12 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave coverage out of the processes that are started, but for those of some tests."""
+    """Count branches in the processes that some tests start, if TESTS_COVERAGE (tox.ini) is coverage's settings."""
+    for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
+        monkeypatch.delenv(name)
     indices = request.node.callspec.indices.values() if hasattr(request.node, "callspec") else ()
-    if request.path.parent.name != "cli" or request.path.stem not in _COUNTED or any(indices):
-        for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]:
-            monkeypatch.delenv(name)
+    if (settings := os.environ.get("TESTS_COVERAGE")) and request.path.stem in _COUNTED and not any(indices):
+        monkeypatch.setenv("COVERAGE_PROCESS_START", settings)
 
 
 @pytest.fixture(scope="session")

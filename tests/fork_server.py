@@ -37,28 +37,21 @@ _REFUSALS: Final = {
 }
 #: What the command line imports only when it is needed. Imported here, it costs a run nothing.
 _LAZY: Final = (
-    "email.parser",
-    "encodings.idna",
-    "getpass",
-    "idna",
-    "mimetypes",
-    "netrc",
-    "requests",
-    "stringprep",
-    "tqdm",
+    *("ctypes", "email.parser", "encodings.idna", "getpass", "idna", "mimetypes", "netrc", "requests"),
+    *("stringprep", "tomllib", "tqdm"),
 )
 _real_resolve = socket.getaddrinfo
 _real_sleep = clock.sleep
 
 
 class Clock:
-    """Replaces `clock.sleep`: tells the client of each pause, and sleeps if `slow`; else the clock goes on."""
+    """Replaces `clock.sleep`: reports each pause to the client and sleeps if `slow`; otherwise moves the clock on."""
 
     def __init__(self, tell: socket.socket, *, slow: bool) -> None:
         self._tell, self._slow, self._lock = tell, slow, threading.Lock()
 
     def sleep(self, seconds: float, cancelled: Event) -> bool:
-        """Tell and, perhaps, sleep."""
+        """Report the pause, and sleep if `slow`."""
         if seconds > 0:
             _send(self._tell, wait=seconds)
         if self._slow:
@@ -69,7 +62,7 @@ class Clock:
 
 
 class Resolver:
-    """Replaces `socket.getaddrinfo`: names of the test lead to this machine, or astray; other `.test` names nowhere."""
+    """Replaces `socket.getaddrinfo`: the test's names resolve to this machine or astray, other `.test` names do not."""
 
     def __init__(self, tell: socket.socket, names: dict[str, int | str | None], astray: dict[str, Any] | None) -> None:
         self._tell, self._names, self._astray = tell, names, astray
@@ -83,7 +76,7 @@ class Resolver:
             raise socket.gaierror(*_REFUSALS["unknown"])
         given = self._names[name]
         if port is not None:
-            # With a port it is looked up in order to connect.
+            # A lookup with a port precedes a connection.
             _send(self._tell, connected=name)
             count = self._asked[name] = self._asked.get(name, 0) + 1
             port, astray = (given or port) if not isinstance(given, str) else port, self._astray
@@ -117,7 +110,7 @@ def _lead_home(addresses: set[str]) -> None:
 
 
 def _send(to: socket.socket, **message: Any) -> None:
-    # A client that gave the run up does not listen any more.
+    # The client may have given the run up.
     with contextlib.suppress(OSError):
         to.sendall(json.dumps(message).encode() + b"\n")
 
@@ -130,7 +123,7 @@ def _read_line(source: socket.socket) -> bytes:
 
 
 def _open_streams(descriptors: list[int]) -> None:
-    """Make these descriptors 0, 1 and 2, as a shell does, and Python's streams of them, as Python does at its start."""
+    """Make these descriptors 0, 1 and 2 and open Python's streams on them."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     for number, (name, mode) in enumerate((("stdin", "rb"), ("stdout", "wb"), ("stderr", "wb"))):
@@ -142,7 +135,7 @@ def _open_streams(descriptors: list[int]) -> None:
 
 
 def _run(run: socket.socket, descriptors: list[int]) -> None:
-    """Be the command; the process ends with it."""
+    """Run the command line; this process ends with it."""
     os.setsid()
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -165,7 +158,7 @@ def _run(run: socket.socket, descriptors: list[int]) -> None:
 
 
 def _fork(run: socket.socket, descriptors: list[int], wakeup: tuple[int, int]) -> int:
-    """Have a process of its own run the command, and return its number."""
+    """Fork a process that runs the command line; return its PID."""
     child = os.fork()
     if child:
         return child
@@ -194,7 +187,7 @@ def _import_all() -> None:
 
 
 def _forget_counted_branches() -> None:
-    """Save the branches that the imports took, if coverage counts them, so that no fork saves them again."""
+    """Save what coverage has counted in the imports, so that no fork saves it again."""
     if "coverage" in sys.modules:
         coverage = sys.modules["coverage"].Coverage.current()
         if coverage is not None:
@@ -232,7 +225,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def _reap(runs: dict[int, socket.socket]) -> None:
-    """Tell of each run that has ended how it ended."""
+    """Send the exit code of each run that has ended."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with runs.pop(ended[0]) as run:

@@ -1,4 +1,4 @@
-"""Command lines as forks of a process that has ocistream imported (fork_server.py): the client of that process."""
+"""Client of fork_server.py: runs command lines in forks of a process that has ocistream imported."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from typing import Any, Final
 
 _CHUNK: Final = 1 << 20
 _SERVER: Final = Path(__file__).with_name("fork_server.py")
-#: Where Linux says what this process takes away from the rights of new files.
+#: Where Linux shows the umask of this process.
 _STATUS: Final = Path("/proc/self/status")
 
 
 @dataclasses.dataclass(frozen=True)
 class Astray:
-    """Where connections to `host` are led: those from number `first` on (from 1), `times` of them or all.
+    """Connections to `host` that go elsewhere: `times` of them (None: all), from number `first` on (from 1).
 
-    `how` is `again` or `unknown`, which are a resolver's refusals, or `port`, another port of this machine.
+    `how` is `again` or `unknown` (errors of a resolver), or `port` (another port of this machine).
     """
 
     host: str
@@ -48,11 +48,11 @@ class Astray:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a run has of its own, beside its streams.
+    """The arguments and settings of a run, except its streams.
 
-    With `names`, `*.test` names lead to this machine: each to its port, or with None to the port of the URL. One that
-    has an address instead resolves to that, such as one outside of this network. With `no_waits` the pauses between
-    attempts are recorded and not slept.
+    With `names`, these `*.test` names resolve to this machine: to the port given, or with None to that of the URL; a name
+    with an address resolves to that, such as one outside of this network. With `no_waits` the pauses between attempts are
+    recorded and not slept.
     """
 
     argv: Sequence[str]
@@ -97,7 +97,7 @@ class Fork:
         return self.code is None
 
     def close(self) -> None:
-        """Listen to the run no longer."""
+        """Close the connection to the run, which goes on."""
         self._answers.close()
 
     def kill(self) -> None:
@@ -118,7 +118,7 @@ class Fork:
 
 
 class Server:
-    """The process that forks. Safe for several threads."""
+    """The process that forks. Thread-safe."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         """Start it; `env` counts only for how Python and its libraries start."""
@@ -132,13 +132,13 @@ class Server:
                 stdout=subprocess.DEVNULL,
                 env=env,
                 pass_fds=[theirs.fileno()],
-                # ^C in the terminal is for the tests, and not for this process.
+                # Ctrl-C in the terminal must reach the tests only.
                 start_new_session=True,
             )
         atexit.register(self.close)
 
     def fork(self, request: Request, streams: Sequence[int]) -> Fork:
-        """Start a run with these descriptors as stdin, stdout and stderr; the caller closes its own ones."""
+        """Start a run with copies of these descriptors as stdin, stdout and stderr."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             socket.send_fds(self._requests, [b"+"], [theirs.fileno(), *streams])
@@ -148,7 +148,7 @@ class Server:
         return Fork(ours)
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process."""
         self._requests.close()
         self._process.wait()
 
@@ -191,14 +191,14 @@ def finish(
 
 
 def _read(file: FileIO, result: bytearray) -> bool:
-    """Read what a pipe has; say whether more may come."""
+    """Read what a pipe has; return whether more may come."""
     got = file.read(_CHUNK)
     result += got or b""
     return bool(got)
 
 
 def _write(file: FileIO, rest: bytearray) -> bool:
-    """Write what a pipe takes; say whether there is more to write to a reader that has not gone."""
+    """Write what a pipe takes; return whether more must be written."""
     try:
         del rest[: file.write(rest[:_CHUNK]) or 0]
     except BrokenPipeError:
@@ -207,9 +207,9 @@ def _write(file: FileIO, rest: bytearray) -> bool:
 
 
 def server(**env: str) -> Server:
-    """Return a server, started once for each environment that Python and its libraries start with.
+    """Return the server for an environment that Python and its libraries start with; each is started once.
 
-    It counts branches if the caller's processes are to (tests/conftest.py).
+    Runs count branches if the COVERAGE_ variables of this process ask for that (tests/conftest.py).
     """
     counting = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     return _server(os.getpid(), tuple(sorted((counting | env).items())))
@@ -224,7 +224,7 @@ def _server(_pid: int, env: tuple[tuple[str, str], ...]) -> Server:
 
 
 def _umask() -> int:
-    """Return this process's umask; no system call only reads it."""
+    """Return the umask of this process; the system call for that would change it."""
     for line in _STATUS.read_text().splitlines() if _STATUS.exists() else ():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)

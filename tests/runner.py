@@ -234,7 +234,7 @@ def run_measured(
 
 
 def _counts_at_start(env: Environment) -> bool:
-    """Say whether these variables are such that a fork would come too late for them; without PYTHON*, it does not."""
+    """Return whether one of these variables is read when a process starts; the fork server itself has no PYTHON*."""
     return any(
         name.startswith(_READ_AT_START) and not (value is None and name.startswith("PYTHON"))
         for name, value in env.items()
@@ -247,7 +247,7 @@ def _environment(env: Environment | None) -> dict[str, str]:
 
 
 def _forked(stack: contextlib.ExitStack, request: Request, streams: Sequence[int], machine: Path | None = None) -> Fork:
-    """Start a run, which is killed if the block raises. Its `streams` are closed here."""
+    """Start a run and close the `streams`; the run is killed if the block of `stack` raises."""
     try:
         fork = server(**({} if machine is None else {"PYTHONPATH": str(machine)})).fork(request, streams)
     finally:

@@ -415,7 +415,13 @@ class TestSpace:
         assert not out.endswith(bytes(1024))
 
     @codecs
-    @pytest.mark.parametrize("to", ["layout", "file", "pipe", "registry"])
+    @pytest.mark.parametrize(
+        "to",
+        [
+            *("pipe", "registry"),
+            *(pytest.param(to, marks=pytest.mark.nightly) for to in ("layout", "file")),
+        ],
+    )
     def test_memory_is_bounded(
         self,
         served: FaultyRegistry,

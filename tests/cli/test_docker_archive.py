@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import zstandard
@@ -352,6 +352,9 @@ def test_nor_with_several_configs_at_once(served: FaultyRegistry, one: Saved, tm
     assert result.peak < PROMISED, f"{result.peak / MIB:.0f} MiB"
 
 
+_STRANGE: Final = (strangers, long_names, short_names, large_documents, large_configs, many_listed)
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Saved], bytes], Saved], Path]:
     """Return a function that gives an archive of one of these kinds, which is made once: it takes longer to make."""
@@ -366,9 +369,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[Saved
     return make
 
 
-@both
 @pytest.mark.parametrize(
-    "content", [strangers, long_names, short_names, large_documents, large_configs, many_listed, tiny_layers]
+    ("how", "content"),
+    [
+        *(("pipe", made) for made in _STRANGE),
+        ("file", tiny_layers),
+        *(pytest.param("file", made, marks=pytest.mark.nightly) for made in _STRANGE),
+        # A pipe takes seconds of what a file has in a moment.
+        pytest.param("pipe", tiny_layers, marks=pytest.mark.nightly),
+    ],
 )
 def test_memory_does_not_grow_with_what_strangers_put_into_it(
     served: FaultyRegistry,

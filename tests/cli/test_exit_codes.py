@@ -126,7 +126,7 @@ def test_2_for_an_archive_of_several_images_with_one_place_to_go(served: FaultyR
     small_image(layout, name="first")
     two_platforms(layout, name="second")
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1")
-    expect.failure(result, 2, "first", "second", "--image", "--to")
+    expect.failure(result, 2, "first", "second", "--image")
     expect.no_image(served)
 
 

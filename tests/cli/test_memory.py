@@ -132,7 +132,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], by
         (thousands_of_images, 0),
     ],
 )
-@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+# tests/hostile measures the same kinds from files in each run.
+@pytest.mark.parametrize("piped", [pytest.param(False, marks=pytest.mark.nightly), True], ids=["file", "pipe"])
 def test_no_manifest_costs_more_memory_than_is_promised(
     tmp_path: Path,
     usual: int,

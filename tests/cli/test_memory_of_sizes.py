@@ -26,9 +26,8 @@ FLAT: Final = 1 * MIB
 DESCRIPTOR: Final = 2 << 10
 #: Bytes of an image's layers: of the one that others are compared with, and of these. What grows has grown at the last.
 SMALL: Final = 64 * MIB
-SIZES: Final = (512 * MIB, 8192 * MIB)
-#: The same where files are read and written, which takes longer.
-FILES: Final = (512 * MIB,)
+LARGE: Final = 512 * MIB
+HUGE: Final = 8192 * MIB
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02
 #: So often the small image is measured at the most, and a larger one: until they suffice. Which threads have most at
@@ -151,21 +150,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @pytest.mark.parametrize(
-    ("move", "make", "sizes"),
+    ("move", "make", "size"),
     [
-        (through_a_pipe, one_layer, SIZES),
-        (side_by_side, four_layers, SIZES),
-        (verified, one_layer, SIZES),
-        (out_of_an_archive, four_layers, FILES),
-        (into_an_archive, one_layer, FILES),
-        (over_several_connections, one_layer, FILES),
+        (through_a_pipe, one_layer, LARGE),
+        (side_by_side, four_layers, LARGE),
+        (verified, one_layer, LARGE),
+        (out_of_an_archive, four_layers, LARGE),
+        (into_an_archive, one_layer, LARGE),
+        (over_several_connections, one_layer, LARGE),
+        pytest.param(through_a_pipe, one_layer, HUGE, marks=pytest.mark.nightly),
+        pytest.param(side_by_side, four_layers, HUGE, marks=pytest.mark.nightly),
+        pytest.param(verified, one_layer, HUGE, marks=pytest.mark.nightly),
     ],
 )
 def test_peak_memory_is_the_same_whatever_the_size(
-    move: Move, make: Callable[[int], Image], sizes: Sequence[int], small: Small
+    move: Move, make: Callable[[int], Image], size: int, small: Small
 ) -> None:
-    for size in sizes:
-        small.assert_no_more(move, make(size), FLAT)
+    small.assert_no_more(move, make(size), FLAT)
 
 
 def test_four_that_move_at_once_over_several_connections_stay_below_it(tmp_path: Path) -> None:
@@ -173,7 +174,14 @@ def test_four_that_move_at_once_over_several_connections_stay_below_it(tmp_path:
     assert peaks_of(side_by_side_over_several_connections, four_layers(512 * MIB), tmp_path)
 
 
-@pytest.mark.parametrize("move", [through_a_pipe, side_by_side, verified])
+@pytest.mark.parametrize(
+    "move",
+    [
+        through_a_pipe,
+        pytest.param(side_by_side, marks=pytest.mark.nightly),
+        pytest.param(verified, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_thousand_layers_take_no_more_memory_than_what_is_known_of_them(move: Move, small: Small) -> None:
     image = thousand_layers()
     small.assert_no_more(move, image, FLAT + DESCRIPTOR * len(image.layers))

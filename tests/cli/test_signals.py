@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, command, ocistream, run, started
+from tests.cli.run import Argument, command, real, run, started
 from tests.faults import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
@@ -120,7 +120,7 @@ def test_a_pull_to_stdout_that_is_stopped_leaves_the_archive_without_an_end(
         got, out, _ = end()
     assert got == code
     assert 0 < len(out) < 5 * MIB
-    pushed = ocistream("push", f"{stalling.host}/other:1", stdin=out)
+    pushed = real("push", f"{stalling.host}/other:1", stdin=out)
     expect.failure(pushed, 6, "truncated")
     assert tags(stalling.host, "other") == []
 
@@ -330,7 +330,7 @@ def test_one_that_comes_at_any_import_has_its_exit_code(
     for place in places:
         told = tmp_path / f"struck at {place}"
         strike = {"STRIKE_WITH": str(int(number)), "STRIKE_AT": str(place), "STRIKE_TELLS": str(told)}
-        ended = ocistream(*argv, env={"PYTHONPATH": str(Path(__file__).with_name("early")), **strike, **uncounted()})
+        ended = real(*argv, env={"PYTHONPATH": str(Path(__file__).with_name("early")), **strike, **uncounted()})
         assert told.exists(), "there are fewer imports by now"
         assert (place, ended.code) == (place, code), ended.err
         assert "Traceback" not in ended.err

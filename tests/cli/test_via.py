@@ -229,8 +229,9 @@ class TestWhatIsSent:
         assert uploaded(there) < MIB
         assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
 
-    def test_memory_stays_as_promised(self, there: FaultyRegistry, layout: Layout, far: str) -> None:
-        layout.image([64 * MIB, *(b"%d" % number for number in range(2000))], name="big")
+    @pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.nightly)])
+    def test_memory_stays_as_promised(self, count: int, there: FaultyRegistry, layout: Layout, far: str) -> None:
+        layout.image([64 * MIB, *(b"%d" % number for number in range(count))], name="big")
         result = measured("copy", f"oci:{layout.path}", f"{there.host}/big:1", "--via", far)
         expect.success(result)
         assert result.peak is not None

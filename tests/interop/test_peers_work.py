@@ -149,6 +149,7 @@ def test_dockers_daemon_pulls_from_and_pushes_to_a_registry_on_loopback(
     assert list(registry.tags("copy")) == ["v1"]
 
 
+@pytest.mark.nightly
 def test_dockers_daemon_loads_the_debian_image_and_runs_it(
     docker_daemon: Dockerd, debian_image: DebianImage, tools: Tools, tmp_path: Path
 ) -> None:

@@ -15,7 +15,6 @@ from ocistream.stores.known_images import ASKED_FOR, KnownImages
 from ocistream.stores.layout import LayoutSource
 from ocistream.stores.registry import RegistrySink
 from ocistream.transfer import Report, copy
-from tests.contract.stores import NothingEarly
 from tests.faults import Fault, refusal
 from tests.images import Descriptor as Document
 from tests.images import Layout
