@@ -50,9 +50,9 @@ class Astray:
 class Request:
     """The arguments and settings of a run, except its streams.
 
-    With `names`, these `*.test` names resolve to this machine: to the port given, or with None to that of the URL; a name
-    with an address resolves to that, such as one outside of this network. With `no_waits` the pauses between attempts are
-    recorded and not slept.
+    With `names`, these `*.test` names resolve to this machine: to the port given, or with None to the URL's port. A
+    name with an address resolves to that address, such as one outside this network. With `no_waits` the pauses between
+    attempts are recorded and not slept.
     """
 
     argv: Sequence[str]
