@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tests.cli.run import command
+from tests.runner import command
 
 #: The line itself. `CUT` has the number of bytes after which it breaks off, of what goes to the first run that takes
 #: more than a question. Then the far side sees the end of its stdin, and nothing that it says is heard any more; the

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from tests.cli.run import Result
 from tests.registry import Registry
+from tests.runner import Result
 from tests.schemas import validate_ours
 
 #: Seconds until something that is waited for must have happened: far more than it takes.

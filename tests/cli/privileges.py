@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tests.cli.run import Argument, Result, command, run
 from tests.peers import need
+from tests.runner import Argument, Result, command, run
 
 
 def without_privileges(*argv: Argument) -> Result:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tests.cli.run import TIMEOUT, Argument, command
+from tests.runner import TIMEOUT, Argument, command
 
 _SIZE: Final = (24, 100)
 #: Seconds until a moment must have come: far more than it takes.

@@ -13,10 +13,10 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.privileges import without_privileges
-from tests.cli.run import Argument, Environment, Result, ocistream, started
 from tests.faults import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
+from tests.runner import Argument, Environment, Result, ocistream, started
 
 MIB: Final = 1 << 20
 

@@ -15,11 +15,11 @@ import pytest
 from tests.archives import items_of, tar_of
 from tests.cli import expect
 from tests.cli.privileges import without_privileges
-from tests.cli.run import Argument, command, ocistream, run
 from tests.documents import ROOT
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
+from tests.runner import Argument, command, ocistream, run
 
 #: What is run: HOST has app:1, LAYOUT and FILE hold it, OUT may be written, and PATH is what cannot be examined.
 COMMANDS: Final = [

@@ -16,8 +16,8 @@ import pytest
 
 from ocistream.cli import COMMANDS
 from tests.cli import expect
-from tests.cli.run import command, ocistream
 from tests.peers import need
+from tests.runner import command, ocistream
 
 #: How each begins without files of its user's, and what loads the script there. What is typed is shown by the terminal
 #: as it is, so the prompt is something that only a shell can have made up.

@@ -15,7 +15,6 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import command, measured, ocistream, pipe, run
 from tests.conversions import CODECS, all_kinds, compare, named, stray_blobs, unpacked
 from tests.faults import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import (
@@ -31,6 +30,7 @@ from tests.images import (
 )
 from tests.peers import need
 from tests.registry_http import manifest_digest, seed, tags
+from tests.runner import command, measured, ocistream, pipe, run
 
 MIB: Final = 1 << 20
 #: Point 4 of the issue that this is for, in bytes: what recompression may take at its peak.

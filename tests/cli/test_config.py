@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
+from tests.runner import Result, ocistream
 
 SECRET = "hunter2"
 

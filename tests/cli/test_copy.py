@@ -11,11 +11,11 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import basic, manifest_digest, seed
+from tests.runner import ocistream
 
 ENDS = ["registry", "layout", "archive", "stream"]
 

@@ -11,11 +11,11 @@ import pytest
 
 from ocistream.cli.entry import COMMANDS, load
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, started
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import basic, get, seed
+from tests.runner import Result, ocistream, started
 
 SECRET = "hunter2-secret"
 

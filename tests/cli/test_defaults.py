@@ -12,11 +12,11 @@ import pytest
 from ocistream.cli.defaults import _WIDESPREAD, REFUSED, option_name, options_of, variable_of
 from ocistream.cli.entry import COMMANDS, cli, load
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
+from tests.runner import Result, ocistream
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

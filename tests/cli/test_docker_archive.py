@@ -17,7 +17,6 @@ import zstandard
 from tests import schemas
 from tests.archives import END, files_in, items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, measured, ocistream, pipe
 from tests.docker_archives import (
     DIALECTS,
     Entry,
@@ -35,6 +34,7 @@ from tests.docker_archives import (
 from tests.faults import FaultyRegistry
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.registry_http import get, manifest, manifest_digest, seed, tags
+from tests.runner import Argument, Result, measured, ocistream, pipe
 
 MIB = 1 << 20
 PROMISED = 48 * MIB

@@ -11,7 +11,6 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.cli.test_serve import serving
 from tests.conversions import VOUCHES_FOR
 from tests.docker_archives import (
@@ -28,6 +27,7 @@ from tests.docker_archives import (
 from tests.faults import FaultyRegistry
 from tests.images import OCI_LAYER, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, tags
+from tests.runner import Argument, Result, ocistream
 
 both = pytest.mark.parametrize("how", ["file", "pipe"])
 Give = Callable[..., Result]

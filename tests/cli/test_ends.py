@@ -12,10 +12,10 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Argument, Result, ocistream
 
 FULL_NAME = "io.containerd.image.name"
 

@@ -15,12 +15,12 @@ import pytest
 from tests.certificates import Certificate
 from tests.cli import expect
 from tests.cli.proxy import Proxy, tunnelling_to
-from tests.cli.run import Result, ocistream
 from tests.cli.terminal import on_terminal
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import basic, manifest_digest, seed
+from tests.runner import Result, ocistream
 
 #: No variable for a proxy, in either spelling.
 NO_PROXIES = dict.fromkeys(

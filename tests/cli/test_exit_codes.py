@@ -15,12 +15,12 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.cli import expect
 from tests.cli.privileges import without_privileges
-from tests.cli.run import Argument, command, ocistream, run
 from tests.faults import Drop, Fault, FaultyRegistry, Flip, Resize, refusal, too_many_requests
 from tests.faulty_auth import Basic
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.peers import need
 from tests.registry_http import seed, tags
+from tests.runner import Argument, command, ocistream, run
 
 MIB = 1 << 20
 NO_DIGEST = f"sha256:{'0' * 64}"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream, started
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream, started
 
 KIB = 1 << 10
 DAY = 86_400

@@ -13,11 +13,11 @@ from typing import Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream, started
 from tests.faults import Drop, Fault, FaultyRegistry, Flip, Reset, Stall
 from tests.images import Descriptor, Layout
 from tests.peers import need
 from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream, started
 
 MIB: Final = 1 << 20
 SIZES: Final = [3 * MIB, 2 * MIB + 1000, 1 * MIB]

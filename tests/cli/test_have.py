@@ -15,11 +15,11 @@ import ocistream as package
 from ocistream import limits
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, measured, ocistream
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faults import Fault, FaultyRegistry, Reply, refusal
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import seed
+from tests.runner import Argument, Result, measured, ocistream
 
 ENDS = ["layout", "path", "file", "gzip", "pipe", "pipe, index first", "repository"]
 OTHER = digest_of(b"nobody has this")

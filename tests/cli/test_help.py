@@ -14,10 +14,10 @@ import pytest
 import ocistream as package
 from ocistream.cli import COMMANDS
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.faults import FaultyRegistry
 from tests.images import Layout
 from tests.registry_http import seed
+from tests.runner import ocistream
 
 HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.transport", "ocistream.serve"}
 #: What Python itself has for others than those who ask for the version.

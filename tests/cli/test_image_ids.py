@@ -9,11 +9,11 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.docker_archives import Entry, Saved, archive_of, hex_of, of_docker, of_docker_25, saved
 from tests.faults import FaultyRegistry
 from tests.images import Layout, tar_layer
 from tests.registry_http import manifest
+from tests.runner import Argument, Result, ocistream
 
 Push = Callable[..., Result]
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests.archives import files_in, index_in, items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, started
 from tests.faults import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
+from tests.runner import Result, ocistream, started
 from tests.schemas import validate_ours
 
 NAME = "registry.example.com/app:1"

@@ -17,11 +17,11 @@ from ocistream import serve
 from tests import containerd_rule
 from tests.archives import files_in, index_in, tar_of
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.cli.test_incomplete_indexes import Made
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import get, manifest, seed
+from tests.runner import ocistream
 from tests.signed import Signed, signed
 
 SUBJECT = containerd_rule.SUBJECT

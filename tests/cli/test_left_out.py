@@ -13,11 +13,11 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, pipe
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
 from tests.images import Descriptor, Layout, tar_layer, two_platforms
 from tests.registry_http import basic, manifest_digest, seed, tags
+from tests.runner import Result, ocistream, pipe
 
 NOTE = "vnd.ocistream.left-out"
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
 from tests.cli.terminal import on_terminal
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic, Bearer
+from tests.runner import Result, ocistream
 
 
 @pytest.fixture

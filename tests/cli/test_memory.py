@@ -15,9 +15,9 @@ import zstandard
 from ocistream import limits
 from tests.archives import blob_name, tar_of
 from tests.cli import expect
-from tests.cli.run import measured, ocistream
 from tests.faults import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
+from tests.runner import measured, ocistream
 
 #: What manifests may cost above what any transfer costs: promise 3 is 48 MiB in all, and pushing takes 33.
 ALLOWED = 15 * limits.MIB

@@ -15,8 +15,8 @@ from typing import Final
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, measured, measured_pipe
 from tests.endless import MIB, Endless, Image
+from tests.runner import Result, measured, measured_pipe
 
 #: What no process may have at its peak, in bytes, at the default settings.
 BUDGET: Final = 48 * MIB

@@ -10,12 +10,12 @@ import pytest
 
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Flip, HangUp, refusal
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Descriptor, Layout, small_image
 from tests.network import unused_port
 from tests.registry_http import basic, seed, tags
+from tests.runner import Result, ocistream, pipe
 
 Start = Callable[..., FaultyRegistry]
 USER, PASSWORD = "me", "correct-horse"

@@ -18,11 +18,11 @@ from ocistream.cli.session import Session
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
 from tests.cli.proxy import tunnelling_to
-from tests.cli.run import Result, measured, ocistream
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.faulty_auth import Basic
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Result, measured, ocistream
 
 #: No variable for a proxy, in either spelling.
 NO_PROXIES: dict[str, str | None] = dict.fromkeys(

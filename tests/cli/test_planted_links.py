@@ -14,10 +14,10 @@ import pytest
 from ocistream.errors import LocalDiskError
 from ocistream.paths import is_planted, write_target
 from tests.cli import expect
-from tests.cli.run import ocistream, started
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import get
+from tests.runner import ocistream, started
 
 #: What is run; LINK is where it writes.
 WRITERS: Final = [

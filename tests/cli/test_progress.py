@@ -13,12 +13,12 @@ import pytest
 from ocistream.cli.account import human_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import ocistream, started
 from tests.cli.terminal import Screen, on_terminal, resize
 from tests.documents import ROOT, blocks, is_like
 from tests.faults import Drop, Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
+from tests.runner import ocistream, started
 
 MIB = 1 << 20
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, ocistream, started
 from tests.faults import Fault, FaultyRegistry, Flip, Stall, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
+from tests.runner import Argument, ocistream, started
 
 MACHINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64/v8"}.get(platform.machine(), "")
 

@@ -14,11 +14,11 @@ import pytest
 from tests import schemas
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import command, ocistream, pipe
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
+from tests.runner import command, ocistream, pipe
 
 MIB = 1 << 20
 #: A writer that notices whether all of what it wrote was read.

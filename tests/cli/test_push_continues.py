@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, ocistream, started
 from tests.faults import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, refusal
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
+from tests.runner import Argument, ocistream, started
 
 MIB = 1 << 20
 #: More than what waits in the kernels on both sides.

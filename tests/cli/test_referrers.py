@@ -15,9 +15,9 @@ from ocistream import limits
 from tests import registry_http
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Header, refusal
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
+from tests.runner import Result, ocistream, pipe
 from tests.signed import Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"

@@ -13,10 +13,10 @@ import pytest
 
 from tests.cli import expect
 from tests.cli.privileges import without_privileges
-from tests.cli.run import Result, ocistream, pipe
 from tests.faults import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
+from tests.runner import Result, ocistream, pipe
 from tests.schemas import validate_ours
 
 #: This machine's platform.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.images import Descriptor, Layout
+from tests.runner import ocistream
 
 HUNG = "vnd.ocistream.image.name"
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.docker_archives import archive_of, hex_of, of_docker, saved
 from tests.images import Descriptor, Layout
+from tests.runner import Argument, Result, ocistream
 
 NAME = "registry.example.com/app:1"
 READERS = "skopeo takes the first one, `docker load`, `ctr image import` and `ocistream serve` take the last one"

@@ -19,9 +19,9 @@ import pytest
 from ocistream import limits
 from tests.archives import small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Environment, ocistream, started
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Argument, Environment, ocistream, started
 from tests.talking import Client
 
 pytestmark = pytest.mark.usefixtures("interruptible")

@@ -16,10 +16,10 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.certificates import make_certificate
 from tests.cli import expect
-from tests.cli.run import ocistream, started
 from tests.cli.test_serve import serving
 from tests.images import Layout, digest_of, small_image
 from tests.registry_http import basic, get, manifest_digest
+from tests.runner import ocistream, started
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 

@@ -11,9 +11,9 @@ import pytest
 
 from ocistream import limits
 from tests.cli import expect
-from tests.cli.run import ocistream, started
 from tests.images import Layout, small_image
 from tests.registry_http import get
+from tests.runner import ocistream, started
 from tests.talking import connect, flood
 
 pytestmark = pytest.mark.usefixtures("interruptible")

@@ -11,11 +11,11 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import command, ocistream
 from tests.cli.terminal import Screen, on_terminal
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
+from tests.runner import command, ocistream
 
 MIB = 1 << 20
 #: Reads its input slowly and talks: complete lines at moments of its own, and, as ssh does, a prompt without an end of

@@ -10,12 +10,12 @@ import pytest
 from ocistream.cli.sides import SIDE_OPTIONS
 from tests.certificates import Certificate
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.cli.two_registries import PASSWORDS, Start, World
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
+from tests.runner import ocistream
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, command, real, run, started
 from tests.faults import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
+from tests.runner import Argument, command, real, run, started
 
 MIB = 1 << 20
 #: How a run is ended -> its exit code.

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import command, real, run, started
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, redirect, refusal
 from tests.images import Layout, small_image, two_platforms
 from tests.registry_http import seed, tags
+from tests.runner import command, real, run, started
 
 
 @pytest.fixture

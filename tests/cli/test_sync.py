@@ -16,13 +16,13 @@ import pytest
 
 from ocistream.cli.sync import Kept
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, started
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image, two_platforms
 from tests.network import unused_port
 from tests.registry_http import basic, manifest, manifest_digest, seed, tags
+from tests.runner import Result, ocistream, started
 from tests.schemas import validate_ours
 
 Start = Callable[..., FaultyRegistry]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
 from tests.cli.two_registries import PASSWORDS, Start, World
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
+from tests.runner import Result, ocistream
 
 LOGINS = """
 [registry."{https}"]

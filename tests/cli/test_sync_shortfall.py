@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout, two_platforms
+from tests.runner import Argument, Result, ocistream
 
 Sync = Callable[..., Result]
 

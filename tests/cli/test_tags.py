@@ -10,10 +10,10 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.faults import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
+from tests.runner import ocistream
 
 TAGS = ["1.0", "1.1", "1.1-rc1", "2.0", "latest"]
 

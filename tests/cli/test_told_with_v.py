@@ -9,11 +9,11 @@ from pathlib import Path
 from tests.archives import items_of, tar_of
 from tests.certificates import make_certificate
 from tests.cli import expect
-from tests.cli.run import Argument, Result, command, ocistream, run
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image, tar_layer, two_platforms
 from tests.peers import need
 from tests.registry_http import seed
+from tests.runner import Argument, Result, command, ocistream, run
 from tests.signed import signed
 
 Start = Callable[..., FaultyRegistry]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import measured, ocistream
 from tests.faults import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Descriptor, Layout, tar_layer
+from tests.runner import measured, ocistream
 
 MIB = 1 << 20
 Start = Callable[..., FaultyRegistry]

@@ -14,9 +14,9 @@ import pytest
 
 from ocistream import limits
 from tests.archives import END, blob_name, items_of, small_first, tar_of
-from tests.cli.run import Result, ocistream
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
+from tests.runner import Result, ocistream
 
 Verify = Callable[..., Result]
 

@@ -17,11 +17,11 @@ import ocistream as package
 from tests.actions import Flip
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import Argument, Result, command, measured, ocistream, started
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faults import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
+from tests.runner import Argument, Result, command, measured, ocistream, started
 
 MIB = 1 << 20
 

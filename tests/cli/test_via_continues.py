@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.faults import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.line import Line
 from tests.registry_http import manifest_digest
+from tests.runner import Argument, Result, ocistream
 
 MIB = 1 << 20
 LAYER = 24 * MIB

@@ -14,10 +14,10 @@ import pytest
 
 from tests.archives import files_in
 from tests.cli import expect
-from tests.cli.run import Argument, Result, measured, ocistream, started
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Argument, Result, measured, ocistream, started
 from tests.volumes import LEFT_OUT, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20

@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
-from tests.cli.run import Argument, Result, ocistream
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
 from tests.images import Layout, small_image
 from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream
 
 Start = Callable[..., FaultyRegistry]
 #: The names that lead to this machine.

@@ -18,13 +18,13 @@ from tests.archives import tar_of
 from tests.certificates import Certificate
 from tests.cli.privileges import without_privileges
 from tests.cli.proxy import tunnelling_to
-from tests.cli.run import Argument, Result, ocistream
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, Reply, refusal, too_many_requests
 from tests.faulty_auth import Basic
 from tests.images import Descriptor, Layout
 from tests.network import unused_port
 from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream
 
 MIB: Final = 1 << 20
 _HERE: Final = Path(__file__).parent

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.errors.table import Place
 from tests.faults import Action, Fault, HangUp, Reply, refusal
 from tests.faulty_auth import Basic
 from tests.images import Layout
 from tests.network import unused_port
+from tests.runner import ocistream
 
 _DIGEST = "sha256:" + 64 * "a"
 

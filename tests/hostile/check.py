@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.cli.run import Result, command, run_measured
 from tests.hostile.pieces import MIB, Hostile
 from tests.registry import Registry
+from tests.runner import Result, command, run_measured
 
 #: What the project promises of any run, in bytes.
 BUDGET: Final = 48 * MIB

@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.cli.run import run_measured
 from tests.hostile.check import strays
 from tests.hostile.corpus import CORPUS
 from tests.hostile.odd import ODD
 from tests.registry import Registry
+from tests.runner import run_measured
 
 _ONE_BY_ONE: Final = Path(__file__).with_name("one_by_one.py")
 #: The layers of a docker-archive have no digests in their names. A pipe hashes each on its way, and finds wrong ones

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.cli.run import Result
 from tests.peers import need
+from tests.runner import Result
 
 MIB: Final = 1 << 20
 #: CLI.md, promise 3: what a process may have at its peak, in bytes, whatever the size of the image.

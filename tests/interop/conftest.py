@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
-from tests.cli.run import ocistream
 from tests.debian_image import DebianImage
 from tests.interop.long_push import Lasted, push_for_long
 from tests.interop.writers import Bench
 from tests.peers import Containerd, DockerRegistry, containerd, docker_registry, isolated_tools
 from tests.registry_http import seed
+from tests.runner import ocistream
 
 
 @pytest.fixture(scope="session", autouse=True)

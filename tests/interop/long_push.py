@@ -11,9 +11,9 @@ from typing import Final
 
 from tests.archives import small_first, tar_of
 from tests.certificates import Certificate
-from tests.cli.run import started
 from tests.images import Layout
 from tests.peers import docker_registry
+from tests.runner import started
 from tests.token_server import User, token_server
 
 MIB: Final = 1 << 20

@@ -10,7 +10,6 @@ from typing import Final
 
 import pytest
 
-from tests.cli.run import ocistream
 from tests.images import Descriptor, Layout
 from tests.interop.contents import (
     Contents,
@@ -24,6 +23,7 @@ from tests.interop.contents import (
 from tests.interop.program_image import GREETING, podman_run, program_image
 from tests.peers import Containerd, Dockerd, Tools, docker_registry
 from tests.registry_http import seed
+from tests.runner import ocistream
 
 #: What `pull` is asked for: the options that make each kind.
 KINDS: Final = {

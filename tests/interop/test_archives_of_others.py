@@ -14,11 +14,11 @@ from typing import Final
 import pytest
 import zstandard
 
-from tests.cli.run import ocistream
 from tests.hostile.corpus import CORPUS
 from tests.interop.contents import compression_of, entries_of, in_archive, in_docker_archive, in_layout, in_registry
 from tests.interop.writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
 from tests.peers import DockerRegistry, Tools, docker_registry
+from tests.runner import ocistream
 
 WRAPPINGS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
     "in gzip": lambda archive: gzip.compress(archive, compresslevel=1),

@@ -13,11 +13,11 @@ import pytest
 from tests.archives import files_in, small_first, tar_of
 from tests.certificates import Certificate
 from tests.cli.proxy import tunnelling_to
-from tests.cli.run import Result, ocistream
 from tests.images import Descriptor, Layout
 from tests.peers import DockerRegistry, Nginx
 from tests.quirks.statements import quirk
 from tests.registry_http import basic
+from tests.runner import Result, ocistream
 from tests.token_server import TokenServer, User
 
 MIB: Final = 1 << 20

@@ -20,11 +20,11 @@ from typing import IO, Final
 import pytest
 
 from tests.archives import END
-from tests.cli.run import Result, command, run_measured
 from tests.images import digest_of
 from tests.interop.bounds import BUDGET, COMPRESSING_BUDGET, MIB, assert_within_budget, no_files
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import get, manifest
+from tests.runner import Result, command, run_measured
 
 NAME: Final = "big.test/org/app:v1"
 

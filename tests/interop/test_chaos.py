@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import command
 from tests.peers import need
+from tests.runner import command
 
 #: Each of its ways, with both registries, once; and often.
 RUNS = (12, 60)

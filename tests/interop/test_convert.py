@@ -10,11 +10,11 @@ from typing import Final
 
 import pytest
 
-from tests.cli.run import ocistream
 from tests.images import Layout, digest_of
 from tests.interop.contents import Contents, compression_of, in_archive, in_docker_archive, in_layout
 from tests.interop.program_image import program_image
 from tests.peers import Tools, isolated_tools
+from tests.runner import ocistream
 
 NAME: Final = "converted.test/org/app:v1"
 #: How each kind is written as an end; those with a - are stdin or stdout.

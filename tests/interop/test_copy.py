@@ -13,7 +13,6 @@ import pytest
 
 from ocistream.serve import Registry
 from tests.archives import unpack
-from tests.cli.run import Result, ocistream, pipe
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -26,6 +25,7 @@ from tests.images import (
 )
 from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
 from tests.registry_http import assert_no_image, manifest, seed
+from tests.runner import Result, ocistream, pipe
 
 
 def copied(*argv: str | Path) -> Result:

@@ -11,11 +11,11 @@ from typing import Literal
 
 import pytest
 
-from tests.cli.run import Result, ocistream
 from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
 from tests.registry_http import assert_no_image, manifest, manifest_digest, seed
+from tests.runner import Result, ocistream
 
 How = Literal["a file", "a pipe"]
 both_ways = pytest.mark.parametrize("how", ["a file", "a pipe"])

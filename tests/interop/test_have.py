@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.peers import DockerRegistry
 from tests.registry_http import seed
+from tests.runner import Result, ocistream
 
 
 def listed(result: Result) -> set[str]:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream, started
 from tests.images import Descriptor, Layout
 from tests.peers import docker_registry, need
 from tests.registry_http import manifest_digest
+from tests.runner import Result, ocistream, started
 
 MIB = 1 << 20
 LAYER = 24 * MIB

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import Result, ocistream
 from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, tar_layer
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Result, ocistream
 
 
 @dataclasses.dataclass(frozen=True)

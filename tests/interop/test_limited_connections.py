@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.run import measured, ocistream
 from tests.interop.bounds import MIB, assert_within_budget
+from tests.runner import measured, ocistream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

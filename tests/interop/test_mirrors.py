@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import Result, measured, ocistream, pipe
 from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, small_image
 from tests.interop.bounds import assert_within_budget
 from tests.peers import DockerRegistry, Tools
 from tests.registry_http import assert_no_image, manifest_digest, seed
+from tests.runner import Result, measured, ocistream, pipe
 
 Start = Callable[..., DockerRegistry]
 

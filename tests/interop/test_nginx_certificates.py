@@ -10,11 +10,11 @@ import pytest
 
 from tests.archives import files_in, small_first, tar_of
 from tests.certificates import Certificate, make_certificate
-from tests.cli.run import Result, ocistream
 from tests.images import Layout
 from tests.peers import DockerRegistry, Nginx
 from tests.quirks.statements import quirk
 from tests.registry_http import basic, manifest_digest
+from tests.runner import Result, ocistream
 
 MIB: Final = 1 << 20
 USER: Final = "ada"

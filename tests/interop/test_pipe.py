@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import command, measured, measured_pipe, ocistream, pipe, run_measured
 from tests.debian_image import DebianImage
 from tests.images import OCI_LAYER, Descriptor, Layout
 from tests.interop.bounds import MIB, assert_within_budget, no_files
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import assert_no_image, manifest, manifest_digest
+from tests.runner import command, measured, measured_pipe, ocistream, pipe, run_measured
 
 
 @dataclasses.dataclass(frozen=True)

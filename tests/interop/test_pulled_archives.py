@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import ocistream
 from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
 from tests.registry_http import seed
+from tests.runner import ocistream
 from tests.schemas import validate_layout
 
 

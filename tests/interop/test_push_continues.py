@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import ocistream, started
 from tests.images import Descriptor, Layout, tar_layer
 from tests.peers import DockerRegistry
 from tests.registry_http import manifest_digest
+from tests.runner import ocistream, started
 
 MIB = 1 << 20
 LAYER = 5 * MIB

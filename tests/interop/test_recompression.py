@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.cli.run import measured, measured_pipe, ocistream
 from tests.debian_image import DebianImage
 from tests.images import Layout
 from tests.interop.bounds import COMPRESSING_BUDGET, assert_within_budget
@@ -17,6 +16,7 @@ from tests.interop.contents import compression_of, in_layout
 from tests.interop.program_image import GREETING, podman_run, program_image
 from tests.peers import DockerRegistry, Tools, docker_registry
 from tests.registry_http import manifest, manifest_digest, seed
+from tests.runner import measured, measured_pipe, ocistream
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 
 from tests import registry_http
 from tests.cli.expect import entries
-from tests.cli.run import Result, ocistream
 from tests.cli.test_incomplete_indexes import Made
 from tests.faults import FaultyRegistry
 from tests.images import OCI_INDEX, Layout, digest_of
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
+from tests.runner import Result, ocistream
 from tests.signed import Signed, signed
 
 

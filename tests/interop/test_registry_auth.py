@@ -13,10 +13,10 @@ from typing import Final
 import pytest
 
 from tests.certificates import Certificate
-from tests.cli.run import Result, ocistream
 from tests.images import Descriptor, Layout, small_image
 from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
 from tests.registry_http import assert_no_image, basic, seed
+from tests.runner import Result, ocistream
 from tests.token_server import TokenServer, User, token_server
 
 MIB: Final = 1 << 20

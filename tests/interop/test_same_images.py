@@ -14,10 +14,10 @@ import pytest
 from tests import containerd_rule
 from tests.archives import check_blobs, files_in, index_in
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.contract.shapes import nested_index, with_attestation
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.peers import Tools, need
+from tests.runner import ocistream
 
 FULL_NAME: Final = "io.containerd.image.name"
 REPOSITORY: Final = "registry.example/team/app"

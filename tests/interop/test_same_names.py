@@ -9,9 +9,9 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.images import Layout, digest_of, small_image
 from tests.peers import Containerd, Dockerd, Tools
+from tests.runner import ocistream
 
 NAME = "registry.example.com/same-names/app:1"
 

@@ -12,12 +12,12 @@ import pytest
 from tests.archives import items_of, tar_of
 from tests.certificates import Certificate
 from tests.cli import expect
-from tests.cli.run import Argument, ocistream, started
 from tests.debian_image import DebianImage
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.peers import Dockerd, Tools
 from tests.registry_http import basic, manifest, manifest_digest
+from tests.runner import Argument, ocistream, started
 
 PASSWORD = "an-engine-of-1843"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import ocistream, pipe, started
 from tests.images import Layout, small_image
 from tests.peers import Dockerd, DockerRegistry
 from tests.registry_http import seed
+from tests.runner import ocistream, pipe, started
 from tests.schemas import validate_layout
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import expect
-from tests.cli.run import measured, ocistream, started
 from tests.images import Layout, small_image
 from tests.peers import DockerRegistry, docker_registry
 from tests.registry_http import seed
+from tests.runner import measured, ocistream, started
 
 REPOSITORIES = 10
 TAGS = 8

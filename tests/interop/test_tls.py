@@ -10,10 +10,10 @@ import pytest
 
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
-from tests.cli.run import ocistream, pipe
 from tests.images import Descriptor, Layout, small_image
 from tests.peers import DockerRegistry, Nginx, docker_registry, nginx
 from tests.registry_http import seed
+from tests.runner import ocistream, pipe
 
 Start = Callable[..., DockerRegistry]
 

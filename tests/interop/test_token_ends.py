@@ -16,12 +16,12 @@ from typing import Final
 import pytest
 
 from tests.archives import files_in, small_first, tar_of
-from tests.cli.run import started
 from tests.images import Layout
 from tests.interop.long_push import LOGIN, MIB, PASSWORD, USER, Lasted
 from tests.peers import DockerRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
+from tests.runner import started
 from tests.token_server import TokenServer, User
 
 #: For how long, in seconds, a transfer is held up, so that a token that lives for two is over by then.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import Result, measured, ocistream
 from tests.images import Layout, tar_layer
 from tests.interop.bounds import MIB
 from tests.peers import DockerRegistry, Nginx
+from tests.runner import Result, measured, ocistream
 
 LIMIT = 10 * MIB
 #: Headers and the like: nginx bounds the body alone.

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli.run import Result, ocistream
 from tests.images import Layout, two_platforms
 from tests.interop.contents import compression_of, entries_of, in_archive, in_docker_archive, in_layout
 from tests.interop.writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
 from tests.peers import DockerRegistry, Tools
 from tests.registry_http import seed
+from tests.runner import Result, ocistream
 
 #: One of each form: with the index last and first, and docker-archives with links and without.
 FORMS: Final = ("skopeo-oci", "umoci-in-a-tar", "docker-save", "podman-docker")

@@ -15,13 +15,13 @@ import pytest
 
 from tests.actions import Stall
 from tests.cli import expect
-from tests.cli.run import Argument, Result, command, ocistream, run, started
 from tests.debian_image import DebianImage
 from tests.faults import Fault, FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.interop.bounds import MIB
 from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh_server
 from tests.registry_http import seed
+from tests.runner import Argument, Result, command, ocistream, run, started
 
 #: The ocistream of these tests, as the far side has to call it: none of it needs to be quoted.
 PROGRAM = ["--via-program", " ".join(command())]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cli import expect
-from tests.cli.run import ocistream
 from tests.images import Layout
 from tests.line import Line
 from tests.peers import DockerRegistry
 from tests.registry_http import manifest_digest
+from tests.runner import ocistream
 
 MIB = 1 << 20
 LAYER = 24 * MIB

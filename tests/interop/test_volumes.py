@@ -14,10 +14,10 @@ import pytest
 
 from tests.archives import files_in, unpack
 from tests.cli import expect
-from tests.cli.run import Argument, ocistream
 from tests.images import Descriptor, Layout, tar_layer
 from tests.peers import DockerRegistry, Tools
 from tests.registry_http import manifest_digest, seed
+from tests.runner import Argument, ocistream
 from tests.schemas import validate
 
 MIB: Final = 1 << 20

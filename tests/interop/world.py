@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from tests.certificates import Certificate
-from tests.cli.run import command
 from tests.images import Descriptor, Layout
 from tests.peers import docker_registry, dockerd, namespace, ssh_server
 from tests.registry_http import seed
+from tests.runner import command
 
 #: Seconds that a block may take: far more than any does.
 TIMEOUT: Final = 120.0

@@ -23,7 +23,7 @@ from ocistream import limits
 from ocistream.compression import CODECS, GZIP, MAGIC_SIZE, NONE, ZSTD, Codec, codec_of, decompressed
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.stream import Chunk
-from tests.cli.run import run_measured
+from tests.runner import run_measured
 
 MIB: Final = limits.MIB
 COMPRESSING: Final = [GZIP, ZSTD]

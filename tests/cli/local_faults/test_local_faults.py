@@ -29,11 +29,11 @@ from tests.cli.local_faults.table import (
     UNSEEN,
     Trouble,
 )
-from tests.cli.run import Result, command, ocistream, run, started
 from tests.faults import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
+from tests.runner import Result, command, ocistream, run, started
 
 _MACHINE: Final = Path(__file__).with_name("machine")
 _TOGETHER: Final = {"TWICE", "TWO IMAGES", "ONE NAME"}
