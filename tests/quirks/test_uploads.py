@@ -254,7 +254,7 @@ def test_an_abandoned_session_is_deleted(how: How, start: Start, mover: Move, la
     registry = start()
     image, archive = one_layer(layout)
     spoiled = _spoiled(archive, layout.file(layer_of(layout, image)["digest"]).read_bytes())
-    mover().push(spoiled, f"{registry.host}/app:v1", how, code=5, says=layer_of(layout, image)["digest"])
+    mover("--jobs", "1").push(spoiled, f"{registry.host}/app:v1", how, code=5, says=layer_of(layout, image)["digest"])
     (deleted,) = registry.asked("DELETE")
     assert (deleted.status, deleted.path[:22]) == (204, "/v2/app/blobs/uploads/")
     assert list((registry.layout.path / "blobs").glob("*/.*")) == []
