@@ -11,7 +11,6 @@ from ocistream.errors import OcistreamError
 from ocistream.graph import Root
 from ocistream.reference import is_digest, printable
 from ocistream.stores import Surroundings, Want, open_source
-from ocistream.stores.archive_stream import ArchiveStreamSource
 from ocistream.stores.index import NoSuchImageError, name_of, names_there
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def explaining_image_ids(of: End | None, source: Source) -> Iterator[None]:
 
 def _with_id(image_id: str, of: End | None, source: Source) -> list[Root]:
     """List the images with this ID; in an archive from a pipe only those that are known already."""
+    from ocistream.stores.archive_stream import ArchiveStreamSource
+
     # What is wrong in other images is not what the user asked about.
     with contextlib.suppress(OcistreamError):
         if isinstance(source, ArchiveStreamSource):

@@ -247,13 +247,13 @@ class TestSlowAnswers:
     def test_the_wait_for_a_head_and_the_body_may_take_longer(
         self, raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "HEAD_TIME", 0.4)
+        monkeypatch.setattr(limits, "HEAD_TIME", 1.0)
         head, _, body = manifest().partition(b"\r\n\r\n")
 
         def slowly(connection: socket.socket, _: Heard) -> None:
             pause = threading.Event()
             for piece in (CONTINUE, head + b"\r\n\r\n", body):
-                pause.wait(0.5)
+                pause.wait(1.1)
                 connection.sendall(piece)
 
         raw.says("/manifests/1$", slowly)
