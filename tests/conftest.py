@@ -21,6 +21,9 @@ from tests.images import Layout
 from tests.peers import Dockerd, DockerRegistry, Nginx, Tools, docker_registry, dockerd, isolated_tools, nginx
 from tests.token_server import TokenServer, token_server
 
+# Before any suite imports it.
+pytest.register_assert_rewrite("tests.cli.expect")
+
 #: What could lead a program to the user's own credentials, daemon or configuration.
 _LEADING_OUT = (
     "BUILDAH_ISOLATION",

@@ -11,8 +11,6 @@ import pytest
 
 from tests.faults import FaultyRegistry
 
-pytest.register_assert_rewrite("tests.cli.expect")
-
 
 @pytest.fixture(autouse=True)
 def buffered(monkeypatch: pytest.MonkeyPatch) -> None:

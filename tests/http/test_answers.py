@@ -248,7 +248,7 @@ class TestSlowAnswers:
         self, raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "HEAD_TIME", 1.0)
-        head, _, body = manifest().partition(b"\r\n\r\n")
+        head, _, body = manifest(Connection="close").partition(b"\r\n\r\n")
 
         def slowly(connection: socket.socket, _: Heard) -> None:
             pause = threading.Event()
