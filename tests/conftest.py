@@ -55,8 +55,11 @@ _OF_TESTS = ("OCISTREAM_FUZZ_SEED", "OCISTREAM_TEST_MACHINE")
 _COUNTED: Final = frozenset(
     f"test_{name}"
     for name in (
-        *("cache", "completion", "config", "copy", "gc", "have", "inspect", "left_out", "login", "progress", "push"),
-        *("rm", "serve_options", "signals", "streams", "sync", "verify", "via", "volumes"),
+        *("cache", "completion", "config", "copy", "docker_archive", "docker_save", "exit_codes", "gc", "have"),
+        *("image_ids", "incomplete_indexes", "inspect", "left_out", "login", "mirrors", "planted_links", "progress"),
+        *("push", "push_continues", "referrers", "results", "rm", "serve", "serve_options", "sides", "signals"),
+        *("streams", "sync", "sync_examples", "sync_registries", "sync_shortfall", "tags", "told_with_v", "upload"),
+        *("verify", "via", "volumes"),
     )
 )
 

@@ -45,8 +45,9 @@ class Mover:
         """Run any command, without the options."""
         result = run(*argv, stdin=stdin, env=self.env, names=self.names or None)
         if code:
-            # What is said of long waits is not the failure.
-            lines = [line for line in result.err.splitlines() if "; trying again in " not in line]
+            # Notices of long waits, and of bytes that are sent again, are not the failure.
+            beside = ("; trying again in ", " bytes are sent again")
+            lines = [line for line in result.err.splitlines() if not any(text in line for text in beside)]
             # An archive that went to stdout cannot be taken back.
             out = b"" if argv[0] == "pull" and "-o" not in argv else result.out
             failed = dataclasses.replace(result, err="\n".join(lines), out=out)
