@@ -13,10 +13,13 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-# All that a pull imports, so that it is counted as what it takes to start.
-from ocistream import connections, files, responses, stream, transfer
+from ocistream.archive import outputs
 from ocistream.cli import entry, pull
-from ocistream.stores import outputs, registry
+
+# All that a pull imports, so that it is counted as what it takes to start.
+from ocistream.http import connections, responses
+from ocistream.streams import chunks, files
+from ocistream.transfer import copy as transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +58,7 @@ def main(reference: str) -> int:
     """Pull, and say where the time went."""
     started, began = time.process_time(), time.perf_counter()
     clocks = Clocks()
-    new_hash = stream.new_hash
+    new_hash = chunks.new_hash
 
     class Hasher:
         def __init__(self, digest: str) -> None:
@@ -63,7 +66,7 @@ def main(reference: str) -> int:
             self.update = clocks.timed("hash", hasher.update)
             self.hexdigest = hasher.hexdigest
 
-    stream.new_hash = Hasher
+    chunks.new_hash = Hasher
     read = clocks.timed("network", responses.BoundedResponse.readinto)
     responses.BoundedResponse.readinto = read  # type: ignore[method-assign]
     files.write_all = clocks.timed("write", files.write_all)

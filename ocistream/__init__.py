@@ -20,18 +20,18 @@ from __future__ import annotations
 TYPE_CHECKING = False  # as typing has it, the import of which takes longer than all of this
 if TYPE_CHECKING:
     from ocistream.api import registries
-    from ocistream.auth_file import Credential
-    from ocistream.conversion import Recompression, parse_recompression
+    from ocistream.auth.docker_config import Credential
     from ocistream.errors import OcistreamError
-    from ocistream.graph import Graph, Root
-    from ocistream.interfaces import Blob, Observer, Sink, Source
-    from ocistream.model import Descriptor, Platform, parse_platform
-    from ocistream.platforms import PlatformChoice
-    from ocistream.reference import Reference, parse_reference
+    from ocistream.http.client import Transport, TransportSettings
+    from ocistream.oci.descriptor import Descriptor, Platform, parse_platform
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.platforms import PlatformChoice
+    from ocistream.oci.reference import Reference, parse_reference
     from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end
-    from ocistream.transfer import Report, copy
-    from ocistream.transport import Transport, TransportSettings
-    from ocistream.verification import Findings, verify
+    from ocistream.transfer.copy import Report, copy
+    from ocistream.transfer.interfaces import Blob, Observer, Sink, Source
+    from ocistream.transfer.recompress import Recompression, parse_recompression
+    from ocistream.transfer.verify import Findings, verify
 
 __version__ = "0.1.0"
 

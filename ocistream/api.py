@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocistream.credentials import Keychain
+from ocistream.auth.credentials import Keychain
+from ocistream.http.client import Transport
+from ocistream.http.settings import TransportSettings
 from ocistream.stores import Surroundings
-from ocistream.transport import Transport
-from ocistream.transport_settings import TransportSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ocistream.auth_file import Credential
+    from ocistream.auth.docker_config import Credential
 
 __all__ = ["registries"]
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ocistream
 import ocistream.cli
-from ocistream import clock
+from ocistream.streams import clock
 
 if TYPE_CHECKING:
     from threading import Event

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ocistream.credentials import Credential
-from ocistream.hosts import HostSettings
-from ocistream.ladder import Ladder
-from ocistream.model import Descriptor
-from ocistream.pacing import Pace
-from ocistream.retry import Patience, Retried
-from ocistream.stream import verified
-from ocistream.transport import Transport, TransportSettings
+from ocistream.auth.credentials import Credential
+from ocistream.http.client import Transport, TransportSettings
+from ocistream.http.hosts import HostSettings
+from ocistream.http.rate_limits import Pace
+from ocistream.http.retry import Patience, Retried
+from ocistream.oci.descriptor import Descriptor
+from ocistream.registry.upload_strategy import Ladder
+from ocistream.streams.chunks import verified
 from tests.faults import FaultyRegistry
 from tests.images import digest_of
 from tests.raw import Heard, RawServer, Turn, eventually, names, read_head, unused_port

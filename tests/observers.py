@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from ocistream.graph import Graph
-from ocistream.interfaces import Blob
-from ocistream.model import Descriptor
-from ocistream.stream import Chunk
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph
+from ocistream.streams.chunks import Chunk
+from ocistream.transfer.interfaces import Blob
 
 
 class NothingEarly:

@@ -11,8 +11,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
-from ocistream import files, paths
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
+from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable

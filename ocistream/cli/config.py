@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import paths
 from ocistream.cli.defaults import check_all, defaults_of, find, options_of
 from ocistream.cli.entry import COMMANDS, load
+from ocistream.cli.environment import named_by_registries, tell_unused
 from ocistream.cli.options import apply_verbosity, config_option, verbosity_options
 from ocistream.cli.session import home
-from ocistream.cli.variables import named_by_registries, tell_unused
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
-from ocistream.reference import parse_registry, printable
+from ocistream.oci.reference import parse_registry, printable
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ocistream.cli.console import Console
-    from ocistream.places import HostRule, Namespace
-    from ocistream.toml_files import Table
+    from ocistream.config.toml_files import Table
+    from ocistream.registry.locations import HostRule, Namespace
 
 _BUILT_IN: Final = "built in"
 #: What `config` is about: itself apart.
@@ -86,7 +86,7 @@ def _check(console: Console, of: str | None, named: str | None) -> None:
     if table is None:
         console.note("there is no configuration file")
         return
-    from ocistream.configuration import host_rules
+    from ocistream.config.file import host_rules
 
     check_all(table, {name: load(name) for name in _CONFIGURED})
     host_rules(table, home())
@@ -97,10 +97,10 @@ class _Shown:
     """What is set: by one file, by containers' files and by the environment; for all commands, or for one."""
 
     def __init__(self, table: Table | None, command: str | None) -> None:
-        from ocistream.certificates import folders
-        from ocistream.configuration import host_rules
-        from ocistream.credentials import Keychain
-        from ocistream.registries_conf import load_namespaces
+        from ocistream.auth.credentials import Keychain
+        from ocistream.config.certs_d import folders
+        from ocistream.config.file import host_rules
+        from ocistream.config.registries_conf import load_namespaces
 
         self._table = table
         self._command = command
@@ -199,7 +199,7 @@ class _Shown:
         return list(filter(_is_registry, found))
 
     def _rule(self, host: str) -> HostRule:
-        from ocistream.places import HostRule
+        from ocistream.registry.locations import HostRule
 
         return self._rules.get(host) or HostRule()
 
@@ -221,7 +221,7 @@ class _Shown:
         return values
 
     def _certificates(self, host: str) -> str | None:
-        from ocistream.certificates import folder_of
+        from ocistream.config.certs_d import folder_of
 
         folder = folder_of(host, self._folders)
         return None if folder is None else str(folder)

@@ -9,8 +9,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ocistream.cli.neighbours import Neighbours, fresh_line, is_drawable
-from ocistream.reference import printable
+from ocistream.cli.shared_terminal import Neighbours, fresh_line, is_drawable
+from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ class Console:
 
 def _is_drawn_on() -> bool:
     """Say whether another process has a bar on this terminal."""
-    from ocistream.cli.turn import is_drawn_on
+    from ocistream.cli.terminal_lock import is_drawn_on
 
     return is_drawn_on(2)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
-from ocistream.cli.moving import mount_sources, move, renamed
-from ocistream.cli.names import parse_named_end
+from ocistream.cli.destinations import apart, every_tag, matching, tagged, under_own_tag
+from ocistream.cli.exclusions import leave_out, leaving_options, registries_asked
+from ocistream.cli.locations import parse_named_end
 from ocistream.cli.options import (
     cache_option,
     compression_options,
@@ -24,22 +24,22 @@ from ocistream.cli.options import (
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
 from ocistream.cli.sides import has_credential, options_of, side_options, without_effect
-from ocistream.cli.splitting import split_option, split_size
-from ocistream.cli.streams import stdout_end
-from ocistream.cli.targets import apart, every_tag, matching, tagged, under_own_tag
+from ocistream.cli.split import split_option, split_size
+from ocistream.cli.standard_streams import stdout_end
+from ocistream.cli.transfers import mount_sources, move, renamed
 from ocistream.errors import UsageError
-from ocistream.reference import printable
+from ocistream.layout.index import names_there, only_image, some_images
+from ocistream.oci.reference import printable
 from ocistream.stores import Want, is_directory, open_sink, open_source
-from ocistream.stores.index import names_there, only_image, some_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from ocistream.cli.session import Session
-    from ocistream.graph import Root
-    from ocistream.interfaces import Sink, Source
-    from ocistream.reference import Reference
+    from ocistream.oci.graph import Root
+    from ocistream.oci.reference import Reference
     from ocistream.stores import End
+    from ocistream.transfer.interfaces import Sink, Source
 
 
 @click.command()
@@ -148,7 +148,7 @@ def _copy_via(
     many: bool,
 ) -> None:
     from ocistream.cli.via import copy_via
-    from ocistream.far import check_safe
+    from ocistream.remote.command import check_safe
 
     if many:
         msg = "--all-tags and --tags cannot be had with --via"

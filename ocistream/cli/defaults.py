@@ -16,15 +16,15 @@ import click
 
 from ocistream.cli.console import Console
 from ocistream.cli.session import home
-from ocistream.configuration import find_configuration, path_in
+from ocistream.config.file import find_configuration, path_in
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.paths import exists
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
+from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ocistream.toml_files import Table
+    from ocistream.config.toml_files import Table
 
 __all__ = [
     "PREFIX",
@@ -154,7 +154,7 @@ def prepare(group: click.Context, name: str, command: click.Command, arguments: 
         group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
         if name not in {"config", "sync"} and not _is_quiet(given, by_parameter):
-            from ocistream.cli.variables import named_by_registries, tell_unused
+            from ocistream.cli.environment import named_by_registries, tell_unused
 
             tell_unused(group.obj, os.environ, named_by_registries(table))
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream import __version__, files, left_open, notices, partials
+from ocistream import __version__, notices, open_uploads
 from ocistream.cli.console import Console
-from ocistream.cli.interruption import Interruption
+from ocistream.cli.signals import Interruption
 from ocistream.errors import IntegrityError, OcistreamError, TerminatedError, UsageError
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
+from ocistream.streams import files, partial_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _has_defaults(arguments: Sequence[str]) -> bool:
         return True
     from pathlib import Path
 
-    from ocistream.xdg import SYSTEM_FILE, configuration_file
+    from ocistream.streams.xdg import SYSTEM_FILE, configuration_file
 
     own = configuration_file(os.environ, Path(os.environ.get("HOME") or "/"))
     # One that this user may not even look for is not theirs; where it is needed, it is an error.
@@ -148,8 +149,8 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     if not arguments:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
-    partials.begin()
-    left_open.begin()
+    partial_files.begin()
+    open_uploads.begin()
     notices.listen(console.note)
     interruption = Interruption(partial(_leave, console))
     # A signal may strike while a library makes an object, whose half then fails to go: no news to a user.
@@ -256,7 +257,7 @@ def _kept() -> str | None:
 
 
 def _kept_at_registries() -> str | None:
-    stored, uncertain = left_open.stored(), left_open.uncertain()
+    stored, uncertain = open_uploads.stored(), open_uploads.uncertain()
     if not stored and not uncertain:
         return None
     from ocistream.cli.progress import counted
@@ -275,7 +276,7 @@ def _kept_at_registries() -> str | None:
 
 
 def _kept_here() -> str | None:
-    kept = partials.kept()
+    kept = partial_files.kept()
     if not kept:
         return None
     from ocistream.cli.progress import human_size

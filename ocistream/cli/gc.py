@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ocistream.cli.numbers import size, span
+from ocistream.cli.number_types import size, span
 from ocistream.cli.options import apply_verbosity, verbosity_options
 from ocistream.cli.progress import counted, human_size
 
 if TYPE_CHECKING:
     from ocistream.cli.console import Console
-    from ocistream.stores.unneeded import Collected
+    from ocistream.layout.gc import Collected
 
 
 @click.command()
@@ -55,8 +55,8 @@ def gc(
     ocistream gc images/
     ocistream gc /var/cache/ocistream --max-size 20G
     """
-    from ocistream.stores.layout_directory import LayoutDirectory
-    from ocistream.stores.unneeded import collect
+    from ocistream.layout.directory import LayoutDirectory
+    from ocistream.layout.gc import collect
 
     apply_verbosity(console, options)
     done = collect(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.cli.moving import mount_sources
-from ocistream.cli.names import parse_named_end
-from ocistream.cli.numbers import Whole
+from ocistream.cli.locations import parse_named_end
+from ocistream.cli.number_types import Whole
 from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
     network_options,
     session_options,
 )
+from ocistream.cli.transfers import mount_sources
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.stores import Want
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
     from ocistream.cli.session import Session
-    from ocistream.holdings import Holding
-    from ocistream.model import Descriptor
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.remote.holdings import Holding
     from ocistream.stores import End
 
 #: So many lines are written at once.
@@ -64,7 +64,7 @@ def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
     ocistream have ./images/ ./app.tar
     """
     from ocistream import __version__
-    from ocistream.have_lists import lines
+    from ocistream.remote.have_lists import lines
 
     parsed = [parse_named_end(end) for end in ends]
     _check_stdin([*(end.text for end in parsed if end.is_stream), *([among] if among == "-" else [])])
@@ -96,8 +96,8 @@ def _check_stdin(uses: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _opened(session: Session, ends: Sequence[End], *, writes: bool) -> Iterator[list[Holding]]:
-    from ocistream.holdings import open_holding
-    from ocistream.onlooker import Onlooker
+    from ocistream.remote.holdings import open_holding
+    from ocistream.transfer.no_destination import Onlooker
 
     want = Want(max_ratio=int(session.options["max_ratio"]), referrers="listed")
 
@@ -141,8 +141,8 @@ def _asked_for(session: Session, among: str) -> list[Descriptor]:
         UnsupportedError: it has more digests than one transfer can.
     """
     from ocistream import limits
-    from ocistream.have_lists import HaveList, lines_of
-    from ocistream.model import UNKNOWN_SIZE, UNKNOWN_TYPE, Descriptor
+    from ocistream.oci.descriptor import UNKNOWN_SIZE, UNKNOWN_TYPE, Descriptor
+    from ocistream.remote.have_lists import HaveList, lines_of
 
     what = "the list on stdin" if among == "-" else among
     found: dict[str, None] = {}

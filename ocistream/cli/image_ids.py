@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.errors import OcistreamError
-from ocistream.graph import Root
-from ocistream.reference import is_digest, printable
+from ocistream.layout.index import NoSuchImageError, name_of, names_there
+from ocistream.oci.graph import Root
+from ocistream.oci.reference import is_digest, printable
 from ocistream.stores import Surroundings, Want, open_source
-from ocistream.stores.index import NoSuchImageError, name_of, names_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocistream.interfaces import Source
     from ocistream.stores import End
+    from ocistream.transfer.interfaces import Source
 
 __all__ = ["explaining_image_ids"]
 
@@ -36,7 +36,7 @@ def explaining_image_ids(of: End | None, source: Source) -> Iterator[None]:
 
 def _with_id(image_id: str, of: End | None, source: Source) -> list[Root]:
     """List the images with this ID; in an archive from a pipe only those that are known already."""
-    from ocistream.stores.archive_stream import ArchiveStreamSource
+    from ocistream.archive.stream import ArchiveStreamSource
 
     # What is wrong in other images is not what the user asked about.
     with contextlib.suppress(OcistreamError):
@@ -48,7 +48,7 @@ def _with_id(image_id: str, of: End | None, source: Source) -> list[Root]:
 
 
 def _read_again(image_id: str, of: End) -> list[Root]:
-    from ocistream.onlooker import Onlooker
+    from ocistream.transfer.no_destination import Onlooker
 
     source = open_source(replace(of, name=None), Surroundings(), Want(referrers="left"))
     with contextlib.closing(source):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.console import harmless_json, in_one_line
-from ocistream.cli.names import parse_named_end
+from ocistream.cli.locations import parse_named_end
 from ocistream.cli.options import (
     credential_options,
     max_ratio_option,
@@ -19,7 +19,7 @@ from ocistream.cli.options import (
 )
 from ocistream.cli.platform import platform_choice, platform_option
 from ocistream.cli.progress import counted, human_size
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
 from ocistream.stores import Want, open_source
 from ocistream.stores.openers import reference_of
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from ocistream.cli.console import Console
     from ocistream.cli.session import Session
-    from ocistream.graph import Graph
-    from ocistream.interfaces import Blob, Early, Source
-    from ocistream.model import Descriptor
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.graph import Graph
     from ocistream.stores import End
+    from ocistream.transfer.interfaces import Blob, Early, Source
 
 #: Annotations are shown up to this many characters each; the JSON has all of them.
 _MAX_SHOWN: Final = 200
@@ -83,8 +83,8 @@ def _show_tags(session: Session, end: End, *, as_json: bool) -> None:
 
 
 def _show_images(session: Session, parsed: End, platforms: tuple[str, ...], *, as_json: bool) -> None:
-    from ocistream.inventory import configs_wanted, described
-    from ocistream.onlooker import Onlooker
+    from ocistream.transfer.inventory import configs_wanted, described
+    from ocistream.transfer.no_destination import Onlooker
 
     choice = platform_choice(platforms, None)
     want = Want(platforms=choice, max_ratio=int(session.options["max_ratio"]), referrers="listed")
@@ -150,12 +150,12 @@ def _sizes(source: Source) -> _Held | None:
 
     Of a docker-archive nothing can be missing: its images are made of what is there.
     """
-    from ocistream.stores.layout import LayoutSource
+    from ocistream.layout.store import LayoutSource
 
     if isinstance(source, LayoutSource):
         return _Held(source, source.layout.blob_size)
-    from ocistream.stores.archive_file import ArchiveFileSource
-    from ocistream.stores.archive_stream import ArchiveStreamSource
+    from ocistream.archive.file import ArchiveFileSource
+    from ocistream.archive.stream import ArchiveStreamSource
 
     if not isinstance(source, ArchiveFileSource | ArchiveStreamSource) or source.contents.is_docker_archive:
         return None
@@ -165,7 +165,7 @@ def _sizes(source: Source) -> _Held | None:
 
 def _referrers(source: Source, digests: Sequence[str], console: Console) -> Mapping[str, Sequence[Descriptor]]:
     """Ask a registry what refers to the manifests of an image; of an archive, what is in it is all there is."""
-    from ocistream.stores.registry_source import RegistrySource
+    from ocistream.registry.source import RegistrySource
 
     found = source.referrers(digests) if isinstance(source, RegistrySource) else {}
     for digest, those in found.items():

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.given_credentials import GivenCredentials
-from ocistream.cli.network import host_settings, load_places, network_settings
+from ocistream.cli.credentials import GivenCredentials
+from ocistream.cli.network_options import host_settings, load_places, network_settings
 from ocistream.cli.options import apply_verbosity, config_option, tls_options, user_options, verbosity_options
 from ocistream.cli.session import home
 from ocistream.errors import AuthenticationError, UsageError
-from ocistream.reference import parse_registry
+from ocistream.oci.reference import parse_registry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ocistream.auth.credentials import Credential, Keychain
     from ocistream.cli.console import Console
-    from ocistream.credentials import Credential, Keychain
 
 #: Somebody waits at a terminal, so less often than a transfer tries.
 _ATTEMPTS: Final = 3
@@ -47,7 +47,7 @@ def login(console: Console, /, registry: str, username: str | None, **options: A
     ocistream login -u me --password-stdin registry.example.com < token
     ocistream login -u me --password-file token --authfile ci.json registry.example.com
     """
-    from ocistream.credentials import Credential
+    from ocistream.auth.credentials import Credential
 
     apply_verbosity(console, options)
     host = parse_registry(registry)
@@ -84,7 +84,7 @@ def _keychain(options: Mapping[str, Any]) -> Keychain:
     Raises:
         UsageError: the name of that file is empty.
     """
-    from ocistream.credentials import Keychain
+    from ocistream.auth.credentials import Keychain
 
     path = options["authfile"]
     if path == "":
@@ -100,7 +100,7 @@ def _check(host: str, credential: Credential, options: Mapping[str, Any]) -> Non
         AuthenticationError: it is refused.
         NetworkError: the registry does not answer.
     """
-    from ocistream.transport import Transport
+    from ocistream.http.client import Transport
 
     transport = Transport(
         network_settings(options, os.environ, attempts=_ATTEMPTS),

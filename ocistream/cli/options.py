@@ -13,21 +13,21 @@ import click
 from click.core import ParameterSource
 
 from ocistream import limits
-from ocistream.cli.interruption import Stop
-from ocistream.cli.numbers import Whole, memory, number, rate
+from ocistream.cli.number_types import Whole, memory, number, rate
 from ocistream.cli.session import PASSWORD_ON_STDIN, Session
 from ocistream.cli.sides import SIDE_OPTIONS
-from ocistream.cli.streams import result_on_stdout
+from ocistream.cli.signals import Stop
+from ocistream.cli.standard_streams import result_on_stdout
 from ocistream.errors import UsageError
-from ocistream.malloc import return_large_blocks
-from ocistream.rungs import parse_rung
+from ocistream.registry.upload_methods import parse_rung
+from ocistream.streams.malloc import return_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ocistream.attachments import Referrers
     from ocistream.cli.console import Console
-    from ocistream.rungs import Rung
+    from ocistream.oci.referrers import Referrers
+    from ocistream.registry.upload_methods import Rung
 
 __all__ = [
     "cache_option",
@@ -331,7 +331,7 @@ def _compression(_context: click.Context, _parameter: click.Parameter, value: st
         UsageError: it is malformed.
     """
     if value is not None:
-        from ocistream.conversion import parse_recompression
+        from ocistream.transfer.recompress import parse_recompression
 
         parse_recompression(value, limits.MAX_RATIO)
     return value

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ocistream.errors import UsageError
-from ocistream.model import Platform, parse_platform
-from ocistream.platforms import PlatformChoice
-from ocistream.reference import printable
+from ocistream.oci.descriptor import Platform, parse_platform
+from ocistream.oci.platforms import PlatformChoice
+from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,17 +13,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from ocistream.cli.account import counted, human_size
-from ocistream.cli.neighbours import is_drawable
-from ocistream.interfaces import Unwatched
+from ocistream.cli.progress_state import counted, human_size
+from ocistream.cli.shared_terminal import is_drawable
+from ocistream.transfer.interfaces import Unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocistream.cli.console import Console
-    from ocistream.graph import Graph
-    from ocistream.interfaces import Observer
-    from ocistream.model import Descriptor
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.graph import Graph
+    from ocistream.transfer.interfaces import Observer
 
 __all__ = ["counted", "human_size", "progress"]
 
@@ -44,12 +44,12 @@ def progress(kind: str, console: Console) -> Iterator[Observer]:
     elif kind == "auto":
         kind = "bar" if is_drawable() and not console.as_json else "plain"
     if kind == "bar" and sys.stderr is not None:
-        from ocistream.cli.bar import Bar
+        from ocistream.cli.progress_bar import Bar
 
         with Bar(console, is_asked_for=is_asked_for) as bar:
             yield bar
     elif kind == "plain":
-        from ocistream.cli.lines import Lines, section
+        from ocistream.cli.progress_lines import Lines, section
 
         marks = section(os.environ) if console.verbosity >= 0 and not console.as_json else None
         with Lines(console, marks) as lines:

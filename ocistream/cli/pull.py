@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream import paths
-from ocistream.cli.leaving import leave_out, leaving_options, registries_asked
-from ocistream.cli.moving import move, renamed
-from ocistream.cli.names import parse_image
-from ocistream.cli.numbers import Whole
+from ocistream.cli.exclusions import leave_out, leaving_options, registries_asked
+from ocistream.cli.locations import parse_image
+from ocistream.cli.number_types import Whole
 from ocistream.cli.options import (
     cache_option,
     compression_options,
@@ -22,16 +20,18 @@ from ocistream.cli.options import (
     transfer_options,
 )
 from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.splitting import split_option, split_size
-from ocistream.cli.streams import stdout_end
+from ocistream.cli.split import split_option, split_size
+from ocistream.cli.standard_streams import stdout_end
+from ocistream.cli.transfers import move, renamed
 from ocistream.errors import UsageError
 from ocistream.stores import open_sink, parse_end
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from ocistream.cli.session import Session
-    from ocistream.graph import Root
-    from ocistream.interfaces import Sink, Source
+    from ocistream.oci.graph import Root
     from ocistream.stores import End
+    from ocistream.transfer.interfaces import Sink, Source
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
 _READS_REGISTRIES = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
@@ -103,7 +103,7 @@ def pull(
     referrers = referrers_wanted(session)
 
     def open_ends() -> tuple[Source, Sink]:
-        from ocistream.stores.registry_source import RegistrySource
+        from ocistream.registry.source import RegistrySource
 
         # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
         source = RegistrySource(

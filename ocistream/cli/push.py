@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.moving import mount_sources, move
-from ocistream.cli.names import parse_image
+from ocistream.cli.destinations import apart
+from ocistream.cli.locations import parse_image
 from ocistream.cli.options import (
     compression_options,
     credential_options,
@@ -17,20 +17,20 @@ from ocistream.cli.options import (
     upload_options,
 )
 from ocistream.cli.platform import platform_choice, platform_option
-from ocistream.cli.targets import apart
+from ocistream.cli.transfers import mount_sources, move
 from ocistream.errors import InvalidNameError, UsageError
-from ocistream.reference import Reference, parse_reference, parse_registry, printable
+from ocistream.layout.all_images import all_images
+from ocistream.layout.index import has_full_name, images_named, only_image, some_images
+from ocistream.oci.reference import Reference, parse_reference, parse_registry, printable
 from ocistream.stores import Want, open_sources, parse_end
-from ocistream.stores.all_images import all_images
-from ocistream.stores.index import has_full_name, images_named, only_image, some_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ocistream.cli.session import Session
-    from ocistream.graph import Root
-    from ocistream.interfaces import Sink, Source
-    from ocistream.stores.index import Selection
+    from ocistream.layout.index import Selection
+    from ocistream.oci.graph import Root
+    from ocistream.transfer.interfaces import Sink, Source
 
 _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
 
@@ -105,7 +105,7 @@ def push(
     around = session.surroundings(named=[registry])
 
     def open_ends() -> tuple[Source, Sink]:
-        from ocistream.stores.registry import RegistrySink
+        from ocistream.registry.destination import RegistrySink
 
         session.check_push(early)
         source = open_sources(ends, around, want)

@@ -29,9 +29,9 @@ def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, *
     \b
     ocistream rm images/ nginx:1 registry.example.com/app:1 && ocistream gc images/
     """
-    from ocistream.stores.index import called
-    from ocistream.stores.layout_directory import LayoutDirectory
-    from ocistream.stores.removal import remove
+    from ocistream.layout.directory import LayoutDirectory
+    from ocistream.layout.index import called
+    from ocistream.layout.removal import remove
 
     apply_verbosity(console, options)
     removed = remove(LayoutDirectory(path), names, dry_run=dry_run)

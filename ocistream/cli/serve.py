@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream import limits, paths
-from ocistream.cli.given_credentials import GivenCredentials
+from ocistream import limits
+from ocistream.cli.credentials import GivenCredentials
 from ocistream.cli.options import apply_verbosity, verbosity_options
 from ocistream.cli.progress import counted
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.origins import is_loopback
-from ocistream.reference import printable
+from ocistream.http.origins import is_loopback
+from ocistream.oci.reference import printable
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     import ssl
@@ -71,9 +72,9 @@ def serve(
     ocistream serve app.tar                       # docker pull localhost:5000/app
     ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
     """
-    from ocistream.malloc import return_large_blocks
     from ocistream.serve import Registry
-    from ocistream.serve.room import more_descriptors, room
+    from ocistream.serve.capacity import more_descriptors, room
+    from ocistream.streams.malloc import return_large_blocks
 
     apply_verbosity(console, options)
     address = _address(listen)
@@ -154,7 +155,7 @@ def _gate(options: Mapping[str, Any]) -> Gate | None:
 
 
 def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    from ocistream.tls import server_context
+    from ocistream.http.tls import server_context
 
     if certificate is None:
         if key is not None:

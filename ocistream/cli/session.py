@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import files, notices
-from ocistream.cli.given_credentials import GivenCredentials
-from ocistream.cli.neighbours import is_pipe
-from ocistream.cli.network import host_settings, load_places, network_settings
+from ocistream import notices
+from ocistream.cli.credentials import GivenCredentials
+from ocistream.cli.network_options import host_settings, load_places, network_settings
+from ocistream.cli.shared_terminal import is_pipe
 from ocistream.cli.sides import hints_for, options_of
-from ocistream.cli.streams import (
+from ocistream.cli.standard_streams import (
     INSTEAD_OF_STDIN,
     is_seen_on_stdout,
     opened_stdin,
@@ -26,28 +26,29 @@ from ocistream.cli.streams import (
     result_on_stdout,
 )
 from ocistream.errors import UsageError
-from ocistream.paths import real_path
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
 from ocistream.stores import End, Surroundings
-from ocistream.workers import DEFAULT_JOBS
+from ocistream.streams import files
+from ocistream.streams.paths import real_path
+from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import io
     import threading
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
-    from ocistream.conversion import Recompression
-    from ocistream.credentials import Keychain
-    from ocistream.ladder import Ladder
-    from ocistream.pacing import Pace
-    from ocistream.places import HostRule, Places
-    from ocistream.reading import Reading
-    from ocistream.reference import Reference
-    from ocistream.retry import Retried
-    from ocistream.stores.cache import Cache
-    from ocistream.transport import Transport
-    from ocistream.upload_records import UploadRecords
+    from ocistream.http.client import Transport
+    from ocistream.http.rate_limits import Pace
+    from ocistream.http.retry import Retried
+    from ocistream.layout.cache import Cache
+    from ocistream.oci.reference import Reference
+    from ocistream.registry.locations import HostRule, Places
+    from ocistream.registry.open_repository import Reading
+    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.registry.upload_strategy import Ladder
+    from ocistream.transfer.recompress import Recompression
 
 __all__ = [
     "PASSWORD_ON_STDIN",
@@ -95,8 +96,8 @@ class Session:
     def ladder(self) -> Ladder:
         """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
         if self._ladder is None:
-            from ocistream.ladder import Ladder
-            from ocistream.state import State
+            from ocistream.registry.learnt_hosts import State
+            from ocistream.registry.upload_strategy import Ladder
 
             forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
             state = State(_state_directory(), self._tell_if_asked)
@@ -117,7 +118,7 @@ class Session:
             UsageError, ArchiveError: the directory has other things in it, or is no sound layout.
         """
         if self._cache is None and (path := self.options.get("cache")):
-            from ocistream.stores.cache import Cache
+            from ocistream.layout.cache import Cache
 
             self._cache = Cache(Path(path))
         return self._cache
@@ -130,7 +131,7 @@ class Session:
     def records(self) -> UploadRecords:
         """Give where uploads are remembered that a later run may go on with."""
         if self._records is None:
-            from ocistream.upload_records import UploadRecords
+            from ocistream.registry.upload_records import UploadRecords
 
             directory = _state_directory()
             self._records = UploadRecords(directory / "uploads" if directory else None, self._tell_if_asked)
@@ -170,12 +171,12 @@ class Session:
 
         @functools.cache
         def reading() -> Reading:
-            from ocistream.reading import Reading
+            from ocistream.registry.open_repository import Reading
 
             places, tell = self.places().of, self._tell_fall_back
             if (cache := self.cache) is None:
                 return Reading(transport(), mirrors, places, tell)
-            from ocistream.stores.cached import CachedRepository
+            from ocistream.layout.cached_repository import CachedRepository
 
             return Reading(transport(), mirrors, places, tell, functools.partial(CachedRepository, cache))
 
@@ -235,7 +236,7 @@ class Session:
         text = default if asked is None else asked
         if text is None:
             return None
-        from ocistream.conversion import parse_recompression
+        from ocistream.transfer.recompress import parse_recompression
 
         return parse_recompression(text, int(self.options["max_ratio"]))
 
@@ -257,7 +258,7 @@ class Session:
             raise UsageError(msg, hint=hint)
 
     def _keychain(self, side: str, named: Collection[str]) -> Keychain:
-        from ocistream.credentials import Keychain
+        from ocistream.auth.credentials import Keychain
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
         return Keychain(
@@ -273,12 +274,12 @@ class Session:
     def _transport(
         self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, mirrors: bool = False
     ) -> Transport:
-        from ocistream.transport import Transport
+        from ocistream.http.client import Transport
 
         options = options_of(self.options, side)
         settings = replace(network_settings(options, os.environ), hint=hint or hints_for(self.options, side))
         if mirrors:
-            from ocistream.reading import impatient
+            from ocistream.registry.open_repository import impatient
 
             settings = impatient(settings)
         return Transport(
@@ -295,7 +296,7 @@ class Session:
     def pace(self) -> Pace:
         """What both sides of a copy share: the limits are those of the run."""
         if self._pace is None:
-            from ocistream.pacing import Pace
+            from ocistream.http.rate_limits import Pace
 
             self._pace = Pace(self.options["limit_rate"])
         return self._pace
@@ -357,7 +358,7 @@ class Session:
 
 
 def _state_directory() -> Path | None:
-    from ocistream.state import state_directory
+    from ocistream.registry.learnt_hosts import state_directory
 
     directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
     if directory is None:

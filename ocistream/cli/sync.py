@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream.cli.console import harmless_json
-from ocistream.cli.interruption import Stop
+from ocistream.cli.missing_blobs import explain_for_sync
 from ocistream.cli.options import authfile_option, memory_option, transfer_options
 from ocistream.cli.progress import counted, human_size, progress
-from ocistream.cli.report import check_result, tell_incomplete, tell_left_behind, write_pieces
+from ocistream.cli.results import check_result, tell_incomplete, tell_left_behind, write_pieces
 from ocistream.cli.session import home
-from ocistream.cli.shortfall import explain_for_sync
 from ocistream.cli.sides import hints_for_sync
-from ocistream.cli.streams import read_password_file
+from ocistream.cli.signals import Stop
+from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
-from ocistream.paths import real_path
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
+from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from ocistream.auth.credentials import Keychain
     from ocistream.cli.session import Session
-    from ocistream.credentials import Keychain
     from ocistream.stores import Surroundings
-    from ocistream.sync_plan import Login, Place, Plan, Shard
-    from ocistream.sync_run import Outcome
+    from ocistream.sync.plan import Login, Place, Plan, Shard
+    from ocistream.sync.run import Outcome
 
 
 _SYNC_FILE: Final = "the sync file"
@@ -63,9 +63,9 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     ocistream sync images.toml --dry-run
     ocistream sync images.toml --shard "$JOB_COMPLETION_INDEX/8" --result result.json
     """
-    from ocistream.sync_file import read_plan
-    from ocistream.sync_plan import parse_shard
-    from ocistream.sync_run import Sync
+    from ocistream.sync.file import read_plan
+    from ocistream.sync.plan import parse_shard
+    from ocistream.sync.run import Sync
 
     shard, plan = parse_shard(part), read_plan(file, home())
     session.rules = plan.registries
@@ -118,7 +118,7 @@ def _tell_unused_variables(session: Session, plan: Plan) -> None:
     if not any(name.startswith("OCISTREAM_") for name in os.environ):
         return
     from ocistream.cli.defaults import find
-    from ocistream.cli.variables import named_by_registries, tell_unused
+    from ocistream.cli.environment import named_by_registries, tell_unused
 
     logins = [place.login for entry in plan.entries for place in (entry.source, *entry.targets) if place.login]
     used = {login.password_env for login in logins}
@@ -159,8 +159,8 @@ class _Places:
 
         A mirror of one of them is shown its own, if there are any.
         """
-        from ocistream.auth_file import named_by
-        from ocistream.credentials import Credential, Keychain
+        from ocistream.auth.credentials import Credential, Keychain
+        from ocistream.auth.docker_config import named_by
 
         env, configured = dict(os.environ), self._session.places().credentials
         # A user name that no registry stands beside is for none of a file's many registries.

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from ocistream.attachments import cosign_subject
 from ocistream.cli.console import harmless_json, in_one_line
 from ocistream.cli.options import max_ratio_option, progress_option, session_options
 from ocistream.cli.progress import counted, human_size, progress
-from ocistream.cli.report import result_line
+from ocistream.cli.results import result_line
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -22,19 +21,20 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.left_out import VOLUME, grouped
-from ocistream.reference import parse_reference, printable
+from ocistream.layout.index import called, is_plain, subject_of, tag_of
+from ocistream.oci.omitted_blobs import VOLUME, grouped
+from ocistream.oci.reference import parse_reference, printable
+from ocistream.oci.referrers import cosign_subject
 from ocistream.stores import Want, open_sources, parse_end
-from ocistream.stores.index import called, is_plain, subject_of, tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocistream.cli.session import Session
-    from ocistream.graph import Root
-    from ocistream.interfaces import Source
-    from ocistream.verification import Findings
-    from ocistream.volumes import Volume
+    from ocistream.oci.graph import Root
+    from ocistream.oci.volumes import Volume
+    from ocistream.transfer.interfaces import Source
+    from ocistream.transfer.verify import Findings
 
 #: Of names in an archive and of digests, so many are written out; all are in the JSON, or counted there.
 _MAX_LINES: Final = 100
@@ -64,7 +64,7 @@ def verify(session: Session, paths: tuple[str, ...], *, deep: bool, as_json: boo
     ocistream verify app.000.tar app.001.tar
     ssh build cat app.tar | ocistream verify --deep
     """
-    from ocistream import verification
+    from ocistream.transfer import verify as verification
 
     paths = paths or ("-",)
     for path in paths:
@@ -296,13 +296,13 @@ def _is_docker_name(name: str) -> bool:
 
 def _seen(source: Source) -> tuple[str, int, list[str]]:
     """Say of what kind a source is, how many files in it belong to no image, and which names are illegal."""
-    from ocistream.stores.layout import LayoutSource
+    from ocistream.layout.store import LayoutSource
 
     if isinstance(source, LayoutSource):
         return "OCI layout", 0, list(source.layout.strangers())
-    from ocistream.stores.archive_file import ArchiveFileSource
-    from ocistream.stores.archive_stream import ArchiveStreamSource
-    from ocistream.stores.joined import JoinedSource
+    from ocistream.archive.file import ArchiveFileSource
+    from ocistream.archive.joined import JoinedSource
+    from ocistream.archive.stream import ArchiveStreamSource
 
     if isinstance(source, JoinedSource):
         seen = [_seen(one) for one in source.inputs]

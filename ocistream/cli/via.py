@@ -6,28 +6,28 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
-from ocistream.begun import BEGUN, begun_text, from_byte
-from ocistream.cli.interruption import Stop
-from ocistream.cli.moving import move
+from ocistream.archive.writer import ArchiveSink
 from ocistream.cli.sides import options_of
+from ocistream.cli.signals import Stop
+from ocistream.cli.transfers import move
 from ocistream.errors import ArchiveError, IntegrityError, LostBeginningError, TerminatedError, UsageError
-from ocistream.far import FarCommand, check_safe, split_command
-from ocistream.have_lists import HaveList, lines, lines_of
-from ocistream.left_out import HAVE, Reason
-from ocistream.reference import is_digest, printable
+from ocistream.oci.omitted_blobs import HAVE, Reason
+from ocistream.oci.reference import is_digest, printable
+from ocistream.oci.volumes import part_name
+from ocistream.remote.command import FarCommand, check_safe, split_command
+from ocistream.remote.have_lists import HaveList, lines, lines_of
 from ocistream.stores import open_source, parse_end
-from ocistream.stores.archive import ArchiveSink
-from ocistream.volumes import part_name
+from ocistream.transfer.partial_blobs import BEGUN, begun_text, from_byte
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import IO
 
     from ocistream.cli.session import Session
-    from ocistream.graph import Graph, Root
-    from ocistream.interfaces import Blob, Sink, Source
+    from ocistream.oci.graph import Graph, Root
     from ocistream.stores import End, Want
-    from ocistream.stream import Chunk
+    from ocistream.streams.chunks import Chunk
+    from ocistream.transfer.interfaces import Blob, Sink, Source
 
 __all__ = ["copy_via"]
 

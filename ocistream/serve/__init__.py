@@ -8,10 +8,10 @@
 Without a password it listens on loopback only. No code in here is for tests alone, and none speaks to another registry.
 """
 
-from ocistream.serve.exchange import AccessEntry, Answer, Part
-from ocistream.serve.gate import Gate
+from ocistream.serve.basic_auth import Gate
+from ocistream.serve.errors import RefusedError
 from ocistream.serve.handler import Handler
-from ocistream.serve.refusals import RefusedError
+from ocistream.serve.http import AccessEntry, Answer, Part
 from ocistream.serve.server import Registry
 
 __all__ = ["AccessEntry", "Answer", "Gate", "Handler", "Part", "RefusedError", "Registry"]

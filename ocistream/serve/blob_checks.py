@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ocistream import limits
-from ocistream.stream import digest_of
+from ocistream.streams.chunks import digest_of
 
 if TYPE_CHECKING:
     import os

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits
-from ocistream.serve.refusals import RefusedError
+from ocistream.serve.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

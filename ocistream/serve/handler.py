@@ -14,14 +14,14 @@ from urllib.parse import quote
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError
-from ocistream.model import OCI_INDEX
-from ocistream.reference import is_digest, is_repository, parse_digest
-from ocistream.serve.exchange import AccessEntry, Answer, Exchange, Part
+from ocistream.oci.descriptor import OCI_INDEX
+from ocistream.oci.reference import is_digest, is_repository, parse_digest
+from ocistream.oci.strict_json import canonical_json
+from ocistream.serve.browser_requests import is_from_web_page
+from ocistream.serve.errors import RefusedError
+from ocistream.serve.http import AccessEntry, Answer, Exchange, Part
 from ocistream.serve.pages import list_page, referrers_page
 from ocistream.serve.ranges import chunk_range, requested_range
-from ocistream.serve.refusals import RefusedError
-from ocistream.serve.web_pages import is_from_web_page
-from ocistream.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

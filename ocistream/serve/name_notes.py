@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocistream.reference import printable
+from ocistream.layout.index import called
+from ocistream.oci.reference import printable
 from ocistream.serve.names import spellings
-from ocistream.stores.index import called
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocistream.model import Descriptor
+    from ocistream.oci.descriptor import Descriptor
     from ocistream.serve.names import Spelling
 
 __all__ = ["name_notes", "unnamed", "unnamed_note"]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
-from ocistream.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference
-from ocistream.serve.refusals import RefusedError
-from ocistream.stores.index import FULL_NAME, HUNG_NAME, REF_NAME
+from ocistream.layout.index import FULL_NAME, HUNG_NAME, REF_NAME
+from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference
+from ocistream.serve.errors import RefusedError
 
 if TYPE_CHECKING:
-    from ocistream.model import Descriptor
+    from ocistream.oci.descriptor import Descriptor
 
 __all__ = ["Spelling", "full_name", "repository_of_directory", "spellings"]
 

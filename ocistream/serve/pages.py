@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from ocistream import limits
-from ocistream.serve.refusals import RefusedError
-from ocistream.strict_json import canonical_json
+from ocistream.oci.strict_json import canonical_json
+from ocistream.serve.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ocistream.serve.refusals import RefusedError
+from ocistream.serve.errors import RefusedError
 
 __all__ = ["chunk_range", "requested_range"]
 

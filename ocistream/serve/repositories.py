@@ -13,23 +13,23 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
-from ocistream.attachments import listed, tagged_subject
-from ocistream.documents import Document, media_type_of, outline, parse_document
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
-from ocistream.graph import children_of
-from ocistream.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from ocistream.reference import is_digest, is_tag
-from ocistream.serve.exported import Exported
+from ocistream.layout.index import FULL_NAME, REF_NAME, SUBJECT, called
+from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor
+from ocistream.oci.documents import Document, media_type_of, outline, parse_document
+from ocistream.oci.graph import children_of
+from ocistream.oci.reference import is_digest, is_tag
+from ocistream.oci.referrers import listed, tagged_subject
+from ocistream.serve.errors import RefusedError
+from ocistream.serve.incomplete_indexes import Exported
 from ocistream.serve.name_notes import name_notes, unnamed, unnamed_note
 from ocistream.serve.names import full_name, spellings
-from ocistream.serve.refusals import RefusedError
-from ocistream.stores.index import FULL_NAME, REF_NAME, SUBJECT, called
-from ocistream.stream import digest_of
+from ocistream.streams.chunks import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ocistream.model import Manifest
+    from ocistream.oci.descriptor import Manifest
     from ocistream.serve.storage import Storage
 
 __all__ = ["Pushed", "Repositories", "StoredManifest"]

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote
 
-from ocistream.serve.refusals import RefusedError
+from ocistream.serve.errors import RefusedError
 
 if TYPE_CHECKING:
     from email.message import Message

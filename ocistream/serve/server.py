@@ -19,15 +19,16 @@ import time
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
-from ocistream import limits, paths
+from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
+from ocistream.serve.capacity import room
 from ocistream.serve.handler import Handler
-from ocistream.serve.memory import Slots
+from ocistream.serve.memory_slots import Slots
 from ocistream.serve.repositories import Repositories
-from ocistream.serve.room import room
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     import ssl
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, TypeAlias
 
-    from ocistream.serve.exchange import AccessEntry
-    from ocistream.serve.gate import Gate
+    from ocistream.serve.basic_auth import Gate
+    from ocistream.serve.http import AccessEntry
     from ocistream.serve.storage import Storage
 
     #: As socketserver's methods take it, whose datagram servers have a tuple there.

@@ -12,29 +12,30 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from ocistream import files, notices
+from ocistream import notices
+from ocistream.archive.compressed import is_compressed
+from ocistream.archive.file import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
-from ocistream.left_out import LEFT_OUT
-from ocistream.model import UNKNOWN_TYPE, Descriptor
-from ocistream.paths import real_path
+from ocistream.layout.directory import LayoutDirectory
+from ocistream.layout.index import REF_NAME, called, entries_of
+from ocistream.layout.index_file import IndexFile
+from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor
+from ocistream.oci.omitted_blobs import LEFT_OUT
+from ocistream.oci.volumes import VOLUME_OF
 from ocistream.serve.blob_checks import BlobChecks, is_empty_by_mistake
 from ocistream.serve.commit_queue import CommitQueue, Outcome
-from ocistream.serve.exchange import Part
+from ocistream.serve.errors import RefusedError
+from ocistream.serve.http import Part
 from ocistream.serve.names import repository_of_directory
-from ocistream.serve.refusals import RefusedError
-from ocistream.stores.archive_file import ArchiveFileSource
-from ocistream.stores.index import REF_NAME, called, entries_of
-from ocistream.stores.index_file import IndexFile
-from ocistream.stores.layout_directory import LayoutDirectory
-from ocistream.stores.unpacked import is_compressed
-from ocistream.stream import chunks_of, gathered, verified
-from ocistream.volumes import VOLUME_OF
+from ocistream.streams import files
+from ocistream.streams.chunks import chunks_of, gathered, verified
+from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocistream.stream import Chunk
+    from ocistream.streams.chunks import Chunk
 
 __all__ = ["ArchiveStorage", "DirectoryStorage", "Storage"]
 

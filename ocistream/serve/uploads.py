@@ -16,19 +16,20 @@ import uuid
 from io import FileIO
 from typing import TYPE_CHECKING, Final
 
-from ocistream import files, limits, partials
+from ocistream import limits
 from ocistream.errors import LocalDiskError
-from ocistream.reference import DIGEST_HEX_LENGTHS, parse_digest
-from ocistream.serve.refusals import RefusedError
-from ocistream.serve.room import room
-from ocistream.stream import chunks_of, new_hash
+from ocistream.oci.reference import DIGEST_HEX_LENGTHS, parse_digest
+from ocistream.serve.capacity import room
+from ocistream.serve.errors import RefusedError
+from ocistream.streams import files, partial_files
+from ocistream.streams.chunks import chunks_of, new_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
-    from ocistream.stores.layout_directory import LayoutDirectory
-    from ocistream.stream import Hasher
+    from ocistream.layout.directory import LayoutDirectory
+    from ocistream.streams.chunks import Hasher
 
     OnStored: TypeAlias = Callable[[str, os.stat_result], None]
 
@@ -65,7 +66,7 @@ class Upload:
         self.starved = False
         self._hash_with(algorithm)
         folder = layout.blob_folder(algorithm)
-        self._path = folder / f".{self.identifier}{partials.SESSION_SUFFIX}"
+        self._path = folder / f".{self.identifier}{partial_files.SESSION_SUFFIX}"
         with self._disk():
             folder.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -250,8 +251,8 @@ class Uploads:
             return
         for algorithm in DIGEST_HEX_LENGTHS:
             folder = self._layout.blob_folder(algorithm)
-            partials.sweep(folder, partials.is_session)
-            for path in folder.glob(f".*{partials.SESSION_SUFFIX}"):
+            partial_files.sweep(folder, partial_files.is_session)
+            for path in folder.glob(f".*{partial_files.SESSION_SUFFIX}"):
                 with contextlib.suppress(OSError):
                     if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE:
                         path.unlink()

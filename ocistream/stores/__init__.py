@@ -11,26 +11,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import files, limits, paths
+from ocistream import limits
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.reference import Reference, parse_reference, printable
+from ocistream.layout.index import Selection, every_image, images_named
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.reference import Reference, parse_reference, printable
 from ocistream.stores import openers
-from ocistream.stores.index import Selection, every_image, images_named
-from ocistream.workers import DEFAULT_JOBS
+from ocistream.streams import files, paths
+from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     import io
     import threading
     from collections.abc import Callable, Sequence
 
-    from ocistream.attachments import Referrers
-    from ocistream.graph import Root
-    from ocistream.interfaces import Sink, Source
-    from ocistream.reading import Reading
-    from ocistream.stores.tar import Input
-    from ocistream.transport import Transport
-    from ocistream.upload_records import UploadRecords
+    from ocistream.archive.tar import Input
+    from ocistream.http.client import Transport
+    from ocistream.oci.graph import Root
+    from ocistream.oci.referrers import Referrers
+    from ocistream.registry.open_repository import Reading
+    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.transfer.interfaces import Sink, Source
 
 __all__ = [
     "End",
@@ -142,7 +143,7 @@ class Surroundings:
 
     def reading(self) -> Reading:
         """Give what images in registries are read by."""
-        from ocistream.reading import Reading
+        from ocistream.registry.open_repository import Reading
 
         return self.reads() if self.reads is not None else Reading(self.transport())
 
@@ -184,13 +185,13 @@ def open_sources(ends: Sequence[End], around: Surroundings, want: Want) -> Sourc
     """
     if len(ends) == 1:
         return open_source(ends[0], around, want)
-    from ocistream.stores.joined import open_joined
+    from ocistream.archive.joined import open_joined
 
     return open_joined([(_checked_to_join(end), end.text) for end in ends], want)
 
 
 def _checked_to_join(end: End) -> Path:
-    from ocistream.stores.unpacked import is_compressed
+    from ocistream.archive.compressed import is_compressed
 
     kind = _kind_of_source(end)
     path = openers.path_of(end)

@@ -9,20 +9,20 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream import paths
 from ocistream.errors import UnsupportedError, UsageError
-from ocistream.reference import printable
+from ocistream.oci.reference import printable
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ocistream.graph import Root
-    from ocistream.interfaces import Sink, Source
-    from ocistream.reading import Reading
-    from ocistream.reference import Reference
+    from ocistream.archive.outputs import Output
+    from ocistream.oci.graph import Root
+    from ocistream.oci.reference import Reference
+    from ocistream.registry.open_repository import Reading
     from ocistream.stores import End, Surroundings, Want
-    from ocistream.stores.outputs import Output
+    from ocistream.transfer.interfaces import Sink, Source
 
 __all__ = [
     "archive_sink",
@@ -81,7 +81,7 @@ def registry_source(end: End, around: Surroundings, want: Want) -> Source:
     Raises:
         NotFoundError, UnsupportedError: tags are to be chosen of a repository that is not there, or has too many.
     """
-    from ocistream.stores.registry_source import RegistrySource
+    from ocistream.registry.source import RegistrySource
 
     references = [reference_of(end)]
     if want.tags is not None:
@@ -115,7 +115,7 @@ def _tagged(
 
 def registry_sink(end: End, around: Surroundings) -> Sink:
     """Open a registry to push to."""
-    from ocistream.stores.registry import RegistrySink
+    from ocistream.registry.destination import RegistrySink
 
     reference = reference_of(end)
 
@@ -139,7 +139,7 @@ def layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa
         UsageError: it is a file.
         NotFoundError, ArchiveError: as `LayoutSource` has it.
     """
-    from ocistream.stores.layout import LayoutSource
+    from ocistream.layout.store import LayoutSource
 
     _check_no_file(end)
     return LayoutSource(
@@ -157,7 +157,7 @@ def layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the t
     Raises:
         UsageError: it is a file.
     """
-    from ocistream.stores.layout import LayoutSink
+    from ocistream.layout.store import LayoutSink
 
     _check_no_file(end)
     return LayoutSink(path_of(end))
@@ -170,9 +170,9 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
         UsageError: it is a directory.
         NotFoundError, ArchiveError, LocalDiskError: as the two sources have it.
     """
-    from ocistream.stores.archive_file import ArchiveFileSource
-    from ocistream.stores.archive_stream import ArchiveStreamSource, open_stream
-    from ocistream.stores.unpacked import is_compressed, sniffed
+    from ocistream.archive.compressed import is_compressed, sniffed
+    from ocistream.archive.file import ArchiveFileSource
+    from ocistream.archive.stream import ArchiveStreamSource, open_stream
 
     path = path_of(end)
     as_docker = end.kind == "docker-archive"
@@ -205,7 +205,7 @@ def archive_source(end: End, around: Surroundings, want: Want) -> Source:
 
 
 def _output(end: End, around: Surroundings) -> Output:
-    from ocistream.stores.outputs import file_output, open_output, rest_of, stream_output
+    from ocistream.archive.outputs import file_output, open_output, rest_of, stream_output
 
     path = path_of(end)
     _check_no_directory(end)
@@ -223,10 +223,10 @@ def archive_sink(end: End, around: Surroundings) -> Sink:
         UsageError: it is a directory.
     """
     if around.split:
-        from ocistream.stores.volume_archive import VolumesSink
+        from ocistream.archive.volume_writer import VolumesSink
 
         return VolumesSink(path_of(end), around.split, mtime=around.mtime)
-    from ocistream.stores.archive import ArchiveSink
+    from ocistream.archive.writer import ArchiveSink
 
     return ArchiveSink(_output(end, around), mtime=around.mtime)
 
@@ -237,6 +237,6 @@ def docker_archive_sink(end: End, around: Surroundings) -> Sink:
     Raises:
         UsageError: it is a directory.
     """
-    from ocistream.stores.docker_archive import DockerArchiveSink
+    from ocistream.archive.docker_writer import DockerArchiveSink
 
     return DockerArchiveSink(_output(end, around), mtime=around.mtime)

@@ -19,7 +19,7 @@ from tests.images import Layout
 from tests.registry_http import seed
 from tests.runner import ocistream
 
-HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.transport", "ocistream.serve"}
+HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.http.client", "ocistream.serve"}
 #: What Python itself has for others than those who ask for the version.
 SLOW = {"hashlib", "ipaddress", "json", "secrets", "tempfile", "pathlib"}
 #: What an image that just moves does without, whichever way.
@@ -28,21 +28,31 @@ RARE = {
     "zstandard",
     "subprocess",
     "ocistream.cli.defaults",
-    "ocistream.compression",
-    "ocistream.conversion",
-    "ocistream.credential_helper",
-    "ocistream.layers",
-    "ocistream.looking",
-    "ocistream.rewriting",
+    "ocistream.streams.compression",
+    "ocistream.transfer.recompress",
+    "ocistream.auth.helpers",
+    "ocistream.streams.layer_types",
+    "ocistream.transfer.blob_checks",
+    "ocistream.transfer.rewrite",
     "ocistream.serve",
-    "ocistream.stores.tar",
-    "ocistream.stores.tar_header",
-    "ocistream.tag_lists",
-    "ocistream.verification",
+    "ocistream.archive.tar",
+    "ocistream.archive.tar_header",
+    "ocistream.registry.tags",
+    "ocistream.transfer.verify",
 }
 #: What only a pull needs, and what only a push.
-PULLING = {"ocistream.mirrored", "ocistream.reading", "ocistream.stores.hanging", "ocistream.stores.registry_source"}
-PUSHING = {"ocistream.sending", "ocistream.sessions", "ocistream.upload_records", "ocistream.stores.registry"}
+PULLING = {
+    "ocistream.registry.mirrors",
+    "ocistream.registry.open_repository",
+    "ocistream.registry.referrer_search",
+    "ocistream.registry.source",
+}
+PUSHING = {
+    "ocistream.registry.upload",
+    "ocistream.registry.upload_sessions",
+    "ocistream.registry.upload_records",
+    "ocistream.registry.destination",
+}
 
 
 def imported(*argv: str) -> set[str]:
@@ -89,7 +99,7 @@ def test_a_file_of_defaults_is_read_where_there_is_one(monkeypatch: pytest.Monke
     read = imported(*verified)
     assert read >= {"tomllib", "ocistream.cli.defaults"}
     # What another command has for an option is known without a look at all of them (which have this in common).
-    assert "ocistream.cli.moving" not in read
+    assert "ocistream.cli.transfers" not in read
 
 
 def test_at_the_end_no_thread_is_waited_for_and_nothing_is_taken_apart() -> None:

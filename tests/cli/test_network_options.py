@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ocistream.cli.console import Console
-from ocistream.cli.network import network_settings
+from ocistream.cli.network_options import network_settings
 from ocistream.cli.session import Session
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from ocistream.errors import LocalDiskError
-from ocistream.paths import is_planted, write_target
+from ocistream.streams.paths import is_planted, write_target
 from tests.cli import expect
 from tests.images import Layout
 from tests.peers import need
@@ -170,6 +170,6 @@ def test_a_planted_link_behind_ones_own_is_refused(
     planted.symlink_to(tmp_path / "victim")
     own.symlink_to(planted)
     assert write_target(own) == tmp_path / "victim"
-    monkeypatch.setattr("ocistream.paths.is_planted", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX))
+    monkeypatch.setattr("ocistream.streams.paths.is_planted", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX))
     with pytest.raises(LocalDiskError, match="planted: it is another user's symbolic link"):
         write_target(own)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.account import human_size
+from ocistream.cli.progress_state import human_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.terminal import Screen, on_terminal, resize

@@ -17,9 +17,9 @@ import jsonschema
 import pytest
 import yaml
 
-from ocistream import sync_file
-from ocistream.sync_file import read_plan
-from ocistream.sync_plan import Plan, parse_shard
+from ocistream.sync import file as sync_file
+from ocistream.sync.file import read_plan
+from ocistream.sync.plan import Plan, parse_shard
 
 ROOT: Final = Path(__file__).parents[2]
 SHARDS: Final = (ROOT / "README.md").read_text().partition("\n## Many images, in shards\n")[2].partition("\n## ")[0]

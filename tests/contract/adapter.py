@@ -14,32 +14,34 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Final, Self
 
-from ocistream import attachments, fanout, transfer
-from ocistream.conversion import parse_recompression
+from ocistream.archive.docker_writer import DockerArchiveSink
+from ocistream.archive.file import ArchiveFileSource
+from ocistream.archive.joined import open_joined
+from ocistream.archive.outputs import file_output, stream_output
+from ocistream.archive.stream import ArchiveStreamSource
+from ocistream.archive.volume_writer import VolumesSink
+from ocistream.archive.writer import ArchiveSink
 from ocistream.errors import OcistreamError, UsageError
-from ocistream.fanout import Branch
-from ocistream.graph import Graph, Root
-from ocistream.interfaces import Blob as NativeBlob
-from ocistream.interfaces import Recalls, Sink, TakesUnnamed, Unnamed
-from ocistream.interfaces import Source as NativeSource
-from ocistream.model import Descriptor, parse_platform
-from ocistream.platforms import PlatformChoice
-from ocistream.reference import Reference, parse_reference
+from ocistream.http.client import Transport, TransportSettings
+from ocistream.layout.index import Selection, every_image, images_named, only_image, some_images
+from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.oci import referrers as attachments
+from ocistream.oci.descriptor import Descriptor, parse_platform
+from ocistream.oci.graph import Graph, Root
+from ocistream.oci.platforms import PlatformChoice
+from ocistream.oci.reference import Reference, parse_reference
+from ocistream.registry.destination import RegistrySink
+from ocistream.registry.source import RegistrySource
 from ocistream.stores import Want
-from ocistream.stores.archive import ArchiveSink
-from ocistream.stores.archive_file import ArchiveFileSource
-from ocistream.stores.archive_stream import ArchiveStreamSource
-from ocistream.stores.docker_archive import DockerArchiveSink
-from ocistream.stores.index import Selection, every_image, images_named, only_image, some_images
-from ocistream.stores.joined import open_joined
-from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.outputs import file_output, stream_output
-from ocistream.stores.registry import RegistrySink
-from ocistream.stores.registry_source import RegistrySource
-from ocistream.stores.volume_archive import VolumesSink
-from ocistream.stream import Chunk, verified
-from ocistream.transport import Transport, TransportSettings
-from ocistream.workers import DEFAULT_JOBS
+from ocistream.streams.chunks import Chunk, verified
+from ocistream.streams.workers import DEFAULT_JOBS
+from ocistream.transfer import copy as transfer
+from ocistream.transfer import fan_out
+from ocistream.transfer.fan_out import Branch
+from ocistream.transfer.interfaces import Blob as NativeBlob
+from ocistream.transfer.interfaces import Recalls, Sink, TakesUnnamed, Unnamed
+from ocistream.transfer.interfaces import Source as NativeSource
+from ocistream.transfer.recompress import parse_recompression
 from tests.contract.vocabulary import (
     EVERYTHING,
     MISSING,
@@ -217,7 +219,7 @@ class FanOut(Destination):
     ) -> None:
         self.cancelled = threading.Event()
         branches = [Branch(one.native, functools.partial(_only, (needed or {}).get(one))) for one in destinations]
-        self._fan = fanout.FanOut(branches, self.cancelled)
+        self._fan = fan_out.FanOut(branches, self.cancelled)
         super().__init__(self._fan)
 
     @property

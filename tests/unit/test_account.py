@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.cli.account import Account, Pace, State, human_time
-from ocistream.cli.bar import frame
-from ocistream.graph import Graph
-from ocistream.model import Descriptor
+from ocistream.cli.progress_bar import frame
+from ocistream.cli.progress_state import Account, Pace, State, human_time
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph
 from tests.images import digest_of
 
 MIB = 1 << 20

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.ahead import Ahead
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
-from ocistream.interfaces import Blob
-from ocistream.model import Descriptor
-from ocistream.segments import Lanes, Segment
-from ocistream.workers import each
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams.workers import each
+from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.prefetch import Ahead
+from ocistream.transfer.prefetch_buffers import Lanes, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -368,7 +368,7 @@ class TestSegments:
                 super().__init__(lanes, size, cancelled, refused)
                 made.append(self)
 
-        monkeypatch.setattr("ocistream.ahead.Lanes", Noted)
+        monkeypatch.setattr("ocistream.transfer.prefetch.Lanes", Noted)
         Ahead(4, memory, threading.Event())
         assert [lanes.lanes for lanes in made] == [connections]
         assert made[0].lanes * made[0].size <= memory

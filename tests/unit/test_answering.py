@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from ocistream import limits
-from ocistream.model import UNKNOWN_TYPE, Descriptor
-from ocistream.platforms import ALL_PLATFORMS
-from ocistream.stores.answering import Answering
-from ocistream.stores.docker_stream import Passed
-from ocistream.stores.entries import Contents
-from ocistream.stores.gathering import Gathering
-from ocistream.stores.index import every_image, read_index
+from ocistream.archive.docker_stream import Passed
+from ocistream.archive.entries import Contents
+from ocistream.archive.stream_blobs import Answering
+from ocistream.layout.index import every_image, read_index
+from ocistream.layout.index_entries import Gathering
+from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor
+from ocistream.oci.platforms import ALL_PLATFORMS
 from tests.images import Layout, small_image, two_platforms
 from tests.observers import NothingEarly
 

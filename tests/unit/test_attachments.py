@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.attachments import (
+from ocistream.layout.index import entries_of
+from ocistream.layout.store import LayoutSource
+from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor
+from ocistream.oci.graph import Graph
+from ocistream.oci.referrers import (
     Attached,
     LeftBehind,
     cosign_subject,
@@ -16,10 +20,6 @@ from ocistream.attachments import (
     is_fallback_tag,
     kind_of,
 )
-from ocistream.graph import Graph
-from ocistream.model import OCI_MANIFEST, Descriptor
-from ocistream.stores.index import entries_of
-from ocistream.stores.layout import LayoutSource
 from tests.contract.shapes import parts_of
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly

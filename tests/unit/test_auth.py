@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.auth import Authenticator
-from ocistream.auth_file import named_by
-from ocistream.challenges import Challenge, parse_challenges
-from ocistream.credentials import Credential
+from ocistream.auth.challenges import Challenge, parse_challenges
+from ocistream.auth.credentials import Credential
+from ocistream.auth.docker_config import named_by
+from ocistream.auth.scopes import scopes_for
+from ocistream.auth.token_requests import TokenAnswer, TokenRequest
+from ocistream.auth.tokens import Authenticator
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
-from ocistream.scopes import scopes_for
-from ocistream.token_requests import TokenAnswer, TokenRequest
 
 PULL = ("repository:org/app:pull",)
 PUSH = ("repository:org/app:pull,push",)

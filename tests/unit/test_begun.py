@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream import limits, transfer
-from ocistream.begun import BEGUN, begun_of, begun_text, from_byte
+from ocistream import limits
+from ocistream.archive.outputs import file_output
+from ocistream.archive.stream import ArchiveStreamSource
+from ocistream.archive.writer import ArchiveSink
 from ocistream.errors import ArchiveError, LostBeginningError, UnsupportedError
-from ocistream.interfaces import Sink
-from ocistream.stores.archive import ArchiveSink
-from ocistream.stores.archive_stream import ArchiveStreamSource
-from ocistream.stores.layout import LayoutSink
-from ocistream.stores.outputs import file_output
+from ocistream.layout.store import LayoutSink
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Sink
+from ocistream.transfer.partial_blobs import BEGUN, begun_of, begun_text, from_byte
 from tests.archives import small_first, tar_of
 from tests.images import Layout, digest_of
 

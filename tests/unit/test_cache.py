@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import files, notices
+from ocistream import notices
+from ocistream.archive.outputs import file_output, stream_output
+from ocistream.archive.writer import ArchiveSink
 from ocistream.errors import IntegrityError, NetworkError
-from ocistream.interfaces import Sink
-from ocistream.mirrored import Readable
-from ocistream.model import Descriptor
-from ocistream.reading import Reading
-from ocistream.reference import parse_reference
-from ocistream.stores import blob_folders
-from ocistream.stores.archive import ArchiveSink
-from ocistream.stores.cache import Cache
-from ocistream.stores.cached import CachedRepository
-from ocistream.stores.layout import LayoutSink
-from ocistream.stores.layout_directory import LayoutDirectory
-from ocistream.stores.outputs import file_output, stream_output
-from ocistream.stores.registry_source import RegistrySource
-from ocistream.stream import chunks_of
-from ocistream.transfer import copy
+from ocistream.layout import blobs as blob_folders
+from ocistream.layout.cache import Cache
+from ocistream.layout.cached_repository import CachedRepository
+from ocistream.layout.directory import LayoutDirectory
+from ocistream.layout.store import LayoutSink
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.mirrors import Readable
+from ocistream.registry.open_repository import Reading
+from ocistream.registry.source import RegistrySource
+from ocistream.streams import files
+from ocistream.streams.chunks import chunks_of
+from ocistream.transfer.copy import copy
+from ocistream.transfer.interfaces import Sink
 from tests.faults import Fault, Flip, HangUp
 from tests.images import Layout
 from tests.network import CountingRegistry, QuickTransport

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.certificates import folders, of_folder, of_registry
+from ocistream.config.certs_d import folders, of_folder, of_registry
 from ocistream.errors import LocalDiskError, NotFoundError, UsageError
-from ocistream.tls import TlsSettings
+from ocistream.http.tls import TlsSettings
 
 Make = Callable[..., Path]
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.documents import parse_descriptor
+from ocistream.archive.docker_images import Listed
+from ocistream.archive.index_comparison import Comparison
 from ocistream.errors import ArchiveError, UnsupportedError
-from ocistream.model import Descriptor
-from ocistream.stores.comparison import Comparison
-from ocistream.stores.docker_images import Listed
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.documents import parse_descriptor
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
 
 FULL_NAME = "io.containerd.image.name"

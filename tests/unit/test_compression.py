@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.compression import CODECS, GZIP, MAGIC_SIZE, NONE, ZSTD, Codec, codec_of, decompressed
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
-from ocistream.stream import Chunk
+from ocistream.streams.chunks import Chunk
+from ocistream.streams.compression import CODECS, GZIP, MAGIC_SIZE, NONE, ZSTD, Codec, codec_of, decompressed
 from tests.runner import run_measured
 
 MIB: Final = limits.MIB
@@ -334,7 +334,7 @@ BOMB: Final = """
 import itertools, sys
 import zstandard
 from ocistream import limits
-from ocistream.compression import CODECS, decompressed
+from ocistream.streams.compression import CODECS, decompressed
 codec, chunk = CODECS[sys.argv[1]], bytes(limits.MIB)
 packed = codec.compress(itertools.repeat(chunk, int(sys.argv[2])), 1)
 print(sum(len(piece) for piece in decompressed(codec, packed, limits.MAX_RATIO)))

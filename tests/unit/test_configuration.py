@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.configuration import load_configuration
-from ocistream.credentials import CredentialSource
+from ocistream.auth.credentials import CredentialSource
+from ocistream.config.file import load_configuration
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.hosts import HostSettings
-from ocistream.places import HostRule, Mirror
+from ocistream.http.hosts import HostSettings
+from ocistream.registry.locations import HostRule, Mirror
 
 NOWHERE = Path("/nowhere/config.toml")
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import credential_helper, credentials
-from ocistream.credentials import Credential, Keychain, parse_source
+from ocistream.auth import credentials
+from ocistream.auth import helpers as credential_helper
+from ocistream.auth.credentials import Credential, Keychain, parse_source
 from ocistream.errors import AuthenticationError, InvalidNameError, LocalDiskError, UsageError
 
 HUB = "https://index.docker.io/v1/"

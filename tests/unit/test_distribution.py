@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.distribution import Repository
-from ocistream.downloads import Led
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
@@ -23,7 +21,7 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
-from ocistream.model import (
+from ocistream.oci.descriptor import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_INDEX,
@@ -31,7 +29,9 @@ from ocistream.model import (
     Descriptor,
     Manifest,
 )
-from ocistream.stream import digest_of, verified
+from ocistream.registry.downloads import Led
+from ocistream.registry.repository import Repository
+from ocistream.streams.chunks import digest_of, verified
 from tests.faults import (
     Action,
     Drop,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import transfer
-from ocistream.conversion import parse_recompression
+from ocistream.archive.docker_writer import DockerArchiveSink
+from ocistream.archive.outputs import file_output
 from ocistream.errors import UnsupportedError
-from ocistream.graph import Graph, Root
-from ocistream.interfaces import Blob
-from ocistream.model import Descriptor
-from ocistream.stores.docker_archive import DockerArchiveSink
-from ocistream.stores.layout import LayoutSource
-from ocistream.stores.outputs import file_output
+from ocistream.layout.store import LayoutSource
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph, Root
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.recompress import parse_recompression
 from tests.archives import files_in
 from tests.docker_archives import hex_of, images_in, listed_in
 from tests.images import OCI_LAYER, Layout, digest_of, small_image, tar_layer

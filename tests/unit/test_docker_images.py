@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import zstandard
 
-from ocistream import limits, transfer
-from ocistream.compression import CODECS
-from ocistream.conversion import Recompression
+from ocistream import limits
+from ocistream.archive.compressed import sniffed
+from ocistream.archive.docker_images import parse_manifest_json
+from ocistream.archive.file import ArchiveFileSource
+from ocistream.archive.stream import ArchiveStreamSource
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -27,17 +29,16 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.graph import Graph
-from ocistream.interfaces import Blob, Source, Unnamed
-from ocistream.layers import looks_like_document
-from ocistream.model import Descriptor, parse_platform
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.shortfall import ShortfallError
-from ocistream.stores.archive_file import ArchiveFileSource
-from ocistream.stores.archive_stream import ArchiveStreamSource
-from ocistream.stores.docker_images import parse_manifest_json
-from ocistream.stores.index import NoSuchImageError, Selection, every_image, images_named, only_image
-from ocistream.stores.unpacked import sniffed
+from ocistream.layout.index import NoSuchImageError, Selection, every_image, images_named, only_image
+from ocistream.oci.descriptor import Descriptor, parse_platform
+from ocistream.oci.graph import Graph
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.streams.compression import CODECS
+from ocistream.streams.layer_types import looks_like_document
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Blob, Source, Unnamed
+from ocistream.transfer.missing import ShortfallError
+from ocistream.transfer.recompress import Recompression
 from tests import schemas
 from tests.archives import BLOCK, END, items_of, member, pax_header, small_first, tar_of, with_checksum
 from tests.contract.test_pipes import Pipe

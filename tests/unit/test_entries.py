@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
+from ocistream.archive.entries import Contents, blob_digest, plain_name
+from ocistream.archive.tar import Entry
 from ocistream.errors import ArchiveError
-from ocistream.reference import is_digest
-from ocistream.stores.entries import Contents, blob_digest, plain_name
-from ocistream.stores.tar import Entry
+from ocistream.oci.reference import is_digest
 
 HEX = "0123456789abcdef" * 4
 BLOB = f"blobs/sha256/{HEX}"

@@ -14,7 +14,6 @@ import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.connections import Answer
 from ocistream.errors import (
     AuthenticationError,
     FinalNetworkError,
@@ -23,8 +22,9 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
-from ocistream.failures import network_error, reason, refusal, speaks_tls
-from ocistream.retry import retry_after
+from ocistream.http.connections import Answer
+from ocistream.http.errors import network_error, reason, refusal, speaks_tls
+from ocistream.http.retry import retry_after
 
 Send = Callable[..., Answer]
 SIGNED = "/v2/app/blobs/x?sig=secret"

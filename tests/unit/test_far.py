@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ocistream.errors import NotFoundError
-from ocistream.far import FarCommand
+from ocistream.remote.command import FarCommand
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import files, limits
+from ocistream import limits
 from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
-from ocistream.files import (
+from ocistream.notices import listen
+from ocistream.streams import files
+from ocistream.streams.files import (
     SteadyWriter,
     atomic_file,
     disk_errors,
@@ -27,7 +29,6 @@ from ocistream.files import (
     read_bounded,
     write_all,
 )
-from ocistream.notices import listen
 
 
 def names_in(folder: Path) -> list[str]:

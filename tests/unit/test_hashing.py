@@ -12,9 +12,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import IntegrityError, NetworkError
-from ocistream.hashing import Beside
-from ocistream.model import Descriptor
-from ocistream.stream import chunks_of, verified
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams.chunks import chunks_of, verified
+from ocistream.streams.hashing import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
-from ocistream.have_lists import Found, HaveList, found_in, lines, lines_of
+from ocistream.remote.have_lists import Found, HaveList, found_in, lines, lines_of
 from tests.images import digest_of
 
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))

@@ -11,10 +11,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UsageError
-from ocistream.graph import Graph, Root
-from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.stores.index import (
+from ocistream.layout.index import (
     FULL_NAME,
     OCI_LAYOUT,
     REF_NAME,
@@ -32,7 +29,10 @@ from ocistream.stores.index import (
     roots_of,
     some_images,
 )
-from ocistream.stores.layout import LayoutSource, merge
+from ocistream.layout.store import LayoutSource, merge
+from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
+from ocistream.oci.graph import Graph, Root
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from tests.contract.shapes import nested_index, with_attestation
 from tests.images import Layout, small_image, tar_layer, two_platforms
 from tests.observers import NothingEarly

@@ -14,11 +14,11 @@ from typing import Self
 
 import pytest
 
-from ocistream import left_open
-from ocistream.cli.interruption import Interruption, Stop
+from ocistream import open_uploads
+from ocistream.cli.signals import Interruption, Stop
 from ocistream.errors import TerminatedError
 from ocistream.notices import listen
-from ocistream.workers import apart, each, let_them_end
+from ocistream.streams.workers import apart, each, let_them_end
 from tests.cli import expect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -234,7 +234,7 @@ def test_threads_that_are_done_before_all_of_them_have_begun_do_not_hide_it(
 def test_who_asks_again_is_not_kept_waiting_by_what_does_not_end() -> None:
     program = """
 import os, time
-from ocistream.cli.interruption import Interruption, Stop
+from ocistream.cli.signals import Interruption, Stop
 
 interruption = Interruption(lambda error: os.write(2, repr(error).encode()))
 interruption.begin()
@@ -309,11 +309,11 @@ class TestWorkApart:
             said.append(message)
 
         listen(hear)
-        monkeypatch.setattr("ocistream.workers._GRACE", 0.1)
-        monkeypatch.setattr("ocistream.workers._TELL_AFTER", 0.2)
-        monkeypatch.setattr("ocistream.workers._UPLOAD_GRACE", 0.6)
-        left_open.begin()
-        left = left_open.LeftOpen("registry.test", lambda: True, can_end=lambda: can_end)
+        monkeypatch.setattr("ocistream.streams.workers._GRACE", 0.1)
+        monkeypatch.setattr("ocistream.streams.workers._TELL_AFTER", 0.2)
+        monkeypatch.setattr("ocistream.streams.workers._UPLOAD_GRACE", 0.6)
+        open_uploads.begin()
+        left = open_uploads.LeftOpen("registry.test", lambda: True, can_end=lambda: can_end)
         for_ever = threading.Event()
         thread = threading.Thread(target=for_ever.wait, daemon=True)
         thread.start()

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from ocistream.errors import NetworkError
-from ocistream.model import Descriptor
-from ocistream.reference import parse_reference
-from ocistream.stores.known_images import ASKED_FOR, KnownImages
-from ocistream.stores.layout import LayoutSource
-from ocistream.stores.registry import RegistrySink
-from ocistream.transfer import Report, copy
+from ocistream.layout.store import LayoutSource
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.destination import RegistrySink
+from ocistream.registry.existing_images import ASKED_FOR, KnownImages
+from ocistream.transfer.copy import Report, copy
 from tests.faults import Fault, refusal
 from tests.images import Descriptor as Document
 from tests.images import Layout

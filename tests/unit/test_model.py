@@ -11,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.documents import (
-    Document,
-    check_config,
-    diff_ids_of_config,
-    media_type_of,
-    outline,
-    parse_descriptor,
-    parse_document,
-    platform_of_config,
-)
 from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
-from ocistream.model import (
+from ocistream.oci.descriptor import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     OCI_CONFIG,
@@ -32,7 +22,17 @@ from ocistream.model import (
     Platform,
     parse_platform,
 )
-from ocistream.strict_json import canonical_json, parse_json, passed_over
+from ocistream.oci.documents import (
+    Document,
+    check_config,
+    diff_ids_of_config,
+    media_type_of,
+    outline,
+    parse_descriptor,
+    parse_document,
+    platform_of_config,
+)
+from ocistream.oci.strict_json import canonical_json, parse_json, passed_over
 
 DIGEST = "sha256:" + "a" * 64
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.cli.neighbours import Neighbours, fresh_line
+from ocistream.cli.shared_terminal import Neighbours, fresh_line
 from tests.cli.terminal import Screen
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import FinalNetworkError
-from ocistream.origins import Origin, bypasses_proxy, is_loopback, redacted, resolved
+from ocistream.http.origins import Origin, bypasses_proxy, is_loopback, redacted, resolved
 
 PUBLIC = Origin("https", "registry.example", 443)
 

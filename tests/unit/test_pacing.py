@@ -12,11 +12,11 @@ from collections.abc import Callable
 import pytest
 
 from ocistream import limits
-from ocistream.bodies import Body
 from ocistream.errors import CancelledError, NotFoundError
-from ocistream.hosts import HostSettings
-from ocistream.pacing import Pace, Throttle, Turns
-from ocistream.transport import Transport, TransportSettings
+from ocistream.http.bodies import Body
+from ocistream.http.client import Transport, TransportSettings
+from ocistream.http.hosts import HostSettings
+from ocistream.http.rate_limits import Pace, Throttle, Turns
 from tests.faults import Fault, Reply, redirect
 from tests.network import CountingRegistry, QuickTransport, RawServer
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocistream import limits, stream
-from ocistream.model import Descriptor
-from ocistream.pages import Pages, buffer, lasts
-from ocistream.stream import verified
+from ocistream import limits
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams import chunks as stream
+from ocistream.streams.buffers import Pages, buffer, lasts
+from ocistream.streams.chunks import verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import limits, partials
+from ocistream import limits
 from ocistream.cli import main
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, TerminatedError
-from ocistream.files import atomic_file, lasting_file, named_at_the_end, write_all
 from ocistream.notices import listen
-from ocistream.partials import is_called_so, is_stray_of, lasting, sweep
+from ocistream.streams import partial_files
+from ocistream.streams.files import atomic_file, lasting_file, named_at_the_end, write_all
+from ocistream.streams.partial_files import is_called_so, is_stray_of, lasting, sweep
 
 NAME = ".a.partial"
 RANDOM = ".a.0123456789ab.partial"
@@ -95,10 +96,10 @@ class TestGoingOn:
 
     def test_it_is_said_what_is_kept_until_it_has_its_name(self, tmp_path: Path) -> None:
         interrupted(tmp_path / "a", b"begin")
-        assert partials.kept()[tmp_path / NAME] == 5
+        assert partial_files.kept()[tmp_path / NAME] == 5
         with lasting_file(tmp_path / "a"):
             pass
-        assert tmp_path / NAME not in partials.kept()
+        assert tmp_path / NAME not in partial_files.kept()
 
     def test_a_command_says_nothing_of_what_another_has_kept(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -110,17 +111,17 @@ class TestGoingOn:
     def test_a_thread_that_will_not_end_leaves_what_another_run_can_go_on_with(self, tmp_path: Path) -> None:
         with contextlib.suppress(NetworkError), lasting_file(tmp_path / "a") as partial, atomic_file(tmp_path / "b"):
             write_all(partial.file, b"begin")
-            partials.drop_unfinished()
+            partial_files.drop_unfinished()
             assert names_in(tmp_path) == [NAME]
-            assert partials.kept()[tmp_path / NAME] == 5
+            assert partial_files.kept()[tmp_path / NAME] == 5
             raise NetworkError("x")
         assert names_in(tmp_path) == [NAME]
 
     def test_a_thread_that_has_just_ended_is_left_alone(self, tmp_path: Path) -> None:
-        partial = partials.create(tmp_path, "x", 0o644)
+        partial = partial_files.create(tmp_path, "x", 0o644)
         partial.file.close()
         # Between closing the file and saying that it is done with, a signal may come.
-        partials.drop_unfinished()
+        partial_files.drop_unfinished()
         partial.forget()
         assert partial.size() == 0
         assert not partial.is_there()
@@ -205,7 +206,7 @@ class TestTwoAtOnce:
             msg = "x"
             raise IntegrityError(msg)
         assert (tmp_path / NAME).read_bytes() == b"another's half"
-        assert tmp_path / NAME not in partials.kept()
+        assert tmp_path / NAME not in partial_files.kept()
 
 
 class TestWhatIsNotUsed:
@@ -368,7 +369,7 @@ class TestSignals:
         def strike(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("ocistream.partials.FileIO", strike)
+        monkeypatch.setattr("ocistream.streams.partial_files.FileIO", strike)
         with pytest.raises(KeyboardInterrupt), write(tmp_path / "a"):
             pass
         assert names_in(tmp_path) == before

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import paths
 from ocistream.errors import LocalDiskError, UsageError
+from ocistream.streams import paths
 
 EXAMINING: list[Callable[[Path], object]] = [
     paths.exists,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ocistream.errors import AuthenticationError, InvalidNameError
-from ocistream.hosts import HostSettings
-from ocistream.places import HostRule, Mirror, Namespace, Places, checked_location
-from ocistream.reference import parse_reference
+from ocistream.http.hosts import HostSettings
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.locations import HostRule, Mirror, Namespace, Places, checked_location
 
 DIGEST = f"sha256:{'a' * 64}"
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from ocistream.profiles import NAMED, PROFILES, UNKNOWN, profile_by_answer, profile_of
-from ocistream.rungs import CHUNK, PUT, STREAM
+from ocistream.registry.profiles import NAMED, PROFILES, UNKNOWN, profile_by_answer, profile_of
+from ocistream.registry.upload_methods import CHUNK, PUT, STREAM
 
 HOSTS = {
     "gcr.io": "Google Artifact Registry",

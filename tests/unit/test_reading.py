@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import NetworkError, NotFoundError
-from ocistream.places import Place
-from ocistream.reading import Reading, impatient
-from ocistream.reference import parse_reference
-from ocistream.referrer_lists import ReferrerList
-from ocistream.retry import Patience
-from ocistream.tls import TlsSettings
-from ocistream.transport import TransportSettings
+from ocistream.http.client import TransportSettings
+from ocistream.http.retry import Patience
+from ocistream.http.tls import TlsSettings
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.locations import Place
+from ocistream.registry.open_repository import Reading, impatient
+from ocistream.registry.referrers import ReferrerList
 from tests.certificates import Certificate, make_certificate
 from tests.network import CountingRegistry, QuickTransport
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import InvalidNameError, OcistreamError, UnsupportedError
-from ocistream.reference import (
+from ocistream.oci.reference import (
     Digest,
     Reference,
     is_digest,

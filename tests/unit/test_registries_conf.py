@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.places import Mirror, Namespace
-from ocistream.registries_conf import load_namespaces
+from ocistream.registry.locations import Mirror, Namespace
 
 _DROP_INS = "registries.conf.d"
 

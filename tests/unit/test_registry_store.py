@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.distribution import Repository
 from ocistream.errors import (
     CancelledError,
     IntegrityError,
@@ -20,16 +19,17 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
-from ocistream.graph import Graph, Root
-from ocistream.interfaces import Blob, Source, Unnamed
-from ocistream.model import Descriptor, parse_platform
-from ocistream.platforms import PlatformChoice
-from ocistream.reference import Reference, parse_reference
-from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.registry import RegistrySink
-from ocistream.stores.registry_source import RegistrySource
-from ocistream.stream import Chunk
-from ocistream.transfer import Report, copy
+from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.oci.descriptor import Descriptor, parse_platform
+from ocistream.oci.graph import Graph, Root
+from ocistream.oci.platforms import PlatformChoice
+from ocistream.oci.reference import Reference, parse_reference
+from ocistream.registry.destination import RegistrySink
+from ocistream.registry.repository import Repository
+from ocistream.registry.source import RegistrySource
+from ocistream.streams.chunks import Chunk
+from ocistream.transfer.copy import Report, copy
+from ocistream.transfer.interfaces import Blob, Source, Unnamed
 from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of, small_image, two_platforms

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from ocistream.errors import UsageError
-from ocistream.regular import whole
+from ocistream.oci.patterns import whole
 
 PATTERNS = [
     "",

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ocistream.errors import IntegrityError
-from ocistream.interfaces import Blob
-from ocistream.rereading import until_right
-from ocistream.stream import Chunk, gathered
+from ocistream.streams.chunks import Chunk, gathered
+from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.retry import until_right
 from tests.network import blob_of
 
 RIGHT = b"right"

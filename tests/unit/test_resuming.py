@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import limits, transfer
-from ocistream.conversion import parse_recompression
+from ocistream import limits
+from ocistream.archive.docker_writer import DockerArchiveSink
+from ocistream.archive.outputs import file_output, rest_of, stream_output
+from ocistream.archive.writer import ArchiveSink
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
@@ -27,16 +29,15 @@ from ocistream.errors import (
     OcistreamError,
     UsageError,
 )
-from ocistream.graph import Graph
-from ocistream.interfaces import Blob, Early, Sink
-from ocistream.model import Descriptor
-from ocistream.report import Report
-from ocistream.stores.archive import ArchiveSink
-from ocistream.stores.docker_archive import DockerArchiveSink
-from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.outputs import file_output, rest_of, stream_output
-from ocistream.stream import Chunk, digest_of
-from ocistream.watching import Watched
+from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph
+from ocistream.streams.chunks import Chunk, digest_of
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Blob, Early, Sink
+from ocistream.transfer.progress import Watched
+from ocistream.transfer.recompress import parse_recompression
+from ocistream.transfer.report import Report
 from tests.archives import blob_name
 from tests.images import OCI_LAYER, Layout, small_image, tar_layer
 from tests.observers import NothingEarly, Watch
@@ -276,7 +277,7 @@ class TestAnArchive:
                 written.append(len(data))
                 return real(self, data)
 
-        monkeypatch.setattr("ocistream.partials.FileIO", Noted)
+        monkeypatch.setattr("ocistream.streams.partial_files.FileIO", Noted)
         source = Reading(layout.path, once=True)
         run(source, self.archive(folder))
         assert (folder / "x.tar").read_bytes() == whole

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import CancelledError, FinalNetworkError, NetworkError
-from ocistream.retry import Patience, Retried, Tries, retry_after
+from ocistream.http.retry import Patience, Retried, Tries, retry_after
 
 URL = "https://user:secret@registry.example/v2/app/blobs/x?sig=secret"
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.distribution import Repository
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
-from ocistream.interfaces import Blob
-from ocistream.ladder import Ladder
-from ocistream.profiles import NAMED, Profile
-from ocistream.reference import parse_reference
-from ocistream.rungs import CHUNK, PUT, Rung
-from ocistream.stores.layout import LayoutSource
-from ocistream.stores.registry import RegistrySink
-from ocistream.stream import verified
-from ocistream.upload import Uploader
-from ocistream.upload_records import UploadRecords
+from ocistream.layout.store import LayoutSource
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.destination import RegistrySink
+from ocistream.registry.profiles import NAMED, Profile
+from ocistream.registry.repository import Repository
+from ocistream.registry.upload_methods import CHUNK, PUT, Rung
+from ocistream.registry.upload_records import UploadRecords
+from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.uploads import Uploader
+from ocistream.streams.chunks import verified
+from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Reply, refusal
 from tests.images import Layout
 from tests.network import CountingRegistry, QuickTransport, blob_of

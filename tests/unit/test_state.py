@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.files import locked_directory
-from ocistream.state import Facts, State, state_directory
+from ocistream.registry.learnt_hosts import Facts, State, state_directory
+from ocistream.streams.files import locked_directory
 
 CHUNKS = Facts(sized="chunk=4194304")
 NOW = 1_700_000_000.0

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import transfer
+from ocistream.archive.file import ArchiveFileSource
+from ocistream.archive.stream import ArchiveStreamSource
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -20,18 +21,17 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.interfaces import Blob
-from ocistream.model import Descriptor, parse_platform
-from ocistream.platforms import PlatformChoice
-from ocistream.reference import parse_reference
+from ocistream.http.client import Transport, TransportSettings
+from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.oci.descriptor import Descriptor, parse_platform
+from ocistream.oci.platforms import PlatformChoice
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.destination import RegistrySink
+from ocistream.registry.source import RegistrySource
 from ocistream.stores import End, Surroundings, Want, open_sink, open_source, parse_end
-from ocistream.stores.archive_file import ArchiveFileSource
-from ocistream.stores.archive_stream import ArchiveStreamSource
-from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.registry import RegistrySink
-from ocistream.stores.registry_source import RegistrySource
-from ocistream.stream import Chunk
-from ocistream.transport import Transport, TransportSettings
+from ocistream.streams.chunks import Chunk
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Blob
 from tests.archives import files_in, items_of, tar_of
 from tests.contract.shapes import parts_of
 from tests.images import Layout, small_image, two_platforms

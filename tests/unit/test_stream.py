@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ocistream.errors import IntegrityError
 from ocistream.limits import CHUNK
-from ocistream.model import Descriptor
-from ocistream.stream import Chunk, chunks_of, counted, digest_of, new_hash, sized, verified
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams.chunks import Chunk, chunks_of, counted, digest_of, new_hash, sized, verified
 
 
 def descriptor_of(content: bytes, algorithm: str = "sha256") -> Descriptor:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream import limits, strict_json
+from ocistream import limits
 from ocistream.errors import ArchiveError
-from ocistream.strict_json import canonical_json, canonical_json_with, check_keys, parse_json, passed_over
+from ocistream.oci import strict_json
+from ocistream.oci.strict_json import canonical_json, canonical_json_with, check_keys, parse_json, passed_over
 
 ANY_SIZE = 1 << 40
 

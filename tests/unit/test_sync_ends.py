@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ocistream.layout.directory import LayoutDirectory
 from ocistream.stores import parse_end
-from ocistream.stores.layout_directory import LayoutDirectory
-from ocistream.sync_ends import Indexes
+from ocistream.sync.locations import Indexes
 from tests.images import Descriptor, Layout, small_image
 
 

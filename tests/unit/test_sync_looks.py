@@ -9,9 +9,9 @@ import pytest
 
 from ocistream.errors import ArchiveError
 from ocistream.stores import Surroundings
-from ocistream.sync_file import read_plan
-from ocistream.sync_looks import Look, Looks
-from ocistream.sync_plan import Copies
+from ocistream.sync.comparison import Look, Looks
+from ocistream.sync.file import read_plan
+from ocistream.sync.plan import Copies
 
 
 class Source:
@@ -31,8 +31,8 @@ def test_a_source_of_which_nothing_can_be_made_is_closed(tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ocistream.sync_looks.opened", lambda *_: source)
-    monkeypatch.setattr("ocistream.sync_looks.graph_of", fail)
+    monkeypatch.setattr("ocistream.sync.comparison.opened", lambda *_: source)
+    monkeypatch.setattr("ocistream.sync.comparison.graph_of", fail)
     looking = Looks(lambda _: Surroundings(), stop=threading.Event, check_push=lambda _: None)
     look = Look(copy)
     look.lacking = list(copy.targets)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import OcistreamError, UsageError
-from ocistream.sync_file import read_plan
-from ocistream.sync_plan import Copies, Copy, Shard, parse_shard, without_doubles
+from ocistream.sync.file import read_plan
+from ocistream.sync.plan import Copies, Copy, Shard, parse_shard, without_doubles
 
 NAMES = st.text(min_size=1, max_size=30)
 
@@ -43,7 +43,7 @@ def test_a_shard_is_the_same_on_every_machine() -> None:
     name = "docker.io/library/nginx:1"
     assert [Shard(index, 16).has(name) for index in range(16)].index(True) == 3
     script = (
-        f"from ocistream.sync_plan import Shard; print([Shard(i, 16).has({name!r}) for i in range(16)].index(True))"
+        f"from ocistream.sync.plan import Shard; print([Shard(i, 16).has({name!r}) for i in range(16)].index(True))"
     )
     for seed in ("1", "2"):
         line = [sys.executable, "-P", "-c", script]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.account import Account
-from ocistream.cli.bar import frame
-from ocistream.model import Descriptor
-from ocistream.sync_progress import Whole
+from ocistream.cli.progress_bar import frame
+from ocistream.cli.progress_state import Account
+from ocistream.oci.descriptor import Descriptor
+from ocistream.sync.progress import Whole
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 

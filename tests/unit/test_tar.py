@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
+from ocistream.archive.tar import Entry, TarReader, header, padding
+from ocistream.archive.tar_header import header_of
 from ocistream.errors import ArchiveError, UnsupportedError
-from ocistream.stores.tar import Entry, TarReader, header, padding
-from ocistream.stores.tar_header import header_of
 from tests.archives import BLOCK, END, Kind, files_in, member, padded, pax_header, tar_of, with_checksum
 from tests.peers import need
 

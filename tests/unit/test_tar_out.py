@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import pytest
 
+from ocistream.archive import tar
+from ocistream.archive.outputs import Output, Rewritable, file_output, open_output, stream_output
+from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import LocalDiskError, OutputClosedError, UsageError
-from ocistream.interfaces import Unnamed
-from ocistream.model import Descriptor
-from ocistream.stores import tar
-from ocistream.stores.outputs import Output, Rewritable, file_output, open_output, stream_output
-from ocistream.stores.tar_out import TarWriter
-from ocistream.stream import Chunk
+from ocistream.oci.descriptor import Descriptor
+from ocistream.streams.chunks import Chunk
+from ocistream.transfer.interfaces import Unnamed
 from tests.archives import END, files_in
 from tests.images import digest_of
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import tls
-from ocistream.tls import Contexts, TlsSettings
+from ocistream.http import tls
+from ocistream.http.tls import Contexts, TlsSettings
 from tests.certificates import Certificate
 
 

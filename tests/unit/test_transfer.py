@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import limits, transfer
-from ocistream.ahead import Ahead
+from ocistream import limits
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
     IntegrityError,
     NetworkError,
 )
-from ocistream.graph import Graph
-from ocistream.interfaces import Blob, Early
-from ocistream.model import Descriptor
-from ocistream.stores.layout import LayoutSink, LayoutSource
+from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Blob, Early
+from ocistream.transfer.prefetch import Ahead
 from tests.contract.shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.bodies import Body
-from ocistream.connections import Answer
-from ocistream.credentials import Credential
+from ocistream.auth.credentials import Credential
 from ocistream.errors import (
     AuthenticationError,
     CancelledError,
@@ -22,7 +20,9 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
-from ocistream.retry import Patience
+from ocistream.http.bodies import Body
+from ocistream.http.connections import Answer
+from ocistream.http.retry import Patience
 from tests.certificates import Certificate
 from tests.faults import (
     Action,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ocistream.cli.console import Console
-from ocistream.cli.turn import Turn, is_drawn_on
+from ocistream.cli.terminal_lock import Turn, is_drawn_on
 
 
 @pytest.fixture

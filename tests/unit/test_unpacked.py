@@ -17,11 +17,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocistream import limits, transfer
+from ocistream import limits
+from ocistream.archive.compressed import is_compressed, sniffed
 from ocistream.errors import ArchiveError, LocalDiskError, NotFoundError, OcistreamError
+from ocistream.layout.store import LayoutSink
 from ocistream.stores import Surroundings, Want, open_source, parse_end
-from ocistream.stores.layout import LayoutSink
-from ocistream.stores.unpacked import is_compressed, sniffed
+from ocistream.transfer import copy as transfer
 from tests.archives import END, items_of, small_first, tar_of
 from tests.conversions import named
 from tests.images import Layout, small_image

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.credentials import Credential
-from ocistream.distribution import Repository
+from ocistream.auth.credentials import Credential
 from ocistream.errors import (
     AuthenticationError,
     CancelledError,
@@ -21,10 +20,11 @@ from ocistream.errors import (
     OcistreamError,
     RegistryError,
 )
-from ocistream.interfaces import Blob, Unnamed
-from ocistream.model import Descriptor
-from ocistream.stream import Chunk, verified
-from ocistream.upload import Uploader
+from ocistream.oci.descriptor import Descriptor
+from ocistream.registry.repository import Repository
+from ocistream.registry.uploads import Uploader
+from ocistream.streams.chunks import Chunk, verified
+from ocistream.transfer.interfaces import Blob, Unnamed
 from tests.certificates import Certificate
 from tests.faults import (
     Action,

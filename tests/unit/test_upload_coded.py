@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import left_open
+from ocistream import open_uploads
 from ocistream.errors import CancelledError, IntegrityError, RegistryError
-from ocistream.interfaces import Blob
-from ocistream.ladder import Ladder
-from ocistream.pacing import Pace
-from ocistream.profiles import NAMED
-from ocistream.rungs import Rung
-from ocistream.stream import Chunk
+from ocistream.http.rate_limits import Pace
+from ocistream.registry.profiles import NAMED
+from ocistream.registry.upload_methods import Rung
+from ocistream.registry.upload_strategy import Ladder
+from ocistream.streams.chunks import Chunk
+from ocistream.transfer.interfaces import Blob
 from tests.faults import Fault, refusal
 from tests.network import CountingRegistry
 from tests.unit.test_upload import BLOB, MIB, Faulty, Quick, Source, is_clean, methods
@@ -23,7 +23,7 @@ from tests.unit.test_upload_continued import Run
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    left_open.begin()
+    open_uploads.begin()
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ class TestAnInterruption:
             run.uploader(quick(ladder=ladder()), registry).upload(source.blob)
         (patch,) = registry.asked("PATCH")
         assert (patch.status, patch.received) == (202, MIB)
-        assert left_open.stored() == {registry.host: (1, MIB)}
-        assert left_open.uncertain() == {}
+        assert open_uploads.stored() == {registry.host: (1, MIB)}
+        assert open_uploads.uncertain() == {}
         assert not registry.asked("PUT")
         assert not registry.asked("DELETE")
         assert len(run.files()) == 1
@@ -79,7 +79,7 @@ class TestAnInterruption:
         with pytest.raises(IntegrityError):
             run.uploader(quick(ladder=ladder()), registry).upload(Stopped(IntegrityError("wrong"), 2 * MIB).blob)
         assert methods(registry) == ["POST", "PATCH", "DELETE"]
-        assert (left_open.stored(), left_open.uncertain()) == ({}, {})
+        assert (open_uploads.stored(), open_uploads.uncertain()) == ({}, {})
         assert run.files() == []
         assert is_clean(registry)
 
@@ -87,8 +87,8 @@ class TestAnInterruption:
         registry = faulty()
         with pytest.raises(CancelledError):
             run.uploader(quick(), registry).upload(Stopped(CancelledError("cancelled"), 2 * MIB).blob)
-        assert left_open.stored() == {}
-        assert left_open.uncertain() == {registry.host: 1}
+        assert open_uploads.stored() == {}
+        assert open_uploads.uncertain() == {registry.host: 1}
 
     def test_is_not_noticed_where_the_rate_is_limited_but_where_the_body_ends(
         self, faulty: Faulty, quick: Quick, run: Run
@@ -116,11 +116,11 @@ class TestAnInterruption:
         for transport, can_end in ((quick(ladder=ladder()), True), (quick(), False)):
             seen: list[bool] = []
             source = Source()
-            source.before = lambda _, seen=seen: seen.append(left_open.can_end())  # type: ignore[misc]
+            source.before = lambda _, seen=seen: seen.append(open_uploads.can_end())  # type: ignore[misc]
             run.uploader(transport, registry).upload(source.blob)
             # The first bytes are read before the session is opened.
             assert seen == [False] + [can_end] * (len(seen) - 1)
-            assert not left_open.can_end()
+            assert not open_uploads.can_end()
 
 
 class TestARefusal:

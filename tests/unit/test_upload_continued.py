@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from ocistream import left_open, limits
-from ocistream.distribution import Repository
+from ocistream import limits, open_uploads
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
@@ -28,12 +27,13 @@ from ocistream.errors import (
     TerminatedError,
     TruncatedError,
 )
-from ocistream.interfaces import Blob
-from ocistream.ladder import Ladder
-from ocistream.rungs import CHUNK, PUT, Rung
-from ocistream.stream import Chunk
-from ocistream.upload import Uploader
-from ocistream.upload_records import Key, UploadRecord, UploadRecords
+from ocistream.registry.repository import Repository
+from ocistream.registry.upload_methods import CHUNK, PUT, Rung
+from ocistream.registry.upload_records import Key, UploadRecord, UploadRecords
+from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.uploads import Uploader
+from ocistream.streams.chunks import Chunk
+from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal
 from tests.network import CountingRegistry, QuickTransport, eventually
 from tests.talking import Client
@@ -84,7 +84,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    left_open.begin()
+    open_uploads.begin()
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ class TestWhatIsKept:
         self.fail(run, registry, quick(), failure)
         assert len(run.files()) == 1
         assert not registry.asked("DELETE")
-        assert (left_open.stored(), left_open.uncertain()) == ({}, {registry.host: 1})
+        assert (open_uploads.stored(), open_uploads.uncertain()) == ({}, {registry.host: 1})
         eventually(lambda: [patch.received for patch in registry.asked("PATCH")] == [2 * MIB])
         eventually(lambda: all(request.status for request in registry.requests))
         run.uploader(quick(), registry).upload(Source().blob)
@@ -221,19 +221,19 @@ class TestWhatIsKept:
         registry = faulty()
         seen: list[bool] = []
         source = Source()
-        source.before = lambda _: seen.append(left_open.uncertain() == {registry.host: 1})
+        source.before = lambda _: seen.append(open_uploads.uncertain() == {registry.host: 1})
         run.uploader(quick(), registry).upload(source.blob)
         assert seen == sorted(seen)
         assert not seen[0]
         assert seen[-1]
         # A process that uploads for years is not to hold what it knew of each.
-        assert not left_open._uploads  # noqa: SLF001 - as said
+        assert not open_uploads._uploads  # noqa: SLF001 - as said
 
     def test_nothing_would_be_that_is_not_remembered(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         seen: list[bool] = []
         source = Source()
-        source.before = lambda _: seen.append(bool(left_open.stored() or left_open.uncertain()))
+        source.before = lambda _: seen.append(bool(open_uploads.stored() or open_uploads.uncertain()))
         Uploader(Repository(quick(), registry.host, "app", writes=True)).upload(source.blob)
         assert seen
         assert not any(seen)
@@ -246,7 +246,7 @@ class TestWhatIsKept:
 
     def check_gone(self, run: Run, registry: CountingRegistry) -> None:
         assert run.files() == []
-        assert not left_open._uploads  # noqa: SLF001 - or it would be held for ever
+        assert not open_uploads._uploads  # noqa: SLF001 - or it would be held for ever
         eventually(lambda: [request.status for request in registry.asked("DELETE")] == [204])
         eventually(lambda: is_clean(registry))
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import left_open, limits
+from ocistream import limits, open_uploads
 from ocistream.errors import CancelledError, IntegrityError, NetworkError, RegistryError
-from ocistream.ladder import Ladder
-from ocistream.reference import parse_reference
-from ocistream.rungs import CHUNK, STREAM, Rung
-from ocistream.sessions import Sessions
-from ocistream.stores.registry import RegistrySink
-from ocistream.upload_records import Key
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.destination import RegistrySink
+from ocistream.registry.upload_methods import CHUNK, STREAM, Rung
+from ocistream.registry.upload_records import Key
+from ocistream.registry.upload_sessions import Sessions
+from ocistream.registry.upload_strategy import Ladder
 from tests.faults import Fault, HangUp, Header, StopReading, refusal
 from tests.network import QUICK, CountingRegistry, blob_of
 from tests.unit.test_upload import (
@@ -42,7 +42,7 @@ OTHERS = [blob_of(bytes([number])) for number in range(3)]
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    left_open.begin()
+    open_uploads.begin()
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ class TestAWayThatIsRefused:
         with pytest.raises(NetworkError):
             run.uploader(quick(), registry).upload(Source().blob)
         assert run.files() == []
-        assert (left_open.stored(), left_open.uncertain()) == ({}, {})
+        assert (open_uploads.stored(), open_uploads.uncertain()) == ({}, {})
         assert is_clean(registry)
 
     @pytest.mark.parametrize("rung", [Rung(STREAM), None], ids=str)
@@ -87,7 +87,7 @@ class TestAWayThatIsRefused:
         ladder.reach(registry.host, Rung(CHUNK, 8 * MIB), sized=True)
         with pytest.raises(NetworkError):
             run.uploader(quick(ladder=ladder), registry).upload(Source().blob)
-        assert (left_open.stored(), left_open.uncertain()) == ({registry.host: (1, len(CONTENT))}, {})
+        assert (open_uploads.stored(), open_uploads.uncertain()) == ({registry.host: (1, len(CONTENT))}, {})
 
 
 class TestDeletingThatIsNotAnswered:
@@ -291,7 +291,7 @@ class TestClosing:
             clock[0] += 3
             return "x"
 
-        for room in ("ocistream.upload", "ocistream.stores.registry"):
+        for room in ("ocistream.registry.uploads", "ocistream.registry.destination"):
             monkeypatch.setattr(f"{room}.monotonic", lambda: clock[0])
         registry = faulty(Fault(Header("X-Slow", slow), "DELETE", times=None))
         sink = RegistrySink(quick(), lambda _: parse_reference(f"{registry.host}/app:v1"), records=run.records)

@@ -10,10 +10,10 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import IntegrityError, UnsupportedError, UsageError
-from ocistream.ladder import Ladder
-from ocistream.profiles import NAMED, UNKNOWN, Profile
-from ocistream.rungs import CHUNK, PUT, REFUSED, STREAM, Rung, parse_rung
-from ocistream.state import State
+from ocistream.registry.learnt_hosts import State
+from ocistream.registry.profiles import NAMED, UNKNOWN, Profile
+from ocistream.registry.upload_methods import CHUNK, PUT, REFUSED, STREAM, Rung, parse_rung
+from ocistream.registry.upload_strategy import Ladder
 from tests.certificates import Certificate
 from tests.faults import Fault, FaultyHandler, Header, Reply, refusal
 from tests.network import CountingRegistry, names

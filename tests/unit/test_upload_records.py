@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.upload_records import Claim, Key, UploadRecord, UploadRecords, may_be_kept
+from ocistream.registry.upload_records import Claim, Key, UploadRecord, UploadRecords, may_be_kept
 
 NOW = time.time()
 HOME = "https://registry.example:5000"
@@ -86,7 +86,7 @@ def test_who_comes_second_gets_nothing_until_the_first_is_done(folder: Path) -> 
 def test_who_is_killed_holds_nothing(folder: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from ocistream.upload_records import *\n"
+        "from ocistream.registry.upload_records import *\n"
         f"claim = UploadRecords(pathlib.Path(sys.argv[1])).claim({KEY})\n"
         f"claim.write({RECORD})\n"
         "os.kill(os.getpid(), 9)"

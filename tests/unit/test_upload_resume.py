@@ -9,8 +9,8 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
-from ocistream.ladder import Ladder
-from ocistream.rungs import CHUNK, PUT, Rung
+from ocistream.registry.upload_methods import CHUNK, PUT, Rung
+from ocistream.registry.upload_strategy import Ladder
 from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
 from tests.network import QUICK, CountingRegistry, QuickTransport
 from tests.registry.storage import Upload

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from ocistream import limits, transfer
+from ocistream import limits
+from ocistream.archive import tar
+from ocistream.archive.volume_plan import Plan, planned
+from ocistream.archive.volume_writer import VolumesSink
 from ocistream.errors import ArchiveError, IntegrityError, NetworkError, UnsupportedError, UsageError
-from ocistream.graph import Graph
-from ocistream.interfaces import Blob
-from ocistream.left_out import HAVE, Reason
-from ocistream.model import Descriptor
-from ocistream.stores import tar
-from ocistream.stores.index import blob_name, entries_of, index_json
-from ocistream.stores.layout import LayoutSource
-from ocistream.stores.volume_archive import VolumesSink
-from ocistream.stores.volume_plan import Plan, planned
-from ocistream.volumes import (
+from ocistream.layout.index import blob_name, entries_of, index_json
+from ocistream.layout.store import LayoutSource
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.graph import Graph
+from ocistream.oci.omitted_blobs import HAVE, Reason
+from ocistream.oci.volumes import (
     PARTS,
     VOLUME_OF,
     Piece,
@@ -35,6 +34,8 @@ from ocistream.volumes import (
     part_of,
     volume_of,
 )
+from ocistream.transfer import copy as transfer
+from ocistream.transfer.interfaces import Blob
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly
 from tests.volumes import read_volumes

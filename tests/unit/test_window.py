@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import IntegrityError
-from ocistream.interfaces import Blob, Unnamed
-from ocistream.stream import Chunk, verified
-from ocistream.window import Feed
+from ocistream.registry.upload_window import Feed
+from ocistream.streams.chunks import Chunk, verified
+from ocistream.transfer.interfaces import Blob, Unnamed
 from tests.network import blob_of
 
 CONTENT = random.Random(7).randbytes(1000)

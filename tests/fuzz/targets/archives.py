@@ -17,22 +17,22 @@ from typing import Any, Final
 import zstandard
 
 from ocistream import limits
-from ocistream.compression import GZIP, ZSTD, codec_of, decompressed
+from ocistream.archive.compressed import is_compressed, sniffed
+from ocistream.archive.docker_writer import DockerArchiveSink
+from ocistream.archive.file import ArchiveFileSource
+from ocistream.archive.outputs import file_output
+from ocistream.archive.stream import ArchiveStreamSource
+from ocistream.archive.tar import TarReader
+from ocistream.archive.writer import ArchiveSink
 from ocistream.errors import ArchiveError, OcistreamError
-from ocistream.interfaces import Source
-from ocistream.model import parse_platform
-from ocistream.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.stores.archive import ArchiveSink
-from ocistream.stores.archive_file import ArchiveFileSource
-from ocistream.stores.archive_stream import ArchiveStreamSource
-from ocistream.stores.docker_archive import DockerArchiveSink
-from ocistream.stores.index import every_image, images_named, only_image, some_images
-from ocistream.stores.layout import LayoutSink, LayoutSource
-from ocistream.stores.outputs import file_output
-from ocistream.stores.tar import TarReader
-from ocistream.stores.unpacked import is_compressed, sniffed
-from ocistream.transfer import copy
-from ocistream.verification import verify
+from ocistream.layout.index import every_image, images_named, only_image, some_images
+from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.oci.descriptor import parse_platform
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.streams.compression import GZIP, ZSTD, codec_of, decompressed
+from ocistream.transfer.copy import copy
+from ocistream.transfer.interfaces import Source
+from ocistream.transfer.verify import verify
 from tests.archives import BLOCK, tar_of
 from tests.fuzz.engine import MEMORY, Check, Target
 from tests.fuzz.structured import docker_items, layout_items, tar_with_faults

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ocistream.certificates import of_folder, of_registry
-from ocistream.configuration import load_configuration
+from ocistream.config.certs_d import of_folder, of_registry
+from ocistream.config.file import load_configuration
+from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import AuthenticationError, OcistreamError
-from ocistream.places import Places
-from ocistream.reference import parse_reference
-from ocistream.registries_conf import load_namespaces
-from ocistream.sync_file import read_plan
-from ocistream.sync_plan import Copies, without_doubles
+from ocistream.oci.reference import parse_reference
+from ocistream.registry.locations import Places
+from ocistream.sync.file import read_plan
+from ocistream.sync.plan import Copies, without_doubles
 from tests.fuzz.engine import Check, Target
 
 _OURS: Final = b"""

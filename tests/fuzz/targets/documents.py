@@ -13,25 +13,25 @@ from random import Random
 from typing import Any, Final
 
 from ocistream import limits
-from ocistream.auth import Authenticator
-from ocistream.auth_file import AuthFile, Credential, check_storable, entry_of
-from ocistream.challenges import parse_challenges
-from ocistream.documents import (
+from ocistream.archive.docker_images import parse_manifest_json
+from ocistream.auth.challenges import parse_challenges
+from ocistream.auth.docker_config import AuthFile, Credential, check_storable, entry_of
+from ocistream.auth.token_requests import TokenAnswer, TokenRequest
+from ocistream.auth.tokens import Authenticator
+from ocistream.errors import ArchiveError, OcistreamError, UsageError
+from ocistream.layout.index import index_json, parse_index, parse_layout_file, roots_of
+from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.oci.documents import (
     diff_ids_of_config,
     media_type_of,
     outline,
     parse_document,
     platform_of_config,
 )
-from ocistream.errors import ArchiveError, OcistreamError, UsageError
-from ocistream.model import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
-from ocistream.state import State
-from ocistream.stores.docker_images import parse_manifest_json
-from ocistream.stores.index import index_json, parse_index, parse_layout_file, roots_of
-from ocistream.stream import digest_of
-from ocistream.strict_json import canonical_json, parse_json
-from ocistream.token_requests import TokenAnswer, TokenRequest
-from ocistream.upload_records import Key, UploadRecord, UploadRecords, may_be_kept
+from ocistream.oci.strict_json import canonical_json, parse_json
+from ocistream.registry.learnt_hosts import State
+from ocistream.registry.upload_records import Key, UploadRecord, UploadRecords, may_be_kept
+from ocistream.streams.chunks import digest_of
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated
 from tests.fuzz.structured import layout_items

@@ -13,20 +13,20 @@ from urllib.parse import urlsplit
 
 import click
 
-from ocistream.auth_file import host_of
+from ocistream.auth.docker_config import host_of
 from ocistream.cli import COMMANDS
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
-from ocistream.have_lists import HaveList, found_in, lines, lines_of
-from ocistream.model import is_media_type, parse_platform
-from ocistream.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
-from ocistream.places import checked_location
-from ocistream.reference import Reference, is_digest, parse_digest, parse_reference, parse_registry, printable
-from ocistream.retry import retry_after
-from ocistream.rungs import parse_rung
+from ocistream.http.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
+from ocistream.http.retry import retry_after
+from ocistream.layout.index import docker_tag, full_reference, tag_of
+from ocistream.oci.descriptor import is_media_type, parse_platform
+from ocistream.oci.reference import Reference, is_digest, parse_digest, parse_reference, parse_registry, printable
+from ocistream.registry.locations import checked_location
+from ocistream.registry.upload_methods import parse_rung
+from ocistream.remote.have_lists import HaveList, found_in, lines, lines_of
 from ocistream.sizes import parse_size
 from ocistream.stores import parse_end
-from ocistream.stores.index import docker_tag, full_reference, tag_of
 from tests.fuzz.engine import Check, Target
 
 _HEX: Final = b"0" * 64

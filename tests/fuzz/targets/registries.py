@@ -12,16 +12,16 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from ocistream.credentials import Credential
-from ocistream.distribution import Repository
-from ocistream.interfaces import Blob
-from ocistream.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
-from ocistream.referrer_lists import ReferrerLists
-from ocistream.retry import Patience
+from ocistream.auth.credentials import Credential
+from ocistream.http.retry import Patience
+from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from ocistream.registry.referrers import ReferrerLists
+from ocistream.registry.repository import Repository
+from ocistream.registry.tags import list_tags
+from ocistream.registry.uploads import Uploader
 from ocistream.serve import Registry
-from ocistream.stream import verified
-from ocistream.tag_lists import list_tags
-from ocistream.upload import Uploader
+from ocistream.streams.chunks import verified
+from ocistream.transfer.interfaces import Blob
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.structured import layout_items
 from tests.fuzz.watch import PORTS

@@ -1,0 +1,144 @@
+"""docker-archive out: what `docker save` of before version 25 writes, for daemons and tools that know nothing newer.
+
+Plain layers as `<digest>.tar`, configs as `<digest>.json`, and a `manifest.json` that names them, at the end: what the
+layers are called is known when they have been unpacked. Docker's loader finds it wherever it stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.archive.tar_writer import TarWriter
+from ocistream.errors import UnsupportedError
+from ocistream.layout.index import docker_tag
+from ocistream.oci.descriptor import CONFIG_TYPES
+from ocistream.oci.graph import is_image
+from ocistream.oci.reference import printable
+from ocistream.oci.referrers import NO_PLACE
+from ocistream.oci.strict_json import canonical_json
+from ocistream.streams import layer_types
+from ocistream.streams.layer_types import looks_like_document
+from ocistream.transfer.missing import ShortfallError
+
+if TYPE_CHECKING:
+    from ocistream.archive.outputs import Output
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.documents import Document
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.transfer.interfaces import Blob, Unnamed
+
+__all__ = ["DockerArchiveSink"]
+
+
+class DockerArchiveSink:
+    """Images into one docker-archive. It takes plain layers only: `transfer` makes them so."""
+
+    parallel = False
+    no_place = NO_PLACE
+
+    def __init__(self, output: Output, *, mtime: int = 0) -> None:
+        """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
+        self._tar = TarWriter(output, mtime)
+        # Layers are mostly unpacked on the way, and another run could not go on in the middle of one.
+        self._tar.discard()
+        #: What was written, by digest, under which name.
+        self._names: dict[str, str] = {}
+
+    def expect(self, graph: Graph) -> None:
+        """Make sure that there are only images that this format can hold.
+
+        Raises:
+            UnsupportedError: there is an index of several, or something that is no image.
+        """
+        for root in graph.roots:
+            _image_of(graph, root)
+
+    def begin(self, graph: Graph) -> None:
+        """Check as `expect` does: everything is written as it comes."""
+        self.expect(graph)
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Say whether the blob was written."""
+        return descriptor.digest in self._names
+
+    has_manifest = has
+
+    def put(self, blob: Blob) -> None:
+        """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
+        chunks = blob.open()
+        first = next(chunks, b"")
+        # Of a blob that comes before its image is known, only the bytes tell.
+        is_config = blob.descriptor.media_type in CONFIG_TYPES or looks_like_document(bytes(first[: limits.KIB]))
+        name = _name(blob.descriptor.digest, ".json" if is_config else ".tar")
+        self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
+        self._names[blob.descriptor.digest] = name
+
+    def takes_again(self) -> bool:
+        """Say whether what was begun can be taken back: in a file it can."""
+        return self._tar.takes_back
+
+    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+        """Append a layer whose digest and size are known when all of it has passed."""
+        descriptor = self._tar.add_unnamed(
+            blob, lambda found: None if found.digest in self._names else _name(found.digest, ".tar")
+        )
+        self._names.setdefault(descriptor.digest, _name(descriptor.digest, ".tar"))
+        return descriptor
+
+    def commit(self, graph: Graph) -> None:
+        """Write `manifest.json` and the end of the archive, and let the output make it visible.
+
+        Raises:
+            UnsupportedError: a layer is compressed after all, in a way that could not be undone.
+        """
+        entries: dict[str, dict[str, object]] = {}
+        for root in graph.roots:
+            digest, document = _image_of(graph, root)
+            entry = entries.setdefault(digest, self._entry(document))
+            if root.name and (tag := docker_tag(root.name)):
+                tags = entry["RepoTags"]
+                entry["RepoTags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), tag]))
+        self._tar.add_small("manifest.json", canonical_json(list(entries.values())))
+        self._tar.finish()
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+        self._tar.close()
+
+    def _entry(self, document: Document) -> dict[str, object]:
+        config = document.config
+        for layer in document.layers:
+            if layer_types.codec_name(layer.media_type) != "none":
+                msg = f"the layer {layer.digest} is {layer.media_type}, which a docker-archive cannot hold"
+                raise UnsupportedError(msg, hint="write an oci-archive: `docker load` takes that too")
+        return {
+            "Config": self._names[config.digest] if config else "",
+            "RepoTags": None,
+            "Layers": [self._names[layer.digest] for layer in document.layers],
+        }
+
+
+def _name(digest: str, suffix: str) -> str:
+    return digest.partition(":")[2] + suffix
+
+
+def _image_of(graph: Graph, root: Root) -> tuple[str, Document]:
+    """Give the one image that a root stands for, and its manifest's digest.
+
+    Raises:
+        ShortfallError: the source does not have it.
+        UnsupportedError: it is an index, or no image.
+    """
+    name = printable(root.name) if root.name else root.descriptor.digest
+    document = graph.documents.get(root.descriptor.digest)
+    if document is None:
+        raise ShortfallError([root.descriptor], graph, is_untouched=True)
+    if document.manifests:
+        msg = f"{name} is an index of several images, and a docker-archive has one a name"
+        raise UnsupportedError(msg, hint="choose one with --platform, such as linux/amd64")
+    if not is_image(document):
+        msg = f"{name} is no image that a docker-archive can hold"
+        raise UnsupportedError(msg, hint="write an oci-archive")
+    return root.descriptor.digest, document

@@ -1,0 +1,212 @@
+"""`manifest.json` beside `index.json`: which images only `manifest.json` lists, and where the two contradict.
+
+Some tools read one of the two files, some the other: an archive in which they mean different images is refused.
+Images are compared by the digests of their configs. No file is read here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.archive.docker_images import full_name
+from ocistream.archive.entries import blob_digest
+from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.layout.index import FULL_NAME, REF_NAME
+from ocistream.oci.descriptor import Descriptor
+from ocistream.oci.documents import parse_document
+from ocistream.oci.reference import printable
+from ocistream.streams.chunks import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocistream.archive.docker_images import Listed
+    from ocistream.oci.documents import Document
+
+__all__ = ["Comparison"]
+
+_READ_AS_DOCKER: Final = "tools disagree on what this archive holds; to use manifest.json, write docker-archive:FILE"
+
+
+class Comparison:
+    """The images of an `index.json`, to compare those of `manifest.json` with.
+
+    `needs` are the manifests and indexes that are not known yet, by digest. Each is answered by `supply`; a manifest
+    that the archive lacks is never answered.
+    """
+
+    def __init__(self, entries: Sequence[Descriptor]) -> None:
+        """Take the entries of `index.json`."""
+        self.needs: dict[str, Descriptor] = {}
+        self._entries = entries
+        self._known: set[str] = set()
+        self._children: dict[str, tuple[str, ...]] = {}
+        #: By the digest of a manifest: its config, and its layers as `_layers` gives them.
+        self._configs: dict[str, str] = {}
+        self._layers: dict[str, str | tuple[str, ...]] = {}
+        #: By the digest of a config: the manifests that have it.
+        self._manifests: dict[str, list[Descriptor]] = {}
+        self._offered = 0
+        self._steps = 0
+        for entry in entries:
+            self._need(entry)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Something that is different whenever more is known."""
+        return len(self._known), len(self.needs)
+
+    def supply(self, digest: str, raw: bytes) -> list[str]:
+        """Answer a need, and return the digests of the new needs.
+
+        A document that is corrupt or malformed counts as lacking: the images that use the document report that.
+        """
+        if digest_of(raw, digest.partition(":")[0]) != digest:
+            del self.needs[digest]
+            return []
+        try:
+            document = parse_document(self.needs[digest], raw)
+        except (ArchiveError, UnsupportedError):
+            del self.needs[digest]
+            return []
+        return self.supply_parsed(digest, document)
+
+    def supply_parsed(self, digest: str, document: Document) -> list[str]:
+        """Answer a need with what was parsed already, and return the digests of the new needs."""
+        descriptor = self.needs.pop(digest)
+        if document.config is not None:
+            self._configs[digest] = document.config.digest
+            bare = Descriptor(descriptor.media_type, digest, descriptor.size)
+            self._manifests.setdefault(document.config.digest, []).append(bare)
+            self._layers[digest] = _layers(document.layers)
+            return []
+        self._offered += len(document.manifests)
+        if self._offered > limits.MAX_OFFERED:
+            msg = f"the indexes list more than {limits.MAX_OFFERED} manifests to compare manifest.json with"
+            raise UnsupportedError(msg, hint=_READ_AS_DOCKER)
+        self._children[digest] = tuple(child.digest for child in document.manifests)
+        return [child.digest for child in document.manifests if self._need(child)]
+
+    def entries_with(self, image_id: str) -> list[Descriptor]:
+        """Return the entries of `index.json` that lead to an image with this ID, as far as is known by now."""
+        return [entry for entry in self._entries if image_id in self._reach(entry.digest)[0]]
+
+    def manifest_of(self, image: Listed) -> Descriptor | None:
+        """Return the manifest that an image of `manifest.json` has below `index.json`: the same config and layers."""
+        for manifest in self._manifests.get(blob_digest(image.config) or "", ()):
+            if _are_same(self._layers[manifest.digest], image.layers):
+                return manifest
+        return None
+
+    def only_in_manifest_json(self, images: Sequence[Listed], *, by_name: bool = False) -> list[Listed]:
+        """Return the images of `manifest.json` that `index.json` does not list.
+
+        While there are `needs`, the result may be too long. With `by_name`, only the images that have the same name
+        in both files are compared.
+
+        Raises:
+            ArchiveError: the two files contradict each other.
+        """
+        named = self._named() if any(image.tags for image in images) else {}
+        reached: dict[str, tuple[set[str], bool]] = {}
+        only: list[Listed] = []
+        for image in images:
+            config = blob_digest(image.config) or ""
+            for tag in image.tags:
+                self._check_name(tag, config, named.get(full_name(tag), ()), reached)
+            if by_name:
+                continue
+            if not config:
+                msg = f"manifest.json names the config {printable(image.config)}, which no image of index.json uses"
+                raise ArchiveError(msg, hint=_READ_AS_DOCKER)
+            if config not in self._manifests:
+                only.append(image)
+            elif self.manifest_of(image) is None:
+                first = self._manifests[config][0].digest
+                msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
+                raise ArchiveError(msg, hint=_READ_AS_DOCKER)
+        if only and len(only) == len(images) and self._configs and not self.needs:
+            image_id = blob_digest(only[0].config)
+            msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
+            raise ArchiveError(msg, hint=_READ_AS_DOCKER)
+        return only
+
+    def _need(self, descriptor: Descriptor) -> bool:
+        """Note a manifest or an index that was not seen before."""
+        digest = descriptor.digest
+        is_document = descriptor.is_index or descriptor.is_manifest
+        if not is_document or digest in self._known or descriptor.size > limits.MAX_MANIFEST:
+            return False
+        if len(self._known) >= limits.MAX_MANIFESTS:
+            msg = f"more than {limits.MAX_MANIFESTS} manifests to compare manifest.json with"
+            raise UnsupportedError(msg, hint=_READ_AS_DOCKER)
+        self._known.add(digest)
+        self.needs[digest] = descriptor
+        return True
+
+    def _named(self) -> dict[str, list[str]]:
+        """Return the digests of the entries, by their full names."""
+        named: dict[str, list[str]] = {}
+        for entry in self._entries:
+            names = (entry.annotations.get(key, "") for key in (FULL_NAME, REF_NAME))
+            for name in {full_name(name) for name in names if {":", "/"} & set(name)}:
+                named.setdefault(name, []).append(entry.digest)
+        return named
+
+    def _check_name(
+        self, tag: str, config: str, entries: Sequence[str], reached: dict[str, tuple[set[str], bool]]
+    ) -> None:
+        """Check that one of the entries that have a name of `manifest.json` leads to the image of that name.
+
+        Raises:
+            ArchiveError: none does.
+        """
+        for digest in entries:
+            if digest not in reached:
+                reached[digest] = self._reach(digest)
+            configs, is_known = reached[digest]
+            if config in configs or not is_known:
+                return
+        if entries:
+            msg = f"{printable(tag)} is one image in manifest.json and another one in index.json"
+            hint = "tools disagree on what this archive holds: get it again from a source that you trust"
+            raise ArchiveError(msg, hint=hint)
+
+    def _reach(self, digest: str) -> tuple[set[str], bool]:
+        """Return the configs of all images below an entry, and whether none of its manifests is still to be read."""
+        configs: set[str] = set()
+        is_known = True
+        seen = {digest}
+        todo = [digest]
+        while todo:
+            one = todo.pop()
+            is_known = is_known and one not in self.needs
+            if one in self._configs:
+                configs.add(self._configs[one])
+            new = [child for child in self._children.get(one, ()) if child not in seen]
+            seen.update(new)
+            todo += new
+            self._steps += 1
+        if self._steps > limits.MAX_NEEDED:
+            msg = f"the images need more than {limits.MAX_NEEDED} manifests, each its own"
+            raise UnsupportedError(msg, hint=_READ_AS_DOCKER)
+        return configs, is_known
+
+
+def _layers(layers: Sequence[Descriptor]) -> str | tuple[str, ...]:
+    """Return what tells layers from others: one digest for all of them, or, with foreign ones, each one's."""
+    digests = tuple("" if layer.is_foreign else layer.digest for layer in layers)
+    return digests if "" in digests else _joined(digests)
+
+
+def _are_same(found: str | tuple[str, ...], names: Sequence[str]) -> bool:
+    """Return whether `manifest.json` names the same layers; Docker saves foreign ones under other digests."""
+    digests = tuple(blob_digest(name) or name for name in names)
+    if isinstance(found, str):
+        return found == _joined(digests)
+    return len(found) == len(digests) and all(one in {"", other} for one, other in zip(found, digests, strict=True))
+
+
+def _joined(digests: Sequence[str]) -> str:
+    return digest_of("\n".join(digests).encode("utf-8", "surrogateescape"))

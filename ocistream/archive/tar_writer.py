@@ -1,0 +1,192 @@
+"""A tar as it is written: entries of a known size, and those whose size and name are known when they have passed.
+
+It knows nothing of images; where the bytes go is outputs.py's concern.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import tempfile
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.archive import tar
+from ocistream.archive.outputs import Begun, Rewritable
+from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
+from ocistream.streams import files
+from ocistream.streams.chunks import chunks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from io import FileIO
+
+    from ocistream.archive.outputs import Output
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.streams.chunks import Chunk
+    from ocistream.transfer.interfaces import Blob, Unnamed
+
+__all__ = ["TarWriter"]
+
+
+_SPOOLING = "cannot keep a layer in a temporary file"
+
+
+def _spool() -> FileIO:
+    """Open a temporary file that has no name.
+
+    Raises:
+        LocalDiskError: there is no folder for it.
+    """
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except FileNotFoundError as error:
+        # Python has tried all the usual ones, by writing to them.
+        msg = f"{_SPOOLING}: no folder for temporary files can be written to"
+        raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    """Say what goes wrong with the temporary file, which is mostly on another disk than what is read or written.
+
+    Raises:
+        LocalDiskError: that disk is full, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = files.disk_error(_SPOOLING, error)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a folder that has some"
+            found = LocalDiskError(found.what, hint=hint)
+        raise found from error
+
+
+class TarWriter:
+    """One tar, written from the front to the back. `mtime` (seconds since 1970) stands in every entry."""
+
+    def __init__(self, output: Output, mtime: int = 0) -> None:
+        """Write to `output`."""
+        self._output = output
+        self._mtime = mtime
+
+    def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
+        """Write an entry of `size` bytes.
+
+        If its chunks raise, it is taken back where that is possible; else it stays short, and the archive without an
+        end.
+        """
+        self._add(name, size, lambda: chunks)
+
+    def add_blob(self, name: str, blob: Blob) -> None:
+        """Write an entry as `add` does; what is there of it already is not read again, but for what has to be."""
+        if blob.open_at is None and blob.descriptor.size >= limits.WORTH_KEEPING:
+            # Another run would have to read all of it again.
+            self.discard()
+        self._add(name, blob.descriptor.size, functools.partial(self._rest_of, blob))
+
+    def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
+        with self.taken_back_on_failure():
+            self._output.write(tar.header(name, size, self._mtime))
+            for chunk in chunks():
+                self._output.write(chunk)
+            self._output.write(tar.padding(size))
+
+    def _rest_of(self, blob: Blob) -> Iterator[Chunk]:
+        """Pass over what is there of a blob that is about to be written, and give the rest of it."""
+        output = self._output
+        there = min(output.there(), blob.descriptor.size) if isinstance(output, Begun) else 0
+        if not there or not isinstance(output, Begun):
+            return blob.open()
+        held = output.held(there)
+        if held is not None and blob.resume is not None:
+            output.pass_over(there)
+            return blob.resume(held, there)
+        if held is None and blob.open_at is not None:
+            output.pass_over(there)
+            return blob.open_at(there)
+        # What is written is compared with what is there, or dropped.
+        return blob.open()
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether nothing is left of an entry whose chunks raised."""
+        return isinstance(self._output, Rewritable)
+
+    def add_small(self, name: str, content: bytes) -> None:
+        """Write an entry that is held."""
+        self._output.write(tar.header(name, len(content), self._mtime) + content + tar.padding(len(content)))
+
+    def add_unnamed(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
+        """Write an entry whose size is known when all of it has passed; `name` then gives its name, or None to drop it.
+
+        Where the output can be written over, the header is; else the bytes wait in a temporary file until then.
+        """
+        if isinstance(self._output, Rewritable):
+            return self._add_in_place(blob, name, self._output)
+        return self._add_by_way_of_a_file(blob, name)
+
+    def finish(self) -> None:
+        """Write the end of the archive, and let the output make it visible."""
+        self.end()
+        self._output.finish()
+
+    def end(self) -> None:
+        """Write the end of the archive."""
+        self._output.write(tar.END)
+
+    def discard(self) -> None:
+        """Keep nothing of it."""
+        if isinstance(self._output, Rewritable):
+            self._output.discard()
+
+    def close(self) -> None:
+        """Keep what another run can go on with, and drop what was not finished otherwise."""
+        self._output.close()
+
+    @contextlib.contextmanager
+    def taken_back_on_failure(self) -> Iterator[None]:
+        """Leave nothing of what is written within the block, where that is possible, if the block raises."""
+        if not isinstance(self._output, Rewritable):
+            yield
+            return
+        position = self._output.position()
+        try:
+            yield
+        except IntegrityError:
+            self._output.truncate(position)
+            raise
+        except OcistreamError:
+            self._output.rewind(position)
+            raise
+
+    def _add_in_place(self, blob: Unnamed, name: Callable[[Descriptor], str | None], output: Rewritable) -> Descriptor:
+        position = output.position()
+        # Nor could another run go on in the middle of what is made anew.
+        output.discard()
+        with self.taken_back_on_failure():
+            output.write(bytes(tar.BLOCK))
+            for chunk in blob.open():
+                output.write(chunk)
+            descriptor = blob.descriptor()
+        if (called := name(descriptor)) is None:
+            output.truncate(position)
+        else:
+            output.write(tar.padding(descriptor.size))
+            output.rewrite(position, tar.header_of_one_block(called, descriptor.size, self._mtime))
+        return descriptor
+
+    def _add_by_way_of_a_file(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
+        with _spooling(), _spool() as spool:
+            for chunk in blob.open():
+                files.write_all(spool, chunk)
+            descriptor = blob.descriptor()
+            if (called := name(descriptor)) is not None:
+                spool.seek(0)
+                self._output.write(tar.header_of_one_block(called, descriptor.size, self._mtime))
+                for chunk in chunks_of(spool, descriptor.size):
+                    self._output.write(chunk)
+                self._output.write(tar.padding(descriptor.size))
+        return descriptor

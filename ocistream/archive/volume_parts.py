@@ -1,0 +1,157 @@
+"""Parts of blobs in volumes: found where the volume's index says that they are, and put together again.
+
+A part is believed nothing: not where it lies, nor how large it is, nor what it says of its digest. What is put together
+is verified as every blob.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError
+from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor
+from ocistream.oci.volumes import checksum_name, checksum_of, part_name, part_of, wrong_part
+from ocistream.streams.chunks import Tally, gathered, verified
+from ocistream.transfer.interfaces import Blob, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.archive.entries import Contents, Place
+    from ocistream.oci.volumes import Piece, Volume
+    from ocistream.streams.chunks import Chunk
+
+__all__ = ["PassingParts", "check_parts", "is_damaged", "joined", "parts_in", "put_together"]
+
+
+def parts_in(
+    volume: Volume,
+    contents: Contents,
+    descriptor: Descriptor,
+    read: Callable[[Place, int], bytes],
+    chunks: Callable[[Place, int], Iterator[Chunk]],
+) -> list[Part]:
+    """Give the parts of a blob as a volume's index has them, with the way to those that are in it.
+
+    `read` gives what lies at a place, of at most so many bytes, `chunks` what lies there from an offset on.
+
+    Raises:
+        ArchiveError: they are no parts of such a blob, or the volume lacks what it says it has.
+    """
+    pieces = volume.pieces.get(descriptor.digest, ())
+    if pieces and sum(piece.size for piece in pieces) != descriptor.size:
+        msg = f"{volume}: its parts of {descriptor.digest} do not make up the {descriptor.size} bytes of that"
+        raise ArchiveError(msg)
+    found: list[Part] = []
+    for piece in pieces:
+        blob = None
+        if piece.volume == volume.number:
+            place, checksum = _placed(volume, contents, descriptor.digest, piece)
+            digest = checksum_of(part_name(descriptor.digest, piece.offset), read(checksum, limits.MAX_LAYOUT_FILE))
+            at = partial(chunks, place)
+            blob = Blob(Descriptor(UNKNOWN_TYPE, digest, piece.size), partial(at, 0), open_at=at)
+        found.append(Part(piece.offset, piece.size, volume.template.name(piece.volume), blob))
+    return found
+
+
+def check_parts(volume: Volume, contents: Contents) -> None:
+    """Make sure that a volume has all parts that it says it has.
+
+    Raises:
+        ArchiveError: it has not, or they are of other sizes.
+    """
+    for digest, pieces in volume.pieces.items():
+        for piece in pieces:
+            if piece.volume == volume.number:
+                _placed(volume, contents, digest, piece)
+
+
+def _placed(volume: Volume, contents: Contents, digest: str, piece: Piece) -> tuple[Place, Place]:
+    """Find a part, and what says its digest."""
+    name = part_name(digest, piece.offset)
+    place, checksum = contents.parts.get((digest, piece.offset)), contents.checksums.get((digest, piece.offset))
+    if place is None or checksum is None:
+        msg = f"{volume} lacks {name if place is None else checksum_name(name)}, which its index says it has"
+        raise ArchiveError(msg)
+    if place.size != piece.size:
+        msg = f"{volume}: {name} has {place.size} bytes, and its index says {piece.size}"
+        raise ArchiveError(msg)
+    return place, checksum
+
+
+class PassingParts:
+    """Parts that pass in a pipe: each is held against what says its digest, which comes behind it."""
+
+    def __init__(self, what: str) -> None:
+        """Begin with none; `what` names the archive in errors."""
+        self._what = what
+        self._digests: dict[tuple[str, int], str] = {}
+
+    def take(self, name: str, chunks: Iterator[Chunk]) -> None:
+        """Look at an entry of a tar, if it is a part or a checksum of one.
+
+        Raises:
+            IntegrityError: a part is not what its checksum says.
+            ArchiveError: that is malformed.
+        """
+        part = part_of(name)
+        if part is None:
+            return
+        digest, offset, is_checksum = part
+        if not is_checksum:
+            raw = Tally(chunks)
+            for _ in raw:
+                pass
+            self._digests[digest, offset] = raw.digest
+        elif (found := self._digests.pop((digest, offset), None)) is not None:
+            promised = checksum_of(part_name(digest, offset), gathered(itertools.islice(chunks, 1)))
+            if promised != found:
+                wrong = IntegrityError(f"{promised}: the bytes have the digest {found}")
+                raise wrong_part(digest, offset, self._what, wrong)
+
+
+def joined(first: Sequence[Part], second: Sequence[Part]) -> list[Part]:
+    """Give the parts of a blob with the way to each that is known to either of two volumes of one set."""
+    return [one if one.blob else replace(one, blob=other.blob) for one, other in zip(first, second, strict=True)]
+
+
+def put_together(descriptor: Descriptor, parts: Sequence[Part]) -> Blob | None:
+    """Give a blob by its parts, or None where not all of them are at hand."""
+    if not parts or not all(part.blob for part in parts):
+        return None
+
+    def chunks(offset: int = 0) -> Iterator[Chunk]:
+        for part in parts:
+            open_at = part.blob.open_at if part.blob else None
+            if open_at is not None and offset < part.offset + part.size:
+                yield from open_at(max(0, offset - part.offset))
+
+    def opened(offset: int = 0) -> Iterator[Chunk]:
+        return _beginning_whole(chunks(offset))
+
+    return Blob(descriptor, opened, open_at=opened)
+
+
+def _beginning_whole(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Give the same, with no first chunk of a few bytes: by how a blob begins it is seen what it is."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if len(first) >= limits.KIB:
+            break
+    yield first
+    yield from chunks
+
+
+def is_damaged(part: Blob) -> bool:
+    """Read a part, and say whether it is not what is said of it."""
+    try:
+        for _ in verified(part.open(), part.descriptor):
+            pass
+    except IntegrityError:
+        return True
+    return False

@@ -1,0 +1,373 @@
+"""Where secrets come from, and where `login` puts them: flags, environment, auth files, credential helpers.
+
+`Keychain.find` asks, in this order, and the first that knows the registry wins:
+
+1. what the command line gave, for the registries that the user named;
+2. the file that `--authfile` names, which takes the place of those below from 5 on;
+3. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`, for the same;
+4. what the configuration says of the registry (`CredentialSource`): two variables, a helper, or a file;
+5. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
+6. the file that `REGISTRY_AUTH_FILE` names;
+7. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
+   `login` writes there: what was just typed must not lose against an older file;
+8. Podman's files (containers-auth.json(5)), `$XDG_RUNTIME_DIR/containers/auth.json` (or the one in
+   `/run/containers/<uid>`), then `$XDG_CONFIG_HOME/containers/auth.json`.
+
+This room knows no network and no `os.environ`: the environment and the home directory are handed in. A secret
+leaves it in a `Credential` only, never in an error or a repr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocistream import notices
+from ocistream.auth.docker_config import (
+    MAX_AUTH_FILE,
+    TOKEN_USERNAME,
+    AuthFile,
+    Credential,
+    check_storable,
+    entry_of,
+    host_of,
+    named_by,
+    server_of,
+    shown_with,
+)
+from ocistream.errors import AuthenticationError, UsageError
+from ocistream.oci.reference import printable
+from ocistream.streams.files import atomic_file, disk_errors, locked_directory, write_all
+from ocistream.streams.paths import write_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from ocistream.auth.helpers import CredentialHelper
+
+__all__ = ["Credential", "CredentialSource", "Keychain", "parse_source"]
+
+#: Where Podman keeps its file when there is no XDG_RUNTIME_DIR, as is usual for root and in CI.
+PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
+
+DEFAULT_PREFIX: Final = "OCISTREAM"
+#: What may stand behind the colon of a `CredentialSource`, by its kind.
+_SOURCES: Final = {
+    "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"),
+    "helper": re.compile(r"[a-z0-9-]+"),
+    "file": re.compile(r"[^\0]+"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialSource:
+    """Where one registry's secret is: variables that begin with `name`, the helper `name`, or the file `name`."""
+
+    #: One of `env`, `helper` and `file`.
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        """Give it as it is written."""
+        return f"{self.kind}:{self.name}"
+
+
+def parse_source(text: str) -> CredentialSource:
+    """Read `env:PREFIX`, `helper:NAME` or `file:PATH`.
+
+    Raises:
+        UsageError: it is none of them. It is not shown: it may be a password.
+    """
+    kind, _, name = text.partition(":")
+    if kind not in _SOURCES or not _SOURCES[kind].fullmatch(name):
+        msg = "is not env:PREFIX, helper:NAME or file:PATH"
+        hint = (
+            "as in env:CI (CI_USERNAME and CI_PASSWORD), helper:ecr-login (docker-credential-ecr-login), file:auth.json"
+        )
+        raise UsageError(msg, hint=hint)
+    return CredentialSource(kind, name)
+
+
+class Keychain:
+    """The places that hold credentials, asked in the order of this module's docstring. It keeps nothing."""
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        *,
+        home: Path,
+        explicit: Credential | None = None,
+        prefix: str = DEFAULT_PREFIX,
+        named: Collection[str] | None = None,
+        configured: Callable[[str], CredentialSource | None] = lambda _host: None,
+        auth_file: tuple[Path, str] | None = None,
+    ) -> None:
+        """Look in `env` and below `home`; `explicit` beats everything.
+
+        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that
+        the user named (None: all there are): what has no registry's name with it, `explicit` and the user names of
+        the environment, is for those alone, and not for a mirror or another location that a configuration names.
+        `configured` says where the secret of a host is, in its one spelling, by the configuration. `auth_file` is a
+        file in Docker's format, and what names it ("--authfile"). It takes the place of all other such files.
+        """
+        self._auth_file = auth_file
+        self._env = env
+        self._home = home
+        self._explicit = explicit
+        self._prefix = prefix
+        self._configured = configured
+        self._named = None if named is None else {host_of(registry) for registry in named}
+
+    def find(self, registry: str, repository: str = "") -> Credential | None:
+        """Find what to show to `registry` ("docker.io", "localhost:5000") for `repository`; None: anonymous.
+
+        Host and port must match exactly. Within a file the host's own entry of `credHelpers` is asked first,
+        then `auths` (the longest of `host/ns/repo`, `host/ns`, `host`, as Podman has it), then `credsStore`.
+        As with Docker, a host that has an entry in `credHelpers` never asks `credsStore`, and an empty entry
+        there switches helpers off for it.
+
+        Raises:
+            UsageError: half a pair in the environment, or a malformed auth file. It is the user's to correct,
+                so this is exit 2; going on without it would end as a puzzling refusal by the registry.
+            LocalDiskError: a file cannot be read.
+            AuthenticationError: a credential helper failed; or `REGISTRY_AUTH_FILE` or the configuration names a
+                file that does not exist.
+        """
+        host = host_of(registry)
+        is_named = self._named is None or host in self._named
+        if is_named and self._explicit is not None:
+            return self._explicit
+        if self._auth_file is not None:
+            path, by = self._auth_file
+            if (found := self._from_file(self._load_named(path, by), host, repository)) is not None:
+                return named_by(found, by)
+        if is_named and (found := self._from_environment()) is not None:
+            return found
+        source = self._configured(host)
+        if source is not None:
+            if (found := self._from_source(source, host, repository)) is not None:
+                return named_by(found, "the configuration")
+            notices.notice(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
+        for file in self._files():
+            found = self._from_file(file, host, repository)
+            if found is not None:
+                return found
+        return None
+
+    def sources(self, registry: str) -> list[str]:
+        """Name the places that would be asked for a registry, in their order, up to the first that surely knows it.
+
+        No helper is run and no secret is looked at but to see that there is one.
+
+        Raises:
+            UsageError, LocalDiskError, AuthenticationError: as `find`.
+        """
+        found: dict[str, None] = {}
+        for name, is_sure in self._unasked(host_of(registry)):
+            found[name] = None
+            if is_sure:
+                break
+        return list(found)
+
+    def save(self, registry: str, credential: Credential) -> str:
+        """Keep `credential` for `registry` where Docker would, and say where that was.
+
+        With a helper configured for the host it goes there, and Docker's file gets the empty entry by which
+        Docker knows of the login; otherwise the file holds it. Older entries of the same host go, so that
+        none of them is found first. Everything else in the file stays as it is.
+
+        Raises:
+            UsageError: the credential cannot be written in Docker's format, or its file is malformed.
+            LocalDiskError: the file cannot be read or written.
+            AuthenticationError: the credential helper failed.
+        """
+        host = host_of(registry)
+        check_storable(credential)
+        path = self._docker_path()
+        file = self._load(path, self._docker_variable()) or AuthFile(self._shown(path), {})
+        helper = self._helper(file.helper_of(host), file.named)
+        if helper is None:
+            self._replace(path, host, entry_of(credential))
+            return file.shown
+        token = credential.identity_token
+        helper.store(
+            server_of(host),
+            credential.username if token is None else TOKEN_USERNAME,
+            credential.secret if token is None else token,
+        )
+        self._replace(path, host, {})
+        return helper.program
+
+    def erase(self, registry: str) -> str | None:
+        """Forget what Docker's file and its helper hold for `registry`; say where it was, None: nowhere.
+
+        Entries of single repositories (`host/ns`) are Podman's and stay, as do Podman's own files.
+
+        Raises:
+            UsageError, LocalDiskError, AuthenticationError: as `save`.
+        """
+        host = host_of(registry)
+        path = self._docker_path()
+        file = self._load(path, self._docker_variable())
+        if file is None:
+            return None
+        places = []
+        helper = self._helper(file.helper_of(host), file.named)
+        # Helpers differ in what they answer to `erase` when there is nothing; to `get` they all answer alike.
+        if helper is not None and helper.get(server_of(host)) is not None:
+            helper.erase(server_of(host))
+            places.append(helper.program)
+        entries = file.entries_of(host)
+        if entries:
+            self._replace(path, host, None)
+        if any(fields for _, fields in entries):
+            places.append(file.shown)
+        return " and ".join(places) or None
+
+    def _from_environment(self) -> Credential | None:
+        for prefix in dict.fromkeys((self._prefix, DEFAULT_PREFIX)):
+            if (found := self._from_variables(prefix)) is not None:
+                return found
+        return None
+
+    def _from_variables(self, prefix: str) -> Credential | None:
+        names = f"{prefix}_USERNAME", f"{prefix}_PASSWORD"
+        username, password = (self._env.get(name, "") for name in names)
+        if username and password:
+            return Credential(username, password, source=names[0])
+        if username or password:
+            given, missing = names if username else names[::-1]
+            msg = f"{given} is set, but {missing} is not"
+            raise UsageError(msg, hint="set both or neither")
+        return None
+
+    def _from_source(self, source: CredentialSource, host: str, repository: str) -> Credential | None:
+        if source.kind == "env":
+            return self._from_variables(source.name)
+        if source.kind == "helper":
+            return self._ask(source.name, "the configuration", host)
+        return self._from_file(self._load_named(Path(source.name), "the configuration"), host, repository)
+
+    def _unasked(self, host: str) -> Iterator[tuple[str, bool]]:
+        """Name the places that `find` asks, and say whether they surely know the host: of a helper nobody can tell."""
+        if (known := self._from_environment()) is not None:
+            yield known.source, True
+        source = self._configured(host)
+        if source is not None and source.kind == "file":
+            yield from self._in_file(self._load_named(Path(source.name), "the configuration"), host)
+        elif source is not None and source.kind == "helper":
+            yield f"docker-credential-{source.name}", False
+        elif source is not None and (known := self._from_variables(source.name)) is not None:
+            yield known.source, True
+        for file in self._files():
+            yield from self._in_file(file, host)
+
+    def _in_file(self, file: AuthFile, host: str) -> Iterator[tuple[str, bool]]:
+        own = file.own_helper(host)
+        if own:
+            yield f"docker-credential-{own}", False
+        if file.entry(host, "") is not None:
+            yield file.shown, True
+        if own is None and (other := file.default_helper()):
+            yield f"docker-credential-{other}", False
+
+    def _files(self) -> Iterator[AuthFile]:
+        if self._auth_file is not None:
+            # It has been asked.
+            return
+        inline = self._env.get("DOCKER_AUTH_CONFIG")
+        if inline:
+            yield AuthFile.parse(inline.encode(errors="surrogateescape"), "DOCKER_AUTH_CONFIG")
+        named = self._env.get("REGISTRY_AUTH_FILE")
+        if named:
+            yield self._load_named(Path(named), "REGISTRY_AUTH_FILE")
+        docker = self._docker_path(), self._docker_variable()
+        for path, variable in (docker, *((path, "") for path in self._podman_paths())):
+            file = self._load(path, variable)
+            if file is not None:
+                yield file
+
+    def _from_file(self, file: AuthFile, host: str, repository: str) -> Credential | None:
+        own = file.own_helper(host)
+        found = self._ask(own, file.named, host) or file.entry(host, repository)
+        if found is None and own is None:
+            found = self._ask(file.default_helper(), file.named, host)
+        return found
+
+    def _ask(self, name: str | None, configured_in: str, host: str) -> Credential | None:
+        helper = self._helper(name, configured_in)
+        answer = helper.get(server_of(host)) if helper is not None else None
+        if helper is None or answer is None:
+            return None
+        username, secret = answer
+        if username == TOKEN_USERNAME:
+            return Credential(username, "", secret, helper.program)
+        return Credential(username, secret, None, helper.program)
+
+    def _helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
+        if not name:
+            return None
+        from ocistream.auth.helpers import CredentialHelper
+
+        return CredentialHelper(name, self._env, configured_in)
+
+    def _docker_path(self) -> Path:
+        if self._auth_file is not None:
+            return self._auth_file[0]
+        directory = self._env.get("DOCKER_CONFIG")
+        return (Path(directory) if directory else self._home / ".docker") / "config.json"
+
+    def _docker_variable(self) -> str:
+        """Give the variable that names Docker's directory, or "" for the default directory."""
+        return "DOCKER_CONFIG" if self._env.get("DOCKER_CONFIG") else ""
+
+    def _podman_paths(self) -> Iterator[Path]:
+        runtime = self._env.get("XDG_RUNTIME_DIR")
+        if runtime:
+            yield Path(runtime) / "containers" / "auth.json"
+        else:
+            yield PODMAN_RUN_DIRECTORY / str(os.getuid()) / "auth.json"
+        # As the tools whose file it is have it (skopeo 1.9), also where a path is relative.
+        config = self._env.get("XDG_CONFIG_HOME")
+        yield (Path(config) if config else self._home / ".config") / "containers" / "auth.json"
+
+    def _shown(self, path: Path) -> str:
+        if path.is_relative_to(self._home):
+            return f"~/{path.relative_to(self._home)}"
+        return str(path)
+
+    def _load_named(self, path: Path, by: str) -> AuthFile:
+        variable = by if by == "REGISTRY_AUTH_FILE" else ""
+        file = self._load(path, variable)
+        if file is None:
+            # Not a NotFoundError: which image was asked for has nothing to do with the missing file.
+            msg = f"{by} names {self._shown(path)}, which does not exist"
+            raise AuthenticationError(msg, hint=f"correct {by}, or unset it" if variable else f"correct {by}")
+        return file
+
+    def _load(self, path: Path, variable: str = "") -> AuthFile | None:
+        shown = self._shown(path)
+        with disk_errors(f"cannot read {shown_with(shown, variable)}"):
+            try:
+                with path.open("rb") as file:
+                    raw = file.read(MAX_AUTH_FILE + 1)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return AuthFile.parse(raw, shown, variable)
+
+    def _replace(self, path: Path, host: str, entry: dict[str, str] | None) -> None:
+        """Put `entry` in place of all that `path` holds for `host`; None removes it."""
+        # A config.json that is a link into a folder of dot files stays one: its target is replaced.
+        target = write_target(path)
+        with disk_errors(f"cannot write {self._shown(path)}"):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with locked_directory(target.parent):
+                file = self._load(path) or AuthFile(self._shown(path), {})
+                fields = file.with_entry(host, entry)
+                if fields != file.fields:
+                    with atomic_file(target, mode=0o600) as out:
+                        write_all(out, json.dumps(fields, indent="\t").encode())

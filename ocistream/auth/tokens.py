@@ -1,0 +1,326 @@
+"""From a registry's challenge to an `Authorization` header: Basic, and Bearer with its tokens.
+
+The rules are those of the distribution project's "Token Authentication" and "Oauth2 Token Authentication"; how a server
+is asked is `token_requests`' concern. This room knows no sockets and no files: credentials come from a callable, and
+token requests leave through another one, which checks where they go and retries. Which origin may be trusted, and the
+retry after a 401, are not here but in `ocistream.http.client`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from ocistream import limits, notices
+from ocistream.auth.challenges import Challenge, parse_challenges
+from ocistream.auth.scopes import split_scope, uncovered
+from ocistream.auth.token_requests import (
+    VISIBLE,
+    TokenAnswer,
+    TokenRequest,
+    basic,
+    get_request,
+    lifetime_of,
+    oauth_request,
+    origin_of,
+    token_of,
+)
+from ocistream.auth.unproven_secrets import Trial, Trials
+from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
+from ocistream.oci.reference import printable
+from ocistream.oci.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocistream.auth.docker_config import Credential
+
+__all__ = ["Authenticator"]
+
+#: A token is renewed when fewer seconds than this are left, or a tenth of its life: the request that carries
+#: it takes time too. Never more than half of its life, so that one of 60 s serves for 50 and one of 4 s for 2.
+RENEWAL_SECONDS: Final = 10.0
+#: Scopes that a registry's challenges may add to those that the caller named; real ones add one, if any.
+MAX_ADDED_SCOPES: Final = 16
+
+#: Sources of credentials that are given for this run, before which a login does not come.
+_GIVEN: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A token as the header that shows it, and what it was asked for; `renew_at` is in the clock's time."""
+
+    header: str = field(repr=False)
+    scopes: tuple[str, ...]
+    credential: Credential | None
+    renew_at: float
+
+
+class Authenticator:
+    """What to show to one registry (one host and port).
+
+    Thread-safe: of several threads that ask for the same scopes, one fetches the token and the others wait
+    for it. Threads that ask for different ones do not wait for each other.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        find: Callable[[str], Credential | None],
+        send: Callable[[TokenRequest], TokenAnswer],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Speak for `registry` ("docker.io", "localhost:5000"); nothing is asked for yet.
+
+        `find(repository)` gives the credential, None for anonymous; it is asked when a challenge needs it,
+        once for each repository. `send` sends a token request and gives its answer. `clock` counts seconds.
+        """
+        self._registry = registry
+        self._find = find
+        self._send = send
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._finding = threading.Lock()
+        self._challenge: Challenge | None = None
+        self._credentials: dict[str, Credential | None] = {}
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._gates: dict[tuple[str, ...], threading.Lock] = {}
+        self._extra: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._refusals: dict[tuple[str, ...], str] = {}
+        self._trials = Trials()
+
+    @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has said how to authenticate."""
+        return self._challenge is not None
+
+    def authorization(self, scopes: tuple[str, ...]) -> str | None:
+        """Give the header value to send up front; None while the registry has not challenged anybody.
+
+        After a Bearer challenge this is a token for `scopes`, a held one that covers them or a fresh one, so
+        that no body is sent only to be refused. After Basic it is the credential, None if there is none.
+
+        Raises:
+            AuthenticationError: the token server refused the credential.
+            RegistryError: the token server or its answer is broken.
+            UsageError: the credential cannot be sent.
+        """
+        challenge = self._challenge
+        if challenge is None:
+            return None
+        if challenge.scheme == "bearer":
+            return self._bearer(challenge, scopes)
+        credential = self._credential(scopes)
+        return basic(credential) if credential and credential.registry_token is None else None
+
+    def challenged(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
+        """Give the header value with which to repeat a request that got a 401.
+
+        `www_authenticate` are the answer's header values; without any the registry's last challenge counts
+        (gcr.io). `refused` is the value that the request had been sent with: a token that
+        equals it is forgotten and replaced. That a fresh one is refused again is for the caller to notice.
+
+        Raises:
+            AuthenticationError: there is nothing to show, or it was refused.
+            RegistryError: the challenge, the token server or its answer is broken.
+            UsageError: the credential cannot be sent.
+        """
+        challenge = self._challenge = self._choose(parse_challenges(www_authenticate)) or self._challenge
+        if challenge is None:
+            msg = f"{self._registry} answers 401 and does not say how to authenticate"
+            hint = "is it a registry that answers there, or a web server or a proxy that stands before one?"
+            raise AuthenticationError(msg, hint=hint)
+        if challenge.scheme == "bearer":
+            asked = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
+            with self._lock:
+                extra = self._extra.get(scopes, ())
+                self._extra[scopes] = (extra + uncovered(asked, scopes + extra))[:MAX_ADDED_SCOPES]
+                self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
+            header = self._bearer(challenge, scopes)
+            credential = self._credential(scopes)
+            if header == refused and credential is not None and credential.registry_token is not None:
+                # It is all there is: no server gives another one for it.
+                raise self._refused(credential)
+            return header
+        return self._basic_after(refused, scopes)
+
+    def has_ended(self, www_authenticate: Sequence[str]) -> bool:
+        """Say whether a challenge says that the token which was shown is not good any more (RFC 6750, section 3.1).
+
+        Then another one may be. Where it says nothing, or that the token allows too little, none would be better.
+        """
+        challenges = parse_challenges(www_authenticate)
+        return any(challenge.parameters.get("error") == "invalid_token" for challenge in challenges)
+
+    def is_final(self, header: str, scopes: tuple[str, ...]) -> bool:
+        """Say whether a header is all there is to show: no other one can be had where it is refused."""
+        credential = self._credential(scopes)
+        return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
+
+    @contextlib.contextmanager
+    def shown(self, header: str | None, scopes: tuple[str, ...]) -> Iterator[Trial]:
+        """Wait until a header may be shown; who shows it notes what came of it.
+
+        Raises:
+            AuthenticationError: it was shown meanwhile by somebody else, and refused.
+        """
+        if header is None or not self.is_final(header, scopes):
+            yield Trial()
+            return
+        with self._trials.of(header) as trial:
+            if self._trials.was_refused(header):
+                raise self._refused(self._credential(scopes))
+            yield trial
+
+    def _choose(self, challenges: list[Challenge]) -> Challenge | None:
+        """Prefer Bearer with a realm, then Basic; None where no challenge was made at all."""
+        bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+        basic = [challenge for challenge in challenges if challenge.scheme == "basic"]
+        for challenge in [one for one in bearer if one.parameters.get("realm")] + basic:
+            return challenge
+        if bearer:
+            msg = f"{self._registry} asks for a Bearer token without a realm to get one from"
+            raise RegistryError(msg, status=401)
+        if challenges:
+            schemes = ", ".join(dict.fromkeys(printable(challenge.scheme, 40) for challenge in challenges))
+            msg = f"{self._registry} wants authentication by {schemes}; only Basic and Bearer are known"
+            raise AuthenticationError(msg)
+        return None
+
+    def _credential(self, scopes: tuple[str, ...]) -> Credential | None:
+        """The credential for the first repository that `scopes` name: the one pushed to, for a mount."""
+        resources = (split_scope(scope)[0] for scope in scopes)
+        names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
+        repository = next(names, "")
+        with self._finding:
+            if repository not in self._credentials:
+                credential = self._credentials[repository] = _checked(self._find(repository))
+                shown = f"with {origin_of(credential)}" if credential else "anonymously: no credentials were found"
+                notices.notice(f"{self._registry}: asking {shown}", level=1)
+            return self._credentials[repository]
+
+    def _basic_after(self, refused: str | None, scopes: tuple[str, ...]) -> str:
+        credential = self._credential(scopes)
+        if credential is None or credential.registry_token is not None:
+            msg = f"{self._registry} wants a user name and a password, and none were found"
+            raise self._denied(msg)
+        header = basic(credential)
+        if header == refused:
+            raise self._refused(credential)
+        return header
+
+    def _refused(self, credential: Credential | None) -> AuthenticationError:
+        msg = f"{self._registry} refused {origin_of(credential) if credential else 'the credentials'}"
+        return self._denied(msg, credential)
+
+    def _denied(self, what: str, credential: Credential | None = None) -> AuthenticationError:
+        hint = f"ocistream login {self._registry}"
+        if credential is not None and (credential.is_named or credential.source.startswith(_GIVEN)):
+            hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
+        return AuthenticationError(what, hint=hint)
+
+    # -- tokens -----------------------------------------------------------------------------------------
+
+    def _bearer(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
+        """Give a held token that covers `scopes`, or fetch one."""
+        credential = self._credential(scopes)
+        if credential is not None and credential.registry_token is not None:
+            return f"Bearer {credential.registry_token}"
+        with self._lock:
+            wanted = scopes + self._extra.get(scopes, ())
+            gate = self._gates.setdefault(wanted, threading.Lock())
+        with gate:
+            held = self._held(wanted, credential)
+            if held is not None:
+                return held.header
+            if wanted in self._refusals:
+                # A wrong password that is shown again and again locks accounts.
+                raise self._denied(self._refusals[wanted], credential)
+            fresh = self._fetch(challenge, wanted, credential)
+            with self._lock:
+                self._tokens[wanted] = fresh
+            return fresh.header
+
+    def _held(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
+        """Find a token that still lives: the one for just these scopes, else one that covers them.
+
+        In this order, since some registries heed only a token's first scope (ggcr). One that was
+        got with another credential does not count: it may have been granted less.
+        """
+        now = self._clock()
+        with self._lock:
+            tokens = [self._tokens[wanted]] if wanted in self._tokens else []
+            tokens += self._tokens.values()
+        for token in tokens:
+            if now < token.renew_at and token.credential == credential and not uncovered(wanted, token.scopes):
+                return token
+        return None
+
+    def _fetch(self, challenge: Challenge, wanted: tuple[str, ...], credential: Credential | None) -> _Token:
+        realm, server = self._realm(challenge)
+        service = challenge.parameters.get("service", "")
+        if credential is not None and credential.identity_token is not None:
+            answer = self._send(oauth_request(realm, service, wanted, credential.identity_token))
+            if answer.status in {404, 405}:
+                # Not every token server speaks OAuth2 (distribution, "Oauth2 Token Authentication").
+                answer = self._send(get_request(realm, service, wanted, credential))
+        else:
+            answer = self._send(get_request(realm, service, wanted, credential))
+        if answer.status in {401, 403}:
+            why = f"refused {origin_of(credential)}" if credential else "wants credentials, and none were found"
+            self._refusals[wanted] = f"the token server {server} of {self._registry} {why}"
+            raise self._denied(self._refusals[wanted], credential)
+        where = f"the answer of the token server {server} of {self._registry}"
+        if not 200 <= answer.status < 300:
+            msg = f"the token server {server} of {self._registry} answered {answer.status}"
+            raise RegistryError(msg, status=answer.status)
+        try:
+            fields = parse_json(answer.body, where, limits.MAX_TOKEN_ANSWER)
+            token = token_of(fields, where)
+        except ArchiveError as error:
+            # Without its cause, which holds the answer and so the token.
+            raise RegistryError(error.what, status=answer.status) from None
+        lifetime = lifetime_of(fields.get("expires_in"))
+        margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
+        return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
+
+    def _realm(self, challenge: Challenge) -> tuple[str, str]:
+        """Check that the realm is an absolute http(s) URL; give it without a fragment, and its host."""
+        realm = challenge.parameters["realm"]
+        host = None
+        try:
+            parts = urlsplit(realm)
+            if parts.scheme in {"http", "https"} and "@" not in parts.netloc and parts.port != 0:
+                host = parts.hostname
+        except ValueError:
+            pass
+        if not host or not VISIBLE.match(realm):
+            msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
+            raise RegistryError(msg, status=401)
+        return realm.partition("#")[0], printable(host)
+
+
+def _checked(credential: Credential | None) -> Credential | None:
+    """Refuse a credential that cannot be sent: with half a character in it (a lone surrogate), or a line's end.
+
+    Raises:
+        UsageError: it is such a one.
+    """
+    if credential is not None:
+        try:
+            parts = credential.username, credential.secret, credential.identity_token or ""
+            "".join(parts).encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            msg = f"{origin_of(credential)} are not text"
+            # Without its cause, which holds the password.
+            raise UsageError(msg) from None
+        if credential.registry_token is not None and not VISIBLE.match(credential.registry_token):
+            msg = f"{origin_of(credential)} have a token that cannot stand in a header"
+            raise UsageError(msg)
+    return credential

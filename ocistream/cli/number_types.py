@@ -1,0 +1,111 @@
+"""Numbers and sizes as people write them on a command line, and nothing else that Python would take for some."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ocistream import limits
+from ocistream.errors import UsageError
+from ocistream.oci.reference import printable
+from ocistream.sizes import parse_size
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["Whole", "memory", "number", "rate", "size", "span"]
+
+#: Digits of 2^63 - 1, above which no size of a file is.
+_DIGITS: Final = 19
+_SPAN: Final = re.compile(r"([0-9]{1,9})([smhd]?)\Z", re.ASCII)
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class Whole(click.IntRange):
+    """A whole number in a range. `int` would also take `1_000`, `+5`, ` 5` and digits of any script."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one; what is none is shown, but not all of it."""
+        if isinstance(value, str):
+            digits = value.removeprefix("-")
+            if not digits.isascii() or not digits.isdigit():
+                self._fail(value, "is no whole number", param, ctx)
+            if len(digits) > _DIGITS:
+                self._fail(value, "is too large", param, ctx)
+        return super().convert(value, param, ctx)
+
+    def _fail(self, value: str, why: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        self.fail(f"{printable(value, 40)!r} {why}", param, ctx)
+
+
+def number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Take a number that is one: click lets `nan` through.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is not None and math.isnan(value):
+        msg = f"{parameter.opts[0]} {value} is no number"
+        raise UsageError(msg)
+    return value
+
+
+def rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """Read bytes in a second as curl's --limit-rate has them: `500k`, `10M`, `1G`.
+
+    Raises:
+        UsageError: it is no rate.
+    """
+    if value is None:
+        return None
+    size = parse_size(value, fractions=True)
+    if not size:
+        msg = f"--limit-rate {printable(value, 40)!r} is no rate in bytes a second"
+        raise UsageError(msg, hint="such as 500k, 10M or 1G")
+    return float(size)
+
+
+def memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """Read the bytes of --memory.
+
+    Raises:
+        UsageError: it is no size, or one that is of no use.
+    """
+    size = parse_size(value, fractions=True)
+    if size is None or not limits.MIB <= size <= limits.MAX_AHEAD_MEMORY:
+        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_AHEAD_MEMORY >> 30}GiB"
+        raise UsageError(msg, hint="write it as in --memory 64MiB")
+    return size
+
+
+def size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a size in bytes, as --memory has it, which may be 0.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is None:
+        return None
+    found = parse_size(value, fractions=True)
+    if found is None:
+        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no size"
+        raise UsageError(msg, hint="such as 500M or 20G")
+    return found
+
+
+def span(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Read a time in seconds, or in minutes, hours or days: `90`, `30m`, `12h`, `7d`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is None:
+        return None
+    match = _SPAN.match(value)
+    if match is None:
+        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no time"
+        raise UsageError(msg, hint="such as 90 (seconds), 30m, 12h or 7d")
+    return float(int(match[1]) * _SECONDS[match[2]])

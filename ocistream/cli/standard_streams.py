@@ -1,0 +1,134 @@
+"""The standard streams: opened for an archive or a list, and kept apart from whatever else may be on them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.errors import UsageError
+from ocistream.oci.reference import printable
+from ocistream.streams.files import StoppableInput, disk_errors
+
+if TYPE_CHECKING:
+    import threading
+    from pathlib import Path
+
+    from ocistream.stores import End
+
+__all__ = [
+    "INSTEAD_OF_STDIN",
+    "is_seen_on_stdout",
+    "opened_stdin",
+    "opened_stdout",
+    "read_password",
+    "read_password_file",
+    "result_on_stdout",
+    "stdout_end",
+]
+
+INSTEAD_OF_STDIN: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
+
+
+def opened_stdin(what: str, instead: str, cancelled: threading.Event) -> io.BufferedReader:
+    """Open stdin to read `what` from it until `cancelled` is set; `instead` is what else can be done.
+
+    Raises:
+        UsageError: it is closed, or a terminal.
+    """
+    article = "an" if what[0] in "aeiou" else "a"
+    if sys.stdin is None:
+        msg = f"{article} {what} is expected on stdin, which is closed"
+        raise UsageError(msg, hint=instead)
+    if sys.stdin.isatty():
+        msg = f"{article} {what} is expected on stdin, which is a terminal"
+        raise UsageError(msg, hint=instead)
+    return io.BufferedReader(StoppableInput(sys.stdin.fileno(), cancelled), 64 * limits.KIB)
+
+
+def opened_stdout() -> io.FileIO:
+    """Open stdout to write an archive to it, unbuffered.
+
+    Raises:
+        UsageError: it is closed, or a terminal.
+    """
+    if sys.stdout is None:
+        msg = "the archive is to go to stdout, which is closed"
+        raise UsageError(msg, hint="name a file to write to (of `pull`, that is -o FILE)")
+    if sys.stdout.isatty():
+        msg = "an archive is not written to a terminal"
+        raise UsageError(
+            msg, hint="name a file to write to (of `pull`, that is -o FILE), or pipe it on: `... | ssh host ...`"
+        )
+    return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+
+
+def read_password() -> str:
+    """Read a password from stdin, as `docker login --password-stdin` does: all of it, less the line's end.
+
+    Raises:
+        UsageError: there is none.
+    """
+    secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
+    if not secret:
+        msg = "no password came on stdin"
+        raise UsageError(msg, hint='pipe it in: `printf %s "$PASSWORD" | ocistream ... --password-stdin`')
+    return secret
+
+
+def read_password_file(path: str, option: str) -> str:
+    """Read a password from a file: all of it, less the line's end. `option` names the file.
+
+    Raises:
+        NotFoundError, LocalDiskError: the file does not exist, or cannot be read.
+        UsageError: it is empty or too long, or the path is `-`.
+    """
+    if path == "-":
+        msg = f"{option} - is not a file"
+        raise UsageError(msg, hint=f"read the password from stdin with {option.removesuffix('file')}stdin")
+    what = f"{option} {printable(path, 1024)}"
+    with disk_errors(what), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
+        raw = file.read(limits.MAX_ERROR_BODY + 1)
+    if len(raw) > limits.MAX_ERROR_BODY:
+        msg = f"{what} has more than {limits.MAX_ERROR_BODY} bytes, which is not a password"
+        raise UsageError(msg)
+    # Passwords need not be UTF-8: the bytes are sent as they are.
+    secret = raw.decode(errors="surrogateescape").rstrip("\r\n")
+    if not secret:
+        msg = f"{what} is empty"
+        raise UsageError(msg, hint="write the password into it, and nothing else")
+    return secret
+
+
+def result_on_stdout(result: str) -> UsageError:
+    """Say that --result is where the results are."""
+    hint = "name a file: stdout has the archive, or a line for each image, and nothing else"
+    return UsageError(f"--result {printable(result)} is stdout", hint=hint)
+
+
+def stdout_end(end: End) -> End:
+    """Give `-` for a path that leads to our own stdout, such as `/dev/stdout`; any other end as it is.
+
+    What is printed beside an archive would get into it, and a file cannot be replaced that is being written to.
+    """
+    if end.path is None or end.kind == "oci":
+        return end
+    return replace(end, is_stream=True) if _is_stdout(end.path) else end
+
+
+def _is_stdout(path: Path) -> bool:
+    if sys.stdout is None:
+        return False
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except OSError:
+        # It is not there, or stdout is no file. What is wrong with it is found out where it is opened.
+        return False
+
+
+def is_seen_on_stdout(path: Path) -> bool:
+    """Say whether what is written to a path would stand between what is printed: not so where all of it vanishes."""
+    return _is_stdout(path) and (not path.is_char_device() or sys.stdout.isatty())

@@ -1,0 +1,1 @@
+"""Configuration files: ours, registries.conf and certs.d."""

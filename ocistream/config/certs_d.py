@@ -1,0 +1,99 @@
+"""`certs.d`: folders that say by their names which registry's certificates are in them.
+
+As containers-certs.d(5) and Docker's "Verify repository client with certificates" have it: `HOST[:PORT]/*.crt` are CAs,
+`*.cert` client certificates, each with its `*.key`. Folders are read here and nothing else: no certificate is looked
+at, no network is known, and home and environment are handed in.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocistream import notices
+from ocistream.errors import UsageError
+from ocistream.http.tls import TlsSettings
+from ocistream.oci.reference import printable
+from ocistream.streams.files import disk_errors
+from ocistream.streams.paths import is_directory
+from ocistream.streams.xdg import configuration_home
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["folder_of", "folders", "of_folder", "of_registry"]
+
+_CA: Final = ".crt"
+_CERTIFICATE: Final = ".cert"
+_KEY: Final = ".key"
+#: How many other files of a folder are named.
+_SHOWN: Final = 10
+
+
+def folders(env: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> tuple[Path, ...]:
+    """Give the `certs.d` directories, the one that is asked first being the first.
+
+    The user's own before the system's, containers' before Docker's. (`docker/certs.d` in the user's configuration is
+    what a rootless Docker reads.)
+    """
+    own = configuration_home(env, home)
+    return tuple(base / tool / "certs.d" for base in (own, etc) for tool in ("containers", "docker"))
+
+
+def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
+    """Read what `certs.d` says of a registry: its folder in the first directory that has one, and in no other.
+
+    The folder is called as the registry is in the image's name: a port is in both or in neither.
+
+    Raises:
+        UsageError, LocalDiskError: as `of_folder`.
+    """
+    folder = folder_of(registry, directories)
+    return TlsSettings() if folder is None else of_folder(folder)
+
+
+def folder_of(registry: str, directories: Sequence[Path]) -> Path | None:
+    """Find the one folder that counts for a registry; None where there is none."""
+    if registry in {"", ".", ".."} or "/" in registry:
+        # A redirect may lead anywhere.
+        return None
+    for directory in directories:
+        folder = directory / registry
+        # (`Path.is_dir` raises where a name is too long to be a folder's.)
+        if os.path.isdir(folder):  # noqa: PTH112 - see above
+            if os.access(folder, os.R_OK | os.X_OK):
+                return folder
+            # What is closed to this user is not meant for them.
+            notices.notice(f"{printable(str(folder), 1024)} is not used: this user may not read it", level=1)
+    return None
+
+
+def of_folder(folder: Path) -> TlsSettings:
+    """Read one folder of certificates; its files count in the order of their names.
+
+    Raises:
+        UsageError: a client certificate has no key, or a key no certificate.
+        NotFoundError: there is no such folder.
+        LocalDiskError: it cannot be read.
+    """
+    with disk_errors(f"reading certificates from {folder}"):
+        files = {path.name: path for path in sorted(folder.iterdir()) if not is_directory(path)}
+    found = []
+    for name, path in files.items():
+        stem = name.removesuffix(path.suffix)
+        if path.suffix == _CERTIFICATE:
+            if stem + _KEY not in files:
+                where = printable(str(path), 400)
+                msg = f"{where}: the key of this client certificate, {printable(stem)}{_KEY}, is missing"
+                raise UsageError(msg, hint=f"certificates of CAs are called *{_CA}")
+            found.append((str(path), str(files[stem + _KEY])))
+        elif path.suffix == _KEY and stem + _CERTIFICATE not in files:
+            where = printable(str(path), 400)
+            msg = f"{where}: the client certificate of this key, {printable(stem)}{_CERTIFICATE}, is missing"
+            raise UsageError(msg)
+    if others := [name for name, path in files.items() if path.suffix not in {_CA, _CERTIFICATE, _KEY}]:
+        what = f"{printable(str(folder), 1024)}: {', '.join(map(printable, others[:_SHOWN]))}"
+        notices.notice(f"{what} not used: only *{_CA}, *{_CERTIFICATE} and *{_KEY} are read", level=1)
+    authorities = tuple(str(path) for path in files.values() if path.suffix == _CA)
+    return TlsSettings(authorities, tuple(found))

@@ -1,0 +1,260 @@
+"""Our own configuration, a TOML file: how registries are reached, which mirrors they have, where their secrets are.
+
+The file that `--config` names, else `$XDG_CONFIG_HOME/ocistream/config.toml` (`~/.config`), else the machine's in
+`/etc/ocistream`: the first that is there is all that counts. It is read strictly: what is misspelt is an error, since
+a mirror that is silently not used would be found out late. It holds no passwords; those are `ocistream.auth.credentials`'.
+
+`[defaults]` says what options are where nobody gives them. What that may be is the command line's business.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from ocistream.auth.credentials import parse_source
+from ocistream.config.toml_files import Table, read_table
+from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.http.hosts import HostSettings
+from ocistream.oci.reference import parse_registry, printable
+from ocistream.registry.locations import PULLS, HostRule, Mirror, checked_location
+from ocistream.registry.profiles import NAMED
+from ocistream.registry.upload_methods import parse_rung
+from ocistream.streams.paths import is_file
+from ocistream.streams.xdg import SYSTEM_FILE, configuration_file
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from ocistream.auth.credentials import CredentialSource
+
+__all__ = ["find_configuration", "host_rules", "load_configuration", "path_in"]
+
+_OF_A_REGISTRY: Final = frozenset(
+    {
+        "mirrors",
+        "plain-http",
+        "insecure",
+        "ca-cert",
+        "client-cert",
+        "client-key",
+        "url",
+        "requests-per-second",
+        "upload",
+        "profile",
+        "credentials",
+    }
+)
+_OF_A_MIRROR: Final = frozenset({"location", "insecure", "pull"})
+_SECRET: Final = re.compile(r"pass|secret|token|user|auth|credential", re.IGNORECASE)
+
+
+def load_configuration(
+    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_FILE
+) -> dict[str, HostRule]:
+    """Read the configuration, and give what it says of each host, by its lower-case name; nothing without a file.
+
+    Raises:
+        NotFoundError: the file that is `named` is not there.
+        UsageError: a file is malformed; the error names it and the key.
+        LocalDiskError: it cannot be read.
+    """
+    table = find_configuration(named, env, home, system=system)
+    return {} if table is None else host_rules(table, home)
+
+
+def find_configuration(
+    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_FILE
+) -> Table | None:
+    """Read the one file that counts; None where there is none.
+
+    Raises:
+        NotFoundError: the file that is `named` is not there.
+        UsageError: it is no TOML, or has other tables than these.
+        LocalDiskError: it cannot be read.
+    """
+    if named is not None:
+        table = read_table(named)
+        if table is None:
+            msg = f"--config {named}: no such file"
+            raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
+        return _checked(table)
+    for path in (configuration_file(env, home), system):
+        if (table := read_table(path)) is not None:
+            return _checked(table)
+    return None
+
+
+def _checked(table: Table) -> Table:
+    _check_keys(table, {"registry", "defaults"})
+    table.table("defaults")
+    return table
+
+
+def host_rules(table: Table, home: Path, keys: Collection[str] = _OF_A_REGISTRY) -> dict[str, HostRule]:
+    """Give what a whole file says of each host, by its lower-case name; `keys` are those that it may have.
+
+    Raises:
+        UsageError: it is malformed.
+    """
+    folder = Path(table.where).parent
+    registries = table.table("registry")
+    rules: dict[str, HostRule] = {}
+    for key in registries.values:
+        try:
+            host = parse_registry(key.lower())
+        except InvalidNameError as error:
+            raise registries.wrong(key, "is not a registry's HOST[:PORT]") from error
+        if host in rules:
+            raise registries.wrong(key, "is there twice, under two names of one registry")
+        of_host = registries.table(key)
+        _check_keys(of_host, keys)
+        rules[host] = _Rule(of_host, folder, home).rule()
+    return rules
+
+
+class _Rule:
+    """One table `[registry."HOST"]`, on its way to become a rule. Paths are relative to the file's folder."""
+
+    def __init__(self, table: Table, folder: Path, home: Path) -> None:
+        self._table = table
+        self._folder = folder
+        self._home = home
+
+    def rule(self) -> HostRule:
+        table = self._table
+        settings = HostSettings(
+            plain_http=table.flag("plain-http") or False,
+            ca_files=self._ca_files(),
+            client_certificates=self._client_certificates(),
+            url=self._url(),
+            requests_per_second=self._rate(),
+            upload=self._upload(),
+            profile=self._profile(),
+        )
+        mirrors = tuple(self._mirror(item) for item in table.items("mirrors")) if "mirrors" in table.values else None
+        return HostRule(settings, table.flag("insecure"), mirrors, self._credentials())
+
+    def _mirror(self, item: object) -> Mirror:
+        if isinstance(item, str):
+            item = {"location": item}
+        if not isinstance(item, dict):
+            raise self._table.wrong("mirrors", "has something that is neither a location nor a table")
+        table = Table(f"{self._table.where}: mirrors", item)
+        _check_keys(table, _OF_A_MIRROR)
+        pull = table.text("pull") or PULLS[0]
+        if pull not in PULLS:
+            raise table.wrong("pull", f"is not one of {', '.join(PULLS)}")
+        try:
+            location = checked_location(table.text("location") or "")
+        except InvalidNameError as error:
+            raise table.wrong("location", "is not HOST[:PORT][/PATH]", error.hint) from error
+        return Mirror(location, table.flag("insecure"), pull)
+
+    def _ca_files(self) -> tuple[str, ...]:
+        value = self._table.values.get("ca-cert")
+        found: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(item, str) for item in found):
+            raise self._table.wrong("ca-cert", "is neither a path nor a list of paths")
+        return tuple(self._path("ca-cert", item) for item in found)
+
+    def _client_certificates(self) -> tuple[tuple[str, str | None], ...]:
+        certificate, key = self._table.text("client-cert"), self._table.text("client-key")
+        if certificate is None:
+            if key is not None:
+                raise self._table.wrong("client-key", "is there without a client-cert")
+            return ()
+        return ((self._path("client-cert", certificate), self._path("client-key", key) if key else None),)
+
+    def _path(self, key: str, text: str) -> str:
+        """Give the path that the file means.
+
+        Raises:
+            UsageError: nothing is there. A connection would be tried again and again.
+        """
+        path = path_in(self._folder, text, self._home)
+        if not is_file(path):
+            raise self._table.wrong(key, f"names {printable(str(path))}: no such file")
+        return str(path)
+
+    def _url(self) -> str | None:
+        url = self._table.text("url")
+        if url is None:
+            return None
+        if not _is_base(url):
+            # It may have a password in it, and is not shown.
+            raise self._table.wrong("url", "is not http[s]://HOST[:PORT][/PATH]")
+        return url.rstrip("/")
+
+    def _upload(self) -> str | None:
+        text = self._table.text("upload")
+        if text is not None:
+            try:
+                parse_rung(text)
+            except UsageError as error:
+                raise self._table.wrong("upload", f"is refused: {error.what}", error.hint) from error
+        return text
+
+    def _profile(self) -> str | None:
+        name = self._table.text("profile")
+        if name is not None and name not in NAMED:
+            raise self._table.wrong("profile", f"is not one of {', '.join(sorted(NAMED))}")
+        return name
+
+    def _credentials(self) -> CredentialSource | None:
+        text = self._table.text("credentials")
+        if text is None:
+            return None
+        try:
+            source = parse_source(text)
+        except UsageError as error:
+            # It may be a password, and is not shown.
+            raise self._table.wrong("credentials", error.what, error.hint) from error
+        if source.kind != "file":
+            return source
+        # It need not be there now: where no secret is asked for, nobody misses it.
+        return replace(source, name=str(path_in(self._folder, source.name, self._home)))
+
+    def _rate(self) -> float | None:
+        value = self._table.values.get("requests-per-second")
+        if value is None:
+            return None
+        # In Python, true is a number; and TOML has `inf` and `nan`.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1_000_000:
+            raise self._table.wrong("requests-per-second", "is not a number above 0")
+        return float(value)
+
+
+def path_in(folder: Path, text: str, home: Path) -> Path:
+    """Give the path that a file in `folder` means: relative to that, or, with `~/`, to the user's home."""
+    return home / text[2:] if text.startswith("~/") else folder / text
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return known and not (parts.query or parts.fragment or "@" in parts.netloc or re.search(r"[^\x21-\x7e]", url))
+
+
+def _check_keys(table: Table, known: Iterable[str]) -> None:
+    """Refuse a key that is not known, and tell where passwords belong.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for key in table.values:
+        if key in known:
+            continue
+        if _SECRET.search(key):
+            hint = (
+                "secrets do not belong here: `ocistream login` keeps them, or OCISTREAM_USERNAME and _PASSWORD, or "
+                'say where they are, of a registry: credentials = "env:PREFIX", "helper:NAME" or "file:PATH"'
+            )
+            raise table.wrong(key, "is not a key of this file", hint)
+        raise table.wrong(key, "is not known here", f"known: {', '.join(sorted(known))}")

@@ -1,0 +1,145 @@
+"""TOML files as they are read: bounded, and with the file's name and the key in every complaint.
+
+What a file may say is the business of who reads it: `configuration` (ours) and `registries_conf` (containers').
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ocistream import limits
+from ocistream.errors import UsageError
+from ocistream.oci.reference import printable
+from ocistream.streams.files import disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+__all__ = ["Table", "read_table"]
+
+
+class Table:
+    """One table of a file. `where` says which, for errors: "FILE" or "FILE: registry.x"."""
+
+    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+        """Keep what was read."""
+        self.where = where
+        self.values = values
+
+    def wrong(self, key: str, what: str, hint: str | None = None) -> UsageError:
+        """Say what is wrong with a key of this table."""
+        return UsageError(f"{self.where}: {printable(key)} {what}", hint=hint)
+
+    def text(self, key: str) -> str | None:
+        """Give a string, or None where there is none.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, "is not a string")
+        return value
+
+    def flag(self, key: str) -> bool | None:
+        """Give true or false, or None where neither is said.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(key, "is neither true nor false")
+        return value
+
+    def items(self, key: str) -> list[Any]:
+        """Give a list, empty where there is none.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.wrong(key, "is not a list")
+        return value
+
+    def table(self, key: str) -> Table:
+        """Give a table within this one, empty where there is none.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        return self._within(key, self.values.get(key, {}))
+
+    def tables(self, key: str) -> Iterator[Table]:
+        """Give the tables of a list (`[[key]]`).
+
+        Raises:
+            UsageError: it is no list, or there is something else in it.
+        """
+        for number, value in enumerate(self.items(key)):
+            yield self._within(f"{key}[{number}]", value)
+
+    def _within(self, key: str, value: object) -> Table:
+        if not isinstance(value, dict):
+            raise self.wrong(key, "is not a table")
+        return Table(f"{self.where}: {printable(key)}", value)
+
+
+def read_table(path: Path, bound: int = limits.MAX_CONFIGURATION) -> Table | None:
+    """Read a file of at most so many bytes; None where it is not there.
+
+    Raises:
+        UsageError: it is too large, or not TOML, or a string has a zero byte: nothing that can be named has one.
+        LocalDiskError: it cannot be read.
+    """
+    with disk_errors(f"cannot read {path}"):
+        try:
+            with path.open("rb") as file:
+                raw = file.read(bound + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    import tomllib
+
+    if len(raw) > bound:
+        msg = f"{path} is larger than {bound} bytes"
+        raise UsageError(msg)
+    try:
+        table = Table(str(path), tomllib.loads(raw.decode()))
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not TOML: byte {error.start} is not UTF-8"
+        raise UsageError(msg) from error
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{path} is not TOML: {printable(str(error))}"
+        raise UsageError(msg, hint="texts stand in quotes, and each key on a line of its own: toml.io") from error
+    except ValueError as error:
+        # Python sets a limit to the digits of a number, and tomllib lets that pass as it is.
+        msg = f"{path} is not TOML: a number has too many digits"
+        raise UsageError(msg) from error
+    except RecursionError as error:
+        msg = f"{path} is nested too deeply"
+        raise UsageError(msg) from error
+    if b"\\" in raw:
+        _check_strings(table, table.values)
+    return table
+
+
+def _check_strings(table: Table, value: object, key: str = "") -> None:
+    """Refuse a zero byte. TOML has it only as an escape.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if isinstance(value, str) and "\0" in value:
+        raise table.wrong(key, "has a zero byte")
+    if isinstance(value, list):
+        for item in value:
+            _check_strings(table, item, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if "\0" in name:
+                raise table.wrong(name, "has a zero byte")
+            _check_strings(table, item, f"{key}.{name}" if key else name)

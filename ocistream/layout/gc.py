@@ -1,0 +1,206 @@
+"""What no image in a layout needs, and what of that may go: the work of `ocistream gc`.
+
+What an image needs is seen with less strictness than where it is moved: all that a document lists counts, of whatever
+kind, and what refers to something needs that. But where a manifest cannot be read, nothing is dropped at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError
+from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.oci.documents import FIELDS, shared_word
+from ocistream.oci.reference import is_digest
+from ocistream.oci.strict_json import parse_json
+from ocistream.streams import files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocistream.layout.directory import LayoutDirectory
+
+__all__ = ["Collected", "Mentioned", "collect", "mentioned"]
+
+_LISTS: Final = ("manifests", "layers", "blobs")
+
+
+class _Blob(NamedTuple):
+    """One that is there: when it was last used, in nanoseconds since 1970, and its size in bytes."""
+
+    used: int
+    digest: str
+    size: int
+
+
+class Mentioned(NamedTuple):
+    """What a document lists: other documents, with their media types; what it refers to; and what only has bytes."""
+
+    documents: list[tuple[str, str]]
+    subject: tuple[str, str] | None
+    leaves: list[str]
+
+
+@dataclass(slots=True)
+class Collected:
+    """What was dropped, or would be: digests, sorted, and their bytes. All sizes are in bytes.
+
+    `left` is what all blobs have that are there afterwards, `needed` those among them that images need, and `young`
+    those that nobody needs and that are spared since they were used a moment ago. `unfinished` are the sizes of the
+    files that processes have left in their middle, and that were dropped too; they are no blobs, and not counted above.
+    """
+
+    dropped: list[str] = field(default_factory=list)
+    size: int = 0
+    left: int = 0
+    needed: int = 0
+    young: int = 0
+    unfinished: list[int] = field(default_factory=list)
+
+
+def collect(
+    layout: LayoutDirectory, *, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
+) -> Collected:
+    """Drop blobs that no image in `index.json` needs, those first that were not used for longest.
+
+    With `max_size` no more of them than it takes for all blobs to have no more bytes than that; else all. What was
+    used in the last `older_than` seconds stays; where that is not given, it is `limits.GC_SPARED`, but with `max_size`
+    nothing is spared unless somebody is adding images. With `dry_run` nothing is changed. Parts of blobs and
+    uploads that nobody has gone on with for `older_than` seconds go as well; where that is not given, for a week.
+
+    No process of ours changes the index meanwhile. One that takes a blob into use is seen by that (`touch`); who has it
+    open already keeps it.
+
+    Raises:
+        NotFoundError: there is no such directory.
+        ArchiveError: it is no layout, or its index, or a manifest below it, is malformed: nothing is dropped then.
+        LocalDiskError: it cannot be read or written.
+    """
+    layout.check()
+    with files.disk_errors(f"cannot read {layout.path}"), files.locked_directory(layout.path):
+        done_with = limits.PARTIAL_AGE if older_than is None else older_than
+        if older_than is None:
+            older_than = limits.GC_SPARED if max_size is None or layout.is_added_to() else 0.0
+        found = sorted(_there(layout))
+        total = sum(blob.size for blob in found)
+        needed = _needed(layout, {blob.digest: blob.size for blob in found})
+        done = Collected(left=total, needed=sum(blob.size for blob in found if blob.digest in needed))
+        latest = time.time_ns() - int(older_than * 1e9)
+        for blob in found:
+            if max_size is not None and done.left <= max_size:
+                break
+            if blob.digest in needed:
+                continue
+            if blob.used > latest:
+                done.young += blob.size
+            elif dry_run or _dropped(layout, blob):
+                done.dropped.append(blob.digest)
+                done.size += blob.size
+                done.left -= blob.size
+        done.unfinished = layout.sweep(done_with, sessions=True, dry_run=dry_run)
+    done.dropped.sort()
+    return done
+
+
+def _there(layout: LayoutDirectory) -> Iterator[_Blob]:
+    for digest in layout.blobs():
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(layout.blob_path(digest))
+            if stat.S_ISREG(status.st_mode):
+                yield _Blob(status.st_mtime_ns, digest, status.st_size)
+
+
+def _dropped(layout: LayoutDirectory, blob: _Blob) -> bool:
+    """Remove a blob, unless somebody has taken it into use since it was looked at."""
+    path = layout.blob_path(blob.digest)
+    try:
+        if os.lstat(path).st_mtime_ns != blob.used:
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
+    """Give the digests of what is there and is needed by what the index lists.
+
+    Raises:
+        ArchiveError: a manifest or an index below it cannot be read as one.
+    """
+    needed: set[str] = set()
+    looked_at: set[str] = set()
+    waiting = [(entry.digest, entry.media_type) for entry in layout.entries()]
+    while waiting:
+        digest, media_type = waiting.pop()
+        if digest in looked_at:
+            continue
+        if digest not in sizes:
+            _check_missing(layout, digest)
+            continue
+        looked_at.add(digest)
+        needed.add(digest)
+        try:
+            found = mentioned(layout, digest, sizes[digest])
+        except (ArchiveError, IntegrityError) as error:
+            if media_type not in ACCEPTED_TYPES:
+                # Something else that is listed, such as a file as it is.
+                continue
+            msg = f"{layout.path}: {error.what}"
+            hint = "what it needs is not known, and so nothing is dropped; `ocistream verify` says what else is wrong"
+            raise ArchiveError(msg, hint=hint) from error
+        waiting += found.documents
+        if found.subject is not None:
+            waiting.append(found.subject)
+        needed.update(leaf for leaf in found.leaves if leaf in sizes)
+    return needed
+
+
+def _check_missing(layout: LayoutDirectory, digest: str) -> None:
+    """Make sure that a manifest is not there at all.
+
+    Raises:
+        ArchiveError: there is a link in its place, or something else that is no file: others may read it.
+    """
+    if is_digest(digest) and os.path.lexists(layout.blob_path(digest)):
+        msg = f"{layout.path}: manifest {digest} is no regular file, but a link or something else"
+        raise ArchiveError(msg, hint="what it needs is not known, and so nothing is dropped")
+
+
+def mentioned(layout: LayoutDirectory, digest: str, size: int) -> Mentioned:
+    """Say what a document of `size` bytes leads to.
+
+    Raises:
+        ArchiveError, IntegrityError: it is none, or not what its digest says.
+        NotFoundError: it is not there.
+    """
+    what = f"manifest {digest}"
+    if size > limits.MAX_MANIFEST:
+        msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
+        raise ArchiveError(msg)
+    raw = layout.read_blob(Descriptor(UNKNOWN_TYPE, digest, size))
+    fields = parse_json(raw, what, keys=FIELDS, convert=dict.fromkeys(_LISTS, _named))
+    leaves = [*_listed(fields, "layers"), *_listed(fields, "blobs"), _named(0, fields.get("config"))]
+    return Mentioned(
+        [named for named in _listed(fields, "manifests") if named is not None],
+        _named(0, fields.get("subject")),
+        [named[0] for named in leaves if named is not None],
+    )
+
+
+def _named(_place: int, item: object) -> tuple[str, str] | None:
+    """Give the digest and the media type of a descriptor."""
+    if not isinstance(item, dict) or not isinstance(digest := item.get("digest"), str):
+        return None
+    return digest, shared_word(f"{item.get('mediaType')}")
+
+
+def _listed(fields: dict[str, Any], key: str) -> list[tuple[str, str] | None]:
+    listed = fields.get(key)
+    return listed if isinstance(listed, list) else []

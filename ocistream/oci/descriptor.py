@@ -1,0 +1,175 @@
+"""The image-spec's words as values: media types, descriptors, platforms, and a manifest as it travels.
+
+They are frozen, and know nothing of where they came from. How documents of strangers become such values is
+documents.py's concern: what travels is the `raw` bytes of a `Manifest`, whatever was understood of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ocistream.errors import InvalidNameError
+from ocistream.oci.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Descriptor", "Manifest", "Platform", "is_media_type", "parse_platform"]
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+
+#: What a blob is called of which only the digest is known.
+UNKNOWN_TYPE: Final = "application/octet-stream"
+#: The size of what is asked for by a digest alone.
+UNKNOWN_SIZE: Final = -1
+
+INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+#: What `Accept` asks a registry for, the richest first.
+ACCEPTED_TYPES: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
+#: Layers that a registry need not hold and that are never fetched from their `urls` (CVE-2020-15157).
+_FOREIGN_TYPES: Final = frozenset(
+    {
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+    }
+)
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """An operating system, an architecture and what narrows them, in the words of Go's GOOS and GOARCH."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+    os_version: str = ""
+
+    def __str__(self) -> str:
+        """Give `os/architecture[/variant]`, with `(os_version)` behind the system where there is one."""
+        system = f"{self.os}({self.os_version})" if self.os_version else self.os
+        return "/".join(part for part in (system, self.architecture, self.variant) if part)
+
+    def covers(self, other: Platform) -> bool:
+        """Say whether `other` is what a user means who asks for this platform.
+
+        A variant or version that is not asked for matches any; `arm64` and `arm64/v8`, `arm` and `arm/v7`,
+        `amd64` and `amd64/v1` are the same (image-spec, image-index.md, "Platform Variants").
+        """
+        return (
+            (self.os, self.architecture) == (other.os, other.architecture)
+            and (not self.variant or _variant(self) == _variant(other))
+            and (not self.os_version or self.os_version == other.os_version)
+        )
+
+    def prefers(self, other: Platform) -> bool:
+        """Say whether `other` is the plain form of this platform, to be taken before its other variants."""
+        return _variant(self) == _variant(other)
+
+
+_DEFAULT_VARIANTS: Final = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
+
+
+def _variant(platform: Platform) -> str:
+    return platform.variant or _DEFAULT_VARIANTS.get(platform.architecture, "")
+
+
+_ARCHITECTURE_ALIASES: Final = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "armhf": "arm"}
+_PLATFORM = re.compile(r"([a-z0-9]+)(?:\(([A-Za-z0-9._-]+)\))?/([a-z0-9_-]+)(?:/([a-z0-9._-]+))?\Z")
+
+
+def parse_platform(text: str) -> Platform:
+    """Parse `OS/ARCHITECTURE[/VARIANT]`, such as `linux/arm64` or `windows(10.0.17763)/amd64`.
+
+    Raises:
+        InvalidNameError: it is not one.
+    """
+    if not (match := _PLATFORM.match(text)):
+        msg = f"malformed platform {printable(text)!r}"
+        raise InvalidNameError(msg, hint="write OS/ARCHITECTURE[/VARIANT], such as linux/arm64, or all")
+    system, version, architecture, variant = match.groups()
+    return Platform(system, _ARCHITECTURE_ALIASES.get(architecture, architecture), variant or "", version or "")
+
+
+_NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A promise: bytes of this media type, digest and size exist somewhere (image-spec, descriptor.md).
+
+    `size` is in bytes. `digest` is `sha256:` or `sha512:` and lower-case hex: it was checked before this was made.
+    """
+
+    media_type: str
+    digest: str
+    size: int
+    platform: Platform | None = None
+    annotations: Mapping[str, str] = field(default_factory=lambda: _NO_ANNOTATIONS)
+    artifact_type: str | None = None
+    #: What else stands in the object of an `index.json`, which is written again: others' fields are to stay. As JSON,
+    #: since thousands of dicts would be held.
+    written: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_index(self) -> bool:
+        """Whether this promises a list of further manifests."""
+        return self.media_type in INDEX_TYPES
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether this promises an image manifest, with a config and layers."""
+        return self.media_type in MANIFEST_TYPES
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this promises a layer that is distributed elsewhere, and so never moved by us."""
+        return self.media_type in _FOREIGN_TYPES
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the descriptor as it stands in an `index.json`."""
+        document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        document |= json.loads(self.written) if self.written else {}
+        if self.artifact_type:
+            document["artifactType"] = self.artifact_type
+        if self.platform:
+            document["platform"] = (document.get("platform") or {}) | _platform_json(self.platform)
+        if self.annotations:
+            document["annotations"] = dict(sorted(self.annotations.items()))
+        return document
+
+
+def _platform_json(platform: Platform) -> dict[str, str]:
+    fields = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "os.version": platform.os_version,
+        "variant": platform.variant,
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest or index as it travels: its descriptor and its exact bytes."""
+
+    descriptor: Descriptor
+    raw: bytes = field(repr=False)
+
+
+def is_media_type(text: str) -> bool:
+    """Say whether this has the form of a media type (RFC 6838, section 4.2)."""
+    return _MEDIA_TYPE.match(text) is not None

@@ -1,0 +1,414 @@
+"""Manifests, indexes and configs understood: what a document of a stranger's says, as far as moving it needs to know.
+
+Bytes in, values of `model` out. Of thousands of them only what is needed is kept. It may not do any I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
+from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, is_media_type
+from ocistream.oci.reference import is_digest, parse_digest, printable
+from ocistream.oci.strict_json import canonical_json, check_keys, parse_json, passed_over
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+__all__ = [
+    "FIELDS",
+    "Document",
+    "Listing",
+    "check_config",
+    "check_kind",
+    "diff_ids_of_config",
+    "media_type_of",
+    "outline",
+    "parse_descriptor",
+    "parse_document",
+    "platform_of_config",
+    "shared_word",
+]
+
+#: Documents that hold content in ways this version does not carry; refused rather than half carried.
+_UNSUPPORTED_TYPES: Final = {
+    "application/vnd.docker.distribution.manifest.v1+json": "a Docker schema 1 manifest",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws": "a Docker schema 1 manifest",
+    "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
+    "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
+}
+_CONVERTED_BY_A_PUSH: Final = "push the image again with a current tool, which makes another manifest for it"
+#: The greatest number that every other tool can hold.
+_MAX_SIZE: Final = 2**63 - 1
+_NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
+_NO_CONTENT: Final[Mapping[str, bytes]] = {}
+#: Words of which one object serves for all that are equal.
+_words: Final[dict[str, str]] = {}
+
+# What the objects are called that Go's tools read as structures (image-spec's specs-go/v1, distribution's manifest
+# packages): no key of theirs may be one of these but for its case. Those of maps, such as annotations, are data.
+#: Of a manifest or index, and all that is looked at of one.
+FIELDS: Final = frozenset(
+    {
+        "schemaVersion",
+        "mediaType",
+        "config",
+        "layers",
+        "manifests",
+        "blobs",
+        "subject",
+        "artifactType",
+        "annotations",
+    }
+)
+_OF_DESCRIPTOR: Final = frozenset(
+    {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
+)
+_OF_PLATFORM: Final = frozenset({"architecture", "os", "os.version", "os.features", "variant", "features"})
+#: Of an image's config. What is under `config` is for those that run it.
+_OF_CONFIG: Final = frozenset(
+    {
+        "created",
+        "author",
+        "architecture",
+        "os",
+        "os.version",
+        "os.features",
+        "variant",
+        "config",
+        "rootfs",
+        "history",
+    }
+)
+_OF_ROOTFS: Final = frozenset({"type", "diff_ids"})
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a manifest or index says, as far as moving it needs to know.
+
+    An image manifest has `config` and `layers`. An index has `manifests` and no config; its `layers` are the children
+    that are neither a manifest nor an index (BuildKit's cache lists layers in an index). `subject` is what a referrer
+    refers to. Nothing else is kept, since thousands of manifests are in memory at once.
+    """
+
+    media_type: str
+    config: Descriptor | None
+    layers: tuple[Descriptor, ...]
+    manifests: tuple[Descriptor, ...]
+    subject: Descriptor | None
+    artifact_type: str | None
+    annotations: Mapping[str, str]
+    #: Content that stands in the `data` of a config's or layer's descriptor, by digest; it is not verified here.
+    embedded: Mapping[str, bytes] = field(default_factory=lambda: _NO_CONTENT, repr=False)
+
+
+def parse_descriptor(fields: object, where: str) -> Descriptor:
+    """Check one descriptor of a document; `where` names the place in errors.
+
+    Raises:
+        ArchiveError: a field is missing, of a wrong type, or out of range.
+        UnsupportedError: the digest's algorithm is not registered.
+    """
+    if not isinstance(fields, dict):
+        msg = f"{where} is not a descriptor"
+        raise ArchiveError(msg)
+    if not fields.keys() <= _OF_DESCRIPTOR:
+        check_keys(fields, _OF_DESCRIPTOR, where)
+    media_type, digest, size = fields.get("mediaType"), fields.get("digest"), fields.get("size")
+    if not isinstance(media_type, str) or not is_media_type(media_type):
+        msg = f"{where} has no legal mediaType"
+        raise ArchiveError(msg)
+    if not isinstance(digest, str):
+        msg = f"{where} has no digest"
+        raise ArchiveError(msg)
+    if not is_digest(digest):
+        try:
+            parse_digest(digest)
+        except InvalidNameError as error:
+            msg = f"{where}: {error}"
+            raise ArchiveError(msg) from error
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= _MAX_SIZE:
+        msg = f"{where} has no legal size"
+        raise ArchiveError(msg)
+    return Descriptor(
+        # There are few of them, and tens of thousands of descriptors.
+        shared_word(media_type),
+        digest,
+        size,
+        _parse_platform_fields(fields.get("platform"), where),
+        _parse_annotations(fields.get("annotations"), where),
+        _optional_text(fields, "artifactType", where),
+    )
+
+
+def shared_word(word: str) -> str:
+    """Give one object for equal words: there are few of them, and tens of thousands of descriptors.
+
+    Not by `sys.intern`, of which Python 3.12 keeps everything for ever: whose words they are could fill the memory.
+    """
+    if word in _words or len(_words) >= limits.MAX_SHARED_WORDS or len(word) > limits.MAX_SHARED_WORD:
+        return _words.get(word, word)
+    return _words.setdefault(word, word)
+
+
+def _optional_text(fields: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = fields.get(key)
+    if value is None or isinstance(value, str):
+        return value or None
+    msg = f"{where}: {key} is not a string"
+    raise ArchiveError(msg)
+
+
+def _parse_platform_fields(fields: object, where: str) -> Platform | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, dict):
+        msg = f"{where}: platform is not an object"
+        raise ArchiveError(msg)
+    if not fields.keys() <= _OF_PLATFORM:
+        check_keys(fields, _OF_PLATFORM, f"platform of {where}")
+    keys = ("os", "architecture", "variant", "os.version")
+    # There are few of these words, and thousands of platforms.
+    platform = Platform(*(shared_word(_optional_text(fields, key, where) or "") for key in keys))
+    # Tools that know no platform write an empty one.
+    return platform if platform.os and platform.architecture else None
+
+
+def _parse_annotations(fields: object, where: str) -> Mapping[str, str]:
+    if fields is None:
+        return _NO_ANNOTATIONS
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        msg = f"{where}: annotations are not a map of strings"
+        raise ArchiveError(msg)
+    return {shared_word(key): value for key, value in fields.items()} or _NO_ANNOTATIONS
+
+
+def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
+    """Understand a manifest or index whose bytes were already verified against `descriptor`.
+
+    Raises:
+        ArchiveError: it is malformed, or it is not what it was referenced as (CVE-2021-41190).
+        UnsupportedError: it is of a kind that is known and not carried.
+    """
+    what = f"manifest {descriptor.digest}"
+    if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
+        msg = f"{what} is {kind}, which is not supported"
+        raise UnsupportedError(msg, hint=_CONVERTED_BY_A_PUSH)
+    manifests, layers = Listing("manifests", what), Listing("layers", what, bare=True)
+    fields = parse_json(
+        raw, what, keys=FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": passed_over}
+    )
+    if fields.get("schemaVersion") == 1:
+        msg = f"{what} is a Docker schema 1 manifest, which is not supported"
+        raise UnsupportedError(msg, hint=_CONVERTED_BY_A_PUSH)
+    check_kind(fields, what, (descriptor.media_type,))
+    # Something else that an index lists is a leaf, whose bytes are carried as they are.
+    known = descriptor.is_index or descriptor.is_manifest
+    if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
+        msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
+        raise UnsupportedError(msg)
+    config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
+    listed = layers.found(fields) if descriptor.is_manifest else ()
+    children = manifests.found(fields) if descriptor.is_index else ()
+    blobs = tuple(_bare(child) for child in children if not _is_document(child))
+    subject = fields.get("subject")
+    return Document(
+        descriptor.media_type,
+        _bare(config) if config else None,
+        listed or blobs,
+        tuple(child for child in children if _is_document(child)) if blobs else children,
+        None if subject is None else parse_descriptor(subject, f"subject of {what}"),
+        _optional_text(fields, "artifactType", what),
+        # A list of referrers shows them; of anything else, they would be held for nothing.
+        _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
+        {**layers.embedded, **_embedded(config, fields["config"])} if config else _NO_CONTENT,
+    )
+
+
+def _embedded(descriptor: Descriptor, item: object) -> dict[str, bytes]:
+    """Decode the content that stands in a descriptor's `data` (image-spec, descriptor.md), if it is small."""
+    data = item.get("data") if isinstance(item, dict) else None
+    if not isinstance(data, str) or descriptor.size > limits.MAX_EMBEDDED or len(data) > 2 * limits.MAX_EMBEDDED:
+        return {}
+    try:
+        return {descriptor.digest: base64.b64decode(data, validate=True)}
+    except ValueError:
+        # Registries accept it, and nothing depends on it where the blob exists.
+        return {}
+
+
+def _is_document(child: Descriptor) -> bool:
+    """Say whether a child of an index is a manifest or an index; anything else is a blob, copied byte for byte."""
+    return child.is_manifest or child.is_index or child.media_type in _UNSUPPORTED_TYPES
+
+
+def check_kind(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
+    """Refuse a document that may be taken for another kind than it was referenced as, by one of `media_types`.
+
+    Raises:
+        ArchiveError: it says so itself, or it has what images have and what indexes have (CVE-2021-41190).
+    """
+    own_type = _optional_text(fields, "mediaType", what)
+    if own_type is not None and own_type not in media_types:
+        msg = f"{what} says it is {printable(own_type)!r} but was referenced as {next(iter(media_types))!r}"
+        raise ArchiveError(msg)
+    if "manifests" in fields and ("layers" in fields or "config" in fields):
+        msg = f"{what} claims to be an image and an index at once"
+        raise ArchiveError(msg)
+
+
+def _bare(descriptor: Descriptor) -> Descriptor:
+    """Drop what nobody asks of a config or layer, and of which there may be megabytes."""
+    return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+
+
+class Listing:
+    """Makes descriptors of the elements of a document's list while it is parsed.
+
+    What is wrong with one is said by `found`: whether the list counts at all is known only when the whole document is.
+    """
+
+    def __init__(self, key: str, what: str, *, bare: bool = False, written: bool = False) -> None:
+        """Name the list and its document. `bare` keeps no annotations, `written` keeps what `to_json` needs."""
+        self._key = key
+        self._what = what
+        self._bare = bare
+        self._written = written
+        self._wrong: OcistreamError | None = None
+        #: Content that stands in the descriptors, by digest; of layers alone.
+        self.embedded: dict[str, bytes] = {}
+
+    def __call__(self, place: int, item: object) -> Descriptor | None:
+        """Make a descriptor of one element, or None where something was wrong."""
+        if self._wrong is not None:
+            return None
+        try:
+            if place >= limits.MAX_LISTED:
+                msg = f"{self._what} has more than {limits.MAX_LISTED} {self._key}"
+                raise ArchiveError(msg)
+            descriptor = parse_descriptor(item, f"{self._key}[{place}] of {self._what}")
+        except OcistreamError as error:
+            self._wrong = error
+            return None
+        if self._bare:
+            if len(self.embedded) < limits.MAX_EMBEDDED_BLOBS:
+                self.embedded |= _embedded(descriptor, item)
+            return _bare(descriptor)
+        return replace(descriptor, written=_others(descriptor, item)) if self._written else descriptor
+
+    def found(self, fields: Mapping[str, Any]) -> tuple[Descriptor, ...]:
+        """Give the descriptors that `parse_json` has put into `fields`.
+
+        Raises:
+            ArchiveError: there is no such list, it is too long, or one of them is malformed.
+            UnsupportedError: the algorithm of a digest is not registered.
+        """
+        if self._wrong is not None:
+            raise self._wrong
+        listed = fields.get(self._key)
+        # Go writes an empty list as null.
+        if listed is None and self._key in fields:
+            return ()
+        if not isinstance(listed, list):
+            msg = f"{self._what} has no list of {self._key}"
+            raise ArchiveError(msg)
+        return tuple(listed)
+
+
+def _others(descriptor: Descriptor, item: object) -> bytes | None:
+    """Give what stands in an object and not in the descriptor that was made of it."""
+    known = descriptor.to_json()
+    fields = item if isinstance(item, dict) else {}
+    others = {
+        key: value
+        for key, value in fields.items()
+        if key != "annotations" and (key not in known or value != known[key])
+    }
+    return canonical_json(others) if others else None
+
+
+def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
+    """Give a document's own annotations, which nothing that moves it depends on: malformed ones are none."""
+    annotations = fields.get("annotations")
+    if isinstance(annotations, dict) and all(isinstance(value, str) for value in annotations.values()):
+        return annotations
+    return _NO_ANNOTATIONS
+
+
+def platform_of_config(raw: bytes, what: str) -> Platform | None:
+    """Read the platform out of an image configuration, or None where it names none.
+
+    Raises:
+        ArchiveError: the configuration is malformed.
+    """
+    keys = {"os", "architecture", "variant", "os.version"}
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known=_OF_CONFIG)
+    return _parse_platform_fields(fields, what)
+
+
+def diff_ids_of_config(raw: bytes, what: str) -> tuple[str, ...]:
+    """Read the digests of an image's plain layers, bottom first, out of its configuration (image-spec, config.md).
+
+    Raises:
+        ArchiveError: there are none, or they are malformed.
+    """
+    rootfs = _rootfs_of(raw, what)
+    listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    # Go writes an empty list as null.
+    if isinstance(rootfs, dict) and listed is None:
+        listed = []
+    if not isinstance(listed, list) or not all(isinstance(item, str) and is_digest(item) for item in listed):
+        msg = f"{what} has no list of diff_ids"
+        raise ArchiveError(msg)
+    return tuple(listed)
+
+
+def check_config(raw: bytes, what: str) -> None:
+    """Check that an image's configuration is a JSON object that all read alike, whatever it says or lacks.
+
+    Raises:
+        ArchiveError: it is not, or it is too large.
+    """
+    _rootfs_of(raw, what)
+
+
+def _rootfs_of(raw: bytes, what: str) -> object:
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known=_OF_CONFIG).get("rootfs")
+    if isinstance(rootfs, dict):
+        check_keys(rootfs, _OF_ROOTFS, f"rootfs of {what}")
+    return rootfs
+
+
+def media_type_of(raw: bytes, what: str) -> str:
+    """Guess the media type of a manifest that came without one, from its shape.
+
+    Raises:
+        ArchiveError: it is no manifest.
+    """
+    fields = outline(raw, what)
+    own_type = _optional_text(fields, "mediaType", what)
+    if own_type:
+        return own_type
+    if "manifests" in fields:
+        return OCI_INDEX
+    if "layers" in fields or "config" in fields:
+        return OCI_MANIFEST
+    if fields.get("schemaVersion") == 1:
+        return "application/vnd.docker.distribution.manifest.v1+json"
+    msg = f"{what} is neither a manifest nor an index"
+    raise ArchiveError(msg)
+
+
+def outline(raw: bytes, what: str) -> dict[str, Any]:
+    """Parse a manifest of any kind for what it says of itself; its lists are there, with nothing in them.
+
+    Raises:
+        ArchiveError: it is no JSON object.
+    """
+    keys = {"schemaVersion", "mediaType", "config", "layers", "manifests"}
+    convert = {"layers": passed_over, "manifests": passed_over}
+    return parse_json(raw, what, keys=keys, known=FIELDS, convert=convert)

@@ -1,0 +1,120 @@
+"""Why a layout or an archive was made without some of its blobs, and how that is written into it.
+
+The image-spec lets a layout lack blobs (image-layout.md, "blobs directory"). Which of them were left out on purpose,
+and who is believed to have them, stands in an annotation of `index.json`: for each reason a line `# KIND NAME`, and
+below it the digests, one a line. Text and values only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocistream.errors import ArchiveError, OcistreamError
+from ocistream.oci.reference import is_digest, parse_reference, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+__all__ = ["BASE", "HAVE", "LEFT_OUT", "ONLY", "VOLUME", "Reason", "grouped", "left_out_of", "left_out_text"]
+
+#: The annotation of an `index.json` that says it.
+LEFT_OUT: Final = "vnd.ocistream.left-out"
+
+#: The other side has said that it has the blob; the name is a registry's repository, say.
+HAVE: Final = "have"
+#: It is part of an image that the other side is known to have.
+BASE: Final = "base"
+#: It was not among those that were asked for.
+ONLY: Final = "only"
+#: It is in another volume of the same archive; the name is that one's.
+VOLUME: Final = "volume"
+
+#: Characters of a name that are shown, and written.
+_MAX_NAME: Final = 512
+#: So many of the names in it are looked at.
+_MAX_ORIGINS: Final = 8
+
+
+class Reason(NamedTuple):
+    """Why a blob was left out: one of the kinds above (or of a later version's), and the name that goes with it."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        """Say it, of one blob or of many."""
+        name = printable(self.name, _MAX_NAME)
+        said = {
+            HAVE: f"had by {name}",
+            BASE: f"in {name}",
+            ONLY: "not asked for",
+            VOLUME: f"in the volume {name}",
+        }
+        return said.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The repositories, without their registry, in which the blob may be: what it could be mounted from."""
+        if self.kind not in {HAVE, BASE}:
+            return ()
+        found: list[str] = []
+        # A list may be of several.
+        for name in self.name.split()[:_MAX_ORIGINS]:
+            try:
+                reference = parse_reference(name, default_tag=False)
+            except OcistreamError:
+                continue
+            if reference.registry != "docker.io":
+                found.append(reference.repository)
+            else:
+                found += [reference.repository.removeprefix("library/"), reference.repository]
+        return tuple(dict.fromkeys(found))
+
+
+def left_out_text(left_out: Mapping[str, Reason]) -> str:
+    """Write the annotation's text; the same blobs give the same text."""
+    lines: list[str] = []
+    for reason, digests in sorted(grouped(left_out).items()):
+        # A name out of a list or an archive cannot make two lines of it.
+        name = printable(reason.name, _MAX_NAME)
+        lines += [f"# {reason.kind} {name}".rstrip(), *sorted(digests)]
+    return "\n".join(lines)
+
+
+def left_out_of(text: str, wanted: Collection[str] | None = None) -> dict[str, Reason]:
+    """Read the annotation's text, and give what it says of the wanted digests, or of all; the first reason counts.
+
+    Raises:
+        ArchiveError: it is malformed.
+    """
+    found: dict[str, Reason] = {}
+    reason = Reason("", "")
+    for line in _lines(text):
+        if line.startswith("#"):
+            kind, _, name = line[1:].strip().partition(" ")
+            reason = Reason(kind, name.strip())
+        elif not is_digest(line):
+            msg = f"index.json has an annotation {LEFT_OUT} with a line that is no digest: {printable(line)!r}"
+            raise ArchiveError(msg)
+        elif wanted is None or line in wanted:
+            found.setdefault(line, reason)
+    return found
+
+
+def grouped(left_out: Mapping[str, Reason]) -> dict[Reason, list[str]]:
+    """Give the digests of each reason."""
+    groups: dict[Reason, list[str]] = {}
+    for digest, reason in left_out.items():
+        groups.setdefault(reason, []).append(digest)
+    return groups
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Go through the lines that are not blank, one at a time: there may be tens of thousands."""
+    start = 0
+    while start <= len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        if line := text[start:end].strip():
+            yield line
+        start = end + 1

@@ -1,0 +1,187 @@
+"""Which platforms of an image are wanted, and which of the manifests that an index lists are meant by that.
+
+Only here is a platform chosen. `name` is how the image is called in errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ocistream.errors import NotFoundError
+from ocistream.oci.documents import platform_of_config
+from ocistream.oci.reference import printable
+from ocistream.oci.strict_json import canonical_json, canonical_json_with, parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocistream.oci.descriptor import Descriptor, Manifest, Platform
+
+__all__ = [
+    "ALL_PLATFORMS",
+    "PlatformChoice",
+    "Taken",
+    "attested",
+    "check_covers",
+    "check_platform",
+    "choose",
+    "smaller_index",
+    "taken_of",
+]
+
+
+#: So many platforms that were not taken are named.
+_MAX_OTHERS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformChoice:
+    """Which platforms of an index are wanted: all of them where `platforms` is empty.
+
+    `explicit` is False for the default that a user did not ask for: an image that has no choice to offer is then
+    taken as it is.
+    """
+
+    platforms: tuple[Platform, ...] = ()
+    explicit: bool = True
+
+
+ALL_PLATFORMS = PlatformChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Which `platforms` were taken of those that an `index` (its digest) offers; `explicit` if the user named them.
+
+    `unclear` has the wanted platforms that several images are for, or only another variant: what was wanted, what was
+    taken for it, and what else is offered for it. `leaves` are the manifests of the offered platforms.
+    """
+
+    index: str
+    platforms: tuple[str, ...]
+    offered: tuple[str, ...]
+    explicit: bool
+    unclear: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    leaves: tuple[Descriptor, ...] = ()
+
+    def doubts(self) -> list[str]:
+        """Return a line for people for each unclear platform."""
+        lines = []
+        for wanted, got, others in self.unclear:
+            shown = ", ".join(map(printable, others[:_MAX_OTHERS]))
+            more = f" and {len(others) - _MAX_OTHERS} more" if len(others) > _MAX_OTHERS else ""
+            lines.append(f"{wanted} matches {printable(got)}" + (f"; not copied: {shown}{more}" if shown else ""))
+        return lines
+
+
+#: What buildx puts beside each image: a manifest of no platform, that points to the image it vouches for.
+_ATTESTS = "vnd.docker.reference.digest"
+
+
+def attested(leaf: Descriptor) -> str | None:
+    """Give the digest of the image that a manifest in an index is the attestation of; None for any other manifest."""
+    return leaf.annotations.get(_ATTESTS)
+
+
+def choose(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> list[Descriptor] | None:
+    """Pick the manifests that a choice of platforms means; None where there is nothing to choose from.
+
+    With several platforms, attestations go along with the images that they vouch for.
+
+    Raises:
+        NotFoundError: a platform is not there; the message lists those that are.
+    """
+    offered = _offered(leaves)
+    if not offered and not choice.explicit:
+        return None
+    picked: dict[str, Descriptor] = {}
+    for wanted in choice.platforms:
+        matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
+        if not matches:
+            there = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in offered))
+            msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
+            hint = f"its platforms are: {there or 'none that is named'}; choose one with --platform, or all"
+            raise NotFoundError(msg, hint=hint)
+        best, _ = _best(wanted, matches)
+        picked[best.digest] = best
+    if len(picked) > 1:
+        picked.update({leaf.digest: leaf for leaf in leaves if attested(leaf) in picked})
+    if len(picked) > 1 and len(picked) == len({leaf.digest for leaf in leaves}):
+        return None
+    # A digest may be listed for several platforms: it is what it was picked as.
+    return [picked[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in picked]
+
+
+def taken_of(index: Descriptor, leaves: Sequence[Descriptor], choice: PlatformChoice) -> Taken:
+    """Describe what `choose` picks, of all the platforms that an index offers."""
+    offered = _offered(leaves)
+    taken: list[str] = []
+    unclear = []
+    for wanted in choice.platforms:
+        matches = [(leaf, platform) for leaf, platform in offered if wanted.covers(platform)]
+        best, platform = _best(wanted, matches)
+        taken.append(str(platform))
+        plain = {leaf.digest for leaf, platform in matches if wanted.prefers(platform)}
+        if best.digest not in plain or len(plain) > 1:
+            others = tuple(dict.fromkeys(str(other) for leaf, other in matches if leaf.digest != best.digest))
+            unclear.append((str(wanted), str(platform), others))
+    return Taken(
+        index.digest,
+        tuple(dict.fromkeys(taken)),
+        tuple(dict.fromkeys(str(platform) for _, platform in offered)),
+        choice.explicit,
+        tuple(unclear),
+        tuple(leaf for leaf, _ in offered),
+    )
+
+
+def _offered(leaves: Sequence[Descriptor]) -> list[tuple[Descriptor, Platform]]:
+    return [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
+
+
+def _best(wanted: Platform, matches: Sequence[tuple[Descriptor, Platform]]) -> tuple[Descriptor, Platform]:
+    return next((match for match in matches if wanted.prefers(match[1])), matches[0])
+
+
+def smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descriptor]) -> bytes:
+    """Write an index that lists only the chosen manifests, each in its own words.
+
+    `documents` are the index and those within it. An index that names what is left out could not be pushed: registries
+    refuse it.
+    """
+    wanted = {child.digest for child in chosen}
+    entries: dict[str, bytes] = {}
+
+    def keep(_: int, entry: dict[str, Any]) -> None:
+        if entry["digest"] in wanted and entry["digest"] not in entries:
+            entries[entry["digest"]] = canonical_json(entry)
+
+    # They are parsed again: to hold their words, of all indexes, would cost more than the time that this takes.
+    fields, *_ = [
+        parse_json(document.raw, f"manifest {document.descriptor.digest}", convert={"manifests": keep})
+        for document in documents
+    ]
+    return canonical_json_with(fields, "manifests", (entries[child.digest] for child in chosen))
+
+
+def check_platform(choice: PlatformChoice, name: str, config: bytes) -> None:
+    """Hold an image that is no index against a choice, by its configuration.
+
+    Raises:
+        NotFoundError: it is for another platform.
+    """
+    if (platform := platform_of_config(config, f"the config of {name}")) is not None:
+        check_covers(choice, name, platform)
+
+
+def check_covers(choice: PlatformChoice, name: str, platform: Platform) -> None:
+    """Hold the platform of an image that is no index against a choice.
+
+    Raises:
+        NotFoundError: it is another one.
+    """
+    if not any(wanted.covers(platform) for wanted in choice.platforms):
+        wanted_text = ", ".join(str(wanted) for wanted in choice.platforms)
+        msg = f"{name} has no platform {wanted_text}"
+        raise NotFoundError(msg, hint=f"it is a single image, for {printable(str(platform))}")

@@ -1,0 +1,421 @@
+"""JSON as strangers write it, refused where two parsers could read it differently; and JSON as we write it.
+
+Bytes in, a dict out. What the fields mean is the caller's concern.
+
+A small document is parsed whole. Python's objects take many times the room of the text that they stand for, so
+of a larger one there is never more than a piece at a time as objects: a member of the outermost object, or one element
+of a list in it for which the caller names a function that makes something compact of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+
+from ocistream import limits
+from ocistream.errors import ArchiveError
+from ocistream.oci.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
+
+__all__ = ["Convert", "canonical_json", "canonical_json_with", "check_keys", "parse_json", "passed_over"]
+
+#: Makes something smaller of one element of a list: it gets the element's place, from 0, and its value.
+Convert: TypeAlias = "Callable[[int, Any], object]"
+
+
+def canonical_json(document: object) -> bytes:
+    """Write one of our own documents: the same input gives the same bytes."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def canonical_json_with(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:
+    """Write `fields` with a list under `key`, whose items are canonical JSON already: thousands need not be dicts."""
+    members = {name: canonical_json(value) for name, value in fields.items() if name != key}
+    order = dict.fromkeys((*fields, key))
+    listed = b"[" + b",".join(items) + b"]"
+    return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, listed) for name in order) + b"}"
+
+
+def passed_over(place: int, value: object) -> None:
+    """Keep nothing of a list's element but that it was there."""
+
+
+def parse_json(
+    raw: bytes,
+    what: str,
+    limit: int = limits.MAX_MANIFEST,
+    *,
+    keys: AbstractSet[str] | None = None,
+    known: AbstractSet[str] | None = None,
+    convert: Mapping[str, Convert] | None = None,
+    whole: int = limits.MAX_JSON_WHOLE,
+) -> dict[str, Any]:
+    """Parse a JSON object from a stranger; `what` names it in errors, `limit` is its greatest size in bytes.
+
+    Duplicate keys, NaN and Infinity, halves of surrogate pairs, any encoding but UTF-8, deep nesting and non-objects
+    are refused: two parsers that read one document differently are how a signature is made to cover something else.
+
+    Of the outermost object, members other than `keys` are checked and then left out. `known` are all the fields that
+    such a document may have (`keys`, unless they are named): what others take for one of them is refused, see
+    `check_keys`; where neither is given its keys are data, as those of a map are. Where a list stands under a key
+    of `convert`, each of its elements is given to that function, and what it returns takes the element's place.
+    A document of more than `whole` bytes is parsed piece by piece, with the same outcome.
+
+    Raises:
+        ArchiveError: the document is malformed or too large.
+    """
+    if len(raw) > limit:
+        msg = f"{what} is larger than {limit} bytes"
+        raise ArchiveError(msg)
+    if _items(raw, 0, len(raw)) > limits.MAX_JSON_ITEMS:
+        msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
+        raise ArchiveError(msg)
+    convert = convert or {}
+    known = keys if known is None else known
+    try:
+        if len(raw) > whole:
+            return dict(_Pieces(raw, keys, known, convert).members())
+        document = _parse(raw.decode(), 0)
+        if isinstance(document, dict):
+            _check_keys(document.keys(), known)
+    except (ValueError, RecursionError) as error:
+        msg = f"{what} is not valid JSON: {printable(_reason(error))}"
+        raise ArchiveError(msg) from error
+    except _RefusedError as error:
+        msg = f"{what} {error}"
+        raise ArchiveError(msg) from error
+    if not isinstance(document, dict):
+        msg = f"{what} is not a JSON object"
+        raise ArchiveError(msg)
+    return {
+        key: [convert[key](place, item) for place, item in enumerate(value)]
+        if key in convert and isinstance(value, list)
+        else value
+        for key, value in document.items()
+        if keys is None or key in keys
+    }
+
+
+def check_keys(fields: Mapping[str, object], known: AbstractSet[str], what: str) -> None:
+    """Refuse an object that others read as a structure with the fields `known`, where they see one that we do not.
+
+    Go's encoding/json takes `Layers`, or `layers` with a long s, for `layers`, and the last one counts: with both in
+    a manifest, skopeo and Docker have another image than who goes by the letter. Keys of maps (annotations, labels) are
+    data, to Go as well, and so is what is like none of `known`.
+
+    Raises:
+        ArchiveError: it has such a key; `what` names the object.
+    """
+    try:
+        _check_keys(fields.keys(), known)
+    except _RefusedError as error:
+        msg = f"{what} {error}"
+        raise ArchiveError(msg) from error
+
+
+def _check_keys(keys: AbstractSet[str], known: AbstractSet[str] | None) -> None:
+    # In nearly all objects there are no others, and of tens of thousands of them that alone is asked.
+    if known is None or keys <= known:
+        return
+    for key in keys - known:
+        if (name := _by_fold(frozenset(known)).get(_folded(key))) is not None:
+            msg = f"has the key {printable(key)!r}, which others read as {name!r}"
+            raise _RefusedError(msg)
+
+
+def _folded(key: str) -> str:
+    """Give one form of all keys that Go takes for the same (encoding/json's foldName: Unicode's simple folding).
+
+    Names of fields are ASCII. What else folds to that are the long s and, as `lower` knows, the Kelvin sign.
+    """
+    return key.replace("\u017f", "s").lower()
+
+
+@functools.lru_cache(maxsize=32)
+def _by_fold(known: frozenset[str]) -> Mapping[str, str]:
+    return {_folded(name): name for name in known}
+
+
+class _RefusedError(Exception):
+    """Says what is wrong with a document that may well be JSON; the text goes on after the document's name."""
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    """Say in our words what was wrong: Python's are, in part, advice for programs in Python."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return "a string has half of a surrogate pair"
+    # RFC 8259 sets no limit to numbers (section 6), Python sets one to their digits.
+    return "a number has too many digits" if text.startswith("Exceeds the limit") else text
+
+
+def _items(raw: bytes, start: int, end: int) -> int:
+    return sum(raw.count(mark, start, end) for mark in (b",", b"[", b"{"))
+
+
+def _parse(text: str, depth: int) -> object:
+    """Parse a whole document, or a piece of one that lies within `depth` objects and arrays.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, or ambiguous.
+        _RefusedError: it is nested too deeply.
+    """
+    if text.startswith("\ufeff"):
+        raise ValueError(_MARKED)
+    value = _DECODER.decode(text)
+    if "\\u" in text:
+        # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
+        canonical_json(value)
+    _check_depth(value, limits.MAX_JSON_DEPTH - depth)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError(_TWICE)
+    return fields
+
+
+_MARKED: Final = "it begins with a byte order mark"
+_TWICE: Final = "a key stands twice in one object"
+_TOO_EARLY: Final = "it ends too early"
+
+
+def _no_constant(name: str) -> NoReturn:
+    msg = f"{name} is not a JSON number"
+    raise ValueError(msg)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        msg = "a number is too large"
+        raise ValueError(msg)
+    return number
+
+
+#: One decoder for all documents: `json.loads` with these hooks would make another one for every piece.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+
+
+def _check_depth(value: object, deepest: int) -> None:
+    level: list[object] = [value]
+    for _ in range(deepest):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return
+    if any(isinstance(node, dict | list) for node in level):
+        msg = f"is nested more than {limits.MAX_JSON_DEPTH} deep"
+        raise _RefusedError(msg)
+
+
+# Possessive, so that what does not match is not tried twice.
+_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+#: A string, or one of the marks between which pieces lie.
+_TOKEN: Final = re.compile(_STRING + rb"|[][{},]", re.DOTALL)
+
+
+def _bracketed(inner: bytes) -> bytes:
+    return rb'[\[{](?:[^][{}"]++|' + _STRING + inner + rb")*[]}]"
+
+
+#: Elements of a list that have three levels of brackets at most, each with its comma. Groups are not possessive: before
+#: 3.11.5 Python loses parts of what such a group has matched (gh-106052). What each part is, its first byte tells, so
+#: nothing is tried for long.
+_GROUP: Final = re.compile(
+    rb"(?:[ \t\n\r]*+(?:"
+    + rb"|".join((_STRING, _bracketed(b"|" + _bracketed(b"|" + _bracketed(b""))), rb'[^][{}",]++'))
+    + rb")[ \t\n\r]*+,)*",
+    re.DOTALL,
+)
+_QUOTE: Final = ord('"')
+_COMMA: Final = ord(",")
+_LIST: Final = ord("[")
+_LIST_END: Final = ord("]")
+_OBJECT: Final = ord("{")
+_OBJECT_END: Final = ord("}")
+_OPENING: Final = frozenset((_LIST, _OBJECT))
+#: JSON's white space (RFC 8259, section 2); `bytes.strip` knows more.
+_BLANK: Final = b" \t\n\r"
+
+_Mark: TypeAlias = "re.Match[bytes]"
+
+
+class _Pieces:
+    """Cuts a document at its brackets and commas, and parses each piece on its own, as strictly as a whole one.
+
+    Where the brackets are wrong it is cut in another place, and then some piece is no JSON: every byte is parsed, or
+    is one of the marks between pieces, or white space.
+    """
+
+    def __init__(
+        self,
+        raw: bytes,
+        keys: AbstractSet[str] | None,
+        known: AbstractSet[str] | None,
+        convert: Mapping[str, Convert],
+    ) -> None:
+        self._raw = raw
+        self._keys = keys
+        self._known = known
+        self._convert = convert
+        #: Behind the last token.
+        self._position = 0
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Give the members of the outermost object in order, or of them those under the keys that are asked for.
+
+        Raises:
+            ValueError, RecursionError, _RefusedError: as `_parse`; or a piece is too large.
+        """
+        mark = self._next()
+        if self._raw[mark.start()] != _OBJECT or not self._blank(0, mark.start()):
+            msg = "it does not begin as an object"
+            raise ValueError(msg)
+        seen: set[str] = set()
+        while True:
+            start, token = mark.end(), self._next()
+            if self._raw[token.start()] == _OBJECT_END and not seen and self._blank(start, token.start()):
+                mark = token
+                break
+            key = self._key(start, token)
+            if key in seen:
+                raise ValueError(_TWICE)
+            seen.add(key)
+            _check_keys({key}, self._known)
+            if len(seen) > limits.MAX_JSON_PIECE_ITEMS:
+                raise self._too_large(start)
+            value, mark = self._value(key, token.end())
+            if self._asked_for(key):
+                yield key, value
+            # The next one needs the room.
+            del value
+            if self._raw[mark.start()] != _COMMA:
+                break
+        if self._raw[mark.start()] != _OBJECT_END or not self._blank(mark.end(), len(self._raw)):
+            msg = f"it is not one object: see byte {mark.start()}"
+            raise ValueError(msg)
+
+    def _asked_for(self, key: str) -> bool:
+        return self._keys is None or key in self._keys
+
+    def _key(self, start: int, token: _Mark) -> str:
+        if self._raw[token.start()] != _QUOTE or not self._blank(start, token.start()):
+            msg = f"a key is expected at byte {start}"
+            raise ValueError(msg)
+        return str(self._piece(token.start(), token.end(), 1))
+
+    def _value(self, key: str, start: int) -> tuple[object, _Mark]:
+        """Parse what stands behind a key, and give the mark behind it as well."""
+        token = self._next()
+        colon = self._raw.find(b":", start, token.start())
+        if colon < 0 or not self._blank(start, colon):
+            msg = f"a colon is expected at byte {start}"
+            raise ValueError(msg)
+        convert = self._convert.get(key) if self._asked_for(key) else passed_over
+        if convert and self._raw[token.start()] == _LIST and self._blank(colon + 1, token.start()):
+            return self._elements(convert, token)
+        mark = self._end(token)
+        return self._piece(colon + 1, mark.start(), 1), mark
+
+    def _elements(self, convert: Convert, mark: _Mark) -> tuple[list[object], _Mark]:
+        """Parse the elements of a list behind its opening mark; give the mark behind the list as well."""
+        values: list[object] = []
+        while self._raw[mark.start()] != _LIST_END:
+            for value in self._group(mark.end()):
+                values.append(convert(len(values), value))
+            start, mark = self._position, self._end(self._next())
+            if values or self._raw[mark.start()] != _LIST_END or not self._blank(start, mark.start()):
+                values.append(convert(len(values), self._piece(start, mark.start(), 2)))
+            if self._raw[mark.start()] == _OBJECT_END:
+                msg = f"a list has the end of an object at byte {mark.start()}"
+                raise ValueError(msg)
+        after = self._next()
+        if not self._blank(mark.end(), after.start()):
+            msg = f"a comma is expected at byte {mark.end()}"
+            raise ValueError(msg)
+        return values, after
+
+    def _group(self, start: int) -> list[object]:
+        """Parse several small elements of a list together, and continue behind their last comma.
+
+        Return none where there are none, and where one of them is malformed: parsed one by one the elements take
+        many times as long, and an error names the place.
+        """
+        self._position = start
+        match = _GROUP.match(self._raw, start, start + limits.MAX_JSON_GROUP)
+        if match is None or not match[0]:
+            return []
+        with contextlib.suppress(ValueError, RecursionError, _RefusedError):
+            values = _parse(f"[{match[0][:-1].decode()}]", 1)
+            if isinstance(values, list):
+                self._position = match.end()
+                return values
+        return []
+
+    def _piece(self, start: int, end: int, depth: int) -> object:
+        size, many = end - start, limits.MAX_JSON_PIECE_ITEMS
+        # No piece has more items than bytes.
+        if size > limits.MAX_JSON_PIECE or (size > many and _items(self._raw, start, end) > many):
+            raise self._too_large(start)
+        piece = self._raw[start:end]
+        if size > limits.MAX_JSON_WIDE_PIECE and (not piece.isascii() or b"\\u" in piece):
+            raise self._too_large(start)
+        try:
+            text = piece.decode()
+            # The parsed value needs the room.
+            del piece
+            return _parse(text, depth)
+        except ValueError as error:
+            msg = f"{_reason(error)}, counted from byte {start}"
+            raise ValueError(msg) from error
+
+    @staticmethod
+    def _too_large(start: int) -> _RefusedError:
+        return _RefusedError(
+            f"has a part, at byte {start}, of more than {limits.MAX_JSON_PIECE} bytes "
+            f"({limits.MAX_JSON_WIDE_PIECE} if not all of them are ASCII) or {limits.MAX_JSON_PIECE_ITEMS} items"
+        )
+
+    def _end(self, token: _Mark) -> _Mark:
+        """Give the comma or bracket that ends the piece which begins with `token`."""
+        depth = 0
+        while True:
+            byte = self._raw[token.start()]
+            if byte in _OPENING:
+                depth += 1
+                if depth > limits.MAX_JSON_DEPTH:
+                    raise RecursionError
+            elif byte != _QUOTE:
+                if not depth:
+                    return token
+                if byte != _COMMA:
+                    depth -= 1
+            token = self._next()
+
+    def _next(self) -> _Mark:
+        token = _TOKEN.search(self._raw, self._position)
+        if token is None:
+            raise ValueError(_TOO_EARLY)
+        self._position = token.end()
+        return token
+
+    def _blank(self, start: int, end: int) -> bool:
+        return start == end or not self._raw[start:end].strip(_BLANK)

@@ -1,0 +1,1 @@
+"""Registries: repositories, uploads, referrers, mirrors; a registry as a source and as a destination of images."""

@@ -1,0 +1,101 @@
+"""The ways in which a blob's bytes go up, which are the rungs of a ladder: one streamed PATCH, one PUT, or chunks.
+
+Values and one table: which rungs are left when a registry refuses one. Who tries them is `ocistream.registry.upload`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.errors import UsageError
+from ocistream.oci.reference import printable
+from ocistream.sizes import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CHUNK", "NO_CODING", "PUT", "REFUSED", "STREAM", "UNSIZED", "Rung", "parse_rung"]
+
+#: POST, one PATCH without a Content-Range, PUT without a body: what docker, skopeo and crane do.
+STREAM: Final = "stream"
+#: POST, one PUT with the digest and the body.
+PUT: Final = "put"
+#: POST, PATCHes that state their range and length, each to the Location of the answer before, PUT without a body.
+CHUNK: Final = "chunk"
+#: A stream of which nobody knows the length, in the chunked transfer coding: a way of its own to be refused.
+UNSIZED: Final = "unsized"
+
+#: Answers by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1): the same way with a
+#: Content-Length is tried next.
+NO_CODING: Final = frozenset({400, 404, 411, 501})
+
+#: Way -> status of the refusal -> the ways that may do better, the likeliest first. What is not here is no matter of
+#: how bytes go up. A chunk after a chunk is one of half the size.
+REFUSED: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyType(
+    {
+        STREAM: {
+            404: (PUT, CHUNK),
+            405: (PUT,),
+            411: (CHUNK, PUT),
+            # Too much in one request, for the registry or for a proxy before it (harbor#23015, oras-py#137, nginx).
+            413: (CHUNK,),
+            # GHCR says so of a body that is too large (rust-oci-client#35).
+            416: (CHUNK, PUT),
+            501: (CHUNK, PUT),
+        },
+        # A layer that is made on the way has no digest before its end, and so no PUT of its own.
+        UNSIZED: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
+        PUT: {
+            # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
+            404: (STREAM, CHUNK),
+            405: (STREAM, CHUNK),
+            413: (CHUNK,),
+            416: (CHUNK, STREAM),
+            501: (STREAM, CHUNK),
+        },
+        CHUNK: {
+            400: (STREAM, PUT),
+            404: (STREAM, PUT),
+            405: (PUT, STREAM),
+            413: (CHUNK,),
+            416: (CHUNK, STREAM, PUT),
+            501: (STREAM, PUT),
+        },
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way up. `size` is that of a chunk at the most, in bytes, where it is chunks."""
+
+    kind: str
+    size: int = 0
+
+    def __str__(self) -> str:
+        """Give it as `--upload` and the state file have it: `stream`, `put`, `chunk=4194304`."""
+        return f"{self.kind}={self.size}" if self.kind == CHUNK else self.kind
+
+
+def parse_rung(text: str) -> Rung | None:
+    """Parse `stream`, `put`, `chunk=SIZE` such as `chunk=4MiB`, or `auto`, which is None.
+
+    Raises:
+        UsageError: it is none of these, or a chunk would not fit into the memory that there is for it.
+    """
+    if text == "auto":
+        return None
+    kind, equals, size = text.partition("=")
+    if kind in {STREAM, PUT} and not equals:
+        return Rung(kind)
+    count = parse_size(size)
+    if kind != CHUNK or not count:
+        msg = f"malformed way to upload {printable(text)!r}"
+        raise UsageError(msg, hint="write auto, stream, put or chunk=SIZE, as in chunk=4MiB")
+    if count > limits.UPLOAD_MEMORY:
+        msg = f"chunks of {printable(size)} are too large: each is held until the registry has taken it"
+        raise UsageError(msg, hint=f"at most chunk={limits.UPLOAD_MEMORY // limits.MIB}MiB; stream has no such bound")
+    return Rung(CHUNK, count)

@@ -1,0 +1,201 @@
+"""Lists of digests that are there: how `ocistream have` writes them, and how they are read back.
+
+A list is text, small enough to go by any channel (some 80 bytes a blob)::
+
+    # ocistream have 1
+    # origin registry.local/app
+    # by ocistream 0.5.0
+    # reached sha256:... 12345678
+    # digests 30
+    sha256:...
+
+`reached` is a blob that is not there, but so many bytes of it in an upload that can be gone on with.
+
+Whoever makes one by hand writes digests and nothing else. Lists may be joined with `cat`. It may not open anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from string import hexdigits
+from typing import IO, TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+__all__ = ["Found", "HaveList", "found_in", "lines", "lines_of"]
+
+_FORMAT: Final = "# ocistream have "
+_VERSION: Final = "1"
+_ORIGIN: Final = "# origin "
+_BY: Final = "# by ocistream "
+_REACHED: Final = "# reached "
+_DIGESTS: Final = "# digests "
+_COUNT = re.compile(r"[0-9]{1,9}\Z")
+_OFFSET = re.compile(r"[1-9][0-9]{0,17}\Z")
+#: How files begin that are no text of one byte a character, and what is to be said of them.
+_BEGINNINGS: Final = {
+    b"\x1f\x8b": "it is compressed by gzip: unpack it",
+    b"\x28\xb5\x2f\xfd": "it is compressed by zstd: unpack it",
+    b"\xff\xfe": "it is UTF-16, as a > of PowerShell's makes it: write it as ASCII",
+    b"\xfe\xff": "it is UTF-16: write it as ASCII",
+}
+#: What some editors put before UTF-8; it says nothing.
+_MARK: Final = b"\xef\xbb\xbf"
+_HINT: Final = "a list has one digest a line, as `ocistream have` prints it"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What of the wanted is in a list: its digests, and what its headers say.
+
+    `origins` are the ends that it is of and `writers` the versions of ocistream that wrote it, each once and in order,
+    up to `limits.MAX_HAVE_HEADERS` of them, empty where it was made by hand. `total` counts all digests in it.
+    """
+
+    digests: set[str]
+    origins: tuple[str, ...]
+    writers: tuple[str, ...]
+    total: int
+
+
+def lines(
+    origins: Sequence[str], digests: Collection[str], *, by: str, reached: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """Write a list, as lines with their ends; the digests in order.
+
+    `by` is the version that writes it, and `reached` how many bytes are there of blobs that can be gone on with.
+    """
+    yield f"{_FORMAT}{_VERSION}\n"
+    for origin in origins:
+        yield f"{_ORIGIN}{printable(origin, limits.MAX_HAVE_LINE // 8)}\n"
+    yield f"{_BY}{by}\n"
+    for digest, offset in sorted((reached or {}).items())[: limits.MAX_REACHED]:
+        yield f"{_REACHED}{digest} {offset}\n"
+    yield f"{_DIGESTS}{len(digests)}\n"
+    for digest in sorted(digests):
+        yield f"{digest}\n"
+
+
+def lines_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Give the lines of a file, none of them longer than it takes to see that it is too long."""
+    while line := file.readline(limits.MAX_HAVE_LINE + 1):
+        yield line
+
+
+def found_in(lines: Iterable[bytes], wanted: Collection[str], what: str) -> Found:
+    """Read a list, and give what of the wanted is in it. Memory does not grow with the list.
+
+    `what` names it in errors. `lines` are with or without their ends, of whatever length.
+
+    Raises:
+        ArchiveError: it is no list, or not all of one.
+        UnsupportedError: it has a format that is not known yet, or too many lines.
+    """
+    read = HaveList(lines, what)
+    digests = {digest for digest in read if digest in wanted}
+    return Found(digests, tuple(read.origins), tuple(read.writers), read.total)
+
+
+class HaveList:
+    """A list that is read once, as its digests, each as often as it stands there; the headers are known at its end."""
+
+    def __init__(self, lines: Iterable[bytes], what: str) -> None:
+        """Take the lines, of which none is looked at yet; `what` names the list in errors."""
+        self._lines = lines
+        self._what = what
+        #: In the place of sets, since they are in order.
+        self.origins: dict[str, None] = {}
+        self.writers: dict[str, None] = {}
+        self.total = 0
+        #: Of which blobs how many bytes are there.
+        self.reached: dict[str, int] = {}
+        #: How many lists are joined in it, by their first lines and by their counts; how many digests these promise.
+        self._begun = 0
+        self._counted = 0
+        self._promised = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Read all of it.
+
+        Raises:
+            ArchiveError, UnsupportedError: as `found_in`.
+        """
+        for number, line in enumerate(self._lines, 1):
+            if number > limits.MAX_HAVE_LINES:
+                msg = f"{self._what} has more than {limits.MAX_HAVE_LINES} lines"
+                raise UnsupportedError(msg, hint=_HINT)
+            text = self._text(line, number)
+            if text.startswith("#"):
+                self._take_header(text, number)
+            elif is_digest(text):
+                self.total += 1
+                yield text
+            elif text and self.total < self._promised and _is_begun(text):
+                raise self._cut(f"{self.total} of {self._promised} digests")
+            elif text:
+                raise self._malformed(number, f"{printable(text, 80)!r} is no digest")
+        self._check_whole()
+
+    def _text(self, line: bytes, number: int) -> str:
+        if number == 1:
+            for beginning, why in _BEGINNINGS.items():
+                if line.startswith(beginning):
+                    msg = f"{self._what} is no list of digests: {why}"
+                    raise ArchiveError(msg, hint=_HINT)
+        if len(line) > limits.MAX_HAVE_LINE:
+            raise self._malformed(number, f"it has more than {limits.MAX_HAVE_LINE} bytes")
+        # Names of origins may be anything; a digest is ASCII, and replaced is none.
+        return line.removeprefix(_MARK).decode(errors="replace").strip(" \t\r\n")
+
+    def _take_header(self, text: str, number: int) -> None:
+        """Take a line that is no digest; what is not known is passed over: later versions may say more."""
+        if text.startswith(_FORMAT):
+            version = text.removeprefix(_FORMAT)
+            if version != _VERSION:
+                msg = f"{self._what} is a list of format {printable(version, 40)}, and only {_VERSION} is known here"
+                raise UnsupportedError(msg, hint="a later ocistream has written it: have the same one here")
+            self._begun += 1
+        elif text.startswith(_DIGESTS):
+            count = text.removeprefix(_DIGESTS)
+            if _COUNT.match(count) is None:
+                raise self._malformed(number, f"{printable(count, 40)!r} is no number of digests")
+            self._counted += 1
+            self._promised += int(count)
+        elif text.startswith(_REACHED):
+            # It only spares something: what makes no sense is passed over.
+            digest, _, offset = text.removeprefix(_REACHED).partition(" ")
+            if is_digest(digest) and _OFFSET.match(offset) and len(self.reached) < limits.MAX_REACHED:
+                self.reached[digest] = int(offset)
+        else:
+            for prefix, known in ((_ORIGIN, self.origins), (_BY, self.writers)):
+                if text.startswith(prefix) and len(known) < limits.MAX_HAVE_HEADERS:
+                    known[printable(text.removeprefix(prefix), len(text))] = None
+
+    def _check_whole(self) -> None:
+        if self.total < self._promised:
+            raise self._cut(f"{self.total} of {self._promised} digests")
+        if self._counted < self._begun:
+            raise self._cut("it ends before it says how many digests there are")
+        if not self.total and not self._counted:
+            msg = f"{self._what} has no digest in it, and does not say that there are none"
+            raise ArchiveError(msg, hint="did the command that was to write it fail?")
+
+    def _cut(self, how: str) -> ArchiveError:
+        return ArchiveError(f"{self._what} is cut short: {how}", hint="carry it over once more")
+
+    def _malformed(self, number: int, why: str) -> ArchiveError:
+        return ArchiveError(f"{self._what} is no list of digests: line {number}: {why}", hint=_HINT)
+
+
+def _is_begun(text: str) -> bool:
+    """Say whether a line could be the beginning of a digest."""
+    algorithm, colon, encoded = text.partition(":")
+    if colon:
+        return len(encoded) < DIGEST_HEX_LENGTHS.get(algorithm, 0) and set(encoded) <= set(hexdigits.lower())
+    return any(known.startswith(text) for known in DIGEST_HEX_LENGTHS)

@@ -1,0 +1,40 @@
+"""The answer "no" as the distribution-spec writes it. It may not send anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ocistream.errors import RegistryError
+from ocistream.oci.strict_json import canonical_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["RefusedError"]
+
+
+class RefusedError(RegistryError):
+    """What the client is told instead of what it asked for; it never leaves the registry as an exception.
+
+    `headers` go with the answer. `details` are what the error body says of each case, one error a detail.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        what: str,
+        *,
+        details: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Refuse with an HTTP status and a code of distribution-spec, "Error Codes"."""
+        super().__init__(what, status=status, codes=(code,))
+        self.details = tuple(details)
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """Write the JSON of distribution-spec, "Error Codes"."""
+        error: dict[str, Any] = {"code": self.codes[0], "message": self.what}
+        errors = [{**error, "detail": detail} for detail in self.details] or [error]
+        return canonical_json({"errors": errors})

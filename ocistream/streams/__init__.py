@@ -1,0 +1,1 @@
+"""Bytes on their way: chunks, hashes, compression, files that are written atomically, worker threads."""

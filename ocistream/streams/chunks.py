@@ -1,0 +1,274 @@
+"""The only loops over a blob's bytes: verifying them, counting them, reading them from a file.
+
+A chunk is `bytes` or a `memoryview`; a memoryview is valid only until the next chunk is asked for, so that whoever
+reads a file or a socket can do it into one buffer. (Or into two: of that, `pages.lasts`, only the hash makes use.)
+Nothing here opens anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+
+from ocistream.errors import CancelledError, IntegrityError, OcistreamError
+from ocistream.limits import BESIDE, CHUNK
+from ocistream.oci.reference import parse_digest
+from ocistream.streams.buffers import lasts
+from ocistream.streams.hashing import Beside, Hasher
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from ocistream.oci.descriptor import Descriptor
+
+__all__ = [
+    "Blamed",
+    "Chunk",
+    "Counter",
+    "Hasher",
+    "Tally",
+    "chunks_of",
+    "closing_of",
+    "counted",
+    "digest_of",
+    "gathered",
+    "new_hash",
+    "sized",
+    "stoppable",
+    "verified",
+]
+
+Chunk: TypeAlias = "bytes | memoryview"
+
+
+def new_hash(digest: str) -> Hasher:
+    """Make a hash object of the algorithm that `digest` names."""
+    return hashlib.new(parse_digest(digest).algorithm, usedforsecurity=True)
+
+
+def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+    """Give the digest of small content that is held."""
+    return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+
+
+def verified(
+    chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chunk] = (), *, beside: bool = False
+) -> Iterator[Chunk]:
+    """Pass a blob's chunks on, the last one only after size and digest were found right.
+
+    What is `held` of it already, its beginning, is hashed first and not passed on; `chunks` then are the rest.
+
+    So a corrupt blob is never completed anywhere, not even in a pipe or in a request's body: it stays short there,
+    and the other side fails as well. However it ends, `chunks` is closed then, if it can be: it is not left to the
+    garbage collector to close a socket or a file below it. With `beside` a thread hashes what is being used.
+
+    Raises:
+        IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.
+    """
+    hasher: Hasher = new_hash(descriptor.digest)
+    thread = Beside(hasher) if beside and descriptor.size >= BESIDE else None
+    seen = 0
+    with closing_of(chunks), thread or nullcontext():
+        hasher = thread or hasher
+        for chunk, is_new in _joined(held, chunks):
+            if not chunk:
+                continue
+            seen += len(chunk)
+            if seen > descriptor.size:
+                raise wrong_size(descriptor, seen)
+            hasher.update(chunk)
+            if seen == descriptor.size:
+                check_digest(descriptor, hasher)
+            if is_new:
+                yield chunk
+            if thread is not None and not isinstance(chunk, bytes):
+                # The next one may be read into the same memory, or else the one after that.
+                thread.settle(but=1 if lasts(chunk) else 0)
+    if seen < descriptor.size:
+        raise wrong_size(descriptor, seen)
+    if not seen:
+        check_digest(descriptor, hasher)
+
+
+def _joined(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
+    """Give chunks of both, and of each whether it is one of the latter."""
+    with closing_of(held):
+        for chunk in held:
+            yield chunk, False
+    for chunk in chunks:
+        yield chunk, True
+
+
+def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
+    """Pass on a blob's chunks from byte `offset` on, of which no more than the size can be checked.
+
+    What has less is noticed at its end only, when all that there is has passed; of what has more, no chunk is passed on
+    that goes beyond the size. `chunks` is closed at the end.
+
+    Raises:
+        IntegrityError: the blob has another size than `descriptor` promises.
+    """
+    seen = offset
+    with closing_of(chunks):
+        for chunk in chunks:
+            seen += len(chunk)
+            if seen > descriptor.size:
+                raise wrong_size(descriptor, seen)
+            yield chunk
+    if seen < descriptor.size:
+        raise wrong_size(descriptor, seen)
+
+
+def closing_of(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
+    """Close what makes the chunks at the end of the block, if it can be: a generator can, a list cannot."""
+    return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
+
+
+class Closeable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> object:
+        """Let go of whatever is below."""
+
+
+def wrong_size(descriptor: Descriptor, seen: int) -> IntegrityError:
+    """Say that a blob has another size than it should; `seen` bytes of it have come."""
+    more = "or more " if seen > descriptor.size else ""
+    return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {seen} {more}".rstrip())
+
+
+def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
+    """Compare what was hashed with what was promised.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    algorithm, _, expected = descriptor.digest.partition(":")
+    got = hasher.hexdigest()
+    if got != expected:
+        msg = f"{descriptor.digest}: the bytes have the digest {algorithm}:{got}"
+        raise IntegrityError(msg)
+
+
+def counted(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
+    """Pass chunks on and report the size of each, in bytes, once whoever asked for it comes back for the next."""
+    for chunk in chunks:
+        size = len(chunk)
+        yield chunk
+        advance(size)
+
+
+class Counter:
+    """Counts one blob, in bytes, and takes back what was counted when it is begun again."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        """Begin at 0; `advance` is told of every change."""
+        self._advance = advance
+        self.seen = 0
+
+    def advance(self, size: int) -> None:
+        """Count more."""
+        self.seen += size
+        self._advance(size)
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self.advance(-self.seen)
+
+
+def gathered(chunks: Iterable[Chunk]) -> bytes:
+    """Give small content in one piece. To join a list of chunks would take twice the room."""
+    content = io.BytesIO()
+    for chunk in chunks:
+        content.write(chunk)
+    return content.getvalue()
+
+
+def stoppable(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
+    """Pass chunks on until `cancelled` is set.
+
+    Raises:
+        CancelledError: it was.
+    """
+    for chunk in chunks:
+        if cancelled.is_set():
+            msg = "cancelled"
+            raise CancelledError(msg)
+        yield chunk
+
+
+class Blamed:
+    """Chunks that know whether it was they that failed, or who uses them."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """Begin with nothing wrong."""
+        self._chunks = chunks
+        self.has_failed = False
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Give itself."""
+        return self
+
+    def __next__(self) -> Chunk:
+        """Give the next chunk."""
+        try:
+            return next(self._chunks)
+        except OcistreamError:
+            self.has_failed = True
+            raise
+
+
+class Tally:
+    """Passes chunks on, and knows the size and digest of what has passed."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        """Begin at nothing."""
+        self._chunks = iter(chunks)
+        self._hasher = hashlib.sha256()
+        self.size = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Give itself."""
+        return self
+
+    def __next__(self) -> Chunk:
+        """Give the next chunk."""
+        chunk = next(self._chunks)
+        self.add(chunk)
+        return chunk
+
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk that passes elsewhere."""
+        self.size += len(chunk)
+        self._hasher.update(chunk)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what has passed so far."""
+        return f"sha256:{self._hasher.hexdigest()}"
+
+
+class Readable(Protocol):
+    """A raw binary file: reads into a buffer and says how much it was."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the beginning of `buffer`; 0 at the end of the file."""
+
+
+def chunks_of(file: Readable, size: int, chunk_size: int = CHUNK) -> Iterator[memoryview]:
+    """Read up to `size` bytes of `file` in chunks of at most `chunk_size` bytes, all in the same buffer.
+
+    It ends early where the file does; `verified` is who finds that out. `OSError` is left to the caller.
+    """
+    buffer = memoryview(bytearray(max(0, min(chunk_size, size))))
+    left = size
+    while left > 0:
+        got = file.readinto(buffer[: min(left, len(buffer))])
+        if not got:
+            return
+        left -= got
+        yield buffer[:got]

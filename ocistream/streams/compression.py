@@ -1,0 +1,366 @@
+"""The table of codecs: how layers and archives are compressed, told apart, and made plain again.
+
+A codec turns an iterator of chunks into another; none of them ever holds more than a few chunks, whatever a stranger's
+stream expands to. What is compressed, and why, is decided elsewhere. To add a codec: one entry in `CODECS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import zlib
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from ocistream.streams.chunks import Chunk
+
+__all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "codec_of", "decompressed"]
+
+#: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
+_GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
+#: How a gzip member begins (RFC 1952, section 2.3.1).
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+#: So much of what is left is shown to a new gzip member, in bytes: the library makes a copy of what a member has no use
+#: for, and a chunk may hold thousands of them.
+_FIRST_PIECE: Final = 4 * limits.KIB
+#: Threads that compress one zstd stream. The frames are the same with any number of them, but for none at all.
+_ZSTD_THREADS: Final = 2
+#: What each of them takes at a time, in bytes. zstd's own choice, four windows, costs
+#: several times the memory, for frames that are hardly smaller.
+_ZSTD_JOB: Final = 1 * limits.MIB
+#: How a zstd frame begins, and one that decoders pass over (RFC 8878, sections 3.1.1 and 3.1.2).
+_FRAME_MAGIC: Final = 0xFD2FB528
+_SKIPPABLE_MAGIC: Final = 0x184D2A50
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way to compress: its `name` on the command line and in media types, and how its streams begin.
+
+    `compress` takes plain chunks and a level within `levels`; `decompress` gives plain chunks of bounded size, and
+    raises ArchiveError where the stream is malformed or ends too early, UnsupportedError where it asks for too much.
+    `compress` gives the same bytes on every run.
+    """
+
+    name: str
+    magic: bytes
+    levels: range
+    default_level: int
+    compress: Callable[[Iterable[Chunk], int], Iterator[Chunk]]
+    decompress: Callable[[Iterable[Chunk]], Iterator[Chunk]]
+
+
+class _Member(Protocol):
+    """One compressed stream of zlib's on its way to plain bytes."""
+
+    eof: bool
+    unused_data: bytes
+    unconsumed_tail: bytes
+
+    def decompress(self, data: Chunk, max_length: int, /) -> bytes: ...
+
+
+class _Inflate(Protocol):
+    """What of zlib's interface is used."""
+
+    error: type[Exception]
+
+    def decompressobj(self, wbits: int) -> _Member: ...
+
+
+def _as_it_is(chunks: Iterable[Chunk], _level: int = 0) -> Iterator[Chunk]:
+    yield from chunks
+
+
+def _gzip(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
+    # zlib writes no name and no time into the frame.
+    compressor = zlib.compressobj(level, zlib.DEFLATED, _GZIP_FRAME)
+    for chunk in chunks:
+        if out := compressor.compress(chunk):
+            yield out
+    yield compressor.flush()
+
+
+def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Decompress any number of gzip members, one after the other (RFC 1952, section 2.2)."""
+    library = _inflate()
+    member: _Member | None = None
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            piece = rest
+            if member is None or member.eof:
+                # Some writers fill the last block of a tape or disk with zeros.
+                rest = _without_zeros(rest) if member is not None else rest
+                if not rest:
+                    break
+                if member is not None and not _GZIP_MAGIC.startswith(bytes(rest[: len(_GZIP_MAGIC)])):
+                    raise _malformed("gzip", "something else follows its last member")
+                member = library.decompressobj(wbits=_GZIP_FRAME)
+                piece = rest[:_FIRST_PIECE]
+            try:
+                yield from _inflated(member, piece)
+            except library.error as error:
+                raise _malformed("gzip", str(error)) from error
+            rest = rest[len(piece) - len(member.unused_data) :]
+    if member is None or not member.eof:
+        raise _malformed("gzip", "it ends too early")
+
+
+def _inflated(member: _Member, data: Chunk) -> Iterator[bytes]:
+    """Give what `data` expands to, a chunk at a time."""
+    while True:
+        out = member.decompress(data, limits.CHUNK)
+        if out:
+            yield out
+        data = member.unconsumed_tail
+        # A full chunk may have left more of the same input waiting inside.
+        if member.eof or (not data and len(out) < limits.CHUNK):
+            return
+
+
+def _without_zeros(data: memoryview) -> memoryview:
+    while data:
+        piece = bytes(data[:_FIRST_PIECE])
+        there = piece.lstrip(b"\0")
+        data = data[len(piece) - len(there) :]
+        if there:
+            break
+    return data
+
+
+def _inflate() -> _Inflate:
+    """Give zlib, or isal where it is installed: the same interface, and a quicker gunzip."""
+    try:
+        return cast("_Inflate", importlib.import_module("isal.isal_zlib"))
+    except ImportError:
+        return cast("_Inflate", zlib)
+
+
+def _need_zstandard() -> None:
+    """Say so where it is not there: in a zipapp, for nothing compiled can be imported out of one.
+
+    Raises:
+        UnsupportedError: it cannot be imported.
+    """
+    try:
+        importlib.import_module("zstandard")
+    except ImportError as error:
+        msg = f"zstd is needed here, and the package zstandard cannot be imported: {error}"
+        hint = f"install it for {sys.executable}, or as the system's python3-zstandard"
+        raise UnsupportedError(msg, hint=hint) from error
+
+
+def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
+    _need_zstandard()
+    import zstandard
+
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, threads=_ZSTD_THREADS, job_size=_ZSTD_JOB, write_checksum=True, write_content_size=False
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=limits.CHUNK)
+    for chunk in chunks:
+        yield from compressor.compress(chunk)
+    yield from compressor.finish()  # type: ignore[no-untyped-call]
+
+
+def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Decompress any number of zstd frames, one after the other (RFC 8878, section 3.1)."""
+    _need_zstandard()
+    import zstandard
+
+    frames = _Frames()
+    source = _Readable(chunks, frames)
+    reader = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).stream_reader(
+        cast("IO[bytes]", source), read_size=limits.CHUNK, read_across_frames=True
+    )
+    buffer = memoryview(bytearray(limits.CHUNK))
+    try:
+        while got := reader.readinto(buffer):
+            yield buffer[:got]
+    except zstandard.ZstdError as error:
+        raise _malformed("zstd", str(error)) from error
+    finally:
+        source.leave()
+    if not frames.complete:
+        # The reader takes any end for the end.
+        raise _malformed("zstd", "it ends too early")
+
+
+class _Turns:
+    """Lets one thread at a time have what takes much memory; a thread that has it may have it twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def enter(self) -> bool:
+        """Wait for one's turn; False where it is one's turn already."""
+        if self._owner == threading.get_ident():
+            return False
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        return True
+
+    def leave(self) -> None:
+        """End one's turn, from any thread: a generator may be closed by another than used it."""
+        self._owner = None
+        self._lock.release()
+
+
+#: Streams with a wide window are unpacked one after the other, however many are read side by side.
+_wide_windows = _Turns()
+
+
+class _Readable:
+    """Chunks as a file that can be read, for a library that pulls."""
+
+    def __init__(self, chunks: Iterable[Chunk], frames: _Frames) -> None:
+        # An empty one would be taken for the end.
+        self._chunks = filter(len, chunks)
+        self._frames = frames
+        self._has_turn = False
+
+    def read(self, _size: int) -> bytes:
+        # It takes what it gets: a chunk.
+        chunk = bytes(next(self._chunks, b""))
+        self._frames.pass_over(chunk)
+        if self._frames.window > limits.MAX_ZSTD_WINDOW:
+            msg = f"a zstd stream needs a window of {self._frames.window} bytes, more than {limits.MAX_ZSTD_WINDOW}"
+            raise UnsupportedError(msg, hint="it was made with zstd --long=28 or more: compress it anew with less")
+        if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_turn:
+            self._has_turn = _wide_windows.enter()
+        return chunk
+
+    def leave(self) -> None:
+        """Let the next one have its turn."""
+        if self._has_turn:
+            self._has_turn = False
+            _wide_windows.leave()
+
+
+class _Frames:
+    """Follows zstd frames from block to block, to know whether a stream ends where one of them does.
+
+    `window` is the widest that one of them has asked for so far, in bytes: what is held to unpack it.
+    """
+
+    def __init__(self) -> None:
+        self.window = 0
+        self._at_end = False
+        self._got = bytearray()
+        self._steps = self._walk()
+        self._wanted = next(self._steps)
+
+    @property
+    def complete(self) -> bool:
+        """Whether at least one frame has passed, and nothing is missing of the last one."""
+        return self._at_end and not self._got
+
+    def pass_over(self, chunk: bytes) -> None:
+        """Look at the next bytes of the stream."""
+        position = 0
+        while position < len(chunk):
+            if self._wanted < 0:
+                step = min(-self._wanted, len(chunk) - position)
+                self._wanted += step
+                if not self._wanted:
+                    self._wanted = next(self._steps)
+            else:
+                piece = chunk[position : position + self._wanted - len(self._got)]
+                step = len(piece)
+                self._got += piece
+                if len(self._got) == self._wanted:
+                    head = bytes(self._got)
+                    self._got.clear()
+                    self._wanted = self._steps.send(head)
+            position += step
+
+    def _walk(self) -> Generator[int, bytes, None]:
+        """Ask for so many bytes to look at, or, where negative, to pass over (RFC 8878, sections 3.1.1 and 3.1.2)."""
+        while True:
+            magic = int.from_bytes((yield 4), "little")
+            self._at_end = False
+            if magic & ~0xF == _SKIPPABLE_MAGIC:
+                if size := int.from_bytes((yield 4), "little"):
+                    yield -size
+            elif magic == _FRAME_MAGIC:
+                yield from self._frame()
+            else:
+                # The decompressor will say so.
+                yield -(1 << 62)
+            self._at_end = True
+
+    def _frame(self) -> Generator[int, bytes, None]:
+        (flags,) = yield 1
+        single_segment = flags >> 5 & 1
+        before = (1 - single_segment) + (0, 1, 2, 4)[flags & 3]
+        size = (single_segment, 2, 4, 8)[flags >> 6]
+        header = (yield before + size) if before + size else b""
+        if single_segment:
+            # All of the content is the window. (Two bytes count from 256.)
+            window = int.from_bytes(header[before:], "little") + (256 if size == 2 else 0)
+        else:
+            exponent, mantissa = header[0] >> 3, header[0] & 7
+            window = (1 << 10 + exponent) // 8 * (8 + mantissa)
+        self.window = max(self.window, window)
+        last = 0
+        while not last:
+            block = int.from_bytes((yield 3), "little")
+            last, kind, size = block & 1, block >> 1 & 3, block >> 3
+            # A block of one byte repeated has just that byte.
+            if content := 1 if kind == 1 else size:
+                yield -content
+        if flags & 4:
+            yield -4
+
+
+def _malformed(name: str, reason: str) -> ArchiveError:
+    return ArchiveError(f"the {name} stream is malformed: {reason}")
+
+
+NONE: Final = Codec("none", b"", range(1), 0, _as_it_is, _as_it_is)
+GZIP: Final = Codec("gzip", b"\x1f\x8b\x08", range(1, 10), 6, _gzip, _gunzip)
+ZSTD: Final = Codec("zstd", _FRAME_MAGIC.to_bytes(4, "little"), range(1, 20), 3, _zstd, _unzstd)
+CODECS: Final = {codec.name: codec for codec in (GZIP, ZSTD, NONE)}
+#: So many bytes at the beginning tell one codec from another.
+MAGIC_SIZE: Final = 4
+
+
+def codec_of(beginning: bytes) -> Codec:
+    """Tell by its first bytes how something is compressed; `NONE` where it is not, as far as we know."""
+    # Some writers of zstd begin with a frame that is to be passed over (pzstd).
+    if int.from_bytes(beginning[:4], "little") & ~0xF == _SKIPPABLE_MAGIC:
+        return ZSTD
+    return next((codec for codec in CODECS.values() if codec.magic and beginning.startswith(codec.magic)), NONE)
+
+
+def decompressed(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterator[Chunk]:
+    """Decompress something that is not trusted, up to `max_ratio` times its size.
+
+    The first `limits.FREE_EXPANSION` bytes are given whatever they came from: a layer of zeros is no attack.
+
+    Raises:
+        ArchiveError: it is malformed, ends too early, or expands to more.
+    """
+    taken = given = 0
+
+    def counted() -> Iterator[Chunk]:
+        nonlocal taken
+        for chunk in chunks:
+            taken += len(chunk)
+            yield chunk
+
+    for chunk in codec.decompress(counted()):
+        given += len(chunk)
+        if given > max(limits.FREE_EXPANSION, taken * max_ratio):
+            msg = f"the {codec.name} stream expands to more than {max_ratio} times its size"
+            raise ArchiveError(msg, hint="if it is to be trusted, allow more with --max-ratio")
+        yield chunk

@@ -1,0 +1,81 @@
+"""What an image layer is, by its media type or, where nothing says that, by how its bytes begin.
+
+A media type says the compression, and another one is how the same layer is called with another. Anything that is not
+listed here is no image layer, and is never compressed anew: a chart, a signature, a policy.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ocistream import limits
+from ocistream.streams.compression import NONE, codec_of
+
+__all__ = [
+    "DOCKER",
+    "DOCKER_CODECS",
+    "OCI",
+    "codec_name",
+    "family_of",
+    "looks_like_document",
+    "looks_like_layer",
+    "media_type",
+    "oci_media_type",
+]
+
+#: The two families, by what their layers' media types begin with (image-spec, layer.md; Docker's schema 2).
+OCI: Final = "application/vnd.oci.image.layer.v1.tar"
+DOCKER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+
+#: Family -> name of a codec -> suffix. Docker knows no zstd, but some builders write it all the same.
+_SUFFIXES: Final = {
+    OCI: {"none": "", "gzip": "+gzip", "zstd": "+zstd"},
+    DOCKER: {"none": "", "gzip": ".gzip", "zstd": ".zstd"},
+}
+_KINDS: Final = {family + suffix: (family, name) for family, of in _SUFFIXES.items() for name, suffix in of.items()}
+#: Docker's names for layers that are distributed elsewhere, and OCI's.
+_FOREIGN: Final = {
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    ),
+}
+#: The codecs that Docker's own media types know.
+DOCKER_CODECS: Final = frozenset({"none", "gzip"})
+
+_TAR_MAGIC: Final = slice(257, 262)
+
+
+def family_of(kind: str) -> str | None:
+    """Give the family of a layer's media type, or None where it is not that of an image layer."""
+    return _KINDS[kind][0] if kind in _KINDS else None
+
+
+def codec_name(kind: str) -> str | None:
+    """Give the name of the codec that a layer's media type says, or None where it is not that of an image layer."""
+    return _KINDS[kind][1] if kind in _KINDS else None
+
+
+def media_type(family: str, codec: str) -> str:
+    """Give the media type of a layer of a family, compressed with a codec."""
+    return family + _SUFFIXES[family][codec]
+
+
+def oci_media_type(kind: str) -> str:
+    """Give what OCI calls a layer of this media type; what it has no other name for stays."""
+    if kind in _KINDS:
+        return media_type(OCI, _KINDS[kind][1])
+    return _FOREIGN.get(kind, kind)
+
+
+def looks_like_layer(beginning: bytes) -> bool:
+    """Guess from its first bytes whether a blob of which nothing else is known may be a layer: compressed, or a tar."""
+    return codec_of(beginning) is not NONE or beginning[_TAR_MAGIC] == b"ustar" or beginning[:512] == bytes(512)
+
+
+def looks_like_document(beginning: bytes) -> bool:
+    """Guess from its first bytes whether a file of which nothing else is known is JSON, and so certainly no layer.
+
+    (A tar begins with the name of its first entry, and that may well begin with a brace.)
+    """
+    return beginning[: limits.KIB].lstrip()[:1] == b"{" and not looks_like_layer(beginning)

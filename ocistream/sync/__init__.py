@@ -1,0 +1,1 @@
+"""Many copies described by a TOML file."""

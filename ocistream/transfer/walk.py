@@ -1,0 +1,413 @@
+"""The walk over manifests: from the roots a user named to everything that has to move, and in which order.
+
+A source feeds `GraphBuilder` with manifests as it comes by them (by request, from a directory, as they pass in a pipe)
+and asks it what is still needed. It may not do any I/O itself, and only here is a platform chosen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ocistream import limits
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
+from ocistream.oci.descriptor import Descriptor, Manifest
+from ocistream.oci.documents import Document, parse_document
+from ocistream.oci.graph import Graph, Root, is_image
+from ocistream.oci.platforms import (
+    ALL_PLATFORMS,
+    PlatformChoice,
+    attested,
+    check_covers,
+    check_platform,
+    choose,
+    smaller_index,
+    taken_of,
+)
+from ocistream.oci.reference import printable
+from ocistream.oci.referrers import NARROWED, UNWANTED, Attached, LeftBehind, bare, listed
+from ocistream.streams.chunks import digest_of, wrong_size
+from ocistream.transfer.nested_indexes import Nesting, leaves_of, nested_indexes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["GraphBuilder"]
+
+
+class GraphBuilder:
+    """Collects manifests until nothing more is needed, then gives the `Graph`.
+
+    `needs` are the manifests still wanted, the oldest wish first. Each is answered by `supply` (with its bytes) or
+    `lacks`. A root that is an index, and of which only some platforms are wanted, is narrowed as soon as all its
+    nested indexes are known, so that manifests of other platforms are never asked for.
+    """
+
+    def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, leaves_referrers: bool = False) -> None:
+        """Begin with no roots; `choice` applies to each root. With `leaves_referrers` no referrers are wanted."""
+        self._leaves_referrers = leaves_referrers
+        self.needs: dict[str, Descriptor] = {}
+        self._choice = choice
+        self._roots: list[Root] = []
+        self._new: list[str] = []
+        #: By the digest of an index: the places of the roots that wait until all of it is known.
+        self._narrowing: dict[str, list[int]] = {}
+        self._nesting = Nesting()
+        #: By digest, the first root without a platform: whether it is for the wanted one, its config says.
+        self._unlabelled: dict[str, Root] = {}
+        self._raw: dict[str, Manifest] = {}
+        self._documents: dict[str, Document] = {}
+        self._absent: dict[str, Descriptor] = {}
+        self._depths: dict[str, int] = {}
+        self._configs: dict[str, Root] = {}
+        self._attached: dict[tuple[str, str | None, str], Attached] = {}
+        self._left_behind: dict[LeftBehind, None] = {}
+        #: What is needed with all that it lists, whatever platforms are wanted.
+        self._whole: set[str] = set()
+        #: Attestations in an index of which one image is taken alone, with that image's digest, and which are new.
+        self._attestations: dict[str, tuple[Descriptor, str]] = {}
+        self._new_attestations: list[tuple[Descriptor, str]] = []
+        #: Indexes of which only a part is taken, with those within them.
+        self._cut: dict[str, None] = {}
+        self._blobs: dict[str, Descriptor] = {}
+        self._embedded: dict[str, bytes] = {}
+        self._variants = 0
+        self._offered = 0
+        self._bytes = 0
+
+    def add_root(self, root: Root) -> None:
+        """Ask for an image; the manifests it needs appear in `needs`.
+
+        Raises:
+            NotFoundError: it is a single image, for another platform than was asked for.
+            UnsupportedError: there are too many.
+        """
+        if len(self._roots) >= limits.MAX_IMAGES:
+            raise _too_much(f"more than {limits.MAX_IMAGES} images in one transfer")
+        platform = root.descriptor.platform
+        if self._choice.platforms and self._choice.explicit and platform and not root.descriptor.is_index:
+            check_covers(self._choice, _shown(root), platform)
+        self._roots.append(root)
+        digest = root.descriptor.digest
+        if root.descriptor.platform is None:
+            self._unlabelled.setdefault(digest, root)
+        self._need(root.descriptor, 0)
+        if root.descriptor.is_index and self._choice.platforms:
+            self._narrowing.setdefault(digest, []).append(len(self._roots) - 1)
+            if self._nesting.is_whole(digest):
+                self._narrow([digest])
+
+    def attach(self, attached: Attached) -> None:
+        """Take something along that hangs on a manifest of the graph; what it needs appears in `needs`.
+
+        Raises:
+            UnsupportedError: there is too much of it.
+        """
+        if len(self._attached) >= limits.MAX_ATTACHED:
+            msg = f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like hang on the images"
+            raise UnsupportedError(msg, hint="move fewer images at a time, or leave those behind with --no-referrers")
+        self._attached[attached.key] = attached
+        self._need_whole(attached.descriptor, 0)
+
+    def leave(self, left: LeftBehind) -> None:
+        """Keep in mind that something does not go along."""
+        self._left_behind[left] = None
+
+    def moving(self) -> Sequence[str]:
+        """Give the digests of the manifests that move, as far as is known: what hangs on one of them goes along."""
+        return tuple(self._in_order())
+
+    def cut_down(self) -> Sequence[str]:
+        """Give the digests of the indexes of which only some platforms move: what hangs on them is left behind."""
+        moving = self._in_order()
+        return [digest for digest in self._cut if digest not in moving]
+
+    def new_attestations(self) -> list[tuple[Descriptor, str]]:
+        """List attestations of images that were taken out of an index alone, found since this was last asked.
+
+        Each comes with the digest of its image. It may be attached; otherwise it is left behind.
+        """
+        new, self._new_attestations = self._new_attestations, []
+        return new
+
+    def document(self, digest: str) -> Document | None:
+        """Give what a manifest says that was supplied."""
+        return self._documents.get(digest)
+
+    def new_needs(self) -> list[str]:
+        """Give the digests that were added to `needs` since this was last asked; some may be answered by now."""
+        new, self._new = self._new, []
+        return new
+
+    def supply(self, digest: str, raw: bytes) -> None:
+        """Answer a need with the manifest's bytes.
+
+        Raises:
+            IntegrityError: they are not what the descriptor promised.
+            ArchiveError: they are malformed, or there is more than the limits allow, of a config as well.
+            NotFoundError: a wanted platform is not in the index.
+        """
+        descriptor = self.needs.pop(digest)
+        if len(raw) != descriptor.size:
+            raise wrong_size(descriptor, len(raw))
+        if (got := digest_of(raw, digest.partition(":")[0])) != digest:
+            msg = f"{digest}: the bytes have the digest {got}"
+            raise IntegrityError(msg)
+        if (root := self._configs.get(digest)) is not None:
+            check_platform(self._choice, _shown(root), raw)
+            return
+        self._keep(Manifest(descriptor, raw))
+        self._arrived(descriptor)
+        self._want_children(digest)
+        self._want_config(digest)
+
+    def wants_config(self, digest: str) -> bool:
+        """Say whether a need is an image's config, which a registry keeps elsewhere and the graph counts as a blob."""
+        return digest in self._configs
+
+    def lacks(self, digest: str) -> None:
+        """Answer a need by saying that the source does not have it (a layout may lack what it references)."""
+        descriptor = self.needs.pop(digest)
+        if digest not in self._configs:
+            self._absent[digest] = descriptor
+            self._arrived(descriptor)
+
+    def graph(self) -> Graph:
+        """Put it all in order, once `needs` is empty."""
+        manifests = self._in_order()
+        attached = {digest: those for digest, those in self._hanging().items() if digest in manifests}
+        documents = {digest: self._documents[digest] for digest in manifests}
+        configs = [d.config for d in documents.values() if d.config]
+        layers = [layer for d in documents.values() for layer in d.layers]
+        blobs = _unique([blob for blob in (*configs, *layers) if not blob.is_foreign])
+        # An index that was left out by a choice of platforms may lack what it likes.
+        named = {child.digest for document in documents.values() for child in document.manifests}
+        named.update(root.descriptor.digest for root in self._roots)
+        named.update(one.descriptor.digest for those in attached.values() for one in those)
+        left_behind = dict(self._left_behind)
+        told = {*(left.digest for left in left_behind), *manifests}
+        for leaf, image in self._attestations.values():
+            if leaf.digest not in told:
+                why = UNWANTED if self._leaves_referrers else NARROWED
+                left_behind[LeftBehind(image, why, "attestation", leaf.digest)] = None
+        graph = Graph(
+            roots=tuple(self._roots),
+            manifests=tuple(manifests.values()),
+            blobs=blobs,
+            absent=tuple(manifest for digest, manifest in self._absent.items() if digest in named),
+            foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
+            documents=documents,
+            attached=attached,
+            left_behind=tuple(left_behind),
+            embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
+            leaves_referrers=self._leaves_referrers,
+            platforms_chosen=self._choice.explicit and bool(self._choice.platforms),
+        )
+        needed = 0
+        for root in self._roots:
+            needed += len(graph.reachable(root))
+            if needed > limits.MAX_NEEDED:
+                raise _too_much(f"the images need more than {limits.MAX_NEEDED} manifests and blobs, each its own")
+        return graph
+
+    def _need(self, descriptor: Descriptor, depth: int) -> None:
+        digest = descriptor.digest
+        _check_depth(digest, depth)
+        known = self._raw.get(digest)
+        promised = known.descriptor if known else self.needs.get(digest) or self._absent.get(digest)
+        if promised is None:
+            if descriptor.size > limits.MAX_MANIFEST:
+                msg = f"manifest {digest} is larger than {limits.MAX_MANIFEST} bytes"
+                raise ArchiveError(msg)
+            self.needs[digest] = descriptor
+            self._new.append(digest)
+            self._depths[digest] = depth
+        elif (promised.media_type, promised.size) != (descriptor.media_type, descriptor.size):
+            msg = (
+                f"{digest} is referenced as {promised.media_type} of {promised.size} bytes "
+                f"and as {descriptor.media_type} of {descriptor.size} bytes"
+            )
+            raise ArchiveError(msg)
+
+    def _keep(self, manifest: Manifest) -> None:
+        self._bytes += len(manifest.raw)
+        # Before it is parsed, which takes several times its size.
+        memory = self._bytes + 2 * len(manifest.raw)
+        if (
+            len(self._raw) >= limits.MAX_MANIFESTS
+            or self._bytes > limits.MAX_GRAPH_BYTES
+            or memory > limits.MAX_GRAPH_MEMORY
+        ):
+            msg = (
+                f"more than {limits.MAX_MANIFESTS} manifests, or more than {limits.MAX_GRAPH_BYTES} bytes of them, "
+                f"or {limits.MAX_GRAPH_MEMORY} with two more of the greatest, in one transfer"
+            )
+            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+        document = parse_document(manifest.descriptor, manifest.raw)
+        if is_image(document) and document.config and document.config.size > limits.MAX_CONFIG:
+            msg = f"the config {document.config.digest} is larger than {limits.MAX_CONFIG} bytes"
+            raise ArchiveError(msg)
+        for digest, content in document.embedded.items():
+            # Only content that is what its digest promises; the source may still have the blob itself.
+            known = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
+            if known and digest_of(content, digest.partition(":")[0]) == digest:
+                self._embedded[digest] = content
+        config = self._shared(document.config) if document.config else None
+        layers = tuple(self._shared(layer) for layer in document.layers)
+        self._raw[manifest.descriptor.digest] = manifest
+        self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers, embedded={})
+
+    def _shared(self, blob: Descriptor) -> Descriptor:
+        """Give the descriptor of a blob that is held already, if it is the same: images have most layers in common.
+
+        Raises:
+            ArchiveError: there are too many.
+        """
+        known = self._blobs.setdefault(blob.digest, blob)
+        if known == blob:
+            shared = known
+        else:
+            # The same bytes by another type (or, if that is no foreign layer, by a size that will be found wrong).
+            self._variants += 1
+            shared = replace(blob, digest=known.digest)
+        if len(self._blobs) + self._variants > limits.MAX_BLOBS:
+            msg = f"more than {limits.MAX_BLOBS} blobs in one transfer"
+            raise ArchiveError(msg, hint="move fewer images or platforms at a time")
+        return shared
+
+    def _want_config(self, digest: str) -> None:
+        """Need the config of an image that is no part of an index, where one platform was asked for: it says which."""
+        document = self._documents[digest]
+        root = self._unlabelled.get(digest)
+        if not (self._choice.platforms and self._choice.explicit and root and is_image(document)):
+            return
+        config = document.config
+        if config is None or config.digest in self._raw or config.digest in self.needs:
+            return
+        self._configs[config.digest] = root
+        self.needs[config.digest] = config
+        self._new.append(config.digest)
+
+    def _want_children(self, digest: str) -> None:
+        """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
+        depth = self._depths[digest] + 1
+        for child in self._documents[digest].manifests:
+            if digest in self._whole:
+                self._need_whole(child, depth)
+            elif child.is_index or not self._choice.platforms:
+                self._need(child, depth)
+
+    def _need_whole(self, descriptor: Descriptor, depth: int) -> None:
+        """Need a manifest and all that it lists: a platform is chosen of images, not of what hangs on them."""
+        self._need(descriptor, depth)
+        if descriptor.digest not in self._whole:
+            self._whole.add(descriptor.digest)
+            if descriptor.digest in self._documents:
+                self._want_children(descriptor.digest)
+
+    def _arrived(self, descriptor: Descriptor) -> None:
+        """Decide every root of which all indexes are known, now that one more has come or is known to be absent."""
+        if descriptor.is_index and self._choice.platforms:
+            document = self._documents.get(descriptor.digest)
+            nested = {child.digest for child in document.manifests if child.is_index} if document else set()
+            self._narrow(self._nesting.add(descriptor.digest, nested))
+
+    def _narrow(self, whole: Sequence[str]) -> None:
+        """Decide the roots that are one of these indexes."""
+        for digest in whole:
+            places = self._narrowing.pop(digest, ())
+            if not places or digest in self._absent:
+                continue
+            leaves = leaves_of(self._documents, digest)
+            self._offered += len(leaves)
+            if self._offered > limits.MAX_OFFERED:
+                raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
+            chosen = choose(leaves, self._choice, _shown(self._roots[places[0]]))
+            if chosen is not None:
+                index = self._roots[places[0]].descriptor
+                narrowed, taken = self._narrowed(index, chosen), taken_of(index, leaves, self._choice)
+                self._cut.update(dict.fromkeys(nested_indexes(self._documents, digest)))
+                for place in places:
+                    self._roots[place] = replace(self._roots[place], descriptor=narrowed, taken=taken)
+                if len(chosen) == 1:
+                    self._note_attestations(leaves, narrowed.digest)
+            for child in leaves if chosen is None else chosen:
+                self._need(child, 1)
+
+    def _note_attestations(self, leaves: Sequence[Descriptor], image: str) -> None:
+        for leaf in leaves:
+            if attested(leaf) == image and leaf.digest not in self._attestations:
+                self._attestations[leaf.digest] = leaf, image
+                self._new_attestations.append((leaf, image))
+
+    def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+        return chosen[0] if len(chosen) == 1 else self._smaller_index(index, chosen)
+
+    def _smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+        documents = [self._raw[digest] for digest in nested_indexes(self._documents, index.digest)]
+        raw = smaller_index(documents, chosen)
+        descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
+        self._keep(Manifest(descriptor, raw))
+        return descriptor
+
+    def _in_order(self) -> dict[str, Manifest]:
+        """Give what moves, children first, and what hangs on a manifest behind it."""
+        ordered: dict[str, Manifest] = {}
+        hanging = self._hanging()
+        todo = deque(root.descriptor.digest for root in self._roots)
+        while todo:
+            for digest in self._add_in_order(todo.popleft(), 0, ordered):
+                todo.extend(attached.descriptor.digest for attached in hanging.get(digest, ()))
+        return ordered
+
+    def _hanging(self) -> dict[str, tuple[Attached, ...]]:
+        """Give what hangs on each manifest, in one order however it was found, and described by its own words."""
+        found: dict[str, list[Attached]] = {}
+        for attached in self._attached.values():
+            descriptor = attached.descriptor
+            if (document := self._documents.get(descriptor.digest)) is not None:
+                descriptor = self._raw[descriptor.digest].descriptor
+                descriptor = listed(descriptor, document) if document.subject else bare(descriptor)
+            found.setdefault(attached.subject, []).append(replace(attached, descriptor=descriptor))
+        return {subject: tuple(sorted(those, key=lambda one: one.order)) for subject, those in found.items()}
+
+    def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> Iterator[str]:
+        """Add a manifest behind all that it lists, and give what was added."""
+        if digest in ordered or digest not in self._raw:
+            return
+        # A root that lists every index of a chain made each of them look as if it were near the top.
+        _check_depth(digest, depth)
+        for child in self._documents[digest].manifests:
+            yield from self._add_in_order(child.digest, depth + 1, ordered)
+        ordered[digest] = self._raw[digest]
+        yield digest
+
+
+def _too_much(what: str) -> UnsupportedError:
+    return UnsupportedError(what, hint="move fewer at a time: choose them by name")
+
+
+def _check_depth(digest: str, depth: int) -> None:
+    if depth > limits.MAX_INDEX_DEPTH:
+        msg = f"{digest}: indexes are nested more than {limits.MAX_INDEX_DEPTH} deep"
+        raise ArchiveError(msg)
+
+
+def _shown(root: Root) -> str:
+    return printable(root.name) if root.name else root.descriptor.digest
+
+
+def _unique(blobs: Sequence[Descriptor]) -> tuple[Descriptor, ...]:
+    """Drop repetitions.
+
+    Raises:
+        ArchiveError: one digest is promised with two sizes.
+    """
+    found: dict[str, Descriptor] = {}
+    for blob in blobs:
+        first = found.setdefault(blob.digest, blob)
+        if first.size != blob.size:
+            msg = f"{blob.digest} is referenced with {first.size} and with {blob.size} bytes"
+            raise ArchiveError(msg)
+    return tuple(found.values())
