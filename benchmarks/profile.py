@@ -18,6 +18,7 @@ from ocistream.cli import entry, pull
 
 # All that a pull imports, so that it is counted as what it takes to start.
 from ocistream.http import connections, responses
+from ocistream.registry import destination
 from ocistream.streams import chunks, files
 from ocistream.transfer import copy as transfer
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_IMPORTED = (connections, transfer, pull, outputs, registry)
+_IMPORTED = (connections, transfer, pull, outputs, destination)
 
 
 class Clocks:

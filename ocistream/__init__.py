@@ -37,18 +37,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": ("registries",),
-    "auth_file": ("Credential",),
-    "conversion": ("Recompression", "parse_recompression"),
+    "auth.docker_config": ("Credential",),
+    "transfer.recompress": ("Recompression", "parse_recompression"),
     "errors": ("OcistreamError",),
-    "graph": ("Graph", "Root"),
-    "interfaces": ("Blob", "Observer", "Sink", "Source"),
-    "model": ("Descriptor", "Platform", "parse_platform"),
-    "platforms": ("PlatformChoice",),
-    "reference": ("Reference", "parse_reference"),
+    "oci.graph": ("Graph", "Root"),
+    "transfer.interfaces": ("Blob", "Observer", "Sink", "Source"),
+    "oci.descriptor": ("Descriptor", "Platform", "parse_platform"),
+    "oci.platforms": ("PlatformChoice",),
+    "oci.reference": ("Reference", "parse_reference"),
     "stores": ("End", "Surroundings", "Want", "open_sink", "open_source", "parse_end"),
-    "transfer": ("Report", "copy"),
-    "transport": ("Transport", "TransportSettings"),
-    "verification": ("Findings", "verify"),
+    "transfer.copy": ("Report", "copy"),
+    "http.client": ("Transport", "TransportSettings"),
+    "transfer.verify": ("Findings", "verify"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -5,10 +5,10 @@
 Without WHEEL the wheel is built first. What else is in it: the run-time dependencies, as wheels of pure Python, which
 pip fetches. Two are left out:
 
-- zstandard is compiled, and Python cannot import that out of a zip. Most transfers never unpack a layer; where one is
-  to be, `ocistream.streams.compression` says what to install, and the file finds it where Python finds it. Unpacking it to the
-  disk at the first start, as others do, would need a place that is writable and trusted, and another file for each
-  Python, processor and libc.
+- zstandard is compiled, and Python cannot import that out of a zip. Most transfers never unpack a layer; if one
+  must be, `ocistream.streams.compression` says what to install, and the file finds it where Python finds it. Unpacking
+  it to the disk at the first start, as others do, would need a place that is writable and trusted, and another file for
+  each Python, processor and libc.
 - certifi, whose file of CAs OpenSSL cannot read inside a zip either: it would be written to a temporary file at each
   start. In its place is a module that names the system's own CAs, which is what ocistream trusts anyway.
 

@@ -1,8 +1,8 @@
 """Our own configuration, a TOML file: how registries are reached, which mirrors they have, where their secrets are.
 
 The file that `--config` names, else `$XDG_CONFIG_HOME/ocistream/config.toml` (`~/.config`), else the machine's in
-`/etc/ocistream`: the first that is there is all that counts. It is read strictly: what is misspelt is an error, since
-a mirror that is silently not used would be found out late. It holds no passwords; those are `ocistream.auth.credentials`'.
+`/etc/ocistream`: only the first that exists is read. Unknown keys are errors: a mirror that is silently unused would be
+found out late. It has no passwords; see `ocistream.auth.credentials`.
 
 `[defaults]` says what options are where nobody gives them. What that may be is the command line's business.
 """

@@ -1,7 +1,7 @@
 """The one table of what is known of registries' uploads: which hosts or answers are whose, and what holds there.
 
 Data only: no other room has an `if` on a registry. What is not in the table is taken to follow the distribution-spec;
-what a host turns out not to take is learnt while it is used (`ocistream.registry.upload_strategy`). Limits are as their sources have
+what a host refuses is learnt while it is used (`ocistream.registry.upload_strategy`). Limits are as their sources have
 them and may have moved: a profile spares a refusal, and a wrong one costs one. That a mount without `from` is refused
 by some (quay/quay#899) needs no entry: it is never asked for.
 """

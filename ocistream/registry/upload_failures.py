@@ -41,7 +41,7 @@ _INTERRUPTIONS: Final = (
 def is_interruption(error: BaseException) -> bool:
     """Say whether an upload may be gone on with after this: it was stopped, and nothing was found wrong with it.
 
-    Whether it is the way of sending that was refused cannot be seen by an error alone; `ocistream.registry.upload` knows.
+    Whether the way of sending was refused cannot be seen by an error alone; `ocistream.registry.upload` knows.
     """
     if isinstance(error, NetworkError) and is_lost(error):
         return False

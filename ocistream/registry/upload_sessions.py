@@ -1,6 +1,6 @@
 """Upload sessions of one repository, in the distribution-spec's verbs: opened, sent to, asked, closed, deleted.
 
-One request each. What becomes of a blob that takes several, and what a refusal means for it, is `ocistream.registry.upload`.
+One request each. `ocistream.registry.upload` decides about blobs that take several requests, and about refusals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is served of an index of which only some platforms are in the layout or archive (ocistream.transfer.incomplete_indexes)."""
+"""Which part of an index is served if the layout or archive has only some platforms of it."""
 
 from __future__ import annotations
 
