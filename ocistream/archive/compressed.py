@@ -27,8 +27,8 @@ _ALL = 1 << 62
 def sniffed(file: Input, what: str, max_ratio: int) -> Input:
     """Give a file as it is, or, if it begins as a compressed one does, its plain bytes; `what` names it in errors.
 
-    Up to `max_ratio` times the bytes that were read come out (see `compression.decompressed`). What is wrong with the
-    compressed stream is an ArchiveError where it is read.
+    Up to `max_ratio` times the bytes that were read come out (see `streams.compression.decompressed`). What is wrong
+    with the compressed stream is an ArchiveError where it is read.
     """
     beginning = bytearray(MAGIC_SIZE)
     got = file.readinto(memoryview(beginning)) or 0

@@ -53,7 +53,7 @@ __all__ = [
 
 #: So many names are shown.
 _MAX_SHOWN: Final = 10
-#: What an entry of a `manifest.json` is called by Docker (moby's image/tarexport); see `documents.FIELDS`.
+#: What an entry of a `manifest.json` is called by Docker (moby's image/tarexport); see `oci.documents.FIELDS`.
 _OF_IMAGE: Final = frozenset({"Config", "RepoTags", "Layers", "Parent", "LayerSources"})
 
 

@@ -5,7 +5,7 @@ directory put `blobs/...` before `index.json`. Then small blobs that look like J
 everything else goes straight to the sink, under the digest that its name promises: content addressing makes that safe.
 Held JSON over the budget goes there too, and is read back if it turns out to be a manifest.
 
-A docker-archive is another matter, which `docker_stream.py` sees to.
+A docker-archive is another matter, which `archive/docker_stream.py` sees to.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A tar as it is written: entries of a known size, and those whose size and name are known when they have passed.
 
-It knows nothing of images; where the bytes go is outputs.py's concern.
+It knows nothing of images; where the bytes go is archive/outputs.py's concern.
 """
 
 from __future__ import annotations

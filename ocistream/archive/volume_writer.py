@@ -1,8 +1,8 @@
 """OCI archives out, cut into volumes: several tars, of which each is a layout that lacks some blobs and says so.
 
-What goes where is volume_plan.py's business. All volumes are written beside their names until each of them is whole; so
-what an interruption leaves of any is gone on with, as in a single file. The names come in order: where the last one is,
-all are.
+What goes where is archive/volume_plan.py's business. All volumes are written beside their names until each of them is
+whole; so what an interruption leaves of any is gone on with, as in a single file. The names come in order: where the
+last one is, all are.
 """
 
 from __future__ import annotations

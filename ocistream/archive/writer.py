@@ -1,7 +1,7 @@
 """OCI archives (a layout in a tar) out: everything small first, so that the other end knows what is coming.
 
 The order is `oci-layout`, `index.json`, `manifest.json`, manifests, configs, layers. The same graph gives the same
-bytes. Reading is archive_file.py's and archive_stream.py's business.
+bytes. Reading is archive/file.py's and archive/stream.py's business.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ class Keychain:
         `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that
         the user named (None: all there are): what has no registry's name with it, `explicit` and the user names of
         the environment, is for those alone, and not for a mirror or another location that a configuration names.
-        `configured` says where the secret of a host is, in its one spelling, by the configuration. `auth_file` is a
-        file in Docker's format, and what names it ("--authfile"). It takes the place of all other such files.
+        `configured` says where the secret of a host is, in its one spelling, by the configuration. `auth.docker_config`
+        is a file in Docker's format, and what names it ("--authfile"). It takes the place of all other such files.
         """
         self._auth_file = auth_file
         self._env = env

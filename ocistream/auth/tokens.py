@@ -1,9 +1,9 @@
 """From a registry's challenge to an `Authorization` header: Basic, and Bearer with its tokens.
 
 The rules are those of the distribution project's "Token Authentication" and "Oauth2 Token Authentication"; how a server
-is asked is `token_requests`' concern. This room knows no sockets and no files: credentials come from a callable, and
-token requests leave through another one, which checks where they go and retries. Which origin may be trusted, and the
-retry after a 401, are not here but in `ocistream.http.client`.
+is asked is `auth.token_requests`' concern. This room knows no sockets and no files: credentials come from a callable,
+and token requests leave through another one, which checks where they go and retries. Which origin may be trusted, and
+the retry after a 401, are not here but in `ocistream.http.client`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the shared options come to: the console, and everything that a command needs of this process.
 
-Here the environment is looked at; the standard streams are opened by `streams.py`, when they are asked for.
+Here the environment is looked at; the standard streams are opened by `cli/standard_streams.py`, when they are asked
+for.
 """
 
 from __future__ import annotations

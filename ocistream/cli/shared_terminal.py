@@ -42,7 +42,7 @@ class Neighbours:
         self._commands.append(may_write)
 
     def may_write(self, *, commands_only: bool = False) -> bool:
-        """Say whether a program that takes no turns (`turn.py`) may write to the terminal now."""
+        """Say whether a program that takes no turns (`cli/terminal_lock.py`) may write to the terminal now."""
         if any(may_write() for may_write in self._commands):
             return True
         return not commands_only and any(pipe.is_foreign() for pipe in self._pipes)

@@ -1,6 +1,6 @@
 """TOML files as they are read: bounded, and with the file's name and the key in every complaint.
 
-What a file may say is the business of who reads it: `configuration` (ours) and `registries_conf` (containers').
+What a file may say is the business of who reads it: `configuration` (ours) and `config.registries_conf` (containers').
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Answer:
         return list(raw.headers.getlist("WWW-Authenticate"))
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the body, as much at a time as there is; a chunk `pages.lasts`.
+        """Read the body, as much at a time as there is; a chunk `streams.buffers.lasts`.
 
         Raises:
             NetworkError: it broke off, or stalled; finally so where it is one without an end.

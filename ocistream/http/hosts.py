@@ -34,5 +34,5 @@ class HostSettings:
     requests_per_second: float | None = None
     #: How blobs are uploaded, as `--upload` has it; None where it is not said.
     upload: str | None = None
-    #: What kind of registry it is, as `profiles.NAMED` has it; None where that is found out.
+    #: What kind of registry it is, as `registry.profiles.NAMED` has it; None where that is found out.
     profile: str | None = None

@@ -143,7 +143,7 @@ class Following:
         return not is_inward(origin.host) if known is None else known
 
     def check_target(self, home: Origin, url: str) -> None:
-        """Hold against where a registry is where it leads to (`origins.check_target`).
+        """Hold against where a registry is where it leads to (`http.origins.check_target`).
 
         Raises:
             FinalNetworkError: it must not lead there.

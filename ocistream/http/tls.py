@@ -1,6 +1,6 @@
 """Whom to trust and what to show in TLS: one context for each distinct set of files, made when it is first needed.
 
-It reads certificates and opens no connection. Which host gets which settings is decided by `endpoints.tls_for`.
+It reads certificates and opens no connection. Which host gets which settings is decided by `http.endpoints.tls_for`.
 """
 
 from __future__ import annotations

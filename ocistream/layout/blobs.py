@@ -161,7 +161,7 @@ class BlobFolders:
             os.utime(self.blob_path(digest), follow_symlinks=False)
 
     def lock_blobs(self) -> int | None:
-        """Show others that images are being added, until what is given is closed (`files.shared_lock`)."""
+        """Show others that images are being added, until what is given is closed (`streams.files.shared_lock`)."""
         return files.shared_lock(self.path / "blobs")
 
     def is_added_to(self) -> bool:

@@ -1,7 +1,8 @@
 """A repository before which there is a cache: what is there is not fetched, and what is fetched is kept.
 
-It has the verbs of `mirrored.Readable`, and stands before a repository and all its mirrors. Nothing in the cache is
-believed: `stream.verified` hashes what comes from there as all else, and what is wrong is fetched after all.
+It has the verbs of `registry.mirrors.Readable`, and stands before a repository and all its mirrors. Nothing in the
+cache is believed: `streams.chunks.verified` hashes what comes from there as all else, and what is wrong is fetched
+after all.
 """
 
 from __future__ import annotations

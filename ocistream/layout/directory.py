@@ -1,6 +1,6 @@
 """The directory of an OCI image layout (image-spec, image-layout.md): what makes it one, and its `index.json`.
 
-It knows no images, only what lies where. How its blobs lie there is `blob_folders.py`'s.
+It knows no images, only what lies where. How its blobs lie there is `layout/blobs.py`'s.
 """
 
 from __future__ import annotations

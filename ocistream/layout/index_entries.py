@@ -3,7 +3,7 @@
 An entry without a name may be either: its manifest says so, by its `subject`. A name that cosign made of a digest says
 it too, and under a name made of a digest alone there may be a list of what refers to it. So the manifests of such
 entries are needed before the graph is complete, and those that turn out to belong to nothing that moves are dropped
-again (`attaching.py`). Bytes and values only: whoever reads the layout or archive brings them.
+again (`layout/index_referrers.py`). Bytes and values only: whoever reads the layout or archive brings them.
 """
 
 from __future__ import annotations

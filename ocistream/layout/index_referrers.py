@@ -1,7 +1,7 @@
 """What may hang on images, out of an `index.json`: on which it does, whether it goes along, and if not, why.
 
 Its tag says so, or its manifest's `subject`, or a list of referrers that names it. No manifest is read here, and no
-image chosen: `gathering.py` does both.
+image chosen: `layout/index_entries.py` does both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """OCI image layouts in a directory, read and added to (image-spec, image-layout.md).
 
-What a transfer relies on is hashed, whoever wrote it. What lies where is layout_directory.py's concern.
+What a transfer relies on is hashed, whoever wrote it. What lies where is layout/directory.py's concern.
 """
 
 from __future__ import annotations

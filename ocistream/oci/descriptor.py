@@ -1,7 +1,7 @@
 """The image-spec's words as values: media types, descriptors, platforms, and a manifest as it travels.
 
 They are frozen, and know nothing of where they came from. How documents of strangers become such values is
-documents.py's concern: what travels is the `raw` bytes of a `Manifest`, whatever was understood of them.
+oci/documents.py's concern: what travels is the `raw` bytes of a `Manifest`, whatever was understood of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is moved: images, everything below them, and what hangs on them. How it is found out is walk.py's concern."""
+"""What is copied: images, everything below them, and their referrers. transfer/walk.py builds graphs."""
 
 from __future__ import annotations
 
@@ -64,12 +64,13 @@ class Graph:
     wrote the source: its plain layers are to be compressed. `made` are the digests of manifests that the source has
     not, and that were made of what its `manifest.json` lists. `attached` is what hangs on the images, by the digest of
     what it hangs on: no root, since nobody asked for it by name, but its manifests and blobs are among the others,
-    behind those of what it hangs on. `left_behind` hangs on them too, and does not go along. `left_out` are blobs, by
-    digest, that the source says it was made without, and why; `leaving` are those that are left out on purpose of what
-    is written.
+    behind those of what it hangs on. `left_behind` hangs on them too, and does not go along. `oci.omitted_blobs` are
+    blobs, by digest, that the source says it was made without, and why; `leaving` are those that are left out on
+    purpose of what is written.
     `embedded` are blobs, by digest, whose bytes stand in their descriptors' `data` (image-spec, descriptor.md).
     `platforms_chosen` says that the user asked for platforms, `leaves_referrers` that no referrers are wanted.
-    `incomplete` are indexes of which the source has only some platforms, so that those were taken (incomplete.py).
+    `incomplete` are indexes of which the source has only some platforms, so that those were taken
+    (transfer/incomplete_indexes.py).
     """
 
     roots: tuple[Root, ...]

@@ -1,4 +1,4 @@
-"""A registry as a sink of images: into which repositories they go. Out of which they come says registry_source.py.
+"""A registry as a sink of images: into which repositories they go. Out of which they come says registry/source.py.
 
 Which URLs and statuses that takes is the business of `distribution` and, for blobs that go up, of `upload` and what is
 below that; here is which repository a blob is in, and in what order things become visible.

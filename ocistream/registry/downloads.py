@@ -1,7 +1,7 @@
 """One blob's way down: what breaks goes on by Range, and no answer to that is believed unseen.
 
-What is handed out is not verified; whoever joins the parts does that. Which request it takes is distribution.py's
-concern.
+What is handed out is not verified; whoever joins the parts does that. Which request it takes is
+registry/repository.py's concern.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A repository that is read from several places: from mirrors first, and from the registry itself where they fail.
 
-It has the reading verbs of `distribution.Repository`. A mirror that is down, refuses, lacks something or lies costs
-the way to the next place, and nothing else: whoever reads does not see it, but for a blob that turns out wrong at its
-very end (`interfaces.Blob.on_wrong`). What a mirror says is believed as far as a digest goes; which digest a tag has
-today, only the mirror says.
+It has the reading verbs of `registry.repository.Repository`. A mirror that is down, refuses, lacks something or lies
+costs the way to the next place, and nothing else: whoever reads does not see it, but for a blob that turns out wrong at
+its very end (`transfer.interfaces.Blob.on_wrong`). What a mirror says is believed as far as a digest goes; which digest
+a tag has today, only the mirror says.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 
 
 class Readable(Protocol):
-    """What is asked of a repository that is read from: of `distribution.Repository`, or of several in its place."""
+    """What is read of a repository: of `registry.repository.Repository`, or of several in its place."""
 
     @property
     def endpoint(self) -> Endpoint:

@@ -266,7 +266,7 @@ class Repository:
         return Blob(descriptor, chunks, open_at=chunks, part=partial(self.blob_part, descriptor, Led()))
 
     def blob_chunks(self, descriptor: Descriptor, offset: int = 0, *, strictly: bool = False) -> Iterator[Chunk]:
-        """Download a blob from byte `offset` on, unverified (`downloads.Download`).
+        """Download a blob from byte `offset` on, unverified (`registry.downloads.Download`).
 
         Raises:
             NotFoundError: it is not there.

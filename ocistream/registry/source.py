@@ -1,6 +1,6 @@
 """A registry as a source of images: out of which repository each manifest and blob is had, and what hangs on them.
 
-Which URLs and statuses that takes is distribution.py's business.
+Which URLs and statuses that takes is registry/repository.py's business.
 """
 
 from __future__ import annotations

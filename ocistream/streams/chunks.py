@@ -1,8 +1,8 @@
 """The only loops over a blob's bytes: verifying them, counting them, reading them from a file.
 
 A chunk is `bytes` or a `memoryview`; a memoryview is valid only until the next chunk is asked for, so that whoever
-reads a file or a socket can do it into one buffer. (Or into two: of that, `pages.lasts`, only the hash makes use.)
-Nothing here opens anything.
+reads a file or a socket can do it into one buffer. (Or into two: of that, `streams.buffers.lasts`, only the hash makes
+use.) Nothing here opens anything.
 """
 
 from __future__ import annotations

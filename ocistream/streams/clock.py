@@ -17,8 +17,8 @@ skipped = 0.0
 def sleep(seconds: float, cancelled: Event) -> bool:
     """Sleep until so many `seconds` have passed or `cancelled` is set; return whether it is set.
 
-    Retries, Retry-After, rate limits of a registry and `--limit-rate` pause here. Callers use `clock.sleep(...)`, never
-    an imported name, so that a replacement holds for all of them.
+    Retries, Retry-After, rate limits of a registry and `--limit-rate` pause here. Callers use
+    `streams.clock.sleep(...)`, never an imported name, so that a replacement holds for all of them.
     """
     return cancelled.wait(seconds)
 

@@ -1,6 +1,6 @@
 """What a sync is: which images are to be copied where, and as which shard's work.
 
-Nothing is asked for here; what there is to choose from comes in. How that is written in a file, sync_file.py knows.
+Nothing is asked for here; what there is to choose from comes in. How that is written in a file, sync/file.py knows.
 """
 
 from __future__ import annotations

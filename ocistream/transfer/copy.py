@@ -1,7 +1,7 @@
 """copy(source, sink): the one way anything moves.
 
 Here is the order of things: the graph, what is there already, the blobs, then what makes them visible. Which way a
-blob goes is `passing.py`'s. Neither knows a store, a terminal, or a network.
+blob goes is `transfer/pipeline.py`'s. Neither knows a store, a terminal, or a network.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _Transfer:
         return graph
 
     def _less_not_exported(self, graph: Graph) -> Graph:
-        """Take only the platforms that the source has, of indexes of which neither side has all (incomplete.py)."""
+        """Copy only the platforms that the source has, if neither side has the whole index (incomplete_indexes.py)."""
         knows = self._source if isinstance(self._source, Lacks) else None
         if knows is None or not any(root.descriptor.is_index for root in graph.roots):
             return graph

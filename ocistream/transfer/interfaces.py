@@ -247,7 +247,7 @@ class Holds(Protocol):
 
 @runtime_checkable
 class Lacks(Protocol):
-    """A source that knows beforehand which blobs of its graph it has not; of others, the graph's `left_out` says it."""
+    """A source that knows which blobs of its graph it does not have, beyond those that the graph says were left out."""
 
     def lacks(self, descriptor: Descriptor) -> bool | None:
         """Say whether a blob of the graph is not there; None where that is not known yet."""

@@ -1,7 +1,7 @@
 """One blob's way from a source into a sink, whichever it has to take.
 
-Here, and only here, are verifying, counting and cancelling wrapped around a blob. What moves, and when, `transfer.py`
-decides; no blob is asked for here.
+Here, and only here, are verifying, counting and cancelling wrapped around a blob. What moves, and when,
+`transfer/copy.py` decides; no blob is asked for here.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Lanes:
         """
         with self.changed:
             while segment.filled == taken and not segment.is_done:
-                # Not `is_set`: this is where a main thread waits, and is told of signals (`cli.interruption.Stop`).
+                # Not `is_set`: this is where a main thread waits, and is told of signals (`cli.signals.Stop`).
                 if self._cancelled.wait(0):
                     msg = "cancelled"
                     raise CancelledError(msg)

@@ -1,8 +1,8 @@
 """A blob used until it is right: once, or once more where there is another way to have it.
 
-What is wrong shows at a blob's end (`stream.verified`), when most of it has been handed on. So whoever uses it has to
-begin anew. That is of use where a source has another place to read from, which only it knows; and where the beginning
-was not read but held already, from an earlier run: then it is that which is suspected first.
+What is wrong shows at a blob's end (`streams.chunks.verified`), when most of it has been handed on. So whoever uses it
+has to begin anew. That is of use where a source has another place to read from, which only it knows; and where the
+beginning was not read but held already, from an earlier run: then it is that which is suspected first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _T = TypeVar("_T")
 def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: bool = False) -> _T:
     """Have a blob used, with chunks that are verified, and give what comes of it.
 
-    `use` gets the blob as a sink does (`interfaces.Blob`). If it was wrong after it was resumed, `use` is called once
-    more with a blob that cannot be. If it was wrong otherwise, the blob's source is told so, and where it has another
-    place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew, when what can
-    be checked before is (`Blob.check`). `beside` has it hashed while it is used (`stream.verified`).
+    `use` gets the blob as a sink does (`transfer.interfaces.Blob`). If it was wrong after it was resumed, `use` is
+    called once more with a blob that cannot be. If it was wrong otherwise, the blob's source is told so, and where it
+    has another place to read from, `use` is called once more; unless `again` says that its work cannot be begun anew,
+    when what can be checked before is (`Blob.check`). `beside` has it hashed while it is used
+    (`streams.chunks.verified`).
 
     Raises:
         IntegrityError: the bytes are wrong, and there are no others.

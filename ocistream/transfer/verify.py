@@ -58,10 +58,10 @@ class Wrong:
 class Findings:
     """What was found. Sizes are in bytes.
 
-    `missing` are manifests and blobs that images need and that are not there; `left_out` are those of which the
-    source says that it was made without them, and `incomplete` are indexes of which only some platforms were exported:
-    what the others need is not among `missing`. `unneeded` counts blobs that no image needs, `unpacked` layers whose
-    plain bytes were looked at, and `parts` those of blobs that have the rest in other volumes.
+    `missing` are manifests and blobs that images need and that are not there; `oci.omitted_blobs` are those of which
+    the source says that it was made without them, and `incomplete` are indexes of which only some platforms were
+    exported: what the others need is not among `missing`. `unneeded` counts blobs that no image needs, `unpacked`
+    layers whose plain bytes were looked at, and `parts` those of blobs that have the rest in other volumes.
     """
 
     graph: Graph

@@ -73,7 +73,7 @@ def test_version_imports_no_command() -> None:
     modules = imported("--version")
     assert modules & SLOW == set()
     rooms = {name for name in modules if name.startswith("ocistream.cli.")}
-    assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry", "interruption", "neighbours")}
+    assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry", "signals", "shared_terminal")}
 
 
 def test_what_just_moves_an_image_imports_no_more_than_that(

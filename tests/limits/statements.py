@@ -32,13 +32,13 @@ LIMITS: Final[dict[int, Limit]] = {
     1: Limit(
         "Digests are sha256 or sha512 with lower-case hex of the right length, before one is used in a path, "
         "a URL or a key",
-        ("reference", "documents"),
+        ("oci.reference", "oci.documents"),
         archives=("digest-[!t]*", "manifest-subject", "docker-diff-ids-*"),
     ),
     2: Limit(
         "In a tar only entries named as in a layout, or listed by manifest.json, are read; a name is a key, "
         "never a path",
-        ("stores.entries",),
+        ("archive.entries",),
         archives=(
             "name-*",
             "pax-global-path",
@@ -54,12 +54,12 @@ LIMITS: Final[dict[int, Limit]] = {
     3: Limit(
         "Entries are regular files; links are allowed only in docker-archives, to names in the same archive, "
         "one level deep",
-        ("stores.tar", "stores.entries"),
+        ("archive.tar", "archive.entries"),
         archives=("type-*", "docker-link-*", "docker-hard-link-*", "docker-layer-device", "docker-layer-directory"),
     ),
     4: Limit(
         "Sizes are not negative and match the descriptors; sparse files are refused; names and headers are limited",
-        ("stores.tar", "stream"),
+        ("archive.tar", "streams.chunks"),
         archives=(
             "size-*",
             "pax-*",
@@ -74,7 +74,7 @@ LIMITS: Final[dict[int, Limit]] = {
     5: Limit(
         "A digest that occurs twice is read and checked, and stored once; a layout document that occurs twice "
         "is malformed",
-        ("stores.entries",),
+        ("archive.entries",),
         archives=(
             "index-twice*",
             "layout-twice",
@@ -87,12 +87,12 @@ LIMITS: Final[dict[int, Limit]] = {
     6: Limit(
         "Manifests and lists have at most 4 MiB and 10,000 entries, configs 8 MiB, indexes 8 levels; totals "
         "are limited too",
-        ("walk", "documents", "strict_json"),
+        ("transfer.walk", "oci.documents", "oci.strict_json"),
         archives=("*-huge", "*-mib*", "*-10*,*", "manifests-*", "indexes-*", "size-claim-exbibyte"),
     ),
     7: Limit(
         "JSON that is invalid, has wrong types, or that two parsers may read differently is refused; in configs too",
-        ("strict_json", "documents", "configs"),
+        ("oci.strict_json", "oci.documents", "transfer.configs"),
         archives=(
             "index-*",
             "layout-*",
@@ -115,7 +115,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     8: Limit(
         "A document must have the type that it was referenced as, and must not be both an image and an index",
-        ("documents", "walk"),
+        ("oci.documents", "transfer.walk"),
         archives=(
             "manifest-both*",
             "keys-manifests",
@@ -131,24 +131,24 @@ LIMITS: Final[dict[int, Limit]] = {
     9: Limit(
         "A token response has at most 128 KiB, an error body 64 KiB; printed text is one line without control "
         "characters",
-        ("transport", "connections", "reference", "cli.console"),
+        ("http.client", "http.connections", "oci.reference", "cli.console"),
         archives=("*-escapes",),
         tests=("cli/test_exit_codes.py::test_what_a_registry_says_cannot_drive_the_terminal",),
     ),
     10: Limit(
         "A body is read up to its promised size plus one byte; memory of a stated size is never allocated",
-        ("stream", "downloads"),
+        ("streams.chunks", "registry.downloads"),
         archives=("size-of-80-bits", "size-tebibyte", "size-claim-layer-larger", "size-claim-smaller"),
     ),
     11: Limit(
         "Decompression streams, with a window of at most 128 MiB and a maximum ratio; the compressed stream "
         "must be complete",
-        ("compression",),
+        ("streams.compression",),
         archives=("gzip-*", "zstd-*", "layer-gzip-*", "layer-zstd-*", "layer-other", "layer-fewer", "layer-no-*"),
     ),
     12: Limit(
         "At most five redirects, never from https to http; Authorization and bodies stay within scheme, host and port",
-        ("following", "origins"),
+        ("http.redirects", "http.origins"),
         tests=(
             "quirks/test_credentials_stay.py::test_a_redirect_of_blobs_takes_nothing_along",
             "quirks/test_credentials_stay.py::test_another_port_of_the_same_host_is_another_host",
@@ -156,7 +156,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     13: Limit(
         "Realms, Locations and Links follow the same rules; a realm over http is only for registries over http",
-        ("origins",),
+        ("http.origins",),
         tests=(
             "quirks/test_credentials_stay.py::test_a_realm_over_http_gets_nothing_from_who_speaks_https",
             "quirks/test_credentials_stay.py::test_a_link_to_another_host_is_not_followed_with_anything",
@@ -165,28 +165,28 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     14: Limit(
         "A public registry must not lead to loopback, link-local or metadata addresses, by number or by name",
-        ("origins", "pools"),
+        ("http.origins", "http.pools"),
         tests=("quirks/test_credentials_stay.py::test_a_public_registry_cannot_send_a_password_to_this_machine",),
     ),
     15: Limit(
         "URLs in a descriptor are never requested",
-        ("documents",),
+        ("oci.documents",),
         tests=("quirks/test_archives.py::test_what_urls_name_is_never_asked_for",),
     ),
     16: Limit(
         "Credentials belong to one host and never come from netrc; helpers need an absolute PATH and a name of a-z0-9-",
-        ("credentials", "credential_helper", "connections"),
+        ("auth.credentials", "auth.helpers", "http.connections"),
         tests=("quirks/test_credentials_stay.py::test_neither_messages_nor_results_hold_a_secret",),
     ),
     17: Limit(
         "A file is written beside its destination, verified, synced, renamed; links into or out of a layout "
         "are not followed",
-        ("files", "stores.blob_folders"),
+        ("streams.files", "layout.blobs"),
         archives=("flipped-*", "swapped-*", "docker-layer-flipped", "docker-layers-swapped"),
     ),
     18: Limit(
         "An archive without its end or its index, or with a short entry, fails before any manifest is pushed",
-        ("stores.tar", "stores.entries"),
+        ("archive.tar", "archive.entries"),
         archives=(
             "cut-*",
             "zeros-within",
@@ -203,12 +203,12 @@ LIMITS: Final[dict[int, Limit]] = {
     19: Limit(
         "A list of digests must be complete and well-formed; lines and their number are limited; only wanted "
         "digests are kept",
-        ("have_lists",),
+        ("remote.have_lists",),
     ),
     20: Limit(
         "The remote command runs without a shell, and words that a shell would interpret are refused; its "
         "output is limited",
-        ("far",),
+        ("remote.command",),
         tests=(
             "cli/test_via.py::test_what_a_shell_might_look_at_is_not_said",
             "cli/test_via.py::test_nothing_that_is_said_drives_a_terminal",
@@ -217,19 +217,19 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     21: Limit(
         "Volumes must form one set of parts without gaps; the complete blob is hashed as always",
-        ("volumes", "stores.parts", "stores.joined"),
+        ("oci.volumes", "archive.volume_parts", "archive.joined"),
         archives=("volume-*", "parts-*"),
         tests=("cli/test_volumes.py::test_a_volume_of_another_image_is_refused_by_name",),
     ),
     22: Limit(
         "The rest of a blob must end where the blob ends, and is verified together with its beginning",
-        ("begun", "beginnings"),
+        ("transfer.partial_blobs", "transfer.resume"),
         tests=("cli/test_via_continues.py::test_a_beginning_that_is_not_the_blobs_costs_time_and_nothing_else",),
     ),
     23: Limit(
         "manifest.json and index.json in one archive must name the same images; more images in manifest.json "
         "are reported",
-        ("stores.comparison",),
+        ("archive.index_comparison",),
         archives=("docker-and-index-*",),
         tests=(
             "cli/test_docker_save.py::test_two_lists_that_contradict_each_other_are_refused",
@@ -238,7 +238,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     24: Limit(
         "Input that common tools read differently is refused: names, headers, types, and entries behind links",
-        ("stores.tar", "stores.tar_header", "stores.entries"),
+        ("archive.tar", "archive.tar_header", "archive.entries"),
         archives=("differ-*",),
         tests=(
             "interop/test_differing_archives.py::test_gnu_tar",

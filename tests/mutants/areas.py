@@ -21,7 +21,7 @@ def _cli(*names: str) -> tuple[str, ...]:
 
 AREAS: Final = (
     Area("serve", r"/serve/", ("tests/serve", "tests/conformance", *_cli("serve", "serve_options", "serve_strangers"))),
-    Area("sync", r"sync|cli/(sync|splitting)", _cli("sync", "sync_examples", "sync_registries", "results")),
+    Area("sync", r"/sync/|cli/(sync|split)", _cli("sync", "sync_examples", "sync_registries", "results")),
     Area(
         "command line",
         r"/cli/",
@@ -34,45 +34,43 @@ AREAS: Final = (
     ),
     Area(
         "auth and configuration",
-        r"/(auth|auth_file|challenges|cred|scopes|token|trials|configuration|registries_conf|toml|places|standing|xdg|"
-        r"certificates|tls|paths)",
+        r"/(auth|config)/",
         ("tests/quirks", "tests/http", *_cli("login", "credential_files", "config", "environment", "mirrors", "sides")),
     ),
     Area(
         "upload",
-        r"/(upload|sending|sessions|ongoing|setbacks|window|ladder|rungs|profiles|state|left_open|begun)",
+        r"/registry/(upload|profiles|learnt_hosts)|/open_uploads",
         ("tests/quirks", *_cli("upload", "push", "push_continues", "interruption", "going_on", "copy"), "tests/matrix"),
     ),
     Area(
         "HTTP",
-        r"/(connections|pools|responses|wire|bodies|transport|following|endpoints|hosts|origins|failures|retry|pacing|"
-        r"downloads|segments|ahead)",
+        r"/http/|/transfer/prefetch",
         ("tests/http", "tests/quirks", "tests/limits", *_cli("pull", "network_options", "exit_codes"), "tests/matrix"),
     ),
     Area(
         "registry",
-        r"/(distribution|mirrored|reading|referrer|tag_lists|stores/(registry|known|hanging|hung|attaching))",
+        r"/registry/",
         ("tests/quirks", "tests/limits", *_cli("pull", "push", "copy", "referrers", "tags", "mirrors"), "tests/matrix"),
     ),
-    Area("remote command", r"/(far|holdings|have_lists)", _cli("via", "via_continues", "have", "left_out")),
+    Area("remote command", r"/remote/", _cli("via", "via_continues", "have", "left_out")),
     Area(
         "cache and gc",
-        r"/(stores/(cache|cached|unneeded|removal))",
+        r"/layout/(cache|cached_repository|gc|removal)",
         ("tests/contract", *_cli("cache", "gc", "rm")),
     ),
     Area(
         "volumes",
-        r"/(volumes|stores/(volume|joined|parts|comparison|answering))",
+        r"/archive/(volume|joined)|/oci/volumes",
         ("tests/contract", *_cli("volumes", "verify"), "tests/hostile"),
     ),
     Area(
         "recompression",
-        r"/(conver|rewriting|compression|layers)",
+        r"/transfer/(recompress|rewrite)|/streams/(compression|layer_types)",
         ("tests/unit/test_compression.py", *_cli("compress"), "tests/hostile", "tests/contract"),
     ),
     Area(
         "archives and layouts",
-        r"/stores/",
+        r"/(archive|layout|stores)/",
         (
             "tests/contract",
             "tests/limits",
