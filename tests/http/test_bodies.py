@@ -108,13 +108,13 @@ def test_a_slow_server_is_waited_for_as_long_as_bytes_move(empty: RawRegistry, r
         left, pause = int(heard.headers["Content-Length"]), threading.Event()
         while left:
             # Together the pauses take longer than a stall may.
-            pause.wait(0.06)
+            pause.wait(0.15)
             left -= len(connection.recv(min(left, MIB // 4)))
         connection.sendall(ACCEPTED)
 
     empty.limit_receive_buffers(128 << 10)
     empty.says("/uploads/", for_layers(slowly), method="PATCH")
-    assert run("push", empty.image, "-i", layout.path, "--stall-timeout=1", *ONCE).code == 0
+    assert run("push", empty.image, "-i", layout.path, "--stall-timeout=2", *ONCE).code == 0
 
 
 def test_a_server_that_does_not_read_is_given_up(empty: RawRegistry, run: Run, layout: Layout) -> None:
@@ -136,8 +136,8 @@ def test_the_answer_to_a_body_may_take_longer_than_a_stall(
     """A registry may have to read the complete blob again before it answers the last request."""
     file = large(layout)
     # For 8 MiB it gets two seconds more.
-    registry = start(Fault(Stall(1.0), "PUT", file.name))
-    assert run("push", f"{registry.host}/app:1", "-i", layout.path, "--stall-timeout=0.4", "--retries=0").code == 0
+    registry = start(Fault(Stall(2.5), "PUT", file.name))
+    assert run("push", f"{registry.host}/app:1", "-i", layout.path, "--stall-timeout=1.5", "--retries=0").code == 0
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["reads nothing", "reads on"])

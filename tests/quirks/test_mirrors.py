@@ -187,7 +187,7 @@ def test_what_the_mirror_says_at_last_is_what_is_told(mirrored: MakeMirrored) ->
 def test_a_mirror_that_stalls_is_left(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Stall(), times=None))
-    options = ["--platform", "all", "--no-referrers", "--stall-timeout", "0.5", "--jobs", "1", "-v"]
+    options = ["--platform", "all", "--no-referrers", "--stall-timeout", "1.5", "--jobs", "1", "-v"]
     result = used.mover.run("pull", used.name, "-o", used.mover.folder / "out.tar", *options, *used.configure())
     assert "timed out" in result.err
     used.check((used.mover.folder / "out.tar").read_bytes())
