@@ -187,6 +187,10 @@ def main() -> int:
     if arguments.list:
         say(*sample)
         return 0
+    suites = sorted({suite for area in AREAS for suite in area.suites})
+    if missing := [suite for suite in suites if not (PROJECT / suite).exists()]:
+        say("these suites do not exist:", *missing)
+        return 1
     shops = [Workshop(PROJECT / f".cache/mutants/{number}") for number in range(arguments.jobs)]
     if not arguments.unchecked:
         suites = sorted({suite for mutant in sample for suite in area_of(mutant.path).suites})

@@ -28,7 +28,7 @@ AREAS: Final = (
         (
             *_cli("pull", "push", "copy", "inspect", "exit_codes", "config", "defaults", "sides", "network_options"),
             *_cli("progress", "results", "help", "completion", "environment", "login", "gc", "rm", "tags", "have"),
-            *_cli("left_out", "via", "signals", "streams", "volumes", "verify", "upload", "interruption"),
+            *_cli("left_out", "via", "signals", "streams", "volumes", "verify", "upload"),
             "tests/errors",
         ),
     ),
@@ -40,7 +40,7 @@ AREAS: Final = (
     Area(
         "upload",
         r"/registry/(upload|profiles|learnt_hosts)|/open_uploads",
-        ("tests/quirks", *_cli("upload", "push", "push_continues", "interruption", "going_on", "copy"), "tests/matrix"),
+        ("tests/quirks", *_cli("upload", "push", "push_continues", "going_on", "copy"), "tests/matrix"),
     ),
     Area(
         "HTTP",
