@@ -28,13 +28,13 @@ from tests.mutants.areas import AREAS, SURVIVING_FOR_A_REASON, Area
 from tests.mutants.changes import Mutant, mutants
 
 PROJECT: Final = Path(__file__).parents[2]
-#: Seconds for all suites of one mutant, by default. A mutant that makes them hang counts as noticed.
+#: Seconds for all suites of one mutant, by default. A mutant that is not killed by then counts as a survivor.
 TIME: Final = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: `killed` by a test (or by `a hang`), or survived if that is empty."""
+    """What became of a mutant: the test that killed it, or an empty text if it survived. `area` is the area's name."""
 
     mutant: Mutant
     area: str
@@ -103,7 +103,7 @@ class Workshop:
         try:
             out, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return "a hang"
+            return ""
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -147,7 +147,8 @@ def try_all(sample: Sequence[Mutant], shops: Sequence[Workshop], seconds: float)
                 mutant = waiting.get_nowait()
                 outcome = shop.try_out(mutant, area_of(mutant.path), seconds)
                 outcomes.append(outcome)
-                said = f"killed by {outcome.killed_by}" if outcome.killed_by else "SURVIVED"
+                over = " (time over)" if outcome.seconds >= seconds else ""
+                said = f"killed by {outcome.killed_by}" if outcome.killed_by else f"SURVIVED{over}"
                 say(f"{len(outcomes)}/{len(sample)} {outcome.seconds:.0f} s {mutant}: {said}")
 
     threads = [threading.Thread(target=work, args=(shop,), daemon=True) for shop in shops]
