@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import importlib
 import json
 import os
@@ -61,6 +62,8 @@ def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 70
     try:
+        # Other threads of the tests' process may have been inside C code: do not collect what they used.
+        gc.freeze()
         # Coverage would write its data once more for each fork.
         sys.settrace(None)
         threading.settrace(None)

@@ -11,10 +11,10 @@ import pytest
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, MissingContentError, UsageError
 from tests.archives import Item, blob_name, files_in, items_of, tar_of
-from tests.contract import forked
 from tests.contract.adapter import Source, copy, layout_destination, volumes_source
 from tests.contract.vocabulary import Wanted
 from tests.images import Descriptor, Layout, digest_of
+from tests.runner import ocistream
 from tests.volumes import LEFT_OUT, PARTS, VOLUME, Cut, part_items
 
 #: A layer that is cut, and one that is not.
@@ -55,7 +55,7 @@ def copied(source: Source, folder: Path) -> None:
 
 def verified(*paths: Path) -> int:
     """Return the exit code of `verify`."""
-    return forked.run(["verify", *map(str, paths)])
+    return ocistream("verify", *paths).code
 
 
 def nothing_wrong_in(folder: Path) -> None:
