@@ -16,7 +16,7 @@ from typing import Final
 _BIN: Final = Path(sys.executable).parent
 _LINT: Final = (["ruff", "check"], ["ruff", "format", "--check"], ["lint-imports"])
 _QUIRKS: Final = ("credentials_stay", "manifests_and_rates", "mirrors_stay", "mounts_and_auth", "reading", "uploads")
-_COMMANDS: Final = ("gc", "push", "rm", "sides", "verify")
+_COMMANDS: Final = ("gc", "incomplete_indexes", "push", "sides", "verify")
 #: These run beside each other, and take about as long as each other.
 _PARTS: Final = (
     [
