@@ -67,8 +67,8 @@ def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
         # Coverage would write its data once more for each fork.
         sys.settrace(None)
         threading.settrace(None)
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115
-        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - it stays open until the fork ends
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - the same
         # The tests may run in the background of a shell, where SIGINT is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         prepare()
