@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocistream.auth.credentials import Keychain
-from ocistream.http.client import Transport
-from ocistream.http.settings import TransportSettings
-from ocistream.stores import Surroundings
+from ocistream.http.client import HttpClient
+from ocistream.http.settings import HttpSettings
+from ocistream.stores import OpenContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ocistream.auth.docker_config import Credential
 
-__all__ = ["registries"]
+__all__ = ["create_context"]
 
 
-def registries(
-    settings: TransportSettings | None = None,
+def create_context(
+    settings: HttpSettings | None = None,
     *,
     credential: Credential | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Surroundings:
+) -> OpenContext:
     """Give surroundings in which ends in registries can be opened.
 
     `credential` is shown to every registry that asks for one, so a copy between two of them is given surroundings for
@@ -39,13 +39,13 @@ def registries(
     the settings. Connections are kept until `surroundings.transport().close()`.
     """
     found = os.environ if environment is None else environment
-    settings = settings or TransportSettings()
+    settings = settings or HttpSettings()
     if settings.ca_file is None:
         settings = replace(settings, ca_file=found.get("SSL_CERT_FILE") or None)
 
     @functools.cache
-    def transport() -> Transport:
+    def transport() -> HttpClient:
         keychain = Keychain(found, home=Path(found.get("HOME") or "/"), explicit=credential)
-        return Transport(settings, keychain.find)
+        return HttpClient(settings, keychain.find)
 
-    return Surroundings(transport=transport)
+    return OpenContext(client=transport)

@@ -33,16 +33,16 @@ __all__ = [
     "ArchiveError",
     "AuthenticationError",
     "CancelledError",
-    "FinalNetworkError",
     "IntegrityError",
     "InvalidNameError",
     "LocalDiskError",
-    "LostBeginningError",
     "MissingContentError",
     "NetworkError",
     "NotFoundError",
     "OcistreamError",
     "OutputClosedError",
+    "PartialBlobLostError",
+    "PermanentNetworkError",
     "RegistryError",
     "TerminatedError",
     "TruncatedError",
@@ -64,7 +64,7 @@ class OcistreamError(Exception):
     def __init__(self, what: str, *, hint: str | None = None) -> None:
         """Keep `what` (the first line) and `hint` (what the user can do about it, or None)."""
         super().__init__(what)
-        self.what = what
+        self.message = what
         self.hint = hint
 
 
@@ -124,11 +124,11 @@ class NetworkError(OcistreamError):
     exit_code = 7
 
 
-class FinalNetworkError(NetworkError):
+class PermanentNetworkError(NetworkError):
     """A failure that trying again does not cure: a certificate, a name that does not exist, a forbidden redirect."""
 
 
-class LostBeginningError(NetworkError):
+class PartialBlobLostError(NetworkError):
     """The rest of a blob has come, and what is there is not its beginning, or not there any more: all of it is needed.
 
     Nothing is left of it then, or less than before, so the same command sends it.

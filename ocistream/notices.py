@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["advice", "advise", "listen", "notice"]
+__all__ = ["add_failure_hint", "failure_hints", "notify", "set_listener"]
 
 
 class Listener(Protocol):
@@ -15,32 +15,32 @@ class Listener(Protocol):
 
 
 _listeners: list[Listener] = []
-_said: set[str] = set()
+_reported: set[str] = set()
 #: What is worth knowing if the run fails, and only then.
-_advice: list[str] = []
+_failure_hints: list[str] = []
 
 
-def listen(listener: Listener) -> None:
+def set_listener(listener: Listener) -> None:
     """Hear what is said from now on, in place of whoever did; nothing has been said yet."""
     _listeners[:] = [listener]
-    _said.clear()
-    _advice.clear()
+    _reported.clear()
+    _failure_hints.clear()
 
 
-def notice(message: str, *, level: int = 0) -> None:
+def notify(message: str, *, level: int = 0) -> None:
     """Say something, from any thread; the same thing once."""
-    if message not in _said:
-        _said.add(message)
+    if message not in _reported:
+        _reported.add(message)
         for listener in _listeners:
             listener(message, level=level)
 
 
-def advise(text: str) -> None:
+def add_failure_hint(text: str) -> None:
     """Keep what may be why a run fails, if it does; the same thing once."""
-    if text not in _advice:
-        _advice.append(text)
+    if text not in _failure_hints:
+        _failure_hints.append(text)
 
 
-def advice() -> list[str]:
+def failure_hints() -> list[str]:
     """Give what was kept."""
-    return list(_advice)
+    return list(_failure_hints)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["LeftOpen", "begin", "can_end", "stored", "uncertain"]
+__all__ = ["OpenUpload", "can_any_end", "count_resumable", "count_unconfirmed", "reset"]
 
 
-class LeftOpen:
+class OpenUpload:
     """One upload into a registry (`HOST[:PORT]`), which may be asked about from any thread.
 
     `is_kept` says whether a later run would try to resume it as it is now. `stored` says how many bytes the registry
@@ -33,45 +33,45 @@ class LeftOpen:
     ) -> None:
         """Know of an upload that is under way."""
         self.registry = registry
-        self.is_kept = is_kept
-        self.stored = stored
+        self.is_resumable = is_kept
+        self.stored_size = stored
         self.can_end = can_end
         _uploads[self] = None
 
-    def stays(self) -> None:
+    def leave_open(self) -> None:
         """Note that it is over in this process, and open at the registry."""
-        stored = self.stored()
-        self.is_kept, self.stored, self.can_end = lambda: True, lambda: stored, lambda: False
+        stored = self.stored_size()
+        self.is_resumable, self.stored_size, self.can_end = lambda: True, lambda: stored, lambda: False
 
-    def is_over(self) -> None:
+    def remove(self) -> None:
         """Note that nothing of it is left."""
         _uploads.pop(self, None)
 
 
 #: Those under way, in any thread, and those that were left. (A dict is safe for several threads, and keeps an order.)
-_uploads: dict[LeftOpen, None] = {}
+_uploads: dict[OpenUpload, None] = {}
 
 
-def stored() -> Mapping[str, tuple[int, int]]:
+def count_resumable() -> Mapping[str, tuple[int, int]]:
     """Return, by registry, of how many uploads that a later run would resume it has confirmed bytes, and how many."""
     found: dict[str, tuple[int, int]] = {}
     for upload in list(_uploads):
-        if upload.is_kept() and (size := upload.stored()):
+        if upload.is_resumable() and (size := upload.stored_size()):
             count, total = found.get(upload.registry, (0, 0))
             found[upload.registry] = count + 1, total + size
     return found
 
 
-def uncertain() -> Mapping[str, int]:
+def count_unconfirmed() -> Mapping[str, int]:
     """Return, by registry, how many uploads that a later run would try to resume it may have lost."""
-    return Counter(upload.registry for upload in list(_uploads) if upload.is_kept() and not upload.stored())
+    return Counter(upload.registry for upload in list(_uploads) if upload.is_resumable() and not upload.stored_size())
 
 
-def can_end() -> bool:
+def can_any_end() -> bool:
     """Return whether there is an upload under way whose request can be ended so that the registry keeps it."""
     return any(upload.can_end() for upload in list(_uploads))
 
 
-def begin() -> None:
+def reset() -> None:
     """Know of nothing that was left so far: another piece of work begins."""
     _uploads.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["human_size", "parse_size"]
+__all__ = ["format_size", "parse_size"]
 
 _SIZE: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))? ?((?:[kmg](?:i?b)?|b)?)\Z", re.IGNORECASE | re.ASCII)
 _BITS: Final = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}
@@ -27,7 +27,7 @@ def parse_size(text: str, *, fractions: bool = False) -> int | None:
     return (thousandths << _BITS[match[3][:1].lower()]) // 1000
 
 
-def human_size(size: float) -> str:
+def format_size(size: float) -> str:
     """Write a number of bytes for people: `12.3 MB`, in powers of 1000 as registries and disks count."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

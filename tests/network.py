@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ocistream.auth.credentials import Credential
-from ocistream.http.client import Transport, TransportSettings
+from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.http.hosts import HostSettings
-from ocistream.http.rate_limits import Pace
-from ocistream.http.retry import Patience, Retried
+from ocistream.http.rate_limits import RateLimits
+from ocistream.http.retry import RetryEvent, RetryPolicy
 from ocistream.oci.descriptor import Descriptor
-from ocistream.registry.upload_strategy import Ladder
-from ocistream.streams.chunks import verified
+from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.streams.chunks import verify_chunks
 from tests.faults import FaultyRegistry
 from tests.images import digest_of
 from tests.raw import Heard, RawServer, Turn, eventually, names, read_head, unused_port
@@ -41,23 +41,23 @@ __all__ = [
 ]
 
 #: Four tries and hardly a wait.
-QUICK: Final = Patience(attempts=4, backoff=0.001, backoff_limit=0.002)
+QUICK: Final = RetryPolicy(attempts=4, backoff=0.001, backoff_limit=0.002)
 OCTETS: Final = "application/octet-stream"
 
 
-class QuickTransport(Transport):
+class QuickTransport(HttpClient):
     """A transport whose waits are noted in `waits`, in seconds, and not waited; `told` is what `on_retry` was told."""
 
     def __init__(
         self,
         *,
-        patience: Patience = QUICK,
+        patience: RetryPolicy = QUICK,
         credential: Credential | None = None,
         cancelled: threading.Event | None = None,
         hosts: Mapping[str, HostSettings] | None = None,
         host: HostSettings | None = None,
-        pace: Pace | None = None,
-        ladder: Ladder | None = None,
+        pace: RateLimits | None = None,
+        ladder: UploadStrategy | None = None,
         **settings: Any,
     ) -> None:
         """`credential` and `host` are good for every registry; `settings` are those of `TransportSettings`."""
@@ -70,15 +70,15 @@ class QuickTransport(Transport):
             return known.get(f"{name}/{repository}", known.get(name, host or HostSettings()))
 
         self.waits: list[float] = []
-        self.told: list[Retried] = []
+        self.told: list[RetryEvent] = []
         super().__init__(
-            TransportSettings(patience=patience, **settings),
+            HttpSettings(retry_policy=patience, **settings),
             lambda _registry, _repository: credential,
             hosts=settings_of,
-            pace=pace,
+            rate_limits=pace,
             on_retry=self.told.append,
             cancelled=cancelled,
-            ladder=ladder,
+            upload_strategy=ladder,
         )
 
     def wait(self, seconds: float) -> None:
@@ -122,7 +122,7 @@ def blob_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
 
 def read_blob(chunks: Iterable[bytes | memoryview], blob: Descriptor) -> bytes:
     """Read a blob as a transfer would: verified."""
-    return b"".join(bytes(chunk) for chunk in verified(chunks, blob))
+    return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, blob))
 
 
 def header_values(requests: Sequence[Any], name: str) -> list[str | None]:

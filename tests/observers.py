@@ -14,15 +14,15 @@ from ocistream.transfer.interfaces import Blob
 class NothingEarly:
     """For sources that know their graph before any blob: fails if one is put."""
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Fail."""
         raise AssertionError(blob)
 
-    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Fail."""
         raise AssertionError(chunks)
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Fail."""
         raise AssertionError(descriptor)
 

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING
 
 from ocistream.errors import ArchiveError
 from ocistream.streams import files
-from ocistream.streams.chunks import chunks_of
-from ocistream.streams.compression import MAGIC_SIZE, NONE, codec_of, decompressed
+from ocistream.streams.chunks import read_chunks
+from ocistream.streams.compression import MAGIC_SIZE, NONE, decompress, detect_codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ocistream.archive.tar import Input
+    from ocistream.archive.tar import InputStream
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.compression import Codec
 
-__all__ = ["is_compressed", "sniffed"]
+__all__ = ["decompress_input", "is_compressed"]
 
 #: More than any file has.
-_ALL = 1 << 62
+_UNLIMITED = 1 << 62
 
 
-def sniffed(file: Input, what: str, max_ratio: int) -> Input:
+def decompress_input(file: InputStream, what: str, max_ratio: int) -> InputStream:
     """Give a file as it is, or, if it begins as a compressed one does, its plain bytes; `what` names it in errors.
 
     Up to `max_ratio` times the bytes that were read come out (see `streams.compression.decompressed`). What is wrong
@@ -32,9 +32,9 @@ def sniffed(file: Input, what: str, max_ratio: int) -> Input:
     """
     beginning = bytearray(MAGIC_SIZE)
     got = file.readinto(memoryview(beginning)) or 0
-    whole = _PutBack(file, bytes(beginning[:got]))
-    codec = codec_of(bytes(beginning))
-    return whole if codec is NONE else _Unpacked(whole, what, codec, max_ratio)
+    whole = _PushbackInput(file, bytes(beginning[:got]))
+    codec = detect_codec(bytes(beginning))
+    return whole if codec is NONE else _DecompressedInput(whole, what, codec, max_ratio)
 
 
 def is_compressed(path: Path) -> bool:
@@ -44,13 +44,13 @@ def is_compressed(path: Path) -> bool:
         NotFoundError, LocalDiskError: it cannot be read.
     """
     with files.disk_errors(f"cannot read {path}"), FileIO(path, "rb") as file:
-        return codec_of(file.read(MAGIC_SIZE)) is not NONE
+        return detect_codec(file.read(MAGIC_SIZE)) is not NONE
 
 
-class _PutBack:
+class _PushbackInput:
     """A file of which the beginning was read already."""
 
-    def __init__(self, file: Input, beginning: bytes) -> None:
+    def __init__(self, file: InputStream, beginning: bytes) -> None:
         self._file = file
         self._beginning = beginning
 
@@ -67,26 +67,26 @@ class _PutBack:
         self._file.close()
 
 
-class _Unpacked:
+class _DecompressedInput:
     """The plain bytes of a compressed file; `readinto` fills the buffer unless they end."""
 
-    def __init__(self, file: Input, what: str, codec: Codec, max_ratio: int) -> None:
+    def __init__(self, file: InputStream, what: str, codec: Codec, max_ratio: int) -> None:
         self._file = file
         self._what = what
-        self._chunks: Iterator[Chunk] = decompressed(codec, chunks_of(file, _ALL), max_ratio)
-        self._rest = memoryview(b"")
+        self._chunks: Iterator[Chunk] = decompress(codec, read_chunks(file, _UNLIMITED), max_ratio)
+        self._buffered = memoryview(b"")
 
     def readinto(self, buffer: memoryview, /) -> int:
         filled = 0
         while filled < len(buffer):
-            if not self._rest:
+            if not self._buffered:
                 chunk = self._next()
                 if chunk is None:
                     break
-                self._rest = memoryview(chunk)
-            taken = min(len(self._rest), len(buffer) - filled)
-            buffer[filled : filled + taken] = self._rest[:taken]
-            self._rest = self._rest[taken:]
+                self._buffered = memoryview(chunk)
+            taken = min(len(self._buffered), len(buffer) - filled)
+            buffer[filled : filled + taken] = self._buffered[:taken]
+            self._buffered = self._buffered[taken:]
             filled += taken
         return filled
 
@@ -94,7 +94,7 @@ class _Unpacked:
         try:
             return next(self._chunks, None)
         except ArchiveError as error:
-            msg = f"{self._what}: {error.what}"
+            msg = f"{self._what}: {error.message}"
             raise ArchiveError(msg, hint=error.hint) from error
 
     def close(self) -> None:

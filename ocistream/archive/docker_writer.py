@@ -16,27 +16,27 @@ from ocistream.layout.index import docker_tag
 from ocistream.oci.descriptor import CONFIG_TYPES
 from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import NO_PLACE
+from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE
 from ocistream.oci.strict_json import canonical_json
 from ocistream.streams import layer_types
-from ocistream.streams.layer_types import looks_like_document
-from ocistream.transfer.missing import ShortfallError
+from ocistream.streams.layer_types import is_probably_json
+from ocistream.transfer.missing import MissingBlobsError
 
 if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph, Root
-    from ocistream.transfer.interfaces import Blob, Unnamed
+    from ocistream.transfer.interfaces import Blob, NewBlob
 
-__all__ = ["DockerArchiveSink"]
+__all__ = ["DockerArchiveDestination"]
 
 
-class DockerArchiveSink:
+class DockerArchiveDestination:
     """Images into one docker-archive. It takes plain layers only: `transfer` makes them so."""
 
-    parallel = False
-    no_place = NO_PLACE
+    concurrent = False
+    no_referrers_reason = NOT_IN_DOCKER_ARCHIVE
 
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`; `mtime` (seconds since 1970) stands in every entry."""
@@ -53,38 +53,38 @@ class DockerArchiveSink:
             UnsupportedError: there is an index of several, or something that is no image.
         """
         for root in graph.roots:
-            _image_of(graph, root)
+            _find_image(graph, root)
 
     def begin(self, graph: Graph) -> None:
         """Check as `expect` does: everything is written as it comes."""
         self.expect(graph)
 
-    def has(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Say whether the blob was written."""
         return descriptor.digest in self._names
 
-    has_manifest = has
+    has_manifest = has_blob
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive without an end."""
         chunks = blob.open()
         first = next(chunks, b"")
         # Of a blob that comes before its image is known, only the bytes tell.
-        is_config = blob.descriptor.media_type in CONFIG_TYPES or looks_like_document(bytes(first[: limits.KIB]))
-        name = _name(blob.descriptor.digest, ".json" if is_config else ".tar")
+        is_config = blob.descriptor.media_type in CONFIG_TYPES or is_probably_json(bytes(first[: limits.KIB]))
+        name = _file_name(blob.descriptor.digest, ".json" if is_config else ".tar")
         self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
         self._names[blob.descriptor.digest] = name
 
-    def takes_again(self) -> bool:
+    def can_retry(self) -> bool:
         """Say whether what was begun can be taken back: in a file it can."""
-        return self._tar.takes_back
+        return self._tar.can_roll_back
 
-    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+    def write_new(self, blob: NewBlob) -> Descriptor:
         """Append a layer whose digest and size are known when all of it has passed."""
-        descriptor = self._tar.add_unnamed(
-            blob, lambda found: None if found.digest in self._names else _name(found.digest, ".tar")
+        descriptor = self._tar.add_new(
+            blob, lambda found: None if found.digest in self._names else _file_name(found.digest, ".tar")
         )
-        self._names.setdefault(descriptor.digest, _name(descriptor.digest, ".tar"))
+        self._names.setdefault(descriptor.digest, _file_name(descriptor.digest, ".tar"))
         return descriptor
 
     def commit(self, graph: Graph) -> None:
@@ -95,8 +95,8 @@ class DockerArchiveSink:
         """
         entries: dict[str, dict[str, object]] = {}
         for root in graph.roots:
-            digest, document = _image_of(graph, root)
-            entry = entries.setdefault(digest, self._entry(document))
+            digest, document = _find_image(graph, root)
+            entry = entries.setdefault(digest, self._build_entry(document))
             if root.name and (tag := docker_tag(root.name)):
                 tags = entry["RepoTags"]
                 entry["RepoTags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), tag]))
@@ -107,7 +107,7 @@ class DockerArchiveSink:
         """Drop what was not committed."""
         self._tar.close()
 
-    def _entry(self, document: Document) -> dict[str, object]:
+    def _build_entry(self, document: Document) -> dict[str, object]:
         config = document.config
         for layer in document.layers:
             if layer_types.codec_name(layer.media_type) != "none":
@@ -120,11 +120,11 @@ class DockerArchiveSink:
         }
 
 
-def _name(digest: str, suffix: str) -> str:
+def _file_name(digest: str, suffix: str) -> str:
     return digest.partition(":")[2] + suffix
 
 
-def _image_of(graph: Graph, root: Root) -> tuple[str, Document]:
+def _find_image(graph: Graph, root: Root) -> tuple[str, Document]:
     """Give the one image that a root stands for, and its manifest's digest.
 
     Raises:
@@ -134,7 +134,7 @@ def _image_of(graph: Graph, root: Root) -> tuple[str, Document]:
     name = printable(root.name) if root.name else root.descriptor.digest
     document = graph.documents.get(root.descriptor.digest)
     if document is None:
-        raise ShortfallError([root.descriptor], graph, is_untouched=True)
+        raise MissingBlobsError([root.descriptor], graph, is_untouched=True)
     if document.manifests:
         msg = f"{name} is an index of several images, and a docker-archive has one a name"
         raise UnsupportedError(msg, hint="choose one with --platform, such as linux/amd64")

@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.archive.docker_images import (
-    Manifests,
-    docker_graph,
-    is_saved,
-    less_made,
+    ManifestSynthesizer,
+    build_docker_graph,
+    is_docker_save,
+    mark_synthesized,
     parse_manifest_json,
-    tell_no_list,
-    tell_only_there,
+    report_no_manifest_json,
+    report_only_in_manifest_json,
 )
-from ocistream.archive.entries import Contents, Place, blob_digest
-from ocistream.archive.index_comparison import Comparison
-from ocistream.archive.tar import Entry, TarReader
-from ocistream.archive.volume_parts import parts_in
+from ocistream.archive.entries import ArchiveContents, Extent, parse_blob_name
+from ocistream.archive.index_comparison import IndexComparison
+from ocistream.archive.tar import TarEntry, TarReader
+from ocistream.archive.volume_parts import find_parts
 from ocistream.errors import ArchiveError
-from ocistream.layout.all_images import tell_same_names
-from ocistream.layout.index import Index, Selection, every_image, parse_layout_file, read_index
-from ocistream.layout.index_entries import Gathering
-from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor, Manifest
+from ocistream.layout.all_images import report_duplicate_names
+from ocistream.layout.index import ImageSelector, LayoutIndex, check_layout_file, parse_index_json, select_every_image
+from ocistream.layout.index_entries import IndexGraphBuilder
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
-from ocistream.oci.volumes import volume_of
+from ocistream.oci.volumes import parse_volume
 from ocistream.streams import files, layer_types
-from ocistream.streams.chunks import Tally, chunks_of, digest_of, gathered, verified
-from ocistream.streams.compression import NONE, codec_of
-from ocistream.streams.layer_types import looks_like_document
+from ocistream.streams.chunks import HashedChunks, compute_digest, read_all, read_chunks, verify_chunks
+from ocistream.streams.compression import NONE, detect_codec
+from ocistream.streams.layer_types import is_probably_json
 from ocistream.transfer.interfaces import Blob
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ocistream.archive.docker_images import Listed
+    from ocistream.archive.docker_images import DockerImage
     from ocistream.oci.graph import Graph
-    from ocistream.oci.referrers import Referrers
+    from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Early, Part
+    from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
 
 __all__ = ["ArchiveFileSource"]
 
@@ -57,16 +57,16 @@ __all__ = ["ArchiveFileSource"]
 class ArchiveFileSource:
     """Images out of a tar file."""
 
-    parallel = True
+    concurrent = True
 
     def __init__(
         self,
         path: Path,
         *,
-        select: Selection = every_image,
+        select: ImageSelector = select_every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: Referrers = "listed",
-        everything: bool = False,
+        referrers: ReferrerMode = "listed",
+        include_unneeded: bool = False,
         as_docker: bool = False,
     ) -> None:
         """Open the file and read its headers. With `everything`, `blobs` gives those too that no image needs.
@@ -85,40 +85,42 @@ class ArchiveFileSource:
         #: Layers of a docker-archive, by their names there.
         self._layers: dict[str, Descriptor] = {}
         #: Manifests that were made of what `manifest.json` alone lists, by digest.
-        self.made: dict[str, bytes] = {}
-        self._is_saved = False
+        self.synthesized_manifests: dict[str, bytes] = {}
+        self._is_docker_save = False
         self._as_docker = as_docker
         self._select = select
         self._platforms = platforms
-        self._referrers: Referrers = referrers
-        self._everything = everything
+        self._referrers: ReferrerMode = referrers
+        self._includes_unneeded = include_unneeded
         with files.disk_errors(self._what):
             self._file = io.FileIO(path, "rb")
         try:
             self._contents = self._scan()
-            if self._contents.layout is not None:
-                parse_layout_file(self._read(self._contents.layout, limits.MAX_LAYOUT_FILE))
+            if self._contents.oci_layout is not None:
+                check_layout_file(self._read(self._contents.oci_layout, limits.MAX_LAYOUT_FILE))
         except BaseException:
             self._file.close()
             raise
 
-    def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a file can be read in any order
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a file can be read in any order
         """Read `index.json` and every manifest below the chosen images, or make them of a docker-archive's."""
-        if (docker := self.docker_graph()) is not None:
+        if (docker := self.build_docker_graph()) is not None:
             return docker
         if self._as_docker:
-            tell_no_list()
-        gathering = Gathering(self._select, self._platforms, self._referrers)
-        gathering.begin(*self.listed(), self.made)
-        while (needed := gathering.needed()) is not None:
+            report_no_manifest_json()
+        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        gathering.begin(*self.read_complete_index(), self.synthesized_manifests)
+        while (needed := gathering.next_needed()) is not None:
             if not self.supply(gathering, needed):
-                gathering.lacks(needed.digest)
-        graph = replace(gathering.graph(), bare=self._is_saved)
-        graph = less_made(graph, [digest for digest, raw in self.made.items() if not self._holds(digest, raw)])
-        tell_same_names(graph)
+                gathering.mark_missing(needed.digest)
+        graph = replace(gathering.build(), has_plain_layers=self._is_docker_save)
+        graph = mark_synthesized(
+            graph, [digest for digest, raw in self.synthesized_manifests.items() if not self._has_content(digest, raw)]
+        )
+        report_duplicate_names(graph)
         return graph
 
-    def docker_graph(self) -> Graph | None:
+    def build_docker_graph(self) -> Graph | None:
         """Make manifests of the chosen images of a docker-archive; None if it is none.
 
         Raises:
@@ -127,62 +129,62 @@ class ArchiveFileSource:
         contents = self._contents
         if not contents.is_docker_archive:
             return None
-        images = self._docker_images()
-        comparison = self._compared(self.index().entries if contents.index is not None else ())
-        comparison.only_in_manifest_json(images, by_name=True)
-        return docker_graph(
+        images = self._read_docker_images()
+        comparison = self._compare_indexes(self.read_index().entries if contents.index_json is not None else ())
+        comparison.find_only_in_manifest_json(images, by_name=True)
+        return build_docker_graph(
             images,
             self._select,
             self._platforms,
-            config=self._config,
-            layer=self._layer,
-            manifest=partial(self._manifest, comparison),
-            saved=is_saved(images, contents),
+            config=self._read_config,
+            layer=self._describe_layer,
+            manifest=partial(self._find_manifest, comparison),
+            is_docker_save=is_docker_save(images, contents),
         )
 
-    def listed(self) -> Index:
+    def read_complete_index(self) -> LayoutIndex:
         """Read `index.json`, and add the images that only `manifest.json` lists: their manifests are `made`.
 
         Raises:
             ArchiveError: one is malformed, or they contradict each other.
         """
-        index = self.index()
-        images = self._docker_images()
-        self._is_saved = is_saved(images, self._contents) if images else False
-        only = self._compared(index.entries).only_in_manifest_json(images) if images else []
+        index = self.read_index()
+        images = self._read_docker_images()
+        self._is_docker_save = is_docker_save(images, self._contents) if images else False
+        only = self._compare_indexes(index.entries).find_only_in_manifest_json(images) if images else []
         if not only:
             return index
-        manifests = Manifests(self._config, self._layer)
-        added = manifests.entries(only)
-        tell_only_there(only)
-        self.made = manifests.raw
-        return Index([*index.entries, *added], index.notes)
+        manifests = ManifestSynthesizer(self._read_config, self._describe_layer)
+        added = manifests.build_entries(only)
+        report_only_in_manifest_json(only)
+        self.synthesized_manifests = manifests.manifests
+        return LayoutIndex([*index.entries, *added], index.annotations)
 
-    def index(self) -> Index:
+    def read_index(self) -> LayoutIndex:
         """Read `index.json`, and learn of which volume it is.
 
         Raises:
             ArchiveError: there is none, or it is malformed.
         """
-        found = read_index(self._read(self._contents.required_index(), limits.MAX_MANIFEST))
-        if found.notes:
-            self.volume = volume_of(found.notes)
+        found = parse_index_json(self._read(self._contents.require_index(), limits.MAX_MANIFEST))
+        if found.annotations:
+            self.volume = parse_volume(found.annotations)
         return found
 
     @property
-    def is_saved(self) -> bool:
+    def is_docker_save(self) -> bool:
         """Whether `docker save` wrote the archive; known once its images are `listed`."""
-        return self._is_saved
+        return self._is_docker_save
 
-    def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
+    def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
         """Answer a need of a graph, and say whether that could be done."""
-        if (made := self.made.get(needed.digest)) is not None:
-            gathering.supply(needed.digest, made)
+        if (made := self.synthesized_manifests.get(needed.digest)) is not None:
+            builder.supply(needed.digest, made)
             return True
         place = self._contents.blobs.get(needed.digest)
         if place is not None:
-            gathering.check_size(needed.digest, place.size)
-            gathering.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
+            builder.check_size(needed.digest, place.size)
+            builder.supply(needed.digest, self._read(place, limits.MAX_CONFIG))
         return place is not None
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -191,22 +193,22 @@ class ArchiveFileSource:
         Raises:
             IntegrityError: a digest that stands twice has other bytes the second time.
         """
-        self.check_repeated()
+        self.check_duplicates()
         for descriptor in wanted:
             if (blob := self.blob(descriptor)) is not None:
                 yield blob
-        if self._everything:
-            yield from self.others({descriptor.digest for descriptor in wanted})
+        if self._includes_unneeded:
+            yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
-    def check_repeated(self) -> None:
+    def check_duplicates(self) -> None:
         """Read what stands there twice.
 
         Raises:
             IntegrityError: it has other bytes the second time.
         """
-        for digest, second in self._contents.repeated:
-            again = Descriptor(UNKNOWN_TYPE, digest, second.size)
-            for _ in verified(self._chunks(second), again):
+        for digest, second in self._contents.duplicate_blobs:
+            again = Descriptor(UNKNOWN_MEDIA_TYPE, digest, second.size)
+            for _ in verify_chunks(self._chunks(second), again):
                 pass
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
@@ -214,13 +216,13 @@ class ArchiveFileSource:
         place = self._contents.blobs.get(descriptor.digest)
         return None if place is None else self._blob(descriptor, place)
 
-    def others(self, digests: AbstractSet[str]) -> Iterator[Blob]:
+    def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
         """Give what is there and is none of these."""
         for digest, place in self._contents.blobs.items():
             if digest not in digests:
-                yield self._blob(Descriptor(UNKNOWN_TYPE, digest, place.size), place)
+                yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, place.size), place)
 
-    def parts(self, descriptor: Descriptor) -> Sequence[Part]:
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         """Give the parts of a blob that is continued from volume to volume, with the way to those that are here.
 
         Raises:
@@ -228,9 +230,9 @@ class ArchiveFileSource:
         """
         if self.volume is None:
             return ()
-        return parts_in(self.volume, self._contents, descriptor, self._read, self._chunks)
+        return find_parts(self.volume, self._contents, descriptor, self._read, self._chunks)
 
-    def lacks(self, descriptor: Descriptor) -> bool:
+    def is_missing(self, descriptor: Descriptor) -> bool:
         """Say whether the archive has no such blob."""
         return descriptor.digest not in self._contents.blobs
 
@@ -240,7 +242,7 @@ class ArchiveFileSource:
         return self._file
 
     @property
-    def contents(self) -> Contents:
+    def contents(self) -> ArchiveContents:
         """What the archive was seen to contain."""
         return self._contents
 
@@ -248,18 +250,18 @@ class ArchiveFileSource:
         """Close the file."""
         self._file.close()
 
-    def _holds(self, digest: str, raw: bytes) -> bool:
+    def _has_content(self, digest: str, raw: bytes) -> bool:
         """Say whether these bytes are in the archive, under their digest."""
         place = self._contents.blobs.get(digest)
         return place is not None and place.size == len(raw) and self._read(place, limits.MAX_MANIFEST) == raw
 
-    def _docker_images(self) -> list[Listed]:
-        docker = self._contents.docker
+    def _read_docker_images(self) -> list[DockerImage]:
+        docker = self._contents.manifest_json
         return parse_manifest_json(self._read(docker, limits.MAX_MANIFEST)) if docker is not None else []
 
-    def _compared(self, entries: Sequence[Descriptor]) -> Comparison:
+    def _compare_indexes(self, entries: Sequence[Descriptor]) -> IndexComparison:
         """Read all manifests that are there below the entries of `index.json`."""
-        comparison = Comparison(entries)
+        comparison = IndexComparison(entries)
         todo = list(comparison.needs)
         while todo:
             digest = todo.pop()
@@ -270,76 +272,81 @@ class ArchiveFileSource:
                 todo += comparison.supply(digest, self._read(place, limits.MAX_MANIFEST))
         return comparison
 
-    def _manifest(self, comparison: Comparison, image: Listed) -> Manifest | None:
+    def _find_manifest(self, comparison: IndexComparison, image: DockerImage) -> Manifest | None:
         """Read the manifest that there is of an image of `manifest.json`."""
-        descriptor = comparison.manifest_of(image)
+        descriptor = comparison.find_manifest(image)
         if descriptor is None:
             return None
         return Manifest(descriptor, self._read(self._contents.blobs[descriptor.digest], limits.MAX_MANIFEST))
 
-    def _config(self, name: str) -> bytes:
-        name, place = self._contents.resolve(name)
+    def _read_config(self, name: str) -> bytes:
+        name, place = self._contents.resolve_docker_file(name)
         raw = self._read(place, limits.MAX_CONFIG)
-        if digest := blob_digest(name):
-            raw = gathered(verified([raw], Descriptor(UNKNOWN_TYPE, digest, place.size)))
-        self._lies_at(digest_of(raw), place)
+        if digest := parse_blob_name(name):
+            raw = read_all(verify_chunks([raw], Descriptor(UNKNOWN_MEDIA_TYPE, digest, place.size)))
+        self._add_blob_extent(compute_digest(raw), place)
         return raw
 
-    def _layer(self, name: str, diff_id: str) -> Descriptor:
+    def _describe_layer(self, name: str, diff_id: str) -> Descriptor:
         """Say what a layer of a docker-archive is: of a plain one its config has said so, others are hashed."""
-        name, place = self._contents.resolve(name)
+        name, place = self._contents.resolve_docker_file(name)
         if (known := self._layers.get(name)) is None:
-            beginning = gathered(self._chunks(Place(place.offset, min(place.size, limits.KIB))))
-            if looks_like_document(beginning):
+            beginning = read_all(self._chunks(Extent(place.offset, min(place.size, limits.KIB))))
+            if is_probably_json(beginning):
                 msg = f"{printable(name)} in the archive is no layer"
                 raise ArchiveError(msg)
-            codec = codec_of(beginning)
-            digest = blob_digest(name) or (diff_id if codec is NONE else self._hashed(place))
+            codec = detect_codec(beginning)
+            digest = parse_blob_name(name) or (diff_id if codec is NONE else self._hash(place))
             known = self._layers[name] = Descriptor(
-                layer_types.media_type(layer_types.OCI, codec.name), digest, place.size
+                layer_types.layer_media_type(layer_types.OCI_LAYER, codec.name), digest, place.size
             )
-            self._lies_at(digest, place)
+            self._add_blob_extent(digest, place)
         return known
 
-    def _hashed(self, place: Place) -> str:
-        raw = Tally(self._chunks(place))
+    def _hash(self, extent: Extent) -> str:
+        raw = HashedChunks(self._chunks(extent))
         for _ in raw:
             pass
         return raw.digest
 
-    def _lies_at(self, digest: str, place: Place) -> None:
+    def _add_blob_extent(self, digest: str, extent: Extent) -> None:
         """Note where something lies that has no digest in its name. Where it lies twice, both are to be checked."""
-        if self._contents.blobs.setdefault(digest, place) != place and (digest, place) not in self._contents.repeated:
-            self._contents.repeated.append((digest, place))
+        if (
+            self._contents.blobs.setdefault(digest, extent) != extent
+            and (digest, extent) not in self._contents.duplicate_blobs
+        ):
+            self._contents.duplicate_blobs.append((digest, extent))
 
-    def _scan(self) -> Contents:
-        contents = Contents(as_docker=self._as_docker)
+    def _scan(self) -> ArchiveContents:
+        contents = ArchiveContents(as_docker=self._as_docker)
         with files.disk_errors(self._what):
-            reader = _SeekingReader(self._file, str(self._path))
+            reader = _SeekingTarReader(self._file, str(self._path))
             for entry in reader:
                 contents.add(entry)
             reader.drain()
         return contents
 
-    def _read(self, place: Entry | Place, limit: int) -> bytes:
-        if place.size > limit:
-            msg = f"the document at byte {place.offset} of the archive is larger than {limit} bytes"
+    def _read(self, extent: TarEntry | Extent, limit: int) -> bytes:
+        if extent.size > limit:
+            msg = f"the document at byte {extent.offset} of the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
         # At once: what grows is moved about, and memory holds it twice.
         with files.disk_errors(self._what):
-            raw = os.pread(self._file.fileno(), place.size, place.offset)
-        return raw if len(raw) == place.size else gathered(self._chunks(place))
+            raw = os.pread(self._file.fileno(), extent.size, extent.offset)
+        return raw if len(raw) == extent.size else read_all(self._chunks(extent))
 
-    def _blob(self, descriptor: Descriptor, place: Place) -> Blob:
-        chunks = partial(self._chunks, place)
+    def _blob(self, descriptor: Descriptor, extent: Extent) -> Blob:
+        chunks = partial(self._chunks, extent)
         return Blob(descriptor, chunks, open_at=chunks)
 
-    def _chunks(self, place: Entry | Place, offset: int = 0) -> Iterator[Chunk]:
+    def _chunks(self, extent: TarEntry | Extent, offset: int = 0) -> Iterator[Chunk]:
         with files.disk_errors(self._what):
-            yield from chunks_of(files.Window(self._file.fileno(), place.offset + offset), place.size - offset)
+            yield from read_chunks(
+                files.OffsetReader(self._file.fileno(), extent.offset + offset), extent.size - offset
+            )
 
 
-class _SeekingReader(TarReader):
+class _SeekingTarReader(TarReader):
     """Passes over bytes without reading them, but makes sure that they are there."""
 
     def __init__(self, file: io.FileIO, what: str) -> None:
@@ -352,5 +359,5 @@ class _SeekingReader(TarReader):
         self._position += size
         if self._position > self._size:
             self._position = self._size
-            raise self._truncated("in the middle of an entry")
+            raise self._truncated_error("in the middle of an entry")
         self._seekable.seek(self._position)

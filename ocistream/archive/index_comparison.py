@@ -9,27 +9,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.archive.docker_images import full_name
-from ocistream.archive.entries import blob_digest
+from ocistream.archive.docker_images import expand_docker_name
+from ocistream.archive.entries import parse_blob_name
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.documents import parse_document
 from ocistream.oci.reference import printable
-from ocistream.streams.chunks import digest_of
+from ocistream.streams.chunks import compute_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocistream.archive.docker_images import Listed
+    from ocistream.archive.docker_images import DockerImage
     from ocistream.oci.documents import Document
 
-__all__ = ["Comparison"]
+__all__ = ["IndexComparison"]
 
-_READ_AS_DOCKER: Final = "tools disagree on what this archive holds; to use manifest.json, write docker-archive:FILE"
+_DISAGREEMENT_HINT: Final = "tools disagree on what this archive holds; to use manifest.json, write docker-archive:FILE"
 
 
-class Comparison:
+class IndexComparison:
     """The images of an `index.json`, to compare those of `manifest.json` with.
 
     `needs` are the manifests and indexes that are not known yet, by digest. Each is answered by `supply`; a manifest
@@ -47,13 +47,13 @@ class Comparison:
         self._layers: dict[str, str | tuple[str, ...]] = {}
         #: By the digest of a config: the manifests that have it.
         self._manifests: dict[str, list[Descriptor]] = {}
-        self._offered = 0
+        self._listed_count = 0
         self._steps = 0
         for entry in entries:
             self._need(entry)
 
     @property
-    def state(self) -> tuple[int, int]:
+    def revision(self) -> tuple[int, int]:
         """Something that is different whenever more is known."""
         return len(self._known), len(self.needs)
 
@@ -62,7 +62,7 @@ class Comparison:
 
         A document that is corrupt or malformed counts as lacking: the images that use the document report that.
         """
-        if digest_of(raw, digest.partition(":")[0]) != digest:
+        if compute_digest(raw, digest.partition(":")[0]) != digest:
             del self.needs[digest]
             return []
         try:
@@ -70,36 +70,36 @@ class Comparison:
         except (ArchiveError, UnsupportedError):
             del self.needs[digest]
             return []
-        return self.supply_parsed(digest, document)
+        return self.supply_document(digest, document)
 
-    def supply_parsed(self, digest: str, document: Document) -> list[str]:
+    def supply_document(self, digest: str, document: Document) -> list[str]:
         """Answer a need with what was parsed already, and return the digests of the new needs."""
         descriptor = self.needs.pop(digest)
         if document.config is not None:
             self._configs[digest] = document.config.digest
             bare = Descriptor(descriptor.media_type, digest, descriptor.size)
             self._manifests.setdefault(document.config.digest, []).append(bare)
-            self._layers[digest] = _layers(document.layers)
+            self._layers[digest] = _layers_key(document.layers)
             return []
-        self._offered += len(document.manifests)
-        if self._offered > limits.MAX_OFFERED:
-            msg = f"the indexes list more than {limits.MAX_OFFERED} manifests to compare manifest.json with"
-            raise UnsupportedError(msg, hint=_READ_AS_DOCKER)
+        self._listed_count += len(document.manifests)
+        if self._listed_count > limits.MAX_PLATFORM_CANDIDATES:
+            msg = f"the indexes list more than {limits.MAX_PLATFORM_CANDIDATES} manifests to compare manifest.json with"
+            raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         self._children[digest] = tuple(child.digest for child in document.manifests)
         return [child.digest for child in document.manifests if self._need(child)]
 
-    def entries_with(self, image_id: str) -> list[Descriptor]:
+    def find_entries_with(self, image_id: str) -> list[Descriptor]:
         """Return the entries of `index.json` that lead to an image with this ID, as far as is known by now."""
-        return [entry for entry in self._entries if image_id in self._reach(entry.digest)[0]]
+        return [entry for entry in self._entries if image_id in self._find_configs_below(entry.digest)[0]]
 
-    def manifest_of(self, image: Listed) -> Descriptor | None:
+    def find_manifest(self, image: DockerImage) -> Descriptor | None:
         """Return the manifest that an image of `manifest.json` has below `index.json`: the same config and layers."""
-        for manifest in self._manifests.get(blob_digest(image.config) or "", ()):
-            if _are_same(self._layers[manifest.digest], image.layers):
+        for manifest in self._manifests.get(parse_blob_name(image.config) or "", ()):
+            if _has_same_layers(self._layers[manifest.digest], image.layers):
                 return manifest
         return None
 
-    def only_in_manifest_json(self, images: Sequence[Listed], *, by_name: bool = False) -> list[Listed]:
+    def find_only_in_manifest_json(self, images: Sequence[DockerImage], *, by_name: bool = False) -> list[DockerImage]:
         """Return the images of `manifest.json` that `index.json` does not list.
 
         While there are `needs`, the result may be too long. With `by_name`, only the images that have the same name
@@ -108,28 +108,28 @@ class Comparison:
         Raises:
             ArchiveError: the two files contradict each other.
         """
-        named = self._named() if any(image.tags for image in images) else {}
+        named = self._group_entries_by_name() if any(image.tags for image in images) else {}
         reached: dict[str, tuple[set[str], bool]] = {}
-        only: list[Listed] = []
+        only: list[DockerImage] = []
         for image in images:
-            config = blob_digest(image.config) or ""
+            config = parse_blob_name(image.config) or ""
             for tag in image.tags:
-                self._check_name(tag, config, named.get(full_name(tag), ()), reached)
+                self._check_name(tag, config, named.get(expand_docker_name(tag), ()), reached)
             if by_name:
                 continue
             if not config:
                 msg = f"manifest.json names the config {printable(image.config)}, which no image of index.json uses"
-                raise ArchiveError(msg, hint=_READ_AS_DOCKER)
+                raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
             if config not in self._manifests:
                 only.append(image)
-            elif self.manifest_of(image) is None:
+            elif self.find_manifest(image) is None:
                 first = self._manifests[config][0].digest
                 msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
-                raise ArchiveError(msg, hint=_READ_AS_DOCKER)
+                raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         if only and len(only) == len(images) and self._configs and not self.needs:
-            image_id = blob_digest(only[0].config)
+            image_id = parse_blob_name(only[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
-            raise ArchiveError(msg, hint=_READ_AS_DOCKER)
+            raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         return only
 
     def _need(self, descriptor: Descriptor) -> bool:
@@ -140,17 +140,17 @@ class Comparison:
             return False
         if len(self._known) >= limits.MAX_MANIFESTS:
             msg = f"more than {limits.MAX_MANIFESTS} manifests to compare manifest.json with"
-            raise UnsupportedError(msg, hint=_READ_AS_DOCKER)
+            raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         self._known.add(digest)
         self.needs[digest] = descriptor
         return True
 
-    def _named(self) -> dict[str, list[str]]:
+    def _group_entries_by_name(self) -> dict[str, list[str]]:
         """Return the digests of the entries, by their full names."""
         named: dict[str, list[str]] = {}
         for entry in self._entries:
             names = (entry.annotations.get(key, "") for key in (FULL_NAME, REF_NAME))
-            for name in {full_name(name) for name in names if {":", "/"} & set(name)}:
+            for name in {expand_docker_name(name) for name in names if {":", "/"} & set(name)}:
                 named.setdefault(name, []).append(entry.digest)
         return named
 
@@ -164,7 +164,7 @@ class Comparison:
         """
         for digest in entries:
             if digest not in reached:
-                reached[digest] = self._reach(digest)
+                reached[digest] = self._find_configs_below(digest)
             configs, is_known = reached[digest]
             if config in configs or not is_known:
                 return
@@ -173,7 +173,7 @@ class Comparison:
             hint = "tools disagree on what this archive holds: get it again from a source that you trust"
             raise ArchiveError(msg, hint=hint)
 
-    def _reach(self, digest: str) -> tuple[set[str], bool]:
+    def _find_configs_below(self, digest: str) -> tuple[set[str], bool]:
         """Return the configs of all images below an entry, and whether none of its manifests is still to be read."""
         configs: set[str] = set()
         is_known = True
@@ -188,25 +188,25 @@ class Comparison:
             seen.update(new)
             todo += new
             self._steps += 1
-        if self._steps > limits.MAX_NEEDED:
-            msg = f"the images need more than {limits.MAX_NEEDED} manifests, each its own"
-            raise UnsupportedError(msg, hint=_READ_AS_DOCKER)
+        if self._steps > limits.MAX_REQUIRED_DESCRIPTORS:
+            msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, each its own"
+            raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         return configs, is_known
 
 
-def _layers(layers: Sequence[Descriptor]) -> str | tuple[str, ...]:
+def _layers_key(layers: Sequence[Descriptor]) -> str | tuple[str, ...]:
     """Return what tells layers from others: one digest for all of them, or, with foreign ones, each one's."""
     digests = tuple("" if layer.is_foreign else layer.digest for layer in layers)
-    return digests if "" in digests else _joined(digests)
+    return digests if "" in digests else _digest_of_digests(digests)
 
 
-def _are_same(found: str | tuple[str, ...], names: Sequence[str]) -> bool:
+def _has_same_layers(found: str | tuple[str, ...], names: Sequence[str]) -> bool:
     """Return whether `manifest.json` names the same layers; Docker saves foreign ones under other digests."""
-    digests = tuple(blob_digest(name) or name for name in names)
+    digests = tuple(parse_blob_name(name) or name for name in names)
     if isinstance(found, str):
-        return found == _joined(digests)
+        return found == _digest_of_digests(digests)
     return len(found) == len(digests) and all(one in {"", other} for one, other in zip(found, digests, strict=True))
 
 
-def _joined(digests: Sequence[str]) -> str:
-    return digest_of("\n".join(digests).encode("utf-8", "surrogateescape"))
+def _digest_of_digests(digests: Sequence[str]) -> str:
+    return compute_digest("\n".join(digests).encode("utf-8", "surrogateescape"))

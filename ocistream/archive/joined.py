@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream import limits, notices
 from ocistream.archive.file import ArchiveFileSource
-from ocistream.archive.volume_parts import is_damaged, joined, put_together
+from ocistream.archive.volume_parts import assemble_blob, is_corrupt_part, merge_parts
 from ocistream.errors import ArchiveError, IntegrityError, UsageError
-from ocistream.layout.all_images import tell_same_names
-from ocistream.layout.index import called, name_of
-from ocistream.layout.index_entries import Gathering
+from ocistream.layout.all_images import report_duplicate_names
+from ocistream.layout.index import entry_name_of, image_name_of
+from ocistream.layout.index_entries import IndexGraphBuilder
 from ocistream.layout.store import LayoutSource
-from ocistream.oci.omitted_blobs import LEFT_OUT, VOLUME, Reason, left_out_of
+from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, parse_omitted
 from ocistream.oci.reference import printable
 from ocistream.streams import files
 from ocistream.streams.paths import is_directory
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.layout.index import Index
+    from ocistream.layout.index import LayoutIndex
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.volumes import Volume
-    from ocistream.stores import Want
-    from ocistream.transfer.interfaces import Blob, Early, Part
+    from ocistream.stores import Selection
+    from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs
 
-__all__ = ["JoinedSource", "open_joined"]
+__all__ = ["JoinedSource", "open_joined_source"]
 
-Input: TypeAlias = "ArchiveFileSource | LayoutSource"
+JoinedInput: TypeAlias = "ArchiveFileSource | LayoutSource"
 
 
-def open_joined(paths: Sequence[tuple[Path, str]], want: Want) -> JoinedSource:
+def open_joined_source(paths: Sequence[tuple[Path, str]], selection: Selection) -> JoinedSource:
     """Open archives in files, and layout directories; each with what it is called in errors.
 
     Raises:
@@ -50,7 +50,7 @@ def open_joined(paths: Sequence[tuple[Path, str]], want: Want) -> JoinedSource:
     if len(paths) > limits.MAX_INPUTS:
         msg = f"{len(paths)} archives and layouts, and at most {limits.MAX_INPUTS} are put together"
         raise UsageError(msg)
-    inputs: list[tuple[str, Input]] = []
+    inputs: list[tuple[str, JoinedInput]] = []
     try:
         for path, text in paths:
             with files.disk_errors(f"cannot open {printable(text)}"):
@@ -59,27 +59,27 @@ def open_joined(paths: Sequence[tuple[Path, str]], want: Want) -> JoinedSource:
         for _, source in inputs:
             source.close()
         raise
-    return JoinedSource(inputs, want)
+    return JoinedSource(inputs, selection)
 
 
 class JoinedSource:
     """Images out of several archives and layouts."""
 
-    parallel = True
+    concurrent = True
 
-    def __init__(self, inputs: Sequence[tuple[str, Input]], want: Want) -> None:
+    def __init__(self, inputs: Sequence[tuple[str, JoinedInput]], selection: Selection) -> None:
         """Take open ones, each with what it is called in errors; they are closed with this."""
         self._inputs = inputs
-        self._want = want
+        self._selection = selection
         #: The images that were chosen, as they are listed.
         self._chosen: Sequence[Root] = ()
         #: Of each volume of the set, one of those that are at hand.
         self._volumes: dict[int, ArchiveFileSource] = {}
         #: What those are called here: perhaps not as they were.
-        self._called: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     @property
-    def inputs(self) -> list[Input]:
+    def inputs(self) -> list[JoinedInput]:
         """What it is made of."""
         return [source for _, source in self._inputs]
 
@@ -88,7 +88,7 @@ class JoinedSource:
         """Which volumes are at hand, in order; that is known with the graph."""
         return [source.volume for _, source in sorted(self._volumes.items()) if source.volume]
 
-    def graph(self, early: Early) -> Graph:  # noqa: ARG002 - files and directories can be read in any order
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - files and directories can be read in any order
         """Read all indexes, and every manifest below the chosen images, wherever it is.
 
         Raises:
@@ -100,30 +100,30 @@ class JoinedSource:
         notes: list[Mapping[str, str]] = []
         seen: list[tuple[str, Volume]] = []
         for text, source in self._inputs:
-            index = self._index(text, source)
-            self._tell_other_names(text, index.entries, entries)
+            index = self._read_index(text, source)
+            self._report_unused_names(text, index.entries, entries)
             entries += [entry for entry in index.entries if entry.digest not in known]
             for entry in index.entries:
                 known.setdefault(entry.digest, entry)
             listed.append({entry.digest for entry in index.entries})
-            notes.append(index.notes)
+            notes.append(index.annotations)
             if isinstance(source, ArchiveFileSource) and source.volume is not None:
                 seen.append((text, source.volume))
-                self._note_volume(text, source, source.volume)
-        self._check_one_set(seen, [listed[n] for n, (_, s) in enumerate(self._inputs) if _volume(s)], known)
-        if len(entries) > limits.MAX_LISTED:
-            msg = f"together they list more than {limits.MAX_LISTED} images"
+                self._add_volume(text, source, source.volume)
+        self._check_one_set(seen, [listed[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], known)
+        if len(entries) > limits.MAX_LIST_ENTRIES:
+            msg = f"together they list more than {limits.MAX_LIST_ENTRIES} images"
             raise ArchiveError(msg)
-        gathering = Gathering(self._select, self._want.platforms, self._want.referrers)
+        gathering = IndexGraphBuilder(self._select, self._selection.platforms, self._selection.referrers)
         gathering.begin(entries)
-        while (needed := gathering.needed()) is not None:
+        while (needed := gathering.next_needed()) is not None:
             if not any(source.supply(gathering, needed) for _, source in self._inputs):
-                gathering.lacks(needed.digest)
-        graph = gathering.graph()
-        tell_same_names(graph)
+                gathering.mark_missing(needed.digest)
+        graph = gathering.build()
+        report_duplicate_names(graph)
         self._check_same_images(listed)
-        is_saved = any(isinstance(source, ArchiveFileSource) and source.is_saved for source in self.inputs)
-        return replace(graph, bare=is_saved, left_out=self._left_out(graph, notes))
+        is_saved = any(isinstance(source, ArchiveFileSource) and source.is_docker_save for source in self.inputs)
+        return replace(graph, has_plain_layers=is_saved, omitted_from_source=self._find_omitted(graph, notes))
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Give the wanted blobs that are there, in the order in which they are wanted.
@@ -134,38 +134,38 @@ class JoinedSource:
         given: dict[int, set[str]] = {}
         for _, source in self._inputs:
             if isinstance(source, ArchiveFileSource):
-                source.check_repeated()
+                source.check_duplicates()
         for descriptor in wanted:
             for number, (_, source) in enumerate(self._inputs):
                 if (blob := source.blob(descriptor)) is not None:
                     given.setdefault(number, set()).add(descriptor.digest)
-                    yield replace(blob, on_wrong=partial(self._is_wrong, number))
+                    yield replace(blob, on_corrupt=partial(self._raise_damaged, number))
                     break
             else:
                 parts = self.parts(descriptor)
-                if (blob := put_together(descriptor, parts)) is not None:
-                    yield replace(blob, on_wrong=partial(self._is_wrong_in_parts, parts))
-        if self._want.everything:
+                if (blob := assemble_blob(descriptor, parts)) is not None:
+                    yield replace(blob, on_corrupt=partial(self._raise_damaged_part, parts))
+        if self._selection.all_blobs:
             for number, (_, source) in enumerate(self._inputs):
-                yield from source.others(given.get(number, set()))
+                yield from source.other_blobs(given.get(number, set()))
 
-    def lacks(self, descriptor: Descriptor) -> bool:
+    def is_missing(self, descriptor: Descriptor) -> bool:
         """Say whether no input has the blob, nor all together have all of its parts."""
-        if not all(source.lacks(descriptor) for _, source in self._inputs):
+        if not all(source.is_missing(descriptor) for _, source in self._inputs):
             return False
         parts = self.parts(descriptor)
         return not parts or not all(part.blob for part in parts)
 
-    def parts(self, descriptor: Descriptor) -> Sequence[Part]:
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         """Give the parts of a blob that is continued, with the way to those that are at hand.
 
         Raises:
             ArchiveError: they are not as they should be.
         """
-        found: Sequence[Part] = ()
+        found: Sequence[BlobPart] = ()
         for source in self._volumes.values():
             parts = source.parts(descriptor)
-            found = joined(found, parts) if found else parts
+            found = merge_parts(found, parts) if found else parts
         return found
 
     def close(self) -> None:
@@ -173,52 +173,52 @@ class JoinedSource:
         for _, source in self._inputs:
             source.close()
 
-    def _is_wrong(self, number: int, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no other
-        raise _damaged(self._inputs[number][0], error)
+    def _raise_damaged(self, number: int, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no other
+        raise _damaged_error(self._inputs[number][0], error)
 
-    def _is_wrong_in_parts(self, parts: Sequence[Part], error: IntegrityError, again: bool) -> None:  # noqa: ARG002
+    def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, again: bool) -> None:  # noqa: ARG002
         """Find out in which volume a blob is damaged that was put together."""
         for part in parts:
-            if part.blob is not None and is_damaged(part.blob):
-                raise _damaged(self._called.get(part.volume, part.volume), error)
+            if part.blob is not None and is_corrupt_part(part.blob):
+                raise _damaged_error(self._names.get(part.volume, part.volume), error)
         raise error
 
     # -- do they belong together? ------------------------------------------------------------------------
 
     @staticmethod
-    def _index(text: str, source: Input) -> Index:
+    def _read_index(text: str, source: JoinedInput) -> LayoutIndex:
         if isinstance(source, LayoutSource):
-            return source.layout.index()
+            return source.layout.read_index()
         if source.contents.is_docker_archive:
             msg = f"{printable(text)} is a docker-archive, and only OCI archives and layouts are put together"
             raise UsageError(msg)
         try:
-            index = source.listed()
+            index = source.read_complete_index()
         except ArchiveError as error:
-            raise ArchiveError(f"{printable(text)}: {error.what}", hint=error.hint) from error
-        if source.made:
+            raise ArchiveError(f"{printable(text)}: {error.message}", hint=error.hint) from error
+        if source.synthesized_manifests:
             msg = f"{printable(text)} has images that only its manifest.json lists"
             raise UsageError(msg, hint="push this archive alone: it cannot be combined with others")
         return index
 
     @staticmethod
-    def _tell_other_names(text: str, entries: Sequence[Descriptor], before: Sequence[Descriptor]) -> None:
+    def _report_unused_names(text: str, entries: Sequence[Descriptor], before: Sequence[Descriptor]) -> None:
         """Say which names of images are not used: an image has the names that the first input gives it."""
         names: dict[str, list[str | None]] = {}
         for entry in before:
-            names.setdefault(entry.digest, []).append(called(entry))
+            names.setdefault(entry.digest, []).append(entry_name_of(entry))
         for entry in entries:
-            name = called(entry)
+            name = entry_name_of(entry)
             if name is not None and name not in names.get(entry.digest, [name]):
                 used = ", ".join(printable(one) for one in names[entry.digest] if one) or "an image without a name"
-                notices.notice(f"the name {printable(name)} in {printable(text)} is not used: {entry.digest} is {used}")
+                notices.notify(f"the name {printable(name)} in {printable(text)} is not used: {entry.digest} is {used}")
 
-    def _note_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
+    def _add_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
         if volume.number in self._volumes:
-            notices.notice(f"{printable(text)} is {volume} once more", level=1)
+            notices.notify(f"{printable(text)} is {volume} once more", level=1)
         else:
             self._volumes[volume.number] = source
-            self._called[volume.name] = text
+            self._names[volume.name] = text
 
     @staticmethod
     def _check_one_set(
@@ -236,8 +236,8 @@ class JoinedSource:
         its_text, its = seen[first]
         for (text, volume), digests in zip(seen, listed, strict=True):
             if volume.identity != identity:
-                other = f"{volume} of {_called(digests, entries)}"
-                most = f"{printable(its_text)} is {its} of {_called(listed[first], entries)}"
+                other = f"{volume} of {_describe_images(digests, entries)}"
+                most = f"{printable(its_text)} is {its} of {_describe_images(listed[first], entries)}"
                 msg = f"{printable(text)} does not belong to the others: it is {other}, and {most}, of another set"
                 raise ArchiveError(msg, hint="give the volumes that one `pull --split` has written")
             if volume[1:] != its[1:] or digests != listed[first]:
@@ -246,7 +246,7 @@ class JoinedSource:
 
     def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
         """Choose images, and note which: with one platform of them others take their place."""
-        self._chosen = self._want.select(roots)
+        self._chosen = self._selection.select(roots)
         return self._chosen
 
     def _check_same_images(self, listed: Sequence[set[str]]) -> None:
@@ -257,13 +257,13 @@ class JoinedSource:
                     msg = f"{printable(text)} is not of {name} ({root.descriptor.digest}), which another one is of"
                     raise ArchiveError(msg, hint="only archives and layouts of the same images are put together")
 
-    def _left_out(self, graph: Graph, notes: Sequence[Mapping[str, str]]) -> dict[str, Reason]:
+    def _find_omitted(self, graph: Graph, notes: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
         """Say of what all of them lack why that is; what should be in a volume that is at hand is just missing."""
-        lacking = {blob.digest for blob in graph.blobs if self.lacks(blob)}
+        lacking = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
         at_hand = {volume.name for volume in self.volumes}
-        found: dict[str, Reason] = {}
+        found: dict[str, OmissionReason] = {}
         for some in notes:
-            for digest, reason in left_out_of(some.get(LEFT_OUT, ""), lacking).items():
+            for digest, reason in parse_omitted(some.get(OMITTED_ANNOTATION, ""), lacking).items():
                 found.setdefault(digest, reason)
         for blob in [blob for blob in graph.blobs if blob.digest in found]:
             reason = found[blob.digest]
@@ -271,23 +271,23 @@ class JoinedSource:
                 # Unless it goes on in one that is not.
                 away = [part.volume for part in self.parts(blob) if part.blob is None]
                 if away:
-                    found[blob.digest] = Reason(VOLUME, away[0])
+                    found[blob.digest] = OmissionReason(VOLUME, away[0])
                 else:
                     del found[blob.digest]
         return found
 
 
-def _damaged(text: str, error: IntegrityError) -> IntegrityError:
+def _damaged_error(text: str, error: IntegrityError) -> IntegrityError:
     path = printable(text, 1024)
     hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
-    return IntegrityError(error.what, hint=hint)
+    return IntegrityError(error.message, hint=hint)
 
 
-def _volume(source: Input) -> Volume | None:
+def _volume_of(source: JoinedInput) -> Volume | None:
     return source.volume if isinstance(source, ArchiveFileSource) else None
 
 
-def _called(digests: set[str], entries: Mapping[str, Descriptor]) -> str:
+def _describe_images(digests: set[str], entries: Mapping[str, Descriptor]) -> str:
     """Name the first of the images in an archive."""
-    names = sorted(name_of(entries[digest]) or digest for digest in digests) or ["no image"]
+    names = sorted(image_name_of(entries[digest]) or digest for digest in digests) or ["no image"]
     return printable(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.streams import files, partial_files, paths
-from ocistream.streams.chunks import chunks_of
+from ocistream.streams.chunks import read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Begun", "Output", "Rewritable", "file_output", "open_output", "rest_of", "stream_output"]
+__all__ = [
+    "Output",
+    "ResumableOutput",
+    "RewritableOutput",
+    "build_tail_output",
+    "open_file_output",
+    "open_special_file_output",
+    "open_stream_output",
+]
 
 
 class Output(Protocol):
@@ -41,21 +49,21 @@ class Output(Protocol):
 
 
 @runtime_checkable
-class Begun(Output, Protocol):
+class ResumableOutput(Output, Protocol):
     """An output of which some may be there already: it is not written again, but passed over."""
 
-    def there(self) -> int:
+    def existing_size(self) -> int:
         """Say how many bytes are there, or may be, from where writing has come to."""
 
-    def held(self, size: int) -> Iterator[Chunk] | None:
+    def read_existing(self, size: int) -> Iterator[Chunk] | None:
         """Give so many of them, to be looked at; None where they are out of reach."""
 
-    def pass_over(self, size: int) -> None:
+    def skip_existing(self, size: int) -> None:
         """Move on over so many of them."""
 
 
 @runtime_checkable
-class Rewritable(Output, Protocol):
+class RewritableOutput(Output, Protocol):
     """An output that can be changed behind the point that writing has come to. Positions are in bytes."""
 
     def position(self) -> int:
@@ -70,7 +78,7 @@ class Rewritable(Output, Protocol):
     def rewind(self, position: int) -> None:
         """Go back to a position, to write the same once more."""
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Have all that was written on the disk, and nothing behind it; the name is not given yet."""
 
     def discard(self) -> None:
@@ -87,27 +95,27 @@ class _FileOutput:
     def __init__(self, path: Path) -> None:
         self._what = f"cannot write {path}"
         self._stack = contextlib.ExitStack()
-        partial_files.sweep(path.parent, functools.partial(partial_files.is_stray_of, name=path.name))
+        partial_files.remove_stale(path.parent, functools.partial(partial_files.is_temporary_name, name=path.name))
         with files.disk_errors(self._what):
-            self._partial = self._stack.enter_context(files.lasting_file(path))
+            self._partial = self._stack.enter_context(files.resumable_file(path))
         self._file = self._partial.file
-        self._writer = files.SteadyWriter(self._file)
+        self._writer = files.WritebackWriter(self._file)
         #: Up to there all is as it was written; from there to the end it is what was there, or was taken back.
         self._position = 0
         self._end = self._partial.size()
 
-    def there(self) -> int:
+    def existing_size(self) -> int:
         return self._end - self._position
 
-    def held(self, size: int) -> Iterator[Chunk]:
+    def read_existing(self, size: int) -> Iterator[Chunk]:
         return self._read(self._position, size)
 
     def _read(self, position: int, size: int) -> Iterator[Chunk]:
         with files.disk_errors(self._what):
-            yield from chunks_of(files.Window(self._file.fileno(), position), size)
+            yield from read_chunks(files.OffsetReader(self._file.fileno(), position), size)
 
-    def pass_over(self, size: int) -> None:
-        self._go_to(self._position + size)
+    def skip_existing(self, size: int) -> None:
+        self._seek(self._position + size)
 
     def position(self) -> int:
         return self._position
@@ -120,40 +128,40 @@ class _FileOutput:
 
     def truncate(self, position: int) -> None:
         with files.disk_errors(self._what):
-            self._go_to(position)
+            self._seek(position)
             self._file.truncate()
             self._end = position
 
     def rewind(self, position: int) -> None:
-        self._go_to(position)
+        self._seek(position)
         self._end = self._partial.size()
 
-    def _go_to(self, position: int) -> None:
+    def _seek(self, position: int) -> None:
         self._position = self._file.seek(position)
 
     def write(self, chunk: Chunk) -> None:
         with files.disk_errors(self._what):
             if self._position < self._end:
-                chunk = self._less_what_is_there(memoryview(chunk))
+                chunk = self._skip_identical(memoryview(chunk))
             self._writer.write(chunk)
             self._position += len(chunk)
             self._end = max(self._end, self._position)
 
-    def _less_what_is_there(self, chunk: memoryview) -> memoryview:
+    def _skip_identical(self, chunk: memoryview) -> memoryview:
         """Move on over that beginning of a chunk which is there, and give the rest, which is to be written then."""
         position = self._position
-        for there in self._read(position, min(len(chunk), self.there())):
+        for there in self._read(position, min(len(chunk), self.existing_size())):
             # Views are compared one byte at a time, and copies at once.
             if bytes(chunk[: len(there)]) != bytes(there):
                 break
             chunk = chunk[len(there) :]
             position += len(there)
-        self._go_to(position)
+        self._seek(position)
         if chunk:
             self.truncate(position)
         return chunk
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         with files.disk_errors(self._what):
             if self._position < self._end:
                 self.truncate(self._position)
@@ -166,15 +174,15 @@ class _FileOutput:
             self._stack.close()
 
     def discard(self) -> None:
-        self._partial.is_worthless = True
+        self._partial.is_discarded = True
 
     def close(self) -> None:
         # What `finish` has closed has no part in this any more.
-        with contextlib.suppress(_Dropped), self._stack:
-            raise _Dropped
+        with contextlib.suppress(_DiscardSignal), self._stack:
+            raise _DiscardSignal
 
 
-class _Dropped(Exception):  # noqa: N818 - a signal to the file's own context, not an error
+class _DiscardSignal(Exception):  # noqa: N818 - a signal to the file's own context, not an error
     """Makes an unfinished file's context settle it."""
 
 
@@ -186,7 +194,7 @@ class _StreamOutput:
         self._what = f"cannot write {what}"
         # A larger pipe saves switches between the two processes; where the user may not, it stays as it is.
         with contextlib.suppress(OSError):
-            fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.PIPE)
+            fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, limits.PIPE_SIZE)
 
     def write(self, chunk: Chunk) -> None:
         with files.disk_errors(self._what):
@@ -204,7 +212,7 @@ class _StreamOutput:
         """What was written cannot be taken back: it has no end, so that no reader takes it for whole."""
 
 
-class _OpenedOutput(_StreamOutput):
+class _SpecialFileOutput(_StreamOutput):
     """The same, for a file that was opened here."""
 
     def close(self) -> None:
@@ -213,32 +221,32 @@ class _OpenedOutput(_StreamOutput):
             self._file.close()
 
 
-class _RestOutput:
+class _TailOutput:
     """The end of what is written, from byte `missing` on: the rest of a pipe that broke."""
 
-    def __init__(self, output: Output, missing: int) -> None:
+    def __init__(self, output: Output, start: int) -> None:
         self._output = output
-        self._first = missing
+        self._start = start
         self._position = 0
 
-    def there(self) -> int:
-        return max(0, self._first - self._position)
+    def existing_size(self) -> int:
+        return max(0, self._start - self._position)
 
-    def held(self, size: int) -> None:  # noqa: ARG002 - they are somewhere else
+    def read_existing(self, size: int) -> None:  # noqa: ARG002 - they are somewhere else
         return None
 
-    def pass_over(self, size: int) -> None:
+    def skip_existing(self, size: int) -> None:
         self._position += size
 
     def write(self, chunk: Chunk) -> None:
-        there = min(self.there(), len(chunk))
+        there = min(self.existing_size(), len(chunk))
         self._position += len(chunk)
         if there < len(chunk):
             self._output.write(memoryview(chunk)[there:])
 
     def finish(self) -> None:
-        if self._position < self._first:
-            msg = f"the archive has {self._position} bytes, and is asked for from byte {self._first} on"
+        if self._position < self._start:
+            msg = f"the archive has {self._position} bytes, and is asked for from byte {self._start} on"
             raise UsageError(msg, hint="is that the size of another archive, or of one with other options?")
         self._output.finish()
 
@@ -246,20 +254,20 @@ class _RestOutput:
         self._output.close()
 
 
-def rest_of(output: Output, missing: int) -> Output:
+def build_tail_output(output: Output, start: int) -> Output:
     """Give the output that passes on to `output` what is written from byte `missing` on.
 
     Its `finish` raises UsageError where less is written.
     """
-    return _RestOutput(output, missing)
+    return _TailOutput(output, start)
 
 
-def stream_output(file: FileIO, what: str) -> Output:
+def open_stream_output(file: FileIO, what: str) -> Output:
     """Give the output that writes to an open, unbuffered file which is called `what` in errors."""
     return _StreamOutput(file, what)
 
 
-def open_output(path: Path) -> Output:
+def open_special_file_output(path: Path) -> Output:
     """Give the output that writes to something that is there and is no regular file: a FIFO, a device.
 
     Raises:
@@ -272,10 +280,10 @@ def open_output(path: Path) -> Output:
         file.close()
         msg = f"{path} is a terminal, to which no archive is written"
         raise UsageError(msg)
-    return _OpenedOutput(file, str(path))
+    return _SpecialFileOutput(file, str(path))
 
 
-def file_output(path: Path) -> Rewritable:
+def open_file_output(path: Path) -> RewritableOutput:
     """Give the output that writes a regular file at `path`.
 
     Raises:
@@ -285,7 +293,7 @@ def file_output(path: Path) -> Rewritable:
     """
     # A link is followed, as `>` does it: what it points to is replaced.
     path = paths.write_target(path) if paths.is_link(path) else path
-    if partial_files.is_called_so(path.name):
+    if partial_files.is_reserved_name(path.name):
         msg = f"{path}: files that are not finished are called so, and another run would take it for one"
         raise UsageError(msg, hint="give it a name that does not begin with a dot and end in .partial")
     return _FileOutput(path)

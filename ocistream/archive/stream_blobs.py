@@ -10,88 +10,94 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ocistream.archive.docker_stream import Passed
-    from ocistream.layout.index_entries import Gathering
+    from ocistream.archive.docker_stream import StreamBuffer
+    from ocistream.layout.index_entries import IndexGraphBuilder
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.transfer.interfaces import Early
+    from ocistream.transfer.interfaces import EarlyBlobs
 
-__all__ = ["Answering"]
+__all__ = ["BufferedManifests"]
 
 
-class Answering:
+class BufferedManifests:
     """Answers the needs of a graph out of what has `passed`; the digests that it takes from there become `given`.
 
     Every manifest that was supplied is kept, up to a limit: a second graph may be made of the same stream.
     """
 
     def __init__(
-        self, passed: Passed, given: set[str], *, note: Callable[[str, bytes], None] = lambda _digest, _raw: None
+        self,
+        buffer: StreamBuffer,
+        delivered: set[str],
+        *,
+        on_recalled: Callable[[str, bytes], None] = lambda _digest, _raw: None,
     ) -> None:
         """Share both with the reader of the stream; `note` is called with what the sink gave back."""
-        self._note = note
-        self._passed = passed
-        self._given = given
+        self._on_recalled = on_recalled
+        self._buffer = buffer
+        self._delivered = delivered
         self._supplied: dict[str, bytes] = {}
         self._size = 0
 
     @property
-    def has_all(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether everything that was supplied is still kept."""
         return self._size <= limits.MAX_GRAPH_BYTES
 
-    def next_need(self, gathering: Gathering, early: Early) -> Descriptor | None:
+    def next_needed(self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs) -> Descriptor | None:
         """Give what is needed and has not passed yet: what hangs on an image is needed when all of that is known."""
-        while (needed := gathering.needed()) is not None:
-            if not self._has(needed.digest):
+        while (needed := builder.next_needed()) is not None:
+            if not self._is_available(needed.digest):
                 break
-            self.answer(gathering, early)
+            self.supply_buffered(builder, early_blobs)
         return needed
 
-    def answer(self, gathering: Gathering, early: Early, passed: str | None = None) -> None:
+    def supply_buffered(
+        self, builder: IndexGraphBuilder, early_blobs: EarlyBlobs, last_digest: str | None = None
+    ) -> None:
         """Give the gathering what it needs and has passed already.
 
         Only what was just `passed`, and what is needed since this was last done, can have become answerable: thousands
         of needs are not gone through again for each entry.
         """
-        looked_for = deque([passed] if passed else [])
-        looked_for.extend(gathering.new_needs())
+        looked_for = deque([last_digest] if last_digest else [])
+        looked_for.extend(builder.new_needs())
         while looked_for:
             found = looked_for.popleft()
-            if gathering.needs(found) and self._has(found):
-                gathering.supply(found, self._passed_before(gathering, found, early))
-                looked_for.extend(gathering.new_needs())
+            if builder.is_needed(found) and self._is_available(found):
+                builder.supply(found, self._take_buffered(builder, found, early_blobs))
+                looked_for.extend(builder.new_needs())
 
     def keep(self, digest: str, raw: bytes) -> None:
         """Keep a manifest that was supplied, unless there are too many of them: then none is kept."""
         self._size += len(raw)
-        if self.has_all:
+        if self.is_complete:
             self._supplied[digest] = raw
         else:
             self._supplied.clear()
 
-    def add(self, made: Mapping[str, bytes]) -> None:
+    def add(self, synthesized: Mapping[str, bytes]) -> None:
         """Take manifests that are not in the stream."""
-        self._supplied |= made
+        self._supplied |= synthesized
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let go of everything that is kept: no other graph will be made."""
         self._supplied.clear()
 
-    def _has(self, digest: str) -> bool:
-        return digest in self._passed.held or digest in self._passed.spilled or digest in self._supplied
+    def _is_available(self, digest: str) -> bool:
+        return digest in self._buffer.buffered or digest in self._buffer.spilled or digest in self._supplied
 
-    def _passed_before(self, gathering: Gathering, digest: str, early: Early) -> bytes:
-        if digest in self._passed.held:
-            if gathering.wants_config(digest):
+    def _take_buffered(self, builder: IndexGraphBuilder, digest: str, early_blobs: EarlyBlobs) -> bytes:
+        if digest in self._buffer.buffered:
+            if builder.is_config(digest):
                 # It is a blob as well, and will be asked for.
-                return self._passed.held[digest]
-            content = self._passed.held.pop(digest)
-            self._passed.held_bytes -= len(content)
-            self._given.add(digest)
+                return self._buffer.buffered[digest]
+            content = self._buffer.buffered.pop(digest)
+            self._buffer.buffered_bytes -= len(content)
+            self._delivered.add(digest)
             self.keep(digest, content)
             return content
         if digest in self._supplied:
             return self._supplied[digest]
-        raw = early.recall(self._passed.spilled[digest])
-        self._note(digest, raw)
+        raw = early_blobs.read_back(self._buffer.spilled[digest])
+        self._on_recalled(digest, raw)
         return raw

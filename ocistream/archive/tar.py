@@ -12,39 +12,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ocistream import limits
-from ocistream.archive.tar_header import header_of, pax_records
+from ocistream.archive.tar_header import parse_header, parse_pax_records
 from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.oci.reference import printable
-from ocistream.streams.chunks import chunks_of, gathered
+from ocistream.streams.chunks import read_all, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocistream.archive.tar_header import Header
+    from ocistream.archive.tar_header import TarHeader
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["END", "Entry", "TarReader", "header", "padding"]
+__all__ = ["END_OF_ARCHIVE", "TarEntry", "TarReader", "build_header", "padding"]
 
-BLOCK: Final = 512
+BLOCK_SIZE: Final = 512
 #: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
-END: Final = bytes(2 * BLOCK)
-_ZEROS: Final = bytes(BLOCK)
+END_OF_ARCHIVE: Final = bytes(2 * BLOCK_SIZE)
+_ZEROS: Final = bytes(BLOCK_SIZE)
 
 #: What is looked at of a pax header: a MiB of other keys would become many times as much of Python's objects.
 _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
 _PAX_SPARSE: Final = "GNU.sparse"
 #: Compressed files, by how they begin.
-_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
-_NO_TAR: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written"
+_COMPRESSION_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_NOT_AN_ARCHIVE_HINT: Final = "give an archive that `ocistream pull`, `docker save` or skopeo has written"
 #: What else people give, by how it begins.
-_OTHERS: Final = {
+_OTHER_FORMATS: Final = {
     b"<": "is this perhaps HTML?",
     b"PK\3\4": "this is a zip file",
     b"PK\5\6": "this is a zip file",
     b"{": "this looks like JSON: of a layout, name the directory",
     b"\x7fELF": "this is a program",
 }
-_DAMAGED: Final = "it is damaged: fetch or write it again"
+_DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
 #: Type 7 is "other": GNU tar and Python read a file, skopeo refuses the archive.
 _KINDS: Final = {
     tarfile.REGTYPE: "file",
@@ -56,16 +56,16 @@ _KINDS: Final = {
 #: Of other types bsdtar skips no content, or skips it only where other headers come before.
 _WITH_CONTENT: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 #: GNU's headers for the name or the target of the next entry, and what pax calls these.
-_LONG: Final = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_GNU_LONG_TYPES: Final = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 #: Headers that pax and GNU tar apply to the entries behind them, and others do not: global ones (which git writes, for
 #: a comment), and Solaris's form of pax headers.
-_DOUBTFUL: Final = frozenset({tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
-_EXTENSIONS: Final = _DOUBTFUL | _LONG.keys() | {tarfile.XHDTYPE}
+_AMBIGUOUS_TYPES: Final = frozenset({tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
+_EXTENSIONS: Final = _AMBIGUOUS_TYPES | _GNU_LONG_TYPES.keys() | {tarfile.XHDTYPE}
 #: The greatest size of octal digits. Beyond it writers put 0 or this there, and the size into a pax header.
 _MAX_OCTAL: Final = 0o77777777777
 
 
-class Input(Protocol):
+class InputStream(Protocol):
     """A buffered binary file that is read forward only; `readinto` fills the buffer unless the file ends."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
@@ -76,7 +76,7 @@ class Input(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TarEntry:
     """One entry: `name` as it stands there, `size` in bytes, `offset` of its first byte from where reading began.
 
     `kind` is "file", "directory", "link" (`target` is where it points, a symbolic one from where it stands) or "other".
@@ -98,44 +98,44 @@ class TarReader:
     `skip` is how bytes are passed over: read and dropped, unless a subclass can seek.
     """
 
-    def __init__(self, file: Input, what: str = "the archive") -> None:
+    def __init__(self, file: InputStream, what: str = "the archive") -> None:
         """Read from where `file` stands; `what` names it in errors."""
         self._file = file
         self._what = what
         self._position = 0
-        self._left = 0
+        self._remaining = 0
         self._padding = 0
-        self._block = bytearray(BLOCK)
+        self._block = bytearray(BLOCK_SIZE)
         self._records = 0
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         """Give the entries; each one's `content` is to be read before the next is asked for, or is passed over.
 
         Raises:
             ArchiveError: the archive is malformed, hostile, or ends too early.
         """
         for _ in range(limits.MAX_ENTRIES):
-            entry = self._next()
+            entry = self._read_entry()
             if entry is None:
                 return
             yield entry
         msg = f"the archive has more than {limits.MAX_ENTRIES} entries"
         raise ArchiveError(msg)
 
-    def content(self, entry: Entry) -> Iterator[Chunk]:
+    def read_chunks(self, entry: TarEntry) -> Iterator[Chunk]:
         """Read the present entry's bytes, or those that are left of them.
 
         Raises:
             ArchiveError: the archive ends before they do.
         """
-        for chunk in chunks_of(self._file, self._left):
+        for chunk in read_chunks(self._file, self._remaining):
             self._position += len(chunk)
-            self._left -= len(chunk)
+            self._remaining -= len(chunk)
             yield chunk
-        if self._left:
-            raise self._truncated(f"in the middle of {printable(entry.name)!r}")
+        if self._remaining:
+            raise self._truncated_error(f"in the middle of {printable(entry.name)!r}")
 
-    def read(self, entry: Entry, limit: int) -> bytes:
+    def read(self, entry: TarEntry, limit: int) -> bytes:
         """Read a small entry whole.
 
         Raises:
@@ -144,7 +144,7 @@ class TarReader:
         if entry.size > limit:
             msg = f"{printable(entry.name)!r} in the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        return gathered(self.content(entry))
+        return read_all(self.read_chunks(entry))
 
     def drain(self) -> None:
         """Read on to the end of the file: whoever writes a pipe is not to find it closed.
@@ -153,34 +153,34 @@ class TarReader:
             ArchiveError: there is more than the zeros that fill a last record, or more of them than any record has. Of
                 two archives that were joined, say, only the first would be seen.
         """
-        buffer = memoryview(bytearray(limits.CHUNK))
-        zeros = bytes(limits.CHUNK)
+        buffer = memoryview(bytearray(limits.CHUNK_SIZE))
+        zeros = bytes(limits.CHUNK_SIZE)
         goes_on = False
         passed = 0
         while got := self._file.readinto(buffer):
             goes_on = goes_on or buffer[:got] != zeros[:got]
             passed += got
-            if passed > limits.MAX_FILL:
+            if passed > limits.MAX_TRAILING_ZEROS:
                 break
-        if passed > limits.MAX_FILL and not goes_on:
-            msg = f"{self._what} goes on for more than {limits.MAX_FILL} bytes of zeros after its end-of-archive mark"
+        if passed > limits.MAX_TRAILING_ZEROS and not goes_on:
+            msg = f"{self._what} goes on for more than {limits.MAX_TRAILING_ZEROS} bytes of zeros after its end-of-archive mark"
             raise ArchiveError(msg)
         if goes_on:
             msg = f"{self._what} goes on after its end-of-archive mark"
             raise ArchiveError(msg, hint="two archives joined, perhaps: each has to be read on its own")
 
     def _skip(self, size: int) -> None:
-        for chunk in chunks_of(self._file, size):
+        for chunk in read_chunks(self._file, size):
             self._position += len(chunk)
             size -= len(chunk)
         if size:
-            raise self._truncated("in the middle of an entry")
+            raise self._truncated_error("in the middle of an entry")
 
-    def _next(self) -> Entry | None:
+    def _read_entry(self) -> TarEntry | None:
         self._finish_entry()
         #: What other headers say of the entry: its "path", "linkpath" or "size".
         extended: dict[str, str] = {}
-        for _ in range(limits.MAX_EXTENSIONS + 1):
+        for _ in range(limits.MAX_EXTENSION_HEADERS + 1):
             block = self._read_block()
             if block == _ZEROS:
                 if self._read_block() != _ZEROS:
@@ -191,24 +191,24 @@ class TarReader:
             if info.type in _EXTENSIONS:
                 self._count_record()
             if info.type == tarfile.XHDTYPE:
-                _merge(extended, self._read_pax(info.size))
-            elif info.type in _DOUBTFUL:
+                _merge_fields(extended, self._read_pax(info.size))
+            elif info.type in _AMBIGUOUS_TYPES:
                 if self._read_pax(info.size):
                     msg = "a pax header in the archive names an entry to some tools, and to others it does not"
                     raise ArchiveError(msg)
-            elif info.type in _LONG:
-                _merge(extended, {_LONG[info.type]: self._read_text(info.size)})
+            elif info.type in _GNU_LONG_TYPES:
+                _merge_fields(extended, {_GNU_LONG_TYPES[info.type]: self._read_text(info.size)})
             else:
-                return self._entry(info, extended)
-        msg = f"the archive has more than {limits.MAX_EXTENSIONS} headers that belong to one entry"
+                return self._build_entry(info, extended)
+        msg = f"the archive has more than {limits.MAX_EXTENSION_HEADERS} headers that belong to one entry"
         raise ArchiveError(msg)
 
-    def _entry(self, info: Header, extended: dict[str, str]) -> Entry:
+    def _build_entry(self, info: TarHeader, extended: dict[str, str]) -> TarEntry:
         name = extended.get("path", info.name)
         if info.type == tarfile.GNUTYPE_SPARSE or _PAX_SPARSE in extended:
             msg = f"{printable(name)!r} in the archive is a sparse file, which an image archive has no use for"
             raise ArchiveError(msg)
-        size = _size(info, extended.get("size"), name)
+        size = _choose_size(info, extended.get("size"), name)
         kind = _KINDS.get(info.type, "other")
         if size and info.type not in _WITH_CONTENT:
             msg = f"{printable(name)!r} in the archive has a size, though it is not a file: tools read it differently"
@@ -216,28 +216,32 @@ class TarReader:
         if kind == "file" and name.endswith("/"):
             msg = f"{printable(name)!r} in the archive is a file to some tools, and a directory to others"
             raise ArchiveError(msg)
-        self._left, self._padding = size, -size % BLOCK
+        self._remaining, self._padding = size, -size % BLOCK_SIZE
         target = extended.get("linkpath", info.linkname)
         is_symbolic = info.type == tarfile.SYMTYPE
-        return Entry(name, size, kind, self._position, target, is_symbolic, info.is_read_only)
+        return TarEntry(name, size, kind, self._position, target, is_symbolic, info.is_read_only)
 
     def _finish_entry(self) -> None:
-        left, self._left = self._left + self._padding, 0
+        left, self._remaining = self._remaining + self._padding, 0
         self._padding = 0
         if left:
             self._skip(left)
 
-    def _parse(self, block: bytes) -> Header:
+    def _parse(self, block: bytes) -> TarHeader:
         try:
-            info = header_of(block)
+            info = parse_header(block)
         except tarfile.HeaderError as error:
-            if self._position == BLOCK and (kind := next((k for m, k in _MAGICS.items() if block.startswith(m)), None)):
+            if self._position == BLOCK_SIZE and (
+                kind := next((k for m, k in _COMPRESSION_MAGICS.items() if block.startswith(m)), None)
+            ):
                 msg = f"the archive is compressed with {kind}, which is not supported"
                 raise UnsupportedError(
                     msg, hint=f"decompress it on the way: `{kind} -dc FILE | ocistream push ...`"
                 ) from None
-            msg = f"no tar header at byte {self._position - BLOCK} of {self._what}: {printable(str(error))}"
-            raise ArchiveError(msg, hint=_other(block) if self._position == BLOCK else _DAMAGED) from error
+            msg = f"no tar header at byte {self._position - BLOCK_SIZE} of {self._what}: {printable(str(error))}"
+            raise ArchiveError(
+                msg, hint=_build_format_hint(block) if self._position == BLOCK_SIZE else _DAMAGED_HINT
+            ) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
             raise ArchiveError(msg)
@@ -246,24 +250,24 @@ class TarReader:
     def _read_block(self) -> bytes:
         got = self._file.readinto(memoryview(self._block)) or 0
         self._position += got
-        if got < BLOCK:
-            if got and self._position == got and (hint := _other(self._block)) != _NO_TAR:
+        if got < BLOCK_SIZE:
+            if got and self._position == got and (hint := _build_format_hint(self._block)) != _NOT_AN_ARCHIVE_HINT:
                 # It is too short to have a header, and something else.
                 msg = f"no tar header at byte 0 of {self._what}: {got} bytes are all of it"
                 raise ArchiveError(msg, hint=hint)
-            raise self._truncated("without an end-of-archive mark")
+            raise self._truncated_error("without an end-of-archive mark")
         return bytes(self._block)
 
     def _read_small(self, size: int, limit: int, what: str) -> bytes:
         if size > limit:
             msg = f"{what} in the archive is larger than {limit} bytes"
             raise ArchiveError(msg)
-        self._left, self._padding = size, -size % BLOCK
-        content = b"".join(bytes(chunk) for chunk in chunks_of(self._file, size))
+        self._remaining, self._padding = size, -size % BLOCK_SIZE
+        content = b"".join(bytes(chunk) for chunk in read_chunks(self._file, size))
         self._position += len(content)
-        self._left -= len(content)
-        if self._left:
-            raise self._truncated("in the middle of a header")
+        self._remaining -= len(content)
+        if self._remaining:
+            raise self._truncated_error("in the middle of a header")
         self._finish_entry()
         return content
 
@@ -279,7 +283,7 @@ class TarReader:
         """
         content = self._read_small(size, limits.MAX_PAX_HEADER, "a pax header")
         found: dict[str, str] = {}
-        for key, value in pax_records(content):
+        for key, value in parse_pax_records(content):
             self._count_record()
             name = key.decode("utf-8", "surrogateescape")
             if name in _PAX_KEYS:
@@ -290,18 +294,18 @@ class TarReader:
                     # To tools in C it ends there, to others it does not.
                     msg = f"the {name} in a pax header in the archive has a NUL in it"
                     raise ArchiveError(msg)
-                _merge(found, {name: value.decode("utf-8", "surrogateescape")})
+                _merge_fields(found, {name: value.decode("utf-8", "surrogateescape")})
             elif name.startswith(_PAX_SPARSE):
                 found[_PAX_SPARSE] = ""
         return found
 
     def _count_record(self) -> None:
         self._records += 1
-        if self._records > limits.MAX_PAX_RECORDS_IN_ALL:
-            msg = f"the archive has more than {limits.MAX_PAX_RECORDS_IN_ALL} headers and records of pax headers"
+        if self._records > limits.MAX_TOTAL_PAX_RECORDS:
+            msg = f"the archive has more than {limits.MAX_TOTAL_PAX_RECORDS} headers and records of pax headers"
             raise ArchiveError(msg)
 
-    def _truncated(self, where: str) -> TruncatedError:
+    def _truncated_error(self, where: str) -> TruncatedError:
         if self._position == 0:
             return TruncatedError(
                 f"{self._what} is empty: it is truncated at byte 0",
@@ -313,19 +317,19 @@ class TarReader:
         )
 
 
-def _merge(extended: dict[str, str], more: dict[str, str]) -> None:
+def _merge_fields(extended: dict[str, str], more: dict[str, str]) -> None:
     """Add what another header says of the same entry. Of two names Go, Python and GNU tar choose different ones."""
     for key, value in more.items():
         if key in extended and key != _PAX_SPARSE:
             msg = f"headers in the archive give the {key} of one entry twice: tools choose different ones"
             raise ArchiveError(msg)
-        if not value and key in _LONG.values():
+        if not value and key in _GNU_LONG_TYPES.values():
             msg = f"a header in the archive gives an entry an empty {key}: some tools ignore that, others do not"
             raise ArchiveError(msg)
         extended[key] = value
 
 
-def _size(info: Header, promised: str | None, name: str) -> int:
+def _choose_size(info: TarHeader, promised: str | None, name: str) -> int:
     """Return an entry's size. Some tools ignore pax headers, or a size in the entry's own header."""
     if promised is None:
         return info.size
@@ -339,26 +343,26 @@ def _size(info: Header, promised: str | None, name: str) -> int:
     return size
 
 
-def _other(block: bytes | bytearray) -> str:
+def _build_format_hint(block: bytes | bytearray) -> str:
     """Say what to do where a file begins like no archive."""
-    kind = next((text for magic, text in _OTHERS.items() if block.startswith(magic)), "")
-    return f"{_NO_TAR}; {kind}" if kind else _NO_TAR
+    kind = next((text for magic, text in _OTHER_FORMATS.items() if block.startswith(magic)), "")
+    return f"{_NOT_AN_ARCHIVE_HINT}; {kind}" if kind else _NOT_AN_ARCHIVE_HINT
 
 
-def header(name: str, size: int, mtime: int = 0) -> bytes:
+def build_header(name: str, size: int, mtime: int = 0) -> bytes:
     """Write the header of a regular file: no owner, no rights that matter, the same bytes on every machine."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, mtime, 0o644
     return info.tobuf(tarfile.PAX_FORMAT)
 
 
-def header_of_one_block(name: str, size: int, mtime: int = 0) -> bytes:
+def build_single_block_header(name: str, size: int, mtime: int = 0) -> bytes:
     """Write the same header in one block, whatever the size: room for it was left before the size was known.
 
     From 8 GiB on that takes GNU's form of numbers, which every tar understands by now.
     """
-    block = header(name, size, mtime)
-    if len(block) == BLOCK:
+    block = build_header(name, size, mtime)
+    if len(block) == BLOCK_SIZE:
         return block
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, mtime, 0o644
@@ -367,4 +371,4 @@ def header_of_one_block(name: str, size: int, mtime: int = 0) -> bytes:
 
 def padding(size: int) -> bytes:
     """Give the zeros that fill the last block of an entry of `size` bytes."""
-    return bytes(-size % BLOCK)
+    return bytes(-size % BLOCK_SIZE)

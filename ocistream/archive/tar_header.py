@@ -15,7 +15,7 @@ from ocistream.errors import ArchiveError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Header", "header_of", "pax_records"]
+__all__ = ["TarHeader", "parse_header", "parse_pax_records"]
 
 #: POSIX calls the version "00", but GNU tar, Python and Go compare the magic only.
 _POSIX_MAGIC: Final = b"ustar\0"
@@ -24,7 +24,7 @@ _STAR_TRAILER: Final = b"tar\0"
 _STAR_PREFIX: Final = 131
 
 
-class Header(NamedTuple):
+class TarHeader(NamedTuple):
     """What is looked at of a header block: of tens of thousands of entries, owners and times would cost seconds."""
 
     type: bytes
@@ -34,7 +34,7 @@ class Header(NamedTuple):
     is_read_only: bool
 
 
-def header_of(block: bytes) -> Header:
+def parse_header(block: bytes) -> TarHeader:
     """Parse a header block (POSIX pax, "ustar Interchange Format").
 
     Raises:
@@ -42,22 +42,24 @@ def header_of(block: bytes) -> Header:
         ArchiveError: only some tools use the prefix of the name.
     """
     summed = block[:148] + b"        " + block[156:]
-    promised, unsigned = _number(block[148:156]), sum(summed)
+    promised, unsigned = _parse_number(block[148:156]), sum(summed)
     # Some tars of long ago took bytes for signed ones.
     if promised != unsigned and promised != unsigned - 256 * sum(byte > 0x7F for byte in summed):
         msg = "bad checksum"
         raise tarfile.HeaderError(msg)
-    kind, name = block[156:157], _text(block[0:100])
+    kind, name = block[156:157], _parse_text(block[0:100])
     if kind == tarfile.AREGTYPE and name.endswith("/"):
         # So were directories written before there was a type for them.
         kind = tarfile.DIRTYPE
     if block[345] and kind not in tarfile.GNU_TYPES:
-        name = f"{_prefix(block)}/{name}"
+        name = f"{_parse_prefix(block)}/{name}"
     name = name.rstrip("/") if kind == tarfile.DIRTYPE else name
-    return Header(kind, name, _number(block[124:136]), _text(block[157:257]), _is_read_only(block[100:108]))
+    return TarHeader(
+        kind, name, _parse_number(block[124:136]), _parse_text(block[157:257]), _is_read_only(block[100:108])
+    )
 
 
-def _prefix(block: bytes) -> str:
+def _parse_prefix(block: bytes) -> str:
     """Return the first part of a long name. Python reads one in any header, GNU tar and Go in POSIX headers only."""
     prefix = block[345:500].partition(b"\0")[0]
     is_star = block[508:512] == _STAR_TRAILER
@@ -67,7 +69,7 @@ def _prefix(block: bytes) -> str:
     return prefix.decode("utf-8", "surrogateescape")
 
 
-def _number(field: bytes) -> int:
+def _parse_number(field: bytes) -> int:
     """Read octal digits, or, as GNU has it, bytes behind one that says so."""
     if field[0] in {0x80, 0xFF}:
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
@@ -85,11 +87,11 @@ def _is_read_only(mode: bytes) -> bool:
     return mode.partition(b"\0")[0].strip(b" ")[-3:-2] in {b"0", b"1", b"4", b"5"}
 
 
-def _text(field: bytes) -> str:
+def _parse_text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def parse_pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Parse lines of `LENGTH KEY=VALUE` (POSIX pax, "pax Extended Header").
 
     Raises:

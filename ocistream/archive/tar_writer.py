@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.archive import tar
-from ocistream.archive.outputs import Begun, Rewritable
+from ocistream.archive.outputs import ResumableOutput, RewritableOutput
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.streams import files
-from ocistream.streams.chunks import chunks_of
+from ocistream.streams.chunks import read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, Unnamed
+    from ocistream.transfer.interfaces import Blob, NewBlob
 
 __all__ = ["TarWriter"]
 
 
-_SPOOLING = "cannot keep a layer in a temporary file"
+_SPOOL_FAILED = "cannot keep a layer in a temporary file"
 
 
-def _spool() -> FileIO:
+def _open_spool() -> FileIO:
     """Open a temporary file that has no name.
 
     Raises:
@@ -43,12 +43,12 @@ def _spool() -> FileIO:
         return tempfile.TemporaryFile(buffering=0)
     except FileNotFoundError as error:
         # Python has tried all the usual ones, by writing to them.
-        msg = f"{_SPOOLING}: no folder for temporary files can be written to"
+        msg = f"{_SPOOL_FAILED}: no folder for temporary files can be written to"
         raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
 @contextlib.contextmanager
-def _spooling() -> Iterator[None]:
+def _spool_errors() -> Iterator[None]:
     """Say what goes wrong with the temporary file, which is mostly on another disk than what is read or written.
 
     Raises:
@@ -57,10 +57,10 @@ def _spooling() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = files.disk_error(_SPOOLING, error)
+        found = files.disk_error(_SPOOL_FAILED, error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a folder that has some"
-            found = LocalDiskError(found.what, hint=hint)
+            found = LocalDiskError(found.message, hint=hint)
         raise found from error
 
 
@@ -82,64 +82,64 @@ class TarWriter:
 
     def add_blob(self, name: str, blob: Blob) -> None:
         """Write an entry as `add` does; what is there of it already is not read again, but for what has to be."""
-        if blob.open_at is None and blob.descriptor.size >= limits.WORTH_KEEPING:
+        if blob.open_at is None and blob.descriptor.size >= limits.MIN_PARTIAL_SIZE:
             # Another run would have to read all of it again.
             self.discard()
-        self._add(name, blob.descriptor.size, functools.partial(self._rest_of, blob))
+        self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
-        with self.taken_back_on_failure():
-            self._output.write(tar.header(name, size, self._mtime))
+        with self.roll_back_on_failure():
+            self._output.write(tar.build_header(name, size, self._mtime))
             for chunk in chunks():
                 self._output.write(chunk)
             self._output.write(tar.padding(size))
 
-    def _rest_of(self, blob: Blob) -> Iterator[Chunk]:
+    def _remaining_chunks(self, blob: Blob) -> Iterator[Chunk]:
         """Pass over what is there of a blob that is about to be written, and give the rest of it."""
         output = self._output
-        there = min(output.there(), blob.descriptor.size) if isinstance(output, Begun) else 0
-        if not there or not isinstance(output, Begun):
+        there = min(output.existing_size(), blob.descriptor.size) if isinstance(output, ResumableOutput) else 0
+        if not there or not isinstance(output, ResumableOutput):
             return blob.open()
-        held = output.held(there)
+        held = output.read_existing(there)
         if held is not None and blob.resume is not None:
-            output.pass_over(there)
+            output.skip_existing(there)
             return blob.resume(held, there)
         if held is None and blob.open_at is not None:
-            output.pass_over(there)
+            output.skip_existing(there)
             return blob.open_at(there)
         # What is written is compared with what is there, or dropped.
         return blob.open()
 
     @property
-    def takes_back(self) -> bool:
+    def can_roll_back(self) -> bool:
         """Whether nothing is left of an entry whose chunks raised."""
-        return isinstance(self._output, Rewritable)
+        return isinstance(self._output, RewritableOutput)
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry that is held."""
-        self._output.write(tar.header(name, len(content), self._mtime) + content + tar.padding(len(content)))
+        self._output.write(tar.build_header(name, len(content), self._mtime) + content + tar.padding(len(content)))
 
-    def add_unnamed(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
+    def add_new(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
         """Write an entry whose size is known when all of it has passed; `name` then gives its name, or None to drop it.
 
         Where the output can be written over, the header is; else the bytes wait in a temporary file until then.
         """
-        if isinstance(self._output, Rewritable):
-            return self._add_in_place(blob, name, self._output)
-        return self._add_by_way_of_a_file(blob, name)
+        if isinstance(self._output, RewritableOutput):
+            return self._add_in_place(blob, choose_name, self._output)
+        return self._add_via_spool(blob, choose_name)
 
     def finish(self) -> None:
         """Write the end of the archive, and let the output make it visible."""
-        self.end()
+        self.write_end()
         self._output.finish()
 
-    def end(self) -> None:
+    def write_end(self) -> None:
         """Write the end of the archive."""
-        self._output.write(tar.END)
+        self._output.write(tar.END_OF_ARCHIVE)
 
     def discard(self) -> None:
         """Keep nothing of it."""
-        if isinstance(self._output, Rewritable):
+        if isinstance(self._output, RewritableOutput):
             self._output.discard()
 
     def close(self) -> None:
@@ -147,9 +147,9 @@ class TarWriter:
         self._output.close()
 
     @contextlib.contextmanager
-    def taken_back_on_failure(self) -> Iterator[None]:
+    def roll_back_on_failure(self) -> Iterator[None]:
         """Leave nothing of what is written within the block, where that is possible, if the block raises."""
-        if not isinstance(self._output, Rewritable):
+        if not isinstance(self._output, RewritableOutput):
             yield
             return
         position = self._output.position()
@@ -162,31 +162,33 @@ class TarWriter:
             self._output.rewind(position)
             raise
 
-    def _add_in_place(self, blob: Unnamed, name: Callable[[Descriptor], str | None], output: Rewritable) -> Descriptor:
+    def _add_in_place(
+        self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None], output: RewritableOutput
+    ) -> Descriptor:
         position = output.position()
         # Nor could another run go on in the middle of what is made anew.
         output.discard()
-        with self.taken_back_on_failure():
-            output.write(bytes(tar.BLOCK))
+        with self.roll_back_on_failure():
+            output.write(bytes(tar.BLOCK_SIZE))
             for chunk in blob.open():
                 output.write(chunk)
             descriptor = blob.descriptor()
-        if (called := name(descriptor)) is None:
+        if (called := choose_name(descriptor)) is None:
             output.truncate(position)
         else:
             output.write(tar.padding(descriptor.size))
-            output.rewrite(position, tar.header_of_one_block(called, descriptor.size, self._mtime))
+            output.rewrite(position, tar.build_single_block_header(called, descriptor.size, self._mtime))
         return descriptor
 
-    def _add_by_way_of_a_file(self, blob: Unnamed, name: Callable[[Descriptor], str | None]) -> Descriptor:
-        with _spooling(), _spool() as spool:
+    def _add_via_spool(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
+        with _spool_errors(), _open_spool() as spool:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
             descriptor = blob.descriptor()
-            if (called := name(descriptor)) is not None:
+            if (called := choose_name(descriptor)) is not None:
                 spool.seek(0)
-                self._output.write(tar.header_of_one_block(called, descriptor.size, self._mtime))
-                for chunk in chunks_of(spool, descriptor.size):
+                self._output.write(tar.build_single_block_header(called, descriptor.size, self._mtime))
+                for chunk in read_chunks(spool, descriptor.size):
                     self._output.write(chunk)
                 self._output.write(tar.padding(descriptor.size))
         return descriptor

@@ -33,11 +33,11 @@ from ocistream.auth.docker_config import (
     AuthFile,
     Credential,
     check_storable,
-    entry_of,
-    host_of,
-    named_by,
-    server_of,
-    shown_with,
+    describe_file,
+    docker_server_name,
+    encode_entry,
+    normalize_host,
+    with_named_source,
 )
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 
     from ocistream.auth.helpers import CredentialHelper
 
-__all__ = ["Credential", "CredentialSource", "Keychain", "parse_source"]
+__all__ = ["Credential", "CredentialSource", "Keychain", "parse_credential_source"]
 
 #: Where Podman keeps its file when there is no XDG_RUNTIME_DIR, as is usual for root and in CI.
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
 
-DEFAULT_PREFIX: Final = "OCISTREAM"
+DEFAULT_VARIABLE_PREFIX: Final = "OCISTREAM"
 #: What may stand behind the colon of a `CredentialSource`, by its kind.
-_SOURCES: Final = {
+_SOURCE_PATTERNS: Final = {
     "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"),
     "helper": re.compile(r"[a-z0-9-]+"),
     "file": re.compile(r"[^\0]+"),
@@ -76,14 +76,14 @@ class CredentialSource:
         return f"{self.kind}:{self.name}"
 
 
-def parse_source(text: str) -> CredentialSource:
+def parse_credential_source(text: str) -> CredentialSource:
     """Read `env:PREFIX`, `helper:NAME` or `file:PATH`.
 
     Raises:
         UsageError: it is none of them. It is not shown: it may be a password.
     """
     kind, _, name = text.partition(":")
-    if kind not in _SOURCES or not _SOURCES[kind].fullmatch(name):
+    if kind not in _SOURCE_PATTERNS or not _SOURCE_PATTERNS[kind].fullmatch(name):
         msg = "is not env:PREFIX, helper:NAME or file:PATH"
         hint = (
             "as in env:CI (CI_USERNAME and CI_PASSWORD), helper:ecr-login (docker-credential-ecr-login), file:auth.json"
@@ -101,7 +101,7 @@ class Keychain:
         *,
         home: Path,
         explicit: Credential | None = None,
-        prefix: str = DEFAULT_PREFIX,
+        prefix: str = DEFAULT_VARIABLE_PREFIX,
         named: Collection[str] | None = None,
         configured: Callable[[str], CredentialSource | None] = lambda _host: None,
         auth_file: tuple[Path, str] | None = None,
@@ -120,7 +120,7 @@ class Keychain:
         self._explicit = explicit
         self._prefix = prefix
         self._configured = configured
-        self._named = None if named is None else {host_of(registry) for registry in named}
+        self._named = None if named is None else {normalize_host(registry) for registry in named}
 
     def find(self, registry: str, repository: str = "") -> Credential | None:
         """Find what to show to `registry` ("docker.io", "localhost:5000") for `repository`; None: anonymous.
@@ -137,21 +137,21 @@ class Keychain:
             AuthenticationError: a credential helper failed; or `REGISTRY_AUTH_FILE` or the configuration names a
                 file that does not exist.
         """
-        host = host_of(registry)
+        host = normalize_host(registry)
         is_named = self._named is None or host in self._named
         if is_named and self._explicit is not None:
             return self._explicit
         if self._auth_file is not None:
             path, by = self._auth_file
             if (found := self._from_file(self._load_named(path, by), host, repository)) is not None:
-                return named_by(found, by)
+                return with_named_source(found, by)
         if is_named and (found := self._from_environment()) is not None:
             return found
         source = self._configured(host)
         if source is not None:
             if (found := self._from_source(source, host, repository)) is not None:
-                return named_by(found, "the configuration")
-            notices.notice(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
+                return with_named_source(found, "the configuration")
+            notices.notify(f"{host}: {printable(str(source))}, which the configuration names, has no credential for it")
         for file in self._files():
             found = self._from_file(file, host, repository)
             if found is not None:
@@ -167,7 +167,7 @@ class Keychain:
             UsageError, LocalDiskError, AuthenticationError: as `find`.
         """
         found: dict[str, None] = {}
-        for name, is_sure in self._unasked(host_of(registry)):
+        for name, is_sure in self._list_sources(normalize_host(registry)):
             found[name] = None
             if is_sure:
                 break
@@ -185,21 +185,21 @@ class Keychain:
             LocalDiskError: the file cannot be read or written.
             AuthenticationError: the credential helper failed.
         """
-        host = host_of(registry)
+        host = normalize_host(registry)
         check_storable(credential)
         path = self._docker_path()
-        file = self._load(path, self._docker_variable()) or AuthFile(self._shown(path), {})
-        helper = self._helper(file.helper_of(host), file.named)
+        file = self._load(path, self._docker_variable()) or AuthFile(self._display_path(path), {})
+        helper = self._helper(file.find_helper(host), file.description)
         if helper is None:
-            self._replace(path, host, entry_of(credential))
-            return file.shown
+            self._write_entry(path, host, encode_entry(credential))
+            return file.display_name
         token = credential.identity_token
         helper.store(
-            server_of(host),
+            docker_server_name(host),
             credential.username if token is None else TOKEN_USERNAME,
             credential.secret if token is None else token,
         )
-        self._replace(path, host, {})
+        self._write_entry(path, host, {})
         return helper.program
 
     def erase(self, registry: str) -> str | None:
@@ -210,26 +210,26 @@ class Keychain:
         Raises:
             UsageError, LocalDiskError, AuthenticationError: as `save`.
         """
-        host = host_of(registry)
+        host = normalize_host(registry)
         path = self._docker_path()
         file = self._load(path, self._docker_variable())
         if file is None:
             return None
         places = []
-        helper = self._helper(file.helper_of(host), file.named)
+        helper = self._helper(file.find_helper(host), file.description)
         # Helpers differ in what they answer to `erase` when there is nothing; to `get` they all answer alike.
-        if helper is not None and helper.get(server_of(host)) is not None:
-            helper.erase(server_of(host))
+        if helper is not None and helper.get(docker_server_name(host)) is not None:
+            helper.erase(docker_server_name(host))
             places.append(helper.program)
-        entries = file.entries_of(host)
+        entries = file.list_entries(host)
         if entries:
-            self._replace(path, host, None)
+            self._write_entry(path, host, None)
         if any(fields for _, fields in entries):
-            places.append(file.shown)
+            places.append(file.display_name)
         return " and ".join(places) or None
 
     def _from_environment(self) -> Credential | None:
-        for prefix in dict.fromkeys((self._prefix, DEFAULT_PREFIX)):
+        for prefix in dict.fromkeys((self._prefix, DEFAULT_VARIABLE_PREFIX)):
             if (found := self._from_variables(prefix)) is not None:
                 return found
         return None
@@ -249,29 +249,29 @@ class Keychain:
         if source.kind == "env":
             return self._from_variables(source.name)
         if source.kind == "helper":
-            return self._ask(source.name, "the configuration", host)
+            return self._ask_helper(source.name, "the configuration", host)
         return self._from_file(self._load_named(Path(source.name), "the configuration"), host, repository)
 
-    def _unasked(self, host: str) -> Iterator[tuple[str, bool]]:
+    def _list_sources(self, host: str) -> Iterator[tuple[str, bool]]:
         """Name the places that `find` asks, and say whether they surely know the host: of a helper nobody can tell."""
         if (known := self._from_environment()) is not None:
             yield known.source, True
         source = self._configured(host)
         if source is not None and source.kind == "file":
-            yield from self._in_file(self._load_named(Path(source.name), "the configuration"), host)
+            yield from self._list_file_sources(self._load_named(Path(source.name), "the configuration"), host)
         elif source is not None and source.kind == "helper":
             yield f"docker-credential-{source.name}", False
         elif source is not None and (known := self._from_variables(source.name)) is not None:
             yield known.source, True
         for file in self._files():
-            yield from self._in_file(file, host)
+            yield from self._list_file_sources(file, host)
 
-    def _in_file(self, file: AuthFile, host: str) -> Iterator[tuple[str, bool]]:
-        own = file.own_helper(host)
+    def _list_file_sources(self, file: AuthFile, host: str) -> Iterator[tuple[str, bool]]:
+        own = file.host_helper(host)
         if own:
             yield f"docker-credential-{own}", False
-        if file.entry(host, "") is not None:
-            yield file.shown, True
+        if file.find_entry(host, "") is not None:
+            yield file.display_name, True
         if own is None and (other := file.default_helper()):
             yield f"docker-credential-{other}", False
 
@@ -292,15 +292,15 @@ class Keychain:
                 yield file
 
     def _from_file(self, file: AuthFile, host: str, repository: str) -> Credential | None:
-        own = file.own_helper(host)
-        found = self._ask(own, file.named, host) or file.entry(host, repository)
+        own = file.host_helper(host)
+        found = self._ask_helper(own, file.description, host) or file.find_entry(host, repository)
         if found is None and own is None:
-            found = self._ask(file.default_helper(), file.named, host)
+            found = self._ask_helper(file.default_helper(), file.description, host)
         return found
 
-    def _ask(self, name: str | None, configured_in: str, host: str) -> Credential | None:
+    def _ask_helper(self, name: str | None, configured_in: str, host: str) -> Credential | None:
         helper = self._helper(name, configured_in)
-        answer = helper.get(server_of(host)) if helper is not None else None
+        answer = helper.get(docker_server_name(host)) if helper is not None else None
         if helper is None or answer is None:
             return None
         username, secret = answer
@@ -335,7 +335,7 @@ class Keychain:
         config = self._env.get("XDG_CONFIG_HOME")
         yield (Path(config) if config else self._home / ".config") / "containers" / "auth.json"
 
-    def _shown(self, path: Path) -> str:
+    def _display_path(self, path: Path) -> str:
         if path.is_relative_to(self._home):
             return f"~/{path.relative_to(self._home)}"
         return str(path)
@@ -345,13 +345,13 @@ class Keychain:
         file = self._load(path, variable)
         if file is None:
             # Not a NotFoundError: which image was asked for has nothing to do with the missing file.
-            msg = f"{by} names {self._shown(path)}, which does not exist"
+            msg = f"{by} names {self._display_path(path)}, which does not exist"
             raise AuthenticationError(msg, hint=f"correct {by}, or unset it" if variable else f"correct {by}")
         return file
 
     def _load(self, path: Path, variable: str = "") -> AuthFile | None:
-        shown = self._shown(path)
-        with disk_errors(f"cannot read {shown_with(shown, variable)}"):
+        shown = self._display_path(path)
+        with disk_errors(f"cannot read {describe_file(shown, variable)}"):
             try:
                 with path.open("rb") as file:
                     raw = file.read(MAX_AUTH_FILE + 1)
@@ -359,14 +359,14 @@ class Keychain:
                 return None
         return AuthFile.parse(raw, shown, variable)
 
-    def _replace(self, path: Path, host: str, entry: dict[str, str] | None) -> None:
+    def _write_entry(self, path: Path, host: str, entry: dict[str, str] | None) -> None:
         """Put `entry` in place of all that `path` holds for `host`; None removes it."""
         # A config.json that is a link into a folder of dot files stays one: its target is replaced.
         target = write_target(path)
-        with disk_errors(f"cannot write {self._shown(path)}"):
+        with disk_errors(f"cannot write {self._display_path(path)}"):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked_directory(target.parent):
-                file = self._load(path) or AuthFile(self._shown(path), {})
+                file = self._load(path) or AuthFile(self._display_path(path), {})
                 fields = file.with_entry(host, entry)
                 if fields != file.fields:
                     with atomic_file(target, mode=0o600) as out:

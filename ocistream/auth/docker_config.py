@@ -21,11 +21,11 @@ __all__ = [
     "AuthFile",
     "Credential",
     "check_storable",
-    "entry_of",
-    "host_of",
-    "named_by",
-    "server_of",
-    "shown_with",
+    "describe_file",
+    "docker_server_name",
+    "encode_entry",
+    "normalize_host",
+    "with_named_source",
 ]
 
 #: Bytes of an auth file, and of `DOCKER_AUTH_CONFIG`.
@@ -52,25 +52,25 @@ class Credential:
     identity_token: str | None = field(default=None, repr=False)
     source: str = ""
     registry_token: str | None = field(default=None, repr=False)
-    is_named: bool = False
+    is_explicit: bool = False
 
 
-def named_by(credential: Credential, by: str) -> Credential:
+def with_named_source(credential: Credential, by: str) -> Credential:
     """Return a credential whose source `by` named, such as the configuration."""
-    return replace(credential, source=f"{credential.source}, which {by} names", is_named=True)
+    return replace(credential, source=f"{credential.source}, which {by} names", is_explicit=True)
 
 
-def host_of(registry: str) -> str:
+def normalize_host(registry: str) -> str:
     """Give a registry's host and port in the one spelling that is compared; Docker Hub's aliases are one."""
     return parse_registry(registry.lower())
 
 
-def server_of(host: str) -> str:
+def docker_server_name(host: str) -> str:
     """Give the name by which Docker's file and the helpers know `host`."""
     return _HUB_SERVER if host == DEFAULT_REGISTRY else host
 
 
-def _scope(key: str) -> str | None:
+def _parse_key(key: str) -> str | None:
     """Read a key of `auths` or `credHelpers` as `HOST[/PATH]`; None for one that names no registry.
 
     Docker's old forms (`https://HOST/v1/`, `https://HOST`) mean the whole host. Another path limits the key:
@@ -78,7 +78,7 @@ def _scope(key: str) -> str | None:
     """
     host, _, path = key.removeprefix("https://").removeprefix("http://").rstrip("/").partition("/")
     try:
-        host = host_of(host)
+        host = normalize_host(host)
     except InvalidNameError:
         return None
     return host if path in {"", "v1", "v2"} else f"{host}/{path}"
@@ -91,7 +91,7 @@ class AuthFile:
     `variable` is the environment variable that names the file, or "". Errors name the variable beside the file.
     """
 
-    shown: str
+    display_name: str
     fields: dict[str, Any] = field(repr=False)
     variable: str = ""
 
@@ -105,64 +105,66 @@ class AuthFile:
         if not raw.strip():
             return cls(shown, {}, variable)
         try:
-            return cls(shown, parse_json(raw, shown_with(shown, variable), MAX_AUTH_FILE), variable)
+            return cls(shown, parse_json(raw, describe_file(shown, variable), MAX_AUTH_FILE), variable)
         except ArchiveError as error:
             # Without its cause, which holds the document and so the secrets.
-            raise UsageError(error.what, hint="correct it, or move it away and log in again") from None
+            raise UsageError(error.message, hint="correct it, or move it away and log in again") from None
 
     @property
-    def named(self) -> str:
+    def description(self) -> str:
         """The document's name in errors: the file, and the variable that names the file."""
-        return shown_with(self.shown, self.variable)
+        return describe_file(self.display_name, self.variable)
 
-    def own_helper(self, host: str) -> str | None:
+    def host_helper(self, host: str) -> str | None:
         """The helper of this host alone; "" switches helpers off, None leaves it to `default_helper`."""
         helpers = self._section("credHelpers")
         for key in helpers:
-            if _scope(key) == host:
-                return _text(helpers, key, f"{self.named}: credHelpers")
+            if _parse_key(key) == host:
+                return _text(helpers, key, f"{self.description}: credHelpers")
         return None
 
     def default_helper(self) -> str:
         """The helper of all other hosts, "" for none."""
-        return _text(self.fields, "credsStore", self.named)
+        return _text(self.fields, "credsStore", self.description)
 
-    def helper_of(self, host: str) -> str:
+    def find_helper(self, host: str) -> str:
         """The one helper that keeps the secrets of `host`, "" for none."""
-        own = self.own_helper(host)
+        own = self.host_helper(host)
         return self.default_helper() if own is None else own
 
-    def entry(self, host: str, repository: str) -> Credential | None:
+    def find_entry(self, host: str, repository: str) -> Credential | None:
         """The credential in `auths` whose key is the longest that `host`/`repository` lies in."""
         scope = f"{host}/{repository}" if repository else host
         while scope:
-            for key, fields in self.entries_of(scope):
+            for key, fields in self.list_entries(scope):
                 found = self._credential(key, fields)
                 if found is not None:
                     return found
             scope = scope.rpartition("/")[0]
         return None
 
-    def entries_of(self, scope: str) -> list[tuple[str, dict[str, Any]]]:
+    def list_entries(self, scope: str) -> list[tuple[str, dict[str, Any]]]:
         """The entries of `auths` for `scope` itself, the one that Docker would write first."""
         auths = self._section("auths")
-        keys = sorted((key for key in auths if _scope(key) == scope), key=lambda key: key != server_of(scope))
+        keys = sorted(
+            (key for key in auths if _parse_key(key) == scope), key=lambda key: key != docker_server_name(scope)
+        )
         return [(key, _object(auths[key], self._where(key))) for key in keys]
 
     def with_entry(self, host: str, entry: dict[str, str] | None) -> dict[str, Any]:
         """Give all fields, with `entry` as the only one of `host`; None leaves it with none."""
-        auths = {key: value for key, value in self._section("auths").items() if _scope(key) != host}
+        auths = {key: value for key, value in self._section("auths").items() if _parse_key(key) != host}
         if entry is not None:
-            before = dict(self.entries_of(host)).get(server_of(host), {})
+            before = dict(self.list_entries(host)).get(docker_server_name(host), {})
             kept = {name: value for name, value in before.items() if name not in _SECRET_FIELDS}
-            auths[server_of(host)] = kept | entry
+            auths[docker_server_name(host)] = kept | entry
         return self.fields | {"auths": auths}
 
     def _section(self, name: str) -> dict[str, Any]:
-        return _object(self.fields.get(name), f"{self.named}: {name}")
+        return _object(self.fields.get(name), f"{self.description}: {name}")
 
     def _where(self, key: str) -> str:
-        return f"{self.named}: auths of {printable(key)}"
+        return f"{self.description}: auths of {printable(key)}"
 
     def _credential(self, key: str, fields: dict[str, Any]) -> Credential | None:
         where = self._where(key)
@@ -172,13 +174,13 @@ class AuthFile:
         if auth:
             username, password = _decode_auth(auth, where)
         if token:
-            return Credential(username, "", token, self.shown)
+            return Credential(username, "", token, self.display_name)
         if registry_token:
-            return Credential(username, "", None, self.shown, registry_token)
-        return Credential(username, password, None, self.shown) if username or password else None
+            return Credential(username, "", None, self.display_name, registry_token)
+        return Credential(username, password, None, self.display_name) if username or password else None
 
 
-def shown_with(shown: str, variable: str) -> str:
+def describe_file(shown: str, variable: str) -> str:
     """Give the name of a file in errors, with the environment variable that names the file."""
     return f"{shown} (named by {variable})" if variable else shown
 
@@ -217,7 +219,7 @@ def _decode_auth(auth: str, where: str) -> tuple[str, str]:
     return username.decode(errors="surrogateescape"), password.strip(b"\0").decode(errors="surrogateescape")
 
 
-def entry_of(credential: Credential) -> dict[str, str]:
+def encode_entry(credential: Credential) -> dict[str, str]:
     """Write a credential as Docker does; it has been found to be storable."""
     token = credential.identity_token
     auth = base64.b64encode(f"{credential.username}:{credential.secret}".encode()).decode()

@@ -32,7 +32,7 @@ __all__ = ["CredentialHelper"]
 #: Bytes that a helper may answer.
 MAX_HELPER_ANSWER: Final = 64 * 1024
 #: Seconds that a helper has, a person's typing of a passphrase included.
-HELPER_SECONDS: Final = 30.0
+HELPER_TIMEOUT: Final = 30.0
 #: A name becomes part of a program's name.
 _NAME: Final = re.compile(r"[a-z0-9-]+\Z")
 #: The one error that every helper words alike (docker-credential-helpers, credentials/error.go).
@@ -77,7 +77,7 @@ class CredentialHelper:
             fields = parse_json(answer, "its answer", MAX_HELPER_ANSWER)
         except ArchiveError as error:
             # Without its cause, which holds the answer.
-            raise self._failed(error.what) from None
+            raise self._failed(error.message) from None
         username, secret = fields.get("Username", ""), fields.get("Secret", "")
         if not isinstance(username, str) or not isinstance(secret, str):
             raise self._failed("its answer has no user name and secret")
@@ -115,7 +115,7 @@ class CredentialHelper:
         path = shutil.which(self.program, path=os.pathsep.join(entries))
         if path is None:
             raise self._failed("it is not in PATH")
-        deadline = time.monotonic() + HELPER_SECONDS
+        deadline = time.monotonic() + HELPER_TIMEOUT
         try:
             process = subprocess.Popen(
                 [path, verb], bufsize=0, env=dict(self.env), stdin=PIPE, stdout=PIPE, stderr=DEVNULL
@@ -124,17 +124,17 @@ class CredentialHelper:
             raise self._failed(error.strerror or "it cannot be run") from error
         with process:
             try:
-                answer = _converse(process, question, deadline)
+                answer = _exchange(process, question, deadline)
                 if len(answer) > MAX_HELPER_ANSWER:
                     raise self._failed(f"it answered more than {MAX_HELPER_ANSWER} bytes")
                 return process.wait(max(0.0, deadline - time.monotonic())), answer
             except (TimeoutError, subprocess.TimeoutExpired):
-                raise self._failed(f"no answer within {HELPER_SECONDS:g} seconds") from None
+                raise self._failed(f"no answer within {HELPER_TIMEOUT:g} seconds") from None
             finally:
                 process.kill()
 
 
-def _converse(process: subprocess.Popen[bytes], question: bytes, deadline: float) -> bytes:
+def _exchange(process: subprocess.Popen[bytes], question: bytes, deadline: float) -> bytes:
     """Write `question` and read the answer, up to one byte over its bound; neither hangs past `deadline`.
 
     `Popen.communicate` has a deadline as well, but would hold any amount of output.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["scopes_for", "split_scope", "uncovered"]
+__all__ = ["missing_scopes", "repository_scope", "split_scope"]
 
 
-def scopes_for(repository: str, *actions: str) -> str:
+def repository_scope(repository: str, *actions: str) -> str:
     """Write one scope: `scopes_for("org/app", "pull", "push")` is "repository:org/app:pull,push"."""
     return f"repository:{repository}:{','.join(actions)}"
 
@@ -21,7 +21,7 @@ def split_scope(scope: str) -> tuple[str, frozenset[str]]:
     return resource, frozenset(actions.split(","))
 
 
-def uncovered(wanted: Iterable[str], held: Iterable[str]) -> tuple[str, ...]:
+def missing_scopes(wanted: Iterable[str], held: Iterable[str]) -> tuple[str, ...]:
     """Give those of the `wanted` scopes that the `held` ones do not include, each once, in their order."""
     known = [split_scope(scope) for scope in held]
     missing = []

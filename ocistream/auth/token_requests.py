@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from ocistream.auth.docker_config import Credential
 
 __all__ = [
-    "VISIBLE",
-    "TokenAnswer",
+    "VISIBLE_ASCII",
     "TokenRequest",
-    "basic",
-    "get_request",
-    "lifetime_of",
-    "oauth_request",
-    "origin_of",
-    "token_of",
+    "TokenResponse",
+    "basic_header",
+    "build_get_request",
+    "build_oauth_request",
+    "describe_credential",
+    "parse_lifetime",
+    "parse_token",
 ]
 
 CLIENT_ID: Final = "ocistream"
 #: Seconds that a token lives whose server does not say so (token specification, `expires_in`).
 DEFAULT_LIFETIME: Final = 60.0
 #: Visible ASCII: anything else in a token would end its header line, or start another one.
-VISIBLE: Final = re.compile(r"[\x21-\x7e]+\Z")
+VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +51,20 @@ class TokenRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenAnswer:
+class TokenResponse:
     """What a token server said: an HTTP status and the body, up to `limits.MAX_TOKEN_ANSWER` bytes of it."""
 
     status: int
     body: bytes = field(repr=False)
 
 
-def get_request(realm: str, service: str, scopes: tuple[str, ...], credential: Credential | None) -> TokenRequest:
+def build_get_request(realm: str, service: str, scopes: tuple[str, ...], credential: Credential | None) -> TokenRequest:
     """Ask as the token specification says: GET, with Basic where there is a credential."""
     fields = [("service", service)] if service else []
     fields += [("scope", scope) for scope in scopes]
     headers = {"Accept": "application/json"}
     if credential is not None:
-        headers["Authorization"] = basic(credential)
+        headers["Authorization"] = basic_header(credential)
         if credential.username not in {"", TOKEN_USERNAME}:
             fields.append(("account", credential.username))
     query = urlencode(fields, errors="surrogateescape")
@@ -72,7 +72,7 @@ def get_request(realm: str, service: str, scopes: tuple[str, ...], credential: C
     return TokenRequest("GET", f"{realm}{separator}{query}" if query else realm, headers, None)
 
 
-def oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_token: str) -> TokenRequest:
+def build_oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_token: str) -> TokenRequest:
     """Ask as OAuth2 says: POST, with the identity token as what it calls a refresh token."""
     fields = {"grant_type": "refresh_token", "refresh_token": identity_token, "client_id": CLIENT_ID}
     fields |= {"service": service} if service else {}
@@ -81,7 +81,7 @@ def oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_to
     return TokenRequest("POST", realm, headers, urlencode(fields, errors="surrogateescape").encode())
 
 
-def basic(credential: Credential) -> str:
+def basic_header(credential: Credential) -> str:
     """Write a credential as RFC 7617 does; an identity token stands in the password's place.
 
     Raises:
@@ -91,18 +91,18 @@ def basic(credential: Credential) -> str:
     if credential.identity_token is not None:
         username, secret = username or TOKEN_USERNAME, credential.identity_token
     if ":" in username:
-        msg = f"the user name of {origin_of(credential)} holds a colon, which no registry can take"
+        msg = f"the user name of {describe_credential(credential)} holds a colon, which no registry can take"
         raise UsageError(msg)
     plain = f"{username}:{secret}".encode(errors="surrogateescape")
     return f"Basic {base64.b64encode(plain).decode()}"
 
 
-def origin_of(credential: Credential) -> str:
+def describe_credential(credential: Credential) -> str:
     """Name a credential by where it comes from."""
     return f"the credentials from {credential.source}" if credential.source else "the credentials"
 
 
-def token_of(fields: Mapping[str, Any], where: str) -> str:
+def parse_token(fields: Mapping[str, Any], where: str) -> str:
     """Take `token`, else `access_token`; null and "" are as good as absent.
 
     Raises:
@@ -112,13 +112,13 @@ def token_of(fields: Mapping[str, Any], where: str) -> str:
     if not token:
         msg = f"{where} has no token"
         raise ArchiveError(msg)
-    if not isinstance(token, str) or not VISIBLE.match(token):
+    if not isinstance(token, str) or not VISIBLE_ASCII.match(token):
         msg = f"{where} has a token that cannot stand in a header"
         raise ArchiveError(msg)
     return token
 
 
-def lifetime_of(expires_in: object) -> float:
+def parse_lifetime(expires_in: object) -> float:
     """Read `expires_in` in seconds, as a number or its text; what makes no sense is as good as absent.
 
     `issued_at` is not looked at: it is from another machine's clock.

@@ -17,19 +17,19 @@ from urllib.parse import urlsplit
 
 from ocistream import limits, notices
 from ocistream.auth.challenges import Challenge, parse_challenges
-from ocistream.auth.scopes import split_scope, uncovered
+from ocistream.auth.scopes import missing_scopes, split_scope
 from ocistream.auth.token_requests import (
-    VISIBLE,
-    TokenAnswer,
+    VISIBLE_ASCII,
     TokenRequest,
-    basic,
-    get_request,
-    lifetime_of,
-    oauth_request,
-    origin_of,
-    token_of,
+    TokenResponse,
+    basic_header,
+    build_get_request,
+    build_oauth_request,
+    describe_credential,
+    parse_lifetime,
+    parse_token,
 )
-from ocistream.auth.unproven_secrets import Trial, Trials
+from ocistream.auth.unproven_secrets import SecretAttempt, SecretAttempts
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
@@ -48,7 +48,7 @@ RENEWAL_SECONDS: Final = 10.0
 MAX_ADDED_SCOPES: Final = 16
 
 #: Sources of credentials that are given for this run, before which a login does not come.
-_GIVEN: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
+_EXPLICIT_SOURCES: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Authenticator:
         self,
         registry: str,
         find: Callable[[str], Credential | None],
-        send: Callable[[TokenRequest], TokenAnswer],
+        send: Callable[[TokenRequest], TokenResponse],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,17 +86,17 @@ class Authenticator:
         self._send = send
         self._clock = clock
         self._lock = threading.Lock()
-        self._finding = threading.Lock()
+        self._find_lock = threading.Lock()
         self._challenge: Challenge | None = None
         self._credentials: dict[str, Credential | None] = {}
         self._tokens: dict[tuple[str, ...], _Token] = {}
-        self._gates: dict[tuple[str, ...], threading.Lock] = {}
-        self._extra: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._fetch_locks: dict[tuple[str, ...], threading.Lock] = {}
+        self._added_scopes: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._refusals: dict[tuple[str, ...], str] = {}
-        self._trials = Trials()
+        self._attempts = SecretAttempts()
 
     @property
-    def was_challenged(self) -> bool:
+    def has_challenge(self) -> bool:
         """Whether the registry has said how to authenticate."""
         return self._challenge is not None
 
@@ -115,11 +115,11 @@ class Authenticator:
         if challenge is None:
             return None
         if challenge.scheme == "bearer":
-            return self._bearer(challenge, scopes)
-        credential = self._credential(scopes)
-        return basic(credential) if credential and credential.registry_token is None else None
+            return self._bearer_header(challenge, scopes)
+        credential = self._find_credential(scopes)
+        return basic_header(credential) if credential and credential.registry_token is None else None
 
-    def challenged(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
+    def answer_challenge(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
         """Give the header value with which to repeat a request that got a 401.
 
         `www_authenticate` are the answer's header values; without any the registry's last challenge counts
@@ -131,7 +131,7 @@ class Authenticator:
             RegistryError: the challenge, the token server or its answer is broken.
             UsageError: the credential cannot be sent.
         """
-        challenge = self._challenge = self._choose(parse_challenges(www_authenticate)) or self._challenge
+        challenge = self._challenge = self._choose_challenge(parse_challenges(www_authenticate)) or self._challenge
         if challenge is None:
             msg = f"{self._registry} answers 401 and does not say how to authenticate"
             hint = "is it a registry that answers there, or a web server or a proxy that stands before one?"
@@ -139,18 +139,18 @@ class Authenticator:
         if challenge.scheme == "bearer":
             asked = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
             with self._lock:
-                extra = self._extra.get(scopes, ())
-                self._extra[scopes] = (extra + uncovered(asked, scopes + extra))[:MAX_ADDED_SCOPES]
+                extra = self._added_scopes.get(scopes, ())
+                self._added_scopes[scopes] = (extra + missing_scopes(asked, scopes + extra))[:MAX_ADDED_SCOPES]
                 self._tokens = {key: token for key, token in self._tokens.items() if token.header != refused}
-            header = self._bearer(challenge, scopes)
-            credential = self._credential(scopes)
+            header = self._bearer_header(challenge, scopes)
+            credential = self._find_credential(scopes)
             if header == refused and credential is not None and credential.registry_token is not None:
                 # It is all there is: no server gives another one for it.
-                raise self._refused(credential)
+                raise self._refused_error(credential)
             return header
-        return self._basic_after(refused, scopes)
+        return self._next_basic(refused, scopes)
 
-    def has_ended(self, www_authenticate: Sequence[str]) -> bool:
+    def is_token_expired(self, www_authenticate: Sequence[str]) -> bool:
         """Say whether a challenge says that the token which was shown is not good any more (RFC 6750, section 3.1).
 
         Then another one may be. Where it says nothing, or that the token allows too little, none would be better.
@@ -158,27 +158,27 @@ class Authenticator:
         challenges = parse_challenges(www_authenticate)
         return any(challenge.parameters.get("error") == "invalid_token" for challenge in challenges)
 
-    def is_final(self, header: str, scopes: tuple[str, ...]) -> bool:
+    def is_only_credential(self, header: str, scopes: tuple[str, ...]) -> bool:
         """Say whether a header is all there is to show: no other one can be had where it is refused."""
-        credential = self._credential(scopes)
+        credential = self._find_credential(scopes)
         return header.startswith("Basic ") or (credential is not None and credential.registry_token is not None)
 
     @contextlib.contextmanager
-    def shown(self, header: str | None, scopes: tuple[str, ...]) -> Iterator[Trial]:
+    def try_header(self, header: str | None, scopes: tuple[str, ...]) -> Iterator[SecretAttempt]:
         """Wait until a header may be shown; who shows it notes what came of it.
 
         Raises:
             AuthenticationError: it was shown meanwhile by somebody else, and refused.
         """
-        if header is None or not self.is_final(header, scopes):
-            yield Trial()
+        if header is None or not self.is_only_credential(header, scopes):
+            yield SecretAttempt()
             return
-        with self._trials.of(header) as trial:
-            if self._trials.was_refused(header):
-                raise self._refused(self._credential(scopes))
+        with self._attempts.attempt(header) as trial:
+            if self._attempts.is_refused(header):
+                raise self._refused_error(self._find_credential(scopes))
             yield trial
 
-    def _choose(self, challenges: list[Challenge]) -> Challenge | None:
+    def _choose_challenge(self, challenges: list[Challenge]) -> Challenge | None:
         """Prefer Bearer with a realm, then Basic; None where no challenge was made at all."""
         bearer = [challenge for challenge in challenges if challenge.scheme == "bearer"]
         basic = [challenge for challenge in challenges if challenge.scheme == "basic"]
@@ -193,61 +193,65 @@ class Authenticator:
             raise AuthenticationError(msg)
         return None
 
-    def _credential(self, scopes: tuple[str, ...]) -> Credential | None:
+    def _find_credential(self, scopes: tuple[str, ...]) -> Credential | None:
         """The credential for the first repository that `scopes` name: the one pushed to, for a mount."""
         resources = (split_scope(scope)[0] for scope in scopes)
         names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
         repository = next(names, "")
-        with self._finding:
+        with self._find_lock:
             if repository not in self._credentials:
-                credential = self._credentials[repository] = _checked(self._find(repository))
-                shown = f"with {origin_of(credential)}" if credential else "anonymously: no credentials were found"
-                notices.notice(f"{self._registry}: asking {shown}", level=1)
+                credential = self._credentials[repository] = _check_credential(self._find(repository))
+                shown = (
+                    f"with {describe_credential(credential)}"
+                    if credential
+                    else "anonymously: no credentials were found"
+                )
+                notices.notify(f"{self._registry}: asking {shown}", level=1)
             return self._credentials[repository]
 
-    def _basic_after(self, refused: str | None, scopes: tuple[str, ...]) -> str:
-        credential = self._credential(scopes)
+    def _next_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
+        credential = self._find_credential(scopes)
         if credential is None or credential.registry_token is not None:
             msg = f"{self._registry} wants a user name and a password, and none were found"
-            raise self._denied(msg)
-        header = basic(credential)
+            raise self._login_error(msg)
+        header = basic_header(credential)
         if header == refused:
-            raise self._refused(credential)
+            raise self._refused_error(credential)
         return header
 
-    def _refused(self, credential: Credential | None) -> AuthenticationError:
-        msg = f"{self._registry} refused {origin_of(credential) if credential else 'the credentials'}"
-        return self._denied(msg, credential)
+    def _refused_error(self, credential: Credential | None) -> AuthenticationError:
+        msg = f"{self._registry} refused {describe_credential(credential) if credential else 'the credentials'}"
+        return self._login_error(msg, credential)
 
-    def _denied(self, what: str, credential: Credential | None = None) -> AuthenticationError:
+    def _login_error(self, what: str, credential: Credential | None = None) -> AuthenticationError:
         hint = f"ocistream login {self._registry}"
-        if credential is not None and (credential.is_named or credential.source.startswith(_GIVEN)):
+        if credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
             hint = f"correct {credential.source}, or leave it away: it comes before what `{hint}` keeps"
         return AuthenticationError(what, hint=hint)
 
     # -- tokens -----------------------------------------------------------------------------------------
 
-    def _bearer(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
+    def _bearer_header(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
         """Give a held token that covers `scopes`, or fetch one."""
-        credential = self._credential(scopes)
+        credential = self._find_credential(scopes)
         if credential is not None and credential.registry_token is not None:
             return f"Bearer {credential.registry_token}"
         with self._lock:
-            wanted = scopes + self._extra.get(scopes, ())
-            gate = self._gates.setdefault(wanted, threading.Lock())
+            wanted = scopes + self._added_scopes.get(scopes, ())
+            gate = self._fetch_locks.setdefault(wanted, threading.Lock())
         with gate:
-            held = self._held(wanted, credential)
+            held = self._find_token(wanted, credential)
             if held is not None:
                 return held.header
             if wanted in self._refusals:
                 # A wrong password that is shown again and again locks accounts.
-                raise self._denied(self._refusals[wanted], credential)
-            fresh = self._fetch(challenge, wanted, credential)
+                raise self._login_error(self._refusals[wanted], credential)
+            fresh = self._fetch_token(challenge, wanted, credential)
             with self._lock:
                 self._tokens[wanted] = fresh
             return fresh.header
 
-    def _held(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
+    def _find_token(self, wanted: tuple[str, ...], credential: Credential | None) -> _Token | None:
         """Find a token that still lives: the one for just these scopes, else one that covers them.
 
         In this order, since some registries heed only a token's first scope (ggcr). One that was
@@ -258,39 +262,41 @@ class Authenticator:
             tokens = [self._tokens[wanted]] if wanted in self._tokens else []
             tokens += self._tokens.values()
         for token in tokens:
-            if now < token.renew_at and token.credential == credential and not uncovered(wanted, token.scopes):
+            if now < token.renew_at and token.credential == credential and not missing_scopes(wanted, token.scopes):
                 return token
         return None
 
-    def _fetch(self, challenge: Challenge, wanted: tuple[str, ...], credential: Credential | None) -> _Token:
-        realm, server = self._realm(challenge)
+    def _fetch_token(self, challenge: Challenge, wanted: tuple[str, ...], credential: Credential | None) -> _Token:
+        realm, server = self._parse_realm(challenge)
         service = challenge.parameters.get("service", "")
         if credential is not None and credential.identity_token is not None:
-            answer = self._send(oauth_request(realm, service, wanted, credential.identity_token))
+            answer = self._send(build_oauth_request(realm, service, wanted, credential.identity_token))
             if answer.status in {404, 405}:
                 # Not every token server speaks OAuth2 (distribution, "Oauth2 Token Authentication").
-                answer = self._send(get_request(realm, service, wanted, credential))
+                answer = self._send(build_get_request(realm, service, wanted, credential))
         else:
-            answer = self._send(get_request(realm, service, wanted, credential))
+            answer = self._send(build_get_request(realm, service, wanted, credential))
         if answer.status in {401, 403}:
-            why = f"refused {origin_of(credential)}" if credential else "wants credentials, and none were found"
+            why = (
+                f"refused {describe_credential(credential)}" if credential else "wants credentials, and none were found"
+            )
             self._refusals[wanted] = f"the token server {server} of {self._registry} {why}"
-            raise self._denied(self._refusals[wanted], credential)
+            raise self._login_error(self._refusals[wanted], credential)
         where = f"the answer of the token server {server} of {self._registry}"
         if not 200 <= answer.status < 300:
             msg = f"the token server {server} of {self._registry} answered {answer.status}"
             raise RegistryError(msg, status=answer.status)
         try:
-            fields = parse_json(answer.body, where, limits.MAX_TOKEN_ANSWER)
-            token = token_of(fields, where)
+            fields = parse_json(answer.body, where, limits.MAX_TOKEN_RESPONSE)
+            token = parse_token(fields, where)
         except ArchiveError as error:
             # Without its cause, which holds the answer and so the token.
-            raise RegistryError(error.what, status=answer.status) from None
-        lifetime = lifetime_of(fields.get("expires_in"))
+            raise RegistryError(error.message, status=answer.status) from None
+        lifetime = parse_lifetime(fields.get("expires_in"))
         margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
         return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
 
-    def _realm(self, challenge: Challenge) -> tuple[str, str]:
+    def _parse_realm(self, challenge: Challenge) -> tuple[str, str]:
         """Check that the realm is an absolute http(s) URL; give it without a fragment, and its host."""
         realm = challenge.parameters["realm"]
         host = None
@@ -300,13 +306,13 @@ class Authenticator:
                 host = parts.hostname
         except ValueError:
             pass
-        if not host or not VISIBLE.match(realm):
+        if not host or not VISIBLE_ASCII.match(realm):
             msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
             raise RegistryError(msg, status=401)
         return realm.partition("#")[0], printable(host)
 
 
-def _checked(credential: Credential | None) -> Credential | None:
+def _check_credential(credential: Credential | None) -> Credential | None:
     """Refuse a credential that cannot be sent: with half a character in it (a lone surrogate), or a line's end.
 
     Raises:
@@ -317,10 +323,10 @@ def _checked(credential: Credential | None) -> Credential | None:
             parts = credential.username, credential.secret, credential.identity_token or ""
             "".join(parts).encode(errors="surrogateescape")
         except UnicodeEncodeError:
-            msg = f"{origin_of(credential)} are not text"
+            msg = f"{describe_credential(credential)} are not text"
             # Without its cause, which holds the password.
             raise UsageError(msg) from None
-        if credential.registry_token is not None and not VISIBLE.match(credential.registry_token):
-            msg = f"{origin_of(credential)} have a token that cannot stand in a header"
+        if credential.registry_token is not None and not VISIBLE_ASCII.match(credential.registry_token):
+            msg = f"{describe_credential(credential)} have a token that cannot stand in a header"
             raise UsageError(msg)
     return credential

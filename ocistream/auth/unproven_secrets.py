@@ -10,39 +10,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Trial", "Trials"]
+__all__ = ["SecretAttempt", "SecretAttempts"]
 
 
 @dataclass(slots=True)
-class Trial:
+class SecretAttempt:
     """One showing of a secret. `accepted` is what came of it, None where nothing did: there was no answer."""
 
-    accepted: bool | None = None
+    is_accepted: bool | None = None
 
 
-class Trials:
+class SecretAttempts:
     """What came of showing secrets to one registry. Safe for several threads."""
 
     def __init__(self) -> None:
         """Begin with nothing known."""
         self._lock = threading.Lock()
-        self._gates: dict[str, threading.Lock] = {}
-        self._known: dict[str, bool] = {}
+        self._attempt_locks: dict[str, threading.Lock] = {}
+        self._is_accepted: dict[str, bool] = {}
 
-    def was_refused(self, secret: str) -> bool:
+    def is_refused(self, secret: str) -> bool:
         """Say whether a secret was shown and refused, and never accepted."""
-        return self._known.get(secret) is False
+        return self._is_accepted.get(secret) is False
 
     @contextlib.contextmanager
-    def of(self, secret: str) -> Iterator[Trial]:
+    def attempt(self, secret: str) -> Iterator[SecretAttempt]:
         """Wait until a secret may be shown, and keep what comes of it; who waited asks `was_refused` again."""
         with self._lock:
-            gate = self._gates.setdefault(secret, threading.Lock())
-        trial = Trial()
-        if self._known.get(secret):
+            gate = self._attempt_locks.setdefault(secret, threading.Lock())
+        trial = SecretAttempt()
+        if self._is_accepted.get(secret):
             yield trial
             return
         with gate:
             yield trial
-            if trial.accepted is not None:
-                self._known[secret] = trial.accepted or self._known.get(secret, False)
+            if trial.is_accepted is not None:
+                self._is_accepted[secret] = trial.is_accepted or self._is_accepted.get(secret, False)

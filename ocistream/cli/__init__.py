@@ -21,23 +21,23 @@ __all__ = ["COMMANDS", "main", "run"]
 #: The C module behind `signal`. `signal` itself imports enum first: that takes milliseconds, in which a signal would
 #: end the process by default.
 _signal = __import__("_signal")
-_ENDING = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
+_TERMINATION_SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
 
 
 def run() -> NoReturn:
     """Run the command line of this process, and end it."""
     # Before anything else is imported: Python's own handler would print a traceback of the import, and exit codes would
     # not be 128 + N.
-    for number in _ENDING:
+    for number in _TERMINATION_SIGNALS:
         if _signal.getsignal(number) != _signal.SIG_IGN:
-            _signal.signal(number, _leave)
+            _signal.signal(number, _exit_on_signal)
     import signal
 
     from ocistream.cli.entry import main
 
     code = main(sys.argv[1:], ends_process=True)
     # All is said and done; what Python does at exit is not to be torn.
-    for number in _ENDING:
+    for number in _TERMINATION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # The streams were written out, and no thread is waited for: one of ours stands in a call (the one that watches for
     # signals always does), and what it works with would be taken away beneath it. Now and then that is a segmentation
@@ -45,7 +45,7 @@ def run() -> NoReturn:
     os._exit(code)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
     """End the process where it stands: nothing was begun yet."""
     message = "interrupted" if number == _signal.SIGINT else "terminated"
     line = f"ocistream: error: {message}\n"

@@ -13,13 +13,13 @@ from click.shell_completion import CompletionItem, get_completion_class
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["VARIABLE", "answer", "commands_like", "completion", "know_paths"]
+__all__ = ["COMPLETION_VARIABLE", "complete_commands", "completion", "mark_path_parameters", "print_completions"]
 
 #: As click has it for a program of this name.
-VARIABLE: Final = "_OCISTREAM_COMPLETE"
+COMPLETION_VARIABLE: Final = "_OCISTREAM_COMPLETE"
 _PROGRAM: Final = "ocistream"
 #: How zsh and fish look for files: such as begin with all of the word, of which `--option=` is no file's beginning.
-_FILES: Final = {
+_FILE_COMPLETION_FIXES: Final = {
     "_path_files": """[[ "$PREFIX" == --*=* ]] && compset -P 1 '*='; _path_files""",
     "__fish_complete_path $metadata[2]": (
         "set -l parts (string match -r '^(--[^=]+=)(.*)$' -- $metadata[2]); "
@@ -28,7 +28,7 @@ _FILES: Final = {
 }
 _SHELLS: Final = ("bash", "zsh", "fish")
 #: What of a metavar says that a file or directory may stand there. (END, SRC and DST may be images as well.)
-_PATHS: Final = ("DIR", "DST", "END", "FILE", "PATH", "SRC")
+_PATH_METAVARS: Final = ("DIR", "DST", "END", "FILE", "PATH", "SRC")
 
 
 @click.command()
@@ -46,14 +46,14 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None, shell  # noqa: S101 - click has these three
     # Not its `source`, which first runs a bash to see its version.
-    script = kind(click.Group(), {}, _PROGRAM, VARIABLE)
+    script = kind(click.Group(), {}, _PROGRAM, COMPLETION_VARIABLE)
     text = script.source_template % script.source_vars()
-    for theirs, ours in _FILES.items():
+    for theirs, ours in _FILE_COMPLETION_FIXES.items():
         text = text.replace(theirs, ours)
     click.echo(text)
 
 
-def answer(group: click.Group, instruction: str) -> int:
+def print_completions(group: click.Group, instruction: str) -> int:
     """Answer a shell's script, which has put what is typed into the environment. Gives the exit code.
 
     As click does it, but for `--option=value`: bash hands that over in three words and takes the last one back, the
@@ -63,8 +63,8 @@ def answer(group: click.Group, instruction: str) -> int:
     kind = get_completion_class(shell)
     if kind is None or what != "complete":
         return 1
-    script = kind(group, {}, _PROGRAM, VARIABLE)
-    words, word = _joined(*script.get_completion_args())
+    script = kind(group, {}, _PROGRAM, COMPLETION_VARIABLE)
+    words, word = _join_option_value(*script.get_completion_args())
     option, equals, _ = word.partition("=")
     before = f"{option}=" if shell != "bash" and equals and option.startswith("--") else ""
     items = script.get_completions(words, word)
@@ -74,7 +74,7 @@ def answer(group: click.Group, instruction: str) -> int:
     return 0
 
 
-def _joined(words: list[str], word: str) -> tuple[list[str], str]:
+def _join_option_value(words: list[str], word: str) -> tuple[list[str], str]:
     """Put `--option`, `=` and the beginning of its value together."""
     if word == "=" and words and words[-1].startswith("--"):
         return words[:-1], f"{words[-1]}="
@@ -83,14 +83,14 @@ def _joined(words: list[str], word: str) -> tuple[list[str], str]:
     return words, word
 
 
-def commands_like(table: Iterable[tuple[str, str]], beginning: str) -> list[CompletionItem[str]]:
+def complete_commands(table: Iterable[tuple[str, str]], beginning: str) -> list[CompletionItem[str]]:
     """Give those of the commands (name and line) that begin so."""
     return [CompletionItem(name, help=line) for name, line in table if name.startswith(beginning)]
 
 
-def know_paths(command: click.Command) -> None:
+def mark_path_parameters(command: click.Command) -> None:
     """Say of a command's parameters where files may stand: to us they are text, since they may be other things too."""
     for parameter in command.params:
         metavar = parameter.metavar or ""
-        if parameter.type is click.STRING and any(word in metavar for word in _PATHS):
+        if parameter.type is click.STRING and any(word in metavar for word in _PATH_METAVARS):
             parameter.type = click.Path()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.defaults import check_all, defaults_of, find, options_of
-from ocistream.cli.entry import COMMANDS, load
-from ocistream.cli.environment import named_by_registries, tell_unused
+from ocistream.cli.defaults import check_all_defaults, configurable_options, read_configuration_file, read_settings
+from ocistream.cli.entry import COMMANDS, load_command
+from ocistream.cli.environment import find_credential_variables, warn_unused_variables
 from ocistream.cli.options import apply_verbosity, config_option, verbosity_options
-from ocistream.cli.session import home
+from ocistream.cli.session import home_directory
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.oci.reference import parse_registry, printable
 from ocistream.streams import paths
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.cli.console import Console
-    from ocistream.config.toml_files import Table
-    from ocistream.registry.locations import HostRule, Namespace
+    from ocistream.config.toml_files import TomlTable
+    from ocistream.registry.locations import HostRule, RegistryNamespace
 
 _BUILT_IN: Final = "built in"
 #: What `config` is about: itself apart.
-_NUMBERS: Final = (type(click.INT), type(click.FLOAT))
-_CONFIGURED: Final = tuple(name for name in COMMANDS if name != "config")
+_NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
+_CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
 
 
 @click.command()
@@ -57,18 +57,18 @@ def config(
         if as_json:
             msg = "--json is for `config show`"
             raise UsageError(msg)
-        _check(console, of, None if config is None else str(config))
+        _check_file(console, of, None if config is None else str(config))
         return
-    if of is not None and of not in _CONFIGURED:
+    if of is not None and of not in _CONFIGURABLE_COMMANDS:
         msg = f"{printable(of)!r} is no command"
-        raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURED)}")
-    table = find(None if config is None else str(config), os.environ)
-    tell_unused(console, os.environ, named_by_registries(table))
-    shown = _Shown(table, of)
+        raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURABLE_COMMANDS)}")
+    table = read_configuration_file(None if config is None else str(config), os.environ)
+    warn_unused_variables(console, os.environ, find_credential_variables(table))
+    shown = _SettingsView(table, of)
     click.echo(json.dumps(shown.document(), indent=2) if as_json else "\n".join(shown.lines()))
 
 
-def _check(console: Console, of: str | None, named: str | None) -> None:
+def _check_file(console: Console, of: str | None, named: str | None) -> None:
     """Check a file, all of it.
 
     Raises:
@@ -81,91 +81,95 @@ def _check(console: Console, of: str | None, named: str | None) -> None:
     if of is not None and not paths.exists(of):
         msg = f"{printable(of)}: no such file"
         raise NotFoundError(msg)
-    table = find(named if of is None else of, os.environ)
-    tell_unused(console, os.environ, named_by_registries(table))
+    table = read_configuration_file(named if of is None else of, os.environ)
+    warn_unused_variables(console, os.environ, find_credential_variables(table))
     if table is None:
-        console.note("there is no configuration file")
+        console.info("there is no configuration file")
         return
-    from ocistream.config.file import host_rules
+    from ocistream.config.file import parse_host_rules
 
-    check_all(table, {name: load(name) for name in _CONFIGURED})
-    host_rules(table, home())
-    console.note(f"{table.where} is right")
+    check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
+    parse_host_rules(table, home_directory())
+    console.info(f"{table.label} is right")
 
 
-class _Shown:
+class _SettingsView:
     """What is set: by one file, by containers' files and by the environment; for all commands, or for one."""
 
-    def __init__(self, table: Table | None, command: str | None) -> None:
+    def __init__(self, table: TomlTable | None, command: str | None) -> None:
         from ocistream.auth.credentials import Keychain
-        from ocistream.config.certs_d import folders
-        from ocistream.config.file import host_rules
+        from ocistream.config.certs_d import certs_directories
+        from ocistream.config.file import parse_host_rules
         from ocistream.config.registries_conf import load_namespaces
 
         self._table = table
         self._command = command
-        self._where = "" if table is None else table.where
-        self._commands = {name: load(name) for name in _CONFIGURED}
-        self._rules: Mapping[str, HostRule] = {} if table is None else host_rules(table, home())
-        self._namespaces = load_namespaces(os.environ, home())
-        self._folders = folders(os.environ, home())
-        self._keychain = Keychain(os.environ, home=home(), configured=lambda host: self._rule(host).credentials)
+        self._file_name = "" if table is None else table.label
+        self._commands = {name: load_command(name) for name in _CONFIGURABLE_COMMANDS}
+        self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table, home_directory())
+        self._namespaces = load_namespaces(os.environ, home_directory())
+        self._folders = certs_directories(os.environ, home_directory())
+        self._keychain = Keychain(
+            os.environ, home=home_directory(), configured=lambda host: self._host_rule(host).credentials
+        )
 
     def document(self) -> dict[str, Any]:
         """Give all of it as JSON has it."""
         return {
-            "file": self._where or None,
-            "defaults": self._defaults(),
+            "file": self._file_name or None,
+            "defaults": self._default_tables(),
             "registries": {
                 host: {
                     "settings": {
-                        key: {"value": value, "origin": "file", "where": self._where}
-                        for key, value in self._of_host(host).items()
+                        key: {"value": value, "origin": "file", "where": self._file_name}
+                        for key, value in self._host_settings(host).items()
                     },
-                    "certificates": self._certificates(host),
+                    "certificates": self._certificate_folder(host),
                     "credentials": self._keychain.sources(host),
                 }
-                for host in self._hosts()
+                for host in self._registry_hosts()
             },
-            "containers": [{**_of_namespace(namespace), "where": namespace.source} for namespace in self._namespaces],
+            "containers": [
+                {**_namespace_json(namespace), "where": namespace.config_file} for namespace in self._namespaces
+            ],
         }
 
     def lines(self) -> Iterator[str]:
         """Give all of it as a configuration file."""
-        yield f"# file: {_shown(self._where)}" if self._where else "# there is no configuration file"
-        for table, settings in self._defaults().items():
+        yield f"# file: {_short_path(self._file_name)}" if self._file_name else "# there is no configuration file"
+        for table, settings in self._default_tables().items():
             yield ""
             yield f"[{table}]"
             for key, setting in settings.items():
                 origin, where = setting["origin"], setting["where"]
-                note = _BUILT_IN if origin == _BUILT_IN else f"{origin} {_shown(where)}"
+                note = _BUILT_IN if origin == _BUILT_IN else f"{origin} {_short_path(where)}"
                 if setting["value"] is None:
                     yield f"# {key} is not set   # {note}"
                 else:
-                    yield f"{key} = {_toml(setting['value'])}   # {note}"
-        for host in self._hosts():
+                    yield f"{key} = {_format_toml(setting['value'])}   # {note}"
+        for host in self._registry_hosts():
             yield ""
-            yield f"[registry.{_toml(host)}]"
-            for key, value in self._of_host(host).items():
-                yield f"{key} = {_toml(value)}   # file {_shown(self._where)}"
-            if (folder := self._certificates(host)) is not None:
-                yield f"# certificates: {_shown(folder)}"
+            yield f"[registry.{_format_toml(host)}]"
+            for key, value in self._host_settings(host).items():
+                yield f"{key} = {_format_toml(value)}   # file {_short_path(self._file_name)}"
+            if (folder := self._certificate_folder(host)) is not None:
+                yield f"# certificates: {_short_path(folder)}"
             sources = self._keychain.sources(host)
             yield f"# credentials: {printable(', else '.join(sources), 1024) or 'none'}"
         for namespace in self._namespaces:
             yield ""
-            yield f"# {_shown(namespace.source)}"
-            for key, value in _of_namespace(namespace).items():
-                yield f"#   {key} = {_toml(value)}"
+            yield f"# {_short_path(namespace.config_file)}"
+            for key, value in _namespace_json(namespace).items():
+                yield f"#   {key} = {_format_toml(value)}"
 
-    def _defaults(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def _default_tables(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Give the tables of defaults, each with its options, their values, and where these come from."""
         if self._command is not None:
-            return {f"defaults.{self._command}": self._of_command(self._command)}
+            return {f"defaults.{self._command}": self._command_settings(self._command)}
         shared: dict[str, dict[str, Any]] = {}
         others: dict[str, dict[str, dict[str, Any]]] = {}
         for name in self._commands:
-            for key, setting in self._of_command(name).items():
+            for key, setting in self._command_settings(name).items():
                 own = setting["origin"] == "file" and setting["where"].endswith(f"[defaults.{name}]")
                 before = shared.get(key, setting)
                 # What is said of one command, or is built in otherwise there, is no default of all.
@@ -175,20 +179,20 @@ class _Shown:
                     shared[key] = setting
         return {"defaults": shared, **others}
 
-    def _of_command(self, name: str) -> dict[str, dict[str, Any]]:
+    def _command_settings(self, name: str) -> dict[str, dict[str, Any]]:
         command = self._commands[name]
-        set_here = defaults_of(name, command, self._table, os.environ)
+        set_here = read_settings(name, command, self._table, os.environ)
         found: dict[str, dict[str, Any]] = {}
-        for key, option in options_of(command).items():
+        for key, option in configurable_options(command).items():
             if (setting := set_here.get(key)) is not None:
-                value = _number(setting.value) if isinstance(option.type, _NUMBERS) else setting.value
+                value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
                 found[key] = {"value": value, "origin": setting.origin, "where": setting.where}
             else:
                 value = option.to_info_dict()["default"]
                 found[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}
         return found
 
-    def _hosts(self) -> list[str]:
+    def _registry_hosts(self) -> list[str]:
         """List the registries of which something is said by name: in our file, in containers', or by a folder."""
         found = dict.fromkeys(self._rules)
         for namespace in self._namespaces:
@@ -198,12 +202,12 @@ class _Shown:
                 found |= dict.fromkeys(sorted(path.name for path in folder.iterdir() if paths.is_directory(path)))
         return list(filter(_is_registry, found))
 
-    def _rule(self, host: str) -> HostRule:
+    def _host_rule(self, host: str) -> HostRule:
         from ocistream.registry.locations import HostRule
 
         return self._rules.get(host) or HostRule()
 
-    def _of_host(self, host: str) -> dict[str, Any]:
+    def _host_settings(self, host: str) -> dict[str, Any]:
         """Give what our file says of a host, with its paths as they are meant."""
         if self._table is None or host not in self._rules:
             return {}
@@ -220,10 +224,10 @@ class _Shown:
             values["credentials"] = str(rule.credentials)
         return values
 
-    def _certificates(self, host: str) -> str | None:
-        from ocistream.config.certs_d import folder_of
+    def _certificate_folder(self, host: str) -> str | None:
+        from ocistream.config.certs_d import find_certs_directory
 
-        folder = folder_of(host, self._folders)
+        folder = find_certs_directory(host, self._folders)
         return None if folder is None else str(folder)
 
 
@@ -235,22 +239,22 @@ def _is_registry(name: str) -> bool:
         return False
 
 
-def _number(value: object) -> object:
+def _convert_number(value: object) -> object:
     """Give a number that was found to be one as it is written in TOML."""
     if not isinstance(value, str):
         return value
     return int(value) if value.isdigit() else float(value)
 
 
-def _shown(where: str) -> str:
+def _short_path(where: str) -> str:
     """Give a file's name for a comment, in the home directory by its short name."""
-    own = f"{home()}/"
+    own = f"{home_directory()}/"
     return printable(f"~/{where.removeprefix(own)}" if own != "//" and where.startswith(own) else where, 1024)
 
 
-def _of_namespace(namespace: Namespace) -> dict[str, Any]:
+def _namespace_json(namespace: RegistryNamespace) -> dict[str, Any]:
     mirrors = [
-        {"location": mirror.location, "pull": mirror.pull, "insecure": bool(mirror.insecure)}
+        {"location": mirror.location, "pull": mirror.pull_mode, "insecure": bool(mirror.insecure)}
         for mirror in namespace.mirrors
     ]
     said = {
@@ -263,18 +267,18 @@ def _of_namespace(namespace: Namespace) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value}
 
 
-def _toml(value: object) -> str:
+def _format_toml(value: object) -> str:
     """Write a value as TOML has it, in one line and with nothing in it that drives a terminal."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(_format_toml, value))}]"
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
-    return f'"{"".join(map(_escaped, value))}"' if isinstance(value, str) else str(value)
+        return f"{{ {', '.join(f'{key} = {_format_toml(item)}' for key, item in value.items())} }}"
+    return f'"{"".join(map(_escape_toml, value))}"' if isinstance(value, str) else str(value)
 
 
-def _escaped(character: str) -> str:
+def _escape_toml(character: str) -> str:
     if character in {'"', "\\"}:
         return f"\\{character}"
     if character.isprintable():

@@ -9,31 +9,31 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ocistream.cli.shared_terminal import Neighbours, fresh_line, is_drawable
+from ocistream.cli.shared_terminal import OtherPrograms, can_draw, fresh_line_prefix
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["Console", "Drawing", "harmless_json", "in_one_line"]
+__all__ = ["Console", "LiveDisplay", "escape_ci_commands", "sanitize_line"]
 
 #: Where a CI's runner looks for a command in the middle of a line: `##[name]` is GitHub's and Azure's, who has
 #: `##vso[...]` as well, and `##teamcity[...]` TeamCity's.
-_RUNNERS_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
-_LINE_ANEW: Final = "\r\x1b[2K"
+_CI_COMMAND_MARK: Final = re.compile(r"##(?=[A-Za-z]*\[)")
+_CLEAR_LINE: Final = "\r\x1b[2K"
 
 
-class Drawing(Protocol):
+class LiveDisplay(Protocol):
     """What is drawn on a terminal, below what is said there."""
 
-    def above(self, text: str) -> None:
+    def print_above(self, text: str) -> None:
         """Print lines above it, whole."""
 
-    def aside(self) -> AbstractContextManager[None]:
+    def suspend(self) -> AbstractContextManager[None]:
         """Take it away while somebody else writes to the terminal."""
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Take it away for good."""
 
 
@@ -47,11 +47,11 @@ class Console:
         """Begin with settings that the options of a command may still change."""
         self.verbosity = verbosity
         self.as_json = as_json
-        self.drawing: Drawing | None = None
+        self.display: LiveDisplay | None = None
         #: Whether this runs until somebody ends it, so that to be ended is no error.
         self.is_server = False
         #: The programs that may write to this terminal at any moment.
-        self.neighbours = Neighbours()
+        self.other_programs = OtherPrograms()
         #: Whether only results, warnings and errors are printed: this is the receiving side of a pipe, without a
         #: terminal, and its words end up on the terminal of the sending side.
         self.is_terse = False
@@ -75,68 +75,68 @@ class Console:
         """
         return (log_format or progress) == "json"
 
-    def note(self, message: str, *, level: int = 0, **fields: Any) -> None:
+    def info(self, message: str, *, level: int = 0, **fields: Any) -> None:
         """Say something; it is printed from verbosity `level` on. `fields` go into JSON only."""
         if self.verbosity >= level:
-            self._print("info" if level <= 0 else "debug", message, fields)
+            self._print_message("info" if level <= 0 else "debug", message, fields)
 
-    def inform(self, message: str) -> None:
+    def print_status(self, message: str) -> None:
         """Print what is neither a result nor a warning, unless the console is terse."""
         if not self.is_terse:
-            self.note(message)
+            self.info(message)
 
     def error(self, message: str, *, hint: str | None = None, code: int | None = None, kind: str | None = None) -> None:
         """Say what failed, and on a second line what can be done about it; `kind` is for programs that listen."""
-        if self.drawing is not None:
-            self.drawing.end()
+        if self.display is not None:
+            self.display.close()
         if self.as_json:
             given = {"hint": hint, "exit_code": code, "kind": kind}
             fields = {key: value for key, value in given.items() if value is not None}
-            self._print("error", message, fields)
+            self._print_message("error", message, fields)
             return
-        self._line(in_one_line(f"ocistream: error: {message}"))
+        self._print_line(sanitize_line(f"ocistream: error: {message}"))
         if hint:
-            self._line(in_one_line(f"  {hint}"))
+            self._print_line(sanitize_line(f"  {hint}"))
 
-    def trace(self, text: Callable[[], str]) -> None:
+    def print_traceback(self, text: Callable[[], str]) -> None:
         """Print a traceback, for those who asked for it twice."""
         if self.verbosity > 1:
             if self.as_json:
-                self._print("debug", text().rstrip(), {})
+                self._print_message("debug", text().rstrip(), {})
             else:
-                self._line(text().rstrip())
+                self._print_line(text().rstrip())
 
-    def event(self, /, **fields: Any) -> None:
+    def emit_event(self, /, **fields: Any) -> None:
         """Print one JSON object on a line of its own, whatever the verbosity and the format of messages.
 
         `fields` may be anybody's, and have any names.
         """
         import json
 
-        self._line(harmless_json(json.dumps(fields)))
+        self._print_line(escape_ci_commands(json.dumps(fields)))
 
-    def aside(self) -> AbstractContextManager[None]:
+    def suspend_display(self) -> AbstractContextManager[None]:
         """Have nothing drawn within the block: a line is written to stdout, which may be the same terminal."""
-        return contextlib.nullcontext() if self.drawing is None else self.drawing.aside()
+        return contextlib.nullcontext() if self.display is None else self.display.suspend()
 
     def fresh_line(self) -> str:
         """Give what begins an empty row, if another program may have left the cursor within a row; else ""."""
-        return fresh_line() if is_drawable() and not self.as_json and self.neighbours.may_write() else ""
+        return fresh_line_prefix() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
 
-    def mark(self, text: str) -> None:
+    def print_raw(self, text: str) -> None:
         """Print a line as it is: words of ours alone, for the program that shows a log."""
-        self._line(text)
+        self._print_line(text)
 
-    def _print(self, level: str, message: str, fields: dict[str, Any]) -> None:
+    def _print_message(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
-            self.event(level=level, message=message, **fields)
+            self.emit_event(level=level, message=message, **fields)
         else:
-            self._line(in_one_line(f"ocistream: {message}"))
+            self._print_line(sanitize_line(f"ocistream: {message}"))
 
-    def _line(self, text: str) -> None:
-        drawing = self.drawing
+    def _print_line(self, text: str) -> None:
+        drawing = self.display
         if drawing is not None:
-            drawing.above(text)
+            drawing.print_above(text)
         else:
             self._write(f"{text}\n")
 
@@ -147,34 +147,34 @@ class Console:
             if sys.stderr is not None:
                 if fresh := self.fresh_line():
                     text = f"{fresh}{text}"
-                elif sys.stderr.isatty() and _is_drawn_on():
+                elif sys.stderr.isatty() and _is_stderr_locked():
                     # The cursor is at the beginning of a line of another's.
-                    text = f"{_LINE_ANEW}{text}"
+                    text = f"{_CLEAR_LINE}{text}"
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
 
-def _is_drawn_on() -> bool:
+def _is_stderr_locked() -> bool:
     """Say whether another process has a bar on this terminal."""
-    from ocistream.cli.terminal_lock import is_drawn_on
+    from ocistream.cli.terminal_lock import is_terminal_locked
 
-    return is_drawn_on(2)
+    return is_terminal_locked(2)
 
 
-def in_one_line(text: str, limit: int | None = None) -> str:
+def sanitize_line(text: str, limit: int | None = None) -> str:
     """Make sure that a message is one line, and drives no terminal and no CI's runner, whosever words are in it.
 
     GitHub's takes `::name::` at the beginning of a line for a command, behind blanks too, and `##[name]` anywhere.
     """
-    clean = _RUNNERS_MARK.sub("#?", printable(text, len(text) if limit is None else limit))
+    clean = _CI_COMMAND_MARK.sub("#?", printable(text, len(text) if limit is None else limit))
     if clean.lstrip().startswith("::"):
         clean = clean.replace("::", ":?", 1)
     return clean
 
 
-def harmless_json(text: str) -> str:
+def escape_ci_commands(text: str) -> str:
     """Write JSON, of whole strings, so that it means the same and is no command to a CI's runner that logs it.
 
     Its lines begin with brackets and quotes, so that only what is looked for in the middle of one has to be seen to.
     """
-    return _RUNNERS_MARK.sub(r"#\\u0023", text)
+    return _CI_COMMAND_MARK.sub(r"#\\u0023", text)

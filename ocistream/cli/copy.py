@@ -8,38 +8,44 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.destinations import apart, every_tag, matching, tagged, under_own_tag
-from ocistream.cli.exclusions import leave_out, leaving_options, registries_asked
-from ocistream.cli.locations import parse_named_end
+from ocistream.cli.destinations import (
+    build_tag_target,
+    glob_filter,
+    require_distinct_targets,
+    select_all_by_tag,
+    select_tagged,
+)
+from ocistream.cli.exclusions import build_omission_rule, find_queried_registries, omission_options
+from ocistream.cli.locations import parse_location_argument
 from ocistream.cli.options import (
     cache_option,
+    choose_referrers_mode,
     compression_options,
     credential_options,
     memory_option,
     referrers_option,
-    referrers_wanted,
     transfer_options,
     upload_options,
     via_options,
 )
-from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.sides import has_credential, options_of, side_options, without_effect
-from ocistream.cli.split import split_option, split_size
-from ocistream.cli.standard_streams import stdout_end
-from ocistream.cli.transfers import mount_sources, move, renamed
+from ocistream.cli.platform import default_platform, parse_platform_choice, platform_option
+from ocistream.cli.sides import describe_unused_side_options, has_credential, options_for_side, side_options
+from ocistream.cli.split import check_split_size, split_option
+from ocistream.cli.standard_streams import resolve_stdout
+from ocistream.cli.transfers import build_rename, parse_mount_sources, run_transfer
 from ocistream.errors import UsageError
-from ocistream.layout.index import names_there, only_image, some_images
+from ocistream.layout.index import format_image_names, select_existing_images, select_only_image
 from ocistream.oci.reference import printable
-from ocistream.stores import Want, is_directory, open_sink, open_source
+from ocistream.stores import Selection, is_directory, open_destination, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from ocistream.cli.session import Session
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.graph import Root
     from ocistream.oci.reference import Reference
-    from ocistream.stores import End
-    from ocistream.transfer.interfaces import Sink, Source
+    from ocistream.stores import Location
+    from ocistream.transfer.interfaces import Destination, Source
 
 
 @click.command()
@@ -57,7 +63,7 @@ if TYPE_CHECKING:
 )
 @platform_option("all, the index as it is; into a docker-archive, linux on this machine's architecture")
 @split_option
-@leaving_options
+@omission_options
 @via_options
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
@@ -68,7 +74,7 @@ if TYPE_CHECKING:
 @cache_option
 @transfer_options
 def copy(
-    session: Session,
+    context: CommandContext,
     source: str,
     destination: str,
     platforms: tuple[str, ...],
@@ -94,36 +100,40 @@ def copy(
     ocistream copy app:2 registry.local/app:2 --via 'ssh host'
     """
     if via is not None:
-        _copy_via(session, source, destination, platforms, (via, via_program), many=all_tags or bool(globs))
+        _copy_via(context, source, destination, platforms, (via, via_program), many=all_tags or bool(globs))
         return
-    src, dst = parse_named_end(source), stdout_end(parse_named_end(destination))
-    session.check_result_apart(src, dst)
-    split = split_size(session, dst)
-    _check_sides(session, src, dst)
-    mount_from = mount_sources(session.options["mount_from"], dst.reference.registry if dst.reference else None)
+    src, dst = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
+    context.check_result_path(src, dst)
+    split = check_split_size(context, dst)
+    _check_sides(context, src, dst)
+    mount_from = parse_mount_sources(context.options["mount_from"], dst.reference.registry if dst.reference else None)
     # A docker-archive has one image a name.
     default = default_platform() if dst.kind == "docker-archive" else None
-    choice = platform_choice(platforms, default)
-    want = Want(the_image, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
-    leaving = leave_out(session, choice, dst, src=src)
+    choice = parse_platform_choice(platforms, default)
+    want = Selection(
+        select_single_image, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context)
+    )
+    leaving = build_omission_rule(context, choice, dst, src=src)
     target: Callable[[Root], Reference] | None = None
     if all_tags or globs:
-        _check_many(src, dst)
-        choose = matching(globs)
-        select = tagged(choose) if globs else every_tag(choose, _without_tag(src, dst))
+        _check_repositories(src, dst)
+        choose = glob_filter(globs)
+        select = select_tagged(choose) if globs else select_all_by_tag(choose, _untagged_hint(src, dst))
         if dst.reference is not None:
-            target = under_own_tag(dst.reference)
-            select = apart(target, select)
+            target = build_tag_target(dst.reference)
+            select = require_distinct_targets(target, select)
         want = replace(want, select=select, tags=choose)
     elif dst.kind != "docker" and dst.name is None:
-        want = replace(want, select=some_images)
+        want = replace(want, select=select_existing_images)
 
-    def open_ends() -> tuple[Source, Sink]:
-        session.check_push(dst.reference)
-        opened = open_source(src, session.surroundings("SRC", named=registries_of(src)), want)
+    def open_ends() -> tuple[Source, Destination]:
+        context.check_push(dst.reference)
+        opened = open_source(src, context.build_open_context("SRC", registries=named_registries(src)), want)
         try:
-            around = session.surroundings("DEST", named=registries_of(dst))
-            return opened, open_sink(dst, replace(around, mount_from=mount_from, target=target, split=split))
+            around = context.build_open_context("DEST", registries=named_registries(dst))
+            return opened, open_destination(
+                dst, replace(around, mount_from=mount_from, find_reference=target, volume_size=split)
+            )
         except BaseException:
             opened.close()
             raise
@@ -135,11 +145,19 @@ def copy(
             return dst.reference.name
         return root.name or root.origin or src.text
 
-    move(session, open_ends, label, of=src, to=dst, rename=renamed(dst) if dst.name else None, leave_out=leaving)
+    run_transfer(
+        context,
+        open_ends,
+        label,
+        source_location=src,
+        destination_location=dst,
+        rename=build_rename(dst) if dst.name else None,
+        omission_rule=leaving,
+    )
 
 
 def _copy_via(
-    session: Session,
+    context: CommandContext,
     source: str,
     destination: str,
     platforms: tuple[str, ...],
@@ -148,57 +166,57 @@ def _copy_via(
     many: bool,
 ) -> None:
     from ocistream.cli.via import copy_via
-    from ocistream.remote.command import check_safe
+    from ocistream.remote.command import check_shell_safe
 
     if many:
         msg = "--all-tags and --tags cannot be had with --via"
         raise UsageError(msg, hint="copy the images one by one")
-    check_safe(destination)
-    options_of(session.options, "SRC")
-    src, dst = parse_named_end(source), parse_named_end(destination)
-    session.check_result_apart(src)
-    if src.reference is None and (message := without_effect("src")):
-        session.console.note(message)
-    select = the_image if dst.kind == "docker" or dst.name is not None else some_images
-    choice = platform_choice(platforms, None)
-    want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
-    copy_via(session, src, destination, want, via)
+    check_shell_safe(destination)
+    options_for_side(context.options, "SRC")
+    src, dst = parse_location_argument(source), parse_location_argument(destination)
+    context.check_result_path(src)
+    if src.reference is None and (message := describe_unused_side_options("src")):
+        context.console.info(message)
+    select = select_single_image if dst.kind == "docker" or dst.name is not None else select_existing_images
+    choice = parse_platform_choice(platforms, None)
+    want = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
+    copy_via(context, src, destination, want, via)
 
 
-def _check_sides(session: Session, src: End, dst: End) -> None:
+def _check_sides(context: CommandContext, src: Location, dst: Location) -> None:
     """Refuse options of one side that contradict each other, and one credential that would be for two registries.
 
     Raises:
         UsageError: there are such.
     """
     for side in ("SRC", "DEST"):
-        options_of(session.options, side)
-    _check_asked(session, src, dst)
-    registries = {"src": set(registries_of(src))}
-    registries["dest"] = {*registries_of(dst), *(registries_asked(session) - registries["src"])}
+        options_for_side(context.options, side)
+    _check_queried_registries(context, src, dst)
+    registries = {"src": set(named_registries(src))}
+    registries["dest"] = {*named_registries(dst), *(find_queried_registries(context) - registries["src"])}
     shared: set[str] = set()
     for side, those in registries.items():
-        if not those and (message := without_effect(side)):
-            session.console.note(message)
-        if not has_credential(session.options, side):
+        if not those and (message := describe_unused_side_options(side)):
+            context.console.info(message)
+        if not has_credential(context.options, side):
             shared |= those
-    session.check_credentials(shared)
+    context.check_credentials(shared)
 
 
-def _check_asked(session: Session, *ends: End) -> None:
+def _check_queried_registries(context: CommandContext, *ends: Location) -> None:
     """Refuse a destination's user name where several registries are asked what they have, which it would be for.
 
     Raises:
         UsageError: there are several.
     """
-    is_given = session.options.get("dest_username") is not None or bool(os.environ.get("OCISTREAM_DEST_USERNAME"))
-    registries = registries_asked(session) - {end.reference.registry for end in ends if end.reference}
+    is_given = context.options.get("dest_username") is not None or bool(os.environ.get("OCISTREAM_DEST_USERNAME"))
+    registries = find_queried_registries(context) - {end.reference.registry for end in ends if end.reference}
     if is_given and len(registries) > 1:
         msg = f"the destination's user name cannot be for {' and '.join(sorted(registries))} at once"
         raise UsageError(msg, hint="use `ocistream login` for each")
 
 
-def _check_many(src: End, dst: End) -> None:
+def _check_repositories(src: Location, dst: Location) -> None:
     """Make sure that neither end of a copy of many images names one of them.
 
     Raises:
@@ -210,7 +228,7 @@ def _check_many(src: End, dst: End) -> None:
             raise UsageError(msg, hint="leave the tag, digest or name away, or --all-tags and --tags")
 
 
-def _without_tag(src: End, dst: End) -> str:
+def _untagged_hint(src: Location, dst: Location) -> str:
     """Say what to do with images that have no tag."""
     if dst.reference is None:
         return "leave --all-tags away: without it all images are copied, whatever their names are"
@@ -219,20 +237,20 @@ def _without_tag(src: End, dst: End) -> str:
     return f"copy them one by one, by digest: `ocistream copy {source}:DIGEST {printable(dst.text)}:TAG`"
 
 
-def registries_of(end: End) -> Collection[str]:
+def named_registries(location: Location) -> Collection[str]:
     """Give the registry that an end names, or nothing."""
-    return () if end.reference is None else (end.reference.registry,)
+    return () if location.reference is None else (location.reference.registry,)
 
 
-def the_image(roots: Sequence[Root]) -> Sequence[Root]:
+def select_single_image(roots: Sequence[Root]) -> Sequence[Root]:
     """Choose the one image there is, as `only_image`, and say how `copy` is told which one if there are several.
 
     Raises:
         NotFoundError, UsageError: as `only_image`.
     """
     try:
-        return only_image(roots)
+        return select_only_image(roots)
     except UsageError as error:
-        candidates = [root for root in roots if not root.stray] or list(roots)
-        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {names_there(candidates)}"
-        raise UsageError(error.what, hint=hint) from error
+        candidates = [root for root in roots if not root.is_stray] or list(roots)
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(candidates)}"
+        raise UsageError(error.message, hint=hint) from error

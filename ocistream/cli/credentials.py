@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import Credential
 
-__all__ = ["GivenCredentials"]
+__all__ = ["ExplicitCredentials"]
 
 
-class GivenCredentials:
+class ExplicitCredentials:
     """The credentials of one run; `side` is "SRC" or "DEST" for the sides of `copy`, else ""."""
 
     def __init__(self, options: Mapping[str, Any], env: Mapping[str, str]) -> None:
@@ -27,11 +27,11 @@ class GivenCredentials:
         self._options = options
         self._env = env
         #: By side.
-        self._known: dict[str, Credential | None] = {}
+        self._credentials: dict[str, Credential | None] = {}
         #: Stdin can be read once, also where the password is for both sides.
-        self._on_stdin: str | None = None
+        self._stdin_password: str | None = None
 
-    def of(self, side: str) -> Credential | None:
+    def find_credential(self, side: str) -> Credential | None:
         """Return the credential of one side, or None where no option gives one.
 
         A side's own options come before those for both. The password for both sides is used with the user name for
@@ -41,28 +41,28 @@ class GivenCredentials:
             UsageError: the user name or the password is missing, or the password is given twice.
             NotFoundError, LocalDiskError: the file of the password cannot be read.
         """
-        if side not in self._known:
-            self._known[side] = self._read(side)
-        return self._known[side]
+        if side not in self._credentials:
+            self._credentials[side] = self._read_credential(side)
+        return self._credentials[side]
 
-    def password(self) -> str | None:
+    def read_password(self) -> str | None:
         """Return the password that an option gives, or None.
 
         Raises:
             UsageError, NotFoundError, LocalDiskError: as `of`.
         """
-        return self._password("", self._given_by(""))
+        return self._read_password("", self._find_password_option(""))
 
-    def auth_file(self, side: str) -> tuple[Path, str] | None:
+    def find_auth_file(self, side: str) -> tuple[Path, str] | None:
         """Return the file that --authfile or its form for one side names, and that option.
 
         Raises:
             AuthenticationError: it does not exist.
             UsageError: its name is empty.
         """
-        for key in dict.fromkeys((_key(side), "")):
+        for key in dict.fromkeys((_option_prefix(side), "")):
             if (path := self._options.get(f"{key}authfile")) is not None:
-                option = _option(key, "authfile")
+                option = _option_name(key, "authfile")
                 if not path:
                     msg = f"{option} is empty"
                     raise UsageError(msg, hint="is it a variable that is not set?")
@@ -74,40 +74,42 @@ class GivenCredentials:
                 return Path(path), option
         return None
 
-    def _read(self, side: str) -> Credential | None:
+    def _read_credential(self, side: str) -> Credential | None:
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
         own = next((one for one in dict.fromkeys((side, "")) if has_credential(self._options, one)), None)
         if own is None:
             return None
-        key = _key(own)
+        key = _option_prefix(own)
         if self._options.get(f"{key}username") == "":
-            msg = f"{_option(key, 'username')} is empty"
+            msg = f"{_option_name(key, 'username')} is empty"
             raise UsageError(msg, hint="is it a variable that is not set?")
-        given_by = self._given_by(key)
+        given_by = self._find_password_option(key)
         # A password of one side may be for the user name of both.
         names = {
-            _option(key, "username"): self._options.get(f"{key}username"),
+            _option_name(key, "username"): self._options.get(f"{key}username"),
             "--username": self._options.get("username"),
             f"{prefix}_USERNAME": self._env.get(f"{prefix}_USERNAME"),
             "OCISTREAM_USERNAME": self._env.get("OCISTREAM_USERNAME"),
         }
         found = [(name, value) for name, value in names.items() if value]
         if not found:
-            msg = f"{_option(key, given_by or 'password')} needs {_option(key, 'username')}"
+            msg = f"{_option_name(key, given_by or 'password')} needs {_option_name(key, 'username')}"
             raise UsageError(msg, hint=f"or set {prefix if key else 'OCISTREAM'}_USERNAME")
         secret = (
-            self._password(key, given_by) or self._env.get(f"{prefix}_PASSWORD") or self._env.get("OCISTREAM_PASSWORD")
+            self._read_password(key, given_by)
+            or self._env.get(f"{prefix}_PASSWORD")
+            or self._env.get("OCISTREAM_PASSWORD")
         )
         if not secret:
-            msg = f"{_option(key, 'username')} needs a password"
-            others = f"{_option(key, 'password-file')} or {_option(key, 'password-stdin')}"
+            msg = f"{_option_name(key, 'username')} needs a password"
+            others = f"{_option_name(key, 'password-file')} or {_option_name(key, 'password-stdin')}"
             raise UsageError(msg, hint=f"set {prefix if key else 'OCISTREAM'}_PASSWORD, or give {others}")
         from ocistream.auth.credentials import Credential
 
         source, username = found[0]
         return Credential(username, secret, source=source)
 
-    def _given_by(self, key: str) -> str | None:
+    def _find_password_option(self, key: str) -> str | None:
         """Return the option that gives the password, or None.
 
         Raises:
@@ -118,21 +120,21 @@ class GivenCredentials:
         }
         given = [name for name, value in options.items() if value not in {None, False}]
         if len(given) > 1:
-            msg = f"{_option(key, given[0])} and {_option(key, given[1])} both give the password"
+            msg = f"{_option_name(key, given[0])} and {_option_name(key, given[1])} both give the password"
             raise UsageError(msg, hint="give one of them")
         return given[0] if given else None
 
-    def _password(self, key: str, given_by: str | None) -> str | None:
-        if given_by == "password-file":
-            return read_password_file(self._options[f"{key}password_file"], _option(key, given_by))
-        if given_by == "password-stdin" and self._on_stdin is None:
-            self._on_stdin = read_password()
-        return self._on_stdin if given_by else None
+    def _read_password(self, key: str, password_option: str | None) -> str | None:
+        if password_option == "password-file":
+            return read_password_file(self._options[f"{key}password_file"], _option_name(key, password_option))
+        if password_option == "password-stdin" and self._stdin_password is None:
+            self._stdin_password = read_password()
+        return self._stdin_password if password_option else None
 
 
-def _key(side: str) -> str:
+def _option_prefix(side: str) -> str:
     return f"{side.lower()}_" if side else ""
 
 
-def _option(key: str, name: str) -> str:
+def _option_name(key: str, name: str) -> str:
     return f"--{key.replace('_', '-')}{name}"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from ocistream.cli.console import Console
-from ocistream.cli.session import home
-from ocistream.config.file import find_configuration, path_in
+from ocistream.cli.session import home_directory
+from ocistream.config.file import read_configuration, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists
@@ -24,74 +24,76 @@ from ocistream.streams.paths import exists
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ocistream.config.toml_files import Table
+    from ocistream.config.toml_files import TomlTable
 
 __all__ = [
-    "PREFIX",
-    "REFUSED",
+    "OPTIONS_WITHOUT_DEFAULT",
+    "VARIABLE_PREFIX",
     "Setting",
-    "all_options",
-    "check_all",
-    "defaults_of",
+    "apply_defaults",
+    "check_all_defaults",
+    "configurable_options",
+    "load_all_options",
     "option_name",
-    "options_of",
-    "prepare",
-    "variable_of",
+    "read_settings",
+    "variable_name",
 ]
 
-PREFIX: Final = "OCISTREAM_"
-_ONE_RUN: Final = "it is for one run: give the option"
-_WHAT_MOVES: Final = "it decides what moves: give the option"
-_OUTPUT: Final = "it decides what is printed: give the option"
-_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
-_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
-_OF_ONE_REGISTRY: Final = 'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
+VARIABLE_PREFIX: Final = "OCISTREAM_"
+_FOR_ONE_RUN: Final = "it is for one run: give the option"
+_SELECTS_CONTENT: Final = "it decides what moves: give the option"
+_SELECTS_OUTPUT: Final = "it decides what is printed: give the option"
+_USE_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
+_USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
+_FOR_ONE_REGISTRY: Final = (
+    'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
+)
 #: Options that have no default of the user's, and why.
-REFUSED: Final = {
-    "output": _WHAT_MOVES,
-    "input": _WHAT_MOVES,
-    "image": _WHAT_MOVES,
-    "to": _WHAT_MOVES,
-    "tags": _WHAT_MOVES,
-    "all-tags": _WHAT_MOVES,
-    "via": _WHAT_MOVES,
-    "have": _WHAT_MOVES,
-    "base": _WHAT_MOVES,
-    "only": _WHAT_MOVES,
-    "among": _WHAT_MOVES,
-    "from-byte": _ONE_RUN,
-    "split": _ONE_RUN,
-    "result": _ONE_RUN,
-    "dry-run": _ONE_RUN,
-    "shard": _ONE_RUN,
-    "access-log": _OUTPUT,
-    "json": _OUTPUT,
-    "username": _LOGIN,
-    "src-username": _LOGIN,
-    "dest-username": _LOGIN,
-    "password-stdin": _LOGIN,
-    "src-password-stdin": _LOGIN,
-    "dest-password-stdin": _LOGIN,
-    "password-file": _LOGIN,
-    "src-password-file": _LOGIN,
-    "dest-password-file": _LOGIN,
-    "authfile": _AUTH_FILE,
-    "src-authfile": _AUTH_FILE,
-    "dest-authfile": _AUTH_FILE,
-    "client-cert": _OF_ONE_REGISTRY,
-    "client-key": _OF_ONE_REGISTRY,
-    "insecure": _OF_ONE_REGISTRY,
-    "plain-http": _OF_ONE_REGISTRY,
+OPTIONS_WITHOUT_DEFAULT: Final = {
+    "output": _SELECTS_CONTENT,
+    "input": _SELECTS_CONTENT,
+    "image": _SELECTS_CONTENT,
+    "to": _SELECTS_CONTENT,
+    "tags": _SELECTS_CONTENT,
+    "all-tags": _SELECTS_CONTENT,
+    "via": _SELECTS_CONTENT,
+    "have": _SELECTS_CONTENT,
+    "base": _SELECTS_CONTENT,
+    "only": _SELECTS_CONTENT,
+    "among": _SELECTS_CONTENT,
+    "from-byte": _FOR_ONE_RUN,
+    "split": _FOR_ONE_RUN,
+    "result": _FOR_ONE_RUN,
+    "dry-run": _FOR_ONE_RUN,
+    "shard": _FOR_ONE_RUN,
+    "access-log": _SELECTS_OUTPUT,
+    "json": _SELECTS_OUTPUT,
+    "username": _USE_LOGIN,
+    "src-username": _USE_LOGIN,
+    "dest-username": _USE_LOGIN,
+    "password-stdin": _USE_LOGIN,
+    "src-password-stdin": _USE_LOGIN,
+    "dest-password-stdin": _USE_LOGIN,
+    "password-file": _USE_LOGIN,
+    "src-password-file": _USE_LOGIN,
+    "dest-password-file": _USE_LOGIN,
+    "authfile": _USE_AUTH_FILE,
+    "src-authfile": _USE_AUTH_FILE,
+    "dest-authfile": _USE_AUTH_FILE,
+    "client-cert": _FOR_ONE_REGISTRY,
+    "client-key": _FOR_ONE_REGISTRY,
+    "insecure": _FOR_ONE_REGISTRY,
+    "plain-http": _FOR_ONE_REGISTRY,
     **{
-        f"{side}-{name}": _OF_ONE_REGISTRY
+        f"{side}-{name}": _FOR_ONE_REGISTRY
         for side in ("src", "dest")
         for name in ("client-cert", "client-key", "insecure", "plain-http")
     },
     "config": "a file cannot name another one; the variable OCISTREAM_CONFIG can",
-    "help": _ONE_RUN,
+    "help": _FOR_ONE_RUN,
 }
 #: Options that are known to be some command's. Of others that is found out by importing all, which takes 20 ms.
-_WIDESPREAD: Final = frozenset(
+_COMMON_OPTIONS: Final = frozenset(
     {
         "ca-cert",
         "cache",
@@ -114,7 +116,7 @@ _WIDESPREAD: Final = frozenset(
     }
 )
 #: Options of which the file has paths, relative to its folder.
-_PATHS: Final = frozenset({"cache", "ca-cert", "src-ca-cert", "dest-ca-cert", "cert-dir", "tls-cert", "tls-key"})
+_PATH_OPTIONS: Final = frozenset({"cache", "ca-cert", "src-ca-cert", "dest-ca-cert", "cert-dir", "tls-cert", "tls-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Setting:
     where: str
 
 
-def prepare(group: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
+def apply_defaults(group: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
     """Give a command its defaults, as it is about to read these arguments, by the `default_map` of its group.
 
     Raises:
@@ -143,10 +145,12 @@ def prepare(group: click.Context, name: str, command: click.Command, arguments: 
     if asked is not None and asked.name in given:
         return
     # What looks at files is told its own faults, and not those of another one.
-    table = None if name == "config" else find(given.get("config"), os.environ)
-    found = defaults_of(name, command, table, os.environ)
-    by_parameter = {option.name: found[key].value for key, option in options_of(command).items() if key in found}
-    if name != "config" and (named := os.environ.get(variable_of("config"))):
+    table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
+    found = read_settings(name, command, table, os.environ)
+    by_parameter = {
+        option.name: found[key].value for key, option in configurable_options(command).items() if key in found
+    }
+    if name != "config" and (named := os.environ.get(variable_name("config"))):
         by_parameter["config"] = named
     group.default_map = {name: by_parameter}
     if isinstance(group.obj, Console):
@@ -154,28 +158,28 @@ def prepare(group: click.Context, name: str, command: click.Command, arguments: 
         group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
         if name not in {"config", "sync"} and not _is_quiet(given, by_parameter):
-            from ocistream.cli.environment import named_by_registries, tell_unused
+            from ocistream.cli.environment import find_credential_variables, warn_unused_variables
 
-            tell_unused(group.obj, os.environ, named_by_registries(table))
+            warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
 
 
-def _is_quiet(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+def _is_quiet(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Say whether only errors are printed, before the command itself finds out (`options.apply_verbosity`)."""
-    return bool(given.get("quiet") or (defaults.get("quiet") and not given.get("verbose")))
+    return bool(explicit.get("quiet") or (defaults.get("quiet") and not explicit.get("verbose")))
 
 
-def find(given: str | None, env: Mapping[str, str]) -> Table | None:
+def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
     """Read the file that --config names, else OCISTREAM_CONFIG, else the one that there is.
 
     Raises:
         UsageError, NotFoundError, LocalDiskError: as `find_configuration`.
     """
-    if given is None and (named := env.get(variable_of("config"))):
+    if explicit is None and (named := env.get(variable_name("config"))):
         if not exists(named):
-            msg = f"{variable_of('config')}: {printable(named)}: no such file"
+            msg = f"{variable_name('config')}: {printable(named)}: no such file"
             raise NotFoundError(msg, hint="correct that variable, or leave it away")
-        given = named
-    return find_configuration(None if given is None else Path(given), env, home())
+        explicit = named
+    return read_configuration(None if explicit is None else Path(explicit), env, home_directory())
 
 
 def option_name(option: click.Option) -> str:
@@ -183,126 +187,130 @@ def option_name(option: click.Option) -> str:
     return max(option.opts, key=len).lstrip("-")
 
 
-def variable_of(name: str) -> str:
+def variable_name(name: str) -> str:
     """Give the variable of an option."""
-    return PREFIX + name.upper().replace("-", "_")
+    return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
-def options_of(command: click.Command) -> dict[str, click.Option]:
+def configurable_options(command: click.Command) -> dict[str, click.Option]:
     """Give the options of a command that may have a default, by their long names, in the order of --help."""
     found = {option_name(option): option for option in command.params if isinstance(option, click.Option)}
-    return {name: option for name, option in found.items() if name not in REFUSED}
+    return {name: option for name, option in found.items() if name not in OPTIONS_WITHOUT_DEFAULT}
 
 
-def defaults_of(name: str, command: click.Command, table: Table | None, env: Mapping[str, str]) -> dict[str, Setting]:
+def read_settings(
+    name: str, command: click.Command, table: TomlTable | None, env: Mapping[str, str]
+) -> dict[str, Setting]:
     """Give what a command's options are by the file and the environment, by their long names.
 
     Raises:
         UsageError: something there is no option, or has a value that it does not take.
     """
-    options, found = options_of(command), {}
+    options, found = configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
-        for key, setting in (*_in_file(name, options, table), *_in_environment(options, env)):
-            _check(context, key, options[key], setting)
+        for key, setting in (*_read_file_settings(name, options, table), *_read_variables(options, env)):
+            _check_setting(context, key, options[key], setting)
             found[key] = setting
     return found
 
 
-def check_all(table: Table, commands: Mapping[str, click.Command]) -> None:
+def check_all_defaults(table: TomlTable, commands: Mapping[str, click.Command]) -> None:
     """Check the whole of `[defaults]`, for every command.
 
     Raises:
         UsageError: as `defaults_of`.
     """
     for name, command in commands.items():
-        defaults_of(name, command, table, {})
+        read_settings(name, command, table, {})
 
 
-def _in_file(name: str, options: Mapping[str, click.Option], table: Table | None) -> Iterator[tuple[str, Setting]]:
+def _read_file_settings(
+    name: str, options: Mapping[str, click.Option], table: TomlTable | None
+) -> Iterator[tuple[str, Setting]]:
     if table is None:
         return
-    folder = Path(table.where).parent
+    folder = Path(table.label).parent
     shared = table.table("defaults")
     for key, value in shared.values.items():
         if isinstance(value, dict):
-            _check_command(shared, key)
+            _check_command_table(shared, key)
         elif key in options:
-            yield key, _setting(shared, key, options[key], folder, f"{table.where} [defaults]")
-        elif key not in _WIDESPREAD:
+            yield key, _build_setting(shared, key, options[key], folder, f"{table.label} [defaults]")
+        elif key not in _COMMON_OPTIONS:
             # It may be another command's.
-            _check_known(shared, key, all_options())
+            _check_option_name(shared, key, load_all_options())
     own = shared.table(name)
     for key in own.values:
-        _check_known(own, key, options, of=f"`ocistream {name}`")
-        yield key, _setting(own, key, options[key], folder, f"{table.where} [defaults.{name}]")
+        _check_option_name(own, key, options, of=f"`ocistream {name}`")
+        yield key, _build_setting(own, key, options[key], folder, f"{table.label} [defaults.{name}]")
 
 
-def _in_environment(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
+def _read_variables(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
     for key, option in options.items():
-        variable = variable_of(key)
+        variable = variable_name(key)
         if text := env.get(variable):
-            yield key, Setting(_of_text(variable, option, text), "environment", variable)
+            yield key, Setting(_convert_variable(variable, option, text), "environment", variable)
 
 
-def _check_command(table: Table, key: str) -> None:
+def _check_command_table(table: TomlTable, key: str) -> None:
     from ocistream.cli.entry import COMMANDS
 
     if key not in COMMANDS:
-        raise table.wrong(key, "is a table, and no command", _nearest(key, COMMANDS))
+        raise table.key_error(key, "is a table, and no command", _suggest_name(key, COMMANDS))
 
 
-def _check_known(table: Table, key: str, known: Mapping[str, Any], of: str = "any command") -> None:
+def _check_option_name(table: TomlTable, key: str, known: Mapping[str, Any], of: str = "any command") -> None:
     if key in known:
         return
-    if key in REFUSED:
-        raise table.wrong(key, "has no default", REFUSED[key])
-    raise table.wrong(key, f"is no option of {of}", _nearest(key, known))
+    if key in OPTIONS_WITHOUT_DEFAULT:
+        raise table.key_error(key, "has no default", OPTIONS_WITHOUT_DEFAULT[key])
+    raise table.key_error(key, f"is no option of {of}", _suggest_name(key, known))
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
+def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
 
 
-def all_options() -> dict[str, click.Option]:
+def load_all_options() -> dict[str, click.Option]:
     """Return the options of all commands that may have a default, by their long names."""
-    from ocistream.cli.entry import COMMANDS, load
+    from ocistream.cli.entry import COMMANDS, load_command
 
-    return {key: option for name in COMMANDS for key, option in options_of(load(name)).items()}
+    return {key: option for name in COMMANDS for key, option in configurable_options(load_command(name)).items()}
 
 
-def _setting(table: Table, key: str, option: click.Option, folder: Path, where: str) -> Setting:
-    value = _of_toml(table, key, option)
-    if key in _PATHS and isinstance(value, str) and value:
-        value = str(path_in(folder, value, home()))
+def _build_setting(table: TomlTable, key: str, option: click.Option, folder: Path, where: str) -> Setting:
+    value = _convert_toml_value(table, key, option)
+    if key in _PATH_OPTIONS and isinstance(value, str) and value:
+        value = str(resolve_path(folder, value, home_directory()))
     return Setting(value, "file", where)
 
 
-def _of_toml(table: Table, key: str, option: click.Option) -> str | int | bool | list[str]:
+def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:
     """Take a value of TOML as the command line would have it: a number is what is written, and checked as that."""
     value = table.values[key]
     if option.is_flag:
         return bool(table.flag(key))
     if option.count:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise table.wrong(key, "is no whole number")
+            raise table.key_error(key, "is no whole number")
         return value
     if option.multiple:
-        return [_text(table, key, item) for item in (value if isinstance(value, list) else [value])]
-    return _text(table, key, value)
+        return [_convert_to_text(table, key, item) for item in (value if isinstance(value, list) else [value])]
+    return _convert_to_text(table, key, value)
 
 
-def _text(table: Table, key: str, value: object) -> str:
+def _convert_to_text(table: TomlTable, key: str, value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise table.wrong(key, "is neither a string nor a number")
+        raise table.key_error(key, "is neither a string nor a number")
     return str(value)
 
 
-def _of_text(variable: str, option: click.Option, text: str) -> str | int | bool | list[str]:
+def _convert_variable(variable: str, option: click.Option, text: str) -> str | int | bool | list[str]:
     """Take a variable's value; words of one that repeats have blanks between them."""
     if option.is_flag:
         try:
@@ -319,7 +327,7 @@ def _of_text(variable: str, option: click.Option, text: str) -> str | int | bool
     return text.split() if option.multiple else text
 
 
-def _check(context: click.Context, key: str, option: click.Option, setting: Setting) -> None:
+def _check_setting(context: click.Context, key: str, option: click.Option, setting: Setting) -> None:
     """Have an option look at a value.
 
     Raises:
@@ -332,5 +340,5 @@ def _check(context: click.Context, key: str, option: click.Option, setting: Sett
         msg = f"{where}: {' '.join(error.format_message().split())}"
         raise UsageError(msg) from error
     except UsageError as error:
-        msg = f"{where}: {error.what}"
+        msg = f"{where}: {error.message}"
         raise UsageError(msg, hint=error.hint) from error

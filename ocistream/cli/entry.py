@@ -15,7 +15,7 @@ import click
 
 from ocistream import __version__, notices, open_uploads
 from ocistream.cli.console import Console
-from ocistream.cli.signals import Interruption
+from ocistream.cli.signals import SignalHandler
 from ocistream.errors import IntegrityError, OcistreamError, TerminatedError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "load", "main"]
+__all__ = ["COMMANDS", "load_command", "main"]
 
 _NAME: Final = "ocistream"
 #: Name to "module:attribute", and the line that `ocistream --help` shows, so that it need not import them.
@@ -48,15 +48,15 @@ COMMANDS: Final = {
 
 _SIGINT_EXIT: Final = 130
 #: What Python says where the system has no more threads to give.
-_NO_THREAD: Final = "can't start new thread"
-_MORE_THREADS: Final = (
+_NO_THREAD_MESSAGE: Final = "can't start new thread"
+_THREAD_LIMIT_HINT: Final = (
     "the limit of processes or memory is reached: raise it (`ulimit -u`, or the container's PID limit), or use --jobs 1"
 )
 #: How writing to stdout fails. Whatever else is written turns its errors into ours where it is written.
-_STDOUT_FAILURES: Final = frozenset({errno.EPIPE, errno.ENOSPC})
+_STDOUT_ERRNOS: Final = frozenset({errno.EPIPE, errno.ENOSPC})
 
 
-def load(name: str) -> click.Command:
+def load_command(name: str) -> click.Command:
     """Import a command of the table."""
     module, _, attribute = COMMANDS[name][0].partition(":")
     command = getattr(importlib.import_module(module), attribute)
@@ -64,7 +64,7 @@ def load(name: str) -> click.Command:
     return command
 
 
-def _has_defaults(arguments: Sequence[str]) -> bool:
+def _has_settings(arguments: Sequence[str]) -> bool:
     """Say whether there may be anything but the command line: a variable, or a file, which is not opened here."""
     if any(name.startswith("OCISTREAM_") for name in os.environ):
         return True
@@ -72,11 +72,11 @@ def _has_defaults(arguments: Sequence[str]) -> bool:
         return True
     from pathlib import Path
 
-    from ocistream.streams.xdg import SYSTEM_FILE, configuration_file
+    from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
 
-    own = configuration_file(os.environ, Path(os.environ.get("HOME") or "/"))
+    own = user_config_file(os.environ, Path(os.environ.get("HOME") or "/"))
     # One that this user may not even look for is not theirs; where it is needed, it is an error.
-    return any(os.path.exists(path) for path in (own, SYSTEM_FILE))  # noqa: PTH110 - it never raises
+    return any(os.path.exists(path) for path in (own, SYSTEM_CONFIG_FILE))  # noqa: PTH110 - it never raises
 
 
 class LazyGroup(click.Group):
@@ -84,12 +84,12 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import a command."""
-        command = load(name) if name in COMMANDS else None
+        command = load_command(name) if name in COMMANDS else None
         if command is not None and ctx.resilient_parsing:
             # A shell asks what may follow.
-            from ocistream.cli.completion import know_paths
+            from ocistream.cli.completion import mark_path_parameters
 
-            know_paths(command)
+            mark_path_parameters(command)
         return command
 
     def resolve_command(
@@ -107,18 +107,18 @@ class LazyGroup(click.Group):
                 msg = f"No such command {printable(args[0])!r}."
                 raise UsageError(msg, hint=f"did you mean {' or '.join(close)}? see `{_NAME} --help`")
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and command is not None and not ctx.resilient_parsing and _has_defaults(rest):
-            from ocistream.cli.defaults import prepare
+        if name is not None and command is not None and not ctx.resilient_parsing and _has_settings(rest):
+            from ocistream.cli.defaults import apply_defaults
 
-            prepare(ctx, name, command, rest)
+            apply_defaults(ctx, name, command, rest)
         return name, command, rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """Give the commands that begin so without importing them, or the options."""
-        from ocistream.cli.completion import commands_like
+        from ocistream.cli.completion import complete_commands
 
         table = ((name, line) for name, (_, line) in COMMANDS.items())
-        return [*commands_like(table, incomplete), *super().shell_complete(ctx, incomplete)]
+        return [*complete_commands(table, incomplete), *super().shell_complete(ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """List the commands without importing them."""
@@ -143,40 +143,40 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
     """
     console = Console.from_arguments(arguments)
     if not arguments and (instruction := os.environ.get("_OCISTREAM_COMPLETE")):
-        from ocistream.cli.completion import answer
+        from ocistream.cli.completion import print_completions
 
-        return answer(cli, instruction)
+        return print_completions(cli, instruction)
     if not arguments:
         click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
-    partial_files.begin()
-    open_uploads.begin()
-    notices.listen(console.note)
-    interruption = Interruption(partial(_leave, console))
+    partial_files.reset()
+    open_uploads.reset()
+    notices.set_listener(console.info)
+    interruption = SignalHandler(partial(_finish_without_main_thread, console))
     # A signal may strike while a library makes an object, whose half then fails to go: no news to a user.
-    sys.unraisablehook = partial(_unraisable, console, interruption)
-    interruption.begin()
+    sys.unraisablehook = partial(_report_unraisable, console, interruption)
+    interruption.install()
     try:
-        return _guarded(arguments, console, interruption)
+        return _run_to_exit_code(arguments, console, interruption)
     except (KeyboardInterrupt, TerminatedError) as error:
         # It came out where another error was about to be reported. There is no second one.
-        return _failed(console, interruption, error)
+        return _handle_failure(console, interruption, error)
     finally:
-        _settle()
+        _flush_streams()
         if not ends_process:
-            interruption.end()
+            interruption.restore()
 
 
-def _guarded(arguments: Sequence[str], console: Console, interruption: Interruption) -> int:
+def _run_to_exit_code(arguments: Sequence[str], console: Console, interruption: SignalHandler) -> int:
     """Run, and give the exit code of however it ends."""
     try:
-        interruption.allow()
+        interruption.enable()
         code = _run(arguments, console)
         # One that came before the end counts, whatever the run came to meanwhile.
         interruption.check()
-        interruption.conclude()
+        interruption.finish()
     except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - no traceback reaches a user
-        return _failed(console, interruption, error)
+        return _handle_failure(console, interruption, error)
     return code
 
 
@@ -194,46 +194,46 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     return code
 
 
-def _failed(console: Console, interruption: Interruption, error: BaseException) -> int:
+def _handle_failure(console: Console, interruption: SignalHandler, error: BaseException) -> int:
     """Clear up and say what went wrong. Whatever else fails once a signal has come is that signal's doing."""
-    interruption.hold()
-    files.drop_unfinished()
-    interruption.conclude()
-    code = _report(console, interruption.error() or error)
-    console.trace(partial(_trace, error))
+    interruption.disable()
+    files.clean_up_unfinished()
+    interruption.finish()
+    code = _report_error(console, interruption.build_error() or error)
+    console.print_traceback(partial(_format_traceback, error))
     return code
 
 
-def _leave(console: Console, error: BaseException) -> None:
+def _finish_without_main_thread(console: Console, error: BaseException) -> None:
     """Settle what can be settled without the main thread, which still waits for something."""
-    files.drop_unfinished()
-    _report(console, error)
+    files.clean_up_unfinished()
+    _report_error(console, error)
 
 
-def _report(console: Console, error: BaseException) -> int:
+def _report_error(console: Console, error: BaseException) -> int:
     """Say what went wrong, and give the exit code for it."""
     if isinstance(error, KeyboardInterrupt):
-        _tell_end(console, "interrupted", _SIGINT_EXIT)
+        _report_signal(console, "interrupted", _SIGINT_EXIT)
         return _SIGINT_EXIT
     if isinstance(error, TerminatedError):
-        _tell_end(console, "terminated", error.exit_code)
+        _report_signal(console, "terminated", error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
         # Some of click's messages have lines of their own for each choice.
         console.error(" ".join(error.format_message().split()), hint=_usage_hint(error), code=UsageError.exit_code)
         return UsageError.exit_code
-    if isinstance(error, OSError) and error.errno in _STDOUT_FAILURES:
+    if isinstance(error, OSError) and error.errno in _STDOUT_ERRNOS:
         error = files.disk_error("cannot write to stdout", error)
-    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
-        error = OcistreamError("no further thread can be started", hint=_MORE_THREADS)
+    if isinstance(error, RuntimeError) and _NO_THREAD_MESSAGE in str(error):
+        error = OcistreamError("no further thread can be started", hint=_THREAD_LIMIT_HINT)
     if isinstance(error, OSError) and isinstance(error.filename, str):
         # A file that no code above has handled: the user can act on the path and the cause.
         error = files.disk_error(f"cannot access {error.filename}", error)
     if isinstance(error, OcistreamError):
         # What is wrong in itself is so the next time, too.
-        kept = None if isinstance(error, IntegrityError) else _kept()
-        hint = "; ".join(text for text in (error.hint, *notices.advice(), kept) if text)
-        console.error(error.what, hint=hint or None, code=error.exit_code, kind=error.kind)
+        kept = None if isinstance(error, IntegrityError) else _resume_hint()
+        hint = "; ".join(text for text in (error.hint, *notices.failure_hints(), kept) if text)
+        console.error(error.message, hint=hint or None, code=error.exit_code, kind=error.kind)
         return error.exit_code
     console.error(
         f"internal error: {type(error).__name__}: {error}",
@@ -243,50 +243,52 @@ def _report(console: Console, error: BaseException) -> int:
     return 1
 
 
-def _tell_end(console: Console, how: str, code: int) -> None:
+def _report_signal(console: Console, message: str, code: int) -> None:
     if console.is_server:
         # That is how servers end.
-        console.note(how, code=code)
+        console.info(message, code=code)
     else:
-        console.error(how, hint=_kept(), code=code)
+        console.error(message, hint=_resume_hint(), code=code)
 
 
-def _kept() -> str | None:
+def _resume_hint() -> str | None:
     """Say what is left for the same command to go on with, if anything is."""
-    return "; ".join(text for text in (_kept_here(), _kept_at_registries()) if text) or None
+    return "; ".join(text for text in (_file_resume_hint(), _registry_resume_hint()) if text) or None
 
 
-def _kept_at_registries() -> str | None:
-    stored, uncertain = open_uploads.stored(), open_uploads.uncertain()
+def _registry_resume_hint() -> str | None:
+    stored, uncertain = open_uploads.count_resumable(), open_uploads.count_unconfirmed()
     if not stored and not uncertain:
         return None
-    from ocistream.cli.progress import counted
-    from ocistream.sizes import human_size
+    from ocistream.cli.progress import format_count
+    from ocistream.sizes import format_size
 
     texts = [
-        f"{registry} has stored {human_size(size)} of {counted(count, 'unfinished blob')}: "
+        f"{registry} has stored {format_size(size)} of {format_count(count, 'unfinished blob')}: "
         "re-run the same command to resume"
         for registry, (count, size) in stored.items()
     ] + [
-        f"{registry} may have stored a part of {counted(count, 'blob')}: "
+        f"{registry} may have stored a part of {format_count(count, 'blob')}: "
         "re-run the same command; it reports what it resumes"
         for registry, count in uncertain.items()
     ]
     return "; ".join(texts)
 
 
-def _kept_here() -> str | None:
-    kept = partial_files.kept()
+def _file_resume_hint() -> str | None:
+    kept = partial_files.kept_files()
     if not kept:
         return None
-    from ocistream.cli.progress import human_size
+    from ocistream.cli.progress import format_size
 
     path, *others = kept
     where = f"{len(kept)} files in {path.parent}" if others else f"{path}"
-    return f"{human_size(sum(kept.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
+    return (
+        f"{format_size(sum(kept.values()))} are kept in {printable(where, 1024)}: the same command goes on from there"
+    )
 
 
-def _trace(error: BaseException) -> str:
+def _format_traceback(error: BaseException) -> str:
     """Give the stack of an error and the kinds of its causes, whose own texts may hold signed URLs."""
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
     cause: BaseException | None = error
@@ -298,25 +300,25 @@ def _trace(error: BaseException) -> str:
     return "".join(lines)
 
 
-def _unraisable(console: Console, interruption: Interruption, problem: sys.UnraisableHookArgs) -> None:
+def _report_unraisable(console: Console, interruption: SignalHandler, problem: sys.UnraisableHookArgs) -> None:
     """Print what Python could raise nowhere, for those who asked for tracebacks."""
-    interruption.lost(problem.exc_value)
+    interruption.raise_again(problem.exc_value)
     if problem.exc_value is not None:
-        console.trace(partial(_trace, problem.exc_value))
+        console.print_traceback(partial(_format_traceback, problem.exc_value))
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
     context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption) and context is not None:
-        from ocistream.cli.sides import instead_of
+        from ocistream.cli.sides import suggest_option
 
         known = [name for parameter in context.command.params for name in parameter.opts]
-        if (hint := instead_of(error.option_name, known)) is not None:
+        if (hint := suggest_option(error.option_name, known)) is not None:
             return hint
     return f"see `{context.command_path} --help`" if context is not None else None
 
 
-def _settle() -> None:
+def _flush_streams() -> None:
     """Write out what the streams still hold, or point them at nothing.
 
     Python's own flush at exit would complain, and end with 120: a full disk behind stderr is no failure of ours, and

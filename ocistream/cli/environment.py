@@ -8,36 +8,36 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from ocistream.cli.defaults import PREFIX, REFUSED, all_options, variable_of
+from ocistream.cli.defaults import OPTIONS_WITHOUT_DEFAULT, VARIABLE_PREFIX, load_all_options, variable_name
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from ocistream.cli.console import Console
-    from ocistream.config.toml_files import Table
+    from ocistream.config.toml_files import TomlTable
 
-__all__ = ["named_by_registries", "tell_unused"]
+__all__ = ["find_credential_variables", "warn_unused_variables"]
 
-_CREDENTIALS: Final = frozenset(
-    f"{PREFIX}{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")
+_CREDENTIAL_VARIABLES: Final = frozenset(
+    f"{VARIABLE_PREFIX}{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")
 )
 #: Variables of the project's tests.
-_OF_TESTS: Final = frozenset({f"{PREFIX}FUZZ_SEED", f"{PREFIX}TEST_MACHINE"})
+_TEST_VARIABLES: Final = frozenset({f"{VARIABLE_PREFIX}FUZZ_SEED", f"{VARIABLE_PREFIX}TEST_MACHINE"})
 #: Kubernetes sets these in each container for a Service whose name begins with "ocistream".
-_OF_KUBERNETES: Final = re.compile(
-    rf"{PREFIX}(.+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z"
+_KUBERNETES_VARIABLE: Final = re.compile(
+    rf"{VARIABLE_PREFIX}(.+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z"
 )
 
 
-def tell_unused(console: Console, env: Mapping[str, str], used: Collection[str] = ()) -> None:
+def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collection[str] = ()) -> None:
     """Print one line for each variable that is set and has no effect; `used` are variables that a file names."""
-    names = [name for name, value in env.items() if name.startswith(PREFIX) and value]
-    for line in _unused(sorted(names), used):
-        console.note(line)
+    names = [name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value]
+    for line in _describe_unused(sorted(names), used):
+        console.info(line)
 
 
-def named_by_registries(table: Table | None) -> set[str]:
+def find_credential_variables(table: TomlTable | None) -> set[str]:
     """Return the variables that `credentials = "env:PREFIX"` names in the tables of registries."""
     # A malformed table is reported by the commands that need it.
     registries = None if table is None else table.values.get("registry")
@@ -47,24 +47,24 @@ def named_by_registries(table: Table | None) -> set[str]:
     return {f"{prefix}_{word}" for prefix in prefixes for word in ("USERNAME", "PASSWORD")}
 
 
-def _unused(names: Collection[str], used: Collection[str]) -> Iterator[str]:
-    ours = _CREDENTIALS | _OF_TESTS | {variable_of("config"), *used}
-    left = [name for name in names if name not in ours and not _OF_KUBERNETES.match(name)]
+def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[str]:
+    ours = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
+    left = [name for name in names if name not in ours and not _KUBERNETES_VARIABLE.match(name)]
     if not left:
         return
-    refused = {variable_of(key): why for key, why in REFUSED.items()}
-    known = {variable_of(key) for key in all_options()}
+    refused = {variable_name(key): why for key, why in OPTIONS_WITHOUT_DEFAULT.items()}
+    known = {variable_name(key) for key in load_all_options()}
     for name in left:
         if name in refused:
             yield f"the variable {name} has no effect: {refused[name]}"
         elif name not in known:
-            yield f"the variable {printable(name)} has no effect: {_nearest(name, {*known, *ours} - _OF_TESTS)}"
+            yield f"the variable {printable(name)} has no effect: {_suggest_variable(name, {*known, *ours} - _TEST_VARIABLES)}"
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def _suggest_variable(name: str, known: Collection[str]) -> str:
     from difflib import get_close_matches
 
     # The common beginning would make any two of them alike.
-    words = sorted(one.removeprefix(PREFIX) for one in known)
-    close = get_close_matches(name.removeprefix(PREFIX).upper(), words, n=1, cutoff=0.7)
-    return f"did you mean {PREFIX}{close[0]}?" if close else "ocistream does not know it"
+    words = sorted(one.removeprefix(VARIABLE_PREFIX) for one in known)
+    close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), words, n=1, cutoff=0.7)
+    return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream does not know it"

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from ocistream.errors import ArchiveError, NotFoundError, UsageError
-from ocistream.oci.omitted_blobs import BASE, HAVE, ONLY, Reason
+from ocistream.oci.omitted_blobs import BASE, HAVE, NOT_SELECTED, OmissionReason
 from ocistream.oci.reference import is_digest, printable
-from ocistream.stores import Want, open_source, parse_end
+from ocistream.stores import Selection, open_source, parse_location
 from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from ocistream.cli.session import Session
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.graph import Graph
     from ocistream.oci.platforms import PlatformChoice
-    from ocistream.stores import End, Surroundings
+    from ocistream.stores import Location, OpenContext
 
-__all__ = ["LeaveOut", "leave_out", "leaving_options", "registries_asked"]
+__all__ = ["OmissionRule", "build_omission_rule", "find_queried_registries", "omission_options"]
 
-LeaveOut: TypeAlias = "Callable[[Graph], Mapping[str, Reason]]"
+OmissionRule: TypeAlias = "Callable[[Graph], Mapping[str, OmissionReason]]"
 
 
-def leaving_options(command: Callable[..., None]) -> Callable[..., None]:
+def omission_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --have, --base and --only."""
     options = (
         click.option(
@@ -50,28 +50,30 @@ def leaving_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _around(session: Session, end: End, src: End | None) -> Surroundings:
+def _open_context_for(context: CommandContext, location: Location, src: Location | None) -> OpenContext:
     """Give what an end needs that is asked or read; the sides of `copy` have credentials of their own.
 
     What is in the source's registry is asked as the source is; anything else belongs to the other side.
     """
-    registry = end.reference.registry if end.reference else None
+    registry = location.reference.registry if location.reference else None
     side = ""
-    if "src_username" in session.options:
+    if "src_username" in context.options:
         is_source = src is not None and src.reference is not None and src.reference.registry == registry
         side = "SRC" if is_source else "DEST"
-    return session.surroundings(side, named={registry} if registry else ())
+    return context.build_open_context(side, registries={registry} if registry else ())
 
 
-def registries_asked(session: Session) -> set[str]:
+def find_queried_registries(context: CommandContext) -> set[str]:
     """Give the registries that are asked what they have: a user name that is given would be for them as well."""
-    have, base, _ = _given(session)
+    have, base, _ = _omission_values(context)
     # A path that is there is an archive, a layout or a list.
-    ends = [parse_end(text) for text in (*have, *base) if text != "-" and not paths.is_named(text)]
+    ends = [parse_location(text) for text in (*have, *base) if text != "-" and not paths.is_existing_path(text)]
     return {end.reference.registry for end in ends if end.reference}
 
 
-def leave_out(session: Session, choice: PlatformChoice, to: End, *, src: End | None = None) -> LeaveOut | None:
+def build_omission_rule(
+    context: CommandContext, choice: PlatformChoice, destination_location: Location, *, src: Location | None = None
+) -> OmissionRule | None:
     """Give what says which blobs are left out of what is written `to` an end, or None where all of them go along.
 
     What it gives raises what reading the lists and ends raises. `choice` is of platforms, of the bases as well. `src`
@@ -82,37 +84,41 @@ def leave_out(session: Session, choice: PlatformChoice, to: End, *, src: End | N
         NotFoundError: a list is not there.
         InvalidNameError: an end is malformed.
     """
-    have, base, only = _given(session)
+    have, base, only = _omission_values(context)
     if not (have or base or only):
         return None
-    _check(session, have, to, src)
-    holders = [_had(session, text, src) for text in have] + [_based(session, text, choice, src) for text in base]
-    wanted = [_asked_for(text) for text in only]
+    _check_omissions(context, have, destination_location, src)
+    holders = [_build_have_rule(context, text, src) for text in have] + [
+        _build_base_rule(context, text, choice, src) for text in base
+    ]
+    wanted = [_parse_only(text) for text in only]
 
-    def left_out(graph: Graph) -> Mapping[str, Reason]:
-        found: dict[str, Reason] = {}
+    def left_out(graph: Graph) -> Mapping[str, OmissionReason]:
+        found: dict[str, OmissionReason] = {}
         for holder in holders:
             for digest, reason in holder(graph).items():
                 found.setdefault(digest, reason)
-        kept = _kept(session, wanted, graph) if wanted else found
+        kept = _select_only(context, wanted, graph) if wanted else found
         for blob in graph.blobs:
             if wanted and blob.digest not in kept:
-                found.setdefault(blob.digest, Reason(ONLY, ""))
+                found.setdefault(blob.digest, OmissionReason(NOT_SELECTED, ""))
         return found
 
     return left_out
 
 
-def _given(session: Session) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    return session.options["have"], session.options["base"], session.options["only"]
+def _omission_values(context: CommandContext) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    return context.options["have"], context.options["base"], context.options["only"]
 
 
-def _check(session: Session, have: Sequence[str], to: End, src: End | None) -> None:
-    if to.kind in {"docker", "docker-archive"}:
-        what = "a docker-archive" if to.kind == "docker-archive" else "what goes to a registry"
+def _check_omissions(
+    context: CommandContext, have: Sequence[str], destination_location: Location, src: Location | None
+) -> None:
+    if destination_location.kind in {"docker", "docker-archive"}:
+        what = "a docker-archive" if destination_location.kind == "docker-archive" else "what goes to a registry"
         msg = f"nothing can be left out of {what}"
         raise UsageError(msg, hint="--have, --base and --only are for OCI archives and layouts")
-    if session.options["compress"] is not None:
+    if context.options["compress"] is not None:
         msg = "--compress makes layers of which nobody can say yet whether they are there"
         raise UsageError(msg, hint="leave --compress away where some blobs are left out")
     if have.count("-") > 1:
@@ -123,11 +129,11 @@ def _check(session: Session, have: Sequence[str], to: End, src: End | None) -> N
         raise UsageError(msg, hint="read one of them from a file")
 
 
-def _had(session: Session, text: str, src: End | None) -> LeaveOut:
+def _build_have_rule(context: CommandContext, text: str, src: Location | None) -> OmissionRule:
     """Take a value of --have: a list, or an end that holds blobs."""
-    if text == "-" or _is_list(Path(text)):
-        return lambda graph: _of_list(session, text, graph)
-    end = parse_end(text, bare_is_path=paths.is_named(text))
+    if text == "-" or _is_list_file(Path(text)):
+        return lambda graph: _read_have_list(context, text, graph)
+    end = parse_location(text, bare_is_path=paths.is_existing_path(text))
     if end.kind == "docker" and "/" not in text:
         # What names no registry is rather a file's name that is not there than an image of Docker Hub's.
         msg = f"--have {printable(text)}: no such file"
@@ -135,14 +141,14 @@ def _had(session: Session, text: str, src: End | None) -> LeaveOut:
     if end.path is not None and (end.kind == "oci" or paths.is_directory(end.path)):
         _check_layout(end.path)
 
-    def leaving(graph: Graph) -> Mapping[str, Reason]:
-        from ocistream.remote.holdings import open_holding
-        from ocistream.transfer.no_destination import Onlooker
+    def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
+        from ocistream.remote.holdings import open_stored_blobs
+        from ocistream.transfer.no_destination import DiscardedBlobs
 
-        with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
-            holding = open_holding(end, _around(session, end, src), onlooker)
-            there = holding.among(graph.blobs)
-        return _told(session, dict.fromkeys(sorted(there), Reason(HAVE, holding.origin)), text)
+        with contextlib.closing(DiscardedBlobs(context.cancelled)) as onlooker:
+            holding = open_stored_blobs(end, _open_context_for(context, end, src), onlooker)
+            there = holding.find_stored(graph.blobs)
+        return _report_if_empty(context, dict.fromkeys(sorted(there), OmissionReason(HAVE, holding.origin)), text)
 
     return leaving
 
@@ -162,9 +168,9 @@ def _check_layout(path: Path) -> None:
         raise ArchiveError(msg)
 
 
-def _is_list(path: Path) -> bool:
+def _is_list_file(path: Path) -> bool:
     """Say whether a path is that of a text, and of no archive: those have zeros, or are compressed."""
-    if not paths.is_named(str(path)):
+    if not paths.is_existing_path(str(path)):
         return False
     try:
         if not paths.is_file(path):
@@ -178,49 +184,53 @@ def _is_list(path: Path) -> bool:
     return b"\0" not in beginning and not beginning.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
 
 
-def _of_list(session: Session, text: str, graph: Graph) -> Mapping[str, Reason]:
-    from ocistream.remote.have_lists import found_in, lines_of
+def _read_have_list(context: CommandContext, text: str, graph: Graph) -> Mapping[str, OmissionReason]:
+    from ocistream.remote.have_lists import match_have_list, read_lines
 
     what = "the list on stdin" if text == "-" else printable(text, 1024)
-    with session.opened_list(text) as file:
-        found = found_in(lines_of(file), {blob.digest for blob in graph.blobs}, what)
-    reason = Reason(HAVE, " ".join(found.origins) or ("" if text == "-" else Path(text).name))
-    return _told(session, dict.fromkeys(sorted(found.digests), reason), what)
+    with context.open_list(text) as file:
+        found = match_have_list(read_lines(file), {blob.digest for blob in graph.blobs}, what)
+    reason = OmissionReason(HAVE, " ".join(found.origins) or ("" if text == "-" else Path(text).name))
+    return _report_if_empty(context, dict.fromkeys(sorted(found.digests), reason), what)
 
 
-def _told(session: Session, found: Mapping[str, Reason], what: str) -> Mapping[str, Reason]:
+def _report_if_empty(
+    context: CommandContext, found: Mapping[str, OmissionReason], what: str
+) -> Mapping[str, OmissionReason]:
     """Say of a list or an end that it has nothing of the images: mostly it is not the one that was meant."""
     if not found:
-        session.console.note(f"{printable(what, 1024)} has no blob of what is asked for, so none is left out for it")
+        context.console.info(f"{printable(what, 1024)} has no blob of what is asked for, so none is left out for it")
     return found
 
 
-def _based(session: Session, text: str, choice: PlatformChoice, src: End | None) -> LeaveOut:
+def _build_base_rule(context: CommandContext, text: str, choice: PlatformChoice, src: Location | None) -> OmissionRule:
     """Take a value of --base: an image, or any other end."""
-    end = parse_end(text, bare_is_path=paths.is_named(text))
+    end = parse_location(text, bare_is_path=paths.is_existing_path(text))
     if end.is_stream:
         msg = "--base is an image, and no list: a list is what --have takes"
         raise UsageError(msg)
 
-    def leaving(graph: Graph) -> Mapping[str, Reason]:
-        there = {blob.digest for blob in _graph_of(session, end, choice, src).blobs}
+    def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
+        there = {blob.digest for blob in _read_graph(context, end, choice, src).blobs}
         name = end.reference.name if end.reference else end.text
-        of = {blob.digest: Reason(BASE, name) for blob in graph.blobs if blob.digest in there}
-        return _told(session, of, text)
+        of = {blob.digest: OmissionReason(BASE, name) for blob in graph.blobs if blob.digest in there}
+        return _report_if_empty(context, of, text)
 
     return leaving
 
 
-def _graph_of(session: Session, end: End, choice: PlatformChoice, src: End | None) -> Graph:
-    from ocistream.transfer.no_destination import Onlooker
+def _read_graph(context: CommandContext, location: Location, choice: PlatformChoice, src: Location | None) -> Graph:
+    from ocistream.transfer.no_destination import DiscardedBlobs
 
     with contextlib.ExitStack() as stack:
-        source = open_source(end, _around(session, end, src), Want(platforms=choice, referrers="left"))
+        source = open_source(
+            location, _open_context_for(context, location, src), Selection(platforms=choice, referrers="left")
+        )
         stack.callback(source.close)
-        return source.graph(stack.enter_context(contextlib.closing(Onlooker(session.cancelled))))
+        return source.resolve(stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled))))
 
 
-def _asked_for(text: str) -> str | Path:
+def _parse_only(text: str) -> str | Path:
     """Take a value of --only: a digest, or a file with a list of them.
 
     Raises:
@@ -234,7 +244,7 @@ def _asked_for(text: str) -> str | Path:
     return Path(text)
 
 
-def _kept(session: Session, wanted: Sequence[str | Path], graph: Graph) -> Collection[str]:
+def _select_only(context: CommandContext, selected: Sequence[str | Path], graph: Graph) -> Collection[str]:
     """Give the digests that --only asks for.
 
     Raises:
@@ -242,16 +252,16 @@ def _kept(session: Session, wanted: Sequence[str | Path], graph: Graph) -> Colle
     """
     there = {blob.digest for blob in graph.blobs}
     kept: set[str] = set()
-    for one in wanted:
+    for one in selected:
         if isinstance(one, Path):
-            from ocistream.remote.have_lists import found_in, lines_of
+            from ocistream.remote.have_lists import match_have_list, read_lines
 
             what = printable(str(one), 1024)
             with files.disk_errors(f"cannot read {one}"), one.open("rb") as file:
-                found = found_in(lines_of(file), there, what)
+                found = match_have_list(read_lines(file), there, what)
             kept |= found.digests
             if others := found.total - len(found.digests):
-                session.console.note(f"--only {what}: {others} of its {found.total} digests are in none of the images")
+                context.console.info(f"--only {what}: {others} of its {found.total} digests are in none of the images")
         elif one not in there:
             msg = f"--only {one}: no image that is asked for has such a blob"
             raise NotFoundError(msg, hint="was its tag moved meanwhile? Name it by its digest, and see --platform")

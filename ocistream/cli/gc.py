@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ocistream.cli.number_types import size, span
+from ocistream.cli.number_types import parse_byte_size, parse_duration
 from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.progress import counted, human_size
+from ocistream.cli.progress import format_count, format_size
 
 if TYPE_CHECKING:
     from ocistream.cli.console import Console
-    from ocistream.layout.gc import Collected
+    from ocistream.layout.gc import GCResult
 
 
 @click.command()
 @click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--max-size",
-    callback=size,
+    callback=parse_byte_size,
     metavar="SIZE",
     help="Drop no more than it takes for all blobs together to have no more than SIZE (500M, 20G): those first that "
     "were not used for longest.",
 )
 @click.option(
     "--older-than",
-    callback=span,
+    callback=parse_duration,
     metavar="TIME",
     help="Spare what was used or written in the last so many seconds, or 30m, 12h, 7d.  [default: 1h, since a push or "
     "pull into DIR may be under way that has not named its image yet; with --max-size only if there is one; of "
@@ -56,25 +56,25 @@ def gc(
     ocistream gc /var/cache/ocistream --max-size 20G
     """
     from ocistream.layout.directory import LayoutDirectory
-    from ocistream.layout.gc import collect
+    from ocistream.layout.gc import collect_garbage
 
     apply_verbosity(console, options)
-    done = collect(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
-    for digest in done.dropped:
+    done = collect_garbage(LayoutDirectory(path), max_size=max_size, older_than=older_than, dry_run=dry_run)
+    for digest in done.deleted:
         click.echo(digest)
-    console.note(_summary(done, dry_run=dry_run))
-    if max_size is not None and done.left > max_size:
-        console.note(
-            f"{human_size(done.left)} are more than --max-size: {human_size(done.needed)} are needed by images"
-            + (f", {human_size(done.young)} were used too lately" if done.young else "")
+    console.info(_format_summary(done, dry_run=dry_run))
+    if max_size is not None and done.remaining_size > max_size:
+        console.info(
+            f"{format_size(done.remaining_size)} are more than --max-size: {format_size(done.needed_size)} are needed by images"
+            + (f", {format_size(done.recent_size)} were used too lately" if done.recent_size else "")
         )
 
 
-def _summary(done: Collected, *, dry_run: bool) -> str:
+def _format_summary(done: GCResult, *, dry_run: bool) -> str:
     verb = "would drop" if dry_run else "dropped"
-    text = f"{verb} {counted(len(done.dropped), 'blob')}, {human_size(done.size)}; {human_size(done.left)} are left"
-    if done.young:
-        text += f", of which {human_size(done.young)} were used too lately to go"
-    if done.unfinished:
-        text += f"; {verb} {counted(len(done.unfinished), 'unfinished file')}, {human_size(sum(done.unfinished))}"
+    text = f"{verb} {format_count(len(done.deleted), 'blob')}, {format_size(done.deleted_size)}; {format_size(done.remaining_size)} are left"
+    if done.recent_size:
+        text += f", of which {format_size(done.recent_size)} were used too lately to go"
+    if done.unfinished_sizes:
+        text += f"; {verb} {format_count(len(done.unfinished_sizes), 'unfinished file')}, {format_size(sum(done.unfinished_sizes))}"
     return text

@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.cli.locations import parse_named_end
-from ocistream.cli.number_types import Whole
+from ocistream.cli.locations import parse_location_argument
+from ocistream.cli.number_types import WholeNumber
 from ocistream.cli.options import (
+    context_options,
     credential_options,
     max_ratio_option,
     network_options,
-    session_options,
 )
-from ocistream.cli.transfers import mount_sources
+from ocistream.cli.transfers import parse_mount_sources
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
-from ocistream.stores import Want
+from ocistream.stores import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ocistream.cli.console import Console
-    from ocistream.cli.session import Session
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.remote.holdings import Holding
-    from ocistream.stores import End
+    from ocistream.remote.holdings import StoredBlobs
+    from ocistream.stores import Location
 
 #: So many lines are written at once.
-_LINES: Final = 4096
+_LINES_PER_WRITE: Final = 4096
 
 
 @click.command()
@@ -47,12 +47,14 @@ _LINES: Final = 4096
     metavar="REPO",
     help="With --among: what this repository of the same registry has counts too, as a push can mount it; repeats.",
 )
-@click.option("--jobs", type=Whole(1, 32), default=4, show_default=True, help="Questions asked of a registry at once.")
+@click.option(
+    "--jobs", type=WholeNumber(1, 32), default=4, show_default=True, help="Questions asked of a registry at once."
+)
 @max_ratio_option
 @credential_options
 @network_options
-@session_options
-def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
+@context_options
+def have(context: CommandContext, ends: tuple[str, ...], among: str | None) -> None:
     """List the digests that each END holds: a repository, an image, a layout directory, an archive, also on stdin (-).
 
     The list says what it is of, and has some 80 bytes a blob. With it, whoever sends images here can leave out what is
@@ -64,27 +66,29 @@ def have(session: Session, ends: tuple[str, ...], among: str | None) -> None:
     ocistream have ./images/ ./app.tar
     """
     from ocistream import __version__
-    from ocistream.remote.have_lists import lines
+    from ocistream.remote.have_lists import format_have_list
 
-    parsed = [parse_named_end(end) for end in ends]
+    parsed = [parse_location_argument(end) for end in ends]
     _check_stdin([*(end.text for end in parsed if end.is_stream), *([among] if among == "-" else [])])
-    if session.options["mount_from"] and among is None:
+    if context.options["mount_from"] and among is None:
         msg = "--mount-from is for --among"
         raise UsageError(msg, hint="without it, name those repositories beside the others: ocistream have REPO REPO")
-    session.check_credentials({end.reference.registry for end in parsed if end.reference})
-    with _opened(session, parsed, writes=among is not None) as holdings:
+    context.check_credentials({end.reference.registry for end in parsed if end.reference})
+    with _open_holdings(context, parsed, writes=among is not None) as holdings:
         reached: Mapping[str, int] = {}
         if among is None:
-            found = _all_of(holdings)
+            found = _read_all_digests(holdings)
         else:
-            asked_for = _asked_for(session, among)
-            found = _some_of(holdings, asked_for, session.console)
+            asked_for = _read_among_list(context, among)
+            found = _find_listed_digests(holdings, asked_for, context.console)
             if len(holdings) == 1:
                 # Of several nobody could tell of which.
-                reached = holdings[0].begun([blob.digest for blob in asked_for if blob.digest not in found])
+                reached = holdings[0].find_partial_blobs(
+                    [blob.digest for blob in asked_for if blob.digest not in found]
+                )
     # Nothing was written before: whoever gets a list gets all of it.
-    text = lines([holding.origin for holding in holdings], found, by=__version__, reached=reached)
-    while some := "".join(itertools.islice(text, _LINES)):
+    text = format_have_list([holding.origin for holding in holdings], found, version=__version__, partial_blobs=reached)
+    while some := "".join(itertools.islice(text, _LINES_PER_WRITE)):
         click.echo(some, nl=False)
 
 
@@ -95,45 +99,47 @@ def _check_stdin(uses: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(session: Session, ends: Sequence[End], *, writes: bool) -> Iterator[list[Holding]]:
-    from ocistream.remote.holdings import open_holding
-    from ocistream.transfer.no_destination import Onlooker
+def _open_holdings(
+    context: CommandContext, locations: Sequence[Location], *, writes: bool
+) -> Iterator[list[StoredBlobs]]:
+    from ocistream.remote.holdings import open_stored_blobs
+    from ocistream.transfer.no_destination import DiscardedBlobs
 
-    want = Want(max_ratio=int(session.options["max_ratio"]), referrers="listed")
+    want = Selection(max_ratio=int(context.options["max_ratio"]), referrers="listed")
 
-    def opened(end: End) -> Holding:
+    def opened(end: Location) -> StoredBlobs:
         registry = end.reference.registry if end.reference else None
-        mounts = mount_sources(session.options["mount_from"], registry)
-        around = session.surroundings(named={registry} if registry else ())
-        return open_holding(
+        mounts = parse_mount_sources(context.options["mount_from"], registry)
+        around = context.build_open_context(registries={registry} if registry else ())
+        return open_stored_blobs(
             end,
             replace(around, mount_from=mounts),
             onlooker,
-            want=want,
-            records=session.records() if writes else None,
-            tell=session.console.note,
+            selection=want,
+            records=context.upload_records() if writes else None,
+            warn=context.console.info,
         )
 
-    with contextlib.closing(Onlooker(session.cancelled)) as onlooker:
-        yield list(map(opened, ends))
+    with contextlib.closing(DiscardedBlobs(context.cancelled)) as onlooker:
+        yield list(map(opened, locations))
 
 
-def _all_of(holdings: Sequence[Holding]) -> set[str]:
-    return set[str]().union(*(holding.digests() for holding in holdings))
+def _read_all_digests(holdings: Sequence[StoredBlobs]) -> set[str]:
+    return set[str]().union(*(holding.list_digests() for holding in holdings))
 
 
-def _some_of(holdings: Sequence[Holding], asked_for: Sequence[Descriptor], console: Console) -> set[str]:
+def _find_listed_digests(holdings: Sequence[StoredBlobs], queried: Sequence[Descriptor], console: Console) -> set[str]:
     found: set[str] = set()
     for holding in holdings:
         try:
-            found |= holding.among([blob for blob in asked_for if blob.digest not in found])
+            found |= holding.find_stored([blob for blob in queried if blob.digest not in found])
         except NotFoundError as error:
             # A repository that does not exist yet has no blobs: that is an answer, unless its name is misspelt.
-            console.note(f"{error.what}: it has none of these blobs", level=1)
+            console.info(f"{error.message}: it has none of these blobs", level=1)
     return found
 
 
-def _asked_for(session: Session, among: str) -> list[Descriptor]:
+def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
     """Read the list of --among.
 
     Raises:
@@ -141,15 +147,15 @@ def _asked_for(session: Session, among: str) -> list[Descriptor]:
         UnsupportedError: it has more digests than one transfer can.
     """
     from ocistream import limits
-    from ocistream.oci.descriptor import UNKNOWN_SIZE, UNKNOWN_TYPE, Descriptor
-    from ocistream.remote.have_lists import HaveList, lines_of
+    from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, UNKNOWN_SIZE, Descriptor
+    from ocistream.remote.have_lists import HaveListReader, read_lines
 
     what = "the list on stdin" if among == "-" else among
     found: dict[str, None] = {}
-    with session.opened_list(among) as file:
-        for digest in HaveList(lines_of(file), what):
+    with context.open_list(among) as file:
+        for digest in HaveListReader(read_lines(file), what):
             found[digest] = None
-            if len(found) > limits.MAX_ASKED:
-                msg = f"{what} has more than {limits.MAX_ASKED} digests"
+            if len(found) > limits.MAX_QUERIED_DIGESTS:
+                msg = f"{what} has more than {limits.MAX_QUERIED_DIGESTS} digests"
                 raise UnsupportedError(msg, hint="ask for the blobs of fewer images at a time")
-    return [Descriptor(UNKNOWN_TYPE, digest, UNKNOWN_SIZE) for digest in found]
+    return [Descriptor(UNKNOWN_MEDIA_TYPE, digest, UNKNOWN_SIZE) for digest in found]

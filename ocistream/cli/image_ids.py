@@ -8,51 +8,53 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.errors import OcistreamError
-from ocistream.layout.index import NoSuchImageError, name_of, names_there
+from ocistream.layout.index import NoSuchImageError, format_image_names, image_name_of
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, printable
-from ocistream.stores import Surroundings, Want, open_source
+from ocistream.stores import OpenContext, Selection, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocistream.stores import End
+    from ocistream.stores import Location
     from ocistream.transfer.interfaces import Source
 
-__all__ = ["explaining_image_ids"]
+__all__ = ["add_image_id_hint"]
 
 
 @contextlib.contextmanager
-def explaining_image_ids(of: End | None, source: Source) -> Iterator[None]:
+def add_image_id_hint(source_location: Location | None, source: Source) -> Iterator[None]:
     """Let the error about an image that does not exist say which image has the ID that was given."""
     try:
         yield
     except NoSuchImageError as error:
         wanted = error.wanted
-        if is_digest(wanted) and (images := _with_id(wanted, of, source)):
-            error.hint = f"{printable(wanted)} is an image ID; use the name or digest instead: {names_there(images)}"
+        if is_digest(wanted) and (images := _find_images_by_id(wanted, source_location, source)):
+            error.hint = (
+                f"{printable(wanted)} is an image ID; use the name or digest instead: {format_image_names(images)}"
+            )
         raise
 
 
-def _with_id(image_id: str, of: End | None, source: Source) -> list[Root]:
+def _find_images_by_id(image_id: str, source_location: Location | None, source: Source) -> list[Root]:
     """List the images with this ID; in an archive from a pipe only those that are known already."""
     from ocistream.archive.stream import ArchiveStreamSource
 
     # What is wrong in other images is not what the user asked about.
     with contextlib.suppress(OcistreamError):
         if isinstance(source, ArchiveStreamSource):
-            return [Root(name_of(entry), entry) for entry in source.entries_with(image_id)]
-        if of is not None and of.path is not None:
-            return _read_again(image_id, of)
+            return [Root(image_name_of(entry), entry) for entry in source.find_entries_with(image_id)]
+        if source_location is not None and source_location.path is not None:
+            return _search_images_by_id(image_id, source_location)
     return []
 
 
-def _read_again(image_id: str, of: End) -> list[Root]:
-    from ocistream.transfer.no_destination import Onlooker
+def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]:
+    from ocistream.transfer.no_destination import DiscardedBlobs
 
-    source = open_source(replace(of, name=None), Surroundings(), Want(referrers="left"))
+    source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="left"))
     with contextlib.closing(source):
-        graph = source.graph(Onlooker(threading.Event()))
+        graph = source.resolve(DiscardedBlobs(threading.Event()))
     digests = {
         digest
         for digest, document in graph.documents.items()

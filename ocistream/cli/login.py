@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.credentials import GivenCredentials
-from ocistream.cli.network_options import host_settings, load_places, network_settings
+from ocistream.cli.credentials import ExplicitCredentials
+from ocistream.cli.network_options import build_host_settings_lookup, build_http_settings, load_host_rules
 from ocistream.cli.options import apply_verbosity, config_option, tls_options, user_options, verbosity_options
-from ocistream.cli.session import home
+from ocistream.cli.session import home_directory
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import parse_registry
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
 
 #: Somebody waits at a terminal, so less often than a transfer tries.
-_ATTEMPTS: Final = 3
+_MAX_ATTEMPTS: Final = 3
 
 
-_keep_option: Final = click.option(
+_authfile_option: Final = click.option(
     "--authfile", metavar="FILE", help="Keep credentials in FILE, in Docker's format, not in ~/.docker/config.json."
 )
 
@@ -35,7 +35,7 @@ _keep_option: Final = click.option(
 @click.command()
 @click.argument("registry", default="docker.io")
 @user_options
-@_keep_option
+@_authfile_option
 @config_option
 @tls_options
 @verbosity_options
@@ -51,19 +51,19 @@ def login(console: Console, /, registry: str, username: str | None, **options: A
 
     apply_verbosity(console, options)
     host = parse_registry(registry)
-    keychain = _keychain(options)
-    given = GivenCredentials(options, os.environ).password()
-    username = username or os.environ.get("OCISTREAM_USERNAME") or _ask("Username: ")
-    secret = given or os.environ.get("OCISTREAM_PASSWORD") or _ask("Password: ", secret=True)
+    keychain = _open_keychain(options)
+    given = ExplicitCredentials(options, os.environ).read_password()
+    username = username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
+    secret = given or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
-    _check(host, credential, options)
+    _check_credential(host, credential, options)
     where = keychain.save(host, credential)
-    console.note(f"logged in to {host}; the credential is kept in {where}")
+    console.info(f"logged in to {host}; the credential is kept in {where}")
 
 
 @click.command()
 @click.argument("registry", default="docker.io")
-@_keep_option
+@_authfile_option
 @verbosity_options
 @click.pass_obj
 def logout(console: Console, /, registry: str, **options: Any) -> None:
@@ -74,11 +74,11 @@ def logout(console: Console, /, registry: str, **options: Any) -> None:
     """
     apply_verbosity(console, options)
     host = parse_registry(registry)
-    where = _keychain(options).erase(host)
-    console.note(f"removed the credential of {host} from {where}" if where else f"not logged in to {host}")
+    where = _open_keychain(options).erase(host)
+    console.info(f"removed the credential of {host} from {where}" if where else f"not logged in to {host}")
 
 
-def _keychain(options: Mapping[str, Any]) -> Keychain:
+def _open_keychain(options: Mapping[str, Any]) -> Keychain:
     """Return what keeps credentials: in the file that --authfile names, or where Docker does.
 
     Raises:
@@ -90,35 +90,37 @@ def _keychain(options: Mapping[str, Any]) -> Keychain:
     if path == "":
         msg = "--authfile is empty"
         raise UsageError(msg, hint="is it a variable that is not set?")
-    return Keychain(os.environ, home=home(), auth_file=(Path(path), "--authfile") if path else None)
+    return Keychain(os.environ, home=home_directory(), auth_file=(Path(path), "--authfile") if path else None)
 
 
-def _check(host: str, credential: Credential, options: Mapping[str, Any]) -> None:
+def _check_credential(host: str, credential: Credential, options: Mapping[str, Any]) -> None:
     """Show the registry the credential.
 
     Raises:
         AuthenticationError: it is refused.
         NetworkError: the registry does not answer.
     """
-    from ocistream.http.client import Transport
+    from ocistream.http.client import HttpClient
 
-    transport = Transport(
-        network_settings(options, os.environ, attempts=_ATTEMPTS),
+    transport = HttpClient(
+        build_http_settings(options, os.environ, attempts=_MAX_ATTEMPTS),
         lambda registry, _: credential if registry == host else None,
-        hosts=host_settings(options, os.environ, home(), load_places(options, os.environ, home()).settings),
+        hosts=build_host_settings_lookup(
+            options, os.environ, home_directory(), load_host_rules(options, os.environ, home_directory()).settings
+        ),
     )
     endpoint = transport.endpoint(host)
     try:
         transport.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
     except AuthenticationError as error:
         msg = f"{host} refused the user name or the password"
-        hint = f"are they typed right? many registries want a token in the password's place ({error.what})"
+        hint = f"are they typed right? many registries want a token in the password's place ({error.message})"
         raise AuthenticationError(msg, hint=hint) from error
     finally:
         transport.close()
 
 
-def _ask(prompt: str, *, secret: bool = False) -> str:
+def _prompt(prompt: str, *, secret: bool = False) -> str:
     """Ask at the terminal.
 
     Raises:

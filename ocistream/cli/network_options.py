@@ -14,34 +14,34 @@ from ocistream.streams.paths import exists
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ocistream.http.client import TransportSettings
+    from ocistream.http.client import HttpSettings
     from ocistream.http.hosts import HostSettings
     from ocistream.http.tls import TlsSettings
-    from ocistream.registry.locations import HostRule, Places
+    from ocistream.registry.locations import HostRule, RegistryConfiguration
 
-__all__ = ["host_settings", "load_places", "network_settings"]
+__all__ = ["build_host_settings_lookup", "build_http_settings", "load_host_rules"]
 
 _PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
-def network_settings(
+def build_http_settings(
     options: Mapping[str, Any], env: Mapping[str, str], *, attempts: int | None = None
-) -> TransportSettings:
+) -> HttpSettings:
     """Give what holds for all hosts; `attempts` is how often a thing is tried where there is no --retries.
 
     Raises:
         UsageError, NotFoundError, LocalDiskError: files of certificates that cannot be used.
     """
-    from ocistream.http.client import TransportSettings
-    from ocistream.http.retry import Patience
+    from ocistream.http.client import HttpSettings
+    from ocistream.http.retry import RetryPolicy
 
-    settings = TransportSettings(
+    settings = HttpSettings(
         plain_http=bool(options["plain_http"]),
-        patience=Patience(attempts=int(options["retries"]) + 1 if attempts is None else attempts),
-        ca_file=_ca_file(env),
-        tls=_given(options),
+        retry_policy=RetryPolicy(attempts=int(options["retries"]) + 1 if attempts is None else attempts),
+        ca_file=_read_ca_file(env),
+        tls=_read_tls_options(options),
         requests_per_second=options.get("max_requests_per_second"),
-        proxies=_proxies(env),
+        proxies=_read_proxies(env),
         user_agent=f"ocistream/{__version__}",
     )
     if "stall_timeout" not in options:
@@ -49,7 +49,7 @@ def network_settings(
     return replace(settings, connect_timeout=options["connect_timeout"], stall_timeout=options["stall_timeout"])
 
 
-def host_settings(
+def build_host_settings_lookup(
     options: Mapping[str, Any], env: Mapping[str, str], home: Path, configured: Callable[[str, str], HostSettings]
 ) -> Callable[[str, str], HostSettings]:
     """Give what says how a registry's host is reached: what is `configured`, and `certs.d` beside it.
@@ -57,18 +57,20 @@ def host_settings(
     --cert-dir stands in the place of `certs.d`, and a client certificate that is configured for a host before those
     that are found there.
     """
-    from ocistream.config.certs_d import folders
+    from ocistream.config.certs_d import certs_directories
 
-    return functools.partial(_of_host, () if options["cert_dir"] else folders(env, home), configured)
+    return functools.partial(
+        _find_host_settings, () if options["cert_dir"] else certs_directories(env, home), configured
+    )
 
 
-def _of_host(
+def _find_host_settings(
     directories: Sequence[Path], configured: Callable[[str, str], HostSettings], registry: str, repository: str
 ) -> HostSettings:
-    from ocistream.config.certs_d import of_registry
+    from ocistream.config.certs_d import read_registry_certs
 
     known = configured(registry, repository)
-    found = of_registry(registry, directories)
+    found = read_registry_certs(registry, directories)
     return replace(
         known,
         ca_files=known.ca_files + found.ca_files,
@@ -76,31 +78,31 @@ def _of_host(
     )
 
 
-def load_places(
+def load_host_rules(
     options: Mapping[str, Any], env: Mapping[str, str], home: Path, rules: Mapping[str, HostRule] | None = None
-) -> Places:
+) -> RegistryConfiguration:
     """Read the configuration files, ours and containers'; `rules` of this run come before them, by host.
 
     Raises:
         UsageError: one is malformed.
         NotFoundError: one that was named is not there.
     """
-    from ocistream.config.file import load_configuration
+    from ocistream.config.file import read_host_rules
     from ocistream.config.registries_conf import load_namespaces
-    from ocistream.registry.locations import HostRule, Places
+    from ocistream.registry.locations import HostRule, RegistryConfiguration
 
-    own = load_configuration(options.get("config"), env, home)
+    own = read_host_rules(options.get("config"), env, home)
     for host, rule in (rules or {}).items():
-        own[host] = rule.before(own.get(host, HostRule()))
-    return Places(own, load_namespaces(env, home), mirrors=not options.get("no_mirrors"))
+        own[host] = rule.apply_to(own.get(host, HostRule()))
+    return RegistryConfiguration(own, load_namespaces(env, home), use_mirrors=not options.get("no_mirrors"))
 
 
-def _given(options: Mapping[str, Any]) -> TlsSettings:
+def _read_tls_options(options: Mapping[str, Any]) -> TlsSettings:
     """Give the certificates that the command line names."""
-    from ocistream.config.certs_d import of_folder
+    from ocistream.config.certs_d import read_certs_directory
     from ocistream.http.tls import TlsSettings
 
-    folder = of_folder(Path(options["cert_dir"])) if options["cert_dir"] else TlsSettings()
+    folder = read_certs_directory(Path(options["cert_dir"])) if options["cert_dir"] else TlsSettings()
     authority, certificate, key = options["ca_cert"], options["client_cert"], options["client_key"]
     if key and not certificate:
         msg = "--client-key needs --client-cert"
@@ -112,7 +114,7 @@ def _given(options: Mapping[str, Any]) -> TlsSettings:
     )
 
 
-def _ca_file(env: Mapping[str, str]) -> str | None:
+def _read_ca_file(env: Mapping[str, str]) -> str | None:
     """Read SSL_CERT_FILE, and make sure now that it is there: a connection would be tried again and again.
 
     Raises:
@@ -125,7 +127,7 @@ def _ca_file(env: Mapping[str, str]) -> str | None:
     return path
 
 
-def _proxies(env: Mapping[str, str]) -> dict[str, str]:
+def _read_proxies(env: Mapping[str, str]) -> dict[str, str]:
     """Read the proxy variables, the lower-case ones first, as curl does."""
     found: dict[str, str] = {}
     for name in _PROXY_VARIABLES:

@@ -16,15 +16,15 @@ from ocistream.sizes import parse_size
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["Whole", "memory", "number", "rate", "size", "span"]
+__all__ = ["WholeNumber", "check_number", "parse_byte_size", "parse_duration", "parse_memory", "parse_rate"]
 
 #: Digits of 2^63 - 1, above which no size of a file is.
-_DIGITS: Final = 19
-_SPAN: Final = re.compile(r"([0-9]{1,9})([smhd]?)\Z", re.ASCII)
-_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_MAX_DIGITS: Final = 19
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)\Z", re.ASCII)
+_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
-class Whole(click.IntRange):
+class WholeNumber(click.IntRange):
     """A whole number in a range. `int` would also take `1_000`, `+5`, ` 5` and digits of any script."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -33,7 +33,7 @@ class Whole(click.IntRange):
             digits = value.removeprefix("-")
             if not digits.isascii() or not digits.isdigit():
                 self._fail(value, "is no whole number", param, ctx)
-            if len(digits) > _DIGITS:
+            if len(digits) > _MAX_DIGITS:
                 self._fail(value, "is too large", param, ctx)
         return super().convert(value, param, ctx)
 
@@ -41,7 +41,7 @@ class Whole(click.IntRange):
         self.fail(f"{printable(value, 40)!r} {why}", param, ctx)
 
 
-def number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+def check_number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Take a number that is one: click lets `nan` through.
 
     Raises:
@@ -53,7 +53,7 @@ def number(_context: click.Context, parameter: click.Parameter, value: float | N
     return value
 
 
-def rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
     """Read bytes in a second as curl's --limit-rate has them: `500k`, `10M`, `1G`.
 
     Raises:
@@ -68,20 +68,20 @@ def rate(_context: click.Context, _parameter: click.Parameter, value: str | None
     return float(size)
 
 
-def memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+def parse_memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
     """Read the bytes of --memory.
 
     Raises:
         UsageError: it is no size, or one that is of no use.
     """
     size = parse_size(value, fractions=True)
-    if size is None or not limits.MIB <= size <= limits.MAX_AHEAD_MEMORY:
-        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_AHEAD_MEMORY >> 30}GiB"
+    if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
+        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
         raise UsageError(msg, hint="write it as in --memory 64MiB")
     return size
 
 
-def size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def parse_byte_size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Read a size in bytes, as --memory has it, which may be 0.
 
     Raises:
@@ -96,7 +96,7 @@ def size(_context: click.Context, parameter: click.Parameter, value: str | None)
     return found
 
 
-def span(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+def parse_duration(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
     """Read a time in seconds, or in minutes, hours or days: `90`, `30m`, `12h`, `7d`.
 
     Raises:
@@ -104,8 +104,8 @@ def span(_context: click.Context, parameter: click.Parameter, value: str | None)
     """
     if value is None:
         return None
-    match = _SPAN.match(value)
+    match = _DURATION.match(value)
     if match is None:
         msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no time"
         raise UsageError(msg, hint="such as 90 (seconds), 30m, 12h or 7d")
-    return float(int(match[1]) * _SECONDS[match[2]])
+    return float(int(match[1]) * _UNIT_SECONDS[match[2]])

@@ -13,21 +13,21 @@ import click
 from click.core import ParameterSource
 
 from ocistream import limits
-from ocistream.cli.number_types import Whole, memory, number, rate
-from ocistream.cli.session import PASSWORD_ON_STDIN, Session
+from ocistream.cli.number_types import WholeNumber, check_number, parse_memory, parse_rate
+from ocistream.cli.session import PASSWORD_ON_STDIN, CommandContext
 from ocistream.cli.sides import SIDE_OPTIONS
-from ocistream.cli.signals import Stop
-from ocistream.cli.standard_streams import result_on_stdout
+from ocistream.cli.signals import InterruptibleEvent
+from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import UsageError
-from ocistream.registry.upload_methods import parse_rung
+from ocistream.registry.upload_methods import parse_upload_method
 from ocistream.streams.malloc import return_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.cli.console import Console
-    from ocistream.oci.referrers import Referrers
-    from ocistream.registry.upload_methods import Rung
+    from ocistream.oci.referrers import ReferrerMode
+    from ocistream.registry.upload_methods import UploadMethod
 
 __all__ = [
     "cache_option",
@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 #: A day: longer than anybody waits, and no more than a socket takes.
-_SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
+_TIMEOUT_SECONDS: Final = click.FloatRange(0, 86_400, min_open=True)
 
 
 def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --ca-cert, --client-cert, --client-key, --cert-dir, --insecure and --plain-http."""
-    return _stack(
+    return _combine_decorators(
         click.option(
             "--ca-cert",
             metavar="FILE",
@@ -82,12 +82,14 @@ def config_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --retries, time-outs, limits, --config, --no-mirrors, and the options of `tls_options`."""
-    return _stack(
-        click.option("--retries", type=Whole(0, 20), default=5, show_default=True, help="Tries after the first one."),
+    return _combine_decorators(
+        click.option(
+            "--retries", type=WholeNumber(0, 20), default=5, show_default=True, help="Tries after the first one."
+        ),
         click.option(
             "--connect-timeout",
-            type=_SECONDS,
-            callback=number,
+            type=_TIMEOUT_SECONDS,
+            callback=check_number,
             metavar="SECONDS",
             default=15,
             show_default=True,
@@ -95,8 +97,8 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--stall-timeout",
-            type=_SECONDS,
-            callback=number,
+            type=_TIMEOUT_SECONDS,
+            callback=check_number,
             metavar="SECONDS",
             default=60,
             show_default=True,
@@ -105,13 +107,13 @@ def network_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--limit-rate",
             metavar="RATE",
-            callback=rate,
+            callback=parse_rate,
             help="Bytes in a second, in each direction, over all connections together: 500k, 10M, 1G; k is 1024.",
         ),
         click.option(
             "--max-requests-per-second",
             type=click.FloatRange(0, 10_000, min_open=True),
-            callback=number,
+            callback=check_number,
             metavar="N",
             help="Begin no more than N requests in a second, to each host.",
         ),
@@ -136,9 +138,9 @@ def memory_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that reads from registries --memory."""
     return click.option(
         "--memory",
-        default=f"{limits.AHEAD_MEMORY // limits.MIB}MiB",
+        default=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         show_default=True,
-        callback=memory,
+        callback=parse_memory,
         metavar="SIZE",
         help="What may be fetched ahead where a registry sends slowly, over up to --jobs connections. More of it is "
         "faster there.",
@@ -157,10 +159,10 @@ def cache_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of every transfer, and hand it a `Session` as `session`."""
-    return _stack(
+    return _combine_decorators(
         click.option(
             "--jobs",
-            type=Whole(1, 32),
+            type=WholeNumber(1, 32),
             default=4,
             show_default=True,
             help="Blobs moved at once, and connections over which they are fetched ahead.",
@@ -168,27 +170,30 @@ def transfer_options(command: Callable[..., None]) -> Callable[..., None]:
         network_options,
         progress_option,
         click.option(
-            "--result", type=click.Path(dir_okay=False), callback=_result_path, help="Write what was done as JSON."
+            "--result",
+            type=click.Path(dir_okay=False),
+            callback=_parse_result_path,
+            help="Write what was done as JSON.",
         ),
-        session_options,
+        context_options,
     )(command)
 
 
-def _result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
+def _parse_result_path(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
     """Take the path of --result. A file that is called `-` has to be written `./-`, which a `Path` no longer shows.
 
     Raises:
         UsageError: it is stdout, or nothing.
     """
     if value == "-":
-        raise result_on_stdout(value)
+        raise result_on_stdout_error(value)
     if value == "":
         msg = "--result '' is no path"
         raise UsageError(msg)
     return None if value is None else Path(value)
 
 
-def session_options(command: Callable[..., None]) -> Callable[..., None]:
+def context_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that all have, and hand it a `Session` of them and of those above as `session`."""
 
     @verbosity_options
@@ -196,18 +201,18 @@ def session_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(console: Console, /, **options: Any) -> None:
         apply_verbosity(console, options)
-        own = {key: options.pop(key) for key in list(options) if key in _SESSION_OPTIONS}
+        own = {key: options.pop(key) for key in list(options) if key in _CONTEXT_OPTIONS}
         if sum(bool(own.get(name)) for name in PASSWORD_ON_STDIN) > 1:
             msg = "only one password can come on stdin"
             others = "--src-password-file, --dest-password-file, OCISTREAM_SRC_PASSWORD or OCISTREAM_DEST_PASSWORD"
             raise UsageError(msg, hint=f"give the other one with {others}")
         return_large_blocks()
-        command(Session(console, own, Stop()), **options)
+        command(CommandContext(console, own, InterruptibleEvent()), **options)
 
     return wrapped
 
 
-_SESSION_OPTIONS: Final = frozenset(
+_CONTEXT_OPTIONS: Final = frozenset(
     {
         "jobs",
         "memory",
@@ -254,18 +259,18 @@ def referrers_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def referrers_wanted(session: Session) -> Referrers:
+def choose_referrers_mode(context: CommandContext) -> ReferrerMode:
     """Say what --no-referrers means."""
-    return "left" if session.options["no_referrers"] else "along"
+    return "left" if context.options["no_referrers"] else "along"
 
 
 def compression_options(note: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command --compress and --max-ratio; `note` says in --help what else there is to know."""
-    return _stack(
+    return _combine_decorators(
         click.option(
             "--compress",
             metavar="gzip|zstd|none[:LEVEL]",
-            callback=_compression,
+            callback=_check_compression,
             help="Compress layers anew that are not so already, which changes the image's digest. "
             f"High levels of zstd take hundreds of MB. {note}",
         ),
@@ -277,7 +282,7 @@ def max_ratio_option(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --max-ratio."""
     return click.option(
         "--max-ratio",
-        type=Whole(1, 1_000_000),
+        type=WholeNumber(1, 1_000_000),
         default=limits.MAX_RATIO,
         show_default=True,
         help="How much larger than itself anything compressed may become, above the first GiB.",
@@ -286,13 +291,13 @@ def max_ratio_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def upload_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --upload and --mount-from."""
-    return _stack(
+    return _combine_decorators(
         click.option(
             "--upload",
             metavar="auto|stream|put|chunk=SIZE",
             default="auto",
             show_default=True,
-            callback=_rung,
+            callback=_parse_upload_method,
             help="How blobs go up: in one streamed request, in one PUT, or in chunks of SIZE such as 4MiB at the most; "
             "auto finds out what the registry takes.",
         ),
@@ -307,7 +312,7 @@ def upload_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def via_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --via and --via-program."""
-    return _stack(
+    return _combine_decorators(
         click.option(
             "--via",
             metavar="COMMAND",
@@ -324,7 +329,7 @@ def via_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def _compression(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+def _check_compression(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     """Take --compress.
 
     Raises:
@@ -337,18 +342,18 @@ def _compression(_context: click.Context, _parameter: click.Parameter, value: st
     return value
 
 
-def _rung(_context: click.Context, _parameter: click.Parameter, value: str) -> Rung | None:
+def _parse_upload_method(_context: click.Context, _parameter: click.Parameter, value: str) -> UploadMethod | None:
     """Take --upload.
 
     Raises:
         UsageError: it is malformed, or asks for chunks that are too large.
     """
-    return parse_rung(value)
+    return parse_upload_method(value)
 
 
 def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command -q, -v and --log-format."""
-    return _stack(
+    return _combine_decorators(
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
         click.option("-v", "--verbose", count=True, help="Say more; twice: with tracebacks."),
         click.option(
@@ -372,12 +377,12 @@ def apply_verbosity(console: Console, options: dict[str, Any]) -> None:
 
 def credential_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --username, --password-stdin, --password-file and --authfile."""
-    return _stack(user_options, authfile_option)(command)
+    return _combine_decorators(user_options, authfile_option)(command)
 
 
 def user_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command --username, --password-stdin and --password-file."""
-    return _stack(
+    return _combine_decorators(
         click.option("-u", "--username", metavar="USER", help="User name."),
         click.option("--password-stdin", is_flag=True, help="Read the password from stdin."),
         click.option("--password-file", metavar="FILE", help="Read the password from FILE."),
@@ -393,7 +398,7 @@ def authfile_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def _stack(*decorators: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _combine_decorators(*decorators: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Join decorators into one, so that --help lists their options in this order."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,9 +15,9 @@ from ocistream.oci.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["default_platform", "platform_choice", "platform_option"]
+__all__ = ["default_platform", "parse_platform_choice", "platform_option"]
 
-_MACHINES: Final = {
+_ARCHITECTURES: Final = {
     "x86_64": "amd64",
     "amd64": "amd64",
     "aarch64": "arm64",
@@ -36,12 +36,12 @@ def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..
         "platforms",
         multiple=True,
         metavar="OS/ARCH[/VARIANT]|all",
-        callback=_platforms,
+        callback=_check_platforms,
         help=f"Platform of an index to take; repeats; `all` keeps the index as it is.  [default: {default}]",
     )
 
 
-def platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
+def parse_platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
     """Turn --platform's values into a choice; `default` is what none of them means, None for all.
 
     Raises:
@@ -60,14 +60,14 @@ def platform_choice(platforms: tuple[str, ...], default: Platform | None) -> Pla
 def default_platform() -> Platform:
     """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
     name = machine.machine().lower()
-    return Platform("linux", _MACHINES.get(name, name), "v6" if name == "armv6l" else "")
+    return Platform("linux", _ARCHITECTURES.get(name, name), "v6" if name == "armv6l" else "")
 
 
-def _platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+def _check_platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Take --platform.
 
     Raises:
         UsageError: as `platform_choice`.
     """
-    platform_choice(value, None)
+    parse_platform_choice(value, None)
     return value

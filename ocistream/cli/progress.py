@@ -13,9 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from ocistream.cli.progress_state import counted, human_size
-from ocistream.cli.shared_terminal import is_drawable
-from ocistream.transfer.interfaces import Unwatched
+from ocistream.cli.progress_state import format_count, format_size
+from ocistream.cli.shared_terminal import can_draw
+from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Observer
 
-__all__ = ["counted", "human_size", "progress"]
+__all__ = ["format_count", "format_size", "show_progress"]
 
 #: Seconds between two progress events.
-_EVENT_EVERY: Final = 1.0
+_EVENT_INTERVAL: Final = 1.0
 
 
 @contextlib.contextmanager
-def progress(kind: str, console: Console) -> Iterator[Observer]:
+def show_progress(kind: str, console: Console) -> Iterator[Observer]:
     """Show the progress of what happens within the block.
 
     `kind` is --progress's value; "auto" is a bar on a terminal, else a line every few seconds, and nothing with -q or
@@ -42,25 +42,25 @@ def progress(kind: str, console: Console) -> Iterator[Observer]:
     if kind == "auto" and (console.verbosity < 0 or console.is_terse):
         kind = "none"
     elif kind == "auto":
-        kind = "bar" if is_drawable() and not console.as_json else "plain"
+        kind = "bar" if can_draw() and not console.as_json else "plain"
     if kind == "bar" and sys.stderr is not None:
-        from ocistream.cli.progress_bar import Bar
+        from ocistream.cli.progress_bar import ProgressBar
 
-        with Bar(console, is_asked_for=is_asked_for) as bar:
+        with ProgressBar(console, is_explicit=is_asked_for) as bar:
             yield bar
     elif kind == "plain":
-        from ocistream.cli.progress_lines import Lines, section
+        from ocistream.cli.progress_lines import ProgressLog, find_log_section
 
-        marks = section(os.environ) if console.verbosity >= 0 and not console.as_json else None
-        with Lines(console, marks) as lines:
+        marks = find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
+        with ProgressLog(console, marks) as lines:
             yield lines
     elif kind == "json":
-        yield _Events(console)
+        yield _JsonProgress(console)
     else:
-        yield Unwatched()
+        yield NullObserver()
 
 
-class _Events:
+class _JsonProgress:
     """One JSON object a line: `planned`, `progress` (at most one a second, and one at the total), `blob`."""
 
     def __init__(self, console: Console) -> None:
@@ -68,37 +68,37 @@ class _Events:
         self._lock = threading.Lock()
         self._total = 0
         self._moved = 0
-        self._said_all = False
-        self._next = time.monotonic()
+        self._has_reported_total = False
+        self._next_event = time.monotonic()
 
     def planned(self, graph: Graph) -> None:
         self._total = graph.size
         images = [{"name": root.name, "digest": root.descriptor.digest} for root in graph.roots]
-        self._console.event(event="planned", images=images, blobs=len(graph.blobs), total=self._total)
+        self._console.emit_event(event="planned", images=images, blobs=len(graph.blobs), total=self._total)
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:  # noqa: ARG002 - all counts
         with self._lock:
             self._moved += size
             # What is taken back is to be moved again, and all of it then said again.
-            self._said_all = self._said_all and self._moved >= self._total
+            self._has_reported_total = self._has_reported_total and self._moved >= self._total
             now = time.monotonic()
-            if now < self._next or self._said_all:
+            if now < self._next_event or self._has_reported_total:
                 return
-            self._next = now + _EVENT_EVERY
-            self._progress()
+            self._next_event = now + _EVENT_INTERVAL
+            self._emit_progress()
 
     def done(self, descriptor: Descriptor, how: str) -> None:
-        self._console.event(event="blob", digest=descriptor.digest, size=descriptor.size, how=how)
+        self._console.emit_event(event="blob", digest=descriptor.digest, size=descriptor.size, how=how)
         with self._lock:
-            if self._moved >= self._total > 0 and not self._said_all:
-                self._progress()
+            if self._moved >= self._total > 0 and not self._has_reported_total:
+                self._emit_progress()
 
-    def reached(self, number: int, count: int) -> None:
-        self._console.event(event="images", done=number, images=count)
+    def report_images(self, number: int, count: int) -> None:
+        self._console.emit_event(event="images", done=number, images=count)
 
-    def _progress(self) -> None:
+    def _emit_progress(self) -> None:
         # Within the lock, so that no older number comes after a newer one. No number leaves its bounds: `verify` reads
         # what no image needs, too.
-        self._said_all = self._moved >= self._total > 0
+        self._has_reported_total = self._moved >= self._total > 0
         moved = max(0, min(self._moved, self._total) if self._total else self._moved)
-        self._console.event(event="progress", bytes=moved, total=self._total)
+        self._console.emit_event(event="progress", bytes=moved, total=self._total)

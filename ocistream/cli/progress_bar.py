@@ -19,167 +19,169 @@ from typing import TYPE_CHECKING, Final, Self
 
 from tqdm import tqdm
 
-from ocistream.cli.progress_lines import LINE_EVERY, ProgressLine
-from ocistream.cli.progress_state import Account, counted, human_size, human_time, share
-from ocistream.cli.terminal_lock import Turn
+from ocistream.cli.progress_lines import LINE_INTERVAL, ProgressLinePrinter
+from ocistream.cli.progress_state import ProgressCounter, format_count, format_size, human_duration, percentage
+from ocistream.cli.terminal_lock import TerminalLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocistream.cli.console import Console
-    from ocistream.cli.progress_state import State
+    from ocistream.cli.progress_state import ProgressSnapshot
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
 
-__all__ = ["Bar", "frame"]
+__all__ = ["ProgressBar", "render_lines"]
 
-_EVERY: Final = 0.1
+_DRAW_INTERVAL: Final = 0.1
 #: Columns and lines, where nobody can be asked.
-_SIZE: Final = os.terminal_size((80, 24))
+_DEFAULT_SIZE: Final = os.terminal_size((80, 24))
 #: At most so many blobs have a line; below them are two lines for all, and above one of the shell's is left.
-_BLOBS: Final = 8
-_OTHERS: Final = 3
+_MAX_BLOB_LINES: Final = 8
+_OTHER_LINES: Final = 3
 #: Hex characters of a digest, as Docker shows them.
-_SHORT: Final = 12
+_SHORT_DIGEST: Final = 12
 #: Below so many columns a bar says nothing.
-_MIN_BAR: Final = 5
+_MIN_BAR_WIDTH: Final = 5
 #: In which order things are said of blobs that are done, and how.
-_HOW: Final = ("copied", "converted", "verified", "skipped", "mounted", "left out")
+_OUTCOME_ORDER: Final = ("copied", "converted", "verified", "skipped", "mounted", "left out")
 # ECMA-48: up, erase to the end of the line, or all of it. Lines are erased one by one: what erases all below has tmux
 # keep a copy, where it is all of the screen.
-_UP: Final = "\x1b[{}A"
+_CURSOR_UP: Final = "\x1b[{}A"
 _ERASE_END: Final = "\x1b[K"
 _ERASE_LINE: Final = "\x1b[2K"
 
 
-class Bar:
+class ProgressBar:
     """An observer that draws, as long as it is entered."""
 
-    def __init__(self, console: Console, *, is_asked_for: bool = True) -> None:
+    def __init__(self, console: Console, *, is_explicit: bool = True) -> None:
         """Draw nothing yet. Unless the bar `is_asked_for`, lines are printed while other programs may write."""
         self._console = console
-        self._is_asked_for = is_asked_for
-        self._account = Account()
-        self._lines = ProgressLine(console, self._account)
+        self._is_explicit = is_explicit
+        self._counter = ProgressCounter()
+        self._line_printer = ProgressLinePrinter(console, self._counter)
         #: When the next line is due (monotonic), and how many bytes had moved by then.
-        self._line_due = time.monotonic() + LINE_EVERY
-        self._moved_by_then: int | None = None
+        self._next_line = time.monotonic() + LINE_INTERVAL
+        self._moved_when_due: int | None = None
         #: Whether another program may write now, so that nothing is drawn.
-        self._gives_way = False
-        self._ascii = not _takes_blocks()
+        self._is_suppressed = False
+        self._ascii = not _can_encode_blocks()
         #: Whether it is us who draw: on one terminal, one bar.
-        self._turn = Turn()
+        self._terminal_lock = TerminalLock()
         #: What is drawn, line by line, the cursor being at its beginning; who writes to stderr has the lock.
-        self._drawn: list[str] = []
+        self._drawn_lines: list[str] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._draw_on, daemon=True)
+        self._thread = threading.Thread(target=self._draw_until_closed, daemon=True)
 
     def __enter__(self) -> Self:
-        self._console.drawing = self
+        self._console.display = self
         # Where there are to be no more threads, there is no bar.
         with contextlib.suppress(RuntimeError):
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.close()
 
     def planned(self, graph: Graph) -> None:
         """Learn the total."""
-        self._account.planned(graph)
+        self._counter.planned(graph)
         self._draw()
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Count; who draws looks at it later."""
-        self._account.advance(size, descriptor)
+        self._counter.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, how: str) -> None:
         """Count a blob, and say so to who wants to know more."""
-        self._account.done(descriptor, how)
-        self._console.note(f"{how} {descriptor.digest} ({human_size(descriptor.size)})", level=1)
+        self._counter.done(descriptor, how)
+        self._console.info(f"{how} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
-    def reached(self, number: int, count: int) -> None:
+    def report_images(self, number: int, count: int) -> None:
         """Count images, where there are many."""
-        self._account.images = number, count
+        self._counter.images = number, count
 
-    def above(self, text: str) -> None:
+    def print_above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
         with self._lock:
-            again = bool(self._drawn)
+            again = bool(self._drawn_lines)
             # Where another process draws, the cursor is at the beginning of a line of its.
             # What a terminal echoes (^C) has moved it on.
-            before = self._erasure(_size()) if again else self._console.fresh_line() or f"\r{_ERASE_LINE}"
+            before = (
+                self._erase_sequence(_terminal_size()) if again else self._console.fresh_line() or f"\r{_ERASE_LINE}"
+            )
             self._write(f"{before}{text}\n")
-            self._drawn = []
+            self._drawn_lines = []
         if again:
             self._draw()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def suspend(self) -> Iterator[None]:
         """Have nothing drawn while something else is written to the same terminal."""
         with self._lock:
-            self._write(self._erasure(_size()))
-            self._drawn = []
+            self._write(self._erase_sequence(_terminal_size()))
+            self._drawn_lines = []
             yield
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Draw how it ended, and then nothing any more."""
         if self._stop.is_set():
             return
         self._draw()
         with self._lock:
             self._stop.set()
-            self._console.drawing = None
-            self._write(self._erasure(_size()))
-            self._drawn = []
-            self._turn.give_up()
+            self._console.display = None
+            self._write(self._erase_sequence(_terminal_size()))
+            self._drawn_lines = []
+            self._terminal_lock.release()
 
-    def _draw_on(self) -> None:
-        while not self._stop.wait(_EVERY):
+    def _draw_until_closed(self) -> None:
+        while not self._stop.wait(_DRAW_INTERVAL):
             self._draw()
             if self._is_line_due():
-                self._lines.say()
+                self._line_printer.print_line()
 
     def _is_line_due(self) -> bool:
         """Say whether to print a line: while nothing moves, the other program may be asking for a password."""
         now = time.monotonic()
-        if not self._gives_way or now < self._line_due:
+        if not self._is_suppressed or now < self._next_line:
             return False
-        moved = self._account.state().moved
-        if self._moved_by_then is None:
-            self._moved_by_then = moved
-        if moved == self._moved_by_then:
+        moved = self._counter.snapshot().moved
+        if self._moved_when_due is None:
+            self._moved_when_due = moved
+        if moved == self._moved_when_due:
             return False
-        self._line_due, self._moved_by_then = now + LINE_EVERY, None
+        self._next_line, self._moved_when_due = now + LINE_INTERVAL, None
         return True
 
     def _draw(self) -> None:
         with self._lock:
-            if self._stop.is_set() or not self._account.has_begun or not self._turn.take():
-                self._gives_way = False
+            if self._stop.is_set() or not self._counter.has_started or not self._terminal_lock.acquire():
+                self._is_suppressed = False
                 return
-            size = _size()
+            size = _terminal_size()
             # What was asked for is drawn beside the other end of a pipe too, but not into ssh's password prompt.
-            self._gives_way = self._console.neighbours.may_write(commands_only=self._is_asked_for)
-            if self._gives_way:
-                self._write(self._erasure(size))
-                self._drawn = []
+            self._is_suppressed = self._console.other_programs.can_write(commands_only=self._is_explicit)
+            if self._is_suppressed:
+                self._write(self._erase_sequence(size))
+                self._drawn_lines = []
                 return
-            lines = frame(self._account.state(), size, ascii_only=self._ascii)
-            over = len(self._drawn) == self._rows(size) <= len(lines)
-            top = "\r" if over else self._erasure(size)
-            self._write(top + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END + _to_top(len(lines)))
-            self._drawn = lines
+            lines = render_lines(self._counter.snapshot(), size, ascii_only=self._ascii)
+            over = len(self._drawn_lines) == self._count_rows(size) <= len(lines)
+            top = "\r" if over else self._erase_sequence(size)
+            self._write(top + f"{_ERASE_END}\r\n".join(lines) + _ERASE_END + _move_to_top(len(lines)))
+            self._drawn_lines = lines
 
-    def _rows(self, size: os.terminal_size) -> int:
+    def _count_rows(self, size: os.terminal_size) -> int:
         """Say how many rows what is drawn has: a terminal that has become narrower breaks lines in several."""
-        return sum(max(1, -(-len(line) // size.columns)) for line in self._drawn)
+        return sum(max(1, -(-len(line) // size.columns)) for line in self._drawn_lines)
 
-    def _erasure(self, size: os.terminal_size) -> str:
+    def _erase_sequence(self, size: os.terminal_size) -> str:
         """Erase what is drawn, and go back to where it began."""
-        rows = self._rows(size)
-        return f"\r{_ERASE_LINE}" + f"\n{_ERASE_LINE}" * (rows - 1) + _to_top(rows) if self._drawn else ""
+        rows = self._count_rows(size)
+        return f"\r{_ERASE_LINE}" + f"\n{_ERASE_LINE}" * (rows - 1) + _move_to_top(rows) if self._drawn_lines else ""
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -188,53 +190,57 @@ class Bar:
                 sys.stderr.flush()
 
 
-def _to_top(rows: int) -> str:
+def _move_to_top(rows: int) -> str:
     """Go from the last of so many rows to the beginning of the first."""
-    return "\r" + (_UP.format(rows - 1) if rows > 1 else "")
+    return "\r" + (_CURSOR_UP.format(rows - 1) if rows > 1 else "")
 
 
-def frame(state: State, size: os.terminal_size, *, ascii_only: bool = False) -> list[str]:
+def render_lines(state: ProgressSnapshot, size: os.terminal_size, *, ascii_only: bool = False) -> list[str]:
     """Give what is to be drawn, line by line, each shorter than the terminal is wide."""
     width = size.columns - 1
-    shown = max(0, min(_BLOBS, size.lines - 1 - _OTHERS))
-    blobs = state.under_way[:shown]
+    shown = max(0, min(_MAX_BLOB_LINES, size.lines - 1 - _OTHER_LINES))
+    blobs = state.active_blobs[:shown]
     lines = []
     for digest, total, moved, rate in blobs:
-        name = digest.partition(":")[2][:_SHORT] or "a layer"
-        sizes, speed = f"{human_size(moved)} of {human_size(total)}", f"{human_size(rate)}/s"
+        name = digest.partition(":")[2][:_SHORT_DIGEST] or "a layer"
+        sizes, speed = f"{format_size(moved)} of {format_size(total)}", f"{format_size(rate)}/s"
         if total:
-            says = [f"{sizes}, {speed}", sizes, human_size(total), ""]
-            lines.append(_meter(f"{name:{_SHORT}} {share(moved, total):3}%", says, moved, total, width, ascii_only))
+            says = [f"{sizes}, {speed}", sizes, format_size(total), ""]
+            lines.append(
+                _format_meter(
+                    f"{name:{_SHORT_DIGEST}} {percentage(moved, total):3}%", says, moved, total, width, ascii_only
+                )
+            )
         else:
-            lines.append(f"{name:{_SHORT}}      {human_size(moved)}, {speed}"[:width])
-    if size.lines > _OTHERS:
-        lines.append(_counts(state, len(state.under_way) - len(blobs))[:width])
-    lines.append(_total(state, width, ascii_only=ascii_only))
+            lines.append(f"{name:{_SHORT_DIGEST}}      {format_size(moved)}, {speed}"[:width])
+    if size.lines > _OTHER_LINES:
+        lines.append(_format_counts(state, len(state.active_blobs) - len(blobs))[:width])
+    lines.append(_format_total(state, width, ascii_only=ascii_only))
     return lines
 
 
-def _counts(state: State, hidden: int) -> str:
-    of = f" of {counted(max(state.blobs, state.done), 'blob')}" if state.blobs is not None else ""
-    parts = [f"{state.how[how]} {how}" for how in _HOW if state.how.get(how)]
+def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
+    of = f" of {format_count(max(state.blob_count, state.done_count), 'blob')}" if state.blob_count is not None else ""
+    parts = [f"{state.outcomes[how]} {how}" for how in _OUTCOME_ORDER if state.outcomes.get(how)]
     if state.images is not None:
-        parts = [*parts, f"{state.images[0]} of {counted(state.images[1], 'image')}"]
+        parts = [*parts, f"{state.images[0]} of {format_count(state.images[1], 'image')}"]
     more = [f"{hidden} more under way"] if hidden else []
-    return ", ".join([f"{state.done}{of or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *more])
+    return ", ".join([f"{state.done_count}{of or ' blobs'}" + (f": {parts[0]}" if parts else ""), *parts[1:], *more])
 
 
-def _total(state: State, width: int, *, ascii_only: bool) -> str:
-    speed = f"{human_size(state.rate)}/s"
+def _format_total(state: ProgressSnapshot, width: int, *, ascii_only: bool) -> str:
+    speed = f"{format_size(state.rate)}/s"
     if state.total is None:
-        return f"{human_size(state.moved)}, {speed}"[:width]
-    sizes = f"{human_size(state.moved)} of {human_size(state.total)}"
-    left = f"{human_time(state.left)} left" if state.left else ""
+        return f"{format_size(state.moved)}, {speed}"[:width]
+    sizes = f"{format_size(state.moved)} of {format_size(state.total)}"
+    left = f"{human_duration(state.seconds_left)} left" if state.seconds_left else ""
     says = [
         ", ".join(text for text in texts if text) for texts in ((sizes, speed, left), (sizes, left), (sizes,), (left,))
     ]
-    return _meter(f"{state.percent:3}%", [*says, ""], state.moved, state.total, width, ascii_only)
+    return _format_meter(f"{state.percent:3}%", [*says, ""], state.moved, state.total, width, ascii_only)
 
 
-def _meter(
+def _format_meter(
     name: str,
     says: Sequence[str],
     moved: int,
@@ -243,7 +249,7 @@ def _meter(
     ascii_only: bool,
 ) -> str:
     """Give a name, a bar, and the first of what may be said that leaves room for one."""
-    said = next(text for text in says if not text or len(name) + len(text) + _MIN_BAR + 3 <= width)
+    said = next(text for text in says if not text or len(name) + len(text) + _MIN_BAR_WIDTH + 3 <= width)
     form = f"{name}|{{bar}}| {said}"
     if not total:
         moved = total = 1
@@ -251,16 +257,16 @@ def _meter(
     return text[:width].rstrip()
 
 
-def _size() -> os.terminal_size:
+def _terminal_size() -> os.terminal_size:
     """Ask for the size of the terminal, which may have changed; some say 0."""
     try:
         size = os.get_terminal_size(2)
     except (OSError, ValueError):
-        return _SIZE
-    return size if size.columns > 1 and size.lines > 0 else _SIZE
+        return _DEFAULT_SIZE
+    return size if size.columns > 1 and size.lines > 0 else _DEFAULT_SIZE
 
 
-def _takes_blocks() -> bool:
+def _can_encode_blocks() -> bool:
     try:
         "█▏".encode(getattr(sys.stderr, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):

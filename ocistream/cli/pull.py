@@ -7,34 +7,34 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.exclusions import leave_out, leaving_options, registries_asked
+from ocistream.cli.exclusions import build_omission_rule, find_queried_registries, omission_options
 from ocistream.cli.locations import parse_image
-from ocistream.cli.number_types import Whole
+from ocistream.cli.number_types import WholeNumber
 from ocistream.cli.options import (
     cache_option,
+    choose_referrers_mode,
     compression_options,
     credential_options,
     memory_option,
     referrers_option,
-    referrers_wanted,
     transfer_options,
 )
-from ocistream.cli.platform import default_platform, platform_choice, platform_option
-from ocistream.cli.split import split_option, split_size
-from ocistream.cli.standard_streams import stdout_end
-from ocistream.cli.transfers import move, renamed
+from ocistream.cli.platform import default_platform, parse_platform_choice, platform_option
+from ocistream.cli.split import check_split_size, split_option
+from ocistream.cli.standard_streams import resolve_stdout
+from ocistream.cli.transfers import build_rename, run_transfer
 from ocistream.errors import UsageError
-from ocistream.stores import open_sink, parse_end
+from ocistream.stores import open_destination, parse_location
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
-    from ocistream.cli.session import Session
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.graph import Root
-    from ocistream.stores import End
-    from ocistream.transfer.interfaces import Sink, Source
+    from ocistream.stores import Location
+    from ocistream.transfer.interfaces import Destination, Source
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
-_READS_REGISTRIES = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
+_OUTPUT_HINT = "pull reads from registries; the file to write is -o PATH; `ocistream copy SRC DST` reads files too"
 
 
 @click.command()
@@ -49,14 +49,14 @@ _READS_REGISTRIES = "pull reads from registries; the file to write is -o PATH; `
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="What to write, whatever PATH looks like.")
 @click.option(
     "--from-byte",
-    type=Whole(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     help="Write the archive from byte N on, to stdout, where a pipe broke. Of the blob that N is in only the size is "
     "checked: verify the whole where it is put together. Files and layouts go on by themselves.",
 )
 @split_option
 @platform_option("linux on this machine's architecture")
-@leaving_options
+@omission_options
 @referrers_option
 @compression_options("To stdout, one layer at a time waits in a temporary file: its size has to be written first.")
 @credential_options
@@ -64,7 +64,7 @@ _READS_REGISTRIES = "pull reads from registries; the file to write is -o PATH; `
 @cache_option
 @transfer_options
 def pull(
-    session: Session,
+    context: CommandContext,
     images: tuple[str, ...],
     output: str,
     kind: str | None,
@@ -84,59 +84,66 @@ def pull(
     ocistream pull --split 4GiB -o '/media/stick/app.%03d.tar' app:2
     ocistream pull --from-byte "$(ssh host stat -c %s x.tar)" nginx:1 | ssh host 'cat >> x.tar'
     """
-    references = [parse_image(image, _READS_REGISTRIES) for image in images]
-    session.check_credentials({reference.registry for reference in references} | registries_asked(session))
-    choice = platform_choice(platforms, default_platform())
-    end = output_end(output, kind)
+    references = [parse_image(image, _OUTPUT_HINT) for image in images]
+    context.check_credentials({reference.registry for reference in references} | find_queried_registries(context))
+    choice = parse_platform_choice(platforms, default_platform())
+    end = parse_output(output, kind)
     if end.is_stream and end.kind == "oci":
         msg = "a layout directory cannot be written to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
-        check_rest(end)
+        check_from_byte(end)
     if end.name and len(references) > 1:
         msg = f"{len(references)} images cannot all be called {end.name!r}"
         raise UsageError(msg)
-    session.check_result_apart(end)
-    split = split_size(session, end, from_byte=from_byte is not None)
-    leaving = leave_out(session, choice, end)
-    around = session.surroundings(named={reference.registry for reference in references})
-    referrers = referrers_wanted(session)
+    context.check_result_path(end)
+    split = check_split_size(context, end, from_byte=from_byte is not None)
+    leaving = build_omission_rule(context, choice, end)
+    around = context.build_open_context(registries={reference.registry for reference in references})
+    referrers = choose_referrers_mode(context)
 
-    def open_ends() -> tuple[Source, Sink]:
+    def open_ends() -> tuple[Source, Destination]:
         from ocistream.registry.source import RegistrySource
 
         # The sink comes last: it begins a file, and who would remove it if the other end cannot be opened?
         source = RegistrySource(
-            around.transport(),
+            around.client(),
             references,
             platforms=choice,
             referrers=referrers,
-            repository=around.reading().repository,
+            open_repository=around.repository_opener().open_repository,
             jobs=around.jobs,
         )
-        return source, open_sink(end, replace(around, from_byte=from_byte or 0, split=split))
+        return source, open_destination(end, replace(around, from_byte=from_byte or 0, volume_size=split))
 
-    move(session, open_ends, label, to=end, rename=renamed(end) if end.name else None, leave_out=leaving)
+    run_transfer(
+        context,
+        open_ends,
+        image_label,
+        destination_location=end,
+        rename=build_rename(end) if end.name else None,
+        omission_rule=leaving,
+    )
 
 
-def output_end(output: str, kind: str | None) -> End:
+def parse_output(output: str, kind: str | None) -> Location:
     """Make an end of -o and --format; the latter has the last word."""
-    end = stdout_end(parse_end(output, bare_is_path=True))
+    end = resolve_stdout(parse_location(output, bare_is_path=True))
     return replace(end, kind=kind) if kind else end
 
 
-def check_rest(end: End) -> None:
+def check_from_byte(location: Location) -> None:
     """Refuse to write the rest of an archive to where it would be taken for a whole one.
 
     Raises:
         UsageError: it is to be a file of its own, or a layout.
     """
-    is_special = end.path is not None and paths.is_special(end.path)
-    if end.kind == "oci" or not (end.is_stream or is_special):
+    is_special = location.path is not None and paths.is_special(location.path)
+    if location.kind == "oci" or not (location.is_stream or is_special):
         msg = "--from-byte writes the rest of an archive to stdout"
         raise UsageError(msg, hint="a file or layout goes on by itself: run the same command without it once more")
 
 
-def label(root: Root) -> str:
+def image_label(root: Root) -> str:
     """Name an image in the results."""
     return root.name or root.origin

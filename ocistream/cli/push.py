@@ -6,33 +6,33 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.destinations import apart
+from ocistream.cli.destinations import require_distinct_targets
 from ocistream.cli.locations import parse_image
 from ocistream.cli.options import (
+    choose_referrers_mode,
     compression_options,
     credential_options,
     referrers_option,
-    referrers_wanted,
     transfer_options,
     upload_options,
 )
-from ocistream.cli.platform import platform_choice, platform_option
-from ocistream.cli.transfers import mount_sources, move
+from ocistream.cli.platform import parse_platform_choice, platform_option
+from ocistream.cli.transfers import parse_mount_sources, run_transfer
 from ocistream.errors import InvalidNameError, UsageError
-from ocistream.layout.all_images import all_images
-from ocistream.layout.index import has_full_name, images_named, only_image, some_images
+from ocistream.layout.all_images import select_all_images
+from ocistream.layout.index import has_full_name, select_existing_images, select_named_images, select_only_image
 from ocistream.oci.reference import Reference, parse_reference, parse_registry, printable
-from ocistream.stores import Want, open_sources, parse_end
+from ocistream.stores import Selection, open_sources, parse_location
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocistream.cli.session import Session
-    from ocistream.layout.index import Selection
+    from ocistream.cli.session import CommandContext
+    from ocistream.layout.index import ImageSelector
     from ocistream.oci.graph import Root
-    from ocistream.transfer.interfaces import Sink, Source
+    from ocistream.transfer.interfaces import Destination, Source
 
-_ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
+_INPUT_HINT = "the archive is -i PATH, and IMAGE is where it goes, such as HOST/REPOSITORY:TAG"
 
 
 @click.command()
@@ -56,7 +56,7 @@ _ARCHIVE_IS_INPUT = "the archive is -i PATH, and IMAGE is where it goes, such as
 @credential_options
 @transfer_options
 def push(
-    session: Session,
+    context: CommandContext,
     image: str | None,
     paths: tuple[str, ...],
     chosen: tuple[str, ...],
@@ -86,51 +86,55 @@ def push(
             "IMAGE, such as HOST/REPOSITORY:TAG, is for one; with --to each keeps the name that it has in the archive"
         )
         raise UsageError(msg, hint=hint)
-    ends = [parse_end(path, bare_is_path=True) for path in paths or ("-",)]
-    session.check_result_apart(*ends)
+    ends = [parse_location(path, bare_is_path=True) for path in paths or ("-",)]
+    context.check_result_path(*ends)
     if image is not None:
         if len(chosen) > 1:
             msg = "one IMAGE can stand for one --image only"
             raise UsageError(msg, hint="push several with --to HOST[/PREFIX]")
-        reference = parse_image(image, _ARCHIVE_IS_INPUT)
-        target, early, registry = _always(reference), reference, reference.registry
-        select = images_named(chosen) if chosen else only_image
+        reference = parse_image(image, _INPUT_HINT)
+        target, early, registry = _build_fixed_target(reference), reference, reference.registry
+        select = select_named_images(chosen) if chosen else select_only_image
     else:
-        registry = _registry_of(prefix or "")
-        target, early = _permitted(session, _under(prefix or "")), None
-        select = apart(target, _with_full_names(chosen))
-    choice = platform_choice(platforms, None)
-    want = Want(select, choice, int(session.options["max_ratio"]), referrers=referrers_wanted(session))
-    mounts = mount_sources(session.options["mount_from"], registry)
-    around = session.surroundings(named=[registry])
+        registry = _parse_prefix_registry(prefix or "")
+        target, early = _check_each_push(context, _build_prefix_target(prefix or "")), None
+        select = require_distinct_targets(target, _select_full_names(chosen))
+    choice = parse_platform_choice(platforms, None)
+    want = Selection(select, choice, int(context.options["max_ratio"]), referrers=choose_referrers_mode(context))
+    mounts = parse_mount_sources(context.options["mount_from"], registry)
+    around = context.build_open_context(registries=[registry])
 
-    def open_ends() -> tuple[Source, Sink]:
-        from ocistream.registry.destination import RegistrySink
+    def open_ends() -> tuple[Source, Destination]:
+        from ocistream.registry.destination import RegistryDestination
 
-        session.check_push(early)
+        context.check_push(early)
         source = open_sources(ends, around, want)
         try:
-            sink = RegistrySink(around.transport(), target, early=early, mount_from=mounts, records=session.records())
+            sink = RegistryDestination(
+                around.client(), target, early_target=early, mount_from=mounts, records=context.upload_records()
+            )
         except BaseException:
             source.close()
             raise
         return source, sink
 
-    move(session, open_ends, lambda root: target(root).name, of=ends[0] if len(ends) == 1 else None)
+    run_transfer(
+        context, open_ends, lambda root: target(root).name, source_location=ends[0] if len(ends) == 1 else None
+    )
 
 
-def _always(reference: Reference) -> Callable[[Root], Reference]:
+def _build_fixed_target(reference: Reference) -> Callable[[Root], Reference]:
     return lambda _: reference
 
 
-def _under(prefix: str) -> Callable[[Root], Reference]:
+def _build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
     """Give the way to name images under `HOST[/PREFIX]`: each keeps its own repository and tag.
 
     Raises:
         InvalidNameError: the prefix is malformed.
     """
     host, _, path = prefix.rstrip("/").partition("/")
-    registry = _registry_of(prefix)
+    registry = _parse_prefix_registry(prefix)
     if {":", "@"} & set(path):
         msg = f"--to {printable(prefix)!r} has a tag or a digest"
         hint = f"write HOST[/PREFIX]: images keep their own tags; to push one by another name, push {printable(prefix)}"
@@ -150,7 +154,7 @@ def _under(prefix: str) -> Callable[[Root], Reference]:
     return target
 
 
-def _registry_of(prefix: str) -> str:
+def _parse_prefix_registry(prefix: str) -> str:
     """Give the registry of `HOST[/PREFIX]`.
 
     Raises:
@@ -159,23 +163,25 @@ def _registry_of(prefix: str) -> str:
     return parse_registry(prefix.partition("/")[0])
 
 
-def _permitted(session: Session, target: Callable[[Root], Reference]) -> Callable[[Root], Reference]:
+def _check_each_push(context: CommandContext, target: Callable[[Root], Reference]) -> Callable[[Root], Reference]:
     """Make sure that nothing is pushed where a configuration forbids it; what this gives raises AuthenticationError."""
 
     def permitted(root: Root) -> Reference:
         reference = target(root)
-        session.check_push(reference)
+        context.check_push(reference)
         return reference
 
     return permitted
 
 
-def _with_full_names(chosen: Sequence[str]) -> Selection:
+def _select_full_names(chosen: Sequence[str]) -> ImageSelector:
     """Return a selection of the images chosen by --image, or else of all, by those of their names that are full."""
     select, which = (
-        (images_named(chosen, every_name=True), "chosen") if chosen else (some_images, "in the archive or layout")
+        (select_named_images(chosen, all_names=True), "chosen")
+        if chosen
+        else (select_existing_images, "in the archive or layout")
     )
     hint = (
         "--to needs a full name for every image; push this one alone: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
     )
-    return lambda roots: all_images(select(roots), has_full_name, "full name", hint, which=which)
+    return lambda roots: select_all_images(select(roots), has_full_name, "full name", hint, description=which)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.progress import counted
+from ocistream.cli.progress import format_count
 
 if TYPE_CHECKING:
     from ocistream.cli.console import Console
@@ -30,16 +30,16 @@ def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, *
     ocistream rm images/ nginx:1 registry.example.com/app:1 && ocistream gc images/
     """
     from ocistream.layout.directory import LayoutDirectory
-    from ocistream.layout.index import called
-    from ocistream.layout.removal import remove
+    from ocistream.layout.index import entry_name_of
+    from ocistream.layout.removal import remove_images
 
     apply_verbosity(console, options)
-    removed = remove(LayoutDirectory(path), names, dry_run=dry_run)
-    for entry in (*removed.images, *removed.hanging):
-        name = called(entry)
+    removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
+    for entry in (*removed.images, *removed.referrers):
+        name = entry_name_of(entry)
         click.echo(f"{name}@{entry.digest}" if name else entry.digest)
-    said = counted(len(removed.images), "image")
-    if removed.hanging:
-        said += f", and {len(removed.hanging)} that hung on " + ("it" if len(removed.images) == 1 else "them")
+    said = format_count(len(removed.images), "image")
+    if removed.referrers:
+        said += f", and {len(removed.referrers)} that hung on " + ("it" if len(removed.images) == 1 else "them")
     what = f"would remove {said}" if dry_run else f"removed {said}; blobs stay until `ocistream gc`"
-    console.note(what)
+    console.info(what)

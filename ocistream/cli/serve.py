@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ocistream import limits
-from ocistream.cli.credentials import GivenCredentials
+from ocistream.cli.credentials import ExplicitCredentials
 from ocistream.cli.options import apply_verbosity, verbosity_options
-from ocistream.cli.progress import counted
+from ocistream.cli.progress import format_count
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.http.origins import is_loopback
 from ocistream.oci.reference import printable
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ocistream.cli.console import Console
-    from ocistream.serve import AccessEntry, Gate
+    from ocistream.serve import AccessLogEntry, BasicAuth
 
 #: Docker's own registry listens there.
 _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
 #: How the names of archives end.
-_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
-_PATH: Final = click.Path(path_type=Path)
+_ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+_PATH_TYPE: Final = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("path", type=_PATH, default=Path())
+@click.argument("path", type=_PATH_TYPE, default=Path())
 @click.option("--listen", default=_DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes any.")
 @click.option("--read-only", is_flag=True, help="Refuse every push and delete. An archive is never changed.")
 @click.option(
@@ -48,11 +48,11 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @click.option("--password-stdin", is_flag=True, help="Read that password from stdin.")
 @click.option("--password-file", metavar="FILE", help="Read that password from FILE.")
-@click.option("--tls-cert", type=_PATH, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
-@click.option("--tls-key", type=_PATH, metavar="FILE", help="Its key.  [default: in the certificate's file]")
+@click.option("--tls-cert", type=_PATH_TYPE, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
+@click.option("--tls-key", type=_PATH_TYPE, metavar="FILE", help="Its key.  [default: in the certificate's file]")
 @click.option(
     "--access-log",
-    type=_PATH,
+    type=_PATH_TYPE,
     metavar="FILE",
     help="Append a line for each request to FILE, `-` is stderr: in the common log format, or as JSON with "
     "--log-format json.",
@@ -73,37 +73,37 @@ def serve(
     ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
     """
     from ocistream.serve import Registry
-    from ocistream.serve.capacity import more_descriptors, room
+    from ocistream.serve.capacity import limit_by_descriptors, raise_descriptor_limit
     from ocistream.streams.malloc import return_large_blocks
 
     apply_verbosity(console, options)
-    address = _address(listen)
-    _check_kind(path)
-    gate = _gate(options)
-    tls = _context(options["tls_cert"], options["tls_key"])
+    address = _parse_address(listen)
+    _check_path(path)
+    gate = _build_basic_auth(options)
+    tls = _build_tls_context(options["tls_cert"], options["tls_key"])
     if gate is not None and tls is None and not is_loopback(address[0]):
-        console.note(
+        console.info(
             "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
         )
-    more_descriptors()
-    if (clients := room(limits.MAX_CLIENTS)) < limits.MAX_CLIENTS:
-        console.note(
-            f"at most {counted(clients, 'client')} at a time, in place of {limits.MAX_CLIENTS}: this process may open "
+    raise_descriptor_limit()
+    if (clients := limit_by_descriptors(limits.MAX_CLIENTS)) < limits.MAX_CLIENTS:
+        console.info(
+            f"at most {format_count(clients, 'client')} at a time, in place of {limits.MAX_CLIENTS}: this process may open "
             "too few files (`ulimit -n`)"
         )
     return_large_blocks()
     console.is_server = True
     with ExitStack() as stack:
-        log = _log(console, access_log, stack)
-        registry = Registry(path, address=address, read_only=read_only, log=log, gate=gate, tls=tls)
+        log = _build_request_log(console, access_log, stack)
+        registry = Registry(path, address=address, read_only=read_only, log=log, auth=gate, tls=tls)
         stack.callback(registry.stop)
-        for line in registry.notes():
-            console.note(line)
+        for line in registry.operator_notices():
+            console.info(line)
         click.echo(registry.host)
         registry.serve_forever()
 
 
-def _address(listen: str) -> tuple[str, int]:
+def _parse_address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
         msg = f"malformed address {listen!r}"
@@ -111,7 +111,7 @@ def _address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_kind(path: Path) -> None:
+def _check_path(path: Path) -> None:
     """Refuse what can be read but once, from its beginning to its end.
 
     Raises:
@@ -127,19 +127,19 @@ def _check_kind(path: Path) -> None:
         msg = f"{path} is neither a directory nor a regular file"
         raise UnsupportedError(msg, hint=hint)
     # Where a link leads nowhere, opening it says why.
-    if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVES):
+    if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVE_SUFFIXES):
         msg = f"{path}: no such file"
         raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
 
 
-def _gate(options: Mapping[str, Any]) -> Gate | None:
+def _build_basic_auth(options: Mapping[str, Any]) -> BasicAuth | None:
     """Make what asks for the password, if a user is named.
 
     Raises:
         UsageError: there is no password, or a password and no user.
         NotFoundError, LocalDiskError: the file of the password cannot be read.
     """
-    from ocistream.serve import Gate
+    from ocistream.serve import BasicAuth
 
     if options["username"] is None:
         given_by = "--password-stdin" if options["password_stdin"] else "--password-file"
@@ -147,45 +147,45 @@ def _gate(options: Mapping[str, Any]) -> Gate | None:
             msg = f"{given_by} without --username"
             raise UsageError(msg, hint="name the user who is to log in with that password")
         return None
-    password = GivenCredentials(options, os.environ).password() or os.environ.get("OCISTREAM_PASSWORD")
+    password = ExplicitCredentials(options, os.environ).read_password() or os.environ.get("OCISTREAM_PASSWORD")
     if not password:
         msg = "--username needs a password"
         raise UsageError(msg, hint="give it with --password-stdin or --password-file, or in OCISTREAM_PASSWORD")
-    return Gate(options["username"], password)
+    return BasicAuth(options["username"], password)
 
 
-def _context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    from ocistream.http.tls import server_context
+def _build_tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    from ocistream.http.tls import create_server_context
 
     if certificate is None:
         if key is not None:
             msg = "--tls-key without --tls-cert"
             raise UsageError(msg, hint="name the certificate that the key belongs to")
         return None
-    return server_context(str(certificate), str(key) if key is not None else None)
+    return create_server_context(str(certificate), str(key) if key is not None else None)
 
 
-def _log(console: Console, path: Path | None, stack: ExitStack) -> Callable[[AccessEntry], None]:
+def _build_request_log(console: Console, path: Path | None, stack: ExitStack) -> Callable[[AccessLogEntry], None]:
     """Give what is told of each request: the access log, and whoever asked with -v."""
-    from ocistream.cli.access_log import AccessLog, plain_target
+    from ocistream.cli.access_log import AccessLog, redact_target
 
     access: AccessLog | None = None
     if path is not None:
         where = None if str(path) == "-" else path
-        access = AccessLog(where, as_json=console.as_json, tell=console.note)
+        access = AccessLog(where, as_json=console.as_json, report=console.info)
         stack.callback(access.close)
 
-    def log(entry: AccessEntry) -> None:
+    def log(entry: AccessLogEntry) -> None:
         if access is not None:
             access.write(entry)
-        if console.verbosity < 1 and not entry.is_ours:
+        if console.verbosity < 1 and not entry.is_server_fault:
             return
-        target = plain_target(entry.target)
+        target = redact_target(entry.target)
         text = f"{entry.client} {entry.method} {target}: {entry.status}, {entry.received} B in, {entry.sent} B out"
         if entry.problem:
             text += f" ({entry.problem})"
         fields = {**asdict(entry), "target": target}
         # A full disk, a corrupt archive: whoever serves hears of it without asking.
-        console.note(printable(text, _MAX_LOGGED), level=0 if fields.pop("is_ours") else 1, **fields)
+        console.info(printable(text, _MAX_LOGGED), level=0 if fields.pop("is_ours") else 1, **fields)
 
     return log

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import notices
-from ocistream.cli.credentials import GivenCredentials
-from ocistream.cli.network_options import host_settings, load_places, network_settings
+from ocistream.cli.credentials import ExplicitCredentials
+from ocistream.cli.network_options import build_host_settings_lookup, build_http_settings, load_host_rules
 from ocistream.cli.shared_terminal import is_pipe
-from ocistream.cli.sides import hints_for, options_of
+from ocistream.cli.sides import build_hint_translator, options_for_side
 from ocistream.cli.standard_streams import (
-    INSTEAD_OF_STDIN,
-    is_seen_on_stdout,
-    opened_stdin,
-    opened_stdout,
-    result_on_stdout,
+    STDIN_HINT,
+    is_visible_on_stdout,
+    open_stdin,
+    open_stdout,
+    result_on_stdout_error,
 )
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
-from ocistream.stores import End, Surroundings
+from ocistream.stores import Location, OpenContext
 from ocistream.streams import files
 from ocistream.streams.paths import real_path
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -40,48 +40,48 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
-    from ocistream.http.client import Transport
-    from ocistream.http.rate_limits import Pace
-    from ocistream.http.retry import Retried
+    from ocistream.http.client import HttpClient
+    from ocistream.http.rate_limits import RateLimits
+    from ocistream.http.retry import RetryEvent
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
-    from ocistream.registry.locations import HostRule, Places
-    from ocistream.registry.open_repository import Reading
+    from ocistream.registry.locations import HostRule, RegistryConfiguration
+    from ocistream.registry.open_repository import RepositoryOpener
     from ocistream.registry.upload_records import UploadRecords
-    from ocistream.registry.upload_strategy import Ladder
+    from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.recompress import Recompression
 
 __all__ = [
     "PASSWORD_ON_STDIN",
-    "Session",
-    "home",
+    "CommandContext",
+    "home_directory",
 ]
 
 #: Waits shorter than this (seconds) are only told with -v.
-_WORTH_TELLING: Final = 5.0
+_MIN_REPORTED_WAIT: Final = 5.0
 #: What is read from stdin, unless a command says otherwise.
-ARCHIVE: Final = "archive"
+ARCHIVE_INPUT: Final = "archive"
 #: Options by which a password comes on stdin.
 PASSWORD_ON_STDIN: Final = ("password_stdin", "src_password_stdin", "dest_password_stdin")
 
 
 @dataclass(slots=True)
-class Session:
+class CommandContext:
     """What the shared options come to: the console, and everything a transfer needs of this process."""
 
     console: Console
     options: Mapping[str, Any]
     cancelled: threading.Event
     #: How often something had to be tried again.
-    retried: int = 0
-    _pace: Pace | None = None
-    _ladder: Ladder | None = None
-    _places: Places | None = None
-    _records: UploadRecords | None = None
+    retry_count: int = 0
+    _rate_limits: RateLimits | None = None
+    _upload_strategy: UploadStrategy | None = None
+    _host_rules: RegistryConfiguration | None = None
+    _upload_records: UploadRecords | None = None
     _cache: Cache | None = None
-    _given: GivenCredentials | None = None
+    _explicit_credentials: ExplicitCredentials | None = None
     #: What a file of this run says of registries, by host; it comes before the configuration.
-    rules: Mapping[str, HostRule] = field(default_factory=dict)
+    rule_overrides: Mapping[str, HostRule] = field(default_factory=dict)
 
     @property
     def jobs(self) -> int:
@@ -89,27 +89,27 @@ class Session:
         return int(self.options["jobs"])
 
     @property
-    def memory(self) -> int:
+    def prefetch_memory(self) -> int:
         """How many bytes may be fetched ahead: none where one connection alone may be too fast."""
         return 0 if self.options.get("limit_rate") else int(self.options.get("memory", 0))
 
     @property
-    def ladder(self) -> Ladder:
+    def upload_strategy(self) -> UploadStrategy:
         """How hosts take uploads, as --upload has it and as was learnt, now and in earlier runs."""
-        if self._ladder is None:
-            from ocistream.registry.learnt_hosts import State
-            from ocistream.registry.upload_strategy import Ladder
+        if self._upload_strategy is None:
+            from ocistream.registry.learnt_hosts import HostFactsFile
+            from ocistream.registry.upload_strategy import UploadStrategy
 
             forced, jobs = self.options.get("upload"), int(self.options.get("jobs", 1))
-            state = State(_state_directory(), self._tell_if_asked)
-            self._ladder = Ladder(
-                forced=forced,
+            state = HostFactsFile(_state_directory(), self._report_if_verbose)
+            self._upload_strategy = UploadStrategy(
+                explicit_method=forced,
                 jobs=jobs,
-                state=state,
-                tell=self._tell_fall_back,
-                configured=lambda host: self.places().profile(host),
+                facts_file=state,
+                report=self._report_fallback,
+                configured_profile=lambda host: self.host_rules().profile(host),
             )
-        return self._ladder
+        return self._upload_strategy
 
     @property
     def cache(self) -> Cache | None:
@@ -125,70 +125,70 @@ class Session:
         return self._cache
 
     @property
-    def cached(self) -> Mapping[str, int]:
+    def cached_sizes(self) -> Mapping[str, int]:
         """How many bytes of each blob came from the cache, by digest."""
-        return self._cache.given if self._cache is not None else {}
+        return self._cache.bytes_read if self._cache is not None else {}
 
-    def records(self) -> UploadRecords:
+    def upload_records(self) -> UploadRecords:
         """Give where uploads are remembered that a later run may go on with."""
-        if self._records is None:
+        if self._upload_records is None:
             from ocistream.registry.upload_records import UploadRecords
 
             directory = _state_directory()
-            self._records = UploadRecords(directory / "uploads" if directory else None, self._tell_if_asked)
-        return self._records
+            self._upload_records = UploadRecords(directory / "uploads" if directory else None, self._report_if_verbose)
+        return self._upload_records
 
     @property
-    def given(self) -> GivenCredentials:
+    def explicit_credentials(self) -> ExplicitCredentials:
         """The credentials that the options give."""
-        if self._given is None:
-            self._given = GivenCredentials(self.options, os.environ)
-        return self._given
+        if self._explicit_credentials is None:
+            self._explicit_credentials = ExplicitCredentials(self.options, os.environ)
+        return self._explicit_credentials
 
-    def surroundings(
+    def build_open_context(
         self,
         side: str = "",
         *,
-        named: Collection[str] = (),
-        own: Callable[[], Keychain] | None = None,
+        registries: Collection[str] = (),
+        build_keychain: Callable[[], Keychain] | None = None,
         hint: Callable[[str], str] | None = None,
-    ) -> Surroundings:
+    ) -> OpenContext:
         """Give what an end may need; `side` is "SRC" or "DEST" where the two ends have credentials of their own.
 
         `named` are the registries that the command line names there: those that its user name is for. `own` gives
         credentials in the place of the command line's. `hint` names options in hints as the user writes them.
         """
         # One for both: a password can be read from stdin once.
-        keychain = functools.cache(own or functools.partial(self._keychain, side, named))
+        keychain = functools.cache(build_keychain or functools.partial(self._build_keychain, side, registries))
 
         @functools.cache
-        def transport() -> Transport:
-            return self._transport(keychain(), side, hint)
+        def transport() -> HttpClient:
+            return self._build_transport(keychain(), side, hint)
 
         @functools.cache
-        def mirrors() -> Transport:
+        def mirrors() -> HttpClient:
             # They stand for the registry, and so its side's options hold for them.
-            return self._transport(keychain(), side, hint, mirrors=True)
+            return self._build_transport(keychain(), side, hint, mirrors=True)
 
         @functools.cache
-        def reading() -> Reading:
-            from ocistream.registry.open_repository import Reading
+        def reading() -> RepositoryOpener:
+            from ocistream.registry.open_repository import RepositoryOpener
 
-            places, tell = self.places().of, self._tell_fall_back
+            places, tell = self.host_rules().find_pull_sources, self._report_fallback
             if (cache := self.cache) is None:
-                return Reading(transport(), mirrors, places, tell)
+                return RepositoryOpener(transport(), mirrors, places, tell)
             from ocistream.layout.cached_repository import CachedRepository
 
-            return Reading(transport(), mirrors, places, tell, functools.partial(CachedRepository, cache))
+            return RepositoryOpener(transport(), mirrors, places, tell, functools.partial(CachedRepository, cache))
 
-        return Surroundings(
-            transport=transport,
-            stdin=self.stdin,
-            stdout=self._stdout,
-            mtime=_source_date(os.environ),
-            reads=reading,
+        return OpenContext(
+            client=transport,
+            stdin=self.open_stdin,
+            stdout=self._open_stdout,
+            mtime=_read_source_date_epoch(os.environ),
+            opener=reading,
             jobs=int(self.options.get("jobs", DEFAULT_JOBS)),
-            records=self.records,
+            records=self.upload_records,
             cancelled=self.cancelled,
         )
 
@@ -199,28 +199,28 @@ class Session:
             AuthenticationError: a configuration forbids it.
         """
         if reference is not None:
-            self.places().check_push(reference)
+            self.host_rules().check_push(reference)
 
-    def places(self) -> Places:
+    def host_rules(self) -> RegistryConfiguration:
         """Read the configuration files, ours and containers', once there is something to ask a registry for.
 
         Raises:
             UsageError: one is malformed.
             NotFoundError: one that was named is not there.
         """
-        if self._places is None:
-            self._places = load_places(self.options, os.environ, home(), self.rules)
-        return self._places
+        if self._host_rules is None:
+            self._host_rules = load_host_rules(self.options, os.environ, home_directory(), self.rule_overrides)
+        return self._host_rules
 
-    def check_result_apart(self, *ends: End) -> None:
+    def check_result_path(self, *ends: Location) -> None:
         """Refuse a --result that would be written over one of the ends, or between what goes to stdout.
 
         Raises:
             UsageError: it has the path of one, or leads to our own stdout.
         """
         result = self.options["result"]
-        if result is not None and is_seen_on_stdout(result):
-            raise result_on_stdout(str(result))
+        if result is not None and is_visible_on_stdout(result):
+            raise result_on_stdout_error(str(result))
         # Links that lead round in a circle are found out where the path is opened.
         paths = [real_path(end.path) for end in ends if end.path is not None and not end.is_stream]
         if result is not None and real_path(result) in paths:
@@ -258,66 +258,68 @@ class Session:
                 hint += ", or --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
             raise UsageError(msg, hint=hint)
 
-    def _keychain(self, side: str, named: Collection[str]) -> Keychain:
+    def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
 
         prefix = f"OCISTREAM_{side}" if side else "OCISTREAM"
         return Keychain(
             os.environ,
-            home=home(),
-            explicit=self.given.of(side),
+            home=home_directory(),
+            explicit=self.explicit_credentials.find_credential(side),
             prefix=prefix,
-            named=named,
-            configured=self.places().credentials,
-            auth_file=self.given.auth_file(side),
+            named=registries,
+            configured=self.host_rules().credentials,
+            auth_file=self.explicit_credentials.find_auth_file(side),
         )
 
-    def _transport(
+    def _build_transport(
         self, keychain: Keychain, side: str, hint: Callable[[str], str] | None, *, mirrors: bool = False
-    ) -> Transport:
-        from ocistream.http.client import Transport
+    ) -> HttpClient:
+        from ocistream.http.client import HttpClient
 
-        options = options_of(self.options, side)
-        settings = replace(network_settings(options, os.environ), hint=hint or hints_for(self.options, side))
+        options = options_for_side(self.options, side)
+        settings = replace(
+            build_http_settings(options, os.environ), format_hint=hint or build_hint_translator(self.options, side)
+        )
         if mirrors:
-            from ocistream.registry.open_repository import impatient
+            from ocistream.registry.open_repository import shorten_timeouts
 
-            settings = impatient(settings)
-        return Transport(
+            settings = shorten_timeouts(settings)
+        return HttpClient(
             settings,
             keychain.find,
-            hosts=host_settings(options, os.environ, home(), self.places().settings),
-            on_retry=self._tell_retry,
+            hosts=build_host_settings_lookup(options, os.environ, home_directory(), self.host_rules().settings),
+            on_retry=self._report_retry,
             cancelled=self.cancelled,
-            pace=self.pace,
-            ladder=self.ladder,
+            rate_limits=self.rate_limits,
+            upload_strategy=self.upload_strategy,
         )
 
     @property
-    def pace(self) -> Pace:
+    def rate_limits(self) -> RateLimits:
         """What both sides of a copy share: the limits are those of the run."""
-        if self._pace is None:
-            from ocistream.http.rate_limits import Pace
+        if self._rate_limits is None:
+            from ocistream.http.rate_limits import RateLimits
 
-            self._pace = Pace(self.options["limit_rate"])
-        return self._pace
+            self._rate_limits = RateLimits(self.options["limit_rate"])
+        return self._rate_limits
 
-    def _tell_retry(self, retried: Retried) -> None:
-        self.retried += 1
+    def _report_retry(self, retried: RetryEvent) -> None:
+        self.retry_count += 1
         where = f"{retried.url}: " if retried.url else ""
-        self.console.note(
+        self.console.info(
             f"{where}{retried.reason}; trying again in {retried.wait:.1f} s",
-            level=0 if retried.wait >= _WORTH_TELLING else 1,
+            level=0 if retried.wait >= _MIN_REPORTED_WAIT else 1,
         )
 
-    def _tell_if_asked(self, message: str) -> None:
-        self.console.note(message, level=1)
+    def _report_if_verbose(self, message: str) -> None:
+        self.console.info(message, level=1)
 
-    def _tell_fall_back(self, message: str, level: int) -> None:
-        self.console.note(message, level=level)
+    def _report_fallback(self, message: str, level: int) -> None:
+        self.console.info(message, level=level)
 
     @contextlib.contextmanager
-    def opened_list(self, path: str) -> Iterator[io.BufferedReader]:
+    def open_list(self, path: str) -> Iterator[io.BufferedReader]:
         """Open a list of digests: a file, or stdin (`-`).
 
         Raises:
@@ -327,12 +329,12 @@ class Session:
         what = "the list on stdin" if path == "-" else printable(path, 1024)
         with files.disk_errors(f"cannot read {what}"):
             if path == "-":
-                yield self.stdin("list", "pipe a list in, or name its file")
+                yield self.open_stdin("list", "pipe a list in, or name its file")
                 return
             with Path(path).open("rb") as file:
                 yield file
 
-    def stdin(self, what: str = ARCHIVE, instead: str = INSTEAD_OF_STDIN) -> io.BufferedReader:
+    def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str = STDIN_HINT) -> io.BufferedReader:
         """Open stdin to read `what` from it; `instead` is what else can be done.
 
         Raises:
@@ -342,9 +344,9 @@ class Session:
             option = f"--{given.replace('_', '-').removesuffix('stdin')}file"
             msg = f"stdin cannot be both the {what} and the password"
             raise UsageError(msg, hint=f"give {option}, or read the {what} from a file")
-        file = opened_stdin(what, instead, self.cancelled)
-        self.console.neighbours.add_pipe(file.fileno())
-        if what == ARCHIVE:
+        file = open_stdin(what, hint, self.cancelled)
+        self.console.other_programs.add_pipe(file.fileno())
+        if what == ARCHIVE_INPUT:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()
             is_asked_for_more = (
                 self.options.get("progress", "auto") not in {"auto", "none"} or self.console.verbosity > 0
@@ -352,30 +354,30 @@ class Session:
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not is_asked_for_more
         return file
 
-    def _stdout(self) -> io.FileIO:
-        file = opened_stdout()
-        self.console.neighbours.add_pipe(file.fileno())
+    def _open_stdout(self) -> io.FileIO:
+        file = open_stdout()
+        self.console.other_programs.add_pipe(file.fileno())
         return file
 
 
 def _state_directory() -> Path | None:
     from ocistream.registry.learnt_hosts import state_directory
 
-    directory = state_directory(os.environ, home() if os.environ.get("HOME") else None)
+    directory = state_directory(os.environ, home_directory() if os.environ.get("HOME") else None)
     if directory is None:
         what = "neither HOME nor XDG_STATE_HOME is set"
-        notices.notice(
+        notices.notify(
             f"{what}: no later run can resume an upload of this one, or knows how hosts take uploads", level=1
         )
     return directory
 
 
-def home() -> Path:
+def home_directory() -> Path:
     """Give the user's home directory, or the root where there is none (an empty container)."""
     return Path(os.environ.get("HOME") or "/")
 
 
-def _source_date(env: Mapping[str, str]) -> int:
+def _read_source_date_epoch(env: Mapping[str, str]) -> int:
     """Read SOURCE_DATE_EPOCH, seconds since 1970.
 
     Raises:

@@ -21,34 +21,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Neighbours", "fresh_line", "is_drawable", "is_pipe"]
+__all__ = ["OtherPrograms", "can_draw", "fresh_line_prefix", "is_pipe"]
 
 
-class Neighbours:
+class OtherPrograms:
     """The programs with which this process shares its terminal."""
 
     def __init__(self) -> None:
         """Know of none."""
-        self._pipes: list[_Pipe] = []
+        self._pipes: list[_SharedPipe] = []
         self._commands: list[Callable[[], bool]] = []
 
     def add_pipe(self, descriptor: int) -> None:
         """Add the program at the other end of a pipe or socket; anything else is ignored."""
         if is_pipe(descriptor):
-            self._pipes.append(_Pipe(descriptor))
+            self._pipes.append(_SharedPipe(descriptor))
 
     def add_command(self, may_write: Callable[[], bool]) -> None:
         """Add a program that this process runs; `may_write` says whether it may write to the terminal now."""
         self._commands.append(may_write)
 
-    def may_write(self, *, commands_only: bool = False) -> bool:
+    def can_write(self, *, commands_only: bool = False) -> bool:
         """Say whether a program that takes no turns (`cli/terminal_lock.py`) may write to the terminal now."""
         if any(may_write() for may_write in self._commands):
             return True
-        return not commands_only and any(pipe.is_foreign() for pipe in self._pipes)
+        return not commands_only and any(pipe.has_foreign_peer() for pipe in self._pipes)
 
 
-class _Pipe:
+class _SharedPipe:
     """One end of a pipe, which shows the other end that an ocistream is here: by a shared lock on the pipe (flock(2)).
 
     An exclusive lock can be had only if the other end has none. Where pipes have no locks (macOS), the program at the
@@ -57,27 +57,27 @@ class _Pipe:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._is_ours = False
-        self._is_shown = False
+        self._is_peer_ocistream = False
+        self._is_marked = False
         # Asked by the thread that draws and by all that print messages.
         self._lock = threading.Lock()
-        self._show()
+        self._mark()
 
-    def is_foreign(self) -> bool:
+    def has_foreign_peer(self) -> bool:
         """Say whether the program at the other end is not known to be an ocistream."""
         with self._lock:
-            if not self._is_ours:
-                self._is_ours = self._flock(fcntl.LOCK_EX) is False
+            if not self._is_peer_ocistream:
+                self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False
                 # flock(2): whether or not the lock was converted, the shared one is lost.
-                self._is_shown = False
-            if not self._is_shown:
-                self._show()
-            return not self._is_ours
+                self._is_marked = False
+            if not self._is_marked:
+                self._mark()
+            return not self._is_peer_ocistream
 
-    def _show(self) -> None:
-        self._is_shown = self._flock(fcntl.LOCK_SH) is True
+    def _mark(self) -> None:
+        self._is_marked = self._try_lock(fcntl.LOCK_SH) is True
 
-    def _flock(self, kind: int) -> bool | None:
+    def _try_lock(self, kind: int) -> bool | None:
         """Try to take a lock: False if the other end has one, None if there are no locks."""
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
@@ -97,13 +97,13 @@ def is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
-def is_drawable() -> bool:
+def can_draw() -> bool:
     """Say whether stderr is a terminal that takes control characters; some CIs have one and keep every byte."""
     is_ci = os.environ.get("CI", "").lower() in {"true", "1"}
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_ci
 
 
-def fresh_line() -> str:
+def fresh_line_prefix() -> str:
     """Give what moves the cursor to the beginning of an empty row, wherever in a row another program left it.
 
     A row full of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SIDE_OPTIONS",
+    "build_hint_translator",
+    "build_sync_hint_translator",
+    "describe_unused_side_options",
     "has_credential",
-    "hints_for",
-    "hints_for_sync",
-    "instead_of",
-    "options_of",
+    "options_for_side",
     "side_options",
-    "without_effect",
+    "suggest_option",
 ]
 
 _SIDES: Final = {"src": "source", "dest": "destination"}
-_CREDENTIAL: Final = ("username", "password_stdin", "password_file")
+_CREDENTIAL_OPTIONS: Final = ("username", "password_stdin", "password_file")
 #: How a registry is reached.
-_REACHED: Final = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
+_CONNECTION_OPTIONS: Final = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
 #: Name, metavar (none for a switch) and help of each option that a side has.
-_OPTIONS: Final = (
+_SIDE_OPTION_TABLE: Final = (
     ("username", "USER", "User name for the {}."),
     ("password-stdin", None, "Read the password for the {} from stdin."),
     ("password-file", "FILE", "Read the password for the {} from FILE."),
@@ -45,13 +45,13 @@ _OPTIONS: Final = (
     ("client-key", "FILE", "Key of the client certificate for the {}, if it is in another file."),
 )
 #: The parameters of all of them.
-SIDE_OPTIONS: Final = tuple(f"{side}_{name.replace('-', '_')}" for side in _SIDES for name, _, _ in _OPTIONS)
+SIDE_OPTIONS: Final = tuple(f"{side}_{name.replace('-', '_')}" for side in _SIDES for name, _, _ in _SIDE_OPTION_TABLE)
 #: Options of one registry that a hint may name.
-_IN_HINTS: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
+_OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
 #: Options of skopeo and docker for which there are others here; {} is the side.
-_OTHER_TOOLS: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
+_FOREIGN_OPTION: Final = re.compile(r"--(src-|dest-|)(creds|password|tls-verify)")
 #: (In a dict display, bandit takes the hint for a password.)
-_INSTEAD: Final = dict(
+_REPLACEMENT_HINTS: Final = dict(
     zip(
         ("creds", "password", "tls-verify"),
         (
@@ -62,20 +62,20 @@ _INSTEAD: Final = dict(
         strict=True,
     )
 )
-_IN_SYNC_FILE: Final = '[registry."HOST"] of the sync file'
+_SYNC_FILE_TABLE: Final = '[registry."HOST"] of the sync file'
 
 
 def side_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give `copy` the options of each side."""
     for side, name in reversed(_SIDES.items()):
-        for option, metavar, text in reversed(_OPTIONS):
+        for option, metavar, text in reversed(_SIDE_OPTION_TABLE):
             help_ = text.format(name)
             decorate = click.option(f"--{side}-{option}", is_flag=metavar is None, metavar=metavar, help=help_)
             command = decorate(command)
     return command
 
 
-def options_of(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
+def options_for_side(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     """Return the options that hold for one side ("SRC", "DEST"; "" where there are none).
 
     A client certificate comes with its own key: the key for both sides does not belong to it.
@@ -86,7 +86,7 @@ def options_of(options: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     if not side:
         return options
     key = side.lower()
-    own = {name: options[f"{key}_{name}"] for name in _REACHED if _is_given(options, f"{key}_{name}")}
+    own = {name: options[f"{key}_{name}"] for name in _CONNECTION_OPTIONS if _is_given(options, f"{key}_{name}")}
     if "client_cert" in own:
         own.setdefault("client_key", None)
     elif "client_key" in own:
@@ -100,14 +100,14 @@ def has_credential(options: Mapping[str, Any], side: str) -> bool:
 
     Where a side has one of its own, the one for both does not apply.
     """
-    return any(_is_given(options, f"{side.lower()}_{name}" if side else name) for name in _CREDENTIAL)
+    return any(_is_given(options, f"{side.lower()}_{name}" if side else name) for name in _CREDENTIAL_OPTIONS)
 
 
 def _is_given(options: Mapping[str, Any], name: str) -> bool:
     return options.get(name) not in {None, False}
 
 
-def without_effect(side: str) -> str | None:
+def describe_unused_side_options(side: str) -> str | None:
     """Return what to say of the options of one side ("src", "dest") that is not in a registry; None without any.
 
     Defaults are for all runs, and are not mentioned.
@@ -121,36 +121,40 @@ def without_effect(side: str) -> str | None:
     return f"{shown} {'has' if len(given) == 1 else 'have'} no effect: the {_SIDES[side]} is not in a registry"
 
 
-def instead_of(option: str, known: Collection[str]) -> str | None:
+def suggest_option(option: str, known: Collection[str]) -> str | None:
     """Return what to give in place of another tool's option, for a command that has the `known` ones."""
-    found = _OTHER_TOOLS.fullmatch(option)
+    found = _FOREIGN_OPTION.fullmatch(option)
     if found is None:
         return None
     side, name = found[1], "insecure" if found[2] == "tls-verify" else "username"
     if f"--{name}" not in known:
         return None
-    return _INSTEAD[found[2]].format(side if f"--{side}{name}" in known else "")
+    return _REPLACEMENT_HINTS[found[2]].format(side if f"--{side}{name}" in known else "")
 
 
-def hints_for(options: Mapping[str, Any], side: str) -> Callable[[str], str]:
+def build_hint_translator(options: Mapping[str, Any], side: str) -> Callable[[str], str]:
     """Return the function that gives the options in a hint the names that they have for one side of `copy`."""
-    return functools.partial(_IN_HINTS.sub, functools.partial(_name, options, side.lower())) if side else str
+    return (
+        functools.partial(_OPTION_IN_HINT.sub, functools.partial(_side_option_name, options, side.lower()))
+        if side
+        else str
+    )
 
 
-def _name(options: Mapping[str, Any], side: str, found: re.Match[str]) -> str:
+def _side_option_name(options: Mapping[str, Any], side: str, found: re.Match[str]) -> str:
     if found[1] == "plain-http" and options["plain_http"]:
         (other,) = set(_SIDES) - {side}
         return f"--plain-http (--{other}-plain-http is for the {_SIDES[other]} alone)"
     return f"--{side}-{found[1]}"
 
 
-def hints_for_sync(options: Mapping[str, Any]) -> Callable[[str], str]:
+def build_sync_hint_translator(options: Mapping[str, Any]) -> Callable[[str], str]:
     """Return the function that gives the options in a hint the names that a sync file has for one registry."""
 
     def named(hint: str) -> str:
         if options["plain_http"] and "--plain-http" in hint:
-            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {_IN_SYNC_FILE})")
-        text, count = _IN_HINTS.subn(r"\1", hint)
-        return f"{text} ({'a key' if count == 1 else 'keys'} of {_IN_SYNC_FILE})" if count else hint
+            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {_SYNC_FILE_TABLE})")
+        text, count = _OPTION_IN_HINT.subn(r"\1", hint)
+        return f"{text} ({'a key' if count == 1 else 'keys'} of {_SYNC_FILE_TABLE})" if count else hint
 
     return named

@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
-from ocistream.streams.files import StoppableInput, disk_errors
+from ocistream.streams.files import CancellableInput, disk_errors
 
 if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
-    from ocistream.stores import End
+    from ocistream.stores import Location
 
 __all__ = [
-    "INSTEAD_OF_STDIN",
-    "is_seen_on_stdout",
-    "opened_stdin",
-    "opened_stdout",
+    "STDIN_HINT",
+    "is_visible_on_stdout",
+    "open_stdin",
+    "open_stdout",
     "read_password",
     "read_password_file",
-    "result_on_stdout",
-    "stdout_end",
+    "resolve_stdout",
+    "result_on_stdout_error",
 ]
 
-INSTEAD_OF_STDIN: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
+STDIN_HINT: Final = "pipe an archive in, or name a file or directory to read (of `push`, that is -i PATH)"
 
 
-def opened_stdin(what: str, instead: str, cancelled: threading.Event) -> io.BufferedReader:
+def open_stdin(what: str, hint: str, cancelled: threading.Event) -> io.BufferedReader:
     """Open stdin to read `what` from it until `cancelled` is set; `instead` is what else can be done.
 
     Raises:
@@ -42,14 +42,14 @@ def opened_stdin(what: str, instead: str, cancelled: threading.Event) -> io.Buff
     article = "an" if what[0] in "aeiou" else "a"
     if sys.stdin is None:
         msg = f"{article} {what} is expected on stdin, which is closed"
-        raise UsageError(msg, hint=instead)
+        raise UsageError(msg, hint=hint)
     if sys.stdin.isatty():
         msg = f"{article} {what} is expected on stdin, which is a terminal"
-        raise UsageError(msg, hint=instead)
-    return io.BufferedReader(StoppableInput(sys.stdin.fileno(), cancelled), 64 * limits.KIB)
+        raise UsageError(msg, hint=hint)
+    return io.BufferedReader(CancellableInput(sys.stdin.fileno(), cancelled), 64 * limits.KIB)
 
 
-def opened_stdout() -> io.FileIO:
+def open_stdout() -> io.FileIO:
     """Open stdout to write an archive to it, unbuffered.
 
     Raises:
@@ -103,20 +103,20 @@ def read_password_file(path: str, option: str) -> str:
     return secret
 
 
-def result_on_stdout(result: str) -> UsageError:
+def result_on_stdout_error(result: str) -> UsageError:
     """Say that --result is where the results are."""
     hint = "name a file: stdout has the archive, or a line for each image, and nothing else"
     return UsageError(f"--result {printable(result)} is stdout", hint=hint)
 
 
-def stdout_end(end: End) -> End:
+def resolve_stdout(location: Location) -> Location:
     """Give `-` for a path that leads to our own stdout, such as `/dev/stdout`; any other end as it is.
 
     What is printed beside an archive would get into it, and a file cannot be replaced that is being written to.
     """
-    if end.path is None or end.kind == "oci":
-        return end
-    return replace(end, is_stream=True) if _is_stdout(end.path) else end
+    if location.path is None or location.kind == "oci":
+        return location
+    return replace(location, is_stream=True) if _is_stdout(location.path) else location
 
 
 def _is_stdout(path: Path) -> bool:
@@ -129,6 +129,6 @@ def _is_stdout(path: Path) -> bool:
         return False
 
 
-def is_seen_on_stdout(path: Path) -> bool:
+def is_visible_on_stdout(path: Path) -> bool:
     """Say whether what is written to a path would stand between what is printed: not so where all of it vanishes."""
     return _is_stdout(path) and (not path.is_char_device() or sys.stdout.isatty())

@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ocistream.cli.console import harmless_json
-from ocistream.cli.missing_blobs import explain_for_sync
+from ocistream.cli.console import escape_ci_commands
+from ocistream.cli.missing_blobs import add_sync_hint
 from ocistream.cli.options import authfile_option, memory_option, transfer_options
-from ocistream.cli.progress import counted, human_size, progress
-from ocistream.cli.results import check_result, tell_incomplete, tell_left_behind, write_pieces
-from ocistream.cli.session import home
-from ocistream.cli.sides import hints_for_sync
-from ocistream.cli.signals import Stop
+from ocistream.cli.progress import format_count, format_size, show_progress
+from ocistream.cli.results import (
+    check_result_writable,
+    report_incomplete_indexes,
+    report_skipped_referrers,
+    write_result_pieces,
+)
+from ocistream.cli.session import home_directory
+from ocistream.cli.sides import build_sync_hint_translator
+from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
@@ -30,10 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from ocistream.auth.credentials import Keychain
-    from ocistream.cli.session import Session
-    from ocistream.stores import Surroundings
-    from ocistream.sync.plan import Login, Place, Plan, Shard
-    from ocistream.sync.run import Outcome
+    from ocistream.cli.session import CommandContext
+    from ocistream.stores import OpenContext
+    from ocistream.sync.plan import Login, Shard, SyncLocation, SyncPlan
+    from ocistream.sync.run import SyncResult
 
 
 _SYNC_FILE: Final = "the sync file"
@@ -52,7 +57,7 @@ _SYNC_FILE: Final = "the sync file"
 @authfile_option
 @memory_option
 @transfer_options
-def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
+def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
     """Copy many images, from anywhere to anywhere, as a TOML FILE has it; only what differs is moved.
 
     An image that fails does not stop the others: the exit code is then that of the first failure. What was interrupted
@@ -63,122 +68,133 @@ def sync(session: Session, file: Path, part: str, *, dry_run: bool) -> None:
     ocistream sync images.toml --dry-run
     ocistream sync images.toml --shard "$JOB_COMPLETION_INDEX/8" --result result.json
     """
-    from ocistream.sync.file import read_plan
+    from ocistream.sync.file import read_sync_file
     from ocistream.sync.plan import parse_shard
-    from ocistream.sync.run import Sync
+    from ocistream.sync.run import SyncRun
 
-    shard, plan = parse_shard(part), read_plan(file, home())
-    session.rules = plan.registries
-    _tell_unused(session, plan)
-    _tell_unused_variables(session, plan)
-    result = session.options["result"]
-    session.check_result_apart(*(place.end for entry in plan.entries for place in (entry.source, *entry.targets)))
+    shard, plan = parse_shard(part), read_sync_file(file, home_directory())
+    context.rule_overrides = plan.registries
+    _report_unused_tables(context, plan)
+    _warn_unused_variables(context, plan)
+    result = context.options["result"]
+    context.check_result_path(
+        *(place.location for entry in plan.entries for place in (entry.source, *entry.destinations))
+    )
     if result is not None:
         if real_path(result) == real_path(file):
             msg = f"--result {printable(str(result), 1024)} is the file that says what is copied"
             raise UsageError(msg, hint="name another file: it would be written over")
-        check_result(result)
-    around = _Places(session, plan)
-    told = _Told(session, dry_run=dry_run, keeps=result is not None)
+        check_result_writable(result)
+    around = _OpenContexts(context, plan)
+    told = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_whole = False
     try:
-        with progress(session.options["progress"], session.console) as observer:
-            run = Sync(
+        with show_progress(context.options["progress"], context.console) as observer:
+            run = SyncRun(
                 around,
                 told,
-                jobs=session.jobs,
-                ahead=session.memory,
-                stop=Stop,
+                jobs=context.jobs,
+                ahead=context.prefetch_memory,
+                stop=InterruptibleEvent,
                 observer=observer,
-                check_push=session.check_push,
+                check_push=context.check_push,
             )
             run.run(plan, shard, dry_run=dry_run)
         is_whole = True
     finally:
         # What was done is said of a run that was stopped, too.
-        if is_whole or told.has_begun:
+        if is_whole or told.has_outcomes:
             told.summarize(shard)
         if result is not None:
-            write_pieces(result, told.document(shard, is_whole=is_whole))
-    if told.code:
-        raise click.exceptions.Exit(told.code)
+            write_result_pieces(result, told.document(shard, is_whole=is_whole))
+    if told.exit_code:
+        raise click.exceptions.Exit(told.exit_code)
 
 
-def _tell_unused(session: Session, plan: Plan) -> None:
+def _report_unused_tables(context: CommandContext, plan: SyncPlan) -> None:
     """Say with -v which tables are for registries that no entry names: they may be for mirrors, or misspelt."""
-    places = (place for entry in plan.entries for place in (entry.source, *entry.targets))
-    named = {place.end.reference.registry.lower() for place in places if place.end.reference}
+    places = (place for entry in plan.entries for place in (entry.source, *entry.destinations))
+    named = {place.location.reference.registry.lower() for place in places if place.location.reference}
     for host in plan.registries:
         if host not in named:
-            session.console.note(f'[registry."{printable(host)}"]: no entry names this registry', level=1)
+            context.console.info(f'[registry."{printable(host)}"]: no entry names this registry', level=1)
 
 
-def _tell_unused_variables(session: Session, plan: Plan) -> None:
+def _warn_unused_variables(context: CommandContext, plan: SyncPlan) -> None:
     """Say which variables have no effect. A user name without a registry is for none of the many registries."""
     if not any(name.startswith("OCISTREAM_") for name in os.environ):
         return
-    from ocistream.cli.defaults import find
-    from ocistream.cli.environment import named_by_registries, tell_unused
+    from ocistream.cli.defaults import read_configuration_file
+    from ocistream.cli.environment import find_credential_variables, warn_unused_variables
 
-    logins = [place.login for entry in plan.entries for place in (entry.source, *entry.targets) if place.login]
+    logins = [place.login for entry in plan.entries for place in (entry.source, *entry.destinations) if place.login]
     used = {login.password_env for login in logins}
     sources = [rule.credentials for rule in plan.registries.values() if rule.credentials]
     used |= {f"{one.name}_{word}" for one in sources if one.kind == "env" for word in ("USERNAME", "PASSWORD")}
-    config = session.options.get("config")
-    used |= named_by_registries(find(None if config is None else str(config), os.environ))
-    tell_unused(session.console, os.environ, used)
+    config = context.options.get("config")
+    used |= find_credential_variables(read_configuration_file(None if config is None else str(config), os.environ))
+    warn_unused_variables(context.console, os.environ, used)
     for variable in (f"OCISTREAM_{side}USERNAME" for side in ("", "SRC_", "DEST_")):
         if os.environ.get(variable) and variable not in used:
             what = f"the variable {variable} has no effect on `ocistream sync`"
-            session.console.note(f'{what}: give each registry its credentials in [registry."HOST"] of the sync file')
+            context.console.info(f'{what}: give each registry its credentials in [registry."HOST"] of the sync file')
 
 
-class _Places:
+class _OpenContexts:
     """What each place is reached by: one set of connections for each of the file's credentials."""
 
-    def __init__(self, session: Session, plan: Plan) -> None:
-        self._session = session
+    def __init__(self, context: CommandContext, plan: SyncPlan) -> None:
+        self._session = context
         registries: dict[Login | None, set[str]] = {}
         for entry in plan.entries:
-            for place in (entry.source, *entry.targets):
+            for place in (entry.source, *entry.destinations):
                 of_login = registries.setdefault(place.login, set())
-                if place.end.reference is not None:
-                    of_login.add(place.end.reference.registry)
+                if place.location.reference is not None:
+                    of_login.add(place.location.reference.registry)
         # A variable that is not set is found out before anything is done.
-        self._known = {login: self._for(login, _secret(login), those) for login, those in registries.items()}
+        self._contexts = {
+            login: self._build_context(login, _read_secret(login), those) for login, those in registries.items()
+        }
 
-    def __call__(self, place: Place) -> Surroundings:
-        return self._known[place.login]
+    def __call__(self, place: SyncLocation) -> OpenContext:
+        return self._contexts[place.login]
 
-    def _for(self, login: Login | None, secret: str, registries: Collection[str]) -> Surroundings:
-        own = functools.partial(self._keychain, login, secret, registries)
-        return self._session.surroundings(own=own, hint=hints_for_sync(self._session.options))
+    def _build_context(self, login: Login | None, secret: str, registries: Collection[str]) -> OpenContext:
+        own = functools.partial(self._build_keychain, login, secret, registries)
+        return self._session.build_open_context(
+            build_keychain=own, hint=build_sync_hint_translator(self._session.options)
+        )
 
-    def _keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
+    def _build_keychain(self, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
         """Give what a place's credentials are found by: those of the file are for the `registries` it names there.
 
         A mirror of one of them is shown its own, if there are any.
         """
         from ocistream.auth.credentials import Credential, Keychain
-        from ocistream.auth.docker_config import named_by
+        from ocistream.auth.docker_config import with_named_source
 
-        env, configured = dict(os.environ), self._session.places().credentials
+        env, configured = dict(os.environ), self._session.host_rules().credentials
         # A user name that no registry stands beside is for none of a file's many registries.
         nobody: tuple[str, ...] = ()
-        auth_file = self._session.given.auth_file("")
+        auth_file = self._session.explicit_credentials.find_auth_file("")
         if login is None:
-            return Keychain(env, home=home(), named=nobody, configured=configured, auth_file=auth_file)
+            return Keychain(env, home=home_directory(), named=nobody, configured=configured, auth_file=auth_file)
         if login.auth_file is not None:
             auth_file = login.auth_file, _SYNC_FILE
-            return Keychain(env, home=home(), named=nobody, configured=configured, auth_file=auth_file)
+            return Keychain(env, home=home_directory(), named=nobody, configured=configured, auth_file=auth_file)
         source = login.password_env or str(login.password_file)
-        credential = named_by(Credential(login.username, secret, source=source), _SYNC_FILE)
+        credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
         return Keychain(
-            env, home=home(), explicit=credential, named=registries, configured=configured, auth_file=auth_file
+            env,
+            home=home_directory(),
+            explicit=credential,
+            named=registries,
+            configured=configured,
+            auth_file=auth_file,
         )
 
 
-def _secret(login: Login | None) -> str:
+def _read_secret(login: Login | None) -> str:
     if login is None or login.auth_file is not None:
         return ""
     if login.password_file is not None:
@@ -190,90 +206,90 @@ def _secret(login: Login | None) -> str:
     return secret
 
 
-class _Told:
+class _OutcomeReporter:
     """Takes the outcomes: prints a line for each, adds them up, and keeps them for --result if there is one."""
 
-    def __init__(self, session: Session, *, dry_run: bool, keeps: bool) -> None:
-        self._session = session
+    def __init__(self, context: CommandContext, *, dry_run: bool, keeps: bool) -> None:
+        self._session = context
         self._dry_run = dry_run
-        self._began = monotonic()
+        self._started_at = monotonic()
         self._counts: Counter[str] = Counter()
         self._size = self._fetched = 0
         #: What --result has of each, in little room: there may be many thousands.
-        self._kept = Kept() if keeps else None
+        self._results = CompressedJsonList() if keeps else None
         #: The exit code of the first failure; 0 without any.
-        self.code = 0
+        self.exit_code = 0
 
-    def __call__(self, outcome: Outcome) -> None:
-        self._counts[outcome.how] += 1
+    def __call__(self, outcome: SyncResult) -> None:
+        self._counts[outcome.status] += 1
         self._size += outcome.size
-        self._fetched += outcome.fetched
-        if self._kept is not None:
-            self._kept.add(_shown(outcome))
+        self._fetched += outcome.bytes_read
+        if self._results is not None:
+            self._results.add(_outcome_json(outcome))
         if outcome.error is not None:
             error = outcome.error
-            explain_for_sync(error, outcome.source)
-            what = f"{printable(outcome.source)} to {printable(outcome.target)}: {error.what}"
+            add_sync_hint(error, outcome.source)
+            what = f"{printable(outcome.source)} to {printable(outcome.destination)}: {error.message}"
             self._session.console.error(what, hint=error.hint, code=error.exit_code)
-            self.code = self.code or error.exit_code
+            self.exit_code = self.exit_code or error.exit_code
         elif self._dry_run:
-            how = "copy" if outcome.how == "to copy" else outcome.how
-            self._print(f"{how} {outcome.size} {printable(outcome.source)} {_named(outcome)}")
+            how = "copy" if outcome.status == "to copy" else outcome.status
+            self._print(f"{how} {outcome.size} {printable(outcome.source)} {_format_result(outcome)}")
         else:
-            self._print(_named(outcome))
-        tell_incomplete(self._session.console, outcome.incomplete)
-        tell_left_behind(self._session.console, outcome.left_behind)
+            self._print(_format_result(outcome))
+        report_incomplete_indexes(self._session.console, outcome.incomplete)
+        report_skipped_referrers(self._session.console, outcome.skipped_referrers)
 
     def _print(self, line: str) -> None:
-        with self._session.console.aside():
+        with self._session.console.suspend_display():
             click.echo(line)
 
     @property
-    def has_begun(self) -> bool:
+    def has_outcomes(self) -> bool:
         """Whether anything has become of an image."""
         return bool(self._counts)
 
     def summarize(self, shard: Shard) -> None:
         """Say in one line on stderr what all came to."""
         counts, failed, size, fetched = self._counts, self._counts["failed"], self._size, self._fetched
-        moved = counted(counts["to copy"] if self._dry_run else counts["copied"], "image")
-        parts = [f"{moved}{' to copy' if self._dry_run else ' copied'}, {human_size(size)}"]
+        moved = format_count(counts["to copy"] if self._dry_run else counts["copied"], "image")
+        parts = [f"{moved}{' to copy' if self._dry_run else ' copied'}, {format_size(size)}"]
         if fetched != size:
-            parts[0] += f", of which {human_size(fetched)} {'are' if self._dry_run else 'were'} read"
+            parts[0] += f", of which {format_size(fetched)} {'are' if self._dry_run else 'were'} read"
         parts.append(f"{counts['unchanged']} unchanged")
         if failed:
             parts.append(f"{failed} failed")
         where = f"shard {shard}: " if shard.count > 1 else ""
-        self._session.console.note(f"{where}{'; '.join(parts)}; in {monotonic() - self._began:.1f} s")
+        self._session.console.info(f"{where}{'; '.join(parts)}; in {monotonic() - self._started_at:.1f} s")
 
     def document(self, shard: Shard, *, is_whole: bool) -> Iterator[bytes]:
         """Give the document of --result in pieces; sizes in bytes. `complete` is false of a run that was stopped."""
         before = {"complete": is_whole, "dryRun": self._dry_run, "shard": str(shard)}
         behind = {
             "bytes": {"sent": self._size, "fetched": self._fetched},
-            "retried": self._session.retried,
-            "seconds": round(monotonic() - self._began, 3),
+            "retried": self._session.retry_count,
+            "seconds": round(monotonic() - self._started_at, 3),
         }
         yield json.dumps(before, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['
-        if self._kept is not None:
-            yield from self._kept.pieces()
+        if self._results is not None:
+            yield from self._results.pieces()
         yield b"\n  ],\n" + json.dumps(behind, indent=2).removeprefix("{\n").encode() + b"\n"
 
 
-class Kept:
+class CompressedJsonList:
     """Objects of a list in JSON, compressed: ten thousand images take one megabyte, as objects some twenty."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self._compressor = zlib.compressobj()
         self._pieces: list[bytes] = []
-        self._between = b"\n    "
+        self._separator = b"\n    "
 
     def add(self, value: Mapping[str, Any]) -> None:
         """Keep one."""
-        if piece := self._compressor.compress(self._between + harmless_json(json.dumps(value)).encode()):
+        if piece := self._compressor.compress(self._separator + escape_ci_commands(json.dumps(value)).encode()):
             self._pieces.append(piece)
-        self._between = b",\n    "
+        self._separator = b",\n    "
 
     def pieces(self) -> Iterator[bytes]:
         """Give them all, with commas between them."""
@@ -283,18 +299,18 @@ class Kept:
         yield decompressor.flush()
 
 
-def _shown(outcome: Outcome) -> dict[str, Any]:
+def _outcome_json(outcome: SyncResult) -> dict[str, Any]:
     return {
         "from": outcome.source,
-        "to": outcome.target,
-        "outcome": outcome.how.replace("to copy", "toCopy"),
+        "to": outcome.destination,
+        "outcome": outcome.status.replace("to copy", "toCopy"),
         **({"digest": outcome.digest} if outcome.digest else {}),
-        **({"error": outcome.error.what, "exitCode": outcome.error.exit_code} if outcome.error else {}),
+        **({"error": outcome.error.message, "exitCode": outcome.error.exit_code} if outcome.error else {}),
         **({"missingPlatforms": list(outcome.incomplete[0].missing)} if outcome.incomplete else {}),
         "bytes": outcome.size,
         "seconds": round(outcome.seconds, 3),
     }
 
 
-def _named(outcome: Outcome) -> str:
-    return f"{printable(outcome.target, 1024)}@{outcome.digest}"
+def _format_result(outcome: SyncResult) -> str:
+    return f"{printable(outcome.destination, 1024)}@{outcome.digest}"

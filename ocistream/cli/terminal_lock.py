@@ -9,17 +9,17 @@ import contextlib
 import fcntl
 import os
 
-__all__ = ["Turn", "is_drawn_on"]
+__all__ = ["TerminalLock", "is_terminal_locked"]
 
 
-class Turn:
+class TerminalLock:
     """The turn on the terminal behind a descriptor. Where nobody can be asked whose it is, it is always ours."""
 
     def __init__(self, descriptor: int = 2) -> None:
         """Ask for nothing yet."""
-        self._file = _opened(descriptor)
+        self._file = _open_terminal(descriptor)
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Take it, unless another process has it; say whether it is ours."""
         if self._file is None:
             return True
@@ -32,23 +32,23 @@ class Turn:
             return True
         return True
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Let others have it."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
-def is_drawn_on(descriptor: int) -> bool:
+def is_terminal_locked(descriptor: int) -> bool:
     """Say whether another process draws on the terminal behind a descriptor, if that is one."""
-    turn = Turn(descriptor)
+    turn = TerminalLock(descriptor)
     try:
-        return not turn.take()
+        return not turn.acquire()
     finally:
-        turn.give_up()
+        turn.release()
 
 
-def _opened(descriptor: int) -> int | None:
+def _open_terminal(descriptor: int) -> int | None:
     # Opened anew: what was inherited is one and the same file to both sides of a pipe, and so is a lock on it.
     with contextlib.suppress(OSError, ValueError):
         return os.open(os.ttyname(descriptor), os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)

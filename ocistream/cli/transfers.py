@@ -6,25 +6,25 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream.cli.image_ids import explaining_image_ids
-from ocistream.cli.missing_blobs import explained
-from ocistream.cli.progress import counted, progress
+from ocistream.cli.image_ids import add_image_id_hint
+from ocistream.cli.missing_blobs import add_missing_blobs_hint
+from ocistream.cli.progress import format_count, show_progress
 from ocistream.cli.results import (
-    check_result,
+    build_results,
+    check_result_writable,
     print_results,
-    results_of,
-    summarize,
-    tell_image_ids,
-    tell_incomplete,
-    tell_left_behind,
-    tell_left_out,
-    tell_recompressed,
-    tell_resumed,
-    tell_taken,
+    report_image_ids,
+    report_incomplete_indexes,
+    report_omitted,
+    report_recompressed,
+    report_resumed,
+    report_selected_platforms,
+    report_skipped_referrers,
+    report_summary,
     write_result,
 )
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.layout.index import docker_tag, is_plain
+from ocistream.layout.index import docker_tag, is_printable_name
 from ocistream.oci.reference import is_digest, is_repository, parse_reference, parse_registry, printable
 from ocistream.stores import is_directory
 from ocistream.transfer import copy as transfer
@@ -32,28 +32,28 @@ from ocistream.transfer import copy as transfer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.archive.entries import Contents
+    from ocistream.archive.entries import ArchiveContents
     from ocistream.cli.console import Console
-    from ocistream.cli.exclusions import LeaveOut
-    from ocistream.cli.session import Session
+    from ocistream.cli.exclusions import OmissionRule
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.graph import Graph, Root
-    from ocistream.stores import End
-    from ocistream.transfer.interfaces import Sink, Source
+    from ocistream.stores import Location
+    from ocistream.transfer.interfaces import Destination, Source
     from ocistream.transfer.recompress import Recompression
 
-__all__ = ["mount_sources", "move", "renamed"]
+__all__ = ["build_rename", "parse_mount_sources", "run_transfer"]
 
 
-def move(
-    session: Session,
-    open_ends: Callable[[], tuple[Source, Sink]],
+def run_transfer(
+    context: CommandContext,
+    open_locations: Callable[[], tuple[Source, Destination]],
     label: Callable[[Root], str],
     *,
-    of: End | None = None,
-    to: End | None = None,
+    source_location: Location | None = None,
+    destination_location: Location | None = None,
     rename: Callable[[Graph], Graph] | None = None,
-    leave_out: LeaveOut | None = None,
-    is_far: bool = False,
+    omission_rule: OmissionRule | None = None,
+    is_remote: bool = False,
 ) -> None:
     """Move images, then print and write what was done.
 
@@ -64,85 +64,97 @@ def move(
     Raises:
         OcistreamError: it failed, and nothing is visible at the destination.
     """
-    result = session.options["result"]
-    into_docker_archive = to is not None and to.kind == "docker-archive"
+    result = context.options["result"]
+    into_docker_archive = destination_location is not None and destination_location.kind == "docker-archive"
 
     def announced(graph: Graph) -> Graph:
         # The source's graph, before anything of it moves.
-        tell_taken(graph.roots, source, into_docker_archive=into_docker_archive)
+        report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
         return rename(graph) if rename is not None else graph
 
-    recompression = None if is_far else _recompression(session, to)
+    recompression = None if is_remote else _choose_recompression(context, destination_location)
     if result is not None:
-        check_result(result)
+        check_result_writable(result)
     with contextlib.ExitStack() as stack:
-        source, sink = open_ends()
+        source, sink = open_locations()
         stack.callback(source.close)
         stack.callback(sink.close)
         # Blobs are excluded by their digests, and what a layer becomes has another one.
-        may_be_bare = _may_be_bare(of, source) and (leave_out is None or is_far)
+        may_be_bare = _can_have_plain_layers(source_location, source) and (omission_rule is None or is_remote)
         with (
-            explained(session.console, of, to),
-            explaining_image_ids(of, source),
-            _naming(of),
-            progress(session.options["progress"], session.console) as observer,
+            add_missing_blobs_hint(context.console, source_location, destination_location),
+            add_image_id_hint(source_location, source),
+            _add_path_hint(source_location),
+            show_progress(context.options["progress"], context.console) as observer,
         ):
             report = transfer.copy(
                 source,
                 sink,
                 observer,
-                jobs=session.jobs,
-                ahead=session.memory,
-                cancelled=session.cancelled,
+                jobs=context.jobs,
+                ahead=context.prefetch_memory,
+                cancelled=context.cancelled,
                 rename=announced,
-                leave_out=leave_out,
+                leave_out=omission_rule,
                 recompression=recompression,
-                bare_layers=session.recompression(default="gzip") if may_be_bare else None,
+                bare_layers=context.recompression(default="gzip") if may_be_bare else None,
             )
-    results = results_of(report, label, to)
+    results = build_results(report, label, destination_location)
     if result is not None:
-        used = session.ladder.used
-        write_result(result, report, results, retried=session.retried, upload=used, cached=session.cached)
-    printed = to is None or not to.is_stream
+        used = context.upload_strategy.methods_used
+        write_result(result, report, results, retried=context.retry_count, upload=used, cached=context.cached_sizes)
+    printed = destination_location is None or not destination_location.is_stream
     if printed:
         print_results(results)
-    tell_resumed(session.console, report)
-    summarize(session.console, report, session.cached)
-    tell_incomplete(session.console, report.graph.incomplete, report.origins)
-    if session.options["compress"] is None and (to is None or to.kind != "docker-archive"):
+    report_resumed(context.console, report)
+    report_summary(context.console, report, context.cached_sizes)
+    report_incomplete_indexes(context.console, report.graph.incomplete_indexes, report.origins)
+    if context.options["compress"] is None and (
+        destination_location is None or destination_location.kind != "docker-archive"
+    ):
         is_saved = getattr(source, "is_saved", False)
-        tell_recompressed(session.console, report, is_saved=is_saved, excludes=not may_be_bare)
-    tell_left_out(session.console, report)
-    tell_left_behind(session.console, report.graph.left_behind)
-    _tell_unused(session.console, source)
+        report_recompressed(context.console, report, is_saved=is_saved, excludes=not may_be_bare)
+    report_omitted(context.console, report)
+    report_skipped_referrers(context.console, report.graph.skipped_referrers)
+    _report_unused_entries(context.console, source)
     if into_docker_archive:
-        tell_image_ids(session.console, report, results, printed=printed)
-        _tell_nameless(session.console, report.graph)
+        report_image_ids(context.console, report, results, printed=printed)
+        _warn_unnamed_images(context.console, report.graph)
 
 
-def _may_be_bare(of: End | None, source: Source) -> bool:
+def _can_have_plain_layers(source_location: Location | None, source: Source) -> bool:
     """Return whether `docker save` may have written the source, or one of several archives: a registry it is not."""
-    return hasattr(source, "inputs") or (of is not None and of.kind not in {"docker", "oci"} and not is_directory(of))
+    return hasattr(source, "inputs") or (
+        source_location is not None
+        and source_location.kind not in {"docker", "oci"}
+        and not is_directory(source_location)
+    )
 
 
 @contextlib.contextmanager
-def _naming(of: End | None) -> Iterator[None]:
+def _add_path_hint(source_location: Location | None) -> Iterator[None]:
     """Say of a blob that is wrong in which file or directory it is, and what can be done about that."""
     try:
         yield
     except IntegrityError as error:
         # The other errors of that kind are about an image that is another than was asked for.
-        if of is not None and of.path is not None and not of.is_stream and not error.hint and _is_of_a_blob(error):
-            path = printable(str(of.path), 1024)
+        if (
+            source_location is not None
+            and source_location.path is not None
+            and not source_location.is_stream
+            and not error.hint
+            and _is_blob_error(error)
+        ):
+            path = printable(str(source_location.path), 1024)
             error.hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
         raise
 
 
-def _is_of_a_blob(error: IntegrityError) -> bool:
-    return is_digest(error.what.partition(": ")[0])
+def _is_blob_error(error: IntegrityError) -> bool:
+    return is_digest(error.message.partition(": ")[0])
 
 
-def mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]:
+def parse_mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]:
     """Read --mount-from, each `REPO` or `HOST/REPO`; `registry` is the one that is written to, or None.
 
     Raises:
@@ -151,10 +163,10 @@ def mount_sources(texts: Sequence[str], registry: str | None) -> tuple[str, ...]
     if texts and registry is None:
         msg = "--mount-from is for what goes to a registry"
         raise UsageError(msg, hint="leave it away: here blobs are copied")
-    return tuple(dict.fromkeys(_mount_source(text, registry or "") for text in texts))
+    return tuple(dict.fromkeys(_parse_mount_source(text, registry or "") for text in texts))
 
 
-def _mount_source(text: str, registry: str) -> str:
+def _parse_mount_source(text: str, registry: str) -> str:
     first, slash, rest = text.partition("/")
     if slash and first and (first == registry or {".", ":"} & set(first) or first == "localhost"):
         # As in an image's name: what looks like a host is one.
@@ -170,47 +182,47 @@ def _mount_source(text: str, registry: str) -> str:
     return text
 
 
-def _tell_unused(console: Console, source: Source) -> None:
+def _report_unused_entries(console: Console, source: Source) -> None:
     """Say which entries of an archive were not used: names that no image archive has, and files of others with -v."""
     for one in getattr(source, "inputs", [source]):
-        contents: Contents | None = getattr(one, "contents", None)
-        if contents is None or contents.index is None or contents.is_docker_archive:
+        contents: ArchiveContents | None = getattr(one, "contents", None)
+        if contents is None or contents.index_json is None or contents.is_docker_archive:
             continue
-        if contents.illegal:
-            entries = counted(contents.illegal, "entry", "entries")
-            console.note(f"not used: {entries} of the archive, such as {printable(contents.first_illegal)!r}")
-        if (others := contents.foreign - contents.illegal) > 0:
-            console.note(f"not used: {counted(others, 'other file')} of the archive", level=1)
+        if contents.illegal_count:
+            entries = format_count(contents.illegal_count, "entry", "entries")
+            console.info(f"not used: {entries} of the archive, such as {printable(contents.first_illegal_name)!r}")
+        if (others := contents.foreign_count - contents.illegal_count) > 0:
+            console.info(f"not used: {format_count(others, 'other file')} of the archive", level=1)
 
 
-def _tell_nameless(console: Console, graph: Graph) -> None:
+def _warn_unnamed_images(console: Console, graph: Graph) -> None:
     """Say which images of a docker-archive Docker will have no name for: that they have one here says nothing."""
     named = {root.descriptor.digest for root in graph.roots if root.name and docker_tag(root.name)}
     for root in graph.roots:
         if root.descriptor.digest not in named:
             named.add(root.descriptor.digest)
             what = printable(root.name) if root.name else root.descriptor.digest
-            console.note(
+            console.info(
                 f"{what} is no name for Docker, which will show the image as <none>; "
                 "give it one as in docker-archive:FILE:NAME"
             )
 
 
-def _recompression(session: Session, to: End | None) -> Recompression | None:
+def _choose_recompression(context: CommandContext, destination_location: Location | None) -> Recompression | None:
     """Give what is asked for; a docker-archive has plain layers, whatever they were.
 
     Raises:
         UsageError: it is asked for with compressed ones.
     """
-    if to is None or to.kind != "docker-archive":
-        return session.recompression()
-    if session.options["compress"] not in {None, "none"}:
+    if destination_location is None or destination_location.kind != "docker-archive":
+        return context.recompression()
+    if context.options["compress"] not in {None, "none"}:
         msg = "the layers of a docker-archive are not compressed"
         raise UsageError(msg, hint="leave --compress away, or write an oci-archive: `docker load` takes that too")
-    return session.recompression(default="none")
+    return context.recompression(default="none")
 
 
-def renamed(end: End) -> Callable[[Graph], Graph]:
+def build_rename(location: Location) -> Callable[[Graph], Graph]:
     """Give the way to call a graph's root as the destination is called; that there is only one is seen to before.
 
     What it gives raises IntegrityError where the name has a digest, and the image another.
@@ -219,12 +231,12 @@ def renamed(end: End) -> Callable[[Graph], Graph]:
         InvalidNameError: it has blanks or control characters; or a docker-archive's images have names such as `app:1`,
             and this is none.
     """
-    name = end.name
-    if name is not None and not is_plain(name):
+    name = location.name
+    if name is not None and not is_printable_name(name):
         msg = f"malformed name {printable(name)!r}"
         raise InvalidNameError(msg, hint="write it without blanks, as in app:1")
     digest = (name or "").rpartition("@")[2]
-    if name is not None and end.kind == "docker-archive":
+    if name is not None and location.kind == "docker-archive":
         reference = parse_reference(name)
         if reference.digest:
             msg = f"{name!r} has a digest, and images in a docker-archive are called by tags only"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from ocistream.cli.console import harmless_json, in_one_line
-from ocistream.cli.options import max_ratio_option, progress_option, session_options
-from ocistream.cli.progress import counted, human_size, progress
-from ocistream.cli.results import result_line
+from ocistream.cli.console import escape_ci_commands, sanitize_line
+from ocistream.cli.options import context_options, max_ratio_option, progress_option
+from ocistream.cli.progress import format_count, format_size, show_progress
+from ocistream.cli.results import format_result_line
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -21,16 +21,16 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.layout.index import called, is_plain, subject_of, tag_of
-from ocistream.oci.omitted_blobs import VOLUME, grouped
+from ocistream.layout.index import entry_name_of, is_printable_name, subject_of, tag_of
+from ocistream.oci.omitted_blobs import VOLUME, group_by_reason
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import cosign_subject
-from ocistream.stores import Want, open_sources, parse_end
+from ocistream.stores import Selection, open_sources, parse_location
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocistream.cli.session import Session
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.graph import Root
     from ocistream.oci.volumes import Volume
     from ocistream.transfer.interfaces import Source
@@ -49,8 +49,8 @@ _DOCKER_ARCHIVE: Final = "docker-archive"
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON document.")
 @max_ratio_option
 @progress_option
-@session_options
-def verify(session: Session, paths: tuple[str, ...], *, deep: bool, as_json: bool) -> None:
+@context_options
+def verify(context: CommandContext, paths: tuple[str, ...], *, deep: bool, as_json: bool) -> None:
     """Check the archive or layout PATH (default: stdin), offline and in one pass; or several that belong together.
 
     Every blob is hashed, also those that no image needs; every image has to be complete, every name legal, and a tar
@@ -71,65 +71,67 @@ def verify(session: Session, paths: tuple[str, ...], *, deep: bool, as_json: boo
         if path.startswith("docker://"):
             msg = f"{path!r} is in a registry"
             raise UsageError(msg, hint="pull it first: `ocistream pull IMAGE | ocistream verify`")
-    ends = [parse_end(path, bare_is_path=True) for path in paths]
-    max_ratio = int(session.options["max_ratio"])
+    ends = [parse_location(path, bare_is_path=True) for path in paths]
+    max_ratio = int(context.options["max_ratio"])
     with contextlib.ExitStack() as stack:
         if as_json:
-            stack.enter_context(_said_as_json(paths))
-        want = Want(everything=True, max_ratio=max_ratio, referrers="listed")
-        source = open_sources(ends, session.surroundings(), want)
+            stack.enter_context(_print_error_as_json(paths))
+        want = Selection(all_blobs=True, max_ratio=max_ratio, referrers="listed")
+        source = open_sources(ends, context.build_open_context(), want)
         stack.callback(source.close)
-        with progress(session.options["progress"], session.console) as observer:
+        with show_progress(context.options["progress"], context.console) as observer:
             findings = verification.verify(
-                source, observer, deep=deep, max_ratio=max_ratio, cancelled=session.cancelled
+                source, observer, deep=deep, max_ratio=max_ratio, cancelled=context.cancelled
             )
-        outcome = _Outcome(paths, source, findings, deep=deep)
+        outcome = _VerifyReport(paths, source, findings, deep=deep)
     click.echo(
-        harmless_json(json.dumps(outcome.document(), indent=2))
+        escape_ci_commands(json.dumps(outcome.document(), indent=2))
         if as_json
-        else "\n".join(map(in_one_line, outcome.lines()))
+        else "\n".join(map(sanitize_line, outcome.lines()))
     )
-    outcome.raise_what_is_wrong()
+    outcome.raise_for_findings()
 
 
 @contextlib.contextmanager
-def _said_as_json(paths: tuple[str, ...]) -> Iterator[None]:
+def _print_error_as_json(paths: tuple[str, ...]) -> Iterator[None]:
     """Print what ends all reading as a document too: whoever reads JSON is to get some."""
     try:
         yield
     except OcistreamError as error:
-        click.echo(harmless_json(json.dumps({"path": _path(paths), "ok": False, "error": error.what}, indent=2)))
+        click.echo(
+            escape_ci_commands(json.dumps({"path": _paths_json(paths), "ok": False, "error": error.message}, indent=2))
+        )
         raise
 
 
-class _Outcome:
+class _VerifyReport:
     """What verifying has found, in the forms in which it is told."""
 
     def __init__(self, paths: tuple[str, ...], source: Source, findings: Findings, *, deep: bool) -> None:
         self._paths = paths
-        self._volumes = _Volumes.of(source)
+        self._volumes = _VolumeSet.from_source(source)
         self._findings = findings
         self._deep = deep
-        self._format, self._foreign, illegal = _seen(source)
-        is_legal = _is_docker_name if self._format == _DOCKER_ARCHIVE else is_plain
+        self._format, self._other_files, illegal = _describe_source(source)
+        is_legal = _is_docker_name if self._format == _DOCKER_ARCHIVE else is_printable_name
         names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
-        self._illegal = [*illegal, *(name for name in names if not is_legal(name))]
+        self._illegal_names = [*illegal, *(name for name in names if not is_legal(name))]
 
     def document(self) -> dict[str, Any]:
         """Give the outcome as a JSON document."""
         found = self._findings
-        left_out = found.graph.left_out
+        left_out = found.graph.omitted_from_source
         return {
-            "path": _path(self._paths),
+            "path": _paths_json(self._paths),
             "format": self._format,
-            "ok": not (found.missing or found.wrong or self._illegal),
+            "ok": not (found.missing or found.failures or self._illegal_names),
             "deep": self._deep,
             "images": [
                 {
                     "name": root.name,
                     **(
                         {"imageId": found.graph.image_id(root)}
-                        if root.made
+                        if root.is_synthesized
                         else {"digest": root.descriptor.digest, "mediaType": root.descriptor.media_type}
                     ),
                     **({"subject": subject} if (subject := self._subject(root)) else {}),
@@ -138,7 +140,7 @@ class _Outcome:
             ],
             "blobs": found.blobs,
             "bytes": found.size,
-            "unneeded": found.unneeded,
+            "unneeded": found.unreferenced,
             "unpacked": found.unpacked,
             **({"volumes": self._volumes.document(found.parts)} if self._volumes else {}),
             "missing": [
@@ -147,7 +149,7 @@ class _Outcome:
             ],
             "leftOut": [
                 {"digest": one.digest, "mediaType": one.media_type, "size": one.size, "why": str(left_out[one.digest])}
-                for one in found.left_out
+                for one in found.omitted
             ],
             "incomplete": [
                 {
@@ -158,31 +160,33 @@ class _Outcome:
                 }
                 for index in found.incomplete
             ],
-            "wrong": [{"digest": wrong.digest, "problem": wrong.error.what} for wrong in found.wrong],
-            "illegalNames": self._illegal,
-            "otherFiles": self._foreign,
+            "wrong": [{"digest": wrong.digest, "problem": wrong.error.message} for wrong in found.failures],
+            "illegalNames": self._illegal_names,
+            "otherFiles": self._other_files,
         }
 
     def lines(self) -> Iterator[str]:
         """Give the outcome as lines for people."""
         found = self._findings
         for root in found.graph.roots:
-            digest = None if root.made else root.descriptor.digest
-            yield result_line(root.name or "-", digest, found.graph.image_id(root))
-        yield from self._limited([f"missing {descriptor.digest}" for descriptor in found.missing])
-        yield from self._limited([f"wrong {wrong.error.what}" for wrong in found.wrong])
-        yield from self._limited([f"illegal name {printable(name)!r}" for name in self._illegal])
+            digest = None if root.is_synthesized else root.descriptor.digest
+            yield format_result_line(root.name or "-", digest, found.graph.image_id(root))
+        yield from self._limit_lines([f"missing {descriptor.digest}" for descriptor in found.missing])
+        yield from self._limit_lines([f"wrong {wrong.error.message}" for wrong in found.failures])
+        yield from self._limit_lines([f"illegal name {printable(name)!r}" for name in self._illegal_names])
         if self._volumes:
             yield self._volumes.line()
-        sizes = {one.digest: one.size for one in found.left_out}
-        for reason, digests in grouped({digest: found.graph.left_out[digest] for digest in sizes}).items():
+        sizes = {one.digest: one.size for one in found.omitted}
+        for reason, digests in group_by_reason(
+            {digest: found.graph.omitted_from_source[digest] for digest in sizes}
+        ).items():
             if self._volumes and reason.kind == VOLUME:
                 continue
             size = sum(sizes[digest] for digest in digests)
-            yield f"left out {counted(len(digests), 'blob')}, {human_size(size)}: {reason}"
+            yield f"left out {format_count(len(digests), 'blob')}, {format_size(size)}: {reason}"
         for index in found.incomplete:
             name = printable(index.name or index.digest)
-            yield from self._limited([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
+            yield from self._limit_lines([f"not exported: {printable(missing)} of {name}" for missing in index.missing])
         verdict = "ok" if self.document()["ok"] else "NOT ok"
         yield f"{verdict}: {self._format}, {', '.join(self._counts())}"
 
@@ -190,18 +194,18 @@ class _Outcome:
         """Count what was found, for people."""
         found = self._findings
         referrers = sum(1 for root in found.graph.roots if self._subject(root))
-        parts = [counted(len(found.graph.roots) - referrers, "image")]
+        parts = [format_count(len(found.graph.roots) - referrers, "image")]
         if referrers:
-            parts.append(counted(referrers, "referrer"))
-        parts += [counted(found.blobs, "blob"), human_size(found.size)]
-        if found.unneeded:
-            parts.append(f"{counted(found.unneeded, 'blob')} that no image needs")
+            parts.append(format_count(referrers, "referrer"))
+        parts += [format_count(found.blobs, "blob"), format_size(found.size)]
+        if found.unreferenced:
+            parts.append(f"{format_count(found.unreferenced, 'blob')} that no image needs")
         if found.unpacked:
-            parts.append(f"{counted(found.unpacked, 'layer')} unpacked")
+            parts.append(f"{format_count(found.unpacked, 'layer')} unpacked")
         if found.parts:
-            parts.append(f"{counted(found.parts, 'part')} of blobs")
-        if self._foreign:
-            parts.append(counted(self._foreign, "other file"))
+            parts.append(f"{format_count(found.parts, 'part')} of blobs")
+        if self._other_files:
+            parts.append(format_count(self._other_files, "other file"))
         return parts
 
     def _subject(self, root: Root) -> str | None:
@@ -211,9 +215,9 @@ class _Outcome:
             return None
         if document is not None and document.subject is not None:
             return document.subject.digest
-        return subject_of(root.descriptor) or cosign_subject(tag_of(called(root.descriptor)) or "")
+        return subject_of(root.descriptor) or cosign_subject(tag_of(entry_name_of(root.descriptor)) or "")
 
-    def raise_what_is_wrong(self) -> None:
+    def raise_for_findings(self) -> None:
         """End with the exit code of the gravest.
 
         Raises:
@@ -221,68 +225,68 @@ class _Outcome:
             ArchiveError: something is missing or malformed.
         """
         found = self._findings
-        errors: list[OcistreamError] = [wrong.error for wrong in found.wrong]
+        errors: list[OcistreamError] = [wrong.error for wrong in found.failures]
         integrity = [error for error in errors if isinstance(error, IntegrityError)]
         where = "the archive on stdin" if self._paths == ("-",) else printable(" ".join(self._paths), 1024)
         if integrity:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            msg = f"{where}: {integrity[0].what}{more}"
+            msg = f"{where}: {integrity[0].message}{more}"
             raise IntegrityError(msg)
         if errors:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            msg = f"{where}: {errors[0].what}{more}"
+            msg = f"{where}: {errors[0].message}{more}"
             raise ArchiveError(msg, hint=errors[0].hint)
         if found.missing:
             more = f" and {len(found.missing) - 1} more" if len(found.missing) > 1 else ""
             msg = f"{where} lacks {found.missing[0].digest}{more}"
             raise MissingContentError(msg, hint="it can still be pushed to a registry that has what is missing")
-        if self._illegal:
-            msg = f"{where} has a name that no image archive has: {printable(self._illegal[0])!r}"
+        if self._illegal_names:
+            msg = f"{where} has a name that no image archive has: {printable(self._illegal_names[0])!r}"
             raise ArchiveError(msg)
 
     @staticmethod
-    def _limited(lines: list[str]) -> Iterator[str]:
+    def _limit_lines(lines: list[str]) -> Iterator[str]:
         yield from lines[:_MAX_LINES]
         if len(lines) > _MAX_LINES:
             yield f"... and {len(lines) - _MAX_LINES} more"
 
 
-class _Volumes(NamedTuple):
+class _VolumeSet(NamedTuple):
     """Which volumes of a set were looked at."""
 
-    here: Sequence[Volume]
+    present: Sequence[Volume]
 
     @classmethod
-    def of(cls, source: Source) -> _Volumes | None:
+    def from_source(cls, source: Source) -> _VolumeSet | None:
         """Find out whether a source is one volume, or several."""
         volume = getattr(source, "volume", None)
         here = [volume] if volume is not None else getattr(source, "volumes", None)
         return cls(here) if here else None
 
     @property
-    def elsewhere(self) -> list[str]:
+    def absent_names(self) -> list[str]:
         """The names of all others."""
-        first, numbers = self.here[0], {volume.number for volume in self.here}
-        return [first.template.name(number) for number in range(first.total) if number not in numbers]
+        first, numbers = self.present[0], {volume.number for volume in self.present}
+        return [first.template.format_name(number) for number in range(first.total) if number not in numbers]
 
     def document(self, parts: int) -> dict[str, Any]:
         """Give it as JSON; `parts` is how many parts of blobs were looked at."""
-        names = [volume.name for volume in self.here]
-        return {"here": names, "total": self.here[0].total, "elsewhere": self.elsewhere, "parts": parts}
+        names = [volume.name for volume in self.present]
+        return {"here": names, "total": self.present[0].total, "elsewhere": self.absent_names, "parts": parts}
 
     def line(self) -> str:
         """Give it as a line for people."""
-        here, total = self.here, self.here[0].total
+        here, total = self.present, self.present[0].total
         numbers = ", ".join(str(volume.number + 1) for volume in here)
         which = str(here[0]) if len(here) == 1 else f"volumes {numbers} of {total}"
-        if not self.elsewhere:
+        if not self.absent_names:
             return f"{which}: all of them"
-        more = f" and {len(self.elsewhere) - _MAX_NAMES} more" if len(self.elsewhere) > _MAX_NAMES else ""
-        names = ", ".join(printable(name) for name in self.elsewhere[:_MAX_NAMES])
-        return f"{which}; {names}{more} {'has' if len(self.elsewhere) == 1 else 'have'} the rest"
+        more = f" and {len(self.absent_names) - _MAX_NAMES} more" if len(self.absent_names) > _MAX_NAMES else ""
+        names = ", ".join(printable(name) for name in self.absent_names[:_MAX_NAMES])
+        return f"{which}; {names}{more} {'has' if len(self.absent_names) == 1 else 'have'} the rest"
 
 
-def _path(paths: tuple[str, ...]) -> str | list[str]:
+def _paths_json(paths: tuple[str, ...]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else list(paths)
 
 
@@ -294,24 +298,24 @@ def _is_docker_name(name: str) -> bool:
     return True
 
 
-def _seen(source: Source) -> tuple[str, int, list[str]]:
+def _describe_source(source: Source) -> tuple[str, int, list[str]]:
     """Say of what kind a source is, how many files in it belong to no image, and which names are illegal."""
     from ocistream.layout.store import LayoutSource
 
     if isinstance(source, LayoutSource):
-        return "OCI layout", 0, list(source.layout.strangers())
+        return "OCI layout", 0, list(source.layout.list_foreign_files())
     from ocistream.archive.file import ArchiveFileSource
     from ocistream.archive.joined import JoinedSource
     from ocistream.archive.stream import ArchiveStreamSource
 
     if isinstance(source, JoinedSource):
-        seen = [_seen(one) for one in source.inputs]
+        seen = [_describe_source(one) for one in source.inputs]
         kinds = " and ".join(sorted({kind for kind, _, _ in seen}))
         illegal = [name for _, _, names in seen for name in names]
         return f"{kinds}, put together", sum(foreign for _, foreign, _ in seen), illegal
     assert isinstance(source, ArchiveFileSource | ArchiveStreamSource), source  # noqa: S101 - there are no others
     contents = source.contents
-    illegal = [contents.first_illegal] if contents.illegal else []
+    illegal = [contents.first_illegal_name] if contents.illegal_count else []
     if contents.is_docker_archive:
         return _DOCKER_ARCHIVE, 0, illegal
-    return "OCI archive", contents.foreign, illegal
+    return "OCI archive", contents.foreign_count, illegal

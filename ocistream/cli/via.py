@@ -6,42 +6,42 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
-from ocistream.archive.writer import ArchiveSink
-from ocistream.cli.sides import options_of
-from ocistream.cli.signals import Stop
-from ocistream.cli.transfers import move
-from ocistream.errors import ArchiveError, IntegrityError, LostBeginningError, TerminatedError, UsageError
-from ocistream.oci.omitted_blobs import HAVE, Reason
+from ocistream.archive.writer import ArchiveDestination
+from ocistream.cli.sides import options_for_side
+from ocistream.cli.signals import InterruptibleEvent
+from ocistream.cli.transfers import run_transfer
+from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, TerminatedError, UsageError
+from ocistream.oci.omitted_blobs import HAVE, OmissionReason
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_name
-from ocistream.remote.command import FarCommand, check_safe, split_command
-from ocistream.remote.have_lists import HaveList, lines, lines_of
-from ocistream.stores import open_source, parse_end
-from ocistream.transfer.partial_blobs import BEGUN, begun_text, from_byte
+from ocistream.remote.command import RemoteCommand, check_shell_safe, split_command
+from ocistream.remote.have_lists import HaveListReader, format_have_list, read_lines
+from ocistream.stores import open_source, parse_location
+from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, chunks_from, format_partial_blobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import IO
 
-    from ocistream.cli.session import Session
+    from ocistream.cli.session import CommandContext
     from ocistream.oci.graph import Graph, Root
-    from ocistream.stores import End, Want
+    from ocistream.stores import Location, Selection
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, Sink, Source
+    from ocistream.transfer.interfaces import Blob, Destination, Source
 
 __all__ = ["copy_via"]
 
-_LOG_IN: Final = "`ocistream login` there: no password goes by this way"
-_CONFIGURE: Final = "this file is on this machine: set it in the remote ocistream's configuration"
+_LOG_IN_REMOTELY: Final = "`ocistream login` there: no password goes by this way"
+_CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the remote ocistream's configuration"
 #: Options that mean nothing, or not what they seem to, where the destination is another ocistream's; and what to do.
-_NOT_WITH_VIA: Final = {
-    "dest_username": _LOG_IN,
-    "dest_password_stdin": _LOG_IN,
-    "dest_password_file": _LOG_IN,
-    "dest_authfile": _LOG_IN,
-    "dest_ca_cert": _CONFIGURE,
-    "dest_client_cert": _CONFIGURE,
-    "dest_client_key": _CONFIGURE,
+_OPTIONS_NOT_WITH_VIA: Final = {
+    "dest_username": _LOG_IN_REMOTELY,
+    "dest_password_stdin": _LOG_IN_REMOTELY,
+    "dest_password_file": _LOG_IN_REMOTELY,
+    "dest_authfile": _LOG_IN_REMOTELY,
+    "dest_ca_cert": _CONFIGURE_REMOTELY,
+    "dest_client_cert": _CONFIGURE_REMOTELY,
+    "dest_client_key": _CONFIGURE_REMOTELY,
     "compress": "make the layers anew before, or there: what is not made yet cannot be known there",
     "split": "leave it away: what goes there is one stream",
     "have": "leave it away: the far side is asked what it has",
@@ -50,150 +50,162 @@ _NOT_WITH_VIA: Final = {
 }
 
 
-def copy_via(session: Session, src: End, destination: str, want: Want, via: tuple[str, str]) -> None:
+def copy_via(
+    context: CommandContext, src: Location, destination: str, selection: Selection, via: tuple[str, str]
+) -> None:
     """Copy `src` to a destination of the far side; `via` are the values of --via and --via-program.
 
     Raises:
         UsageError: an option or a name cannot be passed on.
         OcistreamError: it failed here or there, and nothing is visible there.
     """
-    for option, hint in _NOT_WITH_VIA.items():
-        if session.options.get(option):
+    for option, hint in _OPTIONS_NOT_WITH_VIA.items():
+        if context.options.get(option):
             msg = f"--{option.replace('_', '-')} cannot be had with --via"
             raise UsageError(msg, hint=hint)
-    there = _Destination(destination)
+    there = _RemoteLocation(destination)
     command, program = via
-    far = _FarSide(session, [*split_command(command), *map(check_safe, program.split())], there)
+    far = _RemoteOcistream(context, [*split_command(command), *map(check_shell_safe, program.split())], there)
 
-    def open_ends() -> tuple[Source, Sink]:
+    def open_ends() -> tuple[Source, Destination]:
         named = () if src.reference is None else (src.reference.registry,)
-        return open_source(src, session.surroundings("SRC", named=named), want), far.sink()
+        return open_source(src, context.build_open_context("SRC", registries=named), selection), far.open_destination()
 
     def label(root: Root) -> str:
-        reference = there.end.reference
-        return reference.name if reference else there.end.name or root.name or root.origin or src.text
+        reference = there.location.reference
+        return reference.name if reference else there.location.name or root.name or root.origin or src.text
 
     def send() -> None:
-        move(session, open_ends, label, of=src, to=there.end, leave_out=far.leave_out, is_far=True)
+        run_transfer(
+            context,
+            open_ends,
+            label,
+            source_location=src,
+            destination_location=there.location,
+            omission_rule=far.find_omitted,
+            is_remote=True,
+        )
 
     try:
         send()
-    except LostBeginningError as error:
-        if src.is_stream or session.cancelled.is_set():
+    except PartialBlobLostError as error:
+        if src.is_stream or context.cancelled.is_set():
             # It cannot be read again here; or this run is over.
             raise
-        session.console.note(f"{error.what}; now all of it is sent")
-        far.goes_on = False
+        context.console.info(f"{error.message}; now all of it is sent")
+        far.can_resume = False
         send()
 
 
-class _Destination:
+class _RemoteLocation:
     """An end of the far side: of what it is asked, and what is run to write to it."""
 
     def __init__(self, text: str) -> None:
-        self.end = end = parse_end(text)
+        self.location = end = parse_location(text)
         #: What is asked which blobs it holds; None where nothing is added to what is there.
-        self.asked: str | None = None
+        self.query_location: str | None = None
         if end.reference is not None:
-            self.asked = f"{end.reference.registry}/{end.reference.repository}"
-            self.verb = ["push", str(end.reference)]
+            self.query_location = f"{end.reference.registry}/{end.reference.repository}"
+            self.arguments = ["push", str(end.reference)]
         else:
-            self.verb = ["copy", "-", text]
+            self.arguments = ["copy", "-", text]
             if end.kind == "oci":
-                self.asked = f"oci:{text.split(':')[1]}"
+                self.query_location = f"oci:{text.split(':')[1]}"
             elif end.kind == "path" and text.endswith("/"):
-                self.asked = f"oci:{text}"
+                self.query_location = f"oci:{text}"
             elif end.kind != "oci-archive" or end.is_stream:
                 msg = f"{printable(text)!r} is nothing that is known here to be a layout or an archive of the far side"
                 raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
 
 
-class _FarSide:
+class _RemoteOcistream:
     """The far ocistream: asked what it has, and then given the rest."""
 
-    def __init__(self, session: Session, line: Sequence[str], there: _Destination) -> None:
-        self._session = session
-        self._line = line
-        self._there = there
-        self._sink: _FarSink | None = None
+    def __init__(self, context: CommandContext, line: Sequence[str], target: _RemoteLocation) -> None:
+        self._session = context
+        self._command_line = line
+        self._target = target
+        self._destination: _RemoteArchiveDestination | None = None
         #: Whether blobs are sent from where the far side says that it has come to.
-        self.goes_on = True
+        self.can_resume = True
 
-    def sink(self) -> Sink:
+    def open_destination(self) -> Destination:
         """Give what writes to it, once there is something to write."""
-        output = _FarOutput(self._command, lambda far: self._start(far, self._there.verb, self._pushing()))
-        self._sink = _FarSink(output, mtime=self._session.surroundings().mtime)
-        return self._sink
+        output = _RemoteOutput(
+            self._build_command, lambda far: self._start(far, self._target.arguments, self._push_options())
+        )
+        self._destination = _RemoteArchiveDestination(output, mtime=self._session.build_open_context().mtime)
+        return self._destination
 
-    def leave_out(self, graph: Graph) -> Mapping[str, Reason]:
+    def find_omitted(self, graph: Graph) -> Mapping[str, OmissionReason]:
         """Ask what it has of what is to be moved."""
         # The plain layers of a docker-archive are made anew on the way.
-        asked = [blob.digest for blob in graph.blobs if self._sink and not self._sink.has(blob)]
-        if self._there.asked is None or graph.bare or not asked:
+        asked = [blob.digest for blob in graph.blobs if self._destination and not self._destination.has_blob(blob)]
+        if self._target.query_location is None or graph.has_plain_layers or not asked:
             return {}
-        found, read = self._ask(asked)
-        self._tell_version(read)
-        if self.goes_on and self._sink is not None:
-            self._sink.begun = _begun(graph, read.reached)
-            for digest, offset in self._sink.begun.items():
-                self._session.console.note(f"{digest} goes on at byte {offset}, to which the far side has come")
-        return dict.fromkeys(sorted(found), Reason(HAVE, self._there.asked))
+        found, read = self._query(asked)
+        self._report_version(read)
+        if self.can_resume and self._destination is not None:
+            self._destination.partial_blobs = _find_resumable_blobs(graph, read.partial_blobs)
+            for digest, offset in self._destination.partial_blobs.items():
+                self._session.console.info(f"{digest} goes on at byte {offset}, to which the far side has come")
+        return dict.fromkeys(sorted(found), OmissionReason(HAVE, self._target.query_location))
 
-    def _ask(self, digests: Sequence[str]) -> tuple[set[str], HaveList]:
-        question = (line.encode() for line in lines(["what is to come"], digests, by=__version__))
+    def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
+        question = (line.encode() for line in format_have_list(["what is to come"], digests, version=__version__))
         wanted = set(digests)
 
-        def read(answer: IO[bytes]) -> tuple[set[str], HaveList]:
-            listed = HaveList(lines_of(answer), "the far side's list")
+        def read(answer: IO[bytes]) -> tuple[set[str], HaveListReader]:
+            listed = HaveListReader(read_lines(answer), "the far side's list")
             try:
                 return {digest for digest in listed if digest in wanted}, listed
             except ArchiveError as error:
                 error.hint = "what --via runs must print nothing of its own on stdout, such as a greeting"
                 raise
 
-        far = self._command()
+        far = self._build_command()
         try:
-            self._start(far, ["have", "--among", "-", self._there.asked or ""], self._asking())
-            return far.ask(_joined(question), read)
+            self._start(far, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
+            return far.query(_join_lines(question), read)
         except BaseException:
-            _abandon(far)
+            _stop_command(far)
             raise
 
-    def _tell_version(self, listed: HaveList) -> None:
+    def _report_version(self, listed: HaveListReader) -> None:
         others = [version for version in listed.writers if version != __version__]
         if others:
-            self._session.console.note(f"the far side has ocistream {printable(others[0])}, this is {__version__}")
+            self._session.console.info(f"the far side has ocistream {printable(others[0])}, this is {__version__}")
 
     # -- what is said to it ------------------------------------------------------------------------------
 
-    def _command(self) -> FarCommand:
-        return FarCommand(self._hear, Stop())
+    def _build_command(self) -> RemoteCommand:
+        return RemoteCommand(self._handle_message, InterruptibleEvent())
 
-    def _start(self, far: FarCommand, words: Sequence[str], options: Sequence[str]) -> None:
-        said = [check_safe(word) for word in (*words, *options)]
+    def _start(self, remote: RemoteCommand, words: Sequence[str], options: Sequence[str]) -> None:
+        said = [check_shell_safe(word) for word in (*words, *options)]
         # Not all of the command: there may be a password in it.
-        self._session.console.note(f"running {printable(self._line[0])} ... {' '.join(said)}", level=1)
+        self._session.console.info(f"running {printable(self._command_line[0])} ... {' '.join(said)}", level=1)
         # What the command prints is shown here line by line; only its prompts go to the terminal itself.
-        self._session.console.neighbours.add_command(lambda: far.is_connecting)
-        with self._session.console.aside():
-            far.start([*self._line, *said])
+        self._session.console.other_programs.add_command(lambda: remote.is_connecting)
+        with self._session.console.suspend_display():
+            remote.start([*self._command_line, *said])
 
-    def _asking(self) -> list[str]:
+    def _query_options(self) -> list[str]:
         """Give the options that are the destination's, and those by which it speaks to us."""
         session = self._session
-        of_destination = options_of(session.options, "DEST")
+        of_destination = options_for_side(session.options, "DEST")
         options = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if of_destination[name]]
         for name in ("retries", "connect_timeout", "stall_timeout"):
             options += [f"--{name.replace('_', '-')}", f"{session.options[name]:g}"]
-        if self._there.end.reference is not None:
+        if self._target.location.reference is not None:
             for repository in session.options["mount_from"]:
                 options += ["--mount-from", repository]
         verbosity = session.console.verbosity
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
-    def _pushing(self) -> list[str]:
+    def _push_options(self) -> list[str]:
         session = self._session
-        options = self._asking()
+        options = self._query_options()
         if session.options["upload"] is not None:
             options += ["--upload", str(session.options["upload"])]
         if session.options["limit_rate"]:
@@ -202,74 +214,74 @@ class _FarSide:
 
     # -- what it says ------------------------------------------------------------------------------------
 
-    def _hear(self, said: Mapping[str, Any] | str) -> None:
+    def _handle_message(self, said: Mapping[str, Any] | str) -> None:
         """Show what is said there as the far side's. A bar is ours alone."""
         console = self._session.console
         if isinstance(said, str):
-            self._note(said, 0)
+            self._print_message(said, 0)
         elif isinstance(said.get("message"), str):
-            self._note(said["message"], 1 if said.get("level") == "debug" else 0)
+            self._print_message(said["message"], 1 if said.get("level") == "debug" else 0)
         elif self._session.options["progress"] == "json" and "event" in said:
-            console.event(**{**said, "side": "far"})
+            console.emit_event(**{**said, "side": "far"})
 
-    def _note(self, message: str, level: int) -> None:
+    def _print_message(self, message: str, level: int) -> None:
         console = self._session.console
-        console.note(message if console.as_json else f"far: {message}", level=level, side="far")
+        console.info(message if console.as_json else f"far: {message}", level=level, side="far")
 
 
-class _FarOutput:
+class _RemoteOutput:
     """The far side's stdin, as an archive's output."""
 
-    def __init__(self, command: Callable[[], FarCommand], start: Callable[[FarCommand], None]) -> None:
-        self._command = command
+    def __init__(self, command: Callable[[], RemoteCommand], start: Callable[[RemoteCommand], None]) -> None:
+        self._build_command = command
         self._start = start
-        self._far: FarCommand | None = None
+        self._remote: RemoteCommand | None = None
         #: What it has printed, when it has ended.
         self.results: list[str] = []
 
     def write(self, chunk: Chunk) -> None:
-        if self._far is None:
-            self._far = self._command()
-            self._start(self._far)
-            self._far.collect()
-        self._far.write(chunk)
+        if self._remote is None:
+            self._remote = self._build_command()
+            self._start(self._remote)
+            self._remote.start_reading()
+        self._remote.write(chunk)
 
     def finish(self) -> None:
-        if self._far is not None:
-            self.results = self._far.results()
-            self._far = None
+        if self._remote is not None:
+            self.results = self._remote.finish()
+            self._remote = None
 
     def close(self) -> None:
         # Without its end nobody takes the archive for whole.
-        if self._far is not None:
-            far, self._far = self._far, None
-            _abandon(far)
+        if self._remote is not None:
+            far, self._remote = self._remote, None
+            _stop_command(far)
 
 
-class _FarSink(ArchiveSink):
+class _RemoteArchiveDestination(ArchiveDestination):
     """An archive that is taken there as it comes, and made visible there."""
 
-    def __init__(self, output: _FarOutput, *, mtime: int) -> None:
+    def __init__(self, output: _RemoteOutput, *, mtime: int) -> None:
         super().__init__(output, mtime=mtime)
         self._output = output
         #: Of which blobs the far side has how many bytes.
-        self.begun: Mapping[str, int] = {}
+        self.partial_blobs: Mapping[str, int] = {}
 
-    def notes(self) -> dict[str, str]:
+    def annotations(self) -> dict[str, str]:
         """Say what goes on, and that the archive comes over a line."""
-        return {BEGUN: begun_text(self.begun)}
+        return {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Send a blob, or the rest of it, of which the last chunk comes when all of it was found right.
 
         It is read from its beginning all the same: only that proves the digest, and what is near costs no line.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
-        start = self.begun.get(digest, 0)
+        start = self.partial_blobs.get(digest, 0)
         if not start:
-            super().put(blob)
+            super().write(blob)
             return
-        self._tar.add(part_name(digest, start), size - start, from_byte(blob.open(), start))
+        self._tar.add(part_name(digest, start), size - start, chunks_from(blob.open(), start))
         self._written.add(digest)
 
     def commit(self, graph: Graph) -> None:
@@ -278,7 +290,7 @@ class _FarSink(ArchiveSink):
         _check_results(graph, self._output.results)
 
 
-def _begun(graph: Graph, reached: Mapping[str, int]) -> dict[str, int]:
+def _find_resumable_blobs(graph: Graph, stored_sizes: Mapping[str, int]) -> dict[str, int]:
     """Give the blobs that are to be gone on with, and where: some byte of each is left to be sent.
 
     What the far side says may be anything: it is held against what is known here, and what comes of it is verified
@@ -286,15 +298,15 @@ def _begun(graph: Graph, reached: Mapping[str, int]) -> dict[str, int]:
     """
     configs = {document.config.digest for document in graph.documents.values() if document.config}
     return {
-        blob.digest: min(reached[blob.digest], blob.size - 1)
+        blob.digest: min(stored_sizes[blob.digest], blob.size - 1)
         for blob in graph.blobs
-        if limits.WORTH_KEEPING <= reached.get(blob.digest, 0) <= blob.size and blob.digest not in configs
+        if limits.MIN_PARTIAL_SIZE <= stored_sizes.get(blob.digest, 0) <= blob.size and blob.digest not in configs
     }
 
 
-def _abandon(far: FarCommand) -> None:
+def _stop_command(remote: RemoteCommand) -> None:
     """End it: who is stopped by a signal does not wait long."""
-    far.abandon(at_once=isinstance(sys.exc_info()[1], KeyboardInterrupt | TerminatedError))
+    remote.stop(immediately=isinstance(sys.exc_info()[1], KeyboardInterrupt | TerminatedError))
 
 
 def _check_results(graph: Graph, lines: Sequence[str]) -> None:
@@ -311,7 +323,7 @@ def _check_results(graph: Graph, lines: Sequence[str]) -> None:
             raise IntegrityError(msg)
 
 
-def _joined(lines: Iterable[bytes]) -> Iterable[bytes]:
+def _join_lines(lines: Iterable[bytes]) -> Iterable[bytes]:
     """Give lines in pieces worth a write."""
     held: list[bytes] = []
     for line in lines:

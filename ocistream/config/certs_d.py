@@ -17,31 +17,31 @@ from ocistream.http.tls import TlsSettings
 from ocistream.oci.reference import printable
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_directory
-from ocistream.streams.xdg import configuration_home
+from ocistream.streams.xdg import config_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["folder_of", "folders", "of_folder", "of_registry"]
+__all__ = ["certs_directories", "find_certs_directory", "read_certs_directory", "read_registry_certs"]
 
-_CA: Final = ".crt"
-_CERTIFICATE: Final = ".cert"
-_KEY: Final = ".key"
+_CA_SUFFIX: Final = ".crt"
+_CERTIFICATE_SUFFIX: Final = ".cert"
+_KEY_SUFFIX: Final = ".key"
 #: How many other files of a folder are named.
-_SHOWN: Final = 10
+_MAX_SHOWN: Final = 10
 
 
-def folders(env: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> tuple[Path, ...]:
+def certs_directories(env: Mapping[str, str], home: Path, etc: Path = Path("/etc")) -> tuple[Path, ...]:
     """Give the `certs.d` directories, the one that is asked first being the first.
 
     The user's own before the system's, containers' before Docker's. (`docker/certs.d` in the user's configuration is
     what a rootless Docker reads.)
     """
-    own = configuration_home(env, home)
+    own = config_home(env, home)
     return tuple(base / tool / "certs.d" for base in (own, etc) for tool in ("containers", "docker"))
 
 
-def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
+def read_registry_certs(registry: str, directories: Sequence[Path]) -> TlsSettings:
     """Read what `certs.d` says of a registry: its folder in the first directory that has one, and in no other.
 
     The folder is called as the registry is in the image's name: a port is in both or in neither.
@@ -49,11 +49,11 @@ def of_registry(registry: str, directories: Sequence[Path]) -> TlsSettings:
     Raises:
         UsageError, LocalDiskError: as `of_folder`.
     """
-    folder = folder_of(registry, directories)
-    return TlsSettings() if folder is None else of_folder(folder)
+    folder = find_certs_directory(registry, directories)
+    return TlsSettings() if folder is None else read_certs_directory(folder)
 
 
-def folder_of(registry: str, directories: Sequence[Path]) -> Path | None:
+def find_certs_directory(registry: str, directories: Sequence[Path]) -> Path | None:
     """Find the one folder that counts for a registry; None where there is none."""
     if registry in {"", ".", ".."} or "/" in registry:
         # A redirect may lead anywhere.
@@ -65,11 +65,11 @@ def folder_of(registry: str, directories: Sequence[Path]) -> Path | None:
             if os.access(folder, os.R_OK | os.X_OK):
                 return folder
             # What is closed to this user is not meant for them.
-            notices.notice(f"{printable(str(folder), 1024)} is not used: this user may not read it", level=1)
+            notices.notify(f"{printable(str(folder), 1024)} is not used: this user may not read it", level=1)
     return None
 
 
-def of_folder(folder: Path) -> TlsSettings:
+def read_certs_directory(folder: Path) -> TlsSettings:
     """Read one folder of certificates; its files count in the order of their names.
 
     Raises:
@@ -82,18 +82,22 @@ def of_folder(folder: Path) -> TlsSettings:
     found = []
     for name, path in files.items():
         stem = name.removesuffix(path.suffix)
-        if path.suffix == _CERTIFICATE:
-            if stem + _KEY not in files:
+        if path.suffix == _CERTIFICATE_SUFFIX:
+            if stem + _KEY_SUFFIX not in files:
                 where = printable(str(path), 400)
-                msg = f"{where}: the key of this client certificate, {printable(stem)}{_KEY}, is missing"
-                raise UsageError(msg, hint=f"certificates of CAs are called *{_CA}")
-            found.append((str(path), str(files[stem + _KEY])))
-        elif path.suffix == _KEY and stem + _CERTIFICATE not in files:
+                msg = f"{where}: the key of this client certificate, {printable(stem)}{_KEY_SUFFIX}, is missing"
+                raise UsageError(msg, hint=f"certificates of CAs are called *{_CA_SUFFIX}")
+            found.append((str(path), str(files[stem + _KEY_SUFFIX])))
+        elif path.suffix == _KEY_SUFFIX and stem + _CERTIFICATE_SUFFIX not in files:
             where = printable(str(path), 400)
-            msg = f"{where}: the client certificate of this key, {printable(stem)}{_CERTIFICATE}, is missing"
+            msg = f"{where}: the client certificate of this key, {printable(stem)}{_CERTIFICATE_SUFFIX}, is missing"
             raise UsageError(msg)
-    if others := [name for name, path in files.items() if path.suffix not in {_CA, _CERTIFICATE, _KEY}]:
-        what = f"{printable(str(folder), 1024)}: {', '.join(map(printable, others[:_SHOWN]))}"
-        notices.notice(f"{what} not used: only *{_CA}, *{_CERTIFICATE} and *{_KEY} are read", level=1)
-    authorities = tuple(str(path) for path in files.values() if path.suffix == _CA)
+    if others := [
+        name for name, path in files.items() if path.suffix not in {_CA_SUFFIX, _CERTIFICATE_SUFFIX, _KEY_SUFFIX}
+    ]:
+        what = f"{printable(str(folder), 1024)}: {', '.join(map(printable, others[:_MAX_SHOWN]))}"
+        notices.notify(
+            f"{what} not used: only *{_CA_SUFFIX}, *{_CERTIFICATE_SUFFIX} and *{_KEY_SUFFIX} are read", level=1
+        )
+    authorities = tuple(str(path) for path in files.values() if path.suffix == _CA_SUFFIX)
     return TlsSettings(authorities, tuple(found))

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from ocistream.auth.credentials import parse_source
-from ocistream.config.toml_files import Table, read_table
+from ocistream.auth.credentials import parse_credential_source
+from ocistream.config.toml_files import TomlTable, read_toml
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.http.hosts import HostSettings
 from ocistream.oci.reference import parse_registry, printable
-from ocistream.registry.locations import PULLS, HostRule, Mirror, checked_location
-from ocistream.registry.profiles import NAMED
-from ocistream.registry.upload_methods import parse_rung
+from ocistream.registry.locations import PULL_MODES, HostRule, Mirror, parse_registry_location
+from ocistream.registry.profiles import PROFILES_BY_NAME
+from ocistream.registry.upload_methods import parse_upload_method
 from ocistream.streams.paths import is_file
-from ocistream.streams.xdg import SYSTEM_FILE, configuration_file
+from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from ocistream.auth.credentials import CredentialSource
 
-__all__ = ["find_configuration", "host_rules", "load_configuration", "path_in"]
+__all__ = ["parse_host_rules", "read_configuration", "read_host_rules", "resolve_path"]
 
-_OF_A_REGISTRY: Final = frozenset(
+_REGISTRY_KEYS: Final = frozenset(
     {
         "mirrors",
         "plain-http",
@@ -48,12 +48,12 @@ _OF_A_REGISTRY: Final = frozenset(
         "credentials",
     }
 )
-_OF_A_MIRROR: Final = frozenset({"location", "insecure", "pull"})
+_MIRROR_KEYS: Final = frozenset({"location", "insecure", "pull"})
 _SECRET: Final = re.compile(r"pass|secret|token|user|auth|credential", re.IGNORECASE)
 
 
-def load_configuration(
-    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_FILE
+def read_host_rules(
+    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
 ) -> dict[str, HostRule]:
     """Read the configuration, and give what it says of each host, by its lower-case name; nothing without a file.
 
@@ -62,13 +62,13 @@ def load_configuration(
         UsageError: a file is malformed; the error names it and the key.
         LocalDiskError: it cannot be read.
     """
-    table = find_configuration(named, env, home, system=system)
-    return {} if table is None else host_rules(table, home)
+    table = read_configuration(named, env, home, system=system)
+    return {} if table is None else parse_host_rules(table, home)
 
 
-def find_configuration(
-    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_FILE
-) -> Table | None:
+def read_configuration(
+    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
+) -> TomlTable | None:
     """Read the one file that counts; None where there is none.
 
     Raises:
@@ -77,54 +77,54 @@ def find_configuration(
         LocalDiskError: it cannot be read.
     """
     if named is not None:
-        table = read_table(named)
+        table = read_toml(named)
         if table is None:
             msg = f"--config {named}: no such file"
             raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
-        return _checked(table)
-    for path in (configuration_file(env, home), system):
-        if (table := read_table(path)) is not None:
-            return _checked(table)
+        return _check_table(table)
+    for path in (user_config_file(env, home), system):
+        if (table := read_toml(path)) is not None:
+            return _check_table(table)
     return None
 
 
-def _checked(table: Table) -> Table:
+def _check_table(table: TomlTable) -> TomlTable:
     _check_keys(table, {"registry", "defaults"})
     table.table("defaults")
     return table
 
 
-def host_rules(table: Table, home: Path, keys: Collection[str] = _OF_A_REGISTRY) -> dict[str, HostRule]:
+def parse_host_rules(table: TomlTable, home: Path, keys: Collection[str] = _REGISTRY_KEYS) -> dict[str, HostRule]:
     """Give what a whole file says of each host, by its lower-case name; `keys` are those that it may have.
 
     Raises:
         UsageError: it is malformed.
     """
-    folder = Path(table.where).parent
+    folder = Path(table.label).parent
     registries = table.table("registry")
     rules: dict[str, HostRule] = {}
     for key in registries.values:
         try:
             host = parse_registry(key.lower())
         except InvalidNameError as error:
-            raise registries.wrong(key, "is not a registry's HOST[:PORT]") from error
+            raise registries.key_error(key, "is not a registry's HOST[:PORT]") from error
         if host in rules:
-            raise registries.wrong(key, "is there twice, under two names of one registry")
+            raise registries.key_error(key, "is there twice, under two names of one registry")
         of_host = registries.table(key)
         _check_keys(of_host, keys)
-        rules[host] = _Rule(of_host, folder, home).rule()
+        rules[host] = _HostRuleParser(of_host, folder, home).parse()
     return rules
 
 
-class _Rule:
+class _HostRuleParser:
     """One table `[registry."HOST"]`, on its way to become a rule. Paths are relative to the file's folder."""
 
-    def __init__(self, table: Table, folder: Path, home: Path) -> None:
+    def __init__(self, table: TomlTable, folder: Path, home: Path) -> None:
         self._table = table
         self._folder = folder
         self._home = home
 
-    def rule(self) -> HostRule:
+    def parse(self) -> HostRule:
         table = self._table
         settings = HostSettings(
             plain_http=table.flag("plain-http") or False,
@@ -142,30 +142,30 @@ class _Rule:
         if isinstance(item, str):
             item = {"location": item}
         if not isinstance(item, dict):
-            raise self._table.wrong("mirrors", "has something that is neither a location nor a table")
-        table = Table(f"{self._table.where}: mirrors", item)
-        _check_keys(table, _OF_A_MIRROR)
-        pull = table.text("pull") or PULLS[0]
-        if pull not in PULLS:
-            raise table.wrong("pull", f"is not one of {', '.join(PULLS)}")
+            raise self._table.key_error("mirrors", "has something that is neither a location nor a table")
+        table = TomlTable(f"{self._table.label}: mirrors", item)
+        _check_keys(table, _MIRROR_KEYS)
+        pull = table.text("pull") or PULL_MODES[0]
+        if pull not in PULL_MODES:
+            raise table.key_error("pull", f"is not one of {', '.join(PULL_MODES)}")
         try:
-            location = checked_location(table.text("location") or "")
+            location = parse_registry_location(table.text("location") or "")
         except InvalidNameError as error:
-            raise table.wrong("location", "is not HOST[:PORT][/PATH]", error.hint) from error
+            raise table.key_error("location", "is not HOST[:PORT][/PATH]", error.hint) from error
         return Mirror(location, table.flag("insecure"), pull)
 
     def _ca_files(self) -> tuple[str, ...]:
         value = self._table.values.get("ca-cert")
         found: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(item, str) for item in found):
-            raise self._table.wrong("ca-cert", "is neither a path nor a list of paths")
+            raise self._table.key_error("ca-cert", "is neither a path nor a list of paths")
         return tuple(self._path("ca-cert", item) for item in found)
 
     def _client_certificates(self) -> tuple[tuple[str, str | None], ...]:
         certificate, key = self._table.text("client-cert"), self._table.text("client-key")
         if certificate is None:
             if key is not None:
-                raise self._table.wrong("client-key", "is there without a client-cert")
+                raise self._table.key_error("client-key", "is there without a client-cert")
             return ()
         return ((self._path("client-cert", certificate), self._path("client-key", key) if key else None),)
 
@@ -175,33 +175,33 @@ class _Rule:
         Raises:
             UsageError: nothing is there. A connection would be tried again and again.
         """
-        path = path_in(self._folder, text, self._home)
+        path = resolve_path(self._folder, text, self._home)
         if not is_file(path):
-            raise self._table.wrong(key, f"names {printable(str(path))}: no such file")
+            raise self._table.key_error(key, f"names {printable(str(path))}: no such file")
         return str(path)
 
     def _url(self) -> str | None:
         url = self._table.text("url")
         if url is None:
             return None
-        if not _is_base(url):
+        if not _is_base_url(url):
             # It may have a password in it, and is not shown.
-            raise self._table.wrong("url", "is not http[s]://HOST[:PORT][/PATH]")
+            raise self._table.key_error("url", "is not http[s]://HOST[:PORT][/PATH]")
         return url.rstrip("/")
 
     def _upload(self) -> str | None:
         text = self._table.text("upload")
         if text is not None:
             try:
-                parse_rung(text)
+                parse_upload_method(text)
             except UsageError as error:
-                raise self._table.wrong("upload", f"is refused: {error.what}", error.hint) from error
+                raise self._table.key_error("upload", f"is refused: {error.message}", error.hint) from error
         return text
 
     def _profile(self) -> str | None:
         name = self._table.text("profile")
-        if name is not None and name not in NAMED:
-            raise self._table.wrong("profile", f"is not one of {', '.join(sorted(NAMED))}")
+        if name is not None and name not in PROFILES_BY_NAME:
+            raise self._table.key_error("profile", f"is not one of {', '.join(sorted(PROFILES_BY_NAME))}")
         return name
 
     def _credentials(self) -> CredentialSource | None:
@@ -209,14 +209,14 @@ class _Rule:
         if text is None:
             return None
         try:
-            source = parse_source(text)
+            source = parse_credential_source(text)
         except UsageError as error:
             # It may be a password, and is not shown.
-            raise self._table.wrong("credentials", error.what, error.hint) from error
+            raise self._table.key_error("credentials", error.message, error.hint) from error
         if source.kind != "file":
             return source
         # It need not be there now: where no secret is asked for, nobody misses it.
-        return replace(source, name=str(path_in(self._folder, source.name, self._home)))
+        return replace(source, name=str(resolve_path(self._folder, source.name, self._home)))
 
     def _rate(self) -> float | None:
         value = self._table.values.get("requests-per-second")
@@ -224,16 +224,16 @@ class _Rule:
             return None
         # In Python, true is a number; and TOML has `inf` and `nan`.
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1_000_000:
-            raise self._table.wrong("requests-per-second", "is not a number above 0")
+            raise self._table.key_error("requests-per-second", "is not a number above 0")
         return float(value)
 
 
-def path_in(folder: Path, text: str, home: Path) -> Path:
+def resolve_path(folder: Path, text: str, home: Path) -> Path:
     """Give the path that a file in `folder` means: relative to that, or, with `~/`, to the user's home."""
     return home / text[2:] if text.startswith("~/") else folder / text
 
 
-def _is_base(url: str) -> bool:
+def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -242,7 +242,7 @@ def _is_base(url: str) -> bool:
     return known and not (parts.query or parts.fragment or "@" in parts.netloc or re.search(r"[^\x21-\x7e]", url))
 
 
-def _check_keys(table: Table, known: Iterable[str]) -> None:
+def _check_keys(table: TomlTable, known: Iterable[str]) -> None:
     """Refuse a key that is not known, and tell where passwords belong.
 
     Raises:
@@ -256,5 +256,5 @@ def _check_keys(table: Table, known: Iterable[str]) -> None:
                 "secrets do not belong here: `ocistream login` keeps them, or OCISTREAM_USERNAME and _PASSWORD, or "
                 'say where they are, of a registry: credentials = "env:PREFIX", "helper:NAME" or "file:PATH"'
             )
-            raise table.wrong(key, "is not a key of this file", hint)
-        raise table.wrong(key, "is not known here", f"known: {', '.join(sorted(known))}")
+            raise table.key_error(key, "is not a key of this file", hint)
+        raise table.key_error(key, "is not known here", f"known: {', '.join(sorted(known))}")

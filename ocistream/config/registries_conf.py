@@ -20,18 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.config.toml_files import Table, read_table
+from ocistream.config.toml_files import TomlTable, read_toml
 from ocistream.errors import InvalidNameError, NotFoundError
-from ocistream.registry.locations import PULLS, Mirror, Namespace, checked_location
+from ocistream.registry.locations import PULL_MODES, Mirror, RegistryNamespace, parse_registry_location
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["SYSTEM_FOLDER", "load_namespaces"]
+__all__ = ["SYSTEM_DIRECTORY", "load_namespaces"]
 
-SYSTEM_FOLDER: Final = Path("/etc/containers")
+SYSTEM_DIRECTORY: Final = Path("/etc/containers")
 _NAME: Final = "registries.conf"
 _DROP_INS: Final = "registries.conf.d"
 _WILDCARD: Final = "*."
@@ -39,7 +39,9 @@ _WILDCARD: Final = "*."
 _TARGET: Final = re.compile(r"(/[^/:@]+)(:[^/:@]+)?(@[^/@]+)?\Z")
 
 
-def load_namespaces(env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_FOLDER) -> tuple[Namespace, ...]:
+def load_namespaces(
+    env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_DIRECTORY
+) -> tuple[RegistryNamespace, ...]:
     """Read all of it, and give every `[[registry]]` that counts; none where there are no files.
 
     Raises:
@@ -50,26 +52,26 @@ def load_namespaces(env: Mapping[str, str], home: Path, *, system: Path = SYSTEM
     user = home / ".config" / "containers"
     folders = [system / _DROP_INS, user / _DROP_INS]
     if named := env.get("CONTAINERS_REGISTRIES_CONF"):
-        table = read_table(Path(named))
+        table = read_toml(Path(named))
         if table is None:
             msg = f"CONTAINERS_REGISTRIES_CONF: {named}: no such file"
             raise NotFoundError(msg)
-    elif (table := read_table(user / _NAME)) is not None:
+    elif (table := read_toml(user / _NAME)) is not None:
         folders = [user / _DROP_INS]
     else:
-        table = read_table(system / _NAME)
-    found: dict[str, Namespace] = {}
+        table = read_toml(system / _NAME)
+    found: dict[str, RegistryNamespace] = {}
     if table is not None:
-        found |= _namespaces(table)
-        found |= _older_form(table)
+        found |= _parse_namespaces(table)
+        found |= _parse_v1(table)
     for folder in folders:
-        for path in _drop_ins(folder):
-            if (table := read_table(path)) is not None:
-                found |= _namespaces(table)
+        for path in _list_drop_ins(folder):
+            if (table := read_toml(path)) is not None:
+                found |= _parse_namespaces(table)
     return tuple(found.values())
 
 
-def _drop_ins(folder: Path) -> list[Path]:
+def _list_drop_ins(folder: Path) -> list[Path]:
     with disk_errors(f"cannot read {folder}"):
         try:
             names = sorted(path for path in folder.iterdir() if path.name.endswith(".conf"))
@@ -78,81 +80,83 @@ def _drop_ins(folder: Path) -> list[Path]:
         return [path for path in names if is_file(path)]
 
 
-def _namespaces(table: Table) -> dict[str, Namespace]:
-    found: dict[str, Namespace] = {}
+def _parse_namespaces(table: TomlTable) -> dict[str, RegistryNamespace]:
+    found: dict[str, RegistryNamespace] = {}
     for entry in table.tables("registry"):
-        namespace = replace(_namespace(entry), source=table.where)
+        namespace = replace(_parse_namespace(entry), config_file=table.label)
         before = found.setdefault(namespace.prefix, namespace)
         # Other tools refuse such a file; of two contradicting answers we would have to choose one.
         if before != namespace:
-            raise entry.wrong("prefix", f"is there twice, and says different things: {namespace.prefix}")
+            raise entry.key_error("prefix", f"is there twice, and says different things: {namespace.prefix}")
     return found
 
 
-def _namespace(entry: Table) -> Namespace:
-    location = _location(entry, "location")
+def _parse_namespace(entry: TomlTable) -> RegistryNamespace:
+    location = _parse_location(entry, "location")
     prefix = entry.text("prefix") or ""
     if prefix.startswith(_WILDCARD):
         # What follows has to be a host, without a path (containers/image, since 5.11).
-        domain = _checked(entry, "prefix", prefix.removeprefix(_WILDCARD))
+        domain = _check_location(entry, "prefix", prefix.removeprefix(_WILDCARD))
         if "/" in domain:
-            raise entry.wrong("prefix", "has a path behind its *.DOMAIN")
+            raise entry.key_error("prefix", "has a path behind its *.DOMAIN")
         prefix = f"{_WILDCARD}{domain}"
     elif prefix:
         # A tag or a digest behind it is allowed, and never the beginning of a repository's name: such an entry is for
         # none, here as for podman.
         name = _TARGET.sub(r"\1", prefix)
-        prefix = _checked(entry, "prefix", name) + prefix.removeprefix(name).rstrip("/")
+        prefix = _check_location(entry, "prefix", name) + prefix.removeprefix(name).rstrip("/")
     elif location is not None:
         prefix = location
     else:
-        raise entry.wrong("location", "is missing, and so is prefix")
+        raise entry.key_error("location", "is missing, and so is prefix")
     only_digests = entry.flag("mirror-by-digest-only") or False
-    return Namespace(
+    return RegistryNamespace(
         prefix,
         location if location != prefix else None,
         insecure=entry.flag("insecure") or False,
         blocked=entry.flag("blocked") or False,
-        mirrors=tuple(_mirrors(entry, only_digests=only_digests)),
+        mirrors=tuple(_parse_mirrors(entry, only_digests=only_digests)),
     )
 
 
-def _mirrors(entry: Table, *, only_digests: bool) -> Iterator[Mirror]:
+def _parse_mirrors(entry: TomlTable, *, only_digests: bool) -> Iterator[Mirror]:
     if "pull-from-mirror" in entry.values:
-        raise entry.wrong("pull-from-mirror", "belongs into a [[registry.mirror]]")
+        raise entry.key_error("pull-from-mirror", "belongs into a [[registry.mirror]]")
     for mirror in entry.tables("mirror"):
-        location = _location(mirror, "location")
+        location = _parse_location(mirror, "location")
         if location is None:
-            raise mirror.wrong("location", "is missing")
+            raise mirror.key_error("location", "is missing")
         pull = mirror.text("pull-from-mirror")
         if pull and only_digests:
-            raise mirror.wrong("pull-from-mirror", "and the registry's mirror-by-digest-only exclude each other")
-        if pull and pull not in PULLS:
-            raise mirror.wrong("pull-from-mirror", f"is not one of {', '.join(PULLS)}")
-        yield Mirror(location, mirror.flag("insecure") or False, "digest-only" if only_digests else pull or PULLS[0])
+            raise mirror.key_error("pull-from-mirror", "and the registry's mirror-by-digest-only exclude each other")
+        if pull and pull not in PULL_MODES:
+            raise mirror.key_error("pull-from-mirror", f"is not one of {', '.join(PULL_MODES)}")
+        yield Mirror(
+            location, mirror.flag("insecure") or False, "digest-only" if only_digests else pull or PULL_MODES[0]
+        )
 
 
-def _older_form(table: Table) -> dict[str, Namespace]:
+def _parse_v1(table: TomlTable) -> dict[str, RegistryNamespace]:
     """Understand `[registries.block]` and `[registries.insecure]`, which older systems still have."""
     older = table.table("registries")
-    found: dict[str, Namespace] = {}
+    found: dict[str, RegistryNamespace] = {}
     for kind in ("block", "insecure"):
         section = older.table(kind)
         for item in section.items("registries"):
             if not isinstance(item, str):
-                raise section.wrong("registries", "has something that is not a string")
-            prefix = _checked(section, "registries", item)
-            before = found.get(prefix, Namespace(prefix, source=table.where))
+                raise section.key_error("registries", "has something that is not a string")
+            prefix = _check_location(section, "registries", item)
+            before = found.get(prefix, RegistryNamespace(prefix, config_file=table.label))
             found[prefix] = replace(before, blocked=True) if kind == "block" else replace(before, insecure=True)
     return found
 
 
-def _location(table: Table, key: str) -> str | None:
+def _parse_location(table: TomlTable, key: str) -> str | None:
     text = table.text(key)
-    return _checked(table, key, text) if text else None
+    return _check_location(table, key, text) if text else None
 
 
-def _checked(table: Table, key: str, text: str) -> str:
+def _check_location(table: TomlTable, key: str, text: str) -> str:
     """Check a location or a prefix.
 
     Raises:
@@ -160,6 +164,6 @@ def _checked(table: Table, key: str, text: str) -> str:
     """
     # What Docker Hub's images are called here has its full name, as in containers'.
     try:
-        return checked_location(text)
+        return parse_registry_location(text)
     except InvalidNameError as error:
-        raise table.wrong(key, "is not HOST[:PORT][/PATH]", error.hint) from error
+        raise table.key_error(key, "is not HOST[:PORT][/PATH]", error.hint) from error

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Table", "read_table"]
+__all__ = ["TomlTable", "read_toml"]
 
 
-class Table:
+class TomlTable:
     """One table of a file. `where` says which, for errors: "FILE" or "FILE: registry.x"."""
 
     def __init__(self, where: str, values: Mapping[str, Any]) -> None:
         """Keep what was read."""
-        self.where = where
+        self.label = where
         self.values = values
 
-    def wrong(self, key: str, what: str, hint: str | None = None) -> UsageError:
+    def key_error(self, key: str, what: str, hint: str | None = None) -> UsageError:
         """Say what is wrong with a key of this table."""
-        return UsageError(f"{self.where}: {printable(key)} {what}", hint=hint)
+        return UsageError(f"{self.label}: {printable(key)} {what}", hint=hint)
 
     def text(self, key: str) -> str | None:
         """Give a string, or None where there is none.
@@ -39,7 +39,7 @@ class Table:
         """
         value = self.values.get(key)
         if value is not None and not isinstance(value, str):
-            raise self.wrong(key, "is not a string")
+            raise self.key_error(key, "is not a string")
         return value
 
     def flag(self, key: str) -> bool | None:
@@ -50,7 +50,7 @@ class Table:
         """
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
-            raise self.wrong(key, "is neither true nor false")
+            raise self.key_error(key, "is neither true nor false")
         return value
 
     def items(self, key: str) -> list[Any]:
@@ -63,33 +63,33 @@ class Table:
         if value is None:
             return []
         if not isinstance(value, list):
-            raise self.wrong(key, "is not a list")
+            raise self.key_error(key, "is not a list")
         return value
 
-    def table(self, key: str) -> Table:
+    def table(self, key: str) -> TomlTable:
         """Give a table within this one, empty where there is none.
 
         Raises:
             UsageError: it is something else.
         """
-        return self._within(key, self.values.get(key, {}))
+        return self._child(key, self.values.get(key, {}))
 
-    def tables(self, key: str) -> Iterator[Table]:
+    def tables(self, key: str) -> Iterator[TomlTable]:
         """Give the tables of a list (`[[key]]`).
 
         Raises:
             UsageError: it is no list, or there is something else in it.
         """
         for number, value in enumerate(self.items(key)):
-            yield self._within(f"{key}[{number}]", value)
+            yield self._child(f"{key}[{number}]", value)
 
-    def _within(self, key: str, value: object) -> Table:
+    def _child(self, key: str, value: object) -> TomlTable:
         if not isinstance(value, dict):
-            raise self.wrong(key, "is not a table")
-        return Table(f"{self.where}: {printable(key)}", value)
+            raise self.key_error(key, "is not a table")
+        return TomlTable(f"{self.label}: {printable(key)}", value)
 
 
-def read_table(path: Path, bound: int = limits.MAX_CONFIGURATION) -> Table | None:
+def read_toml(path: Path, bound: int = limits.MAX_CONFIG_FILE) -> TomlTable | None:
     """Read a file of at most so many bytes; None where it is not there.
 
     Raises:
@@ -108,7 +108,7 @@ def read_table(path: Path, bound: int = limits.MAX_CONFIGURATION) -> Table | Non
         msg = f"{path} is larger than {bound} bytes"
         raise UsageError(msg)
     try:
-        table = Table(str(path), tomllib.loads(raw.decode()))
+        table = TomlTable(str(path), tomllib.loads(raw.decode()))
     except UnicodeDecodeError as error:
         msg = f"{path} is not TOML: byte {error.start} is not UTF-8"
         raise UsageError(msg) from error
@@ -127,19 +127,19 @@ def read_table(path: Path, bound: int = limits.MAX_CONFIGURATION) -> Table | Non
     return table
 
 
-def _check_strings(table: Table, value: object, key: str = "") -> None:
+def _check_strings(table: TomlTable, value: object, key: str = "") -> None:
     """Refuse a zero byte. TOML has it only as an escape.
 
     Raises:
         UsageError: there is one.
     """
     if isinstance(value, str) and "\0" in value:
-        raise table.wrong(key, "has a zero byte")
+        raise table.key_error(key, "has a zero byte")
     if isinstance(value, list):
         for item in value:
             _check_strings(table, item, key)
     elif isinstance(value, dict):
         for name, item in value.items():
             if "\0" in name:
-                raise table.wrong(name, "has a zero byte")
+                raise table.key_error(name, "has a zero byte")
             _check_strings(table, item, f"{key}.{name}" if key else name)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Body", "BodyError", "StreamedBody"]
+__all__ = ["BodyError", "FixedLengthBody", "StreamedBody"]
 
 
 class StreamedBody:
@@ -30,16 +30,16 @@ class StreamedBody:
         """Keep the chunks."""
         self._chunks = chunks
         self._ends_early = ends_early
-        self.begun = False
-        self.ended = False
+        self.is_started = False
+        self.is_finished = False
         self.failure: Exception | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
         """Send."""
-        self.begun = True
+        self.is_started = True
         try:
             yield from self._chunks
-            self.ended = True
+            self.is_finished = True
         except OcistreamError as error:
             self.failure = error
             if not self._ends_early:
@@ -51,7 +51,7 @@ class StreamedBody:
                 raise BodyError from error
 
 
-class Body(StreamedBody):
+class FixedLengthBody(StreamedBody):
     """A request body of known length."""
 
     def __init__(self, chunks: Iterator[Chunk], length: int) -> None:

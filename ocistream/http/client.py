@@ -11,20 +11,20 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.auth.token_requests import TokenAnswer, TokenRequest
+from ocistream.auth.token_requests import TokenRequest, TokenResponse
 from ocistream.auth.tokens import Authenticator
-from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, RegistryError, UsageError
-from ocistream.http.connections import Answer, Connections, ConnectionSettings
-from ocistream.http.endpoints import Doubt, Endpoint
-from ocistream.http.errors import refusal, speaks_tls
+from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
+from ocistream.http.connections import Connections, ConnectionSettings, Response
+from ocistream.http.endpoints import Endpoint, SchemeState
+from ocistream.http.errors import has_tls_peer, response_error
 from ocistream.http.hosts import HostSettings
-from ocistream.http.origins import Origin, redacted
-from ocistream.http.rate_limits import Pace
-from ocistream.http.redirects import Following, Request
-from ocistream.http.retry import Retried, Tries, retry_after
-from ocistream.http.settings import TransportSettings
-from ocistream.http.tls import TlsSettings, check
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.http.origins import Origin, redact_url
+from ocistream.http.rate_limits import RateLimits
+from ocistream.http.redirects import RedirectFollower, Request
+from ocistream.http.retry import Retries, RetryEvent, parse_retry_after
+from ocistream.http.settings import HttpSettings
+from ocistream.http.tls import TlsSettings, check_tls_files
+from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ocistream.errors import OcistreamError
     from ocistream.http.bodies import StreamedBody
 
-__all__ = ["Endpoint", "Transport", "TransportSettings"]
+__all__ = ["Endpoint", "HttpClient", "HttpSettings"]
 
 #: Answers that may be better the next time (seen at Quay, Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -42,19 +42,19 @@ _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _CLEANUP_TIMEOUT: Final = 3.0
 
 
-class Transport:
+class HttpClient:
     """One session to any number of registries. Safe for several threads."""
 
     def __init__(
         self,
-        settings: TransportSettings,
+        settings: HttpSettings,
         find: Callable[[str, str], Credential | None],
         *,
         hosts: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
-        on_retry: Callable[[Retried], None] = lambda _: None,
+        on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event | None = None,
-        pace: Pace | None = None,
-        ladder: Ladder | None = None,
+        rate_limits: RateLimits | None = None,
+        upload_strategy: UploadStrategy | None = None,
     ) -> None:
         """Set up the session; no connection is made yet.
 
@@ -62,16 +62,16 @@ class Transport:
         is no repository's is "". `on_retry` is told of every wait, from any thread. `pace` is shared with other
         transports of the same run, `ladder` too: it knows how hosts take uploads, and is told what their answers show.
         """
-        self.ladder = ladder or Ladder()
+        self.upload_strategy = upload_strategy or UploadStrategy()
         self._settings = settings
-        self.patience = settings.patience
+        self.retry_policy = settings.retry_policy
         self._find = find
         self._on_retry = on_retry
         self._endpoints: dict[tuple[str, HostSettings, bool], Endpoint] = {}
         self._lock = threading.Lock()
         self.cancelled = cancelled or threading.Event()
-        self._check(settings.tls)
-        pace = pace or Pace()
+        self._check_tls_files(settings.tls)
+        rate_limits = rate_limits or RateLimits()
         self._connections = Connections(
             ConnectionSettings(
                 connect_timeout=settings.connect_timeout,
@@ -80,13 +80,15 @@ class Transport:
                 ca_bundle=settings.ca_file,
                 proxy_tls=TlsSettings(settings.tls.ca_files),
                 proxies=settings.proxies,
-                pace=pace,
-                hint=settings.hint,
+                rate_limits=rate_limits,
+                format_hint=settings.format_hint,
             ),
             self.wait,
         )
         per_second = settings.requests_per_second
-        self._following = Following(self._connections, hosts, pace.turns, per_second, self.wait, self.cancelled)
+        self._redirects = RedirectFollower(
+            self._connections, hosts, rate_limits.requests, per_second, self.wait, self.cancelled
+        )
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -102,13 +104,13 @@ class Transport:
             NotFoundError, LocalDiskError, UsageError: certificates that are configured for it cannot be used.
         """
         with self._lock:
-            known = self._following.host(registry, repository)
+            known = self._redirects.host_settings(registry, repository)
             key = registry, known, named
             if key not in self._endpoints:
                 given = self._settings.tls
                 if not named:
                     given = TlsSettings(given.ca_files)
-                self._check(TlsSettings(known.ca_files, known.client_certificates))
+                self._check_tls_files(TlsSettings(known.ca_files, known.client_certificates))
                 endpoint = Endpoint(registry, known, given, plain_http=self._settings.plain_http)
                 endpoint.authenticator = Authenticator(
                     registry,
@@ -128,9 +130,9 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         body: bytes | StreamedBody | None = None,
         expected: Sequence[int] = (200,),
-        tries: Tries | None = None,
+        tries: Retries | None = None,
         stored: float = 0,
-    ) -> Answer:
+    ) -> Response:
         """Send a request until it is answered for good, and give an answer of an `expected` status.
 
         Authorization is sent to the endpoint's own origin and nowhere else. A `StreamedBody` that was begun is not sent
@@ -144,37 +146,41 @@ class Transport:
                 which it was asked for once more.
             NetworkError: no answer, after all retries.
         """
-        timeout = (self._settings.connect_timeout, self._settings.answer_timeout(stored))
+        timeout = (self._settings.connect_timeout, self._settings.response_timeout(stored))
         request = Request(method, headers or {}, body, timeout)
-        tries = tries or self.tries()
+        tries = tries or self.start_retries()
         asked_anew = False
         while True:
-            url = self._placed(endpoint, url)
+            url = self._with_scheme(endpoint, url)
             try:
-                answer = self._authorized(endpoint, request, url, scopes)
+                answer = self._send_authorized(endpoint, request, url, scopes)
             except RegistryError:
                 # The token server's, which was tried again already.
                 raise
             except NetworkError as error:
-                if request.begun or not (self._is_mistaken(endpoint, url) or tries.again(error)):
+                if request.is_started or not (self._has_wrong_scheme(endpoint, url) or tries.wait_for_retry(error)):
                     raise
                 continue
-            if answer.status == HTTPStatus.BAD_REQUEST and not request.begun and self._is_mistaken(endpoint, url):
+            if (
+                answer.status == HTTPStatus.BAD_REQUEST
+                and not request.is_started
+                and self._has_wrong_scheme(endpoint, url)
+            ):
                 answer.close()
                 continue
-            endpoint.settle(encrypted=False)
+            endpoint.confirm_scheme(encrypted=False)
             if answer.status in expected:
                 return answer
-            if answer.status in _RETRIED_STATUSES and not request.begun and tries.again(answer):
+            if answer.status in _RETRIED_STATUSES and not request.is_started and tries.wait_for_retry(answer):
                 continue
-            if answer.status == HTTPStatus.FORBIDDEN and _was_led_away(endpoint, url, answer) and not asked_anew:
+            if answer.status == HTTPStatus.FORBIDDEN and _was_redirected_away(endpoint, url, answer) and not asked_anew:
                 # A signed URL that has ended, most probably: it may come out of somebody's cache. Now there is another.
                 asked_anew = True
-                if tries.again(answer):
+                if tries.wait_for_retry(answer):
                     continue
-            raise self._refused(endpoint, answer)
+            raise self._response_error(endpoint, answer)
 
-    def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Answer:
+    def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Response:
         """Send a request whose failure does not matter, even after a cancellation: cleaning up behind oneself.
 
         The answer's body has been read, and is of no interest.
@@ -183,20 +189,20 @@ class Transport:
             OcistreamError: it failed; it is not tried again.
         """
         request = Request(method, {}, timeout=(_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
-        url = endpoint.current(url)
-        trusted = Origin.of(url) == endpoint.origin
+        url = endpoint.current_url(url)
+        trusted = Origin.from_url(url) == endpoint.origin
         if trusted:
             request = request.with_authorization(endpoint.authenticator.authorization(scopes))
         else:
-            self._following.check_target(endpoint.origin, url)
+            self._redirects.check_target(endpoint.origin, url)
         leader = None if trusted else endpoint.origin
-        answer = self._following.once(endpoint, request, url, trusted=trusted, leader=leader)
+        answer = self._redirects.send_once(endpoint, request, url, trusted=trusted, leader=leader)
         answer.drain()
         return answer
 
-    def tries(self, attempts: int | None = None) -> Tries:
+    def start_retries(self, attempts: int | None = None) -> Retries:
         """Begin counting the tries of one piece of work, of which there are so many `attempts`, by default as set."""
-        return Tries(self, attempts)
+        return Retries(self, attempts)
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the transfer is cancelled in the meantime.
@@ -208,43 +214,43 @@ class Transport:
             msg = "cancelled"
             raise CancelledError(msg)
 
-    def hold_back(self, url: str, seconds: float) -> None:
+    def pause_host(self, url: str, seconds: float) -> None:
         """Let no request go to this URL's host for so many seconds: it said that it has enough (429)."""
-        self._following.hold_back(url, seconds)
+        self._redirects.pause_host(url, seconds)
 
-    def retried(self, retried: Retried) -> None:
+    def report_retry(self, retried: RetryEvent) -> None:
         """Tell whoever wants to know that something is tried again."""
         self._on_retry(retried)
 
     # -- one request, with its authorization and its redirects ------------------------------------------
 
-    def _authorized(self, endpoint: Endpoint, request: Request, url: str, scopes: tuple[str, ...]) -> Answer:
-        if Origin.of(url) != endpoint.origin:
-            self._following.check_target(endpoint.origin, url)
-            return self._following.send(endpoint, request, url)
+    def _send_authorized(self, endpoint: Endpoint, request: Request, url: str, scopes: tuple[str, ...]) -> Response:
+        if Origin.from_url(url) != endpoint.origin:
+            self._redirects.check_target(endpoint.origin, url)
+            return self._redirects.send(endpoint, request, url)
         shown = endpoint.authenticator.authorization(scopes)
-        answer = self._shown(endpoint, request, url, shown, scopes)
-        if Origin.of(answer.url) == endpoint.origin:
-            self.ladder.saw(endpoint.registry, answer.header)
-        if answer.status != HTTPStatus.UNAUTHORIZED or Origin.of(answer.url) != endpoint.origin:
+        answer = self._send_with_header(endpoint, request, url, shown, scopes)
+        if Origin.from_url(answer.url) == endpoint.origin:
+            self.upload_strategy.observe_headers(endpoint.registry, answer.header)
+        if answer.status != HTTPStatus.UNAUTHORIZED or Origin.from_url(answer.url) != endpoint.origin:
             return answer
         challenges = answer.challenges()
         answer.drain()
         base = f"{endpoint.url}/v2/"
-        if not challenges and not endpoint.authenticator.was_challenged and url != base:
-            challenges = self._challenges_at(base, endpoint, request.timeout)
-        answer, fresh = self._challenged(endpoint, request, url, scopes, challenges, shown)
-        refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.of(answer.url) == endpoint.origin
-        if refused and shown is None and endpoint.authenticator.has_ended(challenges := answer.challenges()):
+        if not challenges and not endpoint.authenticator.has_challenge and url != base:
+            challenges = self._fetch_challenges(base, endpoint, request.timeout)
+        answer, fresh = self._send_after_challenge(endpoint, request, url, scopes, challenges, shown)
+        refused = answer.status == HTTPStatus.UNAUTHORIZED and Origin.from_url(answer.url) == endpoint.origin
+        if refused and shown is None and endpoint.authenticator.is_token_expired(challenges := answer.challenges()):
             # The first token of all has ended on its way, or by the registry's clock has not begun yet.
             answer.drain()
-            answer, _ = self._challenged(endpoint, request, url, scopes, challenges, fresh)
-        elif refused and endpoint.authenticator.is_final(fresh, scopes):
+            answer, _ = self._send_after_challenge(endpoint, request, url, scopes, challenges, fresh)
+        elif refused and endpoint.authenticator.is_only_credential(fresh, scopes):
             # The secret itself was refused: this raises, and says where it came from.
-            endpoint.authenticator.challenged(answer.challenges(), scopes, fresh)
+            endpoint.authenticator.answer_challenge(answer.challenges(), scopes, fresh)
         return answer
 
-    def _challenged(
+    def _send_after_challenge(
         self,
         endpoint: Endpoint,
         request: Request,
@@ -252,112 +258,112 @@ class Transport:
         scopes: tuple[str, ...],
         challenges: Sequence[str],
         refused: str | None,
-    ) -> tuple[Answer, str]:
+    ) -> tuple[Response, str]:
         """Send again with something else than what was `refused`; give that too."""
-        fresh = endpoint.authenticator.challenged(challenges, scopes, refused)
-        if request.begun:
-            msg = f"{request.method} {redacted(url)}: the token ended before the body was sent"
+        fresh = endpoint.authenticator.answer_challenge(challenges, scopes, refused)
+        if request.is_started:
+            msg = f"{request.method} {redact_url(url)}: the token ended before the body was sent"
             raise NetworkError(msg)
-        return self._shown(endpoint, request, url, fresh, scopes), fresh
+        return self._send_with_header(endpoint, request, url, fresh, scopes), fresh
 
-    def _shown(
+    def _send_with_header(
         self, endpoint: Endpoint, request: Request, url: str, header: str | None, scopes: tuple[str, ...]
-    ) -> Answer:
+    ) -> Response:
         """Send with this Authorization."""
-        with endpoint.authenticator.shown(header, scopes) as trial:
-            answer = self._following.send(endpoint, request.with_authorization(header), url)
-            if Origin.of(answer.url) == endpoint.origin:
-                trial.accepted = answer.status != HTTPStatus.UNAUTHORIZED
+        with endpoint.authenticator.try_header(header, scopes) as trial:
+            answer = self._redirects.send(endpoint, request.with_authorization(header), url)
+            if Origin.from_url(answer.url) == endpoint.origin:
+                trial.is_accepted = answer.status != HTTPStatus.UNAUTHORIZED
             return answer
 
-    def _challenges_at(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
+    def _fetch_challenges(self, base: str, endpoint: Endpoint, timeout: tuple[float, float] | None) -> Sequence[str]:
         """Ask the base of the API how to authenticate: some registries say so nowhere else (gcr.io)."""
-        answer = self._following.send(endpoint, Request("GET", {}, timeout=timeout), base)
+        answer = self._redirects.send(endpoint, Request("GET", {}, timeout=timeout), base)
         answer.drain()
         # Another host speaks for itself only.
-        return answer.challenges() if Origin.of(answer.url) == endpoint.origin else []
+        return answer.challenges() if Origin.from_url(answer.url) == endpoint.origin else []
 
-    def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenAnswer:
+    def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenResponse:
         """Ask a token server, which is trusted with a credential, and so only where it is as safe as the registry."""
-        self._following.check_target(endpoint.origin, request.url)
-        tries = self.tries()
+        self._redirects.check_target(endpoint.origin, request.url)
+        tries = self.start_retries()
         while True:
             try:
-                answer = self._following.send(
+                answer = self._redirects.send(
                     endpoint, Request(request.method, request.headers, request.body), request.url
                 )
-                if answer.status not in _RETRIED_STATUSES or not tries.again(answer):
-                    return TokenAnswer(answer.status, answer.read(limits.MAX_TOKEN_ANSWER))
+                if answer.status not in _RETRIED_STATUSES or not tries.wait_for_retry(answer):
+                    return TokenResponse(answer.status, answer.read(limits.MAX_TOKEN_RESPONSE))
             except NetworkError as error:
-                if not tries.again(error):
+                if not tries.wait_for_retry(error):
                     # Whoever needs the token is not to begin all this anew.
-                    raise FinalNetworkError(error.what, hint=error.hint) from error
+                    raise PermanentNetworkError(error.message, hint=error.hint) from error
 
     # -- what a host speaks -----------------------------------------------------------------------------
 
-    def _placed(self, endpoint: Endpoint, url: str) -> str:
+    def _with_scheme(self, endpoint: Endpoint, url: str) -> str:
         """Give a URL with the scheme that the endpoint has, after finding out where it may be either."""
-        if endpoint.doubt is Doubt.EITHER:
-            self._find_out(endpoint)
-        return endpoint.current(url)
+        if endpoint.scheme_state is SchemeState.UNKNOWN:
+            self._detect_scheme(endpoint)
+        return endpoint.current_url(url)
 
-    def _is_mistaken(self, endpoint: Endpoint, url: str) -> bool:
+    def _has_wrong_scheme(self, endpoint: Endpoint, url: str) -> bool:
         """Say whether a request went wrong because it was not in TLS, of a host that may speak either."""
-        if endpoint.doubt is not Doubt.NONE:
-            self._find_out(endpoint)
-        return endpoint.current(url) != url
+        if endpoint.scheme_state is not SchemeState.KNOWN:
+            self._detect_scheme(endpoint)
+        return endpoint.current_url(url) != url
 
-    def _find_out(self, endpoint: Endpoint) -> None:
+    def _detect_scheme(self, endpoint: Endpoint) -> None:
         """See whether a host speaks TLS, whatever its certificate; nothing is asked for.
 
         Where it cannot be reached, it stays in doubt.
         """
         with endpoint.lock:
-            if endpoint.doubt is Doubt.NONE:
+            if endpoint.scheme_state is SchemeState.KNOWN:
                 return
             try:
-                self._connections.handshake(endpoint.encrypted_url, self._settings.connect_timeout)
+                self._connections.handshake(endpoint.https_url, self._settings.connect_timeout)
             except NetworkError as error:
-                if (encrypted := speaks_tls(error)) is not None:
-                    endpoint.settle(encrypted=encrypted)
+                if (encrypted := has_tls_peer(error)) is not None:
+                    endpoint.confirm_scheme(encrypted=encrypted)
             else:
-                endpoint.settle(encrypted=True)
+                endpoint.confirm_scheme(encrypted=True)
 
     # -- errors -----------------------------------------------------------------------------------------
 
-    def _refused(self, endpoint: Endpoint, answer: Answer) -> OcistreamError:
-        asked = retry_after(answer.header("Retry-After"))
-        elsewhere = Origin.of(answer.url) != endpoint.origin
-        return self._hinted(
-            refusal(
+    def _response_error(self, endpoint: Endpoint, answer: Response) -> OcistreamError:
+        asked = parse_retry_after(answer.header("Retry-After"))
+        elsewhere = Origin.from_url(answer.url) != endpoint.origin
+        return self._with_option_names(
+            response_error(
                 endpoint.registry,
                 answer.method,
                 answer.url,
                 answer.status,
-                answer.explanation(),
+                answer.read_error_body(),
                 asked,
                 elsewhere=elsewhere,
             )
         )
 
-    def _check(self, tls: TlsSettings) -> None:
+    def _check_tls_files(self, tls: TlsSettings) -> None:
         """Read the files of certificates.
 
         Raises:
             NotFoundError, LocalDiskError, UsageError: one cannot be used.
         """
         try:
-            check(tls)
+            check_tls_files(tls)
         except UsageError as error:
-            self._hinted(error)
+            self._with_option_names(error)
             raise
 
-    def _hinted(self, error: OcistreamError) -> OcistreamError:
+    def _with_option_names(self, error: OcistreamError) -> OcistreamError:
         """Name the options in the hint as the user writes them."""
-        error.hint = error.hint and self._settings.hint(error.hint)
+        error.hint = error.hint and self._settings.format_hint(error.hint)
         return error
 
 
-def _was_led_away(endpoint: Endpoint, url: str, answer: Answer) -> bool:
+def _was_redirected_away(endpoint: Endpoint, url: str, answer: Response) -> bool:
     """Say whether a request for a URL of the registry's own was answered by another host, by a redirect."""
-    return Origin.of(url) == endpoint.origin != Origin.of(answer.url)
+    return Origin.from_url(url) == endpoint.origin != Origin.from_url(answer.url)

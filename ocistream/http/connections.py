@@ -18,16 +18,16 @@ import urllib3
 import urllib3.exceptions
 
 from ocistream import limits
-from ocistream.errors import CancelledError, FinalNetworkError, NetworkError, UnsupportedError
+from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, UnsupportedError
 from ocistream.http.bodies import BodyError
-from ocistream.http.errors import network_error, reason
-from ocistream.http.origins import Origin, bypasses_proxy, redacted
-from ocistream.http.pools import Limiter, Reached, pools, socket_options
-from ocistream.http.rate_limits import Pace
-from ocistream.http.responses import EndlessError
-from ocistream.http.tls import Contexts, TlsSettings
+from ocistream.http.errors import describe_cause, network_error
+from ocistream.http.origins import Origin, is_proxy_bypassed, redact_url
+from ocistream.http.pools import AddressGuard, BlockingThrottle, build_pools, socket_options
+from ocistream.http.rate_limits import RateLimits
+from ocistream.http.responses import EndlessResponseError
+from ocistream.http.tls import TlsContexts, TlsSettings
 from ocistream.oci.reference import printable
-from ocistream.streams.buffers import Pages
+from ocistream.streams.buffers import ReadBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -39,28 +39,33 @@ if TYPE_CHECKING:
     from ocistream.http.responses import BoundedResponse
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Answer", "ConnectionSettings", "Connections"]
+__all__ = ["ConnectionSettings", "Connections", "Response"]
 
 #: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
-_HOSTS: Final = 16
+_MAX_IDLE_HOSTS: Final = 16
 _IDLE_CONNECTIONS: Final = 32
 _NO_TLS_SETTINGS: Final = TlsSettings()
 
 
-class Answer:
+class Response:
     """A response whose body has not been read yet."""
 
     def __init__(
-        self, response: requests.Response, method: str, url: str, pages: Pages, limiter: Limiter | None = None
+        self,
+        response: requests.Response,
+        method: str,
+        url: str,
+        pages: ReadBuffers,
+        limiter: BlockingThrottle | None = None,
     ) -> None:
         """Wrap what requests gave, to be read into `pages`; `limiter` says how fast it may be read."""
         self._response = response
         # Not by way of urllib3, which makes an object of every chunk. Relied on: that it gives the answer it had.
         self._body = cast("BoundedResponse", response.raw._original_response)  # noqa: SLF001 - requests does so too
-        self._pages = pages
-        self._limiter = limiter
+        self._read_buffers = pages
+        self._throttle = limiter
         #: Bytes of the body.
-        self._came = 0
+        self._received = 0
         self.method = method
         self.url = url
         self.status = response.status_code
@@ -82,7 +87,7 @@ class Answer:
         Raises:
             NetworkError: it broke off, or stalled; finally so where it is one without an end.
         """
-        with contextlib.closing(self), self._pages.lent() as pages:
+        with contextlib.closing(self), self._read_buffers.borrow() as pages:
             # A body that has ended needs no further page; one that is short, to say so.
             while self._body.missing or not self._body.isclosed():
                 page = next(pages)
@@ -90,7 +95,7 @@ class Answer:
                     return
                 yield page[:count]
 
-    def into(self, view: memoryview) -> Generator[int, None, None]:
+    def read_into(self, view: memoryview) -> Generator[int, None, None]:
         """Read the body into `view`; each time that more of it is there, give how many bytes it is by then.
 
         Raises:
@@ -103,32 +108,32 @@ class Answer:
                 yield filled
             # Its end is to be seen: then the connection is kept.
             if filled == len(view) and self._fill(memoryview(bytearray(1))):
-                msg = f"{self.method} {redacted(self.url)}: asked for {filled} bytes, and got more"
+                msg = f"{self.method} {redact_url(self.url)}: asked for {filled} bytes, and got more"
                 raise NetworkError(msg)
 
     def _fill(self, view: memoryview) -> int:
         """Read some of the body to the beginning of `view`, and say how many bytes; 0 at its end."""
         body = self._body
-        most = min(len(view), body.at_once if self._limiter is None else self._limiter.piece)
-        least = min(most, limits.LEAST_READ)
+        most = min(len(view), body.read_size if self._throttle is None else self._throttle.piece_size)
+        least = min(most, limits.MIN_READ)
         filled = 0
         try:
             while filled < least and (count := body.readinto(view[filled:most])):
                 filled += count
-        except EndlessError as error:
-            msg = f"{self.method} {redacted(self.url)}: {error}"
-            raise FinalNetworkError(msg) from None
+        except EndlessResponseError as error:
+            msg = f"{self.method} {redact_url(self.url)}: {error}"
+            raise PermanentNetworkError(msg) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             # ValueError: http.client's, over what is no size of a chunk.
-            msg = f"{self.method} {redacted(self.url)}: the answer broke off: {reason(error)}"
+            msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {describe_cause(error)}"
             raise NetworkError(msg) from error
         if not filled and body.missing:
-            came = f"{self._came} bytes came, {body.missing} more were promised"
-            msg = f"{self.method} {redacted(self.url)}: the answer broke off: {came}"
+            came = f"{self._received} bytes came, {body.missing} more were promised"
+            msg = f"{self.method} {redact_url(self.url)}: the answer broke off: {came}"
             raise NetworkError(msg)
-        self._came += filled
-        if self._limiter is not None and filled:
-            self._limiter.spend(filled)
+        self._received += filled
+        if self._throttle is not None and filled:
+            self._throttle.spend(filled)
         return filled
 
     def read(self, limit: int) -> bytes:
@@ -138,19 +143,19 @@ class Answer:
             NetworkError: it broke off.
         """
         content = bytearray()
-        self._read_into(content, limit)
+        self._append_to(content, limit)
         return bytes(content[: limit + 1])
 
-    def explanation(self) -> bytes:
+    def read_error_body(self) -> bytes:
         """Read the body of a refusal as far as it can be had: its status is what counts, even if the rest broke off."""
         content = bytearray()
         with contextlib.suppress(NetworkError):
-            self._read_into(content, limits.MAX_ERROR_BODY)
+            self._append_to(content, limits.MAX_ERROR_BODY)
         return bytes(content[: limits.MAX_ERROR_BODY])
 
     def drain(self) -> None:
         """Read what little body there may be, or none in answer to HEAD, so that the connection can be used again."""
-        self.explanation()
+        self.read_error_body()
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end: then it is kept for the next request."""
@@ -159,18 +164,18 @@ class Answer:
             raw.release_conn()
         raw.close()
 
-    def _read_into(self, content: bytearray, limit: int) -> None:
-        buffer = memoryview(bytearray(min(limit + 1, limits.LEAST_READ)))
+    def _append_to(self, content: bytearray, limit: int) -> None:
+        buffer = memoryview(bytearray(min(limit + 1, limits.MIN_READ)))
         with contextlib.closing(self):
             while len(content) <= limit and (count := self._fill(buffer)):
                 content += buffer[:count]
 
 
-def _limiter(throttle: Throttle | None, sleep: Callable[[float], None]) -> Limiter | None:
-    return Limiter(throttle, sleep) if throttle else None
+def _build_throttle(throttle: Throttle | None, sleep: Callable[[float], None]) -> BlockingThrottle | None:
+    return BlockingThrottle(throttle, sleep) if throttle else None
 
 
-def _unbroken(sleep: Callable[[float], None]) -> Callable[[float], None]:
+def _without_cancellation(sleep: Callable[[float], None]) -> Callable[[float], None]:
     """Return a way to wait that does not raise: a cancelled request ends where its body ends, not in the middle."""
 
     def wait(seconds: float) -> None:
@@ -193,9 +198,9 @@ class ConnectionSettings:
     proxy_tls: TlsSettings = _NO_TLS_SETTINGS
     #: Scheme to proxy URL, and `no_proxy` to a list of hosts.
     proxies: Mapping[str, str] = field(default_factory=dict)
-    pace: Pace = field(default_factory=Pace)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
     #: Gives a hint with the options in it as the user writes them.
-    hint: Callable[[str], str] = str
+    format_hint: Callable[[str], str] = str
 
 
 class Connections:
@@ -206,32 +211,32 @@ class Connections:
         self._timeout = (settings.connect_timeout, settings.stall_timeout)
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
         self._no_proxy = settings.proxies.get("no_proxy", "")
-        self._hint = settings.hint
+        self._format_hint = settings.format_hint
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
-        self._download = _limiter(settings.pace.download, sleep)
+        self._download_throttle = _build_throttle(settings.rate_limits.download, sleep)
         self._answered: set[Origin] = set()
-        self._pages = Pages()
-        self._reached = Reached()
-        contexts = Contexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
+        self._read_buffers = ReadBuffers()
+        self._address_guard = AddressGuard()
+        contexts = TlsContexts(settings.ca_bundle, requests.adapters.DEFAULT_CA_BUNDLE_PATH)
         # Two that share no connection: one that was made to this machine is not to be used by what leads here from
         # outside.
-        upload = _limiter(settings.pace.upload, _unbroken(sleep))
-        self._adapter, self._only_outside = (
-            _Adapter(settings, upload, contexts, self._reached, only_outside=outside) for outside in (False, True)
+        upload = _build_throttle(settings.rate_limits.upload, _without_cancellation(sleep))
+        self._adapter, self._external_adapter = (
+            _Adapter(settings, upload, contexts, self._address_guard, only_outside=outside) for outside in (False, True)
         )
 
     def close(self) -> None:
         """Close all idle connections."""
         self._adapter.close()
-        self._only_outside.close()
+        self._external_adapter.close()
 
-    def is_outside(self, host: str) -> bool | None:
+    def is_external(self, host: str) -> bool | None:
         """Say whether a host was connected to outside of this machine and network.
 
         None where it was not connected to yet, or by a proxy only.
         """
-        return self._reached.is_outside(host)
+        return self._address_guard.is_external(host)
 
     def send(
         self,
@@ -243,7 +248,7 @@ class Connections:
         tls: TlsSettings = _NO_TLS_SETTINGS,
         *,
         only_outside: bool = False,
-    ) -> Answer:
+    ) -> Response:
         """Send a request and wait for the head of its answer, whatever its status.
 
         `timeout` is how long connecting may take, and how long the answer may then be waited for and stall. `tls` says
@@ -259,12 +264,12 @@ class Connections:
         # Not by a session, which would read all of a redirect's body, remember cookies (they make Harbor ask for a
         # CSRF token), and let netrc override a Bearer header.
         data = b"" if body is None else body
-        request = requests.Request(method, url, headers={**self._headers, **headers}, data=data, auth=_as_it_is)
+        request = requests.Request(method, url, headers={**self._headers, **headers}, data=data, auth=_no_auth)
         try:
             prepared = request.prepare()
             # A signed URL is to arrive as it was given; requests would decode `%7E` and the like.
             prepared.url = url
-            response = (self._only_outside if only_outside else self._adapter).send(
+            response = (self._external_adapter if only_outside else self._adapter).send(
                 prepared,
                 stream=True,
                 timeout=timeout or self._timeout,
@@ -273,13 +278,13 @@ class Connections:
             )
         except BodyError as error:
             raise cast("Exception", error.__cause__) from None
-        except EndlessError as error:
-            msg = f"{method} {redacted(url)}: {error}"
-            raise FinalNetworkError(msg) from None
+        except EndlessResponseError as error:
+            msg = f"{method} {redact_url(url)}: {error}"
+            raise PermanentNetworkError(msg) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise self._failed(method, url, error) from error
-        self._answered.add(Origin.of(url))
-        return Answer(response, method, url, self._pages, self._download)
+            raise self._convert_error(method, url, error) from error
+        self._answered.add(Origin.from_url(url))
+        return Response(response, method, url, self._read_buffers, self._download_throttle)
 
     def handshake(self, url: str, timeout: float) -> None:
         """Open a TLS connection to where a URL of https leads, through the same proxy, and close it again.
@@ -293,18 +298,18 @@ class Connections:
         try:
             self._adapter.handshake(url, self._proxies_for(url), timeout)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise self._failed("TLS with", url, error) from error
+            raise self._convert_error("TLS with", url, error) from error
 
-    def _failed(self, method: str, url: str, error: Exception) -> NetworkError:
-        found = network_error(method, url, error, known=Origin.of(url) in self._answered)
-        found.hint = found.hint and self._hint(found.hint)
+    def _convert_error(self, method: str, url: str, error: Exception) -> NetworkError:
+        found = network_error(method, url, error, known=Origin.from_url(url) in self._answered)
+        found.hint = found.hint and self._format_hint(found.hint)
         return found
 
     def _proxies_for(self, url: str) -> dict[str, str]:
-        return {} if bypasses_proxy(url, self._no_proxy) else self._proxies
+        return {} if is_proxy_bypassed(url, self._no_proxy) else self._proxies
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Stand in for an authentication, since requests would take one from a user and password in the URL."""
     return request
 
@@ -315,17 +320,17 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def __init__(
         self,
         settings: ConnectionSettings,
-        upload: Limiter | None,
-        contexts: Contexts,
-        reached: Reached,
+        upload: BlockingThrottle | None,
+        contexts: TlsContexts,
+        reached: AddressGuard,
         *,
         only_outside: bool,
     ) -> None:
         self._contexts = contexts
         self._proxy_tls = settings.proxy_tls
-        self._pools = pools(settings.stall_timeout, upload, reached, only_outside=only_outside)
-        self._options = socket_options(settings.pace.socket_buffer)
-        super().__init__(pool_connections=_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
+        self._pools = build_pools(settings.stall_timeout, upload, reached, only_outside=only_outside)
+        self._options = socket_options(settings.rate_limits.socket_buffer)
+        super().__init__(pool_connections=_MAX_IDLE_HOSTS, pool_maxsize=_IDLE_CONNECTIONS, max_retries=0)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
         super().init_poolmanager(connections, maxsize, block, **options, socket_options=self._options)
@@ -339,7 +344,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if scheme == "https":
             # Else urllib3 would have its own idea of whom to trust. A registry's client certificate is none of its
             # business.
-            options["proxy_ssl_context"] = self._contexts.of(self._proxy_tls)
+            options["proxy_ssl_context"] = self._contexts.load(self._proxy_tls)
         manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options, socket_options=self._options)
         manager.pool_classes_by_scheme = self._pools
         return manager
@@ -354,7 +359,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if host["scheme"] != "https":
             return host, cast("_PoolKwargs", {})
         # The pool of one context is never that of another one: a client certificate stays where it may be shown.
-        return host, cast("_PoolKwargs", {"ssl_context": self._contexts.of(cast("TlsSettings", verify))})
+        return host, cast("_PoolKwargs", {"ssl_context": self._contexts.load(cast("TlsSettings", verify))})
 
     def handshake(self, url: str, proxies: Mapping[str, str], timeout: float) -> None:
         prepared = requests.Request("GET", url).prepare()

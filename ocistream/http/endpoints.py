@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from ocistream.auth.tokens import Authenticator
     from ocistream.http.hosts import HostSettings
 
-__all__ = ["Doubt", "Endpoint", "tls_for"]
+__all__ = ["Endpoint", "SchemeState", "choose_tls"]
 
 
-class Doubt(enum.Enum):
+class SchemeState(enum.Enum):
     """What is not known yet of a host's scheme."""
 
     #: Nothing: it is known.
-    NONE = enum.auto()
+    KNOWN = enum.auto()
     #: It is most probably plain HTTP, and is asked in that: its first answer will tell.
-    LIKELY_PLAIN = enum.auto()
+    LIKELY_HTTP = enum.auto()
     #: It may be either, and is to be asked before anything is sent.
-    EITHER = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 class Endpoint:
@@ -49,55 +49,55 @@ class Endpoint:
         """
         self.registry = registry
         self.settings = settings
-        self.given = given
+        self.explicit_tls = given
         self.lock = threading.Lock()
-        self.doubt = Doubt.NONE
+        self.scheme_state = SchemeState.KNOWN
         # Docker Hub's name is not its address.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
         if settings.url:
             self.url = settings.url.rstrip("/")
-        elif settings.plain_http or (plain_http and "plain-http" not in settings.said):
+        elif settings.plain_http or (plain_http and "plain-http" not in settings.explicit_keys):
             self.url = f"http://{self._host}"
         else:
-            self.doubt = self._doubted()
-            self.url = f"{'https' if self.doubt is Doubt.NONE else 'http'}://{self._host}"
-        self.origin = Origin.of(self.url)
-        self._plain_base: str | None = None
+            self.scheme_state = self._initial_scheme_state()
+            self.url = f"{'https' if self.scheme_state is SchemeState.KNOWN else 'http'}://{self._host}"
+        self.origin = Origin.from_url(self.url)
+        self._http_base: str | None = None
 
     @property
-    def encrypted_url(self) -> str:
+    def https_url(self) -> str:
         """Where it is if it speaks TLS."""
         return f"https://{self._host}"
 
-    def settle(self, *, encrypted: bool) -> None:
+    def confirm_scheme(self, *, encrypted: bool) -> None:
         """Note what it speaks; TLS, once found, is for good."""
-        if encrypted and self.doubt is not Doubt.NONE:
+        if encrypted and self.scheme_state is not SchemeState.KNOWN:
             plain = f"{self.url}/"
             # In this order: whoever has read the one and not yet the other is refused, and asks `current` again.
-            self.origin = Origin.of(self.encrypted_url)
-            self.url = self.encrypted_url
-            self._plain_base = plain
-        elif self.doubt is Doubt.EITHER and self.settings.may_be_plain:
+            self.origin = Origin.from_url(self.https_url)
+            self.url = self.https_url
+            self._http_base = plain
+        elif self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
             what = f"{printable(self._host)} does not speak TLS: it is asked over plain HTTP"
-            notices.notice(f"{what}, as registries.conf allows (insecure = true)", level=1)
-        self.doubt = Doubt.NONE
+            notices.notify(f"{what}, as registries.conf allows (insecure = true)", level=1)
+        self.scheme_state = SchemeState.KNOWN
 
-    def current(self, url: str) -> str:
+    def current_url(self, url: str) -> str:
         """Give a URL as it is to be asked for now: one that was made before TLS was found is of https now."""
-        base = self._plain_base
+        base = self._http_base
         return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
 
-    def _doubted(self) -> Doubt:
-        if not self.settings.may_be_plain and not is_loopback(urlsplit(f"//{self._host}").hostname or ""):
-            return Doubt.NONE
-        own, given = self.settings, self.given
+    def _initial_scheme_state(self) -> SchemeState:
+        if not self.settings.has_http_fallback and not is_loopback(urlsplit(f"//{self._host}").hostname or ""):
+            return SchemeState.KNOWN
+        own, given = self.settings, self.explicit_tls
         configured = own.ca_files or own.client_certificates or own.insecure
-        if own.may_be_plain or configured or given != TlsSettings():
-            return Doubt.EITHER
-        return Doubt.LIKELY_PLAIN
+        if own.has_http_fallback or configured or given != TlsSettings():
+            return SchemeState.UNKNOWN
+        return SchemeState.LIKELY_HTTP
 
 
-def tls_for(endpoint: Endpoint, target: Origin, theirs: HostSettings, *, trusted: bool) -> TlsSettings:
+def choose_tls(endpoint: Endpoint, target: Origin, theirs: HostSettings, *, trusted: bool) -> TlsSettings:
     """Say whom to trust at `target`, and what to show, in the course of a request to `endpoint`.
 
     `theirs` are the target's own settings. `trusted` says that the request has stayed with the endpoint's own origin,
@@ -109,12 +109,12 @@ def tls_for(endpoint: Endpoint, target: Origin, theirs: HostSettings, *, trusted
     - An unchecked certificate is accepted of the host that was named, on any port of it (test set-ups have storage and
       token servers there). Another host is checked unless its own settings say otherwise: nobody spoke of that one.
     """
-    own, given = endpoint.settings, endpoint.given
+    own, given = endpoint.settings, endpoint.explicit_tls
     ca_files = given.ca_files + own.ca_files + (() if trusted else theirs.ca_files)
-    insecure = own.insecure or (given.insecure and "insecure" not in own.said)
+    insecure = own.insecure or (given.insecure and "insecure" not in own.explicit_keys)
     if target.host != endpoint.origin.host:
         insecure = theirs.insecure
     # The command line comes before the configuration, and what a file of this run says of one host before both.
-    first = own.client_certificates if "client-cert" in own.said else given.client_certificates
+    first = own.client_certificates if "client-cert" in own.explicit_keys else given.client_certificates
     shown = (first or own.client_certificates) if trusted else ()
     return TlsSettings(tuple(dict.fromkeys(ca_files)), shown, insecure)

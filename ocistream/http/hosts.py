@@ -18,12 +18,12 @@ class HostSettings:
     #: Speak HTTP, not HTTPS.
     plain_http: bool = False
     #: Speak HTTPS where the host does, else HTTP: what containers' `insecure = true` means, and loopback.
-    may_be_plain: bool = False
+    has_http_fallback: bool = False
     #: Do not check the host's certificate.
     insecure: bool = False
     #: Keys (`plain-http`, `insecure`, `client-cert`) that a file of this run sets for this host. They come before what
     #: the command line sets for all hosts.
-    said: frozenset[str] = frozenset()
+    explicit_keys: frozenset[str] = frozenset()
     #: Files of CA certificates, to be trusted beside the system's.
     ca_files: tuple[str, ...] = ()
     #: Files of client certificates and their keys (PEM); the key may be in the certificate's file.

@@ -13,27 +13,27 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
-from ocistream.errors import FinalNetworkError
+from ocistream.errors import PermanentNetworkError
 from ocistream.oci.reference import printable
 
 __all__ = [
     "Origin",
-    "bypasses_proxy",
     "check_target",
-    "gone_inward",
-    "is_inward",
-    "is_inward_address",
+    "internal_address_error",
+    "is_internal",
+    "is_internal_address",
     "is_loopback",
-    "redacted",
-    "resolved",
+    "is_proxy_bypassed",
+    "redact_url",
+    "resolve_url",
 ]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
 _METADATA_ADDRESSES: Final = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
-_INSIDE: Final = "an address inside of this machine or network: not followed"
+_INTERNAL: Final = "an address inside of this machine or network: not followed"
 #: URLs of which the origin is remembered: each is asked for several times in the course of one request.
-_REMEMBERED: Final = 32
+_CACHED_ORIGINS: Final = 32
 #: What cannot stand in a request's first line.
 _UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]+")
 #: An entry of NO_PROXY that is no address: a host or a domain, with or without its first dot, and perhaps a port.
@@ -49,7 +49,7 @@ class Origin:
     port: int
 
     @staticmethod
-    def of(url: str) -> Origin:
+    def from_url(url: str) -> Origin:
         """Take the origin of a URL.
 
         Raises:
@@ -58,7 +58,7 @@ class Origin:
         return _origin_of(url)
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED_ORIGINS)
 def _origin_of(url: str) -> Origin:
     try:
         parts = urlsplit(url)
@@ -67,8 +67,8 @@ def _origin_of(url: str) -> Origin:
         host, port = None, None
         parts = urlsplit("")
     if parts.scheme not in _DEFAULT_PORTS or not host:
-        msg = f"{redacted(url)} is not an http or https URL"
-        raise FinalNetworkError(msg)
+        msg = f"{redact_url(url)} is not an http or https URL"
+        raise PermanentNetworkError(msg)
     return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
@@ -81,24 +81,24 @@ def check_target(home: Origin, url: str, *, is_outside: bool | None = None) -> N
     Raises:
         FinalNetworkError: from https to http (CVE-2026-48978), or from a host outside to an address of this machine.
     """
-    target = Origin.of(url)
+    target = Origin.from_url(url)
     if home.scheme == "https" and target.scheme != "https":
-        msg = f"{home.host} leads from https to {redacted(url)}: not followed"
+        msg = f"{home.host} leads from https to {redact_url(url)}: not followed"
         hint = "a proxy in front of the registry does not tell it that it is reached by https (X-Forwarded-Proto)"
-        raise FinalNetworkError(msg, hint=hint if target.host == home.host else None)
-    if target.host == home.host or not is_inward(target.host):
+        raise PermanentNetworkError(msg, hint=hint if target.host == home.host else None)
+    if target.host == home.host or not is_internal(target.host):
         return
-    if not is_inward(home.host) if is_outside is None else is_outside:
-        msg = f"{home.host} leads to {target.host}, {_INSIDE}"
-        raise FinalNetworkError(msg)
+    if not is_internal(home.host) if is_outside is None else is_outside:
+        msg = f"{home.host} leads to {target.host}, {_INTERNAL}"
+        raise PermanentNetworkError(msg)
 
 
-def gone_inward(host: str) -> FinalNetworkError:
+def internal_address_error(host: str) -> PermanentNetworkError:
     """Say that a host which is outside, or was led to from there, was connected to in here."""
-    return FinalNetworkError(f"{host} is outside by its name, and now leads to {_INSIDE}")
+    return PermanentNetworkError(f"{host} is outside by its name, and now leads to {_INTERNAL}")
 
 
-def resolved(base: str, location: str) -> str:
+def resolve_url(base: str, location: str) -> str:
     """Give the URL that a Location means, which may be relative, in the answer to a request for `base`.
 
     It stays as it is, byte for byte, since it may be signed (distribution-spec#79); only what cannot be sent is
@@ -111,11 +111,11 @@ def resolved(base: str, location: str) -> str:
         # A header's bytes were read as Latin-1.
         return urljoin(base, _UNSENDABLE.sub(lambda match: quote(match[0], safe="", encoding="latin-1"), location))
     except ValueError as error:
-        msg = f"{redacted(base)} leads to {redacted(location)}"
-        raise FinalNetworkError(msg) from error
+        msg = f"{redact_url(base)} leads to {redact_url(location)}"
+        raise PermanentNetworkError(msg) from error
 
 
-def redacted(url: str) -> str:
+def redact_url(url: str) -> str:
     """Give a URL for people: without user, password, query (which may be a signature) and fragment."""
     try:
         parts = urlsplit(url)
@@ -135,19 +135,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bypasses_proxy(url: str, no_proxy: str) -> bool:
+def is_proxy_bypassed(url: str, no_proxy: str) -> bool:
     """Say whether a URL is asked for without a proxy: on this machine, or because NO_PROXY says so.
 
     `no_proxy` is a list of hosts and domains, perhaps with a port, of addresses and networks (`10.0.0.0/8`); `*` is
     everything. (requests has a function for it, which writes to the environment; with several threads that breaks.)
     """
-    origin = Origin.of(url)
+    origin = Origin.from_url(url)
     return is_loopback(origin.host) or any(
-        entry == "*" or _exempts(entry, origin) for entry in no_proxy.lower().replace(",", " ").split()
+        entry == "*" or _is_exempt(entry, origin) for entry in no_proxy.lower().replace(",", " ").split()
     )
 
 
-def _exempts(entry: str, origin: Origin) -> bool:
+def _is_exempt(entry: str, origin: Origin) -> bool:
     if _is_address(origin.host):
         try:
             return ipaddress.ip_address(origin.host) in ipaddress.ip_network(entry, strict=False)
@@ -164,16 +164,16 @@ def _exempts(entry: str, origin: Origin) -> bool:
     return origin.host == name or origin.host.endswith(f".{name}")
 
 
-def is_inward(host: str) -> bool:
+def is_internal(host: str) -> bool:
     """Say whether a host is, or resolves to, an inward address; one that does not resolve is not."""
     try:
         found = {host} if _is_address(host) else {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return False
-    return any(is_inward_address(text) for text in found)
+    return any(is_internal_address(text) for text in found)
 
 
-def is_inward_address(text: str) -> bool:
+def is_internal_address(text: str) -> bool:
     """Say whether an IP address is loopback, link-local, unspecified or a metadata service's."""
     address = ipaddress.ip_address(text.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address

@@ -16,9 +16,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ocistream import limits
-from ocistream.http.origins import gone_inward, is_inward_address
+from ocistream.http.origins import internal_address_error, is_internal_address
 from ocistream.http.responses import BoundedResponse
-from ocistream.http.sending import Early, send_all
+from ocistream.http.sending import EarlyResponse, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
     from ocistream.http.rate_limits import Throttle
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Limiter", "Reached", "pools", "socket_options"]
+__all__ = ["AddressGuard", "BlockingThrottle", "build_pools", "socket_options"]
 
 #: After so many seconds of silence the kernel asks whether the other side is still there.
 _KEEPALIVE: Final = 60
 #: So many bytes may wait in the kernel to be sent, beside those that are under way.
-_UNSENT: Final = 512 * limits.KIB
+_MAX_UNSENT: Final = 512 * limits.KIB
 
 
 @dataclass(frozen=True, slots=True)
-class Limiter:
+class BlockingThrottle:
     """A throttle, and how to wait for it; `sleep` takes seconds, and may raise."""
 
     throttle: Throttle
     sleep: Callable[[float], None]
 
     @property
-    def piece(self) -> int:
+    def piece_size(self) -> int:
         """How many bytes are to move at once, at the most."""
-        return self.throttle.piece
+        return self.throttle.piece_size
 
     def spend(self, count: int) -> None:
         """Count bytes that have moved, and wait where they were too quick."""
         self.sleep(self.throttle.spend(count))
 
 
-class Reached:
+class AddressGuard:
     """Which hosts this run has connected to, and which of them outside. Safe for several threads.
 
     Once outside, always outside: who answered from there is believed nothing about addresses in here, be it by a
@@ -64,14 +64,14 @@ class Reached:
     def __init__(self) -> None:
         """Begin with none."""
         self._lock = threading.Lock()
-        self._outside: dict[str, bool] = {}
+        self._external: dict[str, bool] = {}
 
-    def is_outside(self, host: str) -> bool | None:
+    def is_external(self, host: str) -> bool | None:
         """Say whether a host is outside; None where it was not connected to, or by a proxy only."""
         with self._lock:
-            return self._outside.get(host.lower())
+            return self._external.get(host.lower())
 
-    def check(self, host: str, address: str, *, only_outside: bool) -> None:
+    def check_address(self, host: str, address: str, *, only_outside: bool) -> None:
         """Note that a host was found at an IP address, and refuse that if it may not be there.
 
         `only_outside` says that a host outside has led there.
@@ -79,11 +79,11 @@ class Reached:
         Raises:
             FinalNetworkError: it is an inward address, of a host that is, or was led to from, outside.
         """
-        inward = is_inward_address(address)
+        inward = is_internal_address(address)
         with self._lock:
-            if inward and (only_outside or self._outside.get(host.lower())):
-                raise gone_inward(host)
-            self._outside[host.lower()] = not inward
+            if inward and (only_outside or self._external.get(host.lower())):
+                raise internal_address_error(host)
+            self._external[host.lower()] = not inward
 
 
 def socket_options(size: int | None) -> list[tuple[int, int, int]]:
@@ -96,44 +96,46 @@ def socket_options(size: int | None) -> list[tuple[int, int, int]]:
         options.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE))
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # What waits in our own kernel is lost when the connection breaks, and may not be had again from a pipe.
-        options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT))
+        options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT))
     if size is not None:
         options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _ConnectionPolicy:
     """How the connections of one kind of pool are made and used; `stall_timeout` is in seconds."""
 
     stall_timeout: float
-    limiter: Limiter | None
-    reached: Reached
-    only_outside: bool
+    throttle: BlockingThrottle | None
+    address_guard: AddressGuard
+    is_external_only: bool
 
-    def check(self, connection: HTTPConnection, opened: socket.socket) -> None:
+    def check_address(self, connection: HTTPConnection, opened: socket.socket) -> None:
         # Of what is behind a proxy, only the proxy knows the address.
         if connection.proxy is None:
-            self.reached.check(connection.host, str(opened.getpeername()[0]), only_outside=self.only_outside)
+            self.address_guard.check_address(
+                connection.host, str(opened.getpeername()[0]), only_outside=self.is_external_only
+            )
 
-    def send(self, connection: _Watchful, data: object) -> None:
-        if self.limiter is None:
+    def send(self, connection: _GuardedConnection, data: object) -> None:
+        if self.throttle is None:
             _send(connection, data, self.stall_timeout)
             return
-        if connection.early is None:
+        if connection.early_response is None:
             # A head counts and is not waited for: its answer would lie unread meanwhile, and a kill lose what it opens.
             _send(connection, data, self.stall_timeout)
-            self.limiter.throttle.spend(len(cast("Chunk", data)))
+            self.throttle.throttle.spend(len(cast("Chunk", data)))
             return
         with memoryview(cast("Chunk", data)) as view:
-            for start in range(0, len(view), self.limiter.piece):
-                piece = view[start : start + self.limiter.piece]
+            for start in range(0, len(view), self.throttle.piece_size):
+                piece = view[start : start + self.throttle.piece_size]
                 _send(connection, piece, self.stall_timeout)
-                self.limiter.spend(len(piece))
+                self.throttle.spend(len(piece))
 
 
-def pools(
-    stall_timeout: float, limiter: Limiter | None, reached: Reached, *, only_outside: bool
+def build_pools(
+    stall_timeout: float, limiter: BlockingThrottle | None, reached: AddressGuard, *, only_outside: bool
 ) -> dict[str, type[HTTPConnectionPool]]:
     """Make the pools, by scheme, of connections that send for as long as bytes move, and read no endless answers.
 
@@ -141,12 +143,12 @@ def pools(
     upload would fail. `limiter` says how fast they may send. `reached` is told which hosts they come to, and where;
     with `only_outside` they are made to no address inside of this machine or network.
     """
-    made = _Way(stall_timeout, limiter, reached, only_outside)
+    made = _ConnectionPolicy(stall_timeout, limiter, reached, only_outside)
 
-    class Plain(_Watchful, HTTPConnection):
+    class Plain(_GuardedConnection, HTTPConnection):
         way = made
 
-    class Encrypted(_Watchful, HTTPSConnection):
+    class Encrypted(_GuardedConnection, HTTPSConnection):
         way = made
 
     class PlainPool(HTTPConnectionPool):
@@ -163,46 +165,46 @@ def pools(
     return {"http": PlainPool, "https": EncryptedPool}
 
 
-def _send(connection: _Watchful, data: object, stall_timeout: float) -> None:
+def _send(connection: _GuardedConnection, data: object, stall_timeout: float) -> None:
     """Send all of `data`, or as much as is wanted; that none of it moves for `stall_timeout` seconds is a failure."""
     if connection.sock is None:
         connection.connect()
     if connection.sock.gettimeout() != stall_timeout:
         connection.sock.settimeout(stall_timeout)
     with memoryview(cast("Chunk", data)) as view:
-        send_all(connection.sock, view, stall_timeout, connection.early)
+        send_all(connection.sock, view, stall_timeout, connection.early_response)
 
 
-class _Watchful(HTTPConnection):
+class _GuardedConnection(HTTPConnection):
     """A connection that looks where it has come to, and stops sending a body when its request is answered.
 
     urllib3 then reads the answer. While a head is sent nobody looks: what is there then belongs to an earlier request.
     """
 
-    way: _Way
+    policy: _ConnectionPolicy
     response_class = BoundedResponse
-    early: Early | None = None
+    early_response: EarlyResponse | None = None
 
     def send(self, data: object) -> None:
-        self.way.send(self, data)
+        self.policy.send(self, data)
 
     def _new_conn(self) -> socket.socket:
         # Relied on: every connection of urllib3's begins with this, and TLS comes after it.
         opened: socket.socket = super()._new_conn()
         try:
-            self.way.check(self, opened)
+            self.policy.check_address(self, opened)
         except BaseException:
             opened.close()
             raise
         return opened
 
     def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401 - http.client's
-        self.early = None
+        self.early_response = None
         super().endheaders(message_body, encode_chunked=encode_chunked)
-        self.early = Early()
+        self.early_response = EarlyResponse()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        early, self.early = self.early, None
+        early, self.early_response = self.early_response, None
         self.response_class = (
             functools.partial(BoundedResponse, beginning=bytes(early.beginning), is_last=early.is_final)  # type: ignore[assignment]
             if early

@@ -14,16 +14,16 @@ from ocistream.streams import clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Pace", "Throttle", "Turns"]
+__all__ = ["RateLimits", "RequestThrottle", "Throttle"]
 
 #: So many pieces a second at the least: each is waited for on its own, and must not be felt as a burst.
-_PIECES: Final = 16
+_PIECES_PER_SECOND: Final = 16
 _SMALLEST_PIECE: Final = 512
 #: What the kernel is to hold for one connection, in bytes: a sixteenth of a second's worth. Left alone it takes up to
 #: some MB ahead of whoever reads slowly, and the line sees them all at once. Above the greatest of these it is left
 #: alone: that is less than a second's worth then, and a small window would slow down a line with long ways.
-_LEAST_BUFFER: Final = 16 * limits.KIB
-_MOST_BUFFER: Final = 256 * limits.KIB
+_MIN_BUFFER: Final = 16 * limits.KIB
+_MAX_BUFFER: Final = 256 * limits.KIB
 
 
 class Throttle:
@@ -39,7 +39,7 @@ class Throttle:
         self._lock = threading.Lock()
         self._free_at = clock()
         #: How many bytes to move at once, at most.
-        self.piece = int(min(limits.CHUNK, max(_SMALLEST_PIECE, rate / _PIECES)))
+        self.piece_size = int(min(limits.CHUNK_SIZE, max(_SMALLEST_PIECE, rate / _PIECES_PER_SECOND)))
 
     def spend(self, count: int) -> float:
         """Count `count` bytes, and say in how many seconds they have had their time: so long is to be waited."""
@@ -49,7 +49,7 @@ class Throttle:
             return self._free_at - now
 
 
-class Turns:
+class RequestThrottle:
     """Evenly spaced turns for each host. Safe for several threads."""
 
     def __init__(self, *, clock: Callable[[], float] = clock.now) -> None:
@@ -58,7 +58,7 @@ class Turns:
         self._lock = threading.Lock()
         self._next: dict[str, float] = {}
 
-    def take(self, host: str, per_second: float | None) -> float:
+    def reserve(self, host: str, per_second: float | None) -> float:
         """Take the next turn at a host, and say in how many seconds it comes; None is any number a second."""
         if per_second is None:
             return 0.0
@@ -69,15 +69,15 @@ class Turns:
         return turn - now
 
 
-class Pace:
+class RateLimits:
     """How fast all connections of one run may be together, however many transports have them."""
 
     def __init__(self, limit_rate: float | None = None) -> None:
         """Allow `limit_rate` bytes a second in each direction, None for any number."""
         self.download = Throttle(limit_rate) if limit_rate else None
         self.upload = Throttle(limit_rate) if limit_rate else None
-        self.turns = Turns()
+        self.requests = RequestThrottle()
         #: What sockets are to be told of their buffers, None to leave them alone.
         self.socket_buffer: int | None = None
-        if limit_rate and limit_rate <= _MOST_BUFFER * _PIECES:
-            self.socket_buffer = max(_LEAST_BUFFER, int(limit_rate / _PIECES))
+        if limit_rate and limit_rate <= _MAX_BUFFER * _PIECES_PER_SECOND:
+            self.socket_buffer = max(_MIN_BUFFER, int(limit_rate / _PIECES_PER_SECOND))

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ocistream import limits
-from ocistream.errors import FinalNetworkError
+from ocistream.errors import PermanentNetworkError
 from ocistream.http.bodies import StreamedBody
-from ocistream.http.endpoints import tls_for
-from ocistream.http.origins import Origin, check_target, is_inward, redacted, resolved
+from ocistream.http.endpoints import choose_tls
+from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ocistream.http.connections import Answer, Connections
+    from ocistream.http.connections import Connections, Response
     from ocistream.http.endpoints import Endpoint
     from ocistream.http.hosts import HostSettings
-    from ocistream.http.rate_limits import Turns
+    from ocistream.http.rate_limits import RequestThrottle
 
-__all__ = ["Following", "Request"]
+__all__ = ["RedirectFollower", "Request"]
 
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_REDIRECT_STATUSES: Final = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Request:
     timeout: tuple[float, float] | None = None
 
     @property
-    def begun(self) -> bool:
+    def is_started(self) -> bool:
         """Whether a part of the body has gone already, so that it cannot be sent again."""
-        return isinstance(self.body, StreamedBody) and self.body.begun
+        return isinstance(self.body, StreamedBody) and self.body.is_started
 
     def with_authorization(self, value: str | None) -> Request:
         """Give the same request with this Authorization, or without one."""
@@ -54,14 +54,14 @@ class Request:
         return replace(self, headers=headers | {"Authorization": value} if value else headers)
 
 
-class Following:
+class RedirectFollower:
     """How requests get to where they lead. Safe for several threads."""
 
     def __init__(
         self,
         connections: Connections,
         hosts: Callable[[str, str], HostSettings],
-        turns: Turns,
+        turns: RequestThrottle,
         per_second: float | None,
         wait: Callable[[float], None],
         cancelled: threading.Event,
@@ -73,7 +73,7 @@ class Following:
         """
         self._connections = connections
         self._hosts = hosts
-        self._turns = turns
+        self._request_throttle = turns
         self._per_second = per_second
         self._wait = wait
         self._cancelled = cancelled
@@ -81,7 +81,7 @@ class Following:
         self._known: dict[tuple[str, str], HostSettings] = {}
         self._not_before: dict[str, float] = {}
 
-    def host(self, registry: str, repository: str = "") -> HostSettings:
+    def host_settings(self, registry: str, repository: str = "") -> HostSettings:
         """Give the settings of a host, for one of its repositories."""
         key = registry, repository
         with self._lock:
@@ -89,58 +89,60 @@ class Following:
                 self._known[key] = self._hosts(*key)
             return self._known[key]
 
-    def hold_back(self, url: str, seconds: float) -> None:
+    def pause_host(self, url: str, seconds: float) -> None:
         """Let no request go to this URL's host for so many seconds."""
         host = urlsplit(url).netloc
         with self._lock:
             self._not_before[host] = max(self._not_before.get(host, 0.0), clock.now() + seconds)
 
-    def send(self, endpoint: Endpoint, request: Request, url: str) -> Answer:
+    def send(self, endpoint: Endpoint, request: Request, url: str) -> Response:
         """Send, and follow redirects: at most five, never down to http, and credentials stay where they belong."""
-        home = Origin.of(url)
+        home = Origin.from_url(url)
         trusted = home == endpoint.origin
         leader = None if trusted else endpoint.origin
         for hops in range(limits.MAX_REDIRECTS + 1):
-            self._wait_for_turn(endpoint, url)
-            answer = self.once(endpoint, request, url, trusted=trusted, leader=leader)
+            self._wait_for_rate_limit(endpoint, url)
+            answer = self.send_once(endpoint, request, url, trusted=trusted, leader=leader)
             answer.hops = hops
             location = answer.header("Location")
-            if answer.status not in _REDIRECTS or not location:
+            if answer.status not in _REDIRECT_STATUSES or not location:
                 return answer
             answer.drain()
-            where = f"{request.method} {redacted(url)}"
-            target = resolved(url, location)
-            if Origin.of(target) != home:
+            where = f"{request.method} {redact_url(url)}"
+            target = resolve_url(url, location)
+            if Origin.from_url(target) != home:
                 trusted = False
                 request = request.with_authorization(None)
                 if request.body is not None:
-                    msg = f"{where} was redirected to another host, {redacted(target)}: not followed"
-                    raise FinalNetworkError(msg)
-            if request.begun:
+                    msg = f"{where} was redirected to another host, {redact_url(target)}: not followed"
+                    raise PermanentNetworkError(msg)
+            if request.is_started:
                 msg = f"{where} was redirected after its body was sent"
-                raise FinalNetworkError(msg)
-            leader = Origin.of(url)
+                raise PermanentNetworkError(msg)
+            leader = Origin.from_url(url)
             self.check_target(leader, target)
             url = target
-        msg = f"{request.method} {redacted(url)}: more than {limits.MAX_REDIRECTS} redirects"
-        raise FinalNetworkError(msg)
+        msg = f"{request.method} {redact_url(url)}: more than {limits.MAX_REDIRECTS} redirects"
+        raise PermanentNetworkError(msg)
 
-    def once(self, endpoint: Endpoint, request: Request, url: str, *, trusted: bool, leader: Origin | None) -> Answer:
+    def send_once(
+        self, endpoint: Endpoint, request: Request, url: str, *, trusted: bool, leader: Origin | None
+    ) -> Response:
         """Send at once, and follow nothing. `leader` is who has led to this URL; None where it is the endpoint's own.
 
         What is not `trusted` sees no client certificate of the endpoint's.
         """
-        target = Origin.of(url)
-        tls = tls_for(endpoint, target, self._settings_of(endpoint, url), trusted=trusted)
+        target = Origin.from_url(url)
+        tls = choose_tls(endpoint, target, self._settings_for(endpoint, url), trusted=trusted)
         # Once more than by `check_target`, since a name may have another address by now.
-        only_outside = leader is not None and leader.host != target.host and self._is_outside(leader)
+        only_outside = leader is not None and leader.host != target.host and self._is_external(leader)
         return self._connections.send(
             request.method, url, request.headers, request.body, request.timeout, tls, only_outside=only_outside
         )
 
-    def _is_outside(self, origin: Origin) -> bool:
-        known = self._connections.is_outside(origin.host)
-        return not is_inward(origin.host) if known is None else known
+    def _is_external(self, origin: Origin) -> bool:
+        known = self._connections.is_external(origin.host)
+        return not is_internal(origin.host) if known is None else known
 
     def check_target(self, home: Origin, url: str) -> None:
         """Hold against where a registry is where it leads to (`http.origins.check_target`).
@@ -148,21 +150,21 @@ class Following:
         Raises:
             FinalNetworkError: it must not lead there.
         """
-        check_target(home, url, is_outside=self._connections.is_outside(home.host))
+        check_target(home, url, is_outside=self._connections.is_external(home.host))
 
-    def _settings_of(self, endpoint: Endpoint, url: str) -> HostSettings:
+    def _settings_for(self, endpoint: Endpoint, url: str) -> HostSettings:
         """Give the settings of the host that a URL leads to, whoever led there."""
-        if Origin.of(url) == endpoint.origin:
+        if Origin.from_url(url) == endpoint.origin:
             return endpoint.settings
-        return self.host(urlsplit(url).netloc.rpartition("@")[2])
+        return self.host_settings(urlsplit(url).netloc.rpartition("@")[2])
 
-    def _wait_for_turn(self, endpoint: Endpoint, url: str) -> None:
+    def _wait_for_rate_limit(self, endpoint: Endpoint, url: str) -> None:
         if self._cancelled.is_set():
             self._wait(0)
         host = urlsplit(url).netloc
         with self._lock:
             delay = self._not_before.get(host, 0.0) - clock.now()
-        per_second = self._settings_of(endpoint, url).requests_per_second or self._per_second
-        delay = max(delay, self._turns.take(host, per_second))
+        per_second = self._settings_for(endpoint, url).requests_per_second or self._per_second
+        delay = max(delay, self._request_throttle.reserve(host, per_second))
         if delay > 0:
             self._wait(delay)

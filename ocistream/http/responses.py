@@ -9,25 +9,25 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.http.sending import Prefixed
+from ocistream.http.sending import PrefixedFile
 
 if TYPE_CHECKING:
     import socket
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["BoundedResponse", "EndlessError"]
+__all__ = ["BoundedResponse", "EndlessResponseError"]
 
 #: Interim answers (RFC 9110, section 15.2) before the one that counts; few servers send even one.
 _MAX_INTERIM: Final = 10
 #: All lines of an answer, in bytes: interim answers, headers, and what stands between the chunks of its body and
 #: behind them. Of headers alone most clients and proxies take no more than 64 KiB.
-_MAX_LINES: Final = 256 * limits.KIB
+_MAX_LINE_BYTES: Final = 256 * limits.KIB
 #: So many bytes of further lines does each byte of a body allow for: a chunk of one byte needs three.
-_LINES_PER_BYTE: Final = 16
+_LINE_BYTES_PER_BODY_BYTE: Final = 16
 
 
-class EndlessError(Exception):
+class EndlessResponseError(Exception):
     """An answer that would never end; no `OSError`, since urllib3 would count it among those to try again."""
 
 
@@ -39,7 +39,7 @@ class BoundedResponse(http.client.HTTPResponse):
     of `100 Continue`, unless `headers` says that one was read.
     """
 
-    fp: _Input
+    fp: _BoundedReader
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class BoundedResponse(http.client.HTTPResponse):
         """
         super().__init__(sock, debuglevel, method)
         raw = self.fp.detach()
-        self.fp = _Input(_Wire(Prefixed(beginning, raw) if beginning else raw))
+        self.fp = _BoundedReader(_SocketReader(PrefixedFile(beginning, raw) if beginning else raw))
         self._is_last = is_last
         #: TLS gives 16 KiB at a time: those are gathered below Python.
-        self._gathers = hasattr(sock, "version")
+        self._fills_buffer = hasattr(sock, "version")
 
     def begin(self) -> None:
         """Read the head of the answer that counts."""
@@ -72,12 +72,12 @@ class BoundedResponse(http.client.HTTPResponse):
             # The other side still waits for the rest of the request.
             self.will_close = True
         self.fp.raw.end_head()
-        self.fp.gives_what_is_there = not (self.chunked or self._gathers)
+        self.fp.allows_short_reads = not (self.chunked or self._fills_buffer)
 
     @property
-    def at_once(self) -> int:
+    def read_size(self) -> int:
         """How many bytes it is of use to ask for at once: where all of them are waited for, not too many."""
-        return limits.PAGE if not self.isclosed() and self.fp.gives_what_is_there else limits.CHUNK
+        return limits.READ_BUFFER if not self.isclosed() and self.fp.allows_short_reads else limits.CHUNK_SIZE
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """Read some of the body, 0 at its end; over TCP as much as has come, so that it need not be waited for.
@@ -99,11 +99,11 @@ class BoundedResponse(http.client.HTTPResponse):
             raise ConnectionError(msg) from None
         if size < 0:
             msg = "a chunk of the answer's body has a negative size"
-            raise EndlessError(msg)
+            raise EndlessResponseError(msg)
         return size
 
 
-class _Wire(io.RawIOBase):
+class _SocketReader(io.RawIOBase):
     """What a socket gives. A head, from its first byte to its end, has `limits.HEAD_TIME` seconds.
 
     A byte now and then is no stall, and would keep a connection for as long as the other side likes.
@@ -112,23 +112,23 @@ class _Wire(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__()
         self._raw = raw
-        self._ends_at: float | None = None
+        self._deadline: float | None = None
         self.is_head = True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int | None:
         count = self._raw.readinto(buffer)
         if self.is_head:
             now = time.monotonic()
-            if self._ends_at is None:
-                self._ends_at = now + limits.HEAD_TIME
-            elif now > self._ends_at:
-                msg = f"the head of the answer took more than {limits.HEAD_TIME:g} s"
+            if self._deadline is None:
+                self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
+            elif now > self._deadline:
+                msg = f"the head of the answer took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
                 raise TimeoutError(msg)
         return count
 
-    def next_head(self) -> None:
+    def restart_head(self) -> None:
         """Begin anew: an interim answer is over, and the one that counts may take its time to begin."""
-        self._ends_at = None
+        self._deadline = None
 
     def end_head(self) -> None:
         """Be no more than what is below: a body takes the time that it takes."""
@@ -146,46 +146,46 @@ class _Wire(io.RawIOBase):
         super().close()
 
 
-class _Input(io.BufferedReader):
+class _BoundedReader(io.BufferedReader):
     """What a server sends of one answer."""
 
-    raw: _Wire
+    raw: _SocketReader
 
-    def __init__(self, raw: _Wire) -> None:
+    def __init__(self, raw: _SocketReader) -> None:
         super().__init__(raw)
         self._heads = 0
-        self._left = _MAX_LINES
+        self._line_bytes_left = _MAX_LINE_BYTES
         #: Whether less than was asked for is given where it would have to be waited for.
-        self.gives_what_is_there = False
+        self.allows_short_reads = False
 
     def readline(self, size: int | None = -1) -> bytes:
-        most = self._left + 1
+        most = self._line_bytes_left + 1
         line = super().readline(most if size is None or size < 0 else min(size, most))
-        self._left -= len(line)
-        if self._left < 0:
-            msg = f"more than {_MAX_LINES} bytes of headers, or between the chunks of the answer's body"
-            raise EndlessError(msg)
+        self._line_bytes_left -= len(line)
+        if self._line_bytes_left < 0:
+            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the answer's body"
+            raise EndlessResponseError(msg)
         if self.raw.is_head and line in {b"\r\n", b"\n"}:
             self._heads += 1
-            self.raw.next_head()
+            self.raw.restart_head()
             if self._heads > _MAX_INTERIM + 1:
                 msg = f"more than {_MAX_INTERIM} interim answers"
-                raise EndlessError(msg)
+                raise EndlessResponseError(msg)
         return line
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
             # What is read here has a size, unless it is a chunk of a negative one: that would be all there is to come.
             msg = "a chunk of the answer's body has a negative size"
-            raise EndlessError(msg)
+            raise EndlessResponseError(msg)
         content = super().read(size)
-        self._saw(len(content))
+        self._count_body(len(content))
         return content
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        count = super().readinto1(buffer) if self.gives_what_is_there else super().readinto(buffer)
-        self._saw(count)
+        count = super().readinto1(buffer) if self.allows_short_reads else super().readinto(buffer)
+        self._count_body(count)
         return count
 
-    def _saw(self, count: int) -> None:
-        self._left = min(self._left + _LINES_PER_BYTE * count, _MAX_LINES)
+    def _count_body(self, count: int) -> None:
+        self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)

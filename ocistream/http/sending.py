@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["AnsweredError", "Early", "Prefixed", "send_all"]
+__all__ = ["EarlyResponse", "EarlyResponseError", "PrefixedFile", "send_all"]
 
 #: `HTTP/1.1 413`: so much says whether an answer is the one that counts (RFC 9112, section 4).
-_STATUS: Final = 12
+_STATUS_LENGTH: Final = 12
 _FIRST_DIGIT: Final = slice(9, 10)
 
 
-class AnsweredError(BrokenPipeError):
+class EarlyResponseError(BrokenPipeError):
     """The answer is there before all was sent; to urllib3, as to us, that is a reason to read it and no failure."""
 
 
-class Early:
+class EarlyResponse:
     """What has come on a connection while a request was sent: `beginning`, of its answer or an interim one."""
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Early:
         self.beginning = bytearray()
         self.is_final = False
 
-    def arrived(self, connection: socket.socket, timeout: float) -> bool:
+    def has_arrived(self, connection: socket.socket, timeout: float) -> bool:
         """Wait until something can be sent; say whether the answer is there.
 
         Raises:
             TimeoutError: nothing can be sent for `timeout` seconds, nor has anything come.
         """
-        if len(self.beginning) >= _STATUS:
+        if len(self.beginning) >= _STATUS_LENGTH:
             return self.is_final
         poll = select.poll()
         poll.register(connection, select.POLLIN | select.POLLOUT)
@@ -56,18 +56,18 @@ class Early:
     def _read(self, connection: socket.socket, timeout: float) -> None:
         connection.settimeout(0)
         try:
-            self.beginning += connection.recv(_STATUS - len(self.beginning))
+            self.beginning += connection.recv(_STATUS_LENGTH - len(self.beginning))
         except (ssl.SSLError, OSError):
             # Nothing yet (of TLS it may have been a ticket only), or the connection broke: sending will show.
             pass
         finally:
             connection.settimeout(timeout)
-        if len(self.beginning) == _STATUS:
+        if len(self.beginning) == _STATUS_LENGTH:
             # Interim answers say nothing about the body.
             self.is_final = self.beginning[_FIRST_DIGIT] != b"1"
 
 
-def send_all(connection: socket.socket, view: memoryview, timeout: float, early: Early | None) -> None:
+def send_all(connection: socket.socket, view: memoryview, timeout: float, early_blobs: EarlyResponse | None) -> None:
     """Send all of `view`; that none of it moves for `timeout` seconds is a failure.
 
     Raises:
@@ -76,15 +76,15 @@ def send_all(connection: socket.socket, view: memoryview, timeout: float, early:
     """
     sent = 0
     while sent < len(view):
-        if early is not None and early.arrived(connection, timeout):
-            raise AnsweredError(errno.EPIPE, "the request was answered before all of it was sent")
+        if early_blobs is not None and early_blobs.has_arrived(connection, timeout):
+            raise EarlyResponseError(errno.EPIPE, "the request was answered before all of it was sent")
         try:
             sent += connection.send(view[sent:])
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             raise BrokenPipeError(errno.EPIPE, "the other side has closed the connection") from error
 
 
-class Prefixed(io.RawIOBase):
+class PrefixedFile(io.RawIOBase):
     """A raw file of which the beginning was read already."""
 
     def __init__(self, beginning: bytes, raw: io.RawIOBase) -> None:

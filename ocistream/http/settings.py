@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.http.retry import Patience
+from ocistream.http.retry import RetryPolicy
 from ocistream.http.tls import TlsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["TransportSettings"]
+__all__ = ["HttpSettings"]
 
 
 @dataclass(frozen=True, slots=True)
-class TransportSettings:
+class HttpSettings:
     """What the user may set of the network. Times are in seconds."""
 
     #: Hosts other than loopback ones speak plain HTTP too.
@@ -29,7 +29,7 @@ class TransportSettings:
     store_timeout: float = 900.0
     #: So many bytes of it are moved or hashed in a second by the slowest storage: a small blob is stored at once.
     store_rate: float = 4.0 * limits.MIB
-    patience: Patience = field(default_factory=Patience)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     #: A file or directory of CA certificates in place of the system's.
     ca_file: str | None = None
     #: What the user named. Its CAs are for all hosts; its client certificates, and that certificates are not checked,
@@ -41,9 +41,9 @@ class TransportSettings:
     proxies: Mapping[str, str] = field(default_factory=dict)
     user_agent: str = "ocistream"
     #: Gives a hint with the options in it as the user writes them: `--src-ca-cert` for `--ca-cert`.
-    hint: Callable[[str], str] = str
+    format_hint: Callable[[str], str] = str
 
-    def answer_timeout(self, stored: float) -> float:
+    def response_timeout(self, stored: float) -> float:
         """Say how many seconds an answer may be waited for, before which so many bytes have to be stored."""
         longest = max(self.store_timeout, self.stall_timeout)
         return min(longest, self.stall_timeout + stored / self.store_rate)

@@ -16,7 +16,7 @@ from ocistream.errors import UsageError
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
 
-__all__ = ["Contexts", "TlsSettings", "check"]
+__all__ = ["TlsContexts", "TlsSettings", "check_tls_files"]
 
 #: Where systems keep their bundle, for a Python that was built for another one and looks in the wrong place.
 _BUNDLES: Final = (
@@ -39,7 +39,7 @@ class TlsSettings:
     insecure: bool = False
 
 
-def check(settings: TlsSettings) -> None:
+def check_tls_files(settings: TlsSettings) -> None:
     """Read the files that are named, so that a wrong one is found before anything moves.
 
     The system's CAs are not read, which would cost every run that speaks plain HTTP some 20 ms and 2 MB.
@@ -54,7 +54,7 @@ def check(settings: TlsSettings) -> None:
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings)
 
 
-def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
+def create_server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
     """Make the context of a server that shows this certificate (PEM, with what leads to its CA behind it).
 
     Raises:
@@ -68,7 +68,7 @@ def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
     return context
 
 
-class Contexts:
+class TlsContexts:
     """The contexts of one run. Safe for several threads.
 
     A context is as dear as the CA bundle in it (some 20 ms and 2 MB), so no connection has one of its own.
@@ -79,18 +79,18 @@ class Contexts:
         self._bundle = bundle
         self._fallback = fallback
         self._lock = threading.Lock()
-        self._made: dict[TlsSettings, ssl.SSLContext] = {}
+        self._contexts: dict[TlsSettings, ssl.SSLContext] = {}
 
-    def of(self, settings: TlsSettings) -> ssl.SSLContext:
+    def load(self, settings: TlsSettings) -> ssl.SSLContext:
         """Give the context for these settings.
 
         Raises:
             NotFoundError, LocalDiskError, UsageError: as `check`.
         """
         with self._lock:
-            if settings not in self._made:
-                self._made[settings] = self._make(settings)
-            return self._made[settings]
+            if settings not in self._contexts:
+                self._contexts[settings] = self._make(settings)
+            return self._contexts[settings]
 
     def _make(self, settings: TlsSettings) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -102,11 +102,11 @@ class Contexts:
             # A certificate that is named as trusted is trusted, also where it is the registry's own and no CA's: so
             # it is with the tools in Go, for which `certs.d` folders are made.
             context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-            self._trust_the_usual(context)
+            self._trust_system_cas(context)
         _load(context, settings)
         return context
 
-    def _trust_the_usual(self, context: ssl.SSLContext) -> None:
+    def _trust_system_cas(self, context: ssl.SSLContext) -> None:
         if self._bundle is not None:
             _load_authorities(context, self._bundle)
             return
@@ -116,10 +116,10 @@ class Contexts:
         if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
             return
         if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
-            notices.notice(f"no CA certificates where OpenSSL looks: those in {path} are trusted", level=1)
+            notices.notify(f"no CA certificates where OpenSSL looks: those in {path} are trusted", level=1)
         else:
             path = self._fallback
-            notices.notice(
+            notices.notify(
                 f"the system has no CA certificates: those of the Python package certifi, {path}, are trusted", level=1
             )
         _load_authorities(context, path)

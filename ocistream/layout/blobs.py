@@ -13,10 +13,10 @@ import stat
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, LostBeginningError
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, PartialBlobLostError
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.streams import files, partial_files, paths
-from ocistream.streams.chunks import Chunk, chunks_of, verified
+from ocistream.streams.chunks import Chunk, read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.streams.partial_files import Partial
-    from ocistream.transfer.interfaces import Blob, Unnamed
+    from ocistream.streams.partial_files import PartialFile
+    from ocistream.transfer.interfaces import Blob, NewBlob
 
-__all__ = ["BlobFolders", "no_link", "regular"]
+__all__ = ["BlobDirectory", "reject_symlink", "require_regular_file"]
 
 
-class BlobFolders:
+class BlobDirectory:
     """The folders below `blobs/` of one layout. Safe for several processes at once."""
 
     def __init__(self, path: Path) -> None:
@@ -44,25 +44,25 @@ class BlobFolders:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
         """
         parsed = parse_digest(digest)
-        return self.blob_folder(parsed.algorithm) / parsed.hex
+        return self.algorithm_directory(parsed.algorithm) / parsed.hex
 
-    def blob_folder(self, algorithm: str) -> Path:
+    def algorithm_directory(self, algorithm: str) -> Path:
         """Give the directory of the blobs of one algorithm ("sha256", "sha512"), which may not be there yet.
 
         Raises:
             ArchiveError: `blobs` or `blobs/<algorithm>` is a link.
         """
-        return no_link(no_link(self.path / "blobs") / algorithm)
+        return reject_symlink(reject_symlink(self.path / "blobs") / algorithm)
 
-    def blobs(self) -> Iterator[str]:
+    def list_blobs(self) -> Iterator[str]:
         """List the digests under which something lies there, whatever else there is."""
         with files.disk_errors(f"cannot read {self.path / 'blobs'}"):
             for algorithm in ("sha256", "sha512"):
-                folder = self.blob_folder(algorithm)
+                folder = self.algorithm_directory(algorithm)
                 names = sorted(entry.name for entry in folder.iterdir()) if paths.is_directory(folder) else []
                 yield from (digest for name in names if is_digest(digest := f"{algorithm}:{name}"))
 
-    def strangers(self) -> Iterator[str]:
+    def list_foreign_files(self) -> Iterator[str]:
         """List what lies where only blobs do and is none, by its path within the layout; unfinished files are not."""
         top = self.path / "blobs"
         with files.disk_errors(f"cannot read {top}"):
@@ -98,7 +98,7 @@ class BlobFolders:
                 parsed = parse_digest(digest)
                 # No `Path`: it keeps each of its words by `sys.intern`, and Python 3.12 keeps those for ever. Strangers
                 # may ask for any number.
-                status = os.lstat(os.path.join(self.blob_folder(parsed.algorithm), parsed.hex))  # noqa: PTH118
+                status = os.lstat(os.path.join(self.algorithm_directory(parsed.algorithm), parsed.hex))  # noqa: PTH118
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status if stat.S_ISREG(status.st_mode) else None
@@ -112,7 +112,7 @@ class BlobFolders:
             LocalDiskError: it cannot be read.
         """
         what = f"the blob {digest} in {self.path}"
-        with files.disk_errors(f"cannot read {what}"), regular(what):
+        with files.disk_errors(f"cannot read {what}"), require_regular_file(what):
             return files.open_for_reading(self.blob_path(digest))
 
     def blob_chunks(self, digest: str, size: int, offset: int = 0) -> Iterator[Chunk]:
@@ -123,7 +123,7 @@ class BlobFolders:
         """
         with self.open_blob(digest) as file, files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             file.seek(offset)
-            yield from chunks_of(file, size - offset)
+            yield from read_chunks(file, size - offset)
             if file.read(1):
                 yield b"\0"
 
@@ -135,9 +135,9 @@ class BlobFolders:
             IntegrityError: it is not what the descriptor promises.
         """
         chunks = self.blob_chunks(descriptor.digest, descriptor.size)
-        return b"".join(bytes(chunk) for chunk in verified(chunks, descriptor))
+        return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, descriptor))
 
-    def holds(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is there whole: of the right size, and, read through, of the right digest.
 
         If so, it is in use from now on.
@@ -146,7 +146,7 @@ class BlobFolders:
             return False
         self.touch(descriptor.digest)
         try:
-            for _ in verified(self.blob_chunks(descriptor.digest, descriptor.size), descriptor):
+            for _ in verify_chunks(self.blob_chunks(descriptor.digest, descriptor.size), descriptor):
                 pass
         except IntegrityError:
             return False
@@ -162,9 +162,9 @@ class BlobFolders:
 
     def lock_blobs(self) -> int | None:
         """Show others that images are being added, until what is given is closed (`streams.files.shared_lock`)."""
-        return files.shared_lock(self.path / "blobs")
+        return files.acquire_shared_lock(self.path / "blobs")
 
-    def is_added_to(self) -> bool:
+    def is_being_written(self) -> bool:
         """Say whether images are being added, which may need blobs that no image in the index does yet."""
         return files.is_locked(self.path / "blobs")
 
@@ -178,13 +178,13 @@ class BlobFolders:
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             # Without parents: a layout that is gone is not made again.
             path.parent.mkdir(exist_ok=True)
-            with files.named_at_the_end(path.parent, path.name, durable=False) as (file, name):
-                writer = files.SteadyWriter(file)
+            with files.atomic_file_named_later(path.parent, path.name, durable=False) as (file, name):
+                writer = files.WritebackWriter(file)
                 for chunk in verified_chunks:
                     writer.write(chunk)
                 name(path)
 
-    def take(self, blob: Blob) -> None:
+    def store_blob(self, blob: Blob) -> None:
         """Store a verified blob; what an earlier run has left of it is gone on with.
 
         Raises:
@@ -192,77 +192,79 @@ class BlobFolders:
             LocalDiskError: the disk is full, read-only, or otherwise in the way.
         """
         digest, size = blob.descriptor.digest, blob.descriptor.size
-        if not blob.start and (blob.open_at is None or size < limits.WORTH_KEEPING):
+        if not blob.offset and (blob.open_at is None or size < limits.MIN_PARTIAL_SIZE):
             self.write_blob(digest, blob.open())
             return
         path = self.blob_path(digest)
         with files.disk_errors(f"cannot write the blob {digest} in {self.path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with files.lasting_file(path, durable=False) as partial:
-                rest = self._rest_of(blob, partial)
-                writer = files.SteadyWriter(partial.file)
+            with files.resumable_file(path, durable=False) as partial:
+                rest = self._remaining_chunks(blob, partial)
+                writer = files.WritebackWriter(partial.file)
                 for chunk in rest:
                     writer.write(chunk)
 
-    def begun(self, digest: str) -> int:
+    def find_partial_size(self, digest: str) -> int:
         """Say how many bytes an interrupted run has left of a blob, as its file has it; 0 where there is none."""
         try:
-            status = partial_files.lasting_path(self.blob_path(digest)).lstat()
+            status = partial_files.resumable_path(self.blob_path(digest)).lstat()
         except (OSError, LocalDiskError):
             return 0
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     @staticmethod
-    def _rest_of(blob: Blob, partial: Partial) -> Iterator[Chunk]:
+    def _remaining_chunks(blob: Blob, partial: PartialFile) -> Iterator[Chunk]:
         """Go to where a blob is to be written on, and give what is left of it."""
         file, size = partial.file, blob.descriptor.size
         held = 0 if blob.resume is None else min(partial.size(), size)
-        if held < blob.start:
-            msg = f"{blob.descriptor.digest}: only {held} bytes of it are there, and {blob.start} were"
-            raise LostBeginningError(msg, hint="run the same command again: all of it is sent then")
+        if held < blob.offset:
+            msg = f"{blob.descriptor.digest}: only {held} bytes of it are there, and {blob.offset} were"
+            raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
         file.truncate(held)
         file.seek(held)
         if not held or blob.resume is None:
             return blob.open()
-        return blob.resume(chunks_of(files.Window(file.fileno(), 0), held), held)
+        return blob.resume(read_chunks(files.OffsetReader(file.fileno(), 0), held), held)
 
-    def sweep(self, older_than: float | None = None, *, sessions: bool = False, dry_run: bool = False) -> list[int]:
+    def remove_stale(
+        self, older_than: float | None = None, *, include_uploads: bool = False, dry_run: bool = False
+    ) -> list[int]:
         """Remove what killed processes have left that is of no use: what nobody can go on with, parts of blobs there.
 
         With `older_than`, parts of blobs too that nobody has gone on with for so many seconds; with `sessions`, what a
         `serve` that was killed has of uploads. Given are the sizes in bytes of what went, or with `dry_run` would go.
         """
-        sizes = [*partial_files.sweep(self.path, partial_files.is_stray_of, dry_run=dry_run).values()]
+        sizes = [*partial_files.remove_stale(self.path, partial_files.is_temporary_name, dry_run=dry_run).values()]
         for algorithm in DIGEST_HEX_LENGTHS:
-            folder = self.blob_folder(algorithm)
+            folder = self.algorithm_directory(algorithm)
 
             def is_part(entry: str, algorithm: str = algorithm) -> bool:
-                name = partial_files.lasting(entry)
+                name = partial_files.target_name(entry)
                 return name is not None and is_digest(f"{algorithm}:{name}")
 
             def is_useless(entry: str, folder: Path = folder) -> bool:
-                name = partial_files.lasting(entry)
-                return partial_files.is_stray_of(entry) or (is_part(entry) and paths.exists(folder / f"{name}"))
+                name = partial_files.target_name(entry)
+                return partial_files.is_temporary_name(entry) or (is_part(entry) and paths.exists(folder / f"{name}"))
 
             def is_left(entry: str) -> bool:
-                return is_part(entry) or (sessions and partial_files.is_session(entry))
+                return is_part(entry) or (include_uploads and partial_files.is_upload_name(entry))
 
-            gone = partial_files.sweep(folder, is_useless, dry_run=dry_run)
+            gone = partial_files.remove_stale(folder, is_useless, dry_run=dry_run)
             if older_than is not None:
-                gone |= partial_files.sweep(folder, is_left, older_than=older_than, dry_run=dry_run)
+                gone |= partial_files.remove_stale(folder, is_left, older_than=older_than, dry_run=dry_run)
             sizes += gone.values()
         return sizes
 
-    def write_unnamed(self, blob: Unnamed) -> Descriptor:
+    def write_new_blob(self, blob: NewBlob) -> Descriptor:
         """Store a blob whose digest is known when all of it has passed, and give its promise.
 
         Raises:
             LocalDiskError: the disk is full, read-only, or otherwise in the way.
         """
-        folder = self.blob_folder("sha256")
+        folder = self.algorithm_directory("sha256")
         with files.disk_errors(f"cannot write a blob in {self.path}"):
             folder.mkdir(parents=True, exist_ok=True)
-            with files.named_at_the_end(folder, durable=False) as (file, name):
+            with files.atomic_file_named_later(folder, durable=False) as (file, name):
                 for chunk in blob.open():
                     files.write_all(file, chunk)
                 descriptor = blob.descriptor()
@@ -280,7 +282,7 @@ class BlobFolders:
             self.blob_path(digest).unlink()
 
 
-def no_link(path: Path) -> Path:
+def reject_symlink(path: Path) -> Path:
     """Give a path back that is no symbolic link, or not there.
 
     Raises:
@@ -293,7 +295,7 @@ def no_link(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def regular(what: str) -> Iterator[None]:
+def require_regular_file(what: str) -> Iterator[None]:
     """Say of a link, or of anything else in a file's place, that the layout is malformed."""
     try:
         yield

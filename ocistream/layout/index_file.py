@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ocistream.layout.index import index_fields
-from ocistream.oci.strict_json import canonical_json, canonical_json_with
+from ocistream.layout.index import build_index_fields
+from ocistream.oci.strict_json import canonical_json, canonical_json_with_items
 from ocistream.streams import files
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class IndexFile:
             ArchiveError: the file is malformed, or a link.
             LocalDiskError: the file cannot be read.
         """
-        raw = self._layout.raw_index()
-        key = _key(raw)
+        raw = self._layout.read_raw_index()
+        key = _content_key(raw)
         known = self._known.get(key)
         if known is None:
-            known = LoadedIndex(self._layout.parsed_index(raw).entries, index_fields(raw), {})
+            known = LoadedIndex(self._layout.parse_index(raw).entries, build_index_fields(raw), {})
             self._known = {key: known}
         return known
 
@@ -72,9 +72,9 @@ class IndexFile:
             OSError: the file cannot be written.
         """
         lines = (index.lines[id(entry)] for entry in index.entries)
-        raw = canonical_json_with(index.fields, "manifests", lines)
+        raw = canonical_json_with_items(index.fields, "manifests", lines)
         self._layout.check_index_size(len(index.entries), len(raw))
-        before, after = self._known, {_key(raw): index}
+        before, after = self._known, {_content_key(raw): index}
         # A thread that reads the new file before this function returns finds it here too.
         self._known = {**before, **after}
         try:
@@ -86,5 +86,5 @@ class IndexFile:
         self._known = after
 
 
-def _key(raw: bytes | None) -> bytes:
+def _content_key(raw: bytes | None) -> bytes:
     return b"" if raw is None else hashlib.sha256(raw).digest()

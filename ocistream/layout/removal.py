@@ -10,8 +10,8 @@ import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UsageError
-from ocistream.layout.gc import Mentioned, mentioned
-from ocistream.layout.index import HUNG_NAME, goes_by, name_of, names_there, roots_of, tag_of
+from ocistream.layout.gc import DocumentReferences, read_references
+from ocistream.layout.index import REFERRER_NAME, build_roots, format_image_names, image_name_of, matches_name, tag_of
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import cosign_subject
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["Removed", "remove"]
+__all__ = ["RemovalResult", "remove_images"]
 
 
-class Removed(NamedTuple):
+class RemovalResult(NamedTuple):
     """Entries that are gone from `index.json`: the images that were named, and what hung on them."""
 
     images: list[Descriptor]
-    hanging: list[Descriptor]
+    referrers: list[Descriptor]
 
 
-def remove(layout: LayoutDirectory, names: Sequence[str], *, dry_run: bool = False) -> Removed:
+def remove_images(layout: LayoutDirectory, names: Sequence[str], *, dry_run: bool = False) -> RemovalResult:
     """Take the images that go by `names` out of the index, all or none of them; with `dry_run` none.
 
     A digest takes every entry that has it; a name one of several that go by it would be a guess, and is refused.
@@ -44,66 +44,68 @@ def remove(layout: LayoutDirectory, names: Sequence[str], *, dry_run: bool = Fal
     """
     layout.check()
     if dry_run:
-        return _chosen(layout, layout.entries(), names)[1]
-    removed = Removed([], [])
+        return _split_entries(layout, layout.list_entries(), names)[1]
+    removed = RemovalResult([], [])
 
     def change(entries: list[Descriptor]) -> list[Descriptor]:
         nonlocal removed
-        kept, removed = _chosen(layout, entries, names)
+        kept, removed = _split_entries(layout, entries, names)
         return kept
 
     layout.change_index(change)
     return removed
 
 
-def _chosen(
+def _split_entries(
     layout: LayoutDirectory, entries: Sequence[Descriptor], names: Sequence[str]
-) -> tuple[list[Descriptor], Removed]:
+) -> tuple[list[Descriptor], RemovalResult]:
     """Give the entries that stay, and those that go."""
-    roots = roots_of(entries)
+    roots = build_roots(entries)
     going: dict[int, Descriptor] = {}
     for name in names:
-        found = [place for place, root in enumerate(roots) if goes_by(root, name)]
+        found = [place for place, root in enumerate(roots) if matches_name(root, name)]
         if not found:
             msg = f"there is no image {printable(name)!r} in {layout.path}"
-            raise NotFoundError(msg, hint=f"its images are: {names_there(roots)}")
+            raise NotFoundError(msg, hint=f"its images are: {format_image_names(roots)}")
         if len(found) > 1 and any(entries[place].digest != name for place in found):
-            several = names_there([roots[place] for place in found])
+            several = format_image_names([roots[place] for place in found])
             msg = f"there are {len(found)} images that go by {printable(name)!r}"
             raise UsageError(msg, hint=f"name one: {several}; by a digest all that have it go")
         going.update((place, entries[place]) for place in found)
     images = list(going.values())
     rest = [entry for place, entry in enumerate(entries) if place not in going]
-    hanging = _left_hanging(_Reading(layout), rest, images)
+    hanging = _find_orphaned_referrers(_ReferenceReader(layout), rest, images)
     gone = {id(entry) for entry in hanging}
-    return [entry for entry in rest if id(entry) not in gone], Removed(images, hanging)
+    return [entry for entry in rest if id(entry) not in gone], RemovalResult(images, hanging)
 
 
-def _left_hanging(reading: _Reading, rest: Sequence[Descriptor], images: Sequence[Descriptor]) -> list[Descriptor]:
+def _find_orphaned_referrers(
+    reading: _ReferenceReader, rest: Sequence[Descriptor], images: Sequence[Descriptor]
+) -> list[Descriptor]:
     """Give what hangs on what goes, and on nothing that stays."""
-    loose = [entry for entry in rest if name_of(entry) is None]
-    going = reading.below(entry.digest for entry in images)
-    going -= reading.below(entry.digest for entry in rest if name_of(entry) is not None)
+    loose = [entry for entry in rest if image_name_of(entry) is None]
+    going = reading.find_below(entry.digest for entry in images)
+    going -= reading.find_below(entry.digest for entry in rest if image_name_of(entry) is not None)
     # What hangs on nothing at all is an image of its own; what hangs on what stays keeps what it leads to.
     found: list[Descriptor] = []
     while True:
-        more = [entry for entry in loose if (subject := reading.subject(entry)) is not None and subject in going]
+        more = [entry for entry in loose if (subject := reading.find_subject(entry)) is not None and subject in going]
         if not more:
             return found
         found += more
         hung = {id(entry) for entry in more}
         loose = [entry for entry in loose if id(entry) not in hung]
-        going |= reading.below(entry.digest for entry in more)
+        going |= reading.find_below(entry.digest for entry in more)
 
 
-class _Reading:
+class _ReferenceReader:
     """Reads manifests, each once. One that cannot be read leads nowhere: its image can be removed all the same."""
 
     def __init__(self, layout: LayoutDirectory) -> None:
         self._layout = layout
-        self._read: dict[str, Mentioned] = {}
+        self._references: dict[str, DocumentReferences] = {}
 
-    def below(self, digests: Iterable[str]) -> set[str]:
+    def find_below(self, digests: Iterable[str]) -> set[str]:
         """Give the digests of these documents and of all that they list."""
         found: set[str] = set()
         todo = list(digests)
@@ -111,22 +113,22 @@ class _Reading:
             digest = todo.pop()
             if digest not in found:
                 found.add(digest)
-                todo += [child for child, _ in self._of(digest).documents]
+                todo += [child for child, _ in self._read_references(digest).documents]
         return found
 
-    def subject(self, entry: Descriptor) -> str | None:
+    def find_subject(self, entry: Descriptor) -> str | None:
         """Give the digest of what an entry hangs on: by its manifest, or by a tag of cosign's."""
-        if (subject := self._of(entry.digest).subject) is not None:
+        if (subject := self._read_references(entry.digest).subject) is not None:
             return subject[0]
-        tag = tag_of(entry.annotations.get(HUNG_NAME))
+        tag = tag_of(entry.annotations.get(REFERRER_NAME))
         return cosign_subject(tag) if tag is not None else None
 
-    def _of(self, digest: str) -> Mentioned:
-        if (known := self._read.get(digest)) is None:
-            known = Mentioned([], None, [])
+    def _read_references(self, digest: str) -> DocumentReferences:
+        if (known := self._references.get(digest)) is None:
+            known = DocumentReferences([], None, [])
             size = self._layout.blob_size(digest)
             if size is not None:
                 with contextlib.suppress(ArchiveError, IntegrityError, NotFoundError):
-                    known = mentioned(self._layout, digest, size)
-            self._read[digest] = known
+                    known = read_references(self._layout, digest, size)
+            self._references[digest] = known
         return known

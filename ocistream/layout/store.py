@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from ocistream import limits, notices
 from ocistream.errors import LocalDiskError, UsageError
-from ocistream.layout.all_images import tell_same_names
+from ocistream.layout.all_images import report_duplicate_names
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.index import Selection, called, entries_of, every_image, name_of
-from ocistream.layout.index_entries import Gathering
-from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor
-from ocistream.oci.omitted_blobs import LEFT_OUT, left_out_of, left_out_text
+from ocistream.layout.index import ImageSelector, build_entries, entry_name_of, image_name_of, select_every_image
+from ocistream.layout.index_entries import IndexGraphBuilder
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import printable
 from ocistream.transfer.interfaces import Blob
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.oci.graph import Graph
-    from ocistream.oci.omitted_blobs import Reason
-    from ocistream.oci.referrers import Referrers
+    from ocistream.oci.omitted_blobs import OmissionReason
+    from ocistream.oci.referrers import ReferrerMode
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Early, Unnamed
+    from ocistream.transfer.interfaces import EarlyBlobs, NewBlob
 
-__all__ = ["LayoutSink", "LayoutSource"]
+__all__ = ["LayoutDestination", "LayoutSource"]
 
 
 class LayoutSource:
     """Images out of a layout directory."""
 
-    parallel = True
+    concurrent = True
 
     def __init__(
         self,
         path: Path,
         *,
-        select: Selection = every_image,
+        select: ImageSelector = select_every_image,
         platforms: PlatformChoice = ALL_PLATFORMS,
-        referrers: Referrers = "listed",
-        everything: bool = False,
+        referrers: ReferrerMode = "listed",
+        include_unneeded: bool = False,
     ) -> None:
         """Open a layout. With `everything`, `blobs` gives those too that no image needs.
 
@@ -59,32 +59,32 @@ class LayoutSource:
         self._layout.check()
         self._select = select
         self._platforms = platforms
-        self._referrers: Referrers = referrers
-        self._everything = everything
+        self._referrers: ReferrerMode = referrers
+        self._includes_unneeded = include_unneeded
 
-    def graph(self, early: Early) -> Graph:  # noqa: ARG002 - a directory has all its names before its bytes
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a directory has all its names before its bytes
         """Read `index.json` and every manifest below the chosen images."""
-        gathering = Gathering(self._select, self._platforms, self._referrers)
-        index = self._layout.index()
+        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        index = self._layout.read_index()
         docker = self._layout.path / "manifest.json"
         if not index.entries and os.path.lexists(docker):
-            notices.notice(
+            notices.notify(
                 f"index.json lists no image, and {docker} is not read in a directory; "
                 f"to use it: `tar -C {self._layout.path} -cf x.tar .`, then push x.tar"
             )
         gathering.begin(*index)
-        while (descriptor := gathering.needed()) is not None:
+        while (descriptor := gathering.next_needed()) is not None:
             if not self.supply(gathering, descriptor):
-                gathering.lacks(descriptor.digest)
-        graph = gathering.graph()
-        tell_same_names(graph)
+                gathering.mark_missing(descriptor.digest)
+        graph = gathering.build()
+        report_duplicate_names(graph)
         return graph
 
-    def supply(self, gathering: Gathering, needed: Descriptor) -> bool:
+    def supply(self, builder: IndexGraphBuilder, needed: Descriptor) -> bool:
         """Answer a need of a graph, and say whether that could be done."""
         if self._layout.blob_size(needed.digest) is None:
             return False
-        gathering.supply(needed.digest, self._layout.read_blob(needed))
+        builder.supply(needed.digest, self._layout.read_blob(needed))
         return True
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -92,20 +92,20 @@ class LayoutSource:
         for descriptor in wanted:
             if (blob := self.blob(descriptor)) is not None:
                 yield blob
-        if self._everything:
-            yield from self.others({descriptor.digest for descriptor in wanted})
+        if self._includes_unneeded:
+            yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
         """Give a blob, if something lies there under its digest."""
-        return None if self.lacks(descriptor) else self._blob(descriptor)
+        return None if self.is_missing(descriptor) else self._blob(descriptor)
 
-    def others(self, digests: AbstractSet[str]) -> Iterator[Blob]:
+    def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
         """Give what is there and is none of these."""
-        for digest in self._layout.blobs():
+        for digest in self._layout.list_blobs():
             if digest not in digests and (size := self._layout.blob_size(digest)) is not None:
-                yield self._blob(Descriptor(UNKNOWN_TYPE, digest, size))
+                yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
 
-    def lacks(self, descriptor: Descriptor) -> bool:
+    def is_missing(self, descriptor: Descriptor) -> bool:
         """Say whether nothing lies there under the blob's digest."""
         return self._layout.blob_size(descriptor.digest) is None
 
@@ -122,12 +122,12 @@ class LayoutSource:
         return Blob(descriptor, chunks, open_at=chunks)
 
 
-class LayoutSink:
+class LayoutDestination:
     """Images into a layout directory, beside those that are there."""
 
-    parallel = True
-    leaves_out: Literal[True] = True
-    gathers: Literal[True] = True
+    concurrent = True
+    can_omit_blobs: Literal[True] = True
+    is_incremental: Literal[True] = True
 
     def __init__(self, path: Path) -> None:
         """Name the directory; it is made when there is something to put there, and not for an image that is not.
@@ -137,11 +137,11 @@ class LayoutSink:
             LocalDiskError: it is no directory, or cannot be read.
         """
         self._layout = LayoutDirectory(path)
-        self._layout.check_free()
+        self._layout.check_usable()
         self._created = False
         self._lock: int | None = None
         #: What is relied on: it was there, or was put there.
-        self._there: dict[str, int] = {}
+        self._stored: dict[str, int] = {}
 
     def begin(self, graph: Graph) -> None:
         """Make the directory a layout, unless it is one.
@@ -151,37 +151,37 @@ class LayoutSink:
             LocalDiskError: it cannot be made.
         """
         named: dict[str, str] = {}
-        for entry in entries_of(graph):
-            name, digest = name_of(entry), entry.digest
+        for entry in build_entries(graph):
+            name, digest = image_name_of(entry), entry.digest
             if name is not None and named.setdefault(name, digest) != digest:
                 msg = f"two images are called {printable(name)!r}, and in a layout a name stands for one"
                 raise UsageError(msg, hint=f"copy them one by one: {named[name]} and {digest}")
         self._create()
 
-    def has(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Hash what is there under the blob's name; if it is not the blob, it will be written over."""
-        is_there = self._layout.holds(descriptor)
+        is_there = self._layout.has_blob(descriptor)
         if is_there:
-            self._there[descriptor.digest] = descriptor.size
+            self._stored[descriptor.digest] = descriptor.size
         return is_there
 
-    has_manifest = has
+    has_manifest = has_blob
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Write the blob under a temporary name, and rename it once all of it has been verified.
 
         What an earlier run has left of it is gone on with.
         """
         if not self._created:
             self._create()
-        self._layout.take(blob)
-        self._there[blob.descriptor.digest] = blob.descriptor.size
+        self._layout.store_blob(blob)
+        self._stored[blob.descriptor.digest] = blob.descriptor.size
 
-    def put_rest(self, blob: Blob) -> None:
+    def write_rest(self, blob: Blob) -> None:
         """Write the rest of a blob behind what an earlier run has left of it; all of it is hashed."""
-        self.put(blob)
+        self.write(blob)
 
-    def takes_again(self) -> bool:
+    def can_retry(self) -> bool:
         """Say that nothing is left of a blob that failed."""
         return True
 
@@ -189,19 +189,19 @@ class LayoutSink:
         """Make the directory a layout, as `begin` does."""
         self.begin(graph)
 
-    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+    def write_new(self, blob: NewBlob) -> Descriptor:
         """Write the blob under a temporary name, and rename it once its digest is known."""
         if not self._created:
             self._create()
-        descriptor = self._layout.write_unnamed(blob)
-        self._there[descriptor.digest] = descriptor.size
+        descriptor = self._layout.write_new_blob(blob)
+        self._stored[descriptor.digest] = descriptor.size
         return descriptor
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back."""
         return self._layout.read_blob(descriptor)
 
-    def reread(self, descriptor: Descriptor) -> Iterator[Chunk]:
+    def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Read a blob that was put."""
         return self._layout.blob_chunks(descriptor.digest, descriptor.size)
 
@@ -213,18 +213,20 @@ class LayoutSink:
         """
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
-            if not self._layout.holds(manifest.descriptor):
+            if not self._layout.has_blob(manifest.descriptor):
                 self._layout.write_blob(digest, [manifest.raw])
-        new = entries_of(graph)
+        new = build_entries(graph)
 
         def change(entries: list[Descriptor]) -> list[Descriptor]:
             # `gc` has the same lock, so what is there now is there when the index names it.
-            self._check_there()
-            self._tell_replaced(entries, new)
-            return merge(entries, new)
+            self._check_still_stored()
+            self._report_replaced(entries, new)
+            return merge_entries(entries, new)
 
-        self._layout.change_index_and_notes(change, lambda notes: self._still_left_out(notes, graph.leaving))
-        self._layout.sweep(limits.PARTIAL_AGE)
+        self._layout.change_index_and_annotations(
+            change, lambda notes: self._build_omitted_annotation(notes, graph.omitted_from_output)
+        )
+        self._layout.remove_stale(limits.MAX_PARTIAL_AGE)
 
     def close(self) -> None:
         """Nothing is left to drop: what a blob that was not finished has left is to be gone on with."""
@@ -232,44 +234,46 @@ class LayoutSink:
         if lock is not None:
             os.close(lock)
 
-    def _tell_replaced(self, entries: Sequence[Descriptor], new: Sequence[Descriptor]) -> None:
-        digests = {name: entry.digest for entry in new if (name := called(entry)) is not None}
+    def _report_replaced(self, entries: Sequence[Descriptor], new: Sequence[Descriptor]) -> None:
+        digests = {name: entry.digest for entry in new if (name := entry_name_of(entry)) is not None}
         for entry in entries:
-            name = called(entry)
+            name = entry_name_of(entry)
             if name is not None and digests.get(name, entry.digest) != entry.digest:
                 where = f"{printable(name)} in {printable(str(self._layout.path), 1024)}"
-                notices.notice(f"{where}: replacing {entry.digest}", level=1)
+                notices.notify(f"{where}: replacing {entry.digest}", level=1)
 
-    def _check_there(self) -> None:
-        for digest, size in self._there.items():
+    def _check_still_stored(self) -> None:
+        for digest, size in self._stored.items():
             if self._layout.blob_size(digest) != size:
                 msg = f"{digest} has been removed from {self._layout.path} meanwhile"
                 raise LocalDiskError(msg, hint="run the same command again: only what is gone is moved again")
 
-    def _still_left_out(self, notes: Mapping[str, str], leaving: Mapping[str, Reason]) -> Mapping[str, str]:
+    def _build_omitted_annotation(
+        self, annotations: Mapping[str, str], omitted: Mapping[str, OmissionReason]
+    ) -> Mapping[str, str]:
         """Say of the blobs that were left out, now or before, which are not there for another reason."""
-        before = left_out_of(notes.get(LEFT_OUT, ""))
+        before = parse_omitted(annotations.get(OMITTED_ANNOTATION, ""))
         lacking = {
-            digest: reason for digest, reason in {**before, **leaving}.items() if self._layout.blob_size(digest) is None
+            digest: reason for digest, reason in {**before, **omitted}.items() if self._layout.blob_size(digest) is None
         }
-        others = {key: value for key, value in notes.items() if key != LEFT_OUT}
-        return {**others, LEFT_OUT: left_out_text(lacking)} if lacking else others
+        others = {key: value for key, value in annotations.items() if key != OMITTED_ANNOTATION}
+        return {**others, OMITTED_ANNOTATION: format_omitted(lacking)} if lacking else others
 
     def _create(self) -> None:
         self._layout.create()
         if self._lock is None:
             self._lock = self._layout.lock_blobs()
-        self._layout.sweep()
+        self._layout.remove_stale()
         self._created = True
 
 
-def merge(entries: Sequence[Descriptor], added: Sequence[Descriptor]) -> list[Descriptor]:
+def merge_entries(entries: Sequence[Descriptor], added: Sequence[Descriptor]) -> list[Descriptor]:
     """Add to the entries of an index; a name that is there gets its new meaning, the others stay."""
-    new = {_key(entry): entry for entry in added}
-    return [*(entry for entry in entries if _key(entry) not in new), *new.values()]
+    new = {_entry_key(entry): entry for entry in added}
+    return [*(entry for entry in entries if _entry_key(entry) not in new), *new.values()]
 
 
-def _key(entry: Descriptor) -> tuple[str | None, str]:
+def _entry_key(entry: Descriptor) -> tuple[str | None, str]:
     """Say what an entry is the only one of: a name, or, without one, a digest."""
-    name = called(entry)
+    name = entry_name_of(entry)
     return (name, "") if name is not None else (None, entry.digest)

@@ -27,7 +27,7 @@ DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 
 #: What a blob is called of which only the digest is known.
-UNKNOWN_TYPE: Final = "application/octet-stream"
+UNKNOWN_MEDIA_TYPE: Final = "application/octet-stream"
 #: The size of what is asked for by a digest alone.
 UNKNOWN_SIZE: Final = -1
 
@@ -63,7 +63,7 @@ class Platform:
         system = f"{self.os}({self.os_version})" if self.os_version else self.os
         return "/".join(part for part in (system, self.architecture, self.variant) if part)
 
-    def covers(self, other: Platform) -> bool:
+    def matches(self, other: Platform) -> bool:
         """Say whether `other` is what a user means who asks for this platform.
 
         A variant or version that is not asked for matches any; `arm64` and `arm64/v8`, `arm` and `arm/v7`,
@@ -75,7 +75,7 @@ class Platform:
             and (not self.os_version or self.os_version == other.os_version)
         )
 
-    def prefers(self, other: Platform) -> bool:
+    def has_same_variant(self, other: Platform) -> bool:
         """Say whether `other` is the plain form of this platform, to be taken before its other variants."""
         return _variant(self) == _variant(other)
 
@@ -122,7 +122,7 @@ class Descriptor:
     artifact_type: str | None = None
     #: What else stands in the object of an `index.json`, which is written again: others' fields are to stay. As JSON,
     #: since thousands of dicts would be held.
-    written: bytes | None = field(default=None, repr=False, compare=False)
+    extra_json: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_index(self) -> bool:
@@ -142,7 +142,7 @@ class Descriptor:
     def to_json(self) -> dict[str, Any]:
         """Give the descriptor as it stands in an `index.json`."""
         document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
-        document |= json.loads(self.written) if self.written else {}
+        document |= json.loads(self.extra_json) if self.extra_json else {}
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
         if self.platform:

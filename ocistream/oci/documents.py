@@ -13,24 +13,24 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, InvalidNameError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, is_media_type
 from ocistream.oci.reference import is_digest, parse_digest, printable
-from ocistream.oci.strict_json import canonical_json, check_keys, parse_json, passed_over
+from ocistream.oci.strict_json import canonical_json, check_keys, discard_item, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 __all__ = [
-    "FIELDS",
+    "MANIFEST_FIELDS",
+    "DescriptorListParser",
     "Document",
-    "Listing",
     "check_config",
-    "check_kind",
-    "diff_ids_of_config",
-    "media_type_of",
-    "outline",
+    "check_document_type",
+    "guess_media_type",
+    "intern_string",
+    "parse_config_platform",
     "parse_descriptor",
+    "parse_diff_ids",
     "parse_document",
-    "platform_of_config",
-    "shared_word",
+    "parse_outline",
 ]
 
 #: Documents that hold content in ways this version does not carry; refused rather than half carried.
@@ -40,18 +40,18 @@ _UNSUPPORTED_TYPES: Final = {
     "application/vnd.oci.artifact.manifest.v1+json": "an OCI artifact manifest (withdrawn before image-spec 1.1)",
     "application/vnd.cncf.oras.artifact.manifest.v1+json": "an ORAS artifact manifest",
 }
-_CONVERTED_BY_A_PUSH: Final = "push the image again with a current tool, which makes another manifest for it"
+_REPUSH_HINT: Final = "push the image again with a current tool, which makes another manifest for it"
 #: The greatest number that every other tool can hold.
 _MAX_SIZE: Final = 2**63 - 1
 _NO_ANNOTATIONS: Final[Mapping[str, str]] = {}
 _NO_CONTENT: Final[Mapping[str, bytes]] = {}
 #: Words of which one object serves for all that are equal.
-_words: Final[dict[str, str]] = {}
+_interned_strings: Final[dict[str, str]] = {}
 
 # What the objects are called that Go's tools read as structures (image-spec's specs-go/v1, distribution's manifest
 # packages): no key of theirs may be one of these but for its case. Those of maps, such as annotations, are data.
 #: Of a manifest or index, and all that is looked at of one.
-FIELDS: Final = frozenset(
+MANIFEST_FIELDS: Final = frozenset(
     {
         "schemaVersion",
         "mediaType",
@@ -64,12 +64,12 @@ FIELDS: Final = frozenset(
         "annotations",
     }
 )
-_OF_DESCRIPTOR: Final = frozenset(
+_DESCRIPTOR_FIELDS: Final = frozenset(
     {"mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"}
 )
-_OF_PLATFORM: Final = frozenset({"architecture", "os", "os.version", "os.features", "variant", "features"})
+_PLATFORM_FIELDS: Final = frozenset({"architecture", "os", "os.version", "os.features", "variant", "features"})
 #: Of an image's config. What is under `config` is for those that run it.
-_OF_CONFIG: Final = frozenset(
+_CONFIG_FIELDS: Final = frozenset(
     {
         "created",
         "author",
@@ -83,7 +83,7 @@ _OF_CONFIG: Final = frozenset(
         "history",
     }
 )
-_OF_ROOTFS: Final = frozenset({"type", "diff_ids"})
+_ROOTFS_FIELDS: Final = frozenset({"type", "diff_ids"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
     if not isinstance(fields, dict):
         msg = f"{where} is not a descriptor"
         raise ArchiveError(msg)
-    if not fields.keys() <= _OF_DESCRIPTOR:
-        check_keys(fields, _OF_DESCRIPTOR, where)
+    if not fields.keys() <= _DESCRIPTOR_FIELDS:
+        check_keys(fields, _DESCRIPTOR_FIELDS, where)
     media_type, digest, size = fields.get("mediaType"), fields.get("digest"), fields.get("size")
     if not isinstance(media_type, str) or not is_media_type(media_type):
         msg = f"{where} has no legal mediaType"
@@ -136,7 +136,7 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
         raise ArchiveError(msg)
     return Descriptor(
         # There are few of them, and tens of thousands of descriptors.
-        shared_word(media_type),
+        intern_string(media_type),
         digest,
         size,
         _parse_platform_fields(fields.get("platform"), where),
@@ -145,14 +145,18 @@ def parse_descriptor(fields: object, where: str) -> Descriptor:
     )
 
 
-def shared_word(word: str) -> str:
+def intern_string(word: str) -> str:
     """Give one object for equal words: there are few of them, and tens of thousands of descriptors.
 
     Not by `sys.intern`, of which Python 3.12 keeps everything for ever: whose words they are could fill the memory.
     """
-    if word in _words or len(_words) >= limits.MAX_SHARED_WORDS or len(word) > limits.MAX_SHARED_WORD:
-        return _words.get(word, word)
-    return _words.setdefault(word, word)
+    if (
+        word in _interned_strings
+        or len(_interned_strings) >= limits.MAX_INTERNED_STRINGS
+        or len(word) > limits.MAX_INTERNED_LENGTH
+    ):
+        return _interned_strings.get(word, word)
+    return _interned_strings.setdefault(word, word)
 
 
 def _optional_text(fields: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -169,11 +173,11 @@ def _parse_platform_fields(fields: object, where: str) -> Platform | None:
     if not isinstance(fields, dict):
         msg = f"{where}: platform is not an object"
         raise ArchiveError(msg)
-    if not fields.keys() <= _OF_PLATFORM:
-        check_keys(fields, _OF_PLATFORM, f"platform of {where}")
+    if not fields.keys() <= _PLATFORM_FIELDS:
+        check_keys(fields, _PLATFORM_FIELDS, f"platform of {where}")
     keys = ("os", "architecture", "variant", "os.version")
     # There are few of these words, and thousands of platforms.
-    platform = Platform(*(shared_word(_optional_text(fields, key, where) or "") for key in keys))
+    platform = Platform(*(intern_string(_optional_text(fields, key, where) or "") for key in keys))
     # Tools that know no platform write an empty one.
     return platform if platform.os and platform.architecture else None
 
@@ -184,7 +188,7 @@ def _parse_annotations(fields: object, where: str) -> Mapping[str, str]:
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         msg = f"{where}: annotations are not a map of strings"
         raise ArchiveError(msg)
-    return {shared_word(key): value for key, value in fields.items()} or _NO_ANNOTATIONS
+    return {intern_string(key): value for key, value in fields.items()} or _NO_ANNOTATIONS
 
 
 def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
@@ -197,39 +201,39 @@ def parse_document(descriptor: Descriptor, raw: bytes) -> Document:
     what = f"manifest {descriptor.digest}"
     if kind := _UNSUPPORTED_TYPES.get(descriptor.media_type):
         msg = f"{what} is {kind}, which is not supported"
-        raise UnsupportedError(msg, hint=_CONVERTED_BY_A_PUSH)
-    manifests, layers = Listing("manifests", what), Listing("layers", what, bare=True)
+        raise UnsupportedError(msg, hint=_REPUSH_HINT)
+    manifests, layers = DescriptorListParser("manifests", what), DescriptorListParser("layers", what, bare=True)
     fields = parse_json(
-        raw, what, keys=FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": passed_over}
+        raw, what, keys=MANIFEST_FIELDS, convert={"manifests": manifests, "layers": layers, "blobs": discard_item}
     )
     if fields.get("schemaVersion") == 1:
         msg = f"{what} is a Docker schema 1 manifest, which is not supported"
-        raise UnsupportedError(msg, hint=_CONVERTED_BY_A_PUSH)
-    check_kind(fields, what, (descriptor.media_type,))
+        raise UnsupportedError(msg, hint=_REPUSH_HINT)
+    check_document_type(fields, what, (descriptor.media_type,))
     # Something else that an index lists is a leaf, whose bytes are carried as they are.
     known = descriptor.is_index or descriptor.is_manifest
     if not known and fields.keys() & {"config", "layers", "blobs", "manifests"}:
         msg = f"{what} is of the type {descriptor.media_type}, which is not supported"
         raise UnsupportedError(msg)
     config = parse_descriptor(fields.get("config"), f"config of {what}") if descriptor.is_manifest else None
-    listed = layers.found(fields) if descriptor.is_manifest else ()
-    children = manifests.found(fields) if descriptor.is_index else ()
-    blobs = tuple(_bare(child) for child in children if not _is_document(child))
+    listed = layers.descriptors(fields) if descriptor.is_manifest else ()
+    children = manifests.descriptors(fields) if descriptor.is_index else ()
+    blobs = tuple(_strip_descriptor(child) for child in children if not _is_document(child))
     subject = fields.get("subject")
     return Document(
         descriptor.media_type,
-        _bare(config) if config else None,
+        _strip_descriptor(config) if config else None,
         listed or blobs,
         tuple(child for child in children if _is_document(child)) if blobs else children,
         None if subject is None else parse_descriptor(subject, f"subject of {what}"),
         _optional_text(fields, "artifactType", what),
         # A list of referrers shows them; of anything else, they would be held for nothing.
         _own_annotations(fields) if subject is not None else _NO_ANNOTATIONS,
-        {**layers.embedded, **_embedded(config, fields["config"])} if config else _NO_CONTENT,
+        {**layers.embedded, **_decode_data(config, fields["config"])} if config else _NO_CONTENT,
     )
 
 
-def _embedded(descriptor: Descriptor, item: object) -> dict[str, bytes]:
+def _decode_data(descriptor: Descriptor, item: object) -> dict[str, bytes]:
     """Decode the content that stands in a descriptor's `data` (image-spec, descriptor.md), if it is small."""
     data = item.get("data") if isinstance(item, dict) else None
     if not isinstance(data, str) or descriptor.size > limits.MAX_EMBEDDED or len(data) > 2 * limits.MAX_EMBEDDED:
@@ -246,7 +250,7 @@ def _is_document(child: Descriptor) -> bool:
     return child.is_manifest or child.is_index or child.media_type in _UNSUPPORTED_TYPES
 
 
-def check_kind(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
+def check_document_type(fields: Mapping[str, Any], what: str, media_types: Collection[str]) -> None:
     """Refuse a document that may be taken for another kind than it was referenced as, by one of `media_types`.
 
     Raises:
@@ -261,12 +265,12 @@ def check_kind(fields: Mapping[str, Any], what: str, media_types: Collection[str
         raise ArchiveError(msg)
 
 
-def _bare(descriptor: Descriptor) -> Descriptor:
+def _strip_descriptor(descriptor: Descriptor) -> Descriptor:
     """Drop what nobody asks of a config or layer, and of which there may be megabytes."""
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
 
-class Listing:
+class DescriptorListParser:
     """Makes descriptors of the elements of a document's list while it is parsed.
 
     What is wrong with one is said by `found`: whether the list counts at all is known only when the whole document is.
@@ -276,39 +280,39 @@ class Listing:
         """Name the list and its document. `bare` keeps no annotations, `written` keeps what `to_json` needs."""
         self._key = key
         self._what = what
-        self._bare = bare
-        self._written = written
-        self._wrong: OcistreamError | None = None
+        self._is_minimal = bare
+        self._keeps_extra = written
+        self._error: OcistreamError | None = None
         #: Content that stands in the descriptors, by digest; of layers alone.
         self.embedded: dict[str, bytes] = {}
 
     def __call__(self, place: int, item: object) -> Descriptor | None:
         """Make a descriptor of one element, or None where something was wrong."""
-        if self._wrong is not None:
+        if self._error is not None:
             return None
         try:
-            if place >= limits.MAX_LISTED:
-                msg = f"{self._what} has more than {limits.MAX_LISTED} {self._key}"
+            if place >= limits.MAX_LIST_ENTRIES:
+                msg = f"{self._what} has more than {limits.MAX_LIST_ENTRIES} {self._key}"
                 raise ArchiveError(msg)
             descriptor = parse_descriptor(item, f"{self._key}[{place}] of {self._what}")
         except OcistreamError as error:
-            self._wrong = error
+            self._error = error
             return None
-        if self._bare:
+        if self._is_minimal:
             if len(self.embedded) < limits.MAX_EMBEDDED_BLOBS:
-                self.embedded |= _embedded(descriptor, item)
-            return _bare(descriptor)
-        return replace(descriptor, written=_others(descriptor, item)) if self._written else descriptor
+                self.embedded |= _decode_data(descriptor, item)
+            return _strip_descriptor(descriptor)
+        return replace(descriptor, extra_json=_extra_json(descriptor, item)) if self._keeps_extra else descriptor
 
-    def found(self, fields: Mapping[str, Any]) -> tuple[Descriptor, ...]:
+    def descriptors(self, fields: Mapping[str, Any]) -> tuple[Descriptor, ...]:
         """Give the descriptors that `parse_json` has put into `fields`.
 
         Raises:
             ArchiveError: there is no such list, it is too long, or one of them is malformed.
             UnsupportedError: the algorithm of a digest is not registered.
         """
-        if self._wrong is not None:
-            raise self._wrong
+        if self._error is not None:
+            raise self._error
         listed = fields.get(self._key)
         # Go writes an empty list as null.
         if listed is None and self._key in fields:
@@ -319,7 +323,7 @@ class Listing:
         return tuple(listed)
 
 
-def _others(descriptor: Descriptor, item: object) -> bytes | None:
+def _extra_json(descriptor: Descriptor, item: object) -> bytes | None:
     """Give what stands in an object and not in the descriptor that was made of it."""
     known = descriptor.to_json()
     fields = item if isinstance(item, dict) else {}
@@ -339,24 +343,24 @@ def _own_annotations(fields: Mapping[str, Any]) -> Mapping[str, str]:
     return _NO_ANNOTATIONS
 
 
-def platform_of_config(raw: bytes, what: str) -> Platform | None:
+def parse_config_platform(raw: bytes, what: str) -> Platform | None:
     """Read the platform out of an image configuration, or None where it names none.
 
     Raises:
         ArchiveError: the configuration is malformed.
     """
     keys = {"os", "architecture", "variant", "os.version"}
-    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known=_OF_CONFIG)
+    fields = parse_json(raw, what, limits.MAX_CONFIG, keys=keys, known=_CONFIG_FIELDS)
     return _parse_platform_fields(fields, what)
 
 
-def diff_ids_of_config(raw: bytes, what: str) -> tuple[str, ...]:
+def parse_diff_ids(raw: bytes, what: str) -> tuple[str, ...]:
     """Read the digests of an image's plain layers, bottom first, out of its configuration (image-spec, config.md).
 
     Raises:
         ArchiveError: there are none, or they are malformed.
     """
-    rootfs = _rootfs_of(raw, what)
+    rootfs = _parse_rootfs(raw, what)
     listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     # Go writes an empty list as null.
     if isinstance(rootfs, dict) and listed is None:
@@ -373,23 +377,23 @@ def check_config(raw: bytes, what: str) -> None:
     Raises:
         ArchiveError: it is not, or it is too large.
     """
-    _rootfs_of(raw, what)
+    _parse_rootfs(raw, what)
 
 
-def _rootfs_of(raw: bytes, what: str) -> object:
-    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known=_OF_CONFIG).get("rootfs")
+def _parse_rootfs(raw: bytes, what: str) -> object:
+    rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known=_CONFIG_FIELDS).get("rootfs")
     if isinstance(rootfs, dict):
-        check_keys(rootfs, _OF_ROOTFS, f"rootfs of {what}")
+        check_keys(rootfs, _ROOTFS_FIELDS, f"rootfs of {what}")
     return rootfs
 
 
-def media_type_of(raw: bytes, what: str) -> str:
+def guess_media_type(raw: bytes, what: str) -> str:
     """Guess the media type of a manifest that came without one, from its shape.
 
     Raises:
         ArchiveError: it is no manifest.
     """
-    fields = outline(raw, what)
+    fields = parse_outline(raw, what)
     own_type = _optional_text(fields, "mediaType", what)
     if own_type:
         return own_type
@@ -403,12 +407,12 @@ def media_type_of(raw: bytes, what: str) -> str:
     raise ArchiveError(msg)
 
 
-def outline(raw: bytes, what: str) -> dict[str, Any]:
+def parse_outline(raw: bytes, what: str) -> dict[str, Any]:
     """Parse a manifest of any kind for what it says of itself; its lists are there, with nothing in them.
 
     Raises:
         ArchiveError: it is no JSON object.
     """
     keys = {"schemaVersion", "mediaType", "config", "layers", "manifests"}
-    convert = {"layers": passed_over, "manifests": passed_over}
-    return parse_json(raw, what, keys=keys, known=FIELDS, convert=convert)
+    convert = {"layers": discard_item, "manifests": discard_item}
+    return parse_json(raw, what, keys=keys, known=MANIFEST_FIELDS, convert=convert)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ocistream.oci.descriptor import CONFIG_TYPES, Descriptor, Manifest
-from ocistream.oci.referrers import Attached, LeftBehind
+from ocistream.oci.referrers import Referrer, SkippedReferrer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ocistream.oci.documents import Document
-    from ocistream.oci.omitted_blobs import Reason
-    from ocistream.oci.platforms import Taken
+    from ocistream.oci.omitted_blobs import OmissionReason
+    from ocistream.oci.platforms import ChosenPlatforms
 
-__all__ = ["Graph", "Incomplete", "Root", "children_of", "is_image"]
+__all__ = ["Graph", "IncompleteIndex", "Root", "children_of", "is_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Root:
     name: str | None
     descriptor: Descriptor
     origin: str = ""
-    stray: bool = field(default=False, compare=False)
-    taken: Taken | None = field(default=None, compare=False)
-    made: bool = field(default=False, compare=False)
+    is_stray: bool = field(default=False, compare=False)
+    chosen_platforms: ChosenPlatforms | None = field(default=None, compare=False)
+    is_synthesized: bool = field(default=False, compare=False)
     image_id: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Incomplete:
+class IncompleteIndex:
     """An index of which the source has only some platforms.
 
     `name` is the image's, or None; `digest` is the index's. `platforms` are those that are there, as text; `missing`
@@ -79,21 +79,21 @@ class Graph:
     absent: tuple[Descriptor, ...] = ()
     foreign: tuple[Descriptor, ...] = ()
     documents: Mapping[str, Document] = field(default_factory=dict, repr=False)
-    bare: bool = False
-    made: frozenset[str] = frozenset()
-    attached: Mapping[str, tuple[Attached, ...]] = field(default_factory=dict)
-    left_behind: tuple[LeftBehind, ...] = ()
-    left_out: Mapping[str, Reason] = field(default_factory=dict)
-    leaving: Mapping[str, Reason] = field(default_factory=dict)
+    has_plain_layers: bool = False
+    synthesized: frozenset[str] = frozenset()
+    referrers: Mapping[str, tuple[Referrer, ...]] = field(default_factory=dict)
+    skipped_referrers: tuple[SkippedReferrer, ...] = ()
+    omitted_from_source: Mapping[str, OmissionReason] = field(default_factory=dict)
+    omitted_from_output: Mapping[str, OmissionReason] = field(default_factory=dict)
     embedded: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    platforms_chosen: bool = field(default=False, compare=False)
-    leaves_referrers: bool = field(default=False, compare=False)
-    incomplete: tuple[Incomplete, ...] = ()
+    is_platform_filtered: bool = field(default=False, compare=False)
+    is_skipping_referrers: bool = field(default=False, compare=False)
+    incomplete_indexes: tuple[IncompleteIndex, ...] = ()
 
     @property
-    def all_attached(self) -> Iterator[Attached]:
+    def all_referrers(self) -> Iterator[Referrer]:
         """All that hangs on images, or on what does, in order."""
-        return itertools.chain.from_iterable(self.attached.values())
+        return itertools.chain.from_iterable(self.referrers.values())
 
     @property
     def size(self) -> int:
@@ -110,28 +110,28 @@ class Graph:
                 found.add(digest)
                 if document := self.documents.get(digest):
                     todo.extend(child.digest for child in children_of(document))
-                hanging = () if alone else self.attached.get(digest, ())
+                hanging = () if alone else self.referrers.get(digest, ())
                 todo.extend(attached.descriptor.digest for attached in hanging)
         return found
 
-    def without_attached(self, goes: Callable[[Attached], bool], why: str) -> Graph:
+    def without_referrers(self, goes: Callable[[Referrer], bool], why: str) -> Graph:
         """Give the graph less some of what hangs on images, and less what hangs on that, which is left behind."""
         kept = {
             subject: stays
-            for subject, those in self.attached.items()
+            for subject, those in self.referrers.items()
             if (stays := tuple(attached for attached in those if not goes(attached)))
         }
-        return replace(self, attached=kept).pruned(self.all_attached, why)
+        return replace(self, referrers=kept).prune(self.all_referrers, why)
 
-    def pruned(self, before: Iterable[Attached], why: str) -> Graph:
+    def prune(self, before: Iterable[Referrer], why: str) -> Graph:
         """Give the graph less what its roots do not need any more.
 
         What was attached `before` and has gone is left behind, for the reason `why`.
         """
         needed = set[str]().union(*map(self.reachable, self.roots))
-        kept = {subject: those for subject, those in self.attached.items() if subject in needed}
+        kept = {subject: those for subject, those in self.referrers.items() if subject in needed}
         staying = {attached.key for attached in itertools.chain.from_iterable(kept.values())}
-        left = [LeftBehind.of(attached, why) for attached in before if attached.key not in staying]
+        left = [SkippedReferrer.from_referrer(attached, why) for attached in before if attached.key not in staying]
         manifests = tuple(manifest for manifest in self.manifests if manifest.descriptor.digest in needed)
         return replace(
             self,
@@ -140,8 +140,8 @@ class Graph:
             absent=tuple(manifest for manifest in self.absent if manifest.digest in needed),
             foreign=tuple(layer for layer in self.foreign if layer.digest in needed),
             documents={m.descriptor.digest: self.documents[m.descriptor.digest] for m in manifests},
-            attached=kept,
-            left_behind=(*self.left_behind, *left),
+            referrers=kept,
+            skipped_referrers=(*self.skipped_referrers, *left),
         )
 
     def image_id(self, root: Root) -> str | None:

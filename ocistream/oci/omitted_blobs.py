@@ -15,17 +15,27 @@ from ocistream.oci.reference import is_digest, parse_reference, printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-__all__ = ["BASE", "HAVE", "LEFT_OUT", "ONLY", "VOLUME", "Reason", "grouped", "left_out_of", "left_out_text"]
+__all__ = [
+    "BASE",
+    "HAVE",
+    "NOT_SELECTED",
+    "OMITTED_ANNOTATION",
+    "VOLUME",
+    "OmissionReason",
+    "format_omitted",
+    "group_by_reason",
+    "parse_omitted",
+]
 
 #: The annotation of an `index.json` that says it.
-LEFT_OUT: Final = "vnd.ocistream.left-out"
+OMITTED_ANNOTATION: Final = "vnd.ocistream.left-out"
 
 #: The other side has said that it has the blob; the name is a registry's repository, say.
 HAVE: Final = "have"
 #: It is part of an image that the other side is known to have.
 BASE: Final = "base"
 #: It was not among those that were asked for.
-ONLY: Final = "only"
+NOT_SELECTED: Final = "only"
 #: It is in another volume of the same archive; the name is that one's.
 VOLUME: Final = "volume"
 
@@ -35,7 +45,7 @@ _MAX_NAME: Final = 512
 _MAX_ORIGINS: Final = 8
 
 
-class Reason(NamedTuple):
+class OmissionReason(NamedTuple):
     """Why a blob was left out: one of the kinds above (or of a later version's), and the name that goes with it."""
 
     kind: str
@@ -47,7 +57,7 @@ class Reason(NamedTuple):
         said = {
             HAVE: f"had by {name}",
             BASE: f"in {name}",
-            ONLY: "not asked for",
+            NOT_SELECTED: "not asked for",
             VOLUME: f"in the volume {name}",
         }
         return said.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
@@ -71,45 +81,47 @@ class Reason(NamedTuple):
         return tuple(dict.fromkeys(found))
 
 
-def left_out_text(left_out: Mapping[str, Reason]) -> str:
+def format_omitted(left_out: Mapping[str, OmissionReason]) -> str:
     """Write the annotation's text; the same blobs give the same text."""
     lines: list[str] = []
-    for reason, digests in sorted(grouped(left_out).items()):
+    for reason, digests in sorted(group_by_reason(left_out).items()):
         # A name out of a list or an archive cannot make two lines of it.
         name = printable(reason.name, _MAX_NAME)
         lines += [f"# {reason.kind} {name}".rstrip(), *sorted(digests)]
     return "\n".join(lines)
 
 
-def left_out_of(text: str, wanted: Collection[str] | None = None) -> dict[str, Reason]:
+def parse_omitted(text: str, wanted: Collection[str] | None = None) -> dict[str, OmissionReason]:
     """Read the annotation's text, and give what it says of the wanted digests, or of all; the first reason counts.
 
     Raises:
         ArchiveError: it is malformed.
     """
-    found: dict[str, Reason] = {}
-    reason = Reason("", "")
-    for line in _lines(text):
+    found: dict[str, OmissionReason] = {}
+    reason = OmissionReason("", "")
+    for line in _iterate_lines(text):
         if line.startswith("#"):
             kind, _, name = line[1:].strip().partition(" ")
-            reason = Reason(kind, name.strip())
+            reason = OmissionReason(kind, name.strip())
         elif not is_digest(line):
-            msg = f"index.json has an annotation {LEFT_OUT} with a line that is no digest: {printable(line)!r}"
+            msg = (
+                f"index.json has an annotation {OMITTED_ANNOTATION} with a line that is no digest: {printable(line)!r}"
+            )
             raise ArchiveError(msg)
         elif wanted is None or line in wanted:
             found.setdefault(line, reason)
     return found
 
 
-def grouped(left_out: Mapping[str, Reason]) -> dict[Reason, list[str]]:
+def group_by_reason(left_out: Mapping[str, OmissionReason]) -> dict[OmissionReason, list[str]]:
     """Give the digests of each reason."""
-    groups: dict[Reason, list[str]] = {}
+    groups: dict[OmissionReason, list[str]] = {}
     for digest, reason in left_out.items():
         groups.setdefault(reason, []).append(digest)
     return groups
 
 
-def _lines(text: str) -> Iterator[str]:
+def _iterate_lines(text: str) -> Iterator[str]:
     """Go through the lines that are not blank, one at a time: there may be tens of thousands."""
     start = 0
     while start <= len(text):

@@ -20,7 +20,7 @@ from ocistream.oci.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["whole"]
+__all__ = ["compile_full_match"]
 
 #: What the parser gives has no types.
 _Node: TypeAlias = Any
@@ -35,7 +35,7 @@ _CATEGORIES: Final[dict[object, Callable[[str], bool]]] = {
 }
 
 
-def whole(pattern: str) -> Callable[[str], bool]:
+def compile_full_match(pattern: str) -> Callable[[str], bool]:
     """Give what says whether an expression (Python's, of ASCII) matches the whole of a text.
 
     Raises:
@@ -50,12 +50,12 @@ def whole(pattern: str) -> Callable[[str], bool]:
     except (ValueError, re.error, RecursionError, OverflowError) as error:
         msg = f"malformed regular expression {printable(pattern)!r}: {printable(str(error))}"
         raise UsageError(msg) from error
-    _check(parsed, pattern)
+    _check_supported(parsed, pattern)
     flags = parsed.state.flags
 
     def matches(text: str) -> bool:
         try:
-            return _Matching(pattern, text, flags).matches(parsed)
+            return _Matcher(pattern, text, flags).matches(parsed)
         except RecursionError as error:
             msg = f"regular expression {printable(pattern)!r} has groups too deep within each other"
             raise UsageError(msg) from error
@@ -63,17 +63,17 @@ def whole(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
-def _check(parsed: _Node, pattern: str) -> None:
+def _check_supported(parsed: _Node, pattern: str) -> None:
     """Refuse what would have to be followed along one way alone."""
     for op, argument in parsed:
         if op not in _STEPS:
             msg = f"regular expression {printable(pattern)!r}: it has {str(op).lower().replace('_', ' ')}"
             raise UsageError(msg, hint="references to groups, atomic groups and possessive repeats are not supported")
-        for part in _parts(op, argument):
-            _check(part, pattern)
+        for part in _nested_parts(op, argument):
+            _check_supported(part, pattern)
 
 
-def _parts(op: object, argument: _Node) -> Sequence[_Node]:
+def _nested_parts(op: object, argument: _Node) -> Sequence[_Node]:
     if op is ops.BRANCH:
         return list(argument[1])
     if op in {ops.MAX_REPEAT, ops.MIN_REPEAT}:
@@ -83,7 +83,7 @@ def _parts(op: object, argument: _Node) -> Sequence[_Node]:
     return [argument[1]] if op in {ops.ASSERT, ops.ASSERT_NOT} else []
 
 
-class _Matching:
+class _Matcher:
     """One text, matched. Each step takes the positions at which it may begin, and gives those at which it may end."""
 
     def __init__(self, pattern: str, text: str, flags: int) -> None:
@@ -93,20 +93,20 @@ class _Matching:
         self._steps = 0
 
     def matches(self, parsed: _Node) -> bool:
-        return len(self._text) in self.ends(parsed, {0})
+        return len(self._text) in self.find_ends(parsed, {0})
 
-    def ends(self, parsed: _Node, starts: set[int]) -> set[int]:
+    def find_ends(self, parsed: _Node, starts: set[int]) -> set[int]:
         for op, argument in parsed:
             if not starts:
                 break
             self._steps += len(starts)
-            if self._steps > limits.MAX_MATCHING_STEPS:
+            if self._steps > limits.MAX_REGEX_STEPS:
                 msg = f"regular expression {printable(self._pattern)!r} takes too long for {printable(self._text)!r}"
                 raise UsageError(msg, hint="have fewer repeats within repeats")
             starts = _STEPS[op](self, op, argument, starts)
         return starts
 
-    def one(self, op: object, argument: _Node, starts: set[int]) -> set[int]:
+    def match_character(self, op: object, argument: _Node, starts: set[int]) -> set[int]:
         text = self._text
         return {at + 1 for at in starts if at < len(text) and self._is_in(op, argument, text[at])}
 
@@ -120,46 +120,46 @@ class _Matching:
         if op is not ops.IN:
             return any(ord(form) == argument for form in forms) is (op is ops.LITERAL)
         negated = argument[0][0] is ops.NEGATE
-        return any(_has(item, form) for item in argument[negated:] for form in forms) is not negated
+        return any(_is_item_match(item, form) for item in argument[negated:] for form in forms) is not negated
 
-    def branch(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
-        return set().union(*(self.ends(way, starts) for way in argument[1]))
+    def match_branch(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
+        return set().union(*(self.find_ends(way, starts) for way in argument[1]))
 
-    def group(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
+    def match_group(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
         _, added, removed, parsed = argument
         before = self._flags
         self._flags = (before | added) & ~removed
         try:
-            return self.ends(parsed, starts)
+            return self.find_ends(parsed, starts)
         finally:
             self._flags = before
 
-    def repeat(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
+    def match_repeat(self, _op: object, argument: _Node, starts: set[int]) -> set[int]:
         least, most, parsed = argument
         # More often than there are characters, something is repeated that matches nothing: it comes to the same.
         bound = len(self._text) + 1
         for _ in range(min(int(least), bound)):
-            starts = self.ends(parsed, starts)
+            starts = self.find_ends(parsed, starts)
         found, new = set(starts), starts
         for _ in range(min(int(most) - int(least), bound)):
-            new = self.ends(parsed, new) - found
+            new = self.find_ends(parsed, new) - found
             if not new:
                 break
             found |= new
         return found
 
-    def look(self, op: object, argument: _Node, starts: set[int]) -> set[int]:
+    def match_lookaround(self, op: object, argument: _Node, starts: set[int]) -> set[int]:
         direction, parsed = argument
 
         def sees(at: int) -> bool:
             if direction > 0:
-                return bool(self.ends(parsed, {at}))
+                return bool(self.find_ends(parsed, {at}))
             least, most = parsed.getwidth()
-            return any(at in self.ends(parsed, {at - width}) for width in range(least, min(most, at) + 1))
+            return any(at in self.find_ends(parsed, {at - width}) for width in range(least, min(most, at) + 1))
 
         return {at for at in starts if sees(at) is (op is ops.ASSERT)}
 
-    def at(self, _op: object, where: object, starts: set[int]) -> set[int]:
+    def match_anchor(self, _op: object, where: object, starts: set[int]) -> set[int]:
         text = self._text
         lines = bool(self._flags & re.MULTILINE)
 
@@ -176,7 +176,7 @@ class _Matching:
         return {at for at in starts if is_there(at)}
 
 
-def _has(item: tuple[_Node, _Node], character: str) -> bool:
+def _is_item_match(item: tuple[_Node, _Node], character: str) -> bool:
     op, argument = item
     if op is ops.LITERAL:
         return ord(character) == int(argument)
@@ -185,16 +185,16 @@ def _has(item: tuple[_Node, _Node], character: str) -> bool:
     return _CATEGORIES[argument](character)
 
 
-_STEPS: Final[dict[object, Callable[[_Matching, object, _Node, set[int]], set[int]]]] = {
-    ops.LITERAL: _Matching.one,
-    ops.NOT_LITERAL: _Matching.one,
-    ops.ANY: _Matching.one,
-    ops.IN: _Matching.one,
-    ops.BRANCH: _Matching.branch,
-    ops.SUBPATTERN: _Matching.group,
-    ops.MAX_REPEAT: _Matching.repeat,
-    ops.MIN_REPEAT: _Matching.repeat,
-    ops.ASSERT: _Matching.look,
-    ops.ASSERT_NOT: _Matching.look,
-    ops.AT: _Matching.at,
+_STEPS: Final[dict[object, Callable[[_Matcher, object, _Node, set[int]], set[int]]]] = {
+    ops.LITERAL: _Matcher.match_character,
+    ops.NOT_LITERAL: _Matcher.match_character,
+    ops.ANY: _Matcher.match_character,
+    ops.IN: _Matcher.match_character,
+    ops.BRANCH: _Matcher.match_branch,
+    ops.SUBPATTERN: _Matcher.match_group,
+    ops.MAX_REPEAT: _Matcher.match_repeat,
+    ops.MIN_REPEAT: _Matcher.match_repeat,
+    ops.ASSERT: _Matcher.match_lookaround,
+    ops.ASSERT_NOT: _Matcher.match_lookaround,
+    ops.AT: _Matcher.match_anchor,
 }

@@ -46,11 +46,11 @@ _HOST = re.compile(
 #: Longest repository name that Docker and the distribution-spec's advice (host included) accept.
 _MAX_NAME: Final = 255
 _MAX_PORT: Final = 65535
-_REPOSITORIES: Final = "a repository's name has lower-case letters and digits, parted by one of . _ / or by dashes"
-_TAGS: Final = "a tag has at most 128 characters: letters, digits, dots, dashes and underscores"
-_HOSTS: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port of at most 65535; IPv6 in [ ]"
+_REPOSITORY_HINT: Final = "a repository's name has lower-case letters and digits, parted by one of . _ / or by dashes"
+_TAG_HINT: Final = "a tag has at most 128 characters: letters, digits, dots, dashes and underscores"
+_HOST_HINT: Final = "write HOST[:PORT] with letters, digits, dots and dashes, and a port of at most 65535; IPv6 in [ ]"
 #: Scripts of which a letter may stand for another one's and not be noticed (UTS #39).
-_ALIKE: Final = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "COPTIC", "CHEROKEE"})
+_CONFUSABLE_SCRIPTS: Final = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "COPTIC", "CHEROKEE"})
 
 
 def is_digest(text: object) -> bool:
@@ -166,26 +166,26 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if at:
         parse_digest(digest)
     written, repository, tag = _split(rest)
-    registry = _host(written, f"malformed image name {shown!r}: {printable(written)!r} is not a registry's host")
+    registry = _parse_host(written, f"malformed image name {shown!r}: {printable(written)!r} is not a registry's host")
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
-        hint = "repository names are lower case" if repository.lower() != repository else _REPOSITORIES
+        hint = "repository names are lower case" if repository.lower() != repository else _REPOSITORY_HINT
         msg = f"malformed image name {shown!r}: {printable(repository)!r} is not a repository"
         raise InvalidNameError(msg, hint=hint)
     if tag is not None and not _TAG.match(tag):
         msg = f"malformed image name {shown!r}: {printable(tag)!r} is not a tag"
-        raise InvalidNameError(msg, hint=_TAGS)
+        raise InvalidNameError(msg, hint=_TAG_HINT)
     if tag is None and not digest and default_tag:
         tag = DEFAULT_TAG
     return Reference(registry, repository, tag, digest or None)
 
 
-def _host(text: str, wrong: str) -> str:
+def _parse_host(text: str, wrong: str) -> str:
     """Check `HOST[:PORT]` and give it in ASCII, a name in other letters as the DNS has it (IDNA 2008).
 
     Raises:
         InvalidNameError: it is none, or one that may be taken for another; it says `wrong`.
     """
-    host = text if text.isascii() else _in_ascii(text, wrong)
+    host = text if text.isascii() else _to_ascii(text, wrong)
     name, port = host, "0"
     if not host.endswith("]") and ":" in host:
         name, _, port = host.rpartition(":")
@@ -196,11 +196,11 @@ def _host(text: str, wrong: str) -> str:
     if name.endswith(".") and name.strip("."):
         raise InvalidNameError(wrong, hint="leave out its last dot: certificates and credentials are without it")
     if not _HOST.match(host) or int(port) > _MAX_PORT or (name.startswith("[") and not _is_ipv6(name[1:-1])):
-        raise InvalidNameError(wrong, hint=_HOSTS)
+        raise InvalidNameError(wrong, hint=_HOST_HINT)
     return host
 
 
-def _in_ascii(text: str, wrong: str) -> str:
+def _to_ascii(text: str, wrong: str) -> str:
     """Give an internationalised name as the DNS has it.
 
     No more is made alike than case and composition: of the other mappings of UTS #46 some turn one character into
@@ -228,7 +228,7 @@ def _mixes_scripts(label: str) -> bool:
     import unicodedata
 
     scripts = {unicodedata.name(letter, "").partition(" ")[0] for letter in label if letter.isalpha()}
-    return len(scripts & _ALIKE) > 1
+    return len(scripts & _CONFUSABLE_SCRIPTS) > 1
 
 
 def _is_ipv6(text: str) -> bool:
@@ -265,7 +265,9 @@ def parse_registry(text: str) -> str:
     host = text.removeprefix("https://").removeprefix("http://").rstrip("/")
     host = host.removesuffix("/v1").removesuffix("/v2")
     try:
-        host = _host(host, f"malformed registry {printable(text)!r}")
+        host = _parse_host(host, f"malformed registry {printable(text)!r}")
     except InvalidNameError as error:
-        raise InvalidNameError(error.what, hint="write HOST[:PORT]" if error.hint == _HOSTS else error.hint) from None
+        raise InvalidNameError(
+            error.message, hint="write HOST[:PORT]" if error.hint == _HOST_HINT else error.hint
+        ) from None
     return DEFAULT_REGISTRY if host in _HUB_ALIASES else host

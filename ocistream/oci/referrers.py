@@ -22,42 +22,42 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
 
 __all__ = [
-    "CONVERTED",
-    "CUT",
-    "DISOWNED",
-    "GONE",
-    "HIDDEN",
-    "NARROWED",
+    "DUPLICATE_TAG",
+    "EXCLUDED",
+    "LISTING_DENIED",
+    "LIST_TRUNCATED",
     "NOT_EXPORTED",
-    "NO_PLACE",
-    "ORPHANED",
-    "SAME_TAG",
-    "TAKEN",
-    "UNKNOWN_KIND",
+    "NOT_FOUND",
+    "NOT_IN_DOCKER_ARCHIVE",
+    "PLATFORM_FILTERED",
+    "RECOMPRESSED",
+    "SUBJECT_MISMATCH",
+    "SUBJECT_MISSING",
+    "TAG_EXISTS",
     "UNREADABLE",
-    "UNWANTED",
-    "Attached",
-    "LeftBehind",
-    "Referrers",
-    "bare",
+    "UNSUPPORTED_TYPE",
+    "Referrer",
+    "ReferrerMode",
+    "SkippedReferrer",
+    "classify_referrer",
     "cosign_subject",
     "cosign_tags",
-    "counted_kinds",
     "fallback_tag",
+    "format_kind_counts",
     "is_fallback_tag",
-    "kind_of",
-    "listed",
+    "referrer_descriptor",
+    "strip_descriptor",
     "tagged_subject",
 ]
 
 #: What is done with what hangs on an image: it goes along, or is left behind, or, where all there is is only looked at,
 #: it is an image like any other.
-Referrers: TypeAlias = Literal["along", "left", "listed"]
+ReferrerMode: TypeAlias = Literal["along", "left", "listed"]
 
 #: What cosign puts behind a digest to make a tag of it, and what stands there.
 _COSIGN: Final = {".sig": "signature", ".att": "attestation", ".sbom": "SBOM"}
 #: A part of an artifact's type -> what people call it. The first that fits counts.
-_KINDS: Final = (
+_KIND_BY_TYPE_PART: Final = (
     ("in-toto", "attestation"),
     (".att.", "attestation"),
     ("attestation", "attestation"),
@@ -70,19 +70,19 @@ _KINDS: Final = (
     ("sigstore.bundle", "signature"),
 )
 #: Why something is left behind, as it is said after `left behind:`.
-NARROWED: Final = "of the index only some platforms were taken (--platform all takes all of it)"
+PLATFORM_FILTERED: Final = "of the index only some platforms were taken (--platform all takes all of it)"
 NOT_EXPORTED: Final = "the source has only some platforms of the index that they belong to"
-UNWANTED: Final = "--no-referrers"
-CONVERTED: Final = "with its layers compressed anew, their image has another digest"
-NO_PLACE: Final = "a docker-archive has no place for them"
-GONE: Final = "they are listed, but not there"
-DISOWNED: Final = "they are listed, but do not say themselves that they belong to it"
-UNKNOWN_KIND: Final = "they are of a kind that is not supported"
-SAME_TAG: Final = "another one has the same tag"
-TAKEN: Final = "another one is there, and stays (copy --tags 'sha256-*.*' replaces it)"
-HIDDEN: Final = "the registry does not tell"
-CUT: Final = "the registry's list is longer than is read"
-ORPHANED: Final = "subject not in the source"
+EXCLUDED: Final = "--no-referrers"
+RECOMPRESSED: Final = "with its layers compressed anew, their image has another digest"
+NOT_IN_DOCKER_ARCHIVE: Final = "a docker-archive has no place for them"
+NOT_FOUND: Final = "they are listed, but not there"
+SUBJECT_MISMATCH: Final = "they are listed, but do not say themselves that they belong to it"
+UNSUPPORTED_TYPE: Final = "they are of a kind that is not supported"
+DUPLICATE_TAG: Final = "another one has the same tag"
+TAG_EXISTS: Final = "another one is there, and stays (copy --tags 'sha256-*.*' replaces it)"
+LISTING_DENIED: Final = "the registry does not tell"
+LIST_TRUNCATED: Final = "the registry's list is longer than is read"
+SUBJECT_MISSING: Final = "subject not in the source"
 UNREADABLE: Final = "manifest missing or malformed"
 #: So much of an algorithm's name and of a digest stands in the tag under which referrers are listed.
 _TAGGED_ALGORITHM: Final = 32
@@ -91,7 +91,7 @@ _COSIGN_TAG = re.compile(r"(sha256)-([0-9a-f]{64})(\.(?:sig|att|sbom))\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class Referrer:
     """A manifest that hangs on another one, whose digest is `subject`: by naming it, or by a `tag` of cosign's.
 
     `descriptor` is as lists of referrers have it, with the artifact's type and annotations.
@@ -107,13 +107,13 @@ class Attached:
         return self.subject, self.tag, self.descriptor.digest
 
     @property
-    def order(self) -> tuple[str, str]:
+    def sort_key(self) -> tuple[str, str]:
         """By what all that hangs on one subject is sorted, in whatever order a registry lists it."""
         return self.tag or "", self.descriptor.digest
 
 
 @dataclass(frozen=True, slots=True)
-class LeftBehind:
+class SkippedReferrer:
     """What hangs on an image and does not go along, and why; of `kind` None nobody knows what there is.
 
     `count` is how many it stands for, where there are too many to name each. Without a `subject` it is not known what
@@ -128,11 +128,15 @@ class LeftBehind:
     count: int | None = None
 
     @classmethod
-    def of(cls, attached: Attached, why: str) -> LeftBehind:
+    def from_referrer(cls, attached: Referrer, why: str) -> SkippedReferrer:
         """Leave something behind."""
         descriptor = attached.descriptor
         return cls(
-            attached.subject, why, kind_of(descriptor.artifact_type, attached.tag), descriptor.digest, attached.tag
+            attached.subject,
+            why,
+            classify_referrer(descriptor.artifact_type, attached.tag),
+            descriptor.digest,
+            attached.tag,
         )
 
 
@@ -167,29 +171,29 @@ def tagged_subject(tag: str) -> str | None:
     return digest if is_fallback_tag(tag) and is_digest(digest) else None
 
 
-def listed(descriptor: Descriptor, document: Document) -> Descriptor:
+def referrer_descriptor(descriptor: Descriptor, document: Document) -> Descriptor:
     """Give a manifest's descriptor as lists of referrers have it (distribution-spec, "Listing Referrers").
 
     Made of the manifest itself, it is the same whichever registry it came from.
     """
     kind = document.artifact_type or (document.config.media_type if document.config else None)
-    return replace(bare(descriptor), annotations=document.annotations, artifact_type=kind)
+    return replace(strip_descriptor(descriptor), annotations=document.annotations, artifact_type=kind)
 
 
-def bare(descriptor: Descriptor) -> Descriptor:
+def strip_descriptor(descriptor: Descriptor) -> Descriptor:
     """Give a descriptor without what some list says of it."""
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
 
-def kind_of(artifact_type: str | None, tag: str | None = None) -> str:
+def classify_referrer(artifact_type: str | None, tag: str | None = None) -> str:
     """Say what people call something of this type, or under this tag of cosign's."""
     if tag is not None and cosign_subject(tag):
         return _COSIGN[tag[tag.rindex(".") :]]
     lowered = (artifact_type or "").lower()
-    return next((kind for part, kind in _KINDS if part in lowered), "artifact")
+    return next((kind for part, kind in _KIND_BY_TYPE_PART if part in lowered), "artifact")
 
 
-def counted_kinds(kinds: Iterable[str]) -> str:
+def format_kind_counts(kinds: Iterable[str]) -> str:
     """Count for people: `2 signatures, 1 SBOM`."""
     counts = Counter(kinds)
     known = [*dict.fromkeys(_COSIGN.values()), "artifact"]

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
-__all__ = ["Convert", "canonical_json", "canonical_json_with", "check_keys", "parse_json", "passed_over"]
+__all__ = ["ItemConverter", "canonical_json", "canonical_json_with_items", "check_keys", "discard_item", "parse_json"]
 
 #: Makes something smaller of one element of a list: it gets the element's place, from 0, and its value.
-Convert: TypeAlias = "Callable[[int, Any], object]"
+ItemConverter: TypeAlias = "Callable[[int, Any], object]"
 
 
 def canonical_json(document: object) -> bytes:
@@ -35,7 +35,7 @@ def canonical_json(document: object) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def canonical_json_with(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:
+def canonical_json_with_items(fields: Mapping[str, Any], key: str, items: Iterable[bytes]) -> bytes:
     """Write `fields` with a list under `key`, whose items are canonical JSON already: thousands need not be dicts."""
     members = {name: canonical_json(value) for name, value in fields.items() if name != key}
     order = dict.fromkeys((*fields, key))
@@ -43,7 +43,7 @@ def canonical_json_with(fields: Mapping[str, Any], key: str, items: Iterable[byt
     return b"{" + b",".join(canonical_json(name) + b":" + members.get(name, listed) for name in order) + b"}"
 
 
-def passed_over(place: int, value: object) -> None:
+def discard_item(place: int, value: object) -> None:
     """Keep nothing of a list's element but that it was there."""
 
 
@@ -54,8 +54,8 @@ def parse_json(
     *,
     keys: AbstractSet[str] | None = None,
     known: AbstractSet[str] | None = None,
-    convert: Mapping[str, Convert] | None = None,
-    whole: int = limits.MAX_JSON_WHOLE,
+    convert: Mapping[str, ItemConverter] | None = None,
+    whole: int = limits.MAX_JSON_UNSPLIT,
 ) -> dict[str, Any]:
     """Parse a JSON object from a stranger; `what` names it in errors, `limit` is its greatest size in bytes.
 
@@ -74,14 +74,14 @@ def parse_json(
     if len(raw) > limit:
         msg = f"{what} is larger than {limit} bytes"
         raise ArchiveError(msg)
-    if _items(raw, 0, len(raw)) > limits.MAX_JSON_ITEMS:
+    if _count_items(raw, 0, len(raw)) > limits.MAX_JSON_ITEMS:
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
     convert = convert or {}
     known = keys if known is None else known
     try:
         if len(raw) > whole:
-            return dict(_Pieces(raw, keys, known, convert).members())
+            return dict(_PiecewiseParser(raw, keys, known, convert).members())
         document = _parse(raw.decode(), 0)
         if isinstance(document, dict):
             _check_keys(document.keys(), known)
@@ -125,7 +125,7 @@ def _check_keys(keys: AbstractSet[str], known: AbstractSet[str] | None) -> None:
     if known is None or keys <= known:
         return
     for key in keys - known:
-        if (name := _by_fold(frozenset(known)).get(_folded(key))) is not None:
+        if (name := _names_by_folded(frozenset(known)).get(_folded(key))) is not None:
             msg = f"has the key {printable(key)!r}, which others read as {name!r}"
             raise _RefusedError(msg)
 
@@ -139,7 +139,7 @@ def _folded(key: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _by_fold(known: frozenset[str]) -> Mapping[str, str]:
+def _names_by_folded(known: frozenset[str]) -> Mapping[str, str]:
     return {_folded(name): name for name in known}
 
 
@@ -160,7 +160,7 @@ def _reason(error: ValueError | RecursionError) -> str:
     return "a number has too many digits" if text.startswith("Exceeds the limit") else text
 
 
-def _items(raw: bytes, start: int, end: int) -> int:
+def _count_items(raw: bytes, start: int, end: int) -> int:
     return sum(raw.count(mark, start, end) for mark in (b",", b"[", b"{"))
 
 
@@ -172,7 +172,7 @@ def _parse(text: str, depth: int) -> object:
         _RefusedError: it is nested too deeply.
     """
     if text.startswith("\ufeff"):
-        raise ValueError(_MARKED)
+        raise ValueError(_BYTE_ORDER_MARK)
     value = _DECODER.decode(text)
     if "\\u" in text:
         # Half of a surrogate pair cannot be written again, and other parsers read something else in its place.
@@ -181,24 +181,24 @@ def _parse(text: str, depth: int) -> object:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError(_TWICE)
+        raise ValueError(_DUPLICATE_KEY)
     return fields
 
 
-_MARKED: Final = "it begins with a byte order mark"
-_TWICE: Final = "a key stands twice in one object"
-_TOO_EARLY: Final = "it ends too early"
+_BYTE_ORDER_MARK: Final = "it begins with a byte order mark"
+_DUPLICATE_KEY: Final = "a key stands twice in one object"
+_UNEXPECTED_END: Final = "it ends too early"
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     msg = f"{name} is not a JSON number"
     raise ValueError(msg)
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
         msg = "a number is too large"
@@ -207,7 +207,9 @@ def _finite(digits: str) -> float:
 
 
 #: One decoder for all documents: `json.loads` with these hooks would make another one for every piece.
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_build_unique_object, parse_constant=_refuse_constant, parse_float=_parse_finite
+)
 
 
 def _check_depth(value: object, deepest: int) -> None:
@@ -232,7 +234,7 @@ _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TOKEN: Final = re.compile(_STRING + rb"|[][{},]", re.DOTALL)
 
 
-def _bracketed(inner: bytes) -> bytes:
+def _bracket_pattern(inner: bytes) -> bytes:
     return rb'[\[{](?:[^][{}"]++|' + _STRING + inner + rb")*[]}]"
 
 
@@ -241,7 +243,7 @@ def _bracketed(inner: bytes) -> bytes:
 #: nothing is tried for long.
 _GROUP: Final = re.compile(
     rb"(?:[ \t\n\r]*+(?:"
-    + rb"|".join((_STRING, _bracketed(b"|" + _bracketed(b"|" + _bracketed(b""))), rb'[^][{}",]++'))
+    + rb"|".join((_STRING, _bracket_pattern(b"|" + _bracket_pattern(b"|" + _bracket_pattern(b""))), rb'[^][{}",]++'))
     + rb")[ \t\n\r]*+,)*",
     re.DOTALL,
 )
@@ -258,7 +260,7 @@ _BLANK: Final = b" \t\n\r"
 _Mark: TypeAlias = "re.Match[bytes]"
 
 
-class _Pieces:
+class _PiecewiseParser:
     """Cuts a document at its brackets and commas, and parses each piece on its own, as strictly as a whole one.
 
     Where the brackets are wrong it is cut in another place, and then some piece is no JSON: every byte is parsed, or
@@ -270,7 +272,7 @@ class _Pieces:
         raw: bytes,
         keys: AbstractSet[str] | None,
         known: AbstractSet[str] | None,
-        convert: Mapping[str, Convert],
+        convert: Mapping[str, ItemConverter],
     ) -> None:
         self._raw = raw
         self._keys = keys
@@ -285,75 +287,75 @@ class _Pieces:
         Raises:
             ValueError, RecursionError, _RefusedError: as `_parse`; or a piece is too large.
         """
-        mark = self._next()
-        if self._raw[mark.start()] != _OBJECT or not self._blank(0, mark.start()):
+        mark = self._next_token()
+        if self._raw[mark.start()] != _OBJECT or not self._is_blank(0, mark.start()):
             msg = "it does not begin as an object"
             raise ValueError(msg)
         seen: set[str] = set()
         while True:
-            start, token = mark.end(), self._next()
-            if self._raw[token.start()] == _OBJECT_END and not seen and self._blank(start, token.start()):
+            start, token = mark.end(), self._next_token()
+            if self._raw[token.start()] == _OBJECT_END and not seen and self._is_blank(start, token.start()):
                 mark = token
                 break
-            key = self._key(start, token)
+            key = self._parse_key(start, token)
             if key in seen:
-                raise ValueError(_TWICE)
+                raise ValueError(_DUPLICATE_KEY)
             seen.add(key)
             _check_keys({key}, self._known)
             if len(seen) > limits.MAX_JSON_PIECE_ITEMS:
                 raise self._too_large(start)
-            value, mark = self._value(key, token.end())
-            if self._asked_for(key):
+            value, mark = self._parse_value(key, token.end())
+            if self._is_wanted(key):
                 yield key, value
             # The next one needs the room.
             del value
             if self._raw[mark.start()] != _COMMA:
                 break
-        if self._raw[mark.start()] != _OBJECT_END or not self._blank(mark.end(), len(self._raw)):
+        if self._raw[mark.start()] != _OBJECT_END or not self._is_blank(mark.end(), len(self._raw)):
             msg = f"it is not one object: see byte {mark.start()}"
             raise ValueError(msg)
 
-    def _asked_for(self, key: str) -> bool:
+    def _is_wanted(self, key: str) -> bool:
         return self._keys is None or key in self._keys
 
-    def _key(self, start: int, token: _Mark) -> str:
-        if self._raw[token.start()] != _QUOTE or not self._blank(start, token.start()):
+    def _parse_key(self, start: int, token: _Mark) -> str:
+        if self._raw[token.start()] != _QUOTE or not self._is_blank(start, token.start()):
             msg = f"a key is expected at byte {start}"
             raise ValueError(msg)
-        return str(self._piece(token.start(), token.end(), 1))
+        return str(self._parse_piece(token.start(), token.end(), 1))
 
-    def _value(self, key: str, start: int) -> tuple[object, _Mark]:
+    def _parse_value(self, key: str, start: int) -> tuple[object, _Mark]:
         """Parse what stands behind a key, and give the mark behind it as well."""
-        token = self._next()
+        token = self._next_token()
         colon = self._raw.find(b":", start, token.start())
-        if colon < 0 or not self._blank(start, colon):
+        if colon < 0 or not self._is_blank(start, colon):
             msg = f"a colon is expected at byte {start}"
             raise ValueError(msg)
-        convert = self._convert.get(key) if self._asked_for(key) else passed_over
-        if convert and self._raw[token.start()] == _LIST and self._blank(colon + 1, token.start()):
-            return self._elements(convert, token)
-        mark = self._end(token)
-        return self._piece(colon + 1, mark.start(), 1), mark
+        convert = self._convert.get(key) if self._is_wanted(key) else discard_item
+        if convert and self._raw[token.start()] == _LIST and self._is_blank(colon + 1, token.start()):
+            return self._parse_elements(convert, token)
+        mark = self._find_end(token)
+        return self._parse_piece(colon + 1, mark.start(), 1), mark
 
-    def _elements(self, convert: Convert, mark: _Mark) -> tuple[list[object], _Mark]:
+    def _parse_elements(self, convert: ItemConverter, mark: _Mark) -> tuple[list[object], _Mark]:
         """Parse the elements of a list behind its opening mark; give the mark behind the list as well."""
         values: list[object] = []
         while self._raw[mark.start()] != _LIST_END:
-            for value in self._group(mark.end()):
+            for value in self._parse_group(mark.end()):
                 values.append(convert(len(values), value))
-            start, mark = self._position, self._end(self._next())
-            if values or self._raw[mark.start()] != _LIST_END or not self._blank(start, mark.start()):
-                values.append(convert(len(values), self._piece(start, mark.start(), 2)))
+            start, mark = self._position, self._find_end(self._next_token())
+            if values or self._raw[mark.start()] != _LIST_END or not self._is_blank(start, mark.start()):
+                values.append(convert(len(values), self._parse_piece(start, mark.start(), 2)))
             if self._raw[mark.start()] == _OBJECT_END:
                 msg = f"a list has the end of an object at byte {mark.start()}"
                 raise ValueError(msg)
-        after = self._next()
-        if not self._blank(mark.end(), after.start()):
+        after = self._next_token()
+        if not self._is_blank(mark.end(), after.start()):
             msg = f"a comma is expected at byte {mark.end()}"
             raise ValueError(msg)
         return values, after
 
-    def _group(self, start: int) -> list[object]:
+    def _parse_group(self, start: int) -> list[object]:
         """Parse several small elements of a list together, and continue behind their last comma.
 
         Return none where there are none, and where one of them is malformed: parsed one by one the elements take
@@ -370,13 +372,13 @@ class _Pieces:
                 return values
         return []
 
-    def _piece(self, start: int, end: int, depth: int) -> object:
+    def _parse_piece(self, start: int, end: int, depth: int) -> object:
         size, many = end - start, limits.MAX_JSON_PIECE_ITEMS
         # No piece has more items than bytes.
-        if size > limits.MAX_JSON_PIECE or (size > many and _items(self._raw, start, end) > many):
+        if size > limits.MAX_JSON_PIECE or (size > many and _count_items(self._raw, start, end) > many):
             raise self._too_large(start)
         piece = self._raw[start:end]
-        if size > limits.MAX_JSON_WIDE_PIECE and (not piece.isascii() or b"\\u" in piece):
+        if size > limits.MAX_JSON_NON_ASCII_PIECE and (not piece.isascii() or b"\\u" in piece):
             raise self._too_large(start)
         try:
             text = piece.decode()
@@ -391,10 +393,10 @@ class _Pieces:
     def _too_large(start: int) -> _RefusedError:
         return _RefusedError(
             f"has a part, at byte {start}, of more than {limits.MAX_JSON_PIECE} bytes "
-            f"({limits.MAX_JSON_WIDE_PIECE} if not all of them are ASCII) or {limits.MAX_JSON_PIECE_ITEMS} items"
+            f"({limits.MAX_JSON_NON_ASCII_PIECE} if not all of them are ASCII) or {limits.MAX_JSON_PIECE_ITEMS} items"
         )
 
-    def _end(self, token: _Mark) -> _Mark:
+    def _find_end(self, token: _Mark) -> _Mark:
         """Give the comma or bracket that ends the piece which begins with `token`."""
         depth = 0
         while True:
@@ -408,14 +410,14 @@ class _Pieces:
                     return token
                 if byte != _COMMA:
                     depth -= 1
-            token = self._next()
+            token = self._next_token()
 
-    def _next(self) -> _Mark:
+    def _next_token(self) -> _Mark:
         token = _TOKEN.search(self._raw, self._position)
         if token is None:
-            raise ValueError(_TOO_EARLY)
+            raise ValueError(_UNEXPECTED_END)
         self._position = token.end()
         return token
 
-    def _blank(self, start: int, end: int) -> bool:
+    def _is_blank(self, start: int, end: int) -> bool:
         return start == end or not self._raw[start:end].strip(_BLANK)

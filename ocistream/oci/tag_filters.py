@@ -6,20 +6,20 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream.errors import NotFoundError
-from ocistream.oci.patterns import whole
+from ocistream.oci.patterns import compile_full_match
 from ocistream.oci.reference import is_digest_tag
 from ocistream.oci.versions import parse_range, parse_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["TagChoice", "matching", "of_regex", "of_versions"]
+__all__ = ["TagFilter", "glob_filter", "regex_filter", "version_filter"]
 
 #: Gives the chosen ones of some tags, and raises NotFoundError where there are none.
-TagChoice: TypeAlias = "Callable[[Sequence[str]], list[str]]"
+TagFilter: TypeAlias = "Callable[[Sequence[str]], list[str]]"
 
 
-def matching(globs: Sequence[str]) -> TagChoice:
+def glob_filter(globs: Sequence[str]) -> TagFilter:
     """Give the way to choose tags by a shell's patterns: those that one matches and none with a `!` before it does.
 
     Without a pattern, or only with `!` ones, that is all. Tags which only say what hangs on an image (its signatures,
@@ -34,26 +34,26 @@ def matching(globs: Sequence[str]) -> TagChoice:
             for tag in tags
             if _matches(tag, wanted or ["*"]) and not any(fnmatchcase(tag, glob) for glob in unwanted)
         ]
-        return _some(chosen, tags)
+        return _require_some(chosen, tags)
 
     return choose
 
 
-def of_regex(pattern: str) -> TagChoice:
+def regex_filter(pattern: str) -> TagFilter:
     """Give the way to choose tags by a regular expression (Python's) that matches the whole of them.
 
     Raises:
         UsageError: it is malformed, or refers to what it has matched before.
     """
-    matches = whole(pattern)
+    matches = compile_full_match(pattern)
 
     def choose(tags: Sequence[str]) -> list[str]:
-        return _some([tag for tag in tags if not is_digest_tag(tag) and matches(tag)], tags)
+        return _require_some([tag for tag in tags if not is_digest_tag(tag) and matches(tag)], tags)
 
     return choose
 
 
-def of_versions(within: str | None = None, *, latest: int | None = None, suffix: str = "") -> TagChoice:
+def version_filter(within: str | None = None, *, latest: int | None = None, suffix: str = "") -> TagFilter:
     """Give the way to choose tags that are versions: those `within` a range, and the `latest` so many of them.
 
     Of tags with a `suffix` such as `-alpine`, and of no others then, what is before that is the version. Without a
@@ -68,12 +68,12 @@ def of_versions(within: str | None = None, *, latest: int | None = None, suffix:
         found = []
         for tag in tags:
             version = parse_version(tag.removesuffix(suffix)) if tag.endswith(suffix) else None
-            if version is not None and bounds.has(version):
+            if version is not None and bounds.contains(version):
                 found.append((version, tag))
         # Of two tags for one version the longer one says more; the order is one, whatever that of the tags.
         found.sort(key=lambda one: (one[0], len(one[1]), one[1]))
         kept = {tag for _, tag in (found if latest is None else found[-latest:])}
-        return _some([tag for tag in tags if tag in kept], tags)
+        return _require_some([tag for tag in tags if tag in kept], tags)
 
     return choose
 
@@ -82,7 +82,7 @@ def _matches(tag: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(tag, glob) and (not is_digest_tag(tag) or glob[:3] == tag[:3]) for glob in globs)
 
 
-def _some(chosen: list[str], tags: Sequence[str]) -> list[str]:
+def _require_some(chosen: list[str], tags: Sequence[str]) -> list[str]:
     if not chosen:
         shown = ", ".join(tags[:10]) + (f" and {len(tags) - 10} more" if len(tags) > 10 else "")
         msg = f"none of {len(tags)} tags is chosen" if tags else "there are no tags"

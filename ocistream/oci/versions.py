@@ -17,11 +17,11 @@ from ocistream.oci.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Range", "Version", "parse_range", "parse_version"]
+__all__ = ["Version", "VersionRange", "parse_range", "parse_version"]
 
 _NUMBERS: Final = 4
 #: Characters of a tag.
-_LONGEST: Final = 128
+_MAX_LENGTH: Final = 128
 #: Digits of one number: dates have eight, and times fourteen.
 _VERSION = re.compile(r"v?([0-9]{1,18}(?:\.[0-9]{1,18}){0,3})(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?\Z")
 _BOUND = re.compile(r"\s*(>=|<=|!=|=|>|<)\s*(\S+)\s*\Z")
@@ -43,12 +43,12 @@ class Version(NamedTuple):
 
     numbers: tuple[int, ...]
     is_release: bool = True
-    before: tuple[tuple[bool, int, str], ...] = ()
+    prerelease: tuple[tuple[bool, int, str], ...] = ()
 
 
 def parse_version(text: str) -> Version | None:
     """Give the version that a tag is, or None."""
-    match = _VERSION.match(text) if len(text) <= _LONGEST else None
+    match = _VERSION.match(text) if len(text) <= _MAX_LENGTH else None
     if match is None:
         return None
     numbers = [int(number) for number in match[1].split(".")]
@@ -58,12 +58,12 @@ def parse_version(text: str) -> Version | None:
     return Version(tuple(numbers), not parts, before)
 
 
-class Range(NamedTuple):
+class VersionRange(NamedTuple):
     """Bounds, all of which hold."""
 
     bounds: tuple[tuple[str, Version], ...]
 
-    def has(self, version: Version) -> bool:
+    def contains(self, version: Version) -> bool:
         """Say whether a version is within the range.
 
         A pre-release is, if the range names one, and unless it is one of the release that is an upper bound itself:
@@ -78,16 +78,16 @@ class Range(NamedTuple):
         return all(_COMPARE[sign](version, bound) for sign, bound in self.bounds)
 
 
-def parse_range(text: str) -> Range:
+def parse_range(text: str) -> VersionRange:
     """Parse a range such as `>=1.4, <2`.
 
     Raises:
         UsageError: it is malformed.
     """
-    return Range(tuple(_bounds(text)))
+    return VersionRange(tuple(_parse_bounds(text)))
 
 
-def _bounds(text: str) -> Iterable[tuple[str, Version]]:
+def _parse_bounds(text: str) -> Iterable[tuple[str, Version]]:
     for part in text.split(","):
         match = _BOUND.match(part)
         version = parse_version(match[2]) if match else None

@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
-    "PARTS",
-    "VOLUME_OF",
-    "Piece",
-    "Template",
+    "PARTS_ANNOTATION",
+    "VOLUME_ANNOTATION",
     "Volume",
+    "VolumePart",
+    "VolumeTemplate",
     "checksum_line",
     "checksum_name",
-    "checksum_of",
     "is_template",
-    "notes_of",
+    "parse_checksum_line",
+    "parse_part_name",
     "parse_template",
+    "parse_volume",
+    "part_error",
     "part_name",
-    "part_of",
-    "volume_of",
-    "wrong_part",
+    "volume_annotations",
 ]
 
 #: The annotation of an `index.json` that says which volume it is of: `NUMBER TOTAL IDENTITY TEMPLATE`.
-VOLUME_OF: Final = "vnd.ocistream.volume"
+VOLUME_ANNOTATION: Final = "vnd.ocistream.volume"
 #: That of the blobs which are continued: for each a line `# DIGEST`, and below it `VOLUME OFFSET SIZE` for each part.
-PARTS: Final = "vnd.ocistream.parts"
+PARTS_ANNOTATION: Final = "vnd.ocistream.parts"
 
 _CONVERSION: Final = re.compile(r"%(?:(%)|(0[1-9]|)(d)|(.?))", re.DOTALL)
 _PART: Final = re.compile(
@@ -49,32 +49,32 @@ _NUMBER: Final = re.compile(r"(?:0|[1-9][0-9]{0,17})\Z")
 _MAX_TEMPLATE: Final = 255
 
 
-class Template(NamedTuple):
+class VolumeTemplate(NamedTuple):
     """How volumes are called: what stands before the number and behind it, and how many digits that has at least."""
 
-    before: str
+    prefix: str
     width: int
-    after: str
+    suffix: str
 
-    def name(self, number: int) -> str:
+    def format_name(self, number: int) -> str:
         """Give a volume's name."""
-        return f"{self.before}{number:0{self.width}d}{self.after}"
+        return f"{self.prefix}{number:0{self.width}d}{self.suffix}"
 
-    def number(self, name: str) -> int | None:
+    def parse_number(self, name: str) -> int | None:
         """Give the number of the volume that is called so, or None."""
-        inner = len(name) - len(self.before) - len(self.after)
-        digits = name[len(self.before) : len(self.before) + max(0, inner)]
+        inner = len(name) - len(self.prefix) - len(self.suffix)
+        digits = name[len(self.prefix) : len(self.prefix) + max(0, inner)]
         if not digits.isascii() or not digits.isdigit() or len(digits) > max(self.width, len(str(limits.MAX_VOLUMES))):
             return None
-        return int(digits) if self.name(int(digits)) == name else None
+        return int(digits) if self.format_name(int(digits)) == name else None
 
     def __str__(self) -> str:
         """Write it, as it was given."""
-        before, after = (text.replace("%", "%%") for text in (self.before, self.after))
+        before, after = (text.replace("%", "%%") for text in (self.prefix, self.suffix))
         return f"{before}%{f'0{self.width}' if self.width else ''}d{after}"
 
 
-def parse_template(text: str) -> Template:
+def parse_template(text: str) -> VolumeTemplate:
     """Read how volumes are to be called, such as `app.%03d.tar`; `%%` is a percent sign.
 
     Raises:
@@ -102,7 +102,7 @@ def parse_template(text: str) -> Template:
     if len(widths) != 1:
         msg = f"{shown!r} is no name for volumes: it has {len(widths) or 'no'} places for a number"
         raise UsageError(msg, hint=hint)
-    return Template(texts[0], widths[0], texts[1])
+    return VolumeTemplate(texts[0], widths[0], texts[1])
 
 
 def is_template(text: str) -> bool:
@@ -110,7 +110,7 @@ def is_template(text: str) -> bool:
     return any(match[3] for match in _CONVERSION.finditer(text))
 
 
-class Piece(NamedTuple):
+class VolumePart(NamedTuple):
     """A run of a blob's bytes, from `offset` on, in the volume of that number."""
 
     volume: int
@@ -124,83 +124,83 @@ class Volume(NamedTuple):
     number: int
     total: int
     identity: str
-    template: Template
-    pieces: Mapping[str, Sequence[Piece]]
+    template: VolumeTemplate
+    parts: Mapping[str, Sequence[VolumePart]]
 
     @property
     def name(self) -> str:
         """How it is called by whoever wrote it."""
-        return self.template.name(self.number)
+        return self.template.format_name(self.number)
 
     def __str__(self) -> str:
         """Say it to people, who count from 1."""
         return f"volume {self.number + 1} of {self.total} ({printable(self.name)})"
 
 
-def notes_of(volume: Volume) -> dict[str, str]:
+def volume_annotations(volume: Volume) -> dict[str, str]:
     """Write the annotations that say it."""
-    notes = {VOLUME_OF: f"{volume.number} {volume.total} {volume.identity} {volume.template}"}
-    if volume.pieces:
+    notes = {VOLUME_ANNOTATION: f"{volume.number} {volume.total} {volume.identity} {volume.template}"}
+    if volume.parts:
         lines: list[str] = []
-        for digest, pieces in volume.pieces.items():
+        for digest, pieces in volume.parts.items():
             lines.append(f"# {digest}")
             lines += [f"{piece.volume} {piece.offset} {piece.size}" for piece in pieces]
-        notes[PARTS] = "\n".join(lines)
+        notes[PARTS_ANNOTATION] = "\n".join(lines)
     return notes
 
 
-def volume_of(notes: Mapping[str, str]) -> Volume | None:
+def parse_volume(notes: Mapping[str, str]) -> Volume | None:
     """Read the annotations; None where they say that it is no volume.
 
     Raises:
         ArchiveError: they are malformed.
     """
-    text = notes.get(VOLUME_OF)
+    text = notes.get(VOLUME_ANNOTATION)
     if text is None:
         return None
     fields = text.split(" ", 3)
     if len(fields) != 4 or not _NUMBER.match(fields[0]) or not _NUMBER.match(fields[1]) or not is_digest(fields[2]):
-        raise _malformed(VOLUME_OF, text)
+        raise _malformed(VOLUME_ANNOTATION, text)
     number, total = int(fields[0]), int(fields[1])
     if not number < total <= limits.MAX_VOLUMES:
-        raise _malformed(VOLUME_OF, text)
+        raise _malformed(VOLUME_ANNOTATION, text)
     try:
         template = parse_template(fields[3])
     except UsageError as error:
-        raise _malformed(VOLUME_OF, text) from error
-    return Volume(number, total, fields[2], template, dict(_pieces(notes.get(PARTS, ""), total)))
+        raise _malformed(VOLUME_ANNOTATION, text) from error
+    return Volume(number, total, fields[2], template, dict(_parse_parts(notes.get(PARTS_ANNOTATION, ""), total)))
 
 
-def _pieces(text: str, total: int) -> Iterator[tuple[str, Sequence[Piece]]]:
+def _parse_parts(text: str, total: int) -> Iterator[tuple[str, Sequence[VolumePart]]]:
     """Read what is continued: the parts of each blob follow upon each other, each in a later volume.
 
     That their sizes make up the blob's can only be seen where that is known.
     """
     lines = text.split("\n", limits.MAX_PART_LINES + 1) if text else []
     if len(lines) > limits.MAX_PART_LINES:
-        raise _malformed(PARTS, f"more than {limits.MAX_PART_LINES} lines")
+        raise _malformed(PARTS_ANNOTATION, f"more than {limits.MAX_PART_LINES} lines")
     seen: set[str] = set()
     while lines:
         head = lines.pop(0)
         digest = head.removeprefix("# ")
         if not is_digest(digest) or digest in seen or head == digest:
-            raise _malformed(PARTS, head)
+            raise _malformed(PARTS_ANNOTATION, head)
         seen.add(digest)
-        pieces: list[Piece] = []
+        pieces: list[VolumePart] = []
         end = 0
         while lines and not lines[0].startswith("#"):
             line = lines.pop(0)
             numbers = line.split(" ")
             if len(numbers) != 3 or not all(map(_NUMBER.match, numbers)):
-                raise _malformed(PARTS, line)
-            piece = Piece(*map(int, numbers))
+                raise _malformed(PARTS_ANNOTATION, line)
+            piece = VolumePart(*map(int, numbers))
             after = pieces[-1].volume if pieces else -1
             if piece.offset != end or not piece.size or not after < piece.volume < total:
-                raise _malformed(PARTS, line)
+                raise _malformed(PARTS_ANNOTATION, line)
             end += piece.size
             pieces.append(piece)
         if not pieces:
-            raise _malformed(PARTS, head)
+            raise _malformed(PARTS_ANNOTATION, head)
         yield digest, tuple(pieces)
 
 
@@ -224,7 +224,7 @@ def checksum_line(part: str, digest: str) -> bytes:
     return f"{digest.removeprefix('sha256:')}  {part}\n".encode()
 
 
-def checksum_of(part: str, line: bytes) -> str:
+def parse_checksum_line(part: str, line: bytes) -> str:
     """Read the digest of a part.
 
     Raises:
@@ -237,13 +237,13 @@ def checksum_of(part: str, line: bytes) -> str:
     return digest
 
 
-def wrong_part(digest: str, offset: int, volume: str, error: IntegrityError) -> IntegrityError:
+def part_error(digest: str, offset: int, volume: str, error: IntegrityError) -> IntegrityError:
     """Say of which blob a part is that was found wrong, and where it lies."""
-    what = f"{digest}: its part from byte {offset} on, in {printable(volume)}, is wrong: {error.what}"
+    what = f"{digest}: its part from byte {offset} on, in {printable(volume)}, is wrong: {error.message}"
     return IntegrityError(what, hint=error.hint)
 
 
-def part_of(name: str) -> tuple[str, int, bool] | None:
+def parse_part_name(name: str) -> tuple[str, int, bool] | None:
     """Give the digest and the offset that a part's name says, and whether it is that of its checksum; else None."""
     match = _PART.match(name)
     if match is None:

@@ -14,53 +14,53 @@ from typing import TYPE_CHECKING, Final, Literal
 from ocistream import limits, notices
 from ocistream.errors import (
     IntegrityError,
-    LostBeginningError,
     NetworkError,
+    PartialBlobLostError,
     RegistryError,
     UnsupportedError,
 )
-from ocistream.oci.referrers import listed
-from ocistream.registry.existing_images import KnownImages
-from ocistream.registry.referrer_tags import HungTags
-from ocistream.registry.repository import Repository, is_canonical
+from ocistream.oci.referrers import referrer_descriptor
+from ocistream.registry.existing_images import ExistingImages
+from ocistream.registry.referrer_tags import CosignTags
+from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.uploads import Uploader
-from ocistream.streams.chunks import digest_of, gathered, verified
+from ocistream.streams.chunks import compute_digest, read_all, verify_chunks
 from ocistream.transfer.interfaces import Blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ocistream.http.client import Transport
+    from ocistream.http.client import HttpClient
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.graph import Graph, Root
-    from ocistream.oci.omitted_blobs import Reason
+    from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.oci.reference import Reference
     from ocistream.registry.upload_records import UploadRecords
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Source, Unnamed
+    from ocistream.transfer.interfaces import NewBlob, Source
 
-__all__ = ["RegistrySink"]
+__all__ = ["RegistryDestination"]
 
 #: How many seconds deleting what was not used may take, of all repositories together: nobody is to wait for that.
-_CLEAN_UP: Final = 5.0
+_CLEAN_UP_SECONDS: Final = 5.0
 
 
-class RegistrySink:
+class RegistryDestination:
     """Images into repositories of one registry, each root under the reference that `target` gives it."""
 
-    parallel = True
-    gathers: Literal[True] = True
-    held = limits.MIB
-    ends_in_order: Literal[True] = True
+    concurrent = True
+    is_incremental: Literal[True] = True
+    buffer_size = limits.MIB
+    is_cancelled_gracefully: Literal[True] = True
 
     def __init__(
         self,
-        transport: Transport,
+        client: HttpClient,
         target: Callable[[Root], Reference],
         *,
-        early: Reference | None = None,
+        early_target: Reference | None = None,
         mount_from: Sequence[str] = (),
-        placed: Callable[[str], Sequence[str]] = lambda _digest: (),
+        mount_candidates: Callable[[str], Sequence[str]] = lambda _digest: (),
         records: UploadRecords | None = None,
     ) -> None:
         """Take the way to name things.
@@ -72,26 +72,26 @@ class RegistrySink:
         """
         self._records = records
         self._mount_from = tuple(mount_from)
-        self._placed = placed
-        self._transport = transport
+        self._mount_candidates = mount_candidates
+        self._client = client
         self._target = target
-        self._early = early
+        self._early_target = early_target
         self._uploaders: dict[str, tuple[Repository, Uploader]] = {}
-        self._hung_tags = HungTags(target, lambda reference: self._repository(reference)[0])
+        self._cosign_tags = CosignTags(target, lambda reference: self._repository(reference)[0])
         #: What an archive was made without, and where that is said to be.
-        self._left_out: Mapping[str, Reason] = {}
+        self._omitted: Mapping[str, OmissionReason] = {}
         #: For each digest, the repositories that need it.
-        self._needed_in: dict[str, list[str]] = {}
+        self._repositories_needing: dict[str, list[str]] = {}
         #: What was asked, or done, about a blob in a repository.
-        self._has: dict[tuple[str, str], bool] = {}
+        self._blob_exists: dict[tuple[str, str], bool] = {}
         #: How many bytes of each blob an earlier run had sent, by digest.
-        self._resumed: dict[str, int] = {}
+        self._resumed_sizes: dict[str, int] = {}
         #: For each repository, the large images that may be there.
-        self._known_images: dict[str, KnownImages] = {}
+        self._existing_images: dict[str, ExistingImages] = {}
 
-    def spared(self, graph: Graph) -> Graph:
+    def skip_conflicting_referrers(self, graph: Graph) -> Graph:
         """Leave behind what has a tag of cosign's under which the destination has something else."""
-        return self._hung_tags.spared(graph)
+        return self._cosign_tags.skip_conflicting_referrers(graph)
 
     def begin(self, graph: Graph) -> None:
         """Find out which repository needs what.
@@ -103,142 +103,142 @@ class RegistrySink:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
                 msg = f"{reference.name}: {reference.digest} was asked for, the image is {root.descriptor.digest}"
-                whole = any(index.digest == reference.digest for index in graph.incomplete)
+                whole = any(index.digest == reference.digest for index in graph.incomplete_indexes)
                 hint = "the source has only some platforms of this index: leave the digest out" if whole else None
                 raise IntegrityError(msg, hint=hint)
         self.expect(graph)
 
     def expect(self, graph: Graph) -> None:
         """Find out which repository needs what, while it is not known yet what images will be called by digest."""
-        self._left_out = graph.left_out
+        self._omitted = graph.omitted_from_source
         for root in graph.roots:
             reference = self._target(root)
             self._repository(reference)
             needed = graph.reachable(root)
-            self._known_images[reference.repository].expect(graph, needed)
+            self._existing_images[reference.repository].expect(graph, needed)
             for digest in needed:
-                homes = self._needed_in.setdefault(digest, [])
+                homes = self._repositories_needing.setdefault(digest, [])
                 if reference.repository not in homes:
                     homes.append(reference.repository)
 
-    def has(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Ask, in every repository that needs the blob, whether it is there."""
-        return not self._lacking(descriptor)
+        return not self._repositories_without(descriptor)
 
     def has_manifest(self, descriptor: Descriptor) -> bool:
         """Ask, in every repository that needs the manifest, whether it is there."""
-        homes = self._needed_in[descriptor.digest]
+        homes = self._repositories_needing[descriptor.digest]
         return all(self._uploaders[home][0].has_manifest(descriptor.digest) for home in homes)
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from where another repository of the same registry has it, or may have it."""
-        for home in self._lacking(descriptor):
-            if not self._uploaders[home][1].mount_from_any(descriptor, self._mountable(descriptor, source, home)):
+        for home in self._repositories_without(descriptor):
+            if not self._uploaders[home][1].mount_from_any(descriptor, self._mount_sources(descriptor, source, home)):
                 return False
-            self._has[home, descriptor.digest] = True
+            self._blob_exists[home, descriptor.digest] = True
         return True
 
-    def could_mount(self, descriptor: Descriptor, source: Source) -> bool:
+    def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Ask whether a blob is where it could be mounted from, without doing so."""
         return all(
-            self._uploaders[home][1].could_mount(descriptor, self._mountable(descriptor, source, home))
-            for home in self._lacking(descriptor)
+            self._uploaders[home][1].can_mount(descriptor, self._mount_sources(descriptor, source, home))
+            for home in self._repositories_without(descriptor)
         )
 
-    def _mountable(self, descriptor: Descriptor, source: Source, home: str) -> Sequence[str]:
+    def _mount_sources(self, descriptor: Descriptor, source: Source, home: str) -> Sequence[str]:
         """Give the repositories that a blob might be mounted from, the likeliest first.
 
         Those are the one that it comes from, those that are said to have it where it was left out, and --mount-from's.
         """
         from ocistream.registry.source import RegistrySource
 
-        place = source.home(descriptor.digest) if isinstance(source, RegistrySource) else None
+        place = source.find_repository(descriptor.digest) if isinstance(source, RegistrySource) else None
         own = (place[1],) if place and place[0] == self._uploaders[home][0].endpoint.registry else ()
-        reason = self._left_out.get(descriptor.digest)
+        reason = self._omitted.get(descriptor.digest)
         said = reason.repositories if reason else ()
         return [
             name
-            for name in dict.fromkeys((*own, *said, *self._placed(descriptor.digest), *self._mount_from))
+            for name in dict.fromkeys((*own, *said, *self._mount_candidates(descriptor.digest), *self._mount_from))
             if name != home
         ]
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Upload a blob to the first repository that needs it, and mount it from there into the others."""
-        lacking = self._lacking(blob.descriptor)
+        lacking = self._repositories_without(blob.descriptor)
         if not lacking:
             # Since `has` was asked, another thread has made the same of some layer that was converted.
             return
         first, *others = lacking
-        self._resumed[blob.descriptor.digest] = self._uploaders[first][1].upload(blob)
-        self._has[first, blob.descriptor.digest] = True
+        self._resumed_sizes[blob.descriptor.digest] = self._uploaders[first][1].upload(blob)
+        self._blob_exists[first, blob.descriptor.digest] = True
         for home in others:
-            self._share(blob, blob.descriptor, first, home)
+            self._mount_or_upload(blob, blob.descriptor, first, home)
 
-    def resumed(self, descriptor: Descriptor) -> int:
+    def resumed_size(self, descriptor: Descriptor) -> int:
         """Return how many bytes of a blob the registry had of an earlier run."""
-        return self._resumed.get(descriptor.digest, 0)
+        return self._resumed_sizes.get(descriptor.digest, 0)
 
-    def put_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
+    def write_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
         """Upload a part of a blob, where one repository alone needs that: others could not be given the same part."""
-        lacking = self._lacking(descriptor)
+        lacking = self._repositories_without(descriptor)
         if len(lacking) != 1:
             return 0 if lacking else descriptor.size
         reached = self._uploaders[lacking[0]][1].upload_part(descriptor, offset, part)
-        self._has[lacking[0], descriptor.digest] = reached == descriptor.size
+        self._blob_exists[lacking[0], descriptor.digest] = reached == descriptor.size
         return reached
 
-    def reached(self, descriptor: Descriptor) -> int:
+    def stored_size(self, descriptor: Descriptor) -> int:
         """Ask how far the upload is that other parts of a blob have begun."""
-        lacking = self._lacking(descriptor)
-        return self._uploaders[lacking[0]][1].reached(descriptor) if len(lacking) == 1 else 0
+        lacking = self._repositories_without(descriptor)
+        return self._uploaders[lacking[0]][1].stored_size(descriptor) if len(lacking) == 1 else 0
 
-    def put_rest(self, blob: Blob) -> None:
+    def write_rest(self, blob: Blob) -> None:
         """Upload the rest of a blob of which an earlier run has begun the upload; the registry checks all of it.
 
         Raises:
             LostBeginningError: the registry does not have as much of it, or not any more.
         """
-        descriptor, start = blob.descriptor, blob.start
+        descriptor, start = blob.descriptor, blob.offset
         assert blob.open_at is not None, "it is given with the rest of a blob"  # noqa: S101 - see interfaces.GoesOn
         rest = Blob(
             replace(descriptor, size=descriptor.size - start),
             partial(blob.open_at, start),
-            replayable=False,
-            may_break=blob.may_break,
+            reopenable=False,
+            is_interruptible=blob.is_interruptible,
         )
-        if self.put_part(descriptor, start, rest) != descriptor.size:
+        if self.write_part(descriptor, start, rest) != descriptor.size:
             msg = f"{descriptor.digest}: the registry does not have the first {start} bytes of it any more"
-            raise LostBeginningError(msg, hint="run the same command again: all of it is sent then")
+            raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then")
 
-    def takes_early(self) -> bool:
+    def can_write_early(self) -> bool:
         """Say whether it is known where blobs belong before the graph is."""
-        return self._early is not None
+        return self._early_target is not None
 
-    def takes_again(self) -> bool:
+    def can_retry(self) -> bool:
         """Say that an upload that failed is never closed, so that another may be begun."""
         return True
 
-    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+    def write_new(self, blob: NewBlob) -> Descriptor:
         """Upload a blob whose digest closes the upload, and mount it into the other repositories that need it."""
-        homes = self._needed_in.get(blob.instead_of.digest) if blob.instead_of else None
+        homes = self._repositories_needing.get(blob.replaces.digest) if blob.replaces else None
         first, *others = homes or [self._early_reference().repository]
         self._repository_named(first)
         self._uploaders[first][1].upload(blob)
         descriptor = blob.descriptor()
-        self._has[first, descriptor.digest] = True
+        self._blob_exists[first, descriptor.digest] = True
         for home in others:
-            self._share(blob, descriptor, first, home)
+            self._mount_or_upload(blob, descriptor, first, home)
         return descriptor
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back that was put early."""
         repository, _ = self._repository(self._early_reference())
-        return gathered(verified(repository.blob_chunks(descriptor), descriptor))
+        return read_all(verify_chunks(repository.fetch_blob(descriptor), descriptor))
 
-    def reread(self, descriptor: Descriptor) -> Iterator[Chunk]:
+    def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Download a blob that was put early."""
         repository, _ = self._repository(self._early_reference())
-        return repository.blob_chunks(descriptor)
+        return repository.fetch_blob(descriptor)
 
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first and what hangs on them next, and the images' tags at the very end.
@@ -258,52 +258,54 @@ class RegistrySink:
             for root in graph.roots
             if (reference := self._target(root)).tag
             and (digest := root.descriptor.digest) not in children
-            and is_canonical(digest)
+            and is_canonical_digest(digest)
             # What hangs on it comes before its tag, and it comes before that.
-            and digest not in graph.attached
+            and digest not in graph.referrers
         }
-        self._push(graph, tagged)
+        self._push_manifests(graph, tagged)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
-        for place, attached in self._hung_tags.places(graph).items():
-            self._tag(
-                place, by_digest[attached.descriptor.digest], may_replace=partial(self._hung_tags.may_replace, place)
+        for place, attached in self._cosign_tags.find_tagged_referrers(graph).items():
+            self._push_tag(
+                place, by_digest[attached.descriptor.digest], can_replace=partial(self._cosign_tags.can_replace, place)
             )
         for root in graph.roots:
             reference = self._target(root)
             if reference.tag:
-                self._tag(reference, by_digest[root.descriptor.digest])
+                self._push_tag(reference, by_digest[root.descriptor.digest])
         for home, (_, uploader) in self._uploaders.items():
             # Other uploads to the same repository, of images that are not there yet, are theirs to go on with.
-            uploader.settle([digest for digest, homes in self._needed_in.items() if home in homes])
+            uploader.delete_abandoned_sessions(
+                [digest for digest, homes in self._repositories_needing.items() if home in homes]
+            )
 
     def close(self) -> None:
         """Drop the upload sessions that registries opened in place of mounts and that were not used."""
-        deadline = monotonic() + _CLEAN_UP
+        deadline = monotonic() + _CLEAN_UP_SECONDS
         for _, uploader in self._uploaders.values():
             uploader.close(deadline)
 
-    def _push(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
+    def _push_manifests(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
         """Push manifests by digest, but for those that come with their tags, and list those that refer to others."""
         unlisted: dict[tuple[str, str], list[Descriptor]] = {}
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
             subject = graph.documents[digest].subject
-            for home in self._needed_in[digest]:
+            for home in self._repositories_needing[digest]:
                 repository, _ = self._uploaders[home]
                 if subject is not None:
                     # Even if it is there: the answer says whether the registry lists it.
-                    if not _put_referrer(repository, manifest):
-                        referrer = listed(manifest.descriptor, graph.documents[digest])
+                    if not _push_referrer(repository, manifest):
+                        referrer = referrer_descriptor(manifest.descriptor, graph.documents[digest])
                         unlisted.setdefault((home, subject.digest), []).append(referrer)
-                elif (home, digest) not in tagged and repository.digest_of(digest) is None:
-                    repository.put_manifest(digest, manifest)
+                elif (home, digest) not in tagged and repository.find_digest(digest) is None:
+                    repository.push_manifest(digest, manifest)
         for (home, digest), referrers in unlisted.items():
-            from ocistream.registry.referrers import ReferrerLists
+            from ocistream.registry.referrers import RepositoryReferrers
 
-            ReferrerLists(self._uploaders[home][0]).add(digest, referrers)
+            RepositoryReferrers(self._uploaders[home][0]).add_to_fallback_index(digest, referrers)
 
-    def _tag(
-        self, reference: Reference, manifest: Manifest, *, may_replace: Callable[[str], bool] = lambda _: True
+    def _push_tag(
+        self, reference: Reference, manifest: Manifest, *, can_replace: Callable[[str], bool] = lambda _: True
     ) -> None:
         """Move a tag, unless it is there already: some registries refuse to write a tag twice, even the same.
 
@@ -315,61 +317,61 @@ class RegistrySink:
         """
         repository, _ = self._repository(reference)
         tag, digest = reference.tag or "", manifest.descriptor.digest
-        present = repository.digest_of(tag)
-        if present and present not in {digest, digest_of(manifest.raw)} and not may_replace(present):
+        present = repository.find_digest(tag)
+        if present and present not in {digest, compute_digest(manifest.raw)} and not can_replace(present):
             msg = f"{reference.name}: somebody else has written this tag meanwhile"
             raise NetworkError(msg, hint="run it again: what is there stays then, or leave it to them: --no-referrers")
-        if present and present not in {digest, digest_of(manifest.raw)}:
-            notices.notice(f"{reference.name}: replacing {present}", level=1)
-        if present == digest or (not is_canonical(digest) and repository.put_tag(tag, manifest)):
+        if present and present not in {digest, compute_digest(manifest.raw)}:
+            notices.notify(f"{reference.name}: replacing {present}", level=1)
+        if present == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
             return
-        if present != digest_of(manifest.raw):
-            repository.put_manifest(tag, manifest)
+        if present != compute_digest(manifest.raw):
+            repository.push_manifest(tag, manifest)
 
-    def _share(self, blob: Blob | Unnamed, descriptor: Descriptor, source: str, home: str) -> None:
+    def _mount_or_upload(self, blob: Blob | NewBlob, descriptor: Descriptor, source: str, home: str) -> None:
         uploader = self._uploaders[home][1]
         if not uploader.mount(descriptor, source):
-            if not blob.replayable:
+            if not blob.reopenable:
                 msg = f"{descriptor.digest}: {home} needs it too, and it can neither be mounted nor read again"
                 raise NetworkError(msg, hint="push from a file instead of a pipe, or image by image")
             uploader.upload(blob)
-        self._has[home, descriptor.digest] = True
+        self._blob_exists[home, descriptor.digest] = True
 
-    def _lacking(self, descriptor: Descriptor) -> list[str]:
+    def _repositories_without(self, descriptor: Descriptor) -> list[str]:
         """Give the repositories that need a blob and do not have it; each is asked once."""
-        homes = self._needed_in.get(descriptor.digest)
+        homes = self._repositories_needing.get(descriptor.digest)
         if homes is None:
             homes = [self._early_reference().repository]
         for home in homes:
             repository = self._repository_named(home)
-            if (home, descriptor.digest) not in self._has and self._known_images[home].have(descriptor):
-                self._has[home, descriptor.digest] = True
-            self._has_blob(repository, descriptor)
-        return [home for home in homes if not self._has[home, descriptor.digest]]
+            if (home, descriptor.digest) not in self._blob_exists and self._existing_images[home].has_blob(descriptor):
+                self._blob_exists[home, descriptor.digest] = True
+            self._check_blob(repository, descriptor)
+        return [home for home in homes if not self._blob_exists[home, descriptor.digest]]
 
-    def _has_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
+    def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
         """Ask a repository for a blob, once."""
         key = repository.name, descriptor.digest
-        if key not in self._has:
-            self._has[key] = repository.has_blob(descriptor)
-        return self._has[key]
+        if key not in self._blob_exists:
+            self._blob_exists[key] = repository.has_blob(descriptor)
+        return self._blob_exists[key]
 
     def _early_reference(self) -> Reference:
-        if self._early is None:
+        if self._early_target is None:
             msg = (
                 "the archive's index comes after its layers: "
                 "the repositories are not known when the layers arrive; nothing was sent"
             )
             one = "one image of it with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
             raise UnsupportedError(msg, hint=f"push from a file instead of a pipe (-i FILE), or push {one}")
-        return self._early
+        return self._early_target
 
     def _repository(self, reference: Reference) -> tuple[Repository, Uploader]:
         if reference.repository not in self._uploaders:
-            repository = Repository(self._transport, reference.registry, reference.repository, writes=True)
+            repository = Repository(self._client, reference.registry, reference.repository, for_push=True)
             self._uploaders[reference.repository] = (repository, Uploader(repository, self._records))
-            self._known_images[reference.repository] = KnownImages(
-                partial(_is_called, repository), partial(self._has_blob, repository)
+            self._existing_images[reference.repository] = ExistingImages(
+                partial(_has_manifest_by_digest, repository), partial(self._check_blob, repository)
             )
         return self._uploaders[reference.repository]
 
@@ -379,19 +381,19 @@ class RegistrySink:
         return self._uploaders[name][0]
 
 
-def _is_called(repository: Repository, digest: str) -> bool:
+def _has_manifest_by_digest(repository: Repository, digest: str) -> bool:
     """Say whether a manifest is there, and the registry itself says that it is that one."""
-    return repository.digest_of(digest) == digest
+    return repository.find_digest(digest) == digest
 
 
-def _put_referrer(repository: Repository, manifest: Manifest) -> bool:
+def _push_referrer(repository: Repository, manifest: Manifest) -> bool:
     """Push a manifest with a subject; say whether the registry lists it now among what refers to that.
 
     Raises:
         RegistryError: it does not want it.
     """
     try:
-        return bool(repository.put_manifest(manifest.descriptor.digest, manifest))
+        return bool(repository.push_manifest(manifest.descriptor.digest, manifest))
     except RegistryError as error:
         hint = error.hint or "if it does not take signatures, SBOMs and the like, leave them behind: --no-referrers"
-        raise RegistryError(error.what, status=error.status, codes=error.codes, hint=hint) from error
+        raise RegistryError(error.message, status=error.status, codes=error.codes, hint=hint) from error

@@ -11,25 +11,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import FinalNetworkError, IntegrityError, NetworkError, RegistryError
-from ocistream.http.origins import redacted
+from ocistream.errors import IntegrityError, NetworkError, PermanentNetworkError, RegistryError
+from ocistream.http.origins import redact_url
 from ocistream.oci.reference import is_digest, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from ocistream.http.connections import Answer
-    from ocistream.http.retry import Tries
+    from ocistream.http.connections import Response
+    from ocistream.http.retry import Retries
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["Download", "Led", "announces_more", "part_of"]
+__all__ = ["BlobDownload", "BlobRedirect", "has_excess_length", "read_range"]
 
 _LENGTH = re.compile(r"[0-9]{1,19}\Z")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 
 
-class Download:
+class BlobDownload:
     """A blob, to be had by `ask(offset, tries)`: 200 or 206 with it, 416 where there is nothing more.
 
     `strictly` believes the headers of an answer so far that none of its body is given where they promise something
@@ -37,15 +37,15 @@ class Download:
     """
 
     def __init__(
-        self, ask: Callable[[int, Tries], Answer], url: str, descriptor: Descriptor, *, strictly: bool
+        self, request: Callable[[int, Retries], Response], url: str, descriptor: Descriptor, *, strict: bool
     ) -> None:
         """Ask for nothing yet; `url` is for messages."""
-        self._ask = ask
-        self._url = redacted(url)
+        self._request = request
+        self._url = redact_url(url)
         self._descriptor = descriptor
-        self._strictly = strictly
+        self._strict = strict
 
-    def chunks(self, offset: int, tries: Tries) -> Iterator[Chunk]:
+    def chunks(self, offset: int, retries: Retries) -> Iterator[Chunk]:
         """Read from byte `offset` on; a connection that breaks is replaced by one that goes on from there.
 
         A body that is longer than was promised ends soon after that, but not before it shows.
@@ -59,42 +59,42 @@ class Download:
             IntegrityError: more bytes than the blob has are announced; or, strictly, another size or digest.
         """
         size = self._descriptor.size
-        free = 0 if self._strictly else offset
+        free = 0 if self._strict else offset
         while True:
             try:
-                for chunk in self._chunks_from(offset, tries, free):
+                for chunk in self._read_from(offset, retries, free):
                     offset += len(chunk)
                     yield chunk
-                    tries.reset()
+                    retries.reset()
                     if offset > size:
                         return
-            except (RegistryError, FinalNetworkError):
+            except (RegistryError, PermanentNetworkError):
                 raise
             except NetworkError as error:
-                if not tries.again(error):
+                if not retries.wait_for_retry(error):
                     raise
             else:
                 if offset >= size:
                     return
                 # A body that ended early without an error, as one of a wrong Content-Length does.
                 short = NetworkError(f"GET {self._url}: ended after {offset} of {size} bytes")
-                if not tries.again(short):
+                if not retries.wait_for_retry(short):
                     raise short
 
-    def _chunks_from(self, offset: int, tries: Tries, free: int) -> Iterator[Chunk]:
+    def _read_from(self, offset: int, retries: Retries, discardable: int) -> Iterator[Chunk]:
         """Read from byte `offset` on; nothing comes where the registry says that there is nothing more.
 
         Up to the first `free` bytes may be read for nothing, and some more.
         """
-        answer = self._ask(offset, tries)
-        if 0 < offset <= free and not _begins_at(answer, offset):
+        answer = self._request(offset, retries)
+        if 0 < offset <= discardable and not _starts_at(answer, offset):
             answer.close()
-            answer = self._ask(0, tries)
+            answer = self._request(0, retries)
         if answer.status == 416:
             answer.drain()
             return
-        self._check_announced(answer, offset)
-        skip = _bytes_to_skip(answer, offset, free + limits.MAX_DISCARD)
+        self._check_headers(answer, offset)
+        skip = _bytes_to_skip(answer, offset, discardable + limits.MAX_DISCARD)
         for chunk in answer.chunks():
             if skip >= len(chunk):
                 skip -= len(chunk)
@@ -102,7 +102,7 @@ class Download:
             yield chunk[skip:] if skip else chunk
             skip = 0
 
-    def _check_announced(self, answer: Answer, offset: int) -> None:
+    def _check_headers(self, response: Response, offset: int) -> None:
         """Check the headers of an answer that gives the blob, from byte `offset` on.
 
         A greater length is always refused: the registry may never send what is beyond the blob, and waiting for it
@@ -112,30 +112,30 @@ class Download:
             IntegrityError: the headers announce more bytes than the blob has; or, `strictly`, another size or digest.
         """
         promised = self._descriptor.digest
-        stated = answer.header("Docker-Content-Digest") or ""
-        length = answer.header("Content-Length")
-        expected = self._descriptor.size - (offset if answer.status == 206 else 0)
+        stated = response.header("Docker-Content-Digest") or ""
+        length = response.header("Content-Length")
+        expected = self._descriptor.size - (offset if response.status == 206 else 0)
         # The same bytes may be called by another algorithm.
         same_kind = is_digest(stated) and stated.partition(":")[0] == promised.partition(":")[0]
-        if self._strictly and same_kind and stated != promised:
+        if self._strict and same_kind and stated != promised:
             what = f"{stated} is announced"
-        elif (self._strictly and length is not None and length != str(expected)) or announces_more(answer, expected):
+        elif (self._strict and length is not None and length != str(expected)) or has_excess_length(response, expected):
             what = f"{printable(length or '')} bytes are announced, and not {expected}"
         else:
             return
-        answer.close()
-        msg = f"{promised}: GET {redacted(answer.url)}: {what}"
+        response.close()
+        msg = f"{promised}: GET {redact_url(response.url)}: {what}"
         raise IntegrityError(msg)
 
 
 @dataclass(slots=True)
-class Led:
+class BlobRedirect:
     """Where a registry has led whoever asked it for a blob, if it has."""
 
     url: str | None = None
 
 
-def part_of(answer: Answer, start: int, view: memoryview, *, whole: bool) -> Generator[int, None, None]:
+def read_range(response: Response, start: int, view: memoryview, *, is_complete: bool) -> Generator[int, None, None]:
     """Read what an answer has of a blob, from byte `start` on, into `view`; `whole` says that this is all of it.
 
     Each time that more of it is there, it gives how many bytes it is by then.
@@ -143,44 +143,46 @@ def part_of(answer: Answer, start: int, view: memoryview, *, whole: bool) -> Gen
     Raises:
         NetworkError: it is another part, or breaks off.
     """
-    if not whole and (answer.status != 206 or not _begins_at(answer, start)):
-        answer.close()
-        msg = f"GET {redacted(answer.url)}: asked for bytes from {start} on, and got others"
-        raise FinalNetworkError(msg)
-    if announces_more(answer, len(view)):
-        answer.close()
-        msg = f"GET {redacted(answer.url)}: asked for {len(view)} bytes, and more are announced"
-        raise FinalNetworkError(msg)
-    yield from answer.into(view)
+    if not is_complete and (response.status != 206 or not _starts_at(response, start)):
+        response.close()
+        msg = f"GET {redact_url(response.url)}: asked for bytes from {start} on, and got others"
+        raise PermanentNetworkError(msg)
+    if has_excess_length(response, len(view)):
+        response.close()
+        msg = f"GET {redact_url(response.url)}: asked for {len(view)} bytes, and more are announced"
+        raise PermanentNetworkError(msg)
+    yield from response.read_into(view)
 
 
-def announces_more(answer: Answer, size: int) -> bool:
+def has_excess_length(response: Response, size: int) -> bool:
     """Return whether the Content-Length of an answer is greater than `size`; one that is no number is ignored."""
-    length = answer.header("Content-Length") or ""
+    length = response.header("Content-Length") or ""
     return _LENGTH.match(length) is not None and int(length) > size
 
 
-def _begins_at(answer: Answer, offset: int) -> bool:
+def _starts_at(response: Response, offset: int) -> bool:
     """Say whether an answer to a Range request can be used: it begins where it was asked to, or at the beginning."""
-    match = _CONTENT_RANGE.match(answer.header("Content-Range") or "")
-    return answer.status == 200 or (answer.status == 206 and match is not None and int(match[1]) == offset)
+    match = _CONTENT_RANGE.match(response.header("Content-Range") or "")
+    return response.status == 200 or (response.status == 206 and match is not None and int(match[1]) == offset)
 
 
-def _bytes_to_skip(answer: Answer, offset: int, most: int) -> int:
+def _bytes_to_skip(response: Response, offset: int, most: int) -> int:
     """Look at an answer that is to give a blob from byte `offset` on: how much of it is known (container-libs#1114).
 
     Raises:
         FinalNetworkError: it is not what was asked for, or more than `most` bytes would have to be read for nothing.
     """
-    where = f"GET {redacted(answer.url)}"
-    if answer.status == 206:
-        if _begins_at(answer, offset):
+    where = f"GET {redact_url(response.url)}"
+    if response.status == 206:
+        if _starts_at(response, offset):
             return 0
-        answer.close()
-        msg = f"{where}: asked for bytes from {offset} on, got {printable(answer.header('Content-Range') or 'others')}"
-        raise FinalNetworkError(msg)
+        response.close()
+        msg = (
+            f"{where}: asked for bytes from {offset} on, got {printable(response.header('Content-Range') or 'others')}"
+        )
+        raise PermanentNetworkError(msg)
     if offset > most:
-        answer.close()
+        response.close()
         msg = f"{where}: broke off after {offset} bytes, and this registry cannot go on from there"
-        raise FinalNetworkError(msg)
+        raise PermanentNetworkError(msg)
     return offset

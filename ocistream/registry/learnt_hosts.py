@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["Facts", "State", "state_directory"]
+__all__ = ["HostFacts", "HostFactsFile", "state_directory"]
 
-_FILE: Final = "hosts.json"
-_VERSION: Final = 1
+_FACTS_FILE: Final = "hosts.json"
+_FACTS_VERSION: Final = 1
 #: Of clocks that are set back: what was learnt tomorrow was not.
-_SKEW: Final = 86_400.0
+_MAX_CLOCK_SKEW: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class HostFacts:
     """What was learnt of one host: how it takes blobs of a known size, and others, as `--upload` has it.
 
     Either is "" where there is nothing to say. `since` is when, in seconds since 1970.
     """
 
-    sized: str = ""
-    unsized: str = ""
+    sized_method: str = ""
+    unsized_method: str = ""
     since: float = 0.0
 
 
@@ -53,65 +53,67 @@ def state_directory(env: Mapping[str, str], home: Path | None) -> Path | None:
     return base / "ocistream" if base is not None else None
 
 
-class State:
+class HostFactsFile:
     """The file. Safe for several processes; `note` is told why it is of no use, where it is."""
 
     def __init__(
         self,
         directory: Path | None,
-        note: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Name the directory, or None for nothing to be kept; nothing is read or made yet."""
         self._directory = directory
-        self._note = note
+        self._warn = warn
         self._now = now
 
-    def facts(self) -> dict[str, Facts]:
+    def read(self) -> dict[str, HostFacts]:
         """Read what is known, by host."""
         if self._directory is None:
             return {}
-        path = self._directory / _FILE
+        path = self._directory / _FACTS_FILE
         try:
             raw = files.read_bounded(path, limits.MAX_STATE_FILE)
             return self._parse(parse_json(raw, "the state file", limits.MAX_STATE_FILE))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, OcistreamError) as error:
-            self._note(f"{path} is not used: {printable(str(error))}")
+            self._warn(f"{path} is not used: {printable(str(error))}")
             return {}
 
-    def keep(self, host: str, facts: Facts | None) -> None:
+    def write(self, host: str, facts: HostFacts | None) -> None:
         """Write down what was learnt of a host, or None to forget it. What others wrote meanwhile stays."""
-        if self._directory is None or (facts is None and host not in self.facts()):
+        if self._directory is None or (facts is None and host not in self.read()):
             return
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with files.locked_directory(self._directory, limits.STATE_LOCK_TIME):
-                known = self.facts()
+            with files.locked_directory(self._directory, limits.STATE_LOCK_TIMEOUT):
+                known = self.read()
                 known.pop(host, None)
                 if facts is not None:
-                    known[host] = Facts(facts.sized, facts.unsized, self._now())
+                    known[host] = HostFacts(facts.sized_method, facts.unsized_method, self._now())
                 newest = sorted(known.items(), key=lambda item: item[1].since)[-limits.MAX_STATE_HOSTS :]
-                with files.atomic_file(self._directory / _FILE, mode=0o600) as file:
-                    files.write_all(file, _written(dict(newest)))
+                with files.atomic_file(self._directory / _FACTS_FILE, mode=0o600) as file:
+                    files.write_all(file, _encode_facts(dict(newest)))
         except (OSError, OcistreamError) as error:
-            self._note(f"what was learnt of {printable(host)} is not kept: {printable(str(error))}")
+            self._warn(f"what was learnt of {printable(host)} is not kept: {printable(str(error))}")
 
-    def _parse(self, document: Mapping[str, Any]) -> dict[str, Facts]:
+    def _parse(self, document: Mapping[str, Any]) -> dict[str, HostFacts]:
         hosts = document.get("hosts")
-        if document.get("version") != _VERSION or not isinstance(hosts, dict):
+        if document.get("version") != _FACTS_VERSION or not isinstance(hosts, dict):
             return {}
         found = {}
         for host, entry in hosts.items():
             with contextlib.suppress(TypeError, ValueError, OverflowError, AttributeError):
-                facts = Facts(_text(entry.get("upload")), _text(entry.get("unsized")), float(entry.get("since")))
-                if -_SKEW <= self._now() - facts.since <= limits.STATE_AGE:
+                facts = HostFacts(
+                    _text_or_empty(entry.get("upload")), _text_or_empty(entry.get("unsized")), float(entry.get("since"))
+                )
+                if -_MAX_CLOCK_SKEW <= self._now() - facts.since <= limits.MAX_STATE_AGE:
                     found[host] = facts
         return found
 
 
-def _text(value: object) -> str:
+def _text_or_empty(value: object) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -119,13 +121,13 @@ def _text(value: object) -> str:
     return value
 
 
-def _written(known: Mapping[str, Facts]) -> bytes:
+def _encode_facts(known: Mapping[str, HostFacts]) -> bytes:
     hosts = {
         host: {
-            **({"upload": facts.sized} if facts.sized else {}),
-            **({"unsized": facts.unsized} if facts.unsized else {}),
+            **({"upload": facts.sized_method} if facts.sized_method else {}),
+            **({"unsized": facts.unsized_method} if facts.unsized_method else {}),
             "since": round(facts.since),
         }
         for host, facts in sorted(known.items())
     }
-    return json.dumps({"version": _VERSION, "hosts": hosts}, indent=1).encode() + b"\n"
+    return json.dumps({"version": _FACTS_VERSION, "hosts": hosts}, indent=1).encode() + b"\n"

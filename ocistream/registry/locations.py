@@ -15,21 +15,29 @@ from ocistream import notices
 from ocistream.errors import AuthenticationError, InvalidNameError
 from ocistream.http.hosts import HostSettings
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.registry.profiles import NAMED
+from ocistream.registry.profiles import PROFILES_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ocistream.auth.credentials import CredentialSource
     from ocistream.oci.reference import Reference
-    from ocistream.registry.profiles import Profile
+    from ocistream.registry.profiles import RegistryProfile
 
-__all__ = ["PULLS", "HostRule", "Mirror", "Namespace", "Place", "Places", "checked_location"]
+__all__ = [
+    "PULL_MODES",
+    "HostRule",
+    "Mirror",
+    "PullSource",
+    "RegistryConfiguration",
+    "RegistryNamespace",
+    "parse_registry_location",
+]
 
 #: What a mirror may be used for (containers-registries.conf(5), `pull-from-mirror`).
-PULLS: Final = ("all", "digest-only", "tag-only")
+PULL_MODES: Final = ("all", "digest-only", "tag-only")
 #: Keys of a host in a file, and their fields in `HostSettings`.
-_FIELDS: Final = {"plain-http": "plain_http", "ca-cert": "ca_files", "client-cert": "client_certificates"}
+_FIELDS_BY_KEY: Final = {"plain-http": "plain_http", "ca-cert": "ca_files", "client-cert": "client_certificates"}
 _WILDCARD: Final = "*."
 _PORT: Final = re.compile(r":[0-9]+\Z")
 
@@ -41,11 +49,11 @@ class Mirror:
     location: str
     insecure: bool | None = None
     #: One of `PULLS`.
-    pull: str = "all"
+    pull_mode: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class Namespace:
+class RegistryNamespace:
     """One `[[registry]]` of containers' registries.conf.
 
     `prefix` is `HOST[:PORT][/PATH]` or `*.DOMAIN`. `location` takes the prefix's place when something is read; None
@@ -57,9 +65,9 @@ class Namespace:
     insecure: bool = False
     blocked: bool = False
     mirrors: tuple[Mirror, ...] = ()
-    source: str = "registries.conf"
+    config_file: str = "registries.conf"
 
-    def rest_of(self, name: str) -> str | None:
+    def strip_prefix(self, name: str) -> str | None:
         """Give what follows the prefix in an image's name; None where it does not begin with it."""
         if not self.prefix.startswith(_WILDCARD):
             rest = name.removeprefix(self.prefix)
@@ -79,76 +87,82 @@ class HostRule:
     mirrors: tuple[Mirror, ...] | None = None
     credentials: CredentialSource | None = None
 
-    def before(self, other: HostRule) -> HostRule:
+    def apply_to(self, other: HostRule) -> HostRule:
         """Return the other rule, changed to what this one says: it is of a file of this run."""
-        keys = self.settings.said
-        named = {_FIELDS[key]: getattr(self.settings, _FIELDS[key]) for key in keys if key in _FIELDS}
+        keys = self.settings.explicit_keys
+        named = {
+            _FIELDS_BY_KEY[key]: getattr(self.settings, _FIELDS_BY_KEY[key]) for key in keys if key in _FIELDS_BY_KEY
+        }
         return replace(
             other,
-            settings=replace(other.settings, **named, said=keys),
+            settings=replace(other.settings, **named, explicit_keys=keys),
             insecure=self.insecure if "insecure" in keys else other.insecure,
             credentials=self.credentials if "credentials" in keys else other.credentials,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PullSource:
     """One repository that an image may be read from; `is_mirror` unless it is the registry's own."""
 
     registry: str
     repository: str
     is_mirror: bool = False
     #: One of `PULLS`.
-    pull: str = "all"
+    pull_mode: str = "all"
 
     def __str__(self) -> str:
         """Give `registry/repository`."""
         return f"{self.registry}/{self.repository}"
 
-    def takes(self, *, by_digest: bool) -> bool:
+    def can_pull(self, *, by_digest: bool) -> bool:
         """Say whether an image that was named by its digest, or by a tag, may be looked for here."""
-        return self.pull != ("tag-only" if by_digest else "digest-only")
+        return self.pull_mode != ("tag-only" if by_digest else "digest-only")
 
 
-class Places:
+class RegistryConfiguration:
     """The rules of one run."""
 
     def __init__(
-        self, own: Mapping[str, HostRule], namespaces: Sequence[Namespace] = (), *, mirrors: bool = True
+        self,
+        host_rules: Mapping[str, HostRule],
+        namespaces: Sequence[RegistryNamespace] = (),
+        *,
+        use_mirrors: bool = True,
     ) -> None:
         """Take our own rules, by lower-case host, and containers'; without `mirrors` none is used."""
-        self._own = own
+        self._host_rules = host_rules
         self._namespaces = namespaces
-        self._mirrors = mirrors
-        self._own_said = [
+        self._is_using_mirrors = use_mirrors
+        self._own_insecure_settings = [
             (mirror.location, mirror.insecure)
-            for rule in own.values()
+            for rule in host_rules.values()
             for mirror in rule.mirrors or ()
             if mirror.insecure is not None
         ]
-        self._said = list(_said(namespaces))
+        self._insecure_settings = list(_list_insecure_settings(namespaces))
 
-    def of(self, reference: Reference) -> tuple[Place, ...]:
+    def find_pull_sources(self, reference: Reference) -> tuple[PullSource, ...]:
         """List the places to read an image from; the last is the registry's own.
 
         Raises:
             AuthenticationError: reading from there is blocked.
         """
-        name = _name(reference.registry, reference.repository)
-        namespace = self._namespace(name)
+        name = _full_name(reference.registry, reference.repository)
+        namespace = self._find_namespace(name)
         self._check_not_blocked(name)
-        primary = _place(_rewritten(namespace, name))
+        primary = _parse_pull_source(_rewrite_name(namespace, name))
         self._check_not_blocked(str(primary))
-        found = dict.fromkeys(self._mirrors_of(reference, namespace, name)) if self._mirrors else {}
+        found = dict.fromkeys(self._find_mirrors(reference, namespace, name)) if self._is_using_mirrors else {}
         others = []
         for place in found:
-            if (blocking := self._blocks(str(place))) is not None:
-                notices.notice(f"the mirror {place} is not asked: {blocking.source} blocks it", level=1)
+            if (blocking := self._find_blocking_namespace(str(place))) is not None:
+                notices.notify(f"the mirror {place} is not asked: {blocking.config_file} blocks it", level=1)
             elif str(place) != str(primary):
                 others.append(place)
         if namespace is not None and str(primary) != name:
             what = f"{printable(name)} is read from {printable(str(primary))}"
-            notices.notice(f"{what}, its location in {namespace.source}", level=1)
+            notices.notify(f"{what}, its location in {namespace.config_file}", level=1)
         if str(primary) == name:
             # In the spelling of whoever named it.
             primary = replace(primary, registry=reference.registry)
@@ -160,7 +174,7 @@ class Places:
         Raises:
             AuthenticationError: it is blocked.
         """
-        self._check_not_blocked(_name(reference.registry, reference.repository))
+        self._check_not_blocked(_full_name(reference.registry, reference.repository))
 
     def settings(self, registry: str, repository: str = "") -> HostSettings:
         """Say how a host is reached for one of its repositories; without one, for what is no repository's.
@@ -168,55 +182,59 @@ class Places:
         What our own configuration says of it counts for more than containers', of which `insecure` may be said of a
         part of a host, and means that HTTP will do as well; ours, as --insecure, is of certificates only.
         """
-        rule = self._own.get(registry.lower(), HostRule())
-        name = _name(registry, repository) if repository else registry.lower()
-        own = _insecure(self._own_said, name) if rule.insecure is None else rule.insecure
+        rule = self._host_rules.get(registry.lower(), HostRule())
+        name = _full_name(registry, repository) if repository else registry.lower()
+        own = _find_insecure_setting(self._own_insecure_settings, name) if rule.insecure is None else rule.insecure
         if own is not None:
             return replace(rule.settings, insecure=own)
-        return replace(rule.settings, insecure=True, may_be_plain=True) if self._is_insecure(name) else rule.settings
+        return (
+            replace(rule.settings, insecure=True, has_http_fallback=True) if self._is_insecure(name) else rule.settings
+        )
 
     def credentials(self, registry: str) -> CredentialSource | None:
         """Say where a host's secrets are, if our own configuration says so."""
-        return self._own.get(registry.lower(), HostRule()).credentials
+        return self._host_rules.get(registry.lower(), HostRule()).credentials
 
-    def profile(self, registry: str) -> Profile | None:
+    def profile(self, registry: str) -> RegistryProfile | None:
         """Say what kind of registry a host is, if our own configuration says so."""
-        name = self._own.get(registry.lower(), HostRule()).settings.profile
-        return None if name is None else NAMED[name]
+        name = self._host_rules.get(registry.lower(), HostRule()).settings.profile
+        return None if name is None else PROFILES_BY_NAME[name]
 
-    def _mirrors_of(self, reference: Reference, namespace: Namespace | None, name: str) -> Iterator[Place]:
-        own = self._own.get(reference.registry.lower(), HostRule()).mirrors
+    def _find_mirrors(
+        self, reference: Reference, namespace: RegistryNamespace | None, name: str
+    ) -> Iterator[PullSource]:
+        own = self._host_rules.get(reference.registry.lower(), HostRule()).mirrors
         if own is not None:
             for mirror in own:
-                yield _place(f"{mirror.location}/{reference.repository}", mirror)
+                yield _parse_pull_source(f"{mirror.location}/{reference.repository}", mirror)
         elif namespace is not None:
-            rest = namespace.rest_of(name) or ""
+            rest = namespace.strip_prefix(name) or ""
             for mirror in namespace.mirrors:
-                yield _place(f"{mirror.location}{rest}", mirror)
+                yield _parse_pull_source(f"{mirror.location}{rest}", mirror)
 
-    def _namespace(self, name: str) -> Namespace | None:
+    def _find_namespace(self, name: str) -> RegistryNamespace | None:
         """Find the one `[[registry]]` that counts: that of the longest prefix, and of two alike the first."""
-        fitting = [namespace for namespace in self._namespaces if namespace.rest_of(name) is not None]
+        fitting = [namespace for namespace in self._namespaces if namespace.strip_prefix(name) is not None]
         return max(fitting, key=lambda namespace: len(namespace.prefix), default=None)
 
-    def _blocks(self, name: str) -> Namespace | None:
-        namespace = self._namespace(name)
+    def _find_blocking_namespace(self, name: str) -> RegistryNamespace | None:
+        namespace = self._find_namespace(name)
         return namespace if namespace is not None and namespace.blocked else None
 
     def _check_not_blocked(self, name: str) -> None:
-        namespace = self._blocks(name)
+        namespace = self._find_blocking_namespace(name)
         if namespace is not None:
-            msg = f"{printable(name)} is blocked: {namespace.source} says so of {printable(namespace.prefix)}"
+            msg = f"{printable(name)} is blocked: {namespace.config_file} says so of {printable(namespace.prefix)}"
             raise AuthenticationError(msg)
 
     def _is_insecure(self, name: str) -> bool:
-        if (known := _insecure(self._said, name)) is not None:
+        if (known := _find_insecure_setting(self._insecure_settings, name)) is not None:
             return known
-        namespace = self._namespace(name)
+        namespace = self._find_namespace(name)
         return namespace is not None and namespace.insecure
 
 
-def checked_location(text: str) -> str:
+def parse_registry_location(text: str) -> str:
     """Check `HOST[:PORT][/PATH]`, and give it without a slash at its end and with its host in lower case.
 
     Raises:
@@ -230,22 +248,22 @@ def checked_location(text: str) -> str:
     return f"{host}/{path}" if path else host
 
 
-def _name(registry: str, repository: str) -> str:
+def _full_name(registry: str, repository: str) -> str:
     return f"{registry.lower()}/{repository}"
 
 
-def _rewritten(namespace: Namespace | None, name: str) -> str:
+def _rewrite_name(namespace: RegistryNamespace | None, name: str) -> str:
     if namespace is None or namespace.location is None:
         return name
-    return f"{namespace.location}{namespace.rest_of(name)}"
+    return f"{namespace.location}{namespace.strip_prefix(name)}"
 
 
-def _place(name: str, mirror: Mirror | None = None) -> Place:
+def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
     registry, _, repository = name.partition("/")
-    return Place(registry, repository, mirror is not None, mirror.pull if mirror else "all")
+    return PullSource(registry, repository, mirror is not None, mirror.pull_mode if mirror else "all")
 
 
-def _said(namespaces: Sequence[Namespace]) -> Iterator[tuple[str, bool]]:
+def _list_insecure_settings(namespaces: Sequence[RegistryNamespace]) -> Iterator[tuple[str, bool]]:
     """Collect of which locations it is said whether they are insecure; *.DOMAIN is not one."""
     for namespace in namespaces:
         for where in {namespace.prefix, namespace.location or namespace.prefix}:
@@ -255,7 +273,7 @@ def _said(namespaces: Sequence[Namespace]) -> Iterator[tuple[str, bool]]:
             yield mirror.location, bool(mirror.insecure)
 
 
-def _insecure(said: Sequence[tuple[str, bool]], name: str) -> bool | None:
+def _find_insecure_setting(said: Sequence[tuple[str, bool]], name: str) -> bool | None:
     """Give what is said of the longest location that a name is in, or is; None where nothing is.
 
     Where two things are said of one location, it is not insecure: nobody is to see a password by a contradiction.

@@ -8,57 +8,57 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ocistream.registry.locations import Place
+    from ocistream.registry.locations import PullSource
 
-__all__ = ["Standing"]
+__all__ = ["MirrorHealth"]
 
 
-class Standing:
+class MirrorHealth:
     """What has come of asking places, by their hosts. Safe for several threads."""
 
-    def __init__(self, tell: Callable[[str, int], None]) -> None:
+    def __init__(self, report: Callable[[str, int], None]) -> None:
         """Begin with nothing against anybody.
 
         `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual.
         """
-        self._tell = tell
+        self._report = report
         self._lock = threading.Lock()
         #: Registries that are not asked again, and those of them that gave nothing wrong but fell silent.
-        self._bad: set[str] = set()
+        self._disabled: set[str] = set()
         self._down: set[str] = set()
         #: Registries that mirrors stand for, and that did not answer themselves.
         self._unreachable: set[str] = set()
 
-    def is_unreachable(self, place: Place) -> bool:
+    def is_unreachable(self, pull_source: PullSource) -> bool:
         """Say whether a registry was given up, for what can be done without."""
-        return place.registry in self._unreachable
+        return pull_source.registry in self._unreachable
 
-    def give_up(self, place: Place, why: str) -> None:
+    def mark_unreachable(self, pull_source: PullSource, reason: str) -> None:
         """Ask a registry no more, in this run, for what can be done without, and say why."""
         with self._lock:
-            news = place.registry not in self._unreachable
-            self._unreachable.add(place.registry)
-        self.tell(why, 0 if news else 1)
+            news = pull_source.registry not in self._unreachable
+            self._unreachable.add(pull_source.registry)
+        self.report(reason, 0 if news else 1)
 
-    def is_bad(self, place: Place) -> bool:
+    def is_disabled(self, pull_source: PullSource) -> bool:
         """Say whether a mirror is not to be asked again."""
-        return place.is_mirror and place.registry in self._bad
+        return pull_source.is_mirror and pull_source.registry in self._disabled
 
-    def is_down(self, place: Place) -> bool:
+    def is_down(self, pull_source: PullSource) -> bool:
         """Say whether a mirror failed, but gave nothing wrong."""
-        return place.registry in self._down
+        return pull_source.registry in self._down
 
-    def set_aside(self, place: Place, why: str, *, lies: bool) -> None:
+    def disable(self, pull_source: PullSource, reason: str, *, is_corrupt: bool) -> None:
         """Ask a mirror no more, in this run, and say why."""
         with self._lock:
-            news = place.registry not in self._bad
-            self._bad.add(place.registry)
-            if lies:
-                self._down.discard(place.registry)
+            news = pull_source.registry not in self._disabled
+            self._disabled.add(pull_source.registry)
+            if is_corrupt:
+                self._down.discard(pull_source.registry)
             elif news:
-                self._down.add(place.registry)
-        self.tell(why, 0 if news else 1)
+                self._down.add(pull_source.registry)
+        self.report(reason, 0 if news else 1)
 
-    def tell(self, message: str, level: int) -> None:
+    def report(self, message: str, level: int) -> None:
         """Tell of a fall-back."""
-        self._tell(message, level)
+        self._report(message, level)

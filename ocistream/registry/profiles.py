@@ -18,11 +18,18 @@ from ocistream.registry.upload_methods import CHUNK, PUT, STREAM
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["NAMED", "PROFILES", "UNKNOWN", "Profile", "profile_by_answer", "profile_of"]
+__all__ = [
+    "PROFILES",
+    "PROFILES_BY_NAME",
+    "UNKNOWN_PROFILE",
+    "RegistryProfile",
+    "find_profile",
+    "find_profile_by_headers",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class RegistryProfile:
     """What holds for one kind of registry. Sizes are in bytes."""
 
     name: str
@@ -31,127 +38,133 @@ class Profile:
     #: Headers of answers that only this kind gives, with a regular expression that is searched for in their values.
     headers: tuple[tuple[str, str], ...] = ()
     #: The ways of uploading that it takes; the first is where to begin.
-    rungs: tuple[str, ...] = (STREAM, PUT, CHUNK)
+    methods: tuple[str, ...] = (STREAM, PUT, CHUNK)
     #: The largest body of a PATCH with a Content-Range; None where none is known.
     largest_chunk: int | None = None
     #: Whether an upload that broke may be gone on with, at the offset that the registry states.
-    resumes: bool = True
+    can_resume: bool = True
     #: Whether a request that breaks costs the whole upload. Then a PATCH of known length, too, is sent in the chunked
     #: transfer coding, as `docker push` sends all layers: such a request has a proper end when a push is interrupted.
-    loses_broken: bool = False
+    loses_interrupted_uploads: bool = False
     #: Where this is known from.
-    sources: tuple[str, ...] = ()
+    documented_in: tuple[str, ...] = ()
 
 
 #: What holds for everybody else.
-UNKNOWN: Final = Profile("unknown", sources=("distribution-spec, Pushing blobs",))
+UNKNOWN_PROFILE: Final = RegistryProfile("unknown", documented_in=("distribution-spec, Pushing blobs",))
 
 PROFILES: Final = (
-    Profile(
+    RegistryProfile(
         "Google Artifact Registry",
         hosts=(r"(?:[a-z0-9-]+\.)?gcr\.io", r"[a-z0-9-]+\.pkg\.dev"),
         # An upload is one request; a range in it is refused, and so is going on.
-        rungs=(STREAM, PUT),
-        resumes=False,
-        sources=("cloud.google.com/artifact-registry/docs/reference/docker-api", "dotnet/sdk-container-builds#287"),
+        methods=(STREAM, PUT),
+        can_resume=False,
+        documented_in=(
+            "cloud.google.com/artifact-registry/docs/reference/docker-api",
+            "dotnet/sdk-container-builds#287",
+        ),
     ),
-    Profile(
+    RegistryProfile(
         "GitHub Packages",
         hosts=(r"ghcr\.io",),
         headers=(("X-GitHub-Request-Id", r"."),),
         # A streamed PATCH may have any size (docker's has); what states its range may not.
         largest_chunk=4 * MIB,
-        sources=("oras-project/rust-oci-client#35", "wasmCloud/wash-archive#268"),
+        documented_in=("oras-project/rust-oci-client#35", "wasmCloud/wash-archive#268"),
     ),
-    Profile(
+    RegistryProfile(
         "Amazon ECR",
         hosts=(
             r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|on\.aws|on\.amazonwebservices\.com\.cn)",
             r"(?:ecr-)?public\.ecr\.aws",
         ),
         # The Range of its answers stands still after the first PATCH, so nobody knows where to go on.
-        rungs=(STREAM, PUT),
-        resumes=False,
-        sources=("aws/containers-roadmap#2831", "docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html"),
+        methods=(STREAM, PUT),
+        can_resume=False,
+        documented_in=(
+            "aws/containers-roadmap#2831",
+            "docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html",
+        ),
     ),
-    Profile(
+    RegistryProfile(
         "Azure Container Registry",
         hosts=(r"[a-z0-9-]+(?:\.[a-z0-9]+\.data)?\.azurecr\.(?:io|us|cn)",),
         headers=(("Server", r"\AAzureContainerRegistry\b"),),
         # One PUT of more than about 20 MB is refused with 413; chunks and streams are not.
-        rungs=(STREAM, CHUNK, PUT),
-        sources=("goharbor/harbor#23015", "goharbor/harbor#23016", "dotnet/sdk-container-builds#258"),
+        methods=(STREAM, CHUNK, PUT),
+        documented_in=("goharbor/harbor#23015", "goharbor/harbor#23016", "dotnet/sdk-container-builds#258"),
     ),
-    Profile(
+    RegistryProfile(
         "Quay",
         hosts=(r"quay\.io",),
         # Not more than 20 GB in one request.
-        rungs=(STREAM, CHUNK, PUT),
-        sources=("oras-project/oras-py#137",),
+        methods=(STREAM, CHUNK, PUT),
+        documented_in=("oras-project/oras-py#137",),
     ),
-    Profile(
+    RegistryProfile(
         "Docker Hub",
         hosts=(r"docker\.io", r"(?:index|registry-1)\.docker\.io"),
         headers=(("Docker-RateLimit-Source", r"."),),
-        sources=("docs.docker.com/reference/api/registry/latest", "kitops-ml/kitops#329"),
+        documented_in=("docs.docker.com/reference/api/registry/latest", "kitops-ml/kitops#329"),
     ),
-    Profile(
+    RegistryProfile(
         "GitLab",
         hosts=(r"registry\.gitlab\.com",),
         headers=(("Gitlab-Container-Registry-Version", r"."),),
         # A chunk's range is checked, and a wrong one answered with 416 and where to go on.
-        sources=("gitlab.com/gitlab-org/container-registry!166", "gitlab.com/gitlab-org/container-registry!1393"),
+        documented_in=("gitlab.com/gitlab-org/container-registry!166", "gitlab.com/gitlab-org/container-registry!1393"),
     ),
-    Profile(
+    RegistryProfile(
         "Artifactory",
         hosts=(r"[a-z0-9-]+\.jfrog\.io",),
         headers=(("Server", r"\AArtifactory\b"), ("X-Artifactory-Id", r"."), ("X-JFrog-Version", r".")),
         # A PUT with a body is answered with 404 BLOB_UNKNOWN.
-        rungs=(STREAM, CHUNK),
-        sources=("docker/buildx#196", "containerd/containerd#3533", "moby/buildkit#1130"),
+        methods=(STREAM, CHUNK),
+        documented_in=("docker/buildx#196", "containerd/containerd#3533", "moby/buildkit#1130"),
     ),
-    Profile(
+    RegistryProfile(
         "Nexus",
         headers=(("Server", r"\ANexus/"),),
-        sources=("sonatype/nexus-public#1040", "sonatype/nexus-public#1061"),
+        documented_in=("sonatype/nexus-public#1040", "sonatype/nexus-public#1061"),
     ),
-    Profile(
+    RegistryProfile(
         "Harbor",
         hosts=(r"demo\.goharbor\.io",),
         headers=(("WWW-Authenticate", r'\bservice="harbor-registry"'),),
         # Its registry is distribution 2.8.
-        loses_broken=True,
-        sources=("goharbor/harbor#12192", "goharbor/harbor#23016"),
+        loses_interrupted_uploads=True,
+        documented_in=("goharbor/harbor#12192", "goharbor/harbor#23016"),
     ),
-    Profile(
+    RegistryProfile(
         "ocistream",
         headers=(("Server", r"\Aocistream\b"),),
         # `ocistream serve` keeps what has arrived, and takes a Content-Range only with a Content-Length.
-        sources=("ocistream/serve/uploads.py",),
+        documented_in=("ocistream/serve/uploads.py",),
     ),
     # The last one: many others send this header as well. To lose nothing, they are treated in the same way.
-    Profile(
+    RegistryProfile(
         "distribution",
         headers=(("Docker-Distribution-Api-Version", r"\Aregistry/2\.0\Z"),),
         # In 2.8 the Location of an upload states its offset. After a request that broke in its middle more bytes are
         # stored than any Location states, and the upload is answered with 404 BLOB_UPLOAD_INVALID.
-        loses_broken=True,
-        sources=("distribution 2.8, registry/handlers/blobupload.go", "tests/interop/test_interrupted_push.py"),
+        loses_interrupted_uploads=True,
+        documented_in=("distribution 2.8, registry/handlers/blobupload.go", "tests/interop/test_interrupted_push.py"),
     ),
 )
 
 
 #: All of them as a configuration names them: `harbor`, `amazon-ecr`; `unknown` for what follows the spec.
-NAMED: Final = {known.name.lower().replace(" ", "-"): known for known in (*PROFILES, UNKNOWN)}
+PROFILES_BY_NAME: Final = {known.name.lower().replace(" ", "-"): known for known in (*PROFILES, UNKNOWN_PROFILE)}
 
 
-def profile_of(host: str) -> Profile:
+def find_profile(host: str) -> RegistryProfile:
     """Give the profile of a `HOST[:PORT]`, or that of everybody else."""
     name = host.lower() if host.startswith("[") else host.lower().partition(":")[0]
-    return next((known for known in PROFILES if any(re.fullmatch(p, name) for p in known.hosts)), UNKNOWN)
+    return next((known for known in PROFILES if any(re.fullmatch(p, name) for p in known.hosts)), UNKNOWN_PROFILE)
 
 
-def profile_by_answer(header: Callable[[str], str | None]) -> Profile | None:
+def find_profile_by_headers(header: Callable[[str], str | None]) -> RegistryProfile | None:
     """Give the profile that an answer's headers show, or None where they show nothing; `header` gives one by name."""
     for known in PROFILES:
         for name, pattern in known.headers:

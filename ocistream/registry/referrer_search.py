@@ -14,20 +14,20 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, AuthenticationError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.oci.documents import parse_document
 from ocistream.oci.referrers import (
-    CUT,
-    DISOWNED,
-    GONE,
-    HIDDEN,
-    NARROWED,
-    SAME_TAG,
-    UNKNOWN_KIND,
-    Attached,
-    LeftBehind,
-    bare,
+    DUPLICATE_TAG,
+    LIST_TRUNCATED,
+    LISTING_DENIED,
+    NOT_FOUND,
+    PLATFORM_FILTERED,
+    SUBJECT_MISMATCH,
+    UNSUPPORTED_TYPE,
+    Referrer,
+    SkippedReferrer,
+    classify_referrer,
     cosign_tags,
-    kind_of,
+    strip_descriptor,
 )
-from ocistream.streams.workers import each
+from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,40 +35,40 @@ if TYPE_CHECKING:
     from ocistream.errors import OcistreamError
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.documents import Document
-    from ocistream.registry.mirrors import Readable
+    from ocistream.registry.mirrors import ReadableRepository
     from ocistream.transfer.walk import GraphBuilder
 
-__all__ = ["Hanging"]
+__all__ = ["ReferrerSearch"]
 
 #: Of what is left behind of one subject for one reason, so many are named, and the others counted.
-_NAMED: Final = 10
+_MAX_NAMED: Final = 10
 #: Statuses below 500 by which a registry says that it would answer at another time.
-_PASSING: Final = frozenset({408, 429})
+_TRANSIENT_STATUSES: Final = frozenset({408, 429})
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _ReferrerQuery:
     """What hangs on this manifest, in this repository? If it does not move, only so much that it can be said."""
 
-    repository: Readable
+    repository: ReadableRepository
     digest: str
-    moves: bool = True
+    is_selected: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    question: _Question
-    attached: Attached
+class _FoundReferrer:
+    query: _ReferrerQuery
+    referrer: Referrer
     manifest: Manifest
 
 
-class Hanging:
+class ReferrerSearch:
     """Asks, and gives what it finds to the builder of a graph."""
 
     def __init__(
         self,
         builder: GraphBuilder,
-        complete: Callable[[Readable, str], None],
+        fetch_children: Callable[[ReadableRepository, str], None],
         *,
         jobs: int,
         cancelled: threading.Event,
@@ -81,166 +81,168 @@ class Hanging:
         self._jobs = jobs
         self._cancelled = cancelled
         self._builder = builder
-        self._complete = complete
+        self._fetch_children = fetch_children
         #: One for each name, whoever asks: it knows whether its registry has the API.
-        self._lists: dict[str, Readable] = {}
-        self._asked: set[tuple[str, str]] = set()
-        self._tags: dict[tuple[str, str], str] = {}
+        self._repositories: dict[str, ReadableRepository] = {}
+        self._queried: set[tuple[str, str]] = set()
+        self._digests_by_tag: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
-        self._found: list[_Found] = []
-        self._listed = 0
-        self._count = 0
-        self._bytes = 0
-        self._left: dict[LeftBehind, None] = {}
-        self._hidden: set[str] = set()
+        self._found: list[_FoundReferrer] = []
+        self._listed_count = 0
+        self._found_count = 0
+        self._found_bytes = 0
+        self._skipped: dict[SkippedReferrer, None] = {}
+        self._unreadable_repositories: set[str] = set()
 
-    def collect(self, moving: Iterable[tuple[Readable, str]], cut: Iterable[tuple[Readable, str]]) -> None:
+    def collect(
+        self, selected: Iterable[tuple[ReadableRepository, str]], incomplete: Iterable[tuple[ReadableRepository, str]]
+    ) -> None:
         """Ask about manifests that move and about indexes that were cut down, and about what is found, in turn.
 
         Raises:
             UnsupportedError: there is too much, or it hangs on each other too deeply.
             OcistreamError: a registry failed; that it does not know what is asked for is no failure.
         """
-        questions = [_Question(*place) for place in moving]
-        questions += [_Question(*place, moves=False) for place in cut]
-        for _ in range(limits.MAX_ATTACHED_DEPTH + 1):
-            self._ask_all(questions)
-            questions = self._take(questions)
+        questions = [_ReferrerQuery(*place) for place in selected]
+        questions += [_ReferrerQuery(*place, is_selected=False) for place in incomplete]
+        for _ in range(limits.MAX_REFERRER_DEPTH + 1):
+            self._query_all(questions)
+            questions = self._move_to_graph(questions)
             if not questions:
                 break
         else:
-            msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_ATTACHED_DEPTH} deep"
+            msg = f"signatures, SBOMs and the like hang on each other more than {limits.MAX_REFERRER_DEPTH} deep"
             raise UnsupportedError(msg, hint="leave them behind with --no-referrers")
-        for left in _summed_up(self._left):
-            self._builder.leave(left)
+        for left in _summarize(self._skipped):
+            self._builder.add_skipped_referrer(left)
 
-    def _ask_all(self, questions: Sequence[_Question]) -> None:
+    def _query_all(self, questions: Sequence[_ReferrerQuery]) -> None:
         by_place = {(str(question.repository), question.digest): question for question in questions}
-        new = [question for place, question in by_place.items() if place not in self._asked]
-        self._asked.update(by_place)
+        new = [question for place, question in by_place.items() if place not in self._queried]
+        self._queried.update(by_place)
         # One alone shows whether the repository's registry knows the API at all.
         first = {str(question.repository): question for question in reversed(new)}
         for name, question in first.items():
-            if name not in self._lists:
-                self._lists[name] = question.repository
-                self._ask(question)
+            if name not in self._repositories:
+                self._repositories[name] = question.repository
+                self._query(question)
                 new.remove(question)
-        each(self._ask, new, jobs=self._jobs if len(new) > 1 else 1, cancelled=self._cancelled)
+        run_each(self._query, new, jobs=self._jobs if len(new) > 1 else 1, cancelled=self._cancelled)
 
-    def _ask(self, question: _Question) -> None:
-        for ask in (self._ask_for_referrers, self._ask_for_tags):
+    def _query(self, query: _ReferrerQuery) -> None:
+        for ask in (self._query_referrers, self._query_cosign_tags):
             try:
-                ask(question)
+                ask(query)
             except (AuthenticationError, ArchiveError) as error:
-                self._cannot_tell(question, error)
+                self._report_unreadable(query, error)
             except RegistryError as error:
-                if error.status >= 500 or error.status in _PASSING:
+                if error.status >= 500 or error.status in _TRANSIENT_STATUSES:
                     raise
-                self._cannot_tell(question, error)
+                self._report_unreadable(query, error)
 
-    def _cannot_tell(self, question: _Question, error: OcistreamError) -> None:
+    def _report_unreadable(self, query: _ReferrerQuery, error: OcistreamError) -> None:
         """Say once of a repository why nobody knows what hangs there.
 
         The image itself could be had, with the same rights, so there is no reason to refuse that.
         """
-        why = f"{HIDDEN}: {error.what}"
+        why = f"{LISTING_DENIED}: {error.message}"
         with self._lock:
-            if str(question.repository) not in self._hidden:
-                self._hidden.add(str(question.repository))
-                self._left[LeftBehind(question.digest, why)] = None
+            if str(query.repository) not in self._unreadable_repositories:
+                self._unreadable_repositories.add(str(query.repository))
+                self._skipped[SkippedReferrer(query.digest, why)] = None
 
-    def _ask_for_referrers(self, question: _Question) -> None:
-        found = self._lists[str(question.repository)].referrers(question.digest)
+    def _query_referrers(self, query: _ReferrerQuery) -> None:
+        found = self._repositories[str(query.repository)].list_referrers(query.digest)
         with self._lock:
             # All that a registry lists costs a request each, whatever comes of it.
-            self._listed += len(found.descriptors)
-            if self._listed > limits.MAX_ATTACHED:
-                raise _too_many(f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed")
-            if found.cut:
-                self._left[LeftBehind(question.digest, f"{CUT}: {found.cut}")] = None
+            self._listed_count += len(found.descriptors)
+            if self._listed_count > limits.MAX_REFERRERS:
+                raise _too_many_error(f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like are listed")
+            if found.incomplete_reason:
+                self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {found.incomplete_reason}")] = None
         for descriptor in found.descriptors:
-            if not question.moves:
-                self._leave(descriptor, question.digest, NARROWED)
+            if not query.is_selected:
+                self._skip(descriptor, query.digest, PLATFORM_FILTERED)
                 continue
             try:
-                manifest, document = self._resolved(question.repository, descriptor.digest)
+                manifest, document = self._resolve(query.repository, descriptor.digest)
             except NotFoundError:
-                self._leave(descriptor, question.digest, GONE)
+                self._skip(descriptor, query.digest, NOT_FOUND)
             except (ArchiveError, UnsupportedError):
-                self._leave(descriptor, question.digest, UNKNOWN_KIND)
+                self._skip(descriptor, query.digest, UNSUPPORTED_TYPE)
             else:
-                if document.subject is None or document.subject.digest != question.digest:
-                    self._leave(descriptor, question.digest, DISOWNED)
+                if document.subject is None or document.subject.digest != query.digest:
+                    self._skip(descriptor, query.digest, SUBJECT_MISMATCH)
                 else:
-                    self._keep(question, manifest, None)
+                    self._add_found(query, manifest, None)
 
-    def _ask_for_tags(self, question: _Question) -> None:
-        for tag in cosign_tags(question.digest):
-            if question.repository.digest_of(tag) is None:
+    def _query_cosign_tags(self, query: _ReferrerQuery) -> None:
+        for tag in cosign_tags(query.digest):
+            if query.repository.find_digest(tag) is None:
                 continue
-            if not question.moves:
-                self._leave(None, question.digest, NARROWED, tag)
+            if not query.is_selected:
+                self._skip(None, query.digest, PLATFORM_FILTERED, tag)
                 continue
             try:
-                manifest, _ = self._resolved(question.repository, tag)
+                manifest, _ = self._resolve(query.repository, tag)
             except NotFoundError:
-                self._leave(None, question.digest, GONE, tag)
+                self._skip(None, query.digest, NOT_FOUND, tag)
             except UnsupportedError:
-                self._leave(None, question.digest, UNKNOWN_KIND, tag)
+                self._skip(None, query.digest, UNSUPPORTED_TYPE, tag)
             else:
-                self._keep(question, manifest, tag)
+                self._add_found(query, manifest, tag)
 
     @staticmethod
-    def _resolved(repository: Readable, target: str) -> tuple[Manifest, Document]:
+    def _resolve(repository: ReadableRepository, target: str) -> tuple[Manifest, Document]:
         manifest = repository.resolve(target)
         return manifest, parse_document(manifest.descriptor, manifest.raw)
 
-    def _keep(self, question: _Question, manifest: Manifest, tag: str | None) -> None:
-        attached = Attached(bare(manifest.descriptor), question.digest, tag)
+    def _add_found(self, query: _ReferrerQuery, manifest: Manifest, tag: str | None) -> None:
+        attached = Referrer(strip_descriptor(manifest.descriptor), query.digest, tag)
         with self._lock:
-            self._count += 1
-            self._bytes += len(manifest.raw)
-            if self._count > limits.MAX_ATTACHED or self._bytes > limits.MAX_GRAPH_BYTES:
-                raise _too_many(
-                    f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like hang on the images, "
+            self._found_count += 1
+            self._found_bytes += len(manifest.raw)
+            if self._found_count > limits.MAX_REFERRERS or self._found_bytes > limits.MAX_GRAPH_BYTES:
+                raise _too_many_error(
+                    f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like hang on the images, "
                     f"or more than {limits.MAX_GRAPH_BYTES} bytes of their manifests"
                 )
-            self._found.append(_Found(question, attached, manifest))
+            self._found.append(_FoundReferrer(query, attached, manifest))
 
-    def _leave(self, descriptor: Descriptor | None, subject: str, why: str, tag: str | None = None) -> None:
-        kind = kind_of(descriptor.artifact_type if descriptor else None, tag)
+    def _skip(self, descriptor: Descriptor | None, subject: str, reason: str, tag: str | None = None) -> None:
+        kind = classify_referrer(descriptor.artifact_type if descriptor else None, tag)
         with self._lock:
-            self._left[LeftBehind(subject, why, kind, descriptor.digest if descriptor else None, tag)] = None
+            self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
 
-    def _take(self, asked: Sequence[_Question]) -> list[_Question]:
+    def _move_to_graph(self, asked: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
         """Give what was found to the builder, in the order in which it was asked for; ask about that next."""
         places = {id(question): place for place, question in enumerate(asked)}
-        found = sorted(self._found, key=lambda one: (places[id(one.question)], *one.attached.order))
+        found = sorted(self._found, key=lambda one: (places[id(one.query)], *one.referrer.sort_key))
         self._found = []
         questions = []
         for one in found:
-            attached, digest = one.attached, one.attached.descriptor.digest
-            if attached.tag and self._tags.setdefault((attached.subject, attached.tag), digest) != digest:
-                self._left[LeftBehind.of(attached, SAME_TAG)] = None
+            attached, digest = one.referrer, one.referrer.descriptor.digest
+            if attached.tag and self._digests_by_tag.setdefault((attached.subject, attached.tag), digest) != digest:
+                self._skipped[SkippedReferrer.from_referrer(attached, DUPLICATE_TAG)] = None
                 continue
-            self._builder.attach(attached)
+            self._builder.add_referrer(attached)
             if digest in self._builder.needs:
                 self._builder.supply(digest, one.manifest.raw)
-            self._complete(one.question.repository, digest)
-            questions.append(_Question(one.question.repository, digest))
+            self._fetch_children(one.query.repository, digest)
+            questions.append(_ReferrerQuery(one.query.repository, digest))
         return questions
 
 
-def _too_many(what: str) -> UnsupportedError:
+def _too_many_error(what: str) -> UnsupportedError:
     return UnsupportedError(what, hint="leave them behind with --no-referrers")
 
 
-def _summed_up(left: Iterable[LeftBehind]) -> Iterator[LeftBehind]:
+def _summarize(left: Iterable[SkippedReferrer]) -> Iterator[SkippedReferrer]:
     """Give what is left behind in order; of many alike, the first by name and the others by number."""
-    alike: dict[tuple[str | None, str, str | None], list[LeftBehind]] = {}
+    alike: dict[tuple[str | None, str, str | None], list[SkippedReferrer]] = {}
     for one in sorted(left, key=lambda one: (one.why, one.subject or "", one.digest or "", one.tag or "")):
         alike.setdefault((one.subject, one.why, one.kind), []).append(one)
     for (subject, why, kind), those in alike.items():
-        yield from those[:_NAMED]
-        if len(those) > _NAMED:
-            yield LeftBehind(subject, why, kind, count=len(those) - _NAMED)
+        yield from those[:_MAX_NAMED]
+        if len(those) > _MAX_NAMED:
+            yield SkippedReferrer(subject, why, kind, count=len(those) - _MAX_NAMED)

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
-from ocistream.oci.referrers import TAKEN, Attached, LeftBehind
+from ocistream.oci.referrers import TAG_EXISTS, Referrer, SkippedReferrer
 from ocistream.oci.strict_json import canonical_json, parse_json
-from ocistream.streams.chunks import digest_of
+from ocistream.streams.chunks import compute_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,60 +23,62 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.registry.repository import Repository
 
-__all__ = ["HungTags"]
+__all__ = ["CosignTags"]
 
 
-class HungTags:
+class CosignTags:
     """Where these tags are to go, and where there is something else already."""
 
     def __init__(self, target: Callable[[Root], Reference], repository: Callable[[Reference], Repository]) -> None:
         """`target` says where each image goes, `repository` gives what is asked there."""
         self._target = target
         self._repository = repository
-        self._taken: set[Reference] = set()
+        self._conflicting: set[Reference] = set()
         #: What is there, and has all that it holds in what comes.
-        self._outgrown: dict[Reference, str] = {}
+        self._replaceable: dict[Reference, str] = {}
 
-    def spared(self, graph: Graph) -> Graph:
+    def skip_conflicting_referrers(self, graph: Graph) -> Graph:
         """Leave behind what would take the place of something else.
 
         Where the same hangs on an image in several repositories, it goes into those in which its place is free.
         """
-        places = self.places(graph)
+        places = self.find_tagged_referrers(graph)
         held = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
-        taken = [place for place, one in places.items() if self._is_taken(place, held.get(one.descriptor.digest), one)]
-        self._taken.update(taken)
-        going = {one.key for one in self.places(graph).values()}
+        taken = [
+            place for place, one in places.items() if self._has_conflict(place, held.get(one.descriptor.digest), one)
+        ]
+        self._conflicting.update(taken)
+        going = {one.key for one in self.find_tagged_referrers(graph).values()}
         left = {one.key: one for one in map(places.__getitem__, taken)}
-        graph = graph.without_attached(lambda one: one.key in left and one.key not in going, TAKEN)
-        partly = (LeftBehind.of(one, TAKEN) for key, one in left.items() if key in going)
-        return replace(graph, left_behind=(*graph.left_behind, *partly))
+        graph = graph.without_referrers(lambda one: one.key in left and one.key not in going, TAG_EXISTS)
+        partly = (SkippedReferrer.from_referrer(one, TAG_EXISTS) for key, one in left.items() if key in going)
+        return replace(graph, skipped_referrers=(*graph.skipped_referrers, *partly))
 
-    def places(self, graph: Graph) -> dict[Reference, Attached]:
+    def find_tagged_referrers(self, graph: Graph) -> dict[Reference, Referrer]:
         """Give what goes under which tag, in the repository of each image that it says something of.
 
         A tag that was asked for by name is an image's, and is moved like one.
         """
-        places: dict[Reference, Attached] = {}
+        places: dict[Reference, Referrer] = {}
         images = {self._target(root) for root in graph.roots}
-        for root in graph.roots if graph.attached else ():
+        for root in graph.roots if graph.referrers else ():
             reference = self._target(root)
-            hanging = [attached for digest in graph.reachable(root) for attached in graph.attached.get(digest, ())]
-            for attached in sorted(hanging, key=lambda one: one.order):
+            hanging = [attached for digest in graph.reachable(root) for attached in graph.referrers.get(digest, ())]
+            for attached in sorted(hanging, key=lambda one: one.sort_key):
                 place = replace(reference, tag=attached.tag, digest=None)
-                if attached.tag and place not in images and place not in self._taken:
+                if attached.tag and place not in images and place not in self._conflicting:
                     places[place] = attached
         return places
 
-    def may_replace(self, place: Reference, present: str) -> bool:
+    def can_replace(self, reference: Reference, existing: str) -> bool:
         """Say whether what was found under a tag, by its digest, is all in what comes."""
-        return self._outgrown.get(place) == present
+        return self._replaceable.get(reference) == existing
 
-    def _is_taken(self, place: Reference, manifest: Manifest | None, attached: Attached) -> bool:
-        repository, tag = self._repository(place), place.tag or ""
-        present = repository.digest_of(tag)
+    def _has_conflict(self, reference: Reference, manifest: Manifest | None, referrer: Referrer) -> bool:
+        repository, tag = self._repository(reference), reference.tag or ""
+        present = repository.find_digest(tag)
         # Some know a manifest by a digest of their own choice.
-        own = {attached.descriptor.digest} | ({digest_of(manifest.raw)} if manifest else set())
+        own = {referrer.descriptor.digest} | ({compute_digest(manifest.raw)} if manifest else set())
         if present is None or present in own:
             return False
         try:
@@ -88,13 +90,13 @@ class HungTags:
             return True
         if there.descriptor.digest in own:
             return False
-        if manifest is None or not _layers_of(there) <= _layers_of(manifest):
+        if manifest is None or not _parse_layers(there) <= _parse_layers(manifest):
             return True
-        self._outgrown[place] = there.descriptor.digest
+        self._replaceable[reference] = there.descriptor.digest
         return False
 
 
-def _layers_of(manifest: Manifest) -> set[bytes]:
+def _parse_layers(manifest: Manifest) -> set[bytes]:
     """Give what is signed, and, as annotations, by whom: cosign's signatures of one payload differ in these only."""
 
     def entry(_: int, layer: object) -> bytes:

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError
-from ocistream.http.origins import Origin, redacted
-from ocistream.notices import notice
+from ocistream.http.origins import Origin, redact_url
+from ocistream.notices import notify
 from ocistream.oci.descriptor import OCI_INDEX, Descriptor, Manifest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.referrers import fallback_tag
-from ocistream.oci.strict_json import canonical_json, canonical_json_with, parse_json
-from ocistream.registry.repository import linked_page
-from ocistream.streams.chunks import digest_of
+from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
+from ocistream.registry.repository import next_page_url
+from ocistream.streams.chunks import compute_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ocistream.registry.repository import Repository
 
-__all__ = ["ReferrerList", "ReferrerLists"]
+__all__ = ["ReferrerList", "RepositoryReferrers"]
 
 #: How a registry says that it does not know the API; a bad request may mean this digest alone.
 _NO_API: Final = frozenset({404, 405, 501})
-_NOT_THIS_ONE: Final = 400
+_BAD_REQUEST: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class ReferrerList:
     """What refers to a manifest, each once, as it is listed; `cut` says why it is not all of it, if so."""
 
     descriptors: tuple[Descriptor, ...] = ()
-    cut: str | None = None
+    incomplete_reason: str | None = None
 
 
-class ReferrerLists:
+class RepositoryReferrers:
     """The lists of referrers of one repository. Safe for several threads.
 
     Once the registry has shown that it does not know the API, it is not asked again.
@@ -53,7 +53,7 @@ class ReferrerLists:
         self._repository = repository
         self._has_api = True
 
-    def of(self, digest: str) -> ReferrerList:
+    def list_referrers(self, digest: str) -> ReferrerList:
         """Ask what refers to a manifest, `MAX_PAGES` pages and little more than `MAX_ATTACHED` descriptors at most.
 
         Raises:
@@ -63,16 +63,16 @@ class ReferrerLists:
         """
         if self._has_api:
             try:
-                return self._listed(digest)
+                return self._fetch_from_api(digest)
             except (NotFoundError, RegistryError) as error:
                 status = error.status if isinstance(error, RegistryError) else 404
-                if status not in {*_NO_API, _NOT_THIS_ONE}:
+                if status not in {*_NO_API, _BAD_REQUEST}:
                     raise
-                self._has_api = status == _NOT_THIS_ONE
-        kept = self._kept(digest)
+                self._has_api = status == _BAD_REQUEST
+        kept = self._fetch_fallback_index(digest)
         return ReferrerList(_unique(parse_document(kept.descriptor, kept.raw).manifests) if kept else ())
 
-    def add(self, subject: str, referrers: Sequence[Descriptor]) -> None:
+    def add_to_fallback_index(self, subject: str, referrers: Sequence[Descriptor]) -> None:
         """Add to the list that clients keep, where something is not on it yet; what is stays as it is.
 
         Raises:
@@ -80,7 +80,7 @@ class ReferrerLists:
             RegistryError: the registry does not want it.
         """
         tag = fallback_tag(subject)
-        before = self._kept(subject)
+        before = self._fetch_fallback_index(subject)
         if before is None and self._repository.has_manifest(tag):
             msg = f"{self._repository}:{tag} should be the list of what refers to {subject}, and is something else"
             raise UnsupportedError(msg, hint="remove that tag, or leave referrers behind with --no-referrers")
@@ -98,20 +98,20 @@ class ReferrerLists:
         new = [canonical_json(referrer.to_json()) for referrer in referrers if referrer.digest not in known]
         if not new:
             return
-        raw = canonical_json_with(fields, "manifests", [*entries, *new])
-        if len(raw) > limits.MAX_MANIFEST or len(entries) + len(new) > limits.MAX_LISTED:
+        raw = canonical_json_with_items(fields, "manifests", [*entries, *new])
+        if len(raw) > limits.MAX_MANIFEST or len(entries) + len(new) > limits.MAX_LIST_ENTRIES:
             msg = f"{self._repository}:{tag}: the list of what refers to {subject} would be too long to be read"
             raise UnsupportedError(msg, hint="leave referrers behind with --no-referrers")
-        self._repository.put_manifest(tag, Manifest(Descriptor(OCI_INDEX, digest_of(raw), len(raw)), raw))
+        self._repository.push_manifest(tag, Manifest(Descriptor(OCI_INDEX, compute_digest(raw), len(raw)), raw))
 
-    def _listed(self, digest: str) -> ReferrerList:
+    def _fetch_from_api(self, digest: str) -> ReferrerList:
         repository = self._repository
         found: dict[str, Descriptor] = {}
         url = repository.url(f"referrers/{digest}")
         seen: set[str] = set()
-        while len(seen) < limits.MAX_PAGES and len(found) <= limits.MAX_ATTACHED:
+        while len(seen) < limits.MAX_PAGES and len(found) <= limits.MAX_REFERRERS:
             seen.add(url)
-            answer, raw = repository.small(url, OCI_INDEX)
+            answer, raw = repository.fetch_document(url, OCI_INDEX)
             what = f"the list of what refers to {digest} in {repository}"
             if len(raw) > limits.MAX_MANIFEST:
                 msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
@@ -119,22 +119,22 @@ class ReferrerLists:
             try:
                 page = parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
             except (ArchiveError, UnsupportedError) as error:
-                msg = f"{what}: {error.what}"
+                msg = f"{what}: {error.message}"
                 raise ArchiveError(msg) from error
             for descriptor in page:
                 found.setdefault(descriptor.digest, descriptor)
-            following = linked_page(answer)
+            following = next_page_url(answer)
             if following is None or following in seen:
                 # In a circle, everything has been seen.
                 return ReferrerList(tuple(found.values()))
-            if Origin.of(following) != Origin.of(answer.url):
+            if Origin.from_url(following) != Origin.from_url(answer.url):
                 return ReferrerList(
-                    tuple(found.values()), f"the list goes on at {redacted(following)}, which is not asked"
+                    tuple(found.values()), f"the list goes on at {redact_url(following)}, which is not asked"
                 )
             url = following
         return ReferrerList(tuple(found.values()), f"of the list only {len(found)} are read, on {len(seen)} pages")
 
-    def _kept(self, digest: str) -> Manifest | None:
+    def _fetch_fallback_index(self, digest: str) -> Manifest | None:
         """Get the index that clients keep; something else under its tag is reported."""
         try:
             found = self._repository.resolve(fallback_tag(digest))
@@ -143,7 +143,7 @@ class ReferrerLists:
         if found.descriptor.media_type == OCI_INDEX:
             return found
         what = f"{self._repository}:{fallback_tag(digest)} should be the list of what refers to {digest}"
-        notice(f"{what}, and is something else: it is not used")
+        notify(f"{what}, and is something else: it is not used")
         return None
 
 

@@ -10,23 +10,23 @@ from typing import Final
 from ocistream.errors import (
     AuthenticationError,
     CancelledError,
-    FinalNetworkError,
     LocalDiskError,
     NetworkError,
+    PermanentNetworkError,
     RegistryError,
     TerminatedError,
     TruncatedError,
 )
-from ocistream.registry.upload_sessions import LostError
+from ocistream.registry.upload_sessions import SessionLostError
 
-__all__ = ["finds_wrong", "is_interruption", "is_lost", "may_pass", "refuses_the_earlier"]
+__all__ = ["is_content_mismatch", "is_interruption", "is_resume_refusal", "is_session_lost", "is_transient"]
 
 #: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
-_NOT_THE_EARLIER: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
+_RESUME_REFUSALS: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
 #: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
-_WRONG_BYTES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
+_MISMATCH_CODES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
 #: What is said of who asks, by a registry, by the storage that it leads to or a proxy, and not of what is sent.
-_ABOUT_US: Final = frozenset({401, 403, 407})
+_AUTH_STATUSES: Final = frozenset({401, 403, 407})
 _INTERRUPTIONS: Final = (
     AuthenticationError,
     CancelledError,
@@ -43,30 +43,30 @@ def is_interruption(error: BaseException) -> bool:
 
     Whether the way of sending was refused cannot be seen by an error alone; `ocistream.registry.upload` knows.
     """
-    if isinstance(error, NetworkError) and is_lost(error):
+    if isinstance(error, NetworkError) and is_session_lost(error):
         return False
-    if isinstance(error, RegistryError) and not may_pass(error):
-        return error.status in _ABOUT_US
+    if isinstance(error, RegistryError) and not is_transient(error):
+        return error.status in _AUTH_STATUSES
     return isinstance(error, _INTERRUPTIONS)
 
 
-def is_lost(error: NetworkError) -> bool:
+def is_session_lost(error: NetworkError) -> bool:
     """Say whether it is sure that the registry does not know the session any more."""
-    return isinstance(error, LostError) and error.is_sure
+    return isinstance(error, SessionLostError) and error.is_sure
 
 
-def may_pass(error: NetworkError) -> bool:
+def is_transient(error: NetworkError) -> bool:
     """Say whether an upload that failed so is worth another try: a server in trouble, or a connection that broke."""
     if isinstance(error, RegistryError):
         return error.status >= 500 or error.status in {408, 416, 429}
-    return not isinstance(error, FinalNetworkError)
+    return not isinstance(error, PermanentNetworkError)
 
 
-def finds_wrong(error: RegistryError) -> bool:
+def is_content_mismatch(error: RegistryError) -> bool:
     """Say whether a registry finds that the bytes it has are not the blob's."""
-    return not _WRONG_BYTES.isdisjoint(error.codes)
+    return not _MISMATCH_CODES.isdisjoint(error.codes)
 
 
-def refuses_the_earlier(error: RegistryError) -> bool:
+def is_resume_refusal(error: RegistryError) -> bool:
     """Say whether a registry may be refusing to go on with what an earlier run has sent."""
-    return error.status in _NOT_THE_EARLIER
+    return error.status in _RESUME_REFUSALS

@@ -17,7 +17,16 @@ from ocistream.sizes import parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CHUNK", "NO_CODING", "PUT", "REFUSED", "STREAM", "UNSIZED", "Rung", "parse_rung"]
+__all__ = [
+    "ALTERNATIVES",
+    "CHUNK",
+    "CHUNKED_CODING_REFUSALS",
+    "PUT",
+    "STREAM",
+    "UNSIZED_STREAM",
+    "UploadMethod",
+    "parse_upload_method",
+]
 
 #: POST, one PATCH without a Content-Range, PUT without a body: what docker, skopeo and crane do.
 STREAM: Final = "stream"
@@ -26,15 +35,15 @@ PUT: Final = "put"
 #: POST, PATCHes that state their range and length, each to the Location of the answer before, PUT without a body.
 CHUNK: Final = "chunk"
 #: A stream of which nobody knows the length, in the chunked transfer coding: a way of its own to be refused.
-UNSIZED: Final = "unsized"
+UNSIZED_STREAM: Final = "unsized"
 
 #: Answers by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1): the same way with a
 #: Content-Length is tried next.
-NO_CODING: Final = frozenset({400, 404, 411, 501})
+CHUNKED_CODING_REFUSALS: Final = frozenset({400, 404, 411, 501})
 
 #: Way -> status of the refusal -> the ways that may do better, the likeliest first. What is not here is no matter of
 #: how bytes go up. A chunk after a chunk is one of half the size.
-REFUSED: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyType(
+ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyType(
     {
         STREAM: {
             404: (PUT, CHUNK),
@@ -47,7 +56,7 @@ REFUSED: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyType(
             501: (CHUNK, PUT),
         },
         # A layer that is made on the way has no digest before its end, and so no PUT of its own.
-        UNSIZED: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
+        UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
             404: (STREAM, CHUNK),
@@ -69,18 +78,18 @@ REFUSED: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class UploadMethod:
     """One way up. `size` is that of a chunk at the most, in bytes, where it is chunks."""
 
     kind: str
-    size: int = 0
+    chunk_size: int = 0
 
     def __str__(self) -> str:
         """Give it as `--upload` and the state file have it: `stream`, `put`, `chunk=4194304`."""
-        return f"{self.kind}={self.size}" if self.kind == CHUNK else self.kind
+        return f"{self.kind}={self.chunk_size}" if self.kind == CHUNK else self.kind
 
 
-def parse_rung(text: str) -> Rung | None:
+def parse_upload_method(text: str) -> UploadMethod | None:
     """Parse `stream`, `put`, `chunk=SIZE` such as `chunk=4MiB`, or `auto`, which is None.
 
     Raises:
@@ -90,7 +99,7 @@ def parse_rung(text: str) -> Rung | None:
         return None
     kind, equals, size = text.partition("=")
     if kind in {STREAM, PUT} and not equals:
-        return Rung(kind)
+        return UploadMethod(kind)
     count = parse_size(size)
     if kind != CHUNK or not count:
         msg = f"malformed way to upload {printable(text)!r}"
@@ -98,4 +107,4 @@ def parse_rung(text: str) -> Rung | None:
     if count > limits.UPLOAD_MEMORY:
         msg = f"chunks of {printable(size)} are too large: each is held until the registry has taken it"
         raise UsageError(msg, hint=f"at most chunk={limits.UPLOAD_MEMORY // limits.MIB}MiB; stream has no such bound")
-    return Rung(CHUNK, count)
+    return UploadMethod(CHUNK, count)

@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Claim", "Key", "UploadRecord", "UploadRecords", "may_be_kept"]
+__all__ = ["LockedRecord", "UploadKey", "UploadRecord", "UploadRecords", "can_store_location"]
 
 _VERSION: Final = 1
 _SUFFIX: Final = ".json"
 #: Hex digits of a hash in a file's name: enough that no two things meet.
-_HASHED: Final = 32
-_UNNAMED: Final = "unnamed-"
+_HASH_DIGITS: Final = 32
+_NEW_BLOB_PREFIX: Final = "unnamed-"
 #: Of clocks that are set back: what was begun tomorrow was not.
-_SKEW: Final = 86_400.0
+_MAX_CLOCK_SKEW: Final = 86_400.0
 #: How often a name is looked up anew that others remove meanwhile, or that is not a file of ours.
 _ATTEMPTS: Final = 5
 #: What cannot be written to a file at all.
-_SENDABLE: Final = re.compile(r"[\x21-\x7e]+\Z")
+_PRINTABLE: Final = re.compile(r"[\x21-\x7e]+\Z")
 #: What stands behind `/v2/NAME/` in the path of a session: an id, and nothing that may be a web token (it has dots).
 #: `uploads/UUID` is distribution's and everybody's (distribution-spec, "Pushing a blob in chunks"), GitHub has
 #: `upload/1:UUID`.
-_SESSION: Final = re.compile(r"blobs/uploads?/[A-Za-z0-9][A-Za-z0-9:_-]{0,127}\Z")
+_SESSION_PATH: Final = re.compile(r"blobs/uploads?/[A-Za-z0-9][A-Za-z0-9:_-]{0,127}\Z")
 _DIGEST: Final = re.compile(r"[a-z0-9]{1,32}(?::|%3[Aa])[0-9a-f]{1,128}\Z")
 #: Parameters that sessions are known to have, and what their values look like. A list of those that are secrets would
 #: never be whole: `st`, `s`, `code` and `hdnts` are some.
@@ -72,7 +72,7 @@ _PARAMETERS: Final = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class UploadKey:
     """Which upload it is: of which blob, into which repository. Of a blob that has no name yet `digest` is ""."""
 
     registry: str
@@ -89,41 +89,41 @@ class UploadRecord:
     min_chunk: int = 0
 
 
-def may_be_kept(location: str, home: str, repository: str) -> bool:
+def can_store_location(location: str, registry_url: str, repository: str) -> bool:
     """Say whether a Location may be written down: each part of it is known to be no secret.
 
     It is at the registry (`home`, its URL), in this repository, and has an id and the parameters of `_PARAMETERS`.
     """
-    if len(location) > limits.MAX_UPLOAD_LOCATION or not _SENDABLE.match(location):
+    if len(location) > limits.MAX_UPLOAD_LOCATION or not _PRINTABLE.match(location):
         return False
     try:
-        parts, base = urlsplit(location), urlsplit(home)
-        if "@" in parts.netloc or "#" in location or Origin.of(location) != Origin.of(home):
+        parts, base = urlsplit(location), urlsplit(registry_url)
+        if "@" in parts.netloc or "#" in location or Origin.from_url(location) != Origin.from_url(registry_url):
             return False
     except (ValueError, OcistreamError):
         return False
     folder = f"{base.path.rstrip('/')}/v2/{repository}/"
-    if not parts.path.startswith(folder) or not _SESSION.match(parts.path[len(folder) :]):
+    if not parts.path.startswith(folder) or not _SESSION_PATH.match(parts.path[len(folder) :]):
         return False
     given = (part.partition("=") for part in parts.query.split("&") if part)
     return all(name in _PARAMETERS and _PARAMETERS[name].match(value) for name, _, value in given)
 
 
-class Claim:
+class LockedRecord:
     """One upload's file, locked by this process until it is dropped or left. `found` is what another run has left."""
 
     def __init__(
-        self, path: Path, descriptor: int, found: UploadRecord | None, write: Callable[[UploadRecord], bytes]
+        self, path: Path, descriptor: int, record: UploadRecord | None, encode: Callable[[UploadRecord], bytes]
     ) -> None:
         """Take the open file; `write` makes its content."""
         self._path = path
         self._descriptor = descriptor
-        self._content = write
-        self._written = os.fstat(descriptor).st_size
-        self.found = found
+        self._encode = encode
+        self._written_size = os.fstat(descriptor).st_size
+        self.record = record
 
     @property
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether it is this process's still."""
         return self._descriptor >= 0
 
@@ -135,22 +135,22 @@ class Claim:
         Raises:
             OSError: the disk is full, say.
         """
-        content = self._content(record)
-        content = content.ljust(self._written)
-        self._written = len(content)
+        content = self._encode(record)
+        content = content.ljust(self._written_size)
+        self._written_size = len(content)
         if os.pwrite(self._descriptor, content, 0) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def drop(self) -> None:
+    def remove(self) -> None:
         """Remove the file, since there is nothing any more to go on with."""
-        if self.is_held:
+        if self.is_locked:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            self.leave()
+            self.release()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let the next run have the file."""
-        if self.is_held:
+        if self.is_locked:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
@@ -161,77 +161,77 @@ class UploadRecords:
     def __init__(
         self,
         directory: Path | None,
-        note: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Name the folder, or None for nothing to be kept; nothing is read or made yet."""
         self._directory = directory
-        self._note = note
+        self._warn = warn
         self._now = now
         self._lock = threading.Lock()
-        self._claims: list[Claim] = []
-        self._told = False
+        self._locked_records: list[LockedRecord] = []
+        self._has_warned = False
 
-    def claim(self, key: Key) -> Claim | None:
+    def lock(self, key: UploadKey) -> LockedRecord | None:
         """Take an upload for this process; None where another one has it, or nothing can be kept.
 
         A file comes into being by it, so that what is opened next is written down at once. What is too old in one that
         is there is forgotten.
         """
         with self._lock:
-            self._claims = [claim for claim in self._claims if claim.is_held]
-            if self._directory is None or len(self._claims) >= limits.MAX_HELD_RECORDS:
+            self._locked_records = [claim for claim in self._locked_records if claim.is_locked]
+            if self._directory is None or len(self._locked_records) >= limits.MAX_OPEN_UPLOAD_RECORDS:
                 return None
             try:
-                _make_private(self._directory)
-                claim = self._open(self._directory / _name(key), key)
+                _ensure_private_directory(self._directory)
+                claim = self._lock_or_create(self._directory / _file_name(key), key)
             except OSError as error:
-                self._tell(error)
+                self._warn_once(error)
                 return None
             if claim is not None:
-                self._claims.append(claim)
+                self._locked_records.append(claim)
             return claim
 
-    def left_over(self, registry: str, repository: str, digests: Collection[str]) -> Iterator[Claim]:
+    def lock_abandoned(self, registry: str, repository: str, digests: Collection[str]) -> Iterator[LockedRecord]:
         """Take, one after the other, what nobody uses of a repository's uploads.
 
         That is of these blobs, of such as had no name yet, or older than anything is gone on with: registries that do
         not tidy up have that still. What is too old of other repositories is forgotten.
         """
         prefix = f"{_hash(registry, repository)}-"
-        wanted = {_name(Key(registry, repository, digest, 0)) for digest in digests}
-        for path, is_old in self._files():
-            mine = path.name in wanted or path.name.startswith(prefix + _UNNAMED)
-            claim = self._existing(path, registry, repository) if mine or is_old else None
+        wanted = {_file_name(UploadKey(registry, repository, digest, 0)) for digest in digests}
+        for path, is_old in self._list_files():
+            mine = path.name in wanted or path.name.startswith(prefix + _NEW_BLOB_PREFIX)
+            claim = self._lock_existing(path, registry, repository) if mine or is_old else None
             if claim is None:
                 continue
             if mine or (is_old and path.name.startswith(prefix)):
                 yield claim
             else:
-                claim.drop()
+                claim.remove()
 
-    def look(self, registry: str, repository: str, digest: str) -> UploadRecord | None:
+    def find(self, registry: str, repository: str, digest: str) -> UploadRecord | None:
         """Give what is there of an upload that nobody uses, be the blob of whatever size; it stays as it is."""
         if self._directory is None:
             return None
-        path = self._directory / _name(Key(registry, repository, digest, 0))
+        path = self._directory / _file_name(UploadKey(registry, repository, digest, 0))
         with contextlib.suppress(OSError):
             if self._is_too_old(path.lstat().st_mtime):
                 return None
-        claim = self._existing(path, registry, repository)
+        claim = self._lock_existing(path, registry, repository)
         if claim is None:
             return None
-        claim.leave()
-        return claim.found
+        claim.release()
+        return claim.record
 
-    def failed(self, claim: Claim, error: OSError) -> None:
+    def discard_unwritable(self, record: LockedRecord, error: OSError) -> None:
         """Give up what could not be written."""
-        claim.drop()
-        self._tell(error)
+        record.remove()
+        self._warn_once(error)
 
     # -- files ------------------------------------------------------------------------------------------
 
-    def _files(self) -> Iterator[tuple[Path, bool]]:
+    def _list_files(self) -> Iterator[tuple[Path, bool]]:
         """List what is there, and whether it is too old."""
         if self._directory is None:
             return
@@ -241,19 +241,19 @@ class UploadRecords:
                     if path.suffix == _SUFFIX:
                         yield path, self._is_too_old(path.lstat().st_mtime)
 
-    def _existing(self, path: Path, registry: str, repository: str) -> Claim | None:
+    def _lock_existing(self, path: Path, registry: str, repository: str) -> LockedRecord | None:
         try:
-            descriptor = _locked(path, 0)
+            descriptor = _open_locked(path, 0)
         except OSError:
             return None
         if descriptor is None:
             return None
-        key, record, _ = self._read(descriptor)
+        key, record, _ = self._read_record(descriptor)
         mine = key is not None and (key.registry, key.repository) == (registry, repository)
-        return Claim(path, descriptor, record if mine else None, _no_content)
+        return LockedRecord(path, descriptor, record if mine else None, _no_content)
 
-    def _open(self, path: Path, key: Key) -> Claim | None:
-        descriptor = _locked(path, os.O_CREAT)
+    def _lock_or_create(self, path: Path, key: UploadKey) -> LockedRecord | None:
+        descriptor = _open_locked(path, os.O_CREAT)
         if descriptor is None:
             return None
 
@@ -270,40 +270,40 @@ class UploadRecords:
             }
             return json.dumps(document).encode() + b"\n"
 
-        found, record, since = self._read(descriptor)
+        found, record, since = self._read_record(descriptor)
         if found != key or self._is_too_old(since):
             record = None
             if os.fstat(descriptor).st_size:
                 # Of one that is new ext4 would take this for a replacement, and write it to the disk when it is closed.
                 os.ftruncate(descriptor, 0)
-        return Claim(path, descriptor, record, content)
+        return LockedRecord(path, descriptor, record, content)
 
-    def _read(self, descriptor: int) -> tuple[Key | None, UploadRecord | None, float]:
+    def _read_record(self, descriptor: int) -> tuple[UploadKey | None, UploadRecord | None, float]:
         """Read of which upload a file is, what it holds, and since when: None where that makes no sense."""
         try:
             raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
             if raw:
-                return _parsed(parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD))
+                return _parse_record(parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD))
         except (OSError, KeyError, ValueError, TypeError, OcistreamError):
             pass
         return None, None, 0.0
 
     def _is_too_old(self, since: float) -> bool:
-        return not -_SKEW <= self._now() - since <= limits.UPLOAD_RECORD_AGE
+        return not -_MAX_CLOCK_SKEW <= self._now() - since <= limits.MAX_UPLOAD_RECORD_AGE
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
-            self._told = True
-            self._note(f"{self._directory}: uploads are not remembered: {printable(error.strerror or str(error))}")
+    def _warn_once(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            self._warn(f"{self._directory}: uploads are not remembered: {printable(error.strerror or str(error))}")
 
 
-def _parsed(document: Mapping[str, Any]) -> tuple[Key, UploadRecord, float]:
+def _parse_record(document: Mapping[str, Any]) -> tuple[UploadKey, UploadRecord, float]:
     """Take a file's content apart.
 
     Raises:
         KeyError, ValueError, TypeError: it is not what we write.
     """
-    key = Key(**{field.name: document[field.name] for field in fields(Key) if field.name in document})
+    key = UploadKey(**{field.name: document[field.name] for field in fields(UploadKey) if field.name in document})
     record = UploadRecord(**{field.name: document[field.name] for field in fields(UploadRecord)})
     since, version = document["since"], document["version"]
     texts = (key.registry, key.repository, key.digest, record.location)
@@ -322,15 +322,15 @@ def _no_content(record: UploadRecord) -> bytes:
 
 
 def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_HASHED]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_HASH_DIGITS]
 
 
-def _name(key: Key) -> str:
-    blob = _hash(key.digest) if key.digest else _UNNAMED + os.urandom(8).hex()
+def _file_name(key: UploadKey) -> str:
+    blob = _hash(key.digest) if key.digest else _NEW_BLOB_PREFIX + os.urandom(8).hex()
     return f"{_hash(key.registry, key.repository)}-{blob}{_SUFFIX}"
 
 
-def _make_private(directory: Path) -> None:
+def _ensure_private_directory(directory: Path) -> None:
     """Make the folder, or make sure that it is ours alone.
 
     Raises:
@@ -346,7 +346,7 @@ def _make_private(directory: Path) -> None:
         directory.chmod(0o700)
 
 
-def _locked(path: Path, create: int) -> int | None:
+def _open_locked(path: Path, create: int) -> int | None:
     """Open a file of ours and lock it; None where another process has it. Whatever else has the name goes.
 
     Raises:

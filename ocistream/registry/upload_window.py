@@ -19,39 +19,39 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Unnamed
+    from ocistream.transfer.interfaces import NewBlob
 
-__all__ = ["Feed"]
+__all__ = ["ReplayBuffer"]
 
 #: What is sent again is sent in pieces of this size.
-_PIECE: Final = limits.CHUNK
+_MAX_PIECE: Final = limits.CHUNK_SIZE
 
 
-class Feed:
+class ReplayBuffer:
     """One blob's bytes, from any offset at which they can still be had. Offsets and sizes are in bytes.
 
     `end` is how far the source was read. `has_failed` says that it was the source that raised.
     """
 
-    def __init__(self, blob: Blob | Unnamed, capacity: int) -> None:
+    def __init__(self, blob: Blob | NewBlob, capacity: int) -> None:
         """Hold at most `capacity` bytes; nothing is opened yet."""
         self._blob = blob
         self.size: int | None = blob.descriptor.size if isinstance(blob, Blob) else None
         self._capacity = max(1, min(capacity, self.size) if self.size is not None else capacity)
         self._ring = bytearray()
         self._chunks: Iterator[Chunk] = iter(())
-        self._rest = memoryview(b"")
+        self._unread = memoryview(b"")
         self.start = 0
         self.end = 0
-        self.exhausted = False
-        self.has_failed = False
-        self.broken: TruncatedError | None = None
+        self.is_exhausted = False
+        self.has_source_failed = False
+        self.truncation: TruncatedError | None = None
 
     def __enter__(self) -> Self:
         """Open the source, and wait for its first bytes."""
         self._open()
         try:
-            self._look()
+            self._read_chunk()
         except BaseException:
             self._close()
             raise
@@ -66,11 +66,11 @@ class Feed:
     @property
     def is_empty(self) -> bool:
         """Whether there are no bytes at all."""
-        return self.exhausted and not self.end
+        return self.is_exhausted and not self.end
 
-    def can_give(self, offset: int) -> bool:
+    def can_seek(self, offset: int) -> bool:
         """Say whether the bytes from here on can still be had."""
-        return self.start <= offset <= self.end or (self._blob.replayable and offset >= 0)
+        return self.start <= offset <= self.end or (self._blob.reopenable and offset >= 0)
 
     def seek(self, offset: int) -> None:
         """Make sure that the bytes from here on come out of the window, or next out of the source.
@@ -82,7 +82,7 @@ class Feed:
         if offset < self.start:
             self._close()
             self._open()
-        while self.end < offset and self._take(offset - self.end):
+        while self.end < offset and self._read_ahead(offset - self.end):
             pass
 
     def fill(self, offset: int, count: int) -> int:
@@ -91,11 +91,11 @@ class Feed:
         No more than the capacity is ever held.
         """
         count = min(count, self._capacity)
-        while self.end - offset < count and self._take(offset + count - self.end):
+        while self.end - offset < count and self._read_ahead(offset + count - self.end):
             pass
         return min(self.end - offset, count)
 
-    def collect(self, offset: int, count: int) -> int:
+    def fill_until_truncated(self, offset: int, count: int) -> int:
         """Read ahead as `fill` does; where the source breaks off meanwhile, what has come by then is what there is.
 
         `broken` is what it raised, once that is so.
@@ -105,54 +105,56 @@ class Feed:
         except TruncatedError as error:
             if self.end <= offset:
                 raise
-            self.broken = error
+            self.truncation = error
             return self.end - offset
 
-    def send(self, offset: int, count: int | None = None) -> Iterator[Chunk]:
+    def read(self, offset: int, count: int | None = None) -> Iterator[Chunk]:
         """Give the bytes from `offset` on, `count` of them or all there are. A chunk is valid until the next one."""
         stop = None if count is None else offset + count
         while offset < self.end and (stop is None or offset < stop):
-            piece = self._held(offset, self.end if stop is None else min(stop, self.end))
+            piece = self._buffered(offset, self.end if stop is None else min(stop, self.end))
             offset += len(piece)
             yield piece
-        while (stop is None or self.end < stop) and (chunk := self._take(None if stop is None else stop - self.end)):
+        while (stop is None or self.end < stop) and (
+            chunk := self._read_ahead(None if stop is None else stop - self.end)
+        ):
             yield chunk
 
-    def run_out(self) -> None:
+    def check_end(self) -> None:
         """See the source to its end: it may have something to say against what it gave, if only that there is more."""
-        if not self._rest:
-            self._look()
+        if not self._unread:
+            self._read_chunk()
 
     def _open(self) -> None:
         self.start = self.end = 0
-        self.exhausted = False
-        self._rest = memoryview(b"")
+        self.is_exhausted = False
+        self._unread = memoryview(b"")
         self._chunks = self._blob.open()
 
     def _close(self) -> None:
         if (close := getattr(self._chunks, "close", None)) is not None:
             close()
 
-    def _look(self) -> None:
+    def _read_chunk(self) -> None:
         """Have the next chunk of the source at hand, if there is one."""
         try:
-            while not self._rest and not self.exhausted:
+            while not self._unread and not self.is_exhausted:
                 chunk = next(self._chunks, None)
-                self.exhausted = chunk is None
-                self._rest = memoryview(chunk or b"")
+                self.is_exhausted = chunk is None
+                self._unread = memoryview(chunk or b"")
         except BaseException:
-            self.has_failed = True
+            self.has_source_failed = True
             raise
 
-    def _take(self, most: int | None) -> memoryview:
+    def _read_ahead(self, most: int | None) -> memoryview:
         """Take more out of the source, at most so much, and keep it; nothing is left where it is empty."""
-        self._look()
-        piece = self._rest if most is None else self._rest[:most]
-        self._rest = self._rest[len(piece) :]
-        self._keep(piece)
+        self._read_chunk()
+        piece = self._unread if most is None else self._unread[:most]
+        self._unread = self._unread[len(piece) :]
+        self._store(piece)
         return piece
 
-    def _keep(self, piece: memoryview) -> None:
+    def _store(self, piece: memoryview) -> None:
         if not self._ring:
             self._ring = bytearray(self._capacity)
         self.end += len(piece)
@@ -163,7 +165,7 @@ class Feed:
         self._ring[: len(kept) - first] = kept[first:]
         self.start = max(self.start, self.end - self._capacity)
 
-    def _held(self, offset: int, stop: int) -> memoryview:
+    def _buffered(self, offset: int, stop: int) -> memoryview:
         place = offset % self._capacity
-        count = min(stop - offset, self._capacity - place, _PIECE)
+        count = min(stop - offset, self._capacity - place, _MAX_PIECE)
         return memoryview(self._ring)[place : place + count]

@@ -23,10 +23,10 @@ from ocistream.errors import (
     AuthenticationError,
     IntegrityError,
     LocalDiskError,
-    LostBeginningError,
     NetworkError,
     NotFoundError,
     OcistreamError,
+    PartialBlobLostError,
     UnsupportedError,
     UsageError,
 )
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import IO
 
-__all__ = ["FarCommand", "check_safe", "split_command"]
+__all__ = ["RemoteCommand", "check_shell_safe", "split_command"]
 
 #: A word that means itself to every shell: nothing to be expanded, joined or cut, and no option.
-_SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]*)?)\Z")
+_SHELL_SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]*)?)\Z")
 #: Seconds that the far side is given to clear up when it gets no more, and then to end when it is asked to.
-_GRACE: Final = 10.0
-_SHORT_GRACE: Final = 3.0
+_STOP_TIMEOUT: Final = 10.0
+_KILL_TIMEOUT: Final = 3.0
 #: No pipe holds more bytes: 16 pages, of 64 KiB at most. When more has been written, the far side reads.
 _LARGEST_PIPE: Final = 1 << 20
 #: Seconds that are waited for the ends of the streams of a command that has ended: ssh may leave somebody behind who
 #: holds them (ControlPersist).
-_LAST_WORDS: Final = 2.0
+_STREAM_END_TIMEOUT: Final = 2.0
 #: How shells, and what starts programs, say that there is no such program, or that it is none.
 _NO_PROGRAM: Final = frozenset({126, 127})
 #: How containers' runtimes say it, whatever the exit code of what asked them.
@@ -58,7 +58,7 @@ _NO_EXECUTABLE: Final = "executable file not found"
 _NO_CONNECTION: Final = 255
 #: How it ends whose stdout was closed.
 _OUTPUT_CLOSED: Final = frozenset({141, -int(signal.SIGPIPE)})
-_KINDS: Final = {
+_ERRORS_BY_EXIT_CODE: Final = {
     2: UsageError,
     3: AuthenticationError,
     4: NotFoundError,
@@ -69,8 +69,8 @@ _KINDS: Final = {
     9: LocalDiskError,
 }
 #: Characters of what it says that are shown in an error.
-_SHOWN: Final = 4096
-_AGAIN: Final = "the same command goes on: what has arrived is not sent again, where it can be gone on with there"
+_MAX_SHOWN: Final = 4096
+_RESUME_HINT: Final = "the same command goes on: what has arrived is not sent again, where it can be gone on with there"
 
 _T = TypeVar("_T")
 
@@ -93,22 +93,22 @@ def split_command(text: str) -> list[str]:
     return words
 
 
-def check_safe(word: str) -> str:
+def check_shell_safe(word: str) -> str:
     """Make sure that a word means itself to whatever shells there are on the way.
 
     Raises:
         UsageError: it does not.
     """
-    if _SAFE.match(word) is None:
+    if _SHELL_SAFE.match(word) is None:
         msg = f"{printable(word)!r} cannot be said to the far side: a shell there might take it for something else"
         raise UsageError(msg, hint="with --via only letters, digits and _ . / : @ = + , - are passed on")
     return word
 
 
-class FarCommand:
+class RemoteCommand:
     """A run of the far side. Its stderr is listened to; who has it writes to its `stdin` and reads its stdout."""
 
-    def __init__(self, hear: Callable[[Mapping[str, Any] | str], None], ended: threading.Event) -> None:
+    def __init__(self, on_message: Callable[[Mapping[str, Any] | str], None], ended: threading.Event) -> None:
         """Run nothing yet: whoever is to `abandon` it has it before there is something to abandon.
 
         `hear` gets what is said on stderr, from another thread: an object of the far ocistream's, or a line of somebody
@@ -116,38 +116,38 @@ class FarCommand:
         the end is waited for.
         """
         self._is_started = False
-        self._hear = hear
+        self._on_message = on_message
         self._ended = ended
-        self._is_over = False
+        self._is_stopped = False
         self._error: Mapping[str, Any] | None = None
         #: What somebody else than an ocistream has said last. It is held back, for it may be why all of it has failed.
-        self._last_words = ""
-        self._answer = b""
-        self._is_heard = False
-        self._written = 0
+        self._last_line = ""
+        self._output = b""
+        self._has_answered = False
+        self._written_bytes = 0
 
     @property
     def is_connecting(self) -> bool:
         """Say whether the command runs and no far side has shown itself: ssh may be asking for a password now."""
-        return self._is_started and not self._is_heard and not self._ended.is_set()
+        return self._is_started and not self._has_answered and not self._ended.is_set()
 
-    def start(self, line: Sequence[str]) -> None:
+    def start(self, command: Sequence[str]) -> None:
         """Run it, by a command line.
 
         Raises:
             NotFoundError, LocalDiskError: there is no such command, or it cannot be run.
         """
-        self._name = printable(line[0])
+        self._name = printable(command[0])
         failures: list[OSError] = []
 
         def run() -> None:
             try:
-                self._run(line)
+                self._run(command)
             except OSError as error:
                 failures.append(error)
 
         # In another thread, where no signal's exception comes out between the process and its name here.
-        self._begin(run).join()
+        self._start_thread(run).join()
         if failures:
             error = failures[0]
             if isinstance(error, FileNotFoundError):
@@ -163,35 +163,35 @@ class FarCommand:
         self._stdin = cast("FileIO", process.stdin)
         self._stdout = cast("FileIO", process.stdout)
         self._stderr = cast("FileIO", process.stderr)
-        self._threads = [self._begin(self._listen)]
+        self._threads = [self._start_thread(self._read_messages)]
         threading.Thread(target=self._wait, daemon=True).start()
         self._is_started = True
 
     # -- what it is used for -----------------------------------------------------------------------------
 
-    def ask(self, question: Iterable[bytes], read: Callable[[IO[bytes]], _T]) -> _T:
+    def query(self, query: Iterable[bytes], read: Callable[[IO[bytes]], _T]) -> _T:
         """Write a question, read the answer, and wait for the end.
 
         Raises:
             OcistreamError: the far side failed, or `read` raised.
         """
-        self._begin(lambda: self._write_all(question))
+        self._start_thread(lambda: self._write_all(query))
         try:
             with BufferedReader(self._stdout) as answer:
                 found = read(answer)
-                self._is_heard = True
+                self._has_answered = True
         except OcistreamError:
             # Its own failure is the reason, if it has failed; but not of being heard no longer.
-            if self._result() not in {0, *_OUTPUT_CLOSED}:
-                raise self._failure() from None
+            if self._wait_exit_code() not in {0, *_OUTPUT_CLOSED}:
+                raise self._build_error() from None
             raise
-        if self._result():
-            raise self._failure()
+        if self._wait_exit_code():
+            raise self._build_error()
         return found
 
-    def collect(self) -> None:
+    def start_reading(self) -> None:
         """Begin to read what it prints, which `results` gives at the end."""
-        self._threads.append(self._begin(self._read_results))
+        self._threads.append(self._start_thread(self._read_output))
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Write all of a chunk to its stdin.
@@ -201,46 +201,46 @@ class FarCommand:
         """
         try:
             files.write_all(self._stdin, chunk)
-            self._written += len(chunk)
-            self._is_heard = self._is_heard or self._written > _LARGEST_PIPE
+            self._written_bytes += len(chunk)
+            self._has_answered = self._has_answered or self._written_bytes > _LARGEST_PIPE
         except BrokenPipeError:
             self._close_stdin()
-            if not self._ended.wait(_GRACE):
-                self.abandon()
-            if self._result():
-                raise self._failure() from None
+            if not self._ended.wait(_STOP_TIMEOUT):
+                self.stop()
+            if self._wait_exit_code():
+                raise self._build_error() from None
             msg = "the far side has ended before it had all of the archive"
-            raise NetworkError(msg, hint=_AGAIN) from None
+            raise NetworkError(msg, hint=_RESUME_HINT) from None
 
-    def results(self) -> list[str]:
+    def finish(self) -> list[str]:
         """Say that there is nothing more to come, wait for the end, and give the lines that were printed.
 
         Raises:
             OcistreamError: it failed.
         """
         self._close_stdin()
-        if self._result():
-            raise self._failure()
-        return self._answer.decode(errors="replace").splitlines()
+        if self._wait_exit_code():
+            raise self._build_error()
+        return self._output.decode(errors="replace").splitlines()
 
-    def abandon(self, *, at_once: bool = False) -> None:
+    def stop(self, *, immediately: bool = False) -> None:
         """End it: it gets no more, nothing that it says is listened to, and it is killed if it does not end."""
         if not self._is_started:
             return
-        self._is_over = True
+        self._is_stopped = True
         self._close_stdin()
-        if not at_once and self._ended.wait(_GRACE):
+        if not immediately and self._ended.wait(_STOP_TIMEOUT):
             return
         for end in (self._process.terminate, self._process.kill):
             if self._process.returncode is None:
                 end()
-            if self._ended.wait(_SHORT_GRACE):
+            if self._ended.wait(_KILL_TIMEOUT):
                 return
 
     # -- its streams -------------------------------------------------------------------------------------
 
     @staticmethod
-    def _begin(work: Callable[[], None]) -> threading.Thread:
+    def _start_thread(work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         return thread
@@ -248,20 +248,20 @@ class FarCommand:
     def _wait(self) -> None:
         self._process.wait()
         for thread in self._threads:
-            thread.join(_LAST_WORDS)
+            thread.join(_STREAM_END_TIMEOUT)
         self._ended.set()
 
-    def _result(self) -> int:
+    def _wait_exit_code(self) -> int:
         self._ended.wait()
-        if self._process.returncode == 0 and self._last_words:
-            self._hear(self._last_words)
-            self._last_words = ""
+        if self._process.returncode == 0 and self._last_line:
+            self._on_message(self._last_line)
+            self._last_line = ""
         return self._process.returncode
 
-    def _write_all(self, question: Iterable[bytes]) -> None:
+    def _write_all(self, query: Iterable[bytes]) -> None:
         # It may not listen, or be given up meanwhile: why is seen by what becomes of it.
         with contextlib.suppress(OSError, ValueError):
-            for chunk in question:
+            for chunk in query:
                 files.write_all(self._stdin, chunk)
         self._close_stdin()
 
@@ -269,50 +269,50 @@ class FarCommand:
         with contextlib.suppress(OSError):
             self._stdin.close()
 
-    def _read_results(self) -> None:
-        while chunk := self._stdout.read(limits.CHUNK):
-            if len(self._answer) < limits.MAX_FAR_RESULTS:
-                self._answer += chunk
+    def _read_output(self) -> None:
+        while chunk := self._stdout.read(limits.CHUNK_SIZE):
+            if len(self._output) < limits.MAX_REMOTE_RESULTS:
+                self._output += chunk
 
-    def _listen(self) -> None:
+    def _read_messages(self) -> None:
         with BufferedReader(self._stderr) as lines:
-            while line := lines.readline(limits.MAX_FAR_LINE):
-                if not self._is_over:
-                    self._take(line)
+            while line := lines.readline(limits.MAX_REMOTE_LINE):
+                if not self._is_stopped:
+                    self._handle_line(line)
 
-    def _take(self, line: bytes) -> None:
-        found = _object(line)
-        self._is_heard = self._is_heard or found is not None
-        text = "" if found is not None else printable(line.decode(errors="replace").strip(), limits.MAX_FAR_LINE)
-        if self._last_words and (text or found):
-            self._hear(self._last_words)
-        self._last_words = text or self._last_words if found is None else ""
+    def _handle_line(self, line: bytes) -> None:
+        found = _parse_message(line)
+        self._has_answered = self._has_answered or found is not None
+        text = "" if found is not None else printable(line.decode(errors="replace").strip(), limits.MAX_REMOTE_LINE)
+        if self._last_line and (text or found):
+            self._on_message(self._last_line)
+        self._last_line = text or self._last_line if found is None else ""
         if found is not None and found.get("level") == "error":
             self._error = found
         elif found is not None:
-            self._hear(found)
+            self._on_message(found)
 
     # -- how it failed -----------------------------------------------------------------------------------
 
-    def _failure(self) -> OcistreamError:
+    def _build_error(self) -> OcistreamError:
         """Say why it ended as it did: in its own words where there are any."""
         code, error = self._process.returncode, self._error
-        if error is not None and _text(error, "message"):
-            return _as_ours(error, code)
-        said = f": {printable(self._last_words, _SHOWN)}" if self._last_words else ""
-        if code in _NO_PROGRAM or _NO_EXECUTABLE in self._last_words:
+        if error is not None and _message_text(error, "message"):
+            return _convert_error(error, code)
+        said = f": {printable(self._last_line, _MAX_SHOWN)}" if self._last_line else ""
+        if code in _NO_PROGRAM or _NO_EXECUTABLE in self._last_line:
             msg = f"there is no ocistream on the far side{said}"
             hint = "install it there, or say with --via-program where it is, such as --via-program /opt/bin/ocistream"
             return NotFoundError(msg, hint=hint)
         if code == _NO_CONNECTION:
-            return NetworkError(f"{self._name} did not get through, or was cut off{said}", hint=_AGAIN)
+            return NetworkError(f"{self._name} did not get through, or was cut off{said}", hint=_RESUME_HINT)
         if code < 0:
-            return NetworkError(f"{self._name} was ended by signal {-code}{said}", hint=_AGAIN)
+            return NetworkError(f"{self._name} was ended by signal {-code}{said}", hint=_RESUME_HINT)
         hint = "see that it runs what is appended to it: `ocistream --version`, say"
         return NetworkError(f"{self._name} failed (exit status {code}){said}", hint=hint)
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _parse_message(line: bytes) -> dict[str, Any] | None:
     """Give the object that a line is, or None."""
     if not line.startswith(b"{"):
         return None
@@ -323,17 +323,17 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _text(error: Mapping[str, Any], key: str) -> str:
+def _message_text(error: Mapping[str, Any], key: str) -> str:
     value = error.get(key)
-    return printable(value, _SHOWN) if isinstance(value, str) else ""
+    return printable(value, _MAX_SHOWN) if isinstance(value, str) else ""
 
 
-def _as_ours(error: Mapping[str, Any], code: int) -> OcistreamError:
+def _convert_error(error: Mapping[str, Any], code: int) -> OcistreamError:
     """Make an error of ours of one that the far side has reported, with its exit code."""
-    message, hint = _text(error, "message"), _text(error, "hint") or None
+    message, hint = _message_text(error, "message"), _message_text(error, "hint") or None
     # What runs it may have exit codes of its own.
     said = error.get("exit_code")
-    code = said if isinstance(said, int) and said in _KINDS else code
+    code = said if isinstance(said, int) and said in _ERRORS_BY_EXIT_CODE else code
     if code == UsageError.exit_code and message.startswith(("No such command", "No such option")):
         msg = f"the ocistream on the far side does not know what it is asked ({message})"
         return UnsupportedError(msg, hint="have the same version on both sides")
@@ -341,7 +341,7 @@ def _as_ours(error: Mapping[str, Any], code: int) -> OcistreamError:
         hint = "nothing, or not all, has come there: does --via pass stdin on, as `docker exec -i` and `ssh` do?"
     elif code == ArchiveError.exit_code and "left out" in message:
         hint = "it has lost them since it said that it has them: the same command asks again"
-    if error.get("kind") == LostBeginningError.kind:
-        return LostBeginningError(f"the far side failed: {message}", hint=hint)
-    kind = _KINDS.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
+    if error.get("kind") == PartialBlobLostError.kind:
+        return PartialBlobLostError(f"the far side failed: {message}", hint=hint)
+    kind = _ERRORS_BY_EXIT_CODE.get(code, NetworkError if code >= 128 or code < 0 else OcistreamError)
     return kind(f"the far side failed: {message}", hint=hint)

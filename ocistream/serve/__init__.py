@@ -8,10 +8,18 @@
 Without a password it listens on loopback only. No code in here is for tests alone, and none speaks to another registry.
 """
 
-from ocistream.serve.basic_auth import Gate
-from ocistream.serve.errors import RefusedError
-from ocistream.serve.handler import Handler
-from ocistream.serve.http import AccessEntry, Answer, Part
+from ocistream.serve.basic_auth import BasicAuth
+from ocistream.serve.errors import RequestRejectedError
+from ocistream.serve.handler import RegistryHandler
+from ocistream.serve.http import AccessLogEntry, FileSection, ServerResponse
 from ocistream.serve.server import Registry
 
-__all__ = ["AccessEntry", "Answer", "Gate", "Handler", "Part", "RefusedError", "Registry"]
+__all__ = [
+    "AccessLogEntry",
+    "BasicAuth",
+    "FileSection",
+    "Registry",
+    "RegistryHandler",
+    "RequestRejectedError",
+    "ServerResponse",
+]

@@ -10,14 +10,14 @@ import secrets
 from typing import Final
 
 from ocistream.errors import UsageError
-from ocistream.serve.errors import RefusedError
+from ocistream.serve.errors import RequestRejectedError
 
-__all__ = ["Gate"]
+__all__ = ["BasicAuth"]
 
 _CHALLENGE: Final = 'Basic realm="ocistream", charset="UTF-8"'
 
 
-class Gate:
+class BasicAuth:
     """Knows a user and a password, and keeps neither as it is: a traceback or a core would show them."""
 
     def __init__(self, user: str, password: str) -> None:
@@ -33,7 +33,7 @@ class Gate:
         self._key = secrets.token_bytes(32)
         self._expected = self._mac(f"{user}:{password}".encode())
 
-    def admit(self, authorization: str | None) -> str:
+    def authenticate(self, authorization: str | None) -> str:
         """Give the user whom an `Authorization` header shows to be one.
 
         How long that takes says nothing of how much of it was right.
@@ -51,7 +51,7 @@ class Gate:
         if hmac.compare_digest(self._mac(pair), self._expected):
             return self.user
         what = "the user name or the password is wrong" if authorization else "a user name and a password are needed"
-        raise RefusedError(401, "UNAUTHORIZED", what, headers={"WWW-Authenticate": _CHALLENGE})
+        raise RequestRejectedError(401, "UNAUTHORIZED", what, headers={"WWW-Authenticate": _CHALLENGE})
 
     def _mac(self, pair: bytes) -> bytes:
         return hmac.digest(self._key, pair, hashlib.sha256)

@@ -14,7 +14,7 @@ __all__ = ["is_from_web_page"]
 
 #: The values of `Sec-Fetch-Site` that no page of another site can cause: the user typed the address, or the page
 #: came from here. A page of another port of this machine is "same-site".
-_OUR_SITE: Final = frozenset({"none", "same-origin"})
+_TRUSTED_FETCH_SITES: Final = frozenset({"none", "same-origin"})
 
 
 def is_from_web_page(headers: Message, *, has_password: bool) -> bool:
@@ -23,12 +23,12 @@ def is_from_web_page(headers: Message, *, has_password: bool) -> bool:
     A navigation from another site is refused as well: none of what is served is a page for people. With a password
     the name of the host does not matter: a page under a rebound name does not know the password.
     """
-    if "Origin" in headers or headers.get("Sec-Fetch-Site", "none").strip().lower() not in _OUR_SITE:
+    if "Origin" in headers or headers.get("Sec-Fetch-Site", "none").strip().lower() not in _TRUSTED_FETCH_SITES:
         return True
-    return not has_password and _is_rebound(headers)
+    return not has_password and _is_dns_rebinding(headers)
 
 
-def _is_rebound(headers: Message) -> bool:
+def _is_dns_rebinding(headers: Message) -> bool:
     """Return whether a browser asks under a name that is not this machine's own (DNS rebinding).
 
     For such a page it is a request to the page's own origin, which a GET does not show; but every browser sends

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["CommitQueue", "Outcome"]
+__all__ = ["CommitQueue", "CommitResult"]
 
-ChangeT = TypeVar("ChangeT", bound="Outcome")
+ChangeT = TypeVar("ChangeT", bound="CommitResult")
 
 
-class Outcome:
+class CommitResult:
     """Keeps the exception that ends a `with` block, so that another thread can raise it."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class CommitQueue(Generic[ChangeT]):
                 self._queued.clear()
             return group
 
-        with Outcome() as outcome:
+        with CommitResult() as outcome:
             self._commit(take)
         if not group:
             # The commit failed before it took any change, for instance because it did not get a lock. Changes that

@@ -10,10 +10,10 @@ from ocistream.oci.strict_json import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["RefusedError"]
+__all__ = ["RequestRejectedError"]
 
 
-class RefusedError(RegistryError):
+class RequestRejectedError(RegistryError):
     """What the client is told instead of what it asked for; it never leaves the registry as an exception.
 
     `headers` go with the answer. `details` are what the error body says of each case, one error a detail.
@@ -35,6 +35,6 @@ class RefusedError(RegistryError):
 
     def body(self) -> bytes:
         """Write the JSON of distribution-spec, "Error Codes"."""
-        error: dict[str, Any] = {"code": self.codes[0], "message": self.what}
+        error: dict[str, Any] = {"code": self.codes[0], "message": self.message}
         errors = [{**error, "detail": detail} for detail in self.details] or [error]
         return canonical_json({"errors": errors})

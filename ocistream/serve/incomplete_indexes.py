@@ -9,24 +9,24 @@ from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import printable
-from ocistream.transfer.incomplete_indexes import not_exported, only_exported
+from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 from ocistream.transfer.walk import GraphBuilder
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest
-    from ocistream.oci.graph import Incomplete
+    from ocistream.oci.graph import IncompleteIndex
     from ocistream.serve.storage import Storage
 
-__all__ = ["Exported"]
+__all__ = ["IncompleteIndexes"]
 
-Value = TypeVar("Value")
+ValueT = TypeVar("ValueT")
 
 #: Indexes that were found complete, and smaller indexes that were made: so many of each are remembered.
-_REMEMBERED: Final = 1000
-_MADE: Final = 64
+_MAX_COMPLETE: Final = 1000
+_MAX_SYNTHESIZED: Final = 64
 
 
-class Exported:
+class IncompleteIndexes:
     """The images of a storage, less the platforms that it does not have. Safe for several threads."""
 
     def __init__(self, storage: Storage) -> None:
@@ -34,9 +34,9 @@ class Exported:
         self._storage = storage
         self._lock = threading.Lock()
         self._complete: dict[str, None] = {}
-        self._made: dict[str, Manifest] = {}
+        self._synthesized: dict[str, Manifest] = {}
 
-    def instead_of(self, index: Descriptor) -> Manifest | None:
+    def find_replacement(self, index: Descriptor) -> Manifest | None:
         """Return what to serve in place of an index that lists platforms which are not there; None for any other.
 
         An index below which something is damaged is served as it is; the client that asks for that part gets the error.
@@ -45,14 +45,14 @@ class Exported:
             if index.digest in self._complete:
                 return None
         try:
-            return self._smaller(index)
+            return self._build_smaller_index(index)
         except OcistreamError:
             return None
 
-    def made(self, digest: str) -> Manifest | None:
+    def find_synthesized(self, digest: str) -> Manifest | None:
         """Return a smaller index that was served in place of another."""
         with self._lock:
-            return self._made.get(digest)
+            return self._synthesized.get(digest)
 
     def _is_missing(self, blob: Descriptor) -> bool:
         """Say whether a blob does not exist; one that is known to be corrupt is no reason to omit its platform."""
@@ -61,7 +61,7 @@ class Exported:
         self._storage.check_not_corrupt(blob.digest)
         return True
 
-    def _smaller(self, index: Descriptor) -> Manifest | None:
+    def _build_smaller_index(self, index: Descriptor) -> Manifest | None:
         builder = GraphBuilder()
         builder.add_root(Root(None, index))
         while builder.needs:
@@ -69,31 +69,31 @@ class Exported:
             try:
                 builder.supply(needed.digest, self._storage.read_blob(needed))
             except NotFoundError:
-                builder.lacks(needed.digest)
-        graph = builder.graph()
-        missing = not_exported(graph, self._is_missing)
-        exported = only_exported(graph, {one.digest for one in missing})
+                builder.mark_missing(needed.digest)
+        graph = builder.build()
+        missing = find_not_exported(graph, self._is_missing)
+        exported = limit_to_exported(graph, {one.digest for one in missing})
         root = exported.roots[0].descriptor
         if root.digest == index.digest:
             if not missing:
-                self._remember(self._complete, index.digest, None, _REMEMBERED)
+                self._remember(self._complete, index.digest, None, _MAX_COMPLETE)
             return None
-        for incomplete in exported.incomplete:
-            _tell(incomplete)
+        for incomplete in exported.incomplete_indexes:
+            _report_incomplete(incomplete)
         (manifest,) = (one for one in exported.manifests if one.descriptor.digest == root.digest)
         if root.is_index:
             # Clients ask for it by its digest next, and no blob has it.
-            self._remember(self._made, root.digest, manifest, _MADE)
+            self._remember(self._synthesized, root.digest, manifest, _MAX_SYNTHESIZED)
         return manifest
 
-    def _remember(self, known: dict[str, Value], digest: str, value: Value, most: int) -> None:
+    def _remember(self, known: dict[str, ValueT], digest: str, value: ValueT, most: int) -> None:
         with self._lock:
             while len(known) >= most:
                 del known[next(iter(known))]
             known[digest] = value
 
 
-def _tell(incomplete: Incomplete) -> None:
+def _report_incomplete(incomplete: IncompleteIndex) -> None:
     missing = f"; missing: {', '.join(map(printable, incomplete.missing))}" if incomplete.missing else ""
     platforms = ", ".join(map(printable, incomplete.platforms))
-    notices.notice(f"index {incomplete.digest} is incomplete: only {platforms} is served{missing}")
+    notices.notify(f"index {incomplete.digest} is incomplete: only {platforms} is served{missing}")

@@ -6,15 +6,15 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from ocistream.serve.errors import RefusedError
+from ocistream.serve.errors import RequestRejectedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Slots"]
+__all__ = ["MemorySlots"]
 
 
-class Slots:
+class MemorySlots:
     """So many slots as `count` says. A thread waits up to `seconds` for one."""
 
     def __init__(self, count: int, seconds: float) -> None:
@@ -23,14 +23,14 @@ class Slots:
         self._seconds = seconds
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Take a slot for as long as the block lasts.
 
         Raises:
             RefusedError: none became free in time (429).
         """
         if not self._free.acquire(timeout=self._seconds):
-            raise RefusedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
         try:
             yield
         finally:

@@ -12,38 +12,41 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
-from ocistream.layout.index import FULL_NAME, HUNG_NAME, REF_NAME
+from ocistream.layout.index import FULL_NAME, REF_NAME, REFERRER_NAME
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference
-from ocistream.serve.errors import RefusedError
+from ocistream.serve.errors import RequestRejectedError
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
 
-__all__ = ["Spelling", "full_name", "repository_of_directory", "spellings"]
+__all__ = ["ServedName", "choose_full_name", "repository_of_directory", "served_names_of"]
 
 #: A repository and a tag.
-Spelling = tuple[str, str]
+ServedName = tuple[str, str]
 
 _HUB_LIBRARY: Final = "library/"
 
 
-def spellings(entry: Descriptor, fallback: str) -> tuple[Spelling, ...]:
+def served_names_of(entry: Descriptor, default_repository: str) -> tuple[ServedName, ...]:
     """Give every (repository, tag) that an entry is served as, the one to list first; none where it has no name.
 
     `HOST/PATH:TAG` is PATH and HOST/PATH, and for Docker Hub's library the short name too; so whoever mirrors a
     host, and whoever just puts this registry's address before a name, finds it. A bare tag, such as `oci:DIR:v1`
     leaves behind, belongs to the repository `fallback`.
     """
-    full, plain = entry.annotations.get(FULL_NAME), entry.annotations.get(REF_NAME) or entry.annotations.get(HUNG_NAME)
-    if full and (found := _of_name(full)):
+    full, plain = (
+        entry.annotations.get(FULL_NAME),
+        entry.annotations.get(REF_NAME) or entry.annotations.get(REFERRER_NAME),
+    )
+    if full and (found := _parse_served_names(full)):
         return found
     if not plain:
         return ()
-    return ((fallback, plain),) if is_tag(plain) else _of_name(plain)
+    return ((default_repository, plain),) if is_tag(plain) else _parse_served_names(plain)
 
 
-@functools.lru_cache(maxsize=2 * limits.MAX_LISTED)
-def _of_name(name: str) -> tuple[Spelling, ...]:
+@functools.lru_cache(maxsize=2 * limits.MAX_LIST_ENTRIES)
+def _parse_served_names(name: str) -> tuple[ServedName, ...]:
     try:
         reference = parse_reference(name)
     except OcistreamError:
@@ -65,7 +68,7 @@ def repository_of_directory(name: str) -> str:
     return name if is_repository(name) else plain or "layout"
 
 
-def full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
+def choose_full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
     """Give the full name under which a pushed image is entered: the first of `hosts` that is one, and what follows.
 
     Raises:
@@ -80,4 +83,4 @@ def full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
         # Docker Hub's own hosts are rewritten, and what has no dot and no port is no host.
         if reference == Reference(host, repository, tag):
             return name
-    raise RefusedError(400, "NAME_INVALID", "with the registry's host, the name is longer than 255 characters")
+    raise RequestRejectedError(400, "NAME_INVALID", "with the registry's host, the name is longer than 255 characters")

@@ -11,21 +11,21 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.serve.errors import RefusedError
+from ocistream.serve.errors import RequestRejectedError
 
 if TYPE_CHECKING:
-    from ocistream.serve.bodies import Stream
+    from ocistream.serve.bodies import RequestStream
 
-__all__ = ["Head", "check_first_line"]
+__all__ = ["RequestHeadReader", "check_request_line"]
 
 #: A method, a target of visible characters and a version, with one space between (RFC 9112, section 3). Of HTTP/0.9
 #: the version is missing.
-_FIRST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")
+_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")
 
 #: A name and a colon right behind it; then anything but control characters, of which a tab is none here.
-_FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
+_HEADER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 #: Headers that decide what a request means, and that two readers would take from different lines if there were two.
-_AT_MOST_ONE: Final = frozenset(
+_UNREPEATABLE_HEADERS: Final = frozenset(
     {
         b"authorization",
         b"content-length",
@@ -40,23 +40,23 @@ _AT_MOST_ONE: Final = frozenset(
 )
 
 
-def check_first_line(line: bytes) -> None:
+def check_request_line(line: bytes) -> None:
     """Check the form of a request's first line, which `http.server` splits at any white space.
 
     Raises:
         RefusedError: it is malformed (400), or of a version before 1.0 (505).
     """
-    match = _FIRST_LINE.match(line)
+    match = _REQUEST_LINE.match(line)
     if match is None:
-        raise RefusedError(400, "UNSUPPORTED", "the request's first line is malformed")
+        raise RequestRejectedError(400, "UNSUPPORTED", "the request's first line is malformed")
     if match[1] == b"0":
-        raise RefusedError(505, "UNSUPPORTED", "this version of HTTP is not supported")
+        raise RequestRejectedError(505, "UNSUPPORTED", "this version of HTTP is not supported")
 
 
-class Head:
+class RequestHeadReader:
     """What `http.client` takes for a connection's reading side while it reads the lines behind the first one."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: RequestStream) -> None:
         """Read from `stream`, as far as the empty line."""
         self._stream = stream
         self._left = limits.MAX_REQUEST_HEAD
@@ -72,19 +72,21 @@ class Head:
         line = self._stream.readline(min(limit, self._left + 1))
         self._left -= len(line)
         if self._left < 0:
-            raise RefusedError(431, "UNSUPPORTED", f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes")
+            raise RequestRejectedError(
+                431, "UNSUPPORTED", f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes"
+            )
         if not line.endswith(b"\n"):
-            raise RefusedError(400, "UNSUPPORTED", "the request ended before its headers did")
+            raise RequestRejectedError(400, "UNSUPPORTED", "the request ended before its headers did")
         # A line that ends with LF alone has no end for others, and with the next line in it says something else.
         if not line.endswith(b"\r\n"):
-            raise RefusedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
+            raise RequestRejectedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
         field = line[:-2]
-        if field and not _FIELD.match(field):
-            raise RefusedError(400, "UNSUPPORTED", "malformed header line")
+        if field and not _HEADER_LINE.match(field):
+            raise RequestRejectedError(400, "UNSUPPORTED", "malformed header line")
         name = field.partition(b":")[0].lower()
         if name in self._seen:
-            raise RefusedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")
-        if name in _AT_MOST_ONE:
+            raise RequestRejectedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")
+        if name in _UNREPEATABLE_HEADERS:
             self._seen.add(name)
         return line
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote
 
-from ocistream.serve.errors import RefusedError
+from ocistream.serve.errors import RequestRejectedError
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -15,7 +15,7 @@ __all__ = ["check_host", "split_target"]
 
 _MAX_PARAMETERS: Final = 32
 #: The beginning of a target that is a complete URL, as proxies send it: the scheme and the authority.
-_ORIGIN: Final = re.compile(r"(https?)://([^/?]*)", re.IGNORECASE)
+_ABSOLUTE_TARGET: Final = re.compile(r"(https?)://([^/?]*)", re.IGNORECASE)
 #: A host and a port as URLs have them, without a user. An empty host is legal in the header `Host`.
 _AUTHORITY: Final = re.compile(
     r"(?:(?:[0-9a-z._~-]|%[0-9a-f]{2})*|\[[0-9a-f:.]+(?:%25[0-9a-z._~-]+)?\])(?::[0-9]{0,5})?\Z"
@@ -32,12 +32,12 @@ def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
         RefusedError: the query has too many parameters (400).
     """
     path, _, query = target.partition("?")
-    if origin := _ORIGIN.match(path):
+    if origin := _ABSOLUTE_TARGET.match(path):
         path = path[origin.end() :]
     try:
         parameters = parse_qs(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
     except ValueError as error:
-        raise RefusedError(400, "UNSUPPORTED", "the query has too many parameters") from error
+        raise RequestRejectedError(400, "UNSUPPORTED", "the query has too many parameters") from error
     return [unquote(segment) for segment in path.split("/")], parameters
 
 
@@ -49,20 +49,20 @@ def check_host(headers: Message, target: str, version: str) -> None:
     Raises:
         RefusedError: the host is missing or malformed, or the two contradict each other (400).
     """
-    host, origin = headers.get("Host"), _ORIGIN.match(target)
+    host, origin = headers.get("Host"), _ABSOLUTE_TARGET.match(target)
     if host is None and version != "HTTP/1.0":
-        raise RefusedError(400, "UNSUPPORTED", "the header Host is missing")
+        raise RequestRejectedError(400, "UNSUPPORTED", "the header Host is missing")
     host = None if host is None else host.strip().lower()
     if host is not None and not _AUTHORITY.match(host):
-        raise RefusedError(400, "UNSUPPORTED", "the header Host is malformed")
+        raise RequestRejectedError(400, "UNSUPPORTED", "the header Host is malformed")
     if origin is None:
         return
     scheme, authority = origin[1].lower(), origin[2].lower()
     if not authority or not _AUTHORITY.match(authority):
-        raise RefusedError(400, "UNSUPPORTED", "the host in the request's URL is malformed")
-    if host is not None and _normalized(host, scheme) != _normalized(authority, scheme):
-        raise RefusedError(400, "UNSUPPORTED", "the request's URL and the header Host name different hosts")
+        raise RequestRejectedError(400, "UNSUPPORTED", "the host in the request's URL is malformed")
+    if host is not None and _remove_default_port(host, scheme) != _remove_default_port(authority, scheme):
+        raise RequestRejectedError(400, "UNSUPPORTED", "the request's URL and the header Host name different hosts")
 
 
-def _normalized(authority: str, scheme: str) -> str:
+def _remove_default_port(authority: str, scheme: str) -> str:
     return authority.removesuffix(_DEFAULT_PORTS[scheme]).removesuffix(":")

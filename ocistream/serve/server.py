@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Final, cast
 from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.oci.reference import printable
-from ocistream.serve.capacity import room
-from ocistream.serve.handler import Handler
-from ocistream.serve.memory_slots import Slots
+from ocistream.serve.capacity import limit_by_descriptors
+from ocistream.serve.handler import RegistryHandler
+from ocistream.serve.memory_slots import MemorySlots
 from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, TypeAlias
 
-    from ocistream.serve.basic_auth import Gate
-    from ocistream.serve.http import AccessEntry
+    from ocistream.serve.basic_auth import BasicAuth
+    from ocistream.serve.http import AccessLogEntry
     from ocistream.serve.storage import Storage
 
     #: As socketserver's methods take it, whose datagram servers have a tuple there.
     Connection: TypeAlias = socket.socket | tuple[bytes, socket.socket]
 
-__all__ = ["Registry", "Server"]
+__all__ = ["ConnectionServer", "Registry"]
 
 #: How soon, in seconds, the accepting thread notices that it is to stop, where nothing wakes it.
-_POLL: Final = 0.5
+_POLL_INTERVAL: Final = 0.5
 #: How long, in seconds, connections that were cut have to end.
-_STOP: Final = 5.0
+_STOP_TIMEOUT: Final = 5.0
 #: How long, in seconds, one that was cut to make room for another may take to end.
-_MAKING_ROOM: Final = 1.0
+_EVICTION_TIMEOUT: Final = 1.0
 #: How long, in seconds, nothing is accepted when the process has no file descriptor left.
-_NO_DESCRIPTORS: Final = 0.1
+_DESCRIPTOR_RETRY_DELAY: Final = 0.1
 _MAX_PORT: Final = 65535
 
 
@@ -70,9 +70,9 @@ class Registry:
         *,
         address: tuple[str, int] = ("127.0.0.1", 0),
         read_only: bool = False,
-        handler: type[Handler] = Handler,
-        log: Callable[[AccessEntry], None] | None = None,
-        gate: Gate | None = None,
+        handler: type[RegistryHandler] = RegistryHandler,
+        log: Callable[[AccessLogEntry], None] | None = None,
+        auth: BasicAuth | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Open the layout at `path` (made if it is not there, unless `read_only`) and listen at `address`.
@@ -90,43 +90,43 @@ class Registry:
             LocalDiskError: the layout cannot be made.
         """
         self.log = log
-        self.gate = gate
-        self.large_pushes = Slots(limits.MAX_LARGE_PUSHES, limits.LARGE_PUSH_WAIT)
-        self._secure = tls
+        self.auth = auth
+        self.large_push_slots = MemorySlots(limits.MAX_LARGE_PUSHES, limits.LARGE_PUSH_QUEUE_TIMEOUT)
+        self._tls = tls
         self._thread: threading.Thread | None = None
         self._serving = False
-        family, resolved = _listening(address, guarded=gate is not None)
+        family, resolved = _resolve_listen_address(address, has_password=auth is not None)
         try:
-            self._server = Server(self, family, resolved, handler)
+            self._server = ConnectionServer(self, family, resolved, handler)
         except OSError as error:
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
             raise NetworkError(msg, hint="choose another port; 0 takes one that is free") from error
         #: Closed at the end, in this order: the layout's lock, the archive.
-        self._held = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         self.storage: Storage
         try:
-            self._open(path, read_only=read_only)
+            self._open_storage(path, read_only=read_only)
         except BaseException:
-            self._held.close()
+            self._resources.close()
             self._server.server_close()
             raise
 
-    def _open(self, path: Path, *, read_only: bool) -> None:
+    def _open_storage(self, path: Path, *, read_only: bool) -> None:
         directory: DirectoryStorage | None = None
         if paths.is_file(path):
             self.storage = archive = ArchiveStorage(path)
-            self._held.callback(archive.close)
+            self._resources.callback(archive.close)
         else:
             self.storage = directory = DirectoryStorage(path)
             _open_layout(directory, read_only=read_only)
         self.read_only = read_only or directory is None
         self.repositories = Repositories(self.storage)
-        self.uploads = Uploads(directory, directory.note_right if directory else None)
+        self.uploads = Uploads(directory, directory.record_intact if directory else None)
         if directory is not None and not read_only:
             # A push may begin at any time: `gc` is to know of that before it does.
             if (lock := directory.lock_blobs()) is not None:
-                self._held.callback(os.close, lock)
-            self.uploads.clean()
+                self._resources.callback(os.close, lock)
+            self.uploads.delete_abandoned()
 
     @property
     def layout(self) -> DirectoryStorage:
@@ -140,13 +140,13 @@ class Registry:
             raise UsageError(msg)
         return self.storage
 
-    def notes(self) -> list[str]:
+    def operator_notices(self) -> list[str]:
         """Return what the operator should know of the images and their names, a line each.
 
         Raises:
             OcistreamError: the storage cannot be read.
         """
-        return self.repositories.notes()
+        return self.repositories.operator_notices()
 
     @property
     def host(self) -> str:
@@ -186,14 +186,14 @@ class Registry:
         self._server.server_close()
         self._server.cut_connections()
         self.uploads.close()
-        self._held.close()
+        self._resources.close()
 
-    def admit(self, connection: socket.socket) -> socket.socket:
+    def wrap_connection(self, connection: socket.socket) -> socket.socket:
         """Take a new connection; what this gives is what the handler speaks through."""
-        if self._secure is None:
+        if self._tls is None:
             return connection
         # The handshake is the connection's thread's business: a client may take its time.
-        return self._secure.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def __enter__(self) -> Self:
         """Start."""
@@ -211,10 +211,10 @@ class Registry:
 
     def _serve(self) -> None:
         self._serving = True
-        self._server.serve_forever(poll_interval=_POLL)
+        self._server.serve_forever(poll_interval=_POLL_INTERVAL)
 
 
-class Server(ThreadingHTTPServer):
+class ConnectionServer(ThreadingHTTPServer):
     """The listening socket, and the threads of its connections."""
 
     daemon_threads = True
@@ -223,7 +223,7 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 2 * limits.MAX_CLIENTS
 
     def __init__(
-        self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[Handler]
+        self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[RegistryHandler]
     ) -> None:
         """Listen at an address that was found to be one."""
         self.registry = registry
@@ -232,7 +232,7 @@ class Server(ThreadingHTTPServer):
         #: Connections without an admitted request, and since when (`time.monotonic`), the longest wait first.
         self._waiting: dict[Connection, float] = {}
         #: Connections that have had an admitted request.
-        self._known: set[Connection] = set()
+        self._admitted: set[Connection] = set()
         self._changed = threading.Condition()
         super().__init__(address, handler)
 
@@ -249,17 +249,17 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 # It is still there to be accepted: to ask again at once would be all that this process does.
-                time.sleep(_NO_DESCRIPTORS)
+                time.sleep(_DESCRIPTOR_RETRY_DELAY)
             raise
-        return self.registry.admit(connection), client
+        return self.registry.wrap_connection(connection), client
 
     def process_request(self, request: Connection, client_address: object) -> None:
         """Start a connection's thread, if there is room; `cut_connections` knows of it from now on."""
         with self._changed:
-            most = room(limits.MAX_CLIENTS)
+            most = limit_by_descriptors(limits.MAX_CLIENTS)
             if len(self._connections) >= most and self._waiting:
-                self._cut(self._longest_waiting())
-                self._changed.wait_for(lambda: len(self._connections) < most, _MAKING_ROOM)
+                self._cut(self._find_longest_waiting())
+                self._changed.wait_for(lambda: len(self._connections) < most, _EVICTION_TIMEOUT)
             if has_room := len(self._connections) < most:
                 self._connections.add(request)
                 self._waiting[request] = time.monotonic()
@@ -272,15 +272,15 @@ class Server(ThreadingHTTPServer):
             # The system has no thread left for it.
             self.shutdown_request(request)
 
-    def _longest_waiting(self) -> Connection:
+    def _find_longest_waiting(self) -> Connection:
         """Return the connection to close for a new one. The caller holds `_changed`, and some connection waits.
 
         Connections that never had an admitted request come first: a flood of strangers displaces only strangers.
         """
-        strangers = (request for request in self._waiting if request not in self._known)
+        strangers = (request for request in self._waiting if request not in self._admitted)
         return next(strangers, next(iter(self._waiting)))
 
-    def waits_for(self, request: Connection, is_waiting: bool) -> None:
+    def set_waiting(self, request: Connection, is_waiting: bool) -> None:
         """Note that a connection waits, until its next request is admitted.
 
         The time of a connection that waits already goes on: a refused request wins no further time.
@@ -290,13 +290,13 @@ class Server(ThreadingHTTPServer):
                 self._waiting.setdefault(request, time.monotonic())
             else:
                 self._waiting.pop(request, None)
-                self._known.add(request)
+                self._admitted.add(request)
 
     def service_actions(self) -> None:
         """Close the connections that have waited too long. The accepting thread calls this regularly."""
         super().service_actions()
         with self._changed:
-            latest = time.monotonic() - limits.REQUEST_TIME
+            latest = time.monotonic() - limits.REQUEST_TIMEOUT
             for request in [request for request, since in self._waiting.items() if since < latest]:
                 self._cut(request)
 
@@ -306,7 +306,7 @@ class Server(ThreadingHTTPServer):
         with self._changed:
             self._connections.discard(request)
             self._waiting.pop(request, None)
-            self._known.discard(request)
+            self._admitted.discard(request)
             self._changed.notify_all()
 
     def handle_error(self, request: Connection, client_address: object) -> None:
@@ -319,7 +319,7 @@ class Server(ThreadingHTTPServer):
         with self._changed:
             for connection in self._connections:
                 self._cut(connection)
-            self._changed.wait_for(lambda: not self._connections, _STOP)
+            self._changed.wait_for(lambda: not self._connections, _STOP_TIMEOUT)
 
     def _cut(self, connection: Connection) -> None:
         """Shut a connection down, so that its thread ends. The caller holds `_changed`."""
@@ -338,7 +338,9 @@ def _open_layout(layout: DirectoryStorage, *, read_only: bool) -> None:
     layout.check()
 
 
-def _listening(address: tuple[str, int], *, guarded: bool) -> tuple[socket.AddressFamily, tuple[str, int]]:
+def _resolve_listen_address(
+    address: tuple[str, int], *, has_password: bool
+) -> tuple[socket.AddressFamily, tuple[str, int]]:
     """Give the family and the numeric form of an address to listen at: on loopback, and any if it is `guarded`.
 
     Raises:
@@ -352,10 +354,10 @@ def _listening(address: tuple[str, int], *, guarded: bool) -> tuple[socket.Addre
         numeric = ipaddress.ip_address("127.0.0.1" if name == "localhost" else name.strip("[]"))
     except ValueError:
         numeric = None
-    if numeric is None and guarded:
+    if numeric is None and has_password:
         msg = f"{printable(name)} is not a numeric address, nor localhost"
         raise UsageError(msg, hint="write 127.0.0.1 or [::1]; 0.0.0.0 or [::] are all addresses of this machine")
-    if numeric is None or not (guarded or numeric.is_loopback):
+    if numeric is None or not (has_password or numeric.is_loopback):
         msg = f"{printable(name)} is not an address on loopback"
         hint = "beyond this machine only those are served who know a password: --username, with --password-stdin"
         raise UsageError(msg, hint=hint)

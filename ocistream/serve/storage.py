@@ -17,18 +17,18 @@ from ocistream.archive.compressed import is_compressed
 from ocistream.archive.file import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.index import REF_NAME, called, entries_of
+from ocistream.layout.index import REF_NAME, build_entries, entry_name_of
 from ocistream.layout.index_file import IndexFile
-from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor
-from ocistream.oci.omitted_blobs import LEFT_OUT
-from ocistream.oci.volumes import VOLUME_OF
-from ocistream.serve.blob_checks import BlobChecks, is_empty_by_mistake
-from ocistream.serve.commit_queue import CommitQueue, Outcome
-from ocistream.serve.errors import RefusedError
-from ocistream.serve.http import Part
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
+from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
+from ocistream.oci.volumes import VOLUME_ANNOTATION
+from ocistream.serve.blob_checks import VerificationCache, is_unexpectedly_empty
+from ocistream.serve.commit_queue import CommitQueue, CommitResult
+from ocistream.serve.errors import RequestRejectedError
+from ocistream.serve.http import FileSection
 from ocistream.serve.names import repository_of_directory
 from ocistream.streams import files
-from ocistream.streams.chunks import chunks_of, gathered, verified
+from ocistream.streams.chunks import read_all, read_chunks, verify_chunks
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ArchiveStorage", "DirectoryStorage", "Storage"]
 
 #: The tag of the one image of an archive that nobody has named.
-_ONLY_TAG = "latest"
+_DEFAULT_TAG = "latest"
 
 
 class Storage(Protocol):
@@ -50,26 +50,26 @@ class Storage(Protocol):
     """
 
     @property
-    def repository(self) -> str:
+    def default_repository(self) -> str:
         """The repository of images that say of none that they are in it."""
 
-    def notes(self) -> list[str]:
+    def operator_notices(self) -> list[str]:
         """Return what the operator should know of the place, a line each."""
 
-    def state(self) -> tuple[int, ...]:
+    def index_version(self) -> tuple[int, ...]:
         """Give what is another one as soon as the entries may be others.
 
         Raises:
             LocalDiskError: it cannot be looked at.
         """
 
-    def entries(self) -> list[Descriptor]:
+    def list_entries(self) -> list[Descriptor]:
         """Give what `index.json` lists, in order."""
 
     def blob_size(self, digest: str) -> int | None:
         """Give a blob's size in bytes, or None where it is not there or known to be corrupt."""
 
-    def is_right(self, digest: str) -> bool:
+    def is_intact(self, digest: str) -> bool:
         """Say whether a blob is what its digest says; it is hashed, unless that was done before.
 
         Raises:
@@ -83,7 +83,7 @@ class Storage(Protocol):
             IntegrityError: it is.
         """
 
-    def part(self, digest: str) -> contextlib.AbstractContextManager[Part]:
+    def open_blob_section(self, digest: str) -> contextlib.AbstractContextManager[FileSection]:
         """Give where all of a blob is to be read, for as long as the block lasts.
 
         Raises:
@@ -101,7 +101,7 @@ class Storage(Protocol):
             IntegrityError: it is not what the descriptor promises.
         """
 
-    def holds(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Say whether a blob is there whole."""
 
     def touch(self, digest: str) -> None:
@@ -120,7 +120,7 @@ class Storage(Protocol):
     def change_index(
         self,
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        then: Callable[[Sequence[Descriptor]], None] | None = None,
+        on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
     ) -> None:
         """Replace the entries by what `change` makes of them.
 
@@ -128,17 +128,17 @@ class Storage(Protocol):
         """
 
 
-class _IndexChange(Outcome):
+class _IndexChange(CommitResult):
     """One queued change of the entries; see `Storage.change_index`."""
 
     def __init__(
         self,
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        then: Callable[[Sequence[Descriptor]], None] | None,
+        on_committed: Callable[[Sequence[Descriptor]], None] | None,
     ) -> None:
         super().__init__()
         self.change = change
-        self.then = then
+        self.then = on_committed
 
 
 class DirectoryStorage(LayoutDirectory):
@@ -152,18 +152,18 @@ class DirectoryStorage(LayoutDirectory):
         super().__init__(path)
         self._index_file = IndexFile(self)
         self._changes: CommitQueue[_IndexChange] = CommitQueue(self._commit)
-        self._checks = BlobChecks()
+        self._verifications = VerificationCache()
 
     @property
-    def repository(self) -> str:
+    def default_repository(self) -> str:
         """The directory's name, made a repository's."""
         return repository_of_directory(real_path(self.path).name)
 
-    def notes(self) -> list[str]:
+    def operator_notices(self) -> list[str]:
         """Say that there is no image, if there is none."""
-        return [] if self.entries() else [f"there is no image in {self.path} yet"]
+        return [] if self.list_entries() else [f"there is no image in {self.path} yet"]
 
-    def state(self) -> tuple[int, ...]:
+    def index_version(self) -> tuple[int, ...]:
         """Say which file `index.json` is at present."""
         path = self.path / "index.json"
         with files.disk_errors(f"cannot read {path}"):
@@ -173,21 +173,21 @@ class DirectoryStorage(LayoutDirectory):
                 return ()
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def entries(self) -> list[Descriptor]:
+    def list_entries(self) -> list[Descriptor]:
         """Give what `index.json` lists; the file is parsed only if another process has changed it."""
         return list(self._index_file.load().entries)
 
     def change_index(
         self,
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        then: Callable[[Sequence[Descriptor]], None] | None = None,
+        on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
     ) -> None:
         """Queue a change of the entries, and return when it is durable."""
-        self._changes.submit(_IndexChange(change, then))
+        self._changes.submit(_IndexChange(change, on_committed))
 
     def _commit(self, take: Callable[[], Sequence[_IndexChange]]) -> None:
         """Write a group of changes with one new `index.json`. Each change gets the entries that the one before made."""
-        with self.index_locked():
+        with self.lock_index():
             index = self._index_file.load()
             made = []
             for change in take():
@@ -206,37 +206,42 @@ class DirectoryStorage(LayoutDirectory):
     def blob_size(self, digest: str) -> int | None:
         """Give a blob's size in bytes, or None where it is not there or known to be corrupt."""
         status = self.blob_status(digest)
-        return None if status is None or self._checks.is_wrong(digest, status) else status.st_size
+        return None if status is None or self._verifications.is_corrupt(digest, status) else status.st_size
 
     def check_not_corrupt(self, digest: str) -> None:
         """Do nothing unless the blob is known to be corrupt."""
         status = self.blob_status(digest)
-        if status is not None and self._checks.is_wrong(digest, status):
-            raise self._corrupt(digest)
+        if status is not None and self._verifications.is_corrupt(digest, status):
+            raise self._report_corrupt(digest)
 
-    def is_right(self, digest: str) -> bool:
+    def is_intact(self, digest: str) -> bool:
         """Say whether a blob is what its digest says."""
         try:
-            with self.part(digest) as part, files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
+            with (
+                self.open_blob_section(digest) as part,
+                files.disk_errors(f"cannot read the blob {digest} in {self.path}"),
+            ):
                 if part.on_verified is not None:
-                    for _ in verified(chunks_of(part.file, part.size), Descriptor(UNKNOWN_TYPE, digest, part.size)):
+                    for _ in verify_chunks(
+                        read_chunks(part.file, part.size), Descriptor(UNKNOWN_MEDIA_TYPE, digest, part.size)
+                    ):
                         pass
                     part.on_verified()
         except IntegrityError:
             return False
         return True
 
-    def note_right(self, digest: str, status: os.stat_result) -> None:
+    def record_intact(self, digest: str, status: os.stat_result) -> None:
         """Remember that a file was hashed and is the blob."""
-        self._checks.note(digest, status, is_right=True)
+        self._verifications.record(digest, status, is_right=True)
 
     def touch(self, digest: str) -> None:
         """Note that a blob is of use now; what is known of its file stays known."""
-        before = self.blob_status(digest) if self._checks.is_known(digest) else None
+        before = self.blob_status(digest) if self._verifications.has_result(digest) else None
         super().touch(digest)
         after = self.blob_status(digest) if before is not None else None
         if before is not None and after is not None:
-            self._checks.touched(digest, before, after)
+            self._verifications.record_touch(digest, before, after)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
         """Read a small blob whole, and verify it."""
@@ -244,30 +249,32 @@ class DirectoryStorage(LayoutDirectory):
             return super().read_blob(descriptor)
         except IntegrityError:
             # The descriptor may be wrong too, about the size.
-            self.is_right(descriptor.digest)
+            self.is_intact(descriptor.digest)
             raise
 
     @contextlib.contextmanager
-    def part(self, digest: str) -> Iterator[Part]:
+    def open_blob_section(self, digest: str) -> Iterator[FileSection]:
         """Open a blob. All of it is to be verified while it is sent, until that was done once."""
         with self.open_blob(digest) as file:
             status = os.fstat(file.fileno())
-            if self._checks.is_wrong(digest, status):
-                raise self._corrupt(digest)
-            if self._checks.is_right(digest, status):
-                yield Part(file, 0, status.st_size)
+            if self._verifications.is_corrupt(digest, status):
+                raise self._report_corrupt(digest)
+            if self._verifications.is_intact(digest, status):
+                yield FileSection(file, 0, status.st_size)
                 return
             try:
-                yield Part(file, 0, status.st_size, digest, on_verified=partial(self.note_right, digest, status))
+                yield FileSection(
+                    file, 0, status.st_size, digest, on_verified=partial(self.record_intact, digest, status)
+                )
             except IntegrityError:
-                self._checks.note(digest, status, is_right=False)
-                self._corrupt(digest)
+                self._verifications.record(digest, status, is_right=False)
+                self._report_corrupt(digest)
                 raise
 
-    def _corrupt(self, digest: str) -> IntegrityError:
+    def _report_corrupt(self, digest: str) -> IntegrityError:
         """Say once that a blob is corrupt, and return the error for those that ask for it."""
         what = f"the blob {digest} in {self.path} is corrupt"
-        notices.notice(f"{what}: it is not served; push an image that contains it to replace it")
+        notices.notify(f"{what}: it is not served; push an image that contains it to replace it")
         return IntegrityError(what)
 
 
@@ -293,13 +300,13 @@ class ArchiveStorage:
                 msg, hint=f"unpack it first (`gunzip`, `unzstd`), or `ocistream copy {path} oci:DIR`"
             )
         self._what = f"{path}"
-        self.repository = repository_of_directory(path.name.removesuffix(".tar"))
+        self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
         self._source = ArchiveFileSource(path)
         #: Manifests that are in no file.
-        self._made: dict[str, bytes] = {}
-        self._notes: list[str] = []
+        self._synthesized: dict[str, bytes] = {}
+        self._operator_notices: list[str] = []
         try:
-            self._entries = self._named(self._listed())
+            self._entries = self._name_only_image(self._read_entries())
         except BaseException:
             self._source.close()
             raise
@@ -308,53 +315,53 @@ class ArchiveStorage:
         """Close the file."""
         self._source.close()
 
-    def notes(self) -> list[str]:
+    def operator_notices(self) -> list[str]:
         """Say under which name an image is served that has none."""
-        return self._notes
+        return self._operator_notices
 
-    def state(self) -> tuple[int, ...]:
+    def index_version(self) -> tuple[int, ...]:
         """Say that nothing ever changes."""
         return ()
 
-    def entries(self) -> list[Descriptor]:
+    def list_entries(self) -> list[Descriptor]:
         """Give what the archive lists."""
         return self._entries
 
     def blob_size(self, digest: str) -> int | None:
         """Give a blob's size in bytes, or None."""
-        if (made := self._made.get(digest)) is not None:
+        if (made := self._synthesized.get(digest)) is not None:
             return len(made)
         place = self._source.contents.blobs.get(digest)
         return place.size if place else None
 
     @contextlib.contextmanager
-    def part(self, digest: str) -> Iterator[Part]:
+    def open_blob_section(self, digest: str) -> Iterator[FileSection]:
         """Say where a blob lies; all of it is to be verified while it is sent."""
         place = self._source.contents.blobs.get(digest)
         if place is None:
-            raise self._without(digest)
-        if is_empty_by_mistake(digest, place.size):
+            raise self._blob_not_found_error(digest)
+        if is_unexpectedly_empty(digest, place.size):
             msg = f"the blob {digest} in {self._what} is corrupt"
             raise IntegrityError(msg)
-        yield Part(self._source.file, place.offset, place.size, digest)
+        yield FileSection(self._source.file, place.offset, place.size, digest)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
         """Read a small blob whole, and verify it."""
-        if (made := self._made.get(descriptor.digest)) is not None:
+        if (made := self._synthesized.get(descriptor.digest)) is not None:
             return made
         blob = self._source.blob(descriptor)
         if blob is None:
-            raise self._without(descriptor.digest)
-        return gathered(verified(blob.open(), descriptor))
+            raise self._blob_not_found_error(descriptor.digest)
+        return read_all(verify_chunks(blob.open(), descriptor))
 
-    def holds(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Say whether a blob of this size is there."""
         return self.blob_size(descriptor.digest) == descriptor.size
 
-    def is_right(self, digest: str) -> NoReturn:
+    def is_intact(self, digest: str) -> NoReturn:
         """Refuse: only a push asks for this."""
         del digest
-        raise _unchangeable()
+        raise _read_only_error()
 
     def check_not_corrupt(self, digest: str) -> None:
         """Do nothing: every read of an archive is verified, and nothing is remembered."""
@@ -365,36 +372,40 @@ class ArchiveStorage:
     def write_blob(self, digest: str, verified_chunks: Iterable[Chunk]) -> NoReturn:
         """Refuse."""
         del digest, verified_chunks
-        raise _unchangeable()
+        raise _read_only_error()
 
     def delete_blob(self, digest: str) -> NoReturn:
         """Refuse."""
         del digest
-        raise _unchangeable()
+        raise _read_only_error()
 
     def change_index(
         self,
         change: Callable[[list[Descriptor]], Sequence[Descriptor]],
-        then: Callable[[Sequence[Descriptor]], None] | None = None,
+        on_committed: Callable[[Sequence[Descriptor]], None] | None = None,
     ) -> NoReturn:
         """Refuse."""
-        del change, then
-        raise _unchangeable()
+        del change, on_committed
+        raise _read_only_error()
 
-    def _listed(self) -> list[Descriptor]:
-        if (graph := self._source.docker_graph()) is not None:
-            self._made = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
-            return entries_of(graph)
-        index = self._source.listed()
-        self._made = self._source.made
-        if VOLUME_OF in index.notes or LEFT_OUT in index.notes:
-            what = "is one of several volumes" if VOLUME_OF in index.notes else "was made without some of its blobs"
+    def _read_entries(self) -> list[Descriptor]:
+        if (graph := self._source.build_docker_graph()) is not None:
+            self._synthesized = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
+            return build_entries(graph)
+        index = self._source.read_complete_index()
+        self._synthesized = self._source.synthesized_manifests
+        if VOLUME_ANNOTATION in index.annotations or OMITTED_ANNOTATION in index.annotations:
+            what = (
+                "is one of several volumes"
+                if VOLUME_ANNOTATION in index.annotations
+                else "was made without some of its blobs"
+            )
             msg = f"{self._what} {what}, and what is missing could not be served"
             hint = "push it to a registry that has the rest: `ocistream serve DIR` is one, over a directory"
             raise ArchiveError(msg, hint=hint)
         return index.entries
 
-    def _named(self, entries: list[Descriptor]) -> list[Descriptor]:
+    def _name_only_image(self, entries: list[Descriptor]) -> list[Descriptor]:
         """Give the only image a name if it has none: else it could be had by its digest alone.
 
         Raises:
@@ -405,15 +416,17 @@ class ArchiveStorage:
             raise NotFoundError(
                 f"there is no image in {self._what}", hint="serve an archive that has one, or a directory"
             )
-        if len(entries) != 1 or called(entries[0]) is not None:
+        if len(entries) != 1 or entry_name_of(entries[0]) is not None:
             return entries
         only = entries[0]
-        self._notes.append(f"the image has no name: it is served as {self.repository}:{_ONLY_TAG}")
-        return [replace(only, annotations={**only.annotations, REF_NAME: _ONLY_TAG})]
+        self._operator_notices.append(
+            f"the image has no name: it is served as {self.default_repository}:{_DEFAULT_TAG}"
+        )
+        return [replace(only, annotations={**only.annotations, REF_NAME: _DEFAULT_TAG})]
 
-    def _without(self, digest: str) -> NotFoundError:
+    def _blob_not_found_error(self, digest: str) -> NotFoundError:
         return NotFoundError(f"there is no blob {digest} in {self._what}")
 
 
-def _unchangeable() -> RefusedError:
-    return RefusedError(405, "UNSUPPORTED", "what is served lies in an archive, which cannot be changed")
+def _read_only_error() -> RequestRejectedError:
+    return RequestRejectedError(405, "UNSUPPORTED", "what is served lies in an archive, which cannot be changed")

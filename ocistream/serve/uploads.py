@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import LocalDiskError
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, parse_digest
-from ocistream.serve.capacity import room
-from ocistream.serve.errors import RefusedError
+from ocistream.serve.capacity import limit_by_descriptors
+from ocistream.serve.errors import RequestRejectedError
 from ocistream.streams import files, partial_files
-from ocistream.streams.chunks import chunks_of, new_hash
+from ocistream.streams.chunks import new_hash, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Upload", "Uploads"]
 
 #: How long, in seconds, a request waits for another one of the same upload to end.
-_PATIENCE: Final = 5.0
-_MODE: Final = 0o644
+_LOCK_TIMEOUT: Final = 5.0
+_FILE_MODE: Final = 0o644
 
 
 class Upload:
@@ -58,27 +58,27 @@ class Upload:
         self.identifier = str(uuid.uuid4())
         self.repository = repository
         self.offset = 0
-        self.touched = time.monotonic()
+        self.last_used = time.monotonic()
         self._layout = layout
         self._on_stored = on_stored
         self._lock = threading.Lock()
         self.is_open = True
-        self.starved = False
-        self._hash_with(algorithm)
-        folder = layout.blob_folder(algorithm)
-        self._path = folder / f".{self.identifier}{partial_files.SESSION_SUFFIX}"
-        with self._disk():
+        self.is_out_of_space = False
+        self._start_hash(algorithm)
+        folder = layout.algorithm_directory(algorithm)
+        self._path = folder / f".{self.identifier}{partial_files.UPLOAD_SUFFIX}"
+        with self._disk_errors():
             folder.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._lock_holder = FileIO(os.open(self._path, flags, _MODE), "wb")
+            self._lock_holder = FileIO(os.open(self._path, flags, _FILE_MODE), "wb")
             # Where there are no locks, the file's age has to say that it is abandoned.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock_holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def expect(self, digest: str) -> None:
+    def expect_digest(self, digest: str) -> None:
         """Hash with the algorithm of the digest that was promised, if no byte has come yet."""
         if not self.offset:
-            self._hash_with(parse_digest(digest).algorithm)
+            self._start_hash(parse_digest(digest).algorithm)
 
     def receive(self, read: Callable[[memoryview], int], buffer: memoryview) -> None:
         """Append all that `read` puts into `buffer`, until it says 0. What came before it raised is kept.
@@ -86,18 +86,18 @@ class Upload:
         Raises:
             LocalDiskError: the disk is full, or otherwise in the way.
         """
-        self.starved = False
-        with self._disk():
-            file = self._file()
+        self.is_out_of_space = False
+        with self._disk_errors():
+            file = self._open_file()
         with file:
             file.seek(self.offset)
             while got := read(buffer):
                 chunk = buffer[:got]
                 try:
-                    with self._disk():
+                    with self._disk_errors():
                         files.write_all(file, chunk)
                 except LocalDiskError:
-                    self.starved = True
+                    self.is_out_of_space = True
                     raise
                 self._hash.update(chunk)
                 self.offset += got
@@ -110,11 +110,11 @@ class Upload:
             LocalDiskError: they cannot be made to stay.
         """
         try:
-            if self._digest(parse_digest(digest).algorithm) != digest:
+            if self._compute_digest(parse_digest(digest).algorithm) != digest:
                 detail = {"digest": digest, "received": self.offset}
-                raise RefusedError(400, "DIGEST_INVALID", "the bytes have another digest", details=[detail])
+                raise RequestRejectedError(400, "DIGEST_INVALID", "the bytes have another digest", details=[detail])
             path = self._layout.blob_path(digest)
-            with self._disk(), self._file() as file:
+            with self._disk_errors(), self._open_file() as file:
                 # What a full disk took of a chunk, before it refused the rest, was never counted.
                 file.truncate(self.offset)
                 os.fsync(file.fileno())
@@ -135,21 +135,21 @@ class Upload:
         self._lock_holder.close()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other requests off this upload, but for those that only ask for its offset.
 
         Raises:
             RefusedError: it is not there any more (404), or another request does not let go of it (429).
         """
-        if not self._lock.acquire(timeout=_PATIENCE):
+        if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
             what = "another request is still writing to this upload"
-            raise RefusedError(429, "TOOMANYREQUESTS", what, headers={"Retry-After": "1"})
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", what, headers={"Retry-After": "1"})
         try:
             if not self.is_open:
-                raise _unknown(self.identifier)
+                raise _unknown_upload_error(self.identifier)
             yield
         finally:
-            self.touched = time.monotonic()
+            self.last_used = time.monotonic()
             self._lock.release()
 
     def discard_if_idle(self, before: float) -> bool:
@@ -160,29 +160,29 @@ class Upload:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self.touched < before or self.starved:
+            if self.last_used < before or self.is_out_of_space:
                 self.discard()
             return not self.is_open
         finally:
             self._lock.release()
 
-    def _hash_with(self, algorithm: str) -> None:
+    def _start_hash(self, algorithm: str) -> None:
         self._algorithm = algorithm
         self._hash: Hasher = new_hash(f"{algorithm}:{'0' * DIGEST_HEX_LENGTHS[algorithm]}")
 
-    def _digest(self, algorithm: str) -> str:
+    def _compute_digest(self, algorithm: str) -> str:
         """Give the digest; the bytes are read again only if another algorithm was expected when they came."""
         if algorithm != self._algorithm:
-            self._hash_with(algorithm)
-            with self._disk(), files.open_for_reading(self._path) as file:
-                for chunk in chunks_of(file, self.offset):
+            self._start_hash(algorithm)
+            with self._disk_errors(), files.open_for_reading(self._path) as file:
+                for chunk in read_chunks(file, self.offset):
                     self._hash.update(chunk)
         return f"{algorithm}:{self._hash.hexdigest()}"
 
-    def _file(self) -> FileIO:
+    def _open_file(self) -> FileIO:
         return FileIO(os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb")
 
-    def _disk(self) -> contextlib.AbstractContextManager[None]:
+    def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
         return files.disk_errors(f"cannot write the upload {self.identifier}")
 
 
@@ -207,11 +207,11 @@ class Uploads:
             LocalDiskError: there is no room for it, or no permission.
         """
         if self._layout is None:
-            raise RefusedError(405, "UNSUPPORTED", "nothing can be uploaded here")
-        self._drop(idle_since=time.monotonic() - limits.UPLOAD_IDLE)
+            raise RequestRejectedError(405, "UNSUPPORTED", "nothing can be uploaded here")
+        self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
         with self._lock:
-            if len(self._uploads) >= room(limits.MAX_UPLOADS):
-                raise RefusedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
+            if len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS):
+                raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
             upload = Upload(self._layout, repository, algorithm, self._on_stored)
             self._uploads[upload.identifier] = upload
         return upload
@@ -225,24 +225,24 @@ class Uploads:
         with self._lock:
             upload = self._uploads.get(identifier)
         if upload is None or upload.repository != repository:
-            raise _unknown(identifier)
+            raise _unknown_upload_error(identifier)
         return upload
 
     @contextlib.contextmanager
-    def hold(self, upload: Upload) -> Iterator[None]:
+    def lock(self, upload: Upload) -> Iterator[None]:
         """Keep other requests off a session within the block, and forget it if it is over then.
 
         Raises:
             RefusedError: it is over already (404), or another request does not let go of it (429).
         """
-        with upload.held():
+        with upload.lock():
             try:
                 yield
             finally:
                 if not upload.is_open:
                     self._forget(upload)
 
-    def clean(self) -> None:
+    def delete_abandoned(self) -> None:
         """Remove the partial files of sessions whose process was killed: nobody has their locks.
 
         Also what is as old as an idle session, whosever it is.
@@ -250,11 +250,11 @@ class Uploads:
         if self._layout is None:
             return
         for algorithm in DIGEST_HEX_LENGTHS:
-            folder = self._layout.blob_folder(algorithm)
-            partial_files.sweep(folder, partial_files.is_session)
-            for path in folder.glob(f".*{partial_files.SESSION_SUFFIX}"):
+            folder = self._layout.algorithm_directory(algorithm)
+            partial_files.remove_stale(folder, partial_files.is_upload_name)
+            for path in folder.glob(f".*{partial_files.UPLOAD_SUFFIX}"):
                 with contextlib.suppress(OSError):
-                    if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE:
+                    if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE_TIMEOUT:
                         path.unlink()
 
     def close(self) -> None:
@@ -263,7 +263,7 @@ class Uploads:
             for upload in self._uploads.values():
                 upload.discard()
 
-    def _drop(self, idle_since: float) -> None:
+    def _discard_idle(self, idle_since: float) -> None:
         with self._lock:
             uploads: list[Upload] = list(self._uploads.values())
         for upload in uploads:
@@ -275,5 +275,5 @@ class Uploads:
             self._uploads.pop(upload.identifier, None)
 
 
-def _unknown(identifier: str) -> RefusedError:
-    return RefusedError(404, "BLOB_UPLOAD_UNKNOWN", f"there is no upload {identifier}")
+def _unknown_upload_error(identifier: str) -> RequestRejectedError:
+    return RequestRejectedError(404, "BLOB_UPLOAD_UNKNOWN", f"there is no upload {identifier}")

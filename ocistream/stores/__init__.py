@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from ocistream import limits
 from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
-from ocistream.layout.index import Selection, every_image, images_named
+from ocistream.layout.index import ImageSelector, select_every_image, select_named_images
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference, printable
 from ocistream.stores import openers
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from ocistream.archive.tar import Input
-    from ocistream.http.client import Transport
+    from ocistream.archive.tar import InputStream
+    from ocistream.http.client import HttpClient
     from ocistream.oci.graph import Root
-    from ocistream.oci.referrers import Referrers
-    from ocistream.registry.open_repository import Reading
+    from ocistream.oci.referrers import ReferrerMode
+    from ocistream.registry.open_repository import RepositoryOpener
     from ocistream.registry.upload_records import UploadRecords
-    from ocistream.transfer.interfaces import Sink, Source
+    from ocistream.transfer.interfaces import Destination, Source
 
 __all__ = [
-    "End",
-    "Surroundings",
-    "Want",
+    "Location",
+    "OpenContext",
+    "Selection",
     "is_directory",
-    "is_layout_to_be",
-    "open_sink",
+    "is_layout_destination",
+    "open_destination",
     "open_source",
     "open_sources",
-    "parse_end",
+    "parse_location",
 ]
 
 #: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
-_PATH = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
+_PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class Location:
     """One end of a transfer: its `kind`, and where it is.
 
     `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
@@ -69,7 +69,7 @@ class End:
     is_repository: bool = False
 
 
-def parse_end(text: str, *, bare_is_path: bool = False) -> End:
+def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
     """Parse one end as docs/images.md has it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
 
     With `bare_is_path` what could be an image's name is a path: behind -o and -i.
@@ -90,17 +90,19 @@ def parse_end(text: str, *, bare_is_path: bool = False) -> End:
             raise InvalidNameError(msg, hint=f"write {prefix}:PATH[:NAME]")
         # A directory cannot be streamed: `oci:-` is one of that name.
         is_stream = where == "-" and prefix != "oci"
-        return End(prefix, text, path=_expanded(where), name=name or None, is_stream=is_stream)
+        return Location(prefix, text, path=_expand_user(where), name=name or None, is_stream=is_stream)
     if colon and prefix in _FOREIGN_TRANSPORTS:
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         raise UnsupportedError(msg, hint="save the image to a file and name that")
-    if bare_is_path or _PATH.match(text):
-        return End("path", text, path=_expanded(text), is_stream=text == "-")
+    if bare_is_path or _PATH_START.match(text):
+        return Location("path", text, path=_expand_user(text), is_stream=text == "-")
     bare = parse_reference(text, default_tag=False)
-    return End("docker", text, reference=parse_reference(text), is_repository=bare.tag is None and bare.digest is None)
+    return Location(
+        "docker", text, reference=parse_reference(text), is_repository=bare.tag is None and bare.digest is None
+    )
 
 
-def _expanded(text: str) -> Path:
+def _expand_user(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -108,32 +110,32 @@ def _expanded(text: str) -> Path:
         raise InvalidNameError(msg) from error
 
 
-def _not_here() -> NoReturn:
+def _not_provided() -> NoReturn:
     msg = "this end needs something of the process around it that was not given"
     raise UsageError(msg)
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class OpenContext:
     """What an end may need of the process around it, each opened only when it is asked for."""
 
-    transport: Callable[[], Transport] = field(default=_not_here)
-    stdin: Callable[[], Input] = field(default=_not_here)
-    stdout: Callable[[], io.FileIO] = field(default=_not_here)
+    client: Callable[[], HttpClient] = field(default=_not_provided)
+    stdin: Callable[[], InputStream] = field(default=_not_provided)
+    stdout: Callable[[], io.FileIO] = field(default=_not_provided)
     #: Seconds since 1970 for every entry of an archive.
     mtime: int = 0
     #: Repositories of the registry that is written to, which may have blobs already.
     mount_from: tuple[str, ...] = ()
     #: Which of them are known to have the blob of a digest.
-    placed: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
+    mount_candidates: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
     #: Where in a registry each image goes; None where all go where the end says.
-    target: Callable[[Root], Reference] | None = None
+    find_reference: Callable[[Root], Reference] | None = None
     #: Which bytes of an archive that is written are wanted: those from here on.
     from_byte: int = 0
     #: The most bytes that a file of an archive may have, which is cut into volumes then; 0 where it is not.
-    split: int = 0
+    volume_size: int = 0
     #: From where images in registries are read; None where that is the repositories that they are named after.
-    reads: Callable[[], Reading] | None = None
+    opener: Callable[[], RepositoryOpener] | None = None
     #: How much may be asked for at a time.
     jobs: int = DEFAULT_JOBS
     #: Where uploads are remembered that a later run may go on with, if they are.
@@ -141,111 +143,115 @@ class Surroundings:
     #: What ends the questions of one transfer, where others of the same transport go on.
     cancelled: threading.Event | None = None
 
-    def reading(self) -> Reading:
+    def repository_opener(self) -> RepositoryOpener:
         """Give what images in registries are read by."""
-        from ocistream.registry.open_repository import Reading
+        from ocistream.registry.open_repository import RepositoryOpener
 
-        return self.reads() if self.reads is not None else Reading(self.transport())
+        return self.opener() if self.opener is not None else RepositoryOpener(self.client())
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class Selection:
     """Which of a source's images and platforms are wanted."""
 
-    select: Selection = field(default=every_image)
+    select: ImageSelector = field(default=select_every_image)
     platforms: PlatformChoice = ALL_PLATFORMS
     #: How much larger than itself what is compressed may become.
     max_ratio: int = limits.MAX_RATIO
     #: Whether blobs that no image needs are handed out as well, to be looked at.
-    everything: bool = False
+    all_blobs: bool = False
     #: What is done with what hangs on the images: signatures, SBOMs and the like.
-    referrers: Referrers = "along"
+    referrers: ReferrerMode = "along"
     #: Which of a repository's tags are wanted, if it is more than the one that the end names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
 
 
-def open_source(end: End, around: Surroundings, want: Want) -> Source:
+def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
     """Open an end to read from.
 
     Raises:
         NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
-    if end.name is not None:
-        want = replace(want, select=images_named([end.name]))
-    with files.disk_errors(f"cannot open {printable(end.text)}"):
-        return _KINDS[_kind_of_source(end)][0](end, around, want)
+    if location.name is not None:
+        selection = replace(selection, select=select_named_images([location.name]))
+    with files.disk_errors(f"cannot open {printable(location.text)}"):
+        return _KINDS[_source_kind(location)][0](location, context, selection)
 
 
-def open_sources(ends: Sequence[End], around: Surroundings, want: Want) -> Source:
+def open_sources(locations: Sequence[Location], context: OpenContext, selection: Selection) -> Source:
     """Open one end to read from, or several archives and layouts as if they were one.
 
     Raises:
         UsageError: of several, one can be read only once, or names an image.
         NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
-    if len(ends) == 1:
-        return open_source(ends[0], around, want)
-    from ocistream.archive.joined import open_joined
+    if len(locations) == 1:
+        return open_source(locations[0], context, selection)
+    from ocistream.archive.joined import open_joined_source
 
-    return open_joined([(_checked_to_join(end), end.text) for end in ends], want)
+    return open_joined_source([(_check_joinable(end), end.text) for end in locations], selection)
 
 
-def _checked_to_join(end: End) -> Path:
+def _check_joinable(location: Location) -> Path:
     from ocistream.archive.compressed import is_compressed
 
-    kind = _kind_of_source(end)
-    path = openers.path_of(end)
+    kind = _source_kind(location)
+    path = openers.path_of(location)
     what = None
-    if end.name is not None:
+    if location.name is not None:
         what = "names an image in it: choose with --image"
-    elif end.is_stream or paths.is_special(path):
+    elif location.is_stream or paths.is_special(path):
         what = "can be read only once"
     elif kind == "docker-archive":
         what = "is a docker-archive"
     elif paths.is_file(path) and is_compressed(path):
         what = "is compressed: unpack it first"
     if what:
-        msg = f"{printable(end.text)} {what}, and only OCI archives in files, and layouts, are put together"
+        msg = f"{printable(location.text)} {what}, and only OCI archives in files, and layouts, are put together"
         raise UsageError(msg)
     return path
 
 
-def open_sink(end: End, around: Surroundings) -> Sink:
+def open_destination(location: Location, context: OpenContext) -> Destination:
     """Open an end to write to.
 
     Raises:
         UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
     """
-    with files.disk_errors(f"cannot open {printable(end.text)}"):
-        return _KINDS[_kind_of_sink(end)][1](end, around)
+    with files.disk_errors(f"cannot open {printable(location.text)}"):
+        return _KINDS[_destination_kind(location)][1](location, context)
 
 
-def _kind_of_source(end: End) -> str:
-    if end.kind != "path":
-        return end.kind
-    return "oci" if is_directory(end) else "oci-archive"
+def _source_kind(location: Location) -> str:
+    if location.kind != "path":
+        return location.kind
+    return "oci" if is_directory(location) else "oci-archive"
 
 
-def _kind_of_sink(end: End) -> str:
-    if end.kind != "path":
-        return end.kind
-    return "oci" if end.text.endswith("/") or is_directory(end) else "oci-archive"
+def _destination_kind(location: Location) -> str:
+    if location.kind != "path":
+        return location.kind
+    return "oci" if location.text.endswith("/") or is_directory(location) else "oci-archive"
 
 
-def is_layout_to_be(end: End) -> bool:
+def is_layout_destination(location: Location) -> bool:
     """Say whether what is written to an end is a layout directory."""
-    return _kind_of_sink(end) == "oci"
+    return _destination_kind(location) == "oci"
 
 
-def is_directory(end: End) -> bool:
+def is_directory(location: Location) -> bool:
     """Say whether an end is a directory that is there."""
-    return not end.is_stream and end.path is not None and paths.is_directory(end.path)
+    return not location.is_stream and location.path is not None and paths.is_directory(location.path)
 
 
 #: A source of an archive finds out by itself which of the two kinds it is.
-_KINDS: Final[dict[str, tuple[Callable[[End, Surroundings, Want], Source], Callable[[End, Surroundings], Sink]]]] = {
-    "docker": (openers.registry_source, openers.registry_sink),
-    "oci": (openers.layout_source, openers.layout_sink),
-    "oci-archive": (openers.archive_source, openers.archive_sink),
-    "docker-archive": (openers.archive_source, openers.docker_archive_sink),
+_KINDS: Final[
+    dict[
+        str, tuple[Callable[[Location, OpenContext, Selection], Source], Callable[[Location, OpenContext], Destination]]
+    ]
+] = {
+    "docker": (openers.open_registry_source, openers.open_registry_destination),
+    "oci": (openers.open_layout_source, openers.open_layout_destination),
+    "oci-archive": (openers.open_archive_source, openers.open_archive_destination),
+    "docker-archive": (openers.open_archive_source, openers.open_docker_archive_destination),
 }

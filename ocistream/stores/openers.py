@@ -20,62 +20,62 @@ if TYPE_CHECKING:
     from ocistream.archive.outputs import Output
     from ocistream.oci.graph import Root
     from ocistream.oci.reference import Reference
-    from ocistream.registry.open_repository import Reading
-    from ocistream.stores import End, Surroundings, Want
-    from ocistream.transfer.interfaces import Sink, Source
+    from ocistream.registry.open_repository import RepositoryOpener
+    from ocistream.stores import Location, OpenContext, Selection
+    from ocistream.transfer.interfaces import Destination, Source
 
 __all__ = [
-    "archive_sink",
-    "archive_source",
-    "docker_archive_sink",
-    "layout_sink",
-    "layout_source",
+    "open_archive_destination",
+    "open_archive_source",
+    "open_docker_archive_destination",
+    "open_layout_destination",
+    "open_layout_source",
+    "open_registry_destination",
+    "open_registry_source",
     "path_of",
     "reference_of",
-    "registry_sink",
-    "registry_source",
 ]
 
 
-def reference_of(end: End) -> Reference:
+def reference_of(location: Location) -> Reference:
     """Give the reference of a registry's end."""
-    assert end.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
-    return end.reference
+    assert location.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
+    return location.reference
 
 
-def path_of(end: End) -> Path:
+def path_of(location: Location) -> Path:
     """Give the path of an end that is no registry's."""
-    assert end.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_end sees to it
-    return end.path
+    assert location.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_end sees to it
+    return location.path
 
 
-def _check_no_file(end: End) -> None:
+def _check_not_file(location: Location) -> None:
     """Make sure that what is to be a layout is no file.
 
     Raises:
         UsageError: it is one.
     """
-    if paths.is_file(path_of(end)):
-        msg = f"{printable(end.text)}: this is a file, and no layout directory"
-        raise UsageError(msg, hint=f"an archive is written {_written('oci-archive', end)}")
+    if paths.is_file(path_of(location)):
+        msg = f"{printable(location.text)}: this is a file, and no layout directory"
+        raise UsageError(msg, hint=f"an archive is written {_format_location('oci-archive', location)}")
 
 
-def _check_no_directory(end: End) -> None:
+def _check_not_directory(location: Location) -> None:
     """Make sure that what is to be an archive is no directory.
 
     Raises:
         UsageError: it is one.
     """
-    if not end.is_stream and paths.is_directory(path_of(end)):
-        msg = f"{printable(end.text)}: this is a directory, and no archive"
-        raise UsageError(msg, hint=f"a layout is written {_written('oci', end)}")
+    if not location.is_stream and paths.is_directory(path_of(location)):
+        msg = f"{printable(location.text)}: this is a directory, and no archive"
+        raise UsageError(msg, hint=f"a layout is written {_format_location('oci', location)}")
 
 
-def _written(kind: str, end: End) -> str:
-    return printable(f"{kind}:{path_of(end)}" + (f":{end.name}" if end.name else ""))
+def _format_location(kind: str, location: Location) -> str:
+    return printable(f"{kind}:{path_of(location)}" + (f":{location.name}" if location.name else ""))
 
 
-def registry_source(end: End, around: Surroundings, want: Want) -> Source:
+def open_registry_source(location: Location, context: OpenContext, selection: Selection) -> Source:
     """Open a registry's images.
 
     Raises:
@@ -83,22 +83,22 @@ def registry_source(end: End, around: Surroundings, want: Want) -> Source:
     """
     from ocistream.registry.source import RegistrySource
 
-    references = [reference_of(end)]
-    if want.tags is not None:
-        references = _tagged(references[0], around.reading(), want.tags)
+    references = [reference_of(location)]
+    if selection.tags is not None:
+        references = _select_tags(references[0], context.repository_opener(), selection.tags)
     return RegistrySource(
-        around.transport(),
+        context.client(),
         references,
-        platforms=want.platforms,
-        referrers=want.referrers,
-        repository=around.reading().repository,
-        jobs=around.jobs,
-        cancelled=around.cancelled,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        open_repository=context.repository_opener().open_repository,
+        jobs=context.jobs,
+        cancelled=context.cancelled,
     )
 
 
-def _tagged(
-    repository: Reference, reading: Reading, choose: Callable[[Sequence[str]], Sequence[str]]
+def _select_tags(
+    repository: Reference, reading: RepositoryOpener, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> list[Reference]:
     """Name the chosen ones of a repository's tags, in one order wherever they come from.
 
@@ -106,33 +106,35 @@ def _tagged(
         NotFoundError: there is no such repository, or nothing in it is chosen.
         UnsupportedError: there are more tags than are read.
     """
-    listed = reading.tags(repository)
-    if listed.cut:
-        msg = f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.cut}"
+    listed = reading.list_tags(repository)
+    if listed.incomplete_reason:
+        msg = (
+            f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.incomplete_reason}"
+        )
         raise UnsupportedError(msg, hint="copy images by their names")
     return [replace(repository, tag=tag) for tag in sorted(choose(listed.tags))]
 
 
-def registry_sink(end: End, around: Surroundings) -> Sink:
+def open_registry_destination(location: Location, context: OpenContext) -> Destination:
     """Open a registry to push to."""
-    from ocistream.registry.destination import RegistrySink
+    from ocistream.registry.destination import RegistryDestination
 
-    reference = reference_of(end)
+    reference = reference_of(location)
 
     def one(_: Root) -> Reference:
         return reference
 
-    return RegistrySink(
-        around.transport(),
-        around.target or one,
-        early=reference,
-        mount_from=around.mount_from,
-        placed=around.placed,
-        records=around.records() if around.records is not None else None,
+    return RegistryDestination(
+        context.client(),
+        context.find_reference or one,
+        early_target=reference,
+        mount_from=context.mount_from,
+        mount_candidates=context.mount_candidates,
+        records=context.records() if context.records is not None else None,
     )
 
 
-def layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa: ARG001 - the table's form
+def open_layout_source(location: Location, context: OpenContext, selection: Selection) -> Source:  # noqa: ARG001 - the table's form
     """Open a layout directory.
 
     Raises:
@@ -141,102 +143,109 @@ def layout_source(end: End, around: Surroundings, want: Want) -> Source:  # noqa
     """
     from ocistream.layout.store import LayoutSource
 
-    _check_no_file(end)
+    _check_not_file(location)
     return LayoutSource(
-        path_of(end),
-        select=want.select,
-        platforms=want.platforms,
-        referrers=want.referrers,
-        everything=want.everything,
+        path_of(location),
+        select=selection.select,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        include_unneeded=selection.all_blobs,
     )
 
 
-def layout_sink(end: End, around: Surroundings) -> Sink:  # noqa: ARG001 - the table's form
+def open_layout_destination(location: Location, context: OpenContext) -> Destination:  # noqa: ARG001 - the table's form
     """Open a layout directory to write to.
 
     Raises:
         UsageError: it is a file.
     """
-    from ocistream.layout.store import LayoutSink
+    from ocistream.layout.store import LayoutDestination
 
-    _check_no_file(end)
-    return LayoutSink(path_of(end))
+    _check_not_file(location)
+    return LayoutDestination(path_of(location))
 
 
-def archive_source(end: End, around: Surroundings, want: Want) -> Source:
+def open_archive_source(location: Location, context: OpenContext, selection: Selection) -> Source:
     """Open an archive: a file, whose parts can be read side by side, or a stream.
 
     Raises:
         UsageError: it is a directory.
         NotFoundError, ArchiveError, LocalDiskError: as the two sources have it.
     """
-    from ocistream.archive.compressed import is_compressed, sniffed
+    from ocistream.archive.compressed import decompress_input, is_compressed
     from ocistream.archive.file import ArchiveFileSource
-    from ocistream.archive.stream import ArchiveStreamSource, open_stream
+    from ocistream.archive.stream import ArchiveStreamSource, open_input_stream
 
-    path = path_of(end)
-    as_docker = end.kind == "docker-archive"
-    _check_no_directory(end)
-    if end.is_stream:
+    path = path_of(location)
+    as_docker = location.kind == "docker-archive"
+    _check_not_directory(location)
+    if location.is_stream:
         what = "the archive on stdin"
-        file = sniffed(around.stdin(), what, want.max_ratio)
+        file = decompress_input(context.stdin(), what, selection.max_ratio)
     elif paths.is_file(path) and not is_compressed(path):
         return ArchiveFileSource(
             path,
-            select=want.select,
-            platforms=want.platforms,
-            referrers=want.referrers,
-            everything=want.everything,
+            select=selection.select,
+            platforms=selection.platforms,
+            referrers=selection.referrers,
+            include_unneeded=selection.all_blobs,
             as_docker=as_docker,
         )
     else:
         # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
         what = str(path)
-        file = sniffed(open_stream(path, around.cancelled or threading.Event()), what, want.max_ratio)
+        file = decompress_input(
+            open_input_stream(path, context.cancelled or threading.Event()), what, selection.max_ratio
+        )
     return ArchiveStreamSource(
         file,
         what=what,
-        select=want.select,
-        platforms=want.platforms,
-        referrers=want.referrers,
-        everything=want.everything,
+        select=selection.select,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        include_unneeded=selection.all_blobs,
         as_docker=as_docker,
     )
 
 
-def _output(end: End, around: Surroundings) -> Output:
-    from ocistream.archive.outputs import file_output, open_output, rest_of, stream_output
+def _open_output(location: Location, context: OpenContext) -> Output:
+    from ocistream.archive.outputs import (
+        build_tail_output,
+        open_file_output,
+        open_special_file_output,
+        open_stream_output,
+    )
 
-    path = path_of(end)
-    _check_no_directory(end)
-    if end.is_stream:
-        output = stream_output(around.stdout(), "to stdout")
+    path = path_of(location)
+    _check_not_directory(location)
+    if location.is_stream:
+        output = open_stream_output(context.stdout(), "to stdout")
     else:
-        output = open_output(path) if paths.is_special(path) else file_output(path)
-    return rest_of(output, around.from_byte) if around.from_byte else output
+        output = open_special_file_output(path) if paths.is_special(path) else open_file_output(path)
+    return build_tail_output(output, context.from_byte) if context.from_byte else output
 
 
-def archive_sink(end: End, around: Surroundings) -> Sink:
+def open_archive_destination(location: Location, context: OpenContext) -> Destination:
     """Open an archive to write to, whole or in volumes.
 
     Raises:
         UsageError: it is a directory.
     """
-    if around.split:
-        from ocistream.archive.volume_writer import VolumesSink
+    if context.volume_size:
+        from ocistream.archive.volume_writer import VolumeSetDestination
 
-        return VolumesSink(path_of(end), around.split, mtime=around.mtime)
-    from ocistream.archive.writer import ArchiveSink
+        return VolumeSetDestination(path_of(location), context.volume_size, mtime=context.mtime)
+    from ocistream.archive.writer import ArchiveDestination
 
-    return ArchiveSink(_output(end, around), mtime=around.mtime)
+    return ArchiveDestination(_open_output(location, context), mtime=context.mtime)
 
 
-def docker_archive_sink(end: End, around: Surroundings) -> Sink:
+def open_docker_archive_destination(location: Location, context: OpenContext) -> Destination:
     """Open a docker-archive to write to.
 
     Raises:
         UsageError: it is a directory.
     """
-    from ocistream.archive.docker_writer import DockerArchiveSink
+    from ocistream.archive.docker_writer import DockerArchiveDestination
 
-    return DockerArchiveSink(_output(end, around), mtime=around.mtime)
+    return DockerArchiveDestination(_open_output(location, context), mtime=context.mtime)

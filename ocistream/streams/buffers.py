@@ -13,27 +13,27 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Pages", "buffer", "lasts"]
+__all__ = ["ReadBuffers", "allocate_buffer", "is_double_buffered"]
 
 #: Memory of this process alone; what is shared (mmap's own choice) stays in the system's, whoever has let go of it.
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
-class _Page(mmap.mmap):
+class _ReadBuffer(mmap.mmap):
     """Memory of its own, one of two that are read into in turn."""
 
 
-def buffer(size: int) -> memoryview:
+def allocate_buffer(size: int) -> memoryview:
     """Make memory of `size` bytes, of which none is had before it is written to."""
     return memoryview(mmap.mmap(-1, size, flags=_PRIVATE))
 
 
-def lasts(chunk: bytes | memoryview) -> bool:
+def is_double_buffered(chunk: bytes | memoryview) -> bool:
     """Say whether a chunk stays as it is while the next one is asked for, and until the one after that is."""
-    return isinstance(chunk, bytes) or isinstance(chunk.obj, _Page)
+    return isinstance(chunk, bytes) or isinstance(chunk.obj, _ReadBuffer)
 
 
-class Pages:
+class ReadBuffers:
     """Pages for those who read at once, two for each. Safe for several threads.
 
     Who reads alone has two of `limits.PAGE` bytes: to ask a socket for more at a time costs less a byte. Whoever comes
@@ -43,28 +43,28 @@ class Pages:
     def __init__(self) -> None:
         """Begin with nobody who reads."""
         self._lock = threading.Lock()
-        self._is_taken = False
+        self._is_large_in_use = False
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[Iterator[memoryview]]:
+    def borrow(self) -> Iterator[Iterator[memoryview]]:
         """Give two pages in turn, for ever, each made when it is first asked for.
 
         They are nobody else's afterwards: of what broke off, the last chunk may be hashed still. Who has none of their
         views any more has let go of the memory, too.
         """
         with self._lock:
-            is_alone, self._is_taken = not self._is_taken, True
+            is_alone, self._is_large_in_use = not self._is_large_in_use, True
         try:
-            yield _in_turn(limits.PAGE if is_alone else limits.CHUNK)
+            yield _alternate(limits.READ_BUFFER if is_alone else limits.CHUNK_SIZE)
         finally:
             if is_alone:
                 with self._lock:
-                    self._is_taken = False
+                    self._is_large_in_use = False
 
 
-def _in_turn(size: int) -> Iterator[memoryview]:
+def _alternate(size: int) -> Iterator[memoryview]:
     pair: list[memoryview] = []
     for number in itertools.count():
         if len(pair) < 2:
-            pair.append(memoryview(_Page(-1, size, flags=_PRIVATE)))
+            pair.append(memoryview(_ReadBuffer(-1, size, flags=_PRIVATE)))
         yield pair[number % 2]

@@ -13,10 +13,10 @@ from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from ocistream.errors import CancelledError, IntegrityError, OcistreamError
-from ocistream.limits import BESIDE, CHUNK
+from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.reference import parse_digest
-from ocistream.streams.buffers import lasts
-from ocistream.streams.hashing import Beside, Hasher
+from ocistream.streams.buffers import is_double_buffered
+from ocistream.streams.hashing import Hasher, ThreadedHasher
 
 if TYPE_CHECKING:
     import threading
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
 
 __all__ = [
-    "Blamed",
+    "ByteCounter",
     "Chunk",
-    "Counter",
+    "FailureTracker",
+    "HashedChunks",
     "Hasher",
-    "Tally",
-    "chunks_of",
-    "closing_of",
-    "counted",
-    "digest_of",
-    "gathered",
+    "cancellable_chunks",
+    "check_chunks_size",
+    "closing_chunks",
+    "compute_digest",
+    "count_chunks",
     "new_hash",
-    "sized",
-    "stoppable",
-    "verified",
+    "read_all",
+    "read_chunks",
+    "verify_chunks",
 ]
 
 Chunk: TypeAlias = "bytes | memoryview"
@@ -50,12 +50,12 @@ def new_hash(digest: str) -> Hasher:
     return hashlib.new(parse_digest(digest).algorithm, usedforsecurity=True)
 
 
-def digest_of(content: bytes, algorithm: str = "sha256") -> str:
+def compute_digest(content: bytes, algorithm: str = "sha256") -> str:
     """Give the digest of small content that is held."""
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
-def verified(
+def verify_chunks(
     chunks: Iterable[Chunk], descriptor: Descriptor, held: Iterable[Chunk] = (), *, beside: bool = False
 ) -> Iterator[Chunk]:
     """Pass a blob's chunks on, the last one only after size and digest were found right.
@@ -70,16 +70,16 @@ def verified(
         IntegrityError: the bytes are not what `descriptor` (size in bytes, digest) promises.
     """
     hasher: Hasher = new_hash(descriptor.digest)
-    thread = Beside(hasher) if beside and descriptor.size >= BESIDE else None
+    thread = ThreadedHasher(hasher) if beside and descriptor.size >= MIN_THREADED_HASH else None
     seen = 0
-    with closing_of(chunks), thread or nullcontext():
+    with closing_chunks(chunks), thread or nullcontext():
         hasher = thread or hasher
-        for chunk, is_new in _joined(held, chunks):
+        for chunk, is_new in _join_chunks(held, chunks):
             if not chunk:
                 continue
             seen += len(chunk)
             if seen > descriptor.size:
-                raise wrong_size(descriptor, seen)
+                raise size_error(descriptor, seen)
             hasher.update(chunk)
             if seen == descriptor.size:
                 check_digest(descriptor, hasher)
@@ -87,23 +87,23 @@ def verified(
                 yield chunk
             if thread is not None and not isinstance(chunk, bytes):
                 # The next one may be read into the same memory, or else the one after that.
-                thread.settle(but=1 if lasts(chunk) else 0)
+                thread.wait(but=1 if is_double_buffered(chunk) else 0)
     if seen < descriptor.size:
-        raise wrong_size(descriptor, seen)
+        raise size_error(descriptor, seen)
     if not seen:
         check_digest(descriptor, hasher)
 
 
-def _joined(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
+def _join_chunks(held: Iterable[Chunk], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, bool]]:
     """Give chunks of both, and of each whether it is one of the latter."""
-    with closing_of(held):
+    with closing_chunks(held):
         for chunk in held:
             yield chunk, False
     for chunk in chunks:
         yield chunk, True
 
 
-def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
+def check_chunks_size(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Iterator[Chunk]:
     """Pass on a blob's chunks from byte `offset` on, of which no more than the size can be checked.
 
     What has less is noticed at its end only, when all that there is has passed; of what has more, no chunk is passed on
@@ -113,17 +113,17 @@ def sized(chunks: Iterable[Chunk], descriptor: Descriptor, offset: int) -> Itera
         IntegrityError: the blob has another size than `descriptor` promises.
     """
     seen = offset
-    with closing_of(chunks):
+    with closing_chunks(chunks):
         for chunk in chunks:
             seen += len(chunk)
             if seen > descriptor.size:
-                raise wrong_size(descriptor, seen)
+                raise size_error(descriptor, seen)
             yield chunk
     if seen < descriptor.size:
-        raise wrong_size(descriptor, seen)
+        raise size_error(descriptor, seen)
 
 
-def closing_of(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
+def closing_chunks(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:
     """Close what makes the chunks at the end of the block, if it can be: a generator can, a list cannot."""
     return closing(cast("Closeable", chunks)) if hasattr(chunks, "close") else nullcontext()
 
@@ -135,7 +135,7 @@ class Closeable(Protocol):
         """Let go of whatever is below."""
 
 
-def wrong_size(descriptor: Descriptor, seen: int) -> IntegrityError:
+def size_error(descriptor: Descriptor, seen: int) -> IntegrityError:
     """Say that a blob has another size than it should; `seen` bytes of it have come."""
     more = "or more " if seen > descriptor.size else ""
     return IntegrityError(f"{descriptor.digest}: expected {descriptor.size} bytes, got {seen} {more}".rstrip())
@@ -154,7 +154,7 @@ def check_digest(descriptor: Descriptor, hasher: Hasher) -> None:
         raise IntegrityError(msg)
 
 
-def counted(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
+def count_chunks(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator[Chunk]:
     """Pass chunks on and report the size of each, in bytes, once whoever asked for it comes back for the next."""
     for chunk in chunks:
         size = len(chunk)
@@ -162,25 +162,25 @@ def counted(chunks: Iterable[Chunk], advance: Callable[[int], None]) -> Iterator
         advance(size)
 
 
-class Counter:
+class ByteCounter:
     """Counts one blob, in bytes, and takes back what was counted when it is begun again."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         """Begin at 0; `advance` is told of every change."""
         self._advance = advance
-        self.seen = 0
+        self.count = 0
 
     def advance(self, size: int) -> None:
         """Count more."""
-        self.seen += size
+        self.count += size
         self._advance(size)
 
     def restart(self) -> None:
         """Begin anew."""
-        self.advance(-self.seen)
+        self.advance(-self.count)
 
 
-def gathered(chunks: Iterable[Chunk]) -> bytes:
+def read_all(chunks: Iterable[Chunk]) -> bytes:
     """Give small content in one piece. To join a list of chunks would take twice the room."""
     content = io.BytesIO()
     for chunk in chunks:
@@ -188,7 +188,7 @@ def gathered(chunks: Iterable[Chunk]) -> bytes:
     return content.getvalue()
 
 
-def stoppable(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
+def cancellable_chunks(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[Chunk]:
     """Pass chunks on until `cancelled` is set.
 
     Raises:
@@ -201,7 +201,7 @@ def stoppable(chunks: Iterable[Chunk], cancelled: threading.Event) -> Iterator[C
         yield chunk
 
 
-class Blamed:
+class FailureTracker:
     """Chunks that know whether it was they that failed, or who uses them."""
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
@@ -222,7 +222,7 @@ class Blamed:
             raise
 
 
-class Tally:
+class HashedChunks:
     """Passes chunks on, and knows the size and digest of what has passed."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
@@ -252,14 +252,14 @@ class Tally:
         return f"sha256:{self._hasher.hexdigest()}"
 
 
-class Readable(Protocol):
+class RawReader(Protocol):
     """A raw binary file: reads into a buffer and says how much it was."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         """Fill the beginning of `buffer`; 0 at the end of the file."""
 
 
-def chunks_of(file: Readable, size: int, chunk_size: int = CHUNK) -> Iterator[memoryview]:
+def read_chunks(file: RawReader, size: int, chunk_size: int = CHUNK_SIZE) -> Iterator[memoryview]:
     """Read up to `size` bytes of `file` in chunks of at most `chunk_size` bytes, all in the same buffer.
 
     It ends early where the file does; `verified` is who finds that out. `OSError` is left to the caller.

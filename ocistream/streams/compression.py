@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "codec_of", "decompressed"]
+__all__ = ["CODECS", "GZIP", "NONE", "ZSTD", "Codec", "decompress", "detect_codec"]
 
 #: zlib's number for a deflate stream in a gzip frame with the widest window (zlib.h, inflateInit2).
 _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
@@ -29,7 +29,7 @@ _GZIP_FRAME: Final = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 #: So much of what is left is shown to a new gzip member, in bytes: the library makes a copy of what a member has no use
 #: for, and a chunk may hold thousands of them.
-_FIRST_PIECE: Final = 4 * limits.KIB
+_MEMBER_PREFIX: Final = 4 * limits.KIB
 #: Threads that compress one zstd stream. The frames are the same with any number of them, but for none at all.
 _ZSTD_THREADS: Final = 2
 #: What each of them takes at a time, in bytes. zstd's own choice, four windows, costs
@@ -57,7 +57,7 @@ class Codec:
     decompress: Callable[[Iterable[Chunk]], Iterator[Chunk]]
 
 
-class _Member(Protocol):
+class _GzipMember(Protocol):
     """One compressed stream of zlib's on its way to plain bytes."""
 
     eof: bool
@@ -67,15 +67,15 @@ class _Member(Protocol):
     def decompress(self, data: Chunk, max_length: int, /) -> bytes: ...
 
 
-class _Inflate(Protocol):
+class _ZlibModule(Protocol):
     """What of zlib's interface is used."""
 
     error: type[Exception]
 
-    def decompressobj(self, wbits: int) -> _Member: ...
+    def decompressobj(self, wbits: int) -> _GzipMember: ...
 
 
-def _as_it_is(chunks: Iterable[Chunk], _level: int = 0) -> Iterator[Chunk]:
+def _pass_through(chunks: Iterable[Chunk], _level: int = 0) -> Iterator[Chunk]:
     yield from chunks
 
 
@@ -90,23 +90,23 @@ def _gzip(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 
 def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Decompress any number of gzip members, one after the other (RFC 1952, section 2.2)."""
-    library = _inflate()
-    member: _Member | None = None
+    library = _load_zlib()
+    member: _GzipMember | None = None
     for chunk in chunks:
         rest = memoryview(chunk)
         while rest:
             piece = rest
             if member is None or member.eof:
                 # Some writers fill the last block of a tape or disk with zeros.
-                rest = _without_zeros(rest) if member is not None else rest
+                rest = _strip_zeros(rest) if member is not None else rest
                 if not rest:
                     break
                 if member is not None and not _GZIP_MAGIC.startswith(bytes(rest[: len(_GZIP_MAGIC)])):
                     raise _malformed("gzip", "something else follows its last member")
                 member = library.decompressobj(wbits=_GZIP_FRAME)
-                piece = rest[:_FIRST_PIECE]
+                piece = rest[:_MEMBER_PREFIX]
             try:
-                yield from _inflated(member, piece)
+                yield from _inflate_chunk(member, piece)
             except library.error as error:
                 raise _malformed("gzip", str(error)) from error
             rest = rest[len(piece) - len(member.unused_data) :]
@@ -114,21 +114,21 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         raise _malformed("gzip", "it ends too early")
 
 
-def _inflated(member: _Member, data: Chunk) -> Iterator[bytes]:
+def _inflate_chunk(member: _GzipMember, data: Chunk) -> Iterator[bytes]:
     """Give what `data` expands to, a chunk at a time."""
     while True:
-        out = member.decompress(data, limits.CHUNK)
+        out = member.decompress(data, limits.CHUNK_SIZE)
         if out:
             yield out
         data = member.unconsumed_tail
         # A full chunk may have left more of the same input waiting inside.
-        if member.eof or (not data and len(out) < limits.CHUNK):
+        if member.eof or (not data and len(out) < limits.CHUNK_SIZE):
             return
 
 
-def _without_zeros(data: memoryview) -> memoryview:
+def _strip_zeros(data: memoryview) -> memoryview:
     while data:
-        piece = bytes(data[:_FIRST_PIECE])
+        piece = bytes(data[:_MEMBER_PREFIX])
         there = piece.lstrip(b"\0")
         data = data[len(piece) - len(there) :]
         if there:
@@ -136,15 +136,15 @@ def _without_zeros(data: memoryview) -> memoryview:
     return data
 
 
-def _inflate() -> _Inflate:
+def _load_zlib() -> _ZlibModule:
     """Give zlib, or isal where it is installed: the same interface, and a quicker gunzip."""
     try:
-        return cast("_Inflate", importlib.import_module("isal.isal_zlib"))
+        return cast("_ZlibModule", importlib.import_module("isal.isal_zlib"))
     except ImportError:
-        return cast("_Inflate", zlib)
+        return cast("_ZlibModule", zlib)
 
 
-def _need_zstandard() -> None:
+def _require_zstandard() -> None:
     """Say so where it is not there: in a zipapp, for nothing compiled can be imported out of one.
 
     Raises:
@@ -159,13 +159,13 @@ def _need_zstandard() -> None:
 
 
 def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
-    _need_zstandard()
+    _require_zstandard()
     import zstandard
 
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, threads=_ZSTD_THREADS, job_size=_ZSTD_JOB, write_checksum=True, write_content_size=False
     )
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=limits.CHUNK)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=limits.CHUNK_SIZE)
     for chunk in chunks:
         yield from compressor.compress(chunk)
     yield from compressor.finish()  # type: ignore[no-untyped-call]
@@ -173,35 +173,35 @@ def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 
 def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Decompress any number of zstd frames, one after the other (RFC 8878, section 3.1)."""
-    _need_zstandard()
+    _require_zstandard()
     import zstandard
 
-    frames = _Frames()
-    source = _Readable(chunks, frames)
+    frames = _ZstdFrameTracker()
+    source = _ChunkReader(chunks, frames)
     reader = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).stream_reader(
-        cast("IO[bytes]", source), read_size=limits.CHUNK, read_across_frames=True
+        cast("IO[bytes]", source), read_size=limits.CHUNK_SIZE, read_across_frames=True
     )
-    buffer = memoryview(bytearray(limits.CHUNK))
+    buffer = memoryview(bytearray(limits.CHUNK_SIZE))
     try:
         while got := reader.readinto(buffer):
             yield buffer[:got]
     except zstandard.ZstdError as error:
         raise _malformed("zstd", str(error)) from error
     finally:
-        source.leave()
-    if not frames.complete:
+        source.release()
+    if not frames.is_complete:
         # The reader takes any end for the end.
         raise _malformed("zstd", "it ends too early")
 
 
-class _Turns:
+class _WideWindowLock:
     """Lets one thread at a time have what takes much memory; a thread that has it may have it twice."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
-    def enter(self) -> bool:
+    def acquire(self) -> bool:
         """Wait for one's turn; False where it is one's turn already."""
         if self._owner == threading.get_ident():
             return False
@@ -209,44 +209,44 @@ class _Turns:
         self._owner = threading.get_ident()
         return True
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """End one's turn, from any thread: a generator may be closed by another than used it."""
         self._owner = None
         self._lock.release()
 
 
 #: Streams with a wide window are unpacked one after the other, however many are read side by side.
-_wide_windows = _Turns()
+_wide_window_lock = _WideWindowLock()
 
 
-class _Readable:
+class _ChunkReader:
     """Chunks as a file that can be read, for a library that pulls."""
 
-    def __init__(self, chunks: Iterable[Chunk], frames: _Frames) -> None:
+    def __init__(self, chunks: Iterable[Chunk], frames: _ZstdFrameTracker) -> None:
         # An empty one would be taken for the end.
         self._chunks = filter(len, chunks)
         self._frames = frames
-        self._has_turn = False
+        self._has_lock = False
 
     def read(self, _size: int) -> bytes:
         # It takes what it gets: a chunk.
         chunk = bytes(next(self._chunks, b""))
-        self._frames.pass_over(chunk)
+        self._frames.feed(chunk)
         if self._frames.window > limits.MAX_ZSTD_WINDOW:
             msg = f"a zstd stream needs a window of {self._frames.window} bytes, more than {limits.MAX_ZSTD_WINDOW}"
             raise UnsupportedError(msg, hint="it was made with zstd --long=28 or more: compress it anew with less")
-        if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_turn:
-            self._has_turn = _wide_windows.enter()
+        if self._frames.window > limits.WIDE_ZSTD_WINDOW and not self._has_lock:
+            self._has_lock = _wide_window_lock.acquire()
         return chunk
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let the next one have its turn."""
-        if self._has_turn:
-            self._has_turn = False
-            _wide_windows.leave()
+        if self._has_lock:
+            self._has_lock = False
+            _wide_window_lock.release()
 
 
-class _Frames:
+class _ZstdFrameTracker:
     """Follows zstd frames from block to block, to know whether a stream ends where one of them does.
 
     `window` is the widest that one of them has asked for so far, in bytes: what is held to unpack it.
@@ -255,35 +255,35 @@ class _Frames:
     def __init__(self) -> None:
         self.window = 0
         self._at_end = False
-        self._got = bytearray()
-        self._steps = self._walk()
-        self._wanted = next(self._steps)
+        self._buffered = bytearray()
+        self._steps = self._parse_frames()
+        self._needed = next(self._steps)
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether at least one frame has passed, and nothing is missing of the last one."""
-        return self._at_end and not self._got
+        return self._at_end and not self._buffered
 
-    def pass_over(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the stream."""
         position = 0
         while position < len(chunk):
-            if self._wanted < 0:
-                step = min(-self._wanted, len(chunk) - position)
-                self._wanted += step
-                if not self._wanted:
-                    self._wanted = next(self._steps)
+            if self._needed < 0:
+                step = min(-self._needed, len(chunk) - position)
+                self._needed += step
+                if not self._needed:
+                    self._needed = next(self._steps)
             else:
-                piece = chunk[position : position + self._wanted - len(self._got)]
+                piece = chunk[position : position + self._needed - len(self._buffered)]
                 step = len(piece)
-                self._got += piece
-                if len(self._got) == self._wanted:
-                    head = bytes(self._got)
-                    self._got.clear()
-                    self._wanted = self._steps.send(head)
+                self._buffered += piece
+                if len(self._buffered) == self._needed:
+                    head = bytes(self._buffered)
+                    self._buffered.clear()
+                    self._needed = self._steps.send(head)
             position += step
 
-    def _walk(self) -> Generator[int, bytes, None]:
+    def _parse_frames(self) -> Generator[int, bytes, None]:
         """Ask for so many bytes to look at, or, where negative, to pass over (RFC 8878, sections 3.1.1 and 3.1.2)."""
         while True:
             magic = int.from_bytes((yield 4), "little")
@@ -292,13 +292,13 @@ class _Frames:
                 if size := int.from_bytes((yield 4), "little"):
                     yield -size
             elif magic == _FRAME_MAGIC:
-                yield from self._frame()
+                yield from self._parse_frame()
             else:
                 # The decompressor will say so.
                 yield -(1 << 62)
             self._at_end = True
 
-    def _frame(self) -> Generator[int, bytes, None]:
+    def _parse_frame(self) -> Generator[int, bytes, None]:
         (flags,) = yield 1
         single_segment = flags >> 5 & 1
         before = (1 - single_segment) + (0, 1, 2, 4)[flags & 3]
@@ -326,7 +326,7 @@ def _malformed(name: str, reason: str) -> ArchiveError:
     return ArchiveError(f"the {name} stream is malformed: {reason}")
 
 
-NONE: Final = Codec("none", b"", range(1), 0, _as_it_is, _as_it_is)
+NONE: Final = Codec("none", b"", range(1), 0, _pass_through, _pass_through)
 GZIP: Final = Codec("gzip", b"\x1f\x8b\x08", range(1, 10), 6, _gzip, _gunzip)
 ZSTD: Final = Codec("zstd", _FRAME_MAGIC.to_bytes(4, "little"), range(1, 20), 3, _zstd, _unzstd)
 CODECS: Final = {codec.name: codec for codec in (GZIP, ZSTD, NONE)}
@@ -334,7 +334,7 @@ CODECS: Final = {codec.name: codec for codec in (GZIP, ZSTD, NONE)}
 MAGIC_SIZE: Final = 4
 
 
-def codec_of(beginning: bytes) -> Codec:
+def detect_codec(beginning: bytes) -> Codec:
     """Tell by its first bytes how something is compressed; `NONE` where it is not, as far as we know."""
     # Some writers of zstd begin with a frame that is to be passed over (pzstd).
     if int.from_bytes(beginning[:4], "little") & ~0xF == _SKIPPABLE_MAGIC:
@@ -342,7 +342,7 @@ def codec_of(beginning: bytes) -> Codec:
     return next((codec for codec in CODECS.values() if codec.magic and beginning.startswith(codec.magic)), NONE)
 
 
-def decompressed(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterator[Chunk]:
+def decompress(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Iterator[Chunk]:
     """Decompress something that is not trusted, up to `max_ratio` times its size.
 
     The first `limits.FREE_EXPANSION` bytes are given whatever they came from: a layer of zeros is no attack.
@@ -360,7 +360,7 @@ def decompressed(codec: Codec, chunks: Iterable[Chunk], max_ratio: int) -> Itera
 
     for chunk in codec.decompress(counted()):
         given += len(chunk)
-        if given > max(limits.FREE_EXPANSION, taken * max_ratio):
+        if given > max(limits.UNCHECKED_EXPANSION, taken * max_ratio):
             msg = f"the {codec.name} stream expands to more than {max_ratio} times its size"
             raise ArchiveError(msg, hint="if it is to be trusted, allow more with --max-ratio")
         yield chunk

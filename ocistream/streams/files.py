@@ -27,7 +27,7 @@ from ocistream.errors import (
     TruncatedError,
 )
 from ocistream.streams import partial_files
-from ocistream.streams.partial_files import PARTIAL_SUFFIX, drop_unfinished
+from ocistream.streams.partial_files import PARTIAL_SUFFIX, clean_up_unfinished
 
 if TYPE_CHECKING:
     import threading
@@ -36,37 +36,37 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-    from ocistream.streams.partial_files import Partial
+    from ocistream.streams.partial_files import PartialFile
 
 __all__ = [
     "PARTIAL_SUFFIX",
-    "SteadyWriter",
-    "StoppableInput",
-    "Window",
+    "CancellableInput",
+    "OffsetReader",
+    "WritebackWriter",
+    "acquire_shared_lock",
     "atomic_file",
+    "atomic_file_named_later",
+    "clean_up_unfinished",
     "disk_errors",
-    "drop_unfinished",
     "is_locked",
-    "lasting_file",
     "locked_directory",
-    "named_at_the_end",
     "open_for_reading",
     "read_bounded",
-    "shared_lock",
+    "resumable_file",
     "write_all",
 ]
 
 #: Milliseconds between two looks at whether a transfer is cancelled, while its input is silent.
-_LOOK_EVERY: Final = 100
+_POLL_INTERVAL: Final = 100
 #: Seconds between two tries to get a lock: it is mostly held for a moment.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
-_NO_FILE = "is the path right? a relative one begins in the folder that you are in"
+_PATH_HINT = "is the path right? a relative one begins in the folder that you are in"
 #: What to do where something is not there, by what was being done.
-_NOT_THERE = {
+_NOT_FOUND_HINTS = {
     "cannot write": "make its folder first, with mkdir -p; or is the path misspelt?",
-    "cannot read": _NO_FILE,
-    "reading": _NO_FILE,
+    "cannot read": _PATH_HINT,
+    "reading": _PATH_HINT,
 }
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -103,7 +103,7 @@ def disk_error(what: str, error: OSError) -> OcistreamError:
     if error.errno == errno.ENOENT and _is_working_directory_gone():
         return LocalDiskError(f"{what}: the working directory was deleted", hint="change to another directory first")
     if error.errno == errno.ENOENT:
-        hint = next((hint for doing, hint in _NOT_THERE.items() if what.startswith(doing)), None)
+        hint = next((hint for doing, hint in _NOT_FOUND_HINTS.items() if what.startswith(doing)), None)
         return NotFoundError(f"{what}: no such file or directory", hint=hint)
     return LocalDiskError(f"{what}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 
@@ -125,13 +125,13 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
     and renamed at the end, or removed if the block raises. `OSError` is left to the caller's `disk_errors`; it is
     EINVAL where a device, FIFO or socket has the name.
     """
-    with named_at_the_end(path.parent, path.name, mode=mode) as (file, name):
+    with atomic_file_named_later(path.parent, path.name, mode=mode) as (file, name):
         yield file
         name(path)
 
 
 @contextlib.contextmanager
-def named_at_the_end(
+def atomic_file_named_later(
     folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True, synced: bool = True
 ) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
     """Write a file in `folder` that is given its name, in the same folder, by one call within the block.
@@ -140,14 +140,14 @@ def named_at_the_end(
     What is not `synced` may be anything after a power cut, under its final name too: for what is checked before use.
     """
     # The process umask decides on the final rights, as it does for any file that a user's command makes.
-    partial = partial_files.create(folder, prefix, mode)
+    partial = partial_files.create_temporary(folder, prefix, mode)
     names: list[Path] = []
-    with _named(partial, names, durable=durable, synced=synced):
+    with _rename_at_end(partial, names, durable=durable, synced=synced):
         yield partial.file, names.append
 
 
 @contextlib.contextmanager
-def lasting_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[Partial]:
+def resumable_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[PartialFile]:
     """Write a file as `atomic_file` does, of which what an interruption leaves is kept for the next run.
 
     So what there is in it at the beginning may be anything. Nothing is kept that is small (`limits.WORTH_KEEPING`), or
@@ -155,13 +155,13 @@ def lasting_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iter
     partial file's name is not ours to write, this one is for this run alone.
     """
     folder, name = path.parent, path.name
-    partial = partial_files.find(folder, name, mode) or partial_files.create(folder, name, mode)
-    with _named(partial, [path], durable=durable):
+    partial = partial_files.open_resumable(folder, name, mode) or partial_files.create_temporary(folder, name, mode)
+    with _rename_at_end(partial, [path], durable=durable):
         yield partial
 
 
 @contextlib.contextmanager
-def _named(partial: Partial, names: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
+def _rename_at_end(partial: PartialFile, names: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
     """Give a partial file the one of `names` at the end, or settle it; until then it stays locked."""
     try:
         with partial.file:
@@ -175,11 +175,11 @@ def _named(partial: Partial, names: list[Path], *, durable: bool, synced: bool =
             except BaseException as error:
                 # What ends too early was not found wrong.
                 is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
-                partial.is_worthless |= is_wrong
-                partial.settle()
+                partial.is_discarded |= is_wrong
+                partial.keep_or_remove()
                 raise
     finally:
-        partial.forget()
+        partial.unregister()
     if durable:
         sync_directory(path.parent)
 
@@ -221,7 +221,7 @@ def locked_directory(directory: Path, patience: float | None = None) -> Iterator
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _lock(descriptor, directory, limits.LOCK_TIME if patience is None else patience)
+        _lock(descriptor, directory, limits.LOCK_TIMEOUT if patience is None else patience)
         yield
     finally:
         os.close(descriptor)
@@ -237,14 +237,14 @@ def _lock(descriptor: int, directory: Path, patience: float) -> None:
         if waited >= patience:
             msg = f"another process has the lock of {directory}, and did not let go of it in {patience:.0f} s"
             raise LocalDiskError(msg, hint="`lslocks` shows which one it is")
-        if waited >= limits.LOCK_SAID:
-            notices.notice(f"waiting for another process that has the lock of {directory}")
+        if waited >= limits.LOCK_NOTICE_DELAY:
+            notices.notify(f"waiting for another process that has the lock of {directory}")
         # Not by a `flock` that waits: it would have to be ended from elsewhere.
         time.sleep(min(pause, patience - waited))
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def shared_lock(directory: Path) -> int | None:
+def acquire_shared_lock(directory: Path) -> int | None:
     """Show others that `directory` is in use, until what is given is closed (`os.close`); None where that cannot be."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -285,7 +285,7 @@ def open_for_reading(path: Path) -> FileIO:
     return FileIO(descriptor, "rb")
 
 
-class Window:
+class OffsetReader:
     """Reads an open file from an offset of its own on, so that several can share it, and one who writes to it."""
 
     def __init__(self, descriptor: int, offset: int) -> None:
@@ -307,25 +307,25 @@ def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
         view = view[file.write(view) :]
 
 
-class SteadyWriter:
+class WritebackWriter:
     """Writes much to a file that will be waited for at its end, and has the disk begin with it meanwhile."""
 
     def __init__(self, file: FileIO) -> None:
         """Write where the file stands."""
         self._file = file
-        self._waiting = 0
+        self._unwritten = 0
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Write all of `chunk`."""
         view = memoryview(chunk)
-        for start in range(0, len(view), limits.CHUNK):
+        for start in range(0, len(view), limits.CHUNK_SIZE):
             # Larger pieces cost the kernel more for each byte.
-            write_all(self._file, view[start : start + limits.CHUNK])
-        self._waiting += len(view)
-        if self._waiting >= limits.WRITTEN_BEHIND:
-            self._begin()
+            write_all(self._file, view[start : start + limits.CHUNK_SIZE])
+        self._unwritten += len(view)
+        if self._unwritten >= limits.WRITEBACK_SIZE:
+            self._start_writeback()
 
-    def _begin(self) -> None:
+    def _start_writeback(self) -> None:
         """Have the kernel begin to write what the disk does not have yet, and wait for nothing.
 
         To say that nobody will read it is how to ask for that: Linux writes such pages before it lets go of them. Those
@@ -336,9 +336,9 @@ class SteadyWriter:
             with contextlib.suppress(OSError):
                 # A file system that does not know it writes later.
                 os.posix_fadvise(
-                    self._file.fileno(), max(0, end - self._waiting), self._waiting, os.POSIX_FADV_DONTNEED
+                    self._file.fileno(), max(0, end - self._unwritten), self._unwritten, os.POSIX_FADV_DONTNEED
                 )
-        self._waiting = 0
+        self._unwritten = 0
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -356,7 +356,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return b"".join(parts)
 
 
-class StoppableInput(FileIO):
+class CancellableInput(FileIO):
     """A pipe, a FIFO or a file to read once. Reading notices that the transfer is cancelled, even while nothing comes.
 
     Otherwise an interrupted upload could not end its request, nor could this be closed while a thread waits for it.
@@ -375,7 +375,7 @@ class StoppableInput(FileIO):
         Raises:
             CancelledError: the transfer is cancelled.
         """
-        while not self._poll.poll(_LOOK_EVERY):
+        while not self._poll.poll(_POLL_INTERVAL):
             if self._cancelled.is_set():
                 msg = "cancelled"
                 raise CancelledError(msg)

@@ -22,4 +22,4 @@ def return_large_blocks() -> None:
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - it takes 2 ms, and Python may have been built without it
 
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, limits.CHUNK)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, limits.CHUNK_SIZE)

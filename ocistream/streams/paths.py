@@ -18,9 +18,9 @@ from ocistream.streams.files import disk_error, disk_errors
 __all__ = [
     "exists",
     "is_directory",
+    "is_existing_path",
     "is_file",
     "is_link",
-    "is_named",
     "is_special",
     "real_path",
     "status",
@@ -45,7 +45,7 @@ def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise disk_error(f"cannot access {_shown(path)}", error) from error
+        raise disk_error(f"cannot access {_format_path(path)}", error) from error
     except ValueError as error:
         # It has a NUL, and comes out of a file: no argument has one.
         msg = f"malformed path {str(path)!r}"
@@ -57,7 +57,7 @@ def exists(path: str | Path, *, follow: bool = True) -> bool:
     return status(path, follow=follow) is not None
 
 
-def is_named(text: str) -> bool:
+def is_existing_path(text: str) -> bool:
     """Say whether a word, which may be no path at all, is the path of something, with the errors of `status`."""
     try:
         return exists(text)
@@ -100,7 +100,7 @@ def real_path(path: str | Path) -> Path:
     try:
         return Path(os.path.realpath(path))
     except OSError as error:
-        raise disk_error(f"cannot access {_shown(path)}", error) from error
+        raise disk_error(f"cannot access {_format_path(path)}", error) from error
 
 
 def write_target(path: Path) -> Path:
@@ -117,21 +117,21 @@ def write_target(path: Path) -> Path:
         if link is None or not stat.S_ISLNK(link.st_mode):
             break
         folder = status(path.parent)
-        if folder is not None and is_planted(link, folder):
+        if folder is not None and is_untrusted_link(link, folder):
             msg = f"cannot write {path}: it is another user's symbolic link, in a world-writable directory"
             raise LocalDiskError(msg, hint="name another file, or remove the link")
-        with disk_errors(f"cannot access {_shown(path)}"):
+        with disk_errors(f"cannot access {_format_path(path)}"):
             path = path.parent / path.readlink()
     return real_path(path)
 
 
-def is_planted(link: os.stat_result, folder: os.stat_result) -> bool:
+def is_untrusted_link(link: os.stat_result, folder: os.stat_result) -> bool:
     """Say whether another user may have put a link into a folder, such as /tmp, for this one to write through."""
     is_shared = bool(folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH)
     return is_shared and link.st_uid not in {os.geteuid(), folder.st_uid}
 
 
-def _shown(path: str | Path) -> str:
+def _format_path(path: str | Path) -> str:
     """Return a path for an error: in one line, and not thousands of characters of a name that is too long."""
     text = str(path)
     clean = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])

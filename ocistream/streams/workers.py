@@ -14,23 +14,23 @@ from ocistream import notices, open_uploads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["DEFAULT_JOBS", "apart", "each", "let_them_end"]
+__all__ = ["DEFAULT_JOBS", "run_each", "run_in_thread", "wait_for_threads"]
 
 #: How much is done at once. More connections cost memory, and gain little where one line is shared.
 DEFAULT_JOBS: Final = 4
 #: Seconds that threads are given to clean up behind themselves when one of them has failed, or the user stops all.
-_GRACE = 3.0
+_CLEANUP_TIMEOUT = 3.0
 #: The same while an upload can still be ended so that the registry keeps what was sent.
-_UPLOAD_GRACE = 10.0
+_UPLOAD_CLEANUP_TIMEOUT = 10.0
 #: Seconds after which the user is told what the process waits for.
-_TELL_AFTER = 1.0
+_NOTICE_DELAY = 1.0
 #: Seconds between two looks at whether one thread has failed while another is waited for.
-_LOOK_EVERY = 0.2
+_POLL_INTERVAL = 0.2
 
 _T = TypeVar("_T")
 
 
-def apart(work: Callable[[], _T], cancelled: threading.Event) -> _T:
+def run_in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     """Do some work in a thread of its own and return its result, or raise what it raised.
 
     An interruption comes out here: it sets `cancelled`, and the work has a few seconds to end in order.
@@ -48,19 +48,19 @@ def apart(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     try:
         thread.start()
         while thread.is_alive():
-            _join(thread, _LOOK_EVERY, cancelled)
+            _join(thread, _POLL_INTERVAL, cancelled)
         # The work may have ended before the first look, and an interruption have waited for that.
         cancelled.wait(0)
     except BaseException:
         cancelled.set()
-        let_them_end([thread], cancelled)
+        wait_for_threads([thread], cancelled)
         raise
     for failure in failures:
         raise failure
     return results[0]
 
 
-def each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelled: threading.Event) -> None:
+def run_each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelled: threading.Event) -> None:
     """Do some work for each item, in this thread if `jobs` is 1, or else in so many others.
 
     The first failure ends it all: it sets `cancelled`, at which work under way is to stop, and is raised here.
@@ -72,7 +72,7 @@ def each(work: Callable[[_T], None], items: Iterable[_T], *, jobs: int, cancelle
     _Workers(work, iter(items), cancelled).run(jobs)
 
 
-def let_them_end(threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
+def wait_for_threads(threads: Sequence[threading.Thread], cancelled: threading.Event) -> None:
     """Let those that notice a cancellation drop what they have begun; who waits for a socket is left to it.
 
     An upload that can end its request has longer: what the registry answers is where the next run resumes.
@@ -80,16 +80,16 @@ def let_them_end(threads: Sequence[threading.Thread], cancelled: threading.Event
     began = time.monotonic()
     for thread in threads:
         while thread.is_alive():
-            can_end = open_uploads.can_end()
+            can_end = open_uploads.can_any_end()
             waited = time.monotonic() - began
-            if can_end and waited >= _TELL_AFTER:
-                notices.notice(
-                    f"ending uploads so that they can be resumed (at most {_UPLOAD_GRACE:.0f} s; "
+            if can_end and waited >= _NOTICE_DELAY:
+                notices.notify(
+                    f"ending uploads so that they can be resumed (at most {_UPLOAD_CLEANUP_TIMEOUT:.0f} s; "
                     "interrupt again to stop at once)"
                 )
-            if (left := (_UPLOAD_GRACE if can_end else _GRACE) - waited) <= 0:
+            if (left := (_UPLOAD_CLEANUP_TIMEOUT if can_end else _CLEANUP_TIMEOUT) - waited) <= 0:
                 return
-            _join(thread, min(left, _LOOK_EVERY), cancelled)
+            _join(thread, min(left, _POLL_INTERVAL), cancelled)
 
 
 def _join(thread: threading.Thread, seconds: float, cancelled: threading.Event) -> None:
@@ -120,15 +120,15 @@ class _Workers(Generic[_T]):
             for thread in threads:
                 # One that is stalled on its socket is not to hold up what another one has to report.
                 while thread.is_alive() and self._failure is None:
-                    _join(thread, _LOOK_EVERY, self._cancelled)
+                    _join(thread, _POLL_INTERVAL, self._cancelled)
             # They may all have been done before the last of them had begun, and an interruption have waited for that.
             self._cancelled.wait(0)
         except BaseException:
             self._cancelled.set()
-            let_them_end(threads, self._cancelled)
+            wait_for_threads(threads, self._cancelled)
             raise
         if self._failure is not None:
-            let_them_end(threads, self._cancelled)
+            wait_for_threads(threads, self._cancelled)
             raise self._failure
 
     def _loop(self) -> None:

@@ -15,33 +15,33 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.oci.reference import is_digest
-from ocistream.stores import Want
-from ocistream.sync.locations import Indexes, There, graph_of, opened
-from ocistream.transfer.incomplete_indexes import exported_by
+from ocistream.stores import Selection
+from ocistream.sync.locations import DestinationState, IndexCache, open_rereadable, read_graph
+from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from ocistream.http.endpoints import Endpoint
     from ocistream.oci.descriptor import Descriptor, Manifest
-    from ocistream.oci.graph import Graph, Incomplete
+    from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
-    from ocistream.oci.referrers import LeftBehind
-    from ocistream.registry.mirrors import Readable
+    from ocistream.oci.referrers import SkippedReferrer
+    from ocistream.registry.mirrors import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
-    from ocistream.stores import Surroundings
-    from ocistream.sync.plan import Copy, Entry, Place, Target
+    from ocistream.stores import OpenContext
+    from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
     from ocistream.transfer.interfaces import Blob, Source
 
-__all__ = ["Look", "Looks", "Outcome", "wanted_of"]
+__all__ = ["ImageComparer", "ImageComparison", "SyncResult", "select_for"]
 
 #: A registry that could not be reached for so many images, one after the other, is left alone for so many seconds.
-_IN_A_ROW: Final = 3
-_LEFT_ALONE: Final = 60.0
+_MAX_FAILURES: Final = 3
+_SKIP_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SyncResult:
     """What became of one image at one destination: "copied", "unchanged", "failed"; or, of a plan, "to copy".
 
     `size` is how many bytes of blobs went there, or would have to; `fetched` how many were read for all destinations of
@@ -50,156 +50,156 @@ class Outcome:
     """
 
     source: str
-    target: str
-    how: str
+    destination: str
+    status: str
     digest: str | None = None
     error: OcistreamError | None = None
     size: int = 0
-    fetched: int = 0
+    bytes_read: int = 0
     seconds: float = 0.0
-    left_behind: tuple[LeftBehind, ...] = ()
-    incomplete: tuple[Incomplete, ...] = ()
+    skipped_referrers: tuple[SkippedReferrer, ...] = ()
+    incomplete: tuple[IncompleteIndex, ...] = ()
 
 
-class Look:
+class ImageComparison:
     """One image, and what was found of its destinations."""
 
-    def __init__(self, copy: Copy) -> None:
+    def __init__(self, copy: ImageCopy) -> None:
         """Begin with nothing found."""
         self.copy = copy
-        self.lacking: list[Target] = []
-        self.outcomes: list[Outcome] = []
+        self.pending: list[CopyDestination] = []
+        self.results: list[SyncResult] = []
         #: What is to move, as its source was opened for it; None where the graph was too large to be held, or failed.
         self.source: Source | None = None
         #: How many bytes of blobs, and how many blobs, the image has; 0 where nobody knows yet.
-        self.size = self.blobs = 0
+        self.size = self.blob_count = 0
         #: How many bytes its manifests have.
-        self.weight = 0
+        self.manifest_bytes = 0
 
-    def failed(self, targets: Collection[Target], error: OcistreamError) -> None:
+    def add_failure(self, targets: Collection[CopyDestination], error: OcistreamError) -> None:
         """Note that nobody knows what is there."""
-        self.outcomes += [Outcome(self.copy.name, target.name, "failed", error=error) for target in targets]
+        self.results += [SyncResult(self.copy.name, target.name, "failed", error=error) for target in targets]
 
 
-class Looks:
+class ImageComparer:
     """Looks, for one run. Safe for several threads."""
 
     def __init__(
         self,
-        around: Callable[[Place], Surroundings],
+        context: Callable[[SyncLocation], OpenContext],
         *,
         stop: Callable[[], threading.Event],
         check_push: Callable[[Reference | None], None],
     ) -> None:
         """Take what each place is reached by."""
-        self._around = around
-        self._stop = stop
+        self._context_of = context
+        self._create_cancel_event = stop
         self._check_push = check_push
-        self._unreachable = _Unreachable()
-        self._indexes = Indexes()
+        self._unreachable = _UnreachableRegistries()
+        self._indexes = IndexCache()
         self._lock = threading.Lock()
         #: What may still be held of manifests, in bytes.
-        self.room = limits.MAX_HELD_GRAPHS
+        self.free_memory = limits.MAX_PENDING_GRAPH_BYTES
         self._tags: dict[tuple[str, str], Collection[str]] = {}
 
-    def note_tags(self, reference: Reference, tags: Collection[str]) -> None:
+    def add_tags(self, reference: Reference, tags: Collection[str]) -> None:
         """Know all the tags of a repository: what is none of them is not asked for."""
         self._tags[reference.registry, reference.repository] = frozenset(tags)
 
-    def look(self, look: Look) -> None:
+    def compare(self, look: ImageComparison) -> None:
         """Find out at which destinations an image is not, or is another."""
         copy = look.copy
         try:
-            with self._unreachable.asked(copy.source.reference):
-                wanted = self._wanted(copy)
+            with self._unreachable.guard(copy.source.reference):
+                wanted = self._find_source_image(copy)
         except OcistreamError as error:
-            look.failed(copy.targets, error)
+            look.add_failure(copy.destinations, error)
             return
-        for target in copy.targets:
+        for target in copy.destinations:
             try:
                 self._check_push(target.reference)
-                with self._unreachable.asked(target.reference):
-                    there = There(target, self._around(target.place), self._indexes)
-                    digest = there.digest()
-                    is_same = digest in {wanted.digest, wanted.exported}
+                with self._unreachable.guard(target.reference):
+                    there = DestinationState(target, self._context_of(target.sync_location), self._indexes)
+                    digest = there.find_digest()
+                    is_same = digest in {wanted.digest, wanted.exported_digest}
                 # What hangs on it is asked for only where it would be the news.
                 if is_same and digest and copy.entry.referrers:
-                    is_same = there.has_all_of(wanted.graph(), digest)
+                    is_same = there.has_all_referrers(wanted.read_graph(), digest)
             except OcistreamError as error:
-                look.failed([target], error)
+                look.add_failure([target], error)
             else:
                 if is_same:
-                    look.outcomes.append(Outcome(copy.name, target.name, "unchanged", digest))
+                    look.results.append(SyncResult(copy.name, target.name, "unchanged", digest))
                 else:
-                    look.lacking.append(target)
+                    look.pending.append(target)
 
-    def prepare(self, look: Look) -> None:
+    def prepare(self, look: ImageComparison) -> None:
         """Find out what moves of an image that is lacking, and hold that until it does, if there is room."""
         end, entry = look.copy.source, look.copy.entry
-        if not look.lacking or end.reference is None:
+        if not look.pending or end.reference is None:
             return
-        around = replace(self._around(entry.source), cancelled=self._stop(), jobs=1)
+        around = replace(self._context_of(entry.source), cancelled=self._create_cancel_event(), jobs=1)
         try:
             with ExitStack() as stack:
-                source = opened(end, around, wanted_of(entry))
+                source = open_rereadable(end, around, select_for(entry))
                 stack.callback(source.close)
-                graph = graph_of(source, end)
+                graph = read_graph(source, end)
                 stack.pop_all()
         except OcistreamError as error:
-            look.failed(look.lacking, error)
-            look.lacking = []
+            look.add_failure(look.pending, error)
+            look.pending = []
             return
-        look.size, look.blobs = graph.size, len(graph.blobs)
+        look.size, look.blob_count = graph.size, len(graph.blobs)
         weight = sum(len(manifest.raw) for manifest in graph.manifests)
         with self._lock:
-            if weight > self.room:
+            if weight > self.free_memory:
                 source.close()
                 return
-            self.room -= weight
-        look.source, look.weight = source, weight
+            self.free_memory -= weight
+        look.source, look.manifest_bytes = source, weight
 
-    def let_go(self, look: Look) -> None:
+    def release(self, look: ImageComparison) -> None:
         """Hold nothing of an image any more."""
         if look.source is not None:
             look.source.close()
             look.source = None
             with self._lock:
-                self.room += look.weight
+                self.free_memory += look.manifest_bytes
 
-    def _wanted(self, copy: Copy) -> _Wanted:
+    def _find_source_image(self, copy: ImageCopy) -> _SourceImage:
         end, entry = copy.source, copy.entry
         # One question at a time: this is done side by side with the same for others.
-        around = replace(self._around(entry.source), cancelled=self._stop(), jobs=1)
+        around = replace(self._context_of(entry.source), cancelled=self._create_cancel_event(), jobs=1)
         if end.reference is not None and (tags := self._tags.get((end.reference.registry, end.reference.repository))):
-            reading = around.reading().behind(lambda repository: _Listed(repository, tags))
-            around = replace(around, reads=lambda: reading)
+            reading = around.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
+            around = replace(around, opener=lambda: reading)
 
         def graph() -> Graph:
             with ExitStack() as stack:
-                source = opened(end, around, wanted_of(entry))
+                source = open_rereadable(end, around, select_for(entry))
                 stack.callback(source.close)
-                found = graph_of(source, end)
-                return found if end.reference is not None else exported_by(source, found)
+                found = read_graph(source, end)
+                return found if end.reference is not None else limit_to_source(source, found)
 
         if end.reference is not None and not entry.platforms.platforms:
-            repository = around.reading().repository(end.reference)
+            repository = around.repository_opener().open_repository(end.reference)
             # Some registries do not say in answer to HEAD what it is; and what is not there is said by who gets it.
-            digest = repository.digest_of(end.reference.target)
+            digest = repository.find_digest(end.reference.target)
             if digest:
-                return _Wanted(digest, graph)
+                return _SourceImage(digest, graph)
         found = graph()
         exported = found.roots[0].descriptor.digest
         # A layout or an archive may have only some platforms of an index: either may be there.
-        whole = found.incomplete[0].digest if found.incomplete else exported
-        return _Wanted(whole, lambda: found, exported)
+        whole = found.incomplete_indexes[0].digest if found.incomplete_indexes else exported
+        return _SourceImage(whole, lambda: found, exported)
 
 
-def wanted_of(entry: Entry) -> Want:
+def select_for(entry: SyncEntry) -> Selection:
     """Give what is wanted of a source."""
-    return Want(platforms=entry.platforms, referrers="along" if entry.referrers else "left")
+    return Selection(platforms=entry.platforms, referrers="along" if entry.referrers else "left")
 
 
-class _Wanted:
+class _SourceImage:
     """What an image is where it comes from: its digest, and all that hangs on it, if that is asked for.
 
     `exported` is the digest of what goes of an index that the source does not have completely.
@@ -207,22 +207,22 @@ class _Wanted:
 
     def __init__(self, digest: str, graph: Callable[[], Graph], exported: str | None = None) -> None:
         self.digest = digest
-        self.exported = exported or digest
-        self._ask = graph
+        self.exported_digest = exported or digest
+        self._read_graph = graph
         self._graph: Graph | None = None
 
-    def graph(self) -> Graph:
+    def read_graph(self) -> Graph:
         if self._graph is None:
-            self._graph = self._ask()
+            self._graph = self._read_graph()
         return self._graph
 
 
-class _Listed:
+class _TagListRepository:
     """A repository of which all tags are known: the tags of signatures that are none of them are not asked for."""
 
-    def __init__(self, repository: Readable, tags: Collection[str]) -> None:
+    def __init__(self, repository: ReadableRepository, tags: Collection[str]) -> None:
         self._repository = repository
-        self._known = tags
+        self._tags = tags
 
     @property
     def endpoint(self) -> Endpoint:
@@ -238,22 +238,22 @@ class _Listed:
     def resolve(self, target: str) -> Manifest:
         return self._repository.resolve(target)
 
-    def manifest(self, descriptor: Descriptor) -> bytes:
-        return self._repository.manifest(descriptor)
+    def fetch_manifest(self, descriptor: Descriptor) -> bytes:
+        return self._repository.fetch_manifest(descriptor)
 
     def blob(self, descriptor: Descriptor) -> Blob:
         return self._repository.blob(descriptor)
 
-    def referrers(self, digest: str) -> ReferrerList:
-        return self._repository.referrers(digest)
+    def list_referrers(self, digest: str) -> ReferrerList:
+        return self._repository.list_referrers(digest)
 
-    def digest_of(self, target: str) -> str | None:
-        if target not in self._known and not is_digest(target):
+    def find_digest(self, target: str) -> str | None:
+        if target not in self._tags and not is_digest(target):
             return None
-        return self._repository.digest_of(target)
+        return self._repository.find_digest(target)
 
 
-class _Unreachable:
+class _UnreachableRegistries:
     """Which registries could not be reached, with all patience, for some images in a row.
 
     Each of ten thousand images would cost as much patience again, and the other destinations as much waiting. One that
@@ -266,7 +266,7 @@ class _Unreachable:
         self._failures: dict[str, tuple[int, float, NetworkError]] = {}
 
     @contextlib.contextmanager
-    def asked(self, reference: Reference | None) -> Iterator[None]:
+    def guard(self, reference: Reference | None) -> Iterator[None]:
         """Ask a registry something within the block, unless it is left alone just now.
 
         Raises:
@@ -281,26 +281,26 @@ class _Unreachable:
             yield
         except NetworkError as error:
             if isinstance(error, RegistryError):
-                self._note(registry, None)
+                self._add_result(registry, None)
             else:
-                self._note(registry, error)
+                self._add_result(registry, error)
             raise
         else:
-            self._note(registry, None)
+            self._add_result(registry, None)
 
     def _check(self, registry: str) -> None:
         with self._lock:
             count, since, error = self._failures.get(registry, (0, 0.0, None))
-            if count < _IN_A_ROW or error is None:
+            if count < _MAX_FAILURES or error is None:
                 return
             now = monotonic()
-            if now - since < _LEFT_ALONE:
-                msg = f"{registry} is left alone: it could not be reached for {count} images in a row: {error.what}"
+            if now - since < _SKIP_SECONDS:
+                msg = f"{registry} is left alone: it could not be reached for {count} images in a row: {error.message}"
                 raise NetworkError(msg, hint="run the same command again when it can be")
             # This one finds out whether it can be reached again.
             self._failures[registry] = (count, now, error)
 
-    def _note(self, registry: str, error: NetworkError | None) -> None:
+    def _add_result(self, registry: str, error: NetworkError | None) -> None:
         with self._lock:
             if error is None:
                 self._failures.pop(registry, None)

@@ -8,40 +8,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.config.file import host_rules
-from ocistream.config.toml_files import Table, read_table
+from ocistream.config.file import parse_host_rules
+from ocistream.config.toml_files import TomlTable, read_toml
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import parse_registry, printable
-from ocistream.oci.tag_filters import TagChoice, matching, of_regex, of_versions
-from ocistream.stores import End, parse_end
+from ocistream.oci.tag_filters import TagFilter, glob_filter, regex_filter, version_filter
+from ocistream.stores import Location, parse_location
 from ocistream.streams.paths import is_file
-from ocistream.sync.plan import Entry, Login, Place, Plan, is_layout, names_one
+from ocistream.sync.plan import Login, SyncEntry, SyncLocation, SyncPlan, is_layout_location, is_single_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ocistream.registry.locations import HostRule
 
-__all__ = ["read_plan"]
+__all__ = ["read_sync_file"]
 
 _ROOT: Final = Path("/")
-_ENTRY: Final = frozenset({"from", "to", "tags", "platforms", "referrers"})
-_DEFAULTS: Final = frozenset({"platforms", "referrers"})
+_ENTRY_KEYS: Final = frozenset({"from", "to", "tags", "platforms", "referrers"})
+_DEFAULT_KEYS: Final = frozenset({"platforms", "referrers"})
 #: How a registry is reached: as in the configuration, and with the same meaning.
-_REACHED: Final = frozenset({"plain-http", "insecure", "ca-cert", "client-cert", "client-key"})
+_CONNECTION_KEYS: Final = frozenset({"plain-http", "insecure", "ca-cert", "client-cert", "client-key"})
 #: Whom a registry sees: one of `credentials`, a user name with one place of its password, and a file. (`auth-file` is
 #: the older name of `authfile`.)
-_LOGIN: Final = frozenset({"username", "password-env", "password-file", "authfile", "auth-file"})
-_REGISTRY: Final = _REACHED | _LOGIN | {"credentials"}
-_SOURCES: Final = ("env:", "helper:", "file:")
-_TAGS: Final = frozenset({"regex", "versions", "latest", "suffix"})
+_LOGIN_KEYS: Final = frozenset({"username", "password-env", "password-file", "authfile", "auth-file"})
+_REGISTRY_KEYS: Final = _CONNECTION_KEYS | _LOGIN_KEYS | {"credentials"}
+_CREDENTIAL_PREFIXES: Final = ("env:", "helper:", "file:")
+_TAG_KEYS: Final = frozenset({"regex", "versions", "latest", "suffix"})
 #: Kinds of ends that a file may name: all that can be read more than once, and of which the digest is known before.
-_KINDS: Final = frozenset({"docker", "oci", "oci-archive", "path"})
+_LOCATION_KINDS: Final = frozenset({"docker", "oci", "oci-archive", "path"})
 
 
-def read_plan(path: Path, home: Path = _ROOT) -> Plan:
+def read_sync_file(path: Path, home: Path = _ROOT) -> SyncPlan:
     """Read a sync file. Paths in it are relative to its folder, or with `~/` to the user's home directory.
 
     Raises:
@@ -49,40 +49,40 @@ def read_plan(path: Path, home: Path = _ROOT) -> Plan:
         UsageError: it is malformed; the error names it and the key.
         LocalDiskError: it cannot be read.
     """
-    table = read_table(path, limits.MAX_SYNC_FILE)
+    table = read_toml(path, limits.MAX_SYNC_FILE)
     if table is None:
         msg = f"{printable(str(path), 1024)}: no such file"
         raise NotFoundError(msg, hint="is the path right? a relative one begins in the folder that you are in")
-    return _Reader(table, path.parent, home).plan()
+    return _SyncFileReader(table, path.parent, home).read()
 
 
-class _Reader:
-    def __init__(self, table: Table, folder: Path, home: Path) -> None:
+class _SyncFileReader:
+    def __init__(self, table: TomlTable, folder: Path, home: Path) -> None:
         self._table = table
         self._folder = folder
         self._home = home
         self._logins: dict[str, Login] = {}
         #: By host, in lower case.
-        self._of_registries: dict[str, Login] = {}
+        self._registry_logins: dict[str, Login] = {}
         #: For whom each of them is: a password is shown to one registry.
-        self._registries: dict[str, str] = {}
+        self._login_registries: dict[str, str] = {}
 
-    def plan(self) -> Plan:
+    def read(self) -> SyncPlan:
         table = self._table
         _check_keys(table, {"sync", "defaults", "credentials", "registry"})
         credentials = table.table("credentials")
         for name in credentials.values:
-            self._logins[name] = self._login(name, credentials.table(name))
-        rules = self._rules(table.table("registry"))
+            self._logins[name] = self._read_login(name, credentials.table(name))
+        rules = self._read_host_rules(table.table("registry"))
         defaults = table.table("defaults")
-        _check_keys(defaults, _DEFAULTS)
-        entries = tuple(self._entry(entry, defaults) for entry in table.tables("sync"))
+        _check_keys(defaults, _DEFAULT_KEYS)
+        entries = tuple(self._read_entry(entry, defaults) for entry in table.tables("sync"))
         if not entries:
-            msg = f"{table.where} has no [[sync]]"
+            msg = f"{table.label} has no [[sync]]"
             raise UsageError(msg, hint="each one says what is copied `from` where, and `to` where")
-        return Plan(entries, rules)
+        return SyncPlan(entries, rules)
 
-    def _rules(self, tables: Table) -> Mapping[str, HostRule]:
+    def _read_host_rules(self, tables: TomlTable) -> Mapping[str, HostRule]:
         """Read `[registry."HOST"]`: what logs in there is kept here, and the rest is read as the configuration is.
 
         Raises:
@@ -91,197 +91,213 @@ class _Reader:
         reached: dict[str, dict[str, object]] = {}
         for name in tables.values:
             table = tables.table(name)
-            _check_keys(table, _REGISTRY)
+            _check_keys(table, _REGISTRY_KEYS)
             credentials = table.text("credentials")
-            if credentials is not None and credentials not in self._logins and not credentials.startswith(_SOURCES):
+            if (
+                credentials is not None
+                and credentials not in self._logins
+                and not credentials.startswith(_CREDENTIAL_PREFIXES)
+            ):
                 what = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
-                raise table.wrong("credentials", what, f"there are: {self._known()}")
-            own = _LOGIN | {"credentials"} if credentials in self._logins else _LOGIN
+                raise table.key_error("credentials", what, f"there are: {self._format_logins()}")
+            own = _LOGIN_KEYS | {"credentials"} if credentials in self._logins else _LOGIN_KEYS
             reached[name] = {key: value for key, value in table.values.items() if key not in own}
-        rules = host_rules(Table(self._table.where, {"registry": reached}), self._home, _REGISTRY)
+        rules = parse_host_rules(TomlTable(self._table.label, {"registry": reached}), self._home, _REGISTRY_KEYS)
         found = {}
         for name in tables.values:
             host = parse_registry(name.lower())
-            if (login := self._login_of(host, tables.table(name))) is not None:
-                self._of_registries[host] = login
-            found[host] = replace(rules[host], settings=replace(rules[host].settings, said=frozenset(reached[name])))
+            if (login := self._read_registry_login(host, tables.table(name))) is not None:
+                self._registry_logins[host] = login
+            found[host] = replace(
+                rules[host], settings=replace(rules[host].settings, explicit_keys=frozenset(reached[name]))
+            )
         return found
 
-    def _known(self) -> str:
+    def _format_logins(self) -> str:
         return ", ".join(sorted(map(printable, self._logins))) or "none"
 
-    def _login_of(self, host: str, table: Table) -> Login | None:
+    def _read_registry_login(self, host: str, table: TomlTable) -> Login | None:
         """Return what logs in to a registry by its table; None where the table leaves that to the configuration."""
-        of_login = {key: value for key, value in table.values.items() if key in _LOGIN}
+        of_login = {key: value for key, value in table.values.items() if key in _LOGIN_KEYS}
         name = table.text("credentials")
         if name is not None and of_login:
-            raise table.wrong("credentials", f"and {min(of_login)} are both given: use one")
+            raise table.key_error("credentials", f"and {min(of_login)} are both given: use one")
         if of_login:
-            return self._login(host, Table(table.where, of_login))
-        return self._shown_to(table, name, host) if name in self._logins else None
+            return self._read_login(host, TomlTable(table.label, of_login))
+        return self._use_login(table, name, host) if name in self._logins else None
 
-    def _login(self, name: str, table: Table) -> Login:
-        _check_keys(table, _LOGIN)
+    def _read_login(self, name: str, table: TomlTable) -> Login:
+        _check_keys(table, _LOGIN_KEYS)
         files = [key for key in ("authfile", "auth-file") if key in table.values]
         passwords = [key for key in ("password-env", "password-file") if key in table.values]
         username = table.text("username")
         if files:
             if username is not None or passwords:
-                raise table.wrong(files[0], "and a user name are both given: use one")
+                raise table.key_error(files[0], "and a user name are both given: use one")
             if len(files) > 1:
-                raise table.wrong(files[0], "and auth-file (its older name) are both given: use one")
-            return Login(name, table.where, auth_file=self._file(table, files[0]))
+                raise table.key_error(files[0], "and auth-file (its older name) are both given: use one")
+            return Login(name, table.label, auth_file=self._read_path(table, files[0]))
         if len(passwords) > 1:
-            raise table.wrong(passwords[1], f"and {passwords[0]} are both given: use one")
+            raise table.key_error(passwords[1], f"and {passwords[0]} are both given: use one")
         if not username or not passwords or not table.text(passwords[0]):
             missing = (passwords or ["password-env"])[0] if username else "username"
             hint = "give username with password-env or password-file, or give authfile"
-            raise table.wrong(missing, "is missing", hint)
+            raise table.key_error(missing, "is missing", hint)
         if passwords == ["password-file"]:
-            return Login(name, table.where, username, password_file=self._file(table, "password-file"))
-        return Login(name, table.where, username, table.text("password-env") or "")
+            return Login(name, table.label, username, password_file=self._read_path(table, "password-file"))
+        return Login(name, table.label, username, table.text("password-env") or "")
 
-    def _file(self, table: Table, key: str) -> Path:
+    def _read_path(self, table: TomlTable, key: str) -> Path:
         text = table.text(key) or ""
         try:
             path = self._folder / Path(text).expanduser()
         except RuntimeError as error:
-            raise table.wrong(key, "begins with a home directory that is not known") from error
+            raise table.key_error(key, "begins with a home directory that is not known") from error
         if not is_file(path):
-            raise table.wrong(key, f"names {printable(str(path))}: no such file")
+            raise table.key_error(key, f"names {printable(str(path))}: no such file")
         return path
 
-    def _entry(self, table: Table, defaults: Table) -> Entry:
-        _check_keys(table, _ENTRY)
-        source = self._place(table, "from", table.values.get("from"))
+    def _read_entry(self, table: TomlTable, defaults: TomlTable) -> SyncEntry:
+        _check_keys(table, _ENTRY_KEYS)
+        source = self._read_location(table, "from", table.values.get("from"))
         value = table.values.get("to")
-        targets = tuple(self._place(table, "to", item) for item in (value if isinstance(value, list) else [value]))
+        targets = tuple(
+            self._read_location(table, "to", item) for item in (value if isinstance(value, list) else [value])
+        )
         if not targets:
-            raise table.wrong("to", "is empty")
+            raise table.key_error("to", "is empty")
         referrers = table.flag("referrers")
         if referrers is None:
             referrers = defaults.flag("referrers")
-        entry = Entry(
-            table.where,
+        entry = SyncEntry(
+            table.label,
             source,
             targets,
-            _tags(table) if "tags" in table.values else None,
-            _platforms(table if "platforms" in table.values else defaults),
+            _read_tag_filter(table) if "tags" in table.values else None,
+            _read_platforms(table if "platforms" in table.values else defaults),
             referrers is not False,
         )
-        _check_ends(table, entry)
+        _check_locations(table, entry)
         return entry
 
-    def _place(self, table: Table, key: str, value: object) -> Place:
+    def _read_location(self, table: TomlTable, key: str, value: object) -> SyncLocation:
         """Read an end: its text, or a table of its text as `end` and the name of its `credentials`."""
         where = table
         if isinstance(value, dict):
-            where = Table(f"{table.where}: {key}", value)
+            where = TomlTable(f"{table.label}: {key}", value)
             _check_keys(where, {"end", "credentials"})
         elif not isinstance(value, str):
-            raise table.wrong(key, "is missing" if value is None else "is neither an end nor a table with one")
+            raise table.key_error(key, "is missing" if value is None else "is neither an end nor a table with one")
         text = where.text("end") if isinstance(value, dict) else value
         try:
-            end = self._in_folder(parse_end(text or ""))
+            end = self._resolve_path(parse_location(text or ""))
         except (InvalidNameError, UnsupportedError) as error:
-            raise table.wrong(key, f"is no end: {error.what}", error.hint) from error
-        if end.is_stream or end.kind not in _KINDS:
+            raise table.key_error(key, f"is no end: {error.message}", error.hint) from error
+        if end.is_stream or end.kind not in _LOCATION_KINDS:
             what = "is stdin or stdout" if end.is_stream else "is a docker-archive"
-            raise table.wrong(key, f"{what}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE")
+            raise table.key_error(
+                key, f"{what}, which cannot be compared", "name a registry, oci:DIR or oci-archive:FILE"
+            )
         name = where.text("credentials") if isinstance(value, dict) else None
         if name is not None:
-            return Place(end, self._login_for(where, name, end))
-        return Place(end, None if end.reference is None else self._of_registries.get(end.reference.registry.lower()))
+            return SyncLocation(end, self._find_login(where, name, end))
+        return SyncLocation(
+            end, None if end.reference is None else self._registry_logins.get(end.reference.registry.lower())
+        )
 
-    def _login_for(self, table: Table, name: str, end: End) -> Login:
+    def _find_login(self, table: TomlTable, name: str, location: Location) -> Login:
         if name not in self._logins:
             what = f"names {printable(name)!r}: no table [credentials.{printable(name)}]"
-            raise table.wrong("credentials", what, f"there are: {self._known()}")
-        if end.reference is None:
-            raise table.wrong("credentials", "is for registries alone")
-        return self._shown_to(table, name, end.reference.registry.lower())
+            raise table.key_error("credentials", what, f"there are: {self._format_logins()}")
+        if location.reference is None:
+            raise table.key_error("credentials", "is for registries alone")
+        return self._use_login(table, name, location.reference.registry.lower())
 
-    def _shown_to(self, table: Table, name: str, registry: str) -> Login:
+    def _use_login(self, table: TomlTable, name: str, registry: str) -> Login:
         """Return credentials for a registry.
 
         Raises:
             UsageError: they are a password that is for another registry.
         """
         login = self._logins[name]
-        if login.auth_file is None and self._registries.setdefault(name, registry) != registry:
-            both = f"{self._registries[name]} and {registry}"
-            raise table.wrong("credentials", f"would show one password, {printable(name)!r}, to {both}")
+        if login.auth_file is None and self._login_registries.setdefault(name, registry) != registry:
+            both = f"{self._login_registries[name]} and {registry}"
+            raise table.key_error("credentials", f"would show one password, {printable(name)!r}, to {both}")
         return login
 
-    def _in_folder(self, end: End) -> End:
-        return end if end.path is None else replace(end, path=self._folder / end.path)
+    def _resolve_path(self, location: Location) -> Location:
+        return location if location.path is None else replace(location, path=self._folder / location.path)
 
 
-def _check_ends(table: Table, entry: Entry) -> None:
+def _check_locations(table: TomlTable, entry: SyncEntry) -> None:
     """Refuse ends that do not fit each other.
 
     Raises:
         UsageError: many images would go to one place, or a place is there twice.
     """
-    if entry.is_one and "tags" in table.values:
-        raise table.wrong("tags", "is there, and `from` is one image", "leave one of them, or the tag in `from`, away")
-    for target in entry.targets:
-        end = target.end
-        one = names_one(end) or (end.reference is None and not is_layout(end))
-        if one and not entry.is_one:
+    if entry.has_one_image and "tags" in table.values:
+        raise table.key_error(
+            "tags", "is there, and `from` is one image", "leave one of them, or the tag in `from`, away"
+        )
+    for target in entry.destinations:
+        end = target.location
+        one = is_single_image(end) or (end.reference is None and not is_layout_location(end))
+        if one and not entry.has_one_image:
             what = f"{printable(end.text)!r} is for one image, and `from` has many"
-            raise table.wrong("to", what, "leave its tag or name away, or give `from` one; an archive has one image")
+            raise table.key_error(
+                "to", what, "leave its tag or name away, or give `from` one; an archive has one image"
+            )
         if end.reference is not None and end.reference.digest:
-            raise table.wrong("to", f"{printable(end.text)!r} has a digest: that is the image's own")
-    texts = [target.end.text for target in entry.targets]
+            raise table.key_error("to", f"{printable(end.text)!r} has a digest: that is the image's own")
+    texts = [target.location.text for target in entry.destinations]
     if len(set(texts)) != len(texts):
-        raise table.wrong("to", "has a place twice")
+        raise table.key_error("to", "has a place twice")
 
 
-def _tags(table: Table) -> TagChoice:
+def _read_tag_filter(table: TomlTable) -> TagFilter:
     value = table.values.get("tags", [])
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list):
         if not all(isinstance(item, str) and item for item in value):
-            raise table.wrong("tags", "has something that is no pattern")
-        return matching(value)
+            raise table.key_error("tags", "has something that is no pattern")
+        return glob_filter(value)
     of = table.table("tags")
-    _check_keys(of, _TAGS)
+    _check_keys(of, _TAG_KEYS)
     regex, versions, suffix = of.text("regex"), of.text("versions"), of.text("suffix")
     latest = of.values.get("latest")
     if latest is not None and (not isinstance(latest, int) or isinstance(latest, bool) or latest < 1):
-        raise of.wrong("latest", "is not a number above 0")
+        raise of.key_error("latest", "is not a number above 0")
     try:
         if regex is not None:
             if len(of.values) > 1:
-                raise of.wrong("regex", "is there beside another choice: give one")
-            return of_regex(regex)
+                raise of.key_error("regex", "is there beside another choice: give one")
+            return regex_filter(regex)
         if versions is None and latest is None and suffix is None:
-            raise table.wrong("tags", "chooses nothing", "known: regex; or versions, latest, suffix")
-        return of_versions(versions, latest=latest, suffix=suffix or "")
+            raise table.key_error("tags", "chooses nothing", "known: regex; or versions, latest, suffix")
+        return version_filter(versions, latest=latest, suffix=suffix or "")
     except UsageError as error:
-        if error.what.startswith(table.where):
+        if error.message.startswith(table.label):
             raise
-        raise table.wrong("tags", f"choose by a {error.what}", error.hint) from error
+        raise table.key_error("tags", f"choose by a {error.message}", error.hint) from error
 
 
-def _platforms(table: Table) -> PlatformChoice:
+def _read_platforms(table: TomlTable) -> PlatformChoice:
     value = table.values.get("platforms", "all")
     if value == "all":
         return ALL_PLATFORMS
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise table.wrong("platforms", 'is neither "all" nor a list such as ["linux/amd64"]')
+        raise table.key_error("platforms", 'is neither "all" nor a list such as ["linux/amd64"]')
     try:
         return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, value))))
     except OcistreamError as error:
-        raise table.wrong("platforms", f"has {error.what}", error.hint) from error
+        raise table.key_error("platforms", f"has {error.message}", error.hint) from error
 
 
-def _check_keys(table: Table, known: Iterable[str]) -> None:
+def _check_keys(table: TomlTable, known: Iterable[str]) -> None:
     for key in table.values:
         if key not in known:
             hint = f"known: {', '.join(sorted(known))}"
             if re.search(r"pass|secret|token", key, re.IGNORECASE):
                 hint = "no password belongs here: `password-env` names a variable that has it, `password-file` a file"
-            raise table.wrong(key, "is not known here", hint)
+            raise table.key_error(key, "is not known here", hint)

@@ -16,16 +16,26 @@ from ocistream.errors import UsageError
 from ocistream.layout.index import tag_of
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import Reference, printable
-from ocistream.oci.tag_filters import TagChoice, matching
+from ocistream.oci.tag_filters import TagFilter, glob_filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ocistream.registry.locations import HostRule
-    from ocistream.stores import End
+    from ocistream.stores import Location
 
-__all__ = ["Copies", "Copy", "Entry", "Login", "Plan", "Shard", "Target", "parse_shard", "without_doubles"]
+__all__ = [
+    "CopyDestination",
+    "EntryCopies",
+    "ImageCopy",
+    "Login",
+    "Shard",
+    "SyncEntry",
+    "SyncPlan",
+    "drop_duplicates",
+    "parse_shard",
+]
 
 _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
 
@@ -46,58 +56,58 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SyncLocation:
     """One end as the file has it, and by which credentials it is reached; without any, by what the machine has."""
 
-    end: End
+    location: Location
     login: Login | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SyncEntry:
     """One `[[sync]]`: `where` it stands, for errors. `choose` is None where it has no `tags`: all images are wanted."""
 
     where: str
-    source: Place
-    targets: tuple[Place, ...]
-    choose: TagChoice | None = None
+    source: SyncLocation
+    destinations: tuple[SyncLocation, ...]
+    tag_filter: TagFilter | None = None
     platforms: PlatformChoice = ALL_PLATFORMS
     referrers: bool = True
 
     @property
-    def is_one(self) -> bool:
+    def has_one_image(self) -> bool:
         """Whether the source names one image."""
-        return names_one(self.source.end)
+        return is_single_image(self.source.location)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CopyDestination:
     """Where one image goes: the end itself, and how that is shown.
 
     In a registry it is under `reference`, in a layout or an archive it is `called` so.
     """
 
-    place: Place
+    sync_location: SyncLocation
     name: str
     reference: Reference | None = None
-    called: str | None = None
+    image_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Copy:
+class ImageCopy:
     """One image to all its destinations, the work of one shard. `name` is what it is called where it comes from."""
 
-    entry: Entry
+    entry: SyncEntry
     name: str
-    source: End
-    targets: tuple[Target, ...]
+    source: Location
+    destinations: tuple[CopyDestination, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SyncPlan:
     """A whole file. `registries` are its rules for how each host is reached, by lower-case name."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[SyncEntry, ...]
     registries: Mapping[str, HostRule] = field(default_factory=dict)
 
 
@@ -112,7 +122,7 @@ class Shard:
         """Give it as --shard has it."""
         return f"{self.index}/{self.count}"
 
-    def has(self, name: str) -> bool:
+    def has_image(self, name: str) -> bool:
         """Say whether an image is this shard's: by a hash of its name, and so whatever else there is to do."""
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % self.count == self.index
 
@@ -134,22 +144,22 @@ def parse_shard(text: str) -> Shard:
     return Shard(index, count)
 
 
-def names_one(end: End) -> bool:
+def is_single_image(location: Location) -> bool:
     """Say whether an end names one image, and not all that is there."""
-    return end.name is not None if end.reference is None else not end.is_repository
+    return location.name is not None if location.reference is None else not location.is_repository
 
 
 # -- from an entry to copies ------------------------------------------------------------------------------
 
 
-class Copies:
+class EntryCopies:
     """The copies that an entry comes to, made each time they are gone through: of ten thousand only names are held.
 
     `names` are those of the images in its source: a repository's tags, or the names in a layout or an archive; where
     the source is one image, they are not looked at.
     """
 
-    def __init__(self, entry: Entry, names: Sequence[str]) -> None:
+    def __init__(self, entry: SyncEntry, names: Sequence[str]) -> None:
         """Choose.
 
         Raises:
@@ -158,11 +168,11 @@ class Copies:
         """
         self._entry = entry
         self._names: Sequence[str] = ()
-        if entry.is_one:
-            _copy(entry, entry.source.end, entry.source.end.name)
+        if entry.has_one_image:
+            _create_copy(entry, entry.source.location, entry.source.location.name)
             return
-        choose = entry.choose or matching(())
-        if entry.source.end.reference is not None:
+        choose = entry.tag_filter or glob_filter(())
+        if entry.source.location.reference is not None:
             self._names = sorted(choose(names))
             return
         by_tag = {name: tag for name in dict.fromkeys(names) if (tag := tag_of(name))}
@@ -171,22 +181,22 @@ class Copies:
 
     def __len__(self) -> int:
         """Count them."""
-        return 1 if self._entry.is_one else len(self._names)
+        return 1 if self._entry.has_one_image else len(self._names)
 
-    def __iter__(self) -> Iterator[Copy]:
+    def __iter__(self) -> Iterator[ImageCopy]:
         """Make each."""
-        entry, end = self._entry, self._entry.source.end
-        if entry.is_one:
-            yield _copy(entry, end, end.name)
+        entry, end = self._entry, self._entry.source.location
+        if entry.has_one_image:
+            yield _create_copy(entry, end, end.name)
         for name in self._names:
             if end.reference is not None:
                 source = replace(end, reference=replace(end.reference, tag=name), is_repository=False)
             else:
                 source = replace(end, name=name)
-            yield _copy(entry, source, name)
+            yield _create_copy(entry, source, name)
 
 
-def _copy(entry: Entry, source: End, name: str | None) -> Copy:
+def _create_copy(entry: SyncEntry, source: Location, name: str | None) -> ImageCopy:
     reference = source.reference
     if reference is not None:
         shown = str(reference)
@@ -194,15 +204,17 @@ def _copy(entry: Entry, source: End, name: str | None) -> Copy:
         tag = reference.tag
     else:
         # As it stands in the file: a shard is the same wherever that lies.
-        shown = entry.source.end.text if entry.is_one else f"{entry.source.end.text}:{name}"
+        shown = entry.source.location.text if entry.has_one_image else f"{entry.source.location.text}:{name}"
         full, tag = name, tag_of(name)
     digest = reference.digest if reference is not None else None
-    targets = tuple(_target(entry, place, full, tag, digest, shown) for place in entry.targets)
-    return Copy(entry, shown, source, targets)
+    targets = tuple(_create_destination(entry, place, full, tag, digest, shown) for place in entry.destinations)
+    return ImageCopy(entry, shown, source, targets)
 
 
-def _target(entry: Entry, place: Place, full: str | None, tag: str | None, digest: str | None, shown: str) -> Target:
-    end = place.end
+def _create_destination(
+    entry: SyncEntry, place: SyncLocation, full: str | None, tag: str | None, digest: str | None, shown: str
+) -> CopyDestination:
+    end = place.location
     if end.reference is not None:
         reference = end.reference
         if end.is_repository:
@@ -210,13 +222,13 @@ def _target(entry: Entry, place: Place, full: str | None, tag: str | None, diges
                 msg = f"{entry.where}: to: {printable(shown)} has no tag to be called by in {printable(end.text)}"
                 raise UsageError(msg, hint="give `to` a tag")
             reference = Reference(reference.registry, reference.repository, tag, None if tag else digest)
-        return Target(place, reference.name, reference)
+        return CopyDestination(place, reference.name, reference)
     called = end.name or full
-    base = f"{'oci' if is_layout(end) else 'oci-archive'}:{end.path}"
-    return Target(place, f"{base}:{called}" if called else base, called=called)
+    base = f"{'oci' if is_layout_location(end) else 'oci-archive'}:{end.path}"
+    return CopyDestination(place, f"{base}:{called}" if called else base, image_name=called)
 
 
-def without_doubles(found: Sequence[Iterable[Copy]]) -> Iterator[Copy]:
+def drop_duplicates(found: Sequence[Iterable[ImageCopy]]) -> Iterator[ImageCopy]:
     """Leave out what is there twice: the same image to the same place. Each of `found` is gone through again.
 
     Raises:
@@ -227,35 +239,35 @@ def without_doubles(found: Sequence[Iterable[Copy]]) -> Iterator[Copy]:
     doubled: set[int] = set()
     for copy in itertools.chain.from_iterable(found):
         image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
-        for target in copy.targets:
+        for target in copy.destinations:
             place = hash(target.name)
             if place not in taken:
                 taken[place] = image
             elif taken[place] == image:
                 doubled.add(place)
             else:
-                raise _both(found, copy, target)
-    return _once(found, doubled)
+                raise _conflict_error(found, copy, target)
+    return _drop_repeated(found, doubled)
 
 
-def _once(found: Sequence[Iterable[Copy]], doubled: set[int]) -> Iterator[Copy]:
+def _drop_repeated(found: Sequence[Iterable[ImageCopy]], doubled: set[int]) -> Iterator[ImageCopy]:
     seen: set[int] = set()
     for copy in itertools.chain.from_iterable(found):
         targets = []
-        for target in copy.targets:
+        for target in copy.destinations:
             place = hash(target.name)
             if place not in seen:
                 targets.append(target)
             if place in doubled:
                 seen.add(place)
         if targets:
-            yield copy if len(targets) == len(copy.targets) else replace(copy, targets=tuple(targets))
+            yield copy if len(targets) == len(copy.destinations) else replace(copy, destinations=tuple(targets))
 
 
-def _both(found: Sequence[Iterable[Copy]], copy: Copy, target: Target) -> UsageError:
+def _conflict_error(found: Sequence[Iterable[ImageCopy]], copy: ImageCopy, target: CopyDestination) -> UsageError:
     """Name the first two images that would go to one place."""
     every = itertools.chain.from_iterable(found)
-    before = next(other for other in every if target.name in {one.name for one in other.targets})
+    before = next(other for other in every if target.name in {one.name for one in other.destinations})
     what = f"{printable(before.name)} and {printable(copy.name)}"
     if before.name == copy.name:
         differs = "for some platforms and for others"
@@ -266,8 +278,9 @@ def _both(found: Sequence[Iterable[Copy]], copy: Copy, target: Target) -> UsageE
     return UsageError(msg, hint="send one of them elsewhere, or choose fewer tags")
 
 
-def is_layout(end: End) -> bool:
+def is_layout_location(location: Location) -> bool:
     # (`os.path.isdir` never raises: a path that cannot be examined stops its own image only, when that is opened.)
-    return end.kind == "oci" or (
-        end.kind == "path" and (end.text.endswith("/") or bool(end.path and os.path.isdir(end.path)))  # noqa: PTH112 - see above
+    return location.kind == "oci" or (
+        location.kind == "path"
+        and (location.text.endswith("/") or bool(location.path and os.path.isdir(location.path)))  # noqa: PTH112 - see above
     )

@@ -16,10 +16,10 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams import files, layer_types
-from ocistream.streams.chunks import Blamed, Tally, counted, stoppable, verified
-from ocistream.streams.compression import codec_of, decompressed
-from ocistream.streams.layer_types import looks_like_layer
-from ocistream.transfer.configs import begins_as_object
+from ocistream.streams.chunks import FailureTracker, HashedChunks, cancellable_chunks, count_chunks, verify_chunks
+from ocistream.streams.compression import decompress, detect_codec
+from ocistream.streams.layer_types import is_probably_layer
+from ocistream.transfer.configs import can_be_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, Observer
 
-__all__ = ["Looking", "Plain"]
+__all__ = ["BlobChecker", "PlainLayer"]
 
 
-class Plain(NamedTuple):
+class PlainLayer(NamedTuple):
     """What a layer unpacks to, and from what."""
 
     digest: str
     codec: str
 
 
-class Looking:
+class BlobChecker:
     """What was found of each blob; to a source it is where those go that come before their images are known.
 
     `sizes` has those of all that were looked at, in bytes, and `wrong` what is wrong with some; `plain` what layers
@@ -51,68 +51,70 @@ class Looking:
         self._max_ratio = max_ratio
         self._cancelled = cancelled
         self._lock = threading.Lock()
-        self._kept = _Kept()
+        self._spill_file = _SpillFile()
         self.sizes: dict[str, int] = {}
-        self.wrong: dict[str, OcistreamError] = {}
-        self.plain: dict[str, Plain] = {}
+        self.errors: dict[str, OcistreamError] = {}
+        self.plain_layers: dict[str, PlainLayer] = {}
         #: Layers that had no digest, of which some may be files that no image names.
-        self.unnamed: set[str] = set()
+        self.unnamed_layers: set[str] = set()
 
     def close(self) -> None:
         """Let go of what was kept."""
-        self._kept.close()
+        self._spill_file.close()
 
     # -- what a source may do with blobs that come before the graph (interfaces.Early) -------------------
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Look at a blob of which only the digest is known."""
         chunks = blob.open()
         first = bytes(next(chunks, b""))
         whole: Iterator[Chunk] = itertools.chain([first], chunks)
-        if begins_as_object(first) and blob.descriptor.size <= limits.MAX_CONFIG:
-            whole = self._kept.keeping(blob.descriptor, whole)
-        self.look(blob.descriptor, whole, unpack=self._deep and looks_like_layer(first))
+        if can_be_json_object(first) and blob.descriptor.size <= limits.MAX_CONFIG:
+            whole = self._spill_file.write(blob.descriptor, whole)
+        self.check(blob.descriptor, whole, unpack=self._deep and is_probably_layer(first))
 
-    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Look at a layer of which no digest is known."""
         first = bytes(next(chunks, b""))
-        kind = layer_types.media_type(layer_types.OCI, codec_of(first).name)
-        raw = Tally(itertools.chain([first], chunks))
+        kind = layer_types.layer_media_type(layer_types.OCI_LAYER, detect_codec(first).name)
+        raw = HashedChunks(itertools.chain([first], chunks))
         error: OcistreamError | None = None
-        plain: Plain | None = None
+        plain: PlainLayer | None = None
         try:
-            plain = self.read(raw, Descriptor(layer_types.OCI, "", 0), unpack=self._deep)
+            plain = self.read_complete(raw, Descriptor(layer_types.OCI_LAYER, "", 0), unpack=self._deep)
         except _CannotUnpackError as found:
             error = found.error
         descriptor = Descriptor(kind, raw.digest, raw.size)
-        self.unnamed.add(descriptor.digest)
-        self._note(descriptor, error, plain)
+        self.unnamed_layers.add(descriptor.digest)
+        self._add_result(descriptor, error, plain)
         return descriptor
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Give back small content that was put."""
-        return self._kept.recall(descriptor)
+        return self._spill_file.read(descriptor)
 
-    def keeps(self, descriptor: Descriptor) -> bool:
+    def can_read_back(self, descriptor: Descriptor) -> bool:
         """Say whether `recall` can give it back."""
-        return self._kept.has(descriptor)
+        return self._spill_file.has(descriptor)
 
     # -- looking -----------------------------------------------------------------------------------------
 
-    def look(self, descriptor: Descriptor, chunks: Iterator[Chunk], *, unpack: bool) -> None:
+    def check(self, descriptor: Descriptor, chunks: Iterator[Chunk], *, unpack: bool) -> None:
         """Read a blob to its end, unpack it if that is asked for, and note what is wrong with it.
 
         Raises:
             OcistreamError: what is wrong is not the blob.
         """
         try:
-            self._note(descriptor, None, self.read(verified(chunks, descriptor), descriptor, unpack=unpack))
+            self._add_result(
+                descriptor, None, self.read_complete(verify_chunks(chunks, descriptor), descriptor, unpack=unpack)
+            )
         except IntegrityError as error:
-            self._note(descriptor, error)
+            self._add_result(descriptor, error)
         except _CannotUnpackError as found:
-            self._note(descriptor, found.error)
+            self._add_result(descriptor, found.error)
 
-    def read(self, chunks: Iterator[Chunk], descriptor: Descriptor, *, unpack: bool) -> Plain | None:
+    def read_complete(self, chunks: Iterator[Chunk], descriptor: Descriptor, *, unpack: bool) -> PlainLayer | None:
         """Read all of a blob and say what it unpacks to, or None where it is not to be unpacked.
 
         `descriptor` is whose bytes these are, for who watches.
@@ -122,15 +124,15 @@ class Looking:
             OcistreamError: what reading it raises.
         """
         passing = partial(self._observer.advance, descriptor=descriptor)
-        raw = Blamed(counted(stoppable(chunks, self._cancelled), passing))
+        raw = FailureTracker(count_chunks(cancellable_chunks(chunks, self._cancelled), passing))
         if not unpack:
             for _ in raw:
                 pass
             return None
         try:
             first = bytes(next(raw, b""))
-            codec = codec_of(first)
-            plain = Tally(decompressed(codec, itertools.chain([first], raw), self._max_ratio))
+            codec = detect_codec(first)
+            plain = HashedChunks(decompress(codec, itertools.chain([first], raw), self._max_ratio))
             for _ in plain:
                 pass
         except (ArchiveError, UnsupportedError) as error:
@@ -140,17 +142,19 @@ class Looking:
             for _ in raw:
                 pass
             raise _CannotUnpackError(error) from error
-        return Plain(plain.digest, codec.name)
+        return PlainLayer(plain.digest, codec.name)
 
-    def _note(self, descriptor: Descriptor, error: OcistreamError | None, plain: Plain | None = None) -> None:
+    def _add_result(
+        self, descriptor: Descriptor, error: OcistreamError | None, plain: PlainLayer | None = None
+    ) -> None:
         if isinstance(error, ArchiveError | UnsupportedError):
-            error = type(error)(f"{descriptor.digest}: {error.what}", hint=error.hint)
+            error = type(error)(f"{descriptor.digest}: {error.message}", hint=error.hint)
         with self._lock:
             self.sizes[descriptor.digest] = descriptor.size
             if error is not None:
-                self.wrong[descriptor.digest] = error
+                self.errors[descriptor.digest] = error
             if plain is not None:
-                self.plain[descriptor.digest] = plain
+                self.plain_layers[descriptor.digest] = plain
         self._observer.done(descriptor, "verified")
 
 
@@ -162,14 +166,14 @@ class _CannotUnpackError(Exception):
         self.error = error
 
 
-class _Kept:
+class _SpillFile:
     """Small JSON that comes before anybody knows what it is, and for which its source had no room: in a file."""
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
-        self._places: dict[str, tuple[int, int]] = {}
+        self._offsets: dict[str, tuple[int, int]] = {}
 
-    def keeping(self, descriptor: Descriptor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def write(self, descriptor: Descriptor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Pass chunks on, and keep them."""
         with files.disk_errors("cannot keep a manifest in a temporary file"):
             if self._file is None:
@@ -179,16 +183,16 @@ class _Kept:
             with files.disk_errors("cannot keep a manifest in a temporary file"):
                 self._file.write(chunk)
             yield chunk
-        self._places[descriptor.digest] = (begin, descriptor.size)
+        self._offsets[descriptor.digest] = (begin, descriptor.size)
 
     def has(self, descriptor: Descriptor) -> bool:
         """Say whether it was kept."""
-        return descriptor.digest in self._places
+        return descriptor.digest in self._offsets
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read(self, descriptor: Descriptor) -> bytes:
         """Give it back."""
         assert self._file is not None, "nothing was kept"  # noqa: S101 - sources ask for what they put
-        begin, size = self._places[descriptor.digest]
+        begin, size = self._offsets[descriptor.digest]
         with files.disk_errors("cannot read a temporary file"):
             self._file.seek(begin)
             return self._file.read(size)

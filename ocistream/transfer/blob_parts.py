@@ -10,11 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream.errors import IntegrityError
-from ocistream.oci.volumes import wrong_part
-from ocistream.transfer.interfaces import HasParts, TakesAgain, TakesParts
+from ocistream.oci.volumes import part_error
+from ocistream.transfer.interfaces import BlobPartDestination, BlobPartSource, RetryableDestination
 from ocistream.transfer.missing import NeededVolumes
-from ocistream.transfer.progress import Watched
-from ocistream.transfer.retry import until_right
+from ocistream.transfer.progress import BlobProgress
+from ocistream.transfer.retry import use_verified
 
 if TYPE_CHECKING:
     import threading
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Blob, Observer, Part, Sink, Source
+    from ocistream.transfer.interfaces import Blob, BlobPart, Destination, Observer, Source
 
-__all__ = ["PartByPart"]
+__all__ = ["PartWriter"]
 
 
-class PartByPart:
+class PartWriter:
     """A source and a sink."""
 
     def __init__(
         self,
         source: Source,
-        sink: Sink,
+        destination: Destination,
         observer: Observer,
         note: Callable[[Descriptor, str, int], None],
         cancelled: threading.Event,
     ) -> None:
         """`note` is told of each blob that was "copied", and how many of its bytes were counted."""
-        self._source = source if isinstance(source, HasParts) else None
-        self._sink = sink if isinstance(sink, TakesParts) else None
-        self._again = isinstance(sink, TakesAgain) and sink.takes_again()
+        self._source = source if isinstance(source, BlobPartSource) else None
+        self._destination = destination if isinstance(destination, BlobPartDestination) else None
+        self._can_retry = isinstance(destination, RetryableDestination) and destination.can_retry()
         self._observer = observer
         self._note = note
         self._cancelled = cancelled
 
-    def put(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
+    def write(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
         """Put what there is of blobs that are not there whole, and say in which volumes the rest is.
 
         Raises:
@@ -58,10 +58,10 @@ class PartByPart:
         for blob in missing:
             parts = self._source.parts(blob) if self._source is not None else ()
             if not parts:
-                if (reason := graph.left_out.get(blob.digest)) is not None:
+                if (reason := graph.omitted_from_source.get(blob.digest)) is not None:
                     needed[reason.name] = None
                 continue
-            reached = self._put(blob, parts)
+            reached = self._write_blob(blob, parts)
             lacking = [part for part in parts if part.offset + part.size > reached]
             needed.update(dict.fromkeys(part.volume for part in lacking))
             if any(part.blob for part in lacking):
@@ -69,28 +69,28 @@ class PartByPart:
                 in_order[blob.digest] = [part.volume for part in lacking]
         return NeededVolumes(tuple(sorted(needed)), in_order)
 
-    def _put(self, blob: Descriptor, parts: Sequence[Part]) -> int:
+    def _write_blob(self, blob: Descriptor, parts: Sequence[BlobPart]) -> int:
         """Put the parts of a blob that are at hand; say how much of it is there, from its beginning on."""
         reached = counted = 0
-        sink = self._sink
+        sink = self._destination
         if sink is not None and not any(part.blob for part in parts):
-            return sink.reached(blob)
+            return sink.stored_size(blob)
         for part in parts if sink is not None else ():
             if part.blob is not None and sink is not None:
-                watched = Watched(self._observer, blob, self._cancelled)
-                use = partial(_put_part, sink, blob, part.offset, watched)
+                watched = BlobProgress(self._observer, blob, self._cancelled)
+                use = partial(_write_part, sink, blob, part.offset, watched)
                 try:
-                    reached = until_right(part.blob, use, again=self._again)
+                    reached = use_verified(part.blob, use, again=self._can_retry)
                 except IntegrityError as error:
-                    if not error.what.startswith(part.blob.descriptor.digest):
+                    if not error.message.startswith(part.blob.descriptor.digest):
                         # It is what the registry made of them.
                         raise
-                    raise wrong_part(blob.digest, part.offset, part.volume, error) from error
-                counted += watched.seen
+                    raise part_error(blob.digest, part.offset, part.volume, error) from error
+                counted += watched.counted
         if reached == blob.size:
             self._note(blob, "copied", counted)
         return reached
 
 
-def _put_part(sink: TakesParts, blob: Descriptor, offset: int, watched: Watched, part: Blob) -> int:
-    return sink.put_part(blob, offset, watched.blob(part))
+def _write_part(sink: BlobPartDestination, blob: Descriptor, offset: int, watched: BlobProgress, part: Blob) -> int:
+    return sink.write_part(blob, offset, watched.wrap(part))

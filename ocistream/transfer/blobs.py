@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["held", "peeked"]
+__all__ = ["blob_from_bytes", "peek"]
 
 
-def held(descriptor: Descriptor, content: bytes) -> Blob:
+def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
     """Give a blob whose content is held."""
 
     def chunks() -> Iterator[Chunk]:
@@ -26,9 +26,9 @@ def held(descriptor: Descriptor, content: bytes) -> Blob:
     return Blob(descriptor, chunks)
 
 
-def peeked(blob: Blob) -> tuple[Blob, bytes]:
+def peek(blob: Blob) -> tuple[Blob, bytes]:
     """Look at how a blob that can be read once begins, at up to 1 KiB, and give it as if nobody had."""
     chunks = blob.open()
     first = next(chunks, b"")
     whole = itertools.chain([first], chunks) if first else chunks
-    return Blob(blob.descriptor, lambda: whole, replayable=False), bytes(first[: limits.KIB])
+    return Blob(blob.descriptor, lambda: whole, reopenable=False), bytes(first[: limits.KIB])

@@ -16,11 +16,11 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor, Manifest
 from ocistream.oci.documents import parse_document
-from ocistream.oci.graph import Incomplete
-from ocistream.oci.platforms import attested, smaller_index
-from ocistream.oci.referrers import GONE, NOT_EXPORTED, UNWANTED, Attached, LeftBehind, listed
-from ocistream.streams.chunks import digest_of, gathered, verified
-from ocistream.transfer.interfaces import Lacks
+from ocistream.oci.graph import IncompleteIndex
+from ocistream.oci.platforms import attestation_subject, build_smaller_index
+from ocistream.oci.referrers import EXCLUDED, NOT_EXPORTED, NOT_FOUND, Referrer, SkippedReferrer, referrer_descriptor
+from ocistream.streams.chunks import compute_digest, read_all, verify_chunks
+from ocistream.transfer.interfaces import IncompleteSource
 from ocistream.transfer.nested_indexes import leaves_of, nested_indexes
 
 if TYPE_CHECKING:
@@ -29,21 +29,27 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import Source
 
-__all__ = ["exported_by", "exported_of", "exported_platforms", "not_exported", "only_exported"]
+__all__ = [
+    "find_exported_platforms",
+    "find_not_exported",
+    "limit_to_exported",
+    "limit_to_source",
+    "read_exported_platforms",
+]
 
 
-def not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
+def find_not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Descriptor]:
     """List the manifests, and nested indexes, of the images' indexes that the source does not have.
 
     `lacks` says whether the source lacks a blob. Where the user has chosen platforms, nothing is listed: a chosen
     platform that is missing is an error.
     """
-    if graph.platforms_chosen:
+    if graph.is_platform_filtered:
         return []
     found: dict[str, Descriptor] = {}
     absent = {descriptor.digest for descriptor in graph.absent}
     for root in graph.roots:
-        for leaf in _listed(graph, root):
+        for leaf in _list_leaves(graph, root):
             document = graph.documents.get(leaf.digest)
             config = document.config if document is not None else None
             if leaf.digest in absent or (config is not None and _is_missing(graph, config, lacks)):
@@ -51,7 +57,7 @@ def not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list[Desc
     return list(found.values())
 
 
-def only_exported(graph: Graph, missing: Collection[str]) -> Graph:
+def limit_to_exported(graph: Graph, missing: Collection[str]) -> Graph:
     """Take of each image's index only what is there; `missing` are digests out of `not_exported`.
 
     Of one platform its manifest is taken, byte for byte; of several, a smaller index. Attestations go along with their
@@ -60,13 +66,13 @@ def only_exported(graph: Graph, missing: Collection[str]) -> Graph:
     Raises:
         ArchiveError: the smaller index is too large, or malformed.
     """
-    changed = [_Changed(graph, root, missing) for root in graph.roots]
+    changed = [_ReducedImage(graph, root, missing) for root in graph.roots]
     if not any(one.incomplete for one in changed):
         return graph
-    made = {one.made.descriptor.digest: one.made for one in changed if one.made is not None}
-    attached = {subject: list(those) for subject, those in graph.attached.items()}
+    made = {one.new_index.descriptor.digest: one.new_index for one in changed if one.new_index is not None}
+    attached = {subject: list(those) for subject, those in graph.referrers.items()}
     for one in changed:
-        for attestation in one.attached:
+        for attestation in one.referrers:
             there = attached.setdefault(attestation.subject, [])
             if attestation.descriptor.digest not in {other.descriptor.digest for other in there}:
                 there.append(attestation)
@@ -75,30 +81,34 @@ def only_exported(graph: Graph, missing: Collection[str]) -> Graph:
         roots=tuple(one.root for one in changed),
         manifests=(*graph.manifests, *made.values()),
         documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in made.items()}},
-        attached={subject: tuple(sorted(those, key=lambda one: one.order)) for subject, those in attached.items()},
-        incomplete=(*graph.incomplete, *(one.incomplete for one in changed if one.incomplete)),
-        left_behind=(*graph.left_behind, *(left for one in changed for left in one.left_behind)),
+        referrers={subject: tuple(sorted(those, key=lambda one: one.sort_key)) for subject, those in attached.items()},
+        incomplete_indexes=(*graph.incomplete_indexes, *(one.incomplete for one in changed if one.incomplete)),
+        skipped_referrers=(*graph.skipped_referrers, *(left for one in changed for left in one.skipped_referrers)),
     )
-    return smaller.pruned(graph.all_attached, NOT_EXPORTED)
+    return smaller.prune(graph.all_referrers, NOT_EXPORTED)
 
 
-def exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
+def find_exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
     """List the platforms that the source has of the images' indexes; `lacks` says whether it lacks a blob."""
-    missing = {one.digest for one in not_exported(graph, lacks)}
-    leaves = [leaf for root in graph.roots for leaf in _listed(graph, root)]
-    return _called(leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attested(leaf) is None)
+    missing = {one.digest for one in find_not_exported(graph, lacks)}
+    leaves = [leaf for root in graph.roots for leaf in _list_leaves(graph, root)]
+    return _platform_names(
+        leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attestation_subject(leaf) is None
+    )
 
 
-def exported_by(source: Source, graph: Graph, has_manifest: Callable[[Descriptor], bool] = lambda _: False) -> Graph:
+def limit_to_source(
+    source: Source, graph: Graph, has_manifest: Callable[[Descriptor], bool] = lambda _: False
+) -> Graph:
     """Take of each image's index only what the source has, or, as `has_manifest` says, the destination."""
-    if not isinstance(source, Lacks):
+    if not isinstance(source, IncompleteSource):
         return graph
-    lacks = source.lacks
-    missing = not_exported(graph, lambda blob: bool(lacks(blob)))
-    return only_exported(graph, {one.digest for one in missing if not has_manifest(one)}) if missing else graph
+    lacks = source.is_missing
+    missing = find_not_exported(graph, lambda blob: bool(lacks(blob)))
+    return limit_to_exported(graph, {one.digest for one in missing if not has_manifest(one)}) if missing else graph
 
 
-def exported_of(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
+def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
     """Return the platforms of these manifests that a source has; None if the source cannot tell (yet).
 
     Manifests that are no part of the graph are read, if the source can be read in any order.
@@ -106,86 +116,88 @@ def exported_of(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...]
     Raises:
         LocalDiskError: the source cannot be read.
     """
-    if not isinstance(source, Lacks) or not source.parallel:
+    if not isinstance(source, IncompleteSource) or not source.concurrent:
         return None
     there: list[Descriptor] = []
     for leaf in leaves:
-        config = None if (gone := source.lacks(leaf)) else _config_of(source, leaf)
-        if not gone and not (config is not None and source.lacks(config)):
+        config = None if (gone := source.is_missing(leaf)) else _read_config_descriptor(source, leaf)
+        if not gone and not (config is not None and source.is_missing(config)):
             there.append(leaf)
-    return _called(there)
+    return _platform_names(there)
 
 
-def _config_of(source: Source, leaf: Descriptor) -> Descriptor | None:
+def _read_config_descriptor(source: Source, leaf: Descriptor) -> Descriptor | None:
     """Read the config's descriptor of a manifest; None for a manifest that is malformed or corrupt."""
     if leaf.size > limits.MAX_MANIFEST:
         return None
     with contextlib.suppress(ArchiveError, IntegrityError, UnsupportedError):
         for blob in source.blobs([leaf]):
-            return parse_document(leaf, gathered(verified(blob.open(), leaf))).config
+            return parse_document(leaf, read_all(verify_chunks(blob.open(), leaf))).config
     return None
 
 
-class _Changed:
+class _ReducedImage:
     """One image, less what its source does not have."""
 
     def __init__(self, graph: Graph, root: Root, missing: Collection[str]) -> None:
         self.root = root
-        self.incomplete: Incomplete | None = None
-        self.made: Manifest | None = None
-        self.attached: list[Attached] = []
-        self.left_behind: list[LeftBehind] = []
-        leaves = {leaf.digest: leaf for leaf in _listed(graph, root)}
+        self.incomplete: IncompleteIndex | None = None
+        self.new_index: Manifest | None = None
+        self.referrers: list[Referrer] = []
+        self.skipped_referrers: list[SkippedReferrer] = []
+        leaves = {leaf.digest: leaf for leaf in _list_leaves(graph, root)}
         there = {digest: leaf for digest, leaf in leaves.items() if digest not in missing and not leaf.is_index}
-        images = {digest: leaf for digest, leaf in there.items() if attested(leaf) is None}
+        images = {digest: leaf for digest, leaf in there.items() if attestation_subject(leaf) is None}
         if not images or not any(digest in missing for digest in leaves):
             return
-        attestations = {digest: leaf for digest, leaf in leaves.items() if attested(leaf) in images}
+        attestations = {digest: leaf for digest, leaf in leaves.items() if attestation_subject(leaf) in images}
         if len(images) == 1:
             (image,) = images.values()
-            self._attach(graph, image, [leaf for digest, leaf in attestations.items() if digest in there])
+            self._add_referrers(graph, image, [leaf for digest, leaf in attestations.items() if digest in there])
             descriptor = image
         else:
             chosen = [leaf for digest, leaf in there.items() if digest in images or digest in attestations]
-            descriptor = self._smaller_index(graph, chosen)
+            descriptor = self._create_smaller_index(graph, chosen)
         for digest, leaf in attestations.items():
             if digest not in there:
-                self.left_behind.append(LeftBehind(attested(leaf) or "", GONE, "attestation", digest))
+                self.skipped_referrers.append(
+                    SkippedReferrer(attestation_subject(leaf) or "", NOT_FOUND, "attestation", digest)
+                )
         self.root = replace(root, descriptor=descriptor)
-        gone = [leaf for digest, leaf in leaves.items() if digest in missing and attested(leaf) is None]
-        lost = [images[attested(leaf) or ""] for digest, leaf in attestations.items() if digest not in there]
-        self.incomplete = Incomplete(
+        gone = [leaf for digest, leaf in leaves.items() if digest in missing and attestation_subject(leaf) is None]
+        lost = [images[attestation_subject(leaf) or ""] for digest, leaf in attestations.items() if digest not in there]
+        self.incomplete = IncompleteIndex(
             root.name,
             root.descriptor.digest,
-            _called(images.values()),
-            (*_called(gone), *(f"attestation of {platform}" for platform in _called(lost))),
+            _platform_names(images.values()),
+            (*_platform_names(gone), *(f"attestation of {platform}" for platform in _platform_names(lost))),
             descriptor.digest,
         )
 
-    def _attach(self, graph: Graph, image: Descriptor, attestations: Collection[Descriptor]) -> None:
+    def _add_referrers(self, graph: Graph, image: Descriptor, attestations: Collection[Descriptor]) -> None:
         """Keep attestations of a manifest that no index lists any more, where they name it as their subject."""
         for leaf in attestations:
             document = graph.documents.get(leaf.digest)
             subject = document.subject if document is not None else None
-            if graph.leaves_referrers:
-                self.left_behind.append(LeftBehind(image.digest, UNWANTED, "attestation", leaf.digest))
+            if graph.is_skipping_referrers:
+                self.skipped_referrers.append(SkippedReferrer(image.digest, EXCLUDED, "attestation", leaf.digest))
             elif document is not None and subject is not None and subject.digest == image.digest:
                 # Not as the index describes it: a list of referrers has the artifact's type.
-                self.attached.append(Attached(listed(leaf, document), image.digest))
+                self.referrers.append(Referrer(referrer_descriptor(leaf, document), image.digest))
             else:
-                self.left_behind.append(LeftBehind(image.digest, NOT_EXPORTED, "attestation", leaf.digest))
+                self.skipped_referrers.append(SkippedReferrer(image.digest, NOT_EXPORTED, "attestation", leaf.digest))
 
-    def _smaller_index(self, graph: Graph, chosen: Collection[Descriptor]) -> Descriptor:
+    def _create_smaller_index(self, graph: Graph, chosen: Collection[Descriptor]) -> Descriptor:
         raws = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         index = self.root.descriptor
-        raw = smaller_index([raws[digest] for digest in nested_indexes(graph.documents, index.digest)], [*chosen])
-        self.made = Manifest(
-            Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type), raw
+        raw = build_smaller_index([raws[digest] for digest in nested_indexes(graph.documents, index.digest)], [*chosen])
+        self.new_index = Manifest(
+            Descriptor(index.media_type, compute_digest(raw), len(raw), artifact_type=index.artifact_type), raw
         )
-        return self.made.descriptor
+        return self.new_index.descriptor
 
 
-def _listed(graph: Graph, root: Root) -> list[Descriptor]:
+def _list_leaves(graph: Graph, root: Root) -> list[Descriptor]:
     """List the manifests of an image's index, and the nested indexes that are missing; none of a single image."""
     if not root.descriptor.is_index or root.descriptor.digest not in graph.documents:
         return []
@@ -200,9 +212,9 @@ def _listed(graph: Graph, root: Root) -> list[Descriptor]:
 
 
 def _is_missing(graph: Graph, config: Descriptor, lacks: Callable[[Descriptor], bool]) -> bool:
-    return config.digest not in graph.left_out and config.digest not in graph.embedded and lacks(config)
+    return config.digest not in graph.omitted_from_source and config.digest not in graph.embedded and lacks(config)
 
 
-def _called(leaves: Iterable[Descriptor]) -> tuple[str, ...]:
+def _platform_names(leaves: Iterable[Descriptor]) -> tuple[str, ...]:
     """Give the platforms, each once; a manifest without one is called by its digest."""
     return tuple(dict.fromkeys(str(leaf.platform) if leaf.platform else leaf.digest for leaf in leaves))

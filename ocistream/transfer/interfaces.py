@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blob",
-    "Early",
-    "Gathers",
-    "GoesOn",
-    "HasNoPlace",
-    "HasParts",
-    "Holds",
-    "Keeps",
-    "Lacks",
-    "LeavesOut",
-    "Mounts",
+    "BlobPart",
+    "BlobPartDestination",
+    "BlobPartSource",
+    "BufferingDestination",
+    "Destination",
+    "DiscardableDestination",
+    "EarlyBlobs",
+    "IncompleteSource",
+    "IncrementalDestination",
+    "MountingDestination",
+    "NewBlob",
+    "NewBlobDestination",
+    "NoReferrersDestination",
+    "NullObserver",
     "Observer",
-    "Part",
-    "Recalls",
-    "Rereads",
-    "Sink",
+    "OmittingDestination",
+    "ReadBackDestination",
+    "ReadableDestination",
+    "ResumableDestination",
+    "RetryableDestination",
     "Source",
-    "TakesAgain",
-    "TakesParts",
-    "TakesUnnamed",
-    "Unnamed",
-    "Unwatched",
 ]
 
 
@@ -77,20 +77,20 @@ class Blob:
 
     descriptor: Descriptor
     open: Callable[[], Iterator[Chunk]]
-    replayable: bool = True
-    on_wrong: Callable[[IntegrityError, bool], None] | None = None
+    reopenable: bool = True
+    on_corrupt: Callable[[IntegrityError, bool], None] | None = None
     open_at: Callable[[int], Iterator[Chunk]] | None = None
     resume: Callable[[Iterator[Chunk], int], Iterator[Chunk]] | None = None
-    part: Callable[[int, memoryview], Generator[int, None, None]] | None = None
-    check: Callable[[], None] | None = None
-    keep: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
-    may_break: bool = False
-    start: int = 0
-    may_be_bare: bool = False
+    fetch_range: Callable[[int, memoryview], Generator[int, None, None]] | None = None
+    precheck: Callable[[], None] | None = None
+    cache: Callable[[Iterator[Chunk]], Iterator[Chunk]] | None = None
+    is_interruptible: bool = False
+    offset: int = 0
+    can_be_plain_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Unnamed:
+class NewBlob:
     """A blob that is made while it moves: what its digest and size are is known when all of it has passed.
 
     `open()` gives its chunks; where `replayable` it may be called again, and gives the same. Once they are used up,
@@ -99,12 +99,12 @@ class Unnamed:
 
     open: Callable[[], Iterator[Chunk]]
     descriptor: Callable[[], Descriptor]
-    instead_of: Descriptor | None = None
-    replayable: bool = True
+    replaces: Descriptor | None = None
+    reopenable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlobPart:
     """A run of a blob's bytes, from `offset` on, in the volume of an archive that is called `volume`.
 
     `blob` is the way to them, and their size; None where they are not at hand. It has a digest of its own.
@@ -116,16 +116,16 @@ class Part:
     blob: Blob | None = None
 
 
-class Early(Protocol):
+class EarlyBlobs(Protocol):
     """Where a source may leave blobs that pass before it knows its graph: an archive whose index comes last."""
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Take a blob at once; its bytes are verified, and all of them are consumed when this returns."""
 
-    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Take a layer at once of which no digest is known; give its size and digest, and what its bytes look like."""
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Give back small content that was put, for a manifest that could not be told from other JSON."""
 
 
@@ -133,10 +133,10 @@ class Source(Protocol):
     """Where images come from. Bytes are handed out as they are: `transfer` verifies them."""
 
     @property
-    def parallel(self) -> bool:
+    def concurrent(self) -> bool:
         """Whether several of its blobs may be read at once, each in a thread of its own."""
 
-    def graph(self, early: Early) -> Graph:
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:
         """Find out what is to be moved. A stream may hand over blobs that pass before its index does."""
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -150,23 +150,23 @@ class Source(Protocol):
         """Let go of files and connections."""
 
 
-class Sink(Protocol):
+class Destination(Protocol):
     """Where images go. Bytes that reach it are verified: if their iterator raises, nothing of them may be visible."""
 
     @property
-    def parallel(self) -> bool:
+    def concurrent(self) -> bool:
         """Whether several blobs may be put at once, each from a thread of its own."""
 
     def begin(self, graph: Graph) -> None:
         """Learn what will come. A tar writes its small files here, in the order that readers like best."""
 
-    def has(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Say whether the blob is there already, whole."""
 
     def has_manifest(self, descriptor: Descriptor) -> bool:
         """Say whether a manifest that the source lacks is there already."""
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Store a blob of which `has` said no. It may come before `begin`, from a source without its graph yet."""
 
     def commit(self, graph: Graph) -> None:
@@ -197,14 +197,14 @@ class Observer(Protocol):
 
 
 @runtime_checkable
-class CountsImages(Protocol):
+class ImageCountObserver(Protocol):
     """An observer that is told how many images of a run are done with."""
 
-    def reached(self, number: int, count: int) -> None:
+    def report_images(self, number: int, count: int) -> None:
         """So many of `count` are."""
 
 
-class Unwatched:
+class NullObserver:
     """The observer that looks away."""
 
     def planned(self, graph: Graph) -> None:
@@ -218,69 +218,69 @@ class Unwatched:
 
 
 @runtime_checkable
-class Mounts(Protocol):
+class MountingDestination(Protocol):
     """A sink that may have a blob without its bytes being sent (distribution-spec, "Mounting a blob")."""
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Try to take the blob from where `source` holds it; False where it must be sent after all."""
 
-    def could_mount(self, descriptor: Descriptor, source: Source) -> bool:
+    def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Say whether that would be possible, without changing anything."""
 
 
 @runtime_checkable
-class TakesAgain(Protocol):
+class RetryableDestination(Protocol):
     """A sink that nothing is left in of a blob whose chunks raised, so that it may be put once more."""
 
-    def takes_again(self) -> bool:
+    def can_retry(self) -> bool:
         """Say whether that is so here: of a pipe it is not."""
 
 
 @runtime_checkable
-class Holds(Protocol):
+class BufferingDestination(Protocol):
     """A sink that takes memory for each blob under way, which is not there for what is fetched ahead."""
 
     @property
-    def held(self) -> int:
+    def buffer_size(self) -> int:
         """How many bytes for each, more than a file takes."""
 
 
 @runtime_checkable
-class Lacks(Protocol):
+class IncompleteSource(Protocol):
     """A source that knows which blobs of its graph it does not have, beyond those that the graph says were left out."""
 
-    def lacks(self, descriptor: Descriptor) -> bool | None:
+    def is_missing(self, descriptor: Descriptor) -> bool | None:
         """Say whether a blob of the graph is not there; None where that is not known yet."""
 
 
 @runtime_checkable
-class HasParts(Protocol):
+class BlobPartSource(Protocol):
     """A source that may have some parts of a blob which it has not whole."""
 
-    def parts(self, descriptor: Descriptor) -> Sequence[Part]:
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         """Give all parts of a blob, in order, wherever they are; nothing where it is not cut into any."""
 
 
 @runtime_checkable
-class TakesParts(Protocol):
+class BlobPartDestination(Protocol):
     """A sink that can be given a blob part by part, in order, in several runs."""
 
-    def put_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
+    def write_part(self, descriptor: Descriptor, offset: int, part: Blob) -> int:
         """Take the part of a blob that begins at `offset`; its bytes are verified, as a blob of their own.
 
         Say how many bytes of the whole blob are there from its beginning on: all of them where it is there, and no more
         than before where the part is not what comes next.
         """
 
-    def reached(self, descriptor: Descriptor) -> int:
+    def stored_size(self, descriptor: Descriptor) -> int:
         """Say how many bytes of a blob earlier runs have put, from its beginning on."""
 
 
 @runtime_checkable
-class GoesOn(Protocol):
+class ResumableDestination(Protocol):
     """A sink that can be given the rest of a blob of which an earlier run has put the beginning."""
 
-    def put_rest(self, blob: Blob) -> None:
+    def write_rest(self, blob: Blob) -> None:
         """Store a blob of which the first `start` bytes should be there, and perhaps more of them.
 
         `open_at` gives its bytes from any later one on, of which only the size is checked, `resume` those that are left
@@ -293,39 +293,39 @@ class GoesOn(Protocol):
 
 
 @runtime_checkable
-class EndsInOrder(Protocol):
+class GracefullyCancelledDestination(Protocol):
     """A sink that loses less if an interruption lets it notice that the transfer is cancelled.
 
     It is written to in a thread of its own, in which nothing is torn.
     """
 
-    ends_in_order: bool
+    is_cancelled_gracefully: bool
 
 
 @runtime_checkable
-class Resumes(Protocol):
+class ResumedSizeReporter(Protocol):
     """A sink that may have the beginning of a blob that is read from its first byte all the same, to be verified."""
 
-    def resumed(self, descriptor: Descriptor) -> int:
+    def resumed_size(self, descriptor: Descriptor) -> int:
         """Return how many bytes of a blob that was put were not sent, since an earlier run had sent them."""
 
 
 @runtime_checkable
-class Gathers(Protocol):
+class IncrementalDestination(Protocol):
     """A sink in which blobs stay, be the images whole or not: what is lacking may come in another run."""
 
-    gathers: Literal[True]
+    is_incremental: Literal[True]
 
 
 @runtime_checkable
-class LeavesOut(Protocol):
+class OmittingDestination(Protocol):
     """A sink that can be made without some blobs, and says in it which (`Graph.leaving`)."""
 
-    leaves_out: Literal[True]
+    can_omit_blobs: Literal[True]
 
 
 @runtime_checkable
-class Keeps(Protocol):
+class DiscardableDestination(Protocol):
     """A sink that keeps what it has of an unfinished whole, to go on with in another run."""
 
     def discard(self) -> None:
@@ -333,7 +333,7 @@ class Keeps(Protocol):
 
 
 @runtime_checkable
-class Expects(Protocol):
+class ExpectingDestination(Protocol):
     """A sink that can be asked what it has before `begin`, once it has been told what may come."""
 
     def expect(self, graph: Graph) -> None:
@@ -341,7 +341,7 @@ class Expects(Protocol):
 
 
 @runtime_checkable
-class TakesUnnamed(Protocol):
+class NewBlobDestination(Protocol):
     """A sink that can store a blob whose digest is known only when all of it has passed.
 
     Such blobs come before `begin`, whose graph is made of what has become of them.
@@ -350,44 +350,44 @@ class TakesUnnamed(Protocol):
     def expect(self, graph: Graph) -> None:
         """Learn what is to come, as the source has it, before blobs of it are converted."""
 
-    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+    def write_new(self, blob: NewBlob) -> Descriptor:
         """Store a blob, and give its promise. If its chunks raise, nothing of it may be visible."""
 
 
 @runtime_checkable
-class HasNoPlace(Protocol):
+class NoReferrersDestination(Protocol):
     """A sink of a format that has no place for what hangs on an image; `no_place` says so."""
 
-    no_place: str
+    no_referrers_reason: str
 
 
 @runtime_checkable
-class MayHaveToWait(Protocol):
+class EarlyWriter(Protocol):
     """A sink, or what stands before it, that may be unable to take blobs before the graph is known."""
 
-    def takes_early(self) -> bool:
+    def can_write_early(self) -> bool:
         """Say whether it takes them."""
 
 
 @runtime_checkable
-class Spares(Protocol):
+class ReferrerTagGuard(Protocol):
     """A sink in which something else may be under a tag that hangs on an image, and is not to be lost."""
 
-    def spared(self, graph: Graph) -> Graph:
+    def skip_conflicting_referrers(self, graph: Graph) -> Graph:
         """Leave behind what would take its place. Asked before `begin`."""
 
 
 @runtime_checkable
-class Recalls(Protocol):
+class ReadBackDestination(Protocol):
     """A sink that can give small content back which was put into it."""
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Read back content of at most `MAX_MANIFEST` bytes that was put, verified."""
 
 
 @runtime_checkable
-class Rereads(Protocol):
+class ReadableDestination(Protocol):
     """A sink that can give back a blob which was put into it before the graph was known."""
 
-    def reread(self, descriptor: Descriptor) -> Iterator[Chunk]:
+    def read_blob(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Read the blob once more, unverified."""

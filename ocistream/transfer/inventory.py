@@ -9,11 +9,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ocistream.errors import ArchiveError
-from ocistream.oci.documents import platform_of_config
+from ocistream.oci.documents import parse_config_platform
 from ocistream.oci.graph import is_image
 from ocistream.oci.strict_json import parse_json
 from ocistream.streams import layer_types
-from ocistream.transfer.incomplete_indexes import not_exported, only_exported
+from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph, Root
 
-__all__ = ["configs_wanted", "described"]
+__all__ = ["describe_images", "list_needed_configs"]
 
 
-def configs_wanted(graph: Graph) -> list[Descriptor]:
+def list_needed_configs(graph: Graph) -> list[Descriptor]:
     """Give the configs that say something which the graph does not: the platform of an image that no index lists."""
     return [
         document.config
@@ -37,7 +37,7 @@ def configs_wanted(graph: Graph) -> list[Descriptor]:
     ]
 
 
-def described(
+def describe_images(
     graph: Graph,
     configs: Mapping[str, bytes],
     referrers: Mapping[str, Sequence[Descriptor]],
@@ -66,14 +66,16 @@ class _Description:
         self._names = names
         self._raw = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         self._referrers: dict[str, list[dict[str, Any]]] = {
-            subject: [_short(descriptor) for descriptor in found] for subject, found in referrers.items() if found
+            subject: [_describe_descriptor(descriptor) for descriptor in found]
+            for subject, found in referrers.items()
+            if found
         }
         for manifest in graph.manifests:
             document = graph.documents[manifest.descriptor.digest]
             if document.subject is not None:
                 listed = self._referrers.setdefault(document.subject.digest, [])
                 if all(known["digest"] != manifest.descriptor.digest for known in listed):
-                    listed.append(_short(manifest.descriptor) | _kind(document))
+                    listed.append(_describe_descriptor(manifest.descriptor) | _describe_kind(document))
         #: In how many different images a blob is.
         self._uses = Counter(
             digest
@@ -104,36 +106,36 @@ class _Description:
         """Describe what is missing: whether it was left out on purpose, or not exported, or is just not there."""
         graph = self._graph
         digests = {descriptor.digest for descriptor in lacking}
-        gone = {one.digest for one in not_exported(graph, lambda blob: blob.digest in digests)}
-        exported = only_exported(graph, gone)
+        gone = {one.digest for one in find_not_exported(graph, lambda blob: blob.digest in digests)}
+        exported = limit_to_exported(graph, gone)
         needed = {descriptor.digest for descriptor in (*exported.blobs, *exported.absent)}
         missing = []
         for descriptor in (*graph.absent, *lacking):
-            reason = graph.left_out.get(descriptor.digest)
+            reason = graph.omitted_from_source.get(descriptor.digest)
             why: dict[str, Any] = {"leftOut": str(reason)} if reason else {}
             if descriptor.digest not in needed:
                 why["notExported"] = True
-            missing.append(_short(descriptor) | why)
+            missing.append(_describe_descriptor(descriptor) | why)
         return missing
 
     def _root(self, root: Root) -> dict[str, Any]:
         descriptor = root.descriptor
         found: dict[str, Any] = {"name": root.name or self._names.get(descriptor.digest)}
-        if not root.made:
+        if not root.is_synthesized:
             return found | self._manifest(descriptor)
-        of_manifest = _short(descriptor).keys()
+        of_manifest = _describe_descriptor(descriptor).keys()
         shown = {key: value for key, value in self._manifest(descriptor).items() if key not in of_manifest}
         return found | {"imageId": self._graph.image_id(root)} | shown
 
     def _manifest(self, descriptor: Descriptor) -> dict[str, Any]:
-        found: dict[str, Any] = _short(descriptor)
+        found: dict[str, Any] = _describe_descriptor(descriptor)
         if descriptor.annotations:
             # What the index says of it: that it is an attestation, and of which image, stands only there.
             found["indexAnnotations"] = dict(descriptor.annotations)
         document = self._graph.documents.get(descriptor.digest)
         if document is None:
             return found | ({"platform": str(descriptor.platform)} if descriptor.platform else {}) | {"missing": True}
-        found |= _kind(document)
+        found |= _describe_kind(document)
         if platform := self._platform(descriptor, document):
             found["platform"] = platform
         # Parsed again, and one at a time: what is only shown is not held for all of them.
@@ -141,7 +143,7 @@ class _Description:
             self._raw[descriptor.digest].raw,
             f"manifest {descriptor.digest}",
             keys={"annotations", "layers"},
-            convert={"layers": _annotations_of},
+            convert={"layers": _keep_annotations},
         )
         if isinstance(annotations := fields.get("annotations"), dict) and annotations:
             found["annotations"] = annotations
@@ -152,7 +154,7 @@ class _Description:
         if document.config is not None:
             found["config"] = self._blob(document.config)
             found["layers"] = [
-                self._blob(layer) | _layer(layer, annotations)
+                self._blob(layer) | _describe_layer(layer, annotations)
                 for layer, annotations in zip(document.layers, fields.get("layers") or (), strict=True)
             ]
             found["bytes"] = sum(blob.size for blob in _unique((document.config, *document.layers)))
@@ -169,20 +171,20 @@ class _Description:
         if raw is None:
             return None
         try:
-            platform = platform_of_config(raw, "the config")
+            platform = parse_config_platform(raw, "the config")
         except ArchiveError:
             # What is shown need not be whole; what is moved is checked.
             return None
         return str(platform) if platform else None
 
     def _blob(self, descriptor: Descriptor) -> dict[str, Any]:
-        found = _short(descriptor)
+        found = _describe_descriptor(descriptor)
         if (uses := self._uses[descriptor.digest]) > 1:
             found["sharedBy"] = uses
         return found
 
 
-def _short(descriptor: Descriptor) -> dict[str, Any]:
+def _describe_descriptor(descriptor: Descriptor) -> dict[str, Any]:
     found: dict[str, Any] = {
         "mediaType": descriptor.media_type,
         "digest": descriptor.digest,
@@ -193,7 +195,7 @@ def _short(descriptor: Descriptor) -> dict[str, Any]:
     return found
 
 
-def _kind(document: Document) -> dict[str, Any]:
+def _describe_kind(document: Document) -> dict[str, Any]:
     """Say what a manifest is: "index", "image", or "artifact" with its type."""
     if document.config is None:
         return {"kind": "index"}
@@ -202,13 +204,13 @@ def _kind(document: Document) -> dict[str, Any]:
     return {"kind": "artifact", "artifactType": document.artifact_type or document.config.media_type}
 
 
-def _annotations_of(_place: int, written: object) -> object:
+def _keep_annotations(_place: int, written: object) -> object:
     """Keep a layer's annotations, or None where it has none: there may be thousands of layers."""
     annotations = written.get("annotations") if isinstance(written, dict) else None
     return annotations if isinstance(annotations, dict) and annotations else None
 
 
-def _layer(layer: Descriptor, annotations: object) -> dict[str, Any]:
+def _describe_layer(layer: Descriptor, annotations: object) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if (codec := layer_types.codec_name(layer.media_type)) is not None:
         found["compression"] = codec

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
 
-__all__ = ["NeededVolumes", "ShortfallError"]
+__all__ = ["MissingBlobsError", "NeededVolumes"]
 
 
 class NeededVolumes(NamedTuple):
@@ -27,7 +27,7 @@ class NeededVolumes(NamedTuple):
     in_order: Mapping[str, Sequence[str]]
 
 
-class ShortfallError(MissingContentError):
+class MissingBlobsError(MissingContentError):
     """The source lacks blobs that the destination lacks too; nothing was made visible.
 
     `missing` are all of them, in the order of the graph, and `graph` says of which images, and why they were left out,

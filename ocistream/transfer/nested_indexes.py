@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
 
-__all__ = ["Nesting", "leaves_of", "nested_indexes"]
+__all__ = ["NestedIndexes", "leaves_of", "nested_indexes"]
 
 
 def leaves_of(documents: Mapping[str, Document], index: str) -> list[Descriptor]:
@@ -44,7 +44,7 @@ def nested_indexes(documents: Mapping[str, Document], index: str) -> list[str]:
     return list(found)
 
 
-class Nesting:
+class NestedIndexes:
     """Which indexes are known whole, themselves and all within them. Every nesting is looked at once.
 
     (To walk what is incomplete again whenever something arrives would cost hours where thousands are nested.)
@@ -52,25 +52,25 @@ class Nesting:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._whole: set[str] = set()
-        self._lacking: dict[str, int] = {}
-        self._around: dict[str, list[str]] = {}
+        self._complete: set[str] = set()
+        self._missing_count: dict[str, int] = {}
+        self._parents: dict[str, list[str]] = {}
 
-    def is_whole(self, index: str) -> bool:
+    def is_complete(self, index: str) -> bool:
         """Say whether an index and all within it is known."""
-        return index in self._whole
+        return index in self._complete
 
     def add(self, index: str, nested: set[str]) -> list[str]:
         """Take note of an index and the digests of those in it; give the indexes that are whole now and were not."""
-        unknown = nested - self._whole
-        self._lacking[index] = len(unknown)
+        unknown = nested - self._complete
+        self._missing_count[index] = len(unknown)
         for digest in unknown:
-            self._around.setdefault(digest, []).append(index)
+            self._parents.setdefault(digest, []).append(index)
         whole = [] if unknown else [index]
         for digest in whole:
-            self._whole.add(digest)
-            for around in self._around.pop(digest, ()):
-                self._lacking[around] -= 1
-                if not self._lacking[around]:
+            self._complete.add(digest)
+            for around in self._parents.pop(digest, ()):
+                self._missing_count[around] -= 1
+                if not self._missing_count[around]:
                     whole.append(around)
         return whole

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.streams.chunks import verified
-from ocistream.transfer.blob_checks import Looking
-from ocistream.transfer.interfaces import Unwatched
+from ocistream.streams.chunks import verify_chunks
+from ocistream.transfer.blob_checks import BlobChecker
+from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
     import threading
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, Source
 
-__all__ = ["Onlooker"]
+__all__ = ["DiscardedBlobs"]
 
 
-class Onlooker:
+class DiscardedBlobs:
     """Where blobs go of a source of which only the graph is asked for: they are verified, and nowhere kept."""
 
     def __init__(self, cancelled: threading.Event) -> None:
         """`cancelled` ends it."""
-        self._looking = Looking(Unwatched(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
+        self._checker = BlobChecker(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         """Read a blob to its end.
 
         Raises:
             IntegrityError: it is not what its name says.
         """
-        self._looking.put(blob)
-        if (error := self._looking.wrong.get(blob.descriptor.digest)) is not None:
+        self._checker.write(blob)
+        if (error := self._checker.errors.get(blob.descriptor.digest)) is not None:
             raise error
 
-    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Read a layer to its end."""
-        return self._looking.put_unnamed(chunks)
+        return self._checker.write_new(chunks)
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         """Give back small content that was put."""
-        return self._looking.recall(descriptor)
+        return self._checker.read_back(descriptor)
 
-    def contents_of(self, source: Source, wanted: Sequence[Descriptor]) -> dict[str, bytes]:
+    def read_contents(self, source: Source, wanted: Sequence[Descriptor]) -> dict[str, bytes]:
         """Read small blobs whole, as far as the source has them; a stream is read to its end.
 
         Raises:
@@ -53,12 +53,12 @@ class Onlooker:
         """
         found: dict[str, bytes] = {}
         for blob in source.blobs(wanted):
-            found[blob.descriptor.digest] = b"".join(bytes(c) for c in verified(blob.open(), blob.descriptor))
+            found[blob.descriptor.digest] = b"".join(bytes(c) for c in verify_chunks(blob.open(), blob.descriptor))
         for descriptor in wanted:
-            if descriptor.digest not in found and self._looking.keeps(descriptor):
-                found[descriptor.digest] = self._looking.recall(descriptor)
+            if descriptor.digest not in found and self._checker.can_read_back(descriptor):
+                found[descriptor.digest] = self._checker.read_back(descriptor)
         return found
 
     def close(self) -> None:
         """Let go of what was kept."""
-        self._looking.close()
+        self._checker.close()

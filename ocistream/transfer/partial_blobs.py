@@ -13,50 +13,55 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import is_digest, printable
-from ocistream.streams.chunks import closing_of
+from ocistream.streams.chunks import closing_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["BEGUN", "begun_of", "begun_text", "from_byte"]
+__all__ = ["PARTIAL_BLOBS", "chunks_from", "format_partial_blobs", "parse_partial_blobs"]
 
 #: The annotation of an `index.json` that says it.
-BEGUN: Final = "vnd.ocistream.begun"
+PARTIAL_BLOBS: Final = "vnd.ocistream.begun"
 
 _OFFSET: Final = re.compile(r"[1-9][0-9]{0,17}\Z")
 
 
-def begun_text(begun: Mapping[str, int]) -> str:
+def format_partial_blobs(begun: Mapping[str, int]) -> str:
     """Write the annotation's text: digests, and how many bytes the other side has."""
     return "\n".join(f"{digest} {offset}" for digest, offset in sorted(begun.items()))
 
 
-def begun_of(notes: Mapping[str, str]) -> dict[str, int] | None:
+def parse_partial_blobs(notes: Mapping[str, str]) -> dict[str, int] | None:
     """Read the annotation; None where there is none.
 
     Raises:
         ArchiveError: it is malformed.
     """
-    text = notes.get(BEGUN)
+    text = notes.get(PARTIAL_BLOBS)
     if text is None:
         return None
     found: dict[str, int] = {}
-    lines = text.split("\n", limits.MAX_REACHED) if text else []
+    lines = text.split("\n", limits.MAX_RESUMABLE_BLOBS) if text else []
     for line in lines:
         digest, _, offset = line.partition(" ")
-        if len(lines) > limits.MAX_REACHED or not is_digest(digest) or not _OFFSET.match(offset) or digest in found:
-            msg = f"index.json has a malformed annotation {BEGUN}: {printable(line, 160)!r}"
+        if (
+            len(lines) > limits.MAX_RESUMABLE_BLOBS
+            or not is_digest(digest)
+            or not _OFFSET.match(offset)
+            or digest in found
+        ):
+            msg = f"index.json has a malformed annotation {PARTIAL_BLOBS}: {printable(line, 160)!r}"
             raise ArchiveError(msg)
         found[digest] = int(offset)
     return found
 
 
-def from_byte(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
+def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
     """Pass on what comes from `offset` on, in bytes. `chunks` is closed at the end."""
     left = offset
-    with closing_of(chunks):
+    with closing_chunks(chunks):
         for chunk in chunks:
             if left < len(chunk):
                 yield memoryview(chunk)[left:] if left else chunk

@@ -11,15 +11,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import CancelledError
-from ocistream.streams.buffers import buffer
+from ocistream.streams.buffers import allocate_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-__all__ = ["Lanes", "Segment"]
+__all__ = ["Segment", "SegmentFetcher"]
 
 #: Seconds between two looks at whether the transfer was cancelled, while something is waited for.
-_LOOK_EVERY: Final = 0.2
+_POLL_INTERVAL: Final = 0.2
 
 
 class Segment:
@@ -44,7 +44,7 @@ class Segment:
         self.is_awaited = False
 
 
-class Lanes:
+class SegmentFetcher:
     """So many connections as there are `lanes`, and as many buffers of `size` bytes, which are made when first needed.
 
     `refused` is called, in a thread of theirs, when something came in the way of a segment. Threads are daemons, made
@@ -53,16 +53,16 @@ class Lanes:
 
     def __init__(self, lanes: int, size: int, cancelled: threading.Event, refused: Callable[[], None]) -> None:
         """Start nothing yet."""
-        self.size = size
-        self.lanes = lanes
+        self.segment_size = size
+        self.connections = lanes
         self._cancelled = cancelled
-        self._refused = refused
+        self._on_failure = refused
         lock = threading.RLock()
         #: For whoever reads; and for the threads, which are not to be woken by every byte.
         self.changed = threading.Condition(lock)
-        self._begun = threading.Condition(lock)
+        self._work_available = threading.Condition(lock)
         self._free: list[memoryview] = []
-        self._made = 0
+        self._buffer_count = 0
         self._idle = 0
         self._threads = 0
         self._waiting: list[Segment] = []
@@ -70,24 +70,24 @@ class Lanes:
 
     # -- for whoever reads: called with `changed` held ----------------------------------------------------
 
-    def has_room(self) -> bool:
+    def has_free_buffer(self) -> bool:
         """Say whether there is a buffer for another segment."""
-        return not self._is_closed and (bool(self._free) or self._made < self.lanes)
+        return not self._is_closed and (bool(self._free) or self._buffer_count < self.connections)
 
-    def begin(self, segment: Segment) -> None:
+    def start(self, segment: Segment) -> None:
         """Give a segment a buffer, and have it fetched as soon as a lane is free. There must be room."""
         if self._free:
             segment.view = self._free.pop()
         else:
-            segment.view = buffer(self.size)
-            self._made += 1
+            segment.view = allocate_buffer(self.segment_size)
+            self._buffer_count += 1
         self._waiting.append(segment)
-        if len(self._waiting) > self._idle and self._threads < self.lanes:
+        if len(self._waiting) > self._idle and self._threads < self.connections:
             self._threads += 1
             threading.Thread(target=self._work, name=f"lane {self._threads}", daemon=True).start()
-        self._begun.notify()
+        self._work_available.notify()
 
-    def drop(self, segment: Segment) -> None:
+    def discard(self, segment: Segment) -> None:
         """Let go of a segment, whatever has become of it, so that its buffer serves for another."""
         if segment.is_dropped:
             return
@@ -106,7 +106,7 @@ class Lanes:
 
     # -- for whoever reads: called without it -------------------------------------------------------------
 
-    def bytes_of(self, segment: Segment, taken: int, most: int) -> memoryview | None:
+    def read(self, segment: Segment, taken: int, most: int) -> memoryview | None:
         """Wait for more of a segment than the first `taken` bytes, and give up to `most` of them.
 
         None where there is no more: it is whole, or what failed came in the way.
@@ -121,7 +121,7 @@ class Lanes:
                     msg = "cancelled"
                     raise CancelledError(msg)
                 segment.is_awaited = True
-                self.changed.wait(_LOOK_EVERY)
+                self.changed.wait(_POLL_INTERVAL)
             segment.is_awaited = False
             if segment.filled == taken or segment.view is None:
                 return None
@@ -132,7 +132,7 @@ class Lanes:
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
-            self._begun.notify_all()
+            self._work_available.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Lanes:
                     self._release(segment)
                 self.changed.notify_all()
             if is_wanted and not is_whole:
-                self._refused()
+                self._on_failure()
 
     def _next(self) -> Segment | None:
         with self.changed:
@@ -161,7 +161,7 @@ class Lanes:
                     if self._is_closed or self._cancelled.is_set():
                         self._threads -= 1
                         return None
-                    self._begun.wait(_LOOK_EVERY)
+                    self._work_available.wait(_POLL_INTERVAL)
                 return self._waiting.pop(0)
             finally:
                 self._idle -= 1

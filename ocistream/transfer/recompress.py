@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from ocistream import limits, notices
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.documents import diff_ids_of_config
+from ocistream.oci.documents import parse_diff_ids
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.streams import layer_types
-from ocistream.streams.chunks import Blamed, Tally
-from ocistream.streams.compression import CODECS, NONE, Codec, codec_of, decompressed
-from ocistream.transfer.interfaces import Unnamed
-from ocistream.transfer.rewrite import Rewriting
+from ocistream.streams.chunks import FailureTracker, HashedChunks
+from ocistream.streams.compression import CODECS, NONE, Codec, decompress, detect_codec
+from ocistream.transfer.interfaces import NewBlob
+from ocistream.transfer.rewrite import GraphRewriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob
 
-__all__ = ["Conversion", "Converted", "Recompression", "parse_recompression"]
+__all__ = ["RecompressedLayer", "Recompression", "Recompressor", "parse_recompression"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompr
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class RecompressedLayer:
     """What became of one layer: what came in, what it was written as, and the digest of its plain bytes."""
 
     source: Descriptor
@@ -73,20 +73,20 @@ class Converted:
     diff_id: str
 
 
-class Conversion:
+class Recompressor:
     """One transfer's recompression. Safe for several threads."""
 
     def __init__(self, want: Recompression) -> None:
         """Begin with nothing converted."""
-        self.want = want
+        self.settings = want
         #: Whether layers that are compressed in another way stay as they are.
         self.plain_only = False
-        self._converted: dict[str, Converted] = {}
-        self._made: set[str] = set()
+        self._results: dict[str, RecompressedLayer] = {}
+        self._result_digests: set[str] = set()
         self._diff_ids: dict[str, tuple[str, ...]] = {}
         self._lock = threading.Lock()
 
-    def layers_of(self, graph: Graph) -> dict[str, Descriptor]:
+    def find_layers(self, graph: Graph) -> dict[str, Descriptor]:
         """Give the layers that have to be converted, by digest.
 
         What some other artifact needs as it is stays as it is in images too: a digest can only be one thing.
@@ -103,21 +103,21 @@ class Conversion:
                 for layer in document.layers:
                     if layer_types.codec_name(layer.media_type) is None and not layer.is_foreign:
                         what = f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
-                        notices.notice(f"{what} are copied as they are", level=1)
+                        notices.notify(f"{what} are copied as they are", level=1)
                     elif self._applies_to(layer) and layer.digest not in kept:
                         found.setdefault(layer.digest, layer)
         return found
 
-    def configs_of(self, graph: Graph) -> set[str]:
+    def find_configs(self, graph: Graph) -> set[str]:
         """Give the digests of the configs against which converted layers are checked."""
-        converted = self.layers_of(graph).keys()
+        converted = self.find_layers(graph).keys()
         return {
             document.config.digest
             for _, document in graph.images()
             if document.config and is_image(document) and not converted.isdisjoint(map(_digest, document.layers))
         }
 
-    def changed(self, graph: Graph, converted: Collection[str]) -> set[str]:
+    def find_changed_manifests(self, graph: Graph, converted: Collection[str]) -> set[str]:
         """Give the digests of the manifests that become others when these layers are converted."""
         found: set[str] = set()
         for manifest in graph.manifests:
@@ -127,15 +127,15 @@ class Conversion:
                 found.add(manifest.descriptor.digest)
         return found
 
-    def kept_of(self, graph: Graph) -> set[str]:
+    def find_unchanged_layers(self, graph: Graph) -> set[str]:
         """Give the digests of the layers that are so already, by their media types."""
         images = (document for _, document in graph.images() if is_image(document))
-        wanted = self.want.codec.name
+        wanted = self.settings.codec.name
         return {
             b.digest for document in images for b in document.layers if layer_types.codec_name(b.media_type) == wanted
         }
 
-    def as_called(self, blob: Blob) -> Iterator[Chunk]:
+    def checked_chunks(self, blob: Blob) -> Iterator[Chunk]:
         """Pass on the chunks of a layer that is kept as it is.
 
         Raises:
@@ -143,62 +143,62 @@ class Conversion:
         """
         chunks = blob.open()
         first = next(chunks, b"")
-        found = codec_of(bytes(first[: limits.KIB]))
-        if first and found is not self.want.codec:
+        found = detect_codec(bytes(first[: limits.KIB]))
+        if first and found is not self.settings.codec:
             layer = blob.descriptor
             msg = f"{layer.digest} is called {layer.media_type}, and its compression is {found.name}"
             raise ArchiveError(msg, hint="its image says of it what is not so: it can only be copied as it is")
         yield first
         yield from chunks
 
-    def takes(self, beginning: bytes) -> bool:
+    def can_recompress(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted."""
-        return layer_types.looks_like_layer(beginning) and self._changes(codec_of(beginning).name)
+        return layer_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
-    def takes_plain(self, beginning: bytes) -> bool:
+    def can_compress_plain(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted, and not compressed yet."""
-        return self.takes(beginning) and codec_of(beginning) is NONE
+        return self.can_recompress(beginning) and detect_codec(beginning) is NONE
 
-    def takes_layer(self, beginning: bytes) -> bool:
+    def can_recompress_layer(self, beginning: bytes) -> bool:
         """Say whether what can only be a layer or a config, of which the beginning is known, is to be converted."""
-        return not layer_types.looks_like_document(beginning) and self._changes(codec_of(beginning).name)
+        return not layer_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
-    def note_config(self, digest: str, content: bytes) -> None:
+    def add_config(self, digest: str, content: bytes) -> None:
         """Keep what a config says of its layers.
 
         Raises:
             ArchiveError: it is malformed.
         """
-        self._diff_ids[digest] = diff_ids_of_config(content, f"the config {digest}")
+        self._diff_ids[digest] = parse_diff_ids(content, f"the config {digest}")
 
-    def knows_config(self, digest: str) -> bool:
+    def has_config(self, digest: str) -> bool:
         """Say whether what a config says of its layers is known."""
         return digest in self._diff_ids
 
-    def done(self, digest: str) -> Converted | None:
+    def find_result(self, digest: str) -> RecompressedLayer | None:
         """Say what became of a layer."""
-        return self._converted.get(digest)
+        return self._results.get(digest)
 
-    def note(self, converted: Converted) -> None:
+    def add_result(self, converted: RecompressedLayer) -> None:
         """Keep what became of a layer."""
         with self._lock:
-            self._converted[converted.source.digest] = converted
-            self._made.add(converted.result.digest)
+            self._results[converted.source.digest] = converted
+            self._result_digests.add(converted.result.digest)
 
-    def has_made(self, digest: str) -> bool:
+    def is_result(self, digest: str) -> bool:
         """Say whether some layer has become this blob."""
-        return digest in self._made
+        return digest in self._result_digests
 
-    def recoded(
+    def recompress(
         self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, replayable: bool
-    ) -> Recoded:
+    ) -> LayerRecompression:
         """Give the blob that a layer becomes; `open_raw` gives the layer's own verified chunks.
 
         Where `source` is None, its digest and size are found out on the way.
         """
-        return Recoded(self, open_raw, source, replayable=replayable)
+        return LayerRecompression(self, open_raw, source, replayable=replayable)
 
-    def rewritten(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
+    def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         """Give the graph with every converted layer in its place; what names something that has changed changes too.
 
         Beside it: for each new manifest, by its digest, the digest of the one that it was made of.
@@ -209,21 +209,21 @@ class Conversion:
             UnsupportedError: a config promises digests by another algorithm than sha256.
         """
         self._check_diff_ids(graph)
-        results = {digest: done.result for digest in self.layers_of(graph) if (done := self.done(digest))}
-        rewriting = Rewriting(graph, results, self.want.codec.name)
-        return rewriting.graph(), rewriting.origins
+        results = {digest: done.result for digest in self.find_layers(graph) if (done := self.find_result(digest))}
+        rewriting = GraphRewriter(graph, results, self.settings.codec.name)
+        return rewriting.rewrite(), rewriting.origins
 
     def _applies_to(self, layer: Descriptor) -> bool:
         name = layer_types.codec_name(layer.media_type)
-        return name is not None and self._changes(name)
+        return name is not None and self._is_affected(name)
 
-    def _changes(self, codec: str) -> bool:
-        return codec != self.want.codec.name and (codec == NONE.name or not self.plain_only)
+    def _is_affected(self, codec: str) -> bool:
+        return codec != self.settings.codec.name and (codec == NONE.name or not self.plain_only)
 
     def _check_diff_ids(self, graph: Graph) -> None:
-        wanted = self.layers_of(graph)
+        wanted = self.find_layers(graph)
         for manifest, document in graph.images():
-            changed = [(i, self.done(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted]
+            changed = [(i, self.find_result(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted]
             if not changed or document.config is None or not is_image(document):
                 continue
             promised = self._diff_ids.get(document.config.digest, ())
@@ -247,59 +247,59 @@ class Conversion:
                     raise IntegrityError(msg)
 
 
-class Recoded:
+class LayerRecompression:
     """A layer on its way from one compression to another."""
 
     def __init__(
         self,
-        conversion: Conversion,
+        conversion: Recompressor,
         open_raw: Callable[[], Iterator[Chunk]],
         source: Descriptor | None,
         *,
         replayable: bool,
     ) -> None:
         """Use `Conversion.recoded`."""
-        self._conversion = conversion
-        self._want = conversion.want
+        self._recompressor = conversion
+        self._settings = conversion.settings
         self._open_raw = open_raw
         self._source = source
-        self._replayable = replayable
-        self._media_type = layer_types.OCI
-        self._converted: Converted | None = None
+        self._reopenable = replayable
+        self._media_type = layer_types.OCI_LAYER
+        self._result: RecompressedLayer | None = None
 
     @property
-    def converted(self) -> Converted:
+    def result(self) -> RecompressedLayer:
         """What became of the layer, once all of it has passed."""
-        assert self._converted is not None, "asked for before the end"  # noqa: S101 - sinks see to it
-        return self._converted
+        assert self._result is not None, "asked for before the end"  # noqa: S101 - sinks see to it
+        return self._result
 
-    def unnamed(self) -> Unnamed:
+    def new_blob(self) -> NewBlob:
         """Give it in the form that sinks take."""
-        return Unnamed(self._chunks, lambda: self.converted.result, self._source, self._replayable)
+        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._reopenable)
 
     def _chunks(self) -> Iterator[Chunk]:
         # What is known need not be hashed once more.
-        tally = Tally(self._open_raw() if self._source is None else ())
+        tally = HashedChunks(self._open_raw() if self._source is None else ())
         raw = tally if self._source is None else self._open_raw()
-        plain, result = Tally(self._plain(Blamed(raw))), Tally(())
-        for chunk in self._want.codec.compress(plain, self._want.level):
+        plain, result = HashedChunks(self._decompress(FailureTracker(raw))), HashedChunks(())
+        for chunk in self._settings.codec.compress(plain, self._settings.level):
             result.add(chunk)
             yield chunk
         # Docker calls it otherwise, which is seen to where its manifest is written.
-        kind = layer_types.media_type(layer_types.OCI, self._want.codec.name)
-        self._converted = Converted(
+        kind = layer_types.layer_media_type(layer_types.OCI_LAYER, self._settings.codec.name)
+        self._result = RecompressedLayer(
             self._source or Descriptor(self._media_type, tally.digest, tally.size),
             Descriptor(kind, result.digest, result.size),
             plain.digest,
         )
-        self._conversion.note(self._converted)
+        self._recompressor.add_result(self._result)
 
-    def _plain(self, raw: Blamed) -> Iterator[Chunk]:
+    def _decompress(self, raw: FailureTracker) -> Iterator[Chunk]:
         first = next(raw, b"")
-        codec = codec_of(bytes(first[: limits.KIB]))
-        self._media_type = layer_types.media_type(layer_types.OCI, codec.name)
+        codec = detect_codec(bytes(first[: limits.KIB]))
+        self._media_type = layer_types.layer_media_type(layer_types.OCI_LAYER, codec.name)
         try:
-            yield from decompressed(codec, itertools.chain([first], raw), self._want.max_ratio)
+            yield from decompress(codec, itertools.chain([first], raw), self._settings.max_ratio)
         except (ArchiveError, UnsupportedError) as error:
             # Where the bytes are not even those that were promised, that is what is to be said.
             for _ in raw:
@@ -307,7 +307,7 @@ class Recoded:
             if raw.has_failed:
                 raise
             layer = self._source.digest if self._source else "a layer"
-            raise type(error)(f"{layer}: {error.what}", hint=error.hint) from error
+            raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
 
 
 def _digest(descriptor: Descriptor) -> str:

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
 
-__all__ = ["Moved", "Report"]
+__all__ = ["BlobResult", "Report"]
 
 
 @dataclass(slots=True)
-class Moved:
+class BlobResult:
     """One blob and what became of it: "copied", "converted", "mounted", "skipped", or "left out" on purpose.
 
     `source` is the digest of what it was made from, if it was converted. `resumed` is how many bytes of it were there
@@ -23,9 +23,9 @@ class Moved:
     """
 
     descriptor: Descriptor
-    how: str
-    source: str | None = None
-    resumed: int = 0
+    status: str
+    source_digest: str | None = None
+    resumed_size: int = 0
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Report:
     """
 
     graph: Graph
-    source: Graph
-    blobs: list[Moved] = field(default_factory=list)
+    source_graph: Graph
+    blobs: list[BlobResult] = field(default_factory=list)
     seconds: float = 0.0
     origins: Mapping[str, str] = field(default_factory=dict)

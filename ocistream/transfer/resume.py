@@ -10,22 +10,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream.errors import IntegrityError, LostBeginningError, UnsupportedError
-from ocistream.streams.chunks import sized, verified
-from ocistream.transfer.interfaces import GoesOn
-from ocistream.transfer.partial_blobs import from_byte
+from ocistream.errors import IntegrityError, PartialBlobLostError, UnsupportedError
+from ocistream.streams.chunks import check_chunks_size, verify_chunks
+from ocistream.transfer.interfaces import ResumableDestination
+from ocistream.transfer.partial_blobs import chunks_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Blob, Sink
-    from ocistream.transfer.progress import Watched
+    from ocistream.transfer.interfaces import Blob, Destination
+    from ocistream.transfer.progress import BlobProgress
 
-__all__ = ["put_rest"]
+__all__ = ["write_rest"]
 
 
-def put_rest(sink: Sink, blob: Blob, watched: Watched) -> None:
+def write_rest(destination: Destination, blob: Blob, watched: BlobProgress) -> None:
     """Put a blob whose source begins at `blob.start`.
 
     Raises:
@@ -33,18 +33,18 @@ def put_rest(sink: Sink, blob: Blob, watched: Watched) -> None:
         LostBeginningError: it has not that of this one, or another one than it should.
         OcistreamError: the source or the sink failed.
     """
-    if not isinstance(sink, GoesOn):
+    if not isinstance(destination, ResumableDestination):
         msg = f"{blob.descriptor.digest}: only the end of it comes, and nothing can be gone on with here"
         raise UnsupportedError(msg)
 
     def opened_at(offset: int) -> Iterator[Chunk]:
-        return sized(from_byte(blob.open(), offset - blob.start), blob.descriptor, offset)
+        return check_chunks_size(chunks_from(blob.open(), offset - blob.offset), blob.descriptor, offset)
 
     def resumed(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-        return verified(from_byte(blob.open(), size - blob.start), blob.descriptor, held)
+        return verify_chunks(chunks_from(blob.open(), size - blob.offset), blob.descriptor, held)
 
     try:
-        sink.put_rest(watched.blob(replace(blob, open_at=opened_at, resume=resumed)))
+        destination.write_rest(watched.wrap(replace(blob, open_at=opened_at, resume=resumed)))
     except IntegrityError as error:
-        msg = f"{error.what}: its beginning was there, and its end has come"
-        raise LostBeginningError(msg, hint="run the same command again: all of it is sent then") from error
+        msg = f"{error.message}: its beginning was there, and its end has come"
+        raise PartialBlobLostError(msg, hint="run the same command again: all of it is sent then") from error

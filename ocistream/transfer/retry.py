@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from ocistream.errors import IntegrityError, LostBeginningError
-from ocistream.streams.chunks import sized, verified
+from ocistream.errors import IntegrityError, PartialBlobLostError
+from ocistream.streams.chunks import check_chunks_size, verify_chunks
 from ocistream.transfer.interfaces import Blob
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["until_right"]
+__all__ = ["use_verified"]
 
 _T = TypeVar("_T")
 
 
-def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: bool = False) -> _T:
+def use_verified(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: bool = False) -> _T:
     """Have a blob used, with chunks that are verified, and give what comes of it.
 
     `use` gets the blob as a sink does (`transfer.interfaces.Blob`). If it was wrong after it was resumed, `use` is
@@ -38,25 +38,27 @@ def until_right(blob: Blob, use: Callable[[Blob], _T], *, again: bool, beside: b
         OcistreamError: what `use` raises.
     """
     resumable = blob.open_at is not None
-    if not again and blob.check is not None:
-        blob.check()
+    if not again and blob.precheck is not None:
+        blob.precheck()
     while True:
         attempt = _Attempt(blob, beside=beside)
         try:
-            return use(attempt.checked(resumable=resumable))
+            return use(attempt.verified_blob(resumable=resumable))
         except IntegrityError as error:
             # What else has such an error: a layer that is not what its config says. Others would be the same.
             if error not in attempt.failures:
                 raise
             if attempt.was_resumed:
-                if not blob.replayable:
-                    msg = f"{error.what}: it was not its beginning that was held"
-                    raise LostBeginningError(msg, hint="run the same command again: all of it is taken then") from error
+                if not blob.reopenable:
+                    msg = f"{error.message}: it was not its beginning that was held"
+                    raise PartialBlobLostError(
+                        msg, hint="run the same command again: all of it is taken then"
+                    ) from error
                 resumable = False
-            elif blob.on_wrong is None:
+            elif blob.on_corrupt is None:
                 raise
             else:
-                blob.on_wrong(error, again)
+                blob.on_corrupt(error, again)
 
 
 class _Attempt:
@@ -64,40 +66,42 @@ class _Attempt:
 
     def __init__(self, blob: Blob, *, beside: bool) -> None:
         self._blob = blob
-        self._beside = beside
+        self._hash_in_thread = beside
         self.failures: list[IntegrityError] = []
         self.was_resumed = False
 
-    def checked(self, *, resumable: bool) -> Blob:
+    def verified_blob(self, *, resumable: bool) -> Blob:
         blob = self._blob
         can = blob.open_at is not None
         return Blob(
             blob.descriptor,
             self._open,
-            blob.replayable,
+            blob.reopenable,
             open_at=self._open_at if can else None,
             resume=self._resume if can and resumable else None,
-            may_break=blob.may_break,
+            is_interruptible=blob.is_interruptible,
         )
 
     def _open(self) -> Iterator[Chunk]:
-        chunks = verified(self._blob.open(), self._blob.descriptor, beside=self._beside)
+        chunks = verify_chunks(self._blob.open(), self._blob.descriptor, beside=self._hash_in_thread)
         # What was resumed, or is begun in its middle, does not pass here as a whole.
-        return self._noting(chunks if self._blob.keep is None else self._blob.keep(chunks))
+        return self._record_failure(chunks if self._blob.cache is None else self._blob.cache(chunks))
 
     def _open_at(self, offset: int) -> Iterator[Chunk]:
-        return self._noting(sized(self._rest(offset), self._blob.descriptor, offset))
+        return self._record_failure(check_chunks_size(self._read_from(offset), self._blob.descriptor, offset))
 
     def _resume(self, held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
         self.was_resumed = size > 0
-        return self._noting(verified(self._rest(size), self._blob.descriptor, held, beside=self._beside))
+        return self._record_failure(
+            verify_chunks(self._read_from(size), self._blob.descriptor, held, beside=self._hash_in_thread)
+        )
 
-    def _rest(self, offset: int) -> Iterator[Chunk]:
+    def _read_from(self, offset: int) -> Iterator[Chunk]:
         """Read on from an offset; of what is held whole, nothing is asked for."""
         if offset < self._blob.descriptor.size and self._blob.open_at is not None:
             yield from self._blob.open_at(offset)
 
-    def _noting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    def _record_failure(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         try:
             yield from chunks
         except IntegrityError as error:

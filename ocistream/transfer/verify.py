@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError
-from ocistream.oci.documents import check_config, diff_ids_of_config
+from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
-from ocistream.oci.volumes import wrong_part
+from ocistream.oci.volumes import part_error
 from ocistream.streams import layer_types
-from ocistream.streams.chunks import verified, wrong_size
-from ocistream.streams.workers import each
-from ocistream.transfer.blob_checks import Looking
-from ocistream.transfer.configs import Configs, no_json
-from ocistream.transfer.incomplete_indexes import not_exported, only_exported
-from ocistream.transfer.interfaces import HasParts, Unwatched
+from ocistream.streams.chunks import size_error, verify_chunks
+from ocistream.streams.workers import run_each
+from ocistream.transfer.blob_checks import BlobChecker
+from ocistream.transfer.configs import ConfigChecker, not_json_error
+from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
+from ocistream.transfer.interfaces import BlobPartSource, NullObserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.graph import Graph, Incomplete
+    from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, Observer, Source
 
-__all__ = ["Findings", "Wrong", "verify"]
+__all__ = ["BlobFailure", "Findings", "verify"]
 
 #: Reading side by side pays as long as there are cores; more are rarely free for this.
 _JOBS = 4
@@ -47,7 +47,7 @@ def is_layer(descriptor: Descriptor) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
+class BlobFailure:
     """A blob that is not what it should be: in its bytes, or in what they unpack to; `error` says how."""
 
     digest: str
@@ -67,13 +67,13 @@ class Findings:
     graph: Graph
     blobs: int = 0
     size: int = 0
-    unneeded: int = 0
+    unreferenced: int = 0
     unpacked: int = 0
     parts: int = 0
     missing: list[Descriptor] = field(default_factory=list)
-    left_out: list[Descriptor] = field(default_factory=list)
-    wrong: list[Wrong] = field(default_factory=list)
-    incomplete: tuple[Incomplete, ...] = ()
+    omitted: list[Descriptor] = field(default_factory=list)
+    failures: list[BlobFailure] = field(default_factory=list)
+    incomplete: tuple[IncompleteIndex, ...] = ()
 
 
 def verify(
@@ -91,63 +91,65 @@ def verify(
     Raises:
         OcistreamError: what ends all reading.
     """
-    check = _Check(observer or Unwatched(), deep=deep, max_ratio=max_ratio, cancelled=cancelled or threading.Event())
+    check = _Verification(
+        observer or NullObserver(), deep=deep, max_ratio=max_ratio, cancelled=cancelled or threading.Event()
+    )
     try:
         return check.run(source)
     finally:
         check.close()
 
 
-class _Check:
+class _Verification:
     """One verification."""
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event) -> None:
         self._observer = observer
         self._deep = deep
         self._cancelled = cancelled
-        self._looking = Looking(observer, deep=deep, max_ratio=max_ratio, cancelled=cancelled)
+        self._checker = BlobChecker(observer, deep=deep, max_ratio=max_ratio, cancelled=cancelled)
         self._diff_ids: dict[str, tuple[str, ...]] = {}
         #: Digests of configs that were read as JSON.
-        self._looked_at: set[str] = set()
+        self._checked_configs: set[str] = set()
 
     def close(self) -> None:
-        self._looking.close()
+        self._checker.close()
 
     def run(self, source: Source) -> Findings:
-        graph = source.graph(self._looking)
+        graph = source.resolve(self._checker)
         self._observer.planned(graph)
         images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
-        configs = Configs()
-        configs.find(graph)
+        configs = ConfigChecker()
+        configs.find_configs(graph)
         unpack = {layer.digest for document in images for layer in document.layers if is_layer(layer)}
-        waiting = [blob for blob in graph.blobs if blob.digest not in self._looking.sizes]
+        waiting = [blob for blob in graph.blobs if blob.digest not in self._checker.sizes]
 
         def look(blob: Blob) -> None:
             digest = blob.descriptor.digest
             if digest in configs.digests:
-                with configs.turn(blob.descriptor):
-                    self._look_at_config(blob)
+                with configs.reserve_memory(blob.descriptor):
+                    self._check_config(blob)
             else:
-                self._looking.look(blob.descriptor, blob.open(), unpack=digest in unpack)
+                self._checker.check(blob.descriptor, blob.open(), unpack=digest in unpack)
 
-        jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.parallel else 1
-        each(look, source.blobs(waiting), jobs=jobs, cancelled=self._cancelled)
-        parts = self._look_at_parts(source, graph) if isinstance(source, HasParts) else []
-        findings = self._findings(graph, configs)
+        jobs = (_DEEP_JOBS if self._deep else _JOBS) if source.concurrent else 1
+        run_each(look, source.blobs(waiting), jobs=jobs, cancelled=self._cancelled)
+        parts = self._check_parts(source, graph) if isinstance(source, BlobPartSource) else []
+        findings = self._collect_findings(graph, configs)
         findings.parts, findings.size = len(parts), findings.size + sum(parts)
         return findings
 
     # -- looking -----------------------------------------------------------------------------------------
 
-    def _look_at_parts(self, source: HasParts, graph: Graph) -> list[int]:
+    def _check_parts(self, source: BlobPartSource, graph: Graph) -> list[int]:
         """Look at parts of blobs that are not all there, and give their sizes; or find out where one is wrong that is.
 
         The parts of one that is there, and right, are.
         """
         sizes: list[int] = []
         for blob in graph.blobs:
-            whole = blob.digest in self._looking.sizes
-            if whole and blob.digest not in self._looking.wrong:
+            whole = blob.digest in self._checker.sizes
+            if whole and blob.digest not in self._checker.errors:
                 continue
             for part in source.parts(blob):
                 if part.blob is None:
@@ -155,12 +157,14 @@ class _Check:
                 if not whole:
                     sizes.append(part.size)
                 try:
-                    self._looking.read(verified(part.blob.open(), part.blob.descriptor), blob, unpack=False)
+                    self._checker.read_complete(
+                        verify_chunks(part.blob.open(), part.blob.descriptor), blob, unpack=False
+                    )
                 except IntegrityError as error:
-                    self._looking.wrong[blob.digest] = wrong_part(blob.digest, part.offset, part.volume, error)
+                    self._checker.errors[blob.digest] = part_error(blob.digest, part.offset, part.volume, error)
         return sizes
 
-    def _look_at_config(self, blob: Blob) -> None:
+    def _check_config(self, blob: Blob) -> None:
         descriptor = blob.descriptor
         # No larger than a config may be: the walk has seen to that.
         content = io.BytesIO()
@@ -170,77 +174,77 @@ class _Check:
                 content.write(chunk)
                 yield chunk
 
-        self._looking.look(descriptor, keeping(), unpack=False)
-        if descriptor.digest not in self._looking.wrong:
-            self._note_config(descriptor, content.getvalue())
+        self._checker.check(descriptor, keeping(), unpack=False)
+        if descriptor.digest not in self._checker.errors:
+            self._add_config(descriptor, content.getvalue())
 
-    def _look_at_early(self, configs: Configs, graph: Graph) -> None:
+    def _check_early_configs(self, configs: ConfigChecker, graph: Graph) -> None:
         """Look at configs that came before anybody knew what they are; what may be one was kept."""
-        unread = (configs.digests & self._looking.sizes.keys()) - self._looked_at - self._looking.wrong.keys()
+        unread = (configs.digests & self._checker.sizes.keys()) - self._checked_configs - self._checker.errors.keys()
         for blob in graph.blobs if unread else ():
-            if blob.digest in unread and self._looking.keeps(blob):
-                self._note_config(blob, self._looking.recall(blob))
+            if blob.digest in unread and self._checker.can_read_back(blob):
+                self._add_config(blob, self._checker.read_back(blob))
             elif blob.digest in unread:
-                self._looking.wrong[blob.digest] = no_json(blob)
+                self._checker.errors[blob.digest] = not_json_error(blob)
 
-    def _note_config(self, descriptor: Descriptor, content: bytes) -> None:
+    def _add_config(self, descriptor: Descriptor, content: bytes) -> None:
         what = f"the config {descriptor.digest}"
-        self._looked_at.add(descriptor.digest)
+        self._checked_configs.add(descriptor.digest)
         try:
             if self._deep:
-                self._diff_ids[descriptor.digest] = diff_ids_of_config(content, what)
+                self._diff_ids[descriptor.digest] = parse_diff_ids(content, what)
             else:
                 check_config(content, what)
         except ArchiveError as error:
-            self._looking.wrong[descriptor.digest] = error
+            self._checker.errors[descriptor.digest] = error
 
     # -- what came of it ---------------------------------------------------------------------------------
 
-    def _findings(self, graph: Graph, configs: Configs) -> Findings:
+    def _collect_findings(self, graph: Graph, configs: ConfigChecker) -> Findings:
         for blob in graph.blobs:
-            seen = self._looking.sizes.get(blob.digest)
+            seen = self._checker.sizes.get(blob.digest)
             if seen is not None and seen != blob.size:
-                self._looking.wrong.setdefault(blob.digest, wrong_size(blob, seen))
-        self._look_at_early(configs, graph)
+                self._checker.errors.setdefault(blob.digest, size_error(blob, seen))
+        self._check_early_configs(configs, graph)
         if self._deep:
             self._check_diff_ids(graph)
         lacking = [
-            blob for blob in graph.blobs if blob.digest not in self._looking.sizes and blob.digest not in graph.embedded
+            blob for blob in graph.blobs if blob.digest not in self._checker.sizes and blob.digest not in graph.embedded
         ]
-        exported = self._exported(graph, {blob.digest for blob in lacking})
+        exported = self._limit_to_exported(graph, {blob.digest for blob in lacking})
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         named = {blob.digest for blob in graph.blobs} | {m.descriptor.digest for m in graph.manifests}
         # A file of a docker-archive that no image names is not a blob.
-        strays = self._looking.unnamed - named
-        sizes = {digest: size for digest, size in self._looking.sizes.items() if digest not in strays}
-        made = {root.descriptor.digest for root in graph.roots if root.made}
+        strays = self._checker.unnamed_layers - named
+        sizes = {digest: size for digest, size in self._checker.sizes.items() if digest not in strays}
+        made = {root.descriptor.digest for root in graph.roots if root.is_synthesized}
         manifests = {m.descriptor.digest: m.descriptor.size for m in graph.manifests if m.descriptor.digest not in made}
         return Findings(
             graph,
             blobs=len(sizes.keys() | manifests.keys()),
             size=sum((manifests | sizes).values()),
-            unneeded=len(sizes.keys() - named),
-            unpacked=len(self._looking.plain),
+            unreferenced=len(sizes.keys() - named),
+            unpacked=len(self._checker.plain_layers),
             missing=[
                 blob
                 for blob in (*graph.absent, *lacking)
-                if blob.digest in needed and blob.digest not in graph.left_out
+                if blob.digest in needed and blob.digest not in graph.omitted_from_source
             ],
-            incomplete=exported.incomplete,
-            left_out=[blob for blob in lacking if blob.digest in graph.left_out],
-            wrong=[Wrong(digest, error) for digest, error in self._looking.wrong.items()],
+            incomplete=exported.incomplete_indexes,
+            omitted=[blob for blob in lacking if blob.digest in graph.omitted_from_source],
+            failures=[BlobFailure(digest, error) for digest, error in self._checker.errors.items()],
         )
 
     @staticmethod
-    def _exported(graph: Graph, lacking: AbstractSet[str]) -> Graph:
+    def _limit_to_exported(graph: Graph, lacking: AbstractSet[str]) -> Graph:
         """Give the graph less the platforms that were not exported."""
-        missing = not_exported(graph, lambda blob: blob.digest in lacking)
-        return only_exported(graph, {one.digest for one in missing}) if missing else graph
+        missing = find_not_exported(graph, lambda blob: blob.digest in lacking)
+        return limit_to_exported(graph, {one.digest for one in missing}) if missing else graph
 
     def _check_diff_ids(self, graph: Graph) -> None:
         for manifest, document in graph.images():
             config = document.config
-            if config is None or not is_image(document) or config.digest in self._looking.wrong:
+            if config is None or not is_image(document) or config.digest in self._checker.errors:
                 continue
             promised = self._diff_ids.get(config.digest)
             if promised is None:
@@ -248,20 +252,20 @@ class _Check:
                 continue
             if len(promised) != len(document.layers):
                 msg = f"{len(document.layers)} layers, and {len(promised)} diff_ids in the config"
-                self._looking.wrong[manifest.descriptor.digest] = ArchiveError(
+                self._checker.errors[manifest.descriptor.digest] = ArchiveError(
                     f"manifest {manifest.descriptor.digest}: {msg}"
                 )
                 continue
             for layer, diff_id in zip(document.layers, promised, strict=True):
-                plain = self._looking.plain.get(layer.digest)
+                plain = self._checker.plain_layers.get(layer.digest)
                 if plain is None:
                     continue
                 if layer.size and layer_types.codec_name(layer.media_type) not in {None, plain.codec}:
                     msg = f"{layer.digest} is called {layer.media_type}, and its compression is {plain.codec}"
-                    self._looking.wrong.setdefault(layer.digest, ArchiveError(msg))
+                    self._checker.errors.setdefault(layer.digest, ArchiveError(msg))
                 if plain.digest != diff_id:
                     msg = (
                         f"{layer.digest}: its plain bytes have the digest {plain.digest}, "
                         f"its image's config says {diff_id}"
                     )
-                    self._looking.wrong[layer.digest] = IntegrityError(msg)
+                    self._checker.errors[layer.digest] = IntegrityError(msg)

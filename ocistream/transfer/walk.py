@@ -18,17 +18,24 @@ from ocistream.oci.graph import Graph, Root, is_image
 from ocistream.oci.platforms import (
     ALL_PLATFORMS,
     PlatformChoice,
-    attested,
-    check_covers,
-    check_platform,
-    choose,
-    smaller_index,
-    taken_of,
+    attestation_subject,
+    build_smaller_index,
+    check_config_platform,
+    check_platform_matches,
+    choose_manifests,
+    describe_choice,
 )
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import NARROWED, UNWANTED, Attached, LeftBehind, bare, listed
-from ocistream.streams.chunks import digest_of, wrong_size
-from ocistream.transfer.nested_indexes import Nesting, leaves_of, nested_indexes
+from ocistream.oci.referrers import (
+    EXCLUDED,
+    PLATFORM_FILTERED,
+    Referrer,
+    SkippedReferrer,
+    referrer_descriptor,
+    strip_descriptor,
+)
+from ocistream.streams.chunks import compute_digest, size_error
+from ocistream.transfer.nested_indexes import NestedIndexes, leaves_of, nested_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,14 +53,14 @@ class GraphBuilder:
 
     def __init__(self, choice: PlatformChoice = ALL_PLATFORMS, *, leaves_referrers: bool = False) -> None:
         """Begin with no roots; `choice` applies to each root. With `leaves_referrers` no referrers are wanted."""
-        self._leaves_referrers = leaves_referrers
+        self._skip_referrers = leaves_referrers
         self.needs: dict[str, Descriptor] = {}
         self._choice = choice
         self._roots: list[Root] = []
         self._new: list[str] = []
         #: By the digest of an index: the places of the roots that wait until all of it is known.
         self._narrowing: dict[str, list[int]] = {}
-        self._nesting = Nesting()
+        self._nesting = NestedIndexes()
         #: By digest, the first root without a platform: whether it is for the wanted one, its config says.
         self._unlabelled: dict[str, Root] = {}
         self._raw: dict[str, Manifest] = {}
@@ -61,19 +68,19 @@ class GraphBuilder:
         self._absent: dict[str, Descriptor] = {}
         self._depths: dict[str, int] = {}
         self._configs: dict[str, Root] = {}
-        self._attached: dict[tuple[str, str | None, str], Attached] = {}
-        self._left_behind: dict[LeftBehind, None] = {}
+        self._referrers: dict[tuple[str, str | None, str], Referrer] = {}
+        self._skipped_referrers: dict[SkippedReferrer, None] = {}
         #: What is needed with all that it lists, whatever platforms are wanted.
-        self._whole: set[str] = set()
+        self._complete: set[str] = set()
         #: Attestations in an index of which one image is taken alone, with that image's digest, and which are new.
         self._attestations: dict[str, tuple[Descriptor, str]] = {}
         self._new_attestations: list[tuple[Descriptor, str]] = []
         #: Indexes of which only a part is taken, with those within them.
-        self._cut: dict[str, None] = {}
+        self._narrowed_indexes: dict[str, None] = {}
         self._blobs: dict[str, Descriptor] = {}
         self._embedded: dict[str, bytes] = {}
         self._variants = 0
-        self._offered = 0
+        self._offered_count = 0
         self._bytes = 0
 
     def add_root(self, root: Root) -> None:
@@ -84,10 +91,10 @@ class GraphBuilder:
             UnsupportedError: there are too many.
         """
         if len(self._roots) >= limits.MAX_IMAGES:
-            raise _too_much(f"more than {limits.MAX_IMAGES} images in one transfer")
+            raise _too_many_error(f"more than {limits.MAX_IMAGES} images in one transfer")
         platform = root.descriptor.platform
         if self._choice.platforms and self._choice.explicit and platform and not root.descriptor.is_index:
-            check_covers(self._choice, _shown(root), platform)
+            check_platform_matches(self._choice, _display_name(root), platform)
         self._roots.append(root)
         digest = root.descriptor.digest
         if root.descriptor.platform is None:
@@ -95,33 +102,33 @@ class GraphBuilder:
         self._need(root.descriptor, 0)
         if root.descriptor.is_index and self._choice.platforms:
             self._narrowing.setdefault(digest, []).append(len(self._roots) - 1)
-            if self._nesting.is_whole(digest):
+            if self._nesting.is_complete(digest):
                 self._narrow([digest])
 
-    def attach(self, attached: Attached) -> None:
+    def add_referrer(self, attached: Referrer) -> None:
         """Take something along that hangs on a manifest of the graph; what it needs appears in `needs`.
 
         Raises:
             UnsupportedError: there is too much of it.
         """
-        if len(self._attached) >= limits.MAX_ATTACHED:
-            msg = f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like hang on the images"
+        if len(self._referrers) >= limits.MAX_REFERRERS:
+            msg = f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like hang on the images"
             raise UnsupportedError(msg, hint="move fewer images at a time, or leave those behind with --no-referrers")
-        self._attached[attached.key] = attached
-        self._need_whole(attached.descriptor, 0)
+        self._referrers[attached.key] = attached
+        self._need_complete(attached.descriptor, 0)
 
-    def leave(self, left: LeftBehind) -> None:
+    def add_skipped_referrer(self, left: SkippedReferrer) -> None:
         """Keep in mind that something does not go along."""
-        self._left_behind[left] = None
+        self._skipped_referrers[left] = None
 
-    def moving(self) -> Sequence[str]:
+    def list_included(self) -> Sequence[str]:
         """Give the digests of the manifests that move, as far as is known: what hangs on one of them goes along."""
         return tuple(self._in_order())
 
-    def cut_down(self) -> Sequence[str]:
+    def list_narrowed(self) -> Sequence[str]:
         """Give the digests of the indexes of which only some platforms move: what hangs on them is left behind."""
         moving = self._in_order()
-        return [digest for digest in self._cut if digest not in moving]
+        return [digest for digest in self._narrowed_indexes if digest not in moving]
 
     def new_attestations(self) -> list[tuple[Descriptor, str]]:
         """List attestations of images that were taken out of an index alone, found since this was last asked.
@@ -150,33 +157,33 @@ class GraphBuilder:
         """
         descriptor = self.needs.pop(digest)
         if len(raw) != descriptor.size:
-            raise wrong_size(descriptor, len(raw))
-        if (got := digest_of(raw, digest.partition(":")[0])) != digest:
+            raise size_error(descriptor, len(raw))
+        if (got := compute_digest(raw, digest.partition(":")[0])) != digest:
             msg = f"{digest}: the bytes have the digest {got}"
             raise IntegrityError(msg)
         if (root := self._configs.get(digest)) is not None:
-            check_platform(self._choice, _shown(root), raw)
+            check_config_platform(self._choice, _display_name(root), raw)
             return
-        self._keep(Manifest(descriptor, raw))
-        self._arrived(descriptor)
-        self._want_children(digest)
-        self._want_config(digest)
+        self._add_manifest(Manifest(descriptor, raw))
+        self._update_roots(descriptor)
+        self._need_children(digest)
+        self._need_config(digest)
 
-    def wants_config(self, digest: str) -> bool:
+    def is_config(self, digest: str) -> bool:
         """Say whether a need is an image's config, which a registry keeps elsewhere and the graph counts as a blob."""
         return digest in self._configs
 
-    def lacks(self, digest: str) -> None:
+    def mark_missing(self, digest: str) -> None:
         """Answer a need by saying that the source does not have it (a layout may lack what it references)."""
         descriptor = self.needs.pop(digest)
         if digest not in self._configs:
             self._absent[digest] = descriptor
-            self._arrived(descriptor)
+            self._update_roots(descriptor)
 
-    def graph(self) -> Graph:
+    def build(self) -> Graph:
         """Put it all in order, once `needs` is empty."""
         manifests = self._in_order()
-        attached = {digest: those for digest, those in self._hanging().items() if digest in manifests}
+        attached = {digest: those for digest, those in self._referrers_by_subject().items() if digest in manifests}
         documents = {digest: self._documents[digest] for digest in manifests}
         configs = [d.config for d in documents.values() if d.config]
         layers = [layer for d in documents.values() for layer in d.layers]
@@ -185,12 +192,12 @@ class GraphBuilder:
         named = {child.digest for document in documents.values() for child in document.manifests}
         named.update(root.descriptor.digest for root in self._roots)
         named.update(one.descriptor.digest for those in attached.values() for one in those)
-        left_behind = dict(self._left_behind)
+        left_behind = dict(self._skipped_referrers)
         told = {*(left.digest for left in left_behind), *manifests}
         for leaf, image in self._attestations.values():
             if leaf.digest not in told:
-                why = UNWANTED if self._leaves_referrers else NARROWED
-                left_behind[LeftBehind(image, why, "attestation", leaf.digest)] = None
+                why = EXCLUDED if self._skip_referrers else PLATFORM_FILTERED
+                left_behind[SkippedReferrer(image, why, "attestation", leaf.digest)] = None
         graph = Graph(
             roots=tuple(self._roots),
             manifests=tuple(manifests.values()),
@@ -198,17 +205,19 @@ class GraphBuilder:
             absent=tuple(manifest for digest, manifest in self._absent.items() if digest in named),
             foreign=tuple({layer.digest: layer for layer in layers if layer.is_foreign}.values()),
             documents=documents,
-            attached=attached,
-            left_behind=tuple(left_behind),
+            referrers=attached,
+            skipped_referrers=tuple(left_behind),
             embedded={blob.digest: self._embedded[blob.digest] for blob in blobs if blob.digest in self._embedded},
-            leaves_referrers=self._leaves_referrers,
-            platforms_chosen=self._choice.explicit and bool(self._choice.platforms),
+            is_skipping_referrers=self._skip_referrers,
+            is_platform_filtered=self._choice.explicit and bool(self._choice.platforms),
         )
         needed = 0
         for root in self._roots:
             needed += len(graph.reachable(root))
-            if needed > limits.MAX_NEEDED:
-                raise _too_much(f"the images need more than {limits.MAX_NEEDED} manifests and blobs, each its own")
+            if needed > limits.MAX_REQUIRED_DESCRIPTORS:
+                raise _too_many_error(
+                    f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests and blobs, each its own"
+                )
         return graph
 
     def _need(self, descriptor: Descriptor, depth: int) -> None:
@@ -230,7 +239,7 @@ class GraphBuilder:
             )
             raise ArchiveError(msg)
 
-    def _keep(self, manifest: Manifest) -> None:
+    def _add_manifest(self, manifest: Manifest) -> None:
         self._bytes += len(manifest.raw)
         # Before it is parsed, which takes several times its size.
         memory = self._bytes + 2 * len(manifest.raw)
@@ -251,14 +260,14 @@ class GraphBuilder:
         for digest, content in document.embedded.items():
             # Only content that is what its digest promises; the source may still have the blob itself.
             known = len(self._embedded) < limits.MAX_EMBEDDED_BLOBS and digest not in self._embedded
-            if known and digest_of(content, digest.partition(":")[0]) == digest:
+            if known and compute_digest(content, digest.partition(":")[0]) == digest:
                 self._embedded[digest] = content
-        config = self._shared(document.config) if document.config else None
-        layers = tuple(self._shared(layer) for layer in document.layers)
+        config = self._intern(document.config) if document.config else None
+        layers = tuple(self._intern(layer) for layer in document.layers)
         self._raw[manifest.descriptor.digest] = manifest
         self._documents[manifest.descriptor.digest] = replace(document, config=config, layers=layers, embedded={})
 
-    def _shared(self, blob: Descriptor) -> Descriptor:
+    def _intern(self, blob: Descriptor) -> Descriptor:
         """Give the descriptor of a blob that is held already, if it is the same: images have most layers in common.
 
         Raises:
@@ -276,7 +285,7 @@ class GraphBuilder:
             raise ArchiveError(msg, hint="move fewer images or platforms at a time")
         return shared
 
-    def _want_config(self, digest: str) -> None:
+    def _need_config(self, digest: str) -> None:
         """Need the config of an image that is no part of an index, where one platform was asked for: it says which."""
         document = self._documents[digest]
         root = self._unlabelled.get(digest)
@@ -289,24 +298,24 @@ class GraphBuilder:
         self.needs[config.digest] = config
         self._new.append(config.digest)
 
-    def _want_children(self, digest: str) -> None:
+    def _need_children(self, digest: str) -> None:
         """Need what a manifest lists; where only some platforms are wanted, `_narrow` says which of the images."""
         depth = self._depths[digest] + 1
         for child in self._documents[digest].manifests:
-            if digest in self._whole:
-                self._need_whole(child, depth)
+            if digest in self._complete:
+                self._need_complete(child, depth)
             elif child.is_index or not self._choice.platforms:
                 self._need(child, depth)
 
-    def _need_whole(self, descriptor: Descriptor, depth: int) -> None:
+    def _need_complete(self, descriptor: Descriptor, depth: int) -> None:
         """Need a manifest and all that it lists: a platform is chosen of images, not of what hangs on them."""
         self._need(descriptor, depth)
-        if descriptor.digest not in self._whole:
-            self._whole.add(descriptor.digest)
+        if descriptor.digest not in self._complete:
+            self._complete.add(descriptor.digest)
             if descriptor.digest in self._documents:
-                self._want_children(descriptor.digest)
+                self._need_children(descriptor.digest)
 
-    def _arrived(self, descriptor: Descriptor) -> None:
+    def _update_roots(self, descriptor: Descriptor) -> None:
         """Decide every root of which all indexes are known, now that one more has come or is known to be absent."""
         if descriptor.is_index and self._choice.platforms:
             document = self._documents.get(descriptor.digest)
@@ -320,16 +329,18 @@ class GraphBuilder:
             if not places or digest in self._absent:
                 continue
             leaves = leaves_of(self._documents, digest)
-            self._offered += len(leaves)
-            if self._offered > limits.MAX_OFFERED:
-                raise _too_much(f"the images offer more than {limits.MAX_OFFERED} manifests to choose a platform from")
-            chosen = choose(leaves, self._choice, _shown(self._roots[places[0]]))
+            self._offered_count += len(leaves)
+            if self._offered_count > limits.MAX_PLATFORM_CANDIDATES:
+                raise _too_many_error(
+                    f"the images offer more than {limits.MAX_PLATFORM_CANDIDATES} manifests to choose a platform from"
+                )
+            chosen = choose_manifests(leaves, self._choice, _display_name(self._roots[places[0]]))
             if chosen is not None:
                 index = self._roots[places[0]].descriptor
-                narrowed, taken = self._narrowed(index, chosen), taken_of(index, leaves, self._choice)
-                self._cut.update(dict.fromkeys(nested_indexes(self._documents, digest)))
+                narrowed, taken = self._narrowed(index, chosen), describe_choice(index, leaves, self._choice)
+                self._narrowed_indexes.update(dict.fromkeys(nested_indexes(self._documents, digest)))
                 for place in places:
-                    self._roots[place] = replace(self._roots[place], descriptor=narrowed, taken=taken)
+                    self._roots[place] = replace(self._roots[place], descriptor=narrowed, chosen_platforms=taken)
                 if len(chosen) == 1:
                     self._note_attestations(leaves, narrowed.digest)
             for child in leaves if chosen is None else chosen:
@@ -337,40 +348,42 @@ class GraphBuilder:
 
     def _note_attestations(self, leaves: Sequence[Descriptor], image: str) -> None:
         for leaf in leaves:
-            if attested(leaf) == image and leaf.digest not in self._attestations:
+            if attestation_subject(leaf) == image and leaf.digest not in self._attestations:
                 self._attestations[leaf.digest] = leaf, image
                 self._new_attestations.append((leaf, image))
 
     def _narrowed(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
-        return chosen[0] if len(chosen) == 1 else self._smaller_index(index, chosen)
+        return chosen[0] if len(chosen) == 1 else self._add_smaller_index(index, chosen)
 
-    def _smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
+    def _add_smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
         documents = [self._raw[digest] for digest in nested_indexes(self._documents, index.digest)]
-        raw = smaller_index(documents, chosen)
-        descriptor = Descriptor(index.media_type, digest_of(raw), len(raw), artifact_type=index.artifact_type)
-        self._keep(Manifest(descriptor, raw))
+        raw = build_smaller_index(documents, chosen)
+        descriptor = Descriptor(index.media_type, compute_digest(raw), len(raw), artifact_type=index.artifact_type)
+        self._add_manifest(Manifest(descriptor, raw))
         return descriptor
 
     def _in_order(self) -> dict[str, Manifest]:
         """Give what moves, children first, and what hangs on a manifest behind it."""
         ordered: dict[str, Manifest] = {}
-        hanging = self._hanging()
+        hanging = self._referrers_by_subject()
         todo = deque(root.descriptor.digest for root in self._roots)
         while todo:
             for digest in self._add_in_order(todo.popleft(), 0, ordered):
                 todo.extend(attached.descriptor.digest for attached in hanging.get(digest, ()))
         return ordered
 
-    def _hanging(self) -> dict[str, tuple[Attached, ...]]:
+    def _referrers_by_subject(self) -> dict[str, tuple[Referrer, ...]]:
         """Give what hangs on each manifest, in one order however it was found, and described by its own words."""
-        found: dict[str, list[Attached]] = {}
-        for attached in self._attached.values():
+        found: dict[str, list[Referrer]] = {}
+        for attached in self._referrers.values():
             descriptor = attached.descriptor
             if (document := self._documents.get(descriptor.digest)) is not None:
                 descriptor = self._raw[descriptor.digest].descriptor
-                descriptor = listed(descriptor, document) if document.subject else bare(descriptor)
+                descriptor = (
+                    referrer_descriptor(descriptor, document) if document.subject else strip_descriptor(descriptor)
+                )
             found.setdefault(attached.subject, []).append(replace(attached, descriptor=descriptor))
-        return {subject: tuple(sorted(those, key=lambda one: one.order)) for subject, those in found.items()}
+        return {subject: tuple(sorted(those, key=lambda one: one.sort_key)) for subject, those in found.items()}
 
     def _add_in_order(self, digest: str, depth: int, ordered: dict[str, Manifest]) -> Iterator[str]:
         """Add a manifest behind all that it lists, and give what was added."""
@@ -384,7 +397,7 @@ class GraphBuilder:
         yield digest
 
 
-def _too_much(what: str) -> UnsupportedError:
+def _too_many_error(what: str) -> UnsupportedError:
     return UnsupportedError(what, hint="move fewer at a time: choose them by name")
 
 
@@ -394,7 +407,7 @@ def _check_depth(digest: str, depth: int) -> None:
         raise ArchiveError(msg)
 
 
-def _shown(root: Root) -> str:
+def _display_name(root: Root) -> str:
     return printable(root.name) if root.name else root.descriptor.digest
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ocistream.cli.entry import COMMANDS, load
+from ocistream.cli.entry import COMMANDS, load_command
 from tests.cli import expect
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic
@@ -71,7 +71,10 @@ def user(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -
 def test_every_command_that_logs_in_has_them() -> None:
     for name in COMMANDS:
         options = {
-            spelling for option in load(name).params if isinstance(option, click.Option) for spelling in option.opts
+            spelling
+            for option in load_command(name).params
+            if isinstance(option, click.Option)
+            for spelling in option.opts
         }
         if "--username" in options:
             assert {"-u", "--password-stdin", "--password-file"} <= options, name

@@ -9,8 +9,14 @@ from pathlib import Path
 import click
 import pytest
 
-from ocistream.cli.defaults import _WIDESPREAD, REFUSED, option_name, options_of, variable_of
-from ocistream.cli.entry import COMMANDS, cli, load
+from ocistream.cli.defaults import (
+    _COMMON_OPTIONS,
+    OPTIONS_WITHOUT_DEFAULT,
+    configurable_options,
+    option_name,
+    variable_name,
+)
+from ocistream.cli.entry import COMMANDS, cli, load_command
 from tests.cli import expect
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic
@@ -174,7 +180,7 @@ def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
     expect.failure(user.pull(), 2, f"{user.file} [{table}] {key}: {said}")
     user.configure("")
     value = flag.partition("=")[2]
-    expect.failure(user.pull(**{variable_of(key): value}), 2, f"{variable_of(key)}: {said}")
+    expect.failure(user.pull(**{variable_name(key): value}), 2, f"{variable_name(key)}: {said}")
 
 
 @pytest.mark.parametrize(
@@ -205,21 +211,25 @@ def test_a_variable_that_makes_no_sense_is_named(user: User, variable: str, valu
     expect.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if name != "help"])
+@pytest.mark.parametrize("name", [name for name in OPTIONS_WITHOUT_DEFAULT if name != "help"])
 def test_what_has_no_default_is_refused_with_the_reason(user: User, name: str) -> None:
     for table in ("defaults", "defaults.push"):
         user.configure(f"[{table}]", f'{name} = "x"')
-        expect.failure(user.push(), 2, f": {name} has no default", REFUSED[name].split(",")[0])
+        expect.failure(user.push(), 2, f": {name} has no default", OPTIONS_WITHOUT_DEFAULT[name].split(",")[0])
 
 
 def test_variables_of_what_has_no_default_have_no_effect_and_are_named(user: User) -> None:
-    refused = {variable_of(name): "nonsense" for name in REFUSED if not name.endswith("username") and name != "config"}
+    refused = {
+        variable_name(name): "nonsense"
+        for name in OPTIONS_WITHOUT_DEFAULT
+        if not name.endswith("username") and name != "config"
+    }
     result = user.pull("--progress=none", **refused)
     expect.success(result)
     for name, value in refused.items():
         assert result.err.count(f"the variable {name} has no effect: ") == 1
         assert value not in result.err
-    assert f"OCISTREAM_PASSWORD_FILE has no effect: {REFUSED['password-file']}" in result.err
+    assert f"OCISTREAM_PASSWORD_FILE has no effect: {OPTIONS_WITHOUT_DEFAULT['password-file']}" in result.err
 
 
 UNUSED = "has no effect"
@@ -334,7 +344,7 @@ def options() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in COMMANDS:
         if name != "config":
-            for key in options_of(load(name)):
+            for key in configurable_options(load_command(name)):
                 found.setdefault(key, []).append(name)
     return found
 
@@ -343,7 +353,7 @@ def test_the_page_lists_every_option_and_its_variable() -> None:
     # `config` and `completion` move nothing, and say nothing.
     commands = len(COMMANDS) - 2
     expected = [
-        f"| `{key}` | `{variable_of(key)}` | {', '.join(names) if len(names) < commands else 'all'} |"
+        f"| `{key}` | `{variable_name(key)}` | {', '.join(names) if len(names) < commands else 'all'} |"
         for key, names in options().items()
     ]
     expected.append("| (`--config`) | `OCISTREAM_CONFIG` | all |")
@@ -355,12 +365,15 @@ def test_the_page_lists_every_option_and_its_variable() -> None:
 
 def test_what_has_no_default_is_an_option_that_there_is() -> None:
     found = {
-        option_name(option) for name in COMMANDS for option in load(name).params if isinstance(option, click.Option)
+        option_name(option)
+        for name in COMMANDS
+        for option in load_command(name).params
+        if isinstance(option, click.Option)
     }
-    assert set(REFUSED) - {"help"} <= found
-    assert set(options()) >= _WIDESPREAD
+    assert set(OPTIONS_WITHOUT_DEFAULT) - {"help"} <= found
+    assert set(options()) >= _COMMON_OPTIONS
 
 
 def test_no_option_has_a_variable_that_means_something_else() -> None:
     taken = {f"OCISTREAM_{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")}
-    assert taken.isdisjoint(map(variable_of, options()))
+    assert taken.isdisjoint(map(variable_name, options()))

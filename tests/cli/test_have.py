@@ -279,7 +279,7 @@ class TestTheQuestion:
             (b"nonsense\n", 6, "line 1"),
             (b"# ocistream have 2\n", 8, "format 2"),
             (f"# ocistream have 1\n# digests 2\n{OTHER}\n".encode(), 6, "1 of 2"),
-            (b"".join(b"sha256:%064x\n" % n for n in range(limits.MAX_ASKED + 1)), 8, "more than"),
+            (b"".join(b"sha256:%064x\n" % n for n in range(limits.MAX_QUERIED_DIGESTS + 1)), 8, "more than"),
         ],
         ids=["empty", "nonsense", "later", "cut", "too many"],
     )

@@ -57,14 +57,14 @@ def many_layers() -> bytes:
 
 
 def as_many_layers_as_may_be() -> bytes:
-    images = [image(promises(limits.MAX_LISTED - 1, start)) for start in (0, limits.MAX_LISTED)]
+    images = [image(promises(limits.MAX_LIST_ENTRIES - 1, start)) for start in (0, limits.MAX_LIST_ENTRIES)]
     index = document(OCI_INDEX, manifests=[descriptor(content, OCI_MANIFEST) for content in images])
     return archive(index, OCI_INDEX, *images, b"{}")
 
 
 def wide_characters() -> bytes:
     """Three pieces as large as a piece may be, each of which becomes four times as large."""
-    wide = "x" * (limits.MAX_JSON_WIDE_PIECE - 100) + "\U0001f600"
+    wide = "x" * (limits.MAX_JSON_NON_ASCII_PIECE - 100) + "\U0001f600"
     return archive(image(annotations={"a": wide}, b=wide, c={"d": wide}), OCI_MANIFEST, b"{}")
 
 

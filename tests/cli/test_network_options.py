@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ocistream.cli.console import Console
-from ocistream.cli.network_options import network_settings
-from ocistream.cli.session import Session
+from ocistream.cli.network_options import build_http_settings
+from ocistream.cli.session import CommandContext
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
 from tests.cli.proxy import tunnelling_to
@@ -408,23 +408,23 @@ def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, i
 
 @pytest.mark.parametrize(("stall", "longest"), [(30.0, 900.0), (3600.0, 3600.0)])
 def test_limits_reach_the_transport(stall: float, longest: float) -> None:
-    settings = network_settings(OPTIONS | {"connect_timeout": 2.5, "stall_timeout": stall}, {})
+    settings = build_http_settings(OPTIONS | {"connect_timeout": 2.5, "stall_timeout": stall}, {})
     assert (settings.connect_timeout, settings.stall_timeout) == (2.5, stall)
-    assert (settings.answer_timeout(0), settings.answer_timeout(math.inf)) == (stall, longest)
+    assert (settings.response_timeout(0), settings.response_timeout(math.inf)) == (stall, longest)
     assert settings.requests_per_second == 3.0
-    assert settings.patience.attempts == 6
+    assert settings.retry_policy.attempts == 6
 
 
 def test_both_sides_of_a_copy_share_the_limits() -> None:
-    session = Session(Console(), OPTIONS, threading.Event())
+    session = CommandContext(Console(), OPTIONS, threading.Event())
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(contextlib.closing(session.surroundings(side).transport())) for side in "SD"]
+        sides = [stack.enter_context(contextlib.closing(session.build_open_context(side).client())) for side in "SD"]
     source, target = (side._connections for side in sides)  # noqa: SLF001 - nobody but a test wants to know
-    limiters = [side._download for side in (source, target)]  # noqa: SLF001 - the same
+    limiters = [side._download_throttle for side in (source, target)]  # noqa: SLF001 - the same
     assert len({limiter.throttle for limiter in limiters if limiter}) == 1
     assert None not in limiters
-    following = [side._following for side in sides]  # noqa: SLF001 - the same
-    assert following[0]._turns is following[1]._turns  # noqa: SLF001 - the same
+    following = [side._redirects for side in sides]  # noqa: SLF001 - the same
+    assert following[0]._request_throttle is following[1]._request_throttle  # noqa: SLF001 - the same
 
 
 def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
@@ -445,7 +445,7 @@ def test_memory_that_is_no_size_or_of_no_use_is_refused(size: str, tmp_path: Pat
 
 def test_memory_is_what_may_be_fetched_ahead() -> None:
     unlimited = OPTIONS | {"memory": 1 << 26, "limit_rate": None}
-    assert Session(Console(), unlimited, threading.Event()).memory == 1 << 26
+    assert CommandContext(Console(), unlimited, threading.Event()).prefetch_memory == 1 << 26
     # One connection would be too fast already.
     limited = OPTIONS | {"memory": 1 << 26, "limit_rate": 1000.0}
-    assert Session(Console(), limited, threading.Event()).memory == 0
+    assert CommandContext(Console(), limited, threading.Event()).prefetch_memory == 0

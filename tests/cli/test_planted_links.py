@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from ocistream.errors import LocalDiskError
-from ocistream.streams.paths import is_planted, write_target
+from ocistream.streams.paths import is_untrusted_link, write_target
 from tests.cli import expect
 from tests.images import Layout
 from tests.peers import need
@@ -160,7 +160,7 @@ def test_which_links_may_be_planted(
     monkeypatch: pytest.MonkeyPatch, folder_mode: int, folder_owner: int, link_owner: int, expected: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
-    assert is_planted(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
+    assert is_untrusted_link(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
 
 
 def test_a_planted_link_behind_ones_own_is_refused(
@@ -170,6 +170,8 @@ def test_a_planted_link_behind_ones_own_is_refused(
     planted.symlink_to(tmp_path / "victim")
     own.symlink_to(planted)
     assert write_target(own) == tmp_path / "victim"
-    monkeypatch.setattr("ocistream.streams.paths.is_planted", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX))
+    monkeypatch.setattr(
+        "ocistream.streams.paths.is_untrusted_link", lambda _link, folder: bool(folder.st_mode & stat.S_ISVTX)
+    )
     with pytest.raises(LocalDiskError, match="planted: it is another user's symbolic link"):
         write_target(own)

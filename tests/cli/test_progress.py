@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.progress_state import human_size
+from ocistream.cli.progress_state import format_size
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import expect
 from tests.cli.terminal import Screen, on_terminal, resize
@@ -255,7 +255,7 @@ def test_a_bar_that_never_came_to_be_leaves_only_the_error(served: FaultyRegistr
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_242_880, "5.2 MB"), (2**31, "2.1 GB"), (7.5e12, "7.5 TB")],
 )
 def test_sizes_are_written_for_people(size: float, text: str) -> None:
-    assert human_size(size) == text
+    assert format_size(size) == text
 
 
 @pytest.mark.parametrize("kind", ["plain", "none"])

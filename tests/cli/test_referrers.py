@@ -200,7 +200,7 @@ class TestOutOfAPipeToSeveralPlaces:
 
     @pytest.fixture
     def image(self, layout: Layout) -> Descriptor:
-        content = random.Random(1).randbytes(2 * limits.CHUNK)
+        content = random.Random(1).randbytes(2 * limits.CHUNK_SIZE)
         return layout.image([tar_layer({"a": content}), tar_layer({"b": content})], name="r.example.com/app:1")
 
     @pytest.fixture
@@ -229,7 +229,7 @@ class TestOutOfAPipeToSeveralPlaces:
         items = small_first(layout)
         if stray:
             # What passes when nothing is waited for any more may be nothing that anybody needs.
-            blob = layout.blob(random.Random(2).randbytes(2 * limits.CHUNK), "a/b")
+            blob = layout.blob(random.Random(2).randbytes(2 * limits.CHUNK_SIZE), "a/b")
             first = next(place for place, (name, _) in enumerate(items) if name == blob_name(layers[0]))
             items.insert(first, (blob_name(blob["digest"]), layout.file(blob["digest"]).read_bytes()))
         done("push", "--to", f"{other.host}/mirror", *chosen, stdin=tar_of(items))

@@ -258,4 +258,4 @@ def test_it_has_descriptors_for_all_its_clients(tmp_path: Path) -> None:
             raised, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert raised == min(limits.SPARE_DESCRIPTORS + 4 * limits.MAX_CLIENTS, hard)
+    assert raised == min(limits.RESERVED_FILE_DESCRIPTORS + 4 * limits.MAX_CLIENTS, hard)

@@ -29,7 +29,7 @@ def test_a_push_succeeds_while_strangers_hold_every_connection(layout: Layout, t
     with started(*argv, env=env) as process, contextlib.ExitStack() as stack:
         assert process.stdout
         host = process.stdout.readline().decode().strip()
-        descriptors = limits.SPARE_DESCRIPTORS + 4 * PLACES
+        descriptors = limits.RESERVED_FILE_DESCRIPTORS + 4 * PLACES
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
         for _ in range(PLACES + 2):
             stranger = stack.enter_context(connect(host, receive_buffer=4096))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.sync import Kept
+from ocistream.cli.sync import CompressedJsonList
 from tests.cli import expect
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading
@@ -709,7 +709,7 @@ def test_what_a_result_has_of_many_images_takes_little_room() -> None:
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(10_000)]
     tracemalloc.start()
     try:
-        kept = Kept()
+        kept = CompressedJsonList()
         for number, digest in enumerate(digests):
             name = f"registry.example.com/team/app:{number}"
             kept.add(

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from ocistream.sync import file as sync_file
-from ocistream.sync.file import read_plan
-from ocistream.sync.plan import Plan, parse_shard
+from ocistream.sync.file import read_sync_file
+from ocistream.sync.plan import SyncPlan, parse_shard
 
 ROOT: Final = Path(__file__).parents[2]
 SHARDS: Final = (ROOT / "README.md").read_text().partition("\n## Many images, in shards\n")[2].partition("\n## ")[0]
@@ -199,10 +199,10 @@ def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
 
 def test_the_file_is_one(tmp_path: Path) -> None:
     (tmp_path / "images.toml").write_text(example(PAGE, "toml", "[[sync]]"))
-    plan = read_plan(tmp_path / "images.toml")
-    assert isinstance(plan, Plan)
+    plan = read_sync_file(tmp_path / "images.toml")
+    assert isinstance(plan, SyncPlan)
     assert len(plan.entries) == 2
-    login = plan.entries[0].targets[0].login
+    login = plan.entries[0].destinations[0].login
     assert login is not None
     assert login.password_env == "PROD_PASSWORD"
 
@@ -222,10 +222,10 @@ def test_the_tables_of_registries_are_right(tmp_path: Path) -> None:
     password.touch()
     tables = example(PAGE, "toml", "[registry.").replace("/run/secrets/robot", str(password))
     (tmp_path / "images.toml").write_text(example(PAGE, "toml", "[[sync]]") + tables)
-    plan = read_plan(tmp_path / "images.toml")
+    plan = read_sync_file(tmp_path / "images.toml")
     assert plan.registries["registry.local:5000"].settings.plain_http
     assert plan.registries["registry.example.com"].settings.ca_files == (str(tmp_path / "ca.pem"),)
-    login = plan.entries[0].targets[1].login
+    login = plan.entries[0].destinations[1].login
     assert login is not None
     assert (login.username, login.password_file) == ("robot", password)
 
@@ -236,7 +236,7 @@ def test_the_tags_in_the_table_choose_tags(tmp_path: Path) -> None:
     assert len(choices) == 5
     for choice in choices:
         (tmp_path / "x.toml").write_text(f"[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = {choice}\n")
-        assert read_plan(tmp_path / "x.toml").entries[0].choose is not None
+        assert read_sync_file(tmp_path / "x.toml").entries[0].tag_filter is not None
 
 
 def test_the_kubernetes_job_does_each_shard_once(programs: Path) -> None:

@@ -277,7 +277,7 @@ class TestDeep:
 class TestManySmallBlobs:
     def test_more_json_than_there_is_room_for_waits_in_a_file(self, images: Layout) -> None:
         # All the room there is for JSON is taken before anything comes that is needed.
-        size = limits.MAX_HELD_JSON // 8
+        size = limits.MAX_BUFFERED_JSON // 8
         strays = [b'{"number": %d, "filling": "' % number for number in range(8)]
         strays = [stray + b"-" * (size - len(stray) - 2) + b'"}' for stray in strays]
         items = [(blob_name(digest_of(stray)), stray) for stray in strays]

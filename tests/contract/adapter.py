@@ -14,32 +14,39 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Final, Self
 
-from ocistream.archive.docker_writer import DockerArchiveSink
+from ocistream.archive.docker_writer import DockerArchiveDestination
 from ocistream.archive.file import ArchiveFileSource
-from ocistream.archive.joined import open_joined
-from ocistream.archive.outputs import file_output, stream_output
+from ocistream.archive.joined import open_joined_source
+from ocistream.archive.outputs import open_file_output, open_stream_output
 from ocistream.archive.stream import ArchiveStreamSource
-from ocistream.archive.volume_writer import VolumesSink
-from ocistream.archive.writer import ArchiveSink
+from ocistream.archive.volume_writer import VolumeSetDestination
+from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import OcistreamError, UsageError
-from ocistream.http.client import Transport, TransportSettings
-from ocistream.layout.index import Selection, every_image, images_named, only_image, some_images
-from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.http.client import HttpClient, HttpSettings
+from ocistream.layout.index import (
+    ImageSelector,
+    select_every_image,
+    select_existing_images,
+    select_named_images,
+    select_only_image,
+)
+from ocistream.layout.store import LayoutDestination, LayoutSource
 from ocistream.oci import referrers as attachments
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
-from ocistream.registry.destination import RegistrySink
+from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.source import RegistrySource
-from ocistream.stores import Want
-from ocistream.streams.chunks import Chunk, verified
+from ocistream.stores import Selection
+from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer import copy as transfer
 from ocistream.transfer import fan_out
-from ocistream.transfer.fan_out import Branch
+from ocistream.transfer.fan_out import FanOutBranch
 from ocistream.transfer.interfaces import Blob as NativeBlob
-from ocistream.transfer.interfaces import Recalls, Sink, TakesUnnamed, Unnamed
+from ocistream.transfer.interfaces import Destination as NativeDestination
+from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, ReadBackDestination
 from ocistream.transfer.interfaces import Source as NativeSource
 from ocistream.transfer.recompress import parse_recompression
 from tests.contract.vocabulary import (
@@ -82,14 +89,14 @@ __all__ = [
 ]
 
 _REASONS: Final = {
-    attachments.NARROWED: NOT_CHOSEN,
-    attachments.UNWANTED: NOT_WANTED,
-    attachments.ORPHANED: NO_SUBJECT,
-    attachments.GONE: MISSING,
+    attachments.PLATFORM_FILTERED: NOT_CHOSEN,
+    attachments.EXCLUDED: NOT_WANTED,
+    attachments.SUBJECT_MISSING: NO_SUBJECT,
+    attachments.NOT_FOUND: MISSING,
     attachments.UNREADABLE: UNREADABLE,
-    attachments.SAME_TAG: SAME_TAG,
+    attachments.DUPLICATE_TAG: SAME_TAG,
 }
-_SELECTIONS: Final = {"entries": every_image, "images": some_images, "only": only_image}
+_SELECTIONS: Final = {"entries": select_every_image, "images": select_existing_images, "only": select_only_image}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,30 +120,30 @@ class Blob:
 
     def content(self) -> bytes:
         """Return all bytes, verified."""
-        return b"".join(bytes(chunk) for chunk in verified(self.open(0), _descriptor(self.piece)))
+        return b"".join(bytes(chunk) for chunk in verify_chunks(self.open(0), _descriptor(self.piece)))
 
 
 class Source:
     """An open source."""
 
-    def __init__(self, native: NativeSource, transport: Transport | None = None) -> None:
+    def __init__(self, native: NativeSource, transport: HttpClient | None = None) -> None:
         self.native = native
         self._transport = transport
 
     @property
     def concurrent(self) -> bool:
         """Whether several blobs can be read at a time."""
-        return self.native.parallel
+        return self.native.concurrent
 
     def list(self) -> Listing:
         """List the images; blobs that come before the source knows them are kept in the listing."""
         early = _Early()
-        return _listing(self.native.graph(early), early.blobs, frozenset(early.unnamed))
+        return _listing(self.native.resolve(early), early.blobs, frozenset(early.unnamed))
 
     def blobs(self, pieces: Iterable[Piece]) -> Iterator[Blob]:
         """Return the blobs that the source has of `pieces`, in the source's order."""
         for blob in self.native.blobs([_descriptor(piece) for piece in pieces]):
-            yield Blob(_piece(blob.descriptor), functools.partial(_opened, blob), blob.replayable, bool(blob.open_at))
+            yield Blob(_piece(blob.descriptor), functools.partial(_opened, blob), blob.reopenable, bool(blob.open_at))
 
     def close(self) -> None:
         """Close the source."""
@@ -154,14 +161,14 @@ class Source:
 class Destination:
     """An open destination."""
 
-    def __init__(self, native: Sink, transport: Transport | None = None) -> None:
+    def __init__(self, native: NativeDestination, transport: HttpClient | None = None) -> None:
         self.native = native
         self._transport = transport
 
     @property
     def concurrent(self) -> bool:
         """Whether several blobs can be written at a time."""
-        return self.native.parallel
+        return self.native.concurrent
 
     def begin(self, listing: Listing) -> None:
         """Announce what will be written."""
@@ -169,7 +176,7 @@ class Destination:
 
     def expect(self, listing: Listing) -> None:
         """Announce what may be written, where layers get their digests on the way; else the same as `begin`."""
-        if isinstance(self.native, TakesUnnamed):
+        if isinstance(self.native, NewBlobDestination):
             self.native.expect(listing.native)
         else:
             self.begin(listing)
@@ -177,28 +184,28 @@ class Destination:
     def stored(self, pieces: Iterable[Piece]) -> set[str]:
         """Return the digests of the blobs and manifests that are stored already."""
         native = self.native
-        ask = {True: native.has_manifest, False: native.has}
+        ask = {True: native.has_manifest, False: native.has_blob}
         return {piece.digest for piece in pieces if ask[piece.media_type in MANIFESTS](_descriptor(piece))}
 
     def write(self, blob: Blob) -> None:
         """Store a blob."""
-        self.native.put(
+        self.native.write(
             NativeBlob(
                 _descriptor(blob.piece),
                 functools.partial(blob.open, 0),
-                replayable=blob.reopenable,
+                reopenable=blob.reopenable,
                 open_at=blob.open if blob.seekable else None,
             )
         )
 
     def write_unnamed(self, blob: Blob) -> None:
         """Store a layer whose digest is known only at its end."""
-        assert isinstance(self.native, TakesUnnamed)
-        self.native.put_unnamed(Unnamed(functools.partial(blob.open, 0), lambda: _descriptor(blob.piece)))
+        assert isinstance(self.native, NewBlobDestination)
+        self.native.write_new(NewBlob(functools.partial(blob.open, 0), lambda: _descriptor(blob.piece)))
 
     def read_back(self, piece: Piece) -> bytes | None:
         """Return a small blob that was written; None if this kind of destination cannot do that."""
-        return self.native.recall(_descriptor(piece)) if isinstance(self.native, Recalls) else None
+        return self.native.read_back(_descriptor(piece)) if isinstance(self.native, ReadBackDestination) else None
 
     def commit(self, listing: Listing) -> None:
         """Make the images visible."""
@@ -218,8 +225,8 @@ class FanOut(Destination):
         self, destinations: Sequence[Destination], needed: Mapping[Destination, Collection[str]] | None = None
     ) -> None:
         self.cancelled = threading.Event()
-        branches = [Branch(one.native, functools.partial(_only, (needed or {}).get(one))) for one in destinations]
-        self._fan = fan_out.FanOut(branches, self.cancelled)
+        branches = [FanOutBranch(one.native, functools.partial(_only, (needed or {}).get(one))) for one in destinations]
+        self._fan = fan_out.FanOutDestination(branches, self.cancelled)
         super().__init__(self._fan)
 
     @property
@@ -230,12 +237,12 @@ class FanOut(Destination):
     @property
     def sent(self) -> list[int]:
         """How many bytes of blobs went to each destination."""
-        return [branch.sent for branch in self._fan.branches]
+        return [branch.bytes_written for branch in self._fan.branches]
 
     @property
     def fetched(self) -> int:
         """How many bytes of blobs were read from the source."""
-        return self._fan.fetched
+        return self._fan.bytes_read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +284,7 @@ def copy(
         jobs=jobs,
         cancelled=destination.cancelled if isinstance(destination, FanOut) else None,
     )
-    outcomes = {moved.descriptor.digest: moved.how for moved in report.blobs}
+    outcomes = {moved.descriptor.digest: moved.status for moved in report.blobs}
     return Copied(_listing(report.graph), outcomes, dict(report.origins), progress.total, progress.moved)
 
 
@@ -307,8 +314,8 @@ def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
 
 def volumes_source(paths: Sequence[Path], wanted: Wanted = EVERYTHING) -> Source:
     """Open the volumes of a set."""
-    want = Want(select=_selection(wanted), platforms=_choice(wanted), referrers=wanted.referrers)
-    return Source(open_joined([(path, str(path)) for path in paths], want))
+    want = Selection(select=_selection(wanted), platforms=_choice(wanted), referrers=wanted.referrers)
+    return Source(open_joined_source([(path, str(path)) for path in paths], want))
 
 
 def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source:
@@ -321,23 +328,23 @@ def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source
 
 def layout_destination(path: Path) -> Destination:
     """Open a layout directory, which need not exist."""
-    return Destination(LayoutSink(path))
+    return Destination(LayoutDestination(path))
 
 
 def archive_destination(path: Path, *, mtime: int = 0) -> Destination:
     """Open an OCI archive that is written to a file; every entry gets the time `mtime`."""
-    return Destination(ArchiveSink(file_output(path), mtime=mtime))
+    return Destination(ArchiveDestination(open_file_output(path), mtime=mtime))
 
 
 def pipe_destination(file: io.FileIO) -> Destination:
     """Open an OCI archive that is written to a pipe."""
-    return Destination(ArchiveSink(stream_output(file, "to the pipe")))
+    return Destination(ArchiveDestination(open_stream_output(file, "to the pipe")))
 
 
 def docker_archive_destination(target: Path | io.FileIO) -> Destination:
     """Open an archive of Docker's kind that is written to a file or a pipe."""
-    output = file_output(target) if isinstance(target, Path) else stream_output(target, "to the pipe")
-    return Destination(DockerArchiveSink(output))
+    output = open_file_output(target) if isinstance(target, Path) else open_stream_output(target, "to the pipe")
+    return Destination(DockerArchiveDestination(output))
 
 
 def volumes_destination(template: Path, factor: float = 1) -> Destination:
@@ -352,10 +359,12 @@ def registry_destination(repository: str) -> Destination:
         return parse_reference(f"{repository}:{(root.name or '').rpartition(':')[2]}")
 
     transport = _transport()
-    return Destination(RegistrySink(transport, target, early=parse_reference(f"{repository}:early")), transport)
+    return Destination(
+        RegistryDestination(transport, target, early_target=parse_reference(f"{repository}:early")), transport
+    )
 
 
-class _Transport(Transport):
+class _Transport(HttpClient):
     """A transport that does not wait between attempts."""
 
     def wait(self, seconds: float) -> None:
@@ -363,11 +372,11 @@ class _Transport(Transport):
         super().wait(0)
 
 
-def _transport() -> Transport:
-    return _Transport(TransportSettings(), lambda _registry, _repository: None)
+def _transport() -> HttpClient:
+    return _Transport(HttpSettings(), lambda _registry, _repository: None)
 
 
-class _SmallVolumes(VolumesSink):
+class _SmallVolumes(VolumeSetDestination):
     """Volumes whose size is a multiple of the least one, which an error about too small a size tells."""
 
     def __init__(self, template: Path, factor: float) -> None:
@@ -378,7 +387,7 @@ class _SmallVolumes(VolumesSink):
         try:
             super().begin(graph)
         except UsageError as error:
-            self._size = int(int(error.what.split()[-2]) * self._factor)
+            self._size = int(int(error.message.split()[-2]) * self._factor)
             super().begin(graph)
 
 
@@ -409,18 +418,18 @@ class _Early:
         self.blobs: dict[str, bytes] = {}
         self.unnamed: set[str] = set()
 
-    def put(self, blob: NativeBlob) -> None:
+    def write(self, blob: NativeBlob) -> None:
         assert blob.descriptor.digest not in self.blobs, "a blob was delivered twice"
-        self.blobs[blob.descriptor.digest] = b"".join(map(bytes, verified(blob.open(), blob.descriptor)))
+        self.blobs[blob.descriptor.digest] = b"".join(map(bytes, verify_chunks(blob.open(), blob.descriptor)))
 
-    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         content = b"".join(map(bytes, chunks))
         descriptor = Descriptor("application/vnd.oci.image.layer.v1.tar", digest_of(content), len(content))
         self.blobs[descriptor.digest] = content
         self.unnamed.add(descriptor.digest)
         return descriptor
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         return self.blobs[descriptor.digest]
 
 
@@ -446,11 +455,11 @@ def _listing(graph: Graph, early: dict[str, bytes] | None = None, unnamed: froze
                 one.descriptor.artifact_type,
                 dict(one.descriptor.annotations),
             )
-            for one in graph.all_attached
+            for one in graph.all_referrers
         ),
         skipped=tuple(
             Skipped(left.subject, left.digest, left.tag, left.kind, _REASONS.get(left.why, left.why))
-            for left in graph.left_behind
+            for left in graph.skipped_referrers
         ),
         size=graph.size,
         early=early or {},
@@ -469,8 +478,8 @@ def _choice(wanted: Wanted) -> PlatformChoice:
     return PlatformChoice(tuple(map(parse_platform, wanted.platforms)), explicit=wanted.asked)
 
 
-def _selection(wanted: Wanted) -> Selection:
-    return images_named(wanted.images) if isinstance(wanted.images, tuple) else _SELECTIONS[wanted.images]
+def _selection(wanted: Wanted) -> ImageSelector:
+    return select_named_images(wanted.images) if isinstance(wanted.images, tuple) else _SELECTIONS[wanted.images]
 
 
 def _piece(descriptor: Descriptor) -> Piece:

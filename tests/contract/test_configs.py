@@ -106,7 +106,7 @@ def test_a_json_object_is_copied_whatever_it_says(content: bytes, order: str, la
 def test_of_a_config_that_is_resumed_what_was_stored_before_is_read_too(
     last: bytes, size: int, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 0)
     content = b'{"os":"linux",' + b" " * 5000 + last
     digest = with_config(layout, content)
     out = Layout(tmp_path / "out")
@@ -127,10 +127,10 @@ def test_a_config_that_is_too_large_to_read_is_copied_unread(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = with_config(layout, WRONG[5])
-    monkeypatch.setattr(limits, "MAX_CONFIG_READ", len(WRONG[5]))
+    monkeypatch.setattr(limits, "MAX_PARSED_CONFIG", len(WRONG[5]))
     with pytest.raises(ArchiveError):
         copy(layout_source(layout.path), layout_destination(tmp_path / "out"))
-    monkeypatch.setattr(limits, "MAX_CONFIG_READ", len(WRONG[5]) - 1)
+    monkeypatch.setattr(limits, "MAX_PARSED_CONFIG", len(WRONG[5]) - 1)
     copy(layout_source(layout.path), layout_destination(tmp_path / "out"))
     assert (tmp_path / "out" / blob_name(digest)).read_bytes() == WRONG[5]
 

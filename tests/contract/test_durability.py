@@ -23,7 +23,7 @@ MIB: Final = 1 << 20
 @pytest.fixture
 def source(layout: Layout) -> Layout:
     """Return a layout of images with a layer that is large enough to resume, a small one, and digests of two kinds."""
-    layers: list[Layer] = [limits.WORTH_KEEPING + MIB, tar_layer({"etc/motd": b"hello\n"})]
+    layers: list[Layer] = [limits.MIN_PARTIAL_SIZE + MIB, tar_layer({"etc/motd": b"hello\n"})]
     layout.image(layers, name="v1")
     layout.image([tar_layer({"etc/motd": b"good bye\n"})], name="v2", algorithm="sha512")
     return layout

@@ -279,9 +279,9 @@ class TestLimits:
         more = [layout.image([bytes([number])]) for number in range(3)]
         enter(layout, *more)
         size = sum(int(image["size"]) for image in more)
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", size)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", size)
         assert len(listing_of(layout, IMAGES).images) == 4
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", size - 1)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", size - 1)
         with pytest.raises(ArchiveError, match="manifests that may be images"):
             listing_of(layout, IMAGES)
         # Manifests of images that are not chosen are dropped instead.
@@ -289,9 +289,9 @@ class TestLimits:
 
     def test_referrers_are_limited_in_number(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         signed(layout).enter(layout, "v1")
-        monkeypatch.setattr(limits, "MAX_ATTACHED", 4)
+        monkeypatch.setattr(limits, "MAX_REFERRERS", 4)
         assert len(referrers(listing_of(layout))) == 4
-        monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
+        monkeypatch.setattr(limits, "MAX_REFERRERS", 3)
         with pytest.raises(UnsupportedError, match="more than 3 signatures") as caught:
             listing_of(layout)
         assert "--no-referrers" in (caught.value.hint or "")
@@ -302,18 +302,18 @@ class TestLimits:
         for one in gone:
             layout.file(one["digest"]).unlink()
         layout.name(layout.index(gone), image["digest"].replace(":", "-"))
-        monkeypatch.setattr(limits, "MAX_ATTACHED", 4)
+        monkeypatch.setattr(limits, "MAX_REFERRERS", 4)
         assert len(listing_of(layout).skipped) == 4
-        monkeypatch.setattr(limits, "MAX_ATTACHED", 3)
+        monkeypatch.setattr(limits, "MAX_REFERRERS", 3)
         with pytest.raises(UnsupportedError, match="more than 3 signatures, SBOMs and the like are listed"):
             listing_of(layout)
 
     def test_referrers_of_referrers_are_limited_in_depth(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
-        deepest = chain(layout, image, limits.MAX_ATTACHED_DEPTH)
+        deepest = chain(layout, image, limits.MAX_REFERRER_DEPTH)
         assert deepest["digest"] in referrers(listing_of(layout))
         chain(layout, deepest, 300)
-        with pytest.raises(UnsupportedError, match=f"more than {limits.MAX_ATTACHED_DEPTH} deep") as caught:
+        with pytest.raises(UnsupportedError, match=f"more than {limits.MAX_REFERRER_DEPTH} deep") as caught:
             listing_of(layout)
         assert "--no-referrers" in (caught.value.hint or "")
 

@@ -29,7 +29,7 @@ RESUMABLE: Final = re.compile(r"\..+\.partial")
 @pytest.fixture(autouse=True)
 def small_layers_are_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat small layers as large ones."""
-    monkeypatch.setattr(limits, "WORTH_KEEPING", 8_000)
+    monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 8_000)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_after_any_step_the_next_run_makes_the_same_bytes_as_an_undisturbed_one(
             names = [Path(name) for name in contents(folder)]
             assert not [name for name in names if STRAY.fullmatch(name.name)]
             resumable = [folder / name for name in names if RESUMABLE.fullmatch(name.name)]
-            assert all(path.stat().st_size >= limits.WORTH_KEEPING for path in resumable)
+            assert all(path.stat().st_size >= limits.MIN_PARTIAL_SIZE for path in resumable)
         assert forked.run(argv) == 0
         assert contents(folder) == complete, f"ended before step {step}"
     assert count > 10

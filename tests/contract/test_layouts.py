@@ -98,8 +98,8 @@ class TestCreating:
         (layout.path / name).write_bytes(content)
         with pytest.raises(ArchiveError) as caught:
             layout_destination(layout.path)
-        assert str(layout.path) in caught.value.what
-        assert name in caught.value.what
+        assert str(layout.path) in caught.value.message
+        assert name in caught.value.message
 
     @pytest.mark.parametrize("name", ["blobs", "blobs/sha256", "index.json", "oci-layout"])
     def test_a_layout_with_a_link_in_it_is_refused_on_opening(self, layout: Layout, tmp_path: Path, name: str) -> None:

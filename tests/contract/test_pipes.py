@@ -212,7 +212,7 @@ class TestBudget:
     def test_json_beyond_the_limit_comes_early(
         self, images: Layout, monkeypatch: pytest.MonkeyPatch, budget: int
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", budget)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", budget)
         found = found_in(tar_of(items_of(images)))
         assert found.has_all_of(images)
         json_sizes = {name: len(content) for name, content in items_of(images) if content and content.startswith(b"{")}
@@ -223,7 +223,7 @@ class TestBudget:
 
     def test_json_that_was_used_makes_room(self, images: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = [len(raw) for raw in parts_of(images).manifests.values()]
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", max(sizes))
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", max(sizes))
         # Each manifest comes before the one that lists it, so one at a time is buffered.
         items = dict(items_of(images))
         order = [name for name in small_first(images) if name[0] in map(blob_name, parts_of(images).manifests)]
@@ -234,20 +234,20 @@ class TestBudget:
     def test_json_that_just_fits_is_buffered_once(self, images: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         items = items_of(images)
         buffered = [item for item in items if item[0].startswith("blobs/") and (item[1] or b"").startswith(b"{")]
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", sum(len(content or b"") for _, content in buffered))
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", sum(len(content or b"") for _, content in buffered))
         found = found_in(tar_of([*buffered, *items]))
         assert found.has_all_of(images)
         assert not {blob_name(digest) for digest in found.early} & {name for name, _ in buffered}
 
     def test_a_layout_reads_it_back(self, images: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         store(tar_of(items_of(images)), tmp_path / "out")
         assert parts_of(Layout(tmp_path / "out")) == parts_of(images)
 
     def test_a_manifest_that_was_read_back_is_compared_with_a_late_manifest_json(
         self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         entries = of_docker_25([saved(layout, small_image(layout), "app:1")])
         listed = json.loads(dict(entries)["manifest.json"] or b"")  # type: ignore[arg-type]
         layers = [entry for entry in entries if entry[0] in listed[0]["Layers"]]
@@ -259,7 +259,7 @@ class TestBudget:
     def test_an_archive_cannot_read_it_back(
         self, small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 0)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         source = piped(Pipe(tar_of(items_of(small))))
         destination = archive_destination(tmp_path / "a.tar")
         with pytest.raises(UnsupportedError, match="too many small blobs"):

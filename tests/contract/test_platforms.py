@@ -67,7 +67,7 @@ class TestOnePlatform:
         odd = {**small_image(layout), "platform": {"os": "\x1b[2J", "architecture": "amd64"}}
         with pytest.raises(NotFoundError) as caught:
             listing_of(layout, layout.index([odd]), wanted=choice("linux/amd64"))
-        assert caught.value.what.isprintable()
+        assert caught.value.message.isprintable()
         assert (caught.value.hint or "").isprintable()
 
 

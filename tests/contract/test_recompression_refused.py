@@ -122,7 +122,7 @@ def test_a_corrupt_stream_whose_digest_is_right(layout: Layout, tmp_path: Path, 
 def test_a_layer_that_expands_too_much(
     layout: Layout, tmp_path: Path, way: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "FREE_EXPANSION", MIB)
+    monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", MIB)
     layout.image([gzip.compress(bytes(4 * MIB))], name="v1")
     refused(layout, tmp_path, way, ArchiveError, "expands to more than 200 times")
 
@@ -208,7 +208,7 @@ class TestEarly:
         self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         small_image(layout, name="v1")
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 10)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
         with opened(DESTINATIONS[kind], tmp_path / "to") as store:
             source, destination = from_tar(tar_of(items_of(layout))), store.destination()
             if kind == "archive-file":

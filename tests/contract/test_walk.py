@@ -208,7 +208,7 @@ class TestLimits:
     ) -> None:
         index = two_platforms(layout)
         # An index, two manifests, two configs and three layers.
-        monkeypatch.setattr(limits, "MAX_NEEDED", 16)
+        monkeypatch.setattr(limits, "MAX_REQUIRED_DESCRIPTORS", 16)
         listing_of(layout, index, index)
         with pytest.raises(UnsupportedError, match="more than 16 manifests and blobs"):
             listing_of(layout, index, index, index)
@@ -218,7 +218,7 @@ class TestLimits:
     ) -> None:
         inner = two_platforms(layout)
         roots = [layout.index([inner], subject={**inner, "size": number}) for number in range(3)]
-        monkeypatch.setattr(limits, "MAX_OFFERED", 4)
+        monkeypatch.setattr(limits, "MAX_PLATFORM_CANDIDATES", 4)
         listing_of(layout, *roots[:2], wanted=AMD)
         with pytest.raises(UnsupportedError, match="more than 4 manifests to choose"):
             listing_of(layout, *roots, wanted=AMD)

@@ -154,7 +154,7 @@ class Run:
         """Say what is wrong with an error of ours, if anything is."""
         if error.exit_code not in self._target.codes:
             return f"exit code {error.exit_code}, by {type(error).__name__}"
-        for text in (error.what, error.hint or "x"):
+        for text in (error.message, error.hint or "x"):
             if not text or len(text) > _TEXT or not text.isprintable():
                 return f"a text that is not one short line of print, of {type(error).__name__}"
         return None

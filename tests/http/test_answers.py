@@ -238,7 +238,7 @@ class TestSlowAnswers:
     def test_a_head_that_drips_times_out(
         self, raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch, start: bytes
     ) -> None:
-        monkeypatch.setattr(limits, "HEAD_TIME", 0.2)
+        monkeypatch.setattr(limits, "RESPONSE_HEAD_TIMEOUT", 0.2)
         raw.says(MANIFESTS, drips(raw, start))
         result = run("inspect", raw.image, *ONCE)
         assert result.code == 7
@@ -247,7 +247,7 @@ class TestSlowAnswers:
     def test_the_wait_for_a_head_and_the_body_may_take_longer(
         self, raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "HEAD_TIME", 1.0)
+        monkeypatch.setattr(limits, "RESPONSE_HEAD_TIMEOUT", 1.0)
         head, _, body = manifest(Connection="close").partition(b"\r\n\r\n")
 
         def slowly(connection: socket.socket, _: Heard) -> None:
@@ -267,7 +267,7 @@ def test_the_head_of_a_proxy_has_limits_too(run: Run, monkeypatch: pytest.Monkey
         for proxy, said in ((endless.url, "more than"), (slow.url, "timed out")):
             monkeypatch.setenv("https_proxy", proxy)
             if proxy == slow.url:
-                monkeypatch.setattr(limits, "HEAD_TIME", 0.2)
+                monkeypatch.setattr(limits, "RESPONSE_HEAD_TIMEOUT", 0.2)
             result = run("inspect", "registry.test/app:1", "--retries=0")
             assert result.code == 7
             assert said in failed(result.err)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.serve import AccessEntry, Registry
+from ocistream.serve import AccessLogEntry, Registry
 from tests.debian_image import DebianImage
 from tests.images import DOCKER_LIST, Layout, small_image, two_platforms
 from tests.peers import Dockerd, Tools
@@ -17,17 +17,17 @@ from tests.schemas import validate_layout
 
 
 @pytest.fixture
-def access_log() -> list[AccessEntry]:
+def access_log() -> list[AccessLogEntry]:
     return []
 
 
 @pytest.fixture
-def served(tmp_path: Path, access_log: list[AccessEntry]) -> Iterator[Registry]:
+def served(tmp_path: Path, access_log: list[AccessLogEntry]) -> Iterator[Registry]:
     with Registry(tmp_path / "served", log=access_log.append) as registry:
         yield registry
 
 
-def answered(access_log: list[AccessEntry], method: str) -> set[int]:
+def answered(access_log: list[AccessLogEntry], method: str) -> set[int]:
     """Return the statuses that requests of one method were answered with."""
     return {entry.status for entry in access_log if entry.method == method}
 
@@ -38,7 +38,7 @@ def files_below(folder: Path) -> set[str]:
 
 class TestSkopeo:
     def test_it_pushes_and_pulls_the_same_digest(
-        self, served: Registry, tools: Tools, layout: Layout, tmp_path: Path, access_log: list[AccessEntry]
+        self, served: Registry, tools: Tools, layout: Layout, tmp_path: Path, access_log: list[AccessLogEntry]
     ) -> None:
         image = small_image(layout, name="v1")
         tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{served.host}/team/app:v1")
@@ -92,7 +92,7 @@ class TestSkopeo:
         assert tags(served.host, "app") == ["v2"]
 
     def test_it_mounts_what_another_repository_has(
-        self, served: Registry, tools: Tools, layout: Layout, access_log: list[AccessEntry]
+        self, served: Registry, tools: Tools, layout: Layout, access_log: list[AccessLogEntry]
     ) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         access_log.clear()
@@ -126,7 +126,7 @@ class TestPodman:
 
 class TestDocker:
     def test_its_daemon_pulls_and_pushes(
-        self, served: Registry, docker_daemon: Dockerd, layout: Layout, access_log: list[AccessEntry]
+        self, served: Registry, docker_daemon: Dockerd, layout: Layout, access_log: list[AccessLogEntry]
     ) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         docker_daemon.docker("pull", f"{served.host}/app:v1")

@@ -84,13 +84,13 @@ def test_headers_of_the_greatest_size_are_read(ocistream: Run) -> None:
     header = entry("pax", comment, tarfile.XHDTYPE)
     assert len(comment) == limits.MAX_PAX_HEADER
     long = entry("././@LongLink", b"x" * (limits.MAX_LONG_NAME - 1) + b"\0", tarfile.GNUTYPE_LONGNAME)
-    many = pax(("comment", "x")) * limits.MAX_EXTENSIONS
+    many = pax(("comment", "x")) * limits.MAX_EXTENSION_HEADERS
     assert moved(ocistream, beside(header, long, entry("x", b""), many, entry("y", b""))) == 0
 
 
 @limit(4)
 def test_as_many_headers_before_an_entry_as_may_be_and_no_more(ocistream: Run) -> None:
-    assert moved(ocistream, beside(pax(("comment", "x")) * (limits.MAX_EXTENSIONS + 1), entry("y", b""))) == 6
+    assert moved(ocistream, beside(pax(("comment", "x")) * (limits.MAX_EXTENSION_HEADERS + 1), entry("y", b""))) == 6
 
 
 @limit(5)

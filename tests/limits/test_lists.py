@@ -128,7 +128,7 @@ def test_the_rest_of_a_blob_is_appended_to_its_beginning(ocistream: Run, rest: R
     "text",
     [
         *("x", A, f"{A} 0", f"{A} 01", f"{A} x", f"{A} 1\n", f"{A} 1\n{A} 2", f"{A}  1", f"{A} 1 2"),
-        "\n".join(f"sha256:{number:064x} 1" for number in range(limits.MAX_REACHED + 1)),
+        "\n".join(f"sha256:{number:064x} 1" for number in range(limits.MAX_RESUMABLE_BLOBS + 1)),
     ],
     ids=range(10),
 )

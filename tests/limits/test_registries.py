@@ -63,7 +63,7 @@ def test_a_digest_that_is_none_is_never_asked_for(
 @pytest.mark.parametrize(
     "body",
     [
-        manifest(layers=[_LAYER] * (limits.MAX_LISTED + 1)),
+        manifest(layers=[_LAYER] * (limits.MAX_LIST_ENTRIES + 1)),
         manifest(config={**_CONFIG, "size": limits.MAX_CONFIG + 1}),
         manifest(annotations={"x": "x" * limits.MAX_MANIFEST}),
         manifest(x=[[]] * limits.MAX_JSON_ITEMS),

@@ -13,8 +13,8 @@ import pytest
 
 from ocistream import errors
 from ocistream.cli import COMMANDS
-from ocistream.cli.defaults import options_of, variable_of
-from ocistream.cli.entry import cli, load
+from ocistream.cli.defaults import configurable_options, variable_name
+from ocistream.cli.entry import cli, load_command
 from tests.package.conftest import ROOT, run
 from tests.peers import need
 
@@ -86,7 +86,7 @@ def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_do
     used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
     beginnings = ("OCISTREAM_", "XDG_", "DOCKER_AUTH", "REGISTRY_AUTH", "SSL_", "SOURCE_DATE")
     # Those of options are in README's table, which a test of theirs keeps.
-    named |= {variable_of(key) for command in COMMANDS for key in options_of(load(command))}
+    named |= {variable_name(key) for command in COMMANDS for key in configurable_options(load_command(command))}
     assert {name for name in used if name.startswith(beginnings)} - {"OCISTREAM_SRC", "OCISTREAM_DEST"} <= named
     texts = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
     words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b(?!\*)", texts))

@@ -89,7 +89,7 @@ MakePulls = Callable[..., Pulls]
 
 @quirk(30)
 @quirk(62)
-@pytest.mark.parametrize("after", [1, limits.CHUNK, limits.CHUNK + 1, LAYER - 1])
+@pytest.mark.parametrize("after", [1, limits.CHUNK_SIZE, limits.CHUNK_SIZE + 1, LAYER - 1])
 def test_a_connection_that_is_closed_early_is_replaced_by_one_that_continues_exactly_there(
     after: int, pulls: MakePulls
 ) -> None:
@@ -135,7 +135,7 @@ def test_what_will_not_pass_is_not_asked_for_again(
 
 @quirk(24)
 @quirk(62)
-@pytest.mark.parametrize("after", [limits.CHUNK, limits.CHUNK * 2 + 7])
+@pytest.mark.parametrize("after", [limits.CHUNK_SIZE, limits.CHUNK_SIZE * 2 + 7])
 def test_what_is_known_is_read_again_to_the_byte(after: int, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(after), IgnoreRange())

@@ -238,12 +238,12 @@ def test_no_more_are_listed_than_a_bound_allows(start: Start, mover: Move, layou
     registry = start()
     image = small_image(layout)
     seed(layout, image, registry.host, "app", "1")
-    half = limits.MAX_ATTACHED // 2 + 1
+    half = limits.MAX_REFERRERS // 2 + 1
     path = f"/referrers/{image['digest']}"
     many = unknown(2 * half)
     registry.faults = [Fault(listing(*many[:half], link=f"/v2/app{path}?last=x"), path=path)]
     registry.faults += [Fault(listing(*many[half:]), path=path)]
-    words = (f"more than {limits.MAX_ATTACHED} signatures, SBOMs and the like are listed", "--no-referrers")
+    words = (f"more than {limits.MAX_REFERRERS} signatures, SBOMs and the like are listed", "--no-referrers")
     pull(mover(), registry, code=8, says=words)
     assert registry.asked("GET", f"/manifests/{many[0]['digest']}") == []
 
@@ -253,14 +253,14 @@ def test_referrers_refer_to_each_other_only_so_deep(start: Start, mover: Move, l
     registry = start()
     top = small_image(layout)
     seed(layout, top, registry.host, "app", "1")
-    for number in range(limits.MAX_ATTACHED_DEPTH):
+    for number in range(limits.MAX_REFERRER_DEPTH):
         top = referrer(layout, top, "a/b", str(number).encode())
         seed(layout, top, registry.host, "app")
     used = mover()
     pull(used, registry)
     assert top["digest"] in blobs(used)
     seed(layout, referrer(layout, top, "a/b", b"one more"), registry.host, "app")
-    pull(used, registry, code=8, says=(f"more than {limits.MAX_ATTACHED_DEPTH} deep", "--no-referrers"))
+    pull(used, registry, code=8, says=(f"more than {limits.MAX_REFERRER_DEPTH} deep", "--no-referrers"))
 
 
 @quirk(32)

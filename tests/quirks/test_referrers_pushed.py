@@ -183,7 +183,7 @@ def test_a_list_that_nobody_could_read_is_not_written(start: Start, mover: Move,
     registry = start(*OLD)
     many = [
         {"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % number), "size": 1}
-        for number in range(limits.MAX_LISTED)
+        for number in range(limits.MAX_LIST_ENTRIES)
     ]
     raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": many}).encode()
     tag = found.image["digest"].replace(":", "-")

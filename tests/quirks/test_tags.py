@@ -159,7 +159,10 @@ def test_what_is_not_a_list_is_an_error(action: Action, code: int, words: str, s
             ["1.25-alpin", "1.25"],
             "the registry lists this tag, and has lost what it stands for: push the image there again",
         ),
-        ([*(f"x{number}" for number in range(limits.MAX_COMPARED_TAGS)), "1.25-alpine"], "inspect APP` lists its tags"),
+        (
+            [*(f"x{number}" for number in range(limits.MAX_SUGGESTION_CANDIDATES)), "1.25-alpine"],
+            "inspect APP` lists its tags",
+        ),
     ],
     ids=["similar ones", "few", "many", "none", "those of others", "a lost one", "more than are compared"],
 )

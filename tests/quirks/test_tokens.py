@@ -218,7 +218,7 @@ BROKEN: Final = (
     b'{"token": "hidd\\u00e9n"}',
     b'{"token": "\\ud800"}',
     b'{"a":' * 20_000,
-    b'{"token": "' + b"x" * limits.MAX_TOKEN_ANSWER + b'"}',
+    b'{"token": "' + b"x" * limits.MAX_TOKEN_RESPONSE + b'"}',
 )
 
 

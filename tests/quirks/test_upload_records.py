@@ -50,8 +50,8 @@ def test_a_record_and_its_directory_are_private_and_its_name_says_nothing(pushes
 @pytest.mark.parametrize(
     ("seconds", "known"),
     [
-        (limits.UPLOAD_RECORD_AGE - _HOUR, True),
-        (limits.UPLOAD_RECORD_AGE + _HOUR, False),
+        (limits.MAX_UPLOAD_RECORD_AGE - _HOUR, True),
+        (limits.MAX_UPLOAD_RECORD_AGE + _HOUR, False),
         (-_HOUR, True),
         (-30 * _HOUR, False),
     ],
@@ -220,7 +220,7 @@ def test_records_of_other_images_and_other_files_stay(pushes: MakePushes) -> Non
 def test_records_that_are_too_old_go_with_any_push_that_has_records(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
-    used.age(limits.UPLOAD_RECORD_AGE + _HOUR)
+    used.age(limits.MAX_UPLOAD_RECORD_AGE + _HOUR)
     used.mover.push(used.archive, f"{used.registry.host}/other:v1")
     # What it was about is in another repository, of which nothing is known there.
     assert [request.method for request in used.uploads() if "/v2/app/" in request.path] == []

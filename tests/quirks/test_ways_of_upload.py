@@ -331,7 +331,7 @@ def test_only_those_that_lose_what_breaks_get_bodies_with_an_end(profile: str, p
 def test_what_is_too_small_to_be_kept_has_a_length(size: int, pushes: MakePushes) -> None:
     used = pushes(size=size)
     used.push("file", *configured(used, 'profile = "distribution"'))
-    assert coded(used) == [size >= limits.WORTH_KEEPING]
+    assert coded(used) == [size >= limits.MIN_PARTIAL_SIZE]
 
 
 @quirk(61)

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.serve import AccessEntry
+from ocistream.serve import AccessLogEntry
 from tests.serve.serving import Served, SetLimits
 from tests.talking import Client
 
 
 @pytest.fixture
-def access_log() -> list[AccessEntry]:
+def access_log() -> list[AccessLogEntry]:
     """Return the log of `served`, to be read after its requests."""
     return []
 
 
 @pytest.fixture
-def served(tmp_path: Path, access_log: list[AccessEntry]) -> Iterator[Served]:
+def served(tmp_path: Path, access_log: list[AccessLogEntry]) -> Iterator[Served]:
     """Return an embedded registry over an empty layout."""
     with Served(tmp_path / "served", log=access_log.append) as served:
         yield served

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from ocistream.serve import Gate, Registry
+from ocistream.serve import BasicAuth, Registry
 from tests.registry_http import basic
 from tests.serve.serving import Served
 from tests.talking import Client, converse
@@ -129,7 +129,7 @@ def test_an_unambiguous_request_is_served(served: Served, raw: bytes) -> None:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Client]:
-    with Registry(tmp_path / "guarded", gate=Gate("ada", "engine")) as registry, Client(registry.host) as client:
+    with Registry(tmp_path / "guarded", auth=BasicAuth("ada", "engine")) as registry, Client(registry.host) as client:
         yield client
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError
-from ocistream.serve import AccessEntry, Registry
+from ocistream.serve import AccessLogEntry, Registry
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.docker_archives import archive_of, of_docker, plain_manifest, saved
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
@@ -30,7 +30,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Return a function that serves the bytes of an archive and returns a connection to the registry."""
     with ExitStack() as stack:
 
-        def start(archive: bytes, name: str = "app.tar", log: list[AccessEntry] | None = None) -> Client:
+        def start(archive: bytes, name: str = "app.tar", log: list[AccessLogEntry] | None = None) -> Client:
             path = tmp_path / name
             path.write_bytes(archive)
             registry = Registry(path, log=log.append if log is not None else None)
@@ -167,7 +167,7 @@ class TestCorruption:
     ) -> None:
         image = layout.image([size], name="v1")
         layer = layout.read(image["digest"])["layers"][0]
-        log: list[AccessEntry] = []
+        log: list[AccessLogEntry] = []
         items = dict(small_first(layout))
         name = blob_name(layer["digest"])
         content = items[name]

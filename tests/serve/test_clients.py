@@ -77,7 +77,7 @@ class TestWaiting:
         with connect(served.host) as slow:
             slow.sendall(head.encode() + FIRST)
             eventually(lambda: ask("GET", location).headers["Range"] != "0-0")
-            usual = limits.REQUEST_TIME
+            usual = limits.REQUEST_TIMEOUT
             set_limits(REQUEST_TIME=0.05)
             assert is_cut(served.host)
             slow.sendall(SECOND)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.serve import AccessEntry
+from ocistream.serve import AccessLogEntry
 from tests.images import Layout, digest_of, two_platforms
 from tests.pushing import image
 from tests.raw import eventually
@@ -24,7 +24,7 @@ TARGET = f"/v2/app/blobs/{DIGEST}"
 
 
 @pytest.fixture
-def again(ask: Client, served: Served, access_log: list[AccessEntry]) -> Iterator[Client]:
+def again(ask: Client, served: Served, access_log: list[AccessLogEntry]) -> Iterator[Client]:
     """Return a connection to a registry that was restarted over a layout with an image whose layer is `CONTENT`."""
     ask.push(image(ask, CONTENT), "v1")
     served.stop()
@@ -53,14 +53,14 @@ def cut_off(ask: Client, **headers: str) -> bytes:
 
 class TestReading:
     def test_a_corrupt_blob_is_cut_off_and_a_push_replaces_it(
-        self, served: Served, again: Client, access_log: list[AccessEntry]
+        self, served: Served, again: Client, access_log: list[AccessLogEntry]
     ) -> None:
         document = again("GET", "/v2/app/manifests/v1").body
         corrupt(path_of(served))
         assert again("HEAD", TARGET).status == 200
         assert len(cut_off(again)) < len(CONTENT)
         eventually(lambda: any("the bytes have the digest" in (entry.problem or "") for entry in access_log))
-        assert next(entry for entry in access_log if "the bytes have" in (entry.problem or "")).is_ours
+        assert next(entry for entry in access_log if "the bytes have" in (entry.problem or "")).is_server_fault
         # From now on the registry knows that the blob is corrupt.
         assert again("GET", TARGET).status == 500
         assert again("GET", TARGET, headers={"Range": "bytes=0-9"}).status == 500

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from ocistream.serve import AccessEntry
+from ocistream.serve import AccessLogEntry
 from tests.images import digest_of
 from tests.serve.serving import Served
 from tests.talking import Client, connect, converse, read_all
@@ -153,7 +153,7 @@ class TestConnections:
 
     @pytest.mark.parametrize("chunked", [True, False])
     def test_a_large_unwanted_body_is_not_read_as_a_request(
-        self, served: Served, access_log: list[AccessEntry], chunked: bool
+        self, served: Served, access_log: list[AccessLogEntry], chunked: bool
     ) -> None:
         body = b"GET /v2/_catalog HTTP/1.1\r\nHost: x\r\n\r\n" * 100_000
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)

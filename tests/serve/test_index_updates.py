@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.serve import AccessEntry
+from ocistream.serve import AccessLogEntry
 from tests.images import OCI_MANIFEST, digest_of
 from tests.pushing import entries, image
 from tests.raw import eventually
@@ -109,7 +109,7 @@ class TestLock:
         self,
         served: Served,
         put: Callable[[int], int],
-        access_log: list[AccessEntry],
+        access_log: list[AccessLogEntry],
         set_limits: SetLimits,
     ) -> None:
         set_limits(LOCK_TIME=0.1)

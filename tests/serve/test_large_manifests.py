@@ -133,7 +133,7 @@ class TestPulling:
     def test_slow_readers_do_not_block_others(self, served: Served, ask: Client) -> None:
         ask.push(LARGE, "v1")
         with contextlib.ExitStack() as stack:
-            for _ in range(2 * limits.MAX_PARSED):
+            for _ in range(2 * limits.MAX_CONCURRENT_PARSES):
                 slow = stack.enter_context(connect(served.host, receive_buffer=4096))
                 slow.sendall(b"GET /v2/app/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert slow.recv(13) == b"HTTP/1.1 200 "

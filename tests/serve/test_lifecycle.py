@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import ArchiveError, NetworkError, NotFoundError, UsageError
-from ocistream.serve import AccessEntry, Registry
+from ocistream.serve import AccessLogEntry, Registry
 from tests.images import Layout, digest_of, small_image
 from tests.raw import eventually
 from tests.schemas import validate
@@ -172,7 +172,7 @@ class TestStopping:
 
 class TestFailures:
     def test_a_damaged_index_is_an_error_body_without_a_path(
-        self, served: Served, ask: Client, tmp_path: Path, access_log: list[AccessEntry]
+        self, served: Served, ask: Client, tmp_path: Path, access_log: list[AccessLogEntry]
     ) -> None:
         del served
         (tmp_path / "served/index.json").write_text("{")
@@ -193,7 +193,7 @@ class TestFailures:
         assert not (tmp_path / "served").exists()
 
     def test_a_bug_is_shown_on_stderr(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        def broken(entry: AccessEntry) -> None:
+        def broken(entry: AccessLogEntry) -> None:
             raise ZeroDivisionError(entry.status)
 
         with Served(tmp_path / "layout", log=broken) as registry:
@@ -202,7 +202,7 @@ class TestFailures:
         assert "ZeroDivisionError" in capfd.readouterr().err
 
     def test_a_file_that_is_truncated_while_it_is_sent_ends_the_connection(
-        self, served: Served, ask: Client, access_log: list[AccessEntry]
+        self, served: Served, ask: Client, access_log: list[AccessLogEntry]
     ) -> None:
         content = bytes(32 * MIB)
         digest = ask.upload(content)
@@ -219,7 +219,7 @@ class TestFailures:
 
 class TestLog:
     def test_each_request_is_logged_with_its_byte_counts(
-        self, served: Served, ask: Client, access_log: list[AccessEntry]
+        self, served: Served, ask: Client, access_log: list[AccessLogEntry]
     ) -> None:
         digest = ask.upload(b"layer")
         ask("GET", f"/v2/app/blobs/{digest}")

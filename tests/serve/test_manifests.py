@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.serve import AccessEntry, Registry
+from ocistream.serve import AccessLogEntry, Registry
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -300,7 +300,7 @@ class TestReading:
         served.blob(ask.push(image(ask), "v1")).unlink()
         assert ask("GET", "/v2/app/manifests/v1").codes == ["MANIFEST_UNKNOWN"]
 
-    def test_a_tag_of_a_blob_too_large_is_an_error(self, layout: Layout, access_log: list[AccessEntry]) -> None:
+    def test_a_tag_of_a_blob_too_large_is_an_error(self, layout: Layout, access_log: list[AccessLogEntry]) -> None:
         blob = layout.blob(bytes(limits.MAX_MANIFEST + 1), "application/octet-stream")
         layout.name(blob, "app:v1")
         with Registry(layout.path, log=access_log.append) as registry, Client(registry.host) as other:

@@ -21,7 +21,7 @@ NAME = "org.opencontainers.image.ref.name"
 def start(path: Path) -> list[str]:
     """Start a registry and return what the operator is told."""
     with Registry(path) as registry:
-        return registry.notes()
+        return registry.operator_notices()
 
 
 @pytest.fixture

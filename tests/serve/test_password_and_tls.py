@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import UsageError
-from ocistream.serve import AccessEntry, Gate, Registry
+from ocistream.serve import AccessLogEntry, BasicAuth, Registry
 from tests.archives import small_first, tar_of
 from tests.certificates import Certificate, make_certificate
 from tests.images import Layout, digest_of
@@ -27,20 +27,20 @@ PASSWORD = "an engine: 1843/+é"
 
 
 @pytest.fixture
-def log() -> list[AccessEntry]:
+def log() -> list[AccessLogEntry]:
     return []
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, log: list[AccessEntry]) -> Iterator[Client]:
+def guarded(tmp_path: Path, log: list[AccessLogEntry]) -> Iterator[Client]:
     """Return a connection to a registry with a password."""
-    gate = Gate("ada", PASSWORD)
-    with Registry(tmp_path / "served", gate=gate, log=log.append) as registry, Client(registry.host) as client:
+    gate = BasicAuth("ada", PASSWORD)
+    with Registry(tmp_path / "served", auth=gate, log=log.append) as registry, Client(registry.host) as client:
         yield client
 
 
 class TestPassword:
-    def test_a_request_without_the_password_is_challenged(self, guarded: Client, log: list[AccessEntry]) -> None:
+    def test_a_request_without_the_password_is_challenged(self, guarded: Client, log: list[AccessLogEntry]) -> None:
         right = base64.b64encode(f"ada:{PASSWORD}".encode()).decode()
         for shown in (
             None,
@@ -62,7 +62,7 @@ class TestPassword:
                 assert answer.headers["WWW-Authenticate"].startswith('Basic realm="')
         assert {entry.user for entry in log} == {None}
 
-    def test_a_request_with_the_password_is_served(self, guarded: Client, log: list[AccessEntry]) -> None:
+    def test_a_request_with_the_password_is_served(self, guarded: Client, log: list[AccessLogEntry]) -> None:
         headers = basic("ada", PASSWORD)
         assert guarded("GET", "/v2/", headers=headers).status == 200
         assert guarded("POST", f"/v2/app/blobs/uploads/?digest={digest_of(b'x')}", b"x", headers).status == 201
@@ -72,7 +72,7 @@ class TestPassword:
         assert guarded("GET", "/v2/").status == 401
         assert [entry.user for entry in log[:3]] == ["ada"] * 3
 
-    def test_no_answer_and_no_log_entry_has_a_password(self, guarded: Client, log: list[AccessEntry]) -> None:
+    def test_no_answer_and_no_log_entry_has_a_password(self, guarded: Client, log: list[AccessLogEntry]) -> None:
         answers = [guarded("GET", "/v2/", headers=basic("ada", password)) for password in ("a guess", PASSWORD)]
         assert [answer.status for answer in answers] == [401, 200]
         for answer in answers:
@@ -80,12 +80,12 @@ class TestPassword:
         eventually(lambda: len(log) == 2)
         assert "guess" not in repr(log)
         assert PASSWORD not in repr(log)
-        assert PASSWORD not in repr(vars(Gate("ada", PASSWORD)))
+        assert PASSWORD not in repr(vars(BasicAuth("ada", PASSWORD)))
 
     @pytest.mark.parametrize(("user", "password"), [("", "x"), ("ada", ""), ("a:b", "x")])
     def test_an_unusable_user_or_password_is_refused(self, user: str, password: str) -> None:
         with pytest.raises(UsageError):
-            Gate(user, password)
+            BasicAuth(user, password)
 
 
 class TestAddresses:
@@ -94,7 +94,7 @@ class TestAddresses:
         if name == "::" and not socket.has_ipv6:
             pytest.skip("this Python has no IPv6")
         try:
-            registry = Registry(tmp_path / "served", address=(name, 0), gate=Gate("ada", PASSWORD))
+            registry = Registry(tmp_path / "served", address=(name, 0), auth=BasicAuth("ada", PASSWORD))
         except Exception as error:
             if name == "::":
                 pytest.skip(f"this machine has no IPv6: {error}")
@@ -104,7 +104,7 @@ class TestAddresses:
 
     def test_a_host_name_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not a numeric address"):
-            Registry(tmp_path / "served", address=("registry.example", 0), gate=Gate("ada", PASSWORD))
+            Registry(tmp_path / "served", address=("registry.example", 0), auth=BasicAuth("ada", PASSWORD))
 
 
 @pytest.fixture(scope="module")

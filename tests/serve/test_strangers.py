@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from ocistream.serve import AccessEntry, Gate, Registry
+from ocistream.serve import AccessLogEntry, BasicAuth, Registry
 from tests.certificates import make_certificate
 from tests.images import digest_of
 from tests.registry_http import basic
@@ -27,13 +27,13 @@ REFUSED: Final = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % 
 
 
 @pytest.fixture
-def log() -> list[AccessEntry]:
+def log() -> list[AccessLogEntry]:
     return []
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, log: list[AccessEntry]) -> Iterator[Registry]:
-    with Registry(tmp_path / "served", gate=Gate("ada", "engine of 1843"), log=log.append) as registry:
+def guarded(tmp_path: Path, log: list[AccessLogEntry]) -> Iterator[Registry]:
+    with Registry(tmp_path / "served", auth=BasicAuth("ada", "engine of 1843"), log=log.append) as registry:
         yield registry
 
 
@@ -108,8 +108,8 @@ def test_an_unfinished_tls_handshake_does_not_block_a_client(tmp_path: Path, set
     set_limits(MAX_CLIENTS=1)
     pair = make_certificate(tmp_path)
     trusting = ssl.create_default_context(cafile=str(pair.file))
-    gate = Gate("ada", "engine of 1843")
-    with Registry(tmp_path / "served", gate=gate, tls=server_tls(pair)) as registry, connect(registry.host) as stranger:
+    gate = BasicAuth("ada", "engine of 1843")
+    with Registry(tmp_path / "served", auth=gate, tls=server_tls(pair)) as registry, connect(registry.host) as stranger:
         stranger.sendall(b"\x16\x03\x01\x02")
         ask = http.client.HTTPSConnection(registry.host, context=trusting, timeout=60)
         ask.request("GET", "/v2/", headers=RIGHT)

@@ -90,7 +90,7 @@ class TestSessions:
                 f"PATCH {held} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode() + FIRST[:500]
             )
             eventually(lambda: ask("GET", held).headers["Range"] == "0-499")
-            usual = limits.UPLOAD_IDLE
+            usual = limits.UPLOAD_IDLE_TIMEOUT
             set_limits(UPLOAD_IDLE=-1.0)
             begin(ask)
             set_limits(UPLOAD_IDLE=usual)

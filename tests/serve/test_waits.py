@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from ocistream.serve import AccessEntry
+from ocistream.serve import AccessLogEntry
 from tests.pushing import FIRST, SECOND, begin, closed
 from tests.raw import eventually
 from tests.serve.serving import Served
@@ -60,7 +60,7 @@ def second_request(host: str) -> tuple[Response, int]:
         return refused, closed(ask, location)
 
 
-def test_clients_that_stay_in_a_request_are_not_waited_for(served: Served, access_log: list[AccessEntry]) -> None:
+def test_clients_that_stay_in_a_request_are_not_waited_for(served: Served, access_log: list[AccessLogEntry]) -> None:
     over = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         silent = pool.submit(refused_and_silent, served.host, over)

@@ -27,9 +27,9 @@ import ocistream
 
 assert_type(ocistream.__version__, str)
 
-around = ocistream.Surroundings()
-source = ocistream.open_source(ocistream.parse_end("oci:build:app"), around, ocistream.Want())
-sink = ocistream.open_sink(ocistream.parse_end("oci-archive:app.tar"), around)
+around = ocistream.OpenContext()
+source = ocistream.open_source(ocistream.parse_location("oci:build:app"), around, ocistream.Selection())
+sink = ocistream.open_destination(ocistream.parse_location("oci-archive:app.tar"), around)
 try:
     report = ocistream.copy(source, sink, recompression=ocistream.parse_recompression("zstd"))
 except ocistream.OcistreamError as error:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.cli.progress_bar import frame
-from ocistream.cli.progress_state import Account, Pace, State, human_time
+from ocistream.cli.progress_bar import render_lines
+from ocistream.cli.progress_state import ProgressCounter, ProgressSnapshot, TransferRate, human_duration
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from tests.images import digest_of
@@ -22,84 +22,84 @@ OTHER = Descriptor("text/plain", digest_of(b"b"), 30 * MIB)
 
 class TestPace:
     def test_a_rate_is_that_of_the_last_seconds(self) -> None:
-        pace = Pace()
+        pace = TransferRate()
         for tenth in range(200):
-            pace.note(tenth / 10, 100_000)
-        assert pace.rate(20) == pytest.approx(1_000_000, rel=0.05)
+            pace.add_bytes(tenth / 10, 100_000)
+        assert pace.bytes_per_second(20) == pytest.approx(1_000_000, rel=0.05)
         for tenth in range(200, 320):
-            pace.note(tenth / 10, 10_000)
-        assert pace.rate(32) == pytest.approx(100_000, rel=0.1)
+            pace.add_bytes(tenth / 10, 10_000)
+        assert pace.bytes_per_second(32) == pytest.approx(100_000, rel=0.1)
 
     def test_it_falls_where_nothing_flows(self) -> None:
-        pace = Pace()
-        assert pace.rate(3) == 0
-        pace.note(5, MIB)
-        assert pace.rate(7) > pace.rate(10) > pace.rate(1000)
-        assert pace.rate(1000) < 2000
+        pace = TransferRate()
+        assert pace.bytes_per_second(3) == 0
+        pace.add_bytes(5, MIB)
+        assert pace.bytes_per_second(7) > pace.bytes_per_second(10) > pace.bytes_per_second(1000)
+        assert pace.bytes_per_second(1000) < 2000
 
     def test_what_was_there_and_what_is_taken_back_does_not_flow(self) -> None:
-        pace = Pace()
-        pace.note(1, 100 * MIB)
-        assert pace.rate(2) == 0
-        pace.note(2, MIB)
-        pace.note(2.5, -101 * MIB)
-        assert pace.rate(3) == MIB / 2
+        pace = TransferRate()
+        pace.add_bytes(1, 100 * MIB)
+        assert pace.bytes_per_second(2) == 0
+        pace.add_bytes(2, MIB)
+        pace.add_bytes(2.5, -101 * MIB)
+        assert pace.bytes_per_second(3) == MIB / 2
 
     def test_it_does_not_grow(self) -> None:
-        pace = Pace()
+        pace = TransferRate()
         for step in range(100_000):
-            pace.note(step / 100, 1)
+            pace.add_bytes(step / 100, 1)
         assert len(pace._samples) < 50  # noqa: SLF001 - nobody else sees it
 
 
 class TestAccount:
     @pytest.fixture
-    def account(self) -> Account:
-        account = Account()
+    def account(self) -> ProgressCounter:
+        account = ProgressCounter()
         account.planned(Graph((), (), (BLOB, OTHER)))
         return account
 
-    def test_a_retry_rolls_back_and_no_number_leaves_its_bounds(self, account: Account) -> None:
+    def test_a_retry_rolls_back_and_no_number_leaves_its_bounds(self, account: ProgressCounter) -> None:
         account.advance(9 * MIB, BLOB)
         account.advance(-9 * MIB, BLOB)
         account.advance(-MIB, BLOB)
-        state = account.state()
+        state = account.snapshot()
         assert (state.moved, state.percent) == (0, 0)
-        assert state.under_way == [(BLOB.digest, BLOB.size, 0, state.under_way[0][3])]
+        assert state.active_blobs == [(BLOB.digest, BLOB.size, 0, state.active_blobs[0][3])]
         account.advance(50 * MIB, BLOB)
-        state = account.state()
-        assert (state.moved, state.percent, state.left) == (40 * MIB, 100, 0)
-        assert state.under_way[0][2] == BLOB.size
+        state = account.snapshot()
+        assert (state.moved, state.percent, state.seconds_left) == (40 * MIB, 100, 0)
+        assert state.active_blobs[0][2] == BLOB.size
 
-    def test_the_last_state_is_all_of_it(self, account: Account) -> None:
+    def test_the_last_state_is_all_of_it(self, account: ProgressCounter) -> None:
         account.advance(BLOB.size, BLOB)
         account.done(BLOB, "copied")
         account.advance(OTHER.size - 1, None)
-        assert account.state().percent == 99
+        assert account.snapshot().percent == 99
         account.advance(1, None)
         account.done(OTHER, "skipped")
-        state = account.state()
-        assert (state.moved, state.total, state.percent, state.left) == (40 * MIB, 40 * MIB, 100, 0)
-        assert (state.done, state.blobs, state.under_way) == (2, 2, [])
-        assert state.how == {"copied": 1, "skipped": 1}
+        state = account.snapshot()
+        assert (state.moved, state.total, state.percent, state.seconds_left) == (40 * MIB, 40 * MIB, 100, 0)
+        assert (state.done_count, state.blob_count, state.active_blobs) == (2, 2, [])
+        assert state.outcomes == {"copied": 1, "skipped": 1}
 
     def test_nothing_is_said_of_the_time_left_by_the_first_bytes(
-        self, account: Account, monkeypatch: pytest.MonkeyPatch
+        self, account: ProgressCounter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now)
         account.advance(MIB, BLOB)
-        assert account.state().left is None
+        assert account.snapshot().seconds_left is None
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
-        assert account.state().left == 2 * 39
+        assert account.snapshot().seconds_left == 2 * 39
 
     def test_a_layer_that_gets_its_digest_at_the_end_is_done_then(self) -> None:
-        account = Account()
+        account = ProgressCounter()
         account.advance(5, Descriptor("text/plain", "", 0))
-        state = account.state()
-        assert (state.total, state.blobs, state.under_way[0][:3]) == (None, None, ("", 0, 5))
+        state = account.snapshot()
+        assert (state.total, state.blob_count, state.active_blobs[0][:3]) == (None, None, ("", 0, 5))
         account.done(BLOB, "copied")
-        assert account.state().under_way == []
+        assert account.snapshot().active_blobs == []
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ class TestAccount:
      (172_800, "2 days")],
 )  # fmt: skip
 def test_times_are_written_for_people(seconds: float, text: str) -> None:
-    assert human_time(seconds) == text
+    assert human_duration(seconds) == text
 
 
 SIZES = st.integers(0, 2**62)
 STATES = st.builds(
-    State,
+    ProgressSnapshot,
     moved=SIZES,
     total=st.none() | SIZES,
     rate=st.floats(0, 1e15),
@@ -127,8 +127,8 @@ STATES = st.builds(
 
 
 @given(STATES, st.integers(2, 300), st.integers(1, 60), st.booleans())
-def test_what_is_drawn_fits(state: State, columns: int, lines: int, ascii_only: bool) -> None:
-    drawn = frame(state, os.terminal_size((columns, lines)), ascii_only=ascii_only)
+def test_what_is_drawn_fits(state: ProgressSnapshot, columns: int, lines: int, ascii_only: bool) -> None:
+    drawn = render_lines(state, os.terminal_size((columns, lines)), ascii_only=ascii_only)
     assert 1 <= len(drawn) <= min(10, max(1, lines - 1))
     for line in drawn:
         assert len(line) < columns
@@ -138,8 +138,8 @@ def test_what_is_drawn_fits(state: State, columns: int, lines: int, ascii_only: 
 
 def test_at_80_columns_all_of_it_is_said() -> None:
     how = {"copied": 7, "skipped": 3, "mounted": 2, "left out": 1}
-    state = State(171 * MIB, 2048 * MIB, 123e6, 16.0, 40, how, [(BLOB.digest, BLOB.size, 4 * MIB, 5e6)])
-    blob, counts, total = frame(state, os.terminal_size((80, 24)))
+    state = ProgressSnapshot(171 * MIB, 2048 * MIB, 123e6, 16.0, 40, how, [(BLOB.digest, BLOB.size, 4 * MIB, 5e6)])
+    blob, counts, total = render_lines(state, os.terminal_size((80, 24)))
     assert blob.startswith(f"{BLOB.digest[7:19]}  40%|")
     assert blob.endswith("| 4.2 MB of 10.5 MB, 5.0 MB/s")
     assert counts == "13 of 40 blobs: 7 copied, 3 skipped, 2 mounted, 1 left out"
@@ -149,6 +149,6 @@ def test_at_80_columns_all_of_it_is_said() -> None:
 
 def test_what_has_no_line_is_counted() -> None:
     under_way = [(BLOB.digest, BLOB.size, 0, 0.0)] * 5
-    drawn = frame(State(0, 5, 0, None, 5, {}, under_way), os.terminal_size((80, 6)))
+    drawn = render_lines(ProgressSnapshot(0, 5, 0, None, 5, {}, under_way), os.terminal_size((80, 6)))
     assert [line.startswith(BLOB.digest[7:19]) for line in drawn] == [True, True, False, False]
     assert drawn[2] == "0 of 5 blobs, 3 more under way"

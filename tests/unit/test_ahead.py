@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.workers import each
+from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import Blob
-from ocistream.transfer.prefetch import Ahead
-from ocistream.transfer.prefetch_buffers import Lanes, Segment
+from ocistream.transfer.prefetch import Prefetcher
+from ocistream.transfer.prefetch_buffers import Segment, SegmentFetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-CHUNK = limits.CHUNK
+CHUNK = limits.CHUNK_SIZE
 #: A chunk between the one at which a slow connection is seen to be slow, and the one at which others take over.
 MEETING = 30
 CONNECTIONS = 4
@@ -49,7 +49,7 @@ class Clock:
             self._now += seconds
 
 
-_opened: list[Ahead] = []
+_opened: list[Prefetcher] = []
 
 
 @pytest.fixture(autouse=True)
@@ -112,11 +112,11 @@ class Registry:
             finally:
                 self.came.set()
 
-        return Blob(descriptor, open_at, open_at=open_at, part=part)
+        return Blob(descriptor, open_at, open_at=open_at, fetch_range=part)
 
-    def reading(self, cancelled: threading.Event | None = None) -> Ahead:
+    def reading(self, cancelled: threading.Event | None = None) -> Prefetcher:
         """Begin to read from it."""
-        _opened.append(Ahead(CONNECTIONS, MEMORY, cancelled or threading.Event(), self.clock))
+        _opened.append(Prefetcher(CONNECTIONS, MEMORY, cancelled or threading.Event(), self.clock))
         return _opened[-1]
 
 
@@ -147,7 +147,7 @@ class TestWhatComesOut:
     def test_a_slow_blob_comes_in_parts_and_whole(self) -> None:
         registry = Registry(meets_at=MEETING)
         content = some(90 * CHUNK + 17)
-        (found,) = map(read, registry.reading().ordered([registry.blob(content)]))
+        (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
         # One connection until it was seen to be slow, and then the others, each byte from one of them.
         assert registry.asked == [0]
@@ -157,14 +157,14 @@ class TestWhatComesOut:
     def test_of_a_fast_registry_nothing_is_asked_ahead(self) -> None:
         registry = Registry(alone=QUICK)
         contents = [some(80 * CHUNK, seed) for seed in range(3)]
-        assert list(map(read, registry.reading().ordered(map(registry.blob, contents)))) == contents
+        assert list(map(read, registry.reading().in_order(map(registry.blob, contents)))) == contents
         assert registry.parts == []
 
     def test_nor_where_it_is_not_the_registry_that_is_waited_for(self) -> None:
         registry = Registry(alone=QUICK)
         content = some(80 * CHUNK)
         got = []
-        for blob in registry.reading().ordered([registry.blob(content)]):
+        for blob in registry.reading().in_order([registry.blob(content)]):
             for chunk in blob.open():
                 got.append(bytes(chunk))
                 registry.clock.pass_by(SLOW)
@@ -174,13 +174,13 @@ class TestWhatComesOut:
     def test_many_small_blobs_are_fetched_ahead_where_each_is_waited_for(self) -> None:
         registry = Registry(alone=0.1)
         contents = [some(1000 + seed, seed) for seed in range(100)]
-        assert list(map(read, registry.reading().ordered(map(registry.blob, contents)))) == contents
+        assert list(map(read, registry.reading().in_order(map(registry.blob, contents)))) == contents
         assert len(registry.parts) > 50
 
     def test_where_that_is_no_faster_it_is_one_connection_again(self) -> None:
         registry = Registry(meets_at=MEETING, ahead=SLOW)
         content = some(400 * CHUNK)
-        (found,) = map(read, registry.reading().ordered([registry.blob(content)]))
+        (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
         # Tried, for two windows of time; and then once more, after a longer time.
         assert 10 < len(registry.parts) < 120
@@ -190,14 +190,14 @@ class TestWhatComesOut:
         # Several give what the one did at first, and four times what it gives after that.
         registry = Registry(meets_at=200, burst=200, ahead=SLOW / 4)
         content = some(500 * CHUNK)
-        (found,) = map(read, registry.reading().ordered([registry.blob(content)]))
+        (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
         assert sum(end - start for start, end in registry.parts) > 220 * CHUNK
 
     def test_a_blob_begins_where_it_is_asked_to(self) -> None:
         registry = Registry()
         contents = [some(30 * CHUNK, seed) for seed in range(3)]
-        blobs = registry.reading().ordered(map(registry.blob, contents))
+        blobs = registry.reading().in_order(map(registry.blob, contents))
         offsets = (CHUNK + 5, 7, 2 * CHUNK)
         found = [read(blob, offset) for blob, offset in zip(blobs, offsets, strict=True)]
         assert found == [content[offset:] for content, offset in zip(contents, offsets, strict=True)]
@@ -205,7 +205,7 @@ class TestWhatComesOut:
     def test_what_is_begun_again_is_read_again(self) -> None:
         registry = Registry()
         contents = [some(40 * CHUNK, seed) for seed in range(2)]
-        found = [(read(blob), read(blob)) for blob in registry.reading().ordered(map(registry.blob, contents))]
+        found = [(read(blob), read(blob)) for blob in registry.reading().in_order(map(registry.blob, contents))]
         assert found == [(content, content) for content in contents]
 
     def test_side_by_side_each_comes_whole(self) -> None:
@@ -217,14 +217,14 @@ class TestWhatComesOut:
             found[blob.descriptor.size] = read(blob)
 
         ahead = registry.reading()
-        each(keep, ahead.side_by_side(map(registry.blob, contents.values())), jobs=3, cancelled=threading.Event())
+        run_each(keep, ahead.concurrently(map(registry.blob, contents.values())), jobs=3, cancelled=threading.Event())
         assert found == contents
         assert registry.parts
 
     def test_an_empty_blob_and_one_without_parts_are_left_as_they_are(self) -> None:
         registry = Registry()
-        blob = Blob(Descriptor("", "sha256:0", 3), lambda: iter([b"abc"]), replayable=False)
-        found = list(map(read_once, registry.reading().ordered([registry.blob(b""), blob])))
+        blob = Blob(Descriptor("", "sha256:0", 3), lambda: iter([b"abc"]), reopenable=False)
+        found = list(map(read_once, registry.reading().in_order([registry.blob(b""), blob])))
         assert found == [b"", b"abc"]
 
 
@@ -270,7 +270,7 @@ class TestWhatComesInTheWay:
     def test_is_not_seen(self, fault: Callable[[int, bytes], Iterator[bytes]]) -> None:
         registry = Registry(meets_at=MEETING, fault=fault)
         content = some(90 * CHUNK)
-        (found,) = map(read, registry.reading().ordered([registry.blob(content)]))
+        (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
         # The one connection goes on where the last byte was that came, and not before. The several may be tried again
         # then, and be found no quicker, as threads have it.
@@ -281,7 +281,7 @@ class TestWhatComesInTheWay:
     def test_a_registry_that_gives_no_parts_is_asked_for_few(self) -> None:
         registry = Registry(meets_at=MEETING, fault=refuse)
         contents = [some(100 * CHUNK, seed) for seed in range(4)]
-        assert list(map(read, registry.reading().ordered(map(registry.blob, contents)))) == contents
+        assert list(map(read, registry.reading().in_order(map(registry.blob, contents)))) == contents
         # Some at each of a few tries: as many as were under way when the first was refused, and those that waited.
         assert len(registry.parts) <= 8 * CONNECTIONS
         # The one connection is not given up: this registry would not let another begin in the middle.
@@ -301,15 +301,15 @@ class TestWhatComesInTheWay:
             assert blob.open_at is not None
             yield from (bytes(chunk) for chunk in blob.open_at(offset))
 
-        broken = Blob(blob.descriptor, fail, open_at=fail, part=blob.part)
+        broken = Blob(blob.descriptor, fail, open_at=fail, fetch_range=blob.fetch_range)
         with pytest.raises(NetworkError, match="this one"):
-            list(map(read, registry.reading().ordered([broken])))
+            list(map(read, registry.reading().in_order([broken])))
 
     def test_a_reader_that_leaves_early_holds_up_nobody(self) -> None:
         registry = Registry()
         contents = [some(40 * CHUNK, seed) for seed in range(6)]
         found = []
-        for number, blob in enumerate(registry.reading().ordered(map(registry.blob, contents))):
+        for number, blob in enumerate(registry.reading().in_order(map(registry.blob, contents))):
             if number % 3 == 0:
                 found.append(read(blob) == contents[number])
             elif number % 3 == 1:
@@ -329,7 +329,7 @@ class TestWhatComesInTheWay:
             yield content
 
         registry = Registry(meets_at=MEETING, fault=stall)
-        blobs = registry.reading(cancelled).ordered([registry.blob(some(60 * CHUNK))])
+        blobs = registry.reading(cancelled).in_order([registry.blob(some(60 * CHUNK))])
         with pytest.raises(CancelledError):
             list(map(read, blobs))
         over.set()
@@ -352,26 +352,26 @@ def nothing(_start: int, _view: memoryview) -> Generator[int, None, None]:
 
 class TestSegments:
     def test_who_waits_for_one_hears_of_a_signal(self) -> None:
-        lanes = Lanes(1, CHUNK, Stopped(), lambda: None)
+        lanes = SegmentFetcher(1, CHUNK, Stopped(), lambda: None)
         segment = Segment(nothing, 0, CHUNK)
         with pytest.raises(KeyboardInterrupt):
-            lanes.bytes_of(segment, 0, CHUNK)
+            lanes.read(segment, 0, CHUNK)
 
     @pytest.mark.parametrize(("memory", "connections"), [(CHUNK, 1), (3 * CHUNK, 3), (4 * CHUNK, 4), (9 * CHUNK, 4)])
     def test_no_more_memory_is_taken_than_there_may_be(
         self, monkeypatch: pytest.MonkeyPatch, memory: int, connections: int
     ) -> None:
-        made: list[Lanes] = []
+        made: list[SegmentFetcher] = []
 
-        class Noted(Lanes):
+        class Noted(SegmentFetcher):
             def __init__(self, lanes: int, size: int, cancelled: threading.Event, refused: Callable[[], None]) -> None:
                 super().__init__(lanes, size, cancelled, refused)
                 made.append(self)
 
-        monkeypatch.setattr("ocistream.transfer.prefetch.Lanes", Noted)
-        Ahead(4, memory, threading.Event())
-        assert [lanes.lanes for lanes in made] == [connections]
-        assert made[0].lanes * made[0].size <= memory
+        monkeypatch.setattr("ocistream.transfer.prefetch.SegmentFetcher", Noted)
+        Prefetcher(4, memory, threading.Event())
+        assert [lanes.connections for lanes in made] == [connections]
+        assert made[0].connections * made[0].segment_size <= memory
 
 
 @st.composite
@@ -400,7 +400,7 @@ def test_whatever_is_asked_in_whatever_order_the_bytes_are_right(
 
     registry = Registry(alone=choice.choice([SLOW, 1.0, QUICK]), ahead=choice.choice([0.0, SLOW]), fault=fault)
     contents = [some(size, number) for number, size in enumerate(sizes)]
-    blobs = registry.reading().ordered(map(registry.blob, contents))
+    blobs = registry.reading().in_order(map(registry.blob, contents))
     for blob, content, (way, where) in zip(blobs, contents, ways, strict=True):
         offset = min(where, len(content))
         if way == "leave":

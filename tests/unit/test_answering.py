@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ocistream import limits
-from ocistream.archive.docker_stream import Passed
-from ocistream.archive.entries import Contents
-from ocistream.archive.stream_blobs import Answering
-from ocistream.layout.index import every_image, read_index
-from ocistream.layout.index_entries import Gathering
-from ocistream.oci.descriptor import UNKNOWN_TYPE, Descriptor
+from ocistream.archive.docker_stream import StreamBuffer
+from ocistream.archive.entries import ArchiveContents
+from ocistream.archive.stream_blobs import BufferedManifests
+from ocistream.layout.index import parse_index_json, select_every_image
+from ocistream.layout.index_entries import IndexGraphBuilder
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.platforms import ALL_PLATFORMS
 from tests.images import Layout, small_image, two_platforms
 from tests.observers import NothingEarly
@@ -21,28 +21,28 @@ def test_a_second_graph_is_made_of_what_the_first_one_was_given(
 ) -> None:
     index = two_platforms(layout, name="app")
     digests = [index["digest"], *(child["digest"] for child in layout.read(index["digest"])["manifests"])]
-    passed, given = Passed(Contents()), set[str]()
-    passed.held = {digest: layout.file(digest).read_bytes() for digest in digests}
-    answering = Answering(passed, given)
-    entries = read_index((layout.path / "index.json").read_bytes())
+    passed, given = StreamBuffer(ArchiveContents()), set[str]()
+    passed.buffered = {digest: layout.file(digest).read_bytes() for digest in digests}
+    answering = BufferedManifests(passed, given)
+    entries = parse_index_json((layout.path / "index.json").read_bytes())
 
     def made() -> list[str]:
-        gathering = Gathering(every_image, ALL_PLATFORMS, "listed")
+        gathering = IndexGraphBuilder(select_every_image, ALL_PLATFORMS, "listed")
         gathering.begin(*entries)
         missing = []
-        while (needed := answering.next_need(gathering, NothingEarly())) is not None:
+        while (needed := answering.next_needed(gathering, NothingEarly())) is not None:
             missing.append(needed.digest)
-            gathering.lacks(needed.digest)
+            gathering.mark_missing(needed.digest)
         return missing
 
     assert made() == []
     assert given == set(digests)
-    assert passed.held == {}
-    assert (answering.has_all, made()) == (True, [])
+    assert passed.buffered == {}
+    assert (answering.is_complete, made()) == (True, [])
     # With more than a graph may have, nothing is kept.
     monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", 1)
     answering.keep("sha256:x", b"more")
-    keeps_nothing = not answering.has_all
+    keeps_nothing = not answering.is_complete
     monkeypatch.undo()
     assert (keeps_nothing, made()) == (True, [index["digest"]])
 
@@ -50,16 +50,16 @@ def test_a_second_graph_is_made_of_what_the_first_one_was_given(
 def test_manifests_that_the_sink_gives_back_are_noted(layout: Layout) -> None:
     image = small_image(layout, name="app")
     raw = layout.file(image["digest"]).read_bytes()
-    passed = Passed(Contents())
-    passed.spilled = {image["digest"]: Descriptor(UNKNOWN_TYPE, image["digest"], len(raw))}
+    passed = StreamBuffer(ArchiveContents())
+    passed.spilled = {image["digest"]: Descriptor(UNKNOWN_MEDIA_TYPE, image["digest"], len(raw))}
     noted: list[tuple[str, bytes]] = []
 
     class GivesBack(NothingEarly):
         def recall(self, descriptor: Descriptor) -> bytes:
             return layout.file(descriptor.digest).read_bytes()
 
-    answering = Answering(passed, set(), note=lambda digest, found: noted.append((digest, found)))
-    gathering = Gathering(every_image, ALL_PLATFORMS, "listed")
-    gathering.begin(*read_index((layout.path / "index.json").read_bytes()))
-    answering.answer(gathering, GivesBack())
+    answering = BufferedManifests(passed, set(), on_recalled=lambda digest, found: noted.append((digest, found)))
+    gathering = IndexGraphBuilder(select_every_image, ALL_PLATFORMS, "listed")
+    gathering.begin(*parse_index_json((layout.path / "index.json").read_bytes()))
+    answering.supply_buffered(gathering, GivesBack())
     assert noted == [(image["digest"], raw)]

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.layout.index import entries_of
+from ocistream.layout.index import build_entries
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.oci.referrers import (
-    Attached,
-    LeftBehind,
+    Referrer,
+    SkippedReferrer,
+    classify_referrer,
     cosign_subject,
     cosign_tags,
-    counted_kinds,
     fallback_tag,
+    format_kind_counts,
     is_fallback_tag,
-    kind_of,
 )
 from tests.contract.shapes import parts_of
 from tests.images import Layout, digest_of
@@ -77,17 +77,17 @@ class TestKinds:
         ],
     )
     def test_a_type_is_called_what_people_call_it(self, artifact_type: str | None, kind: str) -> None:
-        assert kind_of(artifact_type) == kind
+        assert classify_referrer(artifact_type) == kind
 
     def test_cosigns_tag_says_it_whatever_the_type(self) -> None:
-        found = [kind_of("application/vnd.oci.image.config.v1+json", tag) for tag in cosign_tags(SHA256)]
+        found = [classify_referrer("application/vnd.oci.image.config.v1+json", tag) for tag in cosign_tags(SHA256)]
         assert found == ["signature", "attestation", "SBOM"]
 
     def test_they_are_counted_in_one_order(self) -> None:
         kinds = ["artifact", "SBOM", "signature", "signature", "attestation", "SBOM"]
-        assert counted_kinds(kinds) == "2 signatures, 1 attestation, 2 SBOMs, 1 artifact"
-        assert counted_kinds(reversed(kinds)) == counted_kinds(kinds)
-        assert counted_kinds([]) == ""
+        assert format_kind_counts(kinds) == "2 signatures, 1 attestation, 2 SBOMs, 1 artifact"
+        assert format_kind_counts(reversed(kinds)) == format_kind_counts(kinds)
+        assert format_kind_counts([]) == ""
 
 
 @pytest.fixture
@@ -98,12 +98,12 @@ def found(layout: Layout) -> Signed:
 
 
 def graph_of(path: Path) -> Graph:
-    return LayoutSource(path, referrers="along").graph(NothingEarly())
+    return LayoutSource(path, referrers="along").resolve(NothingEarly())
 
 
 class TestLeavingBehind:
     def test_what_hangs_on_it_and_all_that_only_that_needs_is_left_too(self, layout: Layout, found: Signed) -> None:
-        graph = graph_of(layout.path).without_attached(
+        graph = graph_of(layout.path).without_referrers(
             lambda one: one.descriptor.digest == found.signature["digest"], "no reason"
         )
         left = parts_of(layout, found.signature, found.attestation)
@@ -112,35 +112,37 @@ class TestLeavingBehind:
         assert {blob.digest for blob in graph.blobs} == set(kept.blobs)
         # The empty config is everybody's.
         assert set(left.blobs) & set(kept.blobs)
-        assert {(one.digest, one.kind, one.why) for one in graph.left_behind} == {
+        assert {(one.digest, one.kind, one.why) for one in graph.skipped_referrers} == {
             (found.signature["digest"], "signature", "no reason"),
             (found.attestation["digest"], "attestation", "no reason"),
         }
 
     def test_without_anything_the_image_is_as_it_was(self, layout: Layout, found: Signed) -> None:
-        graph = graph_of(layout.path).without_attached(lambda _: True, "no reason")
+        graph = graph_of(layout.path).without_referrers(lambda _: True, "no reason")
         image = parts_of(layout, found.image)
         assert {m.descriptor.digest for m in graph.manifests} == set(image.manifests)
         assert {blob.digest for blob in graph.blobs} == set(image.blobs)
-        assert not graph.attached
-        assert len(graph.left_behind) == 4
+        assert not graph.referrers
+        assert len(graph.skipped_referrers) == 4
 
     def test_what_is_left_is_known_by_its_type_or_its_tag(self) -> None:
         descriptor = Descriptor(OCI_MANIFEST, SHA256, 7, artifact_type=ATTESTATION)
-        assert LeftBehind.of(Attached(descriptor, SHA512), "why") == LeftBehind(SHA512, "why", "attestation", SHA256)
+        assert SkippedReferrer.from_referrer(Referrer(descriptor, SHA512), "why") == SkippedReferrer(
+            SHA512, "why", "attestation", SHA256
+        )
         tag = cosign_tags(SHA256)[0]
-        assert LeftBehind.of(Attached(descriptor, SHA256, tag), "why").kind == "signature"
+        assert SkippedReferrer.from_referrer(Referrer(descriptor, SHA256, tag), "why").kind == "signature"
 
 
 class TestEntries:
     def test_images_come_first_and_nothing_else_has_an_images_name(self, layout: Layout, found: Signed) -> None:
-        entries = entries_of(graph_of(layout.path))
+        entries = build_entries(graph_of(layout.path))
         assert [entry.digest for entry in entries[:1]] == [found.image["digest"]]
         for entry in entries[1:]:
             assert not {"org.opencontainers.image.ref.name", "io.containerd.image.name"} & entry.annotations.keys()
 
     def test_cosigns_is_called_by_its_tag_in_the_repository_of_the_image(self, layout: Layout, found: Signed) -> None:
-        (entry,) = (one for one in entries_of(graph_of(layout.path)) if one.digest == found.cosign["digest"])
+        (entry,) = (one for one in build_entries(graph_of(layout.path)) if one.digest == found.cosign["digest"])
         assert entry.annotations == {
             "vnd.ocistream.image.name": f"registry.example.com/app:{found.cosign_tag}",
             "io.containerd.manifest.subject": found.image["digest"],
@@ -148,7 +150,7 @@ class TestEntries:
 
     def test_an_image_in_two_repositories_has_its_signature_in_both(self, layout: Layout, found: Signed) -> None:
         layout.name(found.image, "registry.example.com/other:2")
-        entries = [one for one in entries_of(graph_of(layout.path)) if one.digest == found.cosign["digest"]]
+        entries = [one for one in build_entries(graph_of(layout.path)) if one.digest == found.cosign["digest"]]
         assert [entry.annotations["vnd.ocistream.image.name"] for entry in entries] == [
             f"registry.example.com/{name}:{found.cosign_tag}" for name in ("app", "other")
         ]
@@ -164,5 +166,5 @@ class TestEntries:
         path.write_text(path.read_text().replace('"io.containerd.image.name": "docker.io/library/a:1", ', ""))
         graph = graph_of(layout.path)
         assert [root.name for root in graph.roots] == ["v2"]
-        (entry,) = (one for one in entries_of(graph) if one.digest == poser["digest"])
+        (entry,) = (one for one in build_entries(graph) if one.digest == poser["digest"])
         assert entry.annotations == {"kept": "yes", "io.containerd.manifest.subject": made.image["digest"]}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from ocistream.auth.challenges import Challenge, parse_challenges
 from ocistream.auth.credentials import Credential
-from ocistream.auth.docker_config import named_by
-from ocistream.auth.scopes import scopes_for
-from ocistream.auth.token_requests import TokenAnswer, TokenRequest
+from ocistream.auth.docker_config import with_named_source
+from ocistream.auth.scopes import repository_scope
+from ocistream.auth.token_requests import TokenRequest, TokenResponse
 from ocistream.auth.tokens import Authenticator
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
 
@@ -34,19 +34,19 @@ def basic(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
-def answer(status: int = 200, /, **fields: object) -> TokenAnswer:
-    return TokenAnswer(status, json.dumps(fields).encode())
+def answer(status: int = 200, /, **fields: object) -> TokenResponse:
+    return TokenResponse(status, json.dumps(fields).encode())
 
 
 class Server:
     """A token server as data: it gives out t1, t2, ... unless `answers` says what comes first."""
 
-    def __init__(self, *answers: TokenAnswer, **fields: object) -> None:
+    def __init__(self, *answers: TokenResponse, **fields: object) -> None:
         self.answers = list(answers)
         self.fields = fields
         self.requests: list[TokenRequest] = []
 
-    def send(self, request: TokenRequest) -> TokenAnswer:
+    def send(self, request: TokenRequest) -> TokenResponse:
         self.requests.append(request)
         return self.answers.pop(0) if self.answers else answer(token=f"t{len(self.requests)}", **self.fields)
 
@@ -137,7 +137,7 @@ def test_what_is_written_by_the_rules_is_read_back(challenges: list[tuple[str, d
 
 
 def test_a_scope_names_repository_and_actions() -> None:
-    assert scopes_for("library/nginx", "pull", "push") == "repository:library/nginx:pull,push"
+    assert repository_scope("library/nginx", "pull", "push") == "repository:library/nginx:pull,push"
 
 
 # -- Basic -----------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_scope_names_repository_and_actions() -> None:
         Credential("alice", "wrong", source="--username"),
         Credential("alice", "wrong", source="OCISTREAM_DEST_USERNAME"),
         Credential("alice", "wrong", source="DOCKER_AUTH_CONFIG"),
-        named_by(Credential("alice", "wrong", source="X_USERNAME"), "the configuration"),
+        with_named_source(Credential("alice", "wrong", source="X_USERNAME"), "the configuration"),
     ],
     ids=lambda given: given.source,
 )
@@ -159,26 +159,26 @@ def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_aft
 ) -> None:
     auth = authenticator(Server(answer(401)), given)
     with pytest.raises(AuthenticationError) as caught:
-        auth.challenged(["Basic"], PULL, auth.challenged([challenge], PULL, None))
+        auth.answer_challenge(["Basic"], PULL, auth.answer_challenge([challenge], PULL, None))
     assert (caught.value.hint or "").startswith(f"correct {given.source}, or leave it away")
 
 
 def test_of_a_file_whose_name_reads_as_if_something_named_it_a_login_is_advised() -> None:
     auth = authenticator(Server(answer(401)), Credential("alice", "wrong", source="~/a list of names"))
     with pytest.raises(AuthenticationError) as caught:
-        auth.challenged(["Basic"], PULL, auth.challenged(["Basic"], PULL, None))
+        auth.answer_challenge(["Basic"], PULL, auth.answer_challenge(["Basic"], PULL, None))
     assert caught.value.hint == "ocistream login registry.example"
 
 
 def test_a_user_name_with_a_colon_is_refused_since_basic_would_cut_it() -> None:
     auth = authenticator(Server(), Credential("a:b", "c"))
     with pytest.raises(UsageError, match="holds a colon"):
-        auth.challenged(["Basic"], PULL, None)
+        auth.answer_challenge(["Basic"], PULL, None)
 
 
 def test_bytes_of_a_password_that_are_not_utf8_are_sent_as_they_are() -> None:
     auth = authenticator(Server(), Credential("alice", b"p\xe4ss".decode(errors="surrogateescape")))
-    header = auth.challenged(["Basic"], PULL, None)
+    header = auth.answer_challenge(["Basic"], PULL, None)
     assert base64.b64decode(header.removeprefix("Basic ")) == b"alice:p\xe4ss"
 
 
@@ -187,21 +187,25 @@ def test_bytes_of_a_password_that_are_not_utf8_are_sent_as_they_are() -> None:
 def test_a_credential_that_is_no_text_is_refused_without_being_shown(bad: Credential, challenge: str) -> None:
     server = Server()
     with pytest.raises(UsageError, match="the credentials are not text") as caught:
-        authenticator(server, bad).challenged([challenge], PULL, None)
+        authenticator(server, bad).answer_challenge([challenge], PULL, None)
     assert caught.value.__suppress_context__
     assert server.requests == []
 
 
 def test_an_identity_token_stands_in_for_the_password_where_only_basic_is_spoken() -> None:
-    assert authenticator(Server(), IDENTITY).challenged(["Basic"], (), None) == basic("<token>", "identity-of-alice")
+    assert authenticator(Server(), IDENTITY).answer_challenge(["Basic"], (), None) == basic(
+        "<token>", "identity-of-alice"
+    )
     nobody = Credential("", "", "identity-of-alice")
-    assert authenticator(Server(), nobody).challenged(["Basic"], (), None) == basic("<token>", "identity-of-alice")
+    assert authenticator(Server(), nobody).answer_challenge(["Basic"], (), None) == basic(
+        "<token>", "identity-of-alice"
+    )
 
 
 def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
     auth = authenticator(Server(), Credential("", "", source="config.json", registry_token="a\r\nX: y"))
     with pytest.raises(UsageError, match=r"^the credentials from config.json have a token that cannot"):
-        auth.challenged([BEARER], PULL, None)
+        auth.answer_challenge([BEARER], PULL, None)
 
 
 # -- which challenge -------------------------------------------------------------------------------------------
@@ -210,17 +214,17 @@ def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
 def test_other_schemes_are_named_in_the_error_each_once_and_no_longer_than_a_name_is() -> None:
     auth = authenticator(Server(), ALICE)
     with pytest.raises(AuthenticationError, match="by negotiate, ntlm; only Basic and Bearer"):
-        auth.challenged(["Negotiate, NTLM, Negotiate"], PULL, None)
+        auth.answer_challenge(["Negotiate, NTLM, Negotiate"], PULL, None)
     with pytest.raises(AuthenticationError) as caught:
-        auth.challenged(["x" * 5000], PULL, None)
-    assert len(caught.value.what) < 200
+        auth.answer_challenge(["x" * 5000], PULL, None)
+    assert len(caught.value.message) < 200
 
 
 def test_a_401_without_a_challenge_reuses_the_one_seen_before() -> None:
     server = Server()
     auth = authenticator(server)
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t1"
-    assert auth.challenged([], PUSH, "Bearer t1") == "Bearer t2"
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
+    assert auth.answer_challenge([], PUSH, "Bearer t1") == "Bearer t2"
     assert dict(server.query())["scope"] == PUSH[0]
 
 
@@ -229,13 +233,15 @@ def test_a_401_without_a_challenge_reuses_the_one_seen_before() -> None:
 
 def test_a_realm_without_anything_to_ask_is_asked_as_it_is() -> None:
     server = Server()
-    authenticator(server).challenged(['Bearer realm="https://a.example/t"'], (), None)
+    authenticator(server).answer_challenge(['Bearer realm="https://a.example/t"'], (), None)
     assert server.requests[0].url == "https://a.example/t"
 
 
 def test_what_the_challenge_says_cannot_break_out_of_the_query() -> None:
     server = Server()
-    authenticator(server).challenged(['Bearer realm="https://a.example/t",service="s&scope=x y#\r\n"'], PULL, None)
+    authenticator(server).answer_challenge(
+        ['Bearer realm="https://a.example/t",service="s&scope=x y#\r\n"'], PULL, None
+    )
     assert server.query() == [("service", "s&scope=x y#\r\n"), ("scope", PULL[0])]
     assert server.requests[0].url.isascii()
     assert server.requests[0].url.isprintable()
@@ -244,16 +250,16 @@ def test_what_the_challenge_says_cannot_break_out_of_the_query() -> None:
 def test_bytes_that_are_not_utf8_reach_the_token_server_as_they_are() -> None:
     server = Server()
     odd = b"\xe4".decode(errors="surrogateescape")
-    authenticator(server, Credential(odd, "x")).challenged([BEARER], (), None)
+    authenticator(server, Credential(odd, "x")).answer_challenge([BEARER], (), None)
     assert server.requests[0].url.endswith("&account=%E4")
-    authenticator(server, Credential("", "", odd)).challenged([BEARER], (), None)
+    authenticator(server, Credential("", "", odd)).answer_challenge([BEARER], (), None)
     assert server.requests[1].body is not None
     assert b"refresh_token=%E4&" in server.requests[1].body
 
 
 def test_an_oauth2_request_has_no_empty_fields() -> None:
     server = Server()
-    authenticator(server, IDENTITY).challenged(['Bearer realm="https://a.example/t"'], (), None)
+    authenticator(server, IDENTITY).answer_challenge(['Bearer realm="https://a.example/t"'], (), None)
     assert server.requests[0].body is not None
     assert set(parse_qs(server.requests[0].body.decode())) == {"grant_type", "refresh_token", "client_id"}
 
@@ -261,20 +267,20 @@ def test_an_oauth2_request_has_no_empty_fields() -> None:
 def test_a_refused_identity_token_is_not_tried_in_another_way() -> None:
     server = Server(answer(401))
     with pytest.raises(AuthenticationError, match="docker-credential-pass"):
-        authenticator(server, IDENTITY).challenged([BEARER], PULL, None)
+        authenticator(server, IDENTITY).answer_challenge([BEARER], PULL, None)
     assert len(server.requests) == 1
 
 
 def test_a_scope_that_the_challenge_asks_for_and_ours_lack_is_added_behind_them() -> None:
     server = Server()
     auth = authenticator(server)
-    auth.challenged(
+    auth.answer_challenge(
         [BEARER + ',scope="repository:org/app:pull registry:catalog:* repository:org/app:push"'], PUSH, None
     )
     assert [value for name, value in server.query() if name == "scope"] == [PUSH[0], "registry:catalog:*"]
-    auth.challenged([BEARER], PUSH, "Bearer t1")
+    auth.answer_challenge([BEARER], PUSH, "Bearer t1")
     assert [value for name, value in server.query() if name == "scope"] == [PUSH[0], "registry:catalog:*"]
-    auth.challenged([BEARER + ',scope="registry:catalog:delete"'], PUSH, "Bearer t2")
+    auth.answer_challenge([BEARER + ',scope="registry:catalog:delete"'], PUSH, "Bearer t2")
     assert [value for name, value in server.query() if name == "scope"][1:] == [
         "registry:catalog:*",
         "registry:catalog:delete",
@@ -297,7 +303,7 @@ def test_a_scope_that_the_challenge_asks_for_and_ours_lack_is_added_behind_them(
 )
 def test_a_token_is_taken_under_either_name(fields: dict[str, object], expected: str) -> None:
     server = Server(answer(**fields))
-    assert authenticator(server).challenged([BEARER], PULL, None) == f"Bearer {expected}"
+    assert authenticator(server).answer_challenge([BEARER], PULL, None) == f"Bearer {expected}"
 
 
 def test_a_refused_credential_is_not_shown_again_for_the_same_scopes() -> None:
@@ -305,7 +311,7 @@ def test_a_refused_credential_is_not_shown_again_for_the_same_scopes() -> None:
     auth = authenticator(server, ALICE)
     for _ in range(3):
         with pytest.raises(AuthenticationError, match="the credentials from"):
-            auth.challenged([BEARER], PULL, None)
+            auth.answer_challenge([BEARER], PULL, None)
     with pytest.raises(AuthenticationError):
         auth.authorization(PULL)
     assert len(server.requests) == 1
@@ -315,14 +321,14 @@ def test_a_refused_credential_is_not_shown_again_for_the_same_scopes() -> None:
 def test_a_failure_of_the_token_server_is_not_remembered() -> None:
     auth = authenticator(Server(answer(500)), ALICE)
     with pytest.raises(RegistryError):
-        auth.challenged([BEARER], PULL, None)
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t2"
+        auth.answer_challenge([BEARER], PULL, None)
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t2"
 
 
 def test_no_secret_is_in_a_repr() -> None:
     server = Server()
     auth = authenticator(server, ALICE)
-    auth.challenged([BEARER], PULL, None)
+    auth.answer_challenge([BEARER], PULL, None)
     given = answer(token="hidden-token")
     seen = repr((server.requests, given, vars(auth)))
     for secret in ("s3cret", basic("alice", "s3cret:with colon")[6:], "hidden-token", "t1"):
@@ -335,7 +341,7 @@ def test_no_secret_is_in_a_repr() -> None:
 def test_a_token_serves_for_what_its_scopes_cover_and_for_nothing_else() -> None:
     server = Server(expires_in=300)
     auth = authenticator(server)
-    assert auth.challenged([BEARER], (PUSH[0], "repository:other/app:pull"), None) == "Bearer t1"
+    assert auth.answer_challenge([BEARER], (PUSH[0], "repository:other/app:pull"), None) == "Bearer t1"
     for covered in (PUSH, PULL, ("repository:other/app:pull",), ()):
         assert auth.authorization(covered) == "Bearer t1"
     assert auth.authorization(("repository:other/app:pull,push",)) == "Bearer t2"
@@ -346,17 +352,17 @@ def test_a_token_serves_for_what_its_scopes_cover_and_for_nothing_else() -> None
 
 def test_a_scope_that_is_not_of_the_usual_form_is_covered_by_itself() -> None:
     auth = authenticator(Server())
-    assert auth.challenged([BEARER], ("odd",), None) == "Bearer t1"
+    assert auth.answer_challenge([BEARER], ("odd",), None) == "Bearer t1"
     assert auth.authorization(("odd",)) == "Bearer t1"
     assert auth.authorization(("other",)) == "Bearer t2"
 
 
 def test_the_token_for_just_these_scopes_goes_before_one_that_covers_them() -> None:
     auth = authenticator(Server())
-    auth.challenged([BEARER], PULL, None)
+    auth.answer_challenge([BEARER], PULL, None)
     assert auth.authorization(PUSH) == "Bearer t2"
-    assert auth.challenged([BEARER], PULL, "Bearer t1") == "Bearer t2"
-    assert auth.challenged([BEARER], PULL, "Bearer t2") == "Bearer t3"
+    assert auth.answer_challenge([BEARER], PULL, "Bearer t1") == "Bearer t2"
+    assert auth.answer_challenge([BEARER], PULL, "Bearer t2") == "Bearer t3"
     assert auth.authorization(PUSH) == "Bearer t4"
     assert auth.authorization(PULL) == "Bearer t3"
 
@@ -390,7 +396,7 @@ def test_a_token_is_used_until_shortly_before_its_end_and_then_renewed(expires_i
     clock = Clock()
     server = Server(expires_in=expires_in, issued_at="1970-01-01T00:00:00Z")
     auth = authenticator(server, clock=clock)
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t1"
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
     clock.now += useful * 0.999
     assert auth.authorization(PULL) == "Bearer t1"
     clock.now += useful * 0.002
@@ -401,31 +407,31 @@ def test_a_life_is_counted_from_the_answer_and_not_from_the_request() -> None:
     clock = Clock()
 
     class Slow(Server):
-        def send(self, request: TokenRequest) -> TokenAnswer:
+        def send(self, request: TokenRequest) -> TokenResponse:
             clock.now += 1000
             return super().send(request)
 
     auth = authenticator(Slow(), clock=clock)
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t1"
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
     assert auth.authorization(PULL) == "Bearer t1"
 
 
 def test_a_refused_token_is_replaced_once_and_not_again_for_who_comes_later_with_it() -> None:
     server = Server()
     auth = authenticator(server)
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t1"
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t1"
-    assert auth.challenged([BEARER], PULL, "Bearer t1") == "Bearer t2"
-    assert auth.challenged([BEARER], PULL, "Bearer t1") == "Bearer t2"
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
+    assert auth.answer_challenge([BEARER], PULL, "Bearer t1") == "Bearer t2"
+    assert auth.answer_challenge([BEARER], PULL, "Bearer t1") == "Bearer t2"
     assert auth.authorization(PULL) == "Bearer t2"
     assert len(server.requests) == 2
 
 
 def test_a_registry_that_changes_from_basic_to_bearer_is_followed() -> None:
     auth = authenticator(Server(), ALICE)
-    header = auth.challenged(["Basic"], PULL, None)
-    assert auth.challenged([BEARER], PULL, header) == "Bearer t1"
-    assert auth.challenged(["Basic"], PULL, "Bearer t1") == header
+    header = auth.answer_challenge(["Basic"], PULL, None)
+    assert auth.answer_challenge([BEARER], PULL, header) == "Bearer t1"
+    assert auth.answer_challenge(["Basic"], PULL, "Bearer t1") == header
 
 
 # -- credentials -----------------------------------------------------------------------------------------------
@@ -440,7 +446,7 @@ def test_a_credential_is_looked_up_once_for_each_repository_the_first_of_the_sco
 
     server = Server()
     auth = Authenticator("registry.example", find, server.send)
-    auth.challenged([BEARER], ("registry:catalog:*", "repository:a/b:pull,push", "repository:c:pull"), None)
+    auth.answer_challenge([BEARER], ("registry:catalog:*", "repository:a/b:pull,push", "repository:c:pull"), None)
     auth.authorization(("repository:a/b:delete",))
     auth.authorization(("repository:c:pull",))
     auth.authorization(("registry:catalog:*",))
@@ -458,8 +464,8 @@ def test_a_lookup_that_fails_is_told_and_tried_again_the_next_time() -> None:
 
     auth = Authenticator("registry.example", find, Server().send)
     with pytest.raises(AuthenticationError, match="the helper failed"):
-        auth.challenged([BEARER], PULL, None)
-    assert auth.challenged([BEARER], PULL, None) == "Bearer t1"
+        auth.answer_challenge([BEARER], PULL, None)
+    assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
 
 
 # -- threads ---------------------------------------------------------------------------------------------------
@@ -468,14 +474,14 @@ def test_a_lookup_that_fails_is_told_and_tried_again_the_next_time() -> None:
 def test_threads_that_ask_for_different_scopes_do_not_wait_for_each_other() -> None:
     both = threading.Barrier(2, timeout=30)
 
-    def send(request: TokenRequest) -> TokenAnswer:
+    def send(request: TokenRequest) -> TokenResponse:
         both.wait()
         return answer(token=parse_qs(urlsplit(request.url).query)["scope"][0])
 
     auth = Authenticator("registry.example", lambda _: None, send)
     scopes = [("repository:a:pull",), ("repository:b:pull",)]
     with ThreadPoolExecutor(2) as pool:
-        headers = list(pool.map(lambda each: auth.challenged([BEARER], each, None), scopes))
+        headers = list(pool.map(lambda each: auth.answer_challenge([BEARER], each, None), scopes))
     assert headers == ["Bearer repository:a:pull", "Bearer repository:b:pull"]
 
 
@@ -492,5 +498,5 @@ def test_threads_share_one_lookup_of_a_credential() -> None:
 
     auth = Authenticator("registry.example", find, Server().send)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda action: auth.challenged([BEARER], (f"repository:a:{action}",), None), "wxyz"))
+        list(pool.map(lambda action: auth.answer_challenge([BEARER], (f"repository:a:{action}",), None), "wxyz"))
     assert asked == ["a"]

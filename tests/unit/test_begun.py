@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.archive.outputs import file_output
+from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream import ArchiveStreamSource
-from ocistream.archive.writer import ArchiveSink
-from ocistream.errors import ArchiveError, LostBeginningError, UnsupportedError
-from ocistream.layout.store import LayoutSink
+from ocistream.archive.writer import ArchiveDestination
+from ocistream.errors import ArchiveError, PartialBlobLostError, UnsupportedError
+from ocistream.layout.store import LayoutDestination
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Sink
-from ocistream.transfer.partial_blobs import BEGUN, begun_of, begun_text, from_byte
+from ocistream.transfer.interfaces import Destination
+from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, chunks_from, format_partial_blobs, parse_partial_blobs
 from tests.archives import small_first, tar_of
 from tests.images import Layout, digest_of
 
@@ -28,31 +28,31 @@ A, B = digest_of(b"a"), digest_of(b"b")
 
 @given(st.dictionaries(st.sampled_from([A, B, digest_of(b"c", "sha512")]), st.integers(1, 10**18 - 1)))
 def test_what_is_written_is_read(begun: dict[str, int]) -> None:
-    assert begun_of({BEGUN: begun_text(begun)}) == begun
+    assert parse_partial_blobs({PARTIAL_BLOBS: format_partial_blobs(begun)}) == begun
 
 
 def test_without_the_annotation_an_archive_comes_over_no_line() -> None:
-    assert begun_of({}) is None
-    assert begun_of({BEGUN: ""}) == {}
+    assert parse_partial_blobs({}) is None
+    assert parse_partial_blobs({PARTIAL_BLOBS: ""}) == {}
 
 
 @pytest.mark.parametrize(
     "text", ["x", A, f"{A} 0", f"{A} 01", f"{A} x", f"{A} 1\n", f"{A} 1\n{A} 2", f"{A}  1", f"{A} 1 2"]
 )
 def test_what_is_malformed_is_refused(text: str) -> None:
-    with pytest.raises(ArchiveError, match=BEGUN):
-        begun_of({BEGUN: text})
+    with pytest.raises(ArchiveError, match=PARTIAL_BLOBS):
+        parse_partial_blobs({PARTIAL_BLOBS: text})
 
 
 def test_so_are_more_than_there_can_be() -> None:
-    many = {digest_of(f"{n}".encode()): 1 for n in range(limits.MAX_REACHED + 1)}
-    with pytest.raises(ArchiveError, match=BEGUN):
-        begun_of({BEGUN: begun_text(many)})
+    many = {digest_of(f"{n}".encode()): 1 for n in range(limits.MAX_RESUMABLE_BLOBS + 1)}
+    with pytest.raises(ArchiveError, match=PARTIAL_BLOBS):
+        parse_partial_blobs({PARTIAL_BLOBS: format_partial_blobs(many)})
 
 
 @given(st.lists(st.binary(max_size=5)), st.integers(0, 30))
 def test_from_a_byte_on_is_all_that_comes_after_it(chunks: list[bytes], offset: int) -> None:
-    assert b"".join(bytes(chunk) for chunk in from_byte(iter(chunks), offset)) == b"".join(chunks)[offset:]
+    assert b"".join(bytes(chunk) for chunk in chunks_from(iter(chunks), offset)) == b"".join(chunks)[offset:]
 
 
 class Rest:
@@ -71,7 +71,7 @@ class Rest:
         """Return the same with all of the layer, and no more than the end of the config."""
         index = json.loads(self.index)
         config = str(layout.read(index["manifests"][0]["digest"])["config"]["digest"])
-        index["annotations"] = {BEGUN: f"{config} 1"}
+        index["annotations"] = {PARTIAL_BLOBS: f"{config} 1"}
         items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(config[7:])]
         part = (f"parts/sha256/{config[7:]}/1", layout.file(config).read_bytes()[1:])
         return tar_of([("index.json", json.dumps(index).encode()), *items, part])
@@ -79,7 +79,7 @@ class Rest:
     def archive(self, said: int | None = None, rest: bytes | None = None) -> bytes:
         """Return it: it says that it begins at `said`, and has `rest`."""
         index = json.loads(self.index)
-        index["annotations"] = {BEGUN: f"sha256:{self.hex} {self.start if said is None else said}"}
+        index["annotations"] = {PARTIAL_BLOBS: f"sha256:{self.hex} {self.start if said is None else said}"}
         items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(self.hex)]
         part = self.content[self.start :] if rest is None else rest
         return tar_of(
@@ -92,7 +92,7 @@ def rest(layout: Layout) -> Rest:
     return Rest(layout)
 
 
-def copied(archive: bytes, sink: Sink) -> None:
+def copied(archive: bytes, sink: Destination) -> None:
     transfer.copy(ArchiveStreamSource(io.BufferedReader(io.BytesIO(archive))), sink)
 
 
@@ -107,15 +107,15 @@ class TestIntoALayout:
     @pytest.mark.parametrize("more", [0, MIB, 2 * MIB, 3 * MIB])
     def test_it_goes_behind_what_is_there(self, rest: Rest, tmp_path: Path, more: int) -> None:
         path = begun(tmp_path / "there", rest, (rest.content + b"x" * MIB)[: rest.start + more])
-        copied(rest.archive(), LayoutSink(tmp_path / "there"))
+        copied(rest.archive(), LayoutDestination(tmp_path / "there"))
         assert path.with_name(rest.hex).read_bytes() == rest.content
         assert not path.exists()
 
     @pytest.mark.parametrize("size", [0, 2 * MIB - 1])
     def test_where_less_is_there_than_that_nothing_is_lost(self, rest: Rest, tmp_path: Path, size: int) -> None:
         path = begun(tmp_path / "there", rest, rest.content[:size])
-        with pytest.raises(LostBeginningError):
-            copied(rest.archive(), LayoutSink(tmp_path / "there"))
+        with pytest.raises(PartialBlobLostError):
+            copied(rest.archive(), LayoutDestination(tmp_path / "there"))
         assert not path.with_name(rest.hex).exists()
         assert not (tmp_path / "there/index.json").exists()
         if size:
@@ -126,14 +126,14 @@ class TestIntoALayout:
         beginning = b"!" + rest.content[1 : rest.start] if wrong == "beginning" else rest.content[: rest.start]
         path = begun(tmp_path / "there", rest, beginning)
         end = rest.content[rest.start : -1] + bytes([rest.content[-1] ^ 1]) if wrong == "end" else None
-        with pytest.raises(LostBeginningError, match="the bytes have the digest"):
-            copied(rest.archive(rest=end), LayoutSink(tmp_path / "there"))
+        with pytest.raises(PartialBlobLostError, match="the bytes have the digest"):
+            copied(rest.archive(rest=end), LayoutDestination(tmp_path / "there"))
         assert not path.with_name(rest.hex).exists()
         assert not path.exists()
 
     def test_what_is_there_already_is_passed_over(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
-        copied(tar_of(small_first(layout)), LayoutSink(tmp_path / "there"))
-        copied(rest.archive(), LayoutSink(tmp_path / "there"))
+        copied(tar_of(small_first(layout)), LayoutDestination(tmp_path / "there"))
+        copied(rest.archive(), LayoutDestination(tmp_path / "there"))
 
 
 class TestWhatIsRefused:
@@ -141,19 +141,19 @@ class TestWhatIsRefused:
     def test_what_does_not_end_where_the_blob_does(self, rest: Rest, tmp_path: Path, rest_of: bytes) -> None:
         begun(tmp_path / "there", rest, rest.content[: rest.start])
         with pytest.raises(ArchiveError, match="not the rest of a blob"):
-            copied(rest.archive(rest=rest_of), LayoutSink(tmp_path / "there"))
+            copied(rest.archive(rest=rest_of), LayoutDestination(tmp_path / "there"))
 
     def test_what_is_not_where_the_index_says(self, rest: Rest, tmp_path: Path) -> None:
         begun(tmp_path / "there", rest, rest.content[: rest.start])
         with pytest.raises(ArchiveError, match="lacks"):
-            copied(rest.archive(said=rest.start - 1), LayoutSink(tmp_path / "there"))
+            copied(rest.archive(said=rest.start - 1), LayoutDestination(tmp_path / "there"))
 
     def test_by_who_cannot_go_on(self, rest: Rest, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="only the end of it comes"):
-            copied(rest.archive(), ArchiveSink(file_output(tmp_path / "x.tar")))
+            copied(rest.archive(), ArchiveDestination(open_file_output(tmp_path / "x.tar")))
         assert not (tmp_path / "x.tar").exists()
 
     def test_what_has_to_be_read_from_its_beginning(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="all of it is to be read"):
-            copied(rest.of_config(layout), LayoutSink(tmp_path / "there"))
+            copied(rest.of_config(layout), LayoutDestination(tmp_path / "there"))
         assert not (tmp_path / "there/index.json").exists()

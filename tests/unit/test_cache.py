@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from ocistream import notices
-from ocistream.archive.outputs import file_output, stream_output
-from ocistream.archive.writer import ArchiveSink
+from ocistream.archive.outputs import open_file_output, open_stream_output
+from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import IntegrityError, NetworkError
 from ocistream.layout import blobs as blob_folders
 from ocistream.layout.cache import Cache
 from ocistream.layout.cached_repository import CachedRepository
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.store import LayoutSink
+from ocistream.layout.store import LayoutDestination
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.mirrors import Readable
-from ocistream.registry.open_repository import Reading
+from ocistream.registry.mirrors import ReadableRepository
+from ocistream.registry.open_repository import RepositoryOpener
 from ocistream.registry.source import RegistrySource
 from ocistream.streams import files
-from ocistream.streams.chunks import chunks_of
+from ocistream.streams.chunks import read_chunks
 from ocistream.transfer.copy import copy
-from ocistream.transfer.interfaces import Sink
+from ocistream.transfer.interfaces import Destination
 from tests.faults import Fault, Flip, HangUp
 from tests.images import Layout
 from tests.network import CountingRegistry, QuickTransport
@@ -48,17 +48,17 @@ class Setting:
         self.folder = folder
         self.cache = Cache(folder / "cache")
 
-    def pull(self, sink: Sink, cache: Cache | None = None, *, ahead: int = 0, jobs: int = 1) -> Cache:
+    def pull(self, sink: Destination, cache: Cache | None = None, *, ahead: int = 0, jobs: int = 1) -> Cache:
         """Move the image, with a cache that knows nothing of earlier runs."""
         cache = cache or Cache(self.folder / "cache")
 
-        def before(repository: Readable) -> Readable:
+        def before(repository: ReadableRepository) -> ReadableRepository:
             return CachedRepository(cache, repository)
 
         self.registry.requests.clear()
         reference = parse_reference(f"{self.registry.host}/app:1")
-        reading = Reading(self.transport, before=before)
-        source = RegistrySource(self.transport, [reference], repository=reading.repository)
+        reading = RepositoryOpener(self.transport, wrap=before)
+        source = RegistrySource(self.transport, [reference], open_repository=reading.open_repository)
         try:
             copy(source, sink, ahead=ahead, jobs=jobs)
         finally:
@@ -67,7 +67,7 @@ class Setting:
 
     def archive(self, *, ahead: int = 0, jobs: int = 1) -> bytes:
         path = self.folder / "x.tar"
-        self.pull(ArchiveSink(file_output(path)), ahead=ahead, jobs=jobs)
+        self.pull(ArchiveDestination(open_file_output(path)), ahead=ahead, jobs=jobs)
         return path.read_bytes()
 
     def file(self, digest: str) -> Path:
@@ -86,7 +86,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     """Return what is told to users, with the level from which on it is."""
     found: list[tuple[int, str]] = []
     monkeypatch.setattr(notices, "_listeners", [])
-    notices.listen(lambda message, *, level: found.append((level, message)))
+    notices.set_listener(lambda message, *, level: found.append((level, message)))
     return found
 
 
@@ -140,12 +140,12 @@ def test_what_is_dropped_between_being_seen_and_being_read_is_fetched(setting: S
 
     class Forgetful(Cache):
         def has(self, descriptor: Descriptor) -> bool:
-            is_there = super().has(descriptor)
+            is_there = super().has_blob(descriptor)
             setting.file(descriptor.digest).unlink(missing_ok=True)
             return is_there
 
     path = setting.folder / "y.tar"
-    setting.pull(ArchiveSink(file_output(path)), Forgetful(setting.folder / "cache"))
+    setting.pull(ArchiveDestination(open_file_output(path)), Forgetful(setting.folder / "cache"))
     assert path.read_bytes() == plain
     assert set(setting.blobs) <= set(fetched(setting))
     assert setting.archive() == plain
@@ -159,13 +159,13 @@ def test_what_breaks_off_in_the_cache_is_gone_on_with_from_the_registry(
 
     def failing(file: FileIO, size: int) -> Iterator[memoryview]:
         seen = 0
-        for chunk in chunks_of(file, size):
+        for chunk in read_chunks(file, size):
             if seen == MIB:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             seen += len(chunk)
             yield chunk
 
-    monkeypatch.setattr(blob_folders, "chunks_of", failing)
+    monkeypatch.setattr(blob_folders, "read_chunks", failing)
     assert setting.archive() == plain
     (request,) = setting.registry.asked("GET", "/blobs/")
     assert request.headers["Range"] == f"bytes={MIB}-"
@@ -180,13 +180,13 @@ def test_what_is_right_there_stays_if_it_was_the_registry_that_gave_wrong_bytes(
 
     def failing_once(file: FileIO, size: int) -> Iterator[memoryview]:
         seen, end = 0, next(left, None) if size > MIB else None
-        for chunk in chunks_of(file, size):
+        for chunk in read_chunks(file, size):
             if seen == end:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             seen += len(chunk)
             yield chunk
 
-    monkeypatch.setattr(blob_folders, "chunks_of", failing_once)
+    monkeypatch.setattr(blob_folders, "read_chunks", failing_once)
     setting.registry.faults = [Fault(Flip(5), "GET", setting.blobs[0], times=None)]
     with pytest.raises(IntegrityError):
         setting.archive()
@@ -194,10 +194,10 @@ def test_what_is_right_there_stays_if_it_was_the_registry_that_gave_wrong_bytes(
 
 
 def test_what_is_not_there_may_come_over_several_connections(setting: Setting) -> None:
-    reading = Reading(setting.transport).repository(parse_reference(f"{setting.registry.host}/app:1"))
+    reading = RepositoryOpener(setting.transport).open_repository(parse_reference(f"{setting.registry.host}/app:1"))
     repository = CachedRepository(setting.cache, reading)
     blob = Descriptor("x/y", setting.blobs[0], 2 * MIB)
-    assert repository.blob(blob).part is not None
+    assert repository.blob(blob).fetch_range is not None
 
 
 def test_one_read_is_enough_where_it_can_be_begun_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_into_a_pipe_what_is_wrong_is_found_before_the_first_byte(setting: Setti
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     target = tmp_path / "piped"
     with FileIO(target, "wb") as stream:
-        setting.pull(ArchiveSink(stream_output(stream, "to a pipe")))
+        setting.pull(ArchiveDestination(open_stream_output(stream, "to a pipe")))
     assert target.read_bytes() == plain
     assert fetched(setting) == [setting.blobs[0]]
 
@@ -236,9 +236,9 @@ def test_segments_that_are_fetched_ahead_are_kept_as_well(setting: Setting, jobs
 
 def test_the_cache_may_be_where_it_goes_to(setting: Setting) -> None:
     for _ in range(2):
-        setting.pull(LayoutSink(setting.folder / "cache"))
+        setting.pull(LayoutDestination(setting.folder / "cache"))
     assert fetched(setting) == []
-    assert len(setting.cache.layout.entries()) == 1
+    assert len(setting.cache.layout.list_entries()) == 1
 
 
 def test_what_is_used_is_not_old(setting: Setting) -> None:

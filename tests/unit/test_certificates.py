@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.config.certs_d import folders, of_folder, of_registry
+from ocistream.config.certs_d import certs_directories, read_certs_directory, read_registry_certs
 from ocistream.errors import LocalDiskError, NotFoundError, UsageError
 from ocistream.http.tls import TlsSettings
 
@@ -31,19 +31,22 @@ def make(tmp_path: Path) -> Make:
 
 class TestDirectories:
     def test_the_users_come_before_the_systems_and_containers_before_dockers(self, tmp_path: Path) -> None:
-        assert folders({}, Path("/home/me"), tmp_path) == (
+        assert certs_directories({}, Path("/home/me"), tmp_path) == (
             Path("/home/me/.config/containers/certs.d"),
             Path("/home/me/.config/docker/certs.d"),
             tmp_path / "containers" / "certs.d",
             tmp_path / "docker" / "certs.d",
         )
-        assert folders({}, Path("/home/me"))[2:] == (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+        assert certs_directories({}, Path("/home/me"))[2:] == (
+            Path("/etc/containers/certs.d"),
+            Path("/etc/docker/certs.d"),
+        )
 
     @pytest.mark.parametrize(
         ("value", "base"), [("/elsewhere", "/elsewhere"), ("", "/home/me/.config"), ("relative", "/home/me/.config")]
     )
     def test_the_users_configuration_may_be_elsewhere(self, value: str, base: str) -> None:
-        assert folders({"XDG_CONFIG_HOME": value}, Path("/home/me"))[0] == Path(base, "containers", "certs.d")
+        assert certs_directories({"XDG_CONFIG_HOME": value}, Path("/home/me"))[0] == Path(base, "containers", "certs.d")
 
 
 class TestRegistries:
@@ -53,32 +56,32 @@ class TestRegistries:
         make("two/registry.example", "two.crt")
         make("three/registry.example", "three.crt", "client.cert", "client.key")
         directories = [tmp_path / name for name in ("one", "two", "three")]
-        assert of_registry("registry.example", directories).ca_files == (
+        assert read_registry_certs("registry.example", directories).ca_files == (
             str(tmp_path / "two/registry.example/two.crt"),
         )
         # An empty one counts too.
         make("one/registry.example")
-        assert of_registry("registry.example", directories) == TlsSettings()
+        assert read_registry_certs("registry.example", directories) == TlsSettings()
 
     @pytest.mark.parametrize("registry", ["registry.example:5000", "[::1]:5000", "docker.io", "xn--bcher-kva.example"])
     def test_a_folder_is_called_as_the_registry_is_in_the_images_name(
         self, make: Make, tmp_path: Path, registry: str
     ) -> None:
         make(registry, "ca.crt")
-        assert of_registry(registry, [tmp_path]).ca_files == (str(tmp_path / registry / "ca.crt"),)
+        assert read_registry_certs(registry, [tmp_path]).ca_files == (str(tmp_path / registry / "ca.crt"),)
         for other in ("registry.example", "registry.example:443", "[::1]"):
-            assert of_registry(other, [tmp_path]) == TlsSettings()
+            assert read_registry_certs(other, [tmp_path]) == TlsSettings()
 
     @pytest.mark.parametrize("registry", ["..", ".", "", "x/../..", "../x"])
     def test_a_name_does_not_lead_out_of_the_directory(self, make: Make, tmp_path: Path, registry: str) -> None:
         make("certs.d", "ca.crt")
         make("x", "ca.crt")
         (tmp_path / "ca.crt").touch()
-        assert of_registry(registry, [tmp_path / "certs.d"]) == TlsSettings()
+        assert read_registry_certs(registry, [tmp_path / "certs.d"]) == TlsSettings()
 
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "registry.example").touch()
-        assert of_registry("registry.example", [tmp_path, tmp_path / "registry.example"]) == TlsSettings()
+        assert read_registry_certs("registry.example", [tmp_path, tmp_path / "registry.example"]) == TlsSettings()
 
     def test_one_that_is_closed_to_us_is_passed_over(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,7 +91,7 @@ class TestRegistries:
         # Tests may run as root, to whom nothing is closed.
         real = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: "shut" not in str(path) and real(path, mode))
-        found = of_registry("registry.example", [tmp_path / "shut", tmp_path / "open"])
+        found = read_registry_certs("registry.example", [tmp_path / "shut", tmp_path / "open"])
         assert found.ca_files == (str(tmp_path / "open/registry.example/ca.crt"),)
 
 
@@ -96,7 +99,7 @@ class TestFolders:
     def test_files_are_told_apart_by_their_endings_and_count_in_the_order_of_their_names(self, make: Make) -> None:
         folder = make("x", "b.crt", "a.crt", "2.key", "2.cert", "1.cert", "1.key", "README", "ca.pem", ".hidden.crt")
         (folder / "sub.crt").mkdir()
-        assert of_folder(folder) == TlsSettings(
+        assert read_certs_directory(folder) == TlsSettings(
             tuple(str(folder / name) for name in (".hidden.crt", "a.crt", "b.crt")),
             tuple((str(folder / f"{name}.cert"), str(folder / f"{name}.key")) for name in ("1", "2")),
         )
@@ -104,16 +107,16 @@ class TestFolders:
     def test_a_client_certificate_without_a_key_is_an_error_that_names_what_cas_are_called(self, make: Make) -> None:
         folder = make("x", "ca.cert")
         with pytest.raises(UsageError, match=r"ca\.cert: the key .* ca\.key, is missing") as caught:
-            of_folder(folder)
+            read_certs_directory(folder)
         assert "*.crt" in str(caught.value.hint)
 
     def test_a_key_without_a_certificate_is_an_error(self, make: Make) -> None:
         with pytest.raises(UsageError, match=r"client\.key: the client certificate .* client\.cert, is missing"):
-            of_folder(make("x", "client.key", "other.cert", "other.key"))
+            read_certs_directory(make("x", "client.key", "other.cert", "other.key"))
 
     def test_one_that_is_not_there_or_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
-            of_folder(tmp_path / "none")
+            read_certs_directory(tmp_path / "none")
         (tmp_path / "file").touch()
         with pytest.raises(LocalDiskError):
-            of_folder(tmp_path / "file")
+            read_certs_directory(tmp_path / "file")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.archive.docker_images import Listed
-from ocistream.archive.index_comparison import Comparison
+from ocistream.archive.docker_images import DockerImage
+from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.documents import parse_descriptor
@@ -49,13 +49,13 @@ def path(content: bytes) -> str:
     return "blobs/" + digest_of(content).replace(":", "/")
 
 
-def listed(config: bytes, *layers: bytes, tags: Sequence[str] = ()) -> Listed:
-    return Listed(path(config), tuple(map(path, layers)), tuple(tags))
+def listed(config: bytes, *layers: bytes, tags: Sequence[str] = ()) -> DockerImage:
+    return DockerImage(path(config), tuple(map(path, layers)), tuple(tags))
 
 
-def compared(entries: Sequence[Descriptor], *documents: bytes) -> Comparison:
+def compared(entries: Sequence[Descriptor], *documents: bytes) -> IndexComparison:
     """Return a comparison that was given all documents that it needs."""
-    comparison = Comparison(entries)
+    comparison = IndexComparison(entries)
     known = {digest_of(document): document for document in documents}
     todo = list(comparison.needs)
     while todo:
@@ -72,103 +72,103 @@ LISTED_A, LISTED_B = listed(b"a", b"1", b"2", tags=["app:1"]), listed(b"b", b"1"
 
 
 def test_the_same_images_are_no_contradiction() -> None:
-    assert compared([entry(A, "app:1"), entry(B)], A, B).only_in_manifest_json([LISTED_A, LISTED_B]) == []
+    assert compared([entry(A, "app:1"), entry(B)], A, B).find_only_in_manifest_json([LISTED_A, LISTED_B]) == []
 
 
 def test_what_only_manifest_json_lists_is_given() -> None:
-    assert compared([entry(A, "app:1")], A).only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_B]
-    assert compared([]).only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_A, LISTED_B]
+    assert compared([entry(A, "app:1")], A).find_only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_B]
+    assert compared([]).find_only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_A, LISTED_B]
 
 
 def test_one_platform_of_an_index_is_the_image_of_its_name() -> None:
     whole = index(A, B)
     comparison = compared([entry(whole, "app:1", OCI_INDEX)], whole, A, B)
-    assert comparison.only_in_manifest_json([LISTED_A]) == []
-    assert comparison.only_in_manifest_json([listed(b"b", b"1", tags=["docker.io/library/app:1"])]) == []
+    assert comparison.find_only_in_manifest_json([LISTED_A]) == []
+    assert comparison.find_only_in_manifest_json([listed(b"b", b"1", tags=["docker.io/library/app:1"])]) == []
 
 
 def test_an_index_may_lack_other_platforms() -> None:
     # Docker 29 keeps the index whole, and saves the platforms that it has.
     whole = index(B, A)
-    assert compared([entry(whole, "app:1", OCI_INDEX)], whole, A).only_in_manifest_json([LISTED_A]) == []
+    assert compared([entry(whole, "app:1", OCI_INDEX)], whole, A).find_only_in_manifest_json([LISTED_A]) == []
     with pytest.raises(ArchiveError, match="app:1 is one image"):
-        compared([entry(whole, "app:1", OCI_INDEX)], whole, B).only_in_manifest_json([LISTED_A])
+        compared([entry(whole, "app:1", OCI_INDEX)], whole, B).find_only_in_manifest_json([LISTED_A])
 
 
 def test_a_name_may_stand_for_several_entries() -> None:
-    assert compared([entry(B, "app:1"), entry(A, "app:1")], A, B).only_in_manifest_json([LISTED_A]) == []
+    assert compared([entry(B, "app:1"), entry(A, "app:1")], A, B).find_only_in_manifest_json([LISTED_A]) == []
 
 
 def test_another_image_of_the_same_name_is_a_contradiction() -> None:
     comparison = compared([entry(B, "app:1"), entry(A)], A, B)
     for by_name in (False, True):
         with pytest.raises(ArchiveError, match=r"app:1 is one image in manifest\.json and another one in index\.json"):
-            comparison.only_in_manifest_json([LISTED_A], by_name=by_name)
+            comparison.find_only_in_manifest_json([LISTED_A], by_name=by_name)
 
 
 def test_while_something_is_needed_nothing_is_a_contradiction_yet() -> None:
     whole = index(A, B)
-    comparison = Comparison([entry(whole, "app:1", OCI_INDEX)])
-    assert comparison.only_in_manifest_json([LISTED_A]) == [LISTED_A]
+    comparison = IndexComparison([entry(whole, "app:1", OCI_INDEX)])
+    assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
     comparison.supply(digest_of(whole), whole)
     comparison.supply(digest_of(B), B)
-    assert comparison.only_in_manifest_json([LISTED_A]) == [LISTED_A]
+    assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
     comparison.supply(digest_of(A), A)
-    assert comparison.only_in_manifest_json([LISTED_A]) == []
+    assert comparison.find_only_in_manifest_json([LISTED_A]) == []
 
 
 def test_no_image_in_common_is_a_contradiction() -> None:
     comparison = compared([entry(A, "app:1")], A)
     with pytest.raises(ArchiveError, match=r"list different images \(sha256:.* is only in manifest\.json\)"):
-        comparison.only_in_manifest_json([LISTED_B])
-    assert comparison.only_in_manifest_json([LISTED_B], by_name=True) == []
+        comparison.find_only_in_manifest_json([LISTED_B])
+    assert comparison.find_only_in_manifest_json([LISTED_B], by_name=True) == []
 
 
 @pytest.mark.parametrize("layers", [(b"2", b"1"), (b"1",), (), (b"1", b"2", b"2")])
 def test_other_layers_are_a_contradiction(layers: Sequence[bytes]) -> None:
     comparison = compared([entry(A, "app:1")], A)
     with pytest.raises(ArchiveError, match=r"lists other layers for the image .* than its manifest"):
-        comparison.only_in_manifest_json([listed(b"a", *layers, tags=["app:1"])])
+        comparison.find_only_in_manifest_json([listed(b"a", *layers, tags=["app:1"])])
 
 
 def test_one_of_several_manifests_of_a_config_has_to_have_the_layers() -> None:
     again = image(b"a", b"3")
     comparison = compared([entry(again), entry(A, "app:1")], A, again)
-    assert comparison.only_in_manifest_json([LISTED_A, listed(b"a", b"3")]) == []
+    assert comparison.find_only_in_manifest_json([LISTED_A, listed(b"a", b"3")]) == []
 
 
 def test_foreign_layers_have_other_digests_where_docker_saves_them() -> None:
     foreign = image(b"a", b"1", b"2", kind=FOREIGN)
     comparison = compared([entry(foreign, "app:1")], foreign)
-    assert comparison.only_in_manifest_json([listed(b"a", b"saved", b"too", tags=["app:1"])]) == []
+    assert comparison.find_only_in_manifest_json([listed(b"a", b"saved", b"too", tags=["app:1"])]) == []
     with pytest.raises(ArchiveError, match="other layers"):
-        comparison.only_in_manifest_json([listed(b"a", b"saved", tags=["app:1"])])
+        comparison.find_only_in_manifest_json([listed(b"a", b"saved", tags=["app:1"])])
 
 
 def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
     with pytest.raises(ArchiveError, match=r"names the config a\.json"):
-        compared([entry(A, "app:1")], A).only_in_manifest_json([Listed("a.json", (), ())])
+        compared([entry(A, "app:1")], A).find_only_in_manifest_json([DockerImage("a.json", (), ())])
 
 
 @pytest.mark.parametrize("raw", [A + b" ", b"{}", A.replace(b"a", b"b", 1)])
 def test_a_corrupt_or_malformed_manifest_is_lacking(raw: bytes) -> None:
-    comparison = Comparison([entry(A, "app:1")])
+    comparison = IndexComparison([entry(A, "app:1")])
     assert comparison.supply(digest_of(A), raw) == []
     assert not comparison.needs
     malformed = b'{"schemaVersion":2,"layers":1}'
-    assert compared([entry(malformed)], malformed).only_in_manifest_json([LISTED_A]) == [LISTED_A]
+    assert compared([entry(malformed)], malformed).find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
 
 
 def test_what_is_neither_a_manifest_nor_an_index_is_not_needed() -> None:
     layer = index(b"a layer", kind=f"{OCI_LAYER}+gzip")
     comparison = compared([entry(layer, kind=OCI_INDEX)], layer)
-    assert comparison.only_in_manifest_json([LISTED_A]) == [LISTED_A]
+    assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
 
 
 def test_there_is_a_bound_on_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = index(A, B)
     entries = [entry(whole, "app:1", OCI_INDEX), entry(whole, "app:2", OCI_INDEX)]
-    monkeypatch.setattr(limits, "MAX_OFFERED", 1)
+    monkeypatch.setattr(limits, "MAX_PLATFORM_CANDIDATES", 1)
     with pytest.raises(UnsupportedError, match="more than 1 manifests to compare"):
         compared(entries, whole, A, B)
     monkeypatch.undo()
@@ -176,6 +176,6 @@ def test_there_is_a_bound_on_each_of_them(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UnsupportedError, match="more than 2 manifests to compare"):
         compared(entries, whole, A, B)
     monkeypatch.undo()
-    monkeypatch.setattr(limits, "MAX_NEEDED", 2)
+    monkeypatch.setattr(limits, "MAX_REQUIRED_DESCRIPTORS", 2)
     with pytest.raises(UnsupportedError, match="need more than 2 manifests"):
-        compared(entries, whole, A, B).only_in_manifest_json([LISTED_A])
+        compared(entries, whole, A, B).find_only_in_manifest_json([LISTED_A])

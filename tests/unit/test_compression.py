@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.streams.chunks import Chunk
-from ocistream.streams.compression import CODECS, GZIP, MAGIC_SIZE, NONE, ZSTD, Codec, codec_of, decompressed
+from ocistream.streams.compression import CODECS, GZIP, MAGIC_SIZE, NONE, ZSTD, Codec, decompress, detect_codec
 from tests.runner import run_measured
 
 MIB: Final = limits.MIB
@@ -98,7 +98,9 @@ class TestRoundTrip:
 
     @pytest.mark.usefixtures("inflate")
     @codecs
-    @pytest.mark.parametrize("size", [0, 1, 511, 1 << 17, (1 << 17) + 1, limits.CHUNK, 2 * limits.CHUNK, 3 * MIB + 1])
+    @pytest.mark.parametrize(
+        "size", [0, 1, 511, 1 << 17, (1 << 17) + 1, limits.CHUNK_SIZE, 2 * limits.CHUNK_SIZE, 3 * MIB + 1]
+    )
     def test_any_size_byte_by_byte_at_the_seams(self, codec: Codec, size: int) -> None:
         content = (CONTENT * 5)[:size]
         packed = compressed(codec, content)
@@ -137,7 +139,7 @@ class TestRoundTrip:
     @codecs
     def test_chunks_are_bounded(self, codec: Codec) -> None:
         packed = compressed(codec, bytes(20 * MIB))
-        assert max(len(chunk) for chunk in codec.decompress([packed])) <= limits.CHUNK
+        assert max(len(chunk) for chunk in codec.decompress([packed])) <= limits.CHUNK_SIZE
 
     def test_none_passes_chunks_on(self) -> None:
         assert compressed(NONE) == plain(NONE, CONTENT) == CONTENT
@@ -294,27 +296,27 @@ class TestGrowth:
     def test_a_ratio_over_the_limit_is_refused_above_what_is_free(
         self, codec: Codec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "FREE_EXPANSION", 4 * MIB)
+        monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 4 * MIB)
         packed = compressed(codec, bytes(8 * MIB))
         sizes: list[int] = []
         with pytest.raises(ArchiveError, match=f"the {codec.name} stream expands to more than 20 times") as caught:
-            sizes.extend(map(len, decompressed(codec, [packed], 20)))
+            sizes.extend(map(len, decompress(codec, [packed], 20)))
         assert 3 * MIB < sum(sizes) <= 4 * MIB
         assert "--max-ratio" in (caught.value.hint or "")
-        assert joined(decompressed(codec, [packed], 1_000_000)) == bytes(8 * MIB)
-        assert joined(decompressed(codec, [compressed(codec, bytes(4 * MIB))], 1)) == bytes(4 * MIB)
+        assert joined(decompress(codec, [packed], 1_000_000)) == bytes(8 * MIB)
+        assert joined(decompress(codec, [compressed(codec, bytes(4 * MIB))], 1)) == bytes(4 * MIB)
 
     def test_the_ratio_is_that_of_what_was_read_so_far(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "FREE_EXPANSION", 0)
+        monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 0)
         noise = random.Random(4).randbytes(MIB)
         packed = compressed(GZIP, noise) + compressed(GZIP, bytes(MIB))
-        assert joined(decompressed(GZIP, in_one_buffer(packed, [limits.CHUNK] * 4), 3)) == noise + bytes(MIB)
+        assert joined(decompress(GZIP, in_one_buffer(packed, [limits.CHUNK_SIZE] * 4), 3)) == noise + bytes(MIB)
         with pytest.raises(ArchiveError):
-            joined(decompressed(GZIP, in_one_buffer(compressed(GZIP, bytes(MIB)) + packed, [2000]), 3))
+            joined(decompress(GZIP, in_one_buffer(compressed(GZIP, bytes(MIB)) + packed, [2000]), 3))
 
     def test_what_is_not_compressed_has_no_ratio(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "FREE_EXPANSION", 0)
-        assert joined(decompressed(NONE, in_one_buffer(CONTENT, [100_000]), 1)) == CONTENT
+        monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 0)
+        assert joined(decompress(NONE, in_one_buffer(CONTENT, [100_000]), 1)) == CONTENT
 
     @codecs
     def test_a_gibibyte_of_zeros_passes_in_little_memory_and_no_more_than_that(self, codec: Codec) -> None:
@@ -355,7 +357,7 @@ class TestWithoutZstandard:
             assert sys.executable in str(caught.value.hint)
 
     def test_all_else_goes_on(self) -> None:
-        assert codec_of(ZSTD.magic) is ZSTD
+        assert detect_codec(ZSTD.magic) is ZSTD
         assert joined(GZIP.decompress(GZIP.compress([CONTENT], 1))) == CONTENT
 
 
@@ -396,7 +398,7 @@ class TestTable:
         ],
     )
     def test_a_codec_is_told_by_its_first_bytes(self, make: Callable[[], bytes], expected: Codec) -> None:
-        assert codec_of(make()[:MAGIC_SIZE]) is expected
+        assert detect_codec(make()[:MAGIC_SIZE]) is expected
 
     def test_a_codec_is_found_by_its_name(self) -> None:
         assert [(name, codec.name) for name, codec in CODECS.items()] == [(n, n) for n in ("gzip", "zstd", "none")]
@@ -444,7 +446,7 @@ class TestWideWindows:
 def test_zstd_that_begins_with_a_frame_to_be_passed_over_is_known_as_such() -> None:
     for number in range(16):
         content = struct.pack("<II", 0x184D2A50 + number, 4) + b"----" + zstandard.compress(CONTENT)
-        assert codec_of(content[:MAGIC_SIZE]) is ZSTD
+        assert detect_codec(content[:MAGIC_SIZE]) is ZSTD
         assert plain(ZSTD, content) == CONTENT
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.auth.credentials import CredentialSource
-from ocistream.config.file import load_configuration
+from ocistream.config.file import read_host_rules
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.http.hosts import HostSettings
 from ocistream.registry.locations import HostRule, Mirror
@@ -24,7 +24,7 @@ def write(path: Path, text: str) -> Path:
 
 def read(tmp_path: Path, text: str) -> dict[str, HostRule]:
     path = write(tmp_path / "conf/config.toml", text)
-    return load_configuration(path, {}, tmp_path / "home", system=NOWHERE)
+    return read_host_rules(path, {}, tmp_path / "home", system=NOWHERE)
 
 
 def of_a(tmp_path: Path, text: str) -> HostRule:
@@ -37,31 +37,31 @@ class TestWhichFile:
     def test_the_named_one_counts_alone(self, tmp_path: Path) -> None:
         named = write(tmp_path / "named", self.text.format("named.example"))
         write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
-        assert list(load_configuration(named, {}, tmp_path, system=named)) == ["named.example"]
+        assert list(read_host_rules(named, {}, tmp_path, system=named)) == ["named.example"]
 
     def test_then_the_users_then_the_machines(self, tmp_path: Path) -> None:
         system = write(tmp_path / "etc/config.toml", self.text.format("system.example"))
-        assert list(load_configuration(None, {}, tmp_path, system=system)) == ["system.example"]
+        assert list(read_host_rules(None, {}, tmp_path, system=system)) == ["system.example"]
         write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
-        assert list(load_configuration(None, {}, tmp_path, system=system)) == ["user.example"]
+        assert list(read_host_rules(None, {}, tmp_path, system=system)) == ["user.example"]
         env = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
-        assert list(load_configuration(None, env, tmp_path, system=system)) == ["system.example"]
+        assert list(read_host_rules(None, env, tmp_path, system=system)) == ["system.example"]
         write(tmp_path / "xdg/ocistream/config.toml", self.text.format("xdg.example"))
-        assert list(load_configuration(None, env, tmp_path, system=system)) == ["xdg.example"]
+        assert list(read_host_rules(None, env, tmp_path, system=system)) == ["xdg.example"]
 
     def test_a_working_directory_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path / "c/ocistream/config.toml", self.text.format("stranger.example"))
         write(tmp_path / "home/.config/ocistream/config.toml", self.text.format("user.example"))
         monkeypatch.chdir(tmp_path)
-        found = load_configuration(None, {"XDG_CONFIG_HOME": "c"}, tmp_path / "home", system=NOWHERE)
+        found = read_host_rules(None, {"XDG_CONFIG_HOME": "c"}, tmp_path / "home", system=NOWHERE)
         assert list(found) == ["user.example"]
 
     def test_none_says_nothing(self, tmp_path: Path) -> None:
-        assert load_configuration(None, {}, tmp_path, system=NOWHERE) == {}
+        assert read_host_rules(None, {}, tmp_path, system=NOWHERE) == {}
 
     def test_one_that_is_named_has_to_be_there(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match=r"--config .*nowhere"):
-            load_configuration(NOWHERE, {}, tmp_path)
+            read_host_rules(NOWHERE, {}, tmp_path)
 
 
 def test_everything_that_it_may_say(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_everything_that_it_may_say(tmp_path: Path) -> None:
             profile="amazon-ecr",
         ),
         insecure=False,
-        mirrors=(Mirror("mirror.local:5000/hub"), Mirror("m2.example.com", insecure=True, pull="digest-only")),
+        mirrors=(Mirror("mirror.local:5000/hub"), Mirror("m2.example.com", insecure=True, pull_mode="digest-only")),
         credentials=CredentialSource("helper", "ecr-login"),
     )
     assert rules["docker.io"].settings.ca_files == (str(folder / "ca.pem"),)
@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, wor
         ("\nx = =", r"is not TOML: .*line 2"),
         ("x = " + "[" * 5000, "is not TOML|nested too deeply"),
         ("x = " + "9" * 5000, "a number has too many digits"),
-        ("x = 1 #" + "x" * limits.MAX_CONFIGURATION, f"larger than {limits.MAX_CONFIGURATION}"),
+        ("x = 1 #" + "x" * limits.MAX_CONFIG_FILE, f"larger than {limits.MAX_CONFIG_FILE}"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(text: str, words: str, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"# \xff\n")
     with pytest.raises(UsageError, match="byte 2 is not UTF-8"):
-        load_configuration(path, {}, tmp_path)
+        read_host_rules(path, {}, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["password", "username", "auth", "identity-token", "client_secret"])
@@ -188,19 +188,19 @@ def test_passwords_are_sent_elsewhere_and_never_shown(key: str, tmp_path: Path) 
     with pytest.raises(UsageError) as caught:
         of_a(tmp_path, f'{key} = "hunter2"')
     assert "ocistream login" in (caught.value.hint or "")
-    assert "hunter2" not in caught.value.what + (caught.value.hint or "")
+    assert "hunter2" not in caught.value.message + (caught.value.hint or "")
 
 
 def test_a_password_in_a_url_is_refused_and_never_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         of_a(tmp_path, 'url = "https://me:hunter2@gateway.example.com"')
-    assert "hunter2" not in caught.value.what
+    assert "hunter2" not in caught.value.message
 
 
 def test_what_is_no_source_of_credentials_may_be_one_and_is_never_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         of_a(tmp_path, 'credentials = "me:hunter2"')
-    assert "hunter2" not in caught.value.what + (caught.value.hint or "")
+    assert "hunter2" not in caught.value.message + (caught.value.hint or "")
     assert "helper:ecr-login" in (caught.value.hint or "")
 
 

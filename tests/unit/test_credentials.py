@@ -12,7 +12,7 @@ import pytest
 
 from ocistream.auth import credentials
 from ocistream.auth import helpers as credential_helper
-from ocistream.auth.credentials import Credential, Keychain, parse_source
+from ocistream.auth.credentials import Credential, Keychain, parse_credential_source
 from ocistream.errors import AuthenticationError, InvalidNameError, LocalDiskError, UsageError
 
 HUB = "https://index.docker.io/v1/"
@@ -244,7 +244,7 @@ def test_a_secret_that_is_longer_than_a_pipe_reaches_the_helper_whole(home: Home
 def test_a_helper_that_does_not_come_to_an_end_is_stopped(
     home: Home, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    monkeypatch.setattr(credential_helper, "HELPER_SECONDS", 0.3)
+    monkeypatch.setattr(credential_helper, "HELPER_TIMEOUT", 0.3)
     home.helper("slow", script)
     write(home.docker, {"credsStore": "slow"})
     with pytest.raises(AuthenticationError, match=r"no answer within 0\.3 seconds"):
@@ -335,7 +335,7 @@ def test_the_empty_entry_of_a_login_goes_with_it_and_alone_counts_as_nothing(hom
 
 
 def configured(home: Home, source: str, **env: str) -> Keychain:
-    found = parse_source(source)
+    found = parse_credential_source(source)
     of = {"r.example": found}
     return Keychain(home.env | env, home=home.path, named=["named.example"], configured=of.get)
 
@@ -356,16 +356,16 @@ def test_the_configured_source_comes_before_all_files_and_for_its_registry_alone
         found = keychain.find("R.example", "team/app")
         assert found is not None
         assert (found.username, found.source) == (username, f"{shown}, which the configuration names")
-        assert found.is_named
+        assert found.is_explicit
         other = keychain.find("other.example")
         assert other is not None
-        assert not other.is_named
+        assert not other.is_explicit
         assert other.username == "inline"
 
 
 def test_what_was_given_for_this_run_comes_before_it(home: Home) -> None:
     env = {"CI_USERNAME": "variable", "CI_PASSWORD": "x", "OCISTREAM_USERNAME": "run", "OCISTREAM_PASSWORD": "x"}
-    keychain = Keychain(home.env | env, home=home.path, configured=lambda _: parse_source("env:CI"))
+    keychain = Keychain(home.env | env, home=home.path, configured=lambda _: parse_credential_source("env:CI"))
     found = keychain.find("r.example")
     assert found is not None
     assert found.username == "run"

@@ -14,10 +14,10 @@ from ocistream import limits
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
-    FinalNetworkError,
     IntegrityError,
     NetworkError,
     NotFoundError,
+    PermanentNetworkError,
     RegistryError,
     UnsupportedError,
 )
@@ -29,9 +29,9 @@ from ocistream.oci.descriptor import (
     Descriptor,
     Manifest,
 )
-from ocistream.registry.downloads import Led
+from ocistream.registry.downloads import BlobRedirect
 from ocistream.registry.repository import Repository
-from ocistream.streams.chunks import digest_of, verified
+from ocistream.streams.chunks import compute_digest, verify_chunks
 from tests.faults import (
     Action,
     Drop,
@@ -75,7 +75,7 @@ def repository(transport: QuickTransport, registry: CountingRegistry | RawServer
 
 def download(transport: QuickTransport, registry: CountingRegistry | RawServer, blob: Descriptor = BLOB) -> bytes:
     """Read a blob as a transfer does, verified."""
-    return read_blob(repository(transport, registry).blob_chunks(blob), blob)
+    return read_blob(repository(transport, registry).fetch_blob(blob), blob)
 
 
 def ranges(registry: CountingRegistry) -> list[str | None]:
@@ -84,7 +84,7 @@ def ranges(registry: CountingRegistry) -> list[str | None]:
 
 
 class TestDownloads:
-    @pytest.mark.parametrize("content", [b"", b"x", bytes(limits.CHUNK), bytes(limits.CHUNK + 1)], ids=len)
+    @pytest.mark.parametrize("content", [b"", b"x", bytes(limits.CHUNK_SIZE), bytes(limits.CHUNK_SIZE + 1)], ids=len)
     def test_of_any_size(self, registry: CountingRegistry, quick: Quick, content: bytes) -> None:
         (blob,) = registry.hold(content)
         assert download(quick(), registry, blob) == content
@@ -96,7 +96,7 @@ class TestDownloads:
         path.write_bytes(CONTENT)
         assert download(quick(), registry, blob) == CONTENT
 
-    @pytest.mark.parametrize("failure", [Reset(after=limits.CHUNK + 5), Stall(after=limits.CHUNK + 5)])
+    @pytest.mark.parametrize("failure", [Reset(after=limits.CHUNK_SIZE + 5), Stall(after=limits.CHUNK_SIZE + 5)])
     def test_one_that_is_reset_or_stalls_goes_on_after_what_was_handed_out(
         self, registry: CountingRegistry, quick: Quick, failure: Action
     ) -> None:
@@ -104,8 +104,8 @@ class TestDownloads:
         assert download(quick(stall_timeout=1.0), registry) == CONTENT
         # On a busy machine what comes then may stall as well, by its own.
         assert ranges(registry)[:2] in (
-            [None, f"bytes={limits.CHUNK}-"],
-            [None, f"bytes={limits.CHUNK + 5}-"],
+            [None, f"bytes={limits.CHUNK_SIZE}-"],
+            [None, f"bytes={limits.CHUNK_SIZE + 5}-"],
         )
 
     def test_one_that_breaks_before_the_first_byte_begins_again(self, registry: CountingRegistry, quick: Quick) -> None:
@@ -120,8 +120,8 @@ class TestBeginningInTheMiddle:
     HELD = 1000
 
     def rest(self, transport: QuickTransport, registry: CountingRegistry | RawServer) -> bytes:
-        chunks = repository(transport, registry).blob_chunks(BLOB, self.HELD)
-        return b"".join(bytes(chunk) for chunk in verified(chunks, BLOB, [CONTENT[: self.HELD]]))
+        chunks = repository(transport, registry).fetch_blob(BLOB, self.HELD)
+        return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, BLOB, [CONTENT[: self.HELD]]))
 
     def test_only_the_rest_is_asked_for(self, registry: CountingRegistry, quick: Quick) -> None:
         assert self.rest(quick(), registry) == CONTENT[self.HELD :]
@@ -152,13 +152,13 @@ class TestBeginningInTheMiddle:
 
     def test_what_is_broken_then_is_refused_as_ever(self, registry: CountingRegistry, quick: Quick) -> None:
         registry.faults = [Fault(Drop(5000)), Fault(Header("Content-Range", "bytes 0-9/10"))]
-        with pytest.raises(FinalNetworkError, match="asked for bytes from 6000 on"):
+        with pytest.raises(PermanentNetworkError, match="asked for bytes from 6000 on"):
             self.rest(quick(), registry)
 
     def test_where_there_is_another_place_it_is_that_ones_turn(self, registry: CountingRegistry, quick: Quick) -> None:
         registry.faults = [Fault(Header("Content-Range", "bytes 0-9/10"))]
-        with pytest.raises(FinalNetworkError, match="asked for bytes from 1000 on"):
-            list(repository(quick(), registry).blob_chunks(BLOB, self.HELD, strictly=True))
+        with pytest.raises(PermanentNetworkError, match="asked for bytes from 1000 on"):
+            list(repository(quick(), registry).fetch_blob(BLOB, self.HELD, strict=True))
         assert len(registry.requests) == 1
 
 
@@ -167,7 +167,7 @@ class TestParts:
 
     def part(self, quick: Quick, registry: CountingRegistry | RawServer, start: int, end: int) -> bytes:
         view = memoryview(bytearray(end - start))
-        filled = [0, *repository(quick(), registry).blob_part(BLOB, Led(), start, view)]
+        filled = [0, *repository(quick(), registry).fetch_blob_range(BLOB, BlobRedirect(), start, view)]
         assert filled == sorted(filled)
         return bytes(view[: filled[-1]])
 
@@ -198,7 +198,7 @@ class TestParts:
         transport = quick()
         source = repository(transport, registry)
         with pytest.raises(RegistryError):
-            source.blob_part(BLOB, Led(), 0, memoryview(bytearray(10)))
+            source.fetch_blob_range(BLOB, BlobRedirect(), 0, memoryview(bytearray(10)))
         assert transport.waits == []
         assert source.has_blob(BLOB)
         assert transport.waits == [pytest.approx(7, abs=1)]
@@ -206,7 +206,10 @@ class TestParts:
     @pytest.mark.parametrize("said", ["bytes 0-9/20", "bytes 11-20/30", "bytes */30", "10-19", ""])
     def test_others_than_those_are_refused(self, quick: Quick, said: str) -> None:
         answer = f"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: {said}\r\n\r\n0123456789"
-        with RawServer(answer.encode()) as server, pytest.raises(FinalNetworkError, match="asked for bytes from 10 on"):
+        with (
+            RawServer(answer.encode()) as server,
+            pytest.raises(PermanentNetworkError, match="asked for bytes from 10 on"),
+        ):
             self.part(quick, server, 10, 20)
 
 
@@ -221,11 +224,11 @@ def silent_after(answer: bytes) -> Turn:
 
 
 def whole_part(transport: QuickTransport, registry: RawServer) -> None:
-    list(repository(transport, registry).blob_part(BLOB, Led(), 0, memoryview(bytearray(SIZE))))
+    list(repository(transport, registry).fetch_blob_range(BLOB, BlobRedirect(), 0, memoryview(bytearray(SIZE))))
 
 
 def manifest_of(transport: QuickTransport, registry: RawServer) -> None:
-    repository(transport, registry).manifest(BLOB)
+    repository(transport, registry).fetch_manifest(BLOB)
 
 
 class TestBodiesThatLie:
@@ -234,10 +237,10 @@ class TestBodiesThatLie:
     ) -> None:
         path = registry.layout.blob_path(BLOB.digest)
         path.write_bytes(bytes([CONTENT[0] ^ 1]) + CONTENT[1:])
-        registry.faults = [Fault(Drop(limits.CHUNK))]
+        registry.faults = [Fault(Drop(limits.CHUNK_SIZE))]
         with pytest.raises(IntegrityError):
             download(quick(), registry)
-        assert ranges(registry) == [None, f"bytes={limits.CHUNK}-"]
+        assert ranges(registry) == [None, f"bytes={limits.CHUNK_SIZE}-"]
 
     @pytest.mark.parametrize("by", [1, 3 * MIB])
     @pytest.mark.parametrize("stated", [True, False])
@@ -250,13 +253,13 @@ class TestBodiesThatLie:
             assert download(quick(), registry) == CONTENT
             return
         with pytest.raises(IntegrityError, match=f"{SIZE + by} bytes are announced, and not {SIZE}"):
-            next(repository(quick(), registry).blob_chunks(BLOB))
+            next(repository(quick(), registry).fetch_blob(BLOB))
         assert len(registry.requests) == 1
         # Without a length it shows while it comes.
         answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + CONTENT + b"x" * by
         with RawServer(answer) as server:
-            sizes = [len(chunk) for chunk in repository(quick(), server).blob_chunks(BLOB)]
-            assert SIZE < sum(sizes) <= SIZE + limits.PAGE
+            sizes = [len(chunk) for chunk in repository(quick(), server).fetch_blob(BLOB)]
+            assert SIZE < sum(sizes) <= SIZE + limits.READ_BUFFER
             with pytest.raises(IntegrityError, match=f"expected {SIZE} bytes"):
                 download(quick(), server)
 
@@ -265,7 +268,7 @@ class TestBodiesThatLie:
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE + 1}\r\n\r\n".encode()
         with RawServer(silent_after(head + sent)) as server:
             for read in (download, whole_part, manifest_of):
-                with pytest.raises((IntegrityError, FinalNetworkError), match="announced"):
+                with pytest.raises((IntegrityError, PermanentNetworkError), match="announced"):
                     read(quick(), server)
             assert len(server.heard) == 3
 
@@ -280,7 +283,7 @@ class TestBodiesThatLie:
     def test_one_byte_too_many_is_seen_even_where_a_chunk_ends_before_it(
         self, registry: CountingRegistry, quick: Quick
     ) -> None:
-        (blob,) = registry.hold(bytes(2 * limits.CHUNK))
+        (blob,) = registry.hold(bytes(2 * limits.CHUNK_SIZE))
         registry.faults = [Fault(Resize(1))]
         with pytest.raises(IntegrityError, match=blob.digest):
             download(quick(), registry, blob)
@@ -342,10 +345,10 @@ class TestRedirectedDownloads:
         assert (len(front.asked("GET", "/blobs/")), len(between.requests)) == (4, 4)
 
     def in_parts(self, quick: Quick, front: CountingRegistry) -> bytes:
-        source, led, content = repository(quick(), front), Led(), memoryview(bytearray(SIZE))
+        source, led, content = repository(quick(), front), BlobRedirect(), memoryview(bytearray(SIZE))
         step = SIZE // 4 + 1
         for start in range(0, SIZE, step):
-            for _ in source.blob_part(BLOB, led, start, content[start : start + step]):
+            for _ in source.fetch_blob_range(BLOB, led, start, content[start : start + step]):
                 pass
         return bytes(content)
 
@@ -370,7 +373,7 @@ class TestReuse:
         source = repository(quick(), registry)
         for blob in blobs:
             assert source.has_blob(blob)
-            read_blob(source.blob_chunks(blob), blob)
+            read_blob(source.fetch_blob(blob), blob)
         assert registry.accepted == 1
 
     @pytest.mark.parametrize(
@@ -380,7 +383,7 @@ class TestReuse:
             (Resize(MIB), IntegrityError),
             (refusal(404), NotFoundError),
             (refusal(400), RegistryError),
-            (Reply(307, {"Location": "http://[", "Content-Length": "0"}), FinalNetworkError),
+            (Reply(307, {"Location": "http://[", "Content-Length": "0"}), PermanentNetworkError),
         ],
     )
     def test_one_that_fails_leaves_no_connection_behind(
@@ -395,7 +398,7 @@ class TestReuse:
 
     def test_a_reader_that_stops_early_leaves_none_either(self, registry: CountingRegistry, quick: Quick) -> None:
         transport = quick()
-        chunks = repository(transport, registry).blob_chunks(BLOB)
+        chunks = repository(transport, registry).fetch_blob(BLOB)
         next(chunks)
         chunks.close()  # type: ignore[attr-defined]
         transport.close()
@@ -449,7 +452,7 @@ class TestHasBlob:
 
 def image(media_type: Any = OCI_MANIFEST, **fields: Any) -> bytes:
     """Return a manifest without layers, laid out as nobody does."""
-    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
+    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": compute_digest(b"{}"), "size": 2}
     document = {"schemaVersion": 2, "config": config, "layers": [], **fields}
     return json.dumps({"mediaType": media_type, **document} if media_type else document, indent=7).encode()
 
@@ -478,16 +481,16 @@ class TestManifests:
         registry = faulty()
         raw = image()
         digest = pushed(registry, raw)
-        assert repository(quick(), registry).manifest(Descriptor(OCI_MANIFEST, digest, len(raw))) == raw
+        assert repository(quick(), registry).fetch_manifest(Descriptor(OCI_MANIFEST, digest, len(raw))) == raw
         assert registry.requests[0].headers["Accept"] == OCI_MANIFEST
 
     @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
     def test_a_digest_in_the_reference_must_match(self, faulty: Faulty, quick: Quick, algorithm: str) -> None:
         registry = faulty(Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, image()), times=None))
         source = repository(quick(), registry)
-        digest = digest_of(image(), algorithm)
+        digest = compute_digest(image(), algorithm)
         assert source.resolve(digest).descriptor.digest == digest
-        other = digest_of(b"other", algorithm)
+        other = compute_digest(b"other", algorithm)
         with pytest.raises(IntegrityError, match=other):
             source.resolve(other)
 
@@ -497,8 +500,8 @@ class TestManifests:
     ) -> None:
         registry = faulty()
         pushed(registry, image())
-        registry.faults = [Fault(Header("Docker-Content-Digest", digest_of(said, "sha512")), times=None)]
-        assert repository(quick(), registry).resolve("1").descriptor.digest == digest_of(image(), "sha512")
+        registry.faults = [Fault(Header("Docker-Content-Digest", compute_digest(said, "sha512")), times=None)]
+        assert repository(quick(), registry).resolve("1").descriptor.digest == compute_digest(image(), "sha512")
 
     def test_one_that_is_too_large_is_not_read(self, faulty: Faulty, quick: Quick) -> None:
         body = b" " * (limits.MAX_MANIFEST - len(image())) + image()
@@ -509,7 +512,7 @@ class TestManifests:
             repository(quick(), registry).resolve("1")
         registry.faults = [Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, b" " + body))]
         with pytest.raises(ArchiveError, match="is larger than"):
-            repository(quick(), registry).manifest(blob_of(body))
+            repository(quick(), registry).fetch_manifest(blob_of(body))
         assert len(registry.requests) == 3
 
 
@@ -518,10 +521,10 @@ class TestTags:
         registry = faulty()
         digest = pushed(registry, image())
         target = repository(quick(), registry)
-        assert target.digest_of("1") == digest
-        assert target.digest_of("2") is None
+        assert target.find_digest("1") == digest
+        assert target.find_digest("2") is None
         assert target.has_manifest(digest)
-        assert not target.has_manifest(digest_of(b"other"))
+        assert not target.has_manifest(compute_digest(b"other"))
         assert {request.method for request in registry.requests} == {"HEAD"}
         assert OCI_INDEX in registry.requests[0].headers["Accept"]
         assert registry.accepted == 2
@@ -531,20 +534,20 @@ class TestTags:
         digest = pushed(registry, image())
         registry.faults = [Fault(Header("Docker-Content-Digest", None), times=None)]
         target = repository(quick(), registry)
-        assert target.digest_of("1") == ""
+        assert target.find_digest("1") == ""
         assert target.has_manifest(digest)
 
 
 class TestPuttingManifests:
     def manifest(self, raw: bytes = image(), algorithm: str = "sha256") -> Manifest:
-        return Manifest(Descriptor(OCI_MANIFEST, digest_of(raw, algorithm), len(raw)), raw)
+        return Manifest(Descriptor(OCI_MANIFEST, compute_digest(raw, algorithm), len(raw)), raw)
 
     @pytest.mark.parametrize("by", ["tag", "digest"])
     def test_exact_bytes_go_up_with_their_own_type(self, faulty: Faulty, quick: Quick, by: str) -> None:
         registry = faulty()
         registry.hold(b"{}")
         manifest = self.manifest()
-        repository(quick(), registry).put_manifest("1" if by == "tag" else manifest.descriptor.digest, manifest)
+        repository(quick(), registry).push_manifest("1" if by == "tag" else manifest.descriptor.digest, manifest)
         (put,) = registry.requests
         assert put.headers["Content-Type"] == OCI_MANIFEST
         assert registry.layout.blob_path(manifest.descriptor.digest).read_bytes() == manifest.raw
@@ -553,58 +556,58 @@ class TestPuttingManifests:
     def test_it_is_tried_again(self, faulty: Faulty, quick: Quick, failure: Action) -> None:
         registry = faulty(Fault(failure, "PUT", times=3))
         registry.hold(b"{}")
-        repository(quick(), registry).put_manifest("1", self.manifest())
+        repository(quick(), registry).push_manifest("1", self.manifest())
         assert len(registry.requests) == 4
 
     def test_an_answer_that_breaks_off_is_an_answer(self, quick: Quick) -> None:
         with RawServer(b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n") as server:
-            repository(quick(), server).put_manifest("1", self.manifest())
+            repository(quick(), server).push_manifest("1", self.manifest())
             assert len(server.heard) == 1
 
     @pytest.mark.parametrize("status", [200, 201, 202, 204])
     def test_every_kind_of_success_is_one(self, faulty: Faulty, quick: Quick, status: int) -> None:
-        repository(quick(), faulty(Fault(Reply(status)))).put_manifest("1", self.manifest())
+        repository(quick(), faulty(Fault(Reply(status)))).push_manifest("1", self.manifest())
 
     def test_a_manifest_by_sha512_may_be_stored_by_another_algorithm(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(Reply(201, {"Docker-Content-Digest": digest_of(image())})))
-        repository(quick(), registry).put_manifest("1", self.manifest(algorithm="sha512"))
+        registry = faulty(Fault(Reply(201, {"Docker-Content-Digest": compute_digest(image())})))
+        repository(quick(), registry).push_manifest("1", self.manifest(algorithm="sha512"))
 
 
 class TestManifestsBySha512:
-    MANIFEST = Manifest(Descriptor(OCI_MANIFEST, digest_of(image(), "sha512"), len(image())), image())
+    MANIFEST = Manifest(Descriptor(OCI_MANIFEST, compute_digest(image(), "sha512"), len(image())), image())
     DIGEST = MANIFEST.descriptor.digest
 
     def test_one_that_is_known_by_it_afterwards_is_put(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         registry.hold(b"{}")
-        repository(quick(), registry).put_manifest(self.DIGEST, self.MANIFEST)
+        repository(quick(), registry).push_manifest(self.DIGEST, self.MANIFEST)
         assert [request.method for request in registry.requests] == ["PUT"]
         assert registry.layout.blob_path(self.DIGEST).read_bytes() == image()
 
-    @pytest.mark.parametrize("target", ["1", digest_of(image())])
+    @pytest.mark.parametrize("target", ["1", compute_digest(image())])
     def test_a_refusal_of_a_tag_or_of_sha256_has_other_reasons(self, faulty: Faulty, quick: Quick, target: str) -> None:
         registry = faulty(Fault(refusal(400, "DIGEST_INVALID"), "PUT"))
         with pytest.raises(RegistryError, match="DIGEST_INVALID"):
-            repository(quick(), registry).put_manifest(target, self.MANIFEST)
+            repository(quick(), registry).push_manifest(target, self.MANIFEST)
 
-    @pytest.mark.parametrize("said", [None, digest_of(image())])
+    @pytest.mark.parametrize("said", [None, compute_digest(image())])
     def test_whether_a_registry_that_does_not_confirm_its_digest_knows_it_is_asked(
         self, faulty: Faulty, quick: Quick, said: str | None
     ) -> None:
         registry = faulty(Fault(Header("Docker-Content-Digest", said), "PUT"))
         registry.hold(b"{}")
         target = repository(quick(), registry)
-        target.put_manifest(self.DIGEST, self.MANIFEST)
+        target.push_manifest(self.DIGEST, self.MANIFEST)
         registry.faults = [Fault(Header("Docker-Content-Digest", said), "PUT"), Fault(refusal(404), "HEAD")]
         with pytest.raises(UnsupportedError, match="it was taken, and is not there under that digest"):
-            target.put_manifest(self.DIGEST, self.MANIFEST)
+            target.push_manifest(self.DIGEST, self.MANIFEST)
 
     def test_a_tag_that_is_put_with_it_stands_for_it(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         registry.hold(b"{}")
         target = repository(quick(), registry)
-        assert target.put_tag("1", self.MANIFEST)
-        assert target.digest_of("1") == self.DIGEST
+        assert target.push_manifest_with_tag("1", self.MANIFEST)
+        assert target.find_digest("1") == self.DIGEST
         assert target.resolve("1").descriptor == self.MANIFEST.descriptor
 
     @pytest.mark.parametrize(
@@ -615,13 +618,13 @@ class TestManifestsBySha512:
     ) -> None:
         registry = faulty(Fault(Header("OCI-Tag", said)))
         registry.hold(b"{}")
-        assert repository(quick(), registry).put_tag("1", self.MANIFEST) == done
+        assert repository(quick(), registry).push_manifest_with_tag("1", self.MANIFEST) == done
 
 
 def test_an_endless_download_is_not_tried_again(quick: Quick) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     with RawServer(head + b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * MIB) as server:
-        with pytest.raises(FinalNetworkError) as caught:
+        with pytest.raises(PermanentNetworkError) as caught:
             download(quick(), server)
         assert caught.value.exit_code == 7
         assert len(server.heard) == 1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.archive.docker_writer import DockerArchiveSink
-from ocistream.archive.outputs import file_output
+from ocistream.archive.docker_writer import DockerArchiveDestination
+from ocistream.archive.outputs import open_file_output
 from ocistream.errors import UnsupportedError
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.descriptor import Descriptor
@@ -29,7 +29,7 @@ def written(layout: Layout, path: Path, *names: str | None) -> dict[str, bytes]:
         root = graph.roots[0]
         return dataclasses.replace(graph, roots=tuple(Root(name, root.descriptor) for name in names))
 
-    sink = DockerArchiveSink(file_output(path))
+    sink = DockerArchiveDestination(open_file_output(path))
     try:
         none = parse_recompression("none")
         transfer.copy(LayoutSource(layout.path), sink, Watch(), rename=rename, recompression=none)
@@ -65,11 +65,11 @@ def test_what_comes_before_its_image_is_called_by_what_its_bytes_look_like(layou
     image = layout.image([layer], name="v1")
     config = layout.file(layout.read(image["digest"])["config"]["digest"]).read_bytes()
     source = LayoutSource(layout.path)
-    graph = source.graph(NothingEarly())
-    sink = DockerArchiveSink(file_output(tmp_path / "out.tar"))
+    graph = source.resolve(NothingEarly())
+    sink = DockerArchiveDestination(open_file_output(tmp_path / "out.tar"))
     for content in (layer, config):
         descriptor = Descriptor("application/octet-stream", digest_of(content), len(content))
-        sink.put(Blob(descriptor, lambda content=content: iter([content])))  # type: ignore[misc]
+        sink.write(Blob(descriptor, lambda content=content: iter([content])))  # type: ignore[misc]
     sink.begin(graph)
     sink.commit(graph)
     files = files_in((tmp_path / "out.tar").read_bytes())
@@ -83,7 +83,7 @@ def test_a_layer_that_is_not_plain_after_all_is_refused_at_the_end(layout: Layou
     document = layout.read(image["digest"])
     layers = [{**layer, "mediaType": kind} for layer in document["layers"]]
     layout.document({**document, "layers": layers}, name="v1")
-    sink = DockerArchiveSink(file_output(tmp_path / "out.tar"))
+    sink = DockerArchiveDestination(open_file_output(tmp_path / "out.tar"))
     with pytest.raises(UnsupportedError, match="which a docker-archive cannot hold") as caught:
         transfer.copy(LayoutSource(layout.path), sink, Watch())
     sink.close()

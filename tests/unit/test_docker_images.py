@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from ocistream import limits
-from ocistream.archive.compressed import sniffed
+from ocistream.archive.compressed import decompress_input
 from ocistream.archive.docker_images import parse_manifest_json
 from ocistream.archive.file import ArchiveFileSource
 from ocistream.archive.stream import ArchiveStreamSource
@@ -29,15 +29,21 @@ from ocistream.errors import (
     UnsupportedError,
     UsageError,
 )
-from ocistream.layout.index import NoSuchImageError, Selection, every_image, images_named, only_image
+from ocistream.layout.index import (
+    ImageSelector,
+    NoSuchImageError,
+    select_every_image,
+    select_named_images,
+    select_only_image,
+)
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.streams.compression import CODECS
-from ocistream.streams.layer_types import looks_like_document
+from ocistream.streams.layer_types import is_probably_json
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, Source, Unnamed
-from ocistream.transfer.missing import ShortfallError
+from ocistream.transfer.interfaces import Blob, NewBlob, Source
+from ocistream.transfer.missing import MissingBlobsError
 from ocistream.transfer.recompress import Recompression
 from tests import schemas
 from tests.archives import BLOCK, END, items_of, member, pax_header, small_first, tar_of, with_checksum
@@ -68,7 +74,7 @@ both = pytest.mark.parametrize("how", ["file", "pipe"])
 class Shelf:
     """A sink in memory: quick enough for many examples."""
 
-    parallel = False
+    concurrent = False
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -81,15 +87,15 @@ class Shelf:
 
     begin = expect
 
-    def has(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         return descriptor.digest in self.blobs
 
-    has_manifest = has
+    has_manifest = has_blob
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         self.blobs[blob.descriptor.digest] = b"".join(map(bytes, blob.open()))
 
-    def put_unnamed(self, blob: Unnamed) -> Descriptor:
+    def write_new(self, blob: NewBlob) -> Descriptor:
         content = b"".join(map(bytes, blob.open()))
         descriptor = blob.descriptor()
         assert (digest_of(content), len(content)) == (descriptor.digest, descriptor.size)
@@ -97,7 +103,7 @@ class Shelf:
         self.blobs[descriptor.digest] = content
         return descriptor
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         self.recalled.append(descriptor.digest)
         assert len(self.blobs[descriptor.digest]) == descriptor.size
         return self.blobs[descriptor.digest]
@@ -131,14 +137,14 @@ def source_of(
     folder: Path,
     *,
     sizes: Sequence[int] = (1 << 16,),
-    select: Selection = every_image,
+    select: ImageSelector = select_every_image,
     platforms: PlatformChoice = ALL_PLATFORMS,
 ) -> Source:
     """Open an archive as what it is, or as a pipe that gives so many bytes a read."""
     if how == "file":
         (folder / "archive.tar").write_bytes(archive)
         return ArchiveFileSource(folder / "archive.tar", select=select, platforms=platforms)
-    file = sniffed(io.BufferedReader(Pipe(archive, sizes), 64), "the archive on stdin", limits.MAX_RATIO)
+    file = decompress_input(io.BufferedReader(Pipe(archive, sizes), 64), "the archive on stdin", limits.MAX_RATIO)
     return ArchiveStreamSource(file, select=select, platforms=platforms)
 
 
@@ -171,7 +177,7 @@ def refused(
     with pytest.raises(error, match=words) as caught:
         pushed(archive, how, folder, shelf=shelf, **options)
     assert shelf.graph is None
-    assert all(looks_like_document(shelf.blobs[digest]) for digest in shelf.recalled)
+    assert all(is_probably_json(shelf.blobs[digest]) for digest in shelf.recalled)
     assert all(len(shelf.blobs[digest]) <= limits.MAX_CONFIG for digest in shelf.recalled)
     assert type(caught.value) is error
     return caught.value
@@ -304,7 +310,7 @@ class TestDialects:
         lost = small_image(layout, name="v1")
         layout.file(lost["digest"]).unlink()
         archive = tar_of([("manifest.json", b"[]"), *items_of(layout)])
-        refused(archive, how, tmp_path, ShortfallError, lost["digest"])
+        refused(archive, how, tmp_path, MissingBlobsError, lost["digest"])
 
     @both
     @pytest.mark.parametrize("stray", ["aaa.tar", "aaa.json", "blobs/aaa.tar"])
@@ -399,19 +405,19 @@ class TestChoosing:
     @both
     @pytest.mark.parametrize("name", ["app:1", "docker.io/library/app:1", "registry.example:5000/team/app:2"])
     def test_by_name(self, images: list[Saved], how: str, name: str, tmp_path: Path) -> None:
-        found = pushed(of_docker(images), how, tmp_path, want=NONE, select=images_named([name]))
+        found = pushed(of_docker(images), how, tmp_path, want=NONE, select=select_named_images([name]))
         assert found.documents() == [plain_manifest(images[0])]
 
     @both
     def test_by_digest(self, images: list[Saved], how: str, tmp_path: Path) -> None:
         names = pushed(of_crane(images), how, tmp_path).names
-        found = pushed(of_crane(images), how, tmp_path, select=images_named([names[None]]))
+        found = pushed(of_crane(images), how, tmp_path, select=select_named_images([names[None]]))
         assert found.names == {None: names[None]}
 
     @both
     def test_a_name_that_is_not_there(self, images: list[Saved], how: str, tmp_path: Path) -> None:
         error = refused(
-            of_docker(images), how, tmp_path, NoSuchImageError, "nowhere", select=images_named(["nowhere:1"])
+            of_docker(images), how, tmp_path, NoSuchImageError, "nowhere", select=select_named_images(["nowhere:1"])
         )
         unnamed = digest_of(json.dumps(plain_manifest(images[2]), separators=(",", ":")).encode())
         assert error.hint is not None
@@ -420,38 +426,40 @@ class TestChoosing:
 
     @both
     def test_there_has_to_be_one_where_one_is_wanted(self, images: list[Saved], how: str, tmp_path: Path) -> None:
-        refused(of_docker(images), how, tmp_path, UsageError, "3 images", select=only_image)
-        refused(of_docker([]), how, tmp_path, NotFoundError, "no image", select=only_image)
+        refused(of_docker(images), how, tmp_path, UsageError, "3 images", select=select_only_image)
+        refused(of_docker([]), how, tmp_path, NotFoundError, "no image", select=select_only_image)
 
     @both
     def test_the_same_image_listed_twice_is_one(self, one: Saved, how: str, tmp_path: Path) -> None:
         twice = renamed_images(
             of_docker([one]), lambda listed: [listed[0], {**listed[0], "Config": f"./{listed[0]['Config']}"}]
         )
-        assert len(pushed(twice, how, tmp_path, select=only_image).graph.roots) == 1
+        assert len(pushed(twice, how, tmp_path, select=select_only_image).graph.roots) == 1
         other = f"{hex_of(one.config)}.copy"
         copied = [*of_docker([one]), (other, one.config)]
         twice = renamed_images(copied, lambda listed: [listed[0], {**listed[0], "Config": other}])
-        assert len(pushed(twice, how, tmp_path, select=only_image).graph.roots) == 1
+        assert len(pushed(twice, how, tmp_path, select=select_only_image).graph.roots) == 1
 
     @both
     def test_nothing_of_the_others_is_looked_at(self, images: list[Saved], how: str, tmp_path: Path) -> None:
         broken = f"{hex_of(images[1].config)}.json"
         entries = without(of_docker(images), broken)
-        choice = images_named(["app:1"])
+        choice = select_named_images(["app:1"])
         assert pushed(entries, how, tmp_path, want=NONE, select=choice).documents() == [plain_manifest(images[0])]
-        refused(entries, how, tmp_path, ArchiveError, broken, select=images_named(["other"]))
+        refused(entries, how, tmp_path, ArchiveError, broken, select=select_named_images(["other"]))
 
     @both
     def test_platforms_are_those_of_the_configs(self, images: list[Saved], how: str, tmp_path: Path) -> None:
         arm = PlatformChoice((parse_platform("linux/arm64"),))
         entries = of_docker(images[:2])
-        found = pushed(entries, how, tmp_path, want=NONE, select=images_named(["other"]), platforms=arm)
+        found = pushed(entries, how, tmp_path, want=NONE, select=select_named_images(["other"]), platforms=arm)
         assert found.documents() == [plain_manifest(images[1])]
         either = PlatformChoice((*arm.platforms, parse_platform("linux/amd64")))
         found = pushed(entries, how, tmp_path, want=NONE, platforms=either)
         assert found.documents() == [plain_manifest(image) for image in (images[0], images[0], images[1])]
-        error = refused(entries, how, tmp_path, NotFoundError, "arm64", select=images_named(["app:1"]), platforms=arm)
+        error = refused(
+            entries, how, tmp_path, NotFoundError, "arm64", select=select_named_images(["app:1"]), platforms=arm
+        )
         assert error.hint == "it is a single image, for linux/amd64"
 
     @both
@@ -663,7 +671,7 @@ class TestHostile:
         self, one: Saved, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         entries = of_docker([one])
-        monkeypatch.setattr(limits, "MAX_NAMES", 2000)
+        monkeypatch.setattr(limits, "MAX_NAME_BYTES", 2000)
         strangers: list[Entry] = [(f"{number:0100}", b"") for number in range(20)]
         assert pushed([*entries, *strangers], how, tmp_path).names
         refused([*strangers, *entries], how, tmp_path, ArchiveError, "2000 bytes of names")
@@ -679,7 +687,7 @@ class TestHostile:
             for n, c in of_docker([one])
             if c and n[-4:] in {"json", ".tar"} and n[-5:] != "/json"
         )
-        monkeypatch.setattr(limits, "MAX_NAMES", kept)
+        monkeypatch.setattr(limits, "MAX_NAME_BYTES", kept)
         for how in ("file", "pipe"):
             assert pushed(of_docker([one]), how, tmp_path).names
 
@@ -700,12 +708,12 @@ class TestBudget:
     def test_json_over_the_budget_is_handed_on_and_read_back_if_it_is_a_config(
         self, images: list[Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 1000)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 1000)
         configs = {digest_of(image.config) for image in images}
         for dialect in ("docker", "crane", "bazel"):
             entries = sorted(
                 DIALECTS[dialect](images),
-                key=lambda entry: not (isinstance(entry[1], bytes) and looks_like_document(entry[1])),
+                key=lambda entry: not (isinstance(entry[1], bytes) and is_probably_json(entry[1])),
             )
             filled: list[Entry] = [("stray.json", b'{"x":"%b"}' % (b"y" * 900)), *entries]
             for want in (None, NONE):
@@ -716,16 +724,16 @@ class TestBudget:
     def test_platforms_are_known_of_those_too(
         self, images: list[Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 10)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
         arm = PlatformChoice((parse_platform("linux/arm64"),))
         entries = of_docker(images[:2])
-        assert pushed(entries, "pipe", tmp_path, select=images_named(["other"]), platforms=arm).names
-        refused(entries, "pipe", tmp_path, NotFoundError, "arm64", select=images_named(["app:1"]), platforms=arm)
+        assert pushed(entries, "pipe", tmp_path, select=select_named_images(["other"]), platforms=arm).names
+        refused(entries, "pipe", tmp_path, NotFoundError, "arm64", select=select_named_images(["app:1"]), platforms=arm)
 
     def test_json_over_the_budget_is_no_layer(
         self, one: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_HELD_JSON", 10)
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
         for dialect in (of_docker, of_bazel):
             entries = renamed_images(
                 dialect([one]),
@@ -736,7 +744,7 @@ class TestBudget:
     def test_no_more_layers_are_handed_on_than_an_image_has(
         self, one: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_LISTED", 3)
+        monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 3)
         strangers: list[Entry] = [("a.tar", b"1"), ("b.tar", b"2")]
         assert pushed([*strangers[:1], *of_docker([one])], "pipe", tmp_path).names
         refused([*strangers, *of_docker([one])], "pipe", tmp_path, UnsupportedError, "more than 3 layers")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.archive.entries import Contents, blob_digest, plain_name
-from ocistream.archive.tar import Entry
+from ocistream.archive.entries import ArchiveContents, normalize_name, parse_blob_name
+from ocistream.archive.tar import TarEntry
 from ocistream.errors import ArchiveError
 from ocistream.oci.reference import is_digest
 
@@ -16,8 +16,8 @@ HEX = "0123456789abcdef" * 4
 BLOB = f"blobs/sha256/{HEX}"
 
 
-def entry(name: str, kind: str = "file", size: int = 1) -> Entry:
-    return Entry(name, size, kind, 512)
+def entry(name: str, kind: str = "file", size: int = 1) -> TarEntry:
+    return TarEntry(name, size, kind, 512)
 
 
 class TestNames:
@@ -31,7 +31,7 @@ class TestNames:
         ],
     )
     def test_a_blobs_name_is_its_digest(self, name: str, digest: str) -> None:
-        assert blob_digest(name) == digest
+        assert parse_blob_name(name) == digest
 
     @pytest.mark.parametrize(
         "name",
@@ -60,77 +60,82 @@ class TestNames:
         ],
     )
     def test_no_other_name_is_one(self, name: str) -> None:
-        assert blob_digest(name) is None
+        assert parse_blob_name(name) is None
 
     @given(st.text("./ab0", max_size=20) | st.text(max_size=20))
     def test_any_name_is_a_legal_digest_or_none(self, name: str) -> None:
         for tried in (name, f"./blobs/sha256/{name}", f"blobs/sha256/{name}{HEX[len(name) :]}"):
-            digest = blob_digest(tried)
+            digest = parse_blob_name(tried)
             assert digest is None or is_digest(digest)
 
     def test_only_a_leading_dot_is_taken_away(self) -> None:
-        assert plain_name("./a/./b") == "a/./b"
-        assert plain_name("../a") == "../a"
-        assert plain_name("/a") == "/a"
-        assert plain_name("./") == ""
+        assert normalize_name("./a/./b") == "a/./b"
+        assert normalize_name("../a") == "../a"
+        assert normalize_name("/a") == "/a"
+        assert normalize_name("./") == ""
 
 
 class TestContents:
     def test_what_belongs_to_an_archive_is_noted(self) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         entries = [entry(name) for name in ("oci-layout", "./index.json", "manifest.json", BLOB)]
         assert [contents.add(one) for one in entries] == [None, None, None, f"sha256:{HEX}"]
-        assert (contents.layout, contents.index, contents.docker) == tuple(entries[:3])
+        assert (contents.oci_layout, contents.index_json, contents.manifest_json) == tuple(entries[:3])
         assert contents.blobs == {f"sha256:{HEX}": (512, 1)}
-        assert contents.repeated == []
-        assert contents.required_index() is entries[1]
+        assert contents.duplicate_blobs == []
+        assert contents.require_index() is entries[1]
 
     @pytest.mark.parametrize(
         "name", ["repositories", "../x", "/x/index.json", "/etc/passwd", "blobs/sha256/../../x", "a/index.json"]
     )
     @pytest.mark.parametrize("kind", ["file", "link", "other"])
     def test_what_does_not_is_passed_over(self, name: str, kind: str) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         assert contents.add(entry(name, kind)) is None
-        assert (contents.layout, contents.index, contents.docker, contents.blobs) == (None, None, None, {})
+        assert (contents.oci_layout, contents.index_json, contents.manifest_json, contents.blobs) == (
+            None,
+            None,
+            None,
+            {},
+        )
 
     @pytest.mark.parametrize("name", ["blobs", "blobs/", "./", ".", "", "/", "blobs/sha256", "x/index.json"])
     def test_directories_mean_nothing(self, name: str) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         assert contents.add(entry(name, "directory")) is None
-        assert (contents.index, contents.blobs, contents.foreign) == (None, {}, 0)
+        assert (contents.index_json, contents.blobs, contents.foreign_count) == (None, {}, 0)
 
     @pytest.mark.parametrize("name", [BLOB, f"./{BLOB}", "index.json", "./index.json", "oci-layout", "manifest.json"])
     @pytest.mark.parametrize("kind", ["link", "other", "directory"])
     def test_what_is_no_file_is_refused_in_a_files_place(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match="is not a regular file") as caught:
-            Contents().add(entry(name, kind))
+            ArchiveContents().add(entry(name, kind))
         assert caught.value.exit_code == 6
 
     @pytest.mark.parametrize("names", [("index.json", "index.json"), ("./index.json", "index.json")])
     def test_a_second_index_is_refused(self, names: tuple[str, str]) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry(names[0]))
         with pytest.raises(ArchiveError, match=r"index\.json stands twice"):
             contents.add(entry(names[1]))
 
     def test_a_blob_may_stand_there_twice_and_the_first_counts(self) -> None:
-        contents = Contents()
-        again = Entry(f"./{BLOB}", 5, "file", 4096)
+        contents = ArchiveContents()
+        again = TarEntry(f"./{BLOB}", 5, "file", 4096)
         assert contents.add(entry(BLOB, size=5)) == contents.add(again) == f"sha256:{HEX}"
         assert contents.blobs[f"sha256:{HEX}"].offset == 512
 
     def test_but_not_with_two_sizes(self) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry(BLOB, size=5))
         with pytest.raises(ArchiveError, match="stands twice in the archive, with different sizes"):
             contents.add(entry(BLOB, size=6))
 
     def test_an_archive_of_something_else_is_refused(self) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("readme.txt"))
         with pytest.raises(ArchiveError, match=r"it has neither an index\.json nor a manifest\.json"):
-            contents.required_index()
+            contents.require_index()
 
     @pytest.mark.parametrize(
         "name",
@@ -146,53 +151,53 @@ class TestContents:
     @pytest.mark.parametrize("kind", ["file", "link", "other", "directory"])
     def test_a_name_that_is_a_layouts_to_other_tools_is_refused(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match=r"some tools read the entry .*, others do not"):
-            Contents().add(entry(name, kind))
+            ArchiveContents().add(entry(name, kind))
 
     @pytest.mark.parametrize(
         "name", ["index.json2", "index", ".index.json", "..index.json", "x/index.json", "index.json/x", "in dex.json"]
     )
     def test_a_name_that_is_no_layouts_to_anybody_is_passed_over(self, name: str) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         assert contents.add(entry(name)) is None
-        assert contents.foreign == 1
+        assert contents.foreign_count == 1
 
     @pytest.mark.parametrize("name", ["", ".", "/", "blobs", "blobs/sha256", "./blobs/sha512/", "Blobs", "x/.."])
     @pytest.mark.parametrize("kind", ["file", "link", "other"])
     def test_the_directories_of_a_layout_are_directories(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match="is not a directory"):
-            Contents().add(entry(name, kind))
+            ArchiveContents().add(entry(name, kind))
 
     def test_a_name_is_so_many_directories_deep_and_no_deeper(self) -> None:
-        Contents().add(entry("a/" * limits.MAX_NAME_DEPTH + "a"))
+        ArchiveContents().add(entry("a/" * limits.MAX_NAME_DEPTH + "a"))
         with pytest.raises(ArchiveError, match="more than 100 directories deep"):
-            Contents().add(entry("a/" * (limits.MAX_NAME_DEPTH + 1) + "a"))
+            ArchiveContents().add(entry("a/" * (limits.MAX_NAME_DEPTH + 1) + "a"))
 
 
 class TestLinks:
     @pytest.mark.parametrize("name", ["d", "d/x", "d/x/y", "./d/x", "d//x", "d/.", "d/../x", "D/x", "x/../d/y", "/d/x"])
     @pytest.mark.parametrize("kind", ["file", "other", "directory"])
     def test_nothing_leads_through_a_link(self, name: str, kind: str) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("d", "link"))
         with pytest.raises(ArchiveError, match="leads through a link"):
             contents.add(entry(name, kind))
 
     @pytest.mark.parametrize("name", ["a", "b/d", "dd", "d.x", "b/d/c", "x/d", "index.json", BLOB])
     def test_other_names_may_come_after_links(self, name: str) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("d", "link"))
         contents.add(entry("b/c", "link"))
         contents.add(entry(name))
 
     def test_a_link_may_take_the_place_of_a_link_and_not_lie_below_one(self) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("a/d", "link"))
         contents.add(entry("a/d", "link"))
         with pytest.raises(ArchiveError, match="leads through a link"):
             contents.add(entry("a/d/e", "link"))
 
     def test_what_comes_before_a_link_is_not_written_through_it(self) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("d/x"))
         contents.add(entry("d", "link"))
 
@@ -203,21 +208,21 @@ class TestDockerNames:
     @pytest.mark.parametrize("again", ["c.json", "./c.json", ".//c.json", "x/../c.json", "/c.json", "../c.json"])
     @pytest.mark.parametrize("kind", ["file", "directory", "other"])
     def test_a_second_entry_of_one_path_makes_it_ambiguous(self, again: str, kind: str) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("c.json"))
         contents.add(entry(BLOB))
         contents.add(entry(again, kind))
         with pytest.raises(
             ArchiveError, match=r"is in the archive twice \(some tools treat another name as this one\)"
         ):
-            contents.resolve("c.json")
+            contents.resolve_docker_file("c.json")
 
     def test_one_that_is_spelled_in_another_way_is_ambiguous_by_itself(self) -> None:
-        contents = Contents()
+        contents = ArchiveContents()
         contents.add(entry("x/../c.json"))
         with pytest.raises(
             ArchiveError, match=r"is in the archive twice \(some tools treat another name as this one\)"
         ):
-            contents.resolve("c.json")
+            contents.resolve_docker_file("c.json")
         with pytest.raises(ArchiveError, match="lacks"):
-            contents.resolve("x/../c.json")
+            contents.resolve_docker_file("x/../c.json")

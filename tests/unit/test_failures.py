@@ -16,22 +16,22 @@ from hypothesis import strategies as st
 
 from ocistream.errors import (
     AuthenticationError,
-    FinalNetworkError,
     NetworkError,
     NotFoundError,
     OcistreamError,
+    PermanentNetworkError,
     RegistryError,
 )
-from ocistream.http.connections import Answer
-from ocistream.http.errors import network_error, reason, refusal, speaks_tls
-from ocistream.http.retry import retry_after
+from ocistream.http.connections import Response
+from ocistream.http.errors import describe_cause, has_tls_peer, network_error, response_error
+from ocistream.http.retry import parse_retry_after
 
-Send = Callable[..., Answer]
+Send = Callable[..., Response]
 SIGNED = "/v2/app/blobs/x?sig=secret"
 
 
 def is_final(error: NetworkError) -> bool:
-    return isinstance(error, FinalNetworkError)
+    return isinstance(error, PermanentNetworkError)
 
 
 class TestTls:
@@ -63,22 +63,22 @@ class TestTls:
         error = self.told(said)
         assert is_final(error)
         assert "--client-cert" in str(error.hint)
-        assert said in error.what
-        assert speaks_tls(error)
+        assert said in error.message
+        assert has_tls_peer(error)
 
     @pytest.mark.parametrize("said", ["WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"])
     def test_who_speaks_something_else_is_final_and_does_not_speak_tls(self, said: str) -> None:
         error = self.told(said)
         assert is_final(error)
         assert "--plain-http" in str(error.hint)
-        assert error.what == "GET https://h/: TLS failed: it is not what the other side speaks"
-        assert speaks_tls(error) is False
+        assert error.message == "GET https://h/: TLS failed: it is not what the other side speaks"
+        assert has_tls_peer(error) is False
 
     def test_who_breaks_off_may_want_a_certificate_and_is_tried_again(self) -> None:
         error = self.caused_by(requests.exceptions.SSLError(ssl.SSLEOFError(8, "EOF")))
         assert not is_final(error)
         assert "--client-cert" in str(error.hint)
-        assert speaks_tls(error) is False
+        assert has_tls_peer(error) is False
 
 
 class TestReasons:
@@ -90,7 +90,7 @@ class TestReasons:
         inner = OSError(errno.EIO, "Input/output error")
         outer = urllib3.exceptions.ProtocolError("Connection aborted.", RuntimeError(inner))
         inner.__cause__ = outer
-        assert reason(requests.exceptions.ConnectionError(outer)) == "input/output error"
+        assert describe_cause(requests.exceptions.ConnectionError(outer)) == "input/output error"
 
     @pytest.mark.parametrize(
         ("error", "said"),
@@ -100,14 +100,14 @@ class TestReasons:
         ],
     )
     def test_an_error_of_tls_that_python_made_itself_is_understood(self, error: ssl.SSLError, said: str) -> None:
-        assert reason(requests.exceptions.SSLError(error)) == said
-        assert network_error("GET", "https://h/", requests.exceptions.SSLError(error)).what.endswith(said)
+        assert describe_cause(requests.exceptions.SSLError(error)) == said
+        assert network_error("GET", "https://h/", requests.exceptions.SSLError(error)).message.endswith(said)
 
     def test_an_exception_without_words_is_named(self) -> None:
-        assert reason(urllib3.exceptions.HTTPError()) == "HTTPError"
+        assert describe_cause(urllib3.exceptions.HTTPError()) == "HTTPError"
 
     def test_control_characters_are_not_passed_on(self) -> None:
-        assert reason(urllib3.exceptions.HTTPError("\x1b[31mred\n")) == "?[31mred?"
+        assert describe_cause(urllib3.exceptions.HTTPError("\x1b[31mred\n")) == "?[31mred?"
 
 
 def errors(*entries: object) -> bytes:
@@ -115,7 +115,9 @@ def errors(*entries: object) -> bytes:
 
 
 def refused(status: int, body: bytes = b"", wait: float | None = None) -> Any:
-    return refusal("registry.example", "GET", f"https://user:secret@registry.example{SIGNED}", status, body, wait)
+    return response_error(
+        "registry.example", "GET", f"https://user:secret@registry.example{SIGNED}", status, body, wait
+    )
 
 
 WHERE = "GET https://registry.example/v2/app/blobs/x?...: "
@@ -142,8 +144,8 @@ class TestRefusals:
         error = refused(status)
         assert type(error) is kind
         assert error.exit_code == code
-        assert f"{WHERE}{status}" in error.what
-        assert "secret" not in f"{error.what} {error.hint}"
+        assert f"{WHERE}{status}" in error.message
+        assert "secret" not in f"{error.message} {error.hint}"
 
     def test_what_the_registry_says_is_passed_on(self) -> None:
         body = errors(
@@ -197,9 +199,14 @@ class TestRefusals:
         assert "--retries" in str(refused(503).hint)
 
     def test_a_blob_that_was_listed_and_is_gone_is_the_registry_s_loss(self) -> None:
-        lost = refusal("registry.example", "GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b"")
+        lost = response_error(
+            "registry.example", "GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b""
+        )
         assert "the registry has lost it" in str(lost.hint)
-        assert refusal("registry.example", "GET", "https://registry.example/v2/app/manifests/1", 404, b"").hint is None
+        assert (
+            response_error("registry.example", "GET", "https://registry.example/v2/app/manifests/1", 404, b"").hint
+            is None
+        )
 
     @pytest.mark.parametrize(
         ("value", "said"),
@@ -218,16 +225,17 @@ class TestRefusals:
         ],
     )
     def test_however_long_it_is_it_can_be_read(self, value: str, said: str) -> None:
-        assert refused(503, wait=retry_after(value)).hint == f"the registry asks to be left alone for {said}"
+        assert refused(503, wait=parse_retry_after(value)).hint == f"the registry asks to be left alone for {said}"
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_denial_of_another_host_is_its_own_and_no_login_helps(self, status: int) -> None:
         url = f"https://user:secret@cdn.example:8443{SIGNED}"
-        error = refusal("registry.example", "GET", url, status, errors({"code": "DENIED"}), elsewhere=True)
+        error = response_error("registry.example", "GET", url, status, errors({"code": "DENIED"}), elsewhere=True)
         assert isinstance(error, RegistryError)
         assert (error.status, error.codes) == (status, ("DENIED",))
         assert (
-            error.what == f"cdn.example:8443 refused: GET https://cdn.example:8443/v2/app/blobs/x?...: {status} DENIED"
+            error.message
+            == f"cdn.example:8443 refused: GET https://cdn.example:8443/v2/app/blobs/x?...: {status} DENIED"
         )
         assert error.hint is not None
         assert "ocistream login" not in error.hint
@@ -235,7 +243,7 @@ class TestRefusals:
 
     def test_nor_is_its_pause_the_registrys(self) -> None:
         for status, said in ((429, "limits how much it gives: wait 5 s"), (503, "asks to be left alone for 5 s")):
-            error = refusal("registry.example", "GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
+            error = response_error("registry.example", "GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
             assert error.hint == f"cdn.example {said}"
 
     @pytest.mark.parametrize(
@@ -254,7 +262,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("scheme", "hint"), [("https", "--client-cert"), ("http", "--plain-http")])
     def test_a_head_that_is_refused_has_no_words_so_the_hint_asks(self, scheme: str, hint: str) -> None:
-        error = refusal("registry.example", "HEAD", f"{scheme}://registry.example/v2/", 400, b"")
+        error = response_error("registry.example", "HEAD", f"{scheme}://registry.example/v2/", 400, b"")
         assert error.hint is not None
         assert hint in error.hint
 

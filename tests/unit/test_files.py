@@ -17,14 +17,14 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
-from ocistream.notices import listen
+from ocistream.notices import set_listener
 from ocistream.streams import files
 from ocistream.streams.files import (
-    SteadyWriter,
+    WritebackWriter,
     atomic_file,
+    atomic_file_named_later,
     disk_errors,
     locked_directory,
-    named_at_the_end,
     open_for_reading,
     read_bounded,
     write_all,
@@ -131,7 +131,7 @@ class TestDroppingUnfinished:
         with atomic_file(tmp_path / "whole"):
             pass
         assert len(names_in(tmp_path)) == 2
-        files.drop_unfinished()
+        files.clean_up_unfinished()
         assert names_in(tmp_path) == ["whole"]
         go_on.set()
         thread.join()
@@ -140,7 +140,7 @@ class TestDroppingUnfinished:
     def test_with_nothing_unfinished_there_is_nothing_to_do(self, tmp_path: Path) -> None:
         with atomic_file(tmp_path / "whole"):
             pass
-        files.drop_unfinished()
+        files.clean_up_unfinished()
         assert names_in(tmp_path) == ["whole"]
 
 
@@ -222,7 +222,7 @@ class TestLockedDirectory:
     def test_who_does_not_let_go_is_not_waited_for_without_end(self, tmp_path: Path, kind: int) -> None:
         """Whoever can read a directory can lock it."""
         said: list[str] = []
-        listen(lambda message, *, level: said.append(f"{level} {message}"))
+        set_listener(lambda message, *, level: said.append(f"{level} {message}"))
         before = open_descriptors()
         theirs = os.open(tmp_path, os.O_RDONLY)
         fcntl.flock(theirs, kind)
@@ -248,8 +248,8 @@ class TestLockedDirectory:
                 os.close(theirs)
 
         tries = [True, False, False]
-        listen(lambda message, *, level: said.append(f"{level} {message}"))
-        monkeypatch.setattr("ocistream.limits.LOCK_SAID", 0)
+        set_listener(lambda message, *, level: said.append(f"{level} {message}"))
+        monkeypatch.setattr("ocistream.limits.LOCK_NOTICE_DELAY", 0)
         monkeypatch.setattr("time.sleep", let_go)
         with locked_directory(tmp_path):
             assert tries == []
@@ -326,7 +326,7 @@ def test_all_of_a_chunk_is_written_though_the_file_takes_less(tmp_path: Path) ->
 
 
 class TestSteadyWriter:
-    SIZE = 2 * limits.WRITTEN_BEHIND + 3 * limits.PAGE + 17
+    SIZE = 2 * limits.WRITEBACK_SIZE + 3 * limits.READ_BUFFER + 17
 
     def written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None = None) -> list[range]:
         begun = []
@@ -340,9 +340,9 @@ class TestSteadyWriter:
         content = memoryview(bytes(range(256)) * (self.SIZE // 256) + b"x" * (self.SIZE % 256))
         with io.FileIO(tmp_path / "a", "wb") as file:
             file.write(b"before")
-            writer = SteadyWriter(file)
-            for start in range(0, self.SIZE, limits.PAGE):
-                writer.write(content[start : start + limits.PAGE])
+            writer = WritebackWriter(file)
+            for start in range(0, self.SIZE, limits.READ_BUFFER):
+                writer.write(content[start : start + limits.READ_BUFFER])
         assert (tmp_path / "a").read_bytes() == b"before" + bytes(content)
         return begun
 
@@ -350,7 +350,7 @@ class TestSteadyWriter:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         begun = self.written(tmp_path, monkeypatch)
-        assert [len(part) for part in begun] == [limits.WRITTEN_BEHIND] * 2
+        assert [len(part) for part in begun] == [limits.WRITEBACK_SIZE] * 2
         assert (begun[0].start, begun[0].stop) == (len(b"before"), begun[1].start)
 
     def test_where_it_cannot_it_writes_later(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,8 +359,8 @@ class TestSteadyWriter:
     def test_there_need_be_no_such_call(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, "posix_fadvise", raising=False)
         with io.FileIO(tmp_path / "a", "wb") as file:
-            SteadyWriter(file).write(bytes(limits.WRITTEN_BEHIND))
-        assert (tmp_path / "a").stat().st_size == limits.WRITTEN_BEHIND
+            WritebackWriter(file).write(bytes(limits.WRITEBACK_SIZE))
+        assert (tmp_path / "a").stat().st_size == limits.WRITEBACK_SIZE
 
 
 def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ class TestNamedAtTheEnd:
     def test_a_file_gets_its_name_when_the_block_ends_and_not_before(self, tmp_path: Path) -> None:
         path = tmp_path / "named"
         path.write_bytes(b"old")
-        with named_at_the_end(tmp_path) as (file, name):
+        with atomic_file_named_later(tmp_path) as (file, name):
             write_all(file, b"new")
             name(path)
             assert path.read_bytes() == b"old"
@@ -380,7 +380,7 @@ class TestNamedAtTheEnd:
         assert names_in(tmp_path) == ["named"]
 
     def test_until_then_its_name_says_what_it_is(self, tmp_path: Path) -> None:
-        with named_at_the_end(tmp_path, "x") as (_, name):
+        with atomic_file_named_later(tmp_path, "x") as (_, name):
             (temporary,) = names_in(tmp_path)
             assert temporary.startswith(".x.")
             assert temporary.endswith(files.PARTIAL_SUFFIX)
@@ -391,7 +391,7 @@ class TestNamedAtTheEnd:
         before = open_descriptors()
 
         def fail() -> None:
-            with named_at_the_end(tmp_path) as (file, name):
+            with atomic_file_named_later(tmp_path) as (file, name):
                 write_all(file, b"new")
                 if when == "after":
                     name(tmp_path / "named")
@@ -403,21 +403,21 @@ class TestNamedAtTheEnd:
         assert open_descriptors() == before
 
     def test_one_that_was_given_no_name_is_a_mistake_and_leaves_nothing(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="unpack"), named_at_the_end(tmp_path):
+        with pytest.raises(ValueError, match="unpack"), atomic_file_named_later(tmp_path):
             pass
         assert names_in(tmp_path) == []
 
     def test_a_fifo_is_not_replaced(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo")
-        with pytest.raises(OSError, match="not a regular file"), named_at_the_end(tmp_path) as (_, name):
+        with pytest.raises(OSError, match="not a regular file"), atomic_file_named_later(tmp_path) as (_, name):
             name(tmp_path / "fifo")
         assert names_in(tmp_path) == ["fifo"]
 
     def test_an_end_of_the_process_drops_it(self, tmp_path: Path) -> None:
         def interrupted() -> None:
-            with named_at_the_end(tmp_path) as (_, name):
+            with atomic_file_named_later(tmp_path) as (_, name):
                 name(tmp_path / "named")
-                files.drop_unfinished()
+                files.clean_up_unfinished()
 
         with pytest.raises(FileNotFoundError):
             interrupted()

@@ -13,19 +13,19 @@ import pytest
 from ocistream import limits
 from ocistream.errors import IntegrityError, NetworkError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.chunks import chunks_of, verified
-from ocistream.streams.hashing import Beside
+from ocistream.streams.chunks import read_chunks, verify_chunks
+from ocistream.streams.hashing import ThreadedHasher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CONTENT = random.Random(0).randbytes(limits.BESIDE + 3 * limits.CHUNK + 5)
+CONTENT = random.Random(0).randbytes(limits.MIN_THREADED_HASH + 3 * limits.CHUNK_SIZE + 5)
 BLOB = Descriptor("", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", len(CONTENT))
 
 
 def chunked(content: bytes) -> Iterator[bytes]:
-    for start in range(0, len(content), limits.CHUNK):
-        yield content[start : start + limits.CHUNK]
+    for start in range(0, len(content), limits.CHUNK_SIZE):
+        yield content[start : start + limits.CHUNK_SIZE]
 
 
 def hashing_threads() -> int:
@@ -56,58 +56,58 @@ class Slow:
 
 
 def test_bytes_and_memory_that_is_used_again_come_out_as_they_are() -> None:
-    assert b"".join(verified(chunked(CONTENT), BLOB, beside=True)) == CONTENT
-    read = chunks_of(io.BytesIO(CONTENT), BLOB.size)
-    assert b"".join(bytes(chunk) for chunk in verified(read, BLOB, beside=True)) == CONTENT
+    assert b"".join(verify_chunks(chunked(CONTENT), BLOB, beside=True)) == CONTENT
+    read = read_chunks(io.BytesIO(CONTENT), BLOB.size)
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(read, BLOB, beside=True)) == CONTENT
     assert ended()
 
 
 def test_what_was_held_is_hashed_first() -> None:
-    held = chunks_of(io.BytesIO(CONTENT[: 2 * limits.CHUNK]), 2 * limits.CHUNK)
-    rest = chunked(CONTENT[2 * limits.CHUNK :])
-    assert b"".join(map(bytes, verified(rest, BLOB, held, beside=True))) == CONTENT[2 * limits.CHUNK :]
+    held = read_chunks(io.BytesIO(CONTENT[: 2 * limits.CHUNK_SIZE]), 2 * limits.CHUNK_SIZE)
+    rest = chunked(CONTENT[2 * limits.CHUNK_SIZE :])
+    assert b"".join(map(bytes, verify_chunks(rest, BLOB, held, beside=True))) == CONTENT[2 * limits.CHUNK_SIZE :]
 
 
-@pytest.mark.parametrize("at", [0, limits.CHUNK, len(CONTENT) - 1])
+@pytest.mark.parametrize("at", [0, limits.CHUNK_SIZE, len(CONTENT) - 1])
 def test_of_wrong_bytes_the_last_chunk_is_not_passed_on(at: int) -> None:
     wrong = CONTENT[:at] + bytes([CONTENT[at] ^ 1]) + CONTENT[at + 1 :]
     passed: list[bytes] = []
     with pytest.raises(IntegrityError):
-        passed.extend(bytes(chunk) for chunk in verified(chunked(wrong), BLOB, beside=True))
+        passed.extend(bytes(chunk) for chunk in verify_chunks(chunked(wrong), BLOB, beside=True))
     assert sum(map(len, passed)) < BLOB.size
     assert ended()
 
 
 def test_a_reader_that_leaves_and_a_source_that_fails_leave_no_thread() -> None:
     def failing() -> Iterator[bytes]:
-        yield CONTENT[: limits.CHUNK]
+        yield CONTENT[: limits.CHUNK_SIZE]
         msg = "reset"
         raise NetworkError(msg)
 
-    chunks = verified(chunked(CONTENT), BLOB, beside=True)
+    chunks = verify_chunks(chunked(CONTENT), BLOB, beside=True)
     next(chunks)
     assert hashing_threads() == 1
     del chunks
     with pytest.raises(NetworkError):
-        list(verified(failing(), BLOB, beside=True))
+        list(verify_chunks(failing(), BLOB, beside=True))
     assert ended()
 
 
 def test_a_small_blob_needs_none() -> None:
     content = CONTENT[:1000]
     blob = Descriptor("", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
-    chunks = verified(iter([content[:500], content[500:]]), blob, beside=True)
+    chunks = verify_chunks(iter([content[:500], content[500:]]), blob, beside=True)
     assert next(chunks) == content[:500]
     assert hashing_threads() == 0
 
 
 def test_memory_is_not_used_again_before_it_is_hashed() -> None:
     slow = Slow()
-    with Beside(slow) as hasher:
+    with ThreadedHasher(slow) as hasher:
         memory = bytearray(b"first")
         hasher.update(memoryview(memory))
         threading.Timer(0.01, slow.go.set).start()
-        hasher.settle()
+        hasher.wait()
         memory[:] = b"other"
         assert hasher.hexdigest() == b"first".hex()
 
@@ -116,11 +116,11 @@ def test_only_so_many_chunks_wait() -> None:
     slow, given = Slow(), []
 
     def give() -> None:
-        with Beside(slow) as hasher:
+        with ThreadedHasher(slow) as hasher:
             for number in range(20):
                 hasher.update(bytes([number]))
                 given.append(number)
-            hasher.settle()
+            hasher.wait()
 
     giver = threading.Thread(target=give)
     giver.start()

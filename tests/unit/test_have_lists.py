@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
-from ocistream.remote.have_lists import Found, HaveList, found_in, lines, lines_of
+from ocistream.remote.have_lists import HaveListMatch, HaveListReader, format_have_list, match_have_list, read_lines
 from tests.images import digest_of
 
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
@@ -22,11 +22,11 @@ HEAD = b"# ocistream have 1\n# origin registry.local/app\n# by ocistream 0.5.0\n
 
 
 def written(digests: Collection[str], *origins: str) -> bytes:
-    return "".join(lines(origins or ("registry.local/app",), digests, by="0.5.0")).encode()
+    return "".join(format_have_list(origins or ("registry.local/app",), digests, version="0.5.0")).encode()
 
 
-def read(text: bytes, *wanted: str) -> Found:
-    return found_in(lines_of(io.BytesIO(text)), {*wanted}, "have.txt")
+def read(text: bytes, *wanted: str) -> HaveListMatch:
+    return match_have_list(read_lines(io.BytesIO(text)), {*wanted}, "have.txt")
 
 
 def refused(text: bytes, *words: str, error: type[OcistreamError] = ArchiveError) -> None:
@@ -34,8 +34,8 @@ def refused(text: bytes, *words: str, error: type[OcistreamError] = ArchiveError
         read(text, A)
     assert type(found.value) is error
     for word in ("have.txt", *words):
-        assert word in found.value.what, found.value.what
-    assert found.value.what.isprintable()
+        assert word in found.value.message, found.value.message
+    assert found.value.message.isprintable()
     assert found.value.hint
 
 
@@ -46,16 +46,16 @@ def test_a_list_is_a_header_and_its_digests_in_order() -> None:
 def test_it_names_all_that_it_is_of() -> None:
     text = written({A}, "registry.local/app", "oci:a\nb")
     assert b"# origin registry.local/app\n# origin oci:a?b\n# by" in text
-    assert read(text, A) == Found({A}, ("registry.local/app", "oci:a?b"), ("0.5.0",), 1)
+    assert read(text, A) == HaveListMatch({A}, ("registry.local/app", "oci:a?b"), ("0.5.0",), 1)
 
 
 def test_only_what_is_wanted_is_given() -> None:
     found = read(written({A, B, LONG}), B, C, LONG)
-    assert found == Found({B, LONG}, ("registry.local/app",), ("0.5.0",), 3)
+    assert found == HaveListMatch({B, LONG}, ("registry.local/app",), ("0.5.0",), 3)
 
 
 def test_an_end_with_nothing_in_it_has_a_list_too() -> None:
-    assert read(written(set()), A) == Found(set(), ("registry.local/app",), ("0.5.0",), 0)
+    assert read(written(set()), A) == HaveListMatch(set(), ("registry.local/app",), ("0.5.0",), 0)
 
 
 _digests = st.sets(st.binary(max_size=4).map(digest_of), max_size=20)
@@ -121,7 +121,7 @@ def test_lists_are_taken_as_people_make_them(text: str) -> None:
 
 def test_lists_are_joined_by_cat() -> None:
     joined = written({A, B}) + f"{C}\n".encode() + written({A}, "oci:there")
-    assert read(joined, A, C) == Found({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
+    assert read(joined, A, C) == HaveListMatch({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
     refused(written({A, B})[: -len(A) - 1] + written({C}), "cut short: 2 of 3 digests")
 
 
@@ -176,7 +176,7 @@ def test_a_line_without_end_is_not_held() -> None:
             return len(view)
 
     with pytest.raises(ArchiveError, match="line 1: it has more than"):
-        found_in(lines_of(io.BufferedReader(Endless())), {A}, "have.txt")
+        match_have_list(read_lines(io.BufferedReader(Endless())), {A}, "have.txt")
 
 
 def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_the_list() -> None:
     peaks = []
     for count in (1_000, 50_000):
         tracemalloc.start()
-        found = found_in(many(count), {A}, "have.txt")
+        found = match_have_list(many(count), {A}, "have.txt")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(found.origins) <= limits.MAX_HAVE_HEADERS
@@ -201,17 +201,17 @@ def test_memory_does_not_grow_with_the_list() -> None:
 
 
 def reached(text: bytes) -> dict[str, int]:
-    listed = HaveList(lines_of(io.BytesIO(text)), "have.txt")
+    listed = HaveListReader(read_lines(io.BytesIO(text)), "have.txt")
     list(listed)
-    return listed.reached
+    return listed.partial_blobs
 
 
 def test_what_is_there_of_others_stands_in_front_and_readers_that_do_not_know_it_pass_over_it() -> None:
-    text = "".join(lines(["app"], {A}, by="0.5.0", reached={C: 12, B: 1 << 40})).encode()
+    text = "".join(format_have_list(["app"], {A}, version="0.5.0", partial_blobs={C: 12, B: 1 << 40})).encode()
     first, second = sorted([f"# reached {B} {1 << 40}", f"# reached {C} 12"])
     assert f"{first}\n{second}\n# digests 1\n" in text.decode()
     assert reached(text) == {B: 1 << 40, C: 12}
-    assert read(text, A, B) == Found({A}, ("app",), ("0.5.0",), 1)
+    assert read(text, A, B) == HaveListMatch({A}, ("app",), ("0.5.0",), 1)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,10 @@ def test_what_makes_no_sense_there_is_passed_over(line: str) -> None:
 
 
 def test_no_more_of_them_is_held_than_there_can_be() -> None:
-    many = {digest_of(f"{n}".encode()): n + 1 for n in range(limits.MAX_REACHED + 1)}
-    assert len(reached("".join(lines(["app"], (), by="1", reached=many)).encode())) == limits.MAX_REACHED
+    many = {digest_of(f"{n}".encode()): n + 1 for n in range(limits.MAX_RESUMABLE_BLOBS + 1)}
+    assert (
+        len(reached("".join(format_have_list(["app"], (), version="1", partial_blobs=many)).encode()))
+        == limits.MAX_RESUMABLE_BLOBS
+    )
     text = HEAD + "".join(f"# reached {digest} {n}\n" for digest, n in many.items()).encode() + b"# digests 0\n"
-    assert len(reached(text)) == limits.MAX_REACHED
+    assert len(reached(text)) == limits.MAX_RESUMABLE_BLOBS

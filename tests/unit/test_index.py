@@ -16,20 +16,20 @@ from ocistream.layout.index import (
     OCI_LAYOUT,
     REF_NAME,
     blob_name,
-    docker_manifest_json,
-    entry_for,
-    every_image,
-    images_named,
-    index_json,
-    name_of,
-    names_there,
-    only_image,
-    parse_index,
-    parse_layout_file,
-    roots_of,
-    some_images,
+    build_entry,
+    build_index_json,
+    build_manifest_json,
+    build_roots,
+    check_layout_file,
+    format_image_names,
+    image_name_of,
+    parse_index_entries,
+    select_every_image,
+    select_existing_images,
+    select_named_images,
+    select_only_image,
 )
-from ocistream.layout.store import LayoutSource, merge
+from ocistream.layout.store import LayoutSource, merge_entries
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Platform, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
@@ -47,56 +47,56 @@ def descriptor(digest: str = DIGEST, **annotations: str) -> Descriptor:
 
 
 def named(name: str, digest: str = DIGEST) -> Root:
-    return roots_of([descriptor(digest, **{REF_NAME: name})])[0]
+    return build_roots([descriptor(digest, **{REF_NAME: name})])[0]
 
 
 class TestLayoutFile:
     def test_ours_is_valid_and_understood(self) -> None:
         validate(OCI_LAYOUT, "layout")
-        parse_layout_file(OCI_LAYOUT)
+        check_layout_file(OCI_LAYOUT)
 
     def test_later_minor_versions_are_understood(self) -> None:
-        parse_layout_file(b'{"imageLayoutVersion": "1.1.0", "more": 1}')
+        check_layout_file(b'{"imageLayoutVersion": "1.1.0", "more": 1}')
 
     @pytest.mark.parametrize(
         "raw", [b"{}", b"", b"[]", b'{"imageLayoutVersion": "2.0.0"}', b'{"imageLayoutVersion": 1.0}', b"x" * 5000]
     )
     def test_anything_else_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match="oci-layout"):
-            parse_layout_file(raw)
+            check_layout_file(raw)
 
 
 class TestParsing:
     def test_entries_come_in_order(self) -> None:
         entries = [descriptor(OTHER), descriptor(**{REF_NAME: "v1"}), descriptor(**{FULL_NAME: "r.example/a:1"})]
-        raw = index_json(entries)
+        raw = build_index_json(entries)
         validate(raw, "index")
-        assert parse_index(raw) == entries
+        assert parse_index_entries(raw) == entries
 
     def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(self) -> None:
         others = {"data": "e30=", "urls": [], "platform": {"os": "linux", "architecture": "arm", "os.features": ["x"]}}
         entry = {**descriptor(**{REF_NAME: "v1"}).to_json(), **others, "artifactType": None}
-        before = json.dumps({"x": [1], "manifests": [entry] * limits.MAX_LISTED, "y": 2}).encode()
-        entries = parse_index(before)
+        before = json.dumps({"x": [1], "manifests": [entry] * limits.MAX_LIST_ENTRIES, "y": 2}).encode()
+        entries = parse_index_entries(before)
         # So large a document is parsed piece by piece.
-        assert len(before) > limits.MAX_JSON_WHOLE
-        written = json.loads(index_json(entries, before))
-        assert written == {"x": [1], "manifests": [entry] * limits.MAX_LISTED, "y": 2}
+        assert len(before) > limits.MAX_JSON_UNSPLIT
+        written = json.loads(build_index_json(entries, before))
+        assert written == {"x": [1], "manifests": [entry] * limits.MAX_LIST_ENTRIES, "y": 2}
         assert list(written) == ["x", "manifests", "y"]
-        with pytest.raises(ArchiveError, match=f"index.json has more than {limits.MAX_LISTED} manifests"):
-            parse_index(json.dumps({"manifests": [entry] * (limits.MAX_LISTED + 1)}).encode())
+        with pytest.raises(ArchiveError, match=f"index.json has more than {limits.MAX_LIST_ENTRIES} manifests"):
+            parse_index_entries(json.dumps({"manifests": [entry] * (limits.MAX_LIST_ENTRIES + 1)}).encode())
 
     def test_of_an_entry_only_what_others_wrote_is_held_beside_the_descriptor(self) -> None:
         plain = replace(descriptor(**{REF_NAME: "v1"}), platform=Platform("linux", "arm"), artifact_type="a/b")
-        (entry,) = parse_index(json.dumps({"manifests": [plain.to_json()]}).encode())
-        assert entry.written is None
-        (entry,) = parse_index(json.dumps({"manifests": [{**plain.to_json(), "x": None}]}).encode())
-        assert entry.written == b'{"x":null}'
+        (entry,) = parse_index_entries(json.dumps({"manifests": [plain.to_json()]}).encode())
+        assert entry.extra_json is None
+        (entry,) = parse_index_entries(json.dumps({"manifests": [{**plain.to_json(), "x": None}]}).encode())
+        assert entry.extra_json == b'{"x":null}'
         assert replace(entry, annotations={}).to_json() == {**replace(plain, annotations={}).to_json(), "x": None}
 
     @pytest.mark.parametrize("raw", [b'{"manifests": null}', b'{"manifests": []}'])
     def test_an_empty_list_may_be_null(self, raw: bytes) -> None:
-        assert parse_index(raw) == []
+        assert parse_index_entries(raw) == []
 
     @pytest.mark.parametrize(
         "raw",
@@ -115,7 +115,7 @@ class TestParsing:
     )
     def test_a_malformed_index_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match=r"index\.json") as caught:
-            parse_index(raw)
+            parse_index_entries(raw)
         assert caught.value.exit_code == 6
 
 
@@ -131,12 +131,12 @@ class TestNames:
         ],
     )
     def test_an_entry_goes_by_its_full_name_or_its_tag(self, annotations: dict[str, str], name: str | None) -> None:
-        assert name_of(descriptor(**annotations)) == name
+        assert image_name_of(descriptor(**annotations)) == name
 
     def test_a_root_that_is_called_as_before_keeps_its_entry(self) -> None:
         entry = descriptor(**{FULL_NAME: "r.example/a:1", REF_NAME: "odd", "x": "y"})
-        assert entry_for(Root("r.example/a:1", entry)) is entry
-        assert entry_for(Root(None, entry)) is entry
+        assert build_entry(Root("r.example/a:1", entry)) is entry
+        assert build_entry(Root(None, entry)) is entry
 
     @pytest.mark.parametrize(
         ("name", "annotations"),
@@ -152,27 +152,31 @@ class TestNames:
     )
     def test_a_root_is_entered_under_its_name(self, name: str, annotations: dict[str, str]) -> None:
         before = descriptor(**{REF_NAME: "old", FULL_NAME: "r.example/old:1", "x": "y"})
-        assert entry_for(Root(name, before)).annotations == {"x": "y", **annotations}
+        assert build_entry(Root(name, before)).annotations == {"x": "y", **annotations}
 
 
 class TestMerging:
     def test_a_name_gets_its_new_meaning_and_the_others_stay(self) -> None:
         there = [named("v1").descriptor, named("v2").descriptor, descriptor(OTHER)]
-        merged = merge(there, [named("v1", OTHER).descriptor])
-        assert [(name_of(entry), entry.digest) for entry in merged] == [("v2", DIGEST), (None, OTHER), ("v1", OTHER)]
+        merged = merge_entries(there, [named("v1", OTHER).descriptor])
+        assert [(image_name_of(entry), entry.digest) for entry in merged] == [
+            ("v2", DIGEST),
+            (None, OTHER),
+            ("v1", OTHER),
+        ]
 
     def test_what_has_no_name_is_entered_once(self) -> None:
         nameless = descriptor(OTHER)
-        merged = merge(merge([named("v1").descriptor], [nameless]), [nameless])
-        assert [(name_of(entry), entry.digest) for entry in merged] == [("v1", DIGEST), (None, OTHER)]
+        merged = merge_entries(merge_entries([named("v1").descriptor], [nameless]), [nameless])
+        assert [(image_name_of(entry), entry.digest) for entry in merged] == [("v1", DIGEST), (None, OTHER)]
 
     def test_a_name_does_not_hide_behind_another_one_of_the_same_image(self) -> None:
-        merged = merge([named("v1").descriptor], [named("v2").descriptor, descriptor()])
-        assert [name_of(entry) for entry in merged] == ["v1", "v2", None]
+        merged = merge_entries([named("v1").descriptor], [named("v2").descriptor, descriptor()])
+        assert [image_name_of(entry) for entry in merged] == ["v1", "v2", None]
 
 
 class TestChoosing:
-    full = roots_of(
+    full = build_roots(
         [
             descriptor(**{FULL_NAME: "docker.io/library/nginx:1", REF_NAME: "1"}),
             descriptor(OTHER, **{FULL_NAME: "r.example/app:2", REF_NAME: "2"}),
@@ -191,73 +195,73 @@ class TestChoosing:
         ],
     )
     def test_an_image_is_found_by_each_of_its_names(self, name: str, place: int) -> None:
-        assert list(images_named([name])(self.full)) == [self.full[place]]
+        assert list(select_named_images([name])(self.full)) == [self.full[place]]
 
     def test_images_come_in_the_order_of_the_question(self) -> None:
-        assert list(images_named(["2", "nginx:1"])(self.full)) == [self.full[1], self.full[0]]
+        assert list(select_named_images(["2", "nginx:1"])(self.full)) == [self.full[1], self.full[0]]
 
     @pytest.mark.parametrize("name", ["3", "nginx", "NGINX", "r.example/app", "", "sha256:" + "c" * 64])
     def test_one_that_is_not_there_is_not_found_and_those_there_are_listed(self, name: str) -> None:
         with pytest.raises(NotFoundError) as caught:
-            images_named([name])(self.full)
+            select_named_images([name])(self.full)
         assert "docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
 
     def test_a_tag_of_two_images_is_no_choice(self) -> None:
         with pytest.raises(UsageError, match="2 images that go by '1'"):
-            images_named(["1"])(self.full)
+            select_named_images(["1"])(self.full)
 
     def test_two_entries_of_one_image_are_one(self) -> None:
         twice = [named("v1"), named("v1")]
-        assert list(images_named(["v1"])(twice)) == twice[:1]
+        assert list(select_named_images(["v1"])(twice)) == twice[:1]
 
     def test_where_each_name_has_a_place_a_digest_chooses_all_names(self) -> None:
         nameless = Root(None, descriptor())
         names = [named("r.example/app:1"), named("r.example/app:2")]
-        assert list(images_named([DIGEST])([nameless, *names])) == names[:1]
-        assert list(images_named([DIGEST], every_name=True)([nameless, *names])) == names
-        assert list(images_named([DIGEST, "r.example/app:2"], every_name=True)([nameless, *names])) == names
+        assert list(select_named_images([DIGEST])([nameless, *names])) == names[:1]
+        assert list(select_named_images([DIGEST], all_names=True)([nameless, *names])) == names
+        assert list(select_named_images([DIGEST, "r.example/app:2"], all_names=True)([nameless, *names])) == names
 
     def test_every_image_is_all_of_them(self) -> None:
-        assert every_image(self.full) == self.full
+        assert select_every_image(self.full) == self.full
 
     def test_the_only_image_is_chosen_without_a_name(self) -> None:
         nameless = Root(None, descriptor(OTHER))
-        assert list(only_image([nameless])) == [nameless]
+        assert list(select_only_image([nameless])) == [nameless]
         # A signature of an image that is not here does not count beside an image.
-        stray = Root(None, descriptor(OTHER), stray=True)
-        assert list(only_image([stray, named("v1")])) == [named("v1")]
-        assert list(only_image([stray])) == [stray]
+        stray = Root(None, descriptor(OTHER), is_stray=True)
+        assert list(select_only_image([stray, named("v1")])) == [named("v1")]
+        assert list(select_only_image([stray])) == [stray]
         # Two names of one image are one image.
-        assert list(only_image([named("v1"), named("v2")])) == [named("v1")]
-        assert list(only_image([Root(None, descriptor()), named("v1")])) == [named("v1")]
+        assert list(select_only_image([named("v1"), named("v2")])) == [named("v1")]
+        assert list(select_only_image([Root(None, descriptor()), named("v1")])) == [named("v1")]
 
     def test_of_several_none_is_the_only_one(self) -> None:
         with pytest.raises(UsageError, match="there are 2 images") as caught:
-            only_image(self.full)
+            select_only_image(self.full)
         assert "with --to: docker.io/library/nginx:1, r.example/app:2" in (caught.value.hint or "")
         with pytest.raises(UsageError):
-            only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
+            select_only_image([Root(None, descriptor()), Root(None, descriptor(OTHER))])
 
     def test_an_image_without_a_name_is_a_second_image(self) -> None:
         with pytest.raises(UsageError, match="there are 2 images") as caught:
-            only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
+            select_only_image([named("r.example/app:1"), Root(None, descriptor(OTHER))])
         assert caught.value.hint == f"choose one with --image: r.example/app:1, {OTHER}"
 
     def test_of_none_there_is_none(self) -> None:
         with pytest.raises(NotFoundError, match="no image"):
-            only_image([])
+            select_only_image([])
 
     def test_a_long_list_is_cut(self) -> None:
-        assert names_there([]) == "none"
-        assert names_there([named(str(n)) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-        assert names_there([named(str(n)) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
-        assert names_there([Root(None, descriptor()), named("a\x1bb")]) == f"{DIGEST}, a?b"
+        assert format_image_names([]) == "none"
+        assert format_image_names([named(str(n)) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+        assert format_image_names([named(str(n)) for n in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+        assert format_image_names([Root(None, descriptor()), named("a\x1bb")]) == f"{DIGEST}, a?b"
 
 
 class TestDockersManifest:
     def made(self, layout: Layout, platforms: PlatformChoice = ALL_PLATFORMS) -> list[dict[str, Any]]:
-        graph = LayoutSource(layout.path, platforms=platforms).graph(NothingEarly())
-        entries: list[dict[str, Any]] = json.loads(docker_manifest_json(graph))
+        graph = LayoutSource(layout.path, platforms=platforms).resolve(NothingEarly())
+        entries: list[dict[str, Any]] = json.loads(build_manifest_json(graph))
         return entries
 
     def test_an_image_is_entered_with_paths_into_blobs_and_its_short_name(self, layout: Layout) -> None:
@@ -325,7 +329,7 @@ class TestDockersManifest:
 
 
 def test_an_index_of_ours_says_so() -> None:
-    document = json.loads(index_json([]))
+    document = json.loads(build_index_json([]))
     assert document == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
 
 
@@ -336,17 +340,17 @@ def test_a_path_is_made_of_a_digest_and_of_nothing_else() -> None:
 
 
 def test_an_empty_graph_has_empty_documents() -> None:
-    assert docker_manifest_json(Graph((), (), ())) == b"[]"
+    assert build_manifest_json(Graph((), (), ())) == b"[]"
 
 
 def test_of_two_images_of_one_name_the_digests_are_named() -> None:
     roots = [named("v1"), named("v1", f"sha256:{'b' * 64}")]
     with pytest.raises(UsageError, match="2 images that go by 'v1'") as caught:
-        images_named(["v1"])(roots)
+        select_named_images(["v1"])(roots)
     assert all(root.descriptor.digest in (caught.value.hint or "") for root in roots)
 
 
 def test_nothing_is_no_image_to_copy() -> None:
     with pytest.raises(NotFoundError, match="there is no image in it"):
-        some_images([])
-    assert some_images([named("v1")]) == [named("v1")]
+        select_existing_images([])
+    assert select_existing_images([named("v1")]) == [named("v1")]

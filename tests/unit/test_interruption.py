@@ -15,10 +15,10 @@ from typing import Self
 import pytest
 
 from ocistream import open_uploads
-from ocistream.cli.signals import Interruption, Stop
+from ocistream.cli.signals import InterruptibleEvent, SignalHandler
 from ocistream.errors import TerminatedError
-from ocistream.notices import listen
-from ocistream.streams.workers import apart, each, let_them_end
+from ocistream.notices import set_listener
+from ocistream.streams.workers import run_each, run_in_thread, wait_for_threads
 from tests.cli import expect
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -32,17 +32,17 @@ class Asked:
     """One that listens, and how often this thread was asked to raise what has come."""
 
     def __init__(self) -> None:
-        self.interruption = Interruption(settle)
+        self.interruption = SignalHandler(settle)
         self.times = 0
 
     def __enter__(self) -> Self:
-        self.interruption.begin()
+        self.interruption.install()
         self._strike = signal.getsignal(signal.SIGURG)
         signal.signal(signal.SIGURG, self._counted)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.interruption.end()
+        self.interruption.restore()
 
     def _counted(self, number: int, frame: FrameType | None) -> None:
         self.times += 1
@@ -89,7 +89,7 @@ def test_nothing_is_raised_where_a_lock_may_be_left_behind(asked: Asked) -> None
         of_module("threading", within)()
         asked.more()
 
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(KeyboardInterrupt):
         work()
     assert passed == [True]
@@ -107,7 +107,7 @@ def test_what_clears_up_is_let_finish_and_is_not_waited_for_without_end(asked: A
             cleared.append(True)
             asked.more(10_000)
 
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(TerminatedError) as raised:
         fail()
     assert cleared == [True]
@@ -115,29 +115,29 @@ def test_what_clears_up_is_let_finish_and_is_not_waited_for_without_end(asked: A
 
 
 def test_it_is_raised_once_and_others_are_none(asked: Asked) -> None:
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(TerminatedError) as raised:
         _strike_until_raised(asked, signal.SIGHUP)
     assert raised.value.exit_code == 129
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
-        Stop().wait(0.05)
-    assert asked.interruption.first == signal.SIGHUP
+        InterruptibleEvent().wait(0.05)
+    assert asked.interruption.first_signal == signal.SIGHUP
 
 
 def test_one_that_came_out_where_nothing_can_be_raised_comes_again(asked: Asked) -> None:
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(KeyboardInterrupt) as raised:
         _strike_until_raised(asked, signal.SIGINT)
-    asked.interruption.lost(ValueError("another"))
-    Stop().wait(0)
-    asked.interruption.lost(raised.value)
+    asked.interruption.raise_again(ValueError("another"))
+    InterruptibleEvent().wait(0)
+    asked.interruption.raise_again(raised.value)
     with pytest.raises(KeyboardInterrupt):
         asked.more()
 
 
 def _allow(asked: Asked) -> None:
-    asked.interruption.allow()
+    asked.interruption.enable()
     asked.more(1000)
 
 
@@ -148,26 +148,26 @@ def _strike_until_raised(asked: Asked, number: signal.Signals) -> None:
 
 def test_nothing_is_raised_before_it_is_allowed_nor_behind_the_end(asked: Asked) -> None:
     os.kill(os.getpid(), signal.SIGINT)
-    expect.wait_for(lambda: asked.interruption.first)
-    Stop().wait(0)
+    expect.wait_for(lambda: asked.interruption.first_signal)
+    InterruptibleEvent().wait(0)
     assert asked.times == 0
     with pytest.raises(KeyboardInterrupt):
         _allow(asked)
-    assert isinstance(asked.interruption.error(), KeyboardInterrupt)
+    assert isinstance(asked.interruption.build_error(), KeyboardInterrupt)
 
 
 def test_it_comes_out_of_a_wait_that_would_be_long(asked: Asked) -> None:
     def wait() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        Stop().wait(1000)
+        InterruptibleEvent().wait(1000)
 
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(KeyboardInterrupt):
         of_module("threading", wait)()
 
 
 def test_a_wait_in_another_thread_is_left_whole(asked: Asked) -> None:
-    stop, results = Stop(), []
+    stop, results = InterruptibleEvent(), []
     thread = threading.Thread(target=lambda: results.append(stop.wait(1000)))
     thread.start()
 
@@ -180,7 +180,7 @@ def test_a_wait_in_another_thread_is_left_whole(asked: Asked) -> None:
         of_module("threading", within)()
         asked.more()
 
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(KeyboardInterrupt):
         work()
     stop.set()
@@ -189,7 +189,7 @@ def test_a_wait_in_another_thread_is_left_whole(asked: Asked) -> None:
 
 
 def test_threads_get_to_clear_up_behind_an_interrupted_wait_for_them(asked: Asked) -> None:
-    stop, cleared = Stop(), []
+    stop, cleared = InterruptibleEvent(), []
     barrier = threading.Barrier(2)
 
     def work(_: int) -> None:
@@ -200,9 +200,9 @@ def test_threads_get_to_clear_up_behind_an_interrupted_wait_for_them(asked: Aske
         hashlib.sha256(bytes(20_000_000)).digest()
         cleared.append(True)
 
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(KeyboardInterrupt):
-        each(work, range(2), jobs=2, cancelled=stop)
+        run_each(work, range(2), jobs=2, cancelled=stop)
     assert cleared == [True, True]
 
 
@@ -222,13 +222,13 @@ def test_threads_that_are_done_before_all_of_them_have_begun_do_not_hide_it(
     def work(number: int) -> None:
         if number == 0:
             os.kill(os.getpid(), signal.SIGINT)
-            expect.wait_for(lambda: asked.interruption.first is not None)
+            expect.wait_for(lambda: asked.interruption.first_signal is not None)
 
     monkeypatch.setattr(threading.Thread, "start", start_and_wait)
     signal.signal(signal.SIGURG, strike)
-    asked.interruption.allow()
+    asked.interruption.enable()
     with pytest.raises(KeyboardInterrupt):
-        each(work, range(2), jobs=2, cancelled=Stop())
+        run_each(work, range(2), jobs=2, cancelled=InterruptibleEvent())
 
 
 def test_who_asks_again_is_not_kept_waiting_by_what_does_not_end() -> None:
@@ -267,36 +267,36 @@ class TestWorkApart:
     """What `apart` does in a thread of its own is not torn by a signal, and has time to end in order."""
 
     def test_its_result_and_its_failure_are_the_callers(self) -> None:
-        cancelled = Stop()
-        assert apart(lambda: threading.current_thread() is threading.main_thread(), cancelled) is False
+        cancelled = InterruptibleEvent()
+        assert run_in_thread(lambda: threading.current_thread() is threading.main_thread(), cancelled) is False
 
         def fail() -> None:
             raise TerminatedError
 
         with pytest.raises(TerminatedError):
-            apart(fail, cancelled)
+            run_in_thread(fail, cancelled)
         assert not cancelled.is_set()
 
     def test_a_signal_cancels_it_and_waits_for_its_end(self, asked: Asked) -> None:
-        cancelled, ended = Stop(), threading.Event()
+        cancelled, ended = InterruptibleEvent(), threading.Event()
 
         def work() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             cancelled.wait()
             ended.set()
 
-        asked.interruption.allow()
+        asked.interruption.enable()
         with pytest.raises(TerminatedError):
-            apart(work, cancelled)
+            run_in_thread(work, cancelled)
         assert ended.is_set()
 
     def test_a_signal_that_comes_when_it_has_ended_counts(self, asked: Asked) -> None:
         def work() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
-        asked.interruption.allow()
+        asked.interruption.enable()
         with pytest.raises(KeyboardInterrupt):
-            apart(work, Stop())
+            run_in_thread(work, InterruptibleEvent())
 
     @pytest.mark.parametrize("can_end", [True, False])
     def test_work_that_does_not_end_is_given_up_later_while_an_upload_can_be_ended(
@@ -308,17 +308,17 @@ class TestWorkApart:
             assert level == 0
             said.append(message)
 
-        listen(hear)
-        monkeypatch.setattr("ocistream.streams.workers._GRACE", 0.1)
-        monkeypatch.setattr("ocistream.streams.workers._TELL_AFTER", 0.2)
-        monkeypatch.setattr("ocistream.streams.workers._UPLOAD_GRACE", 0.6)
-        open_uploads.begin()
-        left = open_uploads.LeftOpen("registry.test", lambda: True, can_end=lambda: can_end)
+        set_listener(hear)
+        monkeypatch.setattr("ocistream.streams.workers._CLEANUP_TIMEOUT", 0.1)
+        monkeypatch.setattr("ocistream.streams.workers._NOTICE_DELAY", 0.2)
+        monkeypatch.setattr("ocistream.streams.workers._UPLOAD_CLEANUP_TIMEOUT", 0.6)
+        open_uploads.reset()
+        left = open_uploads.OpenUpload("registry.test", lambda: True, can_end=lambda: can_end)
         for_ever = threading.Event()
         thread = threading.Thread(target=for_ever.wait, daemon=True)
         thread.start()
-        let_them_end([thread], threading.Event())
+        wait_for_threads([thread], threading.Event())
         assert thread.is_alive()
         for_ever.set()
         assert bool(said) == can_end
-        left.is_over()
+        left.remove()

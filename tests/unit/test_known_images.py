@@ -12,8 +12,8 @@ from ocistream.errors import NetworkError
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.destination import RegistrySink
-from ocistream.registry.existing_images import ASKED_FOR, KnownImages
+from ocistream.registry.destination import RegistryDestination
+from ocistream.registry.existing_images import MAX_BLOBS_CHECKED, ExistingImages
 from ocistream.transfer.copy import Report, copy
 from tests.faults import Fault, refusal
 from tests.images import Descriptor as Document
@@ -27,12 +27,12 @@ Quick = Callable[..., QuickTransport]
 
 def large(layout: Layout, *, more: int = 40, platform: str = "linux/amd64", first: int = 0) -> Document:
     """Write an image of which not every blob is asked for; `first` makes its layers other ones."""
-    return layout.image([b"%d" % (first + n) for n in range(ASKED_FOR + more)], platform=platform)
+    return layout.image([b"%d" % (first + n) for n in range(MAX_BLOBS_CHECKED + more)], platform=platform)
 
 
 def usual(layout: Layout) -> Document:
     """Write an image of as many blobs as are asked for."""
-    return layout.image([b"%d" % number for number in range(ASKED_FOR - 1)])
+    return layout.image([b"%d" % number for number in range(MAX_BLOBS_CHECKED - 1)])
 
 
 def blobs_of(layout: Layout, image: Document) -> list[str]:
@@ -42,7 +42,7 @@ def blobs_of(layout: Layout, image: Document) -> list[str]:
 
 def push(layout: Layout, registry: CountingRegistry, transport: QuickTransport, *, jobs: int = 4) -> Report:
     reference = parse_reference(f"{registry.host}/app:1")
-    sink = RegistrySink(transport, lambda _: reference)
+    sink = RegistryDestination(transport, lambda _: reference)
     registry.requests.clear()
     try:
         return copy(LayoutSource(layout.path), sink, jobs=jobs)
@@ -56,7 +56,7 @@ def asked(registry: CountingRegistry, path: str) -> Counter[str]:
 
 
 def became(report: Report, how: str) -> set[str]:
-    return {moved.descriptor.digest for moved in report.blobs if moved.how == how}
+    return {moved.descriptor.digest for moved in report.blobs if moved.status == how}
 
 
 def lose(registry: CountingRegistry, digest: str) -> None:
@@ -75,7 +75,7 @@ def test_each_repository_answers_for_itself(faulty: Faulty, quick: Quick, layout
     layout.name(image, "a")
     push(layout, registry, quick())
     layout.name(image, "b")
-    sink = RegistrySink(quick(), lambda root: parse_reference(f"{registry.host}/{root.name}:1"))
+    sink = RegistryDestination(quick(), lambda root: parse_reference(f"{registry.host}/{root.name}:1"))
     registry.requests.clear()
     # What is in the one is mounted into the other, which has to be asked for each.
     copy(LayoutSource(layout.path), sink, jobs=4)
@@ -89,7 +89,7 @@ def test_no_repository_is_asked_for_the_images_of_another(faulty: Faulty, quick:
     layout.name(one, "a")
     layout.name(other, "b")
     for _ in range(2):
-        sink = RegistrySink(quick(), lambda root: parse_reference(f"{registry.host}/{root.name}:1"))
+        sink = RegistryDestination(quick(), lambda root: parse_reference(f"{registry.host}/{root.name}:1"))
         registry.requests.clear()
         copy(LayoutSource(layout.path), sink, jobs=4)
         sink.close()
@@ -100,7 +100,7 @@ def test_no_repository_is_asked_for_the_images_of_another(faulty: Faulty, quick:
 def test_who_waits_for_another_s_question_is_told_no_where_it_has_no_answer(layout: Layout) -> None:
     image = large(layout)
     layout.name(image, "1")
-    graph = LayoutSource(layout.path).graph(NothingEarly())
+    graph = LayoutSource(layout.path).resolve(NothingEarly())
     being_asked, may_end = threading.Event(), threading.Event()
     failures: list[Exception] = []
 
@@ -109,13 +109,13 @@ def test_who_waits_for_another_s_question_is_told_no_where_it_has_no_answer(layo
         may_end.wait(60)
         raise NetworkError("there is no answer")
 
-    known = KnownImages(has_manifest, lambda _: True)
+    known = ExistingImages(has_manifest, lambda _: True)
     (root,) = graph.roots
     known.expect(graph, graph.reachable(root))
 
     def ask(blob: Descriptor, answers: list[bool]) -> None:
         try:
-            answers.append(known.have(blob))
+            answers.append(known.has_blob(blob))
         except NetworkError as error:
             failures.append(error)
 
@@ -130,4 +130,4 @@ def test_who_waits_for_another_s_question_is_told_no_where_it_has_no_answer(layo
     asking.join(60)
     waiting.join(60)
     assert (first, second, len(failures)) == ([], [False], 1)
-    assert known.have(graph.blobs[4]) is False
+    assert known.has_blob(graph.blobs[4]) is False

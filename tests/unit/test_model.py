@@ -25,14 +25,14 @@ from ocistream.oci.descriptor import (
 from ocistream.oci.documents import (
     Document,
     check_config,
-    diff_ids_of_config,
-    media_type_of,
-    outline,
+    guess_media_type,
+    parse_config_platform,
     parse_descriptor,
+    parse_diff_ids,
     parse_document,
-    platform_of_config,
+    parse_outline,
 )
-from ocistream.oci.strict_json import canonical_json, parse_json, passed_over
+from ocistream.oci.strict_json import canonical_json, discard_item, parse_json
 
 DIGEST = "sha256:" + "a" * 64
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -112,9 +112,9 @@ class TestJson:
             return b'{"a":[' + b",".join([b"1"] * items) + b"]}"
 
         # One brace, one bracket, and a comma less than there are items.
-        parse_json(wide(limits.MAX_JSON_ITEMS - 1), "x", convert={"a": passed_over})
+        parse_json(wide(limits.MAX_JSON_ITEMS - 1), "x", convert={"a": discard_item})
         with pytest.raises(ArchiveError, match=f"more than {limits.MAX_JSON_ITEMS} items"):
-            parse_json(wide(limits.MAX_JSON_ITEMS), "x", convert={"a": passed_over})
+            parse_json(wide(limits.MAX_JSON_ITEMS), "x", convert={"a": discard_item})
 
     def test_size_has_a_limit(self) -> None:
         assert parse_json(b"{}" + b" " * 8, "x", 10) == {}
@@ -268,10 +268,10 @@ class TestDocuments:
     def test_a_long_list_is_understood_and_one_that_is_too_long_is_refused(self, key: str, media_type: str) -> None:
         fields = {"config": GOOD} if key == "layers" else {}
         # So large a document is parsed piece by piece.
-        document = document_of({**fields, key: [GOOD] * limits.MAX_LISTED}, media_type)
-        assert (document.layers or document.manifests) == (parse_descriptor(GOOD, ""),) * limits.MAX_LISTED
-        with pytest.raises(ArchiveError, match=f"has more than {limits.MAX_LISTED} {key}"):
-            document_of({**fields, key: [GOOD] * (limits.MAX_LISTED + 1)}, media_type)
+        document = document_of({**fields, key: [GOOD] * limits.MAX_LIST_ENTRIES}, media_type)
+        assert (document.layers or document.manifests) == (parse_descriptor(GOOD, ""),) * limits.MAX_LIST_ENTRIES
+        with pytest.raises(ArchiveError, match=f"has more than {limits.MAX_LIST_ENTRIES} {key}"):
+            document_of({**fields, key: [GOOD] * (limits.MAX_LIST_ENTRIES + 1)}, media_type)
 
     def test_of_configs_and_layers_nothing_is_held_but_the_promise(self) -> None:
         fields = {**GOOD, "annotations": {"a": "b"}, "platform": {"os": "linux", "architecture": "arm"}}
@@ -384,7 +384,7 @@ class TestKeys:
                 with pytest.raises(ArchiveError, match=f"^manifest {DIGEST} has the key '{key}'"):
                     document_of(raw, media_type)
                 with pytest.raises(ArchiveError, match="has the key"):
-                    outline(json.dumps(raw).encode(), "it")
+                    parse_outline(json.dumps(raw).encode(), "it")
 
     @pytest.mark.parametrize("key", ["Digest", "SIZE", "mediatype", "Platform", "Urls", "Data", "ArtifactType"])
     def test_of_a_descriptor(self, key: str) -> None:
@@ -406,7 +406,7 @@ class TestKeys:
     )
     def test_of_a_config(self, fields: dict[str, Any]) -> None:
         raw = json.dumps({"os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, **fields}).encode()
-        for read in (check_config, diff_ids_of_config):
+        for read in (check_config, parse_diff_ids):
             with pytest.raises(ArchiveError, match="has the key"):
                 read(raw, "it")
 
@@ -418,7 +418,7 @@ class TestKeys:
         raw = json.dumps({"os": "linux", "architecture": "arm", "rootfs": {"type": "layers"}, "Id": "x", "Size": 1,
                           "config": {"Labels": {"os": "", "OS": ""}, "Env": [], "labels": {}}}).encode()  # fmt: skip
         check_config(raw, "it")
-        assert platform_of_config(raw, "it") == Platform("linux", "arm")
+        assert parse_config_platform(raw, "it") == Platform("linux", "arm")
 
 
 class TestMediaTypeOf:
@@ -433,11 +433,11 @@ class TestMediaTypeOf:
         ],
     )
     def test_a_manifest_is_known_by_its_word_or_its_shape(self, fields: dict[str, Any], media_type: str) -> None:
-        assert media_type_of(json.dumps(fields).encode(), "it") == media_type
+        assert guess_media_type(json.dumps(fields).encode(), "it") == media_type
 
     def test_what_is_neither_is_refused(self) -> None:
         with pytest.raises(ArchiveError, match="neither a manifest nor an index"):
-            media_type_of(b'{"schemaVersion": 2}', "it")
+            guess_media_type(b'{"schemaVersion": 2}', "it")
 
 
 class TestPlatforms:
@@ -483,25 +483,25 @@ class TestPlatforms:
         ],
     )
     def test_variants_match_as_the_specification_has_it(self, wanted: str, offered: str, covered: bool) -> None:
-        assert parse_platform(wanted).covers(parse_platform(offered)) is covered
+        assert parse_platform(wanted).matches(parse_platform(offered)) is covered
 
     def test_the_plain_form_is_preferred(self) -> None:
         wanted = parse_platform("linux/arm")
-        assert wanted.prefers(parse_platform("linux/arm/v7"))
-        assert not wanted.prefers(parse_platform("linux/arm/v6"))
+        assert wanted.has_same_variant(parse_platform("linux/arm/v7"))
+        assert not wanted.has_same_variant(parse_platform("linux/arm/v6"))
 
     def test_a_configuration_names_its_platform(self) -> None:
         raw = json.dumps({"os": "linux", "architecture": "arm64", "variant": "v8", "config": {}}).encode()
-        assert platform_of_config(raw, OCI_CONFIG) == Platform("linux", "arm64", "v8")
-        assert platform_of_config(b"{}", OCI_CONFIG) is None
+        assert parse_config_platform(raw, OCI_CONFIG) == Platform("linux", "arm64", "v8")
+        assert parse_config_platform(b"{}", OCI_CONFIG) is None
         with pytest.raises(ArchiveError, match="the config"):
-            platform_of_config(b'{"os": 1}', "the config")
+            parse_config_platform(b'{"os": 1}', "the config")
 
     def test_a_configuration_may_be_larger_than_a_manifest(self) -> None:
         raw = b"{}" + b" " * limits.MAX_MANIFEST
-        assert platform_of_config(raw, "it") is None
+        assert parse_config_platform(raw, "it") is None
         with pytest.raises(ArchiveError, match="larger"):
-            platform_of_config(b"{}" + b" " * limits.MAX_CONFIG, "it")
+            parse_config_platform(b"{}" + b" " * limits.MAX_CONFIG, "it")
 
 
 def test_our_own_documents_are_written_the_same_each_time() -> None:
@@ -511,9 +511,9 @@ def test_our_own_documents_are_written_the_same_each_time() -> None:
 def test_a_manifest_of_any_size_can_be_asked_what_it_is() -> None:
     lists: dict[str, list[object]] = {"layers": [GOOD] * 9000, "history": [{"v1Compatibility": "x" * 100}] * 9000}
     raw = json.dumps({"mediaType": OCI_MANIFEST, "schemaVersion": 1, **lists}).encode()
-    fields = outline(raw, "it")
+    fields = parse_outline(raw, "it")
     assert (fields["mediaType"], fields["schemaVersion"], fields.keys() & lists.keys()) == (OCI_MANIFEST, 1, {"layers"})
-    assert media_type_of(raw, "it") == OCI_MANIFEST
+    assert guess_media_type(raw, "it") == OCI_MANIFEST
     # Nor is the length of its lists a reason not to carry what is not looked into.
     assert document_of({"schemaVersion": 2, "x": lists["layers"]}, "a/future").layers == ()
     with pytest.raises(UnsupportedError):

@@ -8,35 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.cli.shared_terminal import Neighbours, fresh_line
+from ocistream.cli.shared_terminal import OtherPrograms, fresh_line_prefix
 from tests.cli.terminal import Screen
 
 
 def test_the_other_end_of_a_pipe_is_foreign_until_an_ocistream_shows_itself_there() -> None:
     reading, writing = os.pipe()
-    first, second = Neighbours(), Neighbours()
+    first, second = OtherPrograms(), OtherPrograms()
     first.add_pipe(writing)
-    assert first.may_write()
-    assert first.may_write()
+    assert first.can_write()
+    assert first.can_write()
     second.add_pipe(reading)
-    assert not second.may_write()
-    assert not first.may_write()
+    assert not second.can_write()
+    assert not first.can_write()
     # It is known from then on, also when it has ended.
     os.close(reading)
-    assert not first.may_write()
+    assert not first.can_write()
     os.close(writing)
 
 
 def test_two_sides_that_ask_at_once_find_each_other() -> None:
     reading, writing = os.pipe()
-    first, second = Neighbours(), Neighbours()
+    first, second = OtherPrograms(), OtherPrograms()
     first.add_pipe(writing)
     second.add_pipe(reading)
     for _ in range(3):
-        first.may_write()
-        second.may_write()
-    assert not first.may_write()
-    assert not second.may_write()
+        first.can_write()
+        second.can_write()
+    assert not first.can_write()
+    assert not second.can_write()
     os.close(reading)
     os.close(writing)
 
@@ -44,14 +44,14 @@ def test_two_sides_that_ask_at_once_find_each_other() -> None:
 def test_a_socket_has_another_end_and_a_file_has_none(tmp_path: Path) -> None:
     one, other = socket.socketpair()
     with one, other, (tmp_path / "file").open("wb") as file:
-        socketed, filed = Neighbours(), Neighbours()
+        socketed, filed = OtherPrograms(), OtherPrograms()
         socketed.add_pipe(one.fileno())
         filed.add_pipe(file.fileno())
-        assert socketed.may_write()
-        assert not filed.may_write()
+        assert socketed.can_write()
+        assert not filed.can_write()
     # Nor has what is closed.
     filed.add_pipe(10_000)
-    assert not filed.may_write()
+    assert not filed.can_write()
 
 
 def test_a_pipe_without_locks_is_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,24 +60,24 @@ def test_a_pipe_without_locks_is_foreign(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("fcntl.flock", refuse)
     reading, writing = os.pipe()
-    first, second = Neighbours(), Neighbours()
+    first, second = OtherPrograms(), OtherPrograms()
     first.add_pipe(writing)
     second.add_pipe(reading)
-    assert first.may_write()
-    assert second.may_write()
+    assert first.can_write()
+    assert second.can_write()
     os.close(reading)
     os.close(writing)
 
 
 def test_a_command_may_write_as_long_as_it_says_so_and_no_pipe_counts_then() -> None:
     reading, writing = os.pipe()
-    neighbours, asking = Neighbours(), [True]
+    neighbours, asking = OtherPrograms(), [True]
     neighbours.add_pipe(writing)
     neighbours.add_command(lambda: asking[0])
-    assert neighbours.may_write(commands_only=True)
+    assert neighbours.can_write(commands_only=True)
     asking[0] = False
-    assert not neighbours.may_write(commands_only=True)
-    assert neighbours.may_write()
+    assert not neighbours.can_write(commands_only=True)
+    assert neighbours.can_write()
     os.close(reading)
     os.close(writing)
 
@@ -89,15 +89,15 @@ def test_a_line_begins_on_a_row_of_its_own_wherever_the_cursor_is(
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
     for length in range(columns + 1):
         prompt = "?" * length
-        screen = Screen(columns, f"{prompt}{fresh_line()}a line\r\n")
+        screen = Screen(columns, f"{prompt}{fresh_line_prefix()}a line\r\n")
         assert [line for line in screen.lines if line] == [*filter(None, [prompt]), "a line"]
     # At the beginning of a row there is nothing to be seen of it.
-    assert Screen(columns, f"{fresh_line()}a line\r\n").lines == ["a line", ""]
+    assert Screen(columns, f"{fresh_line_prefix()}a line\r\n").lines == ["a line", ""]
 
 
 def test_a_terminal_that_does_not_know_its_width_gets_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
-    assert fresh_line() == "\n"
+    assert fresh_line_prefix() == "\n"
 
 
 def test_what_is_no_terminal_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,4 +105,4 @@ def test_what_is_no_terminal_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(25, "not a terminal")
 
     monkeypatch.setattr(os, "get_terminal_size", refuse)
-    assert fresh_line() == ""
+    assert fresh_line_prefix() == ""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.errors import FinalNetworkError
-from ocistream.http.origins import Origin, bypasses_proxy, is_loopback, redacted, resolved
+from ocistream.errors import PermanentNetworkError
+from ocistream.http.origins import Origin, is_loopback, is_proxy_bypassed, redact_url, resolve_url
 
 PUBLIC = Origin("https", "registry.example", 443)
 
@@ -26,7 +26,7 @@ class TestOrigin:
         ],
     )
     def test_the_same_scheme_host_and_port_are_the_same_origin(self, one: str, other: str) -> None:
-        assert Origin.of(one) == Origin.of(other)
+        assert Origin.from_url(one) == Origin.from_url(other)
 
     @pytest.mark.parametrize(
         "other",
@@ -39,14 +39,14 @@ class TestOrigin:
         ],
     )
     def test_anything_else_is_another_one(self, other: str) -> None:
-        assert Origin.of(other) != PUBLIC
+        assert Origin.from_url(other) != PUBLIC
 
     @pytest.mark.parametrize(
         "url", ["", "/v2/", "ftp://host/", "file:///etc/passwd", "https://", "https:///x", "http://h:x/", "http://[::1"]
     )
     def test_what_is_no_url_with_a_host_has_none(self, url: str) -> None:
-        with pytest.raises(FinalNetworkError, match="not an http or https URL"):
-            Origin.of(url)
+        with pytest.raises(PermanentNetworkError, match="not an http or https URL"):
+            Origin.from_url(url)
 
 
 class TestLoopback:
@@ -77,25 +77,25 @@ class TestResolved:
         ],
     )
     def test_a_location_is_resolved_and_otherwise_left_byte_for_byte(self, location: str, expected: str) -> None:
-        assert resolved(self.BASE, location) == expected
+        assert resolve_url(self.BASE, location) == expected
 
     @pytest.mark.parametrize(
         ("location", "expected"),
         [("/a b", "/a%20b"), ("/\xe9", "/%E9"), ("/\xc3\xa9?n=\xa0", "/%C3%A9?n=%A0"), ("/\x7f", "/%7F")],
     )
     def test_what_cannot_be_sent_is_encoded(self, location: str, expected: str) -> None:
-        assert resolved(self.BASE, location) == f"https://registry.example{expected}"
+        assert resolve_url(self.BASE, location) == f"https://registry.example{expected}"
 
     @pytest.mark.parametrize("location", ["http://[::1/x?sig=secret", "https://[v]/secret", "/\u2603"])
     def test_a_malformed_one_is_refused_and_not_shown(self, location: str) -> None:
-        with pytest.raises(FinalNetworkError, match="leads to") as caught:
-            resolved(self.BASE, location)
-        assert "secret" not in caught.value.what
+        with pytest.raises(PermanentNetworkError, match="leads to") as caught:
+            resolve_url(self.BASE, location)
+        assert "secret" not in caught.value.message
 
     @given(st.text(st.characters(max_codepoint=255)))
     def test_no_header_makes_it_fail_otherwise(self, location: str) -> None:
-        with contextlib.suppress(FinalNetworkError):
-            assert all("!" <= character <= "~" for character in resolved(self.BASE, location))
+        with contextlib.suppress(PermanentNetworkError):
+            assert all("!" <= character <= "~" for character in resolve_url(self.BASE, location))
 
 
 class TestRedacted:
@@ -110,10 +110,10 @@ class TestRedacted:
         ],
     )
     def test_user_password_query_and_control_characters_are_not_shown(self, url: str, expected: str) -> None:
-        assert redacted(url) == expected
+        assert redact_url(url) == expected
 
     def test_a_long_one_is_cut(self) -> None:
-        assert len(redacted("https://h/" + "x" * 5000)) < 500
+        assert len(redact_url("https://h/" + "x" * 5000)) < 500
 
 
 class TestProxies:
@@ -139,7 +139,7 @@ class TestProxies:
         ],
     )
     def test_what_is_asked_for_without_a_proxy(self, url: str, no_proxy: str) -> None:
-        assert bypasses_proxy(url, no_proxy)
+        assert is_proxy_bypassed(url, no_proxy)
 
     @pytest.mark.parametrize(
         ("url", "no_proxy"),
@@ -158,18 +158,18 @@ class TestProxies:
         ],
     )
     def test_what_goes_through_the_proxy(self, url: str, no_proxy: str) -> None:
-        assert not bypasses_proxy(url, no_proxy)
+        assert not is_proxy_bypassed(url, no_proxy)
 
     def test_the_environment_is_neither_read_nor_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("no_proxy", "registry.example")
-        assert not bypasses_proxy("https://registry.example/", "other.example")
+        assert not is_proxy_bypassed("https://registry.example/", "other.example")
         monkeypatch.delenv("no_proxy")
         failures: list[BaseException] = []
 
         def ask() -> None:
             try:
                 for _ in range(200):
-                    bypasses_proxy("https://registry.example/", "other.example")
+                    is_proxy_bypassed("https://registry.example/", "other.example")
             except BaseException as error:  # noqa: BLE001 - it is looked at below
                 failures.append(error)
 

@@ -13,10 +13,10 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
-from ocistream.http.bodies import Body
-from ocistream.http.client import Transport, TransportSettings
+from ocistream.http.bodies import FixedLengthBody
+from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.http.hosts import HostSettings
-from ocistream.http.rate_limits import Pace, Throttle, Turns
+from ocistream.http.rate_limits import RateLimits, RequestThrottle, Throttle
 from tests.faults import Fault, Reply, redirect
 from tests.network import CountingRegistry, QuickTransport, RawServer
 
@@ -55,7 +55,7 @@ class TestThrottle:
         while clock.now < 1010.0:
             job = min(wakes, key=lambda one: wakes[one])
             clock.now = wakes[job]
-            count = chance.randint(1, throttle.piece)
+            count = chance.randint(1, throttle.piece_size)
             moved.append((clock.now, count))
             wakes[job] = clock.now + throttle.spend(count)
         # In the order of time, with how much had moved before each: there are tens of thousands.
@@ -65,28 +65,30 @@ class TestThrottle:
         for start in times:
             for seconds in (0.25, 1.0, 5.0):
                 window = before[bisect_left(times, start + seconds)] - before[bisect_left(times, start)]
-                assert window <= rate * seconds + 4 * throttle.piece
+                assert window <= rate * seconds + 4 * throttle.piece_size
         assert before[-1] >= rate * 9
 
-    @pytest.mark.parametrize(("rate", "piece"), [(1, 512), (16_000, 1000), (MIB, MIB // 16), (1 << 40, limits.CHUNK)])
+    @pytest.mark.parametrize(
+        ("rate", "piece"), [(1, 512), (16_000, 1000), (MIB, MIB // 16), (1 << 40, limits.CHUNK_SIZE)]
+    )
     def test_a_piece_is_a_sixteenth_of_a_second_and_no_more_than_a_chunk(self, rate: int, piece: int) -> None:
-        assert Throttle(rate).piece == piece
+        assert Throttle(rate).piece_size == piece
 
 
 class TestTurns:
     def test_they_are_evenly_spaced_for_each_host(self) -> None:
         clock = Clock()
-        turns = Turns(clock=clock)
-        assert [turns.take("a", 4.0) for _ in range(3)] == pytest.approx([0.0, 0.25, 0.5])
-        assert turns.take("b", 4.0) == 0.0
+        turns = RequestThrottle(clock=clock)
+        assert [turns.reserve("a", 4.0) for _ in range(3)] == pytest.approx([0.0, 0.25, 0.5])
+        assert turns.reserve("b", 4.0) == 0.0
         clock.now += 0.3
-        assert turns.take("a", 4.0) == pytest.approx(0.45)
+        assert turns.reserve("a", 4.0) == pytest.approx(0.45)
         clock.now += 60
-        assert [turns.take("a", 2.0), turns.take("a", 2.0)] == pytest.approx([0.0, 0.5])
+        assert [turns.reserve("a", 2.0), turns.reserve("a", 2.0)] == pytest.approx([0.0, 0.5])
 
     def test_without_a_number_nobody_waits(self) -> None:
-        turns = Turns(clock=Clock())
-        assert [turns.take("a", None) for _ in range(100)] == [0.0] * 100
+        turns = RequestThrottle(clock=Clock())
+        assert [turns.reserve("a", None) for _ in range(100)] == [0.0] * 100
 
 
 def get(transport: QuickTransport, registry: CountingRegistry, target: str = "/v2/") -> bytes:
@@ -120,7 +122,7 @@ class TestRequests:
         assert transport.waits == [pytest.approx(1000, abs=30), pytest.approx(100, abs=30)]
 
     def test_transports_of_one_run_share_the_turns(self, faulty: Faulty, quick: Quick) -> None:
-        registry, pace = faulty(), Pace()
+        registry, pace = faulty(), RateLimits()
         get(quick(requests_per_second=0.01, pace=pace), registry)
         second = quick(requests_per_second=0.01, pace=pace)
         get(second, registry)
@@ -131,7 +133,7 @@ class TestRates:
     def test_a_download_is_paid_for_byte_by_byte(self, faulty: Faulty, quick: Quick) -> None:
         size = 300_000
         registry = faulty(Fault(Reply(200, {}, b"x" * size)))
-        transport = quick(pace=Pace(1000.0))
+        transport = quick(pace=RateLimits(1000.0))
         assert get(transport, registry) == b"x" * size
         assert transport.waits[-1] == pytest.approx(size / 1000, rel=0.1)
         assert len(transport.waits) == -(-size // 512)
@@ -140,23 +142,23 @@ class TestRates:
         self, faulty: Faulty, quick: Quick
     ) -> None:
         registry = faulty()
-        transport = quick(pace=Pace(10.0))
+        transport = quick(pace=RateLimits(10.0))
         endpoint = transport.endpoint(registry.host)
         transport.request(endpoint, "POST", f"{endpoint.url}/v2/a/blobs/uploads/", expected=(202,))
         assert transport.waits == []
         url = f"{endpoint.url}/v2/a/blobs/uploads/none"
         with pytest.raises(NotFoundError):
-            transport.request(endpoint, "PATCH", url, body=Body(iter([b"x"]), 1))
+            transport.request(endpoint, "PATCH", url, body=FixedLengthBody(iter([b"x"]), 1))
         # Both heads have some hundred bytes.
         assert transport.waits[0] > 10
 
     def test_an_upload_is_paid_for_too_whatever_the_size_of_its_chunks(self, faulty: Faulty, quick: Quick) -> None:
         size = 300_000
         registry = faulty()
-        transport = quick(pace=Pace(10_000.0))
+        transport = quick(pace=RateLimits(10_000.0))
         endpoint = transport.endpoint(registry.host)
         location = transport.request(endpoint, "POST", f"{endpoint.url}/v2/a/blobs/uploads/", expected=(202,))
-        body = Body(iter([memoryview(bytes(size))]), size)
+        body = FixedLengthBody(iter([memoryview(bytes(size))]), size)
         url = f"{endpoint.url}{location.header('Location')}"
         answer = transport.request(endpoint, "PATCH", url, body=body, expected=(202,))
         assert answer.header("Range") == f"0-{size - 1}"
@@ -164,7 +166,7 @@ class TestRates:
         assert len(transport.waits) >= size / 625
 
     def test_each_direction_has_its_own(self) -> None:
-        pace = Pace(1000.0)
+        pace = RateLimits(1000.0)
         assert pace.download is not None
         assert pace.upload is not None
         pace.download.spend(100_000)
@@ -172,7 +174,7 @@ class TestRates:
 
     def test_the_kernel_does_not_read_far_ahead(self, quick: Quick) -> None:
         sizes = []
-        for pace in (Pace(), Pace(64_000.0), Pace(MIB), Pace(1 << 30)):
+        for pace in (RateLimits(), RateLimits(64_000.0), RateLimits(MIB), RateLimits(1 << 30)):
             with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
                 transport = quick(pace=pace)
                 answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
@@ -187,9 +189,9 @@ class TestRates:
     def test_a_wait_ends_when_the_transfer_is_cancelled(self, faulty: Faulty) -> None:
         registry = faulty(Fault(Reply(200, {}, b"x" * 100_000)))
         cancelled = threading.Event()
-        pace = Pace()
+        pace = RateLimits()
         pace.download = Throttle(1.0)
-        transport = Transport(TransportSettings(), lambda *_: None, cancelled=cancelled, pace=pace)
+        transport = HttpClient(HttpSettings(), lambda *_: None, cancelled=cancelled, rate_limits=pace)
         endpoint = transport.endpoint(registry.host)
         chunks = transport.request(endpoint, "GET", f"{endpoint.url}/v2/").chunks()
         cancelled.set()

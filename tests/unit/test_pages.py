@@ -15,13 +15,13 @@ import pytest
 from ocistream import limits
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams import chunks as stream
-from ocistream.streams.buffers import Pages, buffer, lasts
-from ocistream.streams.chunks import verified
+from ocistream.streams.buffers import ReadBuffers, allocate_buffer, is_double_buffered
+from ocistream.streams.chunks import verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIZE = limits.BESIDE + 5 * limits.PAGE + 17
+SIZE = limits.MIN_THREADED_HASH + 5 * limits.READ_BUFFER + 17
 CONTENT = random.Random(0).randbytes(SIZE)
 BLOB = Descriptor("", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", SIZE)
 
@@ -40,63 +40,63 @@ class Late:
         return self._hasher.hexdigest()
 
 
-def read_into(pages: Pages, start: int = 0, end: int = SIZE) -> Iterator[memoryview]:
+def read_into(pages: ReadBuffers, start: int = 0, end: int = SIZE) -> Iterator[memoryview]:
     """Give the content from `start` to `end` as a connection gives it."""
-    with pages.lent() as turns:
-        for position in range(start, end, limits.PAGE):
+    with pages.borrow() as turns:
+        for position in range(start, end, limits.READ_BUFFER):
             page = next(turns)
-            piece = CONTENT[position : min(position + limits.PAGE, end)]
+            piece = CONTENT[position : min(position + limits.READ_BUFFER, end)]
             page[: len(piece)] = piece
             yield page[: len(piece)]
 
 
 def test_a_page_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
-    assert b"".join(bytes(chunk) for chunk in verified(read_into(Pages()), BLOB, beside=True)) == CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(read_into(ReadBuffers()), BLOB, beside=True)) == CONTENT
 
 
 def test_what_broke_off_is_not_read_over_by_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
-    pages = Pages()
-    ends = [0, *range(limits.PAGE, SIZE, limits.PAGE), SIZE]
+    pages = ReadBuffers()
+    ends = [0, *range(limits.READ_BUFFER, SIZE, limits.READ_BUFFER), SIZE]
     answers = (read_into(pages, start, end) for start, end in itertools.pairwise(ends))
     chunks = itertools.chain.from_iterable(answers)
-    assert b"".join(bytes(chunk) for chunk in verified(chunks, BLOB, beside=True)) == CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks, BLOB, beside=True)) == CONTENT
 
 
 def test_one_buffer_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
-    memory = buffer(limits.PAGE)
+    memory = allocate_buffer(limits.READ_BUFFER)
 
     def chunks() -> Iterator[memoryview]:
-        for start in range(0, SIZE, limits.PAGE):
-            piece = CONTENT[start : start + limits.PAGE]
+        for start in range(0, SIZE, limits.READ_BUFFER):
+            piece = CONTENT[start : start + limits.READ_BUFFER]
             memory[: len(piece)] = piece
             yield memory[: len(piece)]
 
-    assert b"".join(bytes(chunk) for chunk in verified(chunks(), BLOB, beside=True)) == CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks(), BLOB, beside=True)) == CONTENT
 
 
 def test_what_lasts_is_bytes_and_one_of_two_pages() -> None:
-    assert lasts(b"x")
-    assert not lasts(memoryview(bytearray(1)))
-    assert not lasts(buffer(1))
-    with Pages().lent() as turns:
+    assert is_double_buffered(b"x")
+    assert not is_double_buffered(memoryview(bytearray(1)))
+    assert not is_double_buffered(allocate_buffer(1))
+    with ReadBuffers().borrow() as turns:
         page = next(turns)
-        assert lasts(page[3:5])
-        assert lasts(memoryview(page))
+        assert is_double_buffered(page[3:5])
+        assert is_double_buffered(memoryview(page))
 
 
 def test_who_reads_alone_has_large_pages_and_others_beside_have_small_ones() -> None:
-    pages = Pages()
+    pages = ReadBuffers()
     for _ in range(3):
         with ExitStack() as stack:
-            lent = [stack.enter_context(pages.lent()) for _ in range(3)]
-            assert [len(next(turns)) for turns in lent] == [limits.PAGE, limits.CHUNK, limits.CHUNK]
+            lent = [stack.enter_context(pages.borrow()) for _ in range(3)]
+            assert [len(next(turns)) for turns in lent] == [limits.READ_BUFFER, limits.CHUNK_SIZE, limits.CHUNK_SIZE]
 
 
 def test_there_are_two_of_them_in_turn() -> None:
-    with Pages().lent() as turns:
+    with ReadBuffers().borrow() as turns:
         first, second, *others = (id(next(turns).obj) for _ in range(6))
         assert first != second
         assert others == [first, second] * 2
@@ -107,10 +107,10 @@ def test_the_memory_is_the_system_s_again() -> None:
         fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
         return sum(int(fields[name].split()[0]) for name in ("Rss", "Pss_Shmem")) * limits.KIB
 
-    pages = Pages()
+    pages = ReadBuffers()
     before = taken()
     for _ in range(50):
-        with pages.lent() as turns:
+        with pages.borrow() as turns:
             for _ in range(2):
-                next(turns)[:] = bytes(limits.PAGE)
+                next(turns)[:] = bytes(limits.READ_BUFFER)
     assert taken() - before < 20 * limits.MIB

@@ -19,10 +19,10 @@ import pytest
 from ocistream import limits
 from ocistream.cli import main
 from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, TerminatedError
-from ocistream.notices import listen
+from ocistream.notices import set_listener
 from ocistream.streams import partial_files
-from ocistream.streams.files import atomic_file, lasting_file, named_at_the_end, write_all
-from ocistream.streams.partial_files import is_called_so, is_stray_of, lasting, sweep
+from ocistream.streams.files import atomic_file, atomic_file_named_later, resumable_file, write_all
+from ocistream.streams.partial_files import is_reserved_name, is_temporary_name, remove_stale, target_name
 
 NAME = ".a.partial"
 RANDOM = ".a.0123456789ab.partial"
@@ -31,7 +31,7 @@ RANDOM = ".a.0123456789ab.partial"
 @pytest.fixture(autouse=True)
 def everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests a megabyte each."""
-    monkeypatch.setattr(limits, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 1)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -41,13 +41,13 @@ def names_in(folder: Path) -> list[str]:
 def heard() -> list[tuple[str, int]]:
     """Return the list of what is said from now on, with its level."""
     said: list[tuple[str, int]] = []
-    listen(lambda message, *, level: said.append((message, level)))
+    set_listener(lambda message, *, level: said.append((message, level)))
     return said
 
 
 def interrupted(path: Path, content: bytes, error: BaseException | None = None) -> None:
     """Write a file that fails after `content`."""
-    with contextlib.suppress(BaseException), lasting_file(path) as partial:
+    with contextlib.suppress(BaseException), resumable_file(path) as partial:
         partial.file.seek(0, os.SEEK_END)
         write_all(partial.file, content)
         raise error or NetworkError("it broke off")
@@ -60,7 +60,7 @@ class TestGoingOn:
     def test_what_an_interruption_leaves_is_there_the_next_time(self, tmp_path: Path, error: BaseException) -> None:
         interrupted(tmp_path / "a", b"begin", error)
         assert names_in(tmp_path) == [NAME]
-        with lasting_file(tmp_path / "a") as partial:
+        with resumable_file(tmp_path / "a") as partial:
             assert partial.size() == 5
             partial.file.seek(5)
             write_all(partial.file, b"ning")
@@ -74,14 +74,14 @@ class TestGoingOn:
         assert names_in(tmp_path) == []
 
     def test_nor_is_what_somebody_calls_worthless(self, tmp_path: Path) -> None:
-        with contextlib.suppress(NetworkError), lasting_file(tmp_path / "a") as partial:
+        with contextlib.suppress(NetworkError), resumable_file(tmp_path / "a") as partial:
             write_all(partial.file, b"content")
-            partial.is_worthless = True
+            partial.is_discarded = True
             raise NetworkError("x")
         assert names_in(tmp_path) == []
 
     def test_what_is_small_vanishes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "WORTH_KEEPING", 6)
+        monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 6)
         interrupted(tmp_path / "a", b"small")
         assert names_in(tmp_path) == []
         interrupted(tmp_path / "a", b"larger")
@@ -90,16 +90,16 @@ class TestGoingOn:
     def test_a_process_that_is_killed_leaves_it_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with killed(tmp_path / "a", monkeypatch):
             pass
-        with lasting_file(tmp_path / "a") as partial:
+        with resumable_file(tmp_path / "a") as partial:
             assert partial.path == tmp_path / NAME
             assert partial.size() == 4
 
     def test_it_is_said_what_is_kept_until_it_has_its_name(self, tmp_path: Path) -> None:
         interrupted(tmp_path / "a", b"begin")
-        assert partial_files.kept()[tmp_path / NAME] == 5
-        with lasting_file(tmp_path / "a"):
+        assert partial_files.kept_files()[tmp_path / NAME] == 5
+        with resumable_file(tmp_path / "a"):
             pass
-        assert tmp_path / NAME not in partial_files.kept()
+        assert tmp_path / NAME not in partial_files.kept_files()
 
     def test_a_command_says_nothing_of_what_another_has_kept(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -109,46 +109,46 @@ class TestGoingOn:
         assert "kept" not in capsys.readouterr().err
 
     def test_a_thread_that_will_not_end_leaves_what_another_run_can_go_on_with(self, tmp_path: Path) -> None:
-        with contextlib.suppress(NetworkError), lasting_file(tmp_path / "a") as partial, atomic_file(tmp_path / "b"):
+        with contextlib.suppress(NetworkError), resumable_file(tmp_path / "a") as partial, atomic_file(tmp_path / "b"):
             write_all(partial.file, b"begin")
-            partial_files.drop_unfinished()
+            partial_files.clean_up_unfinished()
             assert names_in(tmp_path) == [NAME]
-            assert partial_files.kept()[tmp_path / NAME] == 5
+            assert partial_files.kept_files()[tmp_path / NAME] == 5
             raise NetworkError("x")
         assert names_in(tmp_path) == [NAME]
 
     def test_a_thread_that_has_just_ended_is_left_alone(self, tmp_path: Path) -> None:
-        partial = partial_files.create(tmp_path, "x", 0o644)
+        partial = partial_files.create_temporary(tmp_path, "x", 0o644)
         partial.file.close()
         # Between closing the file and saying that it is done with, a signal may come.
-        partial_files.drop_unfinished()
-        partial.forget()
+        partial_files.clean_up_unfinished()
+        partial.unregister()
         assert partial.size() == 0
-        assert not partial.is_there()
+        assert not partial.has_name()
 
 
 class TestTwoAtOnce:
     def test_both_get_their_file_and_the_last_one_stays(self, tmp_path: Path) -> None:
-        with lasting_file(tmp_path / "a") as first:
+        with resumable_file(tmp_path / "a") as first:
             write_all(first.file, b"first")
-            with lasting_file(tmp_path / "a") as second:
+            with resumable_file(tmp_path / "a") as second:
                 assert second.path != first.path
                 assert second.size() == 0
-                assert is_stray_of(second.path.name, "a")
+                assert is_temporary_name(second.path.name, "a")
                 write_all(second.file, b"second")
             assert (tmp_path / "a").read_bytes() == b"second"
         assert (tmp_path / "a").read_bytes() == b"first"
         assert names_in(tmp_path) == ["a"]
 
     def test_the_second_leaves_nothing_to_go_on_with(self, tmp_path: Path) -> None:
-        with lasting_file(tmp_path / "a"):
+        with resumable_file(tmp_path / "a"):
             interrupted(tmp_path / "a", b"second")
             assert names_in(tmp_path) == [NAME]
 
     def test_one_of_another_process_is_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with killed(tmp_path / "a", monkeypatch):
-            with lasting_file(tmp_path / "a") as partial:
-                assert is_stray_of(partial.path.name, "a")
+            with resumable_file(tmp_path / "a") as partial:
+                assert is_temporary_name(partial.path.name, "a")
             assert names_in(tmp_path) == [NAME, "a"]
 
     def test_what_gets_its_name_while_it_is_opened_is_not_written_to(
@@ -164,8 +164,8 @@ class TestTwoAtOnce:
             real(descriptor, operation)
 
         monkeypatch.setattr("fcntl.flock", flock)
-        with lasting_file(tmp_path / "a") as partial:
-            assert is_stray_of(partial.path.name)
+        with resumable_file(tmp_path / "a") as partial:
+            assert is_temporary_name(partial.path.name)
             write_all(partial.file, b"mine")
             assert (tmp_path / "a").read_bytes() == b"whole"
 
@@ -182,14 +182,14 @@ class TestTwoAtOnce:
             real(descriptor, operation)
 
         monkeypatch.setattr("fcntl.flock", flock)
-        with lasting_file(tmp_path / "a") as partial:
-            assert is_stray_of(partial.path.name, "a")
+        with resumable_file(tmp_path / "a") as partial:
+            assert is_temporary_name(partial.path.name, "a")
         os.close(theirs[0])
         assert names_in(tmp_path) == [NAME, "a"]
 
     def test_what_somebody_has_removed_is_not_confused_with_what_took_its_place(self, tmp_path: Path) -> None:
         def replaced() -> None:
-            with lasting_file(tmp_path / "a") as partial:
+            with resumable_file(tmp_path / "a") as partial:
                 write_all(partial.file, b"mine")
                 partial.path.unlink()
                 partial.path.write_bytes(b"another's half")
@@ -200,13 +200,13 @@ class TestTwoAtOnce:
         assert (tmp_path / NAME).read_bytes() == b"another's half"
 
     def test_nor_removed_with_it_or_called_kept(self, tmp_path: Path) -> None:
-        with contextlib.suppress(IntegrityError), lasting_file(tmp_path / "a") as partial:
+        with contextlib.suppress(IntegrityError), resumable_file(tmp_path / "a") as partial:
             partial.path.unlink()
             partial.path.write_bytes(b"another's half")
             msg = "x"
             raise IntegrityError(msg)
         assert (tmp_path / NAME).read_bytes() == b"another's half"
-        assert tmp_path / NAME not in partial_files.kept()
+        assert tmp_path / NAME not in partial_files.kept_files()
 
 
 class TestWhatIsNotUsed:
@@ -231,8 +231,8 @@ class TestWhatIsNotUsed:
         before = (folder / NAME).lstat()
         notices = heard()
         for _ in range(2):
-            with lasting_file(folder / "a") as partial:
-                assert is_stray_of(partial.path.name, "a")
+            with resumable_file(folder / "a") as partial:
+                assert is_temporary_name(partial.path.name, "a")
                 write_all(partial.file, b"content")
         assert (folder / "a").read_bytes() == b"content"
         # It is said, and once.
@@ -246,21 +246,21 @@ class TestWhatIsNotUsed:
         (tmp_path / NAME).write_bytes(b"theirs")
         monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
         notices = heard()
-        with lasting_file(tmp_path / "a") as partial:
+        with resumable_file(tmp_path / "a") as partial:
             assert partial.path.name != NAME
         assert (tmp_path / NAME).read_bytes() == b"theirs"
         assert "belongs to another user" in notices[0][0]
 
     def test_that_another_process_writes_it_is_said_to_who_asks(self, tmp_path: Path) -> None:
         notices = heard()
-        with lasting_file(tmp_path / "a"), lasting_file(tmp_path / "a"):
+        with resumable_file(tmp_path / "a"), resumable_file(tmp_path / "a"):
             pass
         assert [(tmp_path / NAME).name in message for message, _ in notices] == [True]
         assert notices[0][1] == 1
 
     def test_where_none_can_be_made_the_trouble_itself_is_said(self, tmp_path: Path) -> None:
         notices = heard()
-        with pytest.raises(FileNotFoundError), lasting_file(tmp_path / "none" / "a"):
+        with pytest.raises(FileNotFoundError), resumable_file(tmp_path / "none" / "a"):
             pass
         assert notices == []
 
@@ -271,10 +271,10 @@ class TestWhatIsNotUsed:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
         monkeypatch.setattr("fcntl.flock", flock)
-        with lasting_file(tmp_path / "a") as partial:
+        with resumable_file(tmp_path / "a") as partial:
             (name,) = names_in(tmp_path)
             assert partial.path.name == name != NAME
-            sweep(tmp_path, is_stray_of)
+            remove_stale(tmp_path, is_temporary_name)
             assert names_in(tmp_path) == [name]
         assert names_in(tmp_path) == ["a"]
 
@@ -288,7 +288,7 @@ class TestRights:
         (tmp_path / NAME).chmod(rights)
         before = os.umask(0o027)
         try:
-            with lasting_file(tmp_path / "a") as partial:
+            with resumable_file(tmp_path / "a") as partial:
                 assert partial.size() == 5
         finally:
             os.umask(before)
@@ -316,7 +316,7 @@ class TestRights:
         # Nobody else's: what tidies up behind the test opens files in other ways.
         with monkeypatch.context() as patched:
             patched.setattr("os.open", as_a_user)
-            with lasting_file(tmp_path / "a") as partial:
+            with resumable_file(tmp_path / "a") as partial:
                 assert partial.size() == 5
 
     def test_where_they_cannot_be_set_it_is_not_gone_on_with(
@@ -328,7 +328,7 @@ class TestRights:
             raise PermissionError
 
         monkeypatch.setattr("os.fchmod", refuse)
-        with lasting_file(tmp_path / "a") as partial:
+        with resumable_file(tmp_path / "a") as partial:
             assert partial.size() == 0
 
 
@@ -337,10 +337,10 @@ class TestLongNames:
     def test_any_name_that_the_file_system_takes_will_do(self, tmp_path: Path, length: int) -> None:
         path = tmp_path / ("x" * length)
         interrupted(path, b"begin")
-        with lasting_file(path) as partial, lasting_file(path) as second:
+        with resumable_file(path) as partial, resumable_file(path) as second:
             assert partial.size() == 5
-            assert is_stray_of(second.path.name, path.name)
-            assert not is_stray_of(second.path.name, "y" * length)
+            assert is_temporary_name(second.path.name, path.name)
+            assert not is_temporary_name(second.path.name, "y" * length)
         assert names_in(tmp_path) == [path.name]
 
     def test_bytes_are_counted_and_not_characters(self, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ class TestSignals:
     """A signal may come between the making of a file and the knowing of it."""
 
     @pytest.mark.parametrize("size", [0, 5])
-    @pytest.mark.parametrize("write", [lasting_file, atomic_file])
+    @pytest.mark.parametrize("write", [resumable_file, atomic_file])
     def test_nothing_is_left_then_but_what_was_worth_keeping(
         self,
         tmp_path: Path,
@@ -378,8 +378,8 @@ class TestSignals:
 class TestSweeping:
     def test_what_nobody_writes_goes_and_what_somebody_does_stays(self, tmp_path: Path) -> None:
         (tmp_path / RANDOM).write_bytes(b"left")
-        with named_at_the_end(tmp_path, "a") as (_, name):
-            sweep(tmp_path, is_stray_of)
+        with atomic_file_named_later(tmp_path, "a") as (_, name):
+            remove_stale(tmp_path, is_temporary_name)
             (present,) = names_in(tmp_path)
             assert present != RANDOM
             name(tmp_path / "a")
@@ -389,18 +389,18 @@ class TestSweeping:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with killed(tmp_path / "a", monkeypatch):
-            sweep(tmp_path, lambda _: True)
+            remove_stale(tmp_path, lambda _: True)
             assert names_in(tmp_path) == [NAME]
-        sweep(tmp_path, lambda _: True)
+        remove_stale(tmp_path, lambda _: True)
         assert names_in(tmp_path) == []
 
     def test_only_what_is_called_so_goes(self, tmp_path: Path) -> None:
         names = [".a.partial", ".b.0123456789ab.partial", RANDOM, "a", ".x.upload.partial", "a.0123456789ab.partial"]
         for name in names:
             (tmp_path / name).write_bytes(b"")
-        sweep(tmp_path, lambda entry: is_stray_of(entry, "a"))
+        remove_stale(tmp_path, lambda entry: is_temporary_name(entry, "a"))
         assert names_in(tmp_path) == sorted(set(names) - {RANDOM})
-        sweep(tmp_path, is_stray_of)
+        remove_stale(tmp_path, is_temporary_name)
         assert names_in(tmp_path) == sorted(set(names) - {RANDOM, ".b.0123456789ab.partial"})
 
     def test_only_what_is_old_enough_goes(self, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ class TestSweeping:
             (tmp_path / name).write_bytes(b"")
             written = (tmp_path / name).stat().st_mtime - age
             os.utime(tmp_path / name, (written, written))
-        sweep(tmp_path, lambda _: True, older_than=50)
+        remove_stale(tmp_path, lambda _: True, older_than=50)
         assert names_in(tmp_path) == ["new"]
 
     def test_links_and_what_is_no_file_stay(self, tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ class TestSweeping:
         os.mkfifo(tmp_path / ".a.222222222222.partial")
         (tmp_path / ".a.333333333333.partial").mkdir()
         before = names_in(tmp_path)
-        sweep(tmp_path, is_stray_of)
+        remove_stale(tmp_path, is_temporary_name)
         assert names_in(tmp_path) == before
 
     def test_what_came_in_its_place_before_it_was_locked_stays(
@@ -434,12 +434,12 @@ class TestSweeping:
             real(descriptor, operation)
 
         monkeypatch.setattr("fcntl.flock", flock)
-        sweep(tmp_path, lambda entry: lasting(entry) is not None)
+        remove_stale(tmp_path, lambda entry: target_name(entry) is not None)
         assert (tmp_path / NAME).read_bytes() == b"begun"
         assert (tmp_path / "a").read_bytes() == b"left"
 
     def test_a_folder_that_is_not_there_is_clean(self, tmp_path: Path) -> None:
-        sweep(tmp_path / "gone", is_stray_of)
+        remove_stale(tmp_path / "gone", is_temporary_name)
 
     def test_a_file_that_is_swept_up_as_it_is_made_is_made_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -449,7 +449,7 @@ class TestSweeping:
         def flock(descriptor: int, operation: int) -> None:
             if not swept:
                 swept.append(descriptor)
-                sweep(tmp_path, is_stray_of)
+                remove_stale(tmp_path, is_temporary_name)
             real(descriptor, operation)
 
         monkeypatch.setattr("fcntl.flock", flock)
@@ -474,7 +474,7 @@ class TestSweeping:
             pass
         monkeypatch.undo()
         assert refused
-        sweep(tmp_path, is_stray_of)
+        remove_stale(tmp_path, is_temporary_name)
         assert names_in(tmp_path) == ["a"]
 
     def test_one_that_never_stays_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,11 +498,11 @@ class TestSweeping:
     ],
 )
 def test_the_name_of_what_can_be_gone_on_with_is_in_its_own(entry: str, name: str | None) -> None:
-    assert lasting(entry) == name
+    assert target_name(entry) == name
 
 
 def test_names_that_are_ours_are_known() -> None:
-    assert [name for name in (".a.partial", RANDOM, "a.partial", ".a", "a") if is_called_so(name)] == [
+    assert [name for name in (".a.partial", RANDOM, "a.partial", ".a", "a") if is_reserved_name(name)] == [
         ".a.partial",
         RANDOM,
     ]
@@ -527,7 +527,7 @@ def killed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _write(path: Path, begun: Callable[[], None]) -> None:
-    with lasting_file(path) as partial:
+    with resumable_file(path) as partial:
         write_all(partial.file, b"half")
         begun()
         threading.Event().wait(60)

@@ -63,11 +63,11 @@ def test_a_path_with_a_nul_is_malformed() -> None:
 
 
 def test_a_word_that_is_too_long_for_a_path_names_nothing(tmp_path: Path) -> None:
-    assert not paths.is_named("a" * 300)
-    assert paths.is_named(str(tmp_path))
+    assert not paths.is_existing_path("a" * 300)
+    assert paths.is_existing_path(str(tmp_path))
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(LocalDiskError):
-        paths.is_named(str(tmp_path / "loop"))
+        paths.is_existing_path(str(tmp_path / "loop"))
 
 
 def test_a_path_in_a_deleted_directory_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

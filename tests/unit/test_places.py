@@ -7,30 +7,38 @@ import pytest
 from ocistream.errors import AuthenticationError, InvalidNameError
 from ocistream.http.hosts import HostSettings
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.locations import HostRule, Mirror, Namespace, Places, checked_location
+from ocistream.registry.locations import (
+    HostRule,
+    Mirror,
+    RegistryConfiguration,
+    RegistryNamespace,
+    parse_registry_location,
+)
 
 DIGEST = f"sha256:{'a' * 64}"
 
 
-def places(*namespaces: Namespace, own: dict[str, HostRule] | None = None, mirrors: bool = True) -> Places:
-    return Places(own or {}, namespaces, mirrors=mirrors)
+def places(
+    *namespaces: RegistryNamespace, own: dict[str, HostRule] | None = None, mirrors: bool = True
+) -> RegistryConfiguration:
+    return RegistryConfiguration(own or {}, namespaces, use_mirrors=mirrors)
 
 
-def of(rules: Places, name: str) -> list[str]:
-    return [str(place) for place in rules.of(parse_reference(name))]
+def of(rules: RegistryConfiguration, name: str) -> list[str]:
+    return [str(place) for place in rules.find_pull_sources(parse_reference(name))]
 
 
-def mirrored(*locations: str, prefix: str = "a.example") -> Namespace:
-    return Namespace(prefix, mirrors=tuple(map(Mirror, locations)))
+def mirrored(*locations: str, prefix: str = "a.example") -> RegistryNamespace:
+    return RegistryNamespace(prefix, mirrors=tuple(map(Mirror, locations)))
 
 
 def test_without_rules_an_image_is_read_from_where_it_is_named_after() -> None:
-    (place,) = places().of(parse_reference("A.example:5000/x/y:1"))
+    (place,) = places().find_pull_sources(parse_reference("A.example:5000/x/y:1"))
     assert (place.registry, place.repository, place.is_mirror) == ("A.example:5000", "x/y", False)
 
 
 def test_mirrors_come_in_their_order_and_the_registry_itself_last() -> None:
-    found = places(mirrored("m.example/hub", "n.example:5000")).of(parse_reference("a.example/x/y:1"))
+    found = places(mirrored("m.example/hub", "n.example:5000")).find_pull_sources(parse_reference("a.example/x/y:1"))
     assert list(map(str, found)) == ["m.example/hub/x/y", "n.example:5000/x/y", "a.example/x/y"]
     assert [place.is_mirror for place in found] == [True, True, False]
 
@@ -41,12 +49,12 @@ def test_docker_hubs_images_are_in_its_mirrors_under_their_full_names() -> None:
 
 
 def test_no_mirrors_leaves_the_registry_itself_where_it_is() -> None:
-    rules = places(Namespace("a.example", "b.example/c", mirrors=(Mirror("m.example"),)), mirrors=False)
+    rules = places(RegistryNamespace("a.example", "b.example/c", mirrors=(Mirror("m.example"),)), mirrors=False)
     assert of(rules, "a.example/x") == ["b.example/c/x"]
 
 
 def test_another_location_takes_the_prefixs_place() -> None:
-    rules = places(Namespace("a.example/foo", "b.example/bar"))
+    rules = places(RegistryNamespace("a.example/foo", "b.example/bar"))
     assert of(rules, "a.example/foo/x:1") == ["b.example/bar/x"]
     assert of(rules, "a.example/foo") == ["b.example/bar"]
 
@@ -98,23 +106,23 @@ def test_the_case_of_a_host_does_not_matter() -> None:
     ("pull", "by_tag", "by_digest"), [("all", True, True), ("digest-only", False, True), ("tag-only", True, False)]
 )
 def test_a_mirror_is_asked_for_what_it_is_there_for(pull: str, by_tag: bool, by_digest: bool) -> None:
-    rules = places(Namespace("a.example", mirrors=(Mirror("m.example", pull=pull),)))
-    mirror = rules.of(parse_reference("a.example/x"))[0]
-    assert (mirror.takes(by_digest=False), mirror.takes(by_digest=True)) == (by_tag, by_digest)
+    rules = places(RegistryNamespace("a.example", mirrors=(Mirror("m.example", pull_mode=pull),)))
+    mirror = rules.find_pull_sources(parse_reference("a.example/x"))[0]
+    assert (mirror.can_pull(by_digest=False), mirror.can_pull(by_digest=True)) == (by_tag, by_digest)
 
 
 class TestBlocked:
     rules = places(
-        Namespace("a.example", blocked=True, source="/etc/x.conf"),
-        Namespace("a.example/fine"),
-        Namespace("b.example", "a.example/hidden"),
+        RegistryNamespace("a.example", blocked=True, config_file="/etc/x.conf"),
+        RegistryNamespace("a.example/fine"),
+        RegistryNamespace("b.example", "a.example/hidden"),
         mirrored("a.example/m", "c.example/m", prefix="d.example"),
     )
 
     @pytest.mark.parametrize("name", ["a.example/x", "b.example/x"])
     def test_nothing_is_read_from_there_under_whatever_name(self, name: str) -> None:
         with pytest.raises(AuthenticationError, match=r"a\.example.* is blocked: /etc/x\.conf"):
-            self.rules.of(parse_reference(name))
+            self.rules.find_pull_sources(parse_reference(name))
 
     def test_nothing_is_pushed_there(self) -> None:
         with pytest.raises(AuthenticationError, match="is blocked"):
@@ -122,7 +130,7 @@ class TestBlocked:
 
     def test_a_part_of_it_may_be_exempt(self) -> None:
         reference = parse_reference("a.example/fine/x")
-        assert str(self.rules.of(reference)[-1]) == "a.example/fine/x"
+        assert str(self.rules.find_pull_sources(reference)[-1]) == "a.example/fine/x"
         self.rules.check_push(reference)
 
     def test_it_is_no_mirror_either(self) -> None:
@@ -134,16 +142,16 @@ class TestBlocked:
 
 
 class TestSettings:
-    loose = HostSettings(insecure=True, may_be_plain=True)
+    loose = HostSettings(insecure=True, has_http_fallback=True)
     unchecked = HostSettings(insecure=True)
     theirs = places(
-        Namespace("a.example", insecure=True),
-        Namespace("a.example/safe"),
-        Namespace("b.example/dev", insecure=True),
-        Namespace("z.example", "real.example:5000/y", insecure=True),
-        Namespace("y.example", mirrors=(Mirror("m.example:5000/z", insecure=True),)),
-        Namespace("*.corp.example", insecure=True),
-        Namespace("m.corp.example"),
+        RegistryNamespace("a.example", insecure=True),
+        RegistryNamespace("a.example/safe"),
+        RegistryNamespace("b.example/dev", insecure=True),
+        RegistryNamespace("z.example", "real.example:5000/y", insecure=True),
+        RegistryNamespace("y.example", mirrors=(Mirror("m.example:5000/z", insecure=True),)),
+        RegistryNamespace("*.corp.example", insecure=True),
+        RegistryNamespace("m.corp.example"),
     )
 
     def test_of_a_host_that_nobody_speaks_of_are_the_defaults(self) -> None:
@@ -188,12 +196,15 @@ class TestSettings:
         assert self.theirs.settings(host, repository) == HostSettings()
 
     def test_a_place_of_which_two_things_are_said_is_not_insecure(self) -> None:
-        two = [Namespace("a.example", insecure=True), Namespace("b.example", mirrors=(Mirror("a.example"),))]
+        two = [
+            RegistryNamespace("a.example", insecure=True),
+            RegistryNamespace("b.example", mirrors=(Mirror("a.example"),)),
+        ]
         assert places(*two).settings("a.example", "x") == HostSettings()
         assert places(*reversed(two)).settings("a.example", "x") == HostSettings()
 
     def test_what_we_say_ourselves_counts_for_more(self) -> None:
-        theirs = (Namespace("a.example", insecure=True), Namespace("b.example/x"))
+        theirs = (RegistryNamespace("a.example", insecure=True), RegistryNamespace("b.example/x"))
         own = {"a.example": HostRule(insecure=False), "b.example": HostRule(insecure=True)}
         assert places(*theirs, own=own).settings("a.example", "x") == HostSettings()
         assert places(*theirs, own=own).settings("b.example", "x") == self.unchecked
@@ -220,10 +231,10 @@ class TestSettings:
     ],
 )
 def test_a_location_has_one_spelling(text: str, location: str) -> None:
-    assert checked_location(text) == location
+    assert parse_registry_location(text) == location
 
 
 @pytest.mark.parametrize("text", ["", "/", "https://m.example", "m.example/X", "m.example/x:1", "m..example", "a b/c"])
 def test_what_is_no_location_is_refused(text: str) -> None:
     with pytest.raises(InvalidNameError):
-        checked_location(text)
+        parse_registry_location(text)

@@ -6,7 +6,13 @@ import dataclasses
 
 import pytest
 
-from ocistream.registry.profiles import NAMED, PROFILES, UNKNOWN, profile_by_answer, profile_of
+from ocistream.registry.profiles import (
+    PROFILES,
+    PROFILES_BY_NAME,
+    UNKNOWN_PROFILE,
+    find_profile,
+    find_profile_by_headers,
+)
 from ocistream.registry.upload_methods import CHUNK, PUT, STREAM
 
 HOSTS = {
@@ -47,60 +53,62 @@ ANSWERS = {
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_host_is_known(host: str) -> None:
-    assert profile_of(host).name == HOSTS[host]
+    assert find_profile(host).name == HOSTS[host]
 
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("spoilt", ["evil{}", "{}.evil.example", "evil.{}.x", "{}\n", "x/{}", "{}@evil"])
 def test_a_host_that_only_contains_its_name_is_not(host: str, spoilt: str) -> None:
     name = spoilt.format(host.partition(":")[0])
-    found = profile_of(name)
+    found = find_profile(name)
     # `evilteam.azurecr.io` is a registry of Azure's as well, but of no other kind.
-    assert found is UNKNOWN or (spoilt == "evil{}" and found.name == HOSTS[host])
-    assert profile_of("evilghcr.io") is profile_of("ghcr.io.evil.com") is profile_of("evilgcr.io") is UNKNOWN
+    assert found is UNKNOWN_PROFILE or (spoilt == "evil{}" and found.name == HOSTS[host])
+    assert (
+        find_profile("evilghcr.io") is find_profile("ghcr.io.evil.com") is find_profile("evilgcr.io") is UNKNOWN_PROFILE
+    )
 
 
 @pytest.mark.parametrize("host", ["localhost:5000", "[::1]:5000", "registry.example.com", "127.0.0.1", ""])
 def test_anybody_else_follows_the_specification(host: str) -> None:
-    assert profile_of(host) is UNKNOWN
-    assert UNKNOWN.rungs == (STREAM, PUT, CHUNK)
-    assert UNKNOWN.resumes
+    assert find_profile(host) is UNKNOWN_PROFILE
+    assert UNKNOWN_PROFILE.methods == (STREAM, PUT, CHUNK)
+    assert UNKNOWN_PROFILE.can_resume
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_shows_what_its_registry_is(answer: tuple[str, str]) -> None:
     name, value = answer
-    found = profile_by_answer(lambda header: value if header == name else None)
+    found = find_profile_by_headers(lambda header: value if header == name else None)
     assert found is not None
     assert found.name == ANSWERS[answer]
 
 
 def test_an_answer_that_shows_nothing_is_nobody_s() -> None:
     for server in ("nginx", "MyArtifactory/1", "xNexus/3", "Docker Registry", None):
-        assert profile_by_answer(lambda header, server=server: server if header == "Server" else None) is None  # type: ignore[misc]
+        assert find_profile_by_headers(lambda header, server=server: server if header == "Server" else None) is None  # type: ignore[misc]
 
 
 def test_every_profile_says_where_it_is_known_from_and_begins_with_what_it_takes() -> None:
     assert len({profile.name for profile in PROFILES}) == len(PROFILES)
     for profile in PROFILES:
-        assert profile.sources, profile.name
+        assert profile.documented_in, profile.name
         assert profile.hosts or profile.headers, profile.name
-        assert profile.rungs[0] == STREAM, f"{profile.name}: docker's way is what every registry takes"
-        assert set(profile.rungs) <= {STREAM, PUT, CHUNK}
+        assert profile.methods[0] == STREAM, f"{profile.name}: docker's way is what every registry takes"
+        assert set(profile.methods) <= {STREAM, PUT, CHUNK}
 
 
 def test_what_holds_where() -> None:
     by_name = {profile.name: profile for profile in PROFILES}
-    assert CHUNK not in by_name["Google Artifact Registry"].rungs
-    assert CHUNK not in by_name["Amazon ECR"].rungs
-    assert not by_name["Amazon ECR"].resumes
-    assert PUT not in by_name["Artifactory"].rungs
+    assert CHUNK not in by_name["Google Artifact Registry"].methods
+    assert CHUNK not in by_name["Amazon ECR"].methods
+    assert not by_name["Amazon ECR"].can_resume
+    assert PUT not in by_name["Artifactory"].methods
     assert by_name["GitHub Packages"].largest_chunk == 4 << 20
-    assert dataclasses.is_dataclass(UNKNOWN)
+    assert dataclasses.is_dataclass(UNKNOWN_PROFILE)
 
 
 def test_a_configuration_names_them_in_small_letters() -> None:
-    assert NAMED["amazon-ecr"].name == "Amazon ECR"
-    assert NAMED["unknown"] is UNKNOWN
-    assert set(NAMED.values()) == {*PROFILES, UNKNOWN}
-    assert all(name.replace("-", "").isalnum() and name == name.lower() for name in NAMED)
+    assert PROFILES_BY_NAME["amazon-ecr"].name == "Amazon ECR"
+    assert PROFILES_BY_NAME["unknown"] is UNKNOWN_PROFILE
+    assert set(PROFILES_BY_NAME.values()) == {*PROFILES, UNKNOWN_PROFILE}
+    assert all(name.replace("-", "").isalnum() and name == name.lower() for name in PROFILES_BY_NAME)

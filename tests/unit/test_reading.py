@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import NetworkError, NotFoundError
-from ocistream.http.client import TransportSettings
-from ocistream.http.retry import Patience
+from ocistream.http.client import HttpSettings
+from ocistream.http.retry import RetryPolicy
 from ocistream.http.tls import TlsSettings
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.locations import Place
-from ocistream.registry.open_repository import Reading, impatient
+from ocistream.registry.locations import PullSource
+from ocistream.registry.open_repository import RepositoryOpener, shorten_timeouts
 from ocistream.registry.referrers import ReferrerList
 from tests.certificates import Certificate, make_certificate
 from tests.network import CountingRegistry, QuickTransport
@@ -59,36 +59,38 @@ def test_another_location_is_not_shown_the_command_lines_certificate(
     authority: Certificate,
     client: Certificate,
 ) -> None:
-    mirrors = [Place(faulty().host, "hub/app", is_mirror=True)] if hurried else []
+    mirrors = [PullSource(faulty().host, "hub/app", is_mirror=True)] if hurried else []
     reference = parse_reference("elsewhere.example/app:1" if location else f"{curious.host.upper()}/app:1")
     transport, impatient = (quick(tls=shown(authority, client)) for _ in range(2))
-    reading = Reading(transport, lambda: impatient, lambda _: [*mirrors, Place(curious.host, "team/app")])
-    assert reading.repository(reference).referrers(DIGEST) == ReferrerList(())
+    reading = RepositoryOpener(transport, lambda: impatient, lambda _: [*mirrors, PullSource(curious.host, "team/app")])
+    assert reading.open_repository(reference).list_referrers(DIGEST) == ReferrerList(())
     with pytest.raises(NotFoundError):
-        reading.tags(reference)
+        reading.list_tags(reference)
     assert certificates(curious) == {None if location else base64.b64decode(client.x5c)}
 
 
 def test_another_location_is_checked_although_what_was_named_is_not(curious: CountingRegistry, quick: Quick) -> None:
     transport = quick(tls=TlsSettings(insecure=True))
-    reading = Reading(transport, places=lambda _: [Place(curious.host, "team/app")])
+    reading = RepositoryOpener(transport, find_pull_sources=lambda _: [PullSource(curious.host, "team/app")])
     with pytest.raises(NetworkError, match="not trusted"):
-        reading.repository(parse_reference("elsewhere.example/app:1")).resolve("1")
+        reading.open_repository(parse_reference("elsewhere.example/app:1")).resolve("1")
     assert curious.requests == []
     with pytest.raises(NotFoundError):
-        reading.repository(parse_reference(f"{curious.host}/app:1")).resolve("1")
+        reading.open_repository(parse_reference(f"{curious.host}/app:1")).resolve("1")
 
 
 def test_mirrors_have_less_patience_than_the_registry() -> None:
-    theirs = impatient(TransportSettings(user_agent="x"))
-    ours = TransportSettings()
+    theirs = shorten_timeouts(HttpSettings(user_agent="x"))
+    ours = HttpSettings()
     assert theirs.user_agent == "x"
     assert theirs.connect_timeout < ours.connect_timeout
     assert theirs.stall_timeout < ours.stall_timeout
-    assert 1 < theirs.patience.attempts < ours.patience.attempts
-    assert theirs.patience.retry_after_limit < ours.patience.retry_after_limit
+    assert 1 < theirs.retry_policy.attempts < ours.retry_policy.attempts
+    assert theirs.retry_policy.retry_after_limit < ours.retry_policy.retry_after_limit
 
 
 def test_who_has_less_patience_already_keeps_it() -> None:
-    settings = TransportSettings(connect_timeout=1, stall_timeout=1, patience=Patience(attempts=1, retry_after_limit=1))
-    assert impatient(settings) == settings
+    settings = HttpSettings(
+        connect_timeout=1, stall_timeout=1, retry_policy=RetryPolicy(attempts=1, retry_after_limit=1)
+    )
+    assert shorten_timeouts(settings) == settings

@@ -9,7 +9,7 @@ import pytest
 
 from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.registry.locations import Mirror, Namespace
+from ocistream.registry.locations import Mirror, RegistryNamespace
 
 _DROP_INS = "registries.conf.d"
 
@@ -26,7 +26,7 @@ class Files:
     def user(self, text: str, name: str = "registries.conf") -> None:
         self._write(self.path / "home/.config/containers" / name, text)
 
-    def found(self, env: Mapping[str, str] | None = None) -> dict[str, Namespace]:
+    def found(self, env: Mapping[str, str] | None = None) -> dict[str, RegistryNamespace]:
         namespaces = load_namespaces(env or {}, self.path / "home", system=self.path / "etc")
         return {namespace.prefix: namespace for namespace in namespaces}
 
@@ -75,13 +75,13 @@ def test_everything_that_counts_is_read_and_the_rest_passed_over(files: Files) -
         "app" = "example.com/app"
     """)
     (namespace,) = files.found().values()
-    assert namespace == Namespace(
+    assert namespace == RegistryNamespace(
         "example.com/foo",
         "internal.example.net:5000/bar",
         insecure=True,
         blocked=True,
         mirrors=(Mirror("mirror-0.local/foo", False), Mirror("mirror-1.local", True, "tag-only")),
-        source=str(files.path / "etc/registries.conf"),
+        config_file=str(files.path / "etc/registries.conf"),
     )
 
 
@@ -100,7 +100,7 @@ def test_a_location_is_its_own_prefix_and_a_prefix_its_own_location(files: Files
 def test_an_entry_for_one_tag_is_for_no_repository(files: Files) -> None:
     files.system(registry("a.example/x", 'prefix = "a.example/x:1"', "blocked = true"))
     (namespace,) = files.found().values()
-    assert namespace.rest_of("a.example/x") is None
+    assert namespace.strip_prefix("a.example/x") is None
 
 
 class TestOrder:

@@ -19,17 +19,17 @@ from ocistream.errors import (
     RegistryError,
     UnsupportedError,
 )
-from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.layout.store import LayoutDestination, LayoutSource
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
-from ocistream.registry.destination import RegistrySink
+from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.repository import Repository
 from ocistream.registry.source import RegistrySource
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.copy import Report, copy
-from ocistream.transfer.interfaces import Blob, Source, Unnamed
+from ocistream.transfer.interfaces import Blob, NewBlob, Source
 from tests.faults import Drop, Fault, FaultyHandler, Flip, HangUp, Header, refusal
 from tests.images import Descriptor as Document
 from tests.images import Layout, digest_of, small_image, two_platforms
@@ -60,14 +60,14 @@ class Nobody:
 class NothingEarly:
     """What a registry never uses: it gives names before bytes."""
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         pytest.fail(f"{blob.descriptor.digest} came early")
 
-    def put_unnamed(self, chunks: Iterator[Chunk]) -> Descriptor:
+    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Fail."""
         raise AssertionError(chunks)
 
-    def recall(self, descriptor: Descriptor) -> bytes:
+    def read_back(self, descriptor: Descriptor) -> bytes:
         pytest.fail(f"{descriptor.digest} was wanted back")
 
 
@@ -76,7 +76,7 @@ def source(transport: QuickTransport, *names: str, platforms: PlatformChoice | N
     return RegistrySource(transport, references, platforms=platforms or PlatformChoice())
 
 
-def sink(transport: QuickTransport, *names: str) -> RegistrySink:
+def sink(transport: QuickTransport, *names: str) -> RegistryDestination:
     """Return a sink that gives these names to the images, one after the other, or one name to all."""
     references = [parse_reference(name) for name in names]
     given: dict[tuple[str | None, str], Reference] = {}
@@ -84,10 +84,10 @@ def sink(transport: QuickTransport, *names: str) -> RegistrySink:
     def target(root: Root) -> Reference:
         return given.setdefault((root.name, root.descriptor.digest), references[min(len(given), len(references) - 1)])
 
-    return RegistrySink(transport, target)
+    return RegistryDestination(transport, target)
 
 
-def move(taken: Source, put: RegistrySink | LayoutSink, jobs: int = 4) -> Report:
+def move(taken: Source, put: RegistryDestination | LayoutDestination, jobs: int = 4) -> Report:
     try:
         return copy(taken, put, Nobody(), jobs=jobs)
     finally:
@@ -95,7 +95,7 @@ def move(taken: Source, put: RegistrySink | LayoutSink, jobs: int = 4) -> Report
 
 
 def hows(report: Report) -> set[str]:
-    return {moved.how for moved in report.blobs}
+    return {moved.status for moved in report.blobs}
 
 
 def blobs_of(layout: Layout, image: Document) -> list[str]:
@@ -115,7 +115,7 @@ class TestSources:
         registry = faulty()
         index = two_platforms(layout)
         seed(layout, index, registry.host, "app", "1")
-        graph = source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+        graph = source(quick(), f"{registry.host}/app:1").resolve(NothingEarly())
         (root,) = graph.roots
         assert (root.name, root.descriptor.digest) == (f"{registry.host}/app:1", index["digest"])
         assert root.origin == f"{registry.host}/app"
@@ -131,7 +131,7 @@ class TestSources:
     def test_by_digest_it_has_no_name(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
         registry = faulty()
         digest = seed(layout, small_image(layout), registry.host, "app", "1")
-        graph = source(quick(), f"{registry.host}/app@{digest}").graph(NothingEarly())
+        graph = source(quick(), f"{registry.host}/app@{digest}").resolve(NothingEarly())
         assert graph.roots[0].name is None
         assert not registry.asked(path="/manifests/1") or registry.asked("PUT", "/manifests/1")
 
@@ -140,7 +140,7 @@ class TestSources:
     ) -> None:
         registry = faulty()
         digest = seed(layout, small_image(layout), registry.host, "app", "1")
-        graph = source(quick(), f"{registry.host}/app:other@{digest}").graph(NothingEarly())
+        graph = source(quick(), f"{registry.host}/app:other@{digest}").resolve(NothingEarly())
         assert graph.roots[0].name == f"{registry.host}/app:other"
         assert graph.roots[0].descriptor.digest == digest
 
@@ -152,14 +152,14 @@ class TestSources:
         seed(layout, first, one.host, "a/b", "1")
         seed(layout, second, other.host, "c", "2")
         taken = source(quick(), f"{one.host}/a/b:1", f"{other.host}/c:2", f"{one.host}/a/b:1")
-        report = move(taken, LayoutSink(tmp_path / "out"))
+        report = move(taken, LayoutDestination(tmp_path / "out"))
         assert [root.descriptor.digest for root in report.graph.roots] == [first["digest"], second["digest"]]
         assert {request.path for request in one.asked("GET", "/blobs/")} == {
             f"/v2/a/b/blobs/{digest}" for digest in blobs_of(layout, first)
         }
         for digest in blobs_of(layout, second):
-            assert taken.home(digest) == (other.host, "c")
-        assert taken.home(blob_of(b"unknown").digest) is None
+            assert taken.find_repository(digest) == (other.host, "c")
+        assert taken.find_repository(blob_of(b"unknown").digest) is None
 
     def test_two_names_of_one_image_are_two_roots_and_everything_else_is_there_once(
         self, faulty: Faulty, quick: Quick, layout: Layout
@@ -168,7 +168,7 @@ class TestSources:
         image = small_image(layout)
         for tag in "12":
             seed(layout, image, registry.host, "app", tag)
-        graph = source(quick(), f"{registry.host}/app:1", f"{registry.host}/app:2").graph(NothingEarly())
+        graph = source(quick(), f"{registry.host}/app:1", f"{registry.host}/app:2").resolve(NothingEarly())
         assert [root.name for root in graph.roots] == [f"{registry.host}/app:1", f"{registry.host}/app:2"]
         assert len(graph.manifests) == 1
 
@@ -177,7 +177,7 @@ class TestSources:
         seed(layout, two_platforms(layout), registry.host, "app", "1")
         registry.requests.clear()
         choice = PlatformChoice((parse_platform("linux/arm64"),))
-        graph = source(quick(), f"{registry.host}/app:1", platforms=choice).graph(NothingEarly())
+        graph = source(quick(), f"{registry.host}/app:1", platforms=choice).resolve(NothingEarly())
         assert len(graph.manifests) == 1
         assert len(registry.asked("GET", "/manifests/")) == 2
         assert len(registry.asked("GET", "/blobs/")) == 0
@@ -190,9 +190,9 @@ class TestSources:
         seed(layout, layout.index(images), registry.host, "app", "1")
         choice = PlatformChoice((parse_platform("linux/a"), parse_platform("linux/b")))
         taken = source(quick(), f"{registry.host}/app:1", platforms=choice)
-        report = move(taken, LayoutSink(tmp_path / "out"))
+        report = move(taken, LayoutDestination(tmp_path / "out"))
         assert len(report.graph.manifests) == 3
-        assert taken.home(report.graph.roots[0].descriptor.digest) is None
+        assert taken.find_repository(report.graph.roots[0].descriptor.digest) is None
         assert {blob.digest for blob in report.graph.blobs} == {
             digest for image in images[:2] for digest in blobs_of(layout, image)
         }
@@ -204,18 +204,18 @@ class TestSources:
         seed(layout, small_image(layout), registry.host, "app", "1")
         name = f"{registry.host}/app:1"
         right = PlatformChoice((parse_platform("linux/amd64"),))
-        assert len(source(quick(), name, platforms=right).graph(NothingEarly()).manifests) == 1
+        assert len(source(quick(), name, platforms=right).resolve(NothingEarly()).manifests) == 1
         wrong = PlatformChoice((parse_platform("linux/s390x"),))
         with pytest.raises(NotFoundError, match="has no platform linux/s390x"):
-            source(quick(), name, platforms=wrong).graph(NothingEarly())
+            source(quick(), name, platforms=wrong).resolve(NothingEarly())
         registry.faults = [Fault(Flip(3), "GET", "/blobs/")]
         with pytest.raises(IntegrityError):
-            source(quick(), name, platforms=right).graph(NothingEarly())
+            source(quick(), name, platforms=right).resolve(NothingEarly())
 
     def test_a_missing_image_is_named_as_the_user_did(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         with pytest.raises(NotFoundError, match=rf"{registry.host}/app:1 is not there"):
-            source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+            source(quick(), f"{registry.host}/app:1").resolve(NothingEarly())
 
     def test_a_missing_child_is_absent_and_a_wrong_one_an_error(
         self, faulty: Faulty, quick: Quick, layout: Layout
@@ -225,20 +225,20 @@ class TestSources:
         seed(layout, index, registry.host, "app", "1")
         first, second = (child["digest"] for child in layout.read(index["digest"])["manifests"])
         registry.layout.blob_path(first).unlink()
-        graph = source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+        graph = source(quick(), f"{registry.host}/app:1").resolve(NothingEarly())
         assert [manifest.digest for manifest in graph.absent] == [first]
         registry.faults = [Fault(Flip(30), "GET", second)]
         with pytest.raises(IntegrityError, match=second):
-            source(quick(), f"{registry.host}/app:1").graph(NothingEarly())
+            source(quick(), f"{registry.host}/app:1").resolve(NothingEarly())
 
     def test_a_blob_may_be_opened_again(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
         registry = faulty()
         image = small_image(layout)
         seed(layout, image, registry.host, "app", "1")
         taken = source(quick(), f"{registry.host}/app:1")
-        graph = taken.graph(NothingEarly())
+        graph = taken.resolve(NothingEarly())
         for blob in taken.blobs(graph.blobs):
-            assert blob.replayable
+            assert blob.reopenable
             content = layout.file(blob.descriptor.digest).read_bytes()
             assert [b"".join(bytes(chunk) for chunk in blob.open()) for _ in range(2)] == [content] * 2
         taken.close()
@@ -253,7 +253,7 @@ class TestSources:
         image = layout.document({**document, "layers": layers})
         seed(layout, image, registry.host, "app", "1")
         registry.accepted = 0
-        move(source(quick(), f"{registry.host}/app:1"), LayoutSink(tmp_path / "out"), jobs=4)
+        move(source(quick(), f"{registry.host}/app:1"), LayoutDestination(tmp_path / "out"), jobs=4)
         assert len(registry.asked("GET", "/blobs/")) == 201
         assert registry.accepted <= 5
         other = faulty()
@@ -350,7 +350,7 @@ class Once(LayoutSource):
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in super().blobs(wanted):
-            yield Blob(blob.descriptor, blob.open, replayable=False)
+            yield Blob(blob.descriptor, blob.open, reopenable=False)
 
 
 @pytest.fixture
@@ -472,8 +472,8 @@ class TestFailures:
         assert registry.requests == []
 
 
-def unnamed(content: bytes) -> Unnamed:
-    return Unnamed(lambda: iter([content]), lambda: blob_of(content), replayable=False)
+def unnamed(content: bytes) -> NewBlob:
+    return NewBlob(lambda: iter([content]), lambda: blob_of(content), reopenable=False)
 
 
 class TestEarlyBlobs:
@@ -484,25 +484,25 @@ class TestEarlyBlobs:
     ) -> None:
         registry = faulty()
         reference = parse_reference(f"{registry.host}/app:1")
-        put = RegistrySink(quick(), lambda _: reference, early=reference)
+        put = RegistryDestination(quick(), lambda _: reference, early_target=reference)
         content = random.Random(3).randbytes(5000)
         blob = blob_of(content)
-        assert not put.has(blob)
-        put.put(Blob(blob, lambda: iter([content]), replayable=False))
-        assert put.has(blob)
-        assert put.recall(blob) == content
+        assert not put.has_blob(blob)
+        put.write(Blob(blob, lambda: iter([content]), reopenable=False))
+        assert put.has_blob(blob)
+        assert put.read_back(blob) == content
         assert len(registry.asked("HEAD")) == 1
         registry.faults = [Fault(Flip(0), "GET")]
         with pytest.raises(IntegrityError):
-            put.recall(blob)
+            put.read_back(blob)
 
     def test_so_do_those_that_have_no_name_yet(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         reference = parse_reference(f"{registry.host}/app:1")
-        put = RegistrySink(quick(), lambda _: reference, early=reference)
+        put = RegistryDestination(quick(), lambda _: reference, early_target=reference)
         content = random.Random(3).randbytes(5000)
-        assert put.put_unnamed(unnamed(content)) == blob_of(content)
-        assert put.has(blob_of(content))
+        assert put.write_new(unnamed(content)) == blob_of(content)
+        assert put.has_blob(blob_of(content))
         # It is known to be there; nobody needs to ask.
         assert registry.asked("HEAD") == []
         assert registry.layout.blob_path(blob_of(content).digest).read_bytes() == content
@@ -510,18 +510,18 @@ class TestEarlyBlobs:
     def test_what_is_there_by_now_is_not_sent(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         reference = parse_reference(f"{registry.host}/app:1")
-        put = RegistrySink(quick(), lambda _: reference, early=reference)
-        assert not put.has(blob_of(b"content"))
+        put = RegistryDestination(quick(), lambda _: reference, early_target=reference)
+        assert not put.has_blob(blob_of(b"content"))
         # Another thread has made the same of something else since.
-        put.put_unnamed(unnamed(b"content"))
-        put.put(Blob(blob_of(b"content"), lambda: iter([b"content"])))
+        put.write_new(unnamed(b"content"))
+        put.write(Blob(blob_of(b"content"), lambda: iter([b"content"])))
         assert len(registry.asked("PATCH")) == 1
 
     def test_without_such_a_place_they_cannot_be_taken(self, faulty: Faulty, quick: Quick) -> None:
         put = sink(quick(), f"{faulty().host}/app:1")
         with pytest.raises(UnsupportedError, match="the repositories are not known when the layers arrive"):
-            put.put_unnamed(unnamed(b"x"))
-        for use in (put.has, put.recall):
+            put.write_new(unnamed(b"x"))
+        for use in (put.has_blob, put.read_back):
             with pytest.raises(
                 UnsupportedError, match="the repositories are not known when the layers arrive"
             ) as caught:
@@ -568,10 +568,10 @@ class TestDigestsByAnotherAlgorithm:
         ]
         transport = quick()
         move(source(transport, f"{one.host}/app:1"), sink(transport, f"{other.host}/app:1"))
-        report = move(source(transport, f"{other.host}/app:1"), LayoutSink(tmp_path / "out"))
+        report = move(source(transport, f"{other.host}/app:1"), LayoutDestination(tmp_path / "out"))
         assert [root.descriptor.digest for root in report.graph.roots] == [digest]
         assert manifest(other.host, "app", digest) == layout.file(digest).read_bytes()
-        assert move(source(transport, f"{other.host}/app@{digest}"), LayoutSink(tmp_path / "out")).graph.roots
+        assert move(source(transport, f"{other.host}/app@{digest}"), LayoutDestination(tmp_path / "out")).graph.roots
 
     def test_what_is_there_is_not_sent(self, faulty: Faulty, quick: Quick, layout: Layout) -> None:
         registry = faulty()
@@ -589,9 +589,9 @@ class TestDigestsByAnotherAlgorithm:
         seed(layout, image, registry.host, "app", "1")
         transport = quick()
         target = Repository(transport, registry.host, "app")
-        assert target.digest_of("1") == digest_of(layout.file(image["digest"]).read_bytes())
+        assert target.find_digest("1") == digest_of(layout.file(image["digest"]).read_bytes())
         move(taken_from(layout), sink(transport, f"{registry.host}/app:1"))
-        assert target.digest_of("1") == image["digest"]
+        assert target.find_digest("1") == image["digest"]
 
     def test_a_registry_that_overlooks_the_tag_gets_it_as_ever_and_once(
         self, faulty: Faulty, quick: Quick, layout: Layout
@@ -602,7 +602,7 @@ class TestDigestsByAnotherAlgorithm:
         move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
         assert order(registry) == [*[f"app/{image['digest']}"] * 2, "app/1"]
         assert manifest(registry.host, "app", "1") == manifest(registry.host, "app", image["digest"]) == content
-        assert Repository(quick(), registry.host, "app").digest_of("1") == digest_of(content)
+        assert Repository(quick(), registry.host, "app").find_digest("1") == digest_of(content)
         move(taken_from(layout), sink(quick(), f"{registry.host}/app:1"))
         assert order(registry).count("app/1") == 1
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from ocistream.errors import UsageError
-from ocistream.oci.patterns import whole
+from ocistream.oci.patterns import compile_full_match
 
 PATTERNS = [
     "",
@@ -57,7 +57,7 @@ TEXTS = ["".join(letters) for n in range(5) for letters in itertools.product("ab
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_it_matches_what_python_does(pattern: str) -> None:
     expected = re.compile(pattern, re.ASCII)
-    matches = whole(pattern)
+    matches = compile_full_match(pattern)
     assert [t for t in TEXTS if matches(t)] == [t for t in TEXTS if expected.fullmatch(t)]
 
 
@@ -66,12 +66,12 @@ def test_it_matches_what_python_does(pattern: str) -> None:
 )
 def test_no_text_makes_it_slow(pattern: str) -> None:
     # With `re`, this does not come to an end.
-    assert not whole(pattern)("1" * 128)
+    assert not compile_full_match(pattern)("1" * 128)
 
 
 def test_an_expression_that_takes_too_long_is_said_to() -> None:
     with pytest.raises(UsageError, match="takes too long"):
-        whole("(((1?){128}){128}){128}")("1" * 128)
+        compile_full_match("(((1?){128}){128}){128}")("1" * 128)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_an_expression_that_takes_too_long_is_said_to() -> None:
 )
 def test_what_cannot_be_used_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="regular expression"):
-        whole(pattern)
+        compile_full_match(pattern)
 
 
 def test_groups_too_deep_within_each_other_are_said_to_be() -> None:
-    matches = whole("(a|" * 200 + "b" + ")" * 200)
+    matches = compile_full_match("(a|" * 200 + "b" + ")" * 200)
     with pytest.raises(UsageError, match="too deep"):
         matches("b")
 
 
 def test_a_letter_that_has_several_in_the_other_case_is_none_of_ascii() -> None:
-    assert not whole("(?i)a")("\N{LATIN SMALL LETTER SHARP S}")
+    assert not compile_full_match("(?i)a")("\N{LATIN SMALL LETTER SHARP S}")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ocistream.errors import IntegrityError
-from ocistream.streams.chunks import Chunk, gathered
+from ocistream.streams.chunks import Chunk, read_all
 from ocistream.transfer.interfaces import Blob
-from ocistream.transfer.retry import until_right
+from ocistream.transfer.retry import use_verified
 from tests.network import blob_of
 
 RIGHT = b"right"
@@ -21,7 +21,7 @@ class Places:
 
     def __init__(self, *contents: bytes) -> None:
         self.contents = list(contents)
-        self.blob = Blob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_wrong=self.on_wrong)
+        self.blob = Blob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_corrupt=self.on_wrong)
 
     def on_wrong(self, error: IntegrityError, again: bool) -> None:
         if not again or len(self.contents) == 1:
@@ -30,29 +30,29 @@ class Places:
 
 
 def read(checked: Blob) -> bytes:
-    return gathered(checked.open())
+    return read_all(checked.open())
 
 
 def test_what_is_right_is_used_once() -> None:
-    assert until_right(Places(RIGHT).blob, read, again=True) == RIGHT
+    assert use_verified(Places(RIGHT).blob, read, again=True) == RIGHT
 
 
 def test_what_is_wrong_is_read_from_the_next_place() -> None:
     places = Places(b"wrong", b"too long", b"short", RIGHT)
-    assert until_right(places.blob, read, again=True) == RIGHT
+    assert use_verified(places.blob, read, again=True) == RIGHT
     assert places.contents == [RIGHT]
 
 
 def test_that_work_cannot_be_begun_anew_is_said_to_the_source() -> None:
     places = Places(b"wrong", RIGHT)
     with pytest.raises(IntegrityError):
-        until_right(places.blob, read, again=False)
+        use_verified(places.blob, read, again=False)
     assert places.contents == [b"wrong", RIGHT]
 
 
 def test_a_blob_of_one_place_is_as_it_is() -> None:
     with pytest.raises(IntegrityError):
-        until_right(Blob(blob_of(RIGHT), lambda: iter([b"wrong"])), read, again=True)
+        use_verified(Blob(blob_of(RIGHT), lambda: iter([b"wrong"])), read, again=True)
 
 
 def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
@@ -64,7 +64,7 @@ def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
         raise IntegrityError(msg)
 
     with pytest.raises(IntegrityError, match="not what its config says"):
-        until_right(places.blob, use, again=True)
+        use_verified(places.blob, use, again=True)
     assert places.contents == [RIGHT, b"another"]
 
 
@@ -89,7 +89,7 @@ def resumed(held: bytes) -> Callable[[Blob], bytes]:
         if checked.resume is None or not left:
             return read(checked)
         there = left.pop()
-        return there + gathered(checked.resume(iter([there]), len(there)))
+        return there + read_all(checked.resume(iter([there]), len(there)))
 
     return use
 
@@ -98,32 +98,32 @@ class TestResuming:
     @pytest.mark.parametrize("size", [0, 1, 4])
     def test_only_what_is_not_held_is_asked_for(self, size: int) -> None:
         place = Resumable()
-        assert until_right(place.blob, resumed(RIGHT[:size]), again=True) == RIGHT
+        assert use_verified(place.blob, resumed(RIGHT[:size]), again=True) == RIGHT
         assert place.asked == [size]
 
     def test_of_what_is_held_whole_nothing_is_asked_for(self) -> None:
         place = Resumable()
-        assert until_right(place.blob, resumed(RIGHT), again=True) == RIGHT
+        assert use_verified(place.blob, resumed(RIGHT), again=True) == RIGHT
         assert place.asked == []
 
     @pytest.mark.parametrize("held", [b"R", b"wrong", b"too long"])
     def test_where_the_whole_is_wrong_it_is_begun_anew_once(self, held: bytes) -> None:
         place = Resumable()
-        assert until_right(place.blob, resumed(held), again=True) == RIGHT
+        assert use_verified(place.blob, resumed(held), again=True) == RIGHT
         assert place.asked[-1:] == [0]
         assert len(place.asked) <= 2
 
     def test_what_is_wrong_then_too_is_an_error(self) -> None:
         place = Resumable(b"worse")
         with pytest.raises(IntegrityError):
-            until_right(place.blob, resumed(b"R"), again=True)
+            use_verified(place.blob, resumed(b"R"), again=True)
         assert place.asked == [1, 0]
 
     def test_what_was_held_is_suspected_before_a_place_is(self) -> None:
         place = Resumable()
         told: list[IntegrityError] = []
-        blob = dataclasses.replace(place.blob, on_wrong=lambda error, _: told.append(error))
-        assert until_right(blob, resumed(b"R"), again=True) == RIGHT
+        blob = dataclasses.replace(place.blob, on_corrupt=lambda error, _: told.append(error))
+        assert use_verified(blob, resumed(b"R"), again=True) == RIGHT
         assert told == []
 
     def test_a_place_that_lies_is_left_after_that(self) -> None:
@@ -133,21 +133,21 @@ class TestResuming:
             assert again
             place.content = RIGHT
 
-        blob = dataclasses.replace(place.blob, on_wrong=on_wrong)
-        assert until_right(blob, resumed(RIGHT[:1]), again=True) == RIGHT
+        blob = dataclasses.replace(place.blob, on_corrupt=on_wrong)
+        assert use_verified(blob, resumed(RIGHT[:1]), again=True) == RIGHT
         assert place.asked == [1, 0, 0]
 
     def test_what_can_only_be_read_from_its_beginning_cannot_be_resumed(self) -> None:
         seen: list[Blob] = []
-        until_right(Places(RIGHT).blob, seen.append, again=True)
+        use_verified(Places(RIGHT).blob, seen.append, again=True)
         assert (seen[0].resume, seen[0].open_at) == (None, None)
 
     def test_what_begins_in_the_middle_has_its_size_checked(self) -> None:
         def use(checked: Blob) -> bytes:
             assert checked.open_at is not None
-            return gathered(checked.open_at(2))
+            return read_all(checked.open_at(2))
 
-        assert until_right(Resumable().blob, use, again=False) == RIGHT[2:]
+        assert use_verified(Resumable().blob, use, again=False) == RIGHT[2:]
         for content in (b"", b"righ", b"rights"):
             with pytest.raises(IntegrityError):
-                until_right(Resumable(content).blob, use, again=False)
+                use_verified(Resumable(content).blob, use, again=False)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.archive.docker_writer import DockerArchiveSink
-from ocistream.archive.outputs import file_output, rest_of, stream_output
-from ocistream.archive.writer import ArchiveSink
+from ocistream.archive.docker_writer import DockerArchiveDestination
+from ocistream.archive.outputs import build_tail_output, open_file_output, open_stream_output
+from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
@@ -29,13 +29,13 @@ from ocistream.errors import (
     OcistreamError,
     UsageError,
 )
-from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.layout.store import LayoutDestination, LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
-from ocistream.streams.chunks import Chunk, digest_of
+from ocistream.streams.chunks import Chunk, compute_digest
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, Early, Sink
-from ocistream.transfer.progress import Watched
+from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs
+from ocistream.transfer.progress import BlobProgress
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
 from tests.archives import blob_name
@@ -48,7 +48,7 @@ SIZES = [70_000, 40_000, 300_000]
 @pytest.fixture(autouse=True)
 def little_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the tests a megabyte each; a config is smaller than this."""
-    monkeypatch.setattr(limits, "WORTH_KEEPING", 2000)
+    monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 2000)
 
 
 class Reading:
@@ -57,7 +57,7 @@ class Reading:
     `fail(digest, position)` is asked before each piece of a thousand bytes, and may raise.
     """
 
-    parallel = True
+    concurrent = True
 
     def __init__(self, path: Path, fail: Callable[[str, int], None] = lambda *_: None, *, once: bool = False) -> None:
         self._inner = LayoutSource(path)
@@ -65,8 +65,8 @@ class Reading:
         self._once = once
         self.read: list[list[object]] = []
 
-    def graph(self, early: Early) -> Graph:
-        return self._inner.graph(early)
+    def resolve(self, early: EarlyBlobs) -> Graph:
+        return self._inner.resolve(early)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         for blob in self._inner.blobs(wanted):
@@ -99,7 +99,7 @@ def digests(layout: Layout) -> list[str]:
 def whole(layout: Layout, digests: list[str], tmp_path: Path) -> bytes:
     """Return the archive as an undisturbed run writes it."""
     del digests
-    transfer.copy(Reading(layout.path), ArchiveSink(file_output(tmp_path / "undisturbed.tar")))
+    transfer.copy(Reading(layout.path), ArchiveDestination(open_file_output(tmp_path / "undisturbed.tar")))
     return (tmp_path / "undisturbed.tar").read_bytes()
 
 
@@ -114,14 +114,14 @@ def failing_in(digest: str, position: int, error: Exception | None = None) -> Ca
     return fail
 
 
-def run(source: Reading, sink: Sink, watch: Watch | None = None) -> Report:
+def run(source: Reading, sink: Destination, watch: Watch | None = None) -> Report:
     try:
         return transfer.copy(source, sink, watch, jobs=2)
     finally:
         sink.close()
 
 
-def fails(source: Reading, sink: Sink, error: type[OcistreamError] = NetworkError) -> None:
+def fails(source: Reading, sink: Destination, error: type[OcistreamError] = NetworkError) -> None:
     with pytest.raises(error):
         run(source, sink)
 
@@ -144,8 +144,8 @@ class TestAnArchive:
         folder.mkdir()
         return folder
 
-    def archive(self, folder: Path) -> ArchiveSink:
-        return ArchiveSink(file_output(folder / "x.tar"))
+    def archive(self, folder: Path) -> ArchiveDestination:
+        return ArchiveDestination(open_file_output(folder / "x.tar"))
 
     def test_a_failure_leaves_what_has_come_and_nothing_of_it_is_read_again(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
@@ -175,7 +175,7 @@ class TestAnArchive:
             for blob in report.graph.blobs:
                 offset, size = places[blob_name(blob.digest)]
                 held = min(max(0, cut - offset), size)
-                assert next(m.resumed for m in report.blobs if m.descriptor is blob) == held
+                assert next(m.resumed_size for m in report.blobs if m.descriptor is blob) == held
                 expected += [[blob.digest, held, size - held]] if held < size else []
             assert source.read == expected, cut
             assert watch.moved == watch.total, cut
@@ -239,7 +239,7 @@ class TestAnArchive:
         (folder / ".x.tar.partial").write_bytes(whole[:-1])
 
         class Unreachable(Reading):
-            def graph(self, early: Early) -> Graph:
+            def graph(self, early: EarlyBlobs) -> Graph:
                 raise NetworkError(str(early))
 
         fails(Unreachable(layout.path), self.archive(folder))
@@ -306,7 +306,7 @@ class TestAnArchive:
             tar_layer(files, compression="" if plain else "gzip"), OCI_LAYER + ("" if plain else "+gzip")
         )
         layout.image([layer, 5000], name="v1")
-        sink = DockerArchiveSink(file_output(folder / "x.tar"))
+        sink = DockerArchiveDestination(open_file_output(folder / "x.tar"))
         source = Reading(layout.path, failing_in(layer["digest"], 40_000))
         with pytest.raises(NetworkError):
             transfer.copy(source, sink, recompression=parse_recompression("none", 200))
@@ -321,7 +321,7 @@ class TestAnArchive:
         for name in ("a.tar", "x.tar"):
             if wanted:
                 (folder / ".x.tar.partial").write_bytes(wanted[0][:-3000])
-            sink = DockerArchiveSink(file_output(folder / name))
+            sink = DockerArchiveDestination(open_file_output(folder / name))
             transfer.copy(LayoutSource(layout.path), sink, recompression=parse_recompression("none", 200))
             wanted.append((folder / name).read_bytes())
         assert wanted[0] == wanted[1]
@@ -362,7 +362,7 @@ class TestAnArchive:
         with monkeypatch.context() as patched:
             patched.setattr("os.preadv", broken)
             with pytest.raises(LocalDiskError, match="cannot write"):
-                sink.begin(LayoutSource(layout.path).graph(NothingEarly()))
+                sink.begin(LayoutSource(layout.path).resolve(NothingEarly()))
         sink.close()
 
     def test_so_it_is_in_the_middle_of_a_blob(
@@ -396,10 +396,10 @@ class TestALayout:
                 msg = "it broke off"
                 raise NetworkError(msg)
 
-        fails(Reading(layout.path, fail), LayoutSink(out))
+        fails(Reading(layout.path, fail), LayoutDestination(out))
         assert self.parts(out) == sorted(f".{digest[7:]}.partial" for digest in digests[:2])
         source = Reading(layout.path)
-        report = run(source, LayoutSink(out))
+        report = run(source, LayoutDestination(out))
         assert sorted(source.read, key=str) == sorted(
             [
                 [digests[0], 7000, SIZES[0] - 7000],
@@ -408,14 +408,14 @@ class TestALayout:
             ],
             key=str,
         )
-        assert sum(moved.resumed for moved in report.blobs) == 14_000
+        assert sum(moved.resumed_size for moved in report.blobs) == 14_000
         assert self.parts(out) == []
         for digest in digests:
             assert (out / blob_name(digest)).read_bytes() == layout.file(digest).read_bytes()
 
     def test_what_is_there_whole_is_not_asked_for(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
-        out = LayoutSink(tmp_path / "out")
-        out.begin(LayoutSource(layout.path).graph(NothingEarly()))
+        out = LayoutDestination(tmp_path / "out")
+        out.begin(LayoutSource(layout.path).resolve(NothingEarly()))
         folder = tmp_path / "out" / "blobs" / "sha256"
         folder.mkdir()
         (folder / f".{digests[2][7:]}.partial").write_bytes(layout.file(digests[2]).read_bytes())
@@ -432,7 +432,7 @@ class TestALayout:
         folder.mkdir(parents=True)
         (folder / f".{digests[1][7:]}.partial").write_bytes(bytes(size))
         source = Reading(layout.path)
-        run(source, LayoutSink(tmp_path / "out"))
+        run(source, LayoutDestination(tmp_path / "out"))
         assert [digests[1], 0, SIZES[1]] in source.read
         assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
         assert self.parts(tmp_path) == []
@@ -450,7 +450,7 @@ class TestALayout:
                 if readings and position >= 7000:
                     raise NetworkError(digest)
 
-        fails(Reading(layout.path, fail), LayoutSink(tmp_path / "out"))
+        fails(Reading(layout.path, fail), LayoutDestination(tmp_path / "out"))
         assert partial.read_bytes() == layout.file(digests[1]).read_bytes()[:7000]
 
     def test_what_is_only_longer_is_cut(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ class TestALayout:
         folder.mkdir(parents=True)
         (folder / f".{digests[1][7:]}.partial").write_bytes(layout.file(digests[1]).read_bytes() + b"more")
         source = Reading(layout.path)
-        run(source, LayoutSink(tmp_path / "out"))
+        run(source, LayoutDestination(tmp_path / "out"))
         assert digests[1] not in {read[0] for read in source.read}
         assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
 
@@ -476,7 +476,7 @@ class TestALayout:
                 raise IntegrityError(digest)
 
         with pytest.raises(IntegrityError):
-            transfer.copy(Reading(layout.path, wrong), LayoutSink(tmp_path / "out"), jobs=1)
+            transfer.copy(Reading(layout.path, wrong), LayoutDestination(tmp_path / "out"), jobs=1)
         assert self.parts(tmp_path) == parts[1:]
 
     def test_strays_go_at_once_and_old_parts_once_something_has_arrived(
@@ -488,23 +488,23 @@ class TestALayout:
         old, new, there = (f".{digit * 64}.partial" for digit in "abc")
         others = ["note.partial", ".some-upload.upload.partial"]
         strays = [f".{'d' * 64}.0123456789ab.partial", ".unnamed.0123456789ab.partial"]
-        long_ago = time.time() - limits.PARTIAL_AGE - 60
+        long_ago = time.time() - limits.MAX_PARTIAL_AGE - 60
         for name in (old, new, there, "c" * 64, *others, *strays):
             (folder / name).write_bytes(b"left")
             if name in (old, *others):
                 os.utime(folder / name, (long_ago, long_ago))
         (out / ".index.json.0123456789ab.partial").write_bytes(b"left")
-        fails(Reading(layout.path, failing_in(digests[0], 0)), LayoutSink(out))
+        fails(Reading(layout.path, failing_in(digests[0], 0)), LayoutDestination(out))
         left = set(names_in(folder)) - {f".{digest[7:]}.partial" for digest in digests}
         assert left & {old, new, there, *strays} == {old, new}
         assert ".index.json.0123456789ab.partial" not in names_in(out)
-        run(Reading(layout.path), LayoutSink(out))
+        run(Reading(layout.path), LayoutDestination(out))
         assert self.parts(out) == sorted([new, *others])
 
     def test_small_blobs_get_no_lasting_file(
         self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "WORTH_KEEPING", limits.MIB)
+        monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", limits.MIB)
         small_image(layout, name="v1")
         seen: list[str] = []
 
@@ -512,7 +512,7 @@ class TestALayout:
             del digest, position
             seen.extend(self.parts(tmp_path))
 
-        run(Reading(layout.path, look), LayoutSink(tmp_path / "out"))
+        run(Reading(layout.path, look), LayoutDestination(tmp_path / "out"))
         assert seen
         assert all(len(name.split(".")) == 4 for name in seen)
 
@@ -528,7 +528,7 @@ class TestWhatIsWrongElsewhere:
             def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
                 for blob in super().blobs(wanted):
                     wrong = blob.descriptor.digest == digests[1]
-                    yield dataclasses.replace(blob, on_wrong=self.turn if wrong else None)
+                    yield dataclasses.replace(blob, on_corrupt=self.turn if wrong else None)
 
             def turn(self, _: IntegrityError, again: bool) -> None:
                 assert again
@@ -537,7 +537,12 @@ class TestWhatIsWrongElsewhere:
         right = layout.file(digests[1]).read_bytes()
         layout.file(digests[1]).write_bytes(right[:-1] + b"x")
         source = TwoPlaces(layout.path)
-        run(source, LayoutSink(tmp_path / "out") if kind == "layout" else ArchiveSink(file_output(tmp_path / "x.tar")))
+        run(
+            source,
+            LayoutDestination(tmp_path / "out")
+            if kind == "layout"
+            else ArchiveDestination(open_file_output(tmp_path / "x.tar")),
+        )
         assert [read for read in source.read if read[0] == digests[1]] == [[digests[1], 0, SIZES[1]]] * 2
 
     def test_a_layer_that_is_not_compressed_as_it_says_is_found_out_though_it_was_begun(
@@ -550,17 +555,19 @@ class TestWhatIsWrongElsewhere:
         (folder / f".{layer['digest'][7:]}.partial").write_bytes(layout.file(layer["digest"]).read_bytes()[:5000])
         with pytest.raises(ArchiveError, match="its compression is none"):
             transfer.copy(
-                Reading(layout.path), LayoutSink(tmp_path / "out"), recompression=parse_recompression("gzip", 200)
+                Reading(layout.path),
+                LayoutDestination(tmp_path / "out"),
+                recompression=parse_recompression("gzip", 200),
             )
 
 
 class TestCounting:
     CONTENT = b"0123456789"
 
-    def watched(self, cancelled: threading.Event) -> tuple[Watched, Blob, list[int]]:
+    def watched(self, cancelled: threading.Event) -> tuple[BlobProgress, Blob, list[int]]:
         watch = Watch()
-        descriptor = Descriptor("text/plain", digest_of(self.CONTENT), 10)
-        watched = Watched(watch, descriptor, cancelled)
+        descriptor = Descriptor("text/plain", compute_digest(self.CONTENT), 10)
+        watched = BlobProgress(watch, descriptor, cancelled)
 
         def resume(held: Iterator[Chunk], size: int) -> Iterator[Chunk]:
             assert b"".join(map(bytes, held)) == self.CONTENT[:size]
@@ -570,7 +577,7 @@ class TestCounting:
             yield self.CONTENT[offset:]
 
         blob = Blob(descriptor, opened, open_at=opened, resume=resume)
-        return watched, watched.blob(blob), watch.advances
+        return watched, watched.wrap(blob), watch.advances
 
     def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
         watched, blob, advances = self.watched(threading.Event())
@@ -584,7 +591,7 @@ class TestCounting:
             advances.clear()
             list(opening())
             assert [count for count in advances if count] == counts
-            assert (watched.seen, watched.resumed) == (10, there)
+            assert (watched.counted, watched.resumed_size) == (10, there)
 
     def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
         cancelled = threading.Event()
@@ -600,11 +607,11 @@ class TestTheRest:
 
     def write(self, source: Reading, first: int, path: Path, *, docker: bool = False) -> Report:
         with io.FileIO(path, "wb") as file:
-            output = rest_of(stream_output(file, "there"), first)
+            output = build_tail_output(open_stream_output(file, "there"), first)
             if docker:
-                sink: Sink = DockerArchiveSink(output)
+                sink: Destination = DockerArchiveDestination(output)
                 return transfer.copy(source, sink, recompression=parse_recompression("none", 200))
-            return transfer.copy(source, ArchiveSink(output))
+            return transfer.copy(source, ArchiveDestination(output))
 
     def test_from_any_byte_on_it_is_the_end_of_the_whole_and_no_more_is_read_than_that(
         self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path

@@ -9,14 +9,14 @@ import pytest
 from ocistream.errors import IntegrityError, NetworkError, RegistryError
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.destination import RegistrySink
-from ocistream.registry.profiles import NAMED, Profile
+from ocistream.registry.destination import RegistryDestination
+from ocistream.registry.profiles import PROFILES_BY_NAME, RegistryProfile
 from ocistream.registry.repository import Repository
-from ocistream.registry.upload_methods import CHUNK, PUT, Rung
+from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadRecords
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.registry.uploads import Uploader
-from ocistream.streams.chunks import verified
+from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Reply, refusal
 from tests.images import Layout
@@ -47,13 +47,15 @@ class Runs:
         self.quick = quick
         #: What the parts are, where they are not what they should be.
         self.wrong: dict[int, bytes] = {}
-        self.forced: Rung | None = None
+        self.forced: UploadMethod | None = None
         #: What the registry is taken for.
-        self.known: Profile | None = None
+        self.known: RegistryProfile | None = None
 
     def uploader(self) -> Uploader:
-        transport: QuickTransport = self.quick(ladder=Ladder(forced=self.forced, configured=lambda _: self.known))
-        return Uploader(Repository(transport, self.registry.host, "app", writes=True), UploadRecords(self.folder))
+        transport: QuickTransport = self.quick(
+            ladder=UploadStrategy(explicit_method=self.forced, configured_profile=lambda _: self.known)
+        )
+        return Uploader(Repository(transport, self.registry.host, "app", for_push=True), UploadRecords(self.folder))
 
     def put(self, number: int) -> int:
         """Send a part, in a run of its own; return how much is there."""
@@ -62,7 +64,7 @@ class Runs:
         promised = blob_of(CONTENT[begin:end])
         content = self.wrong.get(number, CONTENT[begin:end])
         return self.uploader().upload_part(
-            BLOB, begin, Blob(promised, lambda: verified(iter([content[:1000], content[1000:]]), promised))
+            BLOB, begin, Blob(promised, lambda: verify_chunks(iter([content[:1000], content[1000:]]), promised))
         )
 
     def received(self) -> int:
@@ -93,14 +95,14 @@ class TestInOrder:
         assert runs.records() == []
 
     def test_by_chunks_too(self, runs: Runs) -> None:
-        runs.forced = Rung(CHUNK, MIB)
+        runs.forced = UploadMethod(CHUNK, MIB)
         assert [runs.put(number) for number in range(3)] == CUTS[1:]
         assert len(runs.registry.asked("PATCH")) == 2
         assert is_stored(runs.registry)
 
     def test_where_the_chunked_coding_is_refused_they_have_a_length(self, runs: Runs) -> None:
         # The embedded registry takes a range only with a length.
-        runs.known = NAMED["distribution"]
+        runs.known = PROFILES_BY_NAME["distribution"]
         for number, end in enumerate(CUTS[1:]):
             assert runs.put(number) == end
             coded, sized = runs.registry.asked("PATCH")
@@ -128,15 +130,15 @@ class TestInOrder:
 
 class TestOutOfOrder:
     def test_how_far_it_is_can_be_asked_and_changes_nothing(self, runs: Runs) -> None:
-        assert runs.uploader().reached(BLOB) == 0
+        assert runs.uploader().stored_size(BLOB) == 0
         assert methods(runs.registry) == []
         runs.put(0)
         for _ in range(2):
             runs.registry.requests.clear()
-            assert runs.uploader().reached(BLOB) == CUTS[1]
+            assert runs.uploader().stored_size(BLOB) == CUTS[1]
             assert methods(runs.registry) == ["GET"]
         runs.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "/uploads/")]
-        assert runs.uploader().reached(BLOB) == 0
+        assert runs.uploader().stored_size(BLOB) == 0
         assert [runs.put(number) for number in range(1, 3)] == CUTS[2:]
         assert is_stored(runs.registry)
 
@@ -195,7 +197,7 @@ class TestWhatCannotBe:
 
     def test_where_nothing_is_remembered_nothing_is_begun(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
-        repository = Repository(quick(), registry.host, "app", writes=True)
+        repository = Repository(quick(), registry.host, "app", for_push=True)
         part = blob_of(CONTENT[: CUTS[1]])
         sent = Uploader(repository, UploadRecords(None)).upload_part(
             BLOB, 0, Blob(part, lambda: iter([CONTENT[: CUTS[1]]]))
@@ -205,7 +207,7 @@ class TestWhatCannotBe:
         assert is_clean(registry)
 
     def test_nor_by_one_put(self, runs: Runs) -> None:
-        runs.forced = Rung(PUT)
+        runs.forced = UploadMethod(PUT)
         assert runs.put(0) == 0
         assert methods(runs.registry) == []
         assert runs.records() == []
@@ -265,14 +267,14 @@ def test_a_lost_answer_to_the_end_is_absorbed(runs: Runs, loses_answers: list[st
 def test_several_repositories_get_no_parts(faulty: Faulty, quick: Quick, layout: Layout, tmp_path: Path) -> None:
     registry = faulty()
     layout.name(layout.image([CONTENT]), "a", "b")
-    graph = LayoutSource(layout.path).graph(NothingEarly())
-    sink = RegistrySink(
+    graph = LayoutSource(layout.path).resolve(NothingEarly())
+    sink = RegistryDestination(
         quick(),
         lambda root: parse_reference(f"{registry.host}/{root.name}:1"),
         records=UploadRecords(tmp_path / "records"),
     )
     sink.begin(graph)
     (blob,) = (blob for blob in graph.blobs if blob.digest == BLOB.digest)
-    assert sink.put_part(blob, 0, Blob(blob_of(CONTENT[:MIB]), lambda: iter([CONTENT[:MIB]]))) == 0
+    assert sink.write_part(blob, 0, Blob(blob_of(CONTENT[:MIB]), lambda: iter([CONTENT[:MIB]]))) == 0
     assert not registry.asked("PATCH")
     sink.close()

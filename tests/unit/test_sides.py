@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.sides import hints_for, hints_for_sync, instead_of, options_of
+from ocistream.cli.sides import build_hint_translator, build_sync_hint_translator, options_for_side, suggest_option
 from ocistream.errors import UsageError
 
 #: The options of a copy that sets none.
@@ -20,7 +20,7 @@ PLAIN = "leave out --plain-http, or correct the port"
 
 def of(side: str, **given: Any) -> dict[str, Any]:
     """Return what a side's options come to, less what is not set."""
-    found = options_of({**NONE, **given}, side)
+    found = options_for_side({**NONE, **given}, side)
     names = ("plain_http", "insecure", "ca_cert", "client_cert", "client_key")
     return {name: found[name] for name in names if found[name]}
 
@@ -47,25 +47,31 @@ def test_a_client_certificate_has_its_own_key_only() -> None:
 
 
 def test_a_hint_has_the_names_of_the_side() -> None:
-    assert hints_for(NONE, "")(CERTIFICATE) == CERTIFICATE
-    assert hints_for(NONE, "SRC")(CERTIFICATE) == "a client certificate: --src-client-cert and --src-client-key"
-    assert hints_for(NONE, "DEST")(PLAIN) == "leave out --dest-plain-http, or correct the port"
+    assert build_hint_translator(NONE, "")(CERTIFICATE) == CERTIFICATE
+    assert (
+        build_hint_translator(NONE, "SRC")(CERTIFICATE)
+        == "a client certificate: --src-client-cert and --src-client-key"
+    )
+    assert build_hint_translator(NONE, "DEST")(PLAIN) == "leave out --dest-plain-http, or correct the port"
     for side, other in (
         ("SRC", "--dest-plain-http is for the destination"),
         ("DEST", "--src-plain-http is for the source"),
     ):
-        shown = hints_for({**NONE, "plain_http": True}, side)(PLAIN)
+        shown = build_hint_translator({**NONE, "plain_http": True}, side)(PLAIN)
         assert shown == f"leave out --plain-http ({other} alone), or correct the port"
-    assert hints_for(NONE, "SRC")("--retries and --cache") == "--retries and --cache"
+    assert build_hint_translator(NONE, "SRC")("--retries and --cache") == "--retries and --cache"
 
 
 def test_a_hint_of_a_sync_has_the_keys_of_the_file() -> None:
     table = '[registry."HOST"] of the sync file'
-    assert hints_for_sync(NONE)(CERTIFICATE) == f"a client certificate: client-cert and client-key (keys of {table})"
-    assert hints_for_sync(NONE)("plain HTTP: --plain-http") == f"plain HTTP: plain-http (a key of {table})"
-    shown = hints_for_sync({**NONE, "plain_http": True})(PLAIN)
+    assert (
+        build_sync_hint_translator(NONE)(CERTIFICATE)
+        == f"a client certificate: client-cert and client-key (keys of {table})"
+    )
+    assert build_sync_hint_translator(NONE)("plain HTTP: --plain-http") == f"plain HTTP: plain-http (a key of {table})"
+    shown = build_sync_hint_translator({**NONE, "plain_http": True})(PLAIN)
     assert shown == f"leave out --plain-http (or set plain-http = false in {table}), or correct the port"
-    assert hints_for_sync(NONE)("--retries") == "--retries"
+    assert build_sync_hint_translator(NONE)("--retries") == "--retries"
 
 
 @pytest.mark.parametrize(
@@ -81,5 +87,5 @@ def test_a_hint_of_a_sync_has_the_keys_of_the_file() -> None:
     ],
 )
 def test_another_tool_s_option_has_one_here(option: str, known: list[str], words: str | None) -> None:
-    found = instead_of(option, known)
+    found = suggest_option(option, known)
     assert found is None if words is None else words in str(found)

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.stores import parse_end
-from ocistream.sync.locations import Indexes
+from ocistream.stores import parse_location
+from ocistream.sync.locations import IndexCache
 from tests.images import Descriptor, Layout, small_image
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
-    index = LayoutDirectory.index
+    index = LayoutDirectory.read_index
 
     def counted(self: LayoutDirectory) -> object:
         found.append(self.path)
@@ -34,17 +34,17 @@ def listed(folder: Path, descriptor: Descriptor, name: str) -> None:
 
 
 def test_an_index_is_read_again_only_where_it_has_changed(tmp_path: Path, reads: list[Path]) -> None:
-    layout, end, indexes = Layout(tmp_path / "x"), parse_end(f"oci:{tmp_path / 'x'}"), Indexes()
+    layout, end, indexes = Layout(tmp_path / "x"), parse_location(f"oci:{tmp_path / 'x'}"), IndexCache()
     one = small_image(layout)
     listed(layout.path, one, "1")
     for _ in range(3):
-        assert indexes.of(end).by_name == {"1": one["digest"]}
+        assert indexes.read(end).by_name == {"1": one["digest"]}
     assert len(reads) == 1
     listed(layout.path, one, "2")
-    assert indexes.of(end).by_name == {"2": one["digest"]}
-    assert indexes.of(end).digests == {one["digest"]}
+    assert indexes.read(end).by_name == {"2": one["digest"]}
+    assert indexes.read(end).digests == {one["digest"]}
 
 
 def test_where_there_is_no_layout_there_is_nothing(tmp_path: Path) -> None:
-    assert Indexes().of(parse_end(f"oci:{tmp_path}")).digests == frozenset()
-    assert Indexes().of(parse_end(f"oci:{tmp_path / 'none'}")).by_name == {}
+    assert IndexCache().read(parse_location(f"oci:{tmp_path}")).digests == frozenset()
+    assert IndexCache().read(parse_location(f"oci:{tmp_path / 'none'}")).by_name == {}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import ArchiveError
-from ocistream.stores import Surroundings
-from ocistream.sync.comparison import Look, Looks
-from ocistream.sync.file import read_plan
-from ocistream.sync.plan import Copies
+from ocistream.stores import OpenContext
+from ocistream.sync.comparison import ImageComparer, ImageComparison
+from ocistream.sync.file import read_sync_file
+from ocistream.sync.plan import EntryCopies
 
 
 class Source:
@@ -25,17 +25,17 @@ class Source:
 
 def test_a_source_of_which_nothing_can_be_made_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.toml").write_text("[[sync]]\nfrom = 'a.example/b:1'\nto = 'c.example/d'\n")
-    (copy,) = Copies(read_plan(tmp_path / "x.toml").entries[0], ())
+    (copy,) = EntryCopies(read_sync_file(tmp_path / "x.toml").entries[0], ())
     source, error = Source(), ArchiveError("malformed")
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ocistream.sync.comparison.opened", lambda *_: source)
-    monkeypatch.setattr("ocistream.sync.comparison.graph_of", fail)
-    looking = Looks(lambda _: Surroundings(), stop=threading.Event, check_push=lambda _: None)
-    look = Look(copy)
-    look.lacking = list(copy.targets)
+    monkeypatch.setattr("ocistream.sync.comparison.open_rereadable", lambda *_: source)
+    monkeypatch.setattr("ocistream.sync.comparison.read_graph", fail)
+    looking = ImageComparer(lambda _: OpenContext(), stop=threading.Event, check_push=lambda _: None)
+    look = ImageComparison(copy)
+    look.pending = list(copy.destinations)
     looking.prepare(look)
     assert source.closed == 1
-    assert [outcome.error for outcome in look.outcomes] == [error]
+    assert [outcome.error for outcome in look.results] == [error]

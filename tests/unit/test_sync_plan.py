@@ -12,36 +12,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import OcistreamError, UsageError
-from ocistream.sync.file import read_plan
-from ocistream.sync.plan import Copies, Copy, Shard, parse_shard, without_doubles
+from ocistream.sync.file import read_sync_file
+from ocistream.sync.plan import EntryCopies, ImageCopy, Shard, drop_duplicates, parse_shard
 
 NAMES = st.text(min_size=1, max_size=30)
 
 
-def planned(folder: Path, text: str, names: list[str]) -> list[Copy]:
+def planned(folder: Path, text: str, names: list[str]) -> list[ImageCopy]:
     (folder / "sync.toml").write_text(text)
-    return list(without_doubles([Copies(entry, names) for entry in read_plan(folder / "sync.toml").entries]))
+    return list(drop_duplicates([EntryCopies(entry, names) for entry in read_sync_file(folder / "sync.toml").entries]))
 
 
-def shown(found: list[Copy]) -> list[tuple[str, list[str]]]:
-    return [(copy.name, [target.name for target in copy.targets]) for copy in found]
+def shown(found: list[ImageCopy]) -> list[tuple[str, list[str]]]:
+    return [(copy.name, [target.name for target in copy.destinations]) for copy in found]
 
 
 @given(NAMES, st.integers(1, 50))
 def test_each_image_is_in_one_shard(name: str, count: int) -> None:
-    assert sum(Shard(index, count).has(name) for index in range(count)) == 1
+    assert sum(Shard(index, count).has_image(name) for index in range(count)) == 1
 
 
 def test_shards_are_about_equal() -> None:
     names = [f"registry.example.com/team/app:{number}" for number in range(2000)]
     for index in range(8):
-        assert 200 < sum(Shard(index, 8).has(name) for name in names) < 300
+        assert 200 < sum(Shard(index, 8).has_image(name) for name in names) < 300
 
 
 def test_a_shard_is_the_same_on_every_machine() -> None:
     """Python's own hash is not: it is another one in each process."""
     name = "docker.io/library/nginx:1"
-    assert [Shard(index, 16).has(name) for index in range(16)].index(True) == 3
+    assert [Shard(index, 16).has_image(name) for index in range(16)].index(True) == 3
     script = (
         f"from ocistream.sync.plan import Shard; print([Shard(i, 16).has({name!r}) for i in range(16)].index(True))"
     )
@@ -104,12 +104,12 @@ def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
 
 def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> None:
     (tmp_path / "sync.toml").write_text("[[sync]]\nfrom = 'a.example/x'\nto = ['b.example/x', 'c.example/x']")
-    [only] = read_plan(tmp_path / "sync.toml").entries
+    [only] = read_sync_file(tmp_path / "sync.toml").entries
     names = [f"1.{number}" for number in range(10_000)]
     tracemalloc.start()
     try:
-        found = without_doubles([Copies(only, names)])
-        assert sum(len(copy.targets) for copy in found) == 20_000
+        found = drop_duplicates([EntryCopies(only, names)])
+        assert sum(len(copy.destinations) for copy in found) == 20_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -123,7 +123,7 @@ def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
         for n in range(number)
     )
     (tmp_path / "sync.toml").write_text(text)
-    assert len(read_plan(tmp_path / "sync.toml").entries) == number
+    assert len(read_sync_file(tmp_path / "sync.toml").entries) == number
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_an_image_without_a_tag_needs_one(tmp_path: Path) -> None:
     text = "[[sync]]\nfrom = 'oci:x:an image'\nto = 'c.example/x'"
     with pytest.raises(UsageError, match="no tag") as caught:
         planned(tmp_path, text, [])
-    assert "sync[0]" in caught.value.what
+    assert "sync[0]" in caught.value.message
 
 
 @given(st.binary(max_size=300))
@@ -155,5 +155,5 @@ def test_any_file_is_a_plan_or_one_line(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(content)
     with pytest.raises(OcistreamError) as caught:
-        read_plan(path)
-    assert "\n" not in caught.value.what
+        read_sync_file(path)
+    assert "\n" not in caught.value.message

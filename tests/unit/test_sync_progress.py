@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.progress_bar import frame
-from ocistream.cli.progress_state import Account
+from ocistream.cli.progress_bar import render_lines
+from ocistream.cli.progress_state import ProgressCounter
 from ocistream.oci.descriptor import Descriptor
-from ocistream.sync.progress import Whole
+from ocistream.sync.progress import SyncProgress
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
@@ -28,7 +28,7 @@ class Image:
         self.roots = ()
 
 
-class Shown(Account):
+class Shown(ProgressCounter):
     """Keeps what is told, as renderers do."""
 
     def reached(self, number: int, count: int) -> None:
@@ -41,49 +41,49 @@ def shown() -> Shown:
 
 
 @pytest.fixture
-def whole(shown: Shown) -> Whole:
+def whole(shown: Shown) -> SyncProgress:
     found: Any = shown
-    return Whole(found)
+    return SyncProgress(found)
 
 
-def move(whole: Whole, image: Any, *, only: int | None = None, known: bool = True) -> None:
-    whole.begin(*((image.size, len(image.blobs)) if known else (0, 0)))
+def move(whole: SyncProgress, image: Any, *, only: int | None = None, known: bool = True) -> None:
+    whole.begin_image(*((image.size, len(image.blobs)) if known else (0, 0)))
     whole.planned(image)
     for part in image.blobs[:only]:
         whole.advance(part.size, part)
         whole.done(part, "copied")
-    whole.end()
+    whole.end_image()
 
 
-def test_the_total_is_there_before_the_first_byte(whole: Whole, shown: Shown) -> None:
+def test_the_total_is_there_before_the_first_byte(whole: SyncProgress, shown: Shown) -> None:
     images = [Image(blob(1, 100), blob(2, 200)), Image(blob(3, 700))]
-    whole.expect(1000, 3)
-    assert (shown.state().total, shown.state().blobs) == (1000, 3)
+    whole.add_expected(1000, 3)
+    assert (shown.snapshot().total, shown.snapshot().blob_count) == (1000, 3)
     for image in images:
         move(whole, image)
-        assert (shown.state().total, shown.state().blobs) == (1000, 3)
-    assert (shown.state().moved, shown.state().done) == (1000, 3)
+        assert (shown.snapshot().total, shown.snapshot().blob_count) == (1000, 3)
+    assert (shown.snapshot().moved, shown.snapshot().done_count) == (1000, 3)
 
 
-def test_what_failed_is_not_waited_for(whole: Whole, shown: Shown) -> None:
+def test_what_failed_is_not_waited_for(whole: SyncProgress, shown: Shown) -> None:
     failing, other = Image(blob(1, 100), blob(2, 200)), Image(blob(3, 700))
-    whole.expect(1000, 3)
+    whole.add_expected(1000, 3)
     move(whole, failing, only=1)
-    assert (shown.state().total, shown.state().blobs) == (800, 2)
+    assert (shown.snapshot().total, shown.snapshot().blob_count) == (800, 2)
     move(whole, other)
-    assert (shown.state().moved, shown.state().total) == (800, 800)
+    assert (shown.snapshot().moved, shown.snapshot().total) == (800, 800)
 
 
-def test_an_image_that_nobody_had_looked_into_adds_to_it(whole: Whole, shown: Shown) -> None:
-    whole.expect(0, 0)
-    assert shown.state().total is None
+def test_an_image_that_nobody_had_looked_into_adds_to_it(whole: SyncProgress, shown: Shown) -> None:
+    whole.add_expected(0, 0)
+    assert shown.snapshot().total is None
     move(whole, Image(blob(1, 100)), known=False)
     move(whole, Image(blob(2, 50)), known=False)
-    assert (shown.state().moved, shown.state().total, shown.state().blobs) == (150, 150, 2)
+    assert (shown.snapshot().moved, shown.snapshot().total, shown.snapshot().blob_count) == (150, 150, 2)
 
 
-def test_the_bar_says_how_many_images_are_done(whole: Whole, shown: Shown) -> None:
-    whole.expect(1000, 3)
+def test_the_bar_says_how_many_images_are_done(whole: SyncProgress, shown: Shown) -> None:
+    whole.add_expected(1000, 3)
     move(whole, Image(blob(1, 100), blob(2, 200)))
-    whole.reached(1, 2)
-    assert frame(shown.state(), terminal_size((100, 24)))[0] == "2 of 3 blobs: 2 copied, 1 of 2 images"
+    whole.report_images(1, 2)
+    assert render_lines(shown.snapshot(), terminal_size((100, 24)))[0] == "2 of 3 blobs: 2 copied, 1 of 2 images"

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.archive.tar import Entry, TarReader, header, padding
-from ocistream.archive.tar_header import header_of
+from ocistream.archive.tar import TarEntry, TarReader, build_header, padding
+from ocistream.archive.tar_header import parse_header
 from ocistream.errors import ArchiveError, UnsupportedError
 from tests.archives import BLOCK, END, Kind, files_in, member, padded, pax_header, tar_of, with_checksum
 from tests.peers import need
@@ -32,13 +32,13 @@ def gnu_tar(*arguments: str | Path) -> bytes:
     return subprocess.run(["tar", *arguments], check=True, capture_output=True).stdout
 
 
-def entries_of(archive: bytes) -> list[Entry]:
+def entries_of(archive: bytes) -> list[TarEntry]:
     return list(TarReader(io.BytesIO(archive)))
 
 
 def contents_of(archive: bytes) -> dict[str, bytes]:
     reader = TarReader(io.BytesIO(archive))
-    return {entry.name: b"".join(bytes(chunk) for chunk in reader.content(entry)) for entry in reader}
+    return {entry.name: b"".join(bytes(chunk) for chunk in reader.read_chunks(entry)) for entry in reader}
 
 
 def changed(block: bytes, at: int, value: bytes) -> bytes:
@@ -96,7 +96,7 @@ class TestReading:
         for entry in reader:
             seen.append(entry.name)
             if entry.name == "b":
-                next(reader.content(entry))
+                next(reader.read_chunks(entry))
         assert seen == ["a", "b", "c"]
 
     def test_what_follows_the_end_is_not_looked_at(self) -> None:
@@ -178,7 +178,7 @@ class TestRefusing:
         with pytest.raises(ArchiveError, match=match) as caught:
             contents_of(archive)
         assert caught.value.exit_code == 6
-        assert caught.value.what.isprintable()
+        assert caught.value.message.isprintable()
 
     @pytest.mark.parametrize("content", [b"", b"x", b"x" * 512, b"x" * 1000])
     def test_an_archive_that_ends_anywhere_before_its_end_is_truncated(self, content: bytes) -> None:
@@ -374,7 +374,7 @@ class TestRefusing:
         self.refused(archive, "a pax header in the archive has more than 1000 records")
 
     def test_an_archive_has_so_many_headers_and_records_and_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "MAX_PAX_RECORDS_IN_ALL", 9)
+        monkeypatch.setattr(limits, "MAX_TOTAL_PAX_RECORDS", 9)
         three = pax_header(b"5 a=\n5 b=\n") + file_header("x")
         empty = pax_header(b"", kind=tarfile.XGLTYPE) + file_header("x")
         long = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=2) + padded(b"a\0") + file_header("x")
@@ -415,8 +415,8 @@ class TestRefusing:
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
     def test_so_many_headers_may_belong_to_one_entry_and_no_more(self, kind: bytes) -> None:
         one = pax_header(b"12 comment=\n", kind=kind)
-        assert len(entries_of(one * limits.MAX_EXTENSIONS + file_header() + END)) == 1
-        self.refused(one * (limits.MAX_EXTENSIONS + 1) + file_header() + END, "more than 16 headers")
+        assert len(entries_of(one * limits.MAX_EXTENSION_HEADERS + file_header() + END)) == 1
+        self.refused(one * (limits.MAX_EXTENSION_HEADERS + 1) + file_header() + END, "more than 16 headers")
 
     def test_of_a_pax_header_only_what_means_something_is_held(self) -> None:
         records = b"".join(b"1000 %03d=%0990d\n" % (number, number) for number in range(limits.MAX_PAX_RECORDS - 1))
@@ -446,7 +446,7 @@ class TestRefusing:
             return
         block = changed(block, 0, name_bytes)
         theirs = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        ours = header_of(block)
+        ours = parse_header(block)
         assert (ours.name, ours.type, ours.size, ours.linkname) == (
             theirs.name, theirs.type, theirs.size, theirs.linkname,
         )  # fmt: skip
@@ -475,7 +475,7 @@ class TestRefusing:
 
 class TestWriting:
     def test_a_header_is_read_by_gnu_tar(self, tmp_path: Path) -> None:
-        archive = header("blobs/a", 5, 1_700_000_000) + b"12345" + padding(5) + header(LONG, 0) + END
+        archive = build_header("blobs/a", 5, 1_700_000_000) + b"12345" + padding(5) + build_header(LONG, 0) + END
         (tmp_path / "a.tar").write_bytes(archive)
         first, second = gnu_tar("--utc", "-tvf", tmp_path / "a.tar").decode().splitlines()
         assert first.split() == ["-rw-r--r--", "0/0", "5", "2023-11-14", "22:13", "blobs/a"]
@@ -484,7 +484,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("size", [8 * GIB - 1, 8 * GIB, 8 * GIB + 1, 1 << 40, (1 << 63) - 1])
     def test_sizes_beyond_8_gib_are_written_as_others_read_them(self, size: int) -> None:
-        raw = header("a", size)
+        raw = build_header("a", size)
         assert len(raw) % BLOCK == 0
         with tarfile.open(fileobj=io.BytesIO(raw + END)) as reader:
             info = reader.next()
@@ -497,17 +497,17 @@ class TestWriting:
         size = 8 * GIB + 5
         path = tmp_path / "a.tar"
         with path.open("wb") as file:
-            file.write(header("big", size))
+            file.write(build_header("big", size))
             # A hole: the file takes no room.
             file.seek(size + len(padding(size)), io.SEEK_CUR)
-            file.write(header("after", 0) + END)
+            file.write(build_header("after", 0) + END)
         lines = gnu_tar("-tvf", path).decode().splitlines()
         assert [(line.split()[2], line.split()[-1]) for line in lines] == [(str(size), "big"), ("0", "after")]
 
     def test_nobodys_name_and_no_clock_is_in_it(self) -> None:
-        info = tarfile.TarInfo.frombuf(header("a", 1), "utf-8", "strict")
+        info = tarfile.TarInfo.frombuf(build_header("a", 1), "utf-8", "strict")
         assert (info.uid, info.gid, info.uname, info.gname, info.mtime, info.mode) == (0, 0, "", "", 0, 0o644)
-        assert header("a", 1) == header("a", 1)
+        assert build_header("a", 1) == build_header("a", 1)
 
     @pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
     def test_padding_fills_the_last_block(self, size: int) -> None:
@@ -539,7 +539,7 @@ def test_short_reads_are_no_end() -> None:
             return len(part)
 
     reader = TarReader(io.BufferedReader(Pipe(), 64))
-    found = {entry.name: b"".join(bytes(chunk) for chunk in reader.content(entry)) for entry in reader}
+    found = {entry.name: b"".join(bytes(chunk) for chunk in reader.read_chunks(entry)) for entry in reader}
     assert found == {"a": b"x" * 5000, "b": b"y"}
 
 
@@ -564,8 +564,8 @@ class TestAfterTheEnd:
 
     @pytest.mark.parametrize(("first", "said"), [(b"\0", "more than 5000 bytes of zeros"), (b"x", "after its end")])
     def test_nor_without_end(self, first: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "MAX_FILL", 5000)
-        monkeypatch.setattr(limits, "CHUNK", 1000)
+        monkeypatch.setattr(limits, "MAX_TRAILING_ZEROS", 5000)
+        monkeypatch.setattr(limits, "CHUNK_SIZE", 1000)
         for much in (5000, 5001, 50_000):
             file = io.BytesIO(tar_of([("a", b"x")]) + first + bytes(much - 1))
             reader = TarReader(file, "x.tar")

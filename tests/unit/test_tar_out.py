@@ -16,12 +16,18 @@ from typing import Any, Final
 import pytest
 
 from ocistream.archive import tar
-from ocistream.archive.outputs import Output, Rewritable, file_output, open_output, stream_output
+from ocistream.archive.outputs import (
+    Output,
+    RewritableOutput,
+    open_file_output,
+    open_special_file_output,
+    open_stream_output,
+)
 from ocistream.archive.tar_writer import TarWriter
 from ocistream.errors import LocalDiskError, OutputClosedError, UsageError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer.interfaces import Unnamed
+from ocistream.transfer.interfaces import NewBlob
 from tests.archives import END, files_in
 from tests.images import digest_of
 
@@ -45,7 +51,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Written]
     """Return each kind of output."""
     path = tmp_path / "out.tar"
     if request.param == "file":
-        yield Written(file_output(path), path.read_bytes)
+        yield Written(open_file_output(path), path.read_bytes)
         return
     outlet, inlet = os.pipe()
     got = bytearray()
@@ -64,11 +70,11 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Written]
             thread.join()
             return bytes(got)
 
-        yield Written(stream_output(file, "there"), read)
+        yield Written(open_stream_output(file, "there"), read)
     thread.join()
 
 
-def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> Unnamed:
+def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> NewBlob:
     """Return a blob whose descriptor is known when all of it was read, in a buffer that is used again."""
     left: list[int] = []
 
@@ -88,14 +94,14 @@ def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> Unname
         return Descriptor("x/y", digest_of(content), len(content))
 
     left.append(1)
-    return Unnamed(chunks, descriptor)
+    return NewBlob(chunks, descriptor)
 
 
 def filled(writer: TarWriter, contents: Sequence[bytes]) -> None:
     writer.add_small("first", b"small")
     for number, content in enumerate(contents):
         blob = unnamed(content)
-        found = writer.add_unnamed(blob, lambda found, number=number: f"entry-{number}-{found.size}")  # type: ignore[misc]
+        found = writer.add_new(blob, lambda found, number=number: f"entry-{number}-{found.size}")  # type: ignore[misc]
         assert found == blob.descriptor()
     last: list[Chunk] = [b"la", memoryview(b"st!")]
     writer.add("last", 5, last)
@@ -115,8 +121,8 @@ class TestEntries:
 
     def test_one_that_nobody_wants_leaves_nothing(self, written: Written) -> None:
         writer = TarWriter(written.output)
-        writer.add_unnamed(unnamed(b"wanted" * 1000), lambda _: "wanted")
-        assert writer.add_unnamed(unnamed(b"not" * 10_000), lambda _: None).size == 30_000
+        writer.add_new(unnamed(b"wanted" * 1000), lambda _: "wanted")
+        assert writer.add_new(unnamed(b"not" * 10_000), lambda _: None).size == 30_000
         writer.add_small("after", b"it")
         writer.finish()
         assert files_in(written.read()) == {"wanted": b"wanted" * 1000, "after": b"it"}
@@ -125,9 +131,9 @@ class TestEntries:
         writer = TarWriter(written.output)
         writer.add_small("first", b"small")
         with pytest.raises(Broken):
-            writer.add_unnamed(unnamed(bytes(5000), fails=True), lambda _: "entry")
+            writer.add_new(unnamed(bytes(5000), fails=True), lambda _: "entry")
         writer.close()
-        if isinstance(written.output, Rewritable):
+        if isinstance(written.output, RewritableOutput):
             assert list(tmp_path.iterdir()) == []
         else:
             # Not even a header of it.
@@ -135,18 +141,18 @@ class TestEntries:
 
     def test_the_same_bytes_come_out_either_way(self, tmp_path: Path) -> None:
         contents = [b"x" * size for size in SIZES]
-        writer = TarWriter(file_output(tmp_path / "a"), 3)
+        writer = TarWriter(open_file_output(tmp_path / "a"), 3)
         filled(writer, contents)
         writer.finish()
         with io.FileIO(tmp_path / "b", "wb") as file:
-            writer = TarWriter(stream_output(file, "b"), 3)
+            writer = TarWriter(open_stream_output(file, "b"), 3)
             filled(writer, contents)
             writer.finish()
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
     def test_a_header_has_one_block_whatever_the_size(self) -> None:
         for size in (0, 8**11 - 1, 8**11, 1 << 50):
-            block = tar.header_of_one_block("blobs/sha256/" + "0" * 64, size, 5)
+            block = tar.build_single_block_header("blobs/sha256/" + "0" * 64, size, 5)
             assert len(block) == 512
             assert tarfile.TarInfo.frombuf(block, "utf-8", "strict").size == size
 
@@ -170,13 +176,13 @@ class TestSpool:
     ) -> None:
         writer = TarWriter(written.output)
         for _ in range(3):
-            writer.add_unnamed(unnamed(b"content"), lambda _: None)
+            writer.add_new(unnamed(b"content"), lambda _: None)
             assert all(spool.closed for spool in spools)
-        assert len(spools) == (0 if isinstance(written.output, Rewritable) else 3)
+        assert len(spools) == (0 if isinstance(written.output, RewritableOutput) else 3)
 
     def test_it_is_gone_after_a_failure_too(self, tmp_path: Path, spools: list[Any]) -> None:
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(Broken):
-            TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000), fails=True), lambda _: "entry")
+            TarWriter(open_stream_output(file, "out")).add_new(unnamed(bytes(9000), fails=True), lambda _: "entry")
         assert [spool.closed for spool in spools] == [True]
 
     def test_a_full_disk_below_it_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +192,8 @@ class TestSpool:
 
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
-            TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
-        assert "temporary file" in caught.value.what
+            TarWriter(open_stream_output(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
+        assert "temporary file" in caught.value.message
         assert f"free some space in {tempfile.gettempdir()}" in (caught.value.hint or "")
         assert "TMPDIR" in (caught.value.hint or "")
 
@@ -200,8 +206,8 @@ class TestSpool:
 
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Short(tmp_path / "spool", "w+b"))
         with io.FileIO(tmp_path / "out", "wb") as file:
-            writer = TarWriter(stream_output(file, "out"))
-            writer.add_unnamed(unnamed(b"0123456789" * 900), lambda _: "entry")
+            writer = TarWriter(open_stream_output(file, "out"))
+            writer.add_new(unnamed(b"0123456789" * 900), lambda _: "entry")
             writer.finish()
         assert files_in((tmp_path / "out").read_bytes()) == {"entry": b"0123456789" * 900}
 
@@ -213,7 +219,7 @@ class TestSpool:
 
         monkeypatch.setattr("tempfile.TemporaryFile", nowhere)
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
-            TarWriter(stream_output(file, "out")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
+            TarWriter(open_stream_output(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
         assert caught.value.exit_code == 9
         assert "TMPDIR" in (caught.value.hint or "")
 
@@ -221,7 +227,7 @@ class TestSpool:
         outlet, inlet = os.pipe()
         os.close(outlet)
         with io.FileIO(inlet, "wb") as file, pytest.raises(OutputClosedError, match="cannot write there"):
-            TarWriter(stream_output(file, "there")).add_unnamed(unnamed(bytes(9000)), lambda _: "entry")
+            TarWriter(open_stream_output(file, "there")).add_new(unnamed(bytes(9000)), lambda _: "entry")
 
 
 class TestOutputs:
@@ -230,11 +236,11 @@ class TestOutputs:
         (tmp_path / "link").symlink_to(name)
         for path in (tmp_path / name, tmp_path / "link"):
             with pytest.raises(UsageError, match="not finished"):
-                file_output(path)
+                open_file_output(path)
 
     def test_only_a_file_can_be_written_over(self, tmp_path: Path) -> None:
-        output = file_output(tmp_path / "out")
-        assert isinstance(output, Rewritable)
+        output = open_file_output(tmp_path / "out")
+        assert isinstance(output, RewritableOutput)
         output.write(b"0123456789")
         output.rewrite(2, b"ab")
         assert output.position() == 10
@@ -244,17 +250,17 @@ class TestOutputs:
         output.finish()
         assert (tmp_path / "out").read_bytes() == b"01ab45cd"
         with io.FileIO(tmp_path / "other", "wb") as file:
-            assert not isinstance(stream_output(file, "it"), Rewritable)
+            assert not isinstance(open_stream_output(file, "it"), RewritableOutput)
         os.mkfifo(tmp_path / "fifo")
         reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
-        with contextlib.closing(open_output(tmp_path / "fifo")) as fifo:
-            assert not isinstance(fifo, Rewritable)
+        with contextlib.closing(open_special_file_output(tmp_path / "fifo")) as fifo:
+            assert not isinstance(fifo, RewritableOutput)
         os.close(reader)
 
     @pytest.mark.parametrize("name", ["rewrite", "truncate"])
     def test_a_disk_that_fails_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        output = file_output(tmp_path / "out")
-        assert isinstance(output, Rewritable)
+        output = open_file_output(tmp_path / "out")
+        assert isinstance(output, RewritableOutput)
 
         def fail(*_: object) -> int:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -275,8 +281,8 @@ class TestOutputs:
     ) -> None:
         real = os.pwrite
         monkeypatch.setattr("os.pwrite", lambda fd, content, position: real(fd, content[:3], position))
-        output = file_output(tmp_path / "out")
-        assert isinstance(output, Rewritable)
+        output = open_file_output(tmp_path / "out")
+        assert isinstance(output, RewritableOutput)
         output.write(bytes(20))
         output.rewrite(5, b"0123456789")
         output.finish()

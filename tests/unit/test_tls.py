@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.http import tls
-from ocistream.http.tls import Contexts, TlsSettings
+from ocistream.http.tls import TlsContexts, TlsSettings
 from tests.certificates import Certificate
 
 
@@ -18,9 +18,9 @@ def test_a_bundle_replaces_the_cas_that_the_system_does_not_have(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     monkeypatch.setattr(tls, "_BUNDLES", ())
-    context = Contexts(None, str(certificate.file)).of(TlsSettings())
+    context = TlsContexts(None, str(certificate.file)).load(TlsSettings())
     assert context.get_ca_certs(binary_form=True) == [base64.b64decode(certificate.x5c)]
     monkeypatch.setattr(tls, "_BUNDLES", (str(tmp_path / "none"), str(certificate.file)))
-    assert len(Contexts(None, "").of(TlsSettings()).get_ca_certs()) == 1
+    assert len(TlsContexts(None, "").load(TlsSettings()).get_ca_certs()) == 1
     (tmp_path / "0a1b2c3d.0").touch()
-    assert Contexts(None, "").of(TlsSettings()).get_ca_certs() == []
+    assert TlsContexts(None, "").load(TlsSettings()).get_ca_certs() == []

@@ -16,12 +16,12 @@ from ocistream.errors import (
     IntegrityError,
     NetworkError,
 )
-from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.layout.store import LayoutDestination, LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
-from ocistream.transfer.interfaces import Blob, Early
-from ocistream.transfer.prefetch import Ahead
+from ocistream.transfer.interfaces import Blob, EarlyBlobs
+from ocistream.transfer.prefetch import Prefetcher
 from tests.contract.shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
@@ -33,7 +33,7 @@ PATIENCE = 60.0
 class Memory:
     """A sink that keeps what it is given, and a diary of the order of things; `take` may be replaced."""
 
-    parallel = True
+    concurrent = True
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
@@ -45,12 +45,12 @@ class Memory:
         assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
         self.diary.append("begin")
 
-    def has(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         return descriptor.digest in self.blobs
 
-    has_manifest = has
+    has_manifest = has_blob
 
-    def put(self, blob: Blob) -> None:
+    def write(self, blob: Blob) -> None:
         self.threads.add(threading.get_ident())
         self.blobs[blob.descriptor.digest] = self.take(blob)
         self.diary.append("put")
@@ -66,15 +66,17 @@ class Memory:
 class Wrapped:
     """A layout's images, with some of the source changed."""
 
-    def __init__(self, path: Path, *, parallel: bool = True, early: Callable[[Early], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: Path, *, parallel: bool = True, early: Callable[[EarlyBlobs], None] = lambda _: None
+    ) -> None:
         self._inner = LayoutSource(path)
-        self.parallel = parallel
+        self.concurrent = parallel
         self.early = early
         self.ended = False
 
-    def graph(self, early: Early) -> Graph:
+    def resolve(self, early: EarlyBlobs) -> Graph:
         self.early(early)
-        return self._inner.graph(early)
+        return self._inner.resolve(early)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         yield from self._inner.blobs(wanted)
@@ -103,17 +105,17 @@ def config_of(layout: Layout) -> str:
 class Holding(Memory):
     """A sink that takes memory for each blob under way."""
 
-    held = limits.MIB
+    buffer_size = limits.MIB
 
 
 class TestAhead:
     @pytest.mark.parametrize(
         ("sink", "jobs", "memory"),
         [
-            (Memory(), 4, limits.AHEAD_MEMORY),
-            (Holding(), 4, limits.AHEAD_MEMORY - 4 * limits.MIB),
-            (Holding(), 3, limits.AHEAD_MEMORY - 3 * limits.MIB),
-            (Holding(), limits.AHEAD_MEMORY // limits.MIB, None),
+            (Memory(), 4, limits.PREFETCH_MEMORY),
+            (Holding(), 4, limits.PREFETCH_MEMORY - 4 * limits.MIB),
+            (Holding(), 3, limits.PREFETCH_MEMORY - 3 * limits.MIB),
+            (Holding(), limits.PREFETCH_MEMORY // limits.MIB, None),
             (Memory(), 1, None),
         ],
     )
@@ -123,12 +125,12 @@ class TestAhead:
         several_layers(layout, 10)
         given = []
 
-        class Noted(Ahead):
+        class Noted(Prefetcher):
             def __init__(self, connections: int, memory: int, cancelled: threading.Event) -> None:
                 given.append(memory)
                 super().__init__(connections, memory, cancelled)
 
-        monkeypatch.setattr(transfer, "Ahead", Noted)
+        monkeypatch.setattr(transfer, "Prefetcher", Noted)
         transfer.copy(LayoutSource(layout.path), sink, jobs=jobs)
         assert given == ([] if memory is None else [memory])
         assert len(sink.blobs) == 11
@@ -141,7 +143,7 @@ class TestSideBySide:
     ) -> None:
         several_layers(layout)
         into = Memory()
-        into.parallel = sink
+        into.concurrent = sink
         transfer.copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs)
         assert into.threads == {threading.get_ident()}
 
@@ -256,7 +258,7 @@ class TestSideBySide:
         content = layout.file(digests[3]).read_bytes()
         layout.file(digests[3]).write_bytes(content[:-1] + b"\xff")
         with pytest.raises(IntegrityError):
-            transfer.copy(LayoutSource(layout.path), LayoutSink(tmp_path / "out"), Watch(), jobs=4)
+            transfer.copy(LayoutSource(layout.path), LayoutDestination(tmp_path / "out"), Watch(), jobs=4)
         names = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
         wrong = digests[3].partition(":")[2]
         # The others may have got so far that the next run goes on with them, which is no dirt: parts of what is right.

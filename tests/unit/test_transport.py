@@ -14,15 +14,15 @@ from ocistream.auth.credentials import Credential
 from ocistream.errors import (
     AuthenticationError,
     CancelledError,
-    FinalNetworkError,
     NetworkError,
     NotFoundError,
     OcistreamError,
+    PermanentNetworkError,
     RegistryError,
 )
-from ocistream.http.bodies import Body
-from ocistream.http.connections import Answer
-from ocistream.http.retry import Patience
+from ocistream.http.bodies import FixedLengthBody
+from ocistream.http.connections import Response
+from ocistream.http.retry import RetryPolicy
 from tests.certificates import Certificate
 from tests.faults import (
     Action,
@@ -53,7 +53,7 @@ TAGS = "/v2/app/tags/list"
 
 def ask(
     transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
-) -> Answer:
+) -> Response:
     """Send a GET, or another `method`, to a path or a URL, and drain the answer; the registry's name is its host."""
     answer = send(transport, registry, target, **options)
     answer.drain()
@@ -62,7 +62,7 @@ def ask(
 
 def send(
     transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
-) -> Answer:
+) -> Response:
     """Send a request as `ask` does, and leave the answer's body to the test."""
     endpoint = transport.endpoint(registry if isinstance(registry, str) else registry.host)
     method = options.pop("method", "GET")
@@ -120,7 +120,7 @@ class TestRetries:
     ) -> None:
         registry = faulty(tls=certificate)
         transport = quick()
-        with names(monkeypatch, registry="203.0.113.5"), pytest.raises(FinalNetworkError, match="not trusted"):
+        with names(monkeypatch, registry="203.0.113.5"), pytest.raises(PermanentNetworkError, match="not trusted"):
             ask(transport, under_test(registry))
         assert transport.waits == []
 
@@ -159,25 +159,25 @@ class TestRetries:
         registry = faulty(Fault(refusal(503), "PATCH", times=None))
         transport = quick()
         with pytest.raises(RegistryError, match="503"):
-            ask(transport, registry, method="PATCH", body=Body(iter([b"x"]), 1))
+            ask(transport, registry, method="PATCH", body=FixedLengthBody(iter([b"x"]), 1))
         registry.faults = [Fault(HangUp(), "PATCH", times=None)]
         with pytest.raises(NetworkError):
-            ask(transport, registry, method="PATCH", body=Body(iter([b"x"]), 1))
+            ask(transport, registry, method="PATCH", body=FixedLengthBody(iter([b"x"]), 1))
         assert len(registry.requests) == 2
 
     def test_a_body_that_was_not_begun_is(self, quick: Quick) -> None:
         port = unused_port()
-        body = Body(iter([b"x"]), 1)
+        body = FixedLengthBody(iter([b"x"]), 1)
         transport = quick()
         with pytest.raises(NetworkError):
             ask(transport, f"127.0.0.1:{port}", method="PATCH", body=body)
         assert len(transport.waits) == 3
-        assert not body.begun
+        assert not body.is_started
 
     def test_several_requests_of_one_work_share_its_tries(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(refusal(503), times=3))
         transport = quick()
-        tries = transport.tries()
+        tries = transport.start_retries()
         assert ask(transport, registry, tries=tries).status == 200
         registry.faults = [Fault(refusal(503), times=1)]
         with pytest.raises(RegistryError):
@@ -236,7 +236,7 @@ class TestCancelling:
     @pytest.mark.parametrize("failure", [HangUp(), too_many_requests(200), refusal(503, Retry_After="200")])
     def test_a_wait_ends_at_once(self, faulty: Faulty, failure: Action) -> None:
         registry = faulty(Fault(failure, times=None))
-        with Sleeping(patience=Patience(attempts=2, backoff=200.0, backoff_limit=200.0)) as transport:
+        with Sleeping(patience=RetryPolicy(attempts=2, backoff=200.0, backoff_limit=200.0)) as transport:
             transport.cancel_when_it_sleeps()
             with pytest.raises(CancelledError):
                 ask(transport, registry)
@@ -245,7 +245,7 @@ class TestCancelling:
     def test_a_hold_back_ends_at_once(self, faulty: Faulty) -> None:
         registry = faulty()
         with Sleeping() as transport:
-            transport.hold_back(registry.url, 200.0)
+            transport.pause_host(registry.url, 200.0)
             transport.cancel_when_it_sleeps()
             with pytest.raises(CancelledError):
                 ask(transport, registry)
@@ -317,7 +317,7 @@ class TestWhoHasAnsweredBefore:
                 return real("127.0.0.1", port, *args, **options)
 
             monkeypatch.setattr("socket.getaddrinfo", resolve)
-            with pytest.raises(FinalNetworkError, match="not what the other side speaks"):
+            with pytest.raises(PermanentNetworkError, match="not what the other side speaks"):
                 ask(transport, host)
             ask(transport, host)
             others = iter([True])
@@ -356,9 +356,9 @@ class TestOrigins:
         transport = quick()
         with names(monkeypatch, registry="203.0.113.5"):
             for url in (f"{inner.url}/v2/", f"https://{inner.host}/v2/"):
-                with pytest.raises(FinalNetworkError):
+                with pytest.raises(PermanentNetworkError):
                     ask(transport, "registry.test", url)
-                with pytest.raises(FinalNetworkError):
+                with pytest.raises(PermanentNetworkError):
                     transport.request_once(transport.endpoint("registry.test"), "DELETE", url)
         assert inner.requests == []
 
@@ -422,7 +422,7 @@ class TestBearer:
         transport = quick()
         url = "/v2/app/blobs/uploads/"
         location = ask(transport, registry, url, method="POST", scopes=PUSH, expected=(202,)).header("Location")
-        body = Body(iter([b"x"]), 1)
+        body = FixedLengthBody(iter([b"x"]), 1)
         ask(transport, registry, str(location), method="PATCH", body=body, scopes=PUSH, expected=(202,))
 
     def test_a_401_after_a_large_body_is_no_denial_but_a_reason_to_begin_again(
@@ -434,7 +434,7 @@ class TestBearer:
         url = "/v2/app/blobs/uploads/"
         ask(transport, registry, url, method="POST", scopes=PUSH, expected=(202,))
         auth.expire()
-        body = Body(iter([b"x"]), 1)
+        body = FixedLengthBody(iter([b"x"]), 1)
         with pytest.raises(NetworkError, match="the token ended"):
             ask(transport, registry, f"{url}x", method="PATCH", body=body, scopes=PUSH)
         # The next try has a fresh token from the beginning.
@@ -480,7 +480,7 @@ class TestTokenServers:
         elsewhere = faulty(auth=Bearer())
         registry = faulty(Fault(redirect(f"{elsewhere.url}/token"), "POST", "/token"), auth=Bearer())
         identity = Credential("<token>", "", "identity-of-alice", source="the test")
-        with pytest.raises(FinalNetworkError, match="redirected to another host"):
+        with pytest.raises(PermanentNetworkError, match="redirected to another host"):
             ask(quick(credential=identity), registry, TAGS, scopes=PULL)
         assert len(registry.asked("POST", "/token")) == 1
         assert elsewhere.requests == []

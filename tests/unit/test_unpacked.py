@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.archive.compressed import is_compressed, sniffed
+from ocistream.archive.compressed import decompress_input, is_compressed
 from ocistream.errors import ArchiveError, LocalDiskError, NotFoundError, OcistreamError
-from ocistream.layout.store import LayoutSink
-from ocistream.stores import Surroundings, Want, open_source, parse_end
+from ocistream.layout.store import LayoutDestination
+from ocistream.stores import OpenContext, Selection, open_source, parse_location
 from ocistream.transfer import copy as transfer
 from tests.archives import END, items_of, small_first, tar_of
 from tests.conversions import named
@@ -74,14 +74,14 @@ def read_all(file: Any, sizes: Iterator[int]) -> bytes:
 def test_plain_bytes_come_out_and_every_buffer_is_filled(
     packer: str, content: bytes, pipe: list[int], reads: list[int]
 ) -> None:
-    file = sniffed(io.BufferedReader(Trickle(PACKERS[packer](content), pipe)), "it", 200)
+    file = decompress_input(io.BufferedReader(Trickle(PACKERS[packer](content), pipe)), "it", 200)
     number = iter(range(10_000_000))
     assert read_all(file, (reads[next(number) % len(reads)] for _ in iter(int, 1))) == content
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f", b"\x1f\x8b", b"\x28\xb5\x2f", b"1234", b"12345"])
 def test_what_is_too_short_to_tell_is_given_as_it_is(content: bytes) -> None:
-    assert read_all(sniffed(io.BytesIO(content), "it", 200), iter([2, 2, 2, 2])) == content
+    assert read_all(decompress_input(io.BytesIO(content), "it", 200), iter([2, 2, 2, 2])) == content
 
 
 @pytest.mark.parametrize("packer", ["gzip", "zstd"])
@@ -89,23 +89,23 @@ def test_a_broken_stream_is_an_error_that_names_the_file(packer: str) -> None:
     packed = PACKERS[packer](NOISE)
     for broken in (packed[:-1], packed[: len(packed) // 2], packed + b"junk"):
         with pytest.raises(ArchiveError, match=f"^the thing: the {packer} stream is malformed"):
-            read_all(sniffed(io.BytesIO(broken), "the thing", 200), iter(lambda: 100_000, 0))
+            read_all(decompress_input(io.BytesIO(broken), "the thing", 200), iter(lambda: 100_000, 0))
 
 
 def test_the_hint_of_a_ratio_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "FREE_EXPANSION", 1000)
-    file = sniffed(io.BytesIO(gzip.compress(bytes(1 << 20))), "the thing", 200)
+    monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 1000)
+    file = decompress_input(io.BytesIO(gzip.compress(bytes(1 << 20))), "the thing", 200)
     with pytest.raises(ArchiveError, match=r"^the thing: .* more than 200 times") as caught:
         read_all(file, iter(lambda: 100_000, 0))
     assert "--max-ratio" in (caught.value.hint or "")
-    file = sniffed(io.BytesIO(gzip.compress(bytes(1 << 20))), "the thing", 2000)
+    file = decompress_input(io.BytesIO(gzip.compress(bytes(1 << 20))), "the thing", 2000)
     assert len(read_all(file, iter(lambda: 100_000, 0))) == 1 << 20
 
 
 @packers
 def test_closing_closes_what_is_below(packer: str) -> None:
     below = io.BytesIO(PACKERS[packer](NOISE))
-    sniffed(below, "it", 200).close()
+    decompress_input(below, "it", 200).close()
     assert below.closed
 
 
@@ -137,9 +137,9 @@ class TestArchives:
             threads[0].start()
         else:
             Path(text).write_bytes(content)
-        around = Surroundings(transport=nothing, stdin=lambda: stdin, stdout=nothing)
-        source = open_source(parse_end(text), around, Want(max_ratio=max_ratio))
-        sink = LayoutSink(tmp_path / "out")
+        around = OpenContext(client=nothing, stdin=lambda: stdin, stdout=nothing)
+        source = open_source(parse_location(text), around, Selection(max_ratio=max_ratio))
+        sink = LayoutDestination(tmp_path / "out")
         try:
             transfer.copy(source, sink, Watch())
         finally:
@@ -182,7 +182,7 @@ class TestArchives:
     def test_one_that_grows_too_much_is_stopped(
         self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "FREE_EXPANSION", 10_000)
+        monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 10_000)
         layout.image([bytes(4 << 20)], name="v1")
         packed = gzip.compress(tar_of(small_first(layout)))
         with pytest.raises(ArchiveError, match="expands to more than 200 times"):

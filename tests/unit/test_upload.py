@@ -13,18 +13,18 @@ from ocistream.auth.credentials import Credential
 from ocistream.errors import (
     AuthenticationError,
     CancelledError,
-    FinalNetworkError,
     IntegrityError,
     NetworkError,
     NotFoundError,
     OcistreamError,
+    PermanentNetworkError,
     RegistryError,
 )
 from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.repository import Repository
 from ocistream.registry.uploads import Uploader
-from ocistream.streams.chunks import Chunk, verified
-from ocistream.transfer.interfaces import Blob, Unnamed
+from ocistream.streams.chunks import Chunk, verify_chunks
+from ocistream.transfer.interfaces import Blob, NewBlob
 from tests.certificates import Certificate
 from tests.faults import (
     Action,
@@ -61,11 +61,11 @@ class Source:
         self.before: Callable[[int], None] = lambda _: None
         self.blob = Blob(blob_of(content, algorithm), self.open, replayable)
         #: The same as if nobody knew it before it has passed.
-        self.unnamed = Unnamed(self.open, self._descriptor, replayable=replayable)
+        self.unnamed = NewBlob(self.open, self._descriptor, reopenable=replayable)
 
     def open(self) -> Iterator[Chunk]:
         """Read, verified as everything is that reaches a sink."""
-        return verified(self._chunks(), self.blob.descriptor)
+        return verify_chunks(self._chunks(), self.blob.descriptor)
 
     def _descriptor(self) -> Descriptor:
         assert self.opened == self.closed > 0, "asked for too early"
@@ -86,7 +86,7 @@ class Source:
 
 def uploader(transport: QuickTransport, registry: CountingRegistry | str) -> Uploader:
     host = registry if isinstance(registry, str) else registry.host
-    return Uploader(Repository(transport, host, "app", writes=True))
+    return Uploader(Repository(transport, host, "app", for_push=True))
 
 
 def methods(registry: CountingRegistry) -> list[str]:
@@ -121,7 +121,7 @@ class TestWhatIsSent:
 class TestLocations:
     def test_one_to_the_post_must(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(Header("Location", None), "POST"))
-        with pytest.raises(FinalNetworkError, match="the answer has no Location"):
+        with pytest.raises(PermanentNetworkError, match="the answer has no Location"):
             uploader(quick(), registry).upload(Source().blob)
         assert methods(registry) == ["POST"]
 
@@ -137,14 +137,14 @@ class TestLocations:
         registry = faulty(Fault(Header("Location", location), "POST"), tls=certificate)
         host = f"registry.test:{registry.host.rpartition(':')[2]}"
         target = uploader(quick(ca_file=str(certificate.file)), host)
-        with names(monkeypatch, registry="203.0.113.5"), pytest.raises(FinalNetworkError) as caught:
+        with names(monkeypatch, registry="203.0.113.5"), pytest.raises(PermanentNetworkError) as caught:
             target.upload(Source().blob)
         assert "secret" not in str(caught.value)
         assert methods(registry) == ["POST"]
 
     def test_a_redirect_of_the_patch_within_the_registry_comes_too_late(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(redirect("/v2/elsewhere"), "PATCH"))
-        with pytest.raises(FinalNetworkError):
+        with pytest.raises(PermanentNetworkError):
             uploader(quick(), registry).upload(Source().blob)
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from ocistream import open_uploads
 from ocistream.errors import CancelledError, IntegrityError, RegistryError
-from ocistream.http.rate_limits import Pace
-from ocistream.registry.profiles import NAMED
-from ocistream.registry.upload_methods import Rung
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.http.rate_limits import RateLimits
+from ocistream.registry.profiles import PROFILES_BY_NAME
+from ocistream.registry.upload_methods import UploadMethod
+from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import Blob
 from tests.faults import Fault, refusal
@@ -23,7 +23,7 @@ from tests.unit.test_upload_continued import Run
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    open_uploads.begin()
+    open_uploads.reset()
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "state" / "uploads")
 
 
-def ladder(rung: Rung | None = None) -> Ladder:
+def ladder(rung: UploadMethod | None = None) -> UploadStrategy:
     """Return what is known of a registry that is like distribution 2.8."""
-    return Ladder(forced=rung, configured=lambda _: NAMED["distribution"])
+    return UploadStrategy(explicit_method=rung, configured_profile=lambda _: PROFILES_BY_NAME["distribution"])
 
 
 def coded(registry: CountingRegistry) -> list[bool]:
@@ -68,8 +68,8 @@ class TestAnInterruption:
             run.uploader(quick(ladder=ladder()), registry).upload(source.blob)
         (patch,) = registry.asked("PATCH")
         assert (patch.status, patch.received) == (202, MIB)
-        assert open_uploads.stored() == {registry.host: (1, MIB)}
-        assert open_uploads.uncertain() == {}
+        assert open_uploads.count_resumable() == {registry.host: (1, MIB)}
+        assert open_uploads.count_unconfirmed() == {}
         assert not registry.asked("PUT")
         assert not registry.asked("DELETE")
         assert len(run.files()) == 1
@@ -79,7 +79,7 @@ class TestAnInterruption:
         with pytest.raises(IntegrityError):
             run.uploader(quick(ladder=ladder()), registry).upload(Stopped(IntegrityError("wrong"), 2 * MIB).blob)
         assert methods(registry) == ["POST", "PATCH", "DELETE"]
-        assert (open_uploads.stored(), open_uploads.uncertain()) == ({}, {})
+        assert (open_uploads.count_resumable(), open_uploads.count_unconfirmed()) == ({}, {})
         assert run.files() == []
         assert is_clean(registry)
 
@@ -87,14 +87,14 @@ class TestAnInterruption:
         registry = faulty()
         with pytest.raises(CancelledError):
             run.uploader(quick(), registry).upload(Stopped(CancelledError("cancelled"), 2 * MIB).blob)
-        assert open_uploads.stored() == {}
-        assert open_uploads.uncertain() == {registry.host: 1}
+        assert open_uploads.count_resumable() == {}
+        assert open_uploads.count_unconfirmed() == {registry.host: 1}
 
     def test_is_not_noticed_where_the_rate_is_limited_but_where_the_body_ends(
         self, faulty: Faulty, quick: Quick, run: Run
     ) -> None:
         registry = faulty()
-        transport = quick(ladder=ladder(), pace=Pace(1e9))
+        transport = quick(ladder=ladder(), pace=RateLimits(1e9))
         source = Source()
         chunks = source.blob.open
 
@@ -116,11 +116,11 @@ class TestAnInterruption:
         for transport, can_end in ((quick(ladder=ladder()), True), (quick(), False)):
             seen: list[bool] = []
             source = Source()
-            source.before = lambda _, seen=seen: seen.append(open_uploads.can_end())  # type: ignore[misc]
+            source.before = lambda _, seen=seen: seen.append(open_uploads.can_any_end())  # type: ignore[misc]
             run.uploader(transport, registry).upload(source.blob)
             # The first bytes are read before the session is opened.
             assert seen == [False] + [can_end] * (len(seen) - 1)
-            assert not open_uploads.can_end()
+            assert not open_uploads.can_any_end()
 
 
 class TestARefusal:

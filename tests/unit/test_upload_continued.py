@@ -18,19 +18,19 @@ from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
     CancelledError,
-    FinalNetworkError,
     IntegrityError,
     LocalDiskError,
     NetworkError,
     NotFoundError,
+    PermanentNetworkError,
     RegistryError,
     TerminatedError,
     TruncatedError,
 )
 from ocistream.registry.repository import Repository
-from ocistream.registry.upload_methods import CHUNK, PUT, Rung
-from ocistream.registry.upload_records import Key, UploadRecord, UploadRecords
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
+from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords
+from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.registry.uploads import Uploader
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import Blob
@@ -55,21 +55,21 @@ class Run:
         return UploadRecords(self.folder, self.notes.append)
 
     @property
-    def ladder(self) -> Ladder:
-        return Ladder(tell=lambda message, level: self.told.append((message, level)))
+    def ladder(self) -> UploadStrategy:
+        return UploadStrategy(report=lambda message, level: self.told.append((message, level)))
 
     def uploader(self, transport: QuickTransport, registry: CountingRegistry, name: str = "app") -> Uploader:
-        return Uploader(Repository(transport, registry.host, name, writes=True), self.records)
+        return Uploader(Repository(transport, registry.host, name, for_push=True), self.records)
 
     def files(self) -> list[Path]:
         return sorted(self.folder.iterdir()) if self.folder.exists() else []
 
     def has_left(self, registry: CountingRegistry, location: str, digest: str = BLOB.digest) -> None:
         """Write what a killed run would have."""
-        claim = self.records.claim(Key(registry.host, "app", digest, len(CONTENT)))
+        claim = self.records.lock(UploadKey(registry.host, "app", digest, len(CONTENT)))
         assert claim is not None
         claim.write(UploadRecord(location))
-        claim.leave()
+        claim.release()
 
     def was_killed(self, registry: CountingRegistry, sent: int = SENT, content: bytes = CONTENT) -> str:
         """Leave what a run that was killed leaves: a session with so many bytes, and a record of it."""
@@ -84,7 +84,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    open_uploads.begin()
+    open_uploads.reset()
 
 
 @pytest.fixture
@@ -136,7 +136,9 @@ class TestGoingOn:
         source.before = lambda _: seen.extend(
             [json.loads(path.read_bytes())["location"] for path in run.files() if path.stat().st_size]
         )
-        run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 3 * MIB // 2))), registry).upload(source.blob)
+        run.uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, 3 * MIB // 2))), registry).upload(
+            source.blob
+        )
         states = [location.partition("?_state=")[2] for location in seen]
         # Written when it was opened, and whenever an answer led elsewhere.
         assert states[0] == "1"
@@ -153,7 +155,7 @@ class TestGoingOn:
         uploader = run.uploader(quick(), registry)
         uploader.upload(Source().unnamed)
         assert methods(registry) == ["POST", "PATCH", "PUT"]
-        uploader.settle([BLOB.digest])
+        uploader.delete_abandoned_sessions([BLOB.digest])
         assert methods(registry)[3:] == ["DELETE"]
         assert run.files() == []
         assert is_clean(registry)
@@ -207,7 +209,7 @@ class TestWhatIsKept:
         self.fail(run, registry, quick(), failure)
         assert len(run.files()) == 1
         assert not registry.asked("DELETE")
-        assert (open_uploads.stored(), open_uploads.uncertain()) == ({}, {registry.host: 1})
+        assert (open_uploads.count_resumable(), open_uploads.count_unconfirmed()) == ({}, {registry.host: 1})
         eventually(lambda: [patch.received for patch in registry.asked("PATCH")] == [2 * MIB])
         eventually(lambda: all(request.status for request in registry.requests))
         run.uploader(quick(), registry).upload(Source().blob)
@@ -221,7 +223,7 @@ class TestWhatIsKept:
         registry = faulty()
         seen: list[bool] = []
         source = Source()
-        source.before = lambda _: seen.append(open_uploads.uncertain() == {registry.host: 1})
+        source.before = lambda _: seen.append(open_uploads.count_unconfirmed() == {registry.host: 1})
         run.uploader(quick(), registry).upload(source.blob)
         assert seen == sorted(seen)
         assert not seen[0]
@@ -233,8 +235,8 @@ class TestWhatIsKept:
         registry = faulty()
         seen: list[bool] = []
         source = Source()
-        source.before = lambda _: seen.append(bool(open_uploads.stored() or open_uploads.uncertain()))
-        Uploader(Repository(quick(), registry.host, "app", writes=True)).upload(source.blob)
+        source.before = lambda _: seen.append(bool(open_uploads.count_resumable() or open_uploads.count_unconfirmed()))
+        Uploader(Repository(quick(), registry.host, "app", for_push=True)).upload(source.blob)
         assert seen
         assert not any(seen)
 
@@ -268,21 +270,23 @@ class TestWhatIsKept:
         assert run.files() == []
 
     def test_and_what_is_small(self, faulty: Faulty, quick: Quick, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "WORTH_KEEPING", 2 * MIB + 1)
+        monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 2 * MIB + 1)
         registry = faulty()
         self.fail(run, registry, quick(), LocalDiskError("x"))
         self.check_gone(run, registry)
 
     def test_and_what_goes_up_by_one_put(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
-        self.fail(run, registry, quick(ladder=Ladder(forced=Rung(PUT))), LocalDiskError("x"))
+        self.fail(run, registry, quick(ladder=UploadStrategy(explicit_method=UploadMethod(PUT))), LocalDiskError("x"))
         self.check_gone(run, registry)
 
     def test_one_that_has_lost_it_has_not(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty(Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PATCH", skip=2, times=None))
         source = Source()
         with pytest.raises(NetworkError, match="has lost the upload") as caught:
-            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(source.blob)
+            run.uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, 2 * MIB))), registry).upload(
+                source.blob
+            )
         assert caught.value.hint is None
         assert run.files() == []
 
@@ -312,11 +316,11 @@ class TestALineThatIsDownInTheMiddle:
         def request(endpoint: Any, method: str, *arguments: Any, **options: Any) -> Any:
             if method != "PATCH" and registry.asked("PATCH"):
                 msg = "the host name cannot be resolved"
-                raise FinalNetworkError(msg)
+                raise PermanentNetworkError(msg)
             return answered(endpoint, method, *arguments, **options)
 
         monkeypatch.setattr(transport, "request", request)
-        with pytest.raises(FinalNetworkError):
+        with pytest.raises(PermanentNetworkError):
             run.uploader(transport, registry).upload(Source().blob)
         assert len(run.files()) == 1
 
@@ -365,7 +369,7 @@ class TestTwoRuns:
         assert reached.wait(60)
         other = run.uploader(quick(), registry)
         other.upload(second.blob)
-        other.settle([BLOB.digest])
+        other.delete_abandoned_sessions([BLOB.digest])
         assert not registry.asked("GET|DELETE")
         assert len(run.files()) == 1
         go_on.set()
@@ -407,7 +411,7 @@ class TestSettling:
     def test_what_is_there_by_now_has_its_session_deleted(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
         run.was_killed(registry)
-        run.uploader(quick(), registry).settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([BLOB.digest])
         assert methods(registry) == ["DELETE"]
         assert run.files() == []
         assert is_clean(registry)
@@ -416,14 +420,14 @@ class TestSettling:
     def test_that_it_is_gone_already_does_not_matter(self, faulty: Faulty, quick: Quick, run: Run, gone: int) -> None:
         registry = faulty(Fault(refusal(gone), "DELETE"))
         run.was_killed(registry)
-        run.uploader(quick(), registry).settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([BLOB.digest])
         assert run.files() == []
 
     def test_uploads_of_other_images_stay(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
         run.was_killed(registry)
-        run.uploader(quick(), registry).settle([f"sha256:{'0' * 64}"])
-        run.uploader(quick(), registry, "other").settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([f"sha256:{'0' * 64}"])
+        run.uploader(quick(), registry, "other").delete_abandoned_sessions([BLOB.digest])
         assert registry.requests == []
         assert len(run.files()) == 1
 
@@ -432,31 +436,31 @@ class TestSettling:
     ) -> None:
         registry = faulty(Fault(HangUp(), "DELETE"))
         run.was_killed(registry)
-        run.uploader(quick(), registry).settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([BLOB.digest])
         assert len(run.files()) == 1
-        run.uploader(quick(), registry).settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([BLOB.digest])
         assert run.files() == []
 
 
 class TestOverALineThatMayBreakOff:
     """Registries are left no request that breaks off: distribution 2.8 would lose the upload."""
 
-    @pytest.mark.parametrize("way", [None, Rung(CHUNK, MIB)])
+    @pytest.mark.parametrize("way", [None, UploadMethod(CHUNK, MIB)])
     def test_each_request_has_an_end_whenever_it_breaks(
-        self, faulty: Faulty, quick: Quick, run: Run, way: Rung | None
+        self, faulty: Faulty, quick: Quick, run: Run, way: UploadMethod | None
     ) -> None:
         registry = faulty()
         for at in (MIB, 2 * MIB, 3 * MIB):
             source = Source(replayable=False)
             source.before = functools.partial(_fail_at, at)
             with pytest.raises(TruncatedError):
-                run.uploader(quick(ladder=Ladder(forced=way)), registry).upload(
-                    dataclasses.replace(source.blob, may_break=True)
+                run.uploader(quick(ladder=UploadStrategy(explicit_method=way)), registry).upload(
+                    dataclasses.replace(source.blob, is_interruptible=True)
                 )
             assert {request.status for request in registry.asked("PATCH")} == {202}
             assert received(registry) == at
-        run.uploader(quick(ladder=Ladder(forced=way)), registry).upload(
-            dataclasses.replace(Source(replayable=False).blob, may_break=True)
+        run.uploader(quick(ladder=UploadStrategy(explicit_method=way)), registry).upload(
+            dataclasses.replace(Source(replayable=False).blob, is_interruptible=True)
         )
         assert received(registry) == len(CONTENT)
         assert len(registry.asked("POST")) == 1
@@ -469,7 +473,9 @@ class TestOverALineThatMayBreakOff:
         source = Source(replayable=False)
         source.before = functools.partial(_fail_at, 3 * MIB)
         with pytest.raises(TruncatedError):
-            run.uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 2 * MIB))), registry).upload(source.blob)
+            run.uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, 2 * MIB))), registry).upload(
+                source.blob
+            )
         assert [(patch.status, patch.received) for patch in registry.asked("PATCH")] == [(202, 2 * MIB), (202, MIB)]
 
     def test_nor_one_with_the_rest_of_a_blob(self, faulty: Faulty, quick: Quick, run: Run) -> None:
@@ -480,7 +486,7 @@ class TestOverALineThatMayBreakOff:
         (patch,) = registry.asked("PATCH")
         assert (patch.status, patch.received) == (202, 2 * MIB)
         assert len(run.files()) == 1
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == 3 * MIB
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 3 * MIB
         assert run.uploader(quick(), registry).upload_part(BLOB, 3 * MIB, rest(3 * MIB)) == len(CONTENT)
         assert received(registry) == len(CONTENT) - MIB
         assert is_stored(registry)
@@ -510,7 +516,7 @@ def rest(start: int, *, fails_at: int | None = None) -> Blob:
                 raise TruncatedError("x")
             yield CONTENT[at : at + MIB]
 
-    return Blob(dataclasses.replace(BLOB, size=BLOB.size - start), chunks, replayable=False, may_break=True)
+    return Blob(dataclasses.replace(BLOB, size=BLOB.size - start), chunks, reopenable=False, is_interruptible=True)
 
 
 class TestHowFarItIs:
@@ -520,28 +526,28 @@ class TestHowFarItIs:
         (path,) = run.files()
         before = path.read_bytes()
         for _ in range(2):
-            assert run.uploader(quick(), registry).begun(BLOB.digest) == SENT
+            assert run.uploader(quick(), registry).partial_size(BLOB.digest) == SENT
         assert methods(registry) == ["GET", "GET"]
         assert path.read_bytes() == before
 
     def test_of_others_nothing_is_asked_and_no_file_made(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 0
         assert run.files() == []
         run.was_killed(registry)
-        assert run.uploader(quick(), registry).begun(f"sha256:{'0' * 64}") == 0
-        assert run.uploader(quick(), registry, "other").begun(BLOB.digest) == 0
+        assert run.uploader(quick(), registry).partial_size(f"sha256:{'0' * 64}") == 0
+        assert run.uploader(quick(), registry, "other").partial_size(BLOB.digest) == 0
         assert len(run.files()) == 1
         assert methods(registry) == []
 
     def test_nor_of_one_that_another_process_uses(self, faulty: Faulty, quick: Quick, run: Run) -> None:
         registry = faulty()
         run.was_killed(registry)
-        claim = run.records.claim(Key(registry.host, "app", BLOB.digest, len(CONTENT)))
+        claim = run.records.lock(UploadKey(registry.host, "app", BLOB.digest, len(CONTENT)))
         assert claim is not None
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
-        claim.leave()
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == SENT
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 0
+        claim.release()
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == SENT
 
     @pytest.mark.parametrize("path", ["/v2/other/blobs/uploads/1", "/v2/app/blobs/uploads/1?token=x"])
     def test_nor_at_another_place_than_our_own_uploads_have(
@@ -549,7 +555,7 @@ class TestHowFarItIs:
     ) -> None:
         registry = faulty()
         run.has_left(registry, registry.url + path)
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 0
         assert methods(registry) == []
 
     @pytest.mark.parametrize("fault", [refusal(404), refusal(500), refusal(403), HangUp()])
@@ -558,7 +564,7 @@ class TestHowFarItIs:
     ) -> None:
         registry = faulty(Fault(fault, "GET", times=None))
         run.was_killed(registry)
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 0
         assert len(run.files()) == 1
         assert set(methods(registry)) == {"GET"}
 
@@ -567,5 +573,5 @@ class TestHowFarItIs:
         run.was_killed(registry)
         (path,) = run.files()
         os.utime(path, (0, 0))
-        assert run.uploader(quick(), registry).begun(BLOB.digest) == 0
+        assert run.uploader(quick(), registry).partial_size(BLOB.digest) == 0
         assert methods(registry) == []

@@ -14,11 +14,11 @@ import pytest
 from ocistream import limits, open_uploads
 from ocistream.errors import CancelledError, IntegrityError, NetworkError, RegistryError
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.destination import RegistrySink
-from ocistream.registry.upload_methods import CHUNK, STREAM, Rung
-from ocistream.registry.upload_records import Key
-from ocistream.registry.upload_sessions import Sessions
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.destination import RegistryDestination
+from ocistream.registry.upload_methods import CHUNK, STREAM, UploadMethod
+from ocistream.registry.upload_records import UploadKey
+from ocistream.registry.upload_sessions import UploadSessions
+from ocistream.registry.upload_strategy import UploadStrategy
 from tests.faults import Fault, HangUp, Header, StopReading, refusal
 from tests.network import QUICK, CountingRegistry, blob_of
 from tests.unit.test_upload import (
@@ -42,7 +42,7 @@ OTHERS = [blob_of(bytes([number])) for number in range(3)]
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
-    open_uploads.begin()
+    open_uploads.reset()
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def run(tmp_path: Path) -> Run:
 
 def can_be_had(run: Run, registry: CountingRegistry, digest: str = BLOB.digest, size: int = len(CONTENT)) -> bool:
     """Say whether the next run has a record to go on with."""
-    claim = run.records.claim(Key(registry.host, "app", digest, size))
-    found = claim is not None and claim.found is not None
+    claim = run.records.lock(UploadKey(registry.host, "app", digest, size))
+    found = claim is not None and claim.record is not None
     if claim is not None:
-        (claim.leave if found else claim.drop)()
+        (claim.release if found else claim.remove)()
     return found
 
 
@@ -68,14 +68,16 @@ class TestAWayThatIsRefused:
         with pytest.raises(NetworkError):
             run.uploader(quick(), registry).upload(Source().blob)
         assert run.files() == []
-        assert (open_uploads.stored(), open_uploads.uncertain()) == ({}, {})
+        assert (open_uploads.count_resumable(), open_uploads.count_unconfirmed()) == ({}, {})
         assert is_clean(registry)
 
-    @pytest.mark.parametrize("rung", [Rung(STREAM), None], ids=str)
-    def test_stays_the_error_that_it_was(self, faulty: Faulty, quick: Quick, run: Run, rung: Rung | None) -> None:
+    @pytest.mark.parametrize("rung", [UploadMethod(STREAM), None], ids=str)
+    def test_stays_the_error_that_it_was(
+        self, faulty: Faulty, quick: Quick, run: Run, rung: UploadMethod | None
+    ) -> None:
         registry = faulty(Fault(refusal(413, "SIZE_INVALID"), "PATCH", times=None))
         with pytest.raises(RegistryError) as caught:
-            run.uploader(quick(ladder=Ladder(forced=rung)), registry).upload(Source().blob)
+            run.uploader(quick(ladder=UploadStrategy(explicit_method=rung)), registry).upload(Source().blob)
         assert caught.value.hint is not None
         assert (caught.value.status, caught.value.codes) == (413, ("SIZE_INVALID",))
 
@@ -83,11 +85,14 @@ class TestAWayThatIsRefused:
         # Chunks are refused, and a stream breaks off: that may be gone on with.
         registry = faulty(Fault(refusal(501), "PATCH"), Fault(StopReading(SENT), "PATCH"))
         registry.faults.append(Fault(HangUp(), times=None, skip=4))
-        ladder = Ladder()
-        ladder.reach(registry.host, Rung(CHUNK, 8 * MIB), sized=True)
+        ladder = UploadStrategy()
+        ladder.set_method(registry.host, UploadMethod(CHUNK, 8 * MIB), is_size_known=True)
         with pytest.raises(NetworkError):
             run.uploader(quick(ladder=ladder), registry).upload(Source().blob)
-        assert (open_uploads.stored(), open_uploads.uncertain()) == ({registry.host: (1, len(CONTENT))}, {})
+        assert (open_uploads.count_resumable(), open_uploads.count_unconfirmed()) == (
+            {registry.host: (1, len(CONTENT))},
+            {},
+        )
 
 
 class TestDeletingThatIsNotAnswered:
@@ -112,10 +117,10 @@ class TestDeletingThatIsNotAnswered:
         registry = faulty(Fault(refusal(status if method == "DELETE" else 416), "DELETE"))
         registry.faults.append(Fault(refusal(status), "GET", "uploads"))
         run.was_killed(registry)
-        run.uploader(quick(), registry).settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([BLOB.digest])
         assert can_be_had(run, registry)
         registry.faults.clear()
-        run.uploader(quick(), registry).settle([BLOB.digest])
+        run.uploader(quick(), registry).delete_abandoned_sessions([BLOB.digest])
         assert run.files() == []
         assert is_clean(registry)
 
@@ -125,7 +130,7 @@ class TestDeletingThatIsNotAnswered:
         registry = faulty(Fault(refusal(500), "DELETE"))
         for other in OTHERS:
             run.has_left(registry, f"{registry.url}{UPLOADS}{other.digest[7:27]}", other.digest)
-        run.uploader(quick(), registry).settle([other.digest for other in OTHERS])
+        run.uploader(quick(), registry).delete_abandoned_sessions([other.digest for other in OTHERS])
         assert methods(registry) == ["DELETE"] * 3
         assert len(run.files()) == 1
 
@@ -134,7 +139,7 @@ class TestDeletingThatIsNotAnswered:
         registry = faulty(Fault(refusal(status), "DELETE", times=None))
         for other in OTHERS:
             run.has_left(registry, f"{registry.url}{UPLOADS}{other.digest[7:27]}", other.digest)
-        run.uploader(quick(), registry).settle([other.digest for other in OTHERS])
+        run.uploader(quick(), registry).delete_abandoned_sessions([other.digest for other in OTHERS])
         assert methods(registry) == ["DELETE"]
         assert len(run.files()) == 3
 
@@ -146,7 +151,7 @@ class TestDeletingThatIsNotAnswered:
             msg = "cancelled"
             raise CancelledError(msg)
 
-        monkeypatch.setattr(Sessions, "delete", delete)
+        monkeypatch.setattr(UploadSessions, "delete", delete)
         registry = faulty()
         source = Source()
         source.content = CONTENT[:-1]
@@ -255,10 +260,10 @@ class TestTooOld:
         registry = faulty()
         location = run.was_killed(registry)
         (file,) = run.files()
-        since = int(time.time() - limits.UPLOAD_RECORD_AGE) - 60
+        since = int(time.time() - limits.MAX_UPLOAD_RECORD_AGE) - 60
         file.write_text(json.dumps(json.loads(file.read_bytes()) | {"since": since}))
         os.utime(file, (since, since))
-        run.uploader(quick(), registry).settle([])
+        run.uploader(quick(), registry).delete_abandoned_sessions([])
         assert methods(registry) == ["DELETE"]
         assert location.endswith(registry.requests[0].target)
         assert run.files() == []
@@ -294,7 +299,7 @@ class TestClosing:
         for room in ("ocistream.registry.uploads", "ocistream.registry.destination"):
             monkeypatch.setattr(f"{room}.monotonic", lambda: clock[0])
         registry = faulty(Fault(Header("X-Slow", slow), "DELETE", times=None))
-        sink = RegistrySink(quick(), lambda _: parse_reference(f"{registry.host}/app:v1"), records=run.records)
+        sink = RegistryDestination(quick(), lambda _: parse_reference(f"{registry.host}/app:v1"), records=run.records)
         for name in ("app", "other"):
             _, uploader = sink._repository(parse_reference(f"{registry.host}/{name}:v1"))  # noqa: SLF001 - no image needed
             for other in OTHERS:

@@ -10,10 +10,10 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import IntegrityError, UnsupportedError, UsageError
-from ocistream.registry.learnt_hosts import State
-from ocistream.registry.profiles import NAMED, UNKNOWN, Profile
-from ocistream.registry.upload_methods import CHUNK, PUT, REFUSED, STREAM, Rung, parse_rung
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.learnt_hosts import HostFactsFile
+from ocistream.registry.profiles import PROFILES_BY_NAME, UNKNOWN_PROFILE, RegistryProfile
+from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, PUT, STREAM, UploadMethod, parse_upload_method
+from ocistream.registry.upload_strategy import UploadStrategy
 from tests.certificates import Certificate
 from tests.faults import Fault, FaultyHandler, Header, Reply, refusal
 from tests.network import CountingRegistry, names
@@ -45,20 +45,20 @@ class TestRungs:
         ("text", "rung"),
         [
             ("auto", None),
-            ("stream", Rung(STREAM)),
-            ("put", Rung(PUT)),
-            ("chunk=4194304", Rung(CHUNK, 4 * MIB)),
-            ("chunk=4MiB", Rung(CHUNK, 4 * MIB)),
-            ("chunk=4MB", Rung(CHUNK, 4 * MIB)),
-            ("chunk=4m", Rung(CHUNK, 4 * MIB)),
-            ("chunk=512K", Rung(CHUNK, 512 * KIB)),
-            ("chunk=100b", Rung(CHUNK, 100)),
+            ("stream", UploadMethod(STREAM)),
+            ("put", UploadMethod(PUT)),
+            ("chunk=4194304", UploadMethod(CHUNK, 4 * MIB)),
+            ("chunk=4MiB", UploadMethod(CHUNK, 4 * MIB)),
+            ("chunk=4MB", UploadMethod(CHUNK, 4 * MIB)),
+            ("chunk=4m", UploadMethod(CHUNK, 4 * MIB)),
+            ("chunk=512K", UploadMethod(CHUNK, 512 * KIB)),
+            ("chunk=100b", UploadMethod(CHUNK, 100)),
         ],
     )
-    def test_one_is_read_as_it_is_written(self, text: str, rung: Rung | None) -> None:
-        assert parse_rung(text) == rung
+    def test_one_is_read_as_it_is_written(self, text: str, rung: UploadMethod | None) -> None:
+        assert parse_upload_method(text) == rung
         if rung is not None:
-            assert parse_rung(str(rung)) == rung
+            assert parse_upload_method(str(rung)) == rung
 
     @pytest.mark.parametrize(
         "text",
@@ -83,19 +83,19 @@ class TestRungs:
     )
     def test_anything_else_is_refused(self, text: str) -> None:
         with pytest.raises(UsageError) as caught:
-            parse_rung(text)
+            parse_upload_method(text)
         assert caught.value.hint
         assert "chunk=SIZE" in caught.value.hint
 
     def test_a_chunk_that_cannot_be_held_is_refused_with_the_bound(self) -> None:
-        assert parse_rung("chunk=8MiB") == Rung(CHUNK, limits.UPLOAD_MEMORY)
+        assert parse_upload_method("chunk=8MiB") == UploadMethod(CHUNK, limits.UPLOAD_MEMORY)
         for text in ("chunk=8388609", "chunk=1G", "chunk=999999999999G"):
             with pytest.raises(UsageError) as caught:
-                parse_rung(text)
+                parse_upload_method(text)
             assert "at most chunk=8MiB" in (caught.value.hint or "")
 
     def test_the_table_of_refusals_names_ways_only(self) -> None:
-        for refused in REFUSED.values():
+        for refused in ALTERNATIVES.values():
             for status, ways in refused.items():
                 assert 400 <= status < 600
                 assert set(ways) <= {STREAM, PUT, CHUNK}
@@ -104,7 +104,9 @@ class TestRungs:
 class TestForced:
     def test_chunks_of_a_blob_without_a_name_have_a_length_too(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source(replayable=False).unnamed)
+        uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(
+            Source(replayable=False).unnamed
+        )
         assert [patch.headers["Content-Length"] for patch in registry.asked("PATCH")] == ["1048576"] * 4 + ["5"]
         assert is_whole(registry)
         assert is_stored(registry)
@@ -112,13 +114,15 @@ class TestForced:
     def test_one_put_is_nothing_for_what_has_no_digest_yet(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         with pytest.raises(UnsupportedError):
-            uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(Source().unnamed)
+            uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(PUT))), registry).upload(Source().unnamed)
         assert registry.requests == []
 
     @pytest.mark.parametrize("rung", ["stream", "put", "chunk=1MiB"])
     def test_an_empty_blob_is_a_put_without_a_body_all_the_same(self, faulty: Faulty, quick: Quick, rung: str) -> None:
         registry = faulty()
-        uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(Source(b"").blob)
+        uploader(quick(ladder=UploadStrategy(explicit_method=parse_upload_method(rung))), registry).upload(
+            Source(b"").blob
+        )
         assert methods(registry) == ["POST", "PUT"]
         assert is_stored(registry, b"")
 
@@ -128,7 +132,9 @@ class TestForced:
         source = Source(CONTENT[: 4 * MIB])
         source.content = CONTENT
         with pytest.raises(IntegrityError):
-            uploader(quick(ladder=Ladder(forced=parse_rung(rung))), registry).upload(source.blob)
+            uploader(quick(ladder=UploadStrategy(explicit_method=parse_upload_method(rung))), registry).upload(
+                source.blob
+            )
         assert registry.asked("PUT") == []
         assert not is_stored(registry, CONTENT[: 4 * MIB])
 
@@ -150,7 +156,7 @@ class TestSteppingDown:
     ) -> None:
         registry = faulty()
         registry.faults = [Fault(refusal(status), "PATCH")]
-        ladder = Ladder()
+        ladder = UploadStrategy()
         uploader(quick(ladder=ladder), registry).upload(Source(replayable=replayable).unnamed)
         assert is_stored(registry)
         assert all(patch.headers["Transfer-Encoding"] is None for patch in registry.asked("PATCH")[1:])
@@ -161,11 +167,11 @@ class TestSteppingDown:
     @pytest.mark.parametrize("status", [400, 404, 405, 501])
     def test_one_that_takes_no_chunks_gets_a_stream_or_a_put(self, faulty: Faulty, quick: Quick, status: int) -> None:
         registry = faulty(Fault(refusal(status), "PATCH"))
-        ladder = Ladder()
-        ladder.reach(registry.host, Rung(CHUNK, MIB), sized=True)
+        ladder = UploadStrategy()
+        ladder.set_method(registry.host, UploadMethod(CHUNK, MIB), is_size_known=True)
         uploader(quick(ladder=ladder), registry).upload(Source().blob)
         assert is_stored(registry)
-        assert ladder.used == {registry.host: "put" if status == 405 else "stream"}
+        assert ladder.methods_used == {registry.host: "put" if status == 405 else "stream"}
 
 
 @pytest.fixture
@@ -243,50 +249,50 @@ class TestRangesOfAnswers:
 
         monkeypatch.setattr(FaultyHandler, "read_body", little)
         registry = faulty()
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+        uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(Source().blob)
         assert is_stored(registry)
 
 
 class TestLearning:
-    def learnt(self, folder: Path) -> Ladder:
-        return Ladder(state=State(folder))
+    def learnt(self, folder: Path) -> UploadStrategy:
+        return UploadStrategy(facts_file=HostFactsFile(folder))
 
-    def kept(self, folder: Path, text: str) -> list[Rung]:
+    def kept(self, folder: Path, text: str) -> list[UploadMethod]:
         """Return what is made of a fact in the file, for blobs of a known size and for others."""
         fact = {"upload": text, "unsized": text, "since": 1e9}
         (folder / "hosts.json").write_text(json.dumps({"version": 1, "hosts": {"a.example": fact}}))
-        ladder = Ladder(state=State(folder, now=lambda: 1e9))
-        return [ladder.rung("a.example", sized=sized) for sized in (True, False)]
+        ladder = UploadStrategy(facts_file=HostFactsFile(folder, now=lambda: 1e9))
+        return [ladder.choose_method("a.example", is_size_known=sized) for sized in (True, False)]
 
     @pytest.mark.parametrize("size", [limits.MIN_UPLOAD_CHUNK, limits.UPLOAD_MEMORY])
     def test_one_that_could_be_learnt_counts(self, tmp_path: Path, size: int) -> None:
-        assert self.kept(tmp_path, f"chunk={size}") == [Rung(CHUNK, size)] * 2
+        assert self.kept(tmp_path, f"chunk={size}") == [UploadMethod(CHUNK, size)] * 2
 
 
 class TestJobs:
     def test_what_several_hold_together_is_what_one_pipe_may(self) -> None:
         for jobs in (1, 4, 32):
-            ladder = Ladder(jobs=jobs)
-            assert ladder.window(replayable=False, sized=True) == limits.UPLOAD_MEMORY
-            assert ladder.window(replayable=True, sized=True) == limits.CHUNK
-            made = ladder.window(replayable=True, sized=False)
-            assert limits.CHUNK <= made <= max(limits.CHUNK, limits.UPLOAD_MEMORY // jobs)
+            ladder = UploadStrategy(jobs=jobs)
+            assert ladder.replay_buffer_size(reopenable=False, is_size_known=True) == limits.UPLOAD_MEMORY
+            assert ladder.replay_buffer_size(reopenable=True, is_size_known=True) == limits.CHUNK_SIZE
+            made = ladder.replay_buffer_size(reopenable=True, is_size_known=False)
+            assert limits.CHUNK_SIZE <= made <= max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // jobs)
 
 
 def test_an_answer_refines_what_is_known_of_a_host_but_never_the_table(faulty: Faulty, quick: Quick) -> None:
     registry = faulty(Fault(Header("X-Artifactory-Id", "6d70dcfd"), "POST", times=None))
     transport = quick()
-    assert transport.ladder.profile(registry.host) is UNKNOWN
+    assert transport.upload_strategy.profile(registry.host) is UNKNOWN_PROFILE
     uploader(transport, registry).upload(Source(b"x").blob)
-    assert transport.ladder.profile(registry.host).name == "Artifactory"
-    transport.ladder.saw("ghcr.io", lambda name: "Nexus/3" if name == "Server" else None)
-    assert transport.ladder.profile("ghcr.io").name == "GitHub Packages"
-    assert isinstance(UNKNOWN, Profile)
+    assert transport.upload_strategy.profile(registry.host).name == "Artifactory"
+    transport.upload_strategy.observe_headers("ghcr.io", lambda name: "Nexus/3" if name == "Server" else None)
+    assert transport.upload_strategy.profile("ghcr.io").name == "GitHub Packages"
+    assert isinstance(UNKNOWN_PROFILE, RegistryProfile)
 
 
 @pytest.mark.parametrize("name", ["amazon-ecr", "unknown"])
 def test_what_the_user_says_that_a_registry_is_counts_and_not_what_it_looks_like(name: str) -> None:
-    ladder = Ladder(configured=lambda host: NAMED[name] if host == "quay.io" else None)
-    ladder.saw("quay.io", lambda header: "Nexus/3" if header == "Server" else None)
-    assert ladder.profile("quay.io") is NAMED[name]
+    ladder = UploadStrategy(configured_profile=lambda host: PROFILES_BY_NAME[name] if host == "quay.io" else None)
+    ladder.observe_headers("quay.io", lambda header: "Nexus/3" if header == "Server" else None)
+    assert ladder.profile("quay.io") is PROFILES_BY_NAME[name]
     assert ladder.profile("docker.io").name == "Docker Hub"

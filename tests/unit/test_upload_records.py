@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.registry.upload_records import Claim, Key, UploadRecord, UploadRecords, may_be_kept
+from ocistream.registry.upload_records import LockedRecord, UploadKey, UploadRecord, UploadRecords, can_store_location
 
 NOW = time.time()
 HOME = "https://registry.example:5000"
 UPLOADS = "/v2/team/app/blobs/uploads"
 UUID = "7c5a02b7-46e1-4bce-bf31-4b883384286b"
-KEY = Key("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+KEY = UploadKey("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
 RECORD = UploadRecord(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
 
 
@@ -31,8 +31,8 @@ def records(folder: Path | None, notes: list[str] | None = None, now: float = NO
     return UploadRecords(folder, (notes if notes is not None else []).append, lambda: now)
 
 
-def claimed(folder: Path, key: Key = KEY, now: float = NOW) -> Claim:
-    claim = records(folder, now=now).claim(key)
+def claimed(folder: Path, key: UploadKey = KEY, now: float = NOW) -> LockedRecord:
+    claim = records(folder, now=now).lock(key)
     assert claim is not None
     return claim
 
@@ -47,7 +47,7 @@ def left(folder: Path) -> Path:
     """Return the file of an upload that another run has left."""
     claim = claimed(folder)
     claim.write(RECORD)
-    claim.leave()
+    claim.release()
     (file,) = folder.iterdir()
     return file
 
@@ -62,25 +62,25 @@ def left(folder: Path) -> Path:
         replace(KEY, digest="", size=0),
     ],
 )
-def test_it_is_of_that_blob_in_that_repository_only(folder: Path, left: Path, other: Key) -> None:
+def test_it_is_of_that_blob_in_that_repository_only(folder: Path, left: Path, other: UploadKey) -> None:
     del left
     claim = claimed(folder, other)
-    assert claim.found is None
-    claim.drop()
+    assert claim.record is None
+    claim.remove()
 
 
 def test_who_comes_second_gets_nothing_until_the_first_is_done(folder: Path) -> None:
     first = claimed(folder)
     first.write(RECORD)
-    assert records(folder).claim(KEY) is None
-    first.leave()
+    assert records(folder).lock(KEY) is None
+    first.release()
     second = claimed(folder)
-    assert second.found == RECORD
-    second.drop()
+    assert second.record == RECORD
+    second.remove()
     assert list(folder.iterdir()) == []
     third = claimed(folder)
-    assert third.found is None
-    third.drop()
+    assert third.record is None
+    third.remove()
 
 
 def test_who_is_killed_holds_nothing(folder: Path) -> None:
@@ -93,16 +93,16 @@ def test_who_is_killed_holds_nothing(folder: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code, folder], check=False).returncode == -9
     claim = claimed(folder)
-    assert claim.found == RECORD
-    claim.drop()
+    assert claim.record == RECORD
+    claim.remove()
 
 
 def test_a_shorter_location_leaves_nothing_of_a_longer_one(folder: Path, left: Path) -> None:
     claim = claimed(folder)
     claim.write(replace(RECORD, location=f"{HOME}/2"))
     assert json.loads(left.read_bytes())["location"] == f"{HOME}/2"
-    claim.leave()
-    assert claimed(folder).found == replace(RECORD, location=f"{HOME}/2")
+    claim.release()
+    assert claimed(folder).record == replace(RECORD, location=f"{HOME}/2")
 
 
 def changed(**fields: Any) -> Callable[[dict[str, Any]], bytes]:
@@ -116,10 +116,10 @@ def less(field: str) -> Callable[[dict[str, Any]], bytes]:
 class TestWhatStandsInItsPlace:
     def check(self, folder: Path) -> None:
         claim = claimed(folder)
-        assert claim.found is None
+        assert claim.record is None
         claim.write(RECORD)
-        claim.leave()
-        assert claimed(folder).found == RECORD
+        claim.release()
+        assert claimed(folder).record == RECORD
 
     @pytest.mark.skipif("os.geteuid()")
     def test_nor_a_file_of_another_user(self, folder: Path, left: Path) -> None:
@@ -130,7 +130,7 @@ class TestWhatStandsInItsPlace:
         notes: list[str] = []
         folder.mkdir(parents=True, mode=0o755)
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-        assert records(folder, notes).claim(KEY) is None
+        assert records(folder, notes).lock(KEY) is None
         assert "not remembered" in notes[0]
         assert list(folder.iterdir()) == []
         assert stat.S_IMODE(folder.stat().st_mode) == 0o755
@@ -140,7 +140,7 @@ class TestWhatStandsInItsPlace:
     ) -> None:
         # Whoever had it drops it between our opening and our locking it, and somebody else begins anew.
         really = fcntl.flock
-        others: list[Claim] = []
+        others: list[LockedRecord] = []
         went: list[int] = []
 
         def flock(descriptor: int, operation: int) -> None:
@@ -151,13 +151,13 @@ class TestWhatStandsInItsPlace:
             really(descriptor, operation)
 
         monkeypatch.setattr(fcntl, "flock", flock)
-        assert records(folder).claim(KEY) is None
+        assert records(folder).lock(KEY) is None
         (other,) = others
         other.write(RECORD)
-        other.leave()
+        other.release()
         again = claimed(folder)
-        assert again.found == RECORD
-        again.leave()
+        assert again.record == RECORD
+        again.release()
 
     def test_one_that_is_not_there_any_more_is_made_anew(
         self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,29 +176,29 @@ class TestWhatStandsInItsPlace:
 
 
 def test_without_a_place_nothing_is_kept() -> None:
-    assert records(None).claim(KEY) is None
-    assert list(records(None).left_over(KEY.registry, KEY.repository, [KEY.digest])) == []
+    assert records(None).lock(KEY) is None
+    assert list(records(None).lock_abandoned(KEY.registry, KEY.repository, [KEY.digest])) == []
 
 
 def test_a_run_holds_no_more_files_than_a_process_may_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_HELD_RECORDS", 3)
+    monkeypatch.setattr(limits, "MAX_OPEN_UPLOAD_RECORDS", 3)
     kept = records(folder)
-    claims = [kept.claim(replace(KEY, size=0, digest=f"sha256:{number:064}")) for number in range(5)]
+    claims = [kept.lock(replace(KEY, size=0, digest=f"sha256:{number:064}")) for number in range(5)]
     assert [claim is not None for claim in claims] == [True, True, True, False, False]
     for claim in claims:
         if claim is not None:
-            claim.drop()
-    again = kept.claim(KEY)
+            claim.remove()
+    again = kept.lock(KEY)
     assert again is not None
-    again.drop()
+    again.remove()
 
 
 class TestWhatIsLeftOver:
     def found(self, folder: Path, *digests: str, now: float = NOW) -> list[UploadRecord | None]:
         found = []
-        for claim in records(folder, now=now).left_over(KEY.registry, KEY.repository, digests):
-            found.append(claim.found)
-            claim.drop()
+        for claim in records(folder, now=now).lock_abandoned(KEY.registry, KEY.repository, digests):
+            found.append(claim.record)
+            claim.remove()
         return found
 
     def test_is_what_nobody_uses_of_these_blobs_in_this_repository(self, folder: Path, left: Path) -> None:
@@ -208,18 +208,18 @@ class TestWhatIsLeftOver:
         used = claimed(folder, replace(KEY, digest=f"sha256:{'b' * 64}"))
         for claim in (elsewhere, later, used):
             claim.write(RECORD)
-        elsewhere.leave()
-        later.leave()
+        elsewhere.release()
+        later.release()
         assert self.found(folder, KEY.digest, f"sha256:{'b' * 64}") == [RECORD]
         assert self.found(folder, KEY.digest, f"sha256:{'b' * 64}") == []
         assert len(list(folder.iterdir())) == 3
-        used.drop()
+        used.remove()
 
     def test_and_what_had_no_name_yet(self, folder: Path) -> None:
         for _ in range(2):
             claim = claimed(folder, replace(KEY, digest="", size=0))
             claim.write(RECORD)
-            claim.leave()
+            claim.release()
         assert self.found(folder) == [RECORD, RECORD]
 
     def test_and_what_makes_no_sense_or_says_it_is_of_another_place(self, folder: Path, left: Path) -> None:
@@ -231,11 +231,11 @@ class TestWhatIsLeftOver:
     def test_what_is_too_old_goes_wherever_it_was(self, folder: Path, left: Path) -> None:
         other = claimed(folder, replace(KEY, repository="team/other"))
         other.write(RECORD)
-        other.leave()
+        other.release()
         recent = claimed(folder, replace(KEY, repository="team/third"))
-        recent.leave()
+        recent.release()
         for path in folder.iterdir():
-            age = limits.UPLOAD_RECORD_AGE if path.stat().st_size else 0
+            age = limits.MAX_UPLOAD_RECORD_AGE if path.stat().st_size else 0
             os.utime(path, (time.time() - age - 10,) * 2)
         assert left.exists()
         assert self.found(folder, now=time.time()) == [RECORD]
@@ -244,8 +244,8 @@ class TestWhatIsLeftOver:
     def test_and_has_its_session_said_if_it_is_of_this_repository(self, folder: Path, left: Path) -> None:
         other = claimed(folder, replace(KEY, repository="team/other"))
         other.write(RECORD)
-        other.leave()
-        assert self.found(folder, now=NOW + limits.UPLOAD_RECORD_AGE + 3600) == [RECORD]
+        other.release()
+        assert self.found(folder, now=NOW + limits.MAX_UPLOAD_RECORD_AGE + 3600) == [RECORD]
         assert list(folder.iterdir()) == []
         del left
 
@@ -273,9 +273,9 @@ class TestLocations:
         ],
     )
     def test_those_of_registries_may_be_kept(self, session: str) -> None:
-        assert may_be_kept(f"{HOME}{session}", HOME, "team/app")
-        assert may_be_kept(f"https://REGISTRY.example:5000{session}", HOME, "team/app")
-        assert may_be_kept(f"{HOME}/gateway{session}", f"{HOME}/gateway/", "team/app")
+        assert can_store_location(f"{HOME}{session}", HOME, "team/app")
+        assert can_store_location(f"https://REGISTRY.example:5000{session}", HOME, "team/app")
+        assert can_store_location(f"{HOME}/gateway{session}", f"{HOME}/gateway/", "team/app")
 
     @pytest.mark.parametrize(
         "path",
@@ -300,7 +300,7 @@ class TestLocations:
         ],
     )
     def test_no_other_path(self, path: str) -> None:
-        assert not may_be_kept(f"{HOME}{path}", HOME, "team/app")
+        assert not can_store_location(f"{HOME}{path}", HOME, "team/app")
 
     @pytest.mark.parametrize(
         "location",
@@ -324,7 +324,7 @@ class TestLocations:
         ],
     )
     def test_no_other_place_and_nothing_malformed(self, location: str) -> None:
-        assert not may_be_kept(location, HOME, "team/app")
+        assert not can_store_location(location, HOME, "team/app")
 
     @pytest.mark.parametrize(
         "query",
@@ -371,4 +371,4 @@ class TestLocations:
     )
     def test_no_parameter_that_is_not_known_to_be_no_secret(self, query: str) -> None:
         for given in (query, f"_state=a&{query}", f"{query}&_state=a"):
-            assert not may_be_kept(f"{HOME}{UPLOADS}/{UUID}?{given}", HOME, "team/app")
+            assert not can_store_location(f"{HOME}{UPLOADS}/{UUID}?{given}", HOME, "team/app")

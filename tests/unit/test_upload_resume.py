@@ -9,8 +9,8 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError
-from ocistream.registry.upload_methods import CHUNK, PUT, Rung
-from ocistream.registry.upload_strategy import Ladder
+from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
+from ocistream.registry.upload_strategy import UploadStrategy
 from tests.faults import Action, Fault, FaultyHandler, HangUp, Header, Reset, StopReading, refusal
 from tests.network import QUICK, CountingRegistry, QuickTransport
 from tests.registry.storage import Upload
@@ -40,7 +40,9 @@ class TestTheWindow:
         said = Fault(Header("Range", f"0-{2 * MIB - 1}"), "PATCH")
         registry = faulty(said, Fault(refusal(416, "RANGE_INVALID"), "PATCH"))
         source = Source((CONTENT * 9)[: 8 * MIB])
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, 4 * MIB))), registry).upload(source.blob)
+        uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, 4 * MIB))), registry).upload(
+            source.blob
+        )
         assert [first for first, _ in spans(registry)] == [0, 2 * MIB, 4 * MIB]
         assert source.opened > 1
         assert is_stored(registry, source.content)
@@ -98,7 +100,9 @@ class TestSessionsThatAreLost:
         monkeypatch.setattr(FaultyHandler, "dispatch", forgetful)
         registry = faulty()
         with pytest.raises(NetworkError, match="BLOB_UPLOAD_UNKNOWN"):
-            uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+            uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(
+                Source().blob
+            )
         assert len(registry.asked("POST")) <= 2 * QUICK.attempts
 
 
@@ -144,7 +148,9 @@ class TestWhatIsBelieved:
         monkeypatch.setattr(Upload, "receive", sparing)
         registry = faulty()
         with pytest.raises(NetworkError, match="took 100 of 1048576 bytes"):
-            uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(Source().blob)
+            uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(
+                Source().blob
+            )
         assert len(registry.asked("PATCH")) <= 10
 
 
@@ -156,7 +162,9 @@ class TestChunks:
     ) -> None:
         registry = faulty(Fault(failure, "PATCH", skip=2))
         source = Source(replayable=False)
-        uploader(quick(ladder=Ladder(forced=Rung(CHUNK, MIB))), registry).upload(getattr(source, way))
+        uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(CHUNK, MIB))), registry).upload(
+            getattr(source, way)
+        )
         # One of which a half was taken shifts the others.
         assert len(registry.asked("PATCH")) == (5 if isinstance(failure, StopReading) else 6)
         assert source.opened == 1
@@ -167,7 +175,7 @@ class TestOnePut:
     def test_one_that_broke_is_begun_again(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(StopReading(3 * MIB), "PUT"))
         source = Source(replayable=False)
-        uploader(quick(ladder=Ladder(forced=Rung(PUT))), registry).upload(source.blob)
+        uploader(quick(ladder=UploadStrategy(explicit_method=UploadMethod(PUT))), registry).upload(source.blob)
         assert methods(registry) == ["POST", "PUT", "DELETE", "POST", "PUT"]
         assert is_stored(registry)
 

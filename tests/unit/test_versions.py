@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.oci.tag_filters import matching, of_regex, of_versions
+from ocistream.oci.tag_filters import glob_filter, regex_filter, version_filter
 from ocistream.oci.versions import Version, parse_range, parse_version
 
 NUMBERS = st.lists(st.integers(0, 10**12), min_size=1, max_size=4)
@@ -93,7 +93,7 @@ def test_what_is_no_version(text: str) -> None:
 )
 def test_a_range_has_what_fits_all_of_its_bounds(bounds: str, within: list[str], without: list[str]) -> None:
     found = parse_range(bounds)
-    assert [text for text in within + without if found.has(version(text))] == within
+    assert [text for text in within + without if found.contains(version(text))] == within
 
 
 @pytest.mark.parametrize("text", ["", "1.4", ">=", ">=1.4 <2", "~1.4", "^1", ">=1.4,", ">=latest", "=>1"])
@@ -117,27 +117,27 @@ TAGS = ["latest", "1.9", "1.10", "v1.11", "1.12-rc1", "1.10-alpine", "1.9-alpine
     ],
 )
 def test_tags_by_their_versions(options: dict[str, Any], expected: list[str]) -> None:
-    choose = of_versions(**options)
+    choose = version_filter(**options)
     for _ in range(5):
         shuffled = random.sample(TAGS, len(TAGS))
         assert sorted(choose(shuffled)) == sorted(expected)
 
 
 def test_of_two_tags_for_one_version_the_longer_one_is_the_later() -> None:
-    assert of_versions(latest=1)(["1.4", "1.4.0", "v1.4"]) == ["1.4.0"]
+    assert version_filter(latest=1)(["1.4", "1.4.0", "v1.4"]) == ["1.4.0"]
 
 
 def test_a_regular_expression_matches_the_whole_tag_and_no_tag_of_a_signature() -> None:
     signature = f"sha256-{'a' * 64}.sig"
-    assert of_regex("[0-9.]+|s.*")(["1.4", "1.4-x", "stable", signature]) == ["1.4", "stable"]
-    assert matching(["s*"])(["stable", signature]) == ["stable"]
+    assert regex_filter("[0-9.]+|s.*")(["1.4", "1.4-x", "stable", signature]) == ["1.4", "stable"]
+    assert glob_filter(["s*"])(["stable", signature]) == ["stable"]
 
 
 def test_a_regular_expression_that_python_warns_of_is_one() -> None:
-    assert of_regex("[[a]x")(["[x", "ax", "b"]) == ["[x", "ax"]
+    assert regex_filter("[[a]x")(["[x", "ax", "b"]) == ["[x", "ax"]
 
 
-@pytest.mark.parametrize("choose", [of_regex("x"), of_versions(">9999"), matching(["x"])])
+@pytest.mark.parametrize("choose", [regex_filter("x"), version_filter(">9999"), glob_filter(["x"])])
 def test_nothing_that_is_chosen_is_an_error_that_says_what_there_is(choose: object) -> None:
     assert callable(choose)
     with pytest.raises(NotFoundError, match="none of 9 tags") as caught:

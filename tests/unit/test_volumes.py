@@ -12,27 +12,27 @@ import pytest
 
 from ocistream import limits
 from ocistream.archive import tar
-from ocistream.archive.volume_plan import Plan, planned
-from ocistream.archive.volume_writer import VolumesSink
+from ocistream.archive.volume_plan import VolumePlan, plan_volumes
+from ocistream.archive.volume_writer import VolumeSetDestination
 from ocistream.errors import ArchiveError, IntegrityError, NetworkError, UnsupportedError, UsageError
-from ocistream.layout.index import blob_name, entries_of, index_json
+from ocistream.layout.index import blob_name, build_entries, build_index_json
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
-from ocistream.oci.omitted_blobs import HAVE, Reason
+from ocistream.oci.omitted_blobs import HAVE, OmissionReason
 from ocistream.oci.volumes import (
-    PARTS,
-    VOLUME_OF,
-    Piece,
-    Template,
+    PARTS_ANNOTATION,
+    VOLUME_ANNOTATION,
     Volume,
+    VolumePart,
+    VolumeTemplate,
     checksum_line,
-    checksum_of,
     is_template,
-    notes_of,
+    parse_checksum_line,
+    parse_part_name,
     parse_template,
-    part_of,
-    volume_of,
+    parse_volume,
+    volume_annotations,
 )
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob
@@ -42,8 +42,14 @@ from tests.volumes import read_volumes
 
 ONE, OTHER = digest_of(b"one"), digest_of(b"other", "sha512")
 SET = digest_of(b"set")
-TEMPLATE = Template("app.", 3, ".tar")
-VOLUME = Volume(1, 3, SET, TEMPLATE, {ONE: (Piece(0, 0, 10), Piece(1, 10, 5)), OTHER: (Piece(1, 0, 3), Piece(2, 3, 9))})
+TEMPLATE = VolumeTemplate("app.", 3, ".tar")
+VOLUME = Volume(
+    1,
+    3,
+    SET,
+    TEMPLATE,
+    {ONE: (VolumePart(0, 0, 10), VolumePart(1, 10, 5)), OTHER: (VolumePart(1, 0, 3), VolumePart(2, 3, 9))},
+)
 
 
 class TestTemplates:
@@ -58,8 +64,8 @@ class TestTemplates:
     )
     def test_it_gives_names_and_knows_them_again(self, text: str, names: list[str]) -> None:
         template = parse_template(text)
-        assert [template.name(0), template.name(12)] == names
-        assert [template.number(name) for name in names] == [0, 12]
+        assert [template.format_name(0), template.format_name(12)] == names
+        assert [template.parse_number(name) for name in names] == [0, 12]
         assert str(template) == text
         assert is_template(text)
 
@@ -67,7 +73,7 @@ class TestTemplates:
         "name", ["app.0000.tar", "app.00.tar", "app..tar", "app.0x1.tar", "app.\u0660\u0660\u0661.tar", "app.tar"]
     )
     def test_what_is_called_otherwise_is_no_volume(self, name: str) -> None:
-        assert TEMPLATE.number(name) is None
+        assert TEMPLATE.parse_number(name) is None
 
     @pytest.mark.parametrize(
         "text",
@@ -99,9 +105,9 @@ class TestTemplates:
 
 class TestNotes:
     def test_what_is_written_is_read(self) -> None:
-        assert volume_of(notes_of(VOLUME)) == VOLUME
-        assert volume_of(notes_of(VOLUME._replace(pieces={}))) == VOLUME._replace(pieces={})
-        assert volume_of({}) is None
+        assert parse_volume(volume_annotations(VOLUME)) == VOLUME
+        assert parse_volume(volume_annotations(VOLUME._replace(parts={}))) == VOLUME._replace(parts={})
+        assert parse_volume({}) is None
         assert str(VOLUME) == "volume 2 of 3 (app.001.tar)"
 
     @pytest.mark.parametrize(
@@ -124,8 +130,8 @@ class TestNotes:
         ],
     )
     def test_a_malformed_volume_is_refused(self, text: str) -> None:
-        with pytest.raises(ArchiveError, match=re.escape(VOLUME_OF)):
-            volume_of({VOLUME_OF: text})
+        with pytest.raises(ArchiveError, match=re.escape(VOLUME_ANNOTATION)):
+            parse_volume({VOLUME_ANNOTATION: text})
 
     @pytest.mark.parametrize(
         "text",
@@ -156,23 +162,23 @@ class TestNotes:
         ],
     )
     def test_malformed_parts_are_refused(self, text: str) -> None:
-        with pytest.raises(ArchiveError, match=re.escape(PARTS)) as caught:
-            volume_of({VOLUME_OF: f"0 3 {SET} app.%d", PARTS: text})
-        assert len(caught.value.what) < 200
+        with pytest.raises(ArchiveError, match=re.escape(PARTS_ANNOTATION)) as caught:
+            parse_volume({VOLUME_ANNOTATION: f"0 3 {SET} app.%d", PARTS_ANNOTATION: text})
+        assert len(caught.value.message) < 200
 
     def test_names_of_parts_are_those_and_no_others(self) -> None:
         hexes = ONE[7:]
-        assert part_of(f"parts/sha256/{hexes}/0") == (ONE, 0, False)
-        assert part_of(f"parts/sha256/{hexes}/17.sha256") == (ONE, 17, True)
+        assert parse_part_name(f"parts/sha256/{hexes}/0") == (ONE, 0, False)
+        assert parse_part_name(f"parts/sha256/{hexes}/17.sha256") == (ONE, 17, True)
         for name in (f"parts/sha256/{hexes}", f"parts/sha256/{hexes}/01", f"parts/sha256/{hexes}/-1", "parts/x/y/0"):
-            assert part_of(name) is None
-            assert part_of(f"{name}\n") is None
+            assert parse_part_name(name) is None
+            assert parse_part_name(f"{name}\n") is None
 
     @pytest.mark.parametrize("line", [b"", b"0" * 64, b"\xff" * 64 + b"  parts/x\n", b"0" * 64 + b"  parts/y\n"])
     def test_a_malformed_checksum_is_refused(self, line: bytes) -> None:
-        assert checksum_of("parts/x", checksum_line("parts/x", SET)) == SET
+        assert parse_checksum_line("parts/x", checksum_line("parts/x", SET)) == SET
         with pytest.raises(ArchiveError):
-            checksum_of("parts/x", line)
+            parse_checksum_line("parts/x", line)
 
 
 #: The digest of the first of `with_blobs`.
@@ -180,7 +186,7 @@ SOME = digest_of(b"0")
 
 
 def graph_of(layout: Layout) -> Graph:
-    return LayoutSource(layout.path).graph(NothingEarly())
+    return LayoutSource(layout.path).resolve(NothingEarly())
 
 
 def with_blobs(graph: Graph, sizes: list[int]) -> Graph:
@@ -197,42 +203,51 @@ class TestPlans:
         sizes = [int(chance.paretovariate(0.5) * 1000) % 10_000_000 for _ in range(chance.randrange(1, 60))]
         graph = with_blobs(graph_of(layout), sizes)
         if chance.random() < 0.3:
-            graph = dataclasses.replace(graph, leaving={graph.blobs[0].digest: Reason(HAVE, "host/app")})
+            graph = dataclasses.replace(
+                graph, omitted_from_output={graph.blobs[0].digest: OmissionReason(HAVE, "host/app")}
+            )
         size = chance.randrange(60_000, 5_000_000)
         try:
-            plan = planned(graph, TEMPLATE, size)
+            plan = plan_volumes(graph, TEMPLATE, size)
         except UsageError as error:
-            least = int(error.what.split()[-2])
+            least = int(error.message.split()[-2])
             assert least > size
             with pytest.raises(UsageError):
-                planned(graph, TEMPLATE, least - 1)
+                plan_volumes(graph, TEMPLATE, least - 1)
             size = least
-            plan = planned(graph, TEMPLATE, size)
-        assert plan == planned(graph, TEMPLATE, size)
+            plan = plan_volumes(graph, TEMPLATE, size)
+        assert plan == plan_volumes(graph, TEMPLATE, size)
         if plan is None:
             return
-        assert plan.places.keys() == {blob.digest for blob in graph.blobs if blob.digest not in graph.leaving}
+        assert plan.parts.keys() == {
+            blob.digest for blob in graph.blobs if blob.digest not in graph.omitted_from_output
+        }
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= size
-            assert any(piece.volume == number for pieces in plan.places.values() for piece in pieces)
+            assert any(piece.volume == number for pieces in plan.parts.values() for piece in pieces)
         for blob in graph.blobs:
-            if blob.digest in plan.places:
+            if blob.digest in plan.parts:
                 end = 0
-                for piece in plan.places[blob.digest]:
+                for piece in plan.parts[blob.digest]:
                     assert piece.offset == end
                     assert piece.size > 0 or not blob.size
                     end += piece.size
                 assert end == blob.size
-        continued = [pieces for pieces in plan.places.values() if len(pieces) > 1]
+        continued = [pieces for pieces in plan.parts.values() if len(pieces) > 1]
         assert all(sum(piece.size for piece in pieces) > size // 2 for pieces in continued)
-        assert volume_of(plan.notes(0, graph)) == plan.volume(0)
+        assert parse_volume(plan.build_annotations(0, graph)) == plan.describe_volume(0)
 
     @staticmethod
-    def size_of(plan: Plan, number: int, graph: Graph) -> int:
+    def size_of(plan: VolumePlan, number: int, graph: Graph) -> int:
         """Add up what a volume has, as a tar has it."""
-        entries = {"oci-layout": 30, "index.json": len(index_json(entries_of(graph), notes=plan.notes(number, graph)))}
+        entries = {
+            "oci-layout": 30,
+            "index.json": len(
+                build_index_json(build_entries(graph), annotations=plan.build_annotations(number, graph))
+            ),
+        }
         entries.update({blob_name(m.descriptor.digest): len(m.raw) for m in graph.manifests})
-        for digest, pieces in plan.places.items():
+        for digest, pieces in plan.parts.items():
             for piece in pieces:
                 if piece.volume == number and len(pieces) == 1:
                     entries[blob_name(digest)] = piece.size
@@ -240,13 +255,13 @@ class TestPlans:
                     name = f"parts/{digest.replace(':', '/')}/{piece.offset}"
                     entries[name] = piece.size
                     entries[f"{name}.sha256"] = len(checksum_line(name, SET))
-        sizes = [len(tar.header(name, size)) + size + -size % 512 for name, size in entries.items()]
-        return sum(sizes) + len(tar.END)
+        sizes = [len(tar.build_header(name, size)) + size + -size % 512 for name, size in entries.items()]
+        return sum(sizes) + len(tar.END_OF_ARCHIVE)
 
     def test_a_blob_of_more_than_eight_gigabytes_has_room_for_its_longer_header(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [25 << 30, 9 << 30])
-        plan = planned(graph, TEMPLATE, 10 << 30)
+        plan = plan_volumes(graph, TEMPLATE, 10 << 30)
         assert plan is not None
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= 10 << 30
@@ -255,31 +270,35 @@ class TestPlans:
         layout.image([b"layer"], name="v1")
         long = Descriptor("x", digest_of(b"0", "sha512"), 5_000_000)
         graph = dataclasses.replace(graph_of(layout), blobs=(long,))
-        plan = planned(graph, TEMPLATE, 1_000_000)
+        plan = plan_volumes(graph, TEMPLATE, 1_000_000)
         assert plan is not None
-        assert len(tar.header(f"parts/{long.digest.replace(':', '/')}/0", 0)) > 512
+        assert len(tar.build_header(f"parts/{long.digest.replace(':', '/')}/0", 0)) > 512
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= 1_000_000
 
     def test_what_goes_on_begins_where_there_is_room_but_not_in_next_to_none(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         for first, volume in ((900_000, 0), (985_000, 1)):
-            plan = planned(with_blobs(graph_of(layout), [first, 1_500_000]), TEMPLATE, 1_000_000)
+            plan = plan_volumes(with_blobs(graph_of(layout), [first, 1_500_000]), TEMPLATE, 1_000_000)
             assert plan is not None
-            assert [piece.volume for piece in plan.places[SOME]] == [0]
-            assert plan.places[digest_of(b"1")][0].volume == volume
+            assert [piece.volume for piece in plan.parts[SOME]] == [0]
+            assert plan.parts[digest_of(b"1")][0].volume == volume
 
     def test_another_image_another_cut_and_other_names_are_another_set(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [100_000, 100_000])
         others = [
-            planned(graph, TEMPLATE, 120_000),
-            planned(graph, TEMPLATE, 90_000),
-            planned(graph, TEMPLATE._replace(before="other."), 120_000),
-            planned(with_blobs(graph, [100_000, 100_001]), TEMPLATE, 120_000),
+            plan_volumes(graph, TEMPLATE, 120_000),
+            plan_volumes(graph, TEMPLATE, 90_000),
+            plan_volumes(graph, TEMPLATE._replace(prefix="other."), 120_000),
+            plan_volumes(with_blobs(graph, [100_000, 100_001]), TEMPLATE, 120_000),
             *(
-                planned(dataclasses.replace(with_blobs(graph, [7, 100_000]), leaving={SOME: reason}), TEMPLATE, 90_000)
-                for reason in (Reason(HAVE, "a"), Reason(HAVE, "b"))
+                plan_volumes(
+                    dataclasses.replace(with_blobs(graph, [7, 100_000]), omitted_from_output={SOME: reason}),
+                    TEMPLATE,
+                    90_000,
+                )
+                for reason in (OmissionReason(HAVE, "a"), OmissionReason(HAVE, "b"))
             ),
         ]
         assert len({plan.identity for plan in others if plan}) == len(others)
@@ -287,19 +306,19 @@ class TestPlans:
     def test_more_volumes_than_anybody_reads_are_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [100_000] * 9)
-        plan = planned(graph, TEMPLATE, 110_000)
+        plan = plan_volumes(graph, TEMPLATE, 110_000)
         assert plan is not None
         assert plan.total == 9
         monkeypatch.setattr(limits, "MAX_VOLUMES", 8)
         with pytest.raises(UsageError, match="too small"):
-            planned(graph, TEMPLATE, 110_000)
+            plan_volumes(graph, TEMPLATE, 110_000)
 
     def test_an_index_that_nobody_would_read_is_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [100_000] * 9)
         monkeypatch.setattr(limits, "MAX_MANIFEST", 1000)
         with pytest.raises(UnsupportedError, match="index"):
-            planned(graph, TEMPLATE, 110_000)
+            plan_volumes(graph, TEMPLATE, 110_000)
 
 
 class TestSink:
@@ -310,8 +329,8 @@ class TestSink:
     ) -> None:
         layout.image([300_000, 50_000], name="v1")
         source = LayoutSource(layout.path)
-        graph = source.graph(NothingEarly())
-        sink = VolumesSink(tmp_path / "app.%d.tar", 200_000)
+        graph = source.resolve(NothingEarly())
+        sink = VolumeSetDestination(tmp_path / "app.%d.tar", 200_000)
         sink.begin(graph)
 
         def broken() -> Iterator[bytes]:
@@ -320,10 +339,10 @@ class TestSink:
 
         for blob in source.blobs(graph.blobs):
             with pytest.raises(kind):
-                sink.put(Blob(blob.descriptor, broken))
-            sink.put(blob)
+                sink.write(Blob(blob.descriptor, broken))
+            sink.write(blob)
         sink.commit(graph)
-        assert sink.takes_again()
+        assert sink.can_retry()
         sink.close()
         paths = sorted(tmp_path.glob("app.*"))
         assert len(paths) == 2
@@ -335,26 +354,26 @@ class TestSink:
     ) -> None:
         layout.image([4_000_000], name="v1")
         source = LayoutSource(layout.path)
-        graph = source.graph(NothingEarly())
-        sink = VolumesSink(tmp_path / "app.%d.tar", 1_500_000)
+        graph = source.resolve(NothingEarly())
+        sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1_500_000)
         sink.begin(graph)
         for blob in source.blobs(graph.blobs):
-            sink.put(blob)
+            sink.write(blob)
         sink.close()
         partials = sorted(tmp_path.glob(".app.*.partial"))
         assert len(partials) == 2
         content = partials[0].read_bytes()
         begin = content.index(b"parts/") + 512
         partials[0].write_bytes(content[: begin + left])
-        report = transfer.copy(source, VolumesSink(tmp_path / "app.%d.tar", 1_500_000))
-        resumed = {moved.descriptor.size: moved.resumed for moved in report.blobs}
+        report = transfer.copy(source, VolumeSetDestination(tmp_path / "app.%d.tar", 1_500_000))
+        resumed = {moved.descriptor.size: moved.resumed_size for moved in report.blobs}
         assert resumed[4_000_000] == left
         read_volumes(sorted(tmp_path.glob("app.*")))
 
     def test_a_blob_before_the_graph_has_no_place(self, tmp_path: Path) -> None:
-        sink = VolumesSink(tmp_path / "app.%d.tar", 1000)
+        sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1000)
         descriptor = Descriptor("x", digest_of(b"x"), 1)
-        assert not sink.takes_early()
+        assert not sink.can_write_early()
         with pytest.raises(UnsupportedError, match="index comes after"):
-            sink.put(Blob(descriptor, lambda: iter([b"x"])))
+            sink.write(Blob(descriptor, lambda: iter([b"x"])))
         sink.close()

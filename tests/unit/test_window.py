@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import IntegrityError
-from ocistream.registry.upload_window import Feed
-from ocistream.streams.chunks import Chunk, verified
-from ocistream.transfer.interfaces import Blob, Unnamed
+from ocistream.registry.upload_window import ReplayBuffer
+from ocistream.streams.chunks import Chunk, verify_chunks
+from ocistream.transfer.interfaces import Blob, NewBlob
 from tests.network import blob_of
 
 CONTENT = random.Random(7).randbytes(1000)
@@ -26,10 +26,10 @@ class Source:
         self.chunk = chunk
         self.opened = self.closed = 0
         self.blob = Blob(blob_of(content), self.open, replayable)
-        self.unnamed = Unnamed(self.open, lambda: blob_of(content), replayable=replayable)
+        self.unnamed = NewBlob(self.open, lambda: blob_of(content), reopenable=replayable)
 
     def open(self) -> Iterator[Chunk]:
-        return verified(self._chunks(), self.blob.descriptor)
+        return verify_chunks(self._chunks(), self.blob.descriptor)
 
     def _chunks(self) -> Iterator[Chunk]:
         self.opened += 1
@@ -43,18 +43,18 @@ class Source:
             self.closed += 1
 
 
-def gathered(feed: Feed, offset: int, count: int | None = None) -> bytes:
-    return b"".join(bytes(chunk) for chunk in feed.send(offset, count))
+def gathered(feed: ReplayBuffer, offset: int, count: int | None = None) -> bytes:
+    return b"".join(bytes(chunk) for chunk in feed.read(offset, count))
 
 
 @pytest.mark.parametrize("capacity", [1, 63, 64, 65, 300, 1000, 5000])
 @pytest.mark.parametrize("chunk", [1, 64, 999, 1000])
 def test_all_of_a_blob_passes_whatever_is_held(capacity: int, chunk: int) -> None:
     for blob in (Source(chunk=chunk).blob, Source(chunk=chunk).unnamed):
-        with Feed(blob, capacity) as feed:
+        with ReplayBuffer(blob, capacity) as feed:
             assert gathered(feed, 0) == CONTENT
-            feed.run_out()
-            assert feed.exhausted
+            feed.check_end()
+            assert feed.is_exhausted
             assert feed.end == 1000
 
 
@@ -65,9 +65,9 @@ def test_all_of_a_blob_passes_whatever_is_held(capacity: int, chunk: int) -> Non
 )
 def test_what_it_says_that_it_can_give_it_gives(capacity: int, chunk: int, steps: list[tuple[int, int]]) -> None:
     source = Source(chunk=chunk)
-    with Feed(source.blob, capacity) as feed:
+    with ReplayBuffer(source.blob, capacity) as feed:
         for offset, count in steps:
-            if feed.can_give(offset):
+            if feed.can_seek(offset):
                 feed.seek(offset)
                 assert gathered(feed, offset, count) == CONTENT[offset : offset + count]
             assert feed.end - feed.start <= capacity
@@ -83,9 +83,9 @@ def test_a_source_that_can_be_read_again_gives_everything(
     capacity: int, chunk: int, steps: list[tuple[int, int]]
 ) -> None:
     source = Source(chunk=chunk, replayable=True)
-    with Feed(source.blob, capacity) as feed:
+    with ReplayBuffer(source.blob, capacity) as feed:
         for offset, count in steps:
-            assert feed.can_give(offset)
+            assert feed.can_seek(offset)
             feed.seek(offset)
             assert gathered(feed, offset, count) == CONTENT[offset : offset + count]
     assert source.opened == source.closed
@@ -93,7 +93,7 @@ def test_a_source_that_can_be_read_again_gives_everything(
 
 def test_it_is_not_read_again_for_what_is_held() -> None:
     source = Source(replayable=True)
-    with Feed(source.blob, 300) as feed:
+    with ReplayBuffer(source.blob, 300) as feed:
         gathered(feed, 0, 900)
         feed.seek(700)
         assert gathered(feed, 700) == CONTENT[700:]
@@ -104,17 +104,17 @@ def test_it_is_not_read_again_for_what_is_held() -> None:
 
 
 def test_what_has_left_the_window_of_a_pipe_is_gone() -> None:
-    with Feed(Source().blob, 300) as feed:
+    with ReplayBuffer(Source().blob, 300) as feed:
         gathered(feed, 0, 640)
         assert (feed.start, feed.end) == (340, 640)
-        assert not feed.can_give(339)
-        assert feed.can_give(340)
-        assert feed.can_give(640)
-        assert not feed.can_give(641)
+        assert not feed.can_seek(339)
+        assert feed.can_seek(340)
+        assert feed.can_seek(640)
+        assert not feed.can_seek(641)
 
 
 def test_reading_ahead_stops_at_what_can_be_held() -> None:
-    with Feed(Source().unnamed, 300) as feed:
+    with ReplayBuffer(Source().unnamed, 300) as feed:
         assert feed.fill(0, 200) == 200
         assert gathered(feed, 0, 200) == CONTENT[:200]
         assert feed.fill(200, 10_000) == 300
@@ -126,19 +126,19 @@ def test_reading_ahead_stops_at_what_can_be_held() -> None:
 
 
 def test_of_an_empty_one_this_is_known_before_anything_is_sent() -> None:
-    with Feed(Source(b"").unnamed, 300) as feed:
+    with ReplayBuffer(Source(b"").unnamed, 300) as feed:
         assert feed.is_empty
-    with Feed(Source().unnamed, 300) as feed:
+    with ReplayBuffer(Source().unnamed, 300) as feed:
         assert not feed.is_empty
 
 
 def test_a_source_that_fails_is_known_for_it_and_its_last_chunk_never_comes() -> None:
     source = Source()
     source.content = CONTENT[:-1] + b"!"
-    with Feed(source.blob, 300) as feed:
+    with ReplayBuffer(source.blob, 300) as feed:
         with pytest.raises(IntegrityError):
             gathered(feed, 0)
-        assert feed.has_failed
+        assert feed.has_source_failed
         assert feed.end == 960
 
 
@@ -146,16 +146,16 @@ def test_bytes_beyond_the_promised_ones_are_found_at_the_end() -> None:
     source = Source()
     source.content = CONTENT + b"!" * 64
     source.chunk = 1000
-    with Feed(source.blob, 300) as feed:
+    with ReplayBuffer(source.blob, 300) as feed:
         assert gathered(feed, 0, 1000) == CONTENT
         with pytest.raises(IntegrityError):
-            feed.run_out()
+            feed.check_end()
 
 
 def test_one_that_fails_at_its_first_byte_is_closed() -> None:
     source = Source(b"x")
     source.content = b"y"
-    feed = Feed(source.blob, 300)
+    feed = ReplayBuffer(source.blob, 300)
     with pytest.raises(IntegrityError), feed:
         pass
     assert source.opened == source.closed == 1

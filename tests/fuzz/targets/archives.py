@@ -17,19 +17,19 @@ from typing import Any, Final
 import zstandard
 
 from ocistream import limits
-from ocistream.archive.compressed import is_compressed, sniffed
-from ocistream.archive.docker_writer import DockerArchiveSink
+from ocistream.archive.compressed import decompress_input, is_compressed
+from ocistream.archive.docker_writer import DockerArchiveDestination
 from ocistream.archive.file import ArchiveFileSource
-from ocistream.archive.outputs import file_output
+from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream import ArchiveStreamSource
 from ocistream.archive.tar import TarReader
-from ocistream.archive.writer import ArchiveSink
+from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import ArchiveError, OcistreamError
-from ocistream.layout.index import every_image, images_named, only_image, some_images
-from ocistream.layout.store import LayoutSink, LayoutSource
+from ocistream.layout.index import select_every_image, select_existing_images, select_named_images, select_only_image
+from ocistream.layout.store import LayoutDestination, LayoutSource
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.streams.compression import GZIP, ZSTD, codec_of, decompressed
+from ocistream.streams.compression import GZIP, ZSTD, decompress, detect_codec
 from ocistream.transfer.copy import copy
 from ocistream.transfer.interfaces import Source
 from ocistream.transfer.verify import verify
@@ -79,7 +79,7 @@ def _files(folder: Path) -> Iterator[Check]:
 @contextlib.contextmanager
 def _pipes(_: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
-        file = sniffed(io.BytesIO(data), "the archive on stdin", limits.MAX_RATIO)
+        file = decompress_input(io.BytesIO(data), "the archive on stdin", limits.MAX_RATIO)
         _verified(ArchiveStreamSource(file, **_options(data)))
 
     yield check
@@ -93,16 +93,24 @@ def _options(data: bytes) -> dict[str, Any]:
         "everything": chance.random() < 0.5,
         "referrers": chance.choice(("along", "along", "listed", "left")),
         "platforms": chance.choice((ALL_PLATFORMS, ALL_PLATFORMS, PlatformChoice((arm,)))),
-        "select": chance.choice((every_image, every_image, some_images, only_image, images_named(["app:1"]))),
+        "select": chance.choice(
+            (
+                select_every_image,
+                select_every_image,
+                select_existing_images,
+                select_only_image,
+                select_named_images(["app:1"]),
+            )
+        ),
     }
 
 
 def _verified(source: Source) -> None:
     """Read all of it, layers unpacked; what is found wrong with them is nothing that is raised."""
     with contextlib.closing(source):
-        for wrong in verify(source, deep=True).wrong:
+        for wrong in verify(source, deep=True).failures:
             assert wrong.error.exit_code in _CODES
-            assert wrong.error.what.isprintable()
+            assert wrong.error.message.isprintable()
 
 
 @contextlib.contextmanager
@@ -144,26 +152,26 @@ def _written(folder: Path) -> Iterator[Check]:
         path.write_bytes(data)
         target.unlink(missing_ok=True)
         options = {**_options(data), "everything": False}
-        kind = DockerArchiveSink if data.count(b"5") % 2 else ArchiveSink
+        kind = DockerArchiveDestination if data.count(b"5") % 2 else ArchiveDestination
         try:
             with (
                 contextlib.closing(ArchiveFileSource(path, **options)) as source,
-                contextlib.closing(kind(file_output(target))) as sink,
+                contextlib.closing(kind(open_file_output(target))) as sink,
             ):
                 copy(source, sink)
         except OcistreamError:
             assert not target.exists(), "something is left"
             raise
-        with contextlib.closing(ArchiveFileSource(target, everything=True)) as source:
+        with contextlib.closing(ArchiveFileSource(target, include_unneeded=True)) as source:
             findings = verify(source)
-        assert not findings.wrong, "what was written is wrong"
-        assert not findings.unneeded, "something is there that nobody needs"
+        assert not findings.failures, "what was written is wrong"
+        assert not findings.unreferenced, "something is there that nobody needs"
 
     yield check
 
 
 def _into_layout(source: Source, target: Path) -> None:
-    with contextlib.closing(source), contextlib.closing(LayoutSink(target)) as sink:
+    with contextlib.closing(source), contextlib.closing(LayoutDestination(target)) as sink:
         copy(source, sink)
     for blob in target.glob("blobs/*/*"):
         assert blob.is_file(), "something is left"
@@ -248,10 +256,10 @@ def _codecs(_: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         size, data = (data[0] % 64) ** 2 + 1 if data else 1, data[1:]
-        codec = codec_of(data[:4])
+        codec = detect_codec(data[:4])
         given, checksum = 0, 0
-        for chunk in decompressed(codec, (data[at : at + size] for at in range(0, len(data), size)), 200):
-            assert len(chunk) <= limits.CHUNK, "a chunk is too large"
+        for chunk in decompress(codec, (data[at : at + size] for at in range(0, len(data), size)), 200):
+            assert len(chunk) <= limits.CHUNK_SIZE, "a chunk is too large"
             given += len(chunk)
             checksum = zlib.crc32(chunk, checksum)
         if codec is GZIP:
@@ -326,7 +334,7 @@ def _layouts(folder: Path) -> Iterator[Check]:
         try:
             _verified(LayoutSource(path, **_options(data)))
             _into_layout(LayoutSource(path), target)
-            with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutSink(path)) as sink:
+            with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutDestination(path)) as sink:
                 copy(source, sink)
         except OcistreamError:
             assert _seen(path) == before, "a layout was changed that is none"

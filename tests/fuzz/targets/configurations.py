@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ocistream.config.certs_d import of_folder, of_registry
-from ocistream.config.file import load_configuration
+from ocistream.config.certs_d import read_certs_directory, read_registry_certs
+from ocistream.config.file import read_host_rules
 from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import AuthenticationError, OcistreamError
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.locations import Places
-from ocistream.sync.file import read_plan
-from ocistream.sync.plan import Copies, without_doubles
+from ocistream.registry.locations import RegistryConfiguration
+from ocistream.sync.file import read_sync_file
+from ocistream.sync.plan import EntryCopies, drop_duplicates
 from tests.fuzz.engine import Check, Target
 
 _OURS: Final = b"""
@@ -103,11 +103,11 @@ _TOKENS: Final = (
 _IMAGES: Final = ("docker.io/library/nginx:1", "registry.local:5000/a:1", "a.example.com/x:1", "registry.local/x:1")
 
 
-def _used(places: Places) -> None:
+def _used(places: RegistryConfiguration) -> None:
     for name in _IMAGES:
         image = parse_reference(name)
         with contextlib.suppress(AuthenticationError):
-            for place in places.of(image):
+            for place in places.find_pull_sources(image):
                 parse_reference(f"{place}:1")
             places.check_push(image)
         places.settings(image.registry, image.repository)
@@ -120,7 +120,7 @@ def _ours(folder: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        _used(Places(load_configuration(path, {}, folder)))
+        _used(RegistryConfiguration(read_host_rules(path, {}, folder)))
 
     yield check
 
@@ -132,10 +132,10 @@ def _sync(folder: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        plan = read_plan(path, folder)
-        _used(Places(plan.registries))
-        found = [Copies(entry, _TAGS) for entry in plan.entries]
-        places = [target.name for copy in without_doubles(found) for target in copy.targets]
+        plan = read_sync_file(path, folder)
+        _used(RegistryConfiguration(plan.registries))
+        found = [EntryCopies(entry, _TAGS) for entry in plan.entries]
+        places = [target.name for copy in drop_duplicates(found) for target in copy.destinations]
         assert len(places) == len(set(places)), "two images for one place"
 
     yield check
@@ -148,7 +148,7 @@ def _theirs(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         environment = {"CONTAINERS_REGISTRIES_CONF": str(path)}
-        _used(Places({}, load_namespaces(environment, folder, system=folder / "none")))
+        _used(RegistryConfiguration({}, load_namespaces(environment, folder, system=folder / "none")))
 
     yield check
 
@@ -170,7 +170,7 @@ def _certificates(folder: Path) -> Iterator[Check]:
         first: OcistreamError | None = None
         for name in (None, registry):
             try:
-                found = of_folder(inside) if name is None else of_registry(name, (made,))
+                found = read_certs_directory(inside) if name is None else read_registry_certs(name, (made,))
             except OcistreamError as error:
                 first = first or error
                 continue

@@ -15,23 +15,23 @@ from typing import Any, Final
 from ocistream import limits
 from ocistream.archive.docker_images import parse_manifest_json
 from ocistream.auth.challenges import parse_challenges
-from ocistream.auth.docker_config import AuthFile, Credential, check_storable, entry_of
-from ocistream.auth.token_requests import TokenAnswer, TokenRequest
+from ocistream.auth.docker_config import AuthFile, Credential, check_storable, encode_entry
+from ocistream.auth.token_requests import TokenRequest, TokenResponse
 from ocistream.auth.tokens import Authenticator
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
-from ocistream.layout.index import index_json, parse_index, parse_layout_file, roots_of
-from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_TYPE, Descriptor
+from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_entries
+from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.documents import (
-    diff_ids_of_config,
-    media_type_of,
-    outline,
+    guess_media_type,
+    parse_config_platform,
+    parse_diff_ids,
     parse_document,
-    platform_of_config,
+    parse_outline,
 )
 from ocistream.oci.strict_json import canonical_json, parse_json
-from ocistream.registry.learnt_hosts import State
-from ocistream.registry.upload_records import Key, UploadRecord, UploadRecords, may_be_kept
-from ocistream.streams.chunks import digest_of
+from ocistream.registry.learnt_hosts import HostFactsFile
+from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords, can_store_location
+from ocistream.streams.chunks import compute_digest
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated
 from tests.fuzz.structured import layout_items
@@ -154,19 +154,19 @@ def _document(rng: Random) -> bytes:
 @contextlib.contextmanager
 def _documents(_: Path) -> Iterator[Check]:
     """The first byte says what a document is referenced as; then it is read as everything that there is."""
-    kinds = (*ACCEPTED_TYPES, UNKNOWN_TYPE, "application/vnd.oci.artifact.manifest.v1+json")
+    kinds = (*ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, "application/vnd.oci.artifact.manifest.v1+json")
 
     def check(data: bytes) -> None:
         kind, raw = kinds[(data[0] if data else 0) % len(kinds)], data[1:]
         first: OcistreamError | None = None
         for read in (
-            lambda: parse_document(Descriptor(kind, digest_of(raw), len(raw)), raw),
-            lambda: _rewritten(parse_index(raw)),
-            lambda: media_type_of(raw, "it"),
-            lambda: outline(raw, "it"),
-            lambda: platform_of_config(raw, "it"),
-            lambda: diff_ids_of_config(raw, "it"),
-            lambda: parse_layout_file(raw),
+            lambda: parse_document(Descriptor(kind, compute_digest(raw), len(raw)), raw),
+            lambda: _rewritten(parse_index_entries(raw)),
+            lambda: guess_media_type(raw, "it"),
+            lambda: parse_outline(raw, "it"),
+            lambda: parse_config_platform(raw, "it"),
+            lambda: parse_diff_ids(raw, "it"),
+            lambda: check_layout_file(raw),
             lambda: parse_manifest_json(raw),
         ):
             try:
@@ -181,9 +181,9 @@ def _documents(_: Path) -> Iterator[Check]:
 
 def _rewritten(entries: list[Descriptor]) -> None:
     """Write an index.json again: what is read of it is the same."""
-    roots_of(entries)
-    raw = index_json(entries)
-    assert index_json(parse_index(raw)) == raw, "an index that is written again is another one"
+    build_roots(entries)
+    raw = build_index_json(entries)
+    assert build_index_json(parse_index_entries(raw)) == raw, "an index that is written again is another one"
 
 
 # -- tokens -------------------------------------------------------------------------------------------------
@@ -219,14 +219,14 @@ def _tokens(_: Path) -> Iterator[Check]:
         for challenge in parse_challenges(values):
             assert challenge.scheme == challenge.scheme.lower()
 
-        def send(request: TokenRequest) -> TokenAnswer:
+        def send(request: TokenRequest) -> TokenResponse:
             assert request.url.isascii()
             assert request.url.isprintable(), "a URL that would be two lines"
-            return TokenAnswer(200, body[: limits.MAX_TOKEN_ANSWER + 1])
+            return TokenResponse(200, body[: limits.MAX_TOKEN_RESPONSE + 1])
 
         credential = credentials[len(data) % len(credentials)]
         authenticator = Authenticator("example.com", lambda _: credential, send)
-        header = authenticator.challenged(values, ("repository:a/b:pull",), None)
+        header = authenticator.answer_challenge(values, ("repository:a/b:pull",), None)
         assert header.isascii(), "a header that is not ASCII"
         assert header.isprintable(), "a header that would be two lines"
         again = authenticator.authorization(("repository:a/b:pull",))
@@ -263,13 +263,13 @@ def _auth_files(_: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         file = AuthFile.parse(data, "~/.docker/config.json")
         for host in ("docker.io", "example.com:5000", "registry.example", "[::1]:5000", "gcr.io"):
-            file.helper_of(host)
-            credential = file.entry(host, "ns/repo")
+            file.find_helper(host)
+            credential = file.find_entry(host, "ns/repo")
             if credential is not None:
                 assert "password" not in repr(credential), "a secret is shown"
                 with contextlib.suppress(UsageError):
                     check_storable(credential)
-                    entry_of(credential)
+                    encode_entry(credential)
             canonical_json(file.with_entry(host, {"auth": "dTpw"}))
             file.with_entry(host, None)
 
@@ -288,22 +288,22 @@ def _state(rng: Random) -> bytes:
 def _states(folder: Path) -> Iterator[Check]:
     """A state file is never a reason to fail, and what is kept is there afterwards, whatever was there before."""
     path, notes = folder / "hosts.json", list[str]()
-    state = State(folder, notes.append, lambda: 1_000_000_100.0)
+    state = HostFactsFile(folder, notes.append, lambda: 1_000_000_100.0)
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        facts = state.facts()
+        facts = state.read()
         if facts:
             host = next(iter(facts))
-            state.keep(host, facts[host])
-            assert host in state.facts(), "what was kept is lost"
+            state.write(host, facts[host])
+            assert host in state.read(), "what was kept is lost"
         assert all(note.isprintable() for note in notes)
         notes.clear()
 
     yield check
 
 
-_UPLOAD: Final = Key("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+_UPLOAD: Final = UploadKey("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
 _RECORD: Final = {
     **dataclasses.asdict(_UPLOAD),
     "location": "https://registry.example:5000/v2/team/app/blobs/uploads/1?_state=b%3D",
@@ -329,23 +329,23 @@ def _records(folder: Path) -> Iterator[Check]:
     written = UploadRecord("https://registry.example:5000/x", 1)
 
     def check(data: bytes) -> None:
-        claim = records.claim(_UPLOAD)
+        claim = records.lock(_UPLOAD)
         assert claim is not None
-        claim.leave()
+        claim.release()
         (path,) = (folder / "uploads").iterdir()
         path.write_bytes(data)
-        for left in records.left_over(_UPLOAD.registry, _UPLOAD.repository, {_UPLOAD.digest}):
-            left.leave()
-        claim = records.claim(_UPLOAD)
+        for left in records.lock_abandoned(_UPLOAD.registry, _UPLOAD.repository, {_UPLOAD.digest}):
+            left.release()
+        claim = records.lock(_UPLOAD)
         assert claim is not None
-        if claim.found is not None:
-            may_be_kept(claim.found.location, "https://registry.example:5000", "team/app")
+        if claim.record is not None:
+            can_store_location(claim.record.location, "https://registry.example:5000", "team/app")
         claim.write(written)
-        claim.leave()
-        again = records.claim(_UPLOAD)
+        claim.release()
+        again = records.lock(_UPLOAD)
         assert again is not None
-        assert again.found == written, "what was written is lost"
-        again.drop()
+        assert again.record == written, "what was written is lost"
+        again.remove()
         assert all(note.isprintable() for note in notes)
         notes.clear()
 

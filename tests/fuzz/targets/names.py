@@ -13,20 +13,20 @@ from urllib.parse import urlsplit
 
 import click
 
-from ocistream.auth.docker_config import host_of
+from ocistream.auth.docker_config import normalize_host
 from ocistream.cli import COMMANDS
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
-from ocistream.http.origins import Origin, bypasses_proxy, check_target, is_loopback, redacted, resolved
-from ocistream.http.retry import retry_after
-from ocistream.layout.index import docker_tag, full_reference, tag_of
+from ocistream.http.origins import Origin, check_target, is_loopback, is_proxy_bypassed, redact_url, resolve_url
+from ocistream.http.retry import parse_retry_after
+from ocistream.layout.index import docker_tag, parse_full_name, tag_of
 from ocistream.oci.descriptor import is_media_type, parse_platform
 from ocistream.oci.reference import Reference, is_digest, parse_digest, parse_reference, parse_registry, printable
-from ocistream.registry.locations import checked_location
-from ocistream.registry.upload_methods import parse_rung
-from ocistream.remote.have_lists import HaveList, found_in, lines, lines_of
+from ocistream.registry.locations import parse_registry_location
+from ocistream.registry.upload_methods import parse_upload_method
+from ocistream.remote.have_lists import HaveListReader, format_have_list, match_have_list, read_lines
 from ocistream.sizes import parse_size
-from ocistream.stores import parse_end
+from ocistream.stores import parse_location
 from tests.fuzz.engine import Check, Target
 
 _HEX: Final = b"0" * 64
@@ -56,11 +56,11 @@ def _names(_: Path) -> Iterator[Check]:
         parse_size(text)
         parse_size(text, fractions=True)
         is_media_type(text)
-        full_reference(text)
+        parse_full_name(text)
         tag_of(text)
         docker_tag(text)
         first: OcistreamError | None = None
-        for read in (_reference, _digest, _host, _location, parse_platform, parse_end, parse_rung):
+        for read in (_reference, _digest, _host, _location, parse_platform, parse_location, parse_upload_method):
             try:
                 read(text)
             except (UnsupportedError, UsageError) as error:
@@ -101,12 +101,12 @@ def _host(text: str) -> None:
     registry = parse_registry(text)
     assert parse_registry(registry) == registry, "read again, it is another one"
     assert "/" not in registry
-    assert host_of(registry) == host_of(registry.upper()) == host_of(host_of(registry))
+    assert normalize_host(registry) == normalize_host(registry.upper()) == normalize_host(normalize_host(registry))
 
 
 def _location(text: str) -> None:
-    location = checked_location(text)
-    assert checked_location(location) == location, "read again, it is another one"
+    location = parse_registry_location(text)
+    assert parse_registry_location(location) == location, "read again, it is another one"
     assert ".." not in location.split("/")
 
 
@@ -132,20 +132,20 @@ def _headers(_: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         text = data.decode("latin-1")
-        seconds = retry_after(text)
+        seconds = parse_retry_after(text)
         assert seconds is None or seconds >= 0
-        assert redacted(text).isprintable()
-        assert "hunter2" not in redacted(f"https://user:hunter2@{text}"), "a password is shown"
+        assert redact_url(text).isprintable()
+        assert "hunter2" not in redact_url(f"https://user:hunter2@{text}"), "a password is shown"
         is_loopback(text)
-        bypasses_proxy(base, text)
-        url = resolved(base, text)
+        is_proxy_bypassed(base, text)
+        url = resolve_url(base, text)
         assert url.isascii()
         assert url.isprintable(), "what is sent is two lines"
-        for home in (Origin.of(base), Origin("http", "127.0.0.1", 5000)):
+        for home in (Origin.from_url(base), Origin("http", "127.0.0.1", 5000)):
             check_target(home, url)
             assert home.scheme == "http" or url.lower().startswith("https://"), "from https to http"
-        bypasses_proxy(url, "10.0.0.0/8, .example")
-        check_target(Origin.of(base), text)
+        is_proxy_bypassed(url, "10.0.0.0/8, .example")
+        check_target(Origin.from_url(base), text)
 
     yield check
 
@@ -209,11 +209,11 @@ def _lists(_: Path) -> Iterator[Check]:
     """A list of digests is read; what is taken out of it is written again and read again as the same."""
 
     def check(data: bytes) -> None:
-        read = HaveList(lines_of(io.BytesIO(data)), "the list")
+        read = HaveListReader(read_lines(io.BytesIO(data)), "the list")
         digests = set(read)
         assert len(digests) <= read.total
-        again = "".join(lines(list(read.origins), digests, by="0")).encode()
-        found = found_in(lines_of(io.BytesIO(again)), digests, "the list")
+        again = "".join(format_have_list(list(read.origins), digests, version="0")).encode()
+        found = match_have_list(read_lines(io.BytesIO(again)), digests, "the list")
         assert found.digests == digests, "read again, it is another one"
         assert found.total == len(digests)
         assert all(origin.isprintable() for origin in found.origins)

@@ -13,14 +13,14 @@ from random import Random
 from typing import Final
 
 from ocistream.auth.credentials import Credential
-from ocistream.http.retry import Patience
+from ocistream.http.retry import RetryPolicy
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
-from ocistream.registry.referrers import ReferrerLists
+from ocistream.registry.referrers import RepositoryReferrers
 from ocistream.registry.repository import Repository
 from ocistream.registry.tags import list_tags
 from ocistream.registry.uploads import Uploader
 from ocistream.serve import Registry
-from ocistream.streams.chunks import verified
+from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.structured import layout_items
@@ -90,7 +90,7 @@ class Answering:
 
 
 def _manifest_of_tag(repository: Repository) -> None:
-    repository.resolve("latest", strictly=True)
+    repository.resolve("latest", strict=True)
 
 
 def _manifest_by_digest(repository: Repository) -> None:
@@ -98,13 +98,13 @@ def _manifest_by_digest(repository: Repository) -> None:
 
 
 def _blob(repository: Repository) -> None:
-    assert b"".join(bytes(chunk) for chunk in verified(repository.blob_chunks(_BLOB), _BLOB)) == _CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(repository.fetch_blob(_BLOB), _BLOB)) == _CONTENT
 
 
 def _look(repository: Repository) -> None:
     repository.has_blob(_BLOB)
     repository.has_manifest(_NAMED.digest)
-    repository.digest_of("latest")
+    repository.find_digest("latest")
 
 
 def _tags(repository: Repository) -> None:
@@ -112,9 +112,9 @@ def _tags(repository: Repository) -> None:
 
 
 def _referrers(repository: Repository) -> None:
-    lists = ReferrerLists(repository)
-    lists.of(_NAMED.digest)
-    lists.add(_NAMED.digest, [_NAMED])
+    lists = RepositoryReferrers(repository)
+    lists.list_referrers(_NAMED.digest)
+    lists.add_to_fallback_index(_NAMED.digest, [_NAMED])
 
 
 def _upload(repository: Repository) -> None:
@@ -125,7 +125,7 @@ def _upload(repository: Repository) -> None:
 
 
 def _put(repository: Repository) -> None:
-    repository.put_tag("latest", Manifest(_NAMED, _MANIFEST))
+    repository.push_manifest_with_tag("latest", Manifest(_NAMED, _MANIFEST))
 
 
 _DEEDS: Final[tuple[Callable[[Repository], None], ...]] = (
@@ -262,7 +262,7 @@ def _answers(_: Path) -> Iterator[Check]:
     """The first byte says what is done, the rest are the answers that it gets."""
     server = Answering()
     PORTS.add(server.port)
-    patience = Patience(attempts=3, backoff=0.001, backoff_limit=0.001)
+    patience = RetryPolicy(attempts=3, backoff=0.001, backoff_limit=0.001)
 
     def check(data: bytes) -> None:
         deed = _DEEDS[(data[0] if data else 0) % len(_DEEDS)]
@@ -271,7 +271,7 @@ def _answers(_: Path) -> Iterator[Check]:
         with QuickTransport(
             patience=patience, credential=credential, stall_timeout=8.0, connect_timeout=8.0
         ) as transport:
-            deed(Repository(transport, f"127.0.0.1:{server.port}", "app", writes=deed in {_upload, _put, _referrers}))
+            deed(Repository(transport, f"127.0.0.1:{server.port}", "app", for_push=deed in {_upload, _put, _referrers}))
 
     try:
         yield check
