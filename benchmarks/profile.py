@@ -14,10 +14,11 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from ocistream.archive import outputs
-from ocistream.cli import entry, pull
+from ocistream.cli import entry_point
+from ocistream.cli.commands import pull
 
 # All that a pull imports, so that it is counted as what it takes to start.
-from ocistream.http import connections, responses
+from ocistream.http import connections, sockets
 from ocistream.registry import destination
 from ocistream.streams import chunks, files
 from ocistream.transfer import copy as transfer
@@ -68,11 +69,11 @@ def main(reference: str) -> int:
             self.hexdigest = hasher.hexdigest
 
     chunks.new_hash = Hasher
-    read = clocks.timed("network", responses.BoundedResponse.readinto)
-    responses.BoundedResponse.readinto = read  # type: ignore[method-assign]
+    read = clocks.timed("network", sockets.BoundedResponse.readinto)
+    sockets.BoundedResponse.readinto = read  # type: ignore[method-assign]
     files.write_all = clocks.timed("write", files.write_all)
     try:
-        entry.main(["pull", "--quiet", reference])
+        entry_point.main(["pull", "--quiet", reference])
     except SystemExit as ended:
         if ended.code:
             return 1

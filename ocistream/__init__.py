@@ -1,18 +1,6 @@
-"""ocistream: container images as streams.
+"""ocistream: copy container images between registries, archives and layouts as streams.
 
-What the command line does can be done from Python with the names of `__all__`, which are imported when they are first
-used; everything else may change without notice. An image out of a registry into an archive, compressed anew::
-
-    context = ocistream.create_context()
-    source = ocistream.open_source(ocistream.parse_location("localhost:5000/app:1"), context, ocistream.Selection())
-    destination = ocistream.open_destination(ocistream.parse_location("oci-archive:app.tar"), context)
-    try:
-        report = ocistream.copy(source, destination, recompression=ocistream.parse_recompression("zstd"))
-    finally:
-        destination.close()
-        source.close()
-
-Every error is an `OcistreamError`. docs/api.md has more examples, and says what each name is.
+The names in `__all__` are the public Python API, imported on first use; see docs/api.md. Other names may change.
 """
 
 from __future__ import annotations
@@ -23,11 +11,11 @@ if TYPE_CHECKING:
     from ocistream.auth.docker_config import Credential
     from ocistream.errors import OcistreamError
     from ocistream.http.client import HttpClient, HttpSettings
+    from ocistream.locations import Location, OpenContext, Selection, open_destination, open_source, parse_location
     from ocistream.oci.descriptor import Descriptor, Platform, parse_platform
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.platforms import PlatformChoice
     from ocistream.oci.reference import Reference, parse_reference
-    from ocistream.stores import Location, OpenContext, Selection, open_destination, open_source, parse_location
     from ocistream.transfer.copy import Report, copy
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
     from ocistream.transfer.recompress import Recompression, parse_recompression

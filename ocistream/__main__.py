@@ -1,4 +1,4 @@
-"""`python -m ocistream`."""
+"""Run ocistream with `python -m ocistream`."""
 
 from ocistream.cli import run
 

@@ -1,6 +1,6 @@
-"""What only users of the package need: ends in registries, opened in one line.
+"""Helpers for users of the Python API: open registries without the command line.
 
-The command line puts the same together of its options, and of configuration files, mirrors and `certs.d`.
+This module reads no configuration file, mirror list or certs.d directory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ocistream.auth.credentials import Keychain
 from ocistream.http.client import HttpClient
 from ocistream.http.settings import HttpSettings
-from ocistream.stores import OpenContext
+from ocistream.locations import OpenContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,28 +1,6 @@
-"""Every error that ocistream raises on purpose, each with its exit code.
+"""Every error that ocistream raises on purpose, with its exit code and an optional hint.
 
-The tree, with the exit code of the README's table behind each name::
-
-    OcistreamError                       1
-      UsageError                         2   also a malformed name
-        InvalidNameError                  2
-      AuthenticationError                3   wrong, missing or insufficient credentials
-      NotFoundError                      4   image, repository, file, directory or platform
-      IntegrityError                     5   a size or a digest is wrong
-      ArchiveError                       6   malformed, truncated or hostile input
-        TruncatedError                   6   input that ends too early
-        MissingContentError              6   blobs that neither side has
-      NetworkError                       7   connection, TLS, time-out, truncated body
-        FinalNetworkError                7   of a kind that trying again does not cure
-        LostBeginningError               7   the end of a blob has come, and its beginning is not there
-        RegistryError                    7   a registry's own answer, after all retries
-      UnsupportedError                   8   well formed, but not supported
-      LocalDiskError                     9   full, read-only, no permission
-      OutputClosedError                141   the reader of our stdout has gone
-      CancelledError                     -   another worker's error is the one that is reported
-    TerminatedError                    143   SIGTERM; no error of a transfer, and so outside the tree
-
-This module imports nothing of the project, so that every other may raise from it. It may not format for a
-terminal, nor end the process: that is `ocistream.cli`.
+This module imports nothing of the project and neither formats for a terminal nor ends the process.
 """
 
 from __future__ import annotations

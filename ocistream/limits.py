@@ -1,8 +1,6 @@
-"""The one table of limits on input that is not trusted: archives, registries, token servers.
+"""Limits on untrusted input, buffers, timeouts and ages: one table of numbers.
 
-What arrives from archives and registries is bounded from here, so that the table can be read, and changed, in one
-place; what only one room knows of (a helper's answer, a header's parameters) has its bound there. Sizes are bytes,
-times are seconds. It holds numbers only.
+Sizes are bytes, times are seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What rooms that know of no console have to say to a user. Who runs a command listens; else nobody does."""
+"""Messages from any module to the user: notices, and hints that are shown only if the run fails.
+
+The command line sets the listener; without a listener, notices are dropped.
+"""
 
 from __future__ import annotations
 

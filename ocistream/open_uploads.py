@@ -1,7 +1,6 @@
-"""Uploads that this process leaves open at registries for the same command to go on with: for who tells of its end.
+"""Upload sessions that this process has left open, or may leave open, at registries.
 
-One that is under way says itself, whenever it is asked, whether it is worth that: the process may end without waiting
-for the thread that sends it. It imports nothing, so that asking costs nothing.
+The end of a run reports them, since the same command can resume them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Sizes as people write and read them.
-
-Those that are parsed (`4MiB`, `500k`, `10 MB`) have powers of 1024, as with curl and docker; those that are shown have
-powers of 1000, as with registries and disks.
-"""
+"""Parse and format sizes in bytes: input uses powers of 1024, output uses powers of 1000."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 import ocistream
-from ocistream.cli.entry import COMMANDS, cli
+from ocistream.cli.entry_point import COMMANDS, cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

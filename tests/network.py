@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from ocistream.auth.credentials import Credential
 from ocistream.http.client import HttpClient, HttpSettings
-from ocistream.http.hosts import HostSettings
+from ocistream.http.host_settings import HostSettings
 from ocistream.http.rate_limits import RateLimits
 from ocistream.http.retry import RetryEvent, RetryPolicy
 from ocistream.oci.descriptor import Descriptor

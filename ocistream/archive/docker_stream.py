@@ -1,7 +1,6 @@
-"""docker-archives out of a pipe: their names say nothing of what they stand for, and `manifest.json` mostly comes last.
+"""Read a docker-archive from a pipe. `manifest.json` mostly comes last: layers are stored before they are known.
 
-So what looks like JSON is held, what looks like a layer goes to the sink at once, without a digest, and the graph is
-made at the end. Whoever reads the stream brings the entries. The images of an `index.json` are compared with them.
+The graph is built at the end. `stream_source` provides the entries.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.archive.docker_images import ManifestSynthesizer, build_docker_graph, is_docker_save
-from ocistream.archive.entries import ArchiveContents, parse_blob_name
+from ocistream.archive.contents import ArchiveContents, parse_blob_name
+from ocistream.archive.docker_archive import ManifestSynthesizer, build_docker_graph, is_docker_save
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
 from ocistream.oci.reference import printable
-from ocistream.streams import layer_types
+from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import compute_digest, read_all
 from ocistream.streams.compression import NONE, Codec
-from ocistream.streams.layer_types import is_probably_json, is_probably_layer
+from ocistream.streams.layer_media_types import is_probably_json, is_probably_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocistream.archive.docker_images import DockerImage
+    from ocistream.archive.docker_archive import DockerImage
     from ocistream.layout.index import ImageSelector
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
@@ -242,7 +241,9 @@ class DockerStreamReader:
             and not is_probably_json(self._buffer.buffered.get(digest, b""))
         ):
             codec = self._buffer.codecs.get(digest, NONE)
-            known = Descriptor(layer_types.layer_media_type(layer_types.OCI_LAYER, codec.name), digest, place.size)
+            known = Descriptor(
+                layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name), digest, place.size
+            )
         if known is None:
             msg = f"{printable(name)} in the archive is no layer"
             raise ArchiveError(msg, hint="if it is one, of an uncommon form, read it from a file instead of a pipe")

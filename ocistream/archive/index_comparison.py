@@ -1,7 +1,6 @@
-"""`manifest.json` beside `index.json`: which images only `manifest.json` lists, and where the two contradict.
+"""Compare `manifest.json` with `index.json`: find images that only the former lists, and refuse contradictions.
 
-Some tools read one of the two files, some the other: an archive in which they mean different images is refused.
-Images are compared by the digests of their configs. No file is read here.
+Images are compared by the digests of their configs and layers. This module opens no files.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.archive.docker_images import expand_docker_name
-from ocistream.archive.entries import parse_blob_name
+from ocistream.archive.contents import parse_blob_name
+from ocistream.archive.docker_archive import expand_docker_name
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
 from ocistream.oci.descriptor import Descriptor
@@ -21,7 +20,7 @@ from ocistream.streams.chunks import compute_digest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocistream.archive.docker_images import DockerImage
+    from ocistream.archive.docker_archive import DockerImage
     from ocistream.oci.documents import Document
 
 __all__ = ["IndexComparison"]

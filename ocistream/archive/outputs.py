@@ -1,6 +1,6 @@
-"""Where an archive goes: a file that gets its name when it is whole, a pipe, a device, or the rest of either.
+"""Outputs for archives: a file that gets its name when it is complete, a pipe, a device, or the tail of one.
 
-What may be written over is told apart from what may not; that is all that these know of archives.
+A file output resumes what an interrupted run left. Outputs know nothing of tars or images.
 """
 
 from __future__ import annotations

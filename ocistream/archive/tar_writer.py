@@ -1,6 +1,6 @@
-"""A tar as it is written: entries of a known size, and those whose size and name are known when they have passed.
+"""Write a tar from front to back: entries of known size, and entries whose size is known only at their end.
 
-It knows nothing of images; where the bytes go is archive/outputs.py's concern.
+This module knows nothing of images. `outputs` decides where the bytes go.
 """
 
 from __future__ import annotations

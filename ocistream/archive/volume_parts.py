@@ -1,7 +1,6 @@
-"""Parts of blobs in volumes: found where the volume's index says that they are, and put together again.
+"""Find the parts of blobs in volumes, verify parts from a pipe, and assemble blobs from their parts.
 
-A part is believed nothing: not where it lies, nor how large it is, nor what it says of its digest. What is put together
-is verified as every blob.
+The index only claims where parts are: positions, sizes and digests are all checked.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ocistream.transfer.interfaces import Blob, BlobPart
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.archive.entries import ArchiveContents, Extent
+    from ocistream.archive.contents import ArchiveContents, Extent
     from ocistream.oci.volumes import Volume, VolumePart
     from ocistream.streams.chunks import Chunk
 

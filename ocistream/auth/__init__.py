@@ -1,1 +1,4 @@
-"""Credentials and tokens for registries: challenges, token servers, Docker's credential files and helpers."""
+"""Authentication to registries: credentials, Docker's credential files and helpers, challenges and tokens.
+
+The package opens no connection; the HTTP client sends the token requests.
+"""

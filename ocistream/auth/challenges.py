@@ -1,4 +1,4 @@
-"""What a 401 asks for: `WWW-Authenticate` headers (RFC 9110, section 11.6.1), taken apart. Text in, values out."""
+"""Parse `WWW-Authenticate` headers into challenges (RFC 9110, section 11.6.1)."""
 
 from __future__ import annotations
 

@@ -1,20 +1,6 @@
-"""Where secrets come from, and where `login` puts them: flags, environment, auth files, credential helpers.
+"""Find, save and erase the credentials of a registry: flags, environment, auth files, credential helpers.
 
-`Keychain.find` asks, in this order, and the first that knows the registry wins:
-
-1. what the command line gave, for the registries that the user named;
-2. the file that `--authfile` names, which takes the place of those below from 5 on;
-3. `<prefix>_USERNAME` and `<prefix>_PASSWORD`, then `OCISTREAM_USERNAME` and `OCISTREAM_PASSWORD`, for the same;
-4. what the configuration says of the registry (`CredentialSource`): two variables, a helper, or a file;
-5. `DOCKER_AUTH_CONFIG`, a whole document of Docker's format (as GitLab's runners and Docker have it);
-6. the file that `REGISTRY_AUTH_FILE` names;
-7. Docker's file, `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. It comes before Podman's since
-   `login` writes there: what was just typed must not lose against an older file;
-8. Podman's files (containers-auth.json(5)), `$XDG_RUNTIME_DIR/containers/auth.json` (or the one in
-   `/run/containers/<uid>`), then `$XDG_CONFIG_HOME/containers/auth.json`.
-
-This room knows no network and no `os.environ`: the environment and the home directory are handed in. A secret
-leaves it in a `Credential` only, never in an error or a repr.
+The environment and the home directory are parameters. A secret is never in an error or a repr.
 """
 
 from __future__ import annotations
@@ -47,7 +33,7 @@ from ocistream.streams.paths import write_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from ocistream.auth.helpers import CredentialHelper
+    from ocistream.auth.credential_helpers import CredentialHelper
 
 __all__ = ["Credential", "CredentialSource", "Keychain", "parse_credential_source"]
 
@@ -311,7 +297,7 @@ class Keychain:
     def _helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
         if not name:
             return None
-        from ocistream.auth.helpers import CredentialHelper
+        from ocistream.auth.credential_helpers import CredentialHelper
 
         return CredentialHelper(name, self._env, configured_in)
 

@@ -1,7 +1,4 @@
-"""Docker's format of credentials: what one document says of a host, and how an entry is written.
-
-Bytes and values only; where such documents lie, and in which order they are asked, is `ocistream.auth.credentials`.
-"""
+"""Docker's credential file format: parse and write the entries of a host. No file access."""
 
 from __future__ import annotations
 

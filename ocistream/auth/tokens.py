@@ -1,45 +1,207 @@
-"""From a registry's challenge to an `Authorization` header: Basic, and Bearer with its tokens.
+"""Authorization headers for one registry: Basic, and Bearer tokens with their scopes, requests and cache.
 
-The rules are those of the distribution project's "Token Authentication" and "Oauth2 Token Authentication"; how a server
-is asked is `auth.token_requests`' concern. This room knows no sockets and no files: credentials come from a callable,
-and token requests leave through another one, which checks where they go and retries. Which origin may be trusted, and
-the retry after a 401, are not here but in `ocistream.http.client`.
+A secret that no server has accepted yet is sent by one request at a time, so that accounts are not locked.
+The HTTP client sends the requests and decides which origin may see a header.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import math
+import re
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode, urlsplit
 
 from ocistream import limits, notices
 from ocistream.auth.challenges import Challenge, parse_challenges
-from ocistream.auth.scopes import missing_scopes, split_scope
-from ocistream.auth.token_requests import (
-    VISIBLE_ASCII,
-    TokenRequest,
-    TokenResponse,
-    basic_header,
-    build_get_request,
-    build_oauth_request,
-    describe_credential,
-    parse_lifetime,
-    parse_token,
-)
-from ocistream.auth.unproven_secrets import SecretAttempt, SecretAttempts
+from ocistream.auth.docker_config import TOKEN_USERNAME
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ocistream.auth.docker_config import Credential
 
-__all__ = ["Authenticator"]
+__all__ = [
+    "VISIBLE_ASCII",
+    "Authenticator",
+    "SecretAttempt",
+    "SecretAttempts",
+    "TokenRequest",
+    "TokenResponse",
+    "basic_header",
+    "build_get_request",
+    "build_oauth_request",
+    "describe_credential",
+    "missing_scopes",
+    "parse_lifetime",
+    "parse_token",
+    "repository_scope",
+    "split_scope",
+]
+
+
+def repository_scope(repository: str, *actions: str) -> str:
+    """Write one scope: `scopes_for("org/app", "pull", "push")` is "repository:org/app:pull,push"."""
+    return f"repository:{repository}:{','.join(actions)}"
+
+
+def split_scope(scope: str) -> tuple[str, frozenset[str]]:
+    """Take a scope apart: what it is for, and the actions."""
+    resource, _, actions = scope.rpartition(":")
+    return resource, frozenset(actions.split(","))
+
+
+def missing_scopes(wanted: Iterable[str], held: Iterable[str]) -> tuple[str, ...]:
+    """Give those of the `wanted` scopes that the `held` ones do not include, each once, in their order."""
+    known = [split_scope(scope) for scope in held]
+    missing = []
+    for scope in dict.fromkeys(wanted):
+        resource, actions = split_scope(scope)
+        if not any(resource == other and actions <= more for other, more in known):
+            missing.append(scope)
+    return tuple(missing)
+
+
+CLIENT_ID: Final = "ocistream"
+#: Seconds that a token lives whose server does not say so (token specification, `expires_in`).
+DEFAULT_LIFETIME: Final = 60.0
+#: Visible ASCII: anything else in a token would end its header line, or start another one.
+VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What is to be sent to a token server. Whoever sends it decides whether `url` may be trusted with it."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenResponse:
+    """What a token server said: an HTTP status and the body, up to `limits.MAX_TOKEN_ANSWER` bytes of it."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+def build_get_request(realm: str, service: str, scopes: tuple[str, ...], credential: Credential | None) -> TokenRequest:
+    """Ask as the token specification says: GET, with Basic where there is a credential."""
+    fields = [("service", service)] if service else []
+    fields += [("scope", scope) for scope in scopes]
+    headers = {"Accept": "application/json"}
+    if credential is not None:
+        headers["Authorization"] = basic_header(credential)
+        if credential.username not in {"", TOKEN_USERNAME}:
+            fields.append(("account", credential.username))
+    query = urlencode(fields, errors="surrogateescape")
+    separator = "&" if urlsplit(realm).query else "?" if "?" not in realm else ""
+    return TokenRequest("GET", f"{realm}{separator}{query}" if query else realm, headers, None)
+
+
+def build_oauth_request(realm: str, service: str, scopes: tuple[str, ...], identity_token: str) -> TokenRequest:
+    """Ask as OAuth2 says: POST, with the identity token as what it calls a refresh token."""
+    fields = {"grant_type": "refresh_token", "refresh_token": identity_token, "client_id": CLIENT_ID}
+    fields |= {"service": service} if service else {}
+    fields |= {"scope": " ".join(scopes)} if scopes else {}
+    headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+    return TokenRequest("POST", realm, headers, urlencode(fields, errors="surrogateescape").encode())
+
+
+def basic_header(credential: Credential) -> str:
+    """Write a credential as RFC 7617 does; an identity token stands in the password's place.
+
+    Raises:
+        UsageError: the user name holds a colon, where the registry would cut it.
+    """
+    username, secret = credential.username, credential.secret
+    if credential.identity_token is not None:
+        username, secret = username or TOKEN_USERNAME, credential.identity_token
+    if ":" in username:
+        msg = f"the user name of {describe_credential(credential)} holds a colon, which no registry can take"
+        raise UsageError(msg)
+    plain = f"{username}:{secret}".encode(errors="surrogateescape")
+    return f"Basic {base64.b64encode(plain).decode()}"
+
+
+def describe_credential(credential: Credential) -> str:
+    """Name a credential by where it comes from."""
+    return f"the credentials from {credential.source}" if credential.source else "the credentials"
+
+
+def parse_token(fields: Mapping[str, Any], where: str) -> str:
+    """Take `token`, else `access_token`; null and "" are as good as absent.
+
+    Raises:
+        ArchiveError: there is none, or it cannot stand in a header.
+    """
+    token = fields.get("token") or fields.get("access_token")
+    if not token:
+        msg = f"{where} has no token"
+        raise ArchiveError(msg)
+    if not isinstance(token, str) or not VISIBLE_ASCII.match(token):
+        msg = f"{where} has a token that cannot stand in a header"
+        raise ArchiveError(msg)
+    return token
+
+
+def parse_lifetime(expires_in: object) -> float:
+    """Read `expires_in` in seconds, as a number or its text; what makes no sense is as good as absent.
+
+    `issued_at` is not looked at: it is from another machine's clock.
+    """
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
+        return DEFAULT_LIFETIME
+    try:
+        seconds = float(expires_in)
+    except (ValueError, OverflowError):
+        return DEFAULT_LIFETIME
+    return seconds if math.isfinite(seconds) and seconds > 0 else DEFAULT_LIFETIME
+
+
+@dataclass(slots=True)
+class SecretAttempt:
+    """One showing of a secret. `accepted` is what came of it, None where nothing did: there was no answer."""
+
+    is_accepted: bool | None = None
+
+
+class SecretAttempts:
+    """What came of showing secrets to one registry. Safe for several threads."""
+
+    def __init__(self) -> None:
+        """Begin with nothing known."""
+        self._lock = threading.Lock()
+        self._attempt_locks: dict[str, threading.Lock] = {}
+        self._is_accepted: dict[str, bool] = {}
+
+    def is_refused(self, secret: str) -> bool:
+        """Say whether a secret was shown and refused, and never accepted."""
+        return self._is_accepted.get(secret) is False
+
+    @contextlib.contextmanager
+    def attempt(self, secret: str) -> Iterator[SecretAttempt]:
+        """Wait until a secret may be shown, and keep what comes of it; who waited asks `was_refused` again."""
+        with self._lock:
+            gate = self._attempt_locks.setdefault(secret, threading.Lock())
+        trial = SecretAttempt()
+        if self._is_accepted.get(secret):
+            yield trial
+            return
+        with gate:
+            yield trial
+            if trial.is_accepted is not None:
+                self._is_accepted[secret] = trial.is_accepted or self._is_accepted.get(secret, False)
+
 
 #: A token is renewed when fewer seconds than this are left, or a tenth of its life: the request that carries
 #: it takes time too. Never more than half of its life, so that one of 60 s serves for 50 and one of 4 s for 2.

@@ -1,7 +1,7 @@
-"""The command line. Here is what comes first: a signal that arrives while the rest is imported ends it quietly.
+"""The command line: it parses arguments, shows progress, prints results and maps errors to exit codes.
 
-The only room that looks at argv, the environment and a terminal. A command is one file in here and one line in
-`COMMANDS` (entry.py); nothing that it needs is imported before it is called, so that `--version` costs next to nothing.
+Only this package reads argv, environment variables and the terminal. `run` handles signals before it imports
+anything else. A command's modules are imported only when the command is called, so `--version` stays fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from ocistream.cli.entry import COMMANDS, main
+    from ocistream.cli.entry_point import COMMANDS, main
 
 __all__ = ["COMMANDS", "main", "run"]
 
@@ -33,7 +33,7 @@ def run() -> NoReturn:
             _signal.signal(number, _exit_on_signal)
     import signal
 
-    from ocistream.cli.entry import main
+    from ocistream.cli.entry_point import main
 
     code = main(sys.argv[1:], ends_process=True)
     # All is said and done; what Python does at exit is not to be torn.
@@ -65,6 +65,6 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    from ocistream.cli import entry
+    from ocistream.cli import entry_point
 
-    return getattr(entry, name)
+    return getattr(entry_point, name)

@@ -1,22 +1,37 @@
-"""What people and log collectors read: one line a message on stderr, as text or as JSON."""
+"""Messages on stderr, one line each, as text or JSON; and the terminal that other programs may share.
+
+No progress bar is drawn beside a program that does not take the terminal lock: the bar would overwrite its text.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import stat
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ocistream.cli.shared_terminal import OtherPrograms, can_draw, fresh_line_prefix
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["Console", "LiveDisplay", "escape_ci_commands", "sanitize_line"]
+__all__ = [
+    "Console",
+    "LiveDisplay",
+    "OtherPrograms",
+    "TerminalLock",
+    "can_draw",
+    "escape_ci_commands",
+    "fresh_line_prefix",
+    "is_pipe",
+    "is_terminal_locked",
+    "sanitize_line",
+]
 
 #: Where a CI's runner looks for a command in the middle of a line: `##[name]` is GitHub's and Azure's, who has
 #: `##vso[...]` as well, and `##teamcity[...]` TeamCity's.
@@ -156,8 +171,6 @@ class Console:
 
 def _is_stderr_locked() -> bool:
     """Say whether another process has a bar on this terminal."""
-    from ocistream.cli.terminal_lock import is_terminal_locked
-
     return is_terminal_locked(2)
 
 
@@ -178,3 +191,138 @@ def escape_ci_commands(text: str) -> str:
     Its lines begin with brackets and quotes, so that only what is looked for in the middle of one has to be seen to.
     """
     return _CI_COMMAND_MARK.sub(r"#\\u0023", text)
+
+
+class OtherPrograms:
+    """The programs with which this process shares its terminal."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._pipes: list[_SharedPipe] = []
+        self._commands: list[Callable[[], bool]] = []
+
+    def add_pipe(self, descriptor: int) -> None:
+        """Add the program at the other end of a pipe or socket; anything else is ignored."""
+        if is_pipe(descriptor):
+            self._pipes.append(_SharedPipe(descriptor))
+
+    def add_command(self, may_write: Callable[[], bool]) -> None:
+        """Add a program that this process runs; `may_write` says whether it may write to the terminal now."""
+        self._commands.append(may_write)
+
+    def can_write(self, *, commands_only: bool = False) -> bool:
+        """Say whether a program that takes no turns (`cli/terminal_lock.py`) may write to the terminal now."""
+        if any(may_write() for may_write in self._commands):
+            return True
+        return not commands_only and any(pipe.has_foreign_peer() for pipe in self._pipes)
+
+
+class _SharedPipe:
+    """One end of a pipe, which shows the other end that an ocistream is here: by a shared lock on the pipe (flock(2)).
+
+    An exclusive lock can be had only if the other end has none. Where pipes have no locks (macOS), the program at the
+    other end counts as foreign.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._is_peer_ocistream = False
+        self._is_marked = False
+        # Asked by the thread that draws and by all that print messages.
+        self._lock = threading.Lock()
+        self._mark()
+
+    def has_foreign_peer(self) -> bool:
+        """Say whether the program at the other end is not known to be an ocistream."""
+        with self._lock:
+            if not self._is_peer_ocistream:
+                self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False
+                # flock(2): whether or not the lock was converted, the shared one is lost.
+                self._is_marked = False
+            if not self._is_marked:
+                self._mark()
+            return not self._is_peer_ocistream
+
+    def _mark(self) -> None:
+        self._is_marked = self._try_lock(fcntl.LOCK_SH) is True
+
+    def _try_lock(self, kind: int) -> bool | None:
+        """Try to take a lock: False if the other end has one, None if there are no locks."""
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+        return True
+
+
+def is_pipe(descriptor: int) -> bool:
+    """Say whether a descriptor is a pipe, a FIFO or a socket (sshd gives its commands sockets)."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def can_draw() -> bool:
+    """Say whether stderr is a terminal that takes control characters; some CIs have one and keep every byte."""
+    is_ci = os.environ.get("CI", "").lower() in {"true", "1"}
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_ci
+
+
+def fresh_line_prefix() -> str:
+    """Give what moves the cursor to the beginning of an empty row, wherever in a row another program left it.
+
+    A row full of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's
+    PROMPT_SP). Behind a prompt such as `Password: ` the blanks change nothing that can be seen.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(2).columns
+        # Some terminals do not say how wide they are.
+        return " " * columns + "\r\x1b[K" if columns else "\n"
+    return ""
+
+
+class TerminalLock:
+    """The turn on the terminal behind a descriptor. Where nobody can be asked whose it is, it is always ours."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        """Ask for nothing yet."""
+        self._file = _open_terminal(descriptor)
+
+    def acquire(self) -> bool:
+        """Take it, unless another process has it; say whether it is ours."""
+        if self._file is None:
+            return True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # A kernel that knows no such locks there.
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def is_terminal_locked(descriptor: int) -> bool:
+    """Say whether another process draws on the terminal behind a descriptor, if that is one."""
+    turn = TerminalLock(descriptor)
+    try:
+        return not turn.acquire()
+    finally:
+        turn.release()
+
+
+def _open_terminal(descriptor: int) -> int | None:
+    # Opened anew: what was inherited is one and the same file to both sides of a pipe, and so is a lock on it.
+    with contextlib.suppress(OSError, ValueError):
+        return os.open(os.ttyname(descriptor), os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return None

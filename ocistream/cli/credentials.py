@@ -1,11 +1,11 @@
-"""The credential that options and environment give for the registry of a side, and the file that --authfile names."""
+"""Credentials that options and environment variables provide for one side, and the file that --authfile names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocistream.cli.sides import has_credential
+from ocistream.cli.registry_options import has_credential
 from ocistream.cli.standard_streams import read_password, read_password_file
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
@@ -51,7 +51,7 @@ class ExplicitCredentials:
         Raises:
             UsageError, NotFoundError, LocalDiskError: as `of`.
         """
-        return self._read_password("", self._find_password_option(""))
+        return self._read_password("", self._find_source(""))
 
     def find_auth_file(self, side: str) -> tuple[Path, str] | None:
         """Return the file that --authfile or its form for one side names, and that option.
@@ -83,7 +83,7 @@ class ExplicitCredentials:
         if self._options.get(f"{key}username") == "":
             msg = f"{_option_name(key, 'username')} is empty"
             raise UsageError(msg, hint="is it a variable that is not set?")
-        given_by = self._find_password_option(key)
+        given_by = self._find_source(key)
         # A password of one side may be for the user name of both.
         names = {
             _option_name(key, "username"): self._options.get(f"{key}username"),
@@ -109,7 +109,7 @@ class ExplicitCredentials:
         source, username = found[0]
         return Credential(username, secret, source=source)
 
-    def _find_password_option(self, key: str) -> str | None:
+    def _find_source(self, key: str) -> str | None:
         """Return the option that gives the password, or None.
 
         Raises:
@@ -124,12 +124,12 @@ class ExplicitCredentials:
             raise UsageError(msg, hint="give one of them")
         return given[0] if given else None
 
-    def _read_password(self, key: str, password_option: str | None) -> str | None:
-        if password_option == "password-file":
-            return read_password_file(self._options[f"{key}password_file"], _option_name(key, password_option))
-        if password_option == "password-stdin" and self._stdin_password is None:
+    def _read_password(self, key: str, source: str | None) -> str | None:
+        if source == "password-file":
+            return read_password_file(self._options[f"{key}password_file"], _option_name(key, source))
+        if source == "password-stdin" and self._stdin_password is None:
             self._stdin_password = read_password()
-        return self._stdin_password if password_option else None
+        return self._stdin_password if source else None
 
 
 def _option_prefix(side: str) -> str:

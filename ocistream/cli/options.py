@@ -1,11 +1,12 @@
-"""The options that several commands share, each written once.
+"""Options that several commands share, each declared once: network, TLS, credentials, platform, upload, split.
 
-`transfer_options` decorates a command, which then gets one `Session` in place of a dozen parameters.
+`transfer_options` decorates a command and passes it one `CommandContext` in place of all shared options.
 """
 
 from __future__ import annotations
 
 import functools
+import platform as machine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,26 +14,38 @@ import click
 from click.core import ParameterSource
 
 from ocistream import limits
-from ocistream.cli.number_types import WholeNumber, check_number, parse_memory, parse_rate
-from ocistream.cli.session import PASSWORD_ON_STDIN, CommandContext
-from ocistream.cli.sides import SIDE_OPTIONS
+from ocistream.cli.context import PASSWORD_ON_STDIN, CommandContext
+from ocistream.cli.parameter_types import WholeNumber, check_number, parse_memory, parse_rate
+from ocistream.cli.registry_options import SIDE_OPTIONS
 from ocistream.cli.signals import InterruptibleEvent
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import UsageError
+from ocistream.locations import is_layout_destination
+from ocistream.oci.descriptor import Platform, parse_platform
+from ocistream.oci.platforms import PlatformChoice
+from ocistream.oci.reference import printable
+from ocistream.oci.volumes import is_template, parse_template
 from ocistream.registry.upload_methods import parse_upload_method
-from ocistream.streams.malloc import return_large_blocks
+from ocistream.sizes import parse_size
+from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocistream.cli.console import Console
+    from ocistream.locations import Location
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.upload_methods import UploadMethod
 
 __all__ = [
     "cache_option",
+    "check_split_size",
+    "default_platform",
     "memory_option",
+    "parse_platform_choice",
+    "platform_option",
     "referrers_option",
+    "split_option",
     "transfer_options",
 ]
 
@@ -405,3 +418,116 @@ def _combine_decorators(*decorators: Callable[..., Any]) -> Callable[[Callable[.
         return functools.reduce(lambda inner, outer: outer(inner), reversed(decorators), command)
 
     return decorate
+
+
+_ARCHITECTURES: Final = {
+    "x86_64": "amd64",
+    "amd64": "amd64",
+    "aarch64": "arm64",
+    "arm64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i386": "386",
+    "i686": "386",
+}
+
+
+def platform_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command --platform; `default` says in --help what holds without it."""
+    return click.option(
+        "--platform",
+        "platforms",
+        multiple=True,
+        metavar="OS/ARCH[/VARIANT]|all",
+        callback=_check_platforms,
+        help=f"Platform of an index to take; repeats; `all` keeps the index as it is.  [default: {default}]",
+    )
+
+
+def parse_platform_choice(platforms: tuple[str, ...], default: Platform | None) -> PlatformChoice:
+    """Turn --platform's values into a choice; `default` is what none of them means, None for all.
+
+    Raises:
+        UsageError: one is malformed, or `all` is one of several.
+    """
+    if "all" in platforms:
+        if others := [platform for platform in platforms if platform != "all"]:
+            msg = f"--platform all leaves nothing to choose, and {printable(others[0])!r} is chosen as well"
+            raise UsageError(msg, hint="give either `all` or the platforms to take")
+        return PlatformChoice()
+    if platforms:
+        return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, platforms))))
+    return PlatformChoice((default,), explicit=False) if default else PlatformChoice()
+
+
+def default_platform() -> Platform:
+    """Give linux on this machine's architecture: images for other systems are rarely what a pull is for."""
+    name = machine.machine().lower()
+    return Platform("linux", _ARCHITECTURES.get(name, name), "v6" if name == "armv6l" else "")
+
+
+def _check_platforms(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Take --platform.
+
+    Raises:
+        UsageError: as `platform_choice`.
+    """
+    parse_platform_choice(value, None)
+    return value
+
+
+_SPLIT_HINT = "name an OCI archive by a template, as in app.%03d.tar"
+
+
+def split_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --split."""
+    return click.option(
+        "--split",
+        metavar="SIZE",
+        callback=_parse_split_size,
+        help="Cut the archive into files of at most SIZE bytes, such as 4GiB; in their names %d, or %03d, stands for "
+        "their number. `push` takes them in any order.",
+    )(command)
+
+
+def _parse_split_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int:
+    """Read the bytes of --split; 0 where it was not given.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    if value is None:
+        return 0
+    size = parse_size(value, fractions=True)
+    if not size:
+        msg = f"--split {printable(value, 40)!r} is no size"
+        raise UsageError(msg, hint="write it as in --split 700MiB, or --split 4294967295, which is FAT32's limit")
+    return size
+
+
+def check_split_size(context: CommandContext, location: Location, *, from_byte: bool = False) -> int:
+    """Give the bytes of --split, 0 where nothing is cut, once it is clear that the two go together.
+
+    Raises:
+        UsageError: they do not, or something else does not go with it.
+    """
+    size = int(context.options["split"])
+    name = location.path.name if location.path is not None and not location.is_stream else ""
+    if not size:
+        if name and not is_layout_destination(location) and is_template(name):
+            msg = f"{printable(location.text)} has a place for a volume's number, and nothing is cut into volumes"
+            raise UsageError(msg, hint="give --split SIZE as well, or another name")
+        return 0
+    if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
+        msg = f"--split makes several files of one OCI archive, and {printable(location.text)} is none"
+        raise UsageError(msg, hint=_SPLIT_HINT)
+    if from_byte or context.options["compress"] is not None:
+        what = "--from-byte" if from_byte else "--compress"
+        msg = f"--split does not go with {what}: where it cuts depends on the size of all blobs, before the first one"
+        raise UsageError(msg, hint="leave one of them away")
+    template = parse_template(name)
+    result = context.options["result"]
+    if result is not None and template.parse_number(result.name) is not None:
+        msg = f"--result {result} has the name of a volume"
+        raise UsageError(msg, hint="name another file: it would be written over")
+    return size

@@ -1,7 +1,6 @@
-"""Progress on stderr: which renderer, and JSON events (docs/progress.schema.json).
+"""Choose and run the progress display: bar, lines, JSON events (docs/progress.schema.json) or none.
 
-Every renderer is an `Observer` of a transfer, called from any of its threads. What is counted is `account`'s business,
-how a bar is drawn `bar`'s, and what a line says `lines`'.
+Each display is an `Observer` of a transfer; any thread may call it.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from ocistream.cli.console import can_draw
 from ocistream.cli.progress_state import format_count, format_size
-from ocistream.cli.shared_terminal import can_draw
 from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def show_progress(kind: str, console: Console) -> Iterator[Observer]:
         with ProgressBar(console, is_explicit=is_asked_for) as bar:
             yield bar
     elif kind == "plain":
-        from ocistream.cli.progress_lines import ProgressLog, find_log_section
+        from ocistream.cli.progress_state import ProgressLog, find_log_section
 
         marks = find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
         with ProgressLog(console, marks) as lines:

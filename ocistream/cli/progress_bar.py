@@ -1,12 +1,4 @@
-"""The bar on a terminal: a line for each blob under way, and the total below them. The only import of tqdm.
-
-All of it is drawn anew, several times a second, over what was drawn before, by a thread of its own: so a transfer that
-stands still is seen to, and who moves bytes never waits for a terminal. It is asked each time how large it is.
-
-Between two drawings the cursor stands at the beginning of what is drawn. Another ocistream on the terminal takes turns
-(`turn`) and begins its messages there. Beside any other program that may write, nothing is drawn (`neighbours` says
-why), and lines say how far the transfer is.
-"""
+"""The progress bar on a terminal: one line for each active blob, and the total. The only module that imports tqdm."""
 
 from __future__ import annotations
 
@@ -19,9 +11,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 from tqdm import tqdm
 
-from ocistream.cli.progress_lines import LINE_INTERVAL, ProgressLinePrinter
-from ocistream.cli.progress_state import ProgressCounter, format_count, format_size, human_duration, percentage
-from ocistream.cli.terminal_lock import TerminalLock
+from ocistream.cli.console import TerminalLock
+from ocistream.cli.progress_state import (
+    LINE_INTERVAL,
+    ProgressCounter,
+    ProgressLinePrinter,
+    format_count,
+    format_size,
+    human_duration,
+    percentage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

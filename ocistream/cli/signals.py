@@ -1,10 +1,6 @@
-"""Signals that end a run: the first one is raised once, where nothing is torn by it; others cannot do harm any more.
+"""Signals that end a run: raise the first one once in the main thread, at a point where it breaks nothing.
 
-An exception that a handler raises comes out between any two instructions: within a `finally`, or where a Condition has
-its lock and does not know it yet; and a second one comes out of whatever clears up after the first. So a handler raises
-where that is safe, and else a thread asks the main thread, by another signal, until it stands somewhere safe. That
-thread reads from a pipe which signals came, so that even a main thread that is deep in a library's call is no hindrance
-to the last resort: who asks again later, as people do who wait, ends the process.
+A watcher thread reads signals from a pipe, and ends the process at a second signal if the main thread cannot.
 """
 
 from __future__ import annotations
@@ -84,7 +80,7 @@ class SignalHandler:
 
     def install(self) -> None:
         """Listen, but raise nothing yet. A signal that is ignored (by `nohup`, or in a shell's background) stays so."""
-        global _current
+        global _current_handler  # noqa: PLW0603 - the process has one set of signals
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         try:
@@ -110,7 +106,7 @@ class SignalHandler:
 
     def restore(self) -> None:
         """Have the signals do what they did before."""
-        global _current
+        global _current_handler  # noqa: PLW0603 - the process has one set of signals
         self.disable()
         _current_handler = None
         for number, handler in self._previous_handlers.items():

@@ -1,4 +1,4 @@
-"""The standard streams: opened for an archive or a list, and kept apart from whatever else may be on them."""
+"""Open stdin and stdout for archives and lists, read passwords, and keep results apart from data on stdout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
-    from ocistream.stores import Location
+    from ocistream.locations import Location
 
 __all__ = [
     "STDIN_HINT",

@@ -1,4 +1,7 @@
-"""What pull, push and copy have in common: open two ends, move, report, close."""
+"""The run that pull, push and copy share: open source and destination, copy, report, close.
+
+Also the selection of many images by tag, and the target name of each of them.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream.cli.image_ids import add_image_id_hint
-from ocistream.cli.missing_blobs import add_missing_blobs_hint
+from ocistream.cli.error_hints import add_image_id_hint, add_missing_blobs_hint
 from ocistream.cli.progress import format_count, show_progress
-from ocistream.cli.results import (
+from ocistream.cli.report import (
     build_results,
     check_result_writable,
     print_results,
@@ -24,24 +26,36 @@ from ocistream.cli.results import (
     write_result,
 )
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
-from ocistream.layout.index import docker_tag, is_printable_name
-from ocistream.oci.reference import is_digest, is_repository, parse_reference, parse_registry, printable
-from ocistream.stores import is_directory
+from ocistream.layout.image_selection import report_untagged, select_all_images
+from ocistream.layout.index import docker_tag, is_printable_name, tag_of
+from ocistream.locations import is_directory
+from ocistream.oci.reference import Reference, is_digest, is_repository, parse_reference, parse_registry, printable
+from ocistream.oci.tag_filters import glob_filter
 from ocistream.transfer import copy as transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocistream.archive.entries import ArchiveContents
+    from ocistream.archive.contents import ArchiveContents
     from ocistream.cli.console import Console
-    from ocistream.cli.exclusions import OmissionRule
-    from ocistream.cli.session import CommandContext
+    from ocistream.cli.context import CommandContext
+    from ocistream.cli.omitted_blobs import OmissionRule
+    from ocistream.layout.index import ImageSelector
+    from ocistream.locations import Location
     from ocistream.oci.graph import Graph, Root
-    from ocistream.stores import Location
     from ocistream.transfer.interfaces import Destination, Source
     from ocistream.transfer.recompress import Recompression
 
-__all__ = ["build_rename", "parse_mount_sources", "run_transfer"]
+__all__ = [
+    "build_rename",
+    "build_tag_target",
+    "glob_filter",
+    "parse_mount_sources",
+    "require_distinct_targets",
+    "run_transfer",
+    "select_all_by_tag",
+    "select_tagged",
+]
 
 
 def run_transfer(
@@ -112,7 +126,7 @@ def run_transfer(
     if context.options["compress"] is None and (
         destination_location is None or destination_location.kind != "docker-archive"
     ):
-        is_saved = getattr(source, "is_saved", False)
+        is_saved = getattr(source, "is_docker_save", False)
         report_recompressed(context.console, report, is_saved=is_saved, excludes=not may_be_bare)
     report_omitted(context.console, report)
     report_skipped_referrers(context.console, report.graph.skipped_referrers)
@@ -252,3 +266,56 @@ def build_rename(location: Location) -> Callable[[Graph], Graph]:
         return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
 
     return rename
+
+
+def require_distinct_targets(target: Callable[[Root], Reference], select: ImageSelector) -> ImageSelector:
+    """Make sure that of the images that `select` chooses no two go to one place: the second would replace the first.
+
+    What it gives raises UsageError where they do.
+    """
+
+    def chosen(roots: Sequence[Root]) -> Sequence[Root]:
+        found = select(roots)
+        places: dict[Reference, Root] = {}
+        for root in found:
+            place = target(root)
+            if places.setdefault(place, root).descriptor.digest != root.descriptor.digest:
+                both = f"{printable(places[place].name or '')} and {printable(root.name or '')}"
+                msg = f"{both} would both become {place.name}"
+                raise UsageError(msg, hint="push one of them with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
+        return found
+
+    return chosen
+
+
+def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> ImageSelector:
+    """Return a selection of all images of an archive or layout by their tags, which `choose` may restrict.
+
+    The selection raises UsageError, with this hint, if an image has no tag.
+    """
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        return select_tagged(choose)(select_all_images(roots, lambda root: tag_of(root.name) is not None, "tag", hint))
+
+    return select
+
+
+def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSelector:
+    """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
+
+    def select(roots: Sequence[Root]) -> Sequence[Root]:
+        tags = [tag for root in roots if (tag := tag_of(root.name))]
+        chosen = set(choose(list(dict.fromkeys(tags))))
+        report_untagged(roots)
+        return [root for root in roots if tag_of(root.name) in chosen]
+
+    return select
+
+
+def build_tag_target(repository: Reference) -> Callable[[Root], Reference]:
+    """Give the way to name images within one repository: each keeps its tag."""
+
+    def target(root: Root) -> Reference:
+        return Reference(repository.registry, repository.repository, tag_of(root.name))
+
+    return target

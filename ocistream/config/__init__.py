@@ -1,1 +1,1 @@
-"""Configuration files: ours, registries.conf and certs.d."""
+"""Read configuration files: ocistream's config.toml, containers' registries.conf, and certs.d directories."""

@@ -1,8 +1,6 @@
-"""`certs.d`: folders that say by their names which registry's certificates are in them.
+"""Find and read `certs.d` directories, which hold the CA and client certificates of each registry.
 
-As containers-certs.d(5) and Docker's "Verify repository client with certificates" have it: `HOST[:PORT]/*.crt` are CAs,
-`*.cert` client certificates, each with its `*.key`. Folders are read here and nothing else: no certificate is looked
-at, no network is known, and home and environment are handed in.
+Only directories are read, as containers-certs.d(5) describes; http/tls.py loads the certificates.
 """
 
 from __future__ import annotations

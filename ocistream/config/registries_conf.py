@@ -1,16 +1,6 @@
-"""containers' registries.conf(5), as podman and skopeo have it: other locations, mirrors, what is blocked.
+"""Read containers' registries.conf(5) and its drop-in files: locations, mirrors and blocked registries.
 
-Which files are read, in which order, and what counts where two say something:
-
-1. the file that `CONTAINERS_REGISTRIES_CONF` names, else `~/.config/containers/registries.conf`, else
-   `/etc/containers/registries.conf`;
-2. over it every `*.conf` of `/etc/containers/registries.conf.d` and then of
-   `~/.config/containers/registries.conf.d`, each in the order of their names; of the machine's folder nothing where
-   the user's own registries.conf is read. A `[[registry]]` takes the place of an earlier one of the same prefix, whole.
-
-The older form of the file (`[registries.block]` and `[registries.insecure]`) is understood in 1. Short names, their
-aliases and search lists, and credential helpers are not taken from here: names expand as Docker's do, and credentials
-have their own order. A key that is not known is passed over, since the file is not ours.
+Short names, aliases, search lists and credential helpers are ignored; unknown keys too.
 """
 
 from __future__ import annotations
@@ -22,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.config.toml_files import TomlTable, read_toml
 from ocistream.errors import InvalidNameError, NotFoundError
-from ocistream.registry.locations import PULL_MODES, Mirror, RegistryNamespace, parse_registry_location
+from ocistream.registry.configuration import PULL_MODES, Mirror, RegistryNamespace, parse_registry_location
 from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 

@@ -1,7 +1,4 @@
-"""TOML files as they are read: bounded, and with the file's name and the key in every complaint.
-
-What a file may say is the business of who reads it: `configuration` (ours) and `config.registries_conf` (containers').
-"""
+"""Read TOML files of bounded size; errors name the file and the key."""
 
 from __future__ import annotations
 

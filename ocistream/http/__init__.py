@@ -1,1 +1,4 @@
-"""HTTP for registries: requests with redirects, retries, rate limits and TLS. No other package imports requests."""
+"""The HTTP client for registries: authorization, redirects, retries, rate limits, TLS and proxies.
+
+No other package imports requests or urllib3.
+"""

@@ -1,7 +1,6 @@
-"""HTTP as registries need it: authorization, redirects, retries, errors, and nothing secret in any text.
+"""The HTTP client: send a request with authorization and retries until there is a final response.
 
-It knows which origin a credential belongs to and that a body must be replayable to be sent again; it knows nothing of
-manifests and blobs, and leaves the way to `ocistream.http.redirects`, the sockets to `ocistream.http.connections`.
+This module knows nothing of manifests and blobs. A request body is sent again only if it has not started.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.auth.token_requests import TokenRequest, TokenResponse
-from ocistream.auth.tokens import Authenticator
+from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
 from ocistream.http.connections import Connections, ConnectionSettings, Response
 from ocistream.http.endpoints import Endpoint, SchemeState
 from ocistream.http.errors import has_tls_peer, response_error
-from ocistream.http.hosts import HostSettings
+from ocistream.http.host_settings import HostSettings
 from ocistream.http.origins import Origin, redact_url
 from ocistream.http.rate_limits import RateLimits
 from ocistream.http.redirects import RedirectFollower, Request
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import Credential
     from ocistream.errors import OcistreamError
-    from ocistream.http.bodies import StreamedBody
+    from ocistream.http.connections import StreamedBody
 
 __all__ = ["Endpoint", "HttpClient", "HttpSettings"]
 

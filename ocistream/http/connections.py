@@ -1,7 +1,6 @@
-"""One HTTP request out and its answer back, over connections that are kept: the only room that imports requests.
+"""Send one request over pooled connections and read its response, with requests as the library.
 
-What goes out is what was asked for and nothing more: no cookie, no netrc, nothing of the environment. It follows no
-redirect, tries nothing twice and knows no credential: all that is `ocistream.http.client`.
+No redirects, retries or credentials here, and no cookies, netrc or environment variables.
 """
 
 from __future__ import annotations
@@ -18,28 +17,87 @@ import urllib3
 import urllib3.exceptions
 
 from ocistream import limits
-from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, UnsupportedError
-from ocistream.http.bodies import BodyError
+from ocistream.errors import CancelledError, NetworkError, OcistreamError, PermanentNetworkError, UnsupportedError
 from ocistream.http.errors import describe_cause, network_error
 from ocistream.http.origins import Origin, is_proxy_bypassed, redact_url
-from ocistream.http.pools import AddressGuard, BlockingThrottle, build_pools, socket_options
 from ocistream.http.rate_limits import RateLimits
-from ocistream.http.responses import EndlessResponseError
+from ocistream.http.sockets import AddressGuard, BlockingThrottle, EndlessResponseError, build_pools, socket_options
 from ocistream.http.tls import TlsContexts, TlsSettings
 from ocistream.oci.reference import printable
-from ocistream.streams.buffers import ReadBuffers
+from ocistream.streams.memory import ReadBuffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from requests.adapters import _HostParams, _PoolKwargs
 
-    from ocistream.http.bodies import StreamedBody
     from ocistream.http.rate_limits import Throttle
-    from ocistream.http.responses import BoundedResponse
+    from ocistream.http.sockets import BoundedResponse
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["ConnectionSettings", "Connections", "Response"]
+__all__ = [
+    "BodyError",
+    "ConnectionSettings",
+    "Connections",
+    "FixedLengthBody",
+    "Response",
+    "StreamedBody",
+]
+
+
+class StreamedBody:
+    """A request body that is made while it is sent, and whose length nobody knows before.
+
+    It has `__iter__` and no `read`: what can be read is sent 16 KiB at a time. `begun` says whether any of it was asked
+    for, after which it cannot be sent again; `ended` says that all of it was, which an early answer prevents. `failure`
+    is what its own chunks raised, if they did.
+
+    One that `ends_early` has a proper end all the same then, which is for what is no whole thing by itself: so a
+    registry answers, and knows what it has, and its upload can be deleted. (After a request that broke off,
+    distribution 2.8 neither knows an upload nor lets anybody delete it.)
+    """
+
+    def __init__(self, chunks: Iterator[Chunk], *, ends_early: bool = False) -> None:
+        """Keep the chunks."""
+        self._chunks = chunks
+        self._ends_early = ends_early
+        self.is_started = False
+        self.is_finished = False
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Send."""
+        self.is_started = True
+        try:
+            yield from self._chunks
+            self.is_finished = True
+        except OcistreamError as error:
+            self.failure = error
+            if not self._ends_early:
+                raise
+        except (OSError, ValueError) as error:
+            self.failure = error
+            # urllib3 would take it for a failure of the network, or overlook it and wait for an answer.
+            if not self._ends_early:
+                raise BodyError from error
+
+
+class FixedLengthBody(StreamedBody):
+    """A request body of known length."""
+
+    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
+        """Keep the chunks, and their length in bytes; it must not be 0, which would become chunked encoding."""
+        super().__init__(chunks)
+        self._length = length
+
+    def __len__(self) -> int:
+        """Give the length, which becomes the Content-Length."""
+        return self._length
+
+
+class BodyError(Exception):
+    """What a body's chunks raised, on its way past urllib3."""
+
 
 #: Hosts to which idle connections are kept, and how many to each: no fewer than `--jobs` allows at once.
 _MAX_IDLE_HOSTS: Final = 16

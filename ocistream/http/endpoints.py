@@ -1,10 +1,4 @@
-"""One registry as the transport sees it: where it is, whether it speaks TLS, whom to trust there and what to show.
-
-Some hosts may speak either: those on this machine, and those of which the configuration says so (`insecure = true` of
-containers' registries.conf). They are doubted until it is known, by one rule: a TLS handshake and nothing else, before
-the first request where certificates were configured, or after a first answer that was none, or a 400.
-A request that goes out in doubt carries no credential, since nobody has asked for one yet.
-"""
+"""One registry endpoint: URL, scheme (HTTP or HTTPS), and the TLS settings for each host it leads to."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from ocistream.auth.tokens import Authenticator
-    from ocistream.http.hosts import HostSettings
+    from ocistream.http.host_settings import HostSettings
 
 __all__ = ["Endpoint", "SchemeState", "choose_tls"]
 

@@ -1,4 +1,4 @@
-"""What goes wrong on a network, in our own words: exceptions of the libraries below, and registries' error bodies."""
+"""Convert exceptions of requests and urllib3, and error responses of registries, into ocistream's errors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Where a request may go: origins, redirects, loopback and inward addresses, proxies; URLs made fit to be shown.
-
-Rules only for redirects, realms, upload locations and private addresses; nothing is sent from here.
-"""
+"""Origins of URLs, and the rules for redirect targets, internal addresses and proxies; redact URLs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Not faster than one may: bytes in a second, and requests in a second to each host.
+"""Rate limits: bytes per second for all connections, and requests per second for each host.
 
-Arithmetic with times, and no sleep: how long to wait is said, and whoever waits can be cancelled meanwhile.
+These classes compute delays; the caller sleeps.
 """
 
 from __future__ import annotations

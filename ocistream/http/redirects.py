@@ -1,8 +1,4 @@
-"""One request, to wherever it leads: when its turn has come, over redirects, with nothing that is not for that place.
-
-It decides which host may see an Authorization, a body, a client certificate. What an answer means, and whether
-something is tried again, is `ocistream.http.client`'s concern.
-"""
+"""Follow redirects, and keep credentials, bodies and client certificates from other origins."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ocistream import limits
 from ocistream.errors import PermanentNetworkError
-from ocistream.http.bodies import StreamedBody
+from ocistream.http.connections import StreamedBody
 from ocistream.http.endpoints import choose_tls
 from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.streams import clock
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocistream.http.connections import Connections, Response
     from ocistream.http.endpoints import Endpoint
-    from ocistream.http.hosts import HostSettings
+    from ocistream.http.host_settings import HostSettings
     from ocistream.http.rate_limits import RequestThrottle
 
 __all__ = ["RedirectFollower", "Request"]

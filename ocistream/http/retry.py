@@ -1,4 +1,4 @@
-"""Trying again: how often, after how long, and when it is of no use (seen at Quay, Hub and ECR)."""
+"""Retry policy: how often a failed request is retried, the backoff, and Retry-After."""
 
 from __future__ import annotations
 

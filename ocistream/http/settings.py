@@ -1,4 +1,4 @@
-"""What the user may set of the network, for all hosts."""
+"""Network settings of the user that apply to all hosts: timeouts, retries, TLS, proxies."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Whom to trust and what to show in TLS: one context for each distinct set of files, made when it is first needed.
-
-It reads certificates and opens no connection. Which host gets which settings is decided by `http.endpoints.tls_for`.
-"""
+"""TLS settings and contexts: CA files, client certificates, and the system's CAs."""
 
 from __future__ import annotations
 

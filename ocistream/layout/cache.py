@@ -1,7 +1,6 @@
-"""A cache: a layout directory in which what was fetched is kept, for runs to come and for those beside this one.
+"""The blob cache: a layout directory that keeps fetched blobs for later and concurrent runs.
 
-Nothing that goes wrong in it is a failure: a run then fetches what it could have spared, or keeps nothing. How it is
-used is told in `cached`.
+A failure of the cache is never a failure of the run: the blob is fetched from the registry, or is not stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""A repository before which there is a cache: what is there is not fetched, and what is fetched is kept.
+"""A repository that is read through a cache: fetch what the cache lacks, and store what was fetched.
 
-It has the verbs of `registry.mirrors.Readable`, and stands before a repository and all its mirrors. Nothing in the
-cache is believed: `streams.chunks.verified` hashes what comes from there as all else, and what is wrong is fetched
-after all.
+Tags are always resolved by the registry. Bytes from the cache are verified like all others.
 """
 
 from __future__ import annotations

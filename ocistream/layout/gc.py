@@ -1,7 +1,6 @@
-"""What no image in a layout needs, and what of that may go: the work of `ocistream gc`.
+"""Garbage collection of a layout: find the blobs that no image needs and delete them (`ocistream gc`).
 
-What an image needs is seen with less strictness than where it is moved: all that a document lists counts, of whatever
-kind, and what refers to something needs that. But where a manifest cannot be read, nothing is dropped at all.
+Nothing is deleted if a listed manifest cannot be read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`index.json` and `manifest.json`: how the images in a layout or an archive are named, listed and chosen.
+"""`index.json` and `manifest.json`: parse and build them, name their entries, and choose images by name.
 
-Shared by the directory and the tar. It may not open files: bytes and values only.
+Used for directories and for archives. This module opens no files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`index.json` of a layout for a process that changes it often: it parses the file only after another process wrote it.
+"""Cache of a layout's parsed `index.json` for a process that changes the file often, such as `ocistream serve`.
 
-What was parsed is found again by the SHA-256 of the file. A file's time and inode could be the same twice.
+The file is parsed only after another process wrote it. The cache key is the file's SHA-256.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""An image taken out of a layout, and what hangs on it: the work of `ocistream rm`. Blobs stay, for `unneeded`.
-
-What refers to an image keeps all of it, as `gc` sees it; so what nobody has named, and hangs on nothing that stays,
-goes along. What has an image's name stays, whatever it refers to.
-"""
+"""Remove images and their referrers from a layout's index (`ocistream rm`). Blobs stay until `gc` deletes them."""
 
 from __future__ import annotations
 

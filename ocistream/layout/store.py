@@ -1,6 +1,6 @@
-"""OCI image layouts in a directory, read and added to (image-spec, image-layout.md).
+"""Source and destination for an OCI image layout directory.
 
-What a transfer relies on is hashed, whoever wrote it. What lies where is layout/directory.py's concern.
+Every blob that a transfer relies on is hashed, even if it exists already.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ocistream import limits, notices
 from ocistream.errors import LocalDiskError, UsageError
-from ocistream.layout.all_images import report_duplicate_names
 from ocistream.layout.directory import LayoutDirectory
+from ocistream.layout.image_selection import report_duplicate_names
 from ocistream.layout.index import ImageSelector, build_entries, entry_name_of, image_name_of, select_every_image
-from ocistream.layout.index_entries import IndexGraphBuilder
+from ocistream.layout.index_graph import IndexGraphBuilder
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice

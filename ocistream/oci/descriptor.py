@@ -1,8 +1,4 @@
-"""The image-spec's words as values: media types, descriptors, platforms, and a manifest as it travels.
-
-They are frozen, and know nothing of where they came from. How documents of strangers become such values is
-oci/documents.py's concern: what travels is the `raw` bytes of a `Manifest`, whatever was understood of them.
-"""
+"""Media types, platforms, descriptors, and manifests with their exact bytes, as immutable values."""
 
 from __future__ import annotations
 

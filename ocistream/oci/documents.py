@@ -1,6 +1,6 @@
-"""Manifests, indexes and configs understood: what a document of a stranger's says, as far as moving it needs to know.
+"""Parse manifests, indexes, configs and descriptors from untrusted JSON into values.
 
-Bytes in, values of `model` out. Of thousands of them only what is needed is kept. It may not do any I/O.
+Only the fields that a copy needs are kept. No I/O.
 """
 
 from __future__ import annotations

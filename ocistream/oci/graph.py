@@ -1,4 +1,4 @@
-"""What is copied: images, everything below them, and their referrers. transfer/walk.py builds graphs."""
+"""The image graph: root images, their manifests, blobs and referrers. `transfer/walk.py` builds graphs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Why a layout or an archive was made without some of its blobs, and how that is written into it.
-
-The image-spec lets a layout lack blobs (image-layout.md, "blobs directory"). Which of them were left out on purpose,
-and who is believed to have them, stands in an annotation of `index.json`: for each reason a line `# KIND NAME`, and
-below it the digests, one a line. Text and values only.
-"""
+"""The annotation of `index.json` that lists omitted blobs, and the reason why each blob was omitted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which platforms of an image are wanted, and which of the manifests that an index lists are meant by that.
+"""Choose manifests of an index by platform, and check the platform of a single image.
 
-Only here is a platform chosen. `name` is how the image is called in errors.
+No other module chooses platforms.
 """
 
 from __future__ import annotations

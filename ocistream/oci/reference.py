@@ -1,7 +1,6 @@
-"""Parsing names: digests, image references, platforms. Strings in, small frozen values out.
+"""Parse and check image references, registries, repositories, tags and digests.
 
-Everything that becomes a path, a URL or a file name passes through here first (CVE-2024-3727). It may not touch the
-network or the disk.
+Every name that becomes a path or a URL is checked here first (CVE-2024-3727). No I/O.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""What hangs on an image: signatures, SBOMs, attestations; how they are found by name, and what people call them.
+"""Referrers (signatures, SBOMs, attestations): their tags, kinds, and the reasons for skipping them.
 
-There are three ways to hang on an image. A manifest may name it as its `subject` (image-spec 1.1), and the registry
-lists such referrers. A registry that cannot keeps none, so that clients keep the list, as an index under a tag made of
-the subject's digest (distribution-spec, "Referrers Tag Schema"). And cosign makes tags of that digest for what it
-signs, which name no subject at all. Names and values only; who hangs on whom is found out in the stores.
+Values and names only. The registry and layout packages find referrers.
 """
 
 from __future__ import annotations

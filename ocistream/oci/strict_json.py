@@ -1,10 +1,6 @@
-"""JSON as strangers write it, refused where two parsers could read it differently; and JSON as we write it.
+"""Parse untrusted JSON, and refuse documents that two parsers could read differently; write canonical JSON.
 
-Bytes in, a dict out. What the fields mean is the caller's concern.
-
-A small document is parsed whole. Python's objects take many times the room of the text that they stand for, so
-of a larger one there is never more than a piece at a time as objects: a member of the outermost object, or one element
-of a list in it for which the caller names a function that makes something compact of it.
+Large documents are parsed in pieces to bound memory.
 """
 
 from __future__ import annotations

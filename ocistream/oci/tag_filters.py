@@ -1,4 +1,4 @@
-"""Which of many tags are wanted: by a shell's patterns, by a regular expression, or by their versions."""
+"""Filter tags by shell patterns, by a regular expression, or by version range."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream.errors import NotFoundError
-from ocistream.oci.patterns import compile_full_match
+from ocistream.oci.linear_regex import compile_full_match
 from ocistream.oci.reference import is_digest_tag
-from ocistream.oci.versions import parse_range, parse_version
+from ocistream.oci.tag_versions import parse_range, parse_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

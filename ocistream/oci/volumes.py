@@ -1,9 +1,4 @@
-"""Archives cut into volumes: how those are called, which of them one is, and which blobs go on from one into the next.
-
-Each volume is a layout by itself that lacks some blobs. What makes it a volume stands in annotations of its
-`index.json`. A blob that is larger than a volume lies in none of them under its name, but in several as parts, which
-are called `parts/ALGORITHM/HEX/OFFSET`; behind each is a line as `sha256sum` writes it. Text and values only.
-"""
+"""Split archives: the names of volumes, the annotations that describe them, and the parts of blobs in them."""
 
 from __future__ import annotations
 

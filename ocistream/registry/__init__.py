@@ -1,1 +1,5 @@
-"""Registries: repositories, uploads, referrers, mirrors; a registry as a source and as a destination of images."""
+"""Read images from registries and write images to registries: the distribution-spec and the quirks of its servers.
+
+Provides repositories, blob downloads, blob uploads that resume, referrers, tags and mirrors.
+Exports must stay lazy: the command line imports this package for its options, without an HTTP client.
+"""

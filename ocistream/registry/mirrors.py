@@ -1,13 +1,13 @@
-"""A repository that is read from several places: from mirrors first, and from the registry itself where they fail.
+"""Read a repository from its mirrors first, and from the registry itself when the mirrors fail.
 
-It has the reading verbs of `registry.repository.Repository`. A mirror that is down, refuses, lacks something or lies
-costs the way to the next place, and nothing else: whoever reads does not see it, but for a blob that turns out wrong at
-its very end (`transfer.interfaces.Blob.on_wrong`). What a mirror says is believed as far as a digest goes; which digest
-a tag has today, only the mirror says.
+Provides the opener that turns an image name into a repository, and the health of each mirror during one run.
+A digest from a mirror is verified; for a tag, the mirror is trusted.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -22,22 +22,83 @@ from ocistream.errors import (
 )
 from ocistream.notices import notify
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.downloads import BlobRedirect
+from ocistream.registry.configuration import PullSource
+from ocistream.registry.download import BlobRedirect
 from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
+from ocistream.registry.repository import Repository
 from ocistream.streams.chunks import read_all, verify_chunks
 from ocistream.transfer.interfaces import Blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from ocistream.http.client import Endpoint
+    from ocistream.http.client import Endpoint, HttpClient, HttpSettings
     from ocistream.oci.descriptor import Descriptor, Manifest
-    from ocistream.registry.locations import PullSource
-    from ocistream.registry.mirror_health import MirrorHealth
-    from ocistream.registry.repository import Repository
+    from ocistream.oci.reference import Reference
+    from ocistream.registry.tags import TagList
     from ocistream.streams.chunks import Chunk
 
-__all__ = ["CANDIDATE_FAILURES", "MirroredRepository", "PullCandidate", "ReadableRepository"]
+__all__ = [
+    "CANDIDATE_FAILURES",
+    "MirrorHealth",
+    "MirroredRepository",
+    "PullCandidate",
+    "ReadableRepository",
+    "RepositoryOpener",
+    "shorten_timeouts",
+]
+
+
+class MirrorHealth:
+    """What has come of asking places, by their hosts. Safe for several threads."""
+
+    def __init__(self, report: Callable[[str, int], None]) -> None:
+        """Begin with nothing against anybody.
+
+        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual.
+        """
+        self._report = report
+        self._lock = threading.Lock()
+        #: Registries that are not asked again, and those of them that gave nothing wrong but fell silent.
+        self._disabled: set[str] = set()
+        self._down: set[str] = set()
+        #: Registries that mirrors stand for, and that did not answer themselves.
+        self._unreachable: set[str] = set()
+
+    def is_unreachable(self, pull_source: PullSource) -> bool:
+        """Say whether a registry was given up, for what can be done without."""
+        return pull_source.registry in self._unreachable
+
+    def mark_unreachable(self, pull_source: PullSource, reason: str) -> None:
+        """Ask a registry no more, in this run, for what can be done without, and say why."""
+        with self._lock:
+            news = pull_source.registry not in self._unreachable
+            self._unreachable.add(pull_source.registry)
+        self.report(reason, 0 if news else 1)
+
+    def is_disabled(self, pull_source: PullSource) -> bool:
+        """Say whether a mirror is not to be asked again."""
+        return pull_source.is_mirror and pull_source.registry in self._disabled
+
+    def is_down(self, pull_source: PullSource) -> bool:
+        """Say whether a mirror failed, but gave nothing wrong."""
+        return pull_source.registry in self._down
+
+    def disable(self, pull_source: PullSource, reason: str, *, is_corrupt: bool) -> None:
+        """Ask a mirror no more, in this run, and say why."""
+        with self._lock:
+            news = pull_source.registry not in self._disabled
+            self._disabled.add(pull_source.registry)
+            if is_corrupt:
+                self._down.discard(pull_source.registry)
+            elif news:
+                self._down.add(pull_source.registry)
+        self.report(reason, 0 if news else 1)
+
+    def report(self, message: str, level: int) -> None:
+        """Tell of a fall-back."""
+        self._report(message, level)
+
 
 #: What of a mirror is no reason to give up: the next place may do better.
 CANDIDATE_FAILURES: Final = (NetworkError, AuthenticationError, NotFoundError, IntegrityError, ArchiveError)
@@ -340,3 +401,132 @@ class _MirroredDownload:
             raise IntegrityError(what, hint=hint) from error
         for source in suspects:
             self._repository.record_corrupt_blob(source, what)
+
+
+#: A mirror is tried so often, and connecting to it, a silence and a Retry-After may take so many seconds: where there
+#: is another place to ask, a dead one is to cost seconds.
+_MIRROR_ATTEMPTS: Final = 2
+_MIRROR_CONNECT_TIMEOUT: Final = 5.0
+_MIRROR_STALL_TIMEOUT: Final = 20.0
+_MIRROR_RETRY_AFTER: Final = 3.0
+
+
+def default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
+    """Give the place that an image is named after, and no other."""
+    return (PullSource(reference.registry, reference.repository),)
+
+
+def shorten_timeouts(settings: HttpSettings) -> HttpSettings:
+    """Give the settings of a transport to mirrors: those of the registry's own, with less patience."""
+    patience = replace(
+        settings.retry_policy,
+        attempts=min(settings.retry_policy.attempts, _MIRROR_ATTEMPTS),
+        retry_after_limit=min(settings.retry_policy.retry_after_limit, _MIRROR_RETRY_AFTER),
+    )
+    return replace(
+        settings,
+        retry_policy=patience,
+        connect_timeout=min(settings.connect_timeout, _MIRROR_CONNECT_TIMEOUT),
+        stall_timeout=min(settings.stall_timeout, _MIRROR_STALL_TIMEOUT),
+    )
+
+
+class RepositoryOpener:
+    """The way, for one run, from the names of images to what they are read from. Safe for several threads."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        mirror_transport: Callable[[], HttpClient] | None = None,
+        find_pull_sources: Callable[[Reference], Sequence[PullSource]] = default_pull_sources,
+        report: Callable[[str, int], None] = lambda _message, _level: None,
+        wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository,
+    ) -> None:
+        """Take the transports to registries and to their mirrors, and the rules: without any, there are no mirrors.
+
+        `tell(message, level)` is told of every fall-back: at level 0, or at 1 where it is nothing unusual. `before`
+        gives what stands before a repository and all its mirrors, such as a cache.
+        """
+        self._client = client
+        self._mirror_transport = mirror_transport or (lambda: client)
+        self._find_pull_sources = find_pull_sources
+        self._health = MirrorHealth(report)
+        self._wrap = wrap
+
+    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
+        """Give the same way, with something more before each repository."""
+        other, inner = copy.copy(self), self._wrap
+        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - it is our own kind
+        return other
+
+    def open_repository(self, reference: Reference) -> ReadableRepository:
+        """Give what an image is read from.
+
+        Raises:
+            AuthenticationError: that is blocked.
+        """
+        named = f"{reference.registry}/{reference.repository}"
+        # What names a digest is not looked for where only tags are, nor is anything that it needs.
+        sources = self._open_candidates(reference, by_digest=reference.digest is not None)
+        return self._wrap(
+            MirroredRepository(named, sources, self._health, self._open_quick_candidate(sources, reference))
+        )
+
+    def list_tags(self, reference: Reference) -> TagList:
+        """List the tags of a repository, as the registry itself has them.
+
+        Mirrors are asked only where that cannot be reached: a cache lists what it happens to hold, and no more.
+
+        Raises:
+            OcistreamError: what the registry itself says of it, if no mirror answered.
+        """
+        from ocistream.registry.tags import list_tags
+
+        *mirrors, own = self._open_candidates(reference, by_digest=False)
+        try:
+            return list_tags(own.repository)
+        except NetworkError as error:
+            for source in mirrors:
+                if not source.pull_source.can_pull(by_digest=False) or self._health.is_disabled(source.pull_source):
+                    continue
+                self._health.report(f"{error.message}; asking the mirror {source.pull_source} for the tags", 0)
+                try:
+                    listed = list_tags(source.repository)
+                except CANDIDATE_FAILURES as failure:
+                    self._health.report(f"the mirror {source.pull_source}: {failure.message}", 0)
+                else:
+                    cut = (
+                        listed.incomplete_reason
+                        or f"these are those of the mirror {source.pull_source}, which may lack some"
+                    )
+                    return replace(listed, incomplete_reason=cut)
+            raise
+
+    def _open_candidates(self, reference: Reference, *, by_digest: bool) -> list[PullCandidate]:
+        *mirrors, primary = self._find_pull_sources(reference)
+        found = [
+            PullCandidate(
+                place, self._open_mirror(self._mirror_transport(), place), self._open_mirror(self._client, place)
+            )
+            for place in mirrors
+            if not by_digest or place.can_pull(by_digest=True)
+        ]
+        own = self._open_own(self._client, primary, reference)
+        return [*found, PullCandidate(primary, own, own)]
+
+    @staticmethod
+    def _open_mirror(client: HttpClient, pull_source: PullSource) -> Repository:
+        return Repository(client, pull_source.registry, pull_source.repository, is_explicit=False)
+
+    @staticmethod
+    def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
+        """Give the registry's own repository; with another `location`, it was the configuration that named the host."""
+        named = primary.registry.lower() == reference.registry.lower()
+        return Repository(client, primary.registry, primary.repository, is_explicit=named)
+
+    def _open_quick_candidate(self, sources: Sequence[PullCandidate], reference: Reference) -> PullCandidate:
+        """Give the registry's own place, asked with no more patience than a mirror where there are any."""
+        *mirrors, own = sources
+        if not mirrors:
+            return own
+        return replace(own, repository=self._open_own(self._mirror_transport(), own.pull_source, reference))

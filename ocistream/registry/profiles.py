@@ -1,9 +1,6 @@
-"""The one table of what is known of registries' uploads: which hosts or answers are whose, and what holds there.
+"""The table of known registries: how to recognize a registry, and how its uploads behave.
 
-Data only: no other room has an `if` on a registry. What is not in the table is taken to follow the distribution-spec;
-what a host refuses is learnt while it is used (`ocistream.registry.upload_strategy`). Limits are as their sources have
-them and may have moved: a profile spares a refusal, and a wrong one costs one. That a mount without `from` is refused
-by some (quay/quay#899) needs no entry: it is never asked for.
+Data only; no other module tests for a registry's name. A wrong entry costs one refused request.
 """
 
 from __future__ import annotations

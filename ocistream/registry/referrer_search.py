@@ -1,7 +1,6 @@
-"""What hangs on images in registries, asked for: referrers, cosign's tags, and what hangs on those in turn.
+"""Find the referrers of images in registries: listed referrers, cosign tags, and the referrers of those.
 
-For each manifest that moves that is a request for its referrers and one for each of cosign's tags, several of them at a
-time. For an index of which only a part moves it is asked too, so that what stays behind can be said.
+Several manifests are queried at a time. Referrers of an index that is copied in part are only reported.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.documents import Document
     from ocistream.registry.mirrors import ReadableRepository
-    from ocistream.transfer.walk import GraphBuilder
+    from ocistream.transfer.graph_builder import GraphBuilder
 
 __all__ = ["ReferrerSearch"]
 

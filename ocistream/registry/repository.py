@@ -1,7 +1,6 @@
-"""One repository in a registry, in the distribution-spec's verbs: manifests, blobs, small documents.
+"""One repository in a registry: read and push manifests, check and download blobs, fetch small documents.
 
-It knows URLs, media types and statuses. It knows nothing of archives, and what it hands out of a blob is not verified
-yet: manifests are. How a blob comes down is told in `downloads`, how it goes up in `sessions` and `sending`.
+Knows URLs, media types and statuses. Manifests are verified here; downloaded blobs are not.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.auth.scopes import repository_scope
+from ocistream.auth.tokens import repository_scope
 from ocistream.errors import (
     ArchiveError,
     AuthenticationError,
@@ -36,7 +35,7 @@ from ocistream.oci.descriptor import (
 )
 from ocistream.oci.documents import guess_media_type, parse_outline
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.downloads import BlobDownload, BlobRedirect, has_excess_length, read_range
+from ocistream.registry.download import BlobDownload, BlobRedirect, has_excess_length, read_range
 from ocistream.streams.chunks import compute_digest
 from ocistream.transfer.interfaces import Blob
 

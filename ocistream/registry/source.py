@@ -1,6 +1,6 @@
-"""A registry as a source of images: out of which repository each manifest and blob is had, and what hangs on them.
+"""A registry as a source: resolve images and their referrers to a graph, and open the blobs.
 
-Which URLs and statuses that takes is registry/repository.py's business.
+`registry.repository` knows URLs and statuses.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ocistream.errors import (
 )
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.registry.open_repository import RepositoryOpener
+from ocistream.registry.mirrors import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.chunks import read_all
 from ocistream.streams.workers import DEFAULT_JOBS
-from ocistream.transfer.retry import use_verified
-from ocistream.transfer.walk import GraphBuilder
+from ocistream.transfer.blob_wrappers import use_verified
+from ocistream.transfer.graph_builder import GraphBuilder
 
 if TYPE_CHECKING:
     import threading

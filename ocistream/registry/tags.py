@@ -1,7 +1,6 @@
-"""The tags of one repository (distribution-spec, "Listing Tags"): page by page, as registries really list them.
+"""List the tags of one repository (distribution-spec, "Listing Tags"), and suggest tags for a misspelt one.
 
-Within a list there may be what is no tag: null (Nexus), digests (Artifactory). It may say that it goes on at another
-place, or in a circle. It is read up to a bound, and whoever gets it is told whether it is whole.
+Registries list null (Nexus) or digests (Artifactory) as tags, and may link pages in a circle: the list is bounded.
 """
 
 from __future__ import annotations

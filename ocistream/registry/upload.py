@@ -1,7 +1,7 @@
-"""One blob's way up, whatever happens on it: rungs that are refused, connections that break, sessions that are lost.
+"""Upload one blob, or one part of a blob: retry, resume, and change the method when the registry refuses one.
 
-The session is opened when the first bytes are there and not before (skopeo#2101). Chunks come verified: if they raise,
-the upload is never closed. What was acknowledged is not sent again where the registry can say how far it is.
+The session is opened when the first bytes are there (skopeo#2101). If the verified chunks raise, the upload is
+never closed. After a failure, the registry is asked how many bytes it has before anything is sent again.
 """
 
 from __future__ import annotations
@@ -11,38 +11,95 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import (
+    AuthenticationError,
+    CancelledError,
+    IntegrityError,
+    LocalDiskError,
     NetworkError,
     OcistreamError,
+    PermanentNetworkError,
     RegistryError,
+    TerminatedError,
+    TruncatedError,
     UnsupportedError,
 )
-from ocistream.http.bodies import FixedLengthBody
+from ocistream.http.connections import FixedLengthBody, StreamedBody
 from ocistream.open_uploads import OpenUpload
-from ocistream.registry.upload_bodies import UploadBodies
-from ocistream.registry.upload_failures import (
-    is_content_mismatch,
-    is_interruption,
-    is_resume_refusal,
-    is_session_lost,
-    is_transient,
-)
+from ocistream.registry.upload_bodies import ReplayBuffer, UploadBodies
 from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, CHUNKED_CODING_REFUSALS, PUT, STREAM, UNSIZED_STREAM
 from ocistream.registry.upload_sessions import SessionLostError
 from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Blob
 
 if TYPE_CHECKING:
-    from ocistream.http.bodies import StreamedBody
     from ocistream.http.retry import Retries
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.upload_methods import UploadMethod
-    from ocistream.registry.upload_sessions import UploadSession, UploadSessions
-    from ocistream.registry.upload_state import UploadState
+    from ocistream.registry.upload_sessions import UploadSession, UploadSessions, UploadState
     from ocistream.registry.upload_strategy import UploadStrategy
-    from ocistream.registry.upload_window import ReplayBuffer
     from ocistream.transfer.interfaces import NewBlob
 
-__all__ = ["BlobUpload"]
+__all__ = [
+    "BlobUpload",
+    "find_stored_size",
+    "is_content_mismatch",
+    "is_interruption",
+    "is_resume_refusal",
+    "is_session_lost",
+    "is_transient",
+    "upload_part",
+]
+
+#: What a registry that does not take it says of anything sent to an upload which an earlier run has begun.
+_RESUME_REFUSALS: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
+#: What a registry says of an upload whose bytes are not the blob's. Ours were verified.
+_MISMATCH_CODES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
+#: What is said of who asks, by a registry, by the storage that it leads to or a proxy, and not of what is sent.
+_AUTH_STATUSES: Final = frozenset({401, 403, 407})
+_INTERRUPTIONS: Final = (
+    AuthenticationError,
+    CancelledError,
+    KeyboardInterrupt,
+    LocalDiskError,
+    NetworkError,
+    TerminatedError,
+    TruncatedError,
+)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Say whether an upload may be gone on with after this: it was stopped, and nothing was found wrong with it.
+
+    Whether the way of sending was refused cannot be seen by an error alone; `ocistream.registry.upload` knows.
+    """
+    if isinstance(error, NetworkError) and is_session_lost(error):
+        return False
+    if isinstance(error, RegistryError) and not is_transient(error):
+        return error.status in _AUTH_STATUSES
+    return isinstance(error, _INTERRUPTIONS)
+
+
+def is_session_lost(error: NetworkError) -> bool:
+    """Say whether it is sure that the registry does not know the session any more."""
+    return isinstance(error, SessionLostError) and error.is_sure
+
+
+def is_transient(error: NetworkError) -> bool:
+    """Say whether an upload that failed so is worth another try: a server in trouble, or a connection that broke."""
+    if isinstance(error, RegistryError):
+        return error.status >= 500 or error.status in {408, 416, 429}
+    return not isinstance(error, PermanentNetworkError)
+
+
+def is_content_mismatch(error: RegistryError) -> bool:
+    """Say whether a registry finds that the bytes it has are not the blob's."""
+    return not _MISMATCH_CODES.isdisjoint(error.codes)
+
+
+def is_resume_refusal(error: RegistryError) -> bool:
+    """Say whether a registry may be refusing to go on with what an earlier run has sent."""
+    return error.status in _RESUME_REFUSALS
+
 
 #: So much more than before in the registry is progress, after which failures are counted anew.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
@@ -438,3 +495,187 @@ class BlobUpload:
         # What was come to before is no progress: else a registry that loses each session would be tried for ever.
         self.acknowledged = 0
         self._is_upload_resumed = False
+
+
+def upload_part(sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: Blob) -> int:
+    """Send the part of a blob that begins at `offset`, if that is where its upload has come to, or a part before it.
+
+    Give how many bytes of the blob the registry has then: its size where it is there, 0 where its upload cannot be left
+    open.
+
+    Raises:
+        NetworkError, AuthenticationError: the registry failed or refused; what was sent can be gone on with.
+        OcistreamError: whatever the part's own chunks raise, with the session deleted.
+    """
+    try:
+        reached = _PartUpload(sessions, state, descriptor, offset, part).run()
+    except BaseException as error:
+        if is_interruption(error):
+            state.release()
+        else:
+            state.try_delete()
+        raise
+    finally:
+        state.delete_spare()
+    if reached == descriptor.size:
+        state.finish()
+    elif reached:
+        state.release()
+    else:
+        state.try_delete()
+    return reached
+
+
+def find_stored_size(sessions: UploadSessions, state: UploadState) -> int:
+    """Say how many bytes of a blob the registry has in an upload that earlier runs have begun; it stays as it is.
+
+    Raises:
+        NetworkError, AuthenticationError: it does not answer.
+    """
+    try:
+        if not state.is_from_earlier_run:
+            state.try_delete()
+            return 0
+        found = state.query_offset(sessions.repository.client.start_retries())
+        return found[1] if found else 0
+    finally:
+        state.delete_spare()
+        state.release()
+
+
+class _PartUpload:
+    def __init__(
+        self, sessions: UploadSessions, state: UploadState, descriptor: Descriptor, offset: int, part: Blob
+    ) -> None:
+        self._sessions = sessions
+        self._state = state
+        self._descriptor = descriptor
+        self._offset = offset
+        self._part = part
+        self._strategy = sessions.repository.client.upload_strategy
+        self._retries = sessions.repository.client.start_retries()
+        forced = self._strategy.explicit_method(sessions.repository.endpoint.settings.upload)
+        self._method = forced or self._strategy.choose_method(sessions.host, is_size_known=True)
+
+    def run(self) -> int:
+        profile = self._strategy.profile(self._sessions.host)
+        if self._method.kind == PUT or not profile.can_resume:
+            return 0
+        reached = self._open_or_resume()
+        end = self._offset + self._part.descriptor.size
+        if reached is None or not self._state.is_recorded:
+            return 0
+        if self._offset <= reached < end:
+            reached = self._send(reached, end, profile.largest_chunk)
+        if reached == self._descriptor.size:
+            self._close()
+        return reached
+
+    def _open_or_resume(self) -> int | None:
+        """Find where the upload has come to, or open one for a first part; None where there is none."""
+        if self._state.is_from_earlier_run and (found := self._state.query_offset(self._retries)) is not None:
+            session, reached = found
+            if reached <= self._descriptor.size:
+                self._state.move_to(session)
+                return reached
+        if self._offset:
+            return None
+        if self._state.session is not None and self._state.is_from_earlier_run:
+            self._state.reopen(self._retries)
+        elif self._state.session is None:
+            self._state.move_to(self._sessions.open(self._retries))
+        return 0
+
+    def _send(self, reached: int, end: int, largest: int | None) -> int:
+        most = self._method.chunk_size if self._method.kind == CHUNK else largest or end
+        window = self._strategy.replay_buffer_size(reopenable=self._part.reopenable, is_size_known=True)
+        with ReplayBuffer(self._part, window) as feed:
+            while reached < end:
+                session = self._state.session
+                if session is None or not feed.can_seek(reached - self._offset):
+                    return 0
+                count = min(end - reached, max(most, session.min_chunk))
+                feed.seek(reached - self._offset)
+                if self._part.is_interruptible and session.min_chunk <= window:
+                    # No request is begun that might break off in its middle.
+                    count = feed.fill_until_truncated(reached - self._offset, count)
+                coded = not self._part.is_interruptible and self._strategy.can_use_chunked_coding(
+                    self._sessions.host, end - self._offset
+                )
+                chunks = feed.read(reached - self._offset, count)
+                body = StreamedBody(chunks, ends_early=True) if coded else FixedLengthBody(chunks, count)
+                try:
+                    session, stated = self._sessions.patch(
+                        session, body, self._retries, (reached, reached + count), stored_size=count
+                    )
+                except NetworkError as error:
+                    if feed.has_source_failed:
+                        raise
+                    if coded and isinstance(error, RegistryError) and error.status in CHUNKED_CODING_REFUSALS:
+                        self._strategy.disable_chunked_coding(self._sessions.host)
+                        place = self._query_offset(self._offset + feed.end)
+                    else:
+                        place = self._recover(error, self._offset + feed.end)
+                    if place is None:
+                        return 0
+                    reached = place
+                else:
+                    self._state.move_to(session)
+                    if body.failure is not None:
+                        # The request has its proper end all the same: the registry has what was sent.
+                        raise body.failure
+                    # Less than was sent may have been taken.
+                    took_less = stated is not None and reached < stated < reached + count
+                    reached = stated if took_less and stated is not None else reached + count
+                    _raise_truncation(feed)
+            feed.check_end()
+        return reached
+
+    def _recover(self, failure: NetworkError, sent: int) -> int | None:
+        """Find where to go on after a failure; None where the registry takes no parts.
+
+        Raises:
+            NetworkError: it failed too often.
+        """
+        if not is_transient(failure) and isinstance(failure, RegistryError):
+            # Perhaps all of it at once is taken.
+            return None
+        if not is_transient(failure) or not self._retries.wait_for_retry(failure):
+            raise failure
+        return self._query_offset(sent)
+
+    def _query_offset(self, sent: int) -> int | None:
+        """Ask where the upload resumes; None where that is not known, or not in what was sent of this part."""
+        found = self._state.query_offset(self._retries)
+        if found is None or not self._offset <= found[1] <= sent:
+            return None
+        self._state.move_to(found[0])
+        return found[1]
+
+    def _close(self) -> None:
+        session = self._state.session
+        assert session is not None, "what was sent went into it"  # noqa: S101 - see run
+        try:
+            self._sessions.close(session, self._descriptor.digest, self._retries, stored_size=self._descriptor.size)
+        except OcistreamError as error:
+            # An answer that was lost: the retry finds no session, since the first try had closed it.
+            if self._has_blob():
+                return
+            if not isinstance(error, RegistryError) or is_transient(error):
+                raise
+            host = self._sessions.host
+            msg = f"{self._descriptor.digest}: its parts, put together by {host}, are not that: {error.message}"
+            raise IntegrityError(msg, hint="push all of its volumes together, or verify them together") from error
+
+    def _has_blob(self) -> bool:
+        try:
+            return self._sessions.repository.has_blob(self._descriptor, self._retries)
+        except OcistreamError:
+            # What became of the upload is the news, not that asking failed as well.
+            return False
+
+
+def _raise_truncation(buffer: ReplayBuffer) -> None:
+    """Say that the source has broken off, once all that had come by then is there."""
+    if buffer.truncation is not None:
+        raise buffer.truncation

@@ -1,6 +1,6 @@
-"""The ways in which a blob's bytes go up, which are the rungs of a ladder: one streamed PATCH, one PUT, or chunks.
+"""The methods of uploading a blob (one streamed PATCH, one PUT, chunks), and which to try after a refusal.
 
-Values and one table: which rungs are left when a registry refuses one. Who tries them is `ocistream.registry.upload`.
+Values and one table. `registry.upload_strategy` chooses a method and `registry.upload` uses it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,7 @@
-"""Uploads that a later run may go on with: one small file for each, in the state directory, of this user alone.
+"""Records of unfinished uploads: one locked file for each in the state directory, for a later run to resume.
 
-A file is locked (flock) by the process that uses the session, for as long as it does: the lock of one that was killed
-is free. It says where the session is, and no secret: a Location is kept only where all of it is what registries are
-known to use for a session (`may_be_kept`). Any other might be as good as a password, and is not. What is read back is
-trusted no more than what a registry says. Nothing here is ever a failure: a file that cannot be written, or makes no
-sense, is as good as none.
-
-It knows files, and what a Location may be; nothing is sent from here.
+A Location is stored only if each of its parts is known to be no secret. An error here never fails an upload.
+Must stay a module of its own: `cli.signals` never interrupts its functions, which hold locks.
 """
 
 from __future__ import annotations

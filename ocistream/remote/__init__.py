@@ -1,1 +1,1 @@
-"""What the other side of a transfer already has: lists of digests, and ocistream run by a remote command."""
+"""Copy through a remote command (`copy --via`), and report which blobs a location already has (`ocistream have`)."""

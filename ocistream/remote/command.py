@@ -1,7 +1,7 @@
-"""The far side of a copy: an ocistream that runs behind a command such as `ssh host`, spoken to by its three streams.
+"""Run ocistream behind a command such as `ssh host`, and exchange data over its stdin, stdout and stderr.
 
-The command is run without a shell, and what is appended to it consists of characters that no shell on the way looks
-at. What the far side says on stderr is JSON, one object a line; whatever is not was said by the command itself.
+No shell is used, and every appended word is safe in any shell. JSON lines on stderr come from the remote ocistream;
+other lines come from the command itself.
 """
 
 from __future__ import annotations

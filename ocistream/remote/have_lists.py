@@ -1,17 +1,7 @@
-"""Lists of digests that are there: how `ocistream have` writes them, and how they are read back.
+"""The list format of `ocistream have`: write and read digests of blobs that a location already has.
 
-A list is text, small enough to go by any channel (some 80 bytes a blob)::
-
-    # ocistream have 1
-    # origin registry.local/app
-    # by ocistream 0.5.0
-    # reached sha256:... 12345678
-    # digests 30
-    sha256:...
-
-`reached` is a blob that is not there, but so many bytes of it in an upload that can be gone on with.
-
-Whoever makes one by hand writes digests and nothing else. Lists may be joined with `cat`. It may not open anything.
+Lines of digests and of headers (`# ocistream have 1`); lists may be joined with `cat` or written by hand.
+Must not open files or connections.
 """
 
 from __future__ import annotations

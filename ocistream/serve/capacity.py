@@ -1,14 +1,23 @@
-"""How many of what takes file descriptors there may be at a time, as many as this process has."""
+"""Limit what many clients use at once: file descriptors for connections and uploads, memory for large pushes."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
-from typing import Final
+import threading
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
+from ocistream.serve.errors import RequestRejectedError
 
-__all__ = ["limit_by_descriptors", "raise_descriptor_limit"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "MemorySlots",
+    "limit_by_descriptors",
+    "raise_descriptor_limit",
+]
 
 #: A connection has its socket and a file; an upload has its lock; and as many again may be opened for a moment.
 _DESCRIPTORS_EACH: Final = 4
@@ -33,3 +42,26 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < enough:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+
+
+class MemorySlots:
+    """So many slots as `count` says. A thread waits up to `seconds` for one."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        """Start with all slots free."""
+        self._free = threading.BoundedSemaphore(count)
+        self._seconds = seconds
+
+    @contextlib.contextmanager
+    def acquire(self) -> Iterator[None]:
+        """Take a slot for as long as the block lasts.
+
+        Raises:
+            RefusedError: none became free in time (429).
+        """
+        if not self._free.acquire(timeout=self._seconds):
+            raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
+        try:
+            yield
+        finally:
+            self._free.release()

@@ -1,6 +1,6 @@
-"""Group commit: threads queue their changes, and one of them writes all queued changes at once.
+"""Group commit: threads queue their changes, and one thread writes all queued changes at once.
 
-It must not know what is changed or where it is written.
+This module does not know what is changed or where it is written.
 """
 
 from __future__ import annotations

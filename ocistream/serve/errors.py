@@ -1,4 +1,4 @@
-"""The answer "no" as the distribution-spec writes it. It may not send anything."""
+"""The error response of the distribution-spec, as an exception. This module sends nothing."""
 
 from __future__ import annotations
 

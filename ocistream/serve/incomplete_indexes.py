@@ -1,4 +1,4 @@
-"""Which part of an index is served if the layout or archive has only some platforms of it."""
+"""Serve a smaller index in place of an image index if the storage has only some of its platforms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ocistream import notices
 from ocistream.errors import NotFoundError, OcistreamError
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import printable
+from ocistream.transfer.graph_builder import GraphBuilder
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
-from ocistream.transfer.walk import GraphBuilder
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest

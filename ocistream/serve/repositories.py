@@ -1,8 +1,7 @@
-"""What a layout holds, seen as repositories: tags, manifests, referrers; and how pushing and deleting change it.
+"""Repositories over a storage: tags, manifests and referrers; pushing and deleting change `index.json`.
 
-A layout is flat, so every blob and every manifest of it is visible in every repository by its digest; only tags
-belong to one. Other processes may change the layout at any time: `index.json` is looked at for each request, and
-changed under its lock. HTTP is not known here, but for the refusals.
+A layout is flat: manifests and blobs are visible in every repository by digest, only tags belong to one.
+This module knows nothing of HTTP but error responses.
 """
 
 from __future__ import annotations
@@ -21,9 +20,14 @@ from ocistream.oci.graph import children_of
 from ocistream.oci.reference import is_digest, is_tag
 from ocistream.oci.referrers import referrer_descriptor, tagged_subject
 from ocistream.serve.errors import RequestRejectedError
+from ocistream.serve.image_names import (
+    choose_full_name,
+    describe_name_conflicts,
+    describe_unnamed,
+    find_unnamed_entries,
+    served_names_of,
+)
 from ocistream.serve.incomplete_indexes import IncompleteIndexes
-from ocistream.serve.name_notes import describe_name_conflicts, describe_unnamed, find_unnamed_entries
-from ocistream.serve.names import choose_full_name, served_names_of
 from ocistream.streams.chunks import compute_digest
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
-"""The sockets and threads of the embedded registry: a thread a connection, until it is stopped.
+"""The sockets and threads of the embedded registry: one thread per connection.
 
-It listens on loopback, and beyond that only for those who know a password.
-
-What is answered is `handler`'s business.
+The server listens on loopback; other addresses need a password. `endpoints` answers the requests.
 """
 
 from __future__ import annotations
@@ -22,9 +20,8 @@ from typing import TYPE_CHECKING, Final, cast
 from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.oci.reference import printable
-from ocistream.serve.capacity import limit_by_descriptors
-from ocistream.serve.handler import RegistryHandler
-from ocistream.serve.memory_slots import MemorySlots
+from ocistream.serve.capacity import MemorySlots, limit_by_descriptors
+from ocistream.serve.endpoints import RegistryHandler
 from ocistream.serve.repositories import Repositories
 from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
@@ -37,8 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, TypeAlias
 
-    from ocistream.serve.basic_auth import BasicAuth
-    from ocistream.serve.http import AccessLogEntry
+    from ocistream.serve.access_control import BasicAuth
+    from ocistream.serve.http_handler import AccessLogEntry
     from ocistream.serve.storage import Storage
 
     #: As socketserver's methods take it, whose datagram servers have a tuple there.

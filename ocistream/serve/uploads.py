@@ -1,8 +1,6 @@
-"""Upload sessions: bytes that have come, hashed while they are written, until they are a blob or dropped.
+"""Upload sessions of the embedded registry: hash bytes while they are written, then keep them as a blob.
 
-A session's bytes are in a partial file among the layout's blobs, where a rename makes it one. It is locked as long as
-the session lives, so if this process is killed, the next start knows that nobody will go on with it. Sessions live in
-this process only. HTTP is not known here, but for the refusals.
+A session lives in this process only. Its partial file is locked, so the next start deletes abandoned files.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Bytes on their way: chunks, hashes, compression, files that are written atomically, worker threads."""
+"""Byte streams: chunks, hashing, compression, files (atomic, partial, locked), paths and worker threads."""

@@ -1,8 +1,6 @@
-"""The only loops over a blob's bytes: verifying them, counting them, reading them from a file.
+"""Iterate over the bytes of a blob in chunks: read, verify, count, hash and cancel.
 
-A chunk is `bytes` or a `memoryview`; a memoryview is valid only until the next chunk is asked for, so that whoever
-reads a file or a socket can do it into one buffer. (Or into two: of that, `streams.buffers.lasts`, only the hash makes
-use.) Nothing here opens anything.
+A memoryview chunk is valid only until the next chunk is requested. Nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 from ocistream.errors import CancelledError, IntegrityError, OcistreamError
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.reference import parse_digest
-from ocistream.streams.buffers import is_double_buffered
 from ocistream.streams.hashing import Hasher, ThreadedHasher
+from ocistream.streams.memory import is_double_buffered
 
 if TYPE_CHECKING:
     import threading

@@ -1,4 +1,4 @@
-"""Sleep between attempts, and the time by which the waits are counted. Tests replace `sleep`."""
+"""Sleep between attempts, and the clock that measures the waits. Tests replace `sleep`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The table of codecs: how layers and archives are compressed, told apart, and made plain again.
+"""The table of codecs (gzip, zstd, none): compress, decompress and detect.
 
-A codec turns an iterator of chunks into another; none of them ever holds more than a few chunks, whatever a stranger's
-stream expands to. What is compressed, and why, is decided elsewhere. To add a codec: one entry in `CODECS`.
+To add a codec, add one entry to `CODECS`. Other modules decide what is compressed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Files that are whole or not there: atomic writes, locks, and the disk's errors in our own words.
+"""Write files atomically, lock directories, read files safely, and convert errors of the local disk.
 
-It knows nothing of images. Every file of ours that others may see comes into being here, by a rename.
+A file gets its final name by a rename, once it is complete.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A hash that is made in a thread of its own, while the same bytes are read and written.
-
-SHA-256 takes about as long as everything else that happens to a byte here, and Python lets go of its lock meanwhile.
-"""
+"""Hash chunks in a separate thread while the same bytes are read and written."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Unfinished files: locked while they are written, gone on with where that is possible, removed where it is not.
+"""Partial files: create, lock, resume and remove unfinished files.
 
-`.NAME.partial` is the one that the next run for the same NAME finds and goes on with. `.NAME.RANDOM.partial` is for one
-run alone. Whoever writes either holds an advisory lock on it: what has none was left by a process that was killed.
-(Where NAME is so long that the file system would take neither, its SHA-256 stands there.) Which of the two it is to be,
-and when it gets its name, is streams/files.py's concern.
+`.NAME.partial` can be resumed by the next run; `.NAME.RANDOM.partial` belongs to one run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What is at a path, and where a path leads: the one place that asks, so that no `OSError` reaches a user.
-
-`pathlib` raises where a parent directory may not be searched or a name is too long (Python 3.11 to 3.13), or says that
-nothing exists there (3.14 and later). Here that is an error (exit 9), since what is there is not known.
-"""
+"""Check what exists at a path and where links lead, with errors instead of an `OSError`."""
 
 from __future__ import annotations
 

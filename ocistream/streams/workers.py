@@ -1,6 +1,6 @@
-"""The same work for many things, side by side: threads that share one iterator, and stop all when one fails.
+"""Run work in threads: one function for many items, or one function in a thread of its own.
 
-Also one piece of work in a thread of its own, so that an interruption of the main thread does not tear it.
+The first failure cancels all threads.
 """
 
 from __future__ import annotations

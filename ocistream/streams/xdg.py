@@ -1,4 +1,4 @@
-"""Where this user's files are, by the XDG Base Directory Specification, and where the machine's configuration is."""
+"""Paths of configuration and state files by the XDG Base Directory Specification."""
 
 from __future__ import annotations
 

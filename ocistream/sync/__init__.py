@@ -1,1 +1,1 @@
-"""Many copies described by a TOML file."""
+"""Sync many images by a file: read the file, plan the copies, compare each destination, and copy what differs."""

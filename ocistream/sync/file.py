@@ -1,4 +1,4 @@
-"""A sync file, read: TOML, strictly. What is misspelt is an error, and nothing is moved."""
+"""Read a sync file (TOML). An unknown key or a malformed value is an error, and nothing is copied."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.config.file import parse_host_rules
+from ocistream.config.config_toml import parse_host_rules
 from ocistream.config.toml_files import TomlTable, read_toml
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError, UsageError
+from ocistream.locations import Location, parse_location
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import parse_registry, printable
 from ocistream.oci.tag_filters import TagFilter, glob_filter, regex_filter, version_filter
-from ocistream.stores import Location, parse_location
 from ocistream.streams.paths import is_file
 from ocistream.sync.plan import Login, SyncEntry, SyncLocation, SyncPlan, is_layout_location, is_single_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ocistream.registry.locations import HostRule
+    from ocistream.registry.configuration import HostRule
 
 __all__ = ["read_sync_file"]
 

@@ -1,6 +1,6 @@
-"""What a sync is: which images are to be copied where, and as which shard's work.
+"""The plan of a sync: entries, credentials, the copies of each entry, and shards.
 
-Nothing is asked for here; what there is to choose from comes in. How that is written in a file, sync/file.py knows.
+Reads no image and asks no registry: the caller supplies the names that exist.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.registry.locations import HostRule
-    from ocistream.stores import Location
+    from ocistream.locations import Location
+    from ocistream.registry.configuration import HostRule
 
 __all__ = [
     "CopyDestination",

@@ -1,1 +1,4 @@
-"""Copying images from a source to a destination, and verifying them: what every command that moves images uses."""
+"""Copy images from a source to a destination, and verify them: the engine of every command that moves images.
+
+Knows no store, terminal or network. The functions `copy` and `verify` are imported from their modules.
+"""

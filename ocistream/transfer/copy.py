@@ -1,7 +1,6 @@
-"""copy(source, sink): the one way anything moves.
+"""Copy a source to a destination: resolve the graph, check existing blobs, copy the others, then commit.
 
-Here is the order of things: the graph, what is there already, the blobs, then what makes them visible. Which way a
-blob goes is `transfer/pipeline.py`'s. Neither knows a store, a terminal, or a network.
+How one blob is copied is decided in pipeline.py.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.referrers import PLATFORM_FILTERED, RECOMPRESSED
 from ocistream.streams.chunks import size_error
 from ocistream.streams.workers import DEFAULT_JOBS, run_each, run_in_thread
-from ocistream.transfer.blobs import blob_from_bytes
-from ocistream.transfer.existence import ExistenceCheck
+from ocistream.transfer.blob_wrappers import blob_from_bytes
+from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 from ocistream.transfer.interfaces import (
     Blob,
@@ -34,10 +33,9 @@ from ocistream.transfer.interfaces import (
     OmittingDestination,
     ReferrerTagGuard,
 )
-from ocistream.transfer.missing import MissingBlobsError
 from ocistream.transfer.pipeline import BlobPipeline
 from ocistream.transfer.prefetch import Prefetcher
-from ocistream.transfer.report import BlobResult, Report
+from ocistream.transfer.report import BlobResult, MissingBlobsError, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,8 +44,8 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.transfer.interfaces import Destination, Observer, Source
-    from ocistream.transfer.missing import NeededVolumes
     from ocistream.transfer.recompress import Recompression
+    from ocistream.transfer.report import NeededVolumes
 
 __all__ = ["Report", "copy"]
 
@@ -331,7 +329,7 @@ class _Transfer:
     def _write_parts(self, missing: Sequence[Descriptor], graph: Graph) -> NeededVolumes:
         """Put what there is of blobs that have the rest of their parts in other volumes; say which those are."""
         # Hardly any archive is cut into volumes.
-        from ocistream.transfer.blob_parts import PartWriter
+        from ocistream.transfer.partial_blobs import PartWriter
 
         parts = PartWriter(self._source, self._destination, self._observer, self.pipeline.add_result, self._cancelled)
         return parts.write(missing, graph)

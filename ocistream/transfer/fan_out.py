@@ -1,8 +1,6 @@
-"""One source into several sinks at once: each blob is read once, and goes to all those that lack it.
+"""One source to several destinations at once: read each blob once and write it to each destination that lacks it.
 
-A chunk is handed to every sink's own thread and is valid until all of them come back for the next, so that nothing is
-copied and nothing piles up: the slowest sets the pace. A sink that fails is left behind, with nothing visible in it,
-and the others go on. One that has to begin a blob anew reads it from the source by itself.
+A destination that fails is skipped and shows nothing new; the others continue.
 """
 
 from __future__ import annotations

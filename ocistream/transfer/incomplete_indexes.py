@@ -1,9 +1,6 @@
-"""Indexes of which an archive or a layout has only some platforms, and what is taken of them then.
+"""Reduce an index to the platforms that the source really has, as `docker save` and `ctr export` write them.
 
-`docker save` (25 and later) and `ctr image export` keep an image's whole index and export only the platforms that they
-have. So a platform counts as not exported if its manifest is missing, or its manifest is there and its config is not. A
-config that is there while a layer is missing is damage: such a platform is never dropped. What was left out on purpose
-(`Graph.left_out`) is neither. Nothing is read here but manifests, by way of a source.
+A platform is not exported if its manifest or config is missing; a missing layer alone is damage.
 """
 
 from __future__ import annotations
@@ -20,8 +17,8 @@ from ocistream.oci.graph import IncompleteIndex
 from ocistream.oci.platforms import attestation_subject, build_smaller_index
 from ocistream.oci.referrers import EXCLUDED, NOT_EXPORTED, NOT_FOUND, Referrer, SkippedReferrer, referrer_descriptor
 from ocistream.streams.chunks import compute_digest, read_all, verify_chunks
+from ocistream.transfer.graph_builder import leaves_of, nested_indexes
 from ocistream.transfer.interfaces import IncompleteSource
-from ocistream.transfer.nested_indexes import leaves_of, nested_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

@@ -1,7 +1,6 @@
-"""The vocabulary of every store: Source, Sink, Blob, and the optional powers a sink may have.
+"""The interfaces of a transfer: Source, Destination, Blob, Observer, and the optional capabilities of both sides.
 
-A blob is a promise (a descriptor) plus an iterator of bytes. Only types live here, and an observer that does nothing,
-so that stores need not know each other, and `transfer` need not know any of them.
+Only types and an observer that does nothing: stores do not know each other, and this package knows no store.
 """
 
 from __future__ import annotations

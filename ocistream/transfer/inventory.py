@@ -1,7 +1,4 @@
-"""What is in a place, described: images, platforms, manifests, layers, what they share, totals.
-
-Made of a graph and of a few configs; plain values, fit for JSON. How they are shown is the command line's concern.
-"""
+"""Describe the images of a graph as plain values for JSON: platforms, manifests, layers, shared blobs, totals."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from ocistream.errors import ArchiveError
 from ocistream.oci.documents import parse_config_platform
 from ocistream.oci.graph import is_image
 from ocistream.oci.strict_json import parse_json
-from ocistream.streams import layer_types
+from ocistream.streams import layer_media_types
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
 if TYPE_CHECKING:
@@ -212,7 +209,7 @@ def _keep_annotations(_place: int, written: object) -> object:
 
 def _describe_layer(layer: Descriptor, annotations: object) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if (codec := layer_types.codec_name(layer.media_type)) is not None:
+    if (codec := layer_media_types.codec_name(layer.media_type)) is not None:
         found["compression"] = codec
     if layer.is_foreign:
         found["foreign"] = True

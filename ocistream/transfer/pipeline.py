@@ -1,7 +1,6 @@
-"""One blob's way from a source into a sink, whichever it has to take.
+"""The path of one blob from the source to the destination: verify, count, recompress or check, then write.
 
-Here, and only here, are verifying, counting and cancelling wrapped around a blob. What moves, and when,
-`transfer/copy.py` decides; no blob is asked for here.
+Which blobs are copied, and when, is decided in copy.py; nothing here asks a source for a blob.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from ocistream.errors import UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import HashedChunks, cancellable_chunks, count_chunks, read_all
 from ocistream.streams.hashing import count_processors
-from ocistream.transfer.blobs import blob_from_bytes, peek
-from ocistream.transfer.configs import ConfigChecker, with_config_check
+from ocistream.transfer.blob_wrappers import BlobProgress, blob_from_bytes, peek, use_verified
+from ocistream.transfer.config_checks import ConfigChecker, with_config_check
 from ocistream.transfer.interfaces import (
     Blob,
     EarlyWriter,
@@ -28,9 +27,7 @@ from ocistream.transfer.interfaces import (
     ResumedSizeReporter,
     RetryableDestination,
 )
-from ocistream.transfer.progress import BlobProgress
 from ocistream.transfer.report import BlobResult
-from ocistream.transfer.retry import use_verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,16 +144,16 @@ class BlobPipeline:
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Move a layer of which no digest is known right now, compressed anew where that is asked for."""
-        from ocistream.streams import layer_types
+        from ocistream.streams import layer_media_types
         from ocistream.streams.compression import detect_codec
 
         conversion = self.plain_layer_recompressor()
-        blob, beginning = peek(Blob(Descriptor(layer_types.OCI_LAYER, "", 0), lambda: chunks, reopenable=False))
+        blob, beginning = peek(Blob(Descriptor(layer_media_types.OCI_LAYER, "", 0), lambda: chunks, reopenable=False))
         if conversion is not None and conversion.can_recompress_layer(beginning):
             return self._recompress(blob, conversion, known=False)
         passing = functools.partial(self._observer.advance, descriptor=blob.descriptor)
         raw = HashedChunks(count_chunks(cancellable_chunks(blob.open(), self._cancelled), passing))
-        kind = layer_types.layer_media_type(layer_types.OCI_LAYER, detect_codec(beginning).name)
+        kind = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, detect_codec(beginning).name)
         descriptor = self.new_blob_destination().write_new(
             NewBlob(lambda: raw, lambda: Descriptor(kind, raw.digest, raw.size), reopenable=False)
         )
@@ -232,7 +229,7 @@ class BlobPipeline:
             UnsupportedError: it has to be read from its beginning.
         """
         # Hardly any archive goes on with blobs.
-        from ocistream.transfer.resume import write_rest
+        from ocistream.transfer.partial_blobs import write_rest
 
         digest = blob.descriptor.digest
         if digest in {*self.layers, *self.configs, *self._unchanged_layers, *self.config_checker.digests}:

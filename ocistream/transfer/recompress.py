@@ -1,8 +1,6 @@
-"""Layers made anew with another compression.
+"""Recompress the layers of images, and rewrite the manifests and indexes that list them.
 
-What is asked for is a `Recompression`; a `Conversion` collects what became of the layers, and at the end gives the
-graph of what was really written. A config is never changed: it names layers by the digests of their plain bytes (their
-diff_ids), and against these every layer that is converted is checked. No I/O happens here.
+Checks each layer against the diff_ids of its config; a config never changes. Does no I/O.
 """
 
 from __future__ import annotations
@@ -10,20 +8,29 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits, notices
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
-from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.documents import parse_diff_ids
+from ocistream.oci.descriptor import (
+    DOCKER_CONFIG,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+)
+from ocistream.oci.documents import Document, parse_diff_ids, parse_document
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
-from ocistream.streams import layer_types
-from ocistream.streams.chunks import FailureTracker, HashedChunks
+from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
+from ocistream.streams import layer_media_types
+from ocistream.streams.chunks import FailureTracker, HashedChunks, compute_digest
 from ocistream.streams.compression import CODECS, NONE, Codec, decompress, detect_codec
 from ocistream.transfer.interfaces import NewBlob
-from ocistream.transfer.rewrite import GraphRewriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +38,13 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob
 
-__all__ = ["RecompressedLayer", "Recompression", "Recompressor", "parse_recompression"]
+__all__ = [
+    "GraphRewriter",
+    "RecompressedLayer",
+    "Recompression",
+    "Recompressor",
+    "parse_recompression",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +114,7 @@ class Recompressor:
         for _, document in graph.images():
             if is_image(document):
                 for layer in document.layers:
-                    if layer_types.codec_name(layer.media_type) is None and not layer.is_foreign:
+                    if layer_media_types.codec_name(layer.media_type) is None and not layer.is_foreign:
                         what = f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
                         notices.notify(f"{what} are copied as they are", level=1)
                     elif self._applies_to(layer) and layer.digest not in kept:
@@ -132,7 +145,10 @@ class Recompressor:
         images = (document for _, document in graph.images() if is_image(document))
         wanted = self.settings.codec.name
         return {
-            b.digest for document in images for b in document.layers if layer_types.codec_name(b.media_type) == wanted
+            b.digest
+            for document in images
+            for b in document.layers
+            if layer_media_types.codec_name(b.media_type) == wanted
         }
 
     def checked_chunks(self, blob: Blob) -> Iterator[Chunk]:
@@ -153,7 +169,7 @@ class Recompressor:
 
     def can_recompress(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted."""
-        return layer_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
+        return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def can_compress_plain(self, beginning: bytes) -> bool:
         """Say whether a blob of which only the beginning is known is to be converted, and not compressed yet."""
@@ -161,7 +177,7 @@ class Recompressor:
 
     def can_recompress_layer(self, beginning: bytes) -> bool:
         """Say whether what can only be a layer or a config, of which the beginning is known, is to be converted."""
-        return not layer_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
+        return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def add_config(self, digest: str, content: bytes) -> None:
         """Keep what a config says of its layers.
@@ -214,7 +230,7 @@ class Recompressor:
         return rewriting.rewrite(), rewriting.origins
 
     def _applies_to(self, layer: Descriptor) -> bool:
-        name = layer_types.codec_name(layer.media_type)
+        name = layer_media_types.codec_name(layer.media_type)
         return name is not None and self._is_affected(name)
 
     def _is_affected(self, codec: str) -> bool:
@@ -264,7 +280,7 @@ class LayerRecompression:
         self._open_raw = open_raw
         self._source = source
         self._reopenable = replayable
-        self._media_type = layer_types.OCI_LAYER
+        self._media_type = layer_media_types.OCI_LAYER
         self._result: RecompressedLayer | None = None
 
     @property
@@ -286,7 +302,7 @@ class LayerRecompression:
             result.add(chunk)
             yield chunk
         # Docker calls it otherwise, which is seen to where its manifest is written.
-        kind = layer_types.layer_media_type(layer_types.OCI_LAYER, self._settings.codec.name)
+        kind = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, self._settings.codec.name)
         self._result = RecompressedLayer(
             self._source or Descriptor(self._media_type, tally.digest, tally.size),
             Descriptor(kind, result.digest, result.size),
@@ -297,7 +313,7 @@ class LayerRecompression:
     def _decompress(self, raw: FailureTracker) -> Iterator[Chunk]:
         first = next(raw, b"")
         codec = detect_codec(bytes(first[: limits.KIB]))
-        self._media_type = layer_types.layer_media_type(layer_types.OCI_LAYER, codec.name)
+        self._media_type = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec.name)
         try:
             yield from decompress(codec, itertools.chain([first], raw), self._settings.max_ratio)
         except (ArchiveError, UnsupportedError) as error:
@@ -312,3 +328,173 @@ class LayerRecompression:
 
 def _digest(descriptor: Descriptor) -> str:
     return descriptor.digest
+
+
+#: Docker's names for what OCI has names of its own for: a manifest with a layer that Docker knows no type for is OCI's.
+_OCI_FOR: Final = {DOCKER_MANIFEST: OCI_MANIFEST, DOCKER_LIST: OCI_INDEX, DOCKER_CONFIG: OCI_CONFIG}
+#: What these annotations say of a layer is only true of its compressed bytes as they were (stargz, zstd:chunked).
+_LAZY_PULL_ANNOTATIONS: Final = (
+    "containerd.io/snapshot/stargz/",
+    "io.containers.zstd-chunked.",
+    "io.github.containers.zstd-chunked.",
+)
+#: What else a descriptor may say of the bytes as they were: it holds them, or tells where to find them.
+_CONTENT_FIELDS: Final = ("data", "urls")
+#: By this annotation an attestation in an index names the image that it vouches for (buildx).
+_ATTESTED_DIGEST: Final = "vnd.docker.reference.digest"
+
+
+class GraphRewriter:
+    """A graph, and what has changed in it."""
+
+    def __init__(self, graph: Graph, results: Mapping[str, Descriptor], codec: str) -> None:
+        """`results` are the new layers, compressed with `codec`, by the digests of the old ones."""
+        self._graph = graph
+        self._results = results
+        self._codec = codec
+        #: Manifests that are new, by the digest of the old one.
+        self._new: dict[str, Manifest] = {}
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """What each new manifest was made of."""
+        return {new.descriptor.digest: old for old, new in self._new.items()}
+
+    def rewrite(self) -> Graph:
+        """Give the new one."""
+        for manifest in self._in_order():
+            if self._is_affected(manifest):
+                self._new[manifest.descriptor.digest] = self._rewrite_manifest(manifest)
+        manifests = [self._new.get(m.descriptor.digest, m) for m in self._graph.manifests]
+        documents = {m.descriptor.digest: self._find_document(m) for m in manifests}
+        # What a blob is called is up to the manifest that lists it.
+        listed = [b for d in documents.values() for b in (*d.layers, *((d.config,) if d.config else ()))]
+        called = {blob.digest: blob for blob in reversed(listed)}
+        blobs = [called[self._results.get(blob.digest, blob).digest] for blob in self._graph.blobs]
+        return replace(
+            self._graph,
+            roots=tuple(replace(root, descriptor=self._rewrite_root(root.descriptor)) for root in self._graph.roots),
+            manifests=tuple({m.descriptor.digest: m for m in manifests}.values()),
+            blobs=tuple({blob.digest: blob for blob in blobs}.values()),
+            documents=documents,
+        )
+
+    def _find_document(self, manifest: Manifest) -> Document:
+        known = self._graph.documents.get(manifest.descriptor.digest)
+        return known or parse_document(manifest.descriptor, manifest.raw)
+
+    def _updated(self, descriptor: Descriptor) -> Descriptor:
+        new = self._new.get(descriptor.digest)
+        if new is None:
+            return descriptor
+        own = new.descriptor
+        return replace(descriptor, media_type=own.media_type, digest=own.digest, size=own.size)
+
+    def _rewrite_root(self, descriptor: Descriptor) -> Descriptor:
+        """Write an entry of `index.json` anew."""
+        new = self._updated(descriptor)
+        if (vouched := self._new.get(new.annotations.get(_ATTESTED_DIGEST, ""))) is not None:
+            new = replace(new, annotations={**new.annotations, _ATTESTED_DIGEST: vouched.descriptor.digest})
+        if new.digest != descriptor.digest and new.extra_json:
+            others = parse_json(new.extra_json, "index.json")
+            new = replace(new, extra_json=canonical_json({k: v for k, v in others.items() if k not in _CONTENT_FIELDS}))
+        return new
+
+    def _in_order(self) -> Iterator[Manifest]:
+        """Give the manifests with what they name before them: children, and the subjects of referrers."""
+        by_digest = {manifest.descriptor.digest: manifest for manifest in self._graph.manifests}
+        seen: set[str] = set()
+        todo = [(digest, False) for digest in reversed(by_digest)]
+        while todo:
+            digest, ready = todo.pop()
+            if ready:
+                yield by_digest[digest]
+            elif digest not in seen and digest in by_digest:
+                seen.add(digest)
+                todo.append((digest, True))
+                document = self._graph.documents[digest]
+                named = (*document.manifests, *((document.subject,) if document.subject else ()))
+                todo.extend((child.digest, False) for child in named)
+
+    def _is_affected(self, manifest: Manifest) -> bool:
+        document = self._graph.documents[manifest.descriptor.digest]
+        return self._has_changed(document) or (document.subject is not None and document.subject.digest in self._new)
+
+    def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
+        """Write a manifest anew."""
+        old = manifest.descriptor
+        document = self._graph.documents[old.digest]
+        media_type = self._choose_media_type(old, document)
+        leaves_docker = media_type != old.media_type
+
+        def layer(_: int, item: dict[str, Any]) -> bytes:
+            return canonical_json(self._rewrite_layer(item, leaves_docker=leaves_docker))
+
+        def entry(_: int, item: dict[str, Any]) -> bytes:
+            return canonical_json(self._rewrite_entry(item))
+
+        key, change = ("layers", layer) if document.config is not None else ("manifests", entry)
+        fields = parse_json(manifest.raw, f"manifest {old.digest}", convert={key: change})
+        fields["mediaType"] = media_type
+        if document.subject is not None:
+            fields["subject"] = self._rewrite_entry(fields["subject"])
+        if document.config is not None and leaves_docker:
+            config = fields["config"]
+            config["mediaType"] = _OCI_FOR.get(config["mediaType"], config["mediaType"])
+        raw = canonical_json_with_items(fields, key, fields[key] or ()) if key in fields else canonical_json(fields)
+        return Manifest(replace(old, media_type=media_type, digest=compute_digest(raw), size=len(raw)), raw)
+
+    def _choose_media_type(self, descriptor: Descriptor, document: Document) -> str:
+        """Say what a manifest is called when it is written anew."""
+        kind = descriptor.media_type
+        if kind == DOCKER_MANIFEST:
+            # Docker's types cannot say how its layers are compressed.
+            leaves_docker = self._codec not in layer_media_types.DOCKER_CODECS
+        else:
+            # Docker's list is not to name a manifest of OCI's.
+            leaves_docker = any(self._updated(child).media_type != child.media_type for child in document.manifests)
+        return _OCI_FOR.get(kind, kind) if leaves_docker else kind
+
+    def _has_changed(self, document: Document) -> bool:
+        if document.config is not None:
+            return is_image(document) and any(layer.digest in self._results for layer in document.layers)
+        return any(child.digest in self._new for child in document.manifests)
+
+    def _rewrite_layer(self, layer: dict[str, Any], *, leaves_docker: bool) -> dict[str, Any]:
+        result = self._results.get(layer["digest"])
+        if result is None:
+            return (
+                layer | {"mediaType": layer_media_types.to_oci_media_type(layer["mediaType"])}
+                if leaves_docker
+                else layer
+            )
+        family = (
+            layer_media_types.OCI_LAYER
+            if self._codec not in layer_media_types.DOCKER_CODECS
+            else layer_media_types.media_type_family(layer["mediaType"])
+        )
+        kind = layer_media_types.layer_media_type(family or layer_media_types.OCI_LAYER, self._codec)
+        new = layer | {"mediaType": kind, "digest": result.digest, "size": result.size}
+        for key in _CONTENT_FIELDS:
+            new.pop(key, None)
+        if annotations := new.pop("annotations", None):
+            kept = {key: value for key, value in annotations.items() if not key.startswith(_LAZY_PULL_ANNOTATIONS)}
+            if len(kept) < len(annotations):
+                notices.notify("recompressed layers lose their annotations for lazy pulling (eStargz, zstd:chunked)")
+            if kept:
+                new["annotations"] = kept
+        return new
+
+    def _rewrite_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Write the descriptor of a manifest anew, wherever it stands."""
+        annotations = entry.get("annotations") or {}
+        if (vouched := self._new.get(annotations.get(_ATTESTED_DIGEST, ""))) is not None:
+            entry = entry | {"annotations": annotations | {_ATTESTED_DIGEST: vouched.descriptor.digest}}
+        new = self._new.get(entry["digest"])
+        if new is None:
+            return entry
+        own = new.descriptor
+        entry = entry | {"mediaType": own.media_type, "digest": own.digest, "size": own.size}
+        for key in _CONTENT_FIELDS:
+            entry.pop(key, None)
+        return entry

@@ -117,8 +117,12 @@ def test_every_command_is_offered_and_none_is_imported() -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=env)
     assert done.stdout == "plain,pull\nplain,push\n"
     modules = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
-    assert "ocistream.cli.completion" in modules
-    assert modules & {"ocistream.cli.pull", "ocistream.cli.push", "ocistream.cli.options", "ocistream.stores"} == set()
+    assert "ocistream.cli.commands.completion" in modules
+    assert (
+        modules
+        & {"ocistream.cli.commands.pull", "ocistream.cli.commands.push", "ocistream.cli.options", "ocistream.locations"}
+        == set()
+    )
 
 
 def test_options_of_the_group_and_of_no_command_are_offered() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ocistream.cli.entry import COMMANDS, load_command
+from ocistream.cli.entry_point import COMMANDS, load_command
 from tests.cli import expect
 from tests.faults import FaultyRegistry
 from tests.faulty_auth import Basic

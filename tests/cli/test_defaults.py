@@ -9,14 +9,14 @@ from pathlib import Path
 import click
 import pytest
 
-from ocistream.cli.defaults import (
+from ocistream.cli.entry_point import COMMANDS, cli, load_command
+from ocistream.cli.settings import (
     _COMMON_OPTIONS,
     OPTIONS_WITHOUT_DEFAULT,
     configurable_options,
     option_name,
     variable_name,
 )
-from ocistream.cli.entry import COMMANDS, cli, load_command
 from tests.cli import expect
 from tests.faults import Fault, FaultyRegistry, refusal
 from tests.faulty_auth import Basic

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ocistream.cli.console import Console
-from ocistream.cli.network_options import build_http_settings
-from ocistream.cli.session import CommandContext
+from ocistream.cli.context import CommandContext
+from ocistream.cli.registry_options import build_http_settings
 from tests.certificates import Certificate, make_certificate
 from tests.cli import expect
 from tests.cli.proxy import tunnelling_to

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.cli.sides import SIDE_OPTIONS
+from ocistream.cli.registry_options import SIDE_OPTIONS
 from tests.certificates import Certificate
 from tests.cli import expect
 from tests.cli.two_registries import PASSWORDS, Start, World

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.sync import CompressedJsonList
+from ocistream.cli.commands.sync import CompressedJsonList
 from tests.cli import expect
 from tests.cli.terminal import on_terminal
 from tests.faults import Fault, FaultyRegistry, Reply, Stall, StopReading

@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Final, Self
 
-from ocistream.archive.docker_writer import DockerArchiveDestination
-from ocistream.archive.file import ArchiveFileSource
-from ocistream.archive.joined import open_joined_source
+from ocistream.archive.destination import ArchiveDestination
+from ocistream.archive.docker_destination import DockerArchiveDestination
+from ocistream.archive.file_source import ArchiveFileSource
+from ocistream.archive.joined_source import open_joined_source
 from ocistream.archive.outputs import open_file_output, open_stream_output
-from ocistream.archive.stream import ArchiveStreamSource
-from ocistream.archive.volume_writer import VolumeSetDestination
-from ocistream.archive.writer import ArchiveDestination
+from ocistream.archive.stream_source import ArchiveStreamSource
+from ocistream.archive.volume_destination import VolumeSetDestination
 from ocistream.errors import OcistreamError, UsageError
 from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.layout.index import (
@@ -38,7 +38,6 @@ from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.source import RegistrySource
-from ocistream.stores import Selection
 from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer import copy as transfer
@@ -314,8 +313,9 @@ def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
 
 def volumes_source(paths: Sequence[Path], wanted: Wanted = EVERYTHING) -> Source:
     """Open the volumes of a set."""
-    want = Selection(select=_selection(wanted), platforms=_choice(wanted), referrers=wanted.referrers)
-    return Source(open_joined_source([(path, str(path)) for path in paths], want))
+    inputs = [(path, str(path)) for path in paths]
+    select = _selection(wanted)
+    return Source(open_joined_source(inputs, select=select, platforms=_choice(wanted), referrers=wanted.referrers))
 
 
 def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source:

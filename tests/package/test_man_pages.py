@@ -13,8 +13,8 @@ import pytest
 
 from ocistream import errors
 from ocistream.cli import COMMANDS
-from ocistream.cli.defaults import configurable_options, variable_name
-from ocistream.cli.entry import cli, load_command
+from ocistream.cli.entry_point import cli, load_command
+from ocistream.cli.settings import configurable_options, variable_name
 from tests.package.conftest import ROOT, run
 from tests.peers import need
 

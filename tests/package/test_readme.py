@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from ocistream.cli import COMMANDS
-from ocistream.cli.entry import cli
+from ocistream.cli.entry_point import cli
 from tests.package.conftest import ROOT
 
 README: Final = (ROOT / "README.md").read_text()

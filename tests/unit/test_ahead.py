@@ -17,8 +17,7 @@ from ocistream.errors import CancelledError, NetworkError, NotFoundError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import Blob
-from ocistream.transfer.prefetch import Prefetcher
-from ocistream.transfer.prefetch_buffers import Segment, SegmentFetcher
+from ocistream.transfer.prefetch import Prefetcher, Segment, SegmentFetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

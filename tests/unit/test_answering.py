@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ocistream import limits
+from ocistream.archive.contents import ArchiveContents
 from ocistream.archive.docker_stream import StreamBuffer
-from ocistream.archive.entries import ArchiveContents
-from ocistream.archive.stream_blobs import BufferedManifests
+from ocistream.archive.stream_source import BufferedManifests
 from ocistream.layout.index import parse_index_json, select_every_image
-from ocistream.layout.index_entries import IndexGraphBuilder
+from ocistream.layout.index_graph import IndexGraphBuilder
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.platforms import ALL_PLATFORMS
 from tests.images import Layout, small_image, two_platforms

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from ocistream.auth.challenges import Challenge, parse_challenges
 from ocistream.auth.credentials import Credential
 from ocistream.auth.docker_config import with_named_source
-from ocistream.auth.scopes import repository_scope
-from ocistream.auth.token_requests import TokenRequest, TokenResponse
-from ocistream.auth.tokens import Authenticator
+from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse, repository_scope
 from ocistream.errors import AuthenticationError, RegistryError, UsageError
 
 PULL = ("repository:org/app:pull",)

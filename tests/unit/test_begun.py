@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
+from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import open_file_output
-from ocistream.archive.stream import ArchiveStreamSource
-from ocistream.archive.writer import ArchiveDestination
+from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.errors import ArchiveError, PartialBlobLostError, UnsupportedError
 from ocistream.layout.store import LayoutDestination
 from ocistream.transfer import copy as transfer

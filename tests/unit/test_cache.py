@@ -11,18 +11,17 @@ from pathlib import Path
 import pytest
 
 from ocistream import notices
+from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import open_file_output, open_stream_output
-from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import IntegrityError, NetworkError
-from ocistream.layout import blobs as blob_folders
+from ocistream.layout import directory as blob_folders
 from ocistream.layout.cache import Cache
 from ocistream.layout.cached_repository import CachedRepository
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.store import LayoutDestination
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.mirrors import ReadableRepository
-from ocistream.registry.open_repository import RepositoryOpener
+from ocistream.registry.mirrors import ReadableRepository, RepositoryOpener
 from ocistream.registry.source import RegistrySource
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ocistream import limits
-from ocistream.archive.docker_images import DockerImage
+from ocistream.archive.docker_archive import DockerImage
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor

@@ -8,10 +8,10 @@ import pytest
 
 from ocistream import limits
 from ocistream.auth.credentials import CredentialSource
-from ocistream.config.file import read_host_rules
+from ocistream.config.config_toml import read_host_rules
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.http.hosts import HostSettings
-from ocistream.registry.locations import HostRule, Mirror
+from ocistream.http.host_settings import HostSettings
+from ocistream.registry.configuration import HostRule, Mirror
 
 NOWHERE = Path("/nowhere/config.toml")
 

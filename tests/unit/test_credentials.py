@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ocistream.auth import credential_helpers as credential_helper
 from ocistream.auth import credentials
-from ocistream.auth import helpers as credential_helper
 from ocistream.auth.credentials import Credential, Keychain, parse_credential_source
 from ocistream.errors import AuthenticationError, InvalidNameError, LocalDiskError, UsageError
 

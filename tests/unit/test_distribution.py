@@ -29,7 +29,7 @@ from ocistream.oci.descriptor import (
     Descriptor,
     Manifest,
 )
-from ocistream.registry.downloads import BlobRedirect
+from ocistream.registry.download import BlobRedirect
 from ocistream.registry.repository import Repository
 from ocistream.streams.chunks import compute_digest, verify_chunks
 from tests.faults import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.archive.docker_writer import DockerArchiveDestination
+from ocistream.archive.docker_destination import DockerArchiveDestination
 from ocistream.archive.outputs import open_file_output
 from ocistream.errors import UnsupportedError
 from ocistream.layout.store import LayoutSource

@@ -16,10 +16,10 @@ import pytest
 import zstandard
 
 from ocistream import limits
-from ocistream.archive.compressed import decompress_input
-from ocistream.archive.docker_images import parse_manifest_json
-from ocistream.archive.file import ArchiveFileSource
-from ocistream.archive.stream import ArchiveStreamSource
+from ocistream.archive.decompression import decompress_input
+from ocistream.archive.docker_archive import parse_manifest_json
+from ocistream.archive.file_source import ArchiveFileSource
+from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -40,11 +40,11 @@ from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.streams.compression import CODECS
-from ocistream.streams.layer_types import is_probably_json
+from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob, NewBlob, Source
-from ocistream.transfer.missing import MissingBlobsError
 from ocistream.transfer.recompress import Recompression
+from ocistream.transfer.report import MissingBlobsError
 from tests import schemas
 from tests.archives import BLOCK, END, items_of, member, pax_header, small_first, tar_of, with_checksum
 from tests.contract.test_pipes import Pipe

@@ -12,8 +12,7 @@ from ocistream.errors import NetworkError
 from ocistream.layout.store import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.destination import RegistryDestination
-from ocistream.registry.existing_images import MAX_BLOBS_CHECKED, ExistingImages
+from ocistream.registry.destination import MAX_BLOBS_CHECKED, ExistingImages, RegistryDestination
 from ocistream.transfer.copy import Report, copy
 from tests.faults import Fault, refusal
 from tests.images import Descriptor as Document

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ocistream.streams import layer_types
+from ocistream.streams import layer_media_types
 from ocistream.streams.compression import CODECS
 from tests.conversions import SUFFIXES
 
@@ -14,27 +14,30 @@ KNOWN = [(family, codec, family + suffix) for family, of in SUFFIXES.items() for
 
 @pytest.mark.parametrize(("family", "codec", "kind"), KNOWN)
 def test_a_layer_says_how_it_is_compressed(family: str, codec: str, kind: str) -> None:
-    assert (layer_types.media_type_family(kind), layer_types.codec_name(kind)) == (family, codec)
-    assert layer_types.layer_media_type(family, codec) == kind
+    assert (layer_media_types.media_type_family(kind), layer_media_types.codec_name(kind)) == (family, codec)
+    assert layer_media_types.layer_media_type(family, codec) == kind
 
 
 def test_every_codec_has_a_name_in_both_families() -> None:
-    for family in (layer_types.OCI_LAYER, layer_types.DOCKER_LAYER):
-        assert len({layer_types.layer_media_type(family, codec) for codec in CODECS}) == len(CODECS)
-    assert set(CODECS) > layer_types.DOCKER_CODECS == {"none", "gzip"}
+    for family in (layer_media_types.OCI_LAYER, layer_media_types.DOCKER_LAYER):
+        assert len({layer_media_types.layer_media_type(family, codec) for codec in CODECS}) == len(CODECS)
+    assert set(CODECS) > layer_media_types.DOCKER_CODECS == {"none", "gzip"}
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_docker_layers_have_names_of_ocis(codec: str) -> None:
-    oci = layer_types.layer_media_type(layer_types.OCI_LAYER, codec)
-    assert layer_types.to_oci_media_type(layer_types.layer_media_type(layer_types.DOCKER_LAYER, codec)) == oci
-    assert layer_types.to_oci_media_type(oci) == oci
+    oci = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec)
+    assert (
+        layer_media_types.to_oci_media_type(layer_media_types.layer_media_type(layer_media_types.DOCKER_LAYER, codec))
+        == oci
+    )
+    assert layer_media_types.to_oci_media_type(oci) == oci
 
 
 @pytest.mark.parametrize("suffix", ["", ".gzip"])
 def test_so_do_dockers_foreign_layers(suffix: str) -> None:
     kind = f"application/vnd.docker.image.rootfs.foreign.diff.tar{suffix}"
-    assert layer_types.to_oci_media_type(kind) == (
+    assert layer_media_types.to_oci_media_type(kind) == (
         "application/vnd.oci.image.layer.nondistributable.v1.tar" + suffix.replace(".", "+")
     )
 
@@ -53,6 +56,6 @@ def test_so_do_dockers_foreign_layers(suffix: str) -> None:
     ],
 )
 def test_anything_else_is_no_layer_of_an_image(kind: str) -> None:
-    assert layer_types.media_type_family(kind) is layer_types.codec_name(kind) is None
+    assert layer_media_types.media_type_family(kind) is layer_media_types.codec_name(kind) is None
     if "foreign" not in kind:
-        assert layer_types.to_oci_media_type(kind) == kind
+        assert layer_media_types.to_oci_media_type(kind) == kind

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.cli.shared_terminal import OtherPrograms, fresh_line_prefix
+from ocistream.cli.console import OtherPrograms, fresh_line_prefix
 from tests.cli.terminal import Screen
 
 

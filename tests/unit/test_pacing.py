@@ -13,9 +13,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
-from ocistream.http.bodies import FixedLengthBody
 from ocistream.http.client import HttpClient, HttpSettings
-from ocistream.http.hosts import HostSettings
+from ocistream.http.connections import FixedLengthBody
+from ocistream.http.host_settings import HostSettings
 from ocistream.http.rate_limits import RateLimits, RequestThrottle, Throttle
 from tests.faults import Fault, Reply, redirect
 from tests.network import CountingRegistry, QuickTransport, RawServer

@@ -15,8 +15,8 @@ import pytest
 from ocistream import limits
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams import chunks as stream
-from ocistream.streams.buffers import ReadBuffers, allocate_buffer, is_double_buffered
 from ocistream.streams.chunks import verify_chunks
+from ocistream.streams.memory import ReadBuffers, allocate_buffer, is_double_buffered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ocistream.errors import AuthenticationError, InvalidNameError
-from ocistream.http.hosts import HostSettings
+from ocistream.http.host_settings import HostSettings
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.locations import (
+from ocistream.registry.configuration import (
     HostRule,
     Mirror,
     RegistryConfiguration,

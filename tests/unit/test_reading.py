@@ -13,8 +13,8 @@ from ocistream.http.client import HttpSettings
 from ocistream.http.retry import RetryPolicy
 from ocistream.http.tls import TlsSettings
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.locations import PullSource
-from ocistream.registry.open_repository import RepositoryOpener, shorten_timeouts
+from ocistream.registry.configuration import PullSource
+from ocistream.registry.mirrors import RepositoryOpener, shorten_timeouts
 from ocistream.registry.referrers import ReferrerList
 from tests.certificates import Certificate, make_certificate
 from tests.network import CountingRegistry, QuickTransport

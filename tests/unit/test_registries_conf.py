@@ -9,7 +9,7 @@ import pytest
 
 from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.registry.locations import Mirror, RegistryNamespace
+from ocistream.registry.configuration import Mirror, RegistryNamespace
 
 _DROP_INS = "registries.conf.d"
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from ocistream.errors import UsageError
-from ocistream.oci.patterns import compile_full_match
+from ocistream.oci.linear_regex import compile_full_match
 
 PATTERNS = [
     "",

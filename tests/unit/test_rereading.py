@@ -9,8 +9,8 @@ import pytest
 
 from ocistream.errors import IntegrityError
 from ocistream.streams.chunks import Chunk, read_all
+from ocistream.transfer.blob_wrappers import use_verified
 from ocistream.transfer.interfaces import Blob
-from ocistream.transfer.retry import use_verified
 from tests.network import blob_of
 
 RIGHT = b"right"

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.archive.docker_writer import DockerArchiveDestination
+from ocistream.archive.destination import ArchiveDestination
+from ocistream.archive.docker_destination import DockerArchiveDestination
 from ocistream.archive.outputs import build_tail_output, open_file_output, open_stream_output
-from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import (
     ArchiveError,
     CancelledError,
@@ -34,8 +34,8 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk, compute_digest
 from ocistream.transfer import copy as transfer
+from ocistream.transfer.blob_wrappers import BlobProgress
 from ocistream.transfer.interfaces import Blob, Destination, EarlyBlobs
-from ocistream.transfer.progress import BlobProgress
 from ocistream.transfer.recompress import parse_recompression
 from ocistream.transfer.report import Report
 from tests.archives import blob_name

@@ -15,7 +15,7 @@ from ocistream.registry.repository import Repository
 from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
-from ocistream.registry.uploads import Uploader
+from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Reply, refusal

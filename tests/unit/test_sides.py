@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from ocistream.cli.sides import build_hint_translator, build_sync_hint_translator, options_for_side, suggest_option
+from ocistream.cli.registry_options import (
+    build_hint_translator,
+    build_sync_hint_translator,
+    options_for_side,
+    suggest_option,
+)
 from ocistream.errors import UsageError
 
 #: The options of a copy that sets none.

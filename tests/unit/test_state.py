@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from ocistream.registry.learnt_hosts import HostFacts, HostFactsFile, state_directory
+from ocistream.registry.upload_strategy import HostFacts, HostFactsFile, state_directory
 from ocistream.streams.files import locked_directory
 
 CHUNKS = HostFacts(sized_method="chunk=4194304")

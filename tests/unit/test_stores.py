@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.archive.file import ArchiveFileSource
-from ocistream.archive.stream import ArchiveStreamSource
+from ocistream.archive.file_source import ArchiveFileSource
+from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.errors import (
     ArchiveError,
     IntegrityError,
@@ -23,12 +23,12 @@ from ocistream.errors import (
 )
 from ocistream.http.client import HttpClient, HttpSettings
 from ocistream.layout.store import LayoutDestination, LayoutSource
+from ocistream.locations import Location, OpenContext, Selection, open_destination, open_source, parse_location
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.destination import RegistryDestination
 from ocistream.registry.source import RegistrySource
-from ocistream.stores import Location, OpenContext, Selection, open_destination, open_source, parse_location
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import Blob

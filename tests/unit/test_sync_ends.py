@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.stores import parse_location
-from ocistream.sync.locations import IndexCache
+from ocistream.locations import parse_location
+from ocistream.sync.comparison import IndexCache
 from tests.images import Descriptor, Layout, small_image
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ocistream.errors import ArchiveError
-from ocistream.stores import OpenContext
+from ocistream.locations import OpenContext
 from ocistream.sync.comparison import ImageComparer, ImageComparison
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import EntryCopies

@@ -20,8 +20,7 @@ from ocistream.errors import (
     PermanentNetworkError,
     RegistryError,
 )
-from ocistream.http.bodies import FixedLengthBody
-from ocistream.http.connections import Response
+from ocistream.http.connections import FixedLengthBody, Response
 from ocistream.http.retry import RetryPolicy
 from tests.certificates import Certificate
 from tests.faults import (

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ocistream.cli.console import Console
-from ocistream.cli.terminal_lock import TerminalLock, is_terminal_locked
+from ocistream.cli.console import Console, TerminalLock, is_terminal_locked
 
 
 @pytest.fixture

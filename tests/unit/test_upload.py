@@ -22,7 +22,7 @@ from ocistream.errors import (
 )
 from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.repository import Repository
-from ocistream.registry.uploads import Uploader
+from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.transfer.interfaces import Blob, NewBlob
 from tests.certificates import Certificate

@@ -31,7 +31,7 @@ from ocistream.registry.repository import Repository
 from ocistream.registry.upload_methods import CHUNK, PUT, UploadMethod
 from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords
 from ocistream.registry.upload_strategy import UploadStrategy
-from ocistream.registry.uploads import Uploader
+from ocistream.registry.uploader import Uploader
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.interfaces import Blob
 from tests.faults import Action, Fault, HangUp, Header, StopReading, refusal

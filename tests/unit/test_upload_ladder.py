@@ -10,10 +10,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import IntegrityError, UnsupportedError, UsageError
-from ocistream.registry.learnt_hosts import HostFactsFile
 from ocistream.registry.profiles import PROFILES_BY_NAME, UNKNOWN_PROFILE, RegistryProfile
 from ocistream.registry.upload_methods import ALTERNATIVES, CHUNK, PUT, STREAM, UploadMethod, parse_upload_method
-from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.registry.upload_strategy import HostFactsFile, UploadStrategy
 from tests.certificates import Certificate
 from tests.faults import Fault, FaultyHandler, Header, Reply, refusal
 from tests.network import CountingRegistry, names

@@ -12,8 +12,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.archive import tar
-from ocistream.archive.volume_plan import VolumePlan, plan_volumes
-from ocistream.archive.volume_writer import VolumeSetDestination
+from ocistream.archive.volume_destination import VolumePlan, VolumeSetDestination, plan_volumes
 from ocistream.errors import ArchiveError, IntegrityError, NetworkError, UnsupportedError, UsageError
 from ocistream.layout.index import blob_name, build_entries, build_index_json
 from ocistream.layout.store import LayoutSource

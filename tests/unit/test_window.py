@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream.errors import IntegrityError
-from ocistream.registry.upload_window import ReplayBuffer
+from ocistream.registry.upload_bodies import ReplayBuffer
 from ocistream.streams.chunks import Chunk, verify_chunks
 from ocistream.transfer.interfaces import Blob, NewBlob
 from tests.network import blob_of

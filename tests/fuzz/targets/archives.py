@@ -17,13 +17,13 @@ from typing import Any, Final
 import zstandard
 
 from ocistream import limits
-from ocistream.archive.compressed import decompress_input, is_compressed
-from ocistream.archive.docker_writer import DockerArchiveDestination
-from ocistream.archive.file import ArchiveFileSource
+from ocistream.archive.decompression import decompress_input, is_compressed
+from ocistream.archive.destination import ArchiveDestination
+from ocistream.archive.docker_destination import DockerArchiveDestination
+from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.archive.outputs import open_file_output
-from ocistream.archive.stream import ArchiveStreamSource
+from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.archive.tar import TarReader
-from ocistream.archive.writer import ArchiveDestination
 from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.layout.index import select_every_image, select_existing_images, select_named_images, select_only_image
 from ocistream.layout.store import LayoutDestination, LayoutSource

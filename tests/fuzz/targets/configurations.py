@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from ocistream.config.certs_d import read_certs_directory, read_registry_certs
-from ocistream.config.file import read_host_rules
+from ocistream.config.config_toml import read_host_rules
 from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import AuthenticationError, OcistreamError
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.locations import RegistryConfiguration
+from ocistream.registry.configuration import RegistryConfiguration
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from tests.fuzz.engine import Check, Target

@@ -13,11 +13,10 @@ from random import Random
 from typing import Any, Final
 
 from ocistream import limits
-from ocistream.archive.docker_images import parse_manifest_json
+from ocistream.archive.docker_archive import parse_manifest_json
 from ocistream.auth.challenges import parse_challenges
 from ocistream.auth.docker_config import AuthFile, Credential, check_storable, encode_entry
-from ocistream.auth.token_requests import TokenRequest, TokenResponse
-from ocistream.auth.tokens import Authenticator
+from ocistream.auth.tokens import Authenticator, TokenRequest, TokenResponse
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_entries
 from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
@@ -29,8 +28,8 @@ from ocistream.oci.documents import (
     parse_outline,
 )
 from ocistream.oci.strict_json import canonical_json, parse_json
-from ocistream.registry.learnt_hosts import HostFactsFile
 from ocistream.registry.upload_records import UploadKey, UploadRecord, UploadRecords, can_store_location
+from ocistream.registry.upload_strategy import HostFactsFile
 from ocistream.streams.chunks import compute_digest
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated

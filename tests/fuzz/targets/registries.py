@@ -18,7 +18,7 @@ from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manife
 from ocistream.registry.referrers import RepositoryReferrers
 from ocistream.registry.repository import Repository
 from ocistream.registry.tags import list_tags
-from ocistream.registry.uploads import Uploader
+from ocistream.registry.uploader import Uploader
 from ocistream.serve import Registry
 from ocistream.streams.chunks import verify_chunks
 from ocistream.transfer.interfaces import Blob

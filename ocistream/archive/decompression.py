@@ -1,0 +1,101 @@
+"""Detect gzip and zstd archives by their first bytes and read them as plain tars."""
+
+from __future__ import annotations
+
+from io import FileIO
+from typing import TYPE_CHECKING
+
+from ocistream.errors import ArchiveError
+from ocistream.streams import files
+from ocistream.streams.chunks import read_chunks
+from ocistream.streams.compression import MAGIC_SIZE, NONE, decompress, detect_codec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ocistream.archive.tar import InputStream
+    from ocistream.streams.chunks import Chunk
+    from ocistream.streams.compression import Codec
+
+__all__ = ["decompress_input", "is_compressed"]
+
+#: More than any file has.
+_UNLIMITED = 1 << 62
+
+
+def decompress_input(file: InputStream, what: str, max_ratio: int) -> InputStream:
+    """Give a file as it is, or, if it begins as a compressed one does, its plain bytes; `what` names it in errors.
+
+    Up to `max_ratio` times the bytes that were read come out (see `streams.compression.decompressed`). What is wrong
+    with the compressed stream is an ArchiveError where it is read.
+    """
+    beginning = bytearray(MAGIC_SIZE)
+    got = file.readinto(memoryview(beginning)) or 0
+    whole = _PushbackInput(file, bytes(beginning[:got]))
+    codec = detect_codec(bytes(beginning))
+    return whole if codec is NONE else _DecompressedInput(whole, what, codec, max_ratio)
+
+
+def is_compressed(path: Path) -> bool:
+    """Say whether a regular file begins as a compressed one does.
+
+    Raises:
+        NotFoundError, LocalDiskError: it cannot be read.
+    """
+    with files.disk_errors(f"cannot read {path}"), FileIO(path, "rb") as file:
+        return detect_codec(file.read(MAGIC_SIZE)) is not NONE
+
+
+class _PushbackInput:
+    """A file of which the beginning was read already."""
+
+    def __init__(self, file: InputStream, beginning: bytes) -> None:
+        self._file = file
+        self._beginning = beginning
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        taken = min(len(self._beginning), len(buffer))
+        if taken:
+            buffer[:taken] = self._beginning[:taken]
+            self._beginning = self._beginning[taken:]
+        if taken == len(buffer):
+            return taken
+        return taken + (self._file.readinto(buffer[taken:]) or 0)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _DecompressedInput:
+    """The plain bytes of a compressed file; `readinto` fills the buffer unless they end."""
+
+    def __init__(self, file: InputStream, what: str, codec: Codec, max_ratio: int) -> None:
+        self._file = file
+        self._what = what
+        self._chunks: Iterator[Chunk] = decompress(codec, read_chunks(file, _UNLIMITED), max_ratio)
+        self._buffered = memoryview(b"")
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        filled = 0
+        while filled < len(buffer):
+            if not self._buffered:
+                chunk = self._next()
+                if chunk is None:
+                    break
+                self._buffered = memoryview(chunk)
+            taken = min(len(self._buffered), len(buffer) - filled)
+            buffer[filled : filled + taken] = self._buffered[:taken]
+            self._buffered = self._buffered[taken:]
+            filled += taken
+        return filled
+
+    def _next(self) -> Chunk | None:
+        try:
+            return next(self._chunks, None)
+        except ArchiveError as error:
+            msg = f"{self._what}: {error.message}"
+            raise ArchiveError(msg, hint=error.hint) from error
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,311 @@
+"""Source that reads several archives and layouts of the same images as one: volumes, or archives sent separately.
+
+Each blob comes from the first input that has it, or is assembled from its parts in several volumes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from ocistream import limits, notices
+from ocistream.archive.file_source import ArchiveFileSource
+from ocistream.archive.volume_parts import assemble_blob, is_corrupt_part, merge_parts
+from ocistream.errors import ArchiveError, IntegrityError, UsageError
+from ocistream.layout.image_selection import report_duplicate_names
+from ocistream.layout.index import entry_name_of, image_name_of
+from ocistream.layout.index_graph import IndexGraphBuilder
+from ocistream.layout.store import LayoutSource
+from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, OmissionReason, parse_omitted
+from ocistream.oci.reference import printable
+from ocistream.streams import files
+from ocistream.streams.paths import is_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ocistream.layout.index import ImageSelector, LayoutIndex
+    from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.graph import Graph, Root
+    from ocistream.oci.platforms import PlatformChoice
+    from ocistream.oci.referrers import ReferrerMode
+    from ocistream.oci.volumes import Volume
+    from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs
+
+__all__ = ["JoinedSource", "open_joined_source"]
+
+JoinedInput: TypeAlias = "ArchiveFileSource | LayoutSource"
+
+
+def open_joined_source(
+    paths: Sequence[tuple[Path, str]],
+    *,
+    select: ImageSelector,
+    platforms: PlatformChoice,
+    referrers: ReferrerMode,
+    all_blobs: bool = False,
+) -> JoinedSource:
+    """Open archives in files, and layout directories; each with what it is called in errors.
+
+    Raises:
+        UsageError: there are too many of them.
+        NotFoundError, ArchiveError, LocalDiskError: one cannot be read.
+    """
+    if len(paths) > limits.MAX_INPUTS:
+        msg = f"{len(paths)} archives and layouts, and at most {limits.MAX_INPUTS} are put together"
+        raise UsageError(msg)
+    inputs: list[tuple[str, JoinedInput]] = []
+    try:
+        for path, text in paths:
+            with files.disk_errors(f"cannot open {printable(text)}"):
+                inputs.append((text, LayoutSource(path) if is_directory(path) else ArchiveFileSource(path)))
+    except BaseException:
+        for _, source in inputs:
+            source.close()
+        raise
+    return JoinedSource(inputs, select=select, platforms=platforms, referrers=referrers, all_blobs=all_blobs)
+
+
+class JoinedSource:
+    """Images out of several archives and layouts."""
+
+    concurrent = True
+
+    def __init__(
+        self,
+        inputs: Sequence[tuple[str, JoinedInput]],
+        *,
+        select: ImageSelector,
+        platforms: PlatformChoice,
+        referrers: ReferrerMode,
+        all_blobs: bool,
+    ) -> None:
+        """Take open ones, each with what it is called in errors; they are closed with this."""
+        self._inputs = inputs
+        self._select_images = select
+        self._platforms = platforms
+        self._referrers = referrers
+        self._all_blobs = all_blobs
+        #: The images that were chosen, as they are listed.
+        self._chosen: Sequence[Root] = ()
+        #: Of each volume of the set, one of those that are at hand.
+        self._volumes: dict[int, ArchiveFileSource] = {}
+        #: What those are called here: perhaps not as they were.
+        self._names: dict[str, str] = {}
+
+    @property
+    def inputs(self) -> list[JoinedInput]:
+        """What it is made of."""
+        return [source for _, source in self._inputs]
+
+    @property
+    def volumes(self) -> list[Volume]:
+        """Which volumes are at hand, in order; that is known with the graph."""
+        return [source.volume for _, source in sorted(self._volumes.items()) if source.volume]
+
+    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - files and directories can be read in any order
+        """Read all indexes, and every manifest below the chosen images, wherever it is.
+
+        Raises:
+            ArchiveError: they are not of the same images, or volumes of different sets.
+        """
+        entries: list[Descriptor] = []
+        known: dict[str, Descriptor] = {}
+        listed: list[set[str]] = []
+        notes: list[Mapping[str, str]] = []
+        seen: list[tuple[str, Volume]] = []
+        for text, source in self._inputs:
+            index = self._read_index(text, source)
+            self._report_unused_names(text, index.entries, entries)
+            entries += [entry for entry in index.entries if entry.digest not in known]
+            for entry in index.entries:
+                known.setdefault(entry.digest, entry)
+            listed.append({entry.digest for entry in index.entries})
+            notes.append(index.annotations)
+            if isinstance(source, ArchiveFileSource) and source.volume is not None:
+                seen.append((text, source.volume))
+                self._add_volume(text, source, source.volume)
+        self._check_one_set(seen, [listed[n] for n, (_, s) in enumerate(self._inputs) if _volume_of(s)], known)
+        if len(entries) > limits.MAX_LIST_ENTRIES:
+            msg = f"together they list more than {limits.MAX_LIST_ENTRIES} images"
+            raise ArchiveError(msg)
+        gathering = IndexGraphBuilder(self._select, self._platforms, self._referrers)
+        gathering.begin(entries)
+        while (needed := gathering.next_needed()) is not None:
+            if not any(source.supply(gathering, needed) for _, source in self._inputs):
+                gathering.mark_missing(needed.digest)
+        graph = gathering.build()
+        report_duplicate_names(graph)
+        self._check_same_images(listed)
+        is_saved = any(isinstance(source, ArchiveFileSource) and source.is_docker_save for source in self.inputs)
+        return replace(graph, has_plain_layers=is_saved, omitted_from_source=self._find_omitted(graph, notes))
+
+    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+        """Give the wanted blobs that are there, in the order in which they are wanted.
+
+        Raises:
+            IntegrityError: a digest that stands twice in an archive has other bytes the second time.
+        """
+        given: dict[int, set[str]] = {}
+        for _, source in self._inputs:
+            if isinstance(source, ArchiveFileSource):
+                source.check_duplicates()
+        for descriptor in wanted:
+            for number, (_, source) in enumerate(self._inputs):
+                if (blob := source.blob(descriptor)) is not None:
+                    given.setdefault(number, set()).add(descriptor.digest)
+                    yield replace(blob, on_corrupt=partial(self._raise_damaged, number))
+                    break
+            else:
+                parts = self.parts(descriptor)
+                if (blob := assemble_blob(descriptor, parts)) is not None:
+                    yield replace(blob, on_corrupt=partial(self._raise_damaged_part, parts))
+        if self._all_blobs:
+            for number, (_, source) in enumerate(self._inputs):
+                yield from source.other_blobs(given.get(number, set()))
+
+    def is_missing(self, descriptor: Descriptor) -> bool:
+        """Say whether no input has the blob, nor all together have all of its parts."""
+        if not all(source.is_missing(descriptor) for _, source in self._inputs):
+            return False
+        parts = self.parts(descriptor)
+        return not parts or not all(part.blob for part in parts)
+
+    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
+        """Give the parts of a blob that is continued, with the way to those that are at hand.
+
+        Raises:
+            ArchiveError: they are not as they should be.
+        """
+        found: Sequence[BlobPart] = ()
+        for source in self._volumes.values():
+            parts = source.parts(descriptor)
+            found = merge_parts(found, parts) if found else parts
+        return found
+
+    def close(self) -> None:
+        """Close all of them."""
+        for _, source in self._inputs:
+            source.close()
+
+    def _raise_damaged(self, number: int, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no other
+        raise _damaged_error(self._inputs[number][0], error)
+
+    def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, again: bool) -> None:  # noqa: ARG002
+        """Find out in which volume a blob is damaged that was put together."""
+        for part in parts:
+            if part.blob is not None and is_corrupt_part(part.blob):
+                raise _damaged_error(self._names.get(part.volume, part.volume), error)
+        raise error
+
+    # -- do they belong together? ------------------------------------------------------------------------
+
+    @staticmethod
+    def _read_index(text: str, source: JoinedInput) -> LayoutIndex:
+        if isinstance(source, LayoutSource):
+            return source.layout.read_index()
+        if source.contents.is_docker_archive:
+            msg = f"{printable(text)} is a docker-archive, and only OCI archives and layouts are put together"
+            raise UsageError(msg)
+        try:
+            index = source.read_complete_index()
+        except ArchiveError as error:
+            raise ArchiveError(f"{printable(text)}: {error.message}", hint=error.hint) from error
+        if source.synthesized_manifests:
+            msg = f"{printable(text)} has images that only its manifest.json lists"
+            raise UsageError(msg, hint="push this archive alone: it cannot be combined with others")
+        return index
+
+    @staticmethod
+    def _report_unused_names(text: str, entries: Sequence[Descriptor], before: Sequence[Descriptor]) -> None:
+        """Say which names of images are not used: an image has the names that the first input gives it."""
+        names: dict[str, list[str | None]] = {}
+        for entry in before:
+            names.setdefault(entry.digest, []).append(entry_name_of(entry))
+        for entry in entries:
+            name = entry_name_of(entry)
+            if name is not None and name not in names.get(entry.digest, [name]):
+                used = ", ".join(printable(one) for one in names[entry.digest] if one) or "an image without a name"
+                notices.notify(f"the name {printable(name)} in {printable(text)} is not used: {entry.digest} is {used}")
+
+    def _add_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
+        if volume.number in self._volumes:
+            notices.notify(f"{printable(text)} is {volume} once more", level=1)
+        else:
+            self._volumes[volume.number] = source
+            self._names[volume.name] = text
+
+    @staticmethod
+    def _check_one_set(
+        seen: Sequence[tuple[str, Volume]], listed: Sequence[set[str]], entries: Mapping[str, Descriptor]
+    ) -> None:
+        """Make sure that all volumes are of one set.
+
+        Raises:
+            ArchiveError: one is of another set than most of them, or the set contradicts itself.
+        """
+        if not seen:
+            return
+        identity, _ = Counter(volume.identity for _, volume in seen).most_common(1)[0]
+        first = next(number for number, (_, volume) in enumerate(seen) if volume.identity == identity)
+        its_text, its = seen[first]
+        for (text, volume), digests in zip(seen, listed, strict=True):
+            if volume.identity != identity:
+                other = f"{volume} of {_describe_images(digests, entries)}"
+                most = f"{printable(its_text)} is {its} of {_describe_images(listed[first], entries)}"
+                msg = f"{printable(text)} does not belong to the others: it is {other}, and {most}, of another set"
+                raise ArchiveError(msg, hint="give the volumes that one `pull --split` has written")
+            if volume[1:] != its[1:] or digests != listed[first]:
+                msg = f"{printable(text)} says that it is of the same volumes as {printable(its_text)}, and they differ"
+                raise ArchiveError(msg)
+
+    def _select(self, roots: Sequence[Root]) -> Sequence[Root]:
+        """Choose images, and note which: with one platform of them others take their place."""
+        self._chosen = self._select_images(roots)
+        return self._chosen
+
+    def _check_same_images(self, listed: Sequence[set[str]]) -> None:
+        for (text, _), digests in zip(self._inputs, listed, strict=True):
+            for root in self._chosen:
+                if root.descriptor.digest not in digests:
+                    name = printable(root.name or "an image")
+                    msg = f"{printable(text)} is not of {name} ({root.descriptor.digest}), which another one is of"
+                    raise ArchiveError(msg, hint="only archives and layouts of the same images are put together")
+
+    def _find_omitted(self, graph: Graph, notes: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
+        """Say of what all of them lack why that is; what should be in a volume that is at hand is just missing."""
+        lacking = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
+        at_hand = {volume.name for volume in self.volumes}
+        found: dict[str, OmissionReason] = {}
+        for some in notes:
+            for digest, reason in parse_omitted(some.get(OMITTED_ANNOTATION, ""), lacking).items():
+                found.setdefault(digest, reason)
+        for blob in [blob for blob in graph.blobs if blob.digest in found]:
+            reason = found[blob.digest]
+            if reason.kind == VOLUME and reason.name in at_hand:
+                # Unless it goes on in one that is not.
+                away = [part.volume for part in self.parts(blob) if part.blob is None]
+                if away:
+                    found[blob.digest] = OmissionReason(VOLUME, away[0])
+                else:
+                    del found[blob.digest]
+        return found
+
+
+def _damaged_error(text: str, error: IntegrityError) -> IntegrityError:
+    path = printable(text, 1024)
+    hint = f"{path} is damaged, or was changed while it was read: `ocistream verify {path}` says which"
+    return IntegrityError(error.message, hint=hint)
+
+
+def _volume_of(source: JoinedInput) -> Volume | None:
+    return source.volume if isinstance(source, ArchiveFileSource) else None
+
+
+def _describe_images(digests: set[str], entries: Mapping[str, Descriptor]) -> str:
+    """Name the first of the images in an archive."""
+    names = sorted(image_name_of(entries[digest]) or digest for digest in digests) or ["no image"]
+    return printable(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")

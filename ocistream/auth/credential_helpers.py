@@ -1,0 +1,163 @@
+"""Run credential helpers (`docker-credential-NAME`) to get, store and erase credentials.
+
+Time and output of a helper are bounded, and its output is never shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from select import PIPE_BUF
+from subprocess import DEVNULL, PIPE
+from typing import IO, TYPE_CHECKING, Final, cast
+
+from ocistream.errors import ArchiveError, AuthenticationError, UsageError
+from ocistream.oci.reference import printable
+from ocistream.oci.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CredentialHelper"]
+
+#: Bytes that a helper may answer.
+MAX_HELPER_ANSWER: Final = 64 * 1024
+#: Seconds that a helper has, a person's typing of a passphrase included.
+HELPER_TIMEOUT: Final = 30.0
+#: A name becomes part of a program's name.
+_NAME: Final = re.compile(r"[a-z0-9-]+\Z")
+#: The one error that every helper words alike (docker-credential-helpers, credentials/error.go).
+_NOT_FOUND: Final = b"credentials not found in native keychain"
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialHelper:
+    """One helper; `env` is its environment and has the PATH to find it in, `configured_in` is for errors."""
+
+    name: str
+    env: Mapping[str, str] = field(repr=False)
+    configured_in: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could lead to another program.
+
+        Raises:
+            UsageError: the name is not `[a-z0-9-]+`.
+        """
+        if not _NAME.match(self.name):
+            msg = f"{self.configured_in}: {printable(self.name)!r} is not the name of a credential helper"
+            raise UsageError(msg, hint="what follows docker-credential- is lower-case letters, digits and hyphens")
+
+    @property
+    def program(self) -> str:
+        """The program's name, without a path."""
+        return f"docker-credential-{self.name}"
+
+    def get(self, server: str) -> tuple[str, str] | None:
+        """Ask for user name and secret of `server`; None where the helper knows of none.
+
+        Raises:
+            AuthenticationError: the helper is missing, failed, was too slow, or answered nonsense.
+        """
+        status, answer = self._run("get", server.encode())
+        if status and _NOT_FOUND in answer:
+            return None
+        if status:
+            raise self._failed(f"exit status {status} of get")
+        try:
+            fields = parse_json(answer, "its answer", MAX_HELPER_ANSWER)
+        except ArchiveError as error:
+            # Without its cause, which holds the answer.
+            raise self._failed(error.message) from None
+        username, secret = fields.get("Username", ""), fields.get("Secret", "")
+        if not isinstance(username, str) or not isinstance(secret, str):
+            raise self._failed("its answer has no user name and secret")
+        return (username, secret) if username or secret else None
+
+    def store(self, server: str, username: str, secret: str) -> None:
+        """Have the helper keep a user name and a secret for `server`.
+
+        Raises:
+            AuthenticationError: as `get`.
+        """
+        self._do("store", json.dumps({"ServerURL": server, "Username": username, "Secret": secret}).encode())
+
+    def erase(self, server: str) -> None:
+        """Have the helper forget `server`.
+
+        Raises:
+            AuthenticationError: as `get`.
+        """
+        self._do("erase", server.encode())
+
+    def _do(self, verb: str, question: bytes) -> None:
+        status, _ = self._run(verb, question)
+        if status:
+            raise self._failed(f"exit status {status} of {verb}")
+
+    def _failed(self, reason: str) -> AuthenticationError:
+        msg = f"credential helper {self.program} failed: {reason}"
+        return AuthenticationError(msg, hint=f"it is configured in {self.configured_in}")
+
+    def _run(self, verb: str, question: bytes) -> tuple[int, bytes]:
+        """Run the helper to its end; give its exit status and what it wrote."""
+        # A relative entry of PATH would run a program out of whatever directory this is.
+        entries = [entry for entry in self.env.get("PATH", "").split(os.pathsep) if Path(entry).is_absolute()]
+        path = shutil.which(self.program, path=os.pathsep.join(entries))
+        if path is None:
+            raise self._failed("it is not in PATH")
+        deadline = time.monotonic() + HELPER_TIMEOUT
+        try:
+            process = subprocess.Popen(
+                [path, verb], bufsize=0, env=dict(self.env), stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+            )
+        except OSError as error:
+            raise self._failed(error.strerror or "it cannot be run") from error
+        with process:
+            try:
+                answer = _exchange(process, question, deadline)
+                if len(answer) > MAX_HELPER_ANSWER:
+                    raise self._failed(f"it answered more than {MAX_HELPER_ANSWER} bytes")
+                return process.wait(max(0.0, deadline - time.monotonic())), answer
+            except (TimeoutError, subprocess.TimeoutExpired):
+                raise self._failed(f"no answer within {HELPER_TIMEOUT:g} seconds") from None
+            finally:
+                process.kill()
+
+
+def _exchange(process: subprocess.Popen[bytes], question: bytes, deadline: float) -> bytes:
+    """Write `question` and read the answer, up to one byte over its bound; neither hangs past `deadline`.
+
+    `Popen.communicate` has a deadline as well, but would hold any amount of output.
+    """
+    stdin, stdout = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+    answer = b""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(stdin, selectors.EVENT_WRITE)
+        waiting.register(stdout, selectors.EVENT_READ)
+        while len(answer) <= MAX_HELPER_ANSWER:
+            ready = [key.fileobj for key, _ in waiting.select(max(0.0, deadline - time.monotonic()))]
+            if not ready:
+                raise TimeoutError
+            if stdin in ready:
+                try:
+                    # What select calls writable takes PIPE_BUF bytes without blocking.
+                    question = question[stdin.write(question[:PIPE_BUF]) :]
+                except BrokenPipeError:
+                    question = b""  # some helpers answer without reading what was asked
+                if not question:
+                    waiting.unregister(stdin)
+                    stdin.close()
+            if stdout in ready:
+                part = stdout.read(MAX_HELPER_ANSWER + 1 - len(answer))
+                if not part:
+                    break
+                answer += part
+    return answer

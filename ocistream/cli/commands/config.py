@@ -1,0 +1,293 @@
+"""`ocistream config`: show each setting with its origin, or check a configuration file."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ocistream.cli.context import home_directory
+from ocistream.cli.entry_point import COMMANDS, load_command
+from ocistream.cli.options import apply_verbosity, config_option, verbosity_options
+from ocistream.cli.settings import (
+    check_all_defaults,
+    configurable_options,
+    find_credential_variables,
+    read_configuration_file,
+    read_settings,
+    warn_unused_variables,
+)
+from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.oci.reference import parse_registry, printable
+from ocistream.streams import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from ocistream.cli.console import Console
+    from ocistream.config.toml_files import TomlTable
+    from ocistream.registry.configuration import HostRule, RegistryNamespace
+
+_BUILT_IN: Final = "built in"
+#: What `config` is about: itself apart.
+_NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
+_CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
+
+
+@click.command()
+@click.argument("action", type=click.Choice(["show", "check"]))
+@click.argument("of", metavar="[COMMAND|FILE]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON document.")
+@config_option
+@verbosity_options
+@click.pass_obj
+def config(
+    console: Console, /, *, action: str, of: str | None, as_json: bool, config: Path | None, **options: Any
+) -> None:
+    """Show what options and registries are set to, and by what; or check a configuration file.
+
+    `show` prints a configuration file that says the same, with where each value came from. With COMMAND, it is what
+    holds for that. No secret is shown, and no credential helper is run. `check` looks at the whole of FILE, or of the
+    file that counts.
+
+    \b
+    ocistream config show
+    ocistream config show pull --json
+    ocistream config check ./config.toml
+    """
+    apply_verbosity(console, options)
+    if action == "check":
+        if as_json:
+            msg = "--json is for `config show`"
+            raise UsageError(msg)
+        _check_file(console, of, None if config is None else str(config))
+        return
+    if of is not None and of not in _CONFIGURABLE_COMMANDS:
+        msg = f"{printable(of)!r} is no command"
+        raise UsageError(msg, hint=f"there are: {', '.join(_CONFIGURABLE_COMMANDS)}")
+    table = read_configuration_file(None if config is None else str(config), os.environ)
+    warn_unused_variables(console, os.environ, find_credential_variables(table))
+    shown = _SettingsView(table, of)
+    click.echo(json.dumps(shown.document(), indent=2) if as_json else "\n".join(shown.lines()))
+
+
+def _check_file(console: Console, of: str | None, named: str | None) -> None:
+    """Check a file, all of it.
+
+    Raises:
+        UsageError: something in it is wrong.
+        NotFoundError: it is not there.
+    """
+    if of is not None and named is not None:
+        msg = "the file is named twice, by FILE and by --config"
+        raise UsageError(msg)
+    if of is not None and not paths.exists(of):
+        msg = f"{printable(of)}: no such file"
+        raise NotFoundError(msg)
+    table = read_configuration_file(named if of is None else of, os.environ)
+    warn_unused_variables(console, os.environ, find_credential_variables(table))
+    if table is None:
+        console.info("there is no configuration file")
+        return
+    from ocistream.config.config_toml import parse_host_rules
+
+    check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
+    parse_host_rules(table, home_directory())
+    console.info(f"{table.label} is right")
+
+
+class _SettingsView:
+    """What is set: by one file, by containers' files and by the environment; for all commands, or for one."""
+
+    def __init__(self, table: TomlTable | None, command: str | None) -> None:
+        from ocistream.auth.credentials import Keychain
+        from ocistream.config.certs_d import certs_directories
+        from ocistream.config.config_toml import parse_host_rules
+        from ocistream.config.registries_conf import load_namespaces
+
+        self._table = table
+        self._command = command
+        self._file_name = "" if table is None else table.label
+        self._commands = {name: load_command(name) for name in _CONFIGURABLE_COMMANDS}
+        self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table, home_directory())
+        self._namespaces = load_namespaces(os.environ, home_directory())
+        self._folders = certs_directories(os.environ, home_directory())
+        self._keychain = Keychain(
+            os.environ, home=home_directory(), configured=lambda host: self._host_rule(host).credentials
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Give all of it as JSON has it."""
+        return {
+            "file": self._file_name or None,
+            "defaults": self._default_tables(),
+            "registries": {
+                host: {
+                    "settings": {
+                        key: {"value": value, "origin": "file", "where": self._file_name}
+                        for key, value in self._host_settings(host).items()
+                    },
+                    "certificates": self._certificate_folder(host),
+                    "credentials": self._keychain.sources(host),
+                }
+                for host in self._registry_hosts()
+            },
+            "containers": [
+                {**_namespace_json(namespace), "where": namespace.config_file} for namespace in self._namespaces
+            ],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Give all of it as a configuration file."""
+        yield f"# file: {_short_path(self._file_name)}" if self._file_name else "# there is no configuration file"
+        for table, settings in self._default_tables().items():
+            yield ""
+            yield f"[{table}]"
+            for key, setting in settings.items():
+                origin, where = setting["origin"], setting["where"]
+                note = _BUILT_IN if origin == _BUILT_IN else f"{origin} {_short_path(where)}"
+                if setting["value"] is None:
+                    yield f"# {key} is not set   # {note}"
+                else:
+                    yield f"{key} = {_format_toml(setting['value'])}   # {note}"
+        for host in self._registry_hosts():
+            yield ""
+            yield f"[registry.{_format_toml(host)}]"
+            for key, value in self._host_settings(host).items():
+                yield f"{key} = {_format_toml(value)}   # file {_short_path(self._file_name)}"
+            if (folder := self._certificate_folder(host)) is not None:
+                yield f"# certificates: {_short_path(folder)}"
+            sources = self._keychain.sources(host)
+            yield f"# credentials: {printable(', else '.join(sources), 1024) or 'none'}"
+        for namespace in self._namespaces:
+            yield ""
+            yield f"# {_short_path(namespace.config_file)}"
+            for key, value in _namespace_json(namespace).items():
+                yield f"#   {key} = {_format_toml(value)}"
+
+    def _default_tables(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Give the tables of defaults, each with its options, their values, and where these come from."""
+        if self._command is not None:
+            return {f"defaults.{self._command}": self._command_settings(self._command)}
+        shared: dict[str, dict[str, Any]] = {}
+        others: dict[str, dict[str, dict[str, Any]]] = {}
+        for name in self._commands:
+            for key, setting in self._command_settings(name).items():
+                own = setting["origin"] == "file" and setting["where"].endswith(f"[defaults.{name}]")
+                before = shared.get(key, setting)
+                # What is said of one command, or is built in otherwise there, is no default of all.
+                if own or before != setting:
+                    others.setdefault(f"defaults.{name}", {})[key] = setting
+                else:
+                    shared[key] = setting
+        return {"defaults": shared, **others}
+
+    def _command_settings(self, name: str) -> dict[str, dict[str, Any]]:
+        command = self._commands[name]
+        set_here = read_settings(name, command, self._table, os.environ)
+        found: dict[str, dict[str, Any]] = {}
+        for key, option in configurable_options(command).items():
+            if (setting := set_here.get(key)) is not None:
+                value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
+                found[key] = {"value": value, "origin": setting.origin, "where": setting.where}
+            else:
+                value = option.to_info_dict()["default"]
+                found[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}
+        return found
+
+    def _registry_hosts(self) -> list[str]:
+        """List the registries of which something is said by name: in our file, in containers', or by a folder."""
+        found = dict.fromkeys(self._rules)
+        for namespace in self._namespaces:
+            found[namespace.prefix.partition("/")[0]] = None
+        for folder in self._folders:
+            if os.access(folder, os.R_OK | os.X_OK):
+                found |= dict.fromkeys(sorted(path.name for path in folder.iterdir() if paths.is_directory(path)))
+        return list(filter(_is_registry, found))
+
+    def _host_rule(self, host: str) -> HostRule:
+        from ocistream.registry.configuration import HostRule
+
+        return self._rules.get(host) or HostRule()
+
+    def _host_settings(self, host: str) -> dict[str, Any]:
+        """Give what our file says of a host, with its paths as they are meant."""
+        if self._table is None or host not in self._rules:
+            return {}
+        written = self._table.table("registry").values
+        values = dict(next(values for key, values in written.items() if parse_registry(key.lower()) == host))
+        rule = self._rules[host]
+        for certificate, key in rule.settings.client_certificates:
+            values["client-cert"] = certificate
+            if key is not None:
+                values["client-key"] = key
+        if "ca-cert" in values:
+            values["ca-cert"] = list(rule.settings.ca_files)
+        if rule.credentials is not None:
+            values["credentials"] = str(rule.credentials)
+        return values
+
+    def _certificate_folder(self, host: str) -> str | None:
+        from ocistream.config.certs_d import find_certs_directory
+
+        folder = find_certs_directory(host, self._folders)
+        return None if folder is None else str(folder)
+
+
+def _is_registry(name: str) -> bool:
+    """Say whether a name is one: `*.DOMAIN` is not, nor are all folders."""
+    try:
+        return parse_registry(name.lower()) == name
+    except InvalidNameError:
+        return False
+
+
+def _convert_number(value: object) -> object:
+    """Give a number that was found to be one as it is written in TOML."""
+    if not isinstance(value, str):
+        return value
+    return int(value) if value.isdigit() else float(value)
+
+
+def _short_path(where: str) -> str:
+    """Give a file's name for a comment, in the home directory by its short name."""
+    own = f"{home_directory()}/"
+    return printable(f"~/{where.removeprefix(own)}" if own != "//" and where.startswith(own) else where, 1024)
+
+
+def _namespace_json(namespace: RegistryNamespace) -> dict[str, Any]:
+    mirrors = [
+        {"location": mirror.location, "pull": mirror.pull_mode, "insecure": bool(mirror.insecure)}
+        for mirror in namespace.mirrors
+    ]
+    said = {
+        "prefix": namespace.prefix,
+        "location": namespace.location,
+        "blocked": namespace.blocked,
+        "insecure": namespace.insecure,
+        "mirrors": mirrors,
+    }
+    return {key: value for key, value in said.items() if value}
+
+
+def _format_toml(value: object) -> str:
+    """Write a value as TOML has it, in one line and with nothing in it that drives a terminal."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_format_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_format_toml(item)}' for key, item in value.items())} }}"
+    return f'"{"".join(map(_escape_toml, value))}"' if isinstance(value, str) else str(value)
+
+
+def _escape_toml(character: str) -> str:
+    if character in {'"', "\\"}:
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    # Bytes that are no text have no escape.
+    return "\\ufffd" if "\ud800" <= character <= "\udfff" else f"\\U{ord(character):08x}"

@@ -1,0 +1,45 @@
+"""`ocistream rm`: remove images from a layout directory by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.progress import format_count
+
+if TYPE_CHECKING:
+    from ocistream.cli.console import Console
+
+
+@click.command()
+@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@verbosity_options
+@click.pass_obj
+def rm(console: Console, /, path: Path, names: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+    """Remove the images called NAME from the layout directory DIR, and what hangs on them and on nothing that stays.
+
+    NAME is a full name, its short form, a tag, or a digest, which stands for all names that it has. All are removed, or
+    none. Their blobs stay until `ocistream gc DIR`. What was removed is printed, one NAME@sha256:... a line.
+
+    \b
+    ocistream rm images/ nginx:1 registry.example.com/app:1 && ocistream gc images/
+    """
+    from ocistream.layout.directory import LayoutDirectory
+    from ocistream.layout.index import entry_name_of
+    from ocistream.layout.removal import remove_images
+
+    apply_verbosity(console, options)
+    removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
+    for entry in (*removed.images, *removed.referrers):
+        name = entry_name_of(entry)
+        click.echo(f"{name}@{entry.digest}" if name else entry.digest)
+    said = format_count(len(removed.images), "image")
+    if removed.referrers:
+        said += f", and {len(removed.referrers)} that hung on " + ("it" if len(removed.images) == 1 else "them")
+    what = f"would remove {said}" if dry_run else f"removed {said}; blobs stay until `ocistream gc`"
+    console.info(what)

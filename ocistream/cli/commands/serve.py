@@ -1,0 +1,291 @@
+"""`ocistream serve`: serve a layout directory or an archive as a registry, and write its access log."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import re
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+import click
+
+from ocistream import limits
+from ocistream.cli.credentials import ExplicitCredentials
+from ocistream.cli.options import apply_verbosity, verbosity_options
+from ocistream.cli.progress import format_count
+from ocistream.errors import NotFoundError, UnsupportedError, UsageError
+from ocistream.http.origins import is_loopback
+from ocistream.oci.reference import printable
+from ocistream.streams import files, paths
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping
+
+    from ocistream.cli.console import Console
+    from ocistream.serve import AccessLogEntry, BasicAuth
+
+#: Docker's own registry listens there.
+_DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
+_MAX_LOGGED: Final = 2000
+_MAX_PORT: Final = 65535
+#: How the names of archives end.
+_ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+_PATH_TYPE: Final = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("path", type=_PATH_TYPE, default=Path())
+@click.option("--listen", default=_DEFAULT_ADDRESS, show_default=True, metavar="HOST:PORT", help="Port 0 takes any.")
+@click.option("--read-only", is_flag=True, help="Refuse every push and delete. An archive is never changed.")
+@click.option(
+    "-u",
+    "--username",
+    metavar="USER",
+    help="Require a login as USER, with the password of --password-stdin, --password-file or OCISTREAM_PASSWORD. "
+    "Without this, HOST must be this machine.",
+)
+@click.option("--password-stdin", is_flag=True, help="Read that password from stdin.")
+@click.option("--password-file", metavar="FILE", help="Read that password from FILE.")
+@click.option("--tls-cert", type=_PATH_TYPE, metavar="FILE", help="Speak TLS, with this certificate (PEM).")
+@click.option("--tls-key", type=_PATH_TYPE, metavar="FILE", help="Its key.  [default: in the certificate's file]")
+@click.option(
+    "--access-log",
+    type=_PATH_TYPE,
+    metavar="FILE",
+    help="Append a line for each request to FILE, `-` is stderr: in the common log format, or as JSON with "
+    "--log-format json.",
+)
+@verbosity_options
+@click.pass_obj
+def serve(
+    console: Console, /, path: Path, listen: str, read_only: bool, access_log: Path | None, **options: Any
+) -> None:
+    """Serve PATH as a registry: a layout directory (default: this one) for reading and writing, an archive for reading.
+
+    It listens on this machine only, unless there is a password, and runs until it is interrupted. The first line on
+    stdout is its address. If an archive has one image and no name for it, app.tar has app:latest.
+
+    \b
+    ocistream serve images/                       # docker push localhost:5000/app:1
+    ocistream serve app.tar                       # docker pull localhost:5000/app
+    ocistream serve app.tar --listen 0.0.0.0:5000 -u ada --password-stdin --tls-cert cert.pem < password
+    """
+    from ocistream.serve import Registry
+    from ocistream.serve.capacity import limit_by_descriptors, raise_descriptor_limit
+    from ocistream.streams.memory import return_large_blocks
+
+    apply_verbosity(console, options)
+    address = _parse_address(listen)
+    _check_path(path)
+    gate = _build_basic_auth(options)
+    tls = _build_tls_context(options["tls_cert"], options["tls_key"])
+    if gate is not None and tls is None and not is_loopback(address[0]):
+        console.info(
+            "there is no TLS (--tls-cert): whoever is on the way can read the password, and change what is sent"
+        )
+    raise_descriptor_limit()
+    if (clients := limit_by_descriptors(limits.MAX_CLIENTS)) < limits.MAX_CLIENTS:
+        console.info(
+            f"at most {format_count(clients, 'client')} at a time, in place of {limits.MAX_CLIENTS}: "
+            "this process may open too few files (`ulimit -n`)"
+        )
+    return_large_blocks()
+    console.is_server = True
+    with ExitStack() as stack:
+        log = _build_request_log(console, access_log, stack)
+        registry = Registry(path, address=address, read_only=read_only, log=log, auth=gate, tls=tls)
+        stack.callback(registry.stop)
+        for line in registry.operator_notices():
+            console.info(line)
+        click.echo(registry.host)
+        registry.serve_forever()
+
+
+def _parse_address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
+        msg = f"malformed address {listen!r}"
+        raise UsageError(msg, hint="write HOST:PORT, such as 127.0.0.1:5000 or [::1]:5000")
+    return host.strip("[]"), int(port)
+
+
+def _check_path(path: Path) -> None:
+    """Refuse what can be read but once, from its beginning to its end.
+
+    Raises:
+        UsageError: it is stdin.
+        UnsupportedError: it is a pipe or a device.
+        NotFoundError: it is not there, and is called as archives are: it would become an empty directory.
+    """
+    hint = "an archive is served out of a file, since blobs are asked for in any order, and again"
+    if str(path) == "-":
+        msg = "stdin cannot be served"
+        raise UsageError(msg, hint=hint)
+    if paths.is_special(path):
+        msg = f"{path} is neither a directory nor a regular file"
+        raise UnsupportedError(msg, hint=hint)
+    # Where a link leads nowhere, opening it says why.
+    if not paths.exists(path, follow=False) and path.name.endswith(_ARCHIVE_SUFFIXES):
+        msg = f"{path}: no such file"
+        raise NotFoundError(msg, hint="is it misspelt? to make a layout directory of that name, `mkdir` it first")
+
+
+def _build_basic_auth(options: Mapping[str, Any]) -> BasicAuth | None:
+    """Make what asks for the password, if a user is named.
+
+    Raises:
+        UsageError: there is no password, or a password and no user.
+        NotFoundError, LocalDiskError: the file of the password cannot be read.
+    """
+    from ocistream.serve import BasicAuth
+
+    if options["username"] is None:
+        given_by = "--password-stdin" if options["password_stdin"] else "--password-file"
+        if options["password_stdin"] or options["password_file"]:
+            msg = f"{given_by} without --username"
+            raise UsageError(msg, hint="name the user who is to log in with that password")
+        return None
+    password = ExplicitCredentials(options, os.environ).read_password() or os.environ.get("OCISTREAM_PASSWORD")
+    if not password:
+        msg = "--username needs a password"
+        raise UsageError(msg, hint="give it with --password-stdin or --password-file, or in OCISTREAM_PASSWORD")
+    return BasicAuth(options["username"], password)
+
+
+def _build_tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    from ocistream.http.tls import create_server_context
+
+    if certificate is None:
+        if key is not None:
+            msg = "--tls-key without --tls-cert"
+            raise UsageError(msg, hint="name the certificate that the key belongs to")
+        return None
+    return create_server_context(str(certificate), str(key) if key is not None else None)
+
+
+def _build_request_log(console: Console, path: Path | None, stack: ExitStack) -> Callable[[AccessLogEntry], None]:
+    """Give what is told of each request: the access log, and whoever asked with -v."""
+    access: AccessLog | None = None
+    if path is not None:
+        where = None if str(path) == "-" else path
+        access = AccessLog(where, as_json=console.as_json, report=console.info)
+        stack.callback(access.close)
+
+    def log(entry: AccessLogEntry) -> None:
+        if access is not None:
+            access.write(entry)
+        if console.verbosity < 1 and not entry.is_server_fault:
+            return
+        target = redact_target(entry.target)
+        text = f"{entry.client} {entry.method} {target}: {entry.status}, {entry.received} B in, {entry.sent} B out"
+        if entry.problem:
+            text += f" ({entry.problem})"
+        fields = {**asdict(entry), "target": target}
+        # A full disk, a corrupt archive: whoever serves hears of it without asking.
+        console.info(printable(text, _MAX_LOGGED), level=0 if fields.pop("is_ours") else 1, **fields)
+
+    return log
+
+
+__all__ = ["AccessLog", "redact_target"]
+
+_MAX_TARGET: Final = 2000
+#: Parameters of the distribution-spec, none of which is a secret.
+_PUBLIC_PARAMETERS: Final = frozenset(
+    {"artifactType", "digest", "digest-algorithm", "from", "last", "mount", "n", "tag"}
+)
+_MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+
+class AccessLog:
+    """Writes a line a request to a file, or to stderr. Safe for several threads."""
+
+    def __init__(self, path: Path | None, *, as_json: bool, report: Callable[[str], None]) -> None:
+        """Append to `path`, None for stderr. `tell` is called once, if the log cannot be written to any more.
+
+        Raises:
+            NotFoundError, LocalDiskError: the file cannot be opened, or the path is another user's link.
+        """
+        self._as_json = as_json
+        self._report = report
+        self._lock = threading.Lock()
+        self._failed = False
+        if path is None:
+            self._descriptor = os.dup(sys.stderr.fileno())
+        else:
+            target, flags = paths.write_target(path), os.O_NOFOLLOW
+            if paths.is_special(path):
+                # /dev/stderr leads to something that has no path.
+                target, flags = path, 0
+            with files.disk_errors(f"cannot open the access log {path}"):
+                # Who rotates logs copies and truncates: what is appended then begins at the beginning.
+                flags |= os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(target, flags, 0o640)
+
+    def write(self, entry: AccessLogEntry) -> None:
+        """Write the line of a request; requests are served whether that can be done or not."""
+        line = (_format_json_line(entry) if self._as_json else _format_common_line(entry)).encode() + b"\n"
+        with self._lock:
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError as error:
+                if not self._failed:
+                    self._report(f"the access log cannot be written to: {error.strerror}")
+                self._failed = True
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def _format_common_line(entry: AccessLogEntry) -> str:
+    """Write the common log format: host, identity (nobody knows), user, time, request, status, bytes of the body."""
+    when = dt.datetime.fromtimestamp(entry.timestamp, dt.UTC).astimezone()
+    # Months are English there, whatever the locale.
+    stamp = f"{when:%d}/{_MONTHS[when.month - 1]}/{when:%Y:%H:%M:%S %z}"
+    request = _escape_quotes(f"{entry.method} {redact_target(entry.target)} {entry.version}")
+    user = quote(entry.user, safe="@+") if entry.user else "-"
+    return f'{printable(entry.client)} - {user} [{stamp}] "{request}" {entry.status or "-"} {entry.sent or "-"}'
+
+
+def _format_json_line(entry: AccessLogEntry) -> str:
+    when = dt.datetime.fromtimestamp(entry.timestamp, dt.UTC).isoformat(timespec="milliseconds")
+    fields = {
+        "time": when,
+        "client": entry.client,
+        "user": entry.user,
+        "method": printable(entry.method),
+        "target": redact_target(entry.target),
+        "status": entry.status,
+        "received": entry.received,
+        "sent": entry.sent,
+        "seconds": round(entry.seconds, 6),
+    }
+    return json.dumps(fields if entry.problem is None else {**fields, "problem": printable(entry.problem)})
+
+
+def redact_target(target: str) -> str:
+    """Give what was asked for without a value of the query that may be a secret, and without control characters."""
+    path, mark, query = target.partition("?")
+    # A whole URL may have a user and a password in it.
+    path = re.sub(r"\A([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@", r"\1", path)
+    if mark:
+        shown = [
+            (name, value if name in _PUBLIC_PARAMETERS else "...")
+            for name, value in parse_qsl(query, keep_blank_values=True)
+        ]
+        path += f"?{urlencode(shown, safe='/:...')}"
+    return printable(path, _MAX_TARGET)
+
+
+def _escape_quotes(text: str) -> str:
+    return printable(text, _MAX_TARGET).replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,175 @@
+"""Parse values of arguments and options: image names, locations, whole numbers, sizes, rates and durations.
+
+The functions reject text that Python's own conversions accept, such as `1_000` or `nan`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ocistream import limits
+from ocistream.errors import InvalidNameError, UsageError
+from ocistream.locations import parse_location
+from ocistream.notices import add_failure_hint
+from ocistream.oci.reference import parse_reference, printable
+from ocistream.sizes import parse_size
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from ocistream.locations import Location
+    from ocistream.oci.reference import Reference
+
+__all__ = [
+    "WholeNumber",
+    "check_number",
+    "parse_byte_size",
+    "parse_duration",
+    "parse_image",
+    "parse_location_argument",
+    "parse_memory",
+    "parse_rate",
+]
+
+#: Words before a colon that say that this is no image in a registry, and how a path begins.
+_NOT_AN_IMAGE: Final = re.compile(r"(?:oci|oci-archive|docker-archive):|-\Z|\.{0,2}/|~/")
+_ARCHIVE_SUFFIX: Final = re.compile(r"\.(?:tar|tgz|tzst|zip|tar\.[a-z0-9]+)\Z")
+#: `HOST[:PORT]` alone. There is no repository with a dot in Docker Hub's library.
+_HOST: Final = re.compile(r"(?:localhost|[^.:/@]+(?:\.[^.:/@]+)+)(?::[0-9]+)?\Z")
+
+
+def parse_image(text: str, hint: str) -> Reference:
+    """Parse an image's name where nothing but a registry's can stand; `instead` is what to do with a file.
+
+    Raises:
+        InvalidNameError: it is malformed, or a path.
+    """
+    if not text:
+        msg = "malformed image name '': there is nothing in it"
+        raise InvalidNameError(msg, hint="is the variable empty that it was to come from?")
+    if _NOT_AN_IMAGE.match(text):
+        msg = f"{printable(text)!r} is a file or directory, and no image in a registry"
+        raise InvalidNameError(msg, hint=hint)
+    reference = parse_reference(text)
+    _advise_ambiguous_name(text, reference)
+    return reference
+
+
+def parse_location_argument(text: str) -> Location:
+    """Parse an end, and keep it in mind if it is an image only by the rules.
+
+    Raises:
+        InvalidNameError, UnsupportedError: as `parse_end` has it.
+    """
+    end = parse_location(text)
+    if end.reference is not None:
+        _advise_ambiguous_name(text, end.reference, may_be_path=end.is_repository)
+    return end
+
+
+def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool = False) -> None:
+    if "/" in text:
+        return
+    taken = f"{printable(text)} is taken for the image {reference.name}"
+    if _ARCHIVE_SUFFIX.search(text) or (may_be_path and os.path.exists(text)):  # noqa: PTH110 - it never raises
+        add_failure_hint(f"{taken}: the file or directory is written ./{printable(text)}")
+    elif _HOST.match(text):
+        add_failure_hint(f"{taken}: one in that registry is written {printable(text)}/REPOSITORY[:TAG]")
+
+
+#: Digits of 2^63 - 1, above which no size of a file is.
+_MAX_DIGITS: Final = 19
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)\Z", re.ASCII)
+_UNIT_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in a range. `int` would also take `1_000`, `+5`, ` 5` and digits of any script."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one; what is none is shown, but not all of it."""
+        if isinstance(value, str):
+            digits = value.removeprefix("-")
+            if not digits.isascii() or not digits.isdigit():
+                self._fail(value, "is no whole number", param, ctx)
+            if len(digits) > _MAX_DIGITS:
+                self._fail(value, "is too large", param, ctx)
+        return super().convert(value, param, ctx)
+
+    def _fail(self, value: str, why: str, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        self.fail(f"{printable(value, 40)!r} {why}", param, ctx)
+
+
+def check_number(_context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Take a number that is one: click lets `nan` through.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is not None and math.isnan(value):
+        msg = f"{parameter.opts[0]} {value} is no number"
+        raise UsageError(msg)
+    return value
+
+
+def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """Read bytes in a second as curl's --limit-rate has them: `500k`, `10M`, `1G`.
+
+    Raises:
+        UsageError: it is no rate.
+    """
+    if value is None:
+        return None
+    size = parse_size(value, fractions=True)
+    if not size:
+        msg = f"--limit-rate {printable(value, 40)!r} is no rate in bytes a second"
+        raise UsageError(msg, hint="such as 500k, 10M or 1G")
+    return float(size)
+
+
+def parse_memory(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """Read the bytes of --memory.
+
+    Raises:
+        UsageError: it is no size, or one that is of no use.
+    """
+    size = parse_size(value, fractions=True)
+    if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
+        msg = f"--memory {printable(value, 40)!r} is no size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
+        raise UsageError(msg, hint="write it as in --memory 64MiB")
+    return size
+
+
+def parse_byte_size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a size in bytes, as --memory has it, which may be 0.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is None:
+        return None
+    found = parse_size(value, fractions=True)
+    if found is None:
+        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no size"
+        raise UsageError(msg, hint="such as 500M or 20G")
+    return found
+
+
+def parse_duration(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Read a time in seconds, or in minutes, hours or days: `90`, `30m`, `12h`, `7d`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value is None:
+        return None
+    match = _DURATION.match(value)
+    if match is None:
+        msg = f"{parameter.opts[0]} {printable(value, 40)!r} is no time"
+        raise UsageError(msg, hint="such as 90 (seconds), 30m, 12h or 7d")
+    return float(int(match[1]) * _UNIT_SECONDS[match[2]])

@@ -1,0 +1,395 @@
+"""Defaults of options: the command line overrides `OCISTREAM_*` variables, and these override the configuration file.
+
+Every value passes the option's own checks. Unknown variables are reported by name only: a value may be secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import click
+
+from ocistream.cli.console import Console
+from ocistream.cli.context import home_directory
+from ocistream.config.config_toml import read_configuration, resolve_path
+from ocistream.errors import NotFoundError, UsageError
+from ocistream.oci.reference import printable
+from ocistream.streams.paths import exists
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from ocistream.config.toml_files import TomlTable
+
+__all__ = [
+    "OPTIONS_WITHOUT_DEFAULT",
+    "VARIABLE_PREFIX",
+    "Setting",
+    "apply_defaults",
+    "check_all_defaults",
+    "configurable_options",
+    "find_credential_variables",
+    "load_all_options",
+    "option_name",
+    "read_settings",
+    "variable_name",
+    "warn_unused_variables",
+]
+
+VARIABLE_PREFIX: Final = "OCISTREAM_"
+_FOR_ONE_RUN: Final = "it is for one run: give the option"
+_SELECTS_CONTENT: Final = "it decides what moves: give the option"
+_SELECTS_OUTPUT: Final = "it decides what is printed: give the option"
+_USE_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
+_USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
+_FOR_ONE_REGISTRY: Final = (
+    'it is for one registry: give the option, or set it in [registry."HOST"] of the configuration'
+)
+#: Options that have no default of the user's, and why.
+OPTIONS_WITHOUT_DEFAULT: Final = {
+    "output": _SELECTS_CONTENT,
+    "input": _SELECTS_CONTENT,
+    "image": _SELECTS_CONTENT,
+    "to": _SELECTS_CONTENT,
+    "tags": _SELECTS_CONTENT,
+    "all-tags": _SELECTS_CONTENT,
+    "via": _SELECTS_CONTENT,
+    "have": _SELECTS_CONTENT,
+    "base": _SELECTS_CONTENT,
+    "only": _SELECTS_CONTENT,
+    "among": _SELECTS_CONTENT,
+    "from-byte": _FOR_ONE_RUN,
+    "split": _FOR_ONE_RUN,
+    "result": _FOR_ONE_RUN,
+    "dry-run": _FOR_ONE_RUN,
+    "shard": _FOR_ONE_RUN,
+    "access-log": _SELECTS_OUTPUT,
+    "json": _SELECTS_OUTPUT,
+    "username": _USE_LOGIN,
+    "src-username": _USE_LOGIN,
+    "dest-username": _USE_LOGIN,
+    "password-stdin": _USE_LOGIN,
+    "src-password-stdin": _USE_LOGIN,
+    "dest-password-stdin": _USE_LOGIN,
+    "password-file": _USE_LOGIN,
+    "src-password-file": _USE_LOGIN,
+    "dest-password-file": _USE_LOGIN,
+    "authfile": _USE_AUTH_FILE,
+    "src-authfile": _USE_AUTH_FILE,
+    "dest-authfile": _USE_AUTH_FILE,
+    "client-cert": _FOR_ONE_REGISTRY,
+    "client-key": _FOR_ONE_REGISTRY,
+    "insecure": _FOR_ONE_REGISTRY,
+    "plain-http": _FOR_ONE_REGISTRY,
+    **{
+        f"{side}-{name}": _FOR_ONE_REGISTRY
+        for side in ("src", "dest")
+        for name in ("client-cert", "client-key", "insecure", "plain-http")
+    },
+    "config": "a file cannot name another one; the variable OCISTREAM_CONFIG can",
+    "help": _FOR_ONE_RUN,
+}
+#: Options that are known to be some command's. Of others that is found out by importing all, which takes 20 ms.
+_COMMON_OPTIONS: Final = frozenset(
+    {
+        "ca-cert",
+        "cache",
+        "cert-dir",
+        "compress",
+        "connect-timeout",
+        "jobs",
+        "limit-rate",
+        "log-format",
+        "max-ratio",
+        "max-requests-per-second",
+        "memory",
+        "no-mirrors",
+        "no-referrers",
+        "platform",
+        "progress",
+        "retries",
+        "stall-timeout",
+        "upload",
+    }
+)
+#: Options of which the file has paths, relative to its folder.
+_PATH_OPTIONS: Final = frozenset({"cache", "ca-cert", "src-ca-cert", "dest-ca-cert", "cert-dir", "tls-cert", "tls-key"})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one option is: `value` as click takes it for a default."""
+
+    value: str | int | bool | list[str]
+    #: `file` or `environment`.
+    origin: str
+    #: The file and its table, or the variable.
+    where: str
+
+
+def apply_defaults(group: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
+    """Give a command its defaults, as it is about to read these arguments, by the `default_map` of its group.
+
+    Raises:
+        UsageError: the file is malformed, or a value is none that the option takes.
+        NotFoundError: the file that is named is not there.
+        LocalDiskError: it cannot be read.
+    """
+    # What click will find, of which nothing is taken but which file is meant, and whether only help is wanted.
+    with click.Context(command, info_name=name, parent=group, resilient_parsing=True) as context:
+        given, _, _ = command.make_parser(context).parse_args(args=list(arguments))
+        asked = command.get_help_option(context)
+    if asked is not None and asked.name in given:
+        return
+    # What looks at files is told its own faults, and not those of another one.
+    table = None if name == "config" else read_configuration_file(given.get("config"), os.environ)
+    found = read_settings(name, command, table, os.environ)
+    by_parameter = {
+        option.name: found[key].value for key, option in configurable_options(command).items() if key in found
+    }
+    if name != "config" and (named := os.environ.get(variable_name("config"))):
+        by_parameter["config"] = named
+    group.default_map = {name: by_parameter}
+    if isinstance(group.obj, Console):
+        log_format, progress = (given.get(key) or by_parameter.get(key) for key in ("log_format", "progress"))
+        group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
+        # `config` and `sync` read files that may name further variables: they check the variables themselves.
+        if name not in {"config", "sync"} and not _is_quiet(given, by_parameter):
+            warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
+
+
+def _is_quiet(explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Say whether only errors are printed, before the command itself finds out (`options.apply_verbosity`)."""
+    return bool(explicit.get("quiet") or (defaults.get("quiet") and not explicit.get("verbose")))
+
+
+def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
+    """Read the file that --config names, else OCISTREAM_CONFIG, else the one that there is.
+
+    Raises:
+        UsageError, NotFoundError, LocalDiskError: as `find_configuration`.
+    """
+    if explicit is None and (named := env.get(variable_name("config"))):
+        if not exists(named):
+            msg = f"{variable_name('config')}: {printable(named)}: no such file"
+            raise NotFoundError(msg, hint="correct that variable, or leave it away")
+        explicit = named
+    return read_configuration(None if explicit is None else Path(explicit), env, home_directory())
+
+
+def option_name(option: click.Option) -> str:
+    """Give an option's long name without its hyphens."""
+    return max(option.opts, key=len).lstrip("-")
+
+
+def variable_name(name: str) -> str:
+    """Give the variable of an option."""
+    return VARIABLE_PREFIX + name.upper().replace("-", "_")
+
+
+def configurable_options(command: click.Command) -> dict[str, click.Option]:
+    """Give the options of a command that may have a default, by their long names, in the order of --help."""
+    found = {option_name(option): option for option in command.params if isinstance(option, click.Option)}
+    return {name: option for name, option in found.items() if name not in OPTIONS_WITHOUT_DEFAULT}
+
+
+def read_settings(
+    name: str, command: click.Command, table: TomlTable | None, env: Mapping[str, str]
+) -> dict[str, Setting]:
+    """Give what a command's options are by the file and the environment, by their long names.
+
+    Raises:
+        UsageError: something there is no option, or has a value that it does not take.
+    """
+    options, found = configurable_options(command), {}
+    with click.Context(command, info_name=name) as context:
+        for key, setting in (*_read_file_settings(name, options, table), *_read_variables(options, env)):
+            _check_setting(context, key, options[key], setting)
+            found[key] = setting
+    return found
+
+
+def check_all_defaults(table: TomlTable, commands: Mapping[str, click.Command]) -> None:
+    """Check the whole of `[defaults]`, for every command.
+
+    Raises:
+        UsageError: as `defaults_of`.
+    """
+    for name, command in commands.items():
+        read_settings(name, command, table, {})
+
+
+def _read_file_settings(
+    name: str, options: Mapping[str, click.Option], table: TomlTable | None
+) -> Iterator[tuple[str, Setting]]:
+    if table is None:
+        return
+    folder = Path(table.label).parent
+    shared = table.table("defaults")
+    for key, value in shared.values.items():
+        if isinstance(value, dict):
+            _check_command_table(shared, key)
+        elif key in options:
+            yield key, _build_setting(shared, key, options[key], folder, f"{table.label} [defaults]")
+        elif key not in _COMMON_OPTIONS:
+            # It may be another command's.
+            _check_option_name(shared, key, load_all_options())
+    own = shared.table(name)
+    for key in own.values:
+        _check_option_name(own, key, options, of=f"`ocistream {name}`")
+        yield key, _build_setting(own, key, options[key], folder, f"{table.label} [defaults.{name}]")
+
+
+def _read_variables(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
+    for key, option in options.items():
+        variable = variable_name(key)
+        if text := env.get(variable):
+            yield key, Setting(_convert_variable(variable, option, text), "environment", variable)
+
+
+def _check_command_table(table: TomlTable, key: str) -> None:
+    from ocistream.cli.entry_point import COMMANDS
+
+    if key not in COMMANDS:
+        raise table.key_error(key, "is a table, and no command", _suggest_name(key, COMMANDS))
+
+
+def _check_option_name(table: TomlTable, key: str, known: Mapping[str, Any], of: str = "any command") -> None:
+    if key in known:
+        return
+    if key in OPTIONS_WITHOUT_DEFAULT:
+        raise table.key_error(key, "has no default", OPTIONS_WITHOUT_DEFAULT[key])
+    raise table.key_error(key, f"is no option of {of}", _suggest_name(key, known))
+
+
+def _suggest_name(key: str, known: Mapping[str, Any]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
+
+
+def load_all_options() -> dict[str, click.Option]:
+    """Return the options of all commands that may have a default, by their long names."""
+    from ocistream.cli.entry_point import COMMANDS, load_command
+
+    return {key: option for name in COMMANDS for key, option in configurable_options(load_command(name)).items()}
+
+
+def _build_setting(table: TomlTable, key: str, option: click.Option, folder: Path, where: str) -> Setting:
+    value = _convert_toml_value(table, key, option)
+    if key in _PATH_OPTIONS and isinstance(value, str) and value:
+        value = str(resolve_path(folder, value, home_directory()))
+    return Setting(value, "file", where)
+
+
+def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:
+    """Take a value of TOML as the command line would have it: a number is what is written, and checked as that."""
+    value = table.values[key]
+    if option.is_flag:
+        return bool(table.flag(key))
+    if option.count:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise table.key_error(key, "is no whole number")
+        return value
+    if option.multiple:
+        return [_convert_to_text(table, key, item) for item in (value if isinstance(value, list) else [value])]
+    return _convert_to_text(table, key, value)
+
+
+def _convert_to_text(table: TomlTable, key: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise table.key_error(key, "is neither a string nor a number")
+    return str(value)
+
+
+def _convert_variable(variable: str, option: click.Option, text: str) -> str | int | bool | list[str]:
+    """Take a variable's value; words of one that repeats have blanks between them."""
+    if option.is_flag:
+        try:
+            return bool(click.BOOL.convert(text, None, None))
+        except click.BadParameter as error:
+            msg = f"{variable}: {printable(text, 40)!r} is neither true nor false"
+            raise UsageError(msg, hint="write 1 or 0") from error
+    if option.count:
+        # (No `int`, which takes digits of any script.)
+        if not (text.isascii() and text.isdigit() and len(text) < 3):
+            msg = f"{variable}: {printable(text, 40)!r} is no whole number"
+            raise UsageError(msg)
+        return int(text)
+    return text.split() if option.multiple else text
+
+
+def _check_setting(context: click.Context, key: str, option: click.Option, setting: Setting) -> None:
+    """Have an option look at a value.
+
+    Raises:
+        UsageError: it does not take it.
+    """
+    where = setting.where if setting.origin == "environment" else f"{setting.where} {key}"
+    try:
+        option.process_value(context, setting.value)
+    except click.BadParameter as error:
+        msg = f"{where}: {' '.join(error.format_message().split())}"
+        raise UsageError(msg) from error
+    except UsageError as error:
+        msg = f"{where}: {error.message}"
+        raise UsageError(msg, hint=error.hint) from error
+
+
+_CREDENTIAL_VARIABLES: Final = frozenset(
+    f"{VARIABLE_PREFIX}{side}{word}" for side in ("", "SRC_", "DEST_") for word in ("USERNAME", "PASSWORD")
+)
+#: Variables of the project's tests.
+_TEST_VARIABLES: Final = frozenset({f"{VARIABLE_PREFIX}FUZZ_SEED", f"{VARIABLE_PREFIX}TEST_MACHINE"})
+#: Kubernetes sets these in each container for a Service whose name begins with "ocistream".
+_KUBERNETES_VARIABLE: Final = re.compile(
+    rf"{VARIABLE_PREFIX}(.+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z"
+)
+
+
+def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collection[str] = ()) -> None:
+    """Print one line for each variable that is set and has no effect; `used` are variables that a file names."""
+    names = [name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value]
+    for line in _describe_unused(sorted(names), used):
+        console.info(line)
+
+
+def find_credential_variables(table: TomlTable | None) -> set[str]:
+    """Return the variables that `credentials = "env:PREFIX"` names in the tables of registries."""
+    # A malformed table is reported by the commands that need it.
+    registries = None if table is None else table.values.get("registry")
+    tables = registries.values() if isinstance(registries, dict) else ()
+    sources = [values.get("credentials") for values in tables if isinstance(values, dict)]
+    prefixes = [text.removeprefix("env:") for text in sources if isinstance(text, str) and text.startswith("env:")]
+    return {f"{prefix}_{word}" for prefix in prefixes for word in ("USERNAME", "PASSWORD")}
+
+
+def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[str]:
+    ours = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
+    left = [name for name in names if name not in ours and not _KUBERNETES_VARIABLE.match(name)]
+    if not left:
+        return
+    refused = {variable_name(key): why for key, why in OPTIONS_WITHOUT_DEFAULT.items()}
+    known = {variable_name(key) for key in load_all_options()}
+    for name in left:
+        if name in refused:
+            yield f"the variable {name} has no effect: {refused[name]}"
+        elif name not in known:
+            suggestion = _suggest_variable(name, {*known, *ours} - _TEST_VARIABLES)
+            yield f"the variable {printable(name)} has no effect: {suggestion}"
+
+
+def _suggest_variable(name: str, known: Collection[str]) -> str:
+    from difflib import get_close_matches
+
+    # The common beginning would make any two of them alike.
+    words = sorted(one.removeprefix(VARIABLE_PREFIX) for one in known)
+    close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), words, n=1, cutoff=0.7)
+    return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream does not know it"

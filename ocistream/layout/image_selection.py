@@ -1,0 +1,104 @@
+"""Choose all images of a source, or fail if an image has no usable name. Report duplicate and missing tags."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from ocistream.errors import UsageError
+from ocistream.layout.index import format_image_names, select_existing_images, tag_of
+from ocistream.notices import notify
+from ocistream.oci.reference import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ocistream.oci.graph import Graph, Root
+
+__all__ = ["UNKNOWN_SIZE", "UnknownDigestError", "report_duplicate_names", "report_untagged", "select_all_images"]
+
+#: The size of an image whose manifest is not made yet: its digest is not the image's, and must not be printed.
+UNKNOWN_SIZE: Final = -1
+#: So many names, and images of one name, are shown.
+_MAX_NAMES: Final = 10
+
+
+class UnknownDigestError(Exception):
+    """A digest must be printed, and the manifest of that image is not made yet."""
+
+
+def select_all_images(
+    roots: Sequence[Root],
+    has_destination: Callable[[Root], bool],
+    missing: str,
+    hint: str,
+    *,
+    description: str = "in the archive or layout",
+) -> Sequence[Root]:
+    """Choose all images, each under those of its names that tell where it goes (`has_place`).
+
+    `lack` is what the other names lack, `which` says which images these are. A notice tells of a name that is not used
+    because its image goes under another one. A stray entry is chosen if it has a place.
+
+    Raises:
+        NotFoundError: there is no image.
+        UsageError: an image has no such name; the message names each, `hint` says what to do.
+    """
+    chosen = [root for root in select_existing_images(roots) if has_destination(root)]
+    going = _digests(chosen)
+    others = [root for root in roots if not root.is_stray and not has_destination(root)]
+    lost = [root for root in others if root.descriptor.digest not in going]
+    if lost or not chosen:
+        count, total = len(_digests(lost)), len(_digests(root for root in roots if not root.is_stray))
+        if count == total:
+            msg = f"no image {description} has a {missing}: {format_image_names(lost or roots)}"
+        else:
+            verb = "has" if count == 1 else "have"
+            msg = f"{count} of {total} images {description} {verb} no {missing}: {format_image_names(lost)}"
+        raise UsageError(msg, hint=hint)
+    for root in others:
+        if root.name:
+            name = printable(root.name)
+            notify(
+                f"the name {name!r} is not used, because it is not a {missing}; "
+                "the image is copied under its other name"
+            )
+    return chosen
+
+
+def report_duplicate_names(graph: Graph) -> None:
+    """Report names that several images have in one archive or layout: tools differ in the image that they take."""
+    images: dict[str, dict[str, None]] = {}
+    for root in graph.roots:
+        if root.name:
+            shown = graph.image_id(root) if root.is_synthesized else root.descriptor.digest
+            images.setdefault(root.name, {})[shown or root.descriptor.digest] = None
+    doubled = {name: list(digests) for name, digests in images.items() if len(digests) > 1}
+    for name, digests in itertools.islice(doubled.items(), _MAX_NAMES):
+        shown = ", ".join(digests[:_MAX_NAMES])
+        more = f" and {len(digests) - _MAX_NAMES} more" if len(digests) > _MAX_NAMES else ""
+        notify(
+            f"{len(digests)} images have the name {printable(name)!r}: {shown}{more}; skopeo takes the first one, "
+            "`docker load`, `ctr image import` and `ocistream serve` take the last one"
+        )
+    if len(doubled) > _MAX_NAMES:
+        notify(f"{len(doubled) - _MAX_NAMES} more names belong to several images each")
+
+
+def report_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
+    """Report images without a tag, where `option` chooses images by their tags.
+
+    Raises:
+        UnknownDigestError: an image without a tag has `UNKNOWN_SIZE`.
+    """
+    images = [root for root in roots if not root.is_stray]
+    tagged = _digests(root for root in images if tag_of(root.name))
+    for root in images:
+        if root.descriptor.digest not in tagged:
+            if root.descriptor.size == UNKNOWN_SIZE:
+                raise UnknownDigestError
+            notify(f"{format_image_names([root])} is skipped: it has no tag, and {option} copies tags only")
+
+
+def _digests(roots: Iterable[Root]) -> set[str]:
+    return {root.descriptor.digest for root in roots}

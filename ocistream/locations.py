@@ -1,0 +1,485 @@
+"""Locations of images: parse them, and open each kind as a source or a destination.
+
+To add a kind, write its two open functions and a line in `_KINDS`. OpenContext supplies stdin and stdout.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from ocistream import limits
+from ocistream.errors import InvalidNameError, UnsupportedError, UsageError
+from ocistream.layout.index import ImageSelector, select_every_image, select_named_images
+from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
+from ocistream.oci.reference import Reference, parse_reference, printable
+from ocistream.streams import files, paths
+from ocistream.streams.workers import DEFAULT_JOBS
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Sequence
+
+    from ocistream.archive.outputs import Output
+    from ocistream.archive.tar import InputStream
+    from ocistream.http.client import HttpClient
+    from ocistream.oci.graph import Root
+    from ocistream.oci.referrers import ReferrerMode
+    from ocistream.registry.mirrors import RepositoryOpener
+    from ocistream.registry.upload_records import UploadRecords
+    from ocistream.transfer.interfaces import Destination, Source
+
+__all__ = [
+    "Location",
+    "OpenContext",
+    "Selection",
+    "is_directory",
+    "is_layout_destination",
+    "open_archive_destination",
+    "open_archive_source",
+    "open_destination",
+    "open_docker_archive_destination",
+    "open_layout_destination",
+    "open_layout_source",
+    "open_registry_destination",
+    "open_registry_source",
+    "open_source",
+    "open_sources",
+    "parse_location",
+    "path_of",
+    "reference_of",
+]
+
+#: Words of containers-transports(5) that are understood as such, so that a typo does not become an image's name.
+_FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
+_PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """One end of a transfer: its `kind`, and where it is.
+
+    `kind` is "docker" (a registry), "oci" (a directory), "oci-archive", "docker-archive", or "path", which is one of
+    the others by what is found there. `name` chooses an image within it, or gives it a name. `is_stream` says that
+    this is stdin or stdout, and no file that is called `-`; `is_repository` that a registry's end has neither tag nor
+    digest, so that it may mean all of a repository as well as what is tagged "latest" there.
+    """
+
+    kind: str
+    text: str
+    reference: Reference | None = None
+    path: Path | None = None
+    name: str | None = None
+    is_stream: bool = False
+    is_repository: bool = False
+
+
+def parse_location(text: str, *, bare_is_path: bool = False) -> Location:
+    """Parse one end as docs/images.md has it: an image, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, or a path.
+
+    With `bare_is_path` what could be an image's name is a path: behind -o and -i.
+
+    Raises:
+        InvalidNameError: it is none of these.
+        UnsupportedError: it is a transport that other tools know.
+    """
+    if not text:
+        # To Python, a path without anything in it is the current directory.
+        msg = "malformed end '': there is nothing in it"
+        raise InvalidNameError(msg, hint="write . for the current directory, - for stdin or stdout")
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix in _KINDS and prefix != "docker":
+        where, _, name = rest.partition(":")
+        if not where:
+            msg = f"malformed end {printable(text)!r}: there is no path in it"
+            raise InvalidNameError(msg, hint=f"write {prefix}:PATH[:NAME]")
+        # A directory cannot be streamed: `oci:-` is one of that name.
+        is_stream = where == "-" and prefix != "oci"
+        return Location(prefix, text, path=_expand_user(where), name=name or None, is_stream=is_stream)
+    if colon and prefix in _FOREIGN_TRANSPORTS:
+        msg = f"{printable(text)!r}: the transport {prefix} is not supported"
+        raise UnsupportedError(msg, hint="save the image to a file and name that")
+    if bare_is_path or _PATH_START.match(text):
+        return Location("path", text, path=_expand_user(text), is_stream=text == "-")
+    bare = parse_reference(text, default_tag=False)
+    return Location(
+        "docker", text, reference=parse_reference(text), is_repository=bare.tag is None and bare.digest is None
+    )
+
+
+def _expand_user(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        msg = f"malformed path {printable(text)!r}: it is not known where that home directory is"
+        raise InvalidNameError(msg) from error
+
+
+def _not_provided() -> NoReturn:
+    msg = "this end needs something of the process around it that was not given"
+    raise UsageError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenContext:
+    """What an end may need of the process around it, each opened only when it is asked for."""
+
+    client: Callable[[], HttpClient] = field(default=_not_provided)
+    stdin: Callable[[], InputStream] = field(default=_not_provided)
+    stdout: Callable[[], io.FileIO] = field(default=_not_provided)
+    #: Seconds since 1970 for every entry of an archive.
+    mtime: int = 0
+    #: Repositories of the registry that is written to, which may have blobs already.
+    mount_from: tuple[str, ...] = ()
+    #: Which of them are known to have the blob of a digest.
+    mount_candidates: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
+    #: Where in a registry each image goes; None where all go where the end says.
+    find_reference: Callable[[Root], Reference] | None = None
+    #: Which bytes of an archive that is written are wanted: those from here on.
+    from_byte: int = 0
+    #: The most bytes that a file of an archive may have, which is cut into volumes then; 0 where it is not.
+    volume_size: int = 0
+    #: From where images in registries are read; None where that is the repositories that they are named after.
+    opener: Callable[[], RepositoryOpener] | None = None
+    #: How much may be asked for at a time.
+    jobs: int = DEFAULT_JOBS
+    #: Where uploads are remembered that a later run may go on with, if they are.
+    records: Callable[[], UploadRecords] | None = None
+    #: What ends the questions of one transfer, where others of the same transport go on.
+    cancelled: threading.Event | None = None
+
+    def repository_opener(self) -> RepositoryOpener:
+        """Give what images in registries are read by."""
+        from ocistream.registry.mirrors import RepositoryOpener
+
+        return self.opener() if self.opener is not None else RepositoryOpener(self.client())
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which of a source's images and platforms are wanted."""
+
+    select: ImageSelector = field(default=select_every_image)
+    platforms: PlatformChoice = ALL_PLATFORMS
+    #: How much larger than itself what is compressed may become.
+    max_ratio: int = limits.MAX_RATIO
+    #: Whether blobs that no image needs are handed out as well, to be looked at.
+    all_blobs: bool = False
+    #: What is done with what hangs on the images: signatures, SBOMs and the like.
+    referrers: ReferrerMode = "along"
+    #: Which of a repository's tags are wanted, if it is more than the one that the end names.
+    tags: Callable[[Sequence[str]], Sequence[str]] | None = None
+
+
+def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
+    """Open an end to read from.
+
+    Raises:
+        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
+    """
+    if location.name is not None:
+        selection = replace(selection, select=select_named_images([location.name]))
+    with files.disk_errors(f"cannot open {printable(location.text)}"):
+        return _KINDS[_source_kind(location)][0](location, context, selection)
+
+
+def open_sources(locations: Sequence[Location], context: OpenContext, selection: Selection) -> Source:
+    """Open one end to read from, or several archives and layouts as if they were one.
+
+    Raises:
+        UsageError: of several, one can be read only once, or names an image.
+        NotFoundError, ArchiveError, LocalDiskError, UnsupportedError: as the kind of end has it.
+    """
+    if len(locations) == 1:
+        return open_source(locations[0], context, selection)
+    from ocistream.archive.joined_source import open_joined_source
+
+    return open_joined_source(
+        [(_check_joinable(location), location.text) for location in locations],
+        select=selection.select,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        all_blobs=selection.all_blobs,
+    )
+
+
+def _check_joinable(location: Location) -> Path:
+    from ocistream.archive.decompression import is_compressed
+
+    kind = _source_kind(location)
+    path = path_of(location)
+    what = None
+    if location.name is not None:
+        what = "names an image in it: choose with --image"
+    elif location.is_stream or paths.is_special(path):
+        what = "can be read only once"
+    elif kind == "docker-archive":
+        what = "is a docker-archive"
+    elif paths.is_file(path) and is_compressed(path):
+        what = "is compressed: unpack it first"
+    if what:
+        msg = f"{printable(location.text)} {what}, and only OCI archives in files, and layouts, are put together"
+        raise UsageError(msg)
+    return path
+
+
+def open_destination(location: Location, context: OpenContext) -> Destination:
+    """Open an end to write to.
+
+    Raises:
+        UsageError, NotFoundError, LocalDiskError, UnsupportedError: as the kind of end has it.
+    """
+    with files.disk_errors(f"cannot open {printable(location.text)}"):
+        return _KINDS[_destination_kind(location)][1](location, context)
+
+
+def _source_kind(location: Location) -> str:
+    if location.kind != "path":
+        return location.kind
+    return "oci" if is_directory(location) else "oci-archive"
+
+
+def _destination_kind(location: Location) -> str:
+    if location.kind != "path":
+        return location.kind
+    return "oci" if location.text.endswith("/") or is_directory(location) else "oci-archive"
+
+
+def is_layout_destination(location: Location) -> bool:
+    """Say whether what is written to an end is a layout directory."""
+    return _destination_kind(location) == "oci"
+
+
+def is_directory(location: Location) -> bool:
+    """Say whether an end is a directory that is there."""
+    return not location.is_stream and location.path is not None and paths.is_directory(location.path)
+
+
+def reference_of(location: Location) -> Reference:
+    """Give the reference of a registry's end."""
+    assert location.reference is not None, "a registry's end has a reference"  # noqa: S101 - parse_end sees to it
+    return location.reference
+
+
+def path_of(location: Location) -> Path:
+    """Give the path of an end that is no registry's."""
+    assert location.path is not None, "an end that is no registry has a path"  # noqa: S101 - parse_end sees to it
+    return location.path
+
+
+def _check_not_file(location: Location) -> None:
+    """Make sure that what is to be a layout is no file.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if paths.is_file(path_of(location)):
+        msg = f"{printable(location.text)}: this is a file, and no layout directory"
+        raise UsageError(msg, hint=f"an archive is written {_format_location('oci-archive', location)}")
+
+
+def _check_not_directory(location: Location) -> None:
+    """Make sure that what is to be an archive is no directory.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if not location.is_stream and paths.is_directory(path_of(location)):
+        msg = f"{printable(location.text)}: this is a directory, and no archive"
+        raise UsageError(msg, hint=f"a layout is written {_format_location('oci', location)}")
+
+
+def _format_location(kind: str, location: Location) -> str:
+    return printable(f"{kind}:{path_of(location)}" + (f":{location.name}" if location.name else ""))
+
+
+def open_registry_source(location: Location, context: OpenContext, selection: Selection) -> Source:
+    """Open a registry's images.
+
+    Raises:
+        NotFoundError, UnsupportedError: tags are to be chosen of a repository that is not there, or has too many.
+    """
+    from ocistream.registry.source import RegistrySource
+
+    references = [reference_of(location)]
+    if selection.tags is not None:
+        references = _select_tags(references[0], context.repository_opener(), selection.tags)
+    return RegistrySource(
+        context.client(),
+        references,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        open_repository=context.repository_opener().open_repository,
+        jobs=context.jobs,
+        cancelled=context.cancelled,
+    )
+
+
+def _select_tags(
+    repository: Reference, reading: RepositoryOpener, choose: Callable[[Sequence[str]], Sequence[str]]
+) -> list[Reference]:
+    """Name the chosen ones of a repository's tags, in one order wherever they come from.
+
+    Raises:
+        NotFoundError: there is no such repository, or nothing in it is chosen.
+        UnsupportedError: there are more tags than are read.
+    """
+    listed = reading.list_tags(repository)
+    if listed.incomplete_reason:
+        msg = (
+            f"{repository.registry}/{repository.repository}: not all of its tags can be had: {listed.incomplete_reason}"
+        )
+        raise UnsupportedError(msg, hint="copy images by their names")
+    return [replace(repository, tag=tag) for tag in sorted(choose(listed.tags))]
+
+
+def open_registry_destination(location: Location, context: OpenContext) -> Destination:
+    """Open a registry to push to."""
+    from ocistream.registry.destination import RegistryDestination
+
+    reference = reference_of(location)
+
+    def one(_: Root) -> Reference:
+        return reference
+
+    return RegistryDestination(
+        context.client(),
+        context.find_reference or one,
+        early_target=reference,
+        mount_from=context.mount_from,
+        mount_candidates=context.mount_candidates,
+        records=context.records() if context.records is not None else None,
+    )
+
+
+def open_layout_source(location: Location, context: OpenContext, selection: Selection) -> Source:  # noqa: ARG001 - the table's form
+    """Open a layout directory.
+
+    Raises:
+        UsageError: it is a file.
+        NotFoundError, ArchiveError: as `LayoutSource` has it.
+    """
+    from ocistream.layout.store import LayoutSource
+
+    _check_not_file(location)
+    return LayoutSource(
+        path_of(location),
+        select=selection.select,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        include_unneeded=selection.all_blobs,
+    )
+
+
+def open_layout_destination(location: Location, context: OpenContext) -> Destination:  # noqa: ARG001 - the table's form
+    """Open a layout directory to write to.
+
+    Raises:
+        UsageError: it is a file.
+    """
+    from ocistream.layout.store import LayoutDestination
+
+    _check_not_file(location)
+    return LayoutDestination(path_of(location))
+
+
+def open_archive_source(location: Location, context: OpenContext, selection: Selection) -> Source:
+    """Open an archive: a file, whose parts can be read side by side, or a stream.
+
+    Raises:
+        UsageError: it is a directory.
+        NotFoundError, ArchiveError, LocalDiskError: as the two sources have it.
+    """
+    from ocistream.archive.decompression import decompress_input, is_compressed
+    from ocistream.archive.file_source import ArchiveFileSource
+    from ocistream.archive.stream_source import ArchiveStreamSource, open_input_stream
+
+    path = path_of(location)
+    as_docker = location.kind == "docker-archive"
+    _check_not_directory(location)
+    if location.is_stream:
+        what = "the archive on stdin"
+        file = decompress_input(context.stdin(), what, selection.max_ratio)
+    elif paths.is_file(path) and not is_compressed(path):
+        return ArchiveFileSource(
+            path,
+            select=selection.select,
+            platforms=selection.platforms,
+            referrers=selection.referrers,
+            include_unneeded=selection.all_blobs,
+            as_docker=as_docker,
+        )
+    else:
+        # A FIFO, say, can be read once, as stdin can; and so can what is compressed.
+        what = str(path)
+        file = decompress_input(
+            open_input_stream(path, context.cancelled or threading.Event()), what, selection.max_ratio
+        )
+    return ArchiveStreamSource(
+        file,
+        what=what,
+        select=selection.select,
+        platforms=selection.platforms,
+        referrers=selection.referrers,
+        include_unneeded=selection.all_blobs,
+        as_docker=as_docker,
+    )
+
+
+def _open_output(location: Location, context: OpenContext) -> Output:
+    from ocistream.archive.outputs import (
+        build_tail_output,
+        open_file_output,
+        open_special_file_output,
+        open_stream_output,
+    )
+
+    path = path_of(location)
+    _check_not_directory(location)
+    if location.is_stream:
+        output = open_stream_output(context.stdout(), "to stdout")
+    else:
+        output = open_special_file_output(path) if paths.is_special(path) else open_file_output(path)
+    return build_tail_output(output, context.from_byte) if context.from_byte else output
+
+
+def open_archive_destination(location: Location, context: OpenContext) -> Destination:
+    """Open an archive to write to, whole or in volumes.
+
+    Raises:
+        UsageError: it is a directory.
+    """
+    if context.volume_size:
+        from ocistream.archive.volume_destination import VolumeSetDestination
+
+        return VolumeSetDestination(path_of(location), context.volume_size, mtime=context.mtime)
+    from ocistream.archive.destination import ArchiveDestination
+
+    return ArchiveDestination(_open_output(location, context), mtime=context.mtime)
+
+
+def open_docker_archive_destination(location: Location, context: OpenContext) -> Destination:
+    """Open a docker-archive to write to.
+
+    Raises:
+        UsageError: it is a directory.
+    """
+    from ocistream.archive.docker_destination import DockerArchiveDestination
+
+    return DockerArchiveDestination(_open_output(location, context), mtime=context.mtime)
+
+
+#: A source of an archive finds out by itself which of the two kinds it is.
+_KINDS: Final[
+    dict[
+        str, tuple[Callable[[Location, OpenContext, Selection], Source], Callable[[Location, OpenContext], Destination]]
+    ]
+] = {
+    "docker": (open_registry_source, open_registry_destination),
+    "oci": (open_layout_source, open_layout_destination),
+    "oci-archive": (open_archive_source, open_archive_destination),
+    "docker-archive": (open_archive_source, open_docker_archive_destination),
+}

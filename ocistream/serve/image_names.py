@@ -1,0 +1,149 @@
+"""Map names in `index.json` to repositories and tags, and back. Describe names that cannot be served or conflict.
+
+This module opens no files.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Final
+
+from ocistream import limits
+from ocistream.errors import OcistreamError
+from ocistream.layout.index import FULL_NAME, REF_NAME, REFERRER_NAME, entry_name_of
+from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference, printable
+from ocistream.serve.errors import RequestRejectedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocistream.oci.descriptor import Descriptor
+
+__all__ = [
+    "ServedName",
+    "choose_full_name",
+    "describe_name_conflicts",
+    "describe_unnamed",
+    "find_unnamed_entries",
+    "repository_of_directory",
+    "served_names_of",
+]
+
+#: A repository and a tag.
+ServedName = tuple[str, str]
+
+_HUB_LIBRARY: Final = "library/"
+
+
+def served_names_of(entry: Descriptor, default_repository: str) -> tuple[ServedName, ...]:
+    """Give every (repository, tag) that an entry is served as, the one to list first; none where it has no name.
+
+    `HOST/PATH:TAG` is PATH and HOST/PATH, and for Docker Hub's library the short name too; so whoever mirrors a
+    host, and whoever just puts this registry's address before a name, finds it. A bare tag, such as `oci:DIR:v1`
+    leaves behind, belongs to the repository `fallback`.
+    """
+    full, plain = (
+        entry.annotations.get(FULL_NAME),
+        entry.annotations.get(REF_NAME) or entry.annotations.get(REFERRER_NAME),
+    )
+    if full and (found := _parse_served_names(full)):
+        return found
+    if not plain:
+        return ()
+    return ((default_repository, plain),) if is_tag(plain) else _parse_served_names(plain)
+
+
+@functools.lru_cache(maxsize=2 * limits.MAX_LIST_ENTRIES)
+def _parse_served_names(name: str) -> tuple[ServedName, ...]:
+    try:
+        reference = parse_reference(name)
+    except OcistreamError:
+        return ()
+    if reference.tag is None:
+        return ()
+    paths = [reference.repository, f"{reference.registry}/{reference.repository}"]
+    if reference.registry == DEFAULT_REGISTRY and reference.repository.startswith(_HUB_LIBRARY):
+        short = reference.repository.removeprefix(_HUB_LIBRARY)
+        # A name that was written in short is listed in short.
+        paths.insert(0 if name.startswith(short) else len(paths), short)
+    # A host with a port or in brackets is no part of a repository's name.
+    return tuple((path, reference.tag) for path in paths if is_repository(path))
+
+
+def repository_of_directory(name: str) -> str:
+    """Make a directory's name a repository's: `My Images` becomes `my-images`."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return name if is_repository(name) else plain or "layout"
+
+
+def choose_full_name(hosts: tuple[str, ...], repository: str, tag: str) -> str:
+    """Give the full name under which a pushed image is entered: the first of `hosts` that is one, and what follows.
+
+    Raises:
+        RefusedError: with the host it is longer than the 255 characters that clients accept (400).
+    """
+    for host in hosts:
+        name = f"{host}/{repository}:{tag}"
+        try:
+            reference = parse_reference(name)
+        except OcistreamError:
+            continue
+        # Docker Hub's own hosts are rewritten, and what has no dot and no port is no host.
+        if reference == Reference(host, repository, tag):
+            return name
+    raise RequestRejectedError(400, "NAME_INVALID", "with the registry's host, the name is longer than 255 characters")
+
+
+_MAX_LINES: Final = 10
+_MAX_DIGESTS: Final = 3
+
+
+def describe_name_conflicts(entries: Sequence[Descriptor], default_repository: str) -> list[str]:
+    """Return a line for each entry whose name leads to another entry, or cannot be a repository and a tag."""
+    served: dict[ServedName, str] = {}
+    for entry in entries:
+        # As `Repositories` has it: the last one counts.
+        served.update(dict.fromkeys(served_names_of(entry, default_repository), entry.digest))
+    lines: dict[str, None] = {}
+    for entry in entries:
+        spelled = served_names_of(entry, default_repository)
+        lost = [one for one in spelled if served[one] != entry.digest]
+        if lost:
+            lines[_describe_conflict(entry, lost, [one for one in spelled if one not in lost], served[lost[0]])] = None
+        elif not spelled and (name := entry_name_of(entry)) is not None:
+            what = f"{printable(name)!r} is not the name of a repository with a tag"
+            lines[f"{what}: {entry.digest} is served by digest only"] = None
+    return _limit_lines(list(lines))
+
+
+def _describe_conflict(
+    entry: Descriptor, lost_names: Sequence[ServedName], kept_names: Sequence[ServedName], winner: str
+) -> str:
+    where = f"as {_format_name(kept_names[0])}" if kept_names else "by digest only"
+    name = _format_name(lost_names[0])
+    return f"two images have the name {name}: {winner} is served under it; {entry.digest} is served {where}"
+
+
+def find_unnamed_entries(entries: Sequence[Descriptor]) -> list[Descriptor]:
+    """Return the entries without a name whose digest no other entry has a name for, each once."""
+    named = {entry.digest for entry in entries if entry_name_of(entry) is not None}
+    return list({entry.digest: entry for entry in entries if entry.digest not in named}.values())
+
+
+def describe_unnamed(digests: Sequence[str], what: str) -> str:
+    """Return the line about what has no name."""
+    shown = ", ".join(digests[:_MAX_DIGESTS])
+    more = len(digests) - _MAX_DIGESTS
+    also = f" and {more} more" if more > 0 else ""
+    return f"{len(digests)} {what} without a name, served by digest only: {shown}{also}"
+
+
+def _format_name(spelling: ServedName) -> str:
+    repository, tag = spelling
+    return f"{repository}:{tag}"
+
+
+def _limit_lines(lines: list[str]) -> list[str]:
+    more = len(lines) - _MAX_LINES
+    return [*lines[:_MAX_LINES], f"and {more} more such images"] if more > 0 else lines

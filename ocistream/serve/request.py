@@ -1,0 +1,356 @@
+"""Parse a request strictly (RFC 9112): its head, target and host, byte ranges, and body (sized or chunked).
+
+A request that a proxy could read differently is refused. A body never reads beyond its end.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import parse_qs, unquote
+
+from ocistream import limits
+from ocistream.serve.errors import RequestRejectedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from email.message import Message
+
+__all__ = [
+    "ChunkedRequestBody",
+    "RequestHeadReader",
+    "SizedRequestBody",
+    "check_host",
+    "check_request_line",
+    "open_request_body",
+    "parse_content_range",
+    "parse_range_header",
+    "split_target",
+]
+
+#: A method, a target of visible characters and a version, with one space between (RFC 9112, section 3). Of HTTP/0.9
+#: the version is missing.
+_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")
+
+#: A name and a colon right behind it; then anything but control characters, of which a tab is none here.
+_HEADER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
+#: Headers that decide what a request means, and that two readers would take from different lines if there were two.
+_UNREPEATABLE_HEADERS: Final = frozenset(
+    {
+        b"authorization",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"if-range",
+        b"range",
+        b"sec-fetch-site",
+    }
+)
+
+
+def check_request_line(line: bytes) -> None:
+    """Check the form of a request's first line, which `http.server` splits at any white space.
+
+    Raises:
+        RefusedError: it is malformed (400), or of a version before 1.0 (505).
+    """
+    match = _REQUEST_LINE.match(line)
+    if match is None:
+        raise RequestRejectedError(400, "UNSUPPORTED", "the request's first line is malformed")
+    if match[1] == b"0":
+        raise RequestRejectedError(505, "UNSUPPORTED", "this version of HTTP is not supported")
+
+
+class RequestHeadReader:
+    """What `http.client` takes for a connection's reading side while it reads the lines behind the first one."""
+
+    def __init__(self, stream: RequestStream) -> None:
+        """Read from `stream`, as far as the empty line."""
+        self._stream = stream
+        self._left = limits.MAX_REQUEST_HEAD
+        self._seen: set[bytes] = set()
+
+    def readline(self, limit: int, /) -> bytes:
+        """Read a line.
+
+        Raises:
+            RefusedError: it is no header (400), or a second one of a kind of which there must be one (400); or the head
+            ends early (400), or is too long (431).
+        """
+        line = self._stream.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise RequestRejectedError(
+                431, "UNSUPPORTED", f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes"
+            )
+        if not line.endswith(b"\n"):
+            raise RequestRejectedError(400, "UNSUPPORTED", "the request ended before its headers did")
+        # A line that ends with LF alone has no end for others, and with the next line in it says something else.
+        if not line.endswith(b"\r\n"):
+            raise RequestRejectedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
+        field = line[:-2]
+        if field and not _HEADER_LINE.match(field):
+            raise RequestRejectedError(400, "UNSUPPORTED", "malformed header line")
+        name = field.partition(b":")[0].lower()
+        if name in self._seen:
+            raise RequestRejectedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")
+        if name in _UNREPEATABLE_HEADERS:
+            self._seen.add(name)
+        return line
+
+    def readinto1(self, buffer: memoryview, /) -> int:
+        """Read what is there beyond the head: of a request that is refused."""
+        return self._stream.readinto1(buffer)
+
+
+_MAX_PARAMETERS: Final = 32
+#: The beginning of a target that is a complete URL, as proxies send it: the scheme and the authority.
+_ABSOLUTE_TARGET: Final = re.compile(r"(https?)://([^/?]*)", re.IGNORECASE)
+#: A host and a port as URLs have them, without a user. An empty host is legal in the header `Host`.
+_AUTHORITY: Final = re.compile(
+    r"(?:(?:[0-9a-z._~-]|%[0-9a-f]{2})*|\[[0-9a-f:.]+(?:%25[0-9a-z._~-]+)?\])(?::[0-9]{0,5})?\Z"
+)
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the decoded segments of a target's path, and the parameters of its query.
+
+    The path is split before it is decoded, so an encoded slash stays within its segment.
+
+    Raises:
+        RefusedError: the query has too many parameters (400).
+    """
+    path, _, query = target.partition("?")
+    if origin := _ABSOLUTE_TARGET.match(path):
+        path = path[origin.end() :]
+    try:
+        parameters = parse_qs(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
+    except ValueError as error:
+        raise RequestRejectedError(400, "UNSUPPORTED", "the query has too many parameters") from error
+    return [unquote(segment) for segment in path.split("/")], parameters
+
+
+def check_host(headers: Message, target: str, version: str) -> None:
+    """Check that a request names one host: in the header `Host`, and in the target if that is a complete URL.
+
+    `version` is the request's, such as HTTP/1.1. That there is one header `Host` at most is checked by `heads`.
+
+    Raises:
+        RefusedError: the host is missing or malformed, or the two contradict each other (400).
+    """
+    host, origin = headers.get("Host"), _ABSOLUTE_TARGET.match(target)
+    if host is None and version != "HTTP/1.0":
+        raise RequestRejectedError(400, "UNSUPPORTED", "the header Host is missing")
+    host = None if host is None else host.strip().lower()
+    if host is not None and not _AUTHORITY.match(host):
+        raise RequestRejectedError(400, "UNSUPPORTED", "the header Host is malformed")
+    if origin is None:
+        return
+    scheme, authority = origin[1].lower(), origin[2].lower()
+    if not authority or not _AUTHORITY.match(authority):
+        raise RequestRejectedError(400, "UNSUPPORTED", "the host in the request's URL is malformed")
+    if host is not None and _remove_default_port(host, scheme) != _remove_default_port(authority, scheme):
+        raise RequestRejectedError(400, "UNSUPPORTED", "the request's URL and the header Host name different hosts")
+
+
+def _remove_default_port(authority: str, scheme: str) -> str:
+    return authority.removesuffix(_DEFAULT_PORTS[scheme]).removesuffix(":")
+
+
+#: 19 digits hold any size that a file can have; more would only cost time.
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})\Z")
+#: distribution-spec, "Pushing a blob in chunks": not `bytes 0-99/100`, as elsewhere in HTTP.
+_CONTENT_RANGE: Final = re.compile(r"([0-9]{1,19})-([0-9]{1,19})\Z")
+
+
+def parse_range_header(header: str | None, size: int) -> tuple[int, int] | None:
+    """Give the first byte and the number of bytes that `header` asks for, of a blob of `size` bytes.
+
+    None means all of it: there is no such header, or one that may be ignored (malformed, or several ranges).
+
+    Raises:
+        RefusedError: there is not one byte in the range (416).
+    """
+    match = _RANGE.match(header.replace(" ", "")) if header else None
+    if match is None or match.group() == "bytes=-":
+        return None
+    first, last = match.groups()
+    if first:
+        start, stop = int(first), min(int(last), size - 1) + 1 if last else size
+        if last and int(last) < start:
+            return None
+    else:
+        start, stop = max(size - int(last), 0), size
+    if start >= stop:
+        raise RequestRejectedError(
+            416,
+            "UNSUPPORTED",
+            f"the blob has {size} bytes, and none of them is in that range",
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return start, stop - start
+
+
+def parse_content_range(header: str) -> tuple[int, int]:
+    """Give the first byte and the number of bytes that a chunk's `Content-Range` states.
+
+    Raises:
+        RefusedError: it is malformed (400).
+    """
+    match = _CONTENT_RANGE.match(header.strip())
+    if match is None or int(match[2]) < int(match[1]):
+        raise RequestRejectedError(400, "BLOB_UPLOAD_INVALID", "Content-Range must be <first byte>-<last byte>")
+    return int(match[1]), int(match[2]) - int(match[1]) + 1
+
+
+_CONTENT_LENGTH: Final = re.compile(r"[0-9]{1,19}\Z")
+_CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;|\Z)")
+#: Trailers are read and thrown away: the end of the body is behind them.
+_MAX_TRAILERS: Final = 32
+
+
+class RequestStream(Protocol):
+    """What of a connection's reading side is used."""
+
+    def readinto1(self, buffer: memoryview, /) -> int:
+        """Read what is there, at least one byte, into `buffer`; 0 at the end."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """Read a line of at most `limit` bytes."""
+
+
+class SizedRequestBody:
+    """A body of `size` bytes. `received` is how many of them were read so far."""
+
+    def __init__(self, stream: RequestStream, size: int, send_continue: Callable[[], None] | None = None) -> None:
+        """Read from `stream`; `announce` is called before the first byte, if the client waits for that."""
+        self.size: int | None = size
+        self.received = 0
+        self.is_finished = size == 0
+        self._stream = stream
+        self._remaining = size
+        self._send_continue = send_continue
+
+    @property
+    def remaining(self) -> int | None:
+        """How many bytes are still to come; None where nobody knows."""
+        return self._remaining
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client sends the body only when it is told to (RFC 9110, section 10.1.1)."""
+        return self._send_continue is not None
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the beginning of `buffer` with what is there, and say how much it was; 0 is the end of the body.
+
+        Raises:
+            RefusedError: the client stopped before the end (400).
+            OSError: the connection broke.
+        """
+        if self.is_finished:
+            return 0
+        if self._send_continue is not None:
+            self._send_continue()
+            self._send_continue = None
+        return self._read(buffer)
+
+    def _read(self, buffer: memoryview) -> int:
+        got = self._read_data(buffer)
+        self.is_finished = self._remaining == 0
+        return got
+
+    def _read_data(self, buffer: memoryview) -> int:
+        # One read of the socket at a time: what has arrived is handed on even if the next read fails.
+        got = self._stream.readinto1(buffer[: self._remaining])
+        if not got:
+            raise RequestRejectedError(400, "SIZE_INVALID", f"the body ended early, after {self.received} bytes")
+        self._remaining -= got
+        self.received += got
+        return got
+
+
+class ChunkedRequestBody(SizedRequestBody):
+    """A body whose length is not known before its end."""
+
+    def __init__(self, stream: RequestStream, send_continue: Callable[[], None] | None = None) -> None:
+        """As for a sized one; `size` and `left` are None."""
+        super().__init__(stream, 0, send_continue)
+        self.size = None
+        self.is_finished = False
+        self._is_at_chunk_end = False
+
+    @property
+    def remaining(self) -> int | None:
+        """Nobody knows, unless all of it is there."""
+        return 0 if self.is_finished else None
+
+    def _read(self, buffer: memoryview) -> int:
+        if not self._remaining:
+            self._remaining = self._read_chunk_size()
+        if not self._remaining:
+            self._skip_trailers()
+            self.is_finished = True
+            return 0
+        got = self._read_data(buffer)
+        # Its end is looked at when more is wanted: what is wrong there takes nothing away from what came before.
+        self._is_at_chunk_end = not self._remaining
+        return got
+
+    def _read_chunk_size(self) -> int:
+        if self._is_at_chunk_end and self._read_line():
+            raise _malformed_body_error()
+        match = _CHUNK_SIZE.match(self._read_line())
+        if match is None:
+            raise _malformed_body_error()
+        return int(match[1], 16)
+
+    def _skip_trailers(self) -> None:
+        for _ in range(_MAX_TRAILERS):
+            if not self._read_line():
+                return
+        raise _malformed_body_error()
+
+    def _read_line(self) -> bytes:
+        line = self._stream.readline(limits.MAX_CHUNK_LINE)
+        # Neither end of a line alone is one: a proxy before us may see no end there.
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
+            raise _malformed_body_error()
+        return line[:-2]
+
+
+def _malformed_body_error() -> RequestRejectedError:
+    return RequestRejectedError(400, "SIZE_INVALID", "the body's chunks are malformed, or it ended early")
+
+
+def open_request_body(
+    headers: Message, stream: RequestStream, send_continue: Callable[[], None], version: str
+) -> SizedRequestBody:
+    """Give the body that a request's headers announce; one of no bytes where they announce none.
+
+    `announce` sends the interim answer for which a client waits that says `Expect: 100-continue`. `version` is the
+    request's, such as HTTP/1.1.
+
+    Raises:
+        RefusedError: it cannot be told where the body ends (400), or its coding is not known (501). Guessing would
+            make a part of a body the next request.
+    """
+    lengths = [value.strip() for value in headers.get_all("Content-Length", [])]
+    codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
+    waits = headers.get("Expect", "").strip().lower() == "100-continue"
+    callback = send_continue if waits else None
+    if codings:
+        if lengths:
+            raise RequestRejectedError(400, "SIZE_INVALID", "both Content-Length and Transfer-Encoding are given")
+        if version == "HTTP/1.0":
+            # It knows no codings: what passed the request on may have taken the chunks for the body (RFC 9112, 6.1).
+            raise RequestRejectedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
+        if codings != ["chunked"]:
+            raise RequestRejectedError(501, "UNSUPPORTED", "the only transfer coding that is known is chunked")
+        return ChunkedRequestBody(stream, callback)
+    if len(lengths) > 1 or not all(_CONTENT_LENGTH.match(length) for length in lengths):
+        raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not one number")
+    return SizedRequestBody(stream, int(lengths[0]) if lengths else 0, callback)
