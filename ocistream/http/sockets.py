@@ -433,10 +433,10 @@ def build_pools(
     made = _ConnectionPolicy(stall_timeout, limiter, reached, only_outside)
 
     class Plain(_GuardedConnection, HTTPConnection):
-        way = made
+        policy = made
 
     class Encrypted(_GuardedConnection, HTTPSConnection):
-        way = made
+        policy = made
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -117,10 +117,10 @@ STATES = st.builds(
     moved=SIZES,
     total=st.none() | SIZES,
     rate=st.floats(0, 1e15),
-    left=st.none() | st.floats(0, 1e12),
-    blobs=st.none() | st.integers(0, 20_000),
-    how=st.dictionaries(st.sampled_from(["copied", "skipped", "mounted", "left out"]), st.integers(0, 20_000)),
-    under_way=st.lists(
+    seconds_left=st.none() | st.floats(0, 1e12),
+    blob_count=st.none() | st.integers(0, 20_000),
+    outcomes=st.dictionaries(st.sampled_from(["copied", "skipped", "mounted", "left out"]), st.integers(0, 20_000)),
+    active_blobs=st.lists(
         st.tuples(st.sampled_from(["", BLOB.digest, OTHER.digest]), SIZES, SIZES, st.floats(0, 1e15)), max_size=20
     ),
 )

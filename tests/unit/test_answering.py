@@ -55,7 +55,7 @@ def test_manifests_that_the_sink_gives_back_are_noted(layout: Layout) -> None:
     noted: list[tuple[str, bytes]] = []
 
     class GivesBack(NothingEarly):
-        def recall(self, descriptor: Descriptor) -> bytes:
+        def read_back(self, descriptor: Descriptor) -> bytes:
             return layout.file(descriptor.digest).read_bytes()
 
     answering = BufferedManifests(passed, set(), on_recalled=lambda digest, found: noted.append((digest, found)))

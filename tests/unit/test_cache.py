@@ -138,7 +138,7 @@ def test_what_is_dropped_between_being_seen_and_being_read_is_fetched(setting: S
     plain = setting.archive()
 
     class Forgetful(Cache):
-        def has(self, descriptor: Descriptor) -> bool:
+        def has_blob(self, descriptor: Descriptor) -> bool:
             is_there = super().has_blob(descriptor)
             setting.file(descriptor.digest).unlink(missing_ok=True)
             return is_there

@@ -336,10 +336,10 @@ BOMB: Final = """
 import itertools, sys
 import zstandard
 from ocistream import limits
-from ocistream.streams.compression import CODECS, decompressed
+from ocistream.streams.compression import CODECS, decompress
 codec, chunk = CODECS[sys.argv[1]], bytes(limits.MIB)
 packed = codec.compress(itertools.repeat(chunk, int(sys.argv[2])), 1)
-print(sum(len(piece) for piece in decompressed(codec, packed, limits.MAX_RATIO)))
+print(sum(len(piece) for piece in decompress(codec, packed, limits.MAX_RATIO)))
 """
 
 

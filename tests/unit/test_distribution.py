@@ -441,7 +441,7 @@ class TestHasBlob:
     ) -> None:
         auth = Bearer()
         registry = faulty(auth=auth)
-        source = repository(quick(), registry, writes=writes)
+        source = repository(quick(), registry, for_push=writes)
         assert not source.has_blob(BLOB)
         assert not source.has_manifest(BLOB.digest)
         assert [request.scopes for request in auth.requests] == [(scope,)]

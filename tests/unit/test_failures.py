@@ -154,7 +154,7 @@ class TestRefusals:
             {"code": "UNKNOWN"},
         )
         error = refused(400, body)
-        assert error.what == f"{WHERE}400 MANIFEST_INVALID UNKNOWN: no such layer"
+        assert error.message == f"{WHERE}400 MANIFEST_INVALID UNKNOWN: no such layer"
         assert (error.status, error.codes) == (400, ("MANIFEST_INVALID", "UNKNOWN"))
 
     @pytest.mark.parametrize(
@@ -175,18 +175,18 @@ class TestRefusals:
         ],
     )
     def test_a_body_that_is_no_error_document_says_nothing(self, body: bytes) -> None:
-        assert refused(500, body).what == f"{WHERE}500"
+        assert refused(500, body).message == f"{WHERE}500"
 
     def test_a_stranger_drives_no_terminal_and_fills_no_screen(self) -> None:
         error = refused(500, errors({"code": "\x1b[2J" + "C" * 1000, "message": "\x1b]0;x\x07\n" + "m" * 5000}))
-        assert error.what.isprintable()
-        assert len(error.what) < 600
+        assert error.message.isprintable()
+        assert len(error.message) < 600
 
     def test_denials_say_how_to_log_in(self) -> None:
         for status in (401, 403):
             error = refused(status, errors({"code": "DENIED", "message": "requested access is denied"}))
-            assert error.what.startswith("registry.example refused: ")
-            assert "DENIED: requested access is denied" in error.what
+            assert error.message.startswith("registry.example refused: ")
+            assert "DENIED: requested access is denied" in error.message
             assert "ocistream login registry.example" in error.hint
 
     def test_a_rate_limit_says_what_can_be_done_and_how_long_it_lasts(self) -> None:
@@ -271,4 +271,4 @@ class TestRefusals:
 
     @given(st.binary() | st.text().map(str.encode) | st.builds(errors, st.dictionaries(st.text(), st.text())))
     def test_no_body_makes_it_fail(self, body: bytes) -> None:
-        assert refused(500, body).what.isprintable()
+        assert refused(500, body).message.isprintable()

@@ -239,7 +239,7 @@ class TestAnArchive:
         (folder / ".x.tar.partial").write_bytes(whole[:-1])
 
         class Unreachable(Reading):
-            def graph(self, early: EarlyBlobs) -> Graph:
+            def resolve(self, early: EarlyBlobs) -> Graph:
                 raise NetworkError(str(early))
 
         fails(Unreachable(layout.path), self.archive(folder))

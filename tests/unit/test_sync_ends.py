@@ -22,7 +22,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         found.append(self.path)
         return index(self)
 
-    monkeypatch.setattr(LayoutDirectory, "index", counted)
+    monkeypatch.setattr(LayoutDirectory, "read_index", counted)
     return found
 
 

@@ -31,7 +31,7 @@ class Image:
 class Shown(ProgressCounter):
     """Keeps what is told, as renderers do."""
 
-    def reached(self, number: int, count: int) -> None:
+    def report_images(self, number: int, count: int) -> None:
         self.images = number, count
 
 

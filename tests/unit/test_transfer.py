@@ -213,7 +213,7 @@ class TestSideBySide:
         several_layers(layout)
 
         class Asked(Memory):
-            def has(self, descriptor: Descriptor) -> bool:
+            def has_blob(self, descriptor: Descriptor) -> bool:
                 msg = f"{descriptor.digest}?"
                 raise NetworkError(msg)
 

@@ -87,7 +87,7 @@ def test_who_is_killed_holds_nothing(folder: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
         "from ocistream.registry.upload_records import *\n"
-        f"claim = UploadRecords(pathlib.Path(sys.argv[1])).claim({KEY})\n"
+        f"claim = UploadRecords(pathlib.Path(sys.argv[1])).lock({KEY})\n"
         f"claim.write({RECORD})\n"
         "os.kill(os.getpid(), 9)"
     )
