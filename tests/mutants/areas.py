@@ -66,7 +66,7 @@ AREAS: Final = (
     Area(
         "recompression",
         r"/transfer/(recompress|rewrite)|/streams/(compression|layer_types)",
-        ("tests/unit/test_compression.py", *_cli("compress"), "tests/hostile", "tests/contract"),
+        ("tests/unit/streams/test_compression.py", *_cli("compress"), "tests/hostile", "tests/contract"),
     ),
     Area(
         "archives and layouts",

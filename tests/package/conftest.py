@@ -60,7 +60,7 @@ def sdist(built: Path) -> Path:
 def zipapp(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return `ocistream.pyz`."""
     path = tmp_path_factory.mktemp("zipapp") / "ocistream.pyz"
-    run(sys.executable, "-m", "release.zipapp", "--output", path, wheel)
+    run(sys.executable, "-m", "scripts.release.zipapp", "--output", path, wheel)
     return path
 
 

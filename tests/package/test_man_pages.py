@@ -25,7 +25,7 @@ PAGES = ["ocistream", *(f"ocistream-{name}" for name in COMMANDS)]
 def man1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of all pages."""
     folder = tmp_path_factory.mktemp("man1")
-    run(sys.executable, "-m", "release.manual", folder)
+    run(sys.executable, "-m", "scripts.release.man_pages", folder)
     return folder
 
 

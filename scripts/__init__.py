@@ -1,0 +1,1 @@
+"""Commands of the project: checks, builds, benchmarks and releases. Not part of the package."""

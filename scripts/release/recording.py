@@ -1,0 +1,255 @@
+"""Makes docs/recording.svg: a terminal in which ocistream is run, as a moving picture that any browser shows.
+
+What is seen has happened: the commands are run in the world of tests/interop/world.py, with real registries and a
+real ssh, on a pty; pyte, a terminal's emulator, says what was on the screen when. A line of 200 Mbit/s stands between
+the two ends, since nothing is to be seen without one. Waits are shown as they were, up to `PAUSE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import html
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pyte
+
+from tests.certificates import make_certificate
+from tests.debian_image import debian_rootfs_image
+from tests.images import Descriptor, Layout
+from tests.interop.world import world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.interop.world import World
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+COLUMNS: Final = 108
+ROWS: Final = 20
+#: Bytes in a second: 200 Mbit/s.
+RATE: Final = 25_000_000
+#: How large the one layer is that the next release has anew, in bytes.
+NEW: Final = 60_000_000
+#: Seconds: how long a frame stands at most, how far frames are apart at least, and how long the last one stands.
+PAUSE: Final = 1.2
+STEP: Final = 0.15
+END: Final = 4.0
+#: Seconds between two keys, for the eye.
+KEY: Final = 0.03
+#: What is typed, and after how many seconds it is interrupted (0: it is not).
+SCRIPT: Final = (
+    ("# An image out of a registry here into one behind ssh, over a line of 200 Mbit/s.", 0),
+    ("ocistream pull debian:12 | ssh host ocistream push localhost:5000/debian:12", 0),
+    ("# The next release: only what is new is sent. The line is cut in the middle ...", 0),
+    ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 2.5),
+    ("# ... and it goes on where it stopped.", 0),
+    ("ocistream copy debian:13 localhost:5000/debian:13 --via 'ssh host'", 0),
+)
+_PROMPT: Final = "$ "
+_COLOURS: Final = {
+    "default": "#d0d0d0",
+    "red": "#e06c75",
+    "green": "#98c379",
+    "brown": "#e5c07b",
+    "blue": "#61afef",
+    "magenta": "#c678dd",
+    "cyan": "#56b6c2",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What was on the screen, and for how many seconds: of each line its runs of one colour."""
+
+    lines: tuple[tuple[tuple[str, str], ...], ...]
+    seconds: float
+
+
+# -- a terminal, filmed ----------------------------------------------------------------------------------------
+
+
+class Film:
+    """A terminal of `ROWS` and `COLUMNS`, of which each change is kept."""
+
+    def __init__(self) -> None:
+        """Begin with an empty screen."""
+        self._screen = pyte.Screen(COLUMNS, ROWS)
+        self._stream = pyte.ByteStream(self._screen)
+        self._frames: list[Frame] = []
+        self._shown = self._lines()
+        self._since = time.monotonic()
+
+    def write(self, content: bytes) -> None:
+        """Show bytes as a terminal does."""
+        self._stream.feed(content)
+        now = time.monotonic()
+        if now - self._since >= STEP:
+            self._keep(now)
+
+    def frames(self) -> list[Frame]:
+        """Return all frames so far; the last one stands for a while."""
+        self._keep(time.monotonic())
+        return [*self._frames, Frame(self._shown, END)]
+
+    def _keep(self, now: float) -> None:
+        lines = self._lines()
+        if lines != self._shown:
+            self._frames.append(Frame(self._shown, min(now - self._since, PAUSE)))
+            self._shown, self._since = lines, now
+
+    def _lines(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        return tuple(self._line(self._screen.buffer[row]) for row in range(ROWS))
+
+    @staticmethod
+    def _line(cells: object) -> tuple[tuple[str, str], ...]:
+        runs: list[tuple[str, str]] = []
+        for column in range(COLUMNS):
+            cell = cells[column]  # type: ignore[index]
+            colour = cell.fg if cell.fg in _COLOURS else "default"
+            if runs and (runs[-1][0] == colour or cell.data == " "):
+                runs[-1] = (runs[-1][0], runs[-1][1] + cell.data)
+            else:
+                runs.append((colour, cell.data))
+        if runs:
+            runs[-1] = (runs[-1][0], runs[-1][1].rstrip())
+        return tuple(run for run in runs if run[1])
+
+
+def perform(found: World, folder: Path, film: Film) -> None:
+    """Type what is in the script, and film what becomes of it."""
+    home = folder / "home"
+    home.mkdir()
+    env = {**found.env, "HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "TERM": "xterm-256color"}
+    env["OCISTREAM_LIMIT_RATE"] = str(RATE)
+    for line, seconds in SCRIPT:
+        film.write(_PROMPT.encode())
+        for key in line:
+            film.write(key.encode())
+            time.sleep(KEY)
+        film.write(b"\r\n")
+        if not line.startswith("#"):
+            _run([*found.inside, "bash", "--noprofile", "--norc", "-c", line], env, folder, seconds, film)
+        film.frames()
+
+
+def _run(line: Sequence[str], env: dict[str, str], folder: Path, seconds: float, film: Film) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    process = subprocess.Popen(
+        line, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    end = time.monotonic() + seconds if seconds else 0.0
+    with process:
+        for content in _read(ours):
+            film.write(content)
+            if end and time.monotonic() > end:
+                film.write(b"^C")
+                os.killpg(process.pid, signal.SIGINT)
+                end = 0.0
+    os.close(ours)
+
+
+def _read(terminal: int) -> Iterator[bytes]:
+    """Give what a terminal gets until nobody has it open any more; nothing, each time a frame may be due."""
+    while True:
+        ready, _, _ = select.select([terminal], [], [], STEP)
+        try:
+            content = os.read(terminal, 1 << 16) if ready else b""
+        except OSError:
+            # That is how the end of a pty looks (pty(7)).
+            return
+        yield content
+
+
+def images(folder: Path) -> dict[str, tuple[Layout, Descriptor]]:
+    """Return a Debian root file system, and a next release of it that differs in a layer."""
+    made = debian_rootfs_image(ROOT / ".cache" / "tests")
+    layout = Layout(folder / "debian")
+    shutil.copytree(made.layout.path, layout.path, dirs_exist_ok=True)
+    layers = layout.read(made.manifest["digest"])["layers"]
+    new, _ = layout.random_layer(NEW, seed="next")
+    return {"debian:12": (layout, made.manifest), "debian:13": (layout, layout.image([*layers[:-1], new]))}
+
+
+# -- as a picture ----------------------------------------------------------------------------------------------
+
+_WIDTH: Final = 8.43
+_HEIGHT: Final = 19
+_MARGIN: Final = 14
+_STYLE: Final = (
+    "text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre}}"
+    "#film{{animation:film {seconds:.2f}s steps(1,end) infinite}}@keyframes film{{{keys}}}"
+    # Who wants nothing to move sees the end.
+    "@media(prefers-reduced-motion){{#film{{animation:none;transform:translateY(-{last}px)}}}}"
+)
+
+
+def picture(frames: Sequence[Frame]) -> str:
+    """Return the frames as SVG: one below the other, on a strip that is moved behind a window."""
+    height = ROWS * _HEIGHT + 2 * _MARGIN
+    width = round(COLUMNS * _WIDTH) + 2 * _MARGIN
+    total = sum(frame.seconds for frame in frames)
+    keys, elapsed = [], 0.0
+    for number, frame in enumerate(frames):
+        keys.append(f"{100 * elapsed / total:.3f}%{{transform:translateY(-{number * height}px)}}")
+        elapsed += frame.seconds
+    style = _STYLE.format(seconds=total, keys="".join(keys), last=(len(frames) - 1) * height)
+    texts: dict[tuple[tuple[str, str], ...], str] = {}
+    strip = []
+    for number, frame in enumerate(frames):
+        for row, line in enumerate(frame.lines):
+            if line:
+                name = texts.setdefault(line, f"t{len(texts)}")
+                y = number * height + _MARGIN + row * _HEIGHT + _HEIGHT - 5
+                strip.append(f'<use href="#{name}" x="{_MARGIN}" y="{y}"/>')
+    shapes = [f'<text id="{name}">{_spans(line)}</text>' for line, name in texts.items()]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">',
+            "<title>A terminal in which ocistream is run</title>",
+            f"<desc>{html.escape(chr(10).join(line for line, _ in SCRIPT))}</desc>",
+            f"<style>{style}</style>",
+            f"<defs>{''.join(shapes)}</defs>",
+            f'<rect width="{width}" height="{height}" rx="8" fill="#1e2127"/>',
+            # Where nothing moves, the last of it is seen.
+            f'<g id="film" transform="translate(0 -{(len(frames) - 1) * height})">{"".join(strip)}</g>',
+            "</svg>\n",
+        ]
+    )
+
+
+def _spans(line: tuple[tuple[str, str], ...]) -> str:
+    return "".join(f'<tspan fill="{_COLOURS[colour]}">{html.escape(text)}</tspan>' for colour, text in line)
+
+
+def main() -> None:
+    """Make the picture."""
+    parser = argparse.ArgumentParser(description="Film a terminal in which ocistream is run.")
+    parser.add_argument("output", type=Path, nargs="?", default=ROOT / "docs" / "recording.svg")
+    output: Path = parser.parse_args().output
+    film = Film()
+    with tempfile.TemporaryDirectory(prefix="recording-") as name:
+        folder = Path(name)
+        with world(folder / "world", make_certificate(folder / "authority"), more=images(folder)) as found:
+            # Whose key it is, is known to who has been there before.
+            found.run("ssh host true", folder)
+            perform(found, folder, film)
+    output.write_text(picture(film.frames()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""One file that runs with nothing but Python: `ocistream.pyz`.
+
+    python -m scripts.release.zipapp [--output FILE] [WHEEL]
+
+Without WHEEL the wheel is built first. What else is in it: the run-time dependencies, as wheels of pure Python, which
+pip fetches. Two are left out:
+
+- zstandard is compiled, and Python cannot import that out of a zip. Most transfers never unpack a layer; if one
+  must be, `ocistream.streams.compression` says what to install, and the file finds it where Python finds it. Unpacking
+  it to the disk at the first start, as others do, would need a place that is writable and trusted, and another file for
+  each Python, processor and libc.
+- certifi, whose file of CAs OpenSSL cannot read inside a zip either: it would be written to a temporary file at each
+  start. In its place is a module that names the system's own CAs, which is what ocistream trusts anyway.
+
+The same wheels and the same Python give the same bytes. Code is in it as source, for any Python, and compiled, for the
+one that made it: another one passes over that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import marshal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from email.parser import BytesParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+#: What is not put into it; see above.
+_LEFT_OUT: Final = ("certifi", "zstandard")
+_OLDEST: Final = "3.11"
+#: Flags of a .pyc: it has its source's hash, and is not held against it, for both are in here together (PEP 552).
+_UNCHECKED: Final = (1).to_bytes(4, "little")
+#: A zip has no time before it.
+_TIME: Final = (1980, 1, 1, 0, 0, 0)
+_MAIN: Final = """\
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("ocistream: error: Python 3.11 or later is needed, and this is " + sys.version.split()[0])
+
+from ocistream.cli import run
+
+run()
+"""
+_CERTIFI: Final = '''\
+"""In the place of certifi, whose file nobody could read in here: where this system's own CAs ought to be."""
+
+import ssl
+
+
+def where():
+    return ssl.get_default_verify_paths().openssl_cafile
+
+
+def contents():
+    with open(where(), encoding="ascii") as file:
+        return file.read()
+'''
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the file."""
+    parser = argparse.ArgumentParser(prog="scripts/zipapp", description="Make one file that runs with Python alone.")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist" / "ocistream.pyz")
+    parser.add_argument("wheel", type=Path, nargs="?")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = options.wheel or _built(Path(folder, "own"))
+        wheels = [wheel, *_fetched(wheel, Path(folder, "others"))]
+        files = dict(_files(wheels))
+    files["__main__.py"] = _MAIN.encode()
+    files["certifi.py"] = _CERTIFI.encode()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    _write(options.output, files)
+    print(options.output)
+    return 0
+
+
+def _built(folder: Path) -> Path:
+    _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _fetched(wheel: Path, folder: Path) -> list[Path]:
+    """Fetch what the wheel requires, as pure Python for the oldest one and all later ones."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = BytesParser().parsebytes(archive.read(name))
+    wanted = [text for text in metadata.get_all("Requires-Dist", []) if ";" not in text]
+    wanted = [text for text in wanted if not text.startswith(_LEFT_OUT)]
+    pure = ["--platform", "any", "--implementation", "py", "--abi", "none", "--python-version", _OLDEST]
+    _pip("download", "--dest", str(folder), "--only-binary", ":all:", *pure, *wanted)
+    return sorted(path for path in folder.glob("*.whl") if not path.name.startswith(_LEFT_OUT))
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True)
+
+
+def _files(wheels: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """Give the modules of wheels, and the licenses and names that have to stay with them."""
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                is_module = name.endswith(".py") and ".data/" not in name
+                if is_module or ".dist-info/licenses/" in name or name.endswith(".dist-info/METADATA"):
+                    yield name, archive.read(name)
+
+
+def _write(path: Path, files: dict[str, bytes]) -> None:
+    """Write them all, and beside each module what this Python makes of it."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in sorted(files):
+            _add(archive, name, files[name])
+            if name.endswith(".py") and name != "__main__.py":
+                code = compile(files[name], name, "exec", dont_inherit=True, optimize=0)
+                hashed = importlib.util.source_hash(files[name])
+                _add(archive, f"{name}c", importlib.util.MAGIC_NUMBER + _UNCHECKED + hashed + marshal.dumps(code))
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(b"#!/usr/bin/env python3\n" + content.getvalue())
+    temporary.chmod(0o755)
+    temporary.replace(path)
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name, _TIME)
+    entry.external_attr = 0o644 << 16
+    entry.create_system = 3
+    archive.writestr(entry, content, zipfile.ZIP_DEFLATED, 9)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""Measure ocistream beside its peers. See scripts/bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.data import made
+from tests.benchmarks.delta import missing
+from tests.benchmarks.jobs import SIZES, Places, jobs
+from tests.benchmarks.measurement import FailedError, Run, measured
+from tests.benchmarks.plots import plots
+from tests.benchmarks.report import Line, line_of, table
+from tests.benchmarks.servers import running
+from tests.benchmarks.tools import Ocistream, versions
+from tests.debian_image import debian_rootfs_image
+
+if TYPE_CHECKING:
+    from tests.benchmarks.jobs import Job
+
+_LONG = 20.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    """Run every job, and print the table."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure ocistream beside its peers.")
+    parser.add_argument("--runs", type=int, default=5, help="of each command (default: 5; with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the data, one run: a look, within 2 minutes")
+    parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name contains this")
+    parser.add_argument("--profile", action="store_true", help="say where the time of a pull into a pipe goes, instead")
+    parser.add_argument(
+        "--missing", action="store_true", help="say what it saves to ship only what is missing, instead"
+    )
+    parser.add_argument("--command", metavar="OCISTREAM", help="measure this one, and not the package as it is here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw them there, as SVG")
+    arguments = parser.parse_args()
+    command = arguments.command or str(Path(sys.executable).with_name("ocistream"))
+    runs = 1 if arguments.quick else arguments.runs
+    cache = ROOT / ".cache" / "images"
+    cache.mkdir(parents=True, exist_ok=True)
+    sizes = {} if arguments.missing else SIZES[arguments.quick]
+    images = {name: made(cache, name, of) for name, of in sizes.items()}
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory(prefix="ocistream-bench-") as name, running(Path(name)) as servers:
+        folder = Path(name)
+        os.environ.update(HOME=str(folder / "home"), XDG_STATE_HOME=str(folder / "state"))
+        ours = Ocistream(command)
+        for image in () if arguments.missing else images.values():
+            measured(ours.push_directory(image, f"{servers.registry}/{image.name}:v1"))
+        if arguments.missing:
+            layout = debian(cache)
+            print(missing(ours, layout, folder, servers, runs) if layout else "", end="")
+            return 0
+        archive = folder / "big.tar"
+        measured(ours.pull_file(f"{servers.registry}/big:v1", archive))
+        if arguments.profile:
+            print(profiled(f"{servers.registry}/big:v1", runs), end="")
+            return 0
+        print(versions(), "", sep="\n")
+        places = Places(folder, servers)
+        for job in jobs(ours, images, archive, debian(cache), servers):
+            if arguments.only in job.name:
+                lines.append(line_of(job, compared(job, places, runs)))
+                print(table(lines[-1:], heading=len(lines) == 1), end="", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+    if arguments.plots:
+        plots(lines, arguments.plots)
+    return 0
+
+
+def profiled(reference: str, runs: int) -> str:
+    """Pull into a pipe `runs` times; return a table of median CPU seconds by place (`tests.benchmarks.profile`)."""
+    found = []
+    for _ in range(runs):
+        process = [sys.executable, "-P", "-m", "tests.benchmarks.profile", reference]
+        with subprocess.Popen(process, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pull:
+            subprocess.run(
+                [shutil.which("cat") or "/bin/cat"], stdin=pull.stdout, stdout=subprocess.DEVNULL, check=True
+            )
+            found.append(json.loads(pull.communicate()[1].splitlines()[-1])["cpu"])
+    medians = {what: statistics.median(run[what] for run in found) for what in found[0]}
+    total = sum(medians.values())
+    rows = ["| where | CPU s | share |", "| --- | --- | --- |"]
+    rows += [f"| {what} | {seconds:.2f} | {seconds / total:.0%} |" for what, seconds in medians.items()]
+    return "\n".join([*rows, ""])
+
+
+def debian(cache: Path) -> Path | None:
+    """Give the layout of a Debian image, which the tests make; None where that cannot be made here."""
+    if not shutil.which("mmdebstrap") or os.geteuid() != 0:
+        print("bench: without mmdebstrap, or not as root: nothing is compressed anew", file=sys.stderr)
+        return None
+    return debian_rootfs_image(cache).layout.path
+
+
+def compared(job: Job, places: Places, runs: int) -> dict[str, list[Run]]:
+    """Run each tool so often, in turn, after one run of each that does not count; who fails takes no part.
+
+    Who takes more than `_LONG` seconds is run once only: that is a rate, and hardly varies.
+    """
+    found: dict[str, list[Run]] = {name: [] for name in job.works}
+    for number in range(runs + 1 if runs > 1 else 1):
+        for name, make in job.works.items():
+            if name not in found or (found[name] and found[name][-1].seconds > _LONG):
+                continue
+            place = places.new()
+            try:
+                work = make(place)
+                assert work is not None, "asked before"
+                # What an earlier run has left to the disk is not to be written at the cost of this one.
+                os.sync()
+                run = measured(work)
+            except FailedError as error:
+                del found[name]
+                print(f"bench: {job.name}: {name} failed: {error}", file=sys.stderr)
+            else:
+                if number or runs == 1 or run.seconds > _LONG:
+                    found[name].append(run)
+            finally:
+                places.tidy(place)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

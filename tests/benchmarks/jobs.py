@@ -1,0 +1,206 @@
+"""What is measured: each job, how every tool does it, and which ratio it is to reach."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.measurement import MIB, Command
+from tests.benchmarks.tools import Crane, Curl, Ocistream, Skopeo, Tool, one, peers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.benchmarks.data import Image
+    from tests.benchmarks.measurement import Work
+    from tests.benchmarks.servers import Servers
+
+__all__ = ["MEMORY", "OURS", "Job", "Place", "jobs"]
+
+OURS = "ocistream"
+#: How those jobs are called that are run for what they take, and not for how fast they are.
+MEMORY = "pull | push of "
+
+
+@dataclass
+class Place:
+    """Where one run puts what it makes: a path that is not there yet, and a repository that nobody has heard of."""
+
+    out: Path
+    repository: str
+
+
+@dataclass
+class Job:
+    """One kind of work.
+
+    `goal` is what our median is to be, as a multiple of that of the quickest of the others that are no floors; of
+    `against` alone where that names one. Without others it is in seconds.
+    """
+
+    name: str
+    goal: float | None
+    works: dict[str, Callable[[Place], Work | None]] = field(default_factory=dict)
+    against: str | None = None
+    #: Bytes that are moved, for the throughput.
+    size: int = 0
+
+    @property
+    def rivals(self) -> list[str]:
+        """The names of those that ours is held against."""
+        if self.against is not None:
+            return [self.against]
+        return [name for name in self.works if name != OURS and "floor" not in name]
+
+
+class Places:
+    """Gives every run a place of its own, and tidies up behind it."""
+
+    def __init__(self, folder: Path, servers: Servers) -> None:
+        """Begin to count."""
+        self._folder = folder
+        self._servers = servers
+        self._numbers = itertools.count()
+
+    def new(self) -> Place:
+        """Give the next one."""
+        number = next(self._numbers)
+        return Place(self._folder / f"out{number}", f"run{number}")
+
+    def tidy(self, place: Place) -> None:
+        """Remove what a run has made."""
+        shutil.rmtree(place.out, ignore_errors=True)
+        place.out.unlink(missing_ok=True)
+        self._servers.forget(place.repository)
+
+
+def jobs(
+    ours: Ocistream, images: dict[str, Image], archive: Path, debian: Path | None, servers: Servers
+) -> Iterator[Job]:
+    """Give every job in turn. `archive` is that of the image "big"; `debian` a layout with gzip layers."""
+    tools: list[Tool] = [ours, *peers()]
+    yield from _start(ours)
+    big, many = images["big"], images["many"]
+
+    def at(host: str, image: Image) -> str:
+        return f"{host}/{image.name}:v1"
+
+    def job(
+        name: str,
+        goal: float | None,
+        image: Image,
+        make: Callable[[Tool, Place], Work | None],
+    ) -> Job:
+        found = Job(name, goal, size=image.size)
+        for tool in [*tools, Curl(image)]:
+            if make(tool, Place(archive, "probe")) is not None:
+                found.works[tool.name] = partial(make, tool)
+        return found
+
+    source = at(servers.registry, big)
+    yield job("big: to stdout", 0.70, big, lambda tool, _: tool.pull_stdout(source))
+    yield job("big: to stdout, a pipe", 0.80, big, lambda tool, _: _into_cat(tool.pull_stdout(source)))
+    tls = at(servers.encrypted, big)
+    yield job("big: to stdout, over TLS", 0.95, big, lambda tool, _: tool.pull_stdout(tls, servers.ca))
+    yield job("big: to a tar file", 0.75, big, lambda tool, place: tool.pull_file(source, place.out))
+    yield job("big: to a directory", 1.0, big, lambda tool, place: tool.pull_directory(source, place.out))
+
+    def target(place: Place) -> str:
+        return f"{servers.other}/{place.repository}:v1"
+
+    yield job("big: from a directory", 1.0, big, lambda tool, place: tool.push_directory(big, target(place)))
+    yield job("big: from a tar file", 1.0, big, lambda tool, place: tool.push_file(archive, target(place)))
+    yield Job(
+        "big: from stdin",
+        1.1,
+        {
+            OURS: lambda place: ours.push_stdin(archive, target(place)),
+            "its own push of the file": lambda place: ours.push_file(archive, target(place)),
+        },
+        size=big.size,
+    )
+    yield job("big: registry to registry", None, big, lambda tool, place: tool.copy(source, target(place)))
+    yield from _pipes(ours, source, target, big)
+
+    def limited(image: Image) -> Job:
+        slow = at(servers.limited, image)
+        title = f"{image.name}: to stdout, limited connections"
+        return job(title, 0.15, image, lambda tool, _: tool.pull_stdout(slow))
+
+    yield limited(big)
+    yield limited(images["one"])
+    slow = at(servers.limited, big)
+    title = "big: to a directory, limited"
+    yield job(title, 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out))
+
+    small = at(servers.registry, many)
+    yield job("many: to a directory", 1.5, many, lambda tool, place: tool.pull_directory(small, place.out))
+    yield job("many: from a directory", 1.1, many, lambda tool, place: tool.push_directory(many, target(place)))
+    yield Job("many: from a directory, all there", 0.2, {OURS: lambda _: ours.push_directory(many, small)})
+    if debian is not None:
+        yield from _recompression(ours, debian)
+    for image in sorted(images.values(), key=lambda image: image.size):
+        if image.name.startswith(("memory", "big")):
+            name = f"{MEMORY}{image.size // MIB} MiB"
+            yield Job(name, None, {OURS: partial(_pipe, ours, at(servers.registry, image), target)}, size=image.size)
+
+
+def _pipe(ours: Ocistream, source: str, target: Callable[[Place], str], place: Place) -> Work:
+    return ours.pipe(source, target(place))
+
+
+def _start(ours: Ocistream) -> Iterator[Job]:
+    version, python = ours.run("--version")[0], sys.executable
+    yield Job(
+        "--version",
+        0.06,
+        {OURS: lambda _: one(version, "--version"), "python -c pass (floor)": lambda _: one(python, "-c", "pass")},
+    )
+
+
+def _pipes(ours: Ocistream, source: str, target: Callable[[Place], str], image: Image) -> Iterator[Job]:
+    by_file = "pull to a file, push that"
+    works: dict[str, Callable[[Place], Work | None]] = {
+        OURS: lambda place: ours.pipe(source, target(place)),
+        by_file: lambda place: [*ours.pull_file(source, place.out), *ours.push_file(place.out, target(place))],
+    }
+    if shutil.which("crane"):
+        works["crane"] = lambda place: Crane().copy(source, target(place))
+        yield Job("big: pull | push, beside a direct copy", 1.2, works, against="crane", size=image.size)
+        by_file = "crane, by a file"
+        works = {OURS: works[OURS], by_file: lambda place: Crane().by_file(source, place.out, target(place))}
+    yield Job("big: pull | push, beside a file between", 0.5, works, against=by_file, size=image.size)
+
+
+def _recompression(ours: Ocistream, debian: Path) -> Iterator[Job]:
+    image = f"oci:{debian}:debian"
+    works: dict[str, Callable[[Place], Work | None]] = {
+        OURS: lambda place: one(*ours.run("copy", "--compress", "zstd", image, f"oci:{place.out}:x"))
+    }
+    if shutil.which("skopeo"):
+        to_zstd = ("--dest-compress", "--dest-compress-format", "zstd")
+        works[Skopeo.name] = lambda place: one("skopeo", "copy", "--quiet", *to_zstd, image, f"oci:{place.out}:x")
+    yield Job("debian: gzip to zstd", 0.6, works)
+
+
+def _into_cat(work: Work | None) -> Work | None:
+    return [[*pipeline, Command(("cat",))] for pipeline in work] if work is not None else None
+
+
+#: What sizes the images of a whole run have, and of a quick one: bytes of each layer.
+SIZES = {
+    False: {
+        "big": [512 * MIB] * 4,
+        "one": [2048 * MIB],
+        "many": [20_000] * 200,
+        "memory-64m": [16 * MIB] * 4,
+        "memory-512m": [128 * MIB] * 4,
+        "memory-4g": [1024 * MIB] * 4,
+    },
+    True: {"big": [64 * MIB] * 4, "one": [256 * MIB], "many": [20_000] * 200, "memory-64m": [16 * MIB] * 4},
+}

@@ -1,0 +1,68 @@
+"""What was measured, as a table: one line a job, ours first."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.jobs import OURS
+from tests.benchmarks.measurement import MIB, median
+
+if TYPE_CHECKING:
+    from tests.benchmarks.jobs import Job
+    from tests.benchmarks.measurement import Run
+
+__all__ = ["Line", "line_of", "table"]
+
+_COLUMNS = ("job", "ratio", "goal", "beside", "others", "MiB/s", "CPU s", "peak MiB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One job's figures. `ratio` is to `beside`, the quickest of the others; in seconds where there is none."""
+
+    job: str
+    ratio: float
+    goal: float | None
+    beside: str | None
+    #: The others' medians as multiples of ours.
+    others: dict[str, float]
+    #: Bytes a second, CPU seconds, and the peak memory of each of our processes in bytes.
+    throughput: float
+    cpu: float
+    peaks: dict[str, int]
+    runs: dict[str, list[Run]]
+
+
+def line_of(job: Job, found: dict[str, list[Run]]) -> Line:
+    """Put together what is to be said of one job."""
+    ours = found[OURS]
+    mine = median(ours)
+    rivals = [name for name in job.rivals if name in found]
+    beside = min(rivals, key=lambda name: median(found[name])) if rivals else None
+    ratio = mine / median(found[beside]) if beside else mine
+    others = {name: median(runs) / mine for name, runs in found.items() if name != OURS}
+    programs = sorted({program for run in ours for program in run.peaks if program.startswith(OURS)})
+    peaks = {program: max(run.peaks.get(program, 0) for run in ours) for program in programs}
+    return Line(job.name, ratio, job.goal, beside, others, job.size / mine, median(ours, "cpu"), peaks, found)
+
+
+def table(lines: list[Line], *, heading: bool = True) -> str:
+    """Give lines of a Markdown table."""
+    rows = [_COLUMNS, tuple("---" for _ in _COLUMNS)] if heading else []
+    for line in lines:
+        unit = "" if line.beside else " s"
+        rows.append(
+            (
+                line.job,
+                f"{line.ratio:.2f}{unit}",
+                f"{line.goal:.2f}{unit}" if line.goal is not None else "",
+                line.beside or "",
+                ", ".join(f"{name} {ratio:.2f}" for name, ratio in line.others.items()),
+                f"{line.throughput / MIB:.0f}" if line.throughput else "",
+                f"{line.cpu:.2f}",
+                " / ".join(f"{peak / MIB:.1f}" for peak in line.peaks.values()),
+            )
+        )
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)

@@ -1,0 +1,262 @@
+"""How each tool is told to do a job: ours, the peers that are installed, and the floors, which are no tools at all.
+
+A tool that cannot do a job has no method for it. regctl and oras are not among Debian's packages, skopeo is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.measurement import Command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.benchmarks.data import Image
+    from tests.benchmarks.measurement import Work
+
+__all__ = ["Crane", "Curl", "Ocistream", "Oras", "Regctl", "Skopeo", "Tool", "peers", "versions"]
+
+
+def one(*argv: str, stdout: Path | None = None, env: dict[str, str] | None = None) -> Work:
+    """Give the work of one process."""
+    return [[Command(argv, env or {}, stdout=stdout)]]
+
+
+class Tool:
+    """What is known of a tool: its name, and how to do what it can. Each gives work, or None where it cannot."""
+
+    name = ""
+
+    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work | None:
+        """Write an archive to stdout."""
+        return None
+
+    def pull_file(self, reference: str, out: Path) -> Work | None:
+        """Write an archive to a file."""
+        return None
+
+    def pull_directory(self, reference: str, out: Path) -> Work | None:
+        """Write a layout directory."""
+        return None
+
+    def push_directory(self, image: Image, reference: str) -> Work | None:
+        """Push a layout directory."""
+        return None
+
+    def push_file(self, archive: Path, reference: str) -> Work | None:
+        """Push an OCI archive."""
+        return None
+
+    def copy(self, source: str, target: str) -> Work | None:
+        """Copy from registry to registry."""
+        return None
+
+
+class Ocistream(Tool):
+    """Ours."""
+
+    name = "ocistream"
+
+    def __init__(self, command: str) -> None:
+        """Run `command`."""
+        self._command = command
+
+    def run(self, verb: str, *arguments: str) -> tuple[str, ...]:
+        """Give the arguments of one process."""
+        return (self._command, verb, "--quiet", *arguments)
+
+    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
+        """Write an archive to stdout."""
+        return one(*self.run("pull", reference, *(["--ca-cert", str(ca)] if ca else [])))
+
+    def pull_file(self, reference: str, out: Path) -> Work:
+        """Write an archive to a file."""
+        return one(*self.run("pull", reference, "-o", str(out)))
+
+    def pull_directory(self, reference: str, out: Path) -> Work:
+        """Write a layout directory."""
+        return one(*self.run("pull", reference, "-o", f"{out}/"))
+
+    def push_directory(self, image: Image, reference: str) -> Work:
+        """Push a layout directory."""
+        return one(*self.run("push", reference, "-i", str(image.layout)))
+
+    def push_file(self, archive: Path, reference: str) -> Work:
+        """Push an OCI archive."""
+        return one(*self.run("push", reference, "-i", str(archive)))
+
+    def push_stdin(self, archive: Path, reference: str) -> Work:
+        """Push an OCI archive that comes out of a pipe."""
+        return [[Command(("cat", str(archive))), Command(self.run("push", reference))]]
+
+    def pipe(self, source: str, target: str) -> Work:
+        """Pull into a pipe, and push out of it."""
+        return [[Command(self.run("pull", source)), Command(self.run("push", target))]]
+
+    def copy(self, source: str, target: str) -> Work:
+        """Copy from registry to registry."""
+        return one(*self.run("copy", source, target))
+
+
+class Skopeo(Tool):
+    """skopeo, of Debian's package."""
+
+    name = "skopeo"
+
+    def _copy(self, source: str, target: str) -> Work:
+        tls = ("--src-tls-verify=false", "--dest-tls-verify=false")
+        return one("skopeo", "--insecure-policy", "copy", "--quiet", *tls, source, target)
+
+    def pull_file(self, reference: str, out: Path) -> Work:
+        """Write an archive to a file."""
+        return self._copy(f"docker://{reference}", f"oci-archive:{out}:v1")
+
+    def pull_directory(self, reference: str, out: Path) -> Work:
+        """Write a layout directory."""
+        return self._copy(f"docker://{reference}", f"oci:{out}:v1")
+
+    def push_directory(self, image: Image, reference: str) -> Work:
+        """Push a layout directory."""
+        return self._copy(f"oci:{image.layout}:v1", f"docker://{reference}")
+
+    def push_file(self, archive: Path, reference: str) -> Work:
+        """Push an OCI archive."""
+        return self._copy(f"oci-archive:{archive}", f"docker://{reference}")
+
+    def copy(self, source: str, target: str) -> Work:
+        """Copy from registry to registry."""
+        return self._copy(f"docker://{source}", f"docker://{target}")
+
+
+class Crane(Tool):
+    """crane. Its archives are docker's, and it cannot push an OCI archive."""
+
+    name = "crane"
+
+    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
+        """Write an archive to stdout."""
+        return one("crane", "pull", reference, "/dev/stdout", env={"SSL_CERT_FILE": str(ca)} if ca else {})
+
+    def pull_file(self, reference: str, out: Path) -> Work:
+        """Write an archive to a file."""
+        return one("crane", "pull", reference, str(out))
+
+    def pull_directory(self, reference: str, out: Path) -> Work:
+        """Write a layout directory."""
+        return one("crane", "pull", "--format=oci", reference, str(out))
+
+    def push_directory(self, image: Image, reference: str) -> Work:
+        """Push a layout directory."""
+        return one("crane", "push", str(image.layout), reference)
+
+    def copy(self, source: str, target: str) -> Work:
+        """Copy from registry to registry."""
+        return one("crane", "copy", source, target)
+
+    def by_file(self, source: str, file: Path, target: str) -> Work:
+        """Pull an archive, and push that."""
+        return [*one("crane", "pull", source, str(file)), *one("crane", "push", str(file), target)]
+
+
+class Regctl(Tool):
+    """regctl, of regclient."""
+
+    name = "regctl"
+
+    def _run(self, *arguments: str, ca: Path | None = None) -> Work:
+        host = next(part for part in arguments if part.startswith(("127.", "localhost"))).partition("/")[0]
+        tls = f"regcert={ca}" if ca else "tls=disabled"
+        return one("regctl", "--host", f"reg={host},{tls}", *arguments)
+
+    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
+        """Write an archive to stdout."""
+        return self._run("image", "export", reference, ca=ca)
+
+    def pull_file(self, reference: str, out: Path) -> Work:
+        """Write an archive to a file."""
+        return self._run("image", "export", reference, str(out))
+
+    def pull_directory(self, reference: str, out: Path) -> Work:
+        """Write a layout directory."""
+        return self._run("image", "copy", reference, f"ocidir://{out}:v1")
+
+    def push_directory(self, image: Image, reference: str) -> Work:
+        """Push a layout directory."""
+        return self._run("image", "copy", f"ocidir://{image.layout}:v1", reference)
+
+    def push_file(self, archive: Path, reference: str) -> Work:
+        """Push an OCI archive."""
+        return self._run("image", "import", reference, str(archive))
+
+
+class Oras(Tool):
+    """oras."""
+
+    name = "oras"
+
+    def pull_directory(self, reference: str, out: Path) -> Work:
+        """Write a layout directory."""
+        return one("oras", "copy", "--from-plain-http", reference, "--to-oci-layout", f"{out}:v1")
+
+    def push_directory(self, image: Image, reference: str) -> Work:
+        """Push a layout directory."""
+        return one("oras", "copy", "--from-oci-layout", f"{image.layout}:v1", "--to-plain-http", reference)
+
+    def push_file(self, archive: Path, reference: str) -> Work:
+        """Push an OCI archive."""
+        return one("oras", "copy", "--from-oci-layout", f"{archive}:v1", "--to-plain-http", reference)
+
+    def copy(self, source: str, target: str) -> Work:
+        """Copy from registry to registry."""
+        return one("oras", "copy", "--from-plain-http", source, "--to-plain-http", target)
+
+
+class Curl(Tool):
+    """No tool, but a floor: the blobs of an image one after the other, hashed by nobody, put nowhere."""
+
+    name = "curl (floor)"
+
+    def __init__(self, image: Image) -> None:
+        """Know the digests beforehand."""
+        self._image = image
+
+    def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
+        """Get the layers."""
+        host, _, repository = reference.rpartition(":")[0].partition("/")
+        base = f"{'https' if ca else 'http'}://{host}/v2/{repository}/blobs"
+        urls = [f"{base}/{digest}" for digest in self._image.layers]
+        return one("curl", "--silent", "--fail", *(["--cacert", str(ca)] if ca else []), *urls)
+
+
+#: How each program is asked for its version.
+_VERSIONS = {
+    "docker-registry": "--version",
+    "skopeo": "--version",
+    "crane": "version",
+    "regctl": "version",
+    "oras": "version",
+    "nginx": "-v",
+    "curl": "--version",
+}
+
+
+def versions() -> str:
+    """Say what is measured, and on how many processors, in one line."""
+    found = [f"{len(os.sched_getaffinity(0))} processors", f"Python {platform.python_version()}"]
+    for name, option in _VERSIONS.items():
+        if (path := shutil.which(name)) is not None:
+            done = subprocess.run([path, option], capture_output=True, text=True, check=False)
+            number = re.search(r"v?[0-9]+\.[0-9]+[0-9.]*", done.stdout + done.stderr)
+            found.append(f"{name} {number[0].strip('v.') if number else 'of no version'}")
+    return ", ".join(found)
+
+
+def peers() -> list[Tool]:
+    """Give those peers that are installed."""
+    return [tool for tool in (Skopeo(), Crane(), Regctl(), Oras()) if shutil.which(tool.name)]

@@ -1,0 +1,424 @@
+"""Files are whole or not there, and the disk's errors come in our own words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import multiprocessing
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits
+from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
+from ocistream.notices import set_listener
+from ocistream.streams import files
+from ocistream.streams.files import (
+    WritebackWriter,
+    atomic_file,
+    atomic_file_named_later,
+    disk_errors,
+    locked_directory,
+    open_for_reading,
+    read_bounded,
+    write_all,
+)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def open_descriptors() -> int:
+    return len(names_in(Path("/proc/self/fd")))
+
+
+class TestAtomicFile:
+    def test_the_file_has_its_name_only_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        with atomic_file(path) as file:
+            write_all(file, b"new")
+            assert not path.exists()
+        assert path.read_bytes() == b"new"
+        assert names_in(tmp_path) == ["a"]
+
+    def test_an_old_file_stays_until_then(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"old")
+        with atomic_file(path) as file:
+            write_all(file, b"new")
+            assert path.read_bytes() == b"old"
+        assert path.read_bytes() == b"new"
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_a_failure_leaves_everything_as_it_was(self, tmp_path: Path, error: type[BaseException]) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"old")
+        before = open_descriptors()
+
+        def fail() -> None:
+            with atomic_file(path) as file:
+                write_all(file, b"new")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert path.read_bytes() == b"old"
+        assert names_in(tmp_path) == ["a"]
+        assert open_descriptors() == before
+
+    def test_a_failing_rename_leaves_no_temporary_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a" / "full").mkdir(parents=True)
+        with pytest.raises(OSError, match="a"), atomic_file(tmp_path / "a") as file:
+            write_all(file, b"new")
+        assert names_in(tmp_path) == ["a"]
+
+    def test_a_symbolic_link_is_replaced_and_not_written_through(self, tmp_path: Path) -> None:
+        (tmp_path / "precious").write_bytes(b"mine")
+        (tmp_path / "a").symlink_to(tmp_path / "precious")
+        with atomic_file(tmp_path / "a") as file:
+            write_all(file, b"new")
+        assert (tmp_path / "precious").read_bytes() == b"mine"
+        assert not (tmp_path / "a").is_symlink()
+
+    def test_the_rights_are_those_of_any_new_file(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            with atomic_file(tmp_path / "a"):
+                pass
+            with atomic_file(tmp_path / "b", mode=0o600):
+                pass
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+        assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
+
+    def test_a_folder_that_is_not_there_is_said_as_such(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "no" / "a"):
+            pass
+
+
+class TestWhatIsNoFile:
+    def test_a_fifo_is_never_replaced_by_a_file(self, tmp_path: Path) -> None:
+        # As root, the same rename would put a file in the place of /dev/null.
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(OSError, match="not a regular file") as caught, atomic_file(tmp_path / "fifo") as file:
+            write_all(file, b"x")
+        assert caught.value.errno == errno.EINVAL
+        assert (tmp_path / "fifo").is_fifo()
+        assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
+class TestDroppingUnfinished:
+    def test_files_of_threads_that_will_not_end_are_removed(self, tmp_path: Path) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def stall() -> None:
+            with contextlib.suppress(FileNotFoundError), atomic_file(tmp_path / "stalled") as file:
+                write_all(file, b"half")
+                begun.set()
+                go_on.wait(60)
+
+        thread = threading.Thread(target=stall)
+        thread.start()
+        begun.wait(60)
+        with atomic_file(tmp_path / "whole"):
+            pass
+        assert len(names_in(tmp_path)) == 2
+        files.clean_up_unfinished()
+        assert names_in(tmp_path) == ["whole"]
+        go_on.set()
+        thread.join()
+        assert names_in(tmp_path) == ["whole"]
+
+    def test_with_nothing_unfinished_there_is_nothing_to_do(self, tmp_path: Path) -> None:
+        with atomic_file(tmp_path / "whole"):
+            pass
+        files.clean_up_unfinished()
+        assert names_in(tmp_path) == ["whole"]
+
+
+class TestDiskErrors:
+    @pytest.mark.parametrize(
+        ("number", "kind", "code", "hint"),
+        [
+            (errno.ENOENT, NotFoundError, 4, "mkdir -p"),
+            (errno.EPIPE, OutputClosedError, 141, None),
+            (errno.ENOSPC, LocalDiskError, 9, "free some space"),
+            (errno.EDQUOT, LocalDiskError, 9, "quota"),
+            (errno.EFBIG, LocalDiskError, 9, "--split"),
+            (errno.EROFS, LocalDiskError, 9, "read-only"),
+            (errno.EACCES, LocalDiskError, 9, "permissions"),
+            (errno.EIO, LocalDiskError, 9, None),
+        ],
+    )
+    def test_each_has_its_kind_and_its_advice(
+        self, number: int, kind: type[LocalDiskError], code: int, hint: str | None
+    ) -> None:
+        with pytest.raises(kind, match=r"^cannot write x: ") as caught, disk_errors("cannot write x"):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.exit_code == code
+        assert (hint or "") in (caught.value.hint or "")
+        assert (caught.value.hint is None) == (hint is None)
+
+    def test_an_error_without_a_number_keeps_its_words(self) -> None:
+        with pytest.raises(LocalDiskError, match="cannot read x: odd"), disk_errors("cannot read x"):
+            raise OSError("odd")
+
+    def test_other_errors_pass(self) -> None:
+        with pytest.raises(ZeroDivisionError), disk_errors("x"):
+            raise ZeroDivisionError
+
+    def test_a_full_disk_is_one(self) -> None:
+        with (
+            pytest.raises(LocalDiskError, match="No space left"),
+            disk_errors("x"),
+            io.FileIO("/dev/full", "wb") as file,
+        ):
+            write_all(file, b"x")
+
+
+class TestLockedDirectory:
+    def test_threads_take_turns(self, tmp_path: Path) -> None:
+        inside: list[int] = []
+        seen: list[int] = []
+
+        def work() -> None:
+            for _ in range(50):
+                with locked_directory(tmp_path):
+                    inside.append(1)
+                    seen.append(len(inside))
+                    inside.pop()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(seen) == {1}
+        assert len(seen) == 200
+
+    def test_processes_take_turns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # A process that is spawned looks for this module in the path, where importlib's mode does not put it.
+        monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[3])])
+        counter = tmp_path / "counter"
+        counter.write_text("0")
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=_count, args=(counter, 40)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        assert counter.read_text() == "120"
+
+    @pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+    def test_who_does_not_let_go_is_not_waited_for_without_end(self, tmp_path: Path, kind: int) -> None:
+        """Whoever can read a directory can lock it."""
+        said: list[str] = []
+        set_listener(lambda message, *, level: said.append(f"{level} {message}"))
+        before = open_descriptors()
+        theirs = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(theirs, kind)
+        with (
+            pytest.raises(LocalDiskError, match=f"lock of {re.escape(str(tmp_path))}") as caught,
+            locked_directory(tmp_path, 0),
+        ):
+            pass
+        os.close(theirs)
+        assert "lslocks" in (caught.value.hint or "")
+        assert open_descriptors() == before
+        assert said == []
+
+    def test_a_wait_that_is_long_is_said_once_and_ends_with_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[str] = []
+        theirs = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+
+        def let_go(_: float) -> None:
+            if tries.pop():
+                os.close(theirs)
+
+        tries = [True, False, False]
+        set_listener(lambda message, *, level: said.append(f"{level} {message}"))
+        monkeypatch.setattr("ocistream.limits.LOCK_NOTICE_DELAY", 0)
+        monkeypatch.setattr("time.sleep", let_go)
+        with locked_directory(tmp_path):
+            assert tries == []
+        assert said == [f"0 waiting for another process that has the lock of {tmp_path}"]
+
+    def test_an_interrupt_ends_the_wait(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(_: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("time.sleep", interrupt)
+        with locked_directory(tmp_path), pytest.raises(KeyboardInterrupt), locked_directory(tmp_path):
+            pass
+
+    def test_the_lock_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        before = open_descriptors()
+        with locked_directory(tmp_path):
+            pass
+        assert names_in(tmp_path) == []
+        assert open_descriptors() == before
+
+
+def _count(counter: Path, times: int) -> None:
+    for _ in range(times):
+        with locked_directory(counter.parent):
+            counter.write_text(str(int(counter.read_text()) + 1))
+
+
+class TestReading:
+    def test_a_symbolic_link_is_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("mine")
+        (tmp_path / "a").symlink_to("secret")
+        with pytest.raises(OSError, match="symbolic") as caught:
+            open_for_reading(tmp_path / "a")
+        assert caught.value.errno == errno.ELOOP
+
+    def test_a_fifo_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a")
+        before = open_descriptors()
+        with pytest.raises(OSError, match="not a regular file"):
+            open_for_reading(tmp_path / "a")
+        assert open_descriptors() == before
+
+    def test_a_directory_is_refused_and_nothing_stays_open(self, tmp_path: Path) -> None:
+        before = open_descriptors()
+        with pytest.raises(OSError, match="not a regular file"):
+            open_for_reading(tmp_path)
+        assert open_descriptors() == before
+
+    def test_a_file_is_opened_for_reading_only(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"abc")
+        with open_for_reading(tmp_path / "a") as file:
+            assert file.read() == b"abc"
+            with pytest.raises(io.UnsupportedOperation):
+                file.write(b"x")
+
+    @pytest.mark.parametrize(("size", "got"), [(0, 0), (9, 9), (10, 10), (11, 11), (1000, 11)])
+    def test_no_more_than_one_byte_beyond_the_limit_is_read(self, tmp_path: Path, size: int, got: int) -> None:
+        (tmp_path / "a").write_bytes(b"x" * size)
+        assert len(read_bounded(tmp_path / "a", 10)) == got
+
+
+class Stingy(io.FileIO):
+    """A file that takes three bytes at a time."""
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        return super().write(data[:3])
+
+
+def test_all_of_a_chunk_is_written_though_the_file_takes_less(tmp_path: Path) -> None:
+    with Stingy(tmp_path / "a", "wb") as file:
+        write_all(file, memoryview(b"0123456789"))
+        write_all(file, b"")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+
+
+class TestSteadyWriter:
+    SIZE = 2 * limits.WRITEBACK_SIZE + 3 * limits.READ_BUFFER + 17
+
+    def written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None = None) -> list[range]:
+        begun = []
+
+        def advise(_fd: int, offset: int, length: int, _advice: int) -> None:
+            begun.append(range(offset, offset + length))
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+        content = memoryview(bytes(range(256)) * (self.SIZE // 256) + b"x" * (self.SIZE % 256))
+        with io.FileIO(tmp_path / "a", "wb") as file:
+            file.write(b"before")
+            writer = WritebackWriter(file)
+            for start in range(0, self.SIZE, limits.READ_BUFFER):
+                writer.write(content[start : start + limits.READ_BUFFER])
+        assert (tmp_path / "a").read_bytes() == b"before" + bytes(content)
+        return begun
+
+    def test_the_disk_begins_with_each_part_of_a_file_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun = self.written(tmp_path, monkeypatch)
+        assert [len(part) for part in begun] == [limits.WRITEBACK_SIZE] * 2
+        assert (begun[0].start, begun[0].stop) == (len(b"before"), begun[1].start)
+
+    def test_where_it_cannot_it_writes_later(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert len(self.written(tmp_path, monkeypatch, OSError(22, "invalid"))) == 2
+
+    def test_there_need_be_no_such_call(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+        with io.FileIO(tmp_path / "a", "wb") as file:
+            WritebackWriter(file).write(bytes(limits.WRITEBACK_SIZE))
+        assert (tmp_path / "a").stat().st_size == limits.WRITEBACK_SIZE
+
+
+def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path: Path) -> None:
+    files.sync_directory(tmp_path / "gone")
+
+
+class TestNamedAtTheEnd:
+    def test_a_file_gets_its_name_when_the_block_ends_and_not_before(self, tmp_path: Path) -> None:
+        path = tmp_path / "named"
+        path.write_bytes(b"old")
+        with atomic_file_named_later(tmp_path) as (file, name):
+            write_all(file, b"new")
+            name(path)
+            assert path.read_bytes() == b"old"
+            write_all(file, b"er")
+        assert path.read_bytes() == b"newer"
+        assert names_in(tmp_path) == ["named"]
+
+    def test_until_then_its_name_says_what_it_is(self, tmp_path: Path) -> None:
+        with atomic_file_named_later(tmp_path, "x") as (_, name):
+            (temporary,) = names_in(tmp_path)
+            assert temporary.startswith(".x.")
+            assert temporary.endswith(files.PARTIAL_SUFFIX)
+            name(tmp_path / "y")
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    def test_a_failure_leaves_nothing_whether_it_was_named_or_not(self, tmp_path: Path, when: str) -> None:
+        before = open_descriptors()
+
+        def fail() -> None:
+            with atomic_file_named_later(tmp_path) as (file, name):
+                write_all(file, b"new")
+                if when == "after":
+                    name(tmp_path / "named")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+        assert names_in(tmp_path) == []
+        assert open_descriptors() == before
+
+    def test_one_that_was_given_no_name_is_a_mistake_and_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="unpack"), atomic_file_named_later(tmp_path):
+            pass
+        assert names_in(tmp_path) == []
+
+    def test_a_fifo_is_not_replaced(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(OSError, match="not a regular file"), atomic_file_named_later(tmp_path) as (_, name):
+            name(tmp_path / "fifo")
+        assert names_in(tmp_path) == ["fifo"]
+
+    def test_an_end_of_the_process_drops_it(self, tmp_path: Path) -> None:
+        def interrupted() -> None:
+            with atomic_file_named_later(tmp_path) as (_, name):
+                name(tmp_path / "named")
+                files.clean_up_unfinished()
+
+        with pytest.raises(FileNotFoundError):
+            interrupted()
+        assert names_in(tmp_path) == []

@@ -1,0 +1,533 @@
+"""What an interruption leaves of a file: gone on with where that is safe, removed where it is of no use to anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ocistream import limits
+from ocistream.cli import main
+from ocistream.errors import ArchiveError, IntegrityError, LocalDiskError, NetworkError, OcistreamError, TerminatedError
+from ocistream.notices import set_listener
+from ocistream.streams import partial_files
+from ocistream.streams.files import atomic_file, atomic_file_named_later, resumable_file, write_all
+from ocistream.streams.partial_files import is_reserved_name, is_temporary_name, remove_stale, target_name
+
+NAME = ".a.partial"
+RANDOM = ".a.0123456789ab.partial"
+
+
+@pytest.fixture(autouse=True)
+def everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests a megabyte each."""
+    monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 1)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def heard() -> list[tuple[str, int]]:
+    """Return the list of what is said from now on, with its level."""
+    said: list[tuple[str, int]] = []
+    set_listener(lambda message, *, level: said.append((message, level)))
+    return said
+
+
+def interrupted(path: Path, content: bytes, error: BaseException | None = None) -> None:
+    """Write a file that fails after `content`."""
+    with contextlib.suppress(BaseException), resumable_file(path) as partial:
+        partial.file.seek(0, os.SEEK_END)
+        write_all(partial.file, content)
+        raise error or NetworkError("it broke off")
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize(
+        "error", [NetworkError("x"), LocalDiskError("x"), OcistreamError("x"), KeyboardInterrupt(), TerminatedError()]
+    )
+    def test_what_an_interruption_leaves_is_there_the_next_time(self, tmp_path: Path, error: BaseException) -> None:
+        interrupted(tmp_path / "a", b"begin", error)
+        assert names_in(tmp_path) == [NAME]
+        with resumable_file(tmp_path / "a") as partial:
+            assert partial.size() == 5
+            partial.file.seek(5)
+            write_all(partial.file, b"ning")
+        assert (tmp_path / "a").read_bytes() == b"beginning"
+        assert names_in(tmp_path) == ["a"]
+
+    @pytest.mark.parametrize("error", [IntegrityError("x"), ArchiveError("x")])
+    def test_what_was_found_wrong_is_not(self, tmp_path: Path, error: OcistreamError) -> None:
+        interrupted(tmp_path / "a", b"begin")
+        interrupted(tmp_path / "a", b"wrong", error)
+        assert names_in(tmp_path) == []
+
+    def test_nor_is_what_somebody_calls_worthless(self, tmp_path: Path) -> None:
+        with contextlib.suppress(NetworkError), resumable_file(tmp_path / "a") as partial:
+            write_all(partial.file, b"content")
+            partial.is_discarded = True
+            raise NetworkError("x")
+        assert names_in(tmp_path) == []
+
+    def test_what_is_small_vanishes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 6)
+        interrupted(tmp_path / "a", b"small")
+        assert names_in(tmp_path) == []
+        interrupted(tmp_path / "a", b"larger")
+        assert names_in(tmp_path) == [NAME]
+
+    def test_a_process_that_is_killed_leaves_it_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with killed(tmp_path / "a", monkeypatch):
+            pass
+        with resumable_file(tmp_path / "a") as partial:
+            assert partial.path == tmp_path / NAME
+            assert partial.size() == 4
+
+    def test_it_is_said_what_is_kept_until_it_has_its_name(self, tmp_path: Path) -> None:
+        interrupted(tmp_path / "a", b"begin")
+        assert partial_files.kept_files()[tmp_path / NAME] == 5
+        with resumable_file(tmp_path / "a"):
+            pass
+        assert tmp_path / NAME not in partial_files.kept_files()
+
+    def test_a_command_says_nothing_of_what_another_has_kept(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        interrupted(tmp_path / "a", b"begin")
+        assert main(["inspect", str(tmp_path / "none.tar")]) == 4
+        assert "kept" not in capsys.readouterr().err
+
+    def test_a_thread_that_will_not_end_leaves_what_another_run_can_go_on_with(self, tmp_path: Path) -> None:
+        with contextlib.suppress(NetworkError), resumable_file(tmp_path / "a") as partial, atomic_file(tmp_path / "b"):
+            write_all(partial.file, b"begin")
+            partial_files.clean_up_unfinished()
+            assert names_in(tmp_path) == [NAME]
+            assert partial_files.kept_files()[tmp_path / NAME] == 5
+            raise NetworkError("x")
+        assert names_in(tmp_path) == [NAME]
+
+    def test_a_thread_that_has_just_ended_is_left_alone(self, tmp_path: Path) -> None:
+        partial = partial_files.create_temporary(tmp_path, "x", 0o644)
+        partial.file.close()
+        # Between closing the file and saying that it is done with, a signal may come.
+        partial_files.clean_up_unfinished()
+        partial.unregister()
+        assert partial.size() == 0
+        assert not partial.has_name()
+
+
+class TestTwoAtOnce:
+    def test_both_get_their_file_and_the_last_one_stays(self, tmp_path: Path) -> None:
+        with resumable_file(tmp_path / "a") as first:
+            write_all(first.file, b"first")
+            with resumable_file(tmp_path / "a") as second:
+                assert second.path != first.path
+                assert second.size() == 0
+                assert is_temporary_name(second.path.name, "a")
+                write_all(second.file, b"second")
+            assert (tmp_path / "a").read_bytes() == b"second"
+        assert (tmp_path / "a").read_bytes() == b"first"
+        assert names_in(tmp_path) == ["a"]
+
+    def test_the_second_leaves_nothing_to_go_on_with(self, tmp_path: Path) -> None:
+        with resumable_file(tmp_path / "a"):
+            interrupted(tmp_path / "a", b"second")
+            assert names_in(tmp_path) == [NAME]
+
+    def test_one_of_another_process_is_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with killed(tmp_path / "a", monkeypatch):
+            with resumable_file(tmp_path / "a") as partial:
+                assert is_temporary_name(partial.path.name, "a")
+            assert names_in(tmp_path) == [NAME, "a"]
+
+    def test_what_gets_its_name_while_it_is_opened_is_not_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other process renames its file, and so lets go of it, between our opening and our locking of it."""
+        (tmp_path / NAME).write_bytes(b"whole")
+        real = fcntl.flock
+
+        def flock(descriptor: int, operation: int) -> None:
+            if (tmp_path / NAME).exists():
+                (tmp_path / NAME).rename(tmp_path / "a")
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with resumable_file(tmp_path / "a") as partial:
+            assert is_temporary_name(partial.path.name)
+            write_all(partial.file, b"mine")
+            assert (tmp_path / "a").read_bytes() == b"whole"
+
+    def test_who_finds_a_new_one_and_locks_it_first_keeps_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other process opens our file, and locks it, between our making of it and our locking of it."""
+        real, theirs = fcntl.flock, list[int]()
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not theirs:
+                theirs.append(os.open(tmp_path / NAME, os.O_RDWR))
+                real(theirs[0], operation)
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with resumable_file(tmp_path / "a") as partial:
+            assert is_temporary_name(partial.path.name, "a")
+        os.close(theirs[0])
+        assert names_in(tmp_path) == [NAME, "a"]
+
+    def test_what_somebody_has_removed_is_not_confused_with_what_took_its_place(self, tmp_path: Path) -> None:
+        def replaced() -> None:
+            with resumable_file(tmp_path / "a") as partial:
+                write_all(partial.file, b"mine")
+                partial.path.unlink()
+                partial.path.write_bytes(b"another's half")
+
+        with pytest.raises(FileNotFoundError):
+            replaced()
+        assert names_in(tmp_path) == [NAME]
+        assert (tmp_path / NAME).read_bytes() == b"another's half"
+
+    def test_nor_removed_with_it_or_called_kept(self, tmp_path: Path) -> None:
+        with contextlib.suppress(IntegrityError), resumable_file(tmp_path / "a") as partial:
+            partial.path.unlink()
+            partial.path.write_bytes(b"another's half")
+            msg = "x"
+            raise IntegrityError(msg)
+        assert (tmp_path / NAME).read_bytes() == b"another's half"
+        assert tmp_path / NAME not in partial_files.kept_files()
+
+
+class TestWhatIsNotUsed:
+    def put_link(self, path: Path) -> None:
+        path.symlink_to(path.parent.parent / "precious")
+
+    def put_hard_link(self, path: Path) -> None:
+        path.hardlink_to(path.parent.parent / "precious")
+
+    def put_fifo(self, path: Path) -> None:
+        os.mkfifo(path)
+
+    def put_directory(self, path: Path) -> None:
+        path.mkdir()
+
+    @pytest.mark.parametrize("put", ["put_link", "put_hard_link", "put_fifo", "put_directory"])
+    def test_what_is_no_plain_file_of_ours_stays_as_it_is(self, tmp_path: Path, put: str) -> None:
+        precious, folder = tmp_path / "precious", tmp_path / "folder"
+        precious.write_bytes(b"mine")
+        folder.mkdir()
+        getattr(self, put)(folder / NAME)
+        before = (folder / NAME).lstat()
+        notices = heard()
+        for _ in range(2):
+            with resumable_file(folder / "a") as partial:
+                assert is_temporary_name(partial.path.name, "a")
+                write_all(partial.file, b"content")
+        assert (folder / "a").read_bytes() == b"content"
+        # It is said, and once.
+        ((message, level),) = notices
+        assert message.startswith(f"{folder / NAME} is not gone on with (it ")
+        assert level == 0
+        assert precious.read_bytes() == b"mine"
+        assert os.path.samestat((folder / NAME).lstat(), before)
+
+    def test_what_belongs_to_somebody_else_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / NAME).write_bytes(b"theirs")
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        notices = heard()
+        with resumable_file(tmp_path / "a") as partial:
+            assert partial.path.name != NAME
+        assert (tmp_path / NAME).read_bytes() == b"theirs"
+        assert "belongs to another user" in notices[0][0]
+
+    def test_that_another_process_writes_it_is_said_to_who_asks(self, tmp_path: Path) -> None:
+        notices = heard()
+        with resumable_file(tmp_path / "a"), resumable_file(tmp_path / "a"):
+            pass
+        assert [(tmp_path / NAME).name in message for message, _ in notices] == [True]
+        assert notices[0][1] == 1
+
+    def test_where_none_can_be_made_the_trouble_itself_is_said(self, tmp_path: Path) -> None:
+        notices = heard()
+        with pytest.raises(FileNotFoundError), resumable_file(tmp_path / "none" / "a"):
+            pass
+        assert notices == []
+
+    def test_without_locks_there_is_nothing_to_go_on_with_and_nothing_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with resumable_file(tmp_path / "a") as partial:
+            (name,) = names_in(tmp_path)
+            assert partial.path.name == name != NAME
+            remove_stale(tmp_path, is_temporary_name)
+            assert names_in(tmp_path) == [name]
+        assert names_in(tmp_path) == ["a"]
+
+
+class TestRights:
+    """The result has those of a file that is new, whatever an earlier run has left."""
+
+    @pytest.mark.parametrize("rights", [0o600, 0o666, 0o4777, 0o2770])
+    def test_they_are_those_of_this_run(self, tmp_path: Path, rights: int) -> None:
+        interrupted(tmp_path / "a", b"begin")
+        (tmp_path / NAME).chmod(rights)
+        before = os.umask(0o027)
+        try:
+            with resumable_file(tmp_path / "a") as partial:
+                assert partial.size() == 5
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+        assert names_in(tmp_path) == ["a"]
+
+    def test_what_a_umask_has_made_read_only_is_gone_on_with(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = os.umask(0o222)
+        try:
+            interrupted(tmp_path / "a", b"begin")
+        finally:
+            os.umask(before)
+        assert not (tmp_path / NAME).stat().st_mode & stat.S_IWUSR
+        real = os.open
+
+        def as_a_user(path: Path, flags: int, *mode: int) -> int:
+            """Open a file as who is not root has to."""
+            writes = flags & os.O_ACCMODE != os.O_RDONLY
+            if writes and not flags & os.O_CREAT and path.exists() and not path.stat().st_mode & stat.S_IWUSR:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, flags, *mode)
+
+        # Nobody else's: what tidies up behind the test opens files in other ways.
+        with monkeypatch.context() as patched:
+            patched.setattr("os.open", as_a_user)
+            with resumable_file(tmp_path / "a") as partial:
+                assert partial.size() == 5
+
+    def test_where_they_cannot_be_set_it_is_not_gone_on_with(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupted(tmp_path / "a", b"begin")
+
+        def refuse(*_: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr("os.fchmod", refuse)
+        with resumable_file(tmp_path / "a") as partial:
+            assert partial.size() == 0
+
+
+class TestLongNames:
+    @pytest.mark.parametrize("length", [233, 234, 246, 247, 255])
+    def test_any_name_that_the_file_system_takes_will_do(self, tmp_path: Path, length: int) -> None:
+        path = tmp_path / ("x" * length)
+        interrupted(path, b"begin")
+        with resumable_file(path) as partial, resumable_file(path) as second:
+            assert partial.size() == 5
+            assert is_temporary_name(second.path.name, path.name)
+            assert not is_temporary_name(second.path.name, "y" * length)
+        assert names_in(tmp_path) == [path.name]
+
+    def test_bytes_are_counted_and_not_characters(self, tmp_path: Path) -> None:
+        path = tmp_path / ("\N{SNOWMAN}" * 85)
+        with atomic_file(path):
+            pass
+        assert names_in(tmp_path) == [path.name]
+
+
+class TestSignals:
+    """A signal may come between the making of a file and the knowing of it."""
+
+    @pytest.mark.parametrize("size", [0, 5])
+    @pytest.mark.parametrize("write", [resumable_file, atomic_file])
+    def test_nothing_is_left_then_but_what_was_worth_keeping(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        size: int,
+        write: Callable[[Path], contextlib.AbstractContextManager[object]],
+    ) -> None:
+        if size:
+            interrupted(tmp_path / "a", b"begin")
+        before = names_in(tmp_path)
+
+        def strike(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ocistream.streams.partial_files.FileIO", strike)
+        with pytest.raises(KeyboardInterrupt), write(tmp_path / "a"):
+            pass
+        assert names_in(tmp_path) == before
+
+
+class TestSweeping:
+    def test_what_nobody_writes_goes_and_what_somebody_does_stays(self, tmp_path: Path) -> None:
+        (tmp_path / RANDOM).write_bytes(b"left")
+        with atomic_file_named_later(tmp_path, "a") as (_, name):
+            remove_stale(tmp_path, is_temporary_name)
+            (present,) = names_in(tmp_path)
+            assert present != RANDOM
+            name(tmp_path / "a")
+        assert names_in(tmp_path) == ["a"]
+
+    def test_one_of_another_process_stays_until_that_is_killed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with killed(tmp_path / "a", monkeypatch):
+            remove_stale(tmp_path, lambda _: True)
+            assert names_in(tmp_path) == [NAME]
+        remove_stale(tmp_path, lambda _: True)
+        assert names_in(tmp_path) == []
+
+    def test_only_what_is_called_so_goes(self, tmp_path: Path) -> None:
+        names = [".a.partial", ".b.0123456789ab.partial", RANDOM, "a", ".x.upload.partial", "a.0123456789ab.partial"]
+        for name in names:
+            (tmp_path / name).write_bytes(b"")
+        remove_stale(tmp_path, lambda entry: is_temporary_name(entry, "a"))
+        assert names_in(tmp_path) == sorted(set(names) - {RANDOM})
+        remove_stale(tmp_path, is_temporary_name)
+        assert names_in(tmp_path) == sorted(set(names) - {RANDOM, ".b.0123456789ab.partial"})
+
+    def test_only_what_is_old_enough_goes(self, tmp_path: Path) -> None:
+        for name, age in (("old", 100), ("new", 10)):
+            (tmp_path / name).write_bytes(b"")
+            written = (tmp_path / name).stat().st_mtime - age
+            os.utime(tmp_path / name, (written, written))
+        remove_stale(tmp_path, lambda _: True, older_than=50)
+        assert names_in(tmp_path) == ["new"]
+
+    def test_links_and_what_is_no_file_stay(self, tmp_path: Path) -> None:
+        (tmp_path / "kept").write_bytes(b"mine")
+        (tmp_path / RANDOM).symlink_to("kept")
+        (tmp_path / ".a.111111111111.partial").hardlink_to(tmp_path / "kept")
+        os.mkfifo(tmp_path / ".a.222222222222.partial")
+        (tmp_path / ".a.333333333333.partial").mkdir()
+        before = names_in(tmp_path)
+        remove_stale(tmp_path, is_temporary_name)
+        assert names_in(tmp_path) == before
+
+    def test_what_came_in_its_place_before_it_was_locked_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / NAME).write_bytes(b"left")
+        real = fcntl.flock
+
+        def flock(descriptor: int, operation: int) -> None:
+            # Who had the lock until now gave the file its name, and the next one has begun.
+            (tmp_path / NAME).replace(tmp_path / "a")
+            (tmp_path / NAME).write_bytes(b"begun")
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        remove_stale(tmp_path, lambda entry: target_name(entry) is not None)
+        assert (tmp_path / NAME).read_bytes() == b"begun"
+        assert (tmp_path / "a").read_bytes() == b"left"
+
+    def test_a_folder_that_is_not_there_is_clean(self, tmp_path: Path) -> None:
+        remove_stale(tmp_path / "gone", is_temporary_name)
+
+    def test_a_file_that_is_swept_up_as_it_is_made_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, swept = fcntl.flock, list[int]()
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not swept:
+                swept.append(descriptor)
+                remove_stale(tmp_path, is_temporary_name)
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with atomic_file(tmp_path / "a") as file:
+            write_all(file, b"content")
+        assert (tmp_path / "a").read_bytes() == b"content"
+        assert names_in(tmp_path) == ["a"]
+
+    def test_one_whose_lock_another_holds_for_a_moment_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, refused = fcntl.flock, list[int]()
+
+        def flock(descriptor: int, operation: int) -> None:
+            if not refused:
+                refused.append(descriptor)
+                raise BlockingIOError
+            real(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with atomic_file(tmp_path / "a"):
+            pass
+        monkeypatch.undo()
+        assert refused
+        remove_stale(tmp_path, is_temporary_name)
+        assert names_in(tmp_path) == ["a"]
+
+    def test_one_that_never_stays_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def flock(*_: object) -> None:
+            raise BlockingIOError
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        with pytest.raises(BlockingIOError), atomic_file(tmp_path / "a"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        (".a.partial", "a"),
+        (".a.b.partial", "a.b"),
+        (RANDOM, None),
+        ("a.partial", None),
+        ("..partial", None),
+        (".a", None),
+    ],
+)
+def test_the_name_of_what_can_be_gone_on_with_is_in_its_own(entry: str, name: str | None) -> None:
+    assert target_name(entry) == name
+
+
+def test_names_that_are_ours_are_known() -> None:
+    assert [name for name in (".a.partial", RANDOM, "a.partial", ".a", "a") if is_reserved_name(name)] == [
+        ".a.partial",
+        RANDOM,
+    ]
+
+
+@contextlib.contextmanager
+def killed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have another process write "half" into a lasting file at `path` during the block, and kill it then."""
+    # A process that is spawned looks for this module in the path, where importlib's mode does not put it.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[3])])
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=_write, args=(path, begun.set))
+    process.start()
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def _write(path: Path, begun: Callable[[], None]) -> None:
+    with resumable_file(path) as partial:
+        write_all(partial.file, b"half")
+        begun()
+        threading.Event().wait(60)
