@@ -15,7 +15,7 @@ from tests.hostile.corpus import CORPUS
 from tests.limits.statements import LIMITS, Limit
 
 _TESTS: Final = Path(__file__).parents[1]
-_CONTRIBUTING: Final = _TESTS.parent / "CONTRIBUTING.md"
+_SECURITY: Final = _TESTS.parent / "SECURITY.md"
 
 
 def archives_of(rule: Limit) -> set[str]:
@@ -73,9 +73,9 @@ def test_every_hostile_archive_shows_a_rule() -> None:
     assert set(CORPUS) - {name for rule in LIMITS.values() for name in archives_of(rule)} == set()
 
 
-def test_contributing_has_the_table() -> None:
-    """CONTRIBUTING.md has a line for each rule, with its modules."""
-    written = _CONTRIBUTING.read_text()
+def test_the_security_policy_has_the_table() -> None:
+    """SECURITY.md has a line for each rule, with its modules."""
+    written = _SECURITY.read_text()
     for number, rule in LIMITS.items():
         homes = ", ".join(f"`{home}`" for home in rule.homes)
         assert f"| {number} | {rule.text} | {homes} |\n" in written, number
