@@ -130,7 +130,7 @@ def test_neither_side_of_a_pipe_can_write_a_file_and_neither_needs_to(
     assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
 
 
-@pytest.fixture(scope="module", params=[64, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
+@pytest.fixture(scope="module", params=[32, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
 def four_layers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
     """Return an image of four layers of so many MiB; the disk has it no longer than this module's tests take."""
     folder = tmp_path_factory.mktemp("four-layers")
