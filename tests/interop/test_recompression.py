@@ -82,6 +82,8 @@ def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     assert [blob["from"] for blob in document["blobs"] if blob["how"] == "converted"] == before
 
 
+# tests/cli/test_compress.py pushes out of a pipe too, and measures the memory.
+@pytest.mark.nightly
 def test_push_makes_the_same_of_it_out_of_a_pipe(in_zstd: str, debian_name: str, target: DockerRegistry) -> None:
     name = f"{target.host}/debian/piped:v1"
     pulled, pushed = measured_pipe(["pull", debian_name], ["push", "--compress=zstd", name])
