@@ -43,9 +43,9 @@ def far(inside: list[str], tmp_path: Path) -> Iterator[DockerRegistry]:
         yield registry
 
 
-@pytest.fixture(params=["namespace", "ssh"])
+@pytest.fixture(params=[pytest.param("namespace", marks=pytest.mark.nightly), "ssh"])
 def via(request: pytest.FixtureRequest, inside: list[str], tmp_path: Path) -> Iterator[list[str]]:
-    """Return what leads into it."""
+    """Return what leads into it: ssh, or without it the network namespace alone."""
     with contextlib.ExitStack() as stack:
         ssh = stack.enter_context(ssh_server(tmp_path / "ssh")) if request.param == "ssh" else []
         yield [*ssh, *inside]
