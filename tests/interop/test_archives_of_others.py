@@ -139,8 +139,7 @@ def test_a_directory_of_skopeos_keeps_its_manifest(
 both = pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
 
 
-@both
-@pytest.mark.parametrize("wanted", [APP, WEB])
+@pytest.mark.parametrize(("writer", "wanted"), list(zip(WRITERS_OF_BOTH, itertools.cycle([APP, WEB]), strict=False)))
 def test_one_of_several_images_is_chosen_by_its_name(
     writer: str, wanted: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:

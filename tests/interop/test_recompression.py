@@ -68,6 +68,8 @@ def test_podman_runs_one(target: DockerRegistry, layout: Layout, tools: Tools) -
     assert podman_run(tools, name) == GREETING
 
 
+# tests/cli/test_compress.py pulls into a file, a directory and a pipe, and reads the document.
+@pytest.mark.nightly
 def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     in_zstd: str, debian_name: str, debian_image: DebianImage, tmp_path: Path
 ) -> None:
