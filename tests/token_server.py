@@ -18,7 +18,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from tests.certificates import Certificate
 
@@ -26,6 +26,10 @@ from tests.certificates import Certificate
 Rights = Mapping[str, Sequence[str]]
 EVERYTHING: Rights = {"*": ("pull", "push", "delete")}
 NOTHING: Rights = {}
+#: How long distribution accepts a token after its end, in seconds.
+_LEEWAY: Final = 60
+#: Tokens end at whole seconds by the server's clock; a client counts from when it got them.
+_NOTICE: Final = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +79,14 @@ class TokenServer:
     realm: str = ""
     requests: list[TokenRequest] = dataclasses.field(default_factory=list)
     refresh_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: When the last token ends, in seconds since the epoch, without the registry's leeway.
+    last_end: int = 0
 
     def token(self, subject: str, access: Sequence[Mapping[str, Any]]) -> str:
         """Sign a JSON Web Token that grants `access` (the specification's "access" claim) to `subject`."""
         lifetime = self.lifetime if self.lifetime is not None else self.expires_in or 60
         now = int(time.time())
+        self.last_end = max(self.last_end, now + lifetime)
         header = {"typ": "JWT", "alg": "RS256", "x5c": [self.certificate.x5c]}
         claims = {
             "iss": self.issuer,
@@ -94,6 +101,10 @@ class TokenServer:
         }
         signed = f"{_base64url(json.dumps(header).encode())}.{_base64url(json.dumps(claims).encode())}"
         return f"{signed}.{_base64url(self.certificate.sign(signed.encode()))}"
+
+    def wait_for_end(self) -> None:
+        """Wait until distribution refuses every token that was signed so far, and a client had time to notice."""
+        time.sleep(max(0.0, self.last_end + _LEEWAY + _NOTICE - time.time()))
 
     def granted(self, rights: Rights, scopes: Sequence[str]) -> list[dict[str, Any]]:
         """Return what of `scopes` ("repository:NAME:ACTION,...") `rights` allow, as the "access" claim."""

@@ -45,6 +45,16 @@ def program_image(layout: Layout, *, name: str | None = None, greeting: str = GR
     )
 
 
+def image_of_programs(layout: Layout, *programs: str) -> Descriptor:
+    """Write an image of one layer: `programs` of this machine in /bin, and their libraries."""
+    need("ldd", *programs)
+    files = {f"bin/{name}": Path(str(shutil.which(name))) for name in programs}
+    content = {name: path.read_bytes() for name, path in files.items()}
+    for path in files.values():
+        content |= _libraries(path)
+    return layout.image([tar_layer(content)])
+
+
 def podman_run(tools: Tools, name: str) -> str:
     """Have podman run an image that is in its storage, and return what that prints."""
     printed = tools.run("podman", *_PODMAN_RUN, name).stdout
@@ -68,10 +78,14 @@ def _program(mark: str) -> tuple[bytes, bytes]:
     """Return the layers with the libraries and with the program."""
     need("cat", "ldd")
     program = Path(str(shutil.which("cat")))
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    libraries = {path.removeprefix("/"): Path(path).read_bytes() for path in re.findall(r"(/\S+) \(0x", listed)}
+    libraries = _libraries(program)
     marked = mark.encode()
     return (
         tar_layer({**libraries, "etc/motd": b"covered\n", "etc/first": marked}),
         tar_layer({"bin/cat": program.read_bytes(), "etc/second": marked}),
     )
+
+
+def _libraries(program: Path) -> dict[str, bytes]:
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    return {path.removeprefix("/"): Path(path).read_bytes() for path in re.findall(r"(/\S+) \(0x", listed)}

@@ -13,7 +13,7 @@ from tests.peers import need
 from tests.runner import command
 
 #: Each of its ways, with both registries, once; and often.
-RUNS = (12, 60)
+RUNS = (10, 60)
 #: Of the first of them. Others are for who looks for faults by hand: a change is not to fail by somebody else's luck.
 SEED = 1
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chaos"

@@ -11,7 +11,6 @@ from typing import Literal
 
 import pytest
 
-from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.peers import Containerd, Dockerd, DockerRegistry, Tools
 from tests.registry_http import assert_no_image, manifest, manifest_digest, seed
@@ -65,14 +64,15 @@ def tar(layout: Layout, archive: Path, names: Sequence[str]) -> Path:
 
 @both_ways
 def test_an_archive_of_skopeos(
-    how: How, debian_image: DebianImage, push: Callable[..., Result], registry: DockerRegistry, tools: Tools
+    how: How, layout: Layout, push: Callable[..., Result], registry: DockerRegistry, tools: Tools
 ) -> None:
+    image = layout.image([2_000_000, 1_000_000, 500_000], name="v1")
     archive = tools.folder / "skopeo.tar"
-    tools.run("skopeo", "copy", f"oci:{debian_image.layout.path}:debian", f"oci-archive:{archive}:any")
+    tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"oci-archive:{archive}:any")
     assert names_in(archive)[-2:] == ["index.json", "oci-layout"], "the index does not come last any more"
     push(archive, how)
-    assert registry.tags("team/app") == {"v2": debian_image.manifest["digest"]}
-    assert manifest_digest(registry.host, "team/app", "v2") == debian_image.manifest["digest"]
+    assert registry.tags("team/app") == {"v2": image["digest"]}
+    assert manifest_digest(registry.host, "team/app", "v2") == image["digest"]
 
 
 def test_a_directory_of_skopeos(

@@ -1,17 +1,16 @@
-"""Two releases of a Debian image that share all layers but one: deltas from one docker-registry to another."""
+"""Two releases of an image that share all layers but one: deltas from one docker-registry to another."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli import expect
-from tests.debian_image import DebianImage
 from tests.images import Descriptor, Layout, tar_layer
-from tests.peers import DockerRegistry, docker_registry
+from tests.interop.bounds import MIB
+from tests.peers import DockerRegistry
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result, ocistream
 
@@ -36,22 +35,18 @@ class Far:
 
 
 @pytest.fixture
-def far(tmp_path: Path, debian_image: DebianImage) -> Iterator[Far]:
-    """Return two registries; the layout is a shallow copy, so that the shared image is not written to."""
-    layout = Layout(tmp_path / "releases")
-    (layout.path / "blobs" / "sha256").mkdir()
-    for blob in (debian_image.layout.path / "blobs" / "sha256").iterdir():
-        (layout.path / "blobs" / "sha256" / blob.name).symlink_to(blob)
-    layers = layout.read(debian_image.manifest["digest"])["layers"]
+def far(registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout) -> Far:
+    """Return two registries."""
+    first = layout.image([2 * MIB, MIB, 300_000, b"the first"])
+    layers = layout.read(first["digest"])["layers"]
     new = layout.image([*layers[:-1], tar_layer({"opt/release": b"the second " * 100_000})])
     document = layout.read(new["digest"])
     old = {layer["digest"] for layer in layers}
     delta = {blob["digest"] for blob in (document["config"], *document["layers"])} - old | {new["digest"]}
-    with docker_registry(tmp_path / "near") as near, docker_registry(tmp_path / "far") as registry:
-        seed(layout, debian_image.manifest, near.host, "team/app", "1")
-        seed(layout, new, near.host, "team/app", "2")
-        seed(layout, debian_image.manifest, registry.host, "app", "1")
-        yield Far(near, registry, layout, new, delta)
+    seed(layout, first, registry.host, "team/app", "1")
+    seed(layout, new, registry.host, "team/app", "2")
+    seed(layout, first, other_registry.host, "app", "1")
+    return Far(registry, other_registry, layout, new, delta)
 
 
 def test_a_delta_holds_just_the_new_blobs_and_is_made_whole_there(far: Far, tmp_path: Path) -> None:

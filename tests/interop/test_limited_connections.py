@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.images import Layout
 from tests.interop.bounds import MIB, assert_within_budget
+from tests.peers import docker_registry
+from tests.registry_http import seed
 from tests.runner import measured, ocistream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.images import Layout
     from tests.peers import DockerRegistry, Nginx
 
 #: What a connection is given, in bytes a second: so little that waiting for it shows on any machine.
@@ -26,14 +28,22 @@ MEMORY = "--memory=8MiB"
 REFUSES_PARTS = "if ($http_range) { return 429; }"
 
 
-@pytest.fixture
-def undisturbed(registry: DockerRegistry, layout: Layout, tmp_path: Path) -> bytes:
-    """Return the archive of the image app:v1 as the registry itself gives it."""
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """Return a docker-registry that has the image app:v1."""
+    folder = tmp_path_factory.mktemp("source")
+    layout = Layout(folder / "made")
     layers = [layout.random_layer(size, seed=size)[0] for size in LAYERS]
-    layout.name(layout.image(layers), "v1")
-    assert ocistream("push", f"{registry.host}/app:v1", "-i", f"{layout.path}").code == 0
-    archive = tmp_path / "undisturbed.tar"
-    assert ocistream("pull", f"{registry.host}/app:v1", "-o", f"{archive}").code == 0
+    with docker_registry(folder / "registry") as registry:
+        seed(layout, layout.image(layers), registry.host, "app", "v1")
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: DockerRegistry, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the archive of the image app:v1 as the registry itself gives it."""
+    archive = tmp_path_factory.mktemp("undisturbed") / "app.tar"
+    assert ocistream("pull", f"{source.host}/app:v1", "-o", f"{archive}").code == 0
     return archive.read_bytes()
 
 
@@ -53,33 +63,33 @@ def parts_of(limited: Nginx) -> list[str]:
 def test_the_same_comes_in_parts_in_bounded_memory(
     how: str,
     undisturbed: bytes,
+    source: DockerRegistry,
     registry: DockerRegistry,
-    other_registry: DockerRegistry,
     start_nginx: Callable[..., Nginx],
     tmp_path: Path,
 ) -> None:
-    limited = start_nginx(f"{LIMIT} location / {{ proxy_pass {registry.url}; }}")
-    source, out = f"{limited.host}/app:v1", tmp_path / "out"
+    limited = start_nginx(f"{LIMIT} location / {{ proxy_pass {source.url}; }}")
+    name, out = f"{limited.host}/app:v1", tmp_path / "out"
     if how == "a pipe":
-        result = measured("pull", source, MEMORY)
-        assert result.out == called(undisturbed, registry, limited)
+        result = measured("pull", name, MEMORY)
+        assert result.out == called(undisturbed, source, limited)
     elif how == "a directory":
-        result = measured("pull", source, "-o", f"{out}/", MEMORY)
+        result = measured("pull", name, "-o", f"{out}/", MEMORY)
         for blob in (out / "blobs" / "sha256").iterdir():
             assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
     else:
-        result = measured("copy", source, f"{other_registry.host}/app:v1", MEMORY)
-        assert other_registry.blobs("app") == registry.blobs("app")
+        result = measured("copy", name, f"{registry.host}/app:v1", MEMORY)
+        assert registry.blobs("app") == source.blobs("app")
     assert_within_budget(result)
     assert len(parts_of(limited)) >= 3
 
 
 def test_a_registry_that_gives_no_parts_is_asked_for_few(
-    undisturbed: bytes, registry: DockerRegistry, start_nginx: Callable[..., Nginx]
+    undisturbed: bytes, source: DockerRegistry, start_nginx: Callable[..., Nginx]
 ) -> None:
-    limited = start_nginx(f"{LIMIT} location / {{ {REFUSES_PARTS} proxy_pass {registry.url}; }}")
+    limited = start_nginx(f"{LIMIT} location / {{ {REFUSES_PARTS} proxy_pass {source.url}; }}")
     result = measured("pull", f"{limited.host}/app:v1", MEMORY)
-    assert result.out == called(undisturbed, registry, limited)
+    assert result.out == called(undisturbed, source, limited)
     assert_within_budget(result)
     limited.stop()
     # Each blob once, what they are named in, and what was tried in vain.

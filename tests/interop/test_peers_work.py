@@ -161,10 +161,10 @@ def test_dockers_daemon_loads_the_debian_image_and_runs_it(
     assert output.split(".")[0].isdigit()
 
 
-def test_the_debian_image_is_a_real_one_of_about_100_mb(debian_image: DebianImage) -> None:
+def test_the_debian_image_is_a_real_one_of_about_60_mb(debian_image: DebianImage) -> None:
     manifest = debian_image.layout.read(debian_image.manifest["digest"])
     assert len(manifest["layers"]) == 4
-    assert 80_000_000 < sum(layer["size"] for layer in manifest["layers"]) < 150_000_000
+    assert 50_000_000 < sum(layer["size"] for layer in manifest["layers"]) < 100_000_000
 
 
 def test_podman_and_buildah_read_an_archive_of_skopeos(tools: Tools, layout: Layout, tmp_path: Path) -> None:

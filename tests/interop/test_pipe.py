@@ -69,7 +69,7 @@ def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     assert result.out.decode().strip().endswith(f"@{digest}")
 
 
-@pytest.mark.parametrize("percent", [10, 50, 99])
+@pytest.mark.parametrize("percent", [50, 99])
 def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest(
     percent: int, debian_name: str, debian_archive: Path, registry: DockerRegistry
 ) -> None:
@@ -100,17 +100,12 @@ def test_after_a_cut_the_next_push_completes_the_image(
     assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
 
 
-@pytest.mark.parametrize("where", ["in the manifest", "in the config", "in a layer", "at the end of the last layer"])
+@pytest.mark.parametrize(("number", "position"), [(1, 0.5), (-1, 1.0)], ids=["in a layer", "at the end of the last"])
 def test_a_flipped_byte_is_refused_and_nothing_is_visible(
-    where: str, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
+    number: int, position: float, debian_archive: Path, debian_image: DebianImage, registry: DockerRegistry
 ) -> None:
-    document = debian_image.layout.read(debian_image.manifest["digest"])
-    digest, position = {
-        "in the manifest": (debian_image.manifest["digest"], 0.5),
-        "in the config": (document["config"]["digest"], 0.5),
-        "in a layer": (document["layers"][1]["digest"], 0.5),
-        "at the end of the last layer": (document["layers"][-1]["digest"], 1.0),
-    }[where]
+    # tests/hostile does so with every file of an archive.
+    digest = debian_image.layout.read(debian_image.manifest["digest"])["layers"][number]["digest"]
     pushed = ocistream("push", f"{registry.host}/copies/debian:v2", stdin=flipped(debian_archive, digest, position))
     assert (pushed.code, pushed.out) == (5, b"")
     assert digest in pushed.err
@@ -130,7 +125,7 @@ def test_neither_side_of_a_pipe_can_write_a_file_and_neither_needs_to(
     assert registry.tags("copies/debian") == {"v2": debian_image.manifest["digest"]}
 
 
-@pytest.fixture(scope="module", params=[64, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
+@pytest.fixture(scope="module", params=[32, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
 def four_layers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
     """Return an image of four layers of so many MiB; the disk has it no longer than this module's tests take."""
     folder = tmp_path_factory.mktemp("four-layers")

@@ -97,11 +97,11 @@ def test_a_second_pull_gives_the_same_bytes_to_a_file_and_to_stdout(
 
 @pytest.mark.parametrize("name", ["", ":v1"])
 def test_skopeo_copies_it_into_a_directory_unchanged(
-    name: str, debian_archive: Path, debian_image: DebianImage, tools: Tools, tmp_path: Path
+    name: str, archive: Path, image: Descriptor, tools: Tools, tmp_path: Path
 ) -> None:
-    tools.run("skopeo", "copy", f"oci-archive:{debian_archive}{name}", f"dir:{tmp_path / 'copied'}")
+    tools.run("skopeo", "copy", f"oci-archive:{archive}{name}", f"dir:{tmp_path / 'copied'}")
     manifest = (tmp_path / "copied/manifest.json").read_bytes()
-    assert digest_of(manifest) == debian_image.manifest["digest"]
+    assert digest_of(manifest) == image["digest"]
     for layer in json.loads(manifest)["layers"]:
         assert digest_of((tmp_path / "copied" / layer["digest"][7:]).read_bytes()) == layer["digest"]
 
@@ -168,6 +168,8 @@ def test_containerd_imports_it_under_its_full_name(
     assert "complete" in listed
 
 
+# test_archives_for_others.py has Docker load and run a small image.
+@pytest.mark.nightly
 def test_docker_loads_the_debian_image_and_runs_it(
     debian_name: str, debian_archive: Path, docker_daemon: Dockerd
 ) -> None:

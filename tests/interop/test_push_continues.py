@@ -99,7 +99,8 @@ def written(registry: DockerRegistry) -> dict[Path, int]:
     return sizes
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+# SIGTERM takes ten seconds here: the process waits for the answer to a request that never arrives.
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
 def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
     relay: Relay,
     registry: DockerRegistry,
@@ -127,15 +128,14 @@ def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
     assert records(env) == []
 
 
-@pytest.mark.parametrize("way", ["chunk=1MiB", "stream"])
 def test_one_that_is_killed_in_the_middle_of_a_request_ends_well_all_the_same(
-    registry: DockerRegistry, layout: Layout, image: Descriptor, env: dict[str, str | None], way: str
+    registry: DockerRegistry, layout: Layout, image: Descriptor, env: dict[str, str | None]
 ) -> None:
-    push = ["push", "-i", str(layout.path), f"{registry.host}/team/app:1", "--upload", way]
+    push = ["push", "-i", str(layout.path), f"{registry.host}/team/app:1", "--upload", "stream"]
     for _ in range(2):
         before = written(registry)
         # Seconds for what is left of it, whatever else the machine does.
-        with started(*push, "--limit-rate", "1M", env=env) as process:
+        with started(*push, "--limit-rate", "2M", env=env) as process:
             # What the first one left may lie there.
             expect.wait_for(lambda: any(size > max(MIB, before.get(p, 0)) for p, size in written(registry).items()))  # noqa: B023
             process.kill()

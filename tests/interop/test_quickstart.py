@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.documents import ROOT
+from tests.images import Layout
+from tests.peers import DockerRegistry
+from tests.registry_http import seed
 
 #: What a fresh clone has not.
 _NOT_CLONED = shutil.ignore_patterns(".*cache*", ".git", ".tox", ".venv", "__pycache__", "dist")
@@ -39,7 +42,9 @@ def test_the_quickstart_shows_an_image_go_through_a_pipe(clone: Path, tmp_path: 
     assert "The same digest went in and came out: sha256:" in quickstart(clone, tmp_path)
 
 
-def test_the_quickstart_takes_an_image(clone: Path, debian_name: str, tmp_path: Path) -> None:
-    shown = quickstart(clone, tmp_path, debian_name)
-    assert f"{debian_name} goes into the first one" in shown
+def test_the_quickstart_takes_an_image(clone: Path, registry: DockerRegistry, layout: Layout, tmp_path: Path) -> None:
+    seed(layout, layout.image([2_000_000, 1_000_000]), registry.host, "team/app", "v1")
+    name = f"{registry.host}/team/app:v1"
+    shown = quickstart(clone, tmp_path, name)
+    assert f"{name} goes into the first one" in shown
     assert "The same digest went in and came out: sha256:" in shown

@@ -68,6 +68,8 @@ def test_podman_runs_one(target: DockerRegistry, layout: Layout, tools: Tools) -
     assert podman_run(tools, name) == GREETING
 
 
+# tests/cli/test_compress.py pulls into a file, a directory and a pipe, and reads the document.
+@pytest.mark.nightly
 def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     in_zstd: str, debian_name: str, debian_image: DebianImage, tmp_path: Path
 ) -> None:
@@ -82,6 +84,8 @@ def test_pull_makes_the_same_of_it_and_says_what_it_was_made_of(
     assert [blob["from"] for blob in document["blobs"] if blob["how"] == "converted"] == before
 
 
+# tests/cli/test_compress.py pushes out of a pipe too, and measures the memory.
+@pytest.mark.nightly
 def test_push_makes_the_same_of_it_out_of_a_pipe(in_zstd: str, debian_name: str, target: DockerRegistry) -> None:
     name = f"{target.host}/debian/piped:v1"
     pulled, pushed = measured_pipe(["pull", debian_name], ["push", "--compress=zstd", name])

@@ -93,6 +93,7 @@ class TestPull:
             tools.run("skopeo", "copy", "--all", f"docker://{host}/both:v1", f"dir:{tmp_path / 'back'}")
         assert digest_of((tmp_path / "back/manifest.json").read_bytes()) == index["digest"]
 
+    @pytest.mark.nightly
     def test_a_debian_image_that_was_pulled_into_an_archive(
         self, debian_archive: Path, debian_image: DebianImage, docker_daemon: Dockerd
     ) -> None:

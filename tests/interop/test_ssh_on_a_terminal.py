@@ -17,7 +17,7 @@ from tests.registry_http import seed
 from tests.runner import command
 
 
-@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("columns", [40, *(pytest.param(columns, marks=pytest.mark.nightly) for columns in (80, 200))])
 def test_no_line_of_either_side_is_cut_or_overwritten(tmp_path: Path, layout: Layout, columns: int) -> None:
     image = layout.image([3 * MIB, 2 * MIB])
     with (
@@ -27,9 +27,9 @@ def test_no_line_of_either_side_is_cut_or_overwritten(tmp_path: Path, layout: La
     ):
         seed(layout, image, near.host, "app", "1")
         push = shlex.join([*command(), "push", f"{far.host}/app:1"])
-        talk = "for number in 1 2 3 4 5 6 7 8 9; do echo permission denied $number >&2; sleep 0.7; done"
+        talk = "for number in 1 2 3 4 5 6 7 8 9; do echo permission denied $number >&2; sleep 0.6; done"
         seen = on_terminal(
-            *("pull", f"{near.host}/app:1", "--limit-rate=600k"),
+            *("pull", f"{near.host}/app:1", "--limit-rate=800k"),
             piped_into_program=[*ssh, f"({talk}) & {push}; wait; echo bye >&2"],
             size=(24, columns),
         )

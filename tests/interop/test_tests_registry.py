@@ -1,4 +1,4 @@
-"""The registry of the tests with the clients of others: skopeo, podman and Docker's daemon."""
+"""The registry of the tests with the clients of others: skopeo and podman."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Action, Drop, Fault, FaultyRegistry, Flip, Reset, StopReading
+from tests.faults import Action, Drop, Fault, FaultyRegistry, Flip, Reset
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image, two_platforms
-from tests.peers import Dockerd, Tools
+from tests.peers import Tools
 from tests.registry_http import manifest_digest, seed, tags
 
 MIB = 1 << 20
@@ -75,20 +75,6 @@ class TestFaults:
             done = tools.run(*copy, f"oci:{tmp_path / 'back'}:v1", check=False)
             assert done.returncode != 0
             assert said in done.stderr
-
-    def test_docker_tries_an_upload_again_that_broke(
-        self, docker_daemon: Dockerd, layout: Layout, tmp_path: Path
-    ) -> None:
-        with FaultyRegistry(tmp_path / "served") as registry:
-            seed(layout, layout.image([MIB]), registry.host, "app", "v1")
-            docker_daemon.docker("pull", f"{registry.host}/app:v1")
-            docker_daemon.docker("tag", f"{registry.host}/app:v1", f"{registry.host}/copy:v1")
-            for path in (registry.layout.path / "blobs/sha256").iterdir():
-                path.unlink()
-            registry.faults.append(Fault(StopReading(1000), method="PATCH"))
-            docker_daemon.docker("push", f"{registry.host}/copy:v1")
-            assert tags(registry.host, "copy") == ["v1"]
-            assert registry.asked("PATCH")[0].status is None
 
     def test_skopeo_shows_a_password(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -23,9 +21,6 @@ from tests.quirks.statements import quirk
 from tests.registry_http import seed
 from tests.runner import started
 from tests.token_server import TokenServer, User
-
-#: For how long, in seconds, a transfer is held up, so that a token that lives for two is over by then.
-PAUSE: Final = 3.2
 
 Start = Callable[..., DockerRegistry]
 StartTokens = Callable[..., TokenServer]
@@ -51,7 +46,7 @@ def test_a_push_outlives_its_token(
         # In the middle of the first layer: its upload was opened with the first token and is closed with another.
         process.stdin.write(content[:half])
         process.stdin.flush()
-        time.sleep(PAUSE)
+        tokens.wait_for_end()
         _, errors = process.communicate(content[half:])
     assert process.returncode == 0, errors
     assert registry.tags("app") == {"v1": image["digest"]}
@@ -71,7 +66,7 @@ def test_a_pull_outlives_its_token(
     with started("pull", f"{registry.host}/app:v1") as process:
         assert process.stdout is not None
         beginning = process.stdout.read(MIB)
-        time.sleep(PAUSE)
+        tokens.wait_for_end()
         rest = process.stdout.read()
         assert process.wait() == 0
     (tmp_path / "pulled.tar").write_bytes(beginning + rest)
@@ -95,10 +90,12 @@ def test_a_copy_outlives_the_tokens_of_both_its_sides(
         assert pulling.stdout is not None
         with started("push", f"{target.host}/app:v1", stdin=subprocess.PIPE, env=env) as pushing:
             assert pushing.stdin is not None
-            for part in (MIB, 4 * MIB):
+            # Once in the middle of the first layer, and once in the middle of the second.
+            for part in (MIB, 6 * MIB):
                 pushing.stdin.write(pulling.stdout.read(part))
                 pushing.stdin.flush()
-                time.sleep(PAUSE)
+                one.wait_for_end()
+                other.wait_for_end()
             _, errors = pushing.communicate(pulling.stdout.read())
             assert pushing.returncode == 0, errors
         assert pulling.wait() == 0
@@ -119,9 +116,9 @@ def test_a_pull_of_many_layers_gets_as_many_tokens_as_it_takes(
     with started("pull", "--jobs", "1", f"{registry.host}/app:v1", env=LOGIN) as process:
         assert process.stdout is not None
         parts = [process.stdout.read(3 * MIB)]
-        time.sleep(PAUSE)
+        tokens.wait_for_end()
         parts.append(process.stdout.read(3 * MIB))
-        time.sleep(PAUSE)
+        tokens.wait_for_end()
         parts.append(process.stdout.read())
         assert process.wait() == 0
     files = files_in(b"".join(parts))
@@ -142,7 +139,7 @@ def test_who_loses_the_right_meanwhile_is_refused_and_leaves_nothing_visible(
         assert process.stdin is not None
         process.stdin.write(archive[: len(archive) // 4])
         process.stdin.flush()
-        time.sleep(PAUSE)
+        tokens.wait_for_end()
         tokens.users[USER] = User("another")
         _, errors = process.communicate(archive[len(archive) // 4 :])
     assert process.returncode == 3, errors

@@ -19,12 +19,23 @@ LIMIT = 10 * MIB
 LAYER = 25 * MIB
 
 
-@pytest.fixture
-def archive(layout: Layout, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an archive of one image with a layer that is larger than what nginx lets through at once."""
-    layer = tar_layer({"noise": random.Random(11).randbytes(LAYER)}, compression="")
+    return archive_of(LAYER, tmp_path_factory.mktemp("large"))
+
+
+@pytest.fixture(scope="module")
+def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of one image with a layer of several chunks of a MiB."""
+    return archive_of(3 * MIB + 1000, tmp_path_factory.mktemp("small"))
+
+
+def archive_of(size: int, folder: Path) -> Path:
+    layout = Layout(folder / "made")
+    layer = tar_layer({"noise": random.Random(11).randbytes(size)}, compression="")
     layout.image([layer], name="v1")
-    path = tmp_path / "image.tar"
+    path = folder / "image.tar"
     assert ocistream("copy", f"oci:{layout.path}:v1", path).code == 0
     return path
 
@@ -38,10 +49,12 @@ def front(registry: DockerRegistry, start_nginx: Callable[..., Nginx]) -> Nginx:
     )
 
 
-def push(name: str, archive: Path, folder: Path, *options: str, piped: bool) -> Result:
+def push(
+    name: str, archive: Path, folder: Path, *options: str, piped: bool, run: Callable[..., Result] = ocistream
+) -> Result:
     source = () if piped else ("-i", archive)
     env = {"XDG_STATE_HOME": str(folder / "state")}
-    return measured("push", name, *source, *options, stdin=archive if piped else None, env=env)
+    return run("push", name, *source, *options, stdin=archive if piped else None, env=env)
 
 
 def uploads(front: Nginx, since: int = 0) -> list[tuple[str, int, int]]:
@@ -57,7 +70,7 @@ def uploads(front: Nginx, since: int = 0) -> list[tuple[str, int, int]]:
 def test_a_layer_that_is_too_large_for_one_request_lands_in_chunks_and_the_next_run_knows(
     front: Nginx, registry: DockerRegistry, archive: Path, tmp_path: Path, *, piped: bool
 ) -> None:
-    pushed = push(f"{front.host}/team/app:1", archive, tmp_path, "-v", piped=piped)
+    pushed = push(f"{front.host}/team/app:1", archive, tmp_path, "-v", piped=piped, run=measured)
     assert pushed.code == 0, pushed.err
     assert pushed.peak is not None
     assert pushed.peak < 48 * MIB
@@ -97,20 +110,20 @@ def test_what_the_user_asks_for_is_obeyed_and_the_refusal_explained(
 @pytest.mark.parametrize("way", ["stream", "put", "chunk=1MiB"])
 @pytest.mark.parametrize("piped", [True, False], ids=["pipe", "file"])
 def test_every_way_lands_on_a_real_registry(
-    registry: DockerRegistry, archive: Path, tmp_path: Path, way: str, *, piped: bool
+    registry: DockerRegistry, small_archive: Path, tmp_path: Path, way: str, *, piped: bool
 ) -> None:
-    pushed = push(f"{registry.host}/team/app:1", archive, tmp_path, "--upload", way, piped=piped)
+    pushed = push(f"{registry.host}/team/app:1", small_archive, tmp_path, "--upload", way, piped=piped)
     assert pushed.code == 0, pushed.err
     assert len(registry.blobs("team/app")) == 2
     assert registry.uploads("team/app") == []
 
 
 def test_blobs_are_mounted_from_where_they_are_on_a_real_registry(
-    registry: DockerRegistry, archive: Path, tmp_path: Path
+    registry: DockerRegistry, small_archive: Path, tmp_path: Path
 ) -> None:
-    assert push(f"{registry.host}/base/image:1", archive, tmp_path, piped=True).code == 0
+    assert push(f"{registry.host}/base/image:1", small_archive, tmp_path, piped=True).code == 0
     options = ("--mount-from", "none/there", "--mount-from", "base/image", "--result", str(tmp_path / "result"))
-    pushed = push(f"{registry.host}/team/app:1", archive, tmp_path, *options, piped=True)
+    pushed = push(f"{registry.host}/team/app:1", small_archive, tmp_path, *options, piped=True)
     assert pushed.code == 0, pushed.err
     document = json.loads((tmp_path / "result").read_bytes())
     assert {blob["how"] for blob in document["blobs"]} == {"mounted"}

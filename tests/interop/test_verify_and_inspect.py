@@ -22,11 +22,6 @@ some_writers = pytest.mark.parametrize("writer", FORMS)
 ALL: Final = (*OCI_WRITERS, *DOCKER_WRITERS)
 every_writer = pytest.mark.parametrize("writer", ALL)
 both_ways = pytest.mark.parametrize("how", ["file", "pipe"])
-#: Every writer's, and those of each form in a file too.
-every_form = pytest.mark.parametrize(
-    ("writer", "how"),
-    [*((writer, "pipe") for writer in ALL), *((one, "file") for one in FORMS)],
-)
 
 
 def run(verb: str, archive: Path | bytes, how: str, *options: str) -> Result:
@@ -76,7 +71,8 @@ def test_directories_of_others_are_ok(path: str, deep: tuple[str, ...], bench: B
     assert (found["ok"], found["format"], found["blobs"]) == (True, "OCI layout", 6)
 
 
-@every_form
+@both_ways
+@some_writers
 def test_a_byte_that_is_wrong_is_found(writer: str, how: str, bench: Bench, tmp_path: Path) -> None:
     archive = tmp_path / "flipped.tar"
     archive.write_bytes(flipped(written(bench, writer)))
@@ -85,7 +81,8 @@ def test_a_byte_that_is_wrong_is_found(writer: str, how: str, bench: Bench, tmp_
     assert not json.loads(result.out)["ok"]
 
 
-@every_form
+@both_ways
+@some_writers
 def test_an_archive_that_is_cut_is_found(writer: str, how: str, bench: Bench, tmp_path: Path) -> None:
     whole = written(bench, writer).read_bytes()
     archive = tmp_path / "cut.tar"

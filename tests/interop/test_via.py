@@ -16,9 +16,11 @@ import pytest
 from tests.actions import Stall
 from tests.cli import expect
 from tests.debian_image import DebianImage
+from tests.docker_archives import archive_of, of_docker, saved
 from tests.faults import Fault, FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.interop.bounds import MIB
+from tests.interop.program_image import image_of_programs
 from tests.peers import Dockerd, DockerRegistry, docker_registry, namespace, ssh_server
 from tests.registry_http import seed
 from tests.runner import Argument, Result, command, ocistream, run, started
@@ -41,9 +43,9 @@ def far(inside: list[str], tmp_path: Path) -> Iterator[DockerRegistry]:
         yield registry
 
 
-@pytest.fixture(params=["namespace", "ssh"])
+@pytest.fixture(params=[pytest.param("namespace", marks=pytest.mark.nightly), "ssh"])
 def via(request: pytest.FixtureRequest, inside: list[str], tmp_path: Path) -> Iterator[list[str]]:
-    """Return what leads into it."""
+    """Return what leads into it: ssh, or without it the network namespace alone."""
     with contextlib.ExitStack() as stack:
         ssh = stack.enter_context(ssh_server(tmp_path / "ssh")) if request.param == "ssh" else []
         yield [*ssh, *inside]
@@ -149,8 +151,12 @@ def test_a_line_that_was_cut_is_gone_on_with(
     assert [how[layer] for layer in layers] == ["leftOut", "leftOut", "copied"]
 
 
-def test_into_a_container(docker_daemon: Dockerd, debian_archive: Path, layout: Layout, tmp_path: Path) -> None:
-    loaded = docker_daemon.docker("load", "--input", debian_archive).stdout.rpartition(" ")[2].strip()
+def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path) -> None:
+    loaded = "via.test/container:1"
+    programs = Layout(tmp_path / "programs")
+    image = image_of_programs(programs, "chroot", "sleep")
+    (tmp_path / "container.tar").write_bytes(archive_of(of_docker([saved(programs, image, loaded)])))
+    docker_daemon.docker("load", "--input", tmp_path / "container.tar")
     # What is run there is the ocistream of this machine.
     options = ["--detach", "--network=none", "--volume=/:/host"]
     container = docker_daemon.docker("run", *options, loaded, "sleep", "3600").stdout.strip()

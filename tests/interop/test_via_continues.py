@@ -12,8 +12,8 @@ from tests.registry_http import manifest_digest
 from tests.runner import ocistream
 
 MIB = 1 << 20
-LAYER = 24 * MIB
-CUT = 10 * MIB
+LAYER = 12 * MIB
+CUT = 5 * MIB
 SMALL = 64 * 1024
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.archives import files_in, unpack
 from tests.cli import expect
 from tests.images import Descriptor, Layout, tar_layer
-from tests.peers import DockerRegistry, Tools
+from tests.peers import DockerRegistry, Tools, docker_registry
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Argument, ocistream
 from tests.schemas import validate
@@ -26,20 +26,21 @@ SIZE: Final = 4 * MIB
 LAYERS: Final = [2 * MIB, 7 * MIB, MIB]
 
 
-@pytest.fixture
-def image(layout: Layout) -> Descriptor:
-    """Return an image."""
-    return layout.image([*LAYERS, tar_layer({"etc/motd": b"hello\n"})])
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Descriptor]:
+    """Return an image, and the layout that has it."""
+    layout = Layout(tmp_path_factory.mktemp("made"))
+    return layout, layout.image([*LAYERS, tar_layer({"etc/motd": b"hello\n"})])
 
 
-@pytest.fixture
-def volumes(registry: DockerRegistry, layout: Layout, image: Descriptor, tmp_path: Path) -> list[Path]:
+@pytest.fixture(scope="module")
+def volumes(image: tuple[Layout, Descriptor], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Return its volumes, pulled from a docker-registry."""
-    seed(layout, image, registry.host, "app", "1")
-    folder = tmp_path / "volumes"
-    folder.mkdir()
-    argv: list[Argument] = ["-o", folder / "app.%03d.tar", "--split", str(SIZE)]
-    expect.success(ocistream("pull", f"{registry.host}/app:1", *argv))
+    folder = tmp_path_factory.mktemp("volumes")
+    with docker_registry(tmp_path_factory.mktemp("source")) as source:
+        seed(*image, source.host, "app", "1")
+        argv: list[Argument] = ["-o", folder / "app.%03d.tar", "--split", str(SIZE)]
+        expect.success(ocistream("pull", f"{source.host}/app:1", *argv))
     paths = sorted(folder.iterdir())
     assert len(paths) == 3
     return paths
@@ -47,33 +48,33 @@ def volumes(registry: DockerRegistry, layout: Layout, image: Descriptor, tmp_pat
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_docker_registry_gets_the_image_in_every_order(
-    volumes: list[Path], other_registry: DockerRegistry, image: Descriptor, order: Sequence[int]
+    volumes: list[Path], registry: DockerRegistry, image: tuple[Layout, Descriptor], order: Sequence[int]
 ) -> None:
     inputs = [argument for number in order for argument in ("-i", volumes[number])]
-    expect.success(ocistream("push", *inputs, f"{other_registry.host}/app:1"))
-    assert manifest_digest(other_registry.host, "app", "1") == image["digest"]
+    expect.success(ocistream("push", *inputs, f"{registry.host}/app:1"))
+    assert manifest_digest(registry.host, "app", "1") == image[1]["digest"]
 
 
 def test_docker_registry_gets_a_layer_in_three_runs(
-    volumes: list[Path], other_registry: DockerRegistry, image: Descriptor, tools: Tools, tmp_path: Path
+    volumes: list[Path], registry: DockerRegistry, image: tuple[Layout, Descriptor], tools: Tools, tmp_path: Path
 ) -> None:
     for path, code in zip(volumes, (6, 6, 0), strict=True):
-        pushed = ocistream("push", "-i", path, f"{other_registry.host}/app:1")
+        pushed = ocistream("push", "-i", path, f"{registry.host}/app:1")
         assert pushed.code == code, pushed.err
-    assert manifest_digest(other_registry.host, "app", "1") == image["digest"]
-    tools.run("skopeo", "copy", f"docker://{other_registry.host}/app:1", f"dir:{tmp_path / 'copied'}")
+    assert manifest_digest(registry.host, "app", "1") == image[1]["digest"]
+    tools.run("skopeo", "copy", f"docker://{registry.host}/app:1", f"dir:{tmp_path / 'copied'}")
     assert sorted(path.stat().st_size for path in (tmp_path / "copied").iterdir())[-2:] == [2 * MIB, 7 * MIB]
 
 
 def test_a_layer_goes_on_with_all_volumes_at_once(
-    volumes: list[Path], other_registry: DockerRegistry, image: Descriptor
+    volumes: list[Path], registry: DockerRegistry, image: tuple[Layout, Descriptor]
 ) -> None:
-    assert ocistream("push", "-i", volumes[0], f"{other_registry.host}/app:1").code == 6
+    assert ocistream("push", "-i", volumes[0], f"{registry.host}/app:1").code == 6
     inputs = [argument for path in volumes[::-1] for argument in ("-i", path)]
-    pushed = ocistream("push", "-v", *inputs, f"{other_registry.host}/app:1")
+    pushed = ocistream("push", "-v", *inputs, f"{registry.host}/app:1")
     expect.success(pushed)
     assert "resumed 2.1 MB of 7.3 MB of sha256:" in pushed.err
-    assert manifest_digest(other_registry.host, "app", "1") == image["digest"]
+    assert manifest_digest(registry.host, "app", "1") == image[1]["digest"]
 
 
 def test_each_volume_is_a_layout_by_the_specs_schemas(volumes: list[Path]) -> None:
